@@ -1,0 +1,79 @@
+"""MoraConfig: what a MoRA adapter is, as PEFT stores it in adapter_config.json."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Literal, get_args, get_type_hints
+
+from peft.config import PeftConfig
+from peft.utils import PeftType
+
+
+@dataclass
+class MoraConfig(PeftConfig):
+    """Configuration of a [`MoraModel`] (arXiv:2405.12130).
+
+    Args:
+        r: the rank of the LoRA with the same number of trainable parameters. M is r_hat x r_hat with
+            r_hat = floor(sqrt((in_features + out_features) r)).
+        target_modules: names, a regular expression, or "all-linear".
+        operator: "truncation" (Eq. 4), "sharing" (Eq. 6), "decouple" (Eq. 8), "rotation" (Eq. 9-11), or "auto": rotation
+            where hidden_size / r_hat > 8, else sharing. It is decided once a model and saved resolved.
+        groups: of "sharing", Appendix B: "modulo" (official type 1), "contiguous" (type 2), or one kind for the inputs and
+            another for the outputs ("contiguous-modulo", type 3; "modulo-contiguous", type 4).
+        split: of contiguous groups whose size does not come out even: "uneven" (official) or "padded" (Algorithm 1).
+        pad: what fills the last block or group: "circular" (the first inputs again, official) or "zeros".
+        pairs: the planes that "rotation" turns: "half_split" (j, j + r_hat/2; official) or "interleaved" (2j, 2j+1; Eq. 10).
+        overflow: blocks of "decouple" and "rotation" beyond the last output: "drop" (official; their inputs are ignored) or
+            "fold" (added to the first output blocks).
+        rhat_rounding: "floor" (the paper) or "official" (to nearest, which can exceed LoRA's budget).
+        rank_pattern: module name or regular expression -> r.
+        mora_dropout: dropout on the adapter's input.
+        init_weights: True sets M to zero, so that the adapter starts as a no-op; False draws it at random, for tests.
+        bias, modules_to_save, exclude_modules, layers_to_transform, layers_pattern: as in PEFT's LoraConfig; `bias` is
+            "none", "all" or "mora_only".
+    """
+
+    r: int = field(default=8, metadata={"help": "Rank of the LoRA with the same number of trainable parameters."})
+    target_modules: list[str] | str | None = field(default=None, metadata={"help": "Modules to adapt."})
+    exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "Modules to leave alone."})
+    operator: Literal["auto", "truncation", "sharing", "decouple", "rotation"] = "auto"
+    groups: Literal["modulo", "contiguous", "contiguous-modulo", "modulo-contiguous"] = "modulo"
+    split: Literal["uneven", "padded"] = "uneven"
+    pad: Literal["circular", "zeros"] = "circular"
+    pairs: Literal["half_split", "interleaved"] = "half_split"
+    overflow: Literal["drop", "fold"] = "drop"
+    rhat_rounding: Literal["floor", "official"] = "floor"
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    mora_dropout: float = 0.0
+    init_weights: bool = True
+    bias: Literal["none", "all", "mora_only"] = "none"
+    modules_to_save: list[str] | None = None
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PeftType.MORA
+        if isinstance(self.target_modules, list):
+            self.target_modules = set(self.target_modules)
+        if isinstance(self.exclude_modules, list):
+            self.exclude_modules = set(self.exclude_modules)
+        self._check_choices()
+        for name, r in {"r": self.r, **{f"rank_pattern[{k!r}]": v for k, v in self.rank_pattern.items()}}.items():
+            if not isinstance(r, int) or isinstance(r, bool) or r <= 0:
+                raise ValueError(f"{name}={r!r}: expected a positive integer, the rank of the LoRA to match")
+        if not 0 <= self.mora_dropout < 1:
+            raise ValueError(f"mora_dropout={self.mora_dropout!r}: expected 0 <= mora_dropout < 1")
+        if isinstance(self.target_modules, str) and (self.layers_to_transform is not None or self.layers_pattern):
+            raise ValueError(
+                f"layers_to_transform and layers_pattern need target_modules as a list of names, got the string "
+                f"{self.target_modules!r}"
+            )
+
+    def _check_choices(self) -> None:
+        hints = get_type_hints(type(self))
+        for f in fields(self):
+            choices = get_args(hints[f.name])
+            if choices and all(isinstance(c, str) for c in choices) and getattr(self, f.name) not in choices:
+                raise ValueError(f"{f.name}={getattr(self, f.name)!r}: expected one of {', '.join(choices)}")

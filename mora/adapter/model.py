@@ -1,0 +1,86 @@
+"""MoraModel: puts MoRA layers into a model, as PEFT's BaseTuner asks."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils.other import get_pattern_key
+from torch import nn
+
+from .config import MoraConfig
+from .layer import MoraLayer, MoraLinear
+from .operators import square_size
+
+logger = logging.getLogger(__name__)
+
+MAX_GROUP = 8  # ours: the paper shares groups of 4 at r=128 and calls 16, at r=8, too many (section 4)
+
+
+class MoraModel(BaseTuner):
+    """A model with MoRA adapters (arXiv:2405.12130). Build it with `peft.get_peft_model(model, MoraConfig(...))`."""
+
+    prefix = "mora_"
+    tuner_layer_cls = MoraLayer
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    def _pre_injection_hook(self, model: nn.Module, config: MoraConfig, adapter_name: str) -> None:
+        if config.operator == "auto":
+            config.operator = resolve_operator(config, hidden_size(model))
+            logger.info("MoRA operator auto -> %s at r=%d", config.operator, config.r)
+
+    def _post_injection_hook(self, model: nn.Module, config: MoraConfig, adapter_name: str) -> None:
+        ignored = Counter()
+        for module in model.modules():
+            if isinstance(module, MoraLayer) and adapter_name in module.operator:
+                operator = module.operator[adapter_name]
+                if operator.ignored_inputs():
+                    ignored[operator.in_features, operator.out_features, operator.ignored_inputs()] += 1
+        for (k, d, n), count in ignored.items():
+            advice = "overflow='fold' or operator='sharing' uses them all" if config.operator != "truncation" else (
+                "operator='sharing' or 'rotation' uses them"
+            )
+            logger.warning(
+                "MoRA operator %s ignores %d of %d inputs (%.0f %%) of %d modules with %d outputs; %s.",
+                config.operator, n, k, 100 * n / k, count, d, advice,
+            )  # fmt: skip
+
+    def _create_and_replace(
+        self,
+        config: MoraConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **kwargs: Any,
+    ) -> None:
+        r = config.rank_pattern.get(get_pattern_key(list(config.rank_pattern), current_key), config.r)
+        if isinstance(target, MoraLinear):
+            target.update_layer(adapter_name, r, config, inference_mode=config.inference_mode)
+            return
+        if isinstance(target, BaseTunerLayer):
+            raise TypeError(f"{current_key} already carries a {type(target).__qualname__}: MoRA cannot be put on top of it")
+        module = MoraLinear(target, adapter_name, r, config)
+        if adapter_name not in self.active_adapters:
+            module.requires_grad_(False)
+        self._replace_module(parent, target_name, module, target)
+
+
+def hidden_size(model: nn.Module) -> int:
+    """The width of the residual stream: from the model's config, else what most linear modules read."""
+    config = getattr(model, "config", None)
+    for name in ("hidden_size", "n_embd", "d_model"):
+        if isinstance(getattr(config, name, None), int):
+            return getattr(config, name)
+    widths = Counter(m.in_features for m in model.modules() if isinstance(m, nn.Linear))
+    return widths.most_common(1)[0][0] if widths else 1
+
+
+def resolve_operator(config: MoraConfig, width: int) -> str:
+    """ "auto" -> "rotation" where a sharing group would hold more than 8 inputs, else "sharing"."""
+    r_hat = square_size(width, width, config.r, config.rhat_rounding)
+    return "rotation" if width > MAX_GROUP * r_hat else "sharing"

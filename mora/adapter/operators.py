@@ -1,0 +1,263 @@
+"""The non-parameter operators of MoRA: f_comp, f_decomp and the delta_weight they imply (arXiv:2405.12130, section 4).
+
+    x_K   input of a layer             K = in_features  (the paper's k)
+    y_D   what the adapter adds        D = out_features (the paper's d)
+    M_RR  the trainable square matrix  R = r_hat
+    N     number of blocks of r_hat inputs, ceil(K / R)
+
+Every operator keeps Eq. 3, `decompress(compress(x) @ M.T) == x @ delta_weight(M).T`, for any leading dimensions of x and any
+dtype. `delta_weight` is built from the same pieces as the forward pass: `_pad` and `_fold_pad`, `_sum_groups` and
+`_spread_groups`, `rotate` by +angle and by -angle are pairs of a linear map and its adjoint, so nothing is said twice.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Groups = Literal["modulo", "contiguous", "contiguous-modulo", "modulo-contiguous"]
+Pad = Literal["circular", "zeros"]
+Split = Literal["uneven", "padded"]
+Pairs = Literal["half_split", "interleaved"]
+Overflow = Literal["drop", "fold"]
+Rounding = Literal["floor", "official"]
+
+
+def square_size(in_features: int, out_features: int, r: int, rounding: Rounding = "floor", even: bool = False) -> int:
+    """r_hat = floor(sqrt((d + k) r)): the side of M at LoRA's parameter count for rank r (section 4).
+
+    rounding: "floor" is the paper; "official" is `int(sqrt(...) + 0.5)`, the official code, which can exceed LoRA's budget.
+    even: round down to an even number, which rotation needs for its pairs.
+    Returns a positive int that is not yet clamped to min(in_features, out_features).
+    """
+    area = (in_features + out_features) * r
+    r_hat = math.isqrt(area) if rounding == "floor" else int(math.sqrt(area) + 0.5)
+    return max(r_hat // 2 * 2, 2) if even else r_hat
+
+
+@dataclass(frozen=True)
+class Operator:
+    """f_comp and f_decomp for one layer shape. Holds no tensor: it may be pickled, compared and used as a key."""
+
+    in_features: int
+    out_features: int
+    r_hat: int
+    pad: Pad = "circular"
+    groups: Groups = "modulo"
+    split: Split = "uneven"
+    pairs: Pairs = "half_split"
+    overflow: Overflow = "drop"
+
+    def __post_init__(self) -> None:
+        limit = min(self.in_features, self.out_features)
+        if not 1 <= self.r_hat <= limit:
+            raise ValueError(
+                f"r_hat={self.r_hat} is outside 1..{limit} for a layer of in_features={self.in_features}, "
+                f"out_features={self.out_features}: lower r"
+            )
+
+    def compress(self, x: Tensor) -> Tensor:
+        """f_comp: (..., in_features) -> (..., r_hat), or (..., N, r_hat) for operators that work on blocks."""
+        raise NotImplementedError
+
+    def decompress(self, z: Tensor) -> Tensor:
+        """f_decomp: what `compress` returns, multiplied by M, -> (..., out_features)."""
+        raise NotImplementedError
+
+    def delta_weight(self, M: Tensor) -> Tensor:
+        """The matrix of Eq. 3: (r_hat, r_hat) -> (out_features, in_features), in M's dtype."""
+        raise NotImplementedError
+
+    def ignored_inputs(self) -> int:
+        """How many input dimensions can never change the output, whatever M is."""
+        return 0
+
+
+class Truncation(Operator):
+    """Eq. 4 and 5: the first r_hat inputs act on the first r_hat outputs."""
+
+    def compress(self, x: Tensor) -> Tensor:
+        return x[..., : self.r_hat]
+
+    def decompress(self, z: Tensor) -> Tensor:
+        return torch.nn.functional.pad(z, (0, self.out_features - self.r_hat))
+
+    def delta_weight(self, M: Tensor) -> Tensor:
+        return torch.nn.functional.pad(M, (0, self.in_features - self.r_hat, 0, self.out_features - self.r_hat))
+
+    def ignored_inputs(self) -> int:
+        return self.in_features - self.r_hat
+
+
+class Sharing(Operator):
+    """Eq. 6 and 7: inputs of a group are summed, outputs of a group share a row. Appendix B names two kinds of groups.
+
+    groups "modulo": indices equal modulo r_hat (Algorithm 1, type 0; official type 1); "contiguous": neighbouring indices
+    (type 1; official type 2). A pair "in-out" mixes them, as the official types 3 and 4 do.
+    """
+
+    def compress(self, x: Tensor) -> Tensor:
+        padded = _pad(x, self._padded_length(), self.pad)
+        return _sum_groups(padded, self.r_hat, self._kind_in)
+
+    def decompress(self, z: Tensor) -> Tensor:
+        return _spread_groups(z, self.out_features, self._kind_out, self.split)
+
+    def delta_weight(self, M: Tensor) -> Tensor:
+        columns = _spread_groups(M, self._padded_length(), self._kind_in, self.split)
+        rows = self.decompress(columns.mT).mT
+        return _fold_pad(rows, self.in_features, self.pad)
+
+    @property
+    def _kind_in(self) -> str:
+        return self.groups.split("-")[0]
+
+    @property
+    def _kind_out(self) -> str:
+        return self.groups.split("-")[-1]
+
+    def _padded_length(self) -> int:
+        if self._kind_in == "contiguous" and self.split == "uneven":
+            return self.in_features
+        return math.ceil(self.in_features / self.r_hat) * self.r_hat
+
+
+class Decouple(Operator):
+    """Eq. 8: M acts on every block of r_hat inputs by itself; delta_weight is block diagonal."""
+
+    @property
+    def n_blocks(self) -> int:
+        return math.ceil(self.in_features / self.r_hat)
+
+    def compress(self, x: Tensor) -> Tensor:
+        padded = _pad(x, self.n_blocks * self.r_hat, self.pad)
+        return padded.unflatten(-1, (self.n_blocks, self.r_hat))
+
+    def decompress(self, z: Tensor) -> Tensor:
+        """Blocks side by side. Too few are repeated; those beyond the output are dropped, or added to the first ones."""
+        n_out = math.ceil(self.out_features / self.r_hat)
+        if n_out > self.n_blocks:
+            z = z.repeat(*[1] * (z.dim() - 2), math.ceil(n_out / self.n_blocks), 1)
+        elif n_out < self.n_blocks and self.overflow == "fold":
+            rounds = math.ceil(self.n_blocks / n_out)
+            z = torch.nn.functional.pad(z, (0, 0, 0, rounds * n_out - self.n_blocks))
+            z = z.unflatten(-2, (rounds, n_out)).sum(-3)
+        return z.flatten(-2)[..., : self.out_features]
+
+    def block_matrices(self, M: Tensor) -> Tensor:
+        """P^i, one matrix a block: (N, r_hat, r_hat). Here M itself."""
+        return M.expand(self.n_blocks, -1, -1)
+
+    def delta_weight(self, M: Tensor) -> Tensor:
+        columns = torch.block_diag(*self.block_matrices(M)).mT.unflatten(-1, (self.n_blocks, self.r_hat))
+        return _fold_pad(self.decompress(columns).mT, self.in_features, self.pad)
+
+    def ignored_inputs(self) -> int:
+        n_out = math.ceil(self.out_features / self.r_hat)
+        if n_out >= self.n_blocks or self.overflow == "fold":
+            return 0
+        dropped = range(n_out * self.r_hat, self.n_blocks * self.r_hat)
+        return sum(1 for i in dropped if i < self.in_features)
+
+
+class Rotation(Decouple):
+    """Eq. 9-11: as Decouple, with block i of the input rotated by its index, a^i = R_i x^i and P^i = M R_i."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.r_hat % 2:
+            raise ValueError(f"rotation turns pairs of inputs, so r_hat must be even: got r_hat={self.r_hat}")
+
+    def compress(self, x: Tensor) -> Tensor:
+        return self._rotate(super().compress(x), sign=1)
+
+    def block_matrices(self, M: Tensor) -> Tensor:
+        rows = M.unsqueeze(-2).expand(-1, self.n_blocks, -1)  # row a of every P^i is R_i^T M[a]
+        return self._rotate(rows, sign=-1).transpose(0, 1)
+
+    def _rotate(self, blocks: Tensor, sign: int) -> Tensor:
+        """Block i (..., N, r_hat) turned by sign * i * theta_j in its j-th plane; computed in fp32 or wider."""
+        dtype = torch.promote_types(blocks.dtype, torch.float32)
+        cos, sin = rotation_table(self.n_blocks, self.r_hat, blocks.device, dtype)
+        sin = sign * sin
+        if self.pairs == "half_split":
+            a, b = blocks.chunk(2, dim=-1)
+            turned = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+        else:
+            a, b = blocks[..., 0::2], blocks[..., 1::2]
+            turned = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
+        return turned.to(blocks.dtype)
+
+
+OPERATORS: dict[str, type[Operator]] = {
+    "truncation": Truncation,
+    "sharing": Sharing,
+    "decouple": Decouple,
+    "rotation": Rotation,
+}
+
+
+@functools.lru_cache(maxsize=256)
+def rotation_table(n_blocks: int, r_hat: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin of i * theta_j, theta_j = 10000^(-2 (j - 1) / r_hat) (Eq. 10, 11): two (N, r_hat / 2) tensors.
+
+    Blocks are counted from i = 0, as in the official code, so the first block is not turned. Computed in fp64, then cast.
+    """
+    theta = 10000.0 ** (-torch.arange(0, r_hat, 2, dtype=torch.float64) / r_hat)
+    angle = torch.outer(torch.arange(n_blocks, dtype=torch.float64), theta)
+    return angle.cos().to(device, dtype), angle.sin().to(device, dtype)
+
+
+def _pad(x: Tensor, length: int, pad: Pad) -> Tensor:
+    """(..., K) -> (..., length): with the first inputs once more ("circular", the official code) or with zeros."""
+    missing = length - x.shape[-1]
+    if missing == 0:
+        return x
+    if pad == "zeros":
+        return torch.nn.functional.pad(x, (0, missing))
+    return torch.cat((x, x[..., :missing]), dim=-1)
+
+
+def _fold_pad(columns: Tensor, length: int, pad: Pad) -> Tensor:
+    """Adjoint of `_pad` on the last dimension: padded columns go back to where their input came from."""
+    extra = columns.shape[-1] - length
+    if extra == 0 or pad == "zeros":
+        return columns[..., :length]
+    folded = columns[..., :length].clone()
+    folded[..., :extra] += columns[..., length:]
+    return folded
+
+
+def _sum_groups(x: Tensor, r_hat: int, kind: str) -> Tensor:
+    """Eq. 6, f_comp: (..., length) -> (..., r_hat), the sum over each group."""
+    size, larger = divmod(x.shape[-1], r_hat)
+    if kind == "modulo":
+        return x.unflatten(-1, (size, r_hat)).sum(-2)
+    head, tail = x[..., : larger * (size + 1)], x[..., larger * (size + 1) :]
+    sums = tail.unflatten(-1, (r_hat - larger, size)).sum(-1)
+    if larger == 0:
+        return sums
+    return torch.cat((head.unflatten(-1, (larger, size + 1)).sum(-1), sums), dim=-1)
+
+
+def _spread_groups(z: Tensor, length: int, kind: str, split: Split) -> Tensor:
+    """Eq. 6, f_decomp: (..., r_hat) -> (..., length), every index of a group gets the group's value."""
+    r_hat = z.shape[-1]
+    size, larger = divmod(length, r_hat)
+    if kind == "modulo":
+        copies = math.ceil(length / r_hat)
+        return z.unsqueeze(-2).expand(*z.shape[:-1], copies, r_hat).flatten(-2)[..., :length]
+    if split == "padded":
+        return _repeat_each(z, math.ceil(length / r_hat))[..., :length]
+    if larger == 0:
+        return _repeat_each(z, size)
+    return torch.cat((_repeat_each(z[..., :larger], size + 1), _repeat_each(z[..., larger:], size)), dim=-1)
+
+
+def _repeat_each(z: Tensor, times: int) -> Tensor:
+    return z.unsqueeze(-1).expand(*z.shape, times).flatten(-2)
