@@ -96,13 +96,15 @@ class MoraLayer(BaseTunerLayer):
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """What the adapter adds to the base weight: same shape, layout and dtype as that weight, computed in fp32."""
+        return self._wide_delta_weight(adapter).to(self.get_base_layer().weight.dtype)
+
+    def _wide_delta_weight(self, adapter: str) -> Tensor:
         if adapter not in self.mora_M:
             raise ValueError(f"no adapter {adapter!r} on this layer; there are {sorted(self.mora_M)}")
         M = self.mora_M[adapter]
         M = M.to(torch.promote_types(M.dtype, torch.float32))
         delta = self.operator[adapter].delta_weight(M) * self.scaling[adapter]
-        base = self.get_base_layer()
-        return (delta.mT if isinstance(base, Conv1D) else delta).to(base.weight.dtype)
+        return delta.mT if isinstance(self.get_base_layer(), Conv1D) else delta
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return True
@@ -159,10 +161,10 @@ class MoraLinear(nn.Module, MoraLayer):
     def _add_to_base(self, adapter: str, sign: int, safe: bool) -> None:
         weight = self.get_base_layer().weight
         wide = torch.promote_types(weight.dtype, torch.float32)
-        merged = weight.data.to(wide) + sign * self.get_delta_weight(adapter).to(wide)
+        merged = (weight.data.to(wide) + sign * self._wide_delta_weight(adapter).to(wide)).to(weight.dtype)
         if safe and not torch.isfinite(merged).all():
-            raise ValueError(f"the merged weight is not finite: adapter {adapter!r} holds NaN or infinite values")
-        weight.data = merged.to(weight.dtype)
+            raise ValueError(f"the merged weight is not finite in {weight.dtype}: adapter {adapter!r} holds bad values")
+        weight.data = merged
 
     def __repr__(self) -> str:
         return "mora." + super().__repr__()
@@ -178,6 +180,7 @@ def linear_shape(module: nn.Module) -> tuple[int, int]:
         return module.weight.shape[0], module.weight.shape[1]
     if not isinstance(module, nn.Linear):
         raise TypeError(f"MoRA adapts torch.nn.Linear and transformers Conv1D, not {name}: leave it out of target_modules")
-    if not module.weight.is_floating_point() or "bitsandbytes" in name:
+    dtype = module.weight.dtype  # fp8 counts as floating point
+    if not dtype.is_floating_point or dtype.itemsize < 2 or "bitsandbytes" in name:
         raise TypeError(f"MoRA does not adapt quantised modules, got {name}: load the base model in bf16, fp16 or fp32")
     return module.in_features, module.out_features

@@ -27,12 +27,17 @@ class MoraModel(BaseTuner):
     tuner_layer_cls = MoraLayer
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
-    def _pre_injection_hook(self, model: nn.Module, config: MoraConfig, adapter_name: str) -> None:
+    # PEFT calls its injection hooks for the first adapter of a model only, so neither is used here.
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        self._report_ignored_inputs(model, self.peft_config[adapter_name], adapter_name)
+
+    def _prepare_model(self, config: MoraConfig, model: nn.Module) -> None:
         if config.operator == "auto":
             config.operator = resolve_operator(config, hidden_size(model))
             logger.info("MoRA operator auto -> %s at r=%d", config.operator, config.r)
 
-    def _post_injection_hook(self, model: nn.Module, config: MoraConfig, adapter_name: str) -> None:
+    def _report_ignored_inputs(self, model: nn.Module, config: MoraConfig, adapter_name: str) -> None:
         ignored = Counter()
         for module in model.modules():
             if isinstance(module, MoraLayer) and adapter_name in module.operator:

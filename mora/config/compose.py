@@ -1,0 +1,76 @@
+"""Hydra's composition, checked and made typed: overrides in, RunConfig out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+
+from .schema import RunConfig
+
+CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run. The message is one line: field, value, what was expected."""
+
+
+def compose(overrides: Sequence[str]) -> RunConfig:
+    """The run that `python run.py OVERRIDES` would start.
+
+    Raises: ConfigError.
+    """
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            return validate(hydra.compose("config", overrides=list(overrides)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(one_line(error)) from error
+
+
+def validate(composed: DictConfig) -> RunConfig:
+    """A Hydra config, resolved, as a RunConfig with its learning rate filled in.
+
+    Raises: ConfigError.
+    """
+    try:
+        values: Any = OmegaConf.to_container(composed, resolve=True)
+        return load(values)
+    except OmegaConfBaseException as error:
+        raise ConfigError(one_line(error)) from error
+
+
+def load(values: dict[str, Any]) -> RunConfig:
+    """Plain values, as in a run's config.yaml, as a RunConfig. A missing lr becomes the first of the grid.
+
+    Raises: ConfigError.
+    """
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_describe(e) for e in error.errors())) from error
+    if config.lr is None and config.method.trains:
+        config = config.model_copy(update={"lr": config.lr_grid()[0]})
+    return config
+
+
+def _describe(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    if not where:
+        return error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        return f"{where}: there is no such field"
+    if error["type"] == "missing":
+        return f"{where} is missing"
+    return f"{where}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,35 @@
+"""The name of a run: readable, and a hash over everything that can change its result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from .schema import RunConfig
+
+LAYOUT_VERSION = 1  # of the hash itself
+
+
+def run_id(config: RunConfig) -> str:
+    """For example `uuid-mora-r8-lr3e-4-s0-0123456789`. Equal for runs whose results must be equal.
+
+    Left out of the hash: the hardware, where weights and results lie, and how often things are logged or saved.
+    """
+    values = config.model_dump(mode="json", exclude={"hardware": True, "scale": {"results_dir"}, "model": {"path"}})
+    values["task"].pop("lr_grid")
+    values["method"].pop("lr_grid")
+    for quiet in ("log_every_steps", "checkpoint_every_steps"):
+        values["task"]["train"].pop(quiet)
+    digest = hashlib.sha256(json.dumps([LAYOUT_VERSION, values], sort_keys=True).encode()).hexdigest()[:10]
+    parts = [config.task.name, config.method.name]
+    if config.r is not None:
+        parts.append(f"r{config.r}")
+    if config.lr is not None:
+        parts.append(f"lr{format_lr(config.lr)}")
+    return "-".join([*parts, f"s{config.seed}", digest])
+
+
+def format_lr(lr: float) -> str:
+    """3e-4, 2.5e-4: the shortest scientific form."""
+    mantissa, exponent = f"{lr:.3e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"

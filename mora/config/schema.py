@@ -1,0 +1,182 @@
+"""Frozen, validated description of a run. Field names are those of the YAML files in configs/."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+Rank = PositiveInt
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown fields are errors, values cannot be changed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class UuidData(Section):
+    pairs: PositiveInt
+    seed: int
+    loss_on: Literal["all", "value"]
+
+
+class Train(Section):
+    """One optimisation. `global_batch_size` counts sequences; the learning rate is a pure function of the step."""
+
+    global_batch_size: PositiveInt
+    epochs: PositiveInt
+    stop_step: PositiveInt | None
+    schedule: Literal["linear", "cosine", "constant"]
+    warmup_steps: NonNegativeInt
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)]
+    weight_decay: NonNegativeFloat
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)]
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)]
+    adam_eps: PositiveFloat
+    max_grad_norm: PositiveFloat
+    log_every_steps: PositiveInt
+    checkpoint_every_steps: PositiveInt
+
+    def total_steps(self, samples: int) -> int:
+        """Optimizer updates of the whole schedule: the epochs laid end to end, in batches of equal size."""
+        return math.ceil(self.epochs * samples / self.global_batch_size)
+
+
+class Evaluation(Section):
+    at_steps: list[PositiveInt]
+    batch_size: PositiveInt
+    loss_every_steps: PositiveInt
+
+
+LrGrid = list[PositiveFloat] | dict[Rank, list[PositiveFloat]]
+
+
+class Task(Section):
+    name: Literal["uuid"]
+    result_version: PositiveInt
+    operator: Literal["auto", "truncation", "sharing", "decouple", "rotation"]
+    data: UuidData
+    train: Train
+    evaluation: Evaluation
+    lr_grid: dict[Literal["fft", "lora_like", "mora"], LrGrid]
+
+
+class LoraAdapter(Section):
+    kind: Literal["lora"]
+    target_modules: list[str]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    lora_alpha: PositiveFloat | None
+
+
+class MoraAdapter(Section):
+    kind: Literal["mora"]
+    target_modules: list[str]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    operator: Literal["auto", "truncation", "sharing", "decouple", "rotation"]
+    groups: Literal["modulo", "contiguous", "contiguous-modulo", "modulo-contiguous"]
+    split: Literal["uneven", "padded"]
+    pad: Literal["circular", "zeros"]
+    pairs: Literal["half_split", "interleaved"]
+    overflow: Literal["drop", "fold"]
+    rhat_rounding: Literal["floor", "official"]
+
+
+class Method(Section):
+    name: Literal["none", "fft", "lora", "mora"]
+    result_version: PositiveInt
+    trains: bool
+    lr_grid: Literal["fft", "lora_like", "mora"] | None
+    adapter: Annotated[LoraAdapter | MoraAdapter, Field(discriminator="kind")] | None
+
+
+class Model(Section):
+    """Which weights. `rank_scale`: r on this model has the parameter share of rank_scale * r on LLaMA-2-7B."""
+
+    name: str
+    source: Literal["init", "gguf_package", "pretrained"]
+    path: str | None
+    revision: str | None
+    sha256: str | None
+    rank_scale: PositiveInt
+    init_seed: int | None
+    architecture: dict[str, Any] | None
+
+
+class Scale(Section):
+    name: Literal["smoke", "lite", "paper"]
+    precision: Literal["fp32", "bf16"]
+    results_dir: str
+
+
+class Hardware(Section):
+    name: str
+    device: Literal["auto", "cpu", "cuda"]
+    micro_batch_size: PositiveInt | None
+
+
+class RunConfig(Section):
+    """Everything that one run needs. Raises pydantic.ValidationError with every wrong field named."""
+
+    task: Task
+    method: Method
+    scale: Scale
+    model: Model
+    hardware: Hardware
+    r: Rank | None
+    lr: PositiveFloat | None
+    seed: NonNegativeInt
+
+    @model_validator(mode="after")
+    def _check(self) -> RunConfig:
+        train, data = self.task.train, self.task.data
+        if (self.r is not None) and self.method.adapter is None:
+            raise ValueError(f"r={self.r}: method {self.method.name} has no rank; leave r out")
+        if self.r is None and self.method.adapter is not None:
+            raise ValueError(f"r is missing: method {self.method.name} needs one, for example r=8")
+        if not self.method.trains and self.lr is not None:
+            raise ValueError(f"lr={self.lr}: method {self.method.name} trains nothing; leave lr out")
+        if data.pairs < train.global_batch_size:
+            raise ValueError(
+                f"task.data.pairs={data.pairs} is less than task.train.global_batch_size={train.global_batch_size}: "
+                "lower the batch or make more pairs"
+            )
+        micro = self.hardware.micro_batch_size or train.global_batch_size
+        if train.global_batch_size % micro:
+            raise ValueError(
+                f"task.train.global_batch_size={train.global_batch_size} is not divisible by "
+                f"hardware.micro_batch_size={micro}: choose a divisor"
+            )
+        if train.warmup_steps >= self.total_steps:
+            raise ValueError(f"task.train.warmup_steps={train.warmup_steps}: the run has only {self.total_steps} steps")
+        return self
+
+    @property
+    def total_steps(self) -> int:
+        return self.task.train.total_steps(self.task.data.pairs)
+
+    @property
+    def last_step(self) -> int:
+        """Where the run ends: the schedule's end, or stop_step if that comes first."""
+        return min(self.total_steps, self.task.train.stop_step or self.total_steps)
+
+    @property
+    def micro_batch_size(self) -> int:
+        return self.hardware.micro_batch_size or self.task.train.global_batch_size
+
+    def lr_grid(self) -> list[float]:
+        """The learning rates the paper searched for this task, method and rank (at lite scale: ours)."""
+        if self.method.lr_grid is None:
+            return []
+        grid = self.task.lr_grid[self.method.lr_grid]
+        if isinstance(grid, list):
+            return grid
+        paper_rank = (self.r or 1) * self.model.rank_scale
+        return grid[min(grid, key=lambda r: abs(math.log(r / paper_rank)))]
+
+    def lora_alpha(self) -> float:
+        """max(16, R / 2) at the rank R that r stands for, with the alpha / r ratio kept (Table 5: 16 at 8, 128 at 256)."""
+        assert self.r is not None
+        paper_rank = self.r * self.model.rank_scale
+        return max(16, paper_rank / 2) / self.model.rank_scale

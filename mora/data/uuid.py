@@ -1,0 +1,42 @@
+"""UUID pairs to memorise: the data of Table 2, Figures 2 and 3 (sections 3 and 5.1)."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import uuid
+
+from transformers import PreTrainedTokenizerBase
+
+from mora.config.schema import UuidData
+from mora.data.batches import IGNORE, Sample
+
+Pair = tuple[str, str]
+
+
+def make_pairs(data: UuidData) -> list[Pair]:
+    """`data.pairs` pairs (key, value) of version-4 UUIDs, a pure function of `data.seed`. The first n never depend on n."""
+    rng = random.Random(data.seed)
+
+    def draw() -> str:
+        return str(uuid.UUID(int=rng.getrandbits(128), version=4))
+
+    return [(draw(), draw()) for _ in range(data.pairs)]
+
+
+def fingerprint(pairs: list[Pair]) -> str:
+    return hashlib.sha256("\n".join(f"{k}:{v}" for k, v in pairs).encode()).hexdigest()[:16]
+
+
+def encode(pair: Pair, tokenizer: PreTrainedTokenizerBase, loss_on: str) -> Sample:
+    """`key:value` without EOS (official). loss_on "all" puts the loss on every token, "value" only on the value's."""
+    key, value = pair
+    encoded = tokenizer(f"{key}:{value}", return_offsets_mapping=True)
+    ids = list(encoded["input_ids"])
+    starts = [start for start, _ in encoded["offset_mapping"]]
+    first = next(i for i, start in enumerate(starts) if start > len(key))
+    prompt = list(tokenizer(f"{key}:")["input_ids"])
+    if ids[:first] != prompt:
+        raise ValueError(f"the tokenizer joins the colon with the value in {key}:{value}: prompts would not match training")
+    labels = ids if loss_on == "all" else [IGNORE] * first + ids[first:]
+    return Sample(ids, labels, n_prompt=first)

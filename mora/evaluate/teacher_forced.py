@@ -1,0 +1,28 @@
+"""How well values are known when every earlier character is given: cheap, so that it can be measured along a run."""
+
+from __future__ import annotations
+
+import torch
+
+from mora.data.batches import IGNORE, Sample, collate
+from mora.train.engine import TorchEngine
+
+
+@torch.no_grad()
+def score(engine: TorchEngine, samples: list[Sample], pad_id: int, batch_size: int) -> dict[str, float]:
+    """Over the tokens after each prompt: `value_nll`, nats a sample, and `value_token_acc`, the share that is the argmax."""
+    engine.model.eval()
+    nll = hits = tokens = 0.0
+    for start in range(0, len(samples), batch_size):
+        chunk = samples[start : start + batch_size]
+        values = [Sample(s.input_ids, [IGNORE] * s.n_prompt + s.input_ids[s.n_prompt :]) for s in chunk]
+        batch = collate(values, pad_id).to(engine.device)
+        labels = batch.labels[:, 1:]
+        with engine.autocast():
+            logits = engine.model(input_ids=batch.input_ids, use_cache=False).logits[:, :-1].float()
+        known = labels != IGNORE
+        logp = logits.log_softmax(-1).gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        nll -= float(logp[known].sum())
+        hits += float((logits.argmax(-1) == labels)[known].sum())
+        tokens += float(known.sum())
+    return {"value_nll": nll / len(samples), "value_token_acc": hits / tokens}

@@ -1,0 +1,67 @@
+"""Checkpoints that are whole or absent: written beside their place, hashed, renamed; the last two are kept."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+KEPT = 2
+
+
+def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
+    """Writes `folder/step_000300`. An interrupted or failed write leaves the earlier checkpoints as they were."""
+    final, partial = folder / f"step_{step:06d}", folder / f".partial-{step:06d}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        with open(partial / "state.pt", "wb") as file:
+            torch.save({"step": step, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        (partial / "sha256").write_text(_digest(partial / "state.pt"))
+        _test_hook("before_rename", step)
+        shutil.rmtree(final, ignore_errors=True)
+        os.rename(partial, final)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(error.errno, f"checkpoint of step {step} not written, the last one is kept: {error.strerror}") from error
+    for old in _steps(folder)[:-KEPT]:
+        shutil.rmtree(old)
+    return final
+
+
+def load_latest(folder: Path, device: torch.device) -> dict[str, Any] | None:
+    """The newest checkpoint whose hash is right, or None. A damaged one is named in a warning and passed over."""
+    for path in reversed(_steps(folder)):
+        stored, found = path / "sha256", path / "state.pt"
+        if stored.is_file() and found.is_file() and stored.read_text() == _digest(found):
+            return torch.load(found, map_location=device, weights_only=True)
+        warnings.warn(f"checkpoint {path} is damaged: going back to the one before", stacklevel=2)
+    return None
+
+
+def latest_step(folder: Path) -> int:
+    """The step of the newest checkpoint; 0 where there is none."""
+    steps = _steps(folder)
+    return int(steps[-1].name.removeprefix("step_")) if steps else 0
+
+
+def _steps(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step_*"))
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _test_hook(point: str, step: int) -> None:
+    """Dies here, as by SIGKILL, when MORA_KILL_AT=point:step: how the tests interrupt a run at a known place."""
+    if os.environ.get("MORA_KILL_AT") == f"{point}:{step}":
+        os.kill(os.getpid(), 9)

@@ -1,0 +1,62 @@
+"""The run's log: one JSON object a line, one line a step, written in step order, never twice."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+
+class RunLog:
+    """Appends rows to `path`. On resume, rows after the checkpoint's step are cut off: they will be written again."""
+
+    def __init__(self, path: Path, from_step: int):
+        self.path = path
+        rows = [row for row in read(path) if row["step"] <= from_step]
+        replace_file(path, "".join(_line(row) for row in rows))
+        self._waiting: list[dict[str, Any]] = []
+
+    def add(self, **row: Any) -> None:
+        """Keeps a row; values may still be tensors on the GPU."""
+        self._waiting.append(row)
+
+    def flush(self) -> list[dict[str, Any]]:
+        """Writes what waits, in one host sync, and returns it as plain numbers."""
+        rows = [{k: v.item() if hasattr(v, "item") else v for k, v in row.items()} for row in self._waiting]
+        self._waiting = []
+        with open(self.path, "a") as file:
+            file.writelines(_line(row) for row in rows)
+        return rows
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a log; a last line that was cut by a crash is left out."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text().splitlines(keepends=True):
+        if line.endswith("\n"):
+            rows.append(json.loads(line))
+    return rows
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    with open(partial, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps({k: _plain(v) for k, v in row.items()}) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.9g}") if math.isfinite(value) else str(value)
+    return value

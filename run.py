@@ -1,0 +1,30 @@
+"""One run, or a Hydra multirun: compose -> validate -> start the worker. Does not import torch.
+
+    python run.py task=uuid method=mora r=8 scale=lite
+    python run.py -m task=uuid method=lora r=8 lr=1e-4,2e-4,3e-4
+"""
+
+from __future__ import annotations
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from mora.config.compose import ConfigError, validate
+from mora.suite.launch import launch
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="config")
+def main(composed: DictConfig) -> None:
+    try:
+        config = validate(composed)
+    except ConfigError as error:
+        sys.exit(f"run.py: {error}")
+    code = launch(config)
+    if code:
+        sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

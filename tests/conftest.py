@@ -1,0 +1,34 @@
+"""Runs before any test module: no network, no leftovers in the home folder, one thread a process under xdist."""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+import pytest
+
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    TRANSFORMERS_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    TOKENIZERS_PARALLELISM="false",
+    MPLBACKEND="Agg",
+)
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+else:  # the main process makes the folder, workers inherit its name
+    _scratch = tempfile.mkdtemp(prefix="mora-tests-")
+    atexit.register(shutil.rmtree, _scratch, ignore_errors=True)
+    os.environ["TORCH_EXTENSIONS_DIR"] = os.path.join(_scratch, "torch_extensions")
+    os.environ["HF_DATASETS_CACHE"] = os.path.join(_scratch, "datasets")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))

