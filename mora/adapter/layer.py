@@ -179,7 +179,9 @@ def linear_shape(module: nn.Module) -> tuple[int, int]:
     if isinstance(module, Conv1D):
         return module.weight.shape[0], module.weight.shape[1]
     if not isinstance(module, nn.Linear):
-        raise TypeError(f"MoRA adapts torch.nn.Linear and transformers Conv1D, not {name}: leave it out of target_modules")
+        raise TypeError(
+            f"MoRA adapts torch.nn.Linear and transformers Conv1D, not {name}: leave it out of target_modules"
+        )
     dtype = module.weight.dtype  # fp8 counts as floating point
     if not dtype.is_floating_point or dtype.itemsize < 2 or "bitsandbytes" in name:
         raise TypeError(f"MoRA does not adapt quantised modules, got {name}: load the base model in bf16, fp16 or fp32")

@@ -45,8 +45,10 @@ class MoraModel(BaseTuner):
                 if operator.ignored_inputs():
                     ignored[operator.in_features, operator.out_features, operator.ignored_inputs()] += 1
         for (k, d, n), count in ignored.items():
-            advice = "overflow='fold' or operator='sharing' uses them all" if config.operator != "truncation" else (
-                "operator='sharing' or 'rotation' uses them"
+            advice = (
+                "overflow='fold' or operator='sharing' uses them all"
+                if config.operator != "truncation"
+                else ("operator='sharing' or 'rotation' uses them")
             )
             logger.warning(
                 "MoRA operator %s ignores %d of %d inputs (%.0f %%) of %d modules with %d outputs; %s.",
@@ -68,7 +70,9 @@ class MoraModel(BaseTuner):
             target.update_layer(adapter_name, r, config, inference_mode=config.inference_mode)
             return
         if isinstance(target, BaseTunerLayer):
-            raise TypeError(f"{current_key} already carries a {type(target).__qualname__}: MoRA cannot be put on top of it")
+            raise TypeError(
+                f"{current_key} already carries a {type(target).__qualname__}: MoRA cannot be put on top of it"
+            )
         module = MoraLinear(target, adapter_name, r, config)
         if adapter_name not in self.active_adapters:
             module.requires_grad_(False)

@@ -21,7 +21,7 @@ def run_id(config: RunConfig) -> str:
     for quiet in ("log_every_steps", "checkpoint_every_steps"):
         values["task"]["train"].pop(quiet)
     digest = hashlib.sha256(json.dumps([LAYOUT_VERSION, values], sort_keys=True).encode()).hexdigest()[:10]
-    parts = [config.task.name, config.method.name]
+    parts: list[str] = [config.task.name, config.method.name]
     if config.r is not None:
         parts.append(f"r{config.r}")
     if config.lr is not None:

@@ -37,6 +37,8 @@ def encode(pair: Pair, tokenizer: PreTrainedTokenizerBase, loss_on: str) -> Samp
     first = next(i for i, start in enumerate(starts) if start > len(key))
     prompt = list(tokenizer(f"{key}:")["input_ids"])
     if ids[:first] != prompt:
-        raise ValueError(f"the tokenizer joins the colon with the value in {key}:{value}: prompts would not match training")
+        raise ValueError(
+            f"the tokenizer joins the colon with the value in {key}:{value}: prompts would not match training"
+        )
     labels = ids if loss_on == "all" else [IGNORE] * first + ids[first:]
     return Sample(ids, labels, n_prompt=first)

@@ -30,7 +30,9 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
         os.rename(partial, final)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(error.errno, f"checkpoint of step {step} not written, the last one is kept: {error.strerror}") from error
+        raise OSError(
+            error.errno, f"checkpoint of step {step} not written, the last one is kept: {error.strerror}"
+        ) from error
     for old in _steps(folder)[:-KEPT]:
         shutil.rmtree(old)
     return final

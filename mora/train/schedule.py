@@ -8,7 +8,7 @@ from mora.config.schema import Train
 
 
 def learning_rate(step: int, total_steps: int, peak: float, train: Train) -> float:
-    """The rate of update `step` (from 0): linear warm-up to `peak`, then linear, cosine or constant to min_lr_ratio * peak."""
+    """The rate of update `step` (from 0): linear warm-up to `peak`, then the schedule, down to min_lr_ratio * peak."""
     if step < train.warmup_steps:
         return peak * (step + 1) / train.warmup_steps
     progress = (step - train.warmup_steps) / max(1, total_steps - train.warmup_steps)

@@ -1,0 +1,66 @@
+"""Which code made a result: git's commit, and a fingerprint of the files that can change results."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ("mora", "configs", "run.py")
+
+
+def describe() -> dict[str, Any]:
+    """commit, fingerprint, dirty. Without git (a copied tree): commit from MORA_SOURCE_COMMIT, dirty None (unknown)."""
+    commit = _git("rev-parse", "HEAD")
+    found = fingerprint_of_files()
+    if commit is None:
+        return {"commit": os.environ.get("MORA_SOURCE_COMMIT"), "fingerprint": found, "dirty": None}
+    return {"commit": commit, "fingerprint": found, "dirty": found != fingerprint_of_commit(commit)}
+
+
+def is_committed(source: dict[str, Any]) -> bool:
+    """Whether the result's source is exactly that of the commit it names; where its run could not tell, git is asked now."""
+    if source["dirty"] is not None:
+        return not source["dirty"]
+    return source["commit"] is not None and source["fingerprint"] == fingerprint_of_commit(source["commit"])
+
+
+def fingerprint_of_files() -> str:
+    """Over path and git blob hash of every source file in the work tree."""
+    lines = []
+    for name in SOURCES:
+        path = ROOT / name
+        for file in [path] if path.is_file() else sorted(path.rglob("*")):
+            if file.is_file() and "__pycache__" not in file.parts:
+                data = file.read_bytes()
+                blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+                lines.append(f"{file.relative_to(ROOT).as_posix()} {blob}")
+    return _digest(lines)
+
+
+def fingerprint_of_commit(commit: str) -> str | None:
+    """The same over a commit; None where git does not know it."""
+    listing = _git("ls-tree", "-r", "--full-tree", commit, "--", *SOURCES)
+    if listing is None:
+        return None
+    lines = []
+    for line in listing.splitlines():
+        meta, path = line.split("\t")
+        lines.append(f"{path} {meta.split()[2]}")
+    return _digest(lines)
+
+
+def _digest(lines: list[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16]
+
+
+def _git(*args: str) -> str | None:
+    try:
+        return subprocess.run(
+            ["git", "-C", str(ROOT), *args], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,60 @@
+"""A run's folder, and the worker process in it. No torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mora.config import RunConfig, run_id
+from mora.config.source import ROOT
+
+
+def run_folder(config: RunConfig) -> Path:
+    return ROOT / "outputs" / run_id(config)
+
+
+def result_path(config: RunConfig) -> Path:
+    return ROOT / config.scale.results_dir / f"{run_id(config)}.json"
+
+
+def result_of(config: RunConfig) -> dict[str, Any] | None:
+    """The result of this very run, if it was made."""
+    path = result_path(config)
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def launch(config: RunConfig, output: Any = None, env: dict[str, str] | None = None) -> int:
+    """Runs the worker to its end and returns its exit code; a run whose result exists is not repeated.
+
+    SIGTERM and Ctrl-C reach the worker, which saves a checkpoint. `output`: a file for what it prints, else this terminal.
+    """
+    if result_of(config) is not None:
+        print(f"already done: {result_path(config)}", file=output or sys.stdout)
+        return 0
+    folder = run_folder(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    written = folder / "config.yaml"
+    if not written.is_file() or written.read_text() != text:
+        written.write_text(text)
+    lr = "" if config.lr is None else f" lr={config.lr:g}"
+    print(f"{run_id(config)}: {config.last_step} steps,{lr} folder {folder}", file=output or sys.stdout, flush=True)
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "mora.train", str(folder)],
+        stdout=output,
+        stderr=output and subprocess.STDOUT,
+        cwd=ROOT,
+        env={**os.environ, **(env or {})},
+    )
+    try:
+        return worker.wait()
+    except KeyboardInterrupt:
+        worker.send_signal(signal.SIGTERM)
+        return worker.wait()

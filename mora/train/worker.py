@@ -1,0 +1,152 @@
+"""One run in one process: model + method + data -> fit -> evaluate -> result JSON."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from mora.config import source
+from mora.config.compose import ConfigError, load
+from mora.config.run_id import run_id
+from mora.config.schema import RunConfig
+from mora.data import uuid
+from mora.data.batches import Batches
+from mora.evaluate import teacher_forced
+from mora.evaluate.harness import run_task
+from mora.methods import parameter_table, prepare, trainable
+
+from . import log
+from .checkpoint import _test_hook
+from .engine import TorchEngine
+from .loop import Diverged, fit
+from .model import DTYPES, load_model, pad_id
+
+PACKAGES = ("torch", "transformers", "peft", "lm_eval", "datasets", "numpy")
+
+
+def run(folder: Path) -> Path:
+    """Runs `folder/config.yaml` to its end, from its last checkpoint if there is one. Returns the path of the result.
+
+    Raises: ConfigError, and what `fit` raises except Diverged, which becomes a result of its own.
+    """
+    config = load(yaml.safe_load((folder / "config.yaml").read_text()))
+    with _hold(folder):
+        return _run(config, folder)
+
+
+def _run(config: RunConfig, folder: Path) -> Path:
+    started = time.time()
+    device = _device(config.hardware.device)
+    model, tokenizer = load_model(config.model, config.scale.precision)
+    model = prepare(model, config).to(device)
+    pairs = uuid.make_pairs(config.task.data)
+    samples = [uuid.encode(pair, tokenizer, config.task.data.loss_on) for pair in pairs]
+    pad, batch_size = pad_id(tokenizer), config.task.evaluation.batch_size
+    batches = Batches(samples, pad, config.task.train.global_batch_size, config.micro_batch_size, config.seed)
+    engine = TorchEngine(model, config.task.train, DTYPES[config.scale.precision])
+    _print_parameters(model)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+    def evaluate(step: int) -> dict[str, float]:
+        metrics: dict[str, float] = {}
+        plan = config.task.evaluation
+        last = step == (config.last_step if config.method.trains else 0)
+        if step % plan.loss_every_steps == 0 or step in plan.at_steps or last:
+            metrics |= teacher_forced.score(engine, samples, pad, batch_size)
+        if step in plan.at_steps or last:
+            _test_hook("in_evaluation", step)
+            with engine.autocast():
+                generated, _ = run_task(model, tokenizer, "uuid", {"pairs": pairs}, batch_size)
+            metrics |= generated
+        return metrics
+
+    status: dict[str, Any] = {"status": "done"}
+    try:
+        if config.method.trains:
+            fit(engine, batches, config, folder, evaluate)
+        else:
+            rows = log.RunLog(folder / "log.jsonl", from_step=-1)
+            rows.add(step=0, **evaluate(0))
+            rows.flush()
+    except Diverged as error:
+        status = {"status": "diverged", "reason": str(error)}
+    if config.method.adapter is not None and status["status"] == "done":
+        model.save_pretrained(str(folder / "adapter"))  # type: ignore[operator]
+    facts = {
+        "data": {"uuid_pairs": uuid.fingerprint(pairs)},
+        "parameters": {
+            "trainable": sum(p.numel() for p in trainable(model).values()),
+            "by_module": parameter_table(model),
+        },
+        "hardware": _hardware(device),
+        "wall_s": round(time.time() - started, 1),
+    }
+    return write_result(config, folder, status | facts)
+
+
+def write_result(config: RunConfig, folder: Path, facts: dict[str, Any]) -> Path:
+    """`<results_dir>/<run_id>.json` and its raw log beside it; the checkpoints are then removed. Returns the JSON's path."""
+    results = source.ROOT / config.scale.results_dir
+    results.mkdir(parents=True, exist_ok=True)
+    name = run_id(config)
+    rows = log.read(folder / "log.jsonl")
+    result = {
+        "run_id": name,
+        **facts,
+        "config": config.model_dump(mode="json"),
+        "source": source.describe(),
+        "packages": {package: version(package) for package in PACKAGES},
+        "metrics": {
+            str(row["step"]): {k: v for k, v in row.items() if k != "step"} for row in rows if "loss" not in row
+        },
+        "final_train_loss": next((row["loss"] for row in reversed(rows) if "loss" in row), None),
+    }
+    log.replace_file(results / f"{name}.log.jsonl", (folder / "log.jsonl").read_text())
+    log.replace_file(results / f"{name}.json", json.dumps(result, indent=1, sort_keys=True) + "\n")
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return results / f"{name}.json"
+
+
+@contextmanager
+def _hold(folder: Path) -> Iterator[None]:
+    """Keeps a second process out of the run's folder; freed by the system when this one ends, however it ends."""
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"{folder} is held by another process of the same run: wait for it or stop it") from error
+        yield
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("hardware.device='cuda': torch sees no GPU here; use hardware=cpu or hardware=auto")
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda")
+
+
+def _hardware(device: torch.device) -> dict[str, Any]:
+    if device.type == "cuda":
+        return {"device": torch.cuda.get_device_name(), "peak_memory_bytes": torch.cuda.max_memory_allocated()}
+    return {"device": platform.machine(), "peak_memory_bytes": None}
+
+
+def _print_parameters(model: torch.nn.Module) -> None:
+    total = sum(p.numel() for p in model.parameters())
+    ours = sum(p.numel() for p in trainable(model).values())
+    for kind, count in parameter_table(model).items():
+        print(f"  {count:>14,}  {kind}")
+    print(f"  {ours:>14,}  trainable of {total:,} ({100 * ours / total:.2f} %)", flush=True)

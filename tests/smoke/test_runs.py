@@ -1,0 +1,180 @@
+"""Real runs on the tiny model: every method, killed and resumed, diverged, refused, and the suite over them."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mora.config import compose, run_id
+from mora.suite.launch import run_folder
+from mora.train import log
+
+ROOT = Path(__file__).resolve().parents[2]
+SHORT = [
+    "task=uuid",
+    "scale=smoke",
+    "task.data.pairs=8",
+    "task.train.global_batch_size=8",
+    "task.train.epochs=12",
+    "task.train.warmup_steps=2",
+    "task.train.checkpoint_every_steps=4",
+    "task.train.log_every_steps=3",
+    "task.evaluation.at_steps=[6]",
+    "task.evaluation.loss_every_steps=4",
+]
+
+
+def start(tmp_path, *overrides, kill_at=None, **popen):
+    env = (
+        os.environ
+        | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        | ({"MORA_KILL_AT": kill_at} if kill_at else {})
+    )
+    command = [sys.executable, str(ROOT / "run.py"), *SHORT, f"scale.results_dir={tmp_path}/results", *overrides]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **popen
+    )
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=240)
+    return process.returncode, output
+
+
+def results(tmp_path):
+    return [json.loads(path.read_text()) for path in sorted((tmp_path / "results").glob("*.json"))]
+
+
+def losses(tmp_path):
+    (path,) = (tmp_path / "results").glob("*.log.jsonl")
+    rows = [row for row in log.read(path) if "loss" in row]
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1)), "a step is missing or stands twice"
+    return [(row["step"], row["loss"], row["grad_norm"], row["lr"]) for row in rows]
+
+
+@pytest.fixture(autouse=True)
+def own_run_folder():
+    before = set((ROOT / "outputs").glob("uuid-*"))
+    yield
+    for folder in set((ROOT / "outputs").glob("uuid-*")) - before:
+        subprocess.run(["rm", "-rf", str(folder)], check=True)
+
+
+METHODS = {"fft": ["method=fft"], "lora": ["method=lora", "r=4"], "mora": ["method=mora", "r=4"]}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_killed_anywhere_repeats_the_uninterrupted_one_bit_for_bit(tmp_path, method, seed_of):
+    overrides = [*METHODS[method], f"seed={seed_of(method)}"]
+    code, output = finish(start(tmp_path / "whole", *overrides))
+    assert code == 0, output
+    expected = losses(tmp_path / "whole")
+    assert len(expected) == 12
+    folder = run_folder(compose([*SHORT, *overrides]))
+    subprocess.run(["rm", "-rf", str(folder)], check=True)
+    for kill_at in ("after_step:5", "before_rename:8", "in_evaluation:12"):
+        code, output = finish(start(tmp_path / "killed", *overrides, kill_at=kill_at))
+        assert code != 0, f"not killed at {kill_at}: {output}"
+        assert not results(tmp_path / "killed")
+    code, output = finish(start(tmp_path / "killed", *overrides))
+    assert code == 0, output
+    assert losses(tmp_path / "killed") == expected
+    (whole,), (killed,) = results(tmp_path / "whole"), results(tmp_path / "killed")
+    assert killed["metrics"] == whole["metrics"]
+    assert killed["status"] == "done"
+    assert {"4", "6", "8", "12"} == set(killed["metrics"])
+    assert killed["parameters"]["trainable"] > 0
+
+
+@pytest.fixture
+def seed_of():
+    """Different seeds for the tests that run side by side, so that no two hold the same run folder."""
+    return {"fft": 11, "lora": 12, "mora": 13}.__getitem__
+
+
+def test_the_untuned_model_is_evaluated_only(tmp_path):
+    code, output = finish(start(tmp_path, "method=none", "seed=14"))
+    assert code == 0, output
+    (result,) = results(tmp_path)
+    assert result["parameters"]["trainable"] == 0
+    assert 0 <= result["metrics"]["0"]["uuid_char_acc"] < 0.2
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(tmp_path):
+    code, output = finish(start(tmp_path, "method=fft", "seed=15", "lr=1e30"))
+    assert code == 0, output
+    (result,) = results(tmp_path)
+    assert result["status"] == "diverged"
+    assert re.search(r"step \d+: loss .*, lr 5e\+29|step \d+: loss .*lr 1e\+30", result["reason"])
+    assert "last good checkpoint: step" in result["reason"]
+
+
+def test_sigterm_saves_a_checkpoint_and_the_run_goes_on(tmp_path):
+    overrides = ["method=fft", "seed=16", "task.train.epochs=4000", "task.train.stop_step=200"]
+    folder = run_folder(compose([*SHORT, *overrides]))
+    process = start(tmp_path, *overrides, start_new_session=True)
+    deadline = time.time() + 120
+    while len(log.read(folder / "log.jsonl")) < 5:
+        assert time.time() < deadline
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGTERM)
+    finish(process)
+    deadline = time.time() + 60
+    while not list((folder / "checkpoints").glob("step_*")):
+        assert time.time() < deadline
+        time.sleep(0.1)
+    assert not results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["method=mora", "r=0"], "run.py: r=0: input should be greater than 0"),
+        (["method=mora", "r=4", "task.data.pairs=2"], "task.data.pairs=2 is less than"),
+        (
+            ["method=mora", "r=4", "model=llama2_7b", "model.path=/no/such/folder"],
+            "model.path='/no/such/folder' cannot be loaded",
+        ),
+        (["method=mora", "r=4", "hardware=gpu1"], "hardware.device='cuda': torch sees no GPU here"),
+    ],
+)
+def test_bad_input_is_refused_before_training(tmp_path, overrides, expected):
+    code, output = finish(start(tmp_path, "seed=17", *overrides))
+    assert code != 0
+    assert expected in output
+    assert "Traceback" not in output
+
+
+def test_a_folder_that_another_run_holds_is_refused(tmp_path):
+    import fcntl
+
+    folder = run_folder(compose([*SHORT, "method=fft", "seed=18"]))
+    folder.mkdir(parents=True)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        code, output = finish(start(tmp_path, "method=fft", "seed=18"))
+    assert code != 0
+    assert f"{run_id(compose([*SHORT, 'method=fft', 'seed=18']))} is held by another process" in output
+
+
+def test_two_micro_batches_give_the_loss_of_one(tmp_path):
+    curves = []
+    for micro in (8, 4):
+        overrides = ["method=fft", "seed=19", f"hardware.micro_batch_size={micro}"]
+        code, output = finish(start(tmp_path / str(micro), *overrides))
+        assert code == 0, output
+        curves.append([loss for _, loss, _, _ in losses(tmp_path / str(micro))])
+        subprocess.run(["rm", "-rf", str(run_folder(compose([*SHORT, *overrides])))], check=True)
+    assert curves[0] == pytest.approx(curves[1], rel=1e-3)
+
+
+def test_a_multirun_is_a_run_for_each_value(tmp_path):
+    code, output = finish(start(tmp_path, "-m", "method=mora", "r=2,4", "seed=20", "task.train.stop_step=3"))
+    assert code == 0, output
+    assert sorted(result["config"]["r"] for result in results(tmp_path)) == [2, 4]
