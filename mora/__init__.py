@@ -34,8 +34,11 @@ class _AfterPeft(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
         if fullname != "peft":
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec("peft")
+        sys.meta_path.remove(self)  # others find it
+        try:
+            spec = importlib.util.find_spec("peft")
+        finally:
+            sys.meta_path.insert(0, self)  # this may have been a look only, not an import
         if spec is not None:
             self.loader, spec.loader = spec.loader, self
         return spec
@@ -44,6 +47,7 @@ class _AfterPeft(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return self.loader.create_module(spec)
 
     def exec_module(self, module: Any) -> None:
+        sys.meta_path.remove(self)
         module.__spec__.loader = module.__loader__ = self.loader
         self.loader.exec_module(module)
         importlib.import_module("mora.adapter")

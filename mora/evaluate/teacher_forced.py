@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.nn import functional as F
 
 from mora.data.batches import IGNORE, Sample, collate
 from mora.train.engine import TorchEngine
@@ -19,10 +20,10 @@ def score(engine: TorchEngine, samples: list[Sample], pad_id: int, batch_size: i
         batch = collate(values, pad_id).to(engine.device)
         labels = batch.labels[:, 1:]
         with engine.autocast():
-            logits = engine.model(input_ids=batch.input_ids, use_cache=False).logits[:, :-1].float()
+            logits = engine.model(input_ids=batch.input_ids, use_cache=False).logits[:, :-1]
         known = labels != IGNORE
-        logp = logits.log_softmax(-1).gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-        nll -= float(logp[known].sum())
-        hits += float((logits.argmax(-1) == labels)[known].sum())
-        tokens += float(known.sum())
+        logits, labels = logits[known].float(), labels[known]
+        nll += float(F.cross_entropy(logits, labels, reduction="sum"))
+        hits += float((logits.argmax(-1) == labels).sum())
+        tokens += labels.numel()
     return {"value_nll": nll / len(samples), "value_token_acc": hits / tokens}

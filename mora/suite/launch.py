@@ -17,7 +17,8 @@ from mora.config.source import ROOT
 
 
 def run_folder(config: RunConfig) -> Path:
-    return ROOT / "outputs" / run_id(config)
+    """Where the run works: outputs/<run_id>, or MORA_OUTPUT_DIR/<run_id> for a larger disk."""
+    return Path(os.environ.get("MORA_OUTPUT_DIR", ROOT / "outputs")) / run_id(config)
 
 
 def result_path(config: RunConfig) -> Path:

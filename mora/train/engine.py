@@ -22,7 +22,7 @@ class TorchEngine:
         self.device = next(model.parameters()).device
         self.compute_dtype = compute_dtype
         self.optimizer = torch.optim.AdamW(
-            list(self.parameters.values()),
+            [{"params": list(self.parameters.values())}],  # a group may be empty: method none trains nothing
             lr=0.0,
             betas=(train.adam_beta1, train.adam_beta2),
             eps=train.adam_eps,

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from mora.config import compose, run_id
-from mora.suite.launch import run_folder
 from mora.train import log
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,10 +35,16 @@ def start(tmp_path, *overrides, kill_at=None, **popen):
         | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
         | ({"MORA_KILL_AT": kill_at} if kill_at else {})
     )
-    command = [sys.executable, str(ROOT / "run.py"), *SHORT, f"scale.results_dir={tmp_path}/results", *overrides]
+    flags = [o for o in overrides if o == "-m"]
+    values = [*SHORT, f"scale.results_dir={tmp_path}/results", *(o for o in overrides if o != "-m")]
+    command = [sys.executable, str(ROOT / "run.py"), *flags, *values]
     return subprocess.Popen(
         command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **popen
     )
+
+
+def folder_of(tmp_path, *overrides):
+    return tmp_path / "outputs" / run_id(compose([*SHORT, *overrides]))
 
 
 def finish(process):
@@ -58,26 +63,16 @@ def losses(tmp_path):
     return [(row["step"], row["loss"], row["grad_norm"], row["lr"]) for row in rows]
 
 
-@pytest.fixture(autouse=True)
-def own_run_folder():
-    before = set((ROOT / "outputs").glob("uuid-*"))
-    yield
-    for folder in set((ROOT / "outputs").glob("uuid-*")) - before:
-        subprocess.run(["rm", "-rf", str(folder)], check=True)
-
-
 METHODS = {"fft": ["method=fft"], "lora": ["method=lora", "r=4"], "mora": ["method=mora", "r=4"]}
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_killed_anywhere_repeats_the_uninterrupted_one_bit_for_bit(tmp_path, method, seed_of):
-    overrides = [*METHODS[method], f"seed={seed_of(method)}"]
+def test_a_run_killed_anywhere_repeats_the_uninterrupted_one_bit_for_bit(tmp_path, method):
+    overrides = METHODS[method]
     code, output = finish(start(tmp_path / "whole", *overrides))
     assert code == 0, output
     expected = losses(tmp_path / "whole")
     assert len(expected) == 12
-    folder = run_folder(compose([*SHORT, *overrides]))
-    subprocess.run(["rm", "-rf", str(folder)], check=True)
     for kill_at in ("after_step:5", "before_rename:8", "in_evaluation:12"):
         code, output = finish(start(tmp_path / "killed", *overrides, kill_at=kill_at))
         assert code != 0, f"not killed at {kill_at}: {output}"
@@ -92,14 +87,8 @@ def test_a_run_killed_anywhere_repeats_the_uninterrupted_one_bit_for_bit(tmp_pat
     assert killed["parameters"]["trainable"] > 0
 
 
-@pytest.fixture
-def seed_of():
-    """Different seeds for the tests that run side by side, so that no two hold the same run folder."""
-    return {"fft": 11, "lora": 12, "mora": 13}.__getitem__
-
-
 def test_the_untuned_model_is_evaluated_only(tmp_path):
-    code, output = finish(start(tmp_path, "method=none", "seed=14"))
+    code, output = finish(start(tmp_path, "method=none"))
     assert code == 0, output
     (result,) = results(tmp_path)
     assert result["parameters"]["trainable"] == 0
@@ -107,7 +96,7 @@ def test_the_untuned_model_is_evaluated_only(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(tmp_path):
-    code, output = finish(start(tmp_path, "method=fft", "seed=15", "lr=1e30"))
+    code, output = finish(start(tmp_path, "method=fft", "lr=1e30"))
     assert code == 0, output
     (result,) = results(tmp_path)
     assert result["status"] == "diverged"
@@ -116,8 +105,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(tmp_path):
 
 
 def test_sigterm_saves_a_checkpoint_and_the_run_goes_on(tmp_path):
-    overrides = ["method=fft", "seed=16", "task.train.epochs=4000", "task.train.stop_step=200"]
-    folder = run_folder(compose([*SHORT, *overrides]))
+    overrides = ["method=fft", "task.train.epochs=4000", "task.train.stop_step=200"]
+    folder = folder_of(tmp_path, *overrides)
     process = start(tmp_path, *overrides, start_new_session=True)
     deadline = time.time() + 120
     while len(log.read(folder / "log.jsonl")) < 5:
@@ -145,7 +134,7 @@ def test_sigterm_saves_a_checkpoint_and_the_run_goes_on(tmp_path):
     ],
 )
 def test_bad_input_is_refused_before_training(tmp_path, overrides, expected):
-    code, output = finish(start(tmp_path, "seed=17", *overrides))
+    code, output = finish(start(tmp_path, *overrides))
     assert code != 0
     assert expected in output
     assert "Traceback" not in output
@@ -154,27 +143,26 @@ def test_bad_input_is_refused_before_training(tmp_path, overrides, expected):
 def test_a_folder_that_another_run_holds_is_refused(tmp_path):
     import fcntl
 
-    folder = run_folder(compose([*SHORT, "method=fft", "seed=18"]))
+    folder = folder_of(tmp_path, "method=fft")
     folder.mkdir(parents=True)
     with open(folder / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        code, output = finish(start(tmp_path, "method=fft", "seed=18"))
+        code, output = finish(start(tmp_path, "method=fft"))
     assert code != 0
-    assert f"{run_id(compose([*SHORT, 'method=fft', 'seed=18']))} is held by another process" in output
+    assert f"{run_id(compose([*SHORT, 'method=fft']))} is held by another process" in output
 
 
 def test_two_micro_batches_give_the_loss_of_one(tmp_path):
     curves = []
     for micro in (8, 4):
-        overrides = ["method=fft", "seed=19", f"hardware.micro_batch_size={micro}"]
+        overrides = ["method=fft", f"hardware.micro_batch_size={micro}"]
         code, output = finish(start(tmp_path / str(micro), *overrides))
         assert code == 0, output
         curves.append([loss for _, loss, _, _ in losses(tmp_path / str(micro))])
-        subprocess.run(["rm", "-rf", str(run_folder(compose([*SHORT, *overrides])))], check=True)
     assert curves[0] == pytest.approx(curves[1], rel=1e-3)
 
 
 def test_a_multirun_is_a_run_for_each_value(tmp_path):
-    code, output = finish(start(tmp_path, "-m", "method=mora", "r=2,4", "seed=20", "task.train.stop_step=3"))
+    code, output = finish(start(tmp_path, "-m", "method=mora", "r=2,4", "task.train.stop_step=3"))
     assert code == 0, output
     assert sorted(result["config"]["r"] for result in results(tmp_path)) == [2, 4]

@@ -79,6 +79,12 @@ def test_a_config_survives_a_save_and_load_in_all_fields(tmp_path):
     assert MoraConfig.from_pretrained(tmp_path) == config
 
 
+def test_module_names_given_as_lists_are_kept_as_sets():
+    config = MoraConfig(target_modules=["q_proj", "v_proj", "q_proj"], exclude_modules=["lm_head", "lm_head"])
+    assert config.target_modules == {"q_proj", "v_proj"}
+    assert config.exclude_modules == {"lm_head"}
+
+
 def test_peft_builds_a_mora_config_from_its_name():
     assert get_peft_config({"peft_type": "MORA", "r": 4, "target_modules": ["0"]}) == MoraConfig(
         r=4, target_modules=["0"]
@@ -137,6 +143,13 @@ def resolved_operator(model: nn.Module, **options) -> str:
 )
 def test_auto_chooses_rotation_where_a_group_would_hold_more_than_eight_inputs(hidden_size, r, operator):
     assert resolved_operator(OnlyAConfig(hidden_size=hidden_size), r=r, target_modules=["proj"]) == operator
+
+
+@pytest.mark.parametrize(("rounding", "operator"), [("floor", "rotation"), ("official", "sharing")])
+def test_auto_counts_the_inputs_of_a_group_with_the_chosen_rounding(rounding, operator):
+    # sqrt(124 + 124) = 15.7: groups of 124 / 15 > 8 or of 124 / 16 < 8 inputs.
+    model = OnlyAConfig(hidden_size=124)
+    assert resolved_operator(model, r=1, target_modules=["proj"], rhat_rounding=rounding) == operator
 
 
 @pytest.mark.filterwarnings("ignore:MoRA r=:UserWarning")

@@ -131,6 +131,13 @@ def test_lower_precision_is_kept_and_close_to_float64(setting, dtype):
     torch.testing.assert_close(delta.double(), operator.delta_weight(M.double()), rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("pairs", ["half_split", "interleaved"])
+def test_rotation_of_bfloat16_is_computed_in_float32_and_rounded_once(pairs):
+    operator = OPERATORS["rotation"](64, 64, 16, pairs=pairs)
+    x = torch.randn(8, 64, dtype=torch.bfloat16)
+    assert torch.equal(operator.compress(x), operator.compress(x.float()).bfloat16())
+
+
 @each_shape
 @each_setting
 def test_ignored_inputs_are_the_zero_columns_of_delta_weight(setting, shape):

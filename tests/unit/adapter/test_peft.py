@@ -13,6 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
 from mora import MoraConfig
+from mora.adapter import OPERATORS
 
 ATTENTION = {f"model.layers.{i}.self_attn.{p}" for i in (0, 1) for p in ("q_proj", "k_proj", "v_proj", "o_proj")}
 FFN = {f"model.layers.{i}.mlp.{p}" for i in (0, 1) for p in ("gate_proj", "up_proj", "down_proj")}
@@ -78,6 +79,22 @@ def test_rank_pattern_gives_named_modules_their_own_r(make_llama, mora_layers):
         "model.layers.0.self_attn.k_proj": (1, 9),  # sqrt(96 * 1)
         "model.layers.1.self_attn.k_proj": (1, 9),
     }
+
+
+@pytest.mark.parametrize(
+    ("options", "r_hat"),  # sqrt((20 + 32) * 6) = 17.7
+    [
+        ({"operator": "sharing", "groups": "contiguous-modulo", "split": "padded", "pad": "zeros"}, 17),
+        ({"operator": "sharing", "rhat_rounding": "official"}, 18),
+        ({"operator": "decouple", "overflow": "fold", "pad": "zeros"}, 17),
+        ({"operator": "rotation", "pairs": "interleaved"}, 16),
+        ({"operator": "rotation", "rhat_rounding": "official"}, 18),
+    ],
+)
+def test_every_option_of_the_config_reaches_the_operator(options, r_hat, make_mlp, adapt, mora_layers):
+    operator = mora_layers(adapt(make_mlp(), r=6, target_modules=["0"], **options))["0"].operator["default"]
+    fields = {name: value for name, value in options.items() if name not in ("operator", "rhat_rounding")}
+    assert operator == OPERATORS[options["operator"]](20, 32, r_hat, **fields)
 
 
 def test_at_the_same_r_mora_trains_no_more_parameters_than_lora(make_llama):
@@ -177,6 +194,14 @@ def test_a_bfloat16_base_gets_float32_adapters_and_answers_in_bfloat16(make_mlp,
     assert_close(y.float(), reference(x), tolerance=0.05)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_adapters_take_the_dtype_of_the_base_where_peft_is_told_not_to_choose(dtype, make_mlp, mora_layers, x):
+    config = MoraConfig(r=2, target_modules=["0"])
+    model = get_peft_model(make_mlp(dtype), config, autocast_adapter_dtype=False)
+    assert mora_layers(model)["0"].mora_M["default"].dtype == dtype
+    assert model(x.to(dtype)).dtype == dtype
+
+
 def test_autocast_computes_in_bfloat16_and_trains_float32_adapters(make_mlp, adapt, mora_layers, x):
     model = adapt(make_mlp())
     with torch.autocast("cpu", torch.bfloat16):
@@ -263,6 +288,14 @@ def test_adding_an_adapter_changes_neither_the_output_nor_what_trains(two, make_
     assert torch.equal(two(x), expected)
 
 
+def test_an_adapter_added_to_a_layer_by_hand_does_not_train_until_it_is_active(two, mora_layers):
+    layer = mora_layers(two)["0"]
+    layer.update_layer("third", 2, two.peft_config["default"])
+    assert not layer.mora_M["third"].requires_grad
+    layer.set_adapter("third")
+    assert layer.mora_M["third"].requires_grad
+
+
 def test_set_adapter_switches_output_and_what_trains(two, x):
     first = two(x)
     two.set_adapter("second")
@@ -312,8 +345,8 @@ def test_a_deleted_adapter_leaves_nothing_behind(two, mora_layers, x):
     assert torch.equal(two(x), expected)
     assert list(two.peft_config) == ["second"]
     for layer in mora_layers(two).values():
-        for attribute in (*layer.adapter_layer_names, *layer.other_param_names):
-            assert "default" not in getattr(layer, attribute)
+        for attribute in (layer.mora_M, layer.operator, layer.r, layer.scaling, layer.mora_dropout):
+            assert "default" not in attribute
 
 
 def test_the_delta_weight_of_an_unknown_adapter_is_refused_with_the_known_names(two, mora_layers):
@@ -343,7 +376,7 @@ def layer(make_mlp, adapt, mora_layers):
     ("change", "expected"),
     [
         (lambda layer: layer.set_scale("default", 0.25), 0.25),
-        (lambda layer: layer.scale_layer(3.0), 3.0),
+        (lambda layer: (layer.set_scale("default", 0.5), layer.scale_layer(3.0)), 1.5),
         (lambda layer: (layer.set_scale("default", 6.0), layer.unscale_layer(3.0)), 2.0),
         (lambda layer: (layer.scale_layer(3.0), layer.unscale_layer()), 1.0),
         (lambda layer: layer.set_scale("not here", 5.0), 1.0),

@@ -268,7 +268,6 @@ def test_a_fresh_process_merges_an_adapter_and_another_uses_the_result_without_m
         assert_close(logits, expected)
 
 
-@pytest.mark.xfail(strict=True, reason="the import hook of mora goes away when anyone only looks whether peft is there")
 def test_mora_is_registered_although_someone_looked_for_peft_before_it_was_imported(tmp_path):
     # transformers.utils.is_peft_available() does this.
     code = """
