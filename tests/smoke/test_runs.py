@@ -30,11 +30,8 @@ SHORT = [
 
 
 def start(tmp_path, *overrides, kill_at=None, **popen):
-    env = (
-        os.environ
-        | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-        | ({"MORA_KILL_AT": kill_at} if kill_at else {})
-    )
+    own = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "MORA_OUTPUT_DIR": str(tmp_path / "outputs")}
+    env = os.environ | own | ({"MORA_KILL_AT": kill_at} if kill_at else {})
     flags = [o for o in overrides if o == "-m"]
     values = [*SHORT, f"scale.results_dir={tmp_path}/results", *(o for o in overrides if o != "-m")]
     command = [sys.executable, str(ROOT / "run.py"), *flags, *values]
@@ -105,7 +102,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(tmp_path):
 
 
 def test_sigterm_saves_a_checkpoint_and_the_run_goes_on(tmp_path):
-    overrides = ["method=fft", "task.train.epochs=4000", "task.train.stop_step=200"]
+    overrides = ["method=fft", "task.train.epochs=4000", "task.train.stop_step=2000"]
     folder = folder_of(tmp_path, *overrides)
     process = start(tmp_path, *overrides, start_new_session=True)
     deadline = time.time() + 120
