@@ -31,7 +31,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@$(if $(EXPERIMENTS),printf "  %-10s %s\n" $(foreach name,$(EXPERIMENTS),$(name) "its missing runs; then the table or figure"))
 	@echo
-	@echo "  PLAN=1 prints the runs and their cost, and starts none. JOBS=n runs n side by side."
+	@echo "  PLAN=1 prints the runs that are missing, and starts none. JOBS=n runs n side by side."
 
 # The lock decides every version, so that the order of the steps does not.
 define INSTALL
