@@ -1,0 +1,48 @@
+import subprocess
+
+import pytest
+
+from mora.config import source
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    (tmp_path / "mora").mkdir()
+    (tmp_path / "mora" / "a.py").write_text("x = 1\n")
+    (tmp_path / "run.py").write_text("pass\n")
+
+    def git(*args):
+        subprocess.run(
+            ["git", "-c", "user.name=t", "-c", "user.email=t@t", *args], cwd=tmp_path, check=True, capture_output=True
+        )
+
+    git("init", "-q")
+    git("add", "-A")
+    git("commit", "-qm", "first")
+    monkeypatch.setattr(source, "ROOT", tmp_path)
+    return tmp_path
+
+
+def test_committed_source_is_clean(repository):
+    found = source.describe()
+    assert found["dirty"] is False
+    assert source.is_committed(found)
+
+
+def test_changed_source_says_so_and_results_do_not_make_it_dirty(repository):
+    (repository / "results").mkdir()
+    (repository / "results" / "x.json").write_text("{}")
+    assert source.describe()["dirty"] is False
+    (repository / "mora" / "a.py").write_text("x = 2\n")
+    found = source.describe()
+    assert found["dirty"] is True
+    assert not source.is_committed(found)
+
+
+def test_a_result_made_without_git_is_checked_against_the_commit_it_names(repository):
+    clean = source.describe()
+    unknown = clean | {"dirty": None}
+    assert source.is_committed(unknown)
+    assert not source.is_committed(unknown | {"fingerprint": "0" * 16})
+    assert not source.is_committed(unknown | {"commit": None})
+    assert not source.is_committed(unknown | {"commit": "f" * 40})
