@@ -22,7 +22,7 @@ STYLES = ("-", "--", "-.", ":")
 
 
 def render(name: str, experiment: Experiment, grids: list[Grid], scale: str, folder: Path) -> Path:
-    """Writes `folder/<name>-<scale>.svg` (and .png for a quick look); curves are means over seeds, bands their range."""
+    """Writes `folder/<name>-<scale>.svg`; curves are means over seeds, bands their range."""
     figure, axes = plt.subplots(figsize=(6.4, 4.0), constrained_layout=True)
     missing = []
     for i, grid in enumerate(grids):

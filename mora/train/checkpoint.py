@@ -25,7 +25,7 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
             file.flush()
             os.fsync(file.fileno())
         (partial / "sha256").write_text(_digest(partial / "state.pt"))
-        _test_hook("before_rename", step)
+        kill_point("before_rename", step)
         shutil.rmtree(final, ignore_errors=True)
         os.rename(partial, final)
     except OSError as error:
@@ -63,7 +63,7 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _test_hook(point: str, step: int) -> None:
+def kill_point(point: str, step: int) -> None:
     """Dies here, as by SIGKILL, when MORA_KILL_AT=point:step: how the tests interrupt a run at a known place."""
     if os.environ.get("MORA_KILL_AT") == f"{point}:{step}":
         os.kill(os.getpid(), 9)

@@ -16,7 +16,7 @@ from mora.config.schema import RunConfig
 from mora.data.batches import Batches
 
 from . import checkpoint
-from .checkpoint import _test_hook
+from .checkpoint import kill_point
 from .engine import TorchEngine
 from .log import RunLog
 from .schedule import learning_rate
@@ -61,7 +61,7 @@ def fit(engine: TorchEngine, batches: Batches, config: RunConfig, folder: Path, 
         done = step + 1
         tokens += loss_tokens
         log.add(step=done, loss=loss, lr=lr, grad_norm=grad_norm)
-        _test_hook("after_step", done)
+        kill_point("after_step", done)
 
         due = done % train.log_every_steps == 0 or done == config.last_step
         saving = done % train.checkpoint_every_steps == 0 or done == config.last_step or stop.asked

@@ -17,6 +17,4 @@ def learning_rate(step: int, total_steps: int, peak: float, train: Train) -> flo
         "linear": 1.0 - progress,
         "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
     }[train.schedule]
-    if train.schedule == "constant":
-        return peak
     return peak * (train.min_lr_ratio + (1.0 - train.min_lr_ratio) * left)

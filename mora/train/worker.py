@@ -24,10 +24,10 @@ from mora.data import uuid
 from mora.data.batches import Batches
 from mora.evaluate import teacher_forced
 from mora.evaluate.harness import run_task
-from mora.methods import parameter_table, prepare, trainable
+from mora.methods import parameter_table, prepare
 
 from . import log
-from .checkpoint import _test_hook
+from .checkpoint import kill_point
 from .engine import TorchEngine
 from .loop import Diverged, fit
 from .model import DTYPES, load_model, pad_id
@@ -67,7 +67,7 @@ def _run(config: RunConfig, folder: Path) -> Path:
         if step % plan.loss_every_steps == 0 or step in plan.at_steps or last:
             metrics |= teacher_forced.score(engine, samples, pad, min(batch_size, SCORED_AT_ONCE))
         if step in plan.at_steps or last:
-            _test_hook("in_evaluation", step)
+            kill_point("in_evaluation", step)
             with engine.autocast():
                 generated, _ = run_task(model, tokenizer, "uuid", {"pairs": pairs}, batch_size)
             metrics |= generated
@@ -88,7 +88,7 @@ def _run(config: RunConfig, folder: Path) -> Path:
     facts = {
         "data": {"uuid_pairs": uuid.fingerprint(pairs)},
         "parameters": {
-            "trainable": sum(p.numel() for p in trainable(model).values()),
+            "trainable": sum(parameter_table(model).values()),
             "by_module": parameter_table(model),
         },
         "hardware": _hardware(device),
@@ -147,7 +147,8 @@ def _hardware(device: torch.device) -> dict[str, Any]:
 
 def _print_parameters(model: torch.nn.Module) -> None:
     total = sum(p.numel() for p in model.parameters())
-    ours = sum(p.numel() for p in trainable(model).values())
-    for kind, count in parameter_table(model).items():
+    table = parameter_table(model)
+    ours = sum(table.values())
+    for kind, count in table.items():
         print(f"  {count:>14,}  {kind}")
     print(f"  {ours:>14,}  trainable of {total:,} ({100 * ours / total:.2f} %)", flush=True)
