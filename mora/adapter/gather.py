@@ -230,10 +230,9 @@ def _fetch(
         elif MODULUS > 0:
             group = position % MODULUS
         ok = ok & (group < N_SOURCE)
+    place = group
     if ALIGNED != BLOCK:
         place = group // BLOCK * ALIGNED + group % BLOCK
-    else:
-        place = group
     pointers = source + row[:, None] * stride + place[None, :]
     value = tl.load(pointers, mask=row_ok[:, None] & ok[None, :], other=0.0).to(tl.float32)
     if DROPS:
@@ -295,10 +294,7 @@ def gather_sum(
     else:
         o = column
         ok = column < WIDTH
-    if DROPS_SOURCE or DROPS_OUT:
-        seed = tl.load(seed_pointer)
-    else:
-        seed = 0
+    seed = tl.load(seed_pointer) if DROPS_SOURCE or DROPS_OUT else 0
     start = o * FIRST
     if LARGER > 0:
         start += tl.minimum(o, LARGER)

@@ -3,10 +3,10 @@
 What it saves, against composing the operators under autograd:
 
 - Memory: backward keeps f_comp(x) or x, whichever is smaller, and nothing else. Rotated blocks are made again from x.
-- Passes: f_decomp writes the output first and the base product is accumulated onto it (a matrix product with beta = 1); the
-  gradient of x likewise. So nothing of the size of x or y is ever added in a pass of its own.
-- Padding: r_hat is padded to a multiple of 8 in what is compressed and in a copy of M, so that cuBLAS keeps its fast kernels.
-  The copy is made in the compute dtype, in forward and again in backward; M itself stays exact.
+- Passes: f_decomp writes the output first and the base product is accumulated onto it (a matrix product with beta = 1);
+  the gradient of x likewise. So nothing of the size of x or y is ever added in a pass of its own.
+- Padding: r_hat is padded to a multiple of 8 in what is compressed and in a copy of M, so that cuBLAS keeps its fast
+  kernels. The copy is made in the compute dtype, in forward and again in backward; M itself stays exact.
 
 The four linear maps run as Triton kernels (`gather.py`) on a GPU; elsewhere, and under torch.compile, which fuses them by
 itself and could not look into a kernel, they are the operators' own torch code. Everything is allocated by shape alone and
@@ -14,7 +14,7 @@ nothing asks the device for a value, so a step may be captured in a CUDA graph o
 
 The form is chosen for each call. The environment variable MORA_KERNELS, or `use(...)`, decides otherwise: "auto";
 "torch", this function without Triton; "reference", the operators composed under autograd; "triton", also on the CPU (with
-TRITON_INTERPRET=1, for tests).
+TRITON_INTERPRET=1, for tests). Second derivatives need "reference"; the others refuse them.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .operators import Operator
@@ -90,7 +91,8 @@ def adapted_linear(
 ) -> Tensor:
     """x (..., in_features) -> (..., out_features).
 
-    weight_KD: the frozen base weight, (in_features, out_features); without it the adapter's part alone is returned, in `dtype`.
+    weight_KD: the frozen base weight, (in_features, out_features); without it the adapter's part alone is returned, in
+        `dtype`.
     bias: the frozen base bias. No gradient is computed for either.
     dropout: probability, on the adapter's input; only where `runs_triton`.
     dtype: of the compressed input and its product with M, by default M's. M's gradient has M's dtype.
@@ -136,19 +138,14 @@ class _AdaptedLinear(torch.autograd.Function):
         return y.view(*x.shape[:-1], operator.out_features)
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]  # what f_comp(x) owes to x is not kept: use "reference"
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         kept, M, weight_KD, seed = ctx.saved_tensors
         operator, needs_x, needs_M = ctx.operator, ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         g = grad_y.reshape(-1, operator.out_features)
         x_or_c = kept if ctx.keeps_c else kept.reshape(-1, operator.in_features)
         x_dtype = ctx.x_dtype if weight_KD is None else g.dtype
-        # Where a gradient of the gradient is asked for, autograd must see torch operations.
-        triton = ctx.triton and not torch.is_grad_enabled()
-        if ctx.triton and not triton:
-            raise RuntimeError(
-                "second derivatives of a MoRA layer on a GPU need MORA_KERNELS=reference (or mora.adapter.kernels.use)"
-            )
-        if triton:
+        if ctx.triton:
             dropout = None
             if seed is not None:
                 from .gather import Dropout
@@ -164,7 +161,7 @@ class _AdaptedLinear(torch.autograd.Function):
                 c = x_or_c if ctx.keeps_c else operator.compress(x_or_c.to(ctx.dtype))
                 dM = _square(_outer(dz, c), M.dtype, ctx.scaling)
         if dx is not None and weight_KD is not None:
-            dx = _plus_product(dx, g, weight_KD.to(g.dtype).mT, in_place=triton)
+            dx = _plus_product(dx, g, weight_KD.to(g.dtype).mT, in_place=ctx.triton)
         if dx is not None:
             dx = dx.to(ctx.x_dtype).view(ctx.shape)
         return dx, dM, None, None, None, None, None, None

@@ -124,7 +124,9 @@ class Sharing(Operator):
         return _spread_groups(z, self.out_features, self._kind_out, self.split)
 
     def compress_adjoint(self, c: Tensor) -> Tensor:
-        return _fold_pad(_spread_groups(c, self._padded_length(), self._kind_in, self.split), self.in_features, self.pad)
+        return _fold_pad(
+            _spread_groups(c, self._padded_length(), self._kind_in, self.split), self.in_features, self.pad
+        )
 
     def decompress_adjoint(self, y: Tensor) -> Tensor:
         uneven = self._kind_out == "contiguous" and self.split == "uneven"
