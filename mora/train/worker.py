@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import platform
 import shutil
 import time
@@ -24,13 +25,13 @@ from mora.data import uuid
 from mora.data.batches import Batches
 from mora.evaluate import teacher_forced
 from mora.evaluate.harness import run_task
-from mora.methods import parameter_table, prepare
+from mora.methods import merged, parameter_table, prepare
 
 from . import log
 from .checkpoint import kill_point
 from .engine import TorchEngine
 from .loop import Diverged, fit
-from .model import DTYPES, load_model, pad_id
+from .model import DTYPES, load_model, pad_id, use_fused_layers
 
 SCORED_AT_ONCE = 100  # sequences whose logits are in memory together, 0.7 GB in bf16 at SmolLM2's vocabulary
 PACKAGES = ("torch", "transformers", "peft", "lm_eval", "datasets", "numpy")
@@ -50,12 +51,13 @@ def _run(config: RunConfig, folder: Path) -> Path:
     started = time.time()
     device = _device(config.hardware.device)
     model, tokenizer = load_model(config.model, config.scale.precision)
+    fused = device.type == "cuda" and use_fused_layers(model)
     model = prepare(model, config).to(device)
     pairs = uuid.make_pairs(config.task.data)
     samples = [uuid.encode(pair, tokenizer, config.task.data.loss_on) for pair in pairs]
     pad, batch_size = pad_id(tokenizer), config.task.evaluation.batch_size
     batches = Batches(samples, pad, config.task.train.global_batch_size, config.micro_batch_size, config.seed)
-    engine = TorchEngine(model, config.task.train, DTYPES[config.scale.precision])
+    engine = TorchEngine(model, config.task.train, DTYPES[config.scale.precision], config.hardware.cuda_graphs)
     _print_parameters(model)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -68,15 +70,16 @@ def _run(config: RunConfig, folder: Path) -> Path:
             metrics |= teacher_forced.score(engine, samples, pad, min(batch_size, SCORED_AT_ONCE))
         if step in plan.at_steps or last:
             kill_point("in_evaluation", step)
-            with engine.autocast():
+            with engine.full_precision(), merged(model):
                 generated, _ = run_task(model, tokenizer, "uuid", {"pairs": pairs}, batch_size)
             metrics |= generated
         return metrics
 
     status: dict[str, Any] = {"status": "done"}
+    speed = None
     try:
         if config.method.trains:
-            fit(engine, batches, config, folder, evaluate)
+            speed = fit(engine, batches, config, folder, evaluate)
         else:
             rows = log.RunLog(folder / "log.jsonl", from_step=-1)
             rows.add(step=0, **evaluate(0))
@@ -84,14 +87,16 @@ def _run(config: RunConfig, folder: Path) -> Path:
     except Diverged as error:
         status = {"status": "diverged", "reason": str(error)}
     if config.method.adapter is not None and status["status"] == "done":
-        model.save_pretrained(str(folder / "adapter"))  # type: ignore[operator]
+        with engine.full_precision():
+            model.save_pretrained(str(folder / "adapter"))  # type: ignore[operator]
     facts = {
         "data": {"uuid_pairs": uuid.fingerprint(pairs)},
         "parameters": {
             "trainable": sum(parameter_table(model).values()),
             "by_module": parameter_table(model),
         },
-        "hardware": _hardware(device),
+        "hardware": _hardware(device) | {"fused_layers": fused},
+        "speed": speed,
         "wall_s": round(time.time() - started, 1),
     }
     return write_result(config, folder, status | facts)
@@ -141,8 +146,10 @@ def _device(wanted: str) -> torch.device:
 
 def _hardware(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
-        return {"device": torch.cuda.get_device_name(), "peak_memory_bytes": torch.cuda.max_memory_allocated()}
-    return {"device": platform.machine(), "peak_memory_bytes": None}
+        name, peak = torch.cuda.get_device_name(), torch.cuda.max_memory_allocated()
+    else:
+        name, peak = platform.machine(), None
+    return {"device": name, "peak_memory_bytes": peak, "runs_side_by_side": int(os.environ.get("MORA_SIDE_BY_SIDE", 1))}
 
 
 def _print_parameters(model: torch.nn.Module) -> None:
