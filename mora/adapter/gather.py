@@ -304,21 +304,26 @@ def gather_sum(
             source, row, row_ok, source_stride, start + t * STRIDE, ok, seed, first_row, threshold, keep_scale,
             N_SOURCE, LIMIT, MODULUS, GROUP_SIZE, GROUP_LARGER, BLOCK_SOURCE, ALIGNED_SOURCE, DROPS_SOURCE, True,
         )  # fmt: skip
+    R: tl.constexpr = BLOCK_OUT + BLOCK_SOURCE
+    end: tl.constexpr = LIMIT + (R if TURN != 0 else 0)  # a partner may stand R / 2 before its position
+    lowest = tl.program_id(1) * COLUMNS // ALIGNED_OUT * BLOCK_OUT if BLOCK_OUT > 0 else tl.program_id(1) * COLUMNS
+    lowest = lowest * FIRST + (tl.minimum(lowest, LARGER) if LARGER > 0 else 0)
     for t in tl.range(PLAIN, TERMS, loop_unroll_factor=2):
-        live = ok
-        if LARGER > 0:
-            live = ok & ((t < TERMS - 1) | (o < LARGER))
-        if TURN != 0:
-            total += _turned(
-                source, row, row_ok, source_stride, start + t * STRIDE, live, cos, sin, seed, first_row, threshold,
-                keep_scale, N_SOURCE, LIMIT, MODULUS, BLOCK_SOURCE, ALIGNED_SOURCE,
-                BLOCK_OUT + BLOCK_SOURCE, N_OUT if TURN > 0 else N_SOURCE, TURN, INTERLEAVED, DROPS_SOURCE,
-            )  # fmt: skip
-        else:
-            total += _fetch(
-                source, row, row_ok, source_stride, start + t * STRIDE, live, seed, first_row, threshold, keep_scale,
-                N_SOURCE, LIMIT, MODULUS, GROUP_SIZE, GROUP_LARGER, BLOCK_SOURCE, ALIGNED_SOURCE, DROPS_SOURCE, False,
-            )  # fmt: skip
+        if lowest + t * STRIDE < end:  # else the term has nothing for the whole tile
+            live = ok
+            if LARGER > 0:
+                live = ok & ((t < TERMS - 1) | (o < LARGER))
+            if TURN != 0:
+                total += _turned(
+                    source, row, row_ok, source_stride, start + t * STRIDE, live, cos, sin, seed, first_row, threshold,
+                    keep_scale, N_SOURCE, LIMIT, MODULUS, BLOCK_SOURCE, ALIGNED_SOURCE,
+                    R, N_OUT if TURN > 0 else N_SOURCE, TURN, INTERLEAVED, DROPS_SOURCE,
+                )  # fmt: skip
+            else:
+                total += _fetch(
+                    source, row, row_ok, source_stride, start + t * STRIDE, live, seed, first_row, threshold, keep_scale,
+                    N_SOURCE, LIMIT, MODULUS, GROUP_SIZE, GROUP_LARGER, BLOCK_SOURCE, ALIGNED_SOURCE, DROPS_SOURCE, False,
+                )  # fmt: skip
     if DROPS_OUT:
         kept = _kept(row[:, None] + first_row, column[None, :], WIDTH, seed, threshold)
         total = tl.where(kept, total * keep_scale, 0.0)

@@ -66,6 +66,12 @@ def test_each_map_as_a_kernel_equals_the_operator(setting, shape):
         assert relative_error(out, expected_in_memory(operator, name, source)) < 1e-6, name
 
 
+@needs_interpreter
+@each_setting
+def test_maps_of_several_tiles(setting):
+    test_each_map_as_a_kernel_equals_the_operator(setting, (1100, 700, 90))
+
+
 def fused_and_expected(operator: Operator, x: Tensor, dtype: torch.dtype, bias: bool = False, scaling: float = 1.0):
     """Output and gradients (of x and M) of the fused function in `dtype`, and of the delta weight in fp64."""
     K, D, R = operator.in_features, operator.out_features, operator.r_hat
