@@ -175,30 +175,51 @@ def run(plan: Gather, source: Tensor, out: Tensor, dropout: Dropout | None = Non
     rows = out.shape[0]
     if rows == 0:
         return out
+    cos = sin = source  # not read without a turn
     if plan.turn:
         R = plan.block_out or plan.block_source
         length = plan.n_out if plan.turn > 0 else plan.n_source
         cos, sin = rotation_table(length // R, R, source.device, torch.float32)
-    else:
-        cos = sin = source  # not read
-    columns = min(triton.next_power_of_2(plan.width), 512)
-    tile_rows = TILE // columns
-    grid = (triton.cdiv(rows, tile_rows), triton.cdiv(plan.width, columns))
-    gather_sum[grid](
-        source, out, cos, sin, dropout.seed if dropout else source,
-        rows, source.stride(0), out.stride(0), dropout.first_row if dropout else 0,
-        int(dropout.p * 2**32) if dropout else 0, 1 / (1 - dropout.p) if dropout else 1.0,
-        N_OUT=plan.n_out, N_SOURCE=plan.n_source, LIMIT=plan.limit, TERMS=plan.terms, PLAIN=plan.plain_terms,
-        FIRST=plan.first, LARGER=plan.larger, STRIDE=plan.stride, MODULUS=plan.modulus,
-        GROUP_SIZE=plan.group_size, GROUP_LARGER=plan.group_larger, WIDTH=plan.width,
-        BLOCK_OUT=plan.block_out, ALIGNED_OUT=aligned(plan.block_out),
-        BLOCK_SOURCE=plan.block_source, ALIGNED_SOURCE=aligned(plan.block_source),
-        TURN=plan.turn, INTERLEAVED=plan.interleaved,
-        DROPS_SOURCE=dropout is not None and plan.block_out > 0,
-        DROPS_OUT=dropout is not None and plan.block_out == 0,
-        ROWS=tile_rows, COLUMNS=columns,
-    )  # fmt: skip
+    constants = _constants(plan, drops=dropout is not None)
+    grid = (triton.cdiv(rows, constants["ROWS"]), triton.cdiv(plan.width, constants["COLUMNS"]))
+    with torch.cuda.device_of(source):  # Triton launches on the current device, whatever its arguments are on
+        gather_sum[grid](
+            source, out, cos, sin, dropout.seed if dropout else source,
+            rows, source.stride(0), out.stride(0), dropout.first_row if dropout else 0,
+            int(dropout.p * 2**32) if dropout else 0, 1 / (1 - dropout.p) if dropout else 1.0,
+            **constants,
+        )  # fmt: skip
     return out
+
+
+@functools.lru_cache(maxsize=4096)
+def _constants(plan: Gather, drops: bool) -> dict[str, int]:
+    """What a kernel is compiled for: the plan, and the shape of a tile."""
+    columns = min(triton.next_power_of_2(plan.width), 512)
+    return {
+        "N_OUT": plan.n_out,
+        "N_SOURCE": plan.n_source,
+        "LIMIT": plan.limit,
+        "TERMS": plan.terms,
+        "PLAIN": plan.plain_terms,
+        "FIRST": plan.first,
+        "LARGER": plan.larger,
+        "STRIDE": plan.stride,
+        "MODULUS": plan.modulus,
+        "GROUP_SIZE": plan.group_size,
+        "GROUP_LARGER": plan.group_larger,
+        "WIDTH": plan.width,
+        "BLOCK_OUT": plan.block_out,
+        "ALIGNED_OUT": aligned(plan.block_out),
+        "BLOCK_SOURCE": plan.block_source,
+        "ALIGNED_SOURCE": aligned(plan.block_source),
+        "TURN": plan.turn,
+        "INTERLEAVED": plan.interleaved,
+        "DROPS_SOURCE": drops and plan.block_out > 0,
+        "DROPS_OUT": drops and plan.block_out == 0,
+        "ROWS": TILE // columns,
+        "COLUMNS": columns,
+    }
 
 
 @triton.jit

@@ -283,8 +283,9 @@ def _split_outer(dz: Tensor, c: Tensor) -> Tensor:
     rows, side = dz.shape
     tiles = (-(-side // 128)) ** 2
     splits = 1
-    while splits * tiles < MULTIPROCESSORS and rows % (2 * splits) == 0 and rows // (2 * splits) >= 512:
+    while splits * tiles < MULTIPROCESSORS and rows // (2 * splits) >= 512:
         splits *= 2
-    if splits == 1:
-        return (dz.mT @ c).float()
-    return torch.bmm(dz.view(splits, -1, side).mT, c.view(splits, -1, side)).sum(0, dtype=torch.float32)
+    whole = rows // splits * splits
+    parts = torch.bmm(dz[:whole].view(splits, -1, side).mT, c[:whole].view(splits, -1, side))
+    total = parts.sum(0, dtype=torch.float32)
+    return total if whole == rows else total.add_(dz[whole:].mT @ c[whole:])

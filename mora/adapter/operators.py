@@ -7,7 +7,8 @@
 
 Every operator keeps Eq. 3, `decompress(compress(x) @ M.T) == x @ delta_weight(M).T`, for any leading dimensions of x and any
 dtype. `delta_weight` is built from the same pieces as the forward pass: `_pad` and `_fold_pad`, `_sum_groups` and
-`_spread_groups`, `rotate` by +angle and by -angle are pairs of a linear map and its adjoint, so nothing is said twice.
+`_spread_groups`, `rotate` by +angle and by -angle are pairs of a linear map and its adjoint, so that only the place of a
+block in the output is said twice.
 The adjoints of whole maps, which the backward pass of `kernels.py` uses, are put together from the same pairs.
 """
 
@@ -195,8 +196,13 @@ class Decouple(Operator):
         return M.expand(self.n_blocks, -1, -1)
 
     def delta_weight(self, M: Tensor) -> Tensor:
-        columns = torch.block_diag(*self.block_matrices(M)).mT.unflatten(-1, (self.n_blocks, self.r_hat))
-        return _fold_pad(self.decompress(columns).mT, self.in_features, self.pad)
+        n, n_out, R = self.n_blocks, self.n_blocks_out, self.r_hat
+        blocks = self.block_matrices(M)
+        delta = M.new_zeros(self.out_features, n * R)
+        for i in range(n if self.overflow == "fold" and n > n_out else n_out):  # block by block: merging takes seconds
+            rows = slice(i % n_out * R, min((i % n_out + 1) * R, self.out_features))
+            delta[rows, i % n * R : (i % n + 1) * R] = blocks[i % n, : rows.stop - rows.start]
+        return _fold_pad(delta, self.in_features, self.pad)
 
     def ignored_inputs(self) -> int:
         n_out = self.n_blocks_out

