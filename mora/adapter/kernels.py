@@ -283,7 +283,7 @@ def _split_outer(dz: Tensor, c: Tensor) -> Tensor:
     rows, side = dz.shape
     tiles = (-(-side // 128)) ** 2
     splits = 1
-    while splits * tiles < MULTIPROCESSORS and rows // (2 * splits) >= 512:
+    while 2 * splits * tiles <= MULTIPROCESSORS and rows // (2 * splits) >= 512:
         splits *= 2
     whole = rows // splits * splits
     parts = torch.bmm(dz[:whole].view(splits, -1, side).mT, c[:whole].view(splits, -1, side))

@@ -81,7 +81,8 @@ def with_method(base: LlamaForCausalLM, case: Case) -> nn.Module:
             init_lora_weights=False,
             use_dora=case.method == "dora",
         )
-    return get_peft_model(twin, config, autocast_adapter_dtype=case.stock).train()
+    with torch.device(base.device):
+        return get_peft_model(twin, config, autocast_adapter_dtype=case.stock).train()
 
 
 def linear_parameters(model: nn.Module) -> int:
