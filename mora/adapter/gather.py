@@ -25,6 +25,7 @@ from .operators import Decouple, Operator, Rotation, Sharing, rotation_table
 
 ALIGNMENT = 8  # elements: 16 bytes in bf16, what cuBLAS needs of a row for its fast kernels
 TILE = 4096  # outputs of one program, 32 a thread
+FEW_ROWS = 1024  # below it programs are smaller, so that every multiprocessor has some
 
 
 def aligned(r_hat: int) -> int:
@@ -69,6 +70,12 @@ class Gather:
         return min(whole, (bound - 1 - last) // self.stride + 1) if self.stride else whole
 
     @property
+    def turned(self) -> int:
+        """The positions that have an angle: whole blocks of the longer side."""
+        R = self.block_out or self.block_source
+        return max(self.n_out, self.n_source) // R * R if self.turn else 0
+
+    @property
     def width(self) -> int:
         """Columns of the output in memory."""
         return self.n_out // self.block_out * aligned(self.block_out) if self.block_out else self.n_out
@@ -76,13 +83,19 @@ class Gather:
 
 @dataclass(frozen=True)
 class Maps:
-    """The gathers of one operator. `n_blocks` counts the blocks that can reach the output; 1 for sharing."""
+    """The gathers of one operator. `n_blocks` counts the blocks that can reach the output; 1 for sharing.
+
+    block_matrices, for blocks that lie in x and y as they are, aligned and without padding, else None: row a of M -> row a
+    of every P^i = M R_i side by side, so that y^i = P^i x^i is a batched product on x itself. With it its adjoint.
+    """
 
     compress: Gather
     decompress: Gather
     compress_adjoint: Gather
     decompress_adjoint: Gather
     n_blocks: int
+    block_matrices: Gather | None = None
+    block_matrices_adjoint: Gather | None = None
 
 
 @functools.lru_cache(maxsize=1024)
@@ -146,12 +159,18 @@ def _blocks(op: Decouple) -> Maps:
         decompress = Gather(D, P, D, modulus=P, block_source=R)
         decompress_adjoint = Gather(P, D, D, terms=math.ceil(D / P), stride=P, block_out=R)
     interleaved = op.pairs == "interleaved"
+    matrices = matrices_adjoint = None
+    if K == D == P and R % ALIGNMENT == 0:
+        matrices = Gather(P, R, P, modulus=R, block_out=R, turn=-turn, interleaved=interleaved)
+        matrices_adjoint = Gather(R, P, P, terms=n_blocks, stride=R, block_source=R, turn=turn, interleaved=interleaved)
     return Maps(
         compress=replace(compress, turn=turn, interleaved=interleaved),
         decompress=decompress,
         compress_adjoint=replace(adjoint, turn=-turn, interleaved=interleaved),
         decompress_adjoint=decompress_adjoint,
         n_blocks=n_blocks,
+        block_matrices=matrices,
+        block_matrices_adjoint=matrices_adjoint,
     )
 
 
@@ -178,9 +197,8 @@ def run(plan: Gather, source: Tensor, out: Tensor, dropout: Dropout | None = Non
     cos = sin = source  # not read without a turn
     if plan.turn:
         R = plan.block_out or plan.block_source
-        length = plan.n_out if plan.turn > 0 else plan.n_source
-        cos, sin = rotation_table(length // R, R, source.device, torch.float32)
-    constants = _constants(plan, drops=dropout is not None)
+        cos, sin = rotation_table(plan.turned // R, R, source.device, torch.float32)
+    constants = _constants(plan, drops=dropout is not None, tile=TILE if rows >= FEW_ROWS else TILE // 8)
     grid = (triton.cdiv(rows, constants["ROWS"]), triton.cdiv(plan.width, constants["COLUMNS"]))
     with torch.cuda.device_of(source):  # Triton launches on the current device, whatever its arguments are on
         gather_sum[grid](
@@ -193,7 +211,7 @@ def run(plan: Gather, source: Tensor, out: Tensor, dropout: Dropout | None = Non
 
 
 @functools.lru_cache(maxsize=4096)
-def _constants(plan: Gather, drops: bool) -> dict[str, int]:
+def _constants(plan: Gather, drops: bool, tile: int) -> dict[str, int]:
     """What a kernel is compiled for: the plan, and the shape of a tile."""
     columns = min(triton.next_power_of_2(plan.width), 512)
     return {
@@ -214,10 +232,11 @@ def _constants(plan: Gather, drops: bool) -> dict[str, int]:
         "BLOCK_SOURCE": plan.block_source,
         "ALIGNED_SOURCE": aligned(plan.block_source),
         "TURN": plan.turn,
+        "TURNED": plan.turned,
         "INTERLEAVED": plan.interleaved,
         "DROPS_SOURCE": drops and plan.block_out > 0,
         "DROPS_OUT": drops and plan.block_out == 0,
-        "ROWS": TILE // columns,
+        "ROWS": tile // columns,
         "COLUMNS": columns,
     }
 
@@ -302,7 +321,8 @@ def gather_sum(
     FIRST: tl.constexpr, LARGER: tl.constexpr, STRIDE: tl.constexpr, MODULUS: tl.constexpr,
     GROUP_SIZE: tl.constexpr, GROUP_LARGER: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_OUT: tl.constexpr, ALIGNED_OUT: tl.constexpr, BLOCK_SOURCE: tl.constexpr, ALIGNED_SOURCE: tl.constexpr,
-    TURN: tl.constexpr, INTERLEAVED: tl.constexpr, DROPS_SOURCE: tl.constexpr, DROPS_OUT: tl.constexpr,
+    TURN: tl.constexpr, TURNED: tl.constexpr, INTERLEAVED: tl.constexpr,
+    DROPS_SOURCE: tl.constexpr, DROPS_OUT: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """A tile of `Gather`. Column arithmetic is done once a column, not once an element."""
@@ -338,7 +358,7 @@ def gather_sum(
                 total += _turned(
                     source, row, row_ok, source_stride, start + t * STRIDE, live, cos, sin, seed, first_row, threshold,
                     keep_scale, N_SOURCE, LIMIT, MODULUS, BLOCK_SOURCE, ALIGNED_SOURCE,
-                    R, N_OUT if TURN > 0 else N_SOURCE, TURN, INTERLEAVED, DROPS_SOURCE,
+                    R, TURNED, TURN, INTERLEAVED, DROPS_SOURCE,
                 )  # fmt: skip
             else:
                 total += _fetch(

@@ -5,6 +5,8 @@ What it saves, against composing the operators under autograd:
 - Memory: backward keeps f_comp(x) or x, whichever is smaller, and nothing else. Rotated blocks are made again from x.
 - Passes: f_decomp writes the output first and the base product is accumulated onto it (a matrix product with beta = 1);
   the gradient of x likewise. So nothing of the size of x or y is ever added in a pass of its own.
+- Blocks that lie in x and y as they are (rotation where r_hat divides both widths, as in LLaMA-2's attention at r=8) are
+  not copied at all: the rotation goes into M, P^i = M R_i, and a batched product reads x and writes y.
 - Padding: r_hat is padded to a multiple of 8 in what is compressed and in a copy of M, so that cuBLAS keeps its fast
   kernels. The copy is made in the compute dtype, in forward and again in backward; M itself stays exact.
 
@@ -122,7 +124,10 @@ class _AdaptedLinear(torch.autograd.Function):
         triton = runs_triton(x, operator)
         x2 = x.reshape(-1, operator.in_features)
         y_dtype = dtype if weight_KD is None else _base_dtype(x)
-        if triton:
+        ctx.in_blocks = triton and dropout is None and x.dtype == dtype == y_dtype and _has_block_matrices(operator)
+        if ctx.in_blocks:
+            c, y = None, _forward_in_blocks(x2, M, operator, scaling)
+        elif triton:
             c, y = _forward_triton(x2, M, operator, scaling, dtype, y_dtype, dropout)
         else:
             c = operator.compress(x2.to(dtype))
@@ -145,7 +150,9 @@ class _AdaptedLinear(torch.autograd.Function):
         g = grad_y.reshape(-1, operator.out_features)
         x_or_c = kept if ctx.keeps_c else kept.reshape(-1, operator.in_features)
         x_dtype = ctx.x_dtype if weight_KD is None else g.dtype
-        if ctx.triton:
+        if ctx.in_blocks:
+            dx, dM = _backward_in_blocks(ctx, g, x_or_c, M)
+        elif ctx.triton:
             dropout = None
             if seed is not None:
                 from .gather import Dropout
@@ -251,6 +258,57 @@ def _backward_triton(
     if dM is not None:
         dM = _square(dM[:R, :R], M.dtype, ctx.scaling)
     return dx, dM
+
+
+def _has_block_matrices(operator: Operator) -> bool:
+    from .gather import maps
+
+    plans = maps(operator)
+    return plans is not None and plans.block_matrices is not None
+
+
+def _forward_in_blocks(x: Tensor, M: Tensor, operator: Operator, scaling: float) -> Tensor:
+    """y^i = P^i x^i for all blocks in one batched product, which reads x and writes y where they are."""
+    x = _with_contiguous_rows(x)
+    y = x.new_empty(x.shape[0], operator.out_features)
+    torch.bmm(_as_blocks(x, operator), _block_matrices(M, operator, x.dtype, scaling).mT, out=_as_blocks(y, operator))
+    return y
+
+
+def _backward_in_blocks(ctx: Any, g: Tensor, x: Tensor, M: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    from .gather import maps, run
+
+    operator, R = ctx.operator, ctx.operator.r_hat
+    plans = maps(operator)
+    assert plans is not None
+    assert plans.block_matrices_adjoint is not None
+    g, x = _with_contiguous_rows(g), _with_contiguous_rows(x)
+    dx = dM = None
+    if ctx.needs_input_grad[0]:
+        dx = g.new_empty(g.shape[0], operator.in_features)
+        P = _block_matrices(M, operator, ctx.dtype, ctx.scaling)
+        torch.bmm(_as_blocks(g, operator), P, out=_as_blocks(dx, operator))
+    if ctx.needs_input_grad[1]:
+        dP = torch.bmm(_as_blocks(g, operator).mT, _as_blocks(x, operator)).transpose(0, 1).reshape(R, -1)
+        dM = run(plans.block_matrices_adjoint, dP, dP.new_empty(R, R, dtype=torch.float32))
+        dM = _square(dM, M.dtype, ctx.scaling)
+    return dx, dM
+
+
+def _block_matrices(M: Tensor, operator: Operator, dtype: torch.dtype, scaling: float) -> Tensor:
+    """scaling * P^i, (N, R, R), turned in fp32 and rounded once to `dtype`."""
+    from .gather import maps, run
+
+    plans = maps(operator)
+    assert plans is not None
+    assert plans.block_matrices is not None
+    P = run(plans.block_matrices, _with_contiguous_rows(M), M.new_empty(M.shape[0], operator.in_features, dtype=dtype))
+    return _as_blocks(_square(P, dtype, scaling), operator)
+
+
+def _as_blocks(x: Tensor, operator: Operator) -> Tensor:
+    """(rows, N R) seen as (N, rows, R)."""
+    return x.view(x.shape[0], -1, operator.r_hat).transpose(0, 1)
 
 
 def _with_contiguous_rows(x: Tensor) -> Tensor:

@@ -23,7 +23,17 @@ SETTINGS = [
     *(("decouple", options) for options in BLOCK_OPTIONS),
     *(("rotation", options | {"pairs": pairs}) for options in BLOCK_OPTIONS for pairs in ("half_split", "interleaved")),
 ]
-SHAPES = [(12, 12, 4), (10, 10, 4), (7, 13, 4), (31, 9, 4), (64, 16, 10), (15, 4, 4), (53, 90, 12), (10, 10, 10)]
+SHAPES = [
+    (12, 12, 4),
+    (24, 24, 8),
+    (10, 10, 4),
+    (7, 13, 4),
+    (31, 9, 4),
+    (64, 16, 10),
+    (15, 4, 4),
+    (53, 90, 12),
+    (10, 10, 10),
+]
 MAPS = ("compress", "decompress", "compress_adjoint", "decompress_adjoint")
 
 each_setting = pytest.mark.parametrize("setting", SETTINGS, ids=setting_id)
@@ -107,8 +117,11 @@ def inputs(width: int) -> dict[str, Tensor]:
         (("rotation", {}), (53, 90, 12)),
         (("rotation", {"overflow": "fold", "pad": "zeros"}), (90, 31, 10)),
         (("rotation", {}), (90, 31, 10)),
+        (("rotation", {}), (48, 48, 16)),
+        (("rotation", {"pairs": "interleaved"}), (48, 48, 16)),
+        (("decouple", {}), (48, 48, 16)),
     ],
-    ids=["sharing", "groups", "rotation", "folded", "dropped"],
+    ids=["sharing", "groups", "rotation", "folded", "dropped", "in-place", "in-place-interleaved", "in-place-decouple"],
 )
 def test_output_and_gradients_equal_the_delta_weight(form, setting, shape):
     torch.manual_seed(0)
@@ -123,6 +136,22 @@ def test_output_and_gradients_equal_the_delta_weight(form, setting, shape):
             *fused_and_expected(operator, torch.randn(64, shape[0]), torch.bfloat16), strict=True
         ):
             assert relative_error(actual, expected) < 1e-2
+
+
+@needs_interpreter
+def test_blocks_that_lie_in_x_as_they_are_are_multiplied_there():
+    def in_blocks(shape, **options) -> bool:
+        operator = build(("rotation", {}), shape)
+        x, M = torch.randn(2, shape[0]), torch.randn(shape[2], shape[2], requires_grad=True)
+        with kernels.use("triton"):
+            return kernels.adapted_linear(x, M, operator, **options).grad_fn.in_blocks
+
+    assert in_blocks((48, 48, 16))
+    assert not in_blocks((48, 48, 12))  # not aligned
+    assert not in_blocks((48, 32, 16))  # not square
+    assert not in_blocks((50, 50, 16))  # padded
+    assert not in_blocks((48, 48, 16), dropout=0.1)
+    assert not in_blocks((48, 48, 16), dtype=torch.bfloat16)
 
 
 @each_setting
@@ -177,7 +206,7 @@ def test_rows_in_parts_give_the_same_as_in_one(monkeypatch):
 @pytest.mark.parametrize("setting", [("sharing", {}), ("rotation", {})], ids=setting_id)
 def test_dropout_masks_the_adapters_input_alike_in_forward_and_backward(setting):
     operator = build(setting, (12, 12, 12))  # one block, not turned: f_comp is the identity
-    M, x = torch.eye(12), torch.rand(500, 12).add(1).requires_grad_()
+    M, x = torch.eye(12), torch.rand(1100, 12).add(1).requires_grad_()
     torch.manual_seed(3)
     with kernels.use("triton"):
         y = kernels.adapted_linear(x, M.requires_grad_(), operator, dropout=0.25)
