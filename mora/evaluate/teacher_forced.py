@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn import functional as F
 
@@ -10,7 +12,7 @@ from mora.train.engine import TorchEngine
 
 
 @torch.no_grad()
-def score(engine: TorchEngine, samples: list[Sample], pad_id: int, batch_size: int) -> dict[str, float]:
+def score(engine: TorchEngine, samples: Sequence[Sample], pad_id: int, batch_size: int) -> dict[str, float]:
     """Over the tokens after each prompt: `value_nll`, nats a sample, and `value_token_acc`, the share that is the argmax."""
     engine.model.eval()
     nll = hits = tokens = 0.0

@@ -89,7 +89,7 @@ class Grid:
             if result is None:
                 return None
             if result["status"] == "done":
-                scores[config.lr] = result["metrics"][str(config.last_step)][self.experiment.selection]
+                scores[config.lr] = result["metrics"][str(result["last_step"])][self.experiment.selection]
         return min(scores, key=scores.__getitem__) if scores else None
 
     def final(self) -> list[RunConfig]:

@@ -63,7 +63,7 @@ class TorchEngine:
 
 def token_losses(model: nn.Module, batch: Batch) -> Tensor:
     """Cross-entropy of every label in nats, fp32, shape (B, T - 1), 0 where there is no label."""
-    logits = model(input_ids=batch.input_ids, use_cache=False).logits[:, :-1]
+    logits = model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits[:, :-1]
     labels = batch.labels[:, 1:]
     flat = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none")
     return flat.view(labels.shape)

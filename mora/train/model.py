@@ -73,7 +73,7 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
 
     vocabulary = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", *string.printable])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -24,7 +24,13 @@ def write(config, value_nll, accuracy=0.5, status="done", dirty=False):
         str(s): {"uuid_char_acc": accuracy, "value_nll": value_nll} for s in (300, 500, 700, 900, config.last_step)
     }
     source = {"commit": None, "fingerprint": "", "dirty": dirty}
-    result = {"status": status, "metrics": steps, "source": source, "parameters": {"trainable": 1234}}
+    result = {
+        "status": status,
+        "last_step": config.last_step,
+        "metrics": steps,
+        "source": source,
+        "parameters": {"trainable": 1234},
+    }
     path.write_text(json.dumps(result))
 
 
