@@ -12,7 +12,7 @@ import hydra
 from omegaconf import DictConfig
 
 from mora.config.compose import ConfigError, validate
-from mora.suite.launch import launch
+from mora.suite.launch import interrupt_on_sigterm, launch
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="config")
@@ -21,6 +21,7 @@ def main(composed: DictConfig) -> None:
         config = validate(composed)
     except ConfigError as error:
         sys.exit(f"run.py: {error}")
+    interrupt_on_sigterm()
     code = launch(config)
     if code:
         sys.exit(code)

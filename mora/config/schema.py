@@ -239,6 +239,7 @@ class Scale(Section):
 class Hardware(Section):
     name: str
     device: Literal["auto", "cpu", "cuda"]
+    cuda_graphs: bool
     micro_batch_size: PositiveInt | None
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from mora.config.schema import LoraAdapter, RunConfig
@@ -26,6 +30,27 @@ def prepare(model: nn.Module, config: RunConfig) -> nn.Module:
     if config.method.trains:
         return model.float().requires_grad_(True)
     return model.requires_grad_(False)
+
+
+@contextmanager
+def merged(model: nn.Module) -> Iterator[None]:
+    """Within, the model computes as its merged checkpoint would, rounding of the base's dtype included.
+
+    Afterwards every base weight is, bit for bit and at its address, what it was: taking an update off again would round.
+    """
+    if not isinstance(model, PeftModel):
+        yield
+        return
+    layers = [module.get_base_layer() for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    kept = [(p, p.data, p.data.to("cpu", copy=True)) for layer in layers for p in layer.parameters(recurse=False)]
+    model.merge_adapter()
+    try:
+        yield
+    finally:
+        model.unmerge_adapter()
+        for p, at_home, value in kept:
+            p.data = at_home
+            p.data.copy_(value)
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -42,6 +42,9 @@ def main() -> int:
         except ConfigError as error:
             print(f"mora.suite: {error}", file=sys.stderr)
             return 2
+        except KeyboardInterrupt:
+            print("mora.suite: stopped; start it again to go on from the checkpoints", file=sys.stderr)
+            return 130
     for (name, scale), group in grids.items():
         print(_render(name, loaded[name], group, scale))
     if failed:

@@ -31,10 +31,28 @@ def result_of(config: RunConfig) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
+_workers: set[subprocess.Popen[bytes]] = set()
+
+
+def interrupt_on_sigterm() -> None:
+    """From now on SIGTERM is Ctrl-C: what is running is stopped gently, not abandoned."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+
+
+def stop_workers() -> None:
+    """Asks every worker that is running to save a checkpoint and end."""
+    for worker in list(_workers):
+        worker.send_signal(signal.SIGTERM)
+
+
 def launch(config: RunConfig, output: Any = None, env: dict[str, str] | None = None) -> int:
     """Runs the worker to its end and returns its exit code; a run whose result exists is not repeated.
 
-    SIGTERM and Ctrl-C reach the worker, which saves a checkpoint. `output`: a file for what it prints, else this terminal.
+    `output`: a file for what it prints, else this terminal.
     """
     if result_of(config) is not None:
         print(f"already done: {result_path(config)}", file=output or sys.stdout)
@@ -55,8 +73,11 @@ def launch(config: RunConfig, output: Any = None, env: dict[str, str] | None = N
         cwd=ROOT,
         env={**os.environ, **(env or {})},
     )
+    _workers.add(worker)
     try:
         return worker.wait()
     except KeyboardInterrupt:
-        worker.send_signal(signal.SIGTERM)
+        stop_workers()
         return worker.wait()
+    finally:
+        _workers.discard(worker)

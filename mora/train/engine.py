@@ -12,11 +12,13 @@ from mora.config.schema import Train
 from mora.data.batches import IGNORE, Batch
 from mora.methods import trainable
 
+from .cuda_graph import GraphedBackward
+
 
 class TorchEngine:
     """A model, its AdamW, and one precision policy: compute in `compute_dtype` by autocast, fp32 masters of what trains."""
 
-    def __init__(self, model: nn.Module, train: Train, compute_dtype: torch.dtype):
+    def __init__(self, model: nn.Module, train: Train, compute_dtype: torch.dtype, cuda_graphs: bool = False):
         self.model = model
         self.parameters = trainable(model)
         self.device = next(model.parameters()).device
@@ -29,13 +31,19 @@ class TorchEngine:
             weight_decay=train.weight_decay,
             fused=True,
         )
+        self._graphed = cuda_graphs and self.device.type == "cuda"
+        self._backward = GraphedBackward(self._eager, self.parameters.values()) if self._graphed else self._eager
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32)
+        """No cache of cast weights: each is used once a pass, and a CUDA graph must not keep one from outside."""
+        enabled = self.compute_dtype != torch.float32
+        return torch.autocast(self.device.type, self.compute_dtype, enabled=enabled, cache_enabled=False)
 
     def backward(self, batch: Batch, loss_tokens: int) -> Tensor:
         """Adds the gradient of (sum of token losses / loss_tokens). Returns that loss, detached, without a host sync."""
-        batch = batch.to(self.device)
+        return self._backward(batch.to(self.device), torch.tensor(float(loss_tokens), device=self.device))
+
+    def _eager(self, batch: Batch, loss_tokens: Tensor) -> Tensor:
         with self.autocast():
             loss = token_losses(self.model, batch).sum() / loss_tokens
         loss.backward()
@@ -47,7 +55,7 @@ class TorchEngine:
             group["lr"] = lr
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), max_grad_norm)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=not self._graphed)
         return norm
 
     def state_dict(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,8 +33,13 @@ class Interrupted(RuntimeError):
     """SIGTERM or Ctrl-C: a checkpoint was saved."""
 
 
-def fit(engine: TorchEngine, batches: Batches, config: RunConfig, folder: Path, evaluate: Evaluate) -> None:
+def fit(
+    engine: TorchEngine, batches: Batches, config: RunConfig, folder: Path, evaluate: Evaluate
+) -> dict[str, float] | None:
     """Trains from the latest checkpoint in `folder` to `config.last_step`.
+
+    Returns the speed of this process, medians over the stretches between two log writes, evaluation left out: `step_s`,
+    `tokens_per_s` (tokens with a loss); None where it had no step to do.
 
     `evaluate(step)` is asked after every update and returns {} where nothing is due. Rows go to `folder/log.jsonl`.
     Dropout is a pure function of (seed, step), as the batches are, so a resumed run repeats the uninterrupted one.
@@ -51,7 +57,8 @@ def fit(engine: TorchEngine, batches: Batches, config: RunConfig, folder: Path, 
     assert config.lr is not None
     engine.model.train()
     progress = tqdm(range(start, config.last_step), initial=start, total=config.last_step, disable=None, unit="step")
-    clock, tokens = time.perf_counter(), 0
+    clock, tokens, first = time.perf_counter(), 0, start
+    speeds: list[tuple[float, float]] = []
     for step in progress:
         lr = learning_rate(step, config.total_steps, config.lr, train)
         torch.manual_seed(config.seed * 1_000_003 + step)
@@ -69,23 +76,28 @@ def fit(engine: TorchEngine, batches: Batches, config: RunConfig, folder: Path, 
             rows = log.flush()
             _check_finite(rows, checkpoint.latest_step(saved))
             seconds = time.perf_counter() - clock
+            speeds.append((seconds / (done - first), tokens / seconds))
             progress.set_postfix(
                 loss=f"{rows[-1]['loss']:.4f}", lr=f"{lr:.2e}", tokens_per_s=f"{tokens / seconds:,.0f}"
             )
-            clock, tokens = time.perf_counter(), 0
+            clock, tokens, first = time.perf_counter(), 0, done
         metrics = evaluate(done)
         if metrics:
             log.flush()
             log.add(step=done, **metrics)
             log.flush()
             engine.model.train()
-            clock, tokens = time.perf_counter(), 0
+            clock = time.perf_counter()
         if saving:
             checkpoint.save(saved, done, engine.state_dict())
         if stop.asked and done < config.last_step:
             raise Interrupted(
                 f"stopped by signal after step {done}; a checkpoint was saved, start the same run to go on"
             )
+    if not speeds:
+        return None
+    step_s, tokens_per_s = (statistics.median(values) for values in zip(*speeds, strict=True))
+    return {"step_s": step_s, "tokens_per_s": tokens_per_s}
 
 
 def _check_finite(rows: list[dict[str, Any]], last_good: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import platform
 import shutil
 import time
@@ -24,7 +25,7 @@ from mora.data import load as load_data
 from mora.data.batches import Batches
 from mora.evaluate import teacher_forced
 from mora.evaluate.harness import run_task
-from mora.methods import parameter_table, prepare
+from mora.methods import merged, parameter_table, prepare
 
 from . import log
 from .checkpoint import kill_point
@@ -58,7 +59,7 @@ def _run(config: RunConfig, folder: Path) -> Path:
     model = prepare(model, config).to(device)
     pad, batch_size = pad_id(tokenizer), config.task.evaluation.batch_size
     batches = Batches(samples, pad, config.task.train.global_batch_size, config.micro_batch_size, config.seed)
-    engine = TorchEngine(model, config.task.train, DTYPES[config.scale.precision])
+    engine = TorchEngine(model, config.task.train, DTYPES[config.scale.precision], config.hardware.cuda_graphs)
     _print_parameters(model)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -73,15 +74,16 @@ def _run(config: RunConfig, folder: Path) -> Path:
             metrics |= teacher_forced.score(engine, samples, pad, min(batch_size, SCORED_AT_ONCE))
         if step in plan.at_steps or last:
             kill_point("in_evaluation", step)
-            with engine.autocast():
+            with merged(model), engine.autocast():
                 generated, _ = run_task(model, tokenizer, "uuid", {"pairs": pairs}, batch_size)
             metrics |= generated
         return metrics
 
     status: dict[str, Any] = {"status": "done"}
+    speed = None
     try:
         if config.method.trains:
-            fit(engine, batches, config, folder, evaluate)
+            speed = fit(engine, batches, config, folder, evaluate)
         else:
             rows = log.RunLog(folder / "log.jsonl", from_step=-1)
             rows.add(step=0, **evaluate(0))
@@ -99,6 +101,7 @@ def _run(config: RunConfig, folder: Path) -> Path:
             "by_module": parameter_table(model),
         },
         "hardware": _hardware(device),
+        "speed": speed,
         "wall_s": round(time.time() - started, 1),
     }
     return write_result(config, folder, status | facts)
@@ -155,8 +158,10 @@ def _device(wanted: str) -> torch.device:
 
 def _hardware(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
-        return {"device": torch.cuda.get_device_name(), "peak_memory_bytes": torch.cuda.max_memory_allocated()}
-    return {"device": platform.machine(), "peak_memory_bytes": None}
+        name, peak = torch.cuda.get_device_name(), torch.cuda.max_memory_allocated()
+    else:
+        name, peak = platform.machine(), None
+    return {"device": name, "peak_memory_bytes": peak, "runs_side_by_side": int(os.environ.get("MORA_SIDE_BY_SIDE", 1))}
 
 
 def _print_parameters(model: torch.nn.Module) -> None:

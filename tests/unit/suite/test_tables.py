@@ -36,7 +36,7 @@ def write(config, value_nll, accuracy=0.5, status="done", dirty=False):
 
 def test_the_rate_with_the_lowest_selection_metric_is_chosen_once_all_are_there(grid):
     search = grid.search()
-    assert [c.last_step for c in search] == [500, 500, 500]
+    assert [c.last_step for c in search] == [300, 300, 300]
     for config, nll in zip(search[:2], (3.0, 1.0), strict=True):
         write(config, nll)
     assert grid.best_lr() is None
