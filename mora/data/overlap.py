@@ -1,4 +1,4 @@
-"""Training rows that hold a question of an evaluation set: found by shared words, then dropped or only counted."""
+"""Training rows that hold a question of an evaluation set: found by shared runs of words, then dropped or only counted."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,8 @@ from mora.config.schema import HubSource, Overlap
 from . import sources
 from .records import DataError
 
-NGRAM = 13  # words in a row that count as an overlap, as in GPT-3's check; a shorter question must be met whole
+NGRAM = 13  # words in a row that are compared, as in GPT-3's check; a shorter question must be the whole text
+SHARE = 0.5  # of a question's runs that the row must hold: phrases and drawings that many questions share do not count
 SHORTEST = 5  # questions of fewer words are left out: anything would match them
 NOT_COMPARED = "not compared: neither under MORA_DATA_DIR nor on a hub that answers"
 _WORD = re.compile(r"[a-z0-9]+")
@@ -50,7 +52,8 @@ SETS = {
 class Index:
     """Hashes of the evaluation sets' word sequences."""
 
-    ngrams: dict[int, str] = field(default_factory=dict)  # NGRAM words -> set
+    runs: dict[int, list[int]] = field(default_factory=dict)  # NGRAM words -> the questions that hold them
+    sizes: list[tuple[int, str]] = field(default_factory=list)  # of each such question: runs, and its set
     whole: dict[int, str] = field(default_factory=dict)  # a short question -> set
     facts: dict[str, str] = field(default_factory=dict)  # set -> sha256 of its questions, or NOT_COMPARED
 
@@ -62,19 +65,27 @@ class Index:
         for question in questions:
             words = _words(question)
             if len(words) >= NGRAM:
-                self.ngrams.update((gram, name) for gram in _grams(words, NGRAM))
+                distinct = set(_grams(words, NGRAM))
+                for gram in distinct:
+                    self.runs.setdefault(gram, []).append(len(self.sizes))
+                self.sizes.append((len(distinct), name))
             elif len(words) >= SHORTEST:
                 self.whole.update((gram, name) for gram in _grams(words, len(words)))
         self.facts[name] = hashlib.sha256("\n".join(questions).encode()).hexdigest()[:16]
 
     def find(self, text: str) -> str | None:
-        """The set that `text` overlaps with: 13 words in a row, or the whole text where a question is shorter."""
-        if not self.ngrams and not self.whole:
+        """The set that `text` overlaps with: it holds half of a question, or is a short question and nothing else."""
+        if not self.runs and not self.whole:
             return None
         words = _words(text)
         if len(words) < NGRAM:
             return next((self.whole[g] for g in _grams(words, len(words)) if g in self.whole), None)
-        return next((self.ngrams[g] for g in _grams(words, NGRAM) if g in self.ngrams), None)
+        met = Counter(question for g in set(_grams(words, NGRAM)) for question in self.runs.get(g, ()))
+        for question, shared in met.items():
+            size, name = self.sizes[question]
+            if shared >= SHARE * size:
+                return name
+        return None
 
 
 def build(overlap: Overlap) -> Index:

