@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from . import records
 from .overlap import Index
+from .packing import blocks
 from .records import Conversation, Document, Record
 from .report import Report
 from .samples import IGNORE, Sample
@@ -53,8 +54,6 @@ class BlockEncoder:
     max_length: int
 
     def __call__(self, rows: list[Record], format: str) -> Encoded:
-        from .packing import blocks
-
         made, eos = Encoded(), int(self.tokenizer.eos_token_id or 0)
         for start in range(0, len(rows), MAP_BATCH):
             texts = [records.document(record, format).text for record in rows[start : start + MAP_BATCH]]

@@ -48,7 +48,9 @@ PATTERNS = {
     "effect_cause": re.compile(
         r"[.!?]+\s+([^.!?\n,;]{50,})\s+(?:due to|on account of|owing to)\s+([^.!?\n,;]{50,}[.!?]+)(?=\s)", re.IGNORECASE
     ),
-    "definition": re.compile(r"(?:^|\s)(\w{10,})(?:\s+is defined as|'s definition is)\s+([^.!?\n]+[.!?]+)", re.IGNORECASE),
+    "definition": re.compile(
+        r"(?:^|\s)(\w{10,})(?:\s+is defined as|'s definition is)\s+([^.!?\n]+[.!?]+)", re.IGNORECASE
+    ),
     "topic": re.compile(
         r"(?:^|[.!?]\s+)([\w ]{20,}?)(?:\s+(?:was about|talks about|is about)|'s topic is)\s+([^.!?\n]+[.!?]+)",
         re.IGNORECASE,
@@ -138,7 +140,9 @@ def _word_to_text(found_sentences: list[str], keywords: Keywords, rng: random.Ra
     return chosen
 
 
-_ABBREVIATION = re.compile(r"(?:\b(?:Dr|Mr|Mrs|Ms|Prof|St|vs|etc|al|Fig|Figs|No|Inc|Corp|Co|Ltd|approx|ca|e\.g|i\.e)|\b[A-Z])\.$")
+_ABBREVIATION = re.compile(
+    r"(?:\b(?:Dr|Mr|Mrs|Ms|Prof|St|vs|etc|al|Fig|Figs|No|Inc|Corp|Co|Ltd|approx|ca|e\.g|i\.e)|\b[A-Z])\.$"
+)
 _END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[A-Z0-9\"'(\[])")
 
 

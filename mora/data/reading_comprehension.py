@@ -51,7 +51,9 @@ def templates() -> dict[str, Any]:
     return yaml.safe_load(Path(__file__).with_name("reading_templates.yaml").read_text())
 
 
-def transform(text: str, domain: str, keywords: Keywords, seed: int, cut: Any = lambda body: body) -> tuple[str, Counter[str]]:
+def transform(
+    text: str, domain: str, keywords: Keywords, seed: int, cut: Any = lambda body: body
+) -> tuple[str, Counter[str]]:
     """The text as reading comprehension, and how many questions of each type it got.
 
     All draws are a function of seed and text. The title is the first line where there are several; `cut` shortens the body.
@@ -84,7 +86,9 @@ def _ask(example: Example, domain: str, rng: random.Random) -> str:
     wording = templates()
     if mining.TYPES.get(example.kind) == "nli":
         if rng.random() < CLASSIFY:
-            variants = [(question, group["answers"]) for group in wording["nli_classify"] for question in group["questions"]]
+            variants = [
+                (question, group["answers"]) for group in wording["nli_classify"] for question in group["questions"]
+            ]
             question, answers = rng.choice(variants)
             return f"{question.format(s1=example.s1, s2=example.s2)} {answers[example.kind]}"
         return f"{rng.choice(wording['nli_generate'][example.kind]).format(s1=example.s1)} {example.s2}"
@@ -196,7 +200,9 @@ def make(
     for name, used in (("texts", used_texts), ("instructions", used_talk)):
         report.documents[name], report.tokens[name] = used.documents, used.tokens
     if used_talk.tokens < goal:
-        report.notes["instruction tokens short of their share: the instructions ran out"] += int(goal - used_talk.tokens)
+        report.notes["instruction tokens short of their share: the instructions ran out"] += int(
+            goal - used_talk.tokens
+        )
     packed = _packed(data, texts.samples, instructions.samples, used_texts, used_talk, report)
     return shop.write("packed", islice(packed, data.max_sequences)), report
 

@@ -119,7 +119,7 @@ def _sharegpt(record: Record) -> Conversation:
     roles = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
     turns = []
     for i, turn in enumerate(_list(record, "conversations")):
-        role = roles.get(turn.get("from")) if isinstance(turn, dict) else None
+        role = roles.get(str(turn.get("from"))) if isinstance(turn, dict) else None
         if role is None or not isinstance(turn.get("value"), str):
             raise DataError(
                 f"{record.where}: field 'conversations[{i}]' is {turn!r:.60}, expected a value and a from of {set(roles)}"

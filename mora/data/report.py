@@ -23,14 +23,16 @@ class Report:
 
     def __add__(self, other: Report) -> Report:
         counters = ("documents", "tokens", "questions", "dropped", "notes")
-        return Report(**{name: getattr(self, name) + getattr(other, name) for name in counters})
+        summed: dict[str, Any] = {name: getattr(self, name) + getattr(other, name) for name in counters}
+        return Report(**summed)
 
     def as_dict(self) -> dict[str, Any]:
         return {k: dict(v) if isinstance(v, Counter) else v for k, v in vars(self).items()}
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Report:
-        return Report(**{k: Counter(v) if isinstance(v, dict) else v for k, v in values.items()})
+        plain: dict[str, Any] = {k: Counter(v) if isinstance(v, dict) else v for k, v in values.items()}
+        return Report(**plain)
 
     def text(self, name: str) -> str:
         """For the terminal."""

@@ -33,7 +33,7 @@ class Encoded:
 class Encoder(Protocol):
     """Rows of one format to samples. It is sent to other processes, so it must pickle."""
 
-    def __call__(self, records: list[Record], format: str) -> Encoded: ...
+    def __call__(self, rows: list[Record], format: str, /) -> Encoded: ...
 
 
 @dataclass(frozen=True)
