@@ -2,15 +2,15 @@
 
 import random
 import re
+from pathlib import Path
 
 import pytest
 
 from mora.data import mining, reading_comprehension
 from mora.data.reading_comprehension import transform
 
-DOCUMENT = """Insulin glargine in elderly patients
-Background is given here. The trial compared insulin glargine with metformin in two hundred elderly patients. However, the difference between the two treatment arms did not reach statistical significance. All patients gave consent. Fasting glucose was measured by the same laboratory at every visit of the study. Therefore, the measurements of all the participating centres can be compared directly. Glycosylation is defined as the attachment of a sugar to a protein. Some patients left. The remarkable number of withdrawals in the second year of the study was mainly due to gastrointestinal complaints of the elderly patients given metformin. Immunosuppression and hyperglycaemia complicate transplantation in gastroenterology. The end.
-"""
+FILES = Path(__file__).with_name("reading_comprehension")
+DOCUMENT = (FILES / "document.txt").read_text()
 BODY = DOCUMENT.partition("\n")[2]
 TRIAL = "The trial compared insulin glargine with metformin in two hundred elderly patients."
 ARMS = "The difference between the two treatment arms did not reach statistical significance."
@@ -98,8 +98,17 @@ def test_sentences_end_at_full_stops_but_not_at_abbreviations():
 def test_the_transform_of_a_fixed_document(keywords):
     framed, asked = transform(DOCUMENT, "biomedicine", keywords, seed=0)
     assert transform(DOCUMENT, "biomedicine", keywords, seed=0) == (framed, asked)
-    assert framed == GOLDEN
-    assert asked == GOLDEN_QUESTIONS
+    # Read against reading_templates.yaml by hand: title and completion as the frame, the questions after the text.
+    assert framed == (FILES / "golden.txt").read_text().rstrip("\n")
+    assert asked == {
+        "nli": 2,
+        "commonsense": 2,
+        "paraphrase": 1,
+        "text_to_text": 1,
+        "word_to_text": 1,
+        "summarisation": 1,
+        "completion": 1,
+    }
 
 
 def test_frames_and_questions_have_their_shares(keywords):
@@ -142,34 +151,3 @@ def test_every_template_is_used_with_its_fields_and_none_stands_twice():
         assert len(set(flat)) == len(flat) - (2 if name == "connect" else 0), name
         for variant in flat:
             assert set(re.findall(r"{(\w+)}", variant)) <= fields.get(name, {"s1"}), variant
-
-
-# Read against reading_templates.yaml by hand: the frame is a title with a completion, the questions follow the text.
-GOLDEN = """An article called "Insulin glargine in elderly patients" begins so: Background is given here. The trial compared insulin glargine with metformin in two hundred elderly patients. However, the difference between the two treatment arms did not reach statistical significance. All patients gave consent. Fasting glucose was measured by the same laboratory at every visit of the study. Therefore, the measurements of all the participating centres can be compared directly. Glycosylation is defined as the attachment of a sugar to a protein.
-
-It goes on: Some patients left. The remarkable number of withdrawals in the second year of the study was mainly due to gastrointestinal complaints of the elderly patients given metformin. Immunosuppression and hyperglycaemia complicate transplantation in gastroenterology. The end.
-
-Now some questions about this biomedicine article:
-
-Which effect goes back to "Fasting glucose was measured by the same laboratory at every visit of the study."? The measurements of all the participating centres can be compared directly.
-
-Name the cause of "The remarkable number of withdrawals in the second year of the study was mainly". Gastrointestinal complaints of the elderly patients given metformin.
-
-How should the second sentence begin? First: Fasting glucose was measured by the same laboratory at every visit of the study. Second: The measurements of all the participating centres can be compared directly. Options: However, Therefore, Moreover. Therefore
-
-Write a sentence that speaks against "The trial compared insulin glargine with metformin in two hundred elderly patients." The difference between the two treatment arms did not reach statistical significance.
-
-Give the definition of Glycosylation. The attachment of a sugar to a protein.
-
-Set a counterpoint to "The trial compared insulin glargine with metformin in two hundred elderly patients." The difference between the two treatment arms did not reach statistical significance.
-
-Use Immunosuppression, hyperglycaemia, gastroenterology in one sentence. Immunosuppression and hyperglycaemia complicate transplantation in gastroenterology."""
-GOLDEN_QUESTIONS = {
-    "nli": 2,
-    "commonsense": 2,
-    "paraphrase": 1,
-    "text_to_text": 1,
-    "word_to_text": 1,
-    "summarisation": 1,
-    "completion": 1,
-}
