@@ -16,7 +16,7 @@ from . import lora, mora
 
 
 def prepare(model: nn.Module, config: RunConfig) -> nn.Module:
-    """The model with its adapter, if the method has one; what trains is in fp32 and requires grad, the rest is frozen.
+    """The model with its adapter, if the method has one; what trains requires grad, the rest is frozen.
 
     Adapter initialisation depends on `config.seed` alone.
     """
@@ -28,7 +28,7 @@ def prepare(model: nn.Module, config: RunConfig) -> nn.Module:
             return get_peft_model(model, lora.peft_config(adapter, config.r, config.lora_alpha()))
         return get_peft_model(model, mora.peft_config(adapter, config.r))
     if config.method.trains:
-        return model.float().requires_grad_(True)
+        return model.requires_grad_(True)
     return model.requires_grad_(False)
 
 

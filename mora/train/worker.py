@@ -31,7 +31,7 @@ from . import log
 from .checkpoint import kill_point
 from .engine import TorchEngine
 from .loop import Diverged, fit
-from .model import DTYPES, load_model, pad_id
+from .model import DTYPES, load_model, pad_id, use_fused_layers
 
 SCORED_AT_ONCE = 100  # sequences whose logits are in memory together, 0.7 GB in bf16 at SmolLM2's vocabulary
 PACKAGES = ("torch", "transformers", "peft", "lm_eval", "datasets", "numpy")
@@ -56,6 +56,7 @@ def _run(config: RunConfig, folder: Path) -> Path:
     if config.method.trains:
         config = _with_samples(config, len(data.samples))
     samples, pairs = data.samples, data.pairs
+    fused = device.type == "cuda" and use_fused_layers(model)
     model = prepare(model, config).to(device)
     pad, batch_size = pad_id(tokenizer), config.task.evaluation.batch_size
     batches = Batches(samples, pad, config.task.train.global_batch_size, config.micro_batch_size, config.seed)
@@ -74,7 +75,7 @@ def _run(config: RunConfig, folder: Path) -> Path:
             metrics |= teacher_forced.score(engine, samples, pad, min(batch_size, SCORED_AT_ONCE))
         if step in plan.at_steps or last:
             kill_point("in_evaluation", step)
-            with merged(model), engine.autocast():
+            with engine.full_precision(), merged(model):
                 generated, _ = run_task(model, tokenizer, "uuid", {"pairs": pairs}, batch_size)
             metrics |= generated
         return metrics
@@ -91,7 +92,8 @@ def _run(config: RunConfig, folder: Path) -> Path:
     except Diverged as error:
         status = {"status": "diverged", "reason": str(error)}
     if config.method.adapter is not None and status["status"] == "done":
-        model.save_pretrained(str(folder / "adapter"))  # type: ignore[operator]
+        with engine.full_precision():
+            model.save_pretrained(str(folder / "adapter"))  # type: ignore[operator]
     facts = {
         "data": {"fingerprints": data.fingerprints, "report": data.report.as_dict()},
         "total_steps": config.total_steps if config.method.trains else 0,
@@ -100,7 +102,7 @@ def _run(config: RunConfig, folder: Path) -> Path:
             "trainable": sum(parameter_table(model).values()),
             "by_module": parameter_table(model),
         },
-        "hardware": _hardware(device),
+        "hardware": _hardware(device) | {"fused_layers": fused},
         "speed": speed,
         "wall_s": round(time.time() - started, 1),
     }
