@@ -92,6 +92,7 @@ class ChatData(Section):
     overlap: Overlap
     max_length: PositiveInt
     packing: Literal["none", "isolated"]
+    validation_sequences: NonNegativeInt
 
 
 class MetaMathData(Section):
@@ -102,6 +103,7 @@ class MetaMathData(Section):
     overlap: Overlap
     max_length: PositiveInt
     packing: Literal["none", "isolated"]
+    validation_sequences: NonNegativeInt
 
 
 class ReadingData(Section):
@@ -118,6 +120,7 @@ class ReadingData(Section):
     packing: Literal["blocks", "isolated"]
     max_sequences: PositiveInt | None
     seed: int
+    validation_sequences: NonNegativeInt
 
 
 class PretrainData(Section):
@@ -127,6 +130,7 @@ class PretrainData(Section):
     corpus: Corpus
     max_length: PositiveInt
     max_sequences: PositiveInt | None
+    validation_sequences: NonNegativeInt
 
 
 TaskData = Annotated[UuidData | ChatData | MetaMathData | ReadingData | PretrainData, Field(discriminator="kind")]

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from mora.config.schema import RunConfig, UuidData
 
+from .records import DataError
 from .report import Report
-from .samples import Sample
+from .samples import Sample, hold_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,6 +23,7 @@ class TrainingData:
     samples: Sequence[Sample]
     fingerprints: dict[str, Any]
     report: Report
+    validation: Sequence[Sample] = ()  # held out, to choose a learning rate on
     pairs: list[tuple[str, str]] = field(default_factory=list)  # uuid's, which its evaluation asks for
 
 
@@ -36,7 +38,12 @@ def load(config: RunConfig, tokenizer: PreTrainedTokenizerBase, workers: int | N
     from .prepare import prepare
 
     samples, fingerprints, report = prepare(data, tokenizer, workers)
-    return TrainingData(samples, fingerprints, report)
+    if data.validation_sequences >= len(samples):
+        raise DataError(
+            f"task.data.validation_sequences={data.validation_sequences}: the data have only {len(samples)} sequences"
+        )
+    training, validation = hold_out(samples, data.validation_sequences)
+    return TrainingData(training, fingerprints, report, validation)
 
 
 def _uuid(data: UuidData, tokenizer: PreTrainedTokenizerBase) -> TrainingData:
@@ -52,4 +59,4 @@ def _uuid(data: UuidData, tokenizer: PreTrainedTokenizerBase) -> TrainingData:
         longest=max(len(s.input_ids) for s in samples),
     )
     report.documents["pairs"], report.tokens["pairs"] = len(pairs), tokens
-    return TrainingData(samples, {"uuid_pairs": uuid.fingerprint(pairs)}, report, pairs)
+    return TrainingData(samples, {"uuid_pairs": uuid.fingerprint(pairs)}, report, pairs=pairs)

@@ -28,6 +28,8 @@ def main() -> int:
         return 2
     print(json.dumps(data.fingerprints, indent=1))
     print(data.report.text(f"{args.task} at scale {args.scale}"))
+    if data.validation:
+        print(f"  held out for validation: {len(data.validation):,} sequences")
     train = config.task.train
     print(f"  {train.total_steps(len(data.samples)):,} steps of {train.global_batch_size} sequences")
     return 0

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .packing import positions
-from .samples import IGNORE, Sample, StoredSamples
+from .samples import IGNORE, Sample, StoredSamples, Subset
 
 SHAPE_STEP = 64  # tokens
 
@@ -55,7 +55,10 @@ class Batches:
         self.samples, self.pad_id = samples, pad_id
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.seed = seed
-        self.longest = samples.longest if isinstance(samples, StoredSamples) else max(len(s.input_ids) for s in samples)
+        if isinstance(samples, StoredSamples | Subset):
+            self.longest = samples.longest
+        else:
+            self.longest = max(len(s.input_ids) for s in samples)
         self._order: dict[int, np.ndarray] = {}
 
     def indices(self, step: int) -> list[int]:

@@ -45,7 +45,8 @@ def prepare(
         "held_out": index.facts,
         "tokenizer": tokenizer_fingerprint(tokenizer),
     }
-    made_of = [RECIPE_VERSION, data.model_dump(mode="json"), fingerprints]
+    recipe = data.model_dump(mode="json", exclude={"validation_sequences"})
+    made_of = [RECIPE_VERSION, recipe, fingerprints]
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     fingerprints["prepared"] = key
     folder = sources.cache_dir() / "data" / f"{data.kind}-{key}"

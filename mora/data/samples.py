@@ -124,3 +124,29 @@ class StoredSamples(Sequence[Sample]):
                 np.load(flags, mmap_mode="r") if flags.is_file() else None,
             )
         return self._open[shard]
+
+
+class Subset(Sequence[Sample]):
+    """Some of the samples, by their indices."""
+
+    def __init__(self, samples: StoredSamples, indices: np.ndarray):
+        self.samples, self.indices = samples, indices
+        self.longest = int(samples.lengths[indices].max(initial=0))
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        if isinstance(index, slice):
+            return [self.samples[int(i)] for i in self.indices[index]]
+        return self.samples[int(self.indices[index])]
+
+
+def hold_out(samples: StoredSamples, n: int) -> tuple[Subset, Subset]:
+    """Training and validation samples; the n of validation are drawn the same way for every run."""
+    order = np.random.default_rng(0).permutation(len(samples))
+    return Subset(samples, np.sort(order[n:])), Subset(samples, np.sort(order[:n]))

@@ -34,6 +34,7 @@ from .loop import Diverged, fit
 from .model import DTYPES, load_model, pad_id, use_fused_layers
 
 SCORED_AT_ONCE = 100  # sequences whose logits are in memory together, 0.7 GB in bf16 at SmolLM2's vocabulary
+VALIDATED_AT_ONCE = 8  # whole sequences with all their logits
 PACKAGES = ("torch", "transformers", "peft", "lm_eval", "datasets", "numpy")
 
 
@@ -69,6 +70,8 @@ def _run(config: RunConfig, folder: Path) -> Path:
         metrics: dict[str, float] = {}
         plan = config.task.evaluation
         last = step == (config.last_step if config.method.trains else 0)
+        if data.validation and (step % plan.loss_every_steps == 0 or last):
+            metrics |= teacher_forced.validation_loss(engine, data.validation, pad, VALIDATED_AT_ONCE)
         if not pairs:
             return metrics
         if step % plan.loss_every_steps == 0 or step in plan.at_steps or last:

@@ -31,6 +31,7 @@ def trained(tmp_path, monkeypatch, overrides):
     losses = [row["loss"] for row in log.read(path) if "loss" in row]
     assert result["status"] == "done"
     assert len(losses) == result["last_step"] <= result["total_steps"]
+    assert 0 < result["metrics"][str(result["last_step"])]["validation_loss"] < 10
     return result, losses
 
 
@@ -61,6 +62,7 @@ def test_packed_conversations_train_as_well(tmp_path, monkeypatch):
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_trains_on_real_rows(tmp_path, monkeypatch, task):
     small = ["model=tiny", "scale.precision=fp32", "task.data.max_length=512", "task.train.global_batch_size=4"]
+    small += ["task.data.validation_sequences=4"]
     steps = ["task.train.warmup_steps=1", "task.train.stop_step=6"]
     overrides = [f"task={task}", "scale=lite", "method=mora", "r=8", "lr=1e-2", *small, *steps, *REAL[task]]
     result, losses = trained(tmp_path, monkeypatch, overrides)

@@ -7,6 +7,7 @@ import pytest
 
 from mora.config import compose
 from mora.data import load, prepare, workshop
+from mora.data.batches import Batches
 from mora.data.packing import blocks
 from mora.data.records import DataError
 from mora.data.samples import StoredSamples
@@ -14,7 +15,7 @@ from mora.train.model import load_tokenizer
 
 
 def config(task, *overrides):
-    return compose([f"task={task}", "method=none", "scale=smoke", *overrides])
+    return compose([f"task={task}", "method=none", "scale=smoke", "task.data.validation_sequences=0", *overrides])
 
 
 def corpus(path, format):
@@ -130,6 +131,19 @@ def test_overlapping_rows_are_dropped_and_counted_or_only_counted(tmp_path, char
     counted = load(config("metamath", *base, "task.data.overlap.action=report"), characters)
     assert len(counted.samples) == 2
     assert "note: overlaps with evaluation set gsm8k: 1" in counted.report.text("metamath")
+
+
+def test_what_is_held_out_is_not_trained_on_and_always_the_same(characters):
+    whole = load(config("metamath"), characters)
+    data = load(config("metamath", "task.data.validation_sequences=10", "seed=5"), characters)
+    again = load(config("metamath", "task.data.validation_sequences=10"), characters)
+    assert (len(data.samples), len(data.validation)) == (62, 10)
+    assert list(data.validation) == list(again.validation) == data.validation[:10]
+    ids = [tuple(s.input_ids) for s in (*data.samples, *data.validation)]
+    assert sorted(ids) == sorted(tuple(s.input_ids) for s in whole.samples)
+    assert Batches(data.samples, 0, 4, 4, 0).longest == max(len(s.input_ids) for s in data.samples)
+    with pytest.raises(DataError, match="validation_sequences=72: the data have only 72 sequences"):
+        load(config("metamath", "task.data.validation_sequences=72"), characters)
 
 
 def test_empty_data_are_refused(tmp_path, characters):
