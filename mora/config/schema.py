@@ -70,13 +70,23 @@ class Task(Section):
     train: Train
     evaluation: Evaluation
     lr_grid: dict[Literal["fft", "lora_like", "mora"], LrGrid]
+    restart_every_steps: PositiveInt | None = None  # of shorter runs than the paper's; null leaves it to the method
+
+
+Groups = Literal["modulo", "contiguous", "contiguous-modulo", "modulo-contiguous"]
 
 
 class LoraAdapter(Section):
+    """`init` and `freeze_a` are of A; `lr_ratio`: the rate of B and of one-dimensional parameters over that of A."""
+
     kind: Literal["lora"]
     target_modules: list[str]
     dropout: Annotated[float, Field(ge=0, lt=1)]
     lora_alpha: PositiveFloat | None
+    init: Literal["kaiming", "orthonormal"]
+    freeze_a: bool
+    lr_ratio: PositiveFloat
+    dora: bool
 
 
 class MoraAdapter(Section):
@@ -84,7 +94,7 @@ class MoraAdapter(Section):
     target_modules: list[str]
     dropout: Annotated[float, Field(ge=0, lt=1)]
     operator: Literal["auto", "truncation", "sharing", "decouple", "rotation"]
-    groups: Literal["modulo", "contiguous", "contiguous-modulo", "modulo-contiguous"]
+    groups: Groups
     split: Literal["uneven", "padded"]
     pad: Literal["circular", "zeros"]
     pairs: Literal["half_split", "interleaved"]
@@ -92,12 +102,31 @@ class MoraAdapter(Section):
     rhat_rounding: Literal["floor", "official"]
 
 
+class Restart(Section):
+    """Every `every_steps` updates the adapter is merged into the base weights and starts again from its first state.
+
+    warmup_steps: the learning rate then climbs from 0 to its schedule. schedule: "jagged", the schedule goes on underneath;
+    "official_hf", a new cosine over the steps that are left begins at the last rate. groups: the kinds of a sharing
+    operator, one after the other, or null. merge_rounding: from the exact sum to the dtype of the base. stale_masters:
+    the optimizer's copy of the adapter is left as it was and comes back with the next update, as in the official code
+    under DeepSpeed.
+    """
+
+    every_steps: PositiveInt
+    warmup_steps: NonNegativeInt
+    schedule: Literal["jagged", "official_hf"]
+    groups: Annotated[list[Groups], Field(min_length=1)] | None
+    merge_rounding: Literal["nearest", "stochastic"]
+    stale_masters: bool
+
+
 class Method(Section):
-    name: Literal["none", "fft", "lora", "mora"]
+    name: Literal["none", "fft", "lora", "lora_plus", "asylora", "dora", "relora", "mora", "remora"]
     result_version: PositiveInt
     trains: bool
     lr_grid: Literal["fft", "lora_like", "mora"] | None
     adapter: Annotated[LoraAdapter | MoraAdapter, Field(discriminator="kind")] | None
+    restart: Restart | None
 
 
 class Model(Section):
@@ -160,6 +189,7 @@ class RunConfig(Section):
             )
         if train.warmup_steps >= self.total_steps:
             raise ValueError(f"task.train.warmup_steps={train.warmup_steps}: the run has only {self.total_steps} steps")
+        _check_restart(self.method, self.total_steps)
         return self
 
     @property
@@ -170,6 +200,11 @@ class RunConfig(Section):
     def last_step(self) -> int:
         """Where the run ends: the schedule's end, or stop_step if that comes first."""
         return min(self.total_steps, self.task.train.stop_step or self.total_steps)
+
+    @property
+    def trains_rest(self) -> bool:
+        """Pretraining: whatever carries no adapter trains too (embeddings, head, norms)."""
+        return getattr(self.task.data, "kind", None) == "pretrain"
 
     @property
     def micro_batch_size(self) -> int:
@@ -190,3 +225,24 @@ class RunConfig(Section):
         assert self.r is not None
         paper_rank = self.r * self.model.rank_scale
         return max(16, paper_rank / 2) / self.model.rank_scale
+
+
+def _check_restart(method: Method, total_steps: int) -> None:
+    restart, adapter = method.restart, method.adapter
+    if restart is None:
+        return
+    if adapter is None or (isinstance(adapter, LoraAdapter) and adapter.dora):
+        raise ValueError(f"method.restart: {method.name} has no adapter whose update can be added to the base weights")
+    if restart.every_steps >= total_steps:
+        raise ValueError(
+            f"method.restart.every_steps={restart.every_steps}: the run has only {total_steps} steps and would never "
+            "restart; lower it, or task.restart_every_steps"
+        )
+    if restart.warmup_steps >= restart.every_steps:
+        raise ValueError(
+            f"method.restart.warmup_steps={restart.warmup_steps} leaves no step at the full rate before the next restart "
+            f"(method.restart.every_steps={restart.every_steps}): lower it"
+        )
+    if restart.groups and (isinstance(adapter, LoraAdapter) or restart.groups[0] != adapter.groups):
+        expected = "null, LoRA has no groups" if isinstance(adapter, LoraAdapter) else f"[{adapter.groups}, ...]"
+        raise ValueError(f"method.restart.groups={restart.groups}: expected {expected}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from mora.config.compose import ConfigError
 
 from .loop import Interrupted
+from .restart import RestartFailed
 from .worker import run
 
 
@@ -24,7 +25,7 @@ def main() -> int:
     except ConfigError as error:
         print(f"mora.train: {error}", file=sys.stderr)
         return 2
-    except (Interrupted, OSError) as error:
+    except (Interrupted, RestartFailed, OSError) as error:
         print(f"mora.train: {error}", file=sys.stderr)
         return 1
     return 0

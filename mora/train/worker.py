@@ -25,7 +25,7 @@ from mora.data import uuid
 from mora.data.batches import Batches
 from mora.evaluate import teacher_forced
 from mora.evaluate.harness import run_task
-from mora.methods import merged, parameter_table, prepare
+from mora.methods import merged, parameter_groups, parameter_table, prepare
 
 from . import log
 from .checkpoint import kill_point
@@ -56,7 +56,8 @@ def _run(config: RunConfig, folder: Path) -> Path:
     samples = [uuid.encode(pair, tokenizer, config.task.data.loss_on) for pair in pairs]
     pad, batch_size = pad_id(tokenizer), config.task.evaluation.batch_size
     batches = Batches(samples, pad, config.task.train.global_batch_size, config.micro_batch_size, config.seed)
-    engine = TorchEngine(model, config.task.train, DTYPES[config.scale.precision], config.hardware.cuda_graphs)
+    groups = parameter_groups(model, config)
+    engine = TorchEngine(model, config.task.train, DTYPES[config.scale.precision], config.hardware.cuda_graphs, groups)
     _print_parameters(model)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

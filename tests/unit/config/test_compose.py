@@ -42,7 +42,7 @@ def test_a_typo_in_any_yaml_is_refused(path):
     if group == "overlay":
         chosen = {"task": "uuid", "method": "mora", "scale": name.split("_")[0]}
     overrides = [f"{k}={v}" for k, v in chosen.items() if k != "overlay"]
-    if chosen["method"] in ("lora", "mora"):
+    if chosen["method"] not in ("fft", "none"):
         overrides.append("r=8")
     values = compose(overrides).model_dump()
     top = "task" if group == "overlay" else group
