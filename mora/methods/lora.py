@@ -36,7 +36,7 @@ def set_up(model: PeftModel, adapter: LoraAdapter, seed: int) -> None:
                 weight.requires_grad_(not adapter.freeze_a)
 
 
-def first_a(shape: torch.Size, init: str, generator: Generator) -> Tensor:
+def first_a(shape: tuple[int, ...], init: str, generator: Generator) -> Tensor:
     """A of LoRA before training, shape (r, in_features), fp32 on the CPU.
 
     "kaiming": uniform in +-1/sqrt(in_features), as PEFT; "orthonormal": orthonormal rows, from the QR decomposition of a
@@ -53,5 +53,8 @@ def first_a(shape: torch.Size, init: str, generator: Generator) -> Tensor:
 
 def first_values(layer: LoraLayer, name: str, init: str, generator: Generator) -> dict[str, Tensor]:
     """The adapter's parameters before training: A as `init` says, B zero."""
-    a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
-    return {"lora_A": first_a(a.shape, init, generator), "lora_B": torch.zeros(b.shape)}
+    r = layer.r[name]  # sizes of the module, not of its tensors: ZeRO-3 leaves those empty
+    return {
+        "lora_A": first_a((r, layer.in_features), init, generator),
+        "lora_B": torch.zeros(layer.out_features, r),
+    }

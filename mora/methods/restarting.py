@@ -37,7 +37,8 @@ class Adapted:
     def first_values(self, generator: Generator) -> dict[str, Tensor]:
         """The adapter before its first step, on the CPU: it adds nothing."""
         if isinstance(self.layer, MoraLayer):
-            return {"mora_M": torch.zeros(self.adapter["mora_M"].shape)}
+            r_hat = self.layer.operator[self.adapter_name].r_hat
+            return {"mora_M": torch.zeros(r_hat, r_hat)}
         return first_values(self.layer, self.adapter_name, self.init, generator)
 
 

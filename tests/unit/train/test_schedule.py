@@ -56,16 +56,13 @@ def test_after_a_restart_the_rate_climbs_from_zero_in_the_steps_of_the_warm_up(k
     curve = pretraining(kind)
     for begin in (2000, 4000, 6000, 8000):
         assert curve[begin] == 0.0
-        assert curve[begin + 25] == pytest.approx(curve[begin + 50] / 2, rel=5e-3)
+        assert curve[begin + 25] == pytest.approx(curve[begin + 50] / 2, rel=2e-2)
         assert curve[begin + 49] < curve[begin + 50] > curve[begin + 51]
 
 
 def test_a_jagged_rate_of_any_length_is_the_schedule_underneath_between_the_warm_ups():
-    plain = [learning_rate(step, 7777, 1.0, _cosine_train()) for step in range(7777)]
-    teeth = [learning_rate(step, 7777, 1.0, _cosine_train(), PAPER) for step in range(7777)]
+    train = compose(["task=uuid", "method=fft"]).task.train.model_copy(update={"schedule": "cosine"})
+    plain = [learning_rate(step, 7777, 1.0, train) for step in range(7777)]
+    teeth = [learning_rate(step, 7777, 1.0, train, PAPER) for step in range(7777)]
     outside = [i for i in range(7777) if i < 2000 or i % 2000 >= 50]
     assert [teeth[i] for i in outside] == [plain[i] for i in outside]
-
-
-def _cosine_train():
-    return compose(["task=uuid", "method=fft"]).task.train.model_copy(update={"schedule": "cosine"})
