@@ -149,10 +149,25 @@ class Scale(Section):
 
 
 class Hardware(Section):
+    """Where and how a run is spread. `micro_batch_size` is a rank's.
+
+    parallel: "auto" is none for one process, zero1 where an adapter trains, zero3 for full fine-tuning. offload: the
+    optimizer of ZeRO, and at stage 3 the weights, on the CPU. rendezvous: host:port of the first node, for several.
+    """
+
     name: str
     device: Literal["auto", "cpu", "cuda"]
     cuda_graphs: bool
     micro_batch_size: PositiveInt | None
+    processes: PositiveInt = 1
+    nodes: PositiveInt = 1
+    parallel: Literal["auto", "none", "ddp", "zero1", "zero2", "zero3"] = "auto"
+    offload: bool = False
+    rendezvous: str | None = None
+
+    @property
+    def world_size(self) -> int:
+        return self.processes * self.nodes
 
 
 class RunConfig(Section):
@@ -181,16 +196,36 @@ class RunConfig(Section):
                 f"task.data.pairs={data.pairs} is less than task.train.global_batch_size={train.global_batch_size}: "
                 "lower the batch or make more pairs"
             )
-        micro = self.hardware.micro_batch_size or train.global_batch_size
-        if train.global_batch_size % micro:
-            raise ValueError(
-                f"task.train.global_batch_size={train.global_batch_size} is not divisible by "
-                f"hardware.micro_batch_size={micro}: choose a divisor"
-            )
+        self._check_hardware()
         if train.warmup_steps >= self.total_steps:
             raise ValueError(f"task.train.warmup_steps={train.warmup_steps}: the run has only {self.total_steps} steps")
         _check_restart(self.method, self.total_steps)
         return self
+
+    def _check_hardware(self) -> None:
+        hardware, batch = self.hardware, self.task.train.global_batch_size
+        share, ranks = (hardware.micro_batch_size or 1) * hardware.world_size, hardware.world_size
+        if batch % share:
+            several = f" x {ranks} ranks" if ranks > 1 else ""
+            raise ValueError(
+                f"task.train.global_batch_size={batch} is not divisible by "
+                f"hardware.micro_batch_size={hardware.micro_batch_size or 1}{several}: choose a divisor"
+            )
+        if hardware.parallel == "none" and ranks > 1:
+            raise ValueError(f"hardware.parallel=none: {ranks} ranks need ddp, zero1, zero2 or zero3")
+        if hardware.nodes > 1 and hardware.rendezvous is None:
+            raise ValueError(
+                f"hardware.nodes={hardware.nodes}: every node must know the first one; set hardware.rendezvous=HOST:PORT"
+            )
+
+    @property
+    def parallel(self) -> str:
+        """How the ranks share the work: none, ddp, zero1, zero2 or zero3."""
+        if self.hardware.parallel != "auto":
+            return self.hardware.parallel
+        if self.hardware.world_size == 1:
+            return "none"
+        return "zero1" if self.method.adapter is not None else "zero3"
 
     @property
     def total_steps(self) -> int:
@@ -208,7 +243,8 @@ class RunConfig(Section):
 
     @property
     def micro_batch_size(self) -> int:
-        return self.hardware.micro_batch_size or self.task.train.global_batch_size
+        """Sequences of one rank in one pass; without a setting, all that it has to do in a step."""
+        return self.hardware.micro_batch_size or self.task.train.global_batch_size // self.hardware.world_size
 
     def lr_grid(self) -> list[float]:
         """The learning rates the paper searched for this task, method and rank (at lite scale: ours)."""
