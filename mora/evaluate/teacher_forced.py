@@ -19,8 +19,7 @@ def score(engine: TorchEngine, samples: list[Sample], pad_id: int, batch_size: i
         values = [Sample(s.input_ids, [IGNORE] * s.n_prompt + s.input_ids[s.n_prompt :]) for s in chunk]
         batch = collate(values, pad_id).to(engine.device)
         labels = batch.labels[:, 1:]
-        with engine.autocast():
-            logits = engine.model(input_ids=batch.input_ids, use_cache=False).logits[:, :-1]
+        logits = engine.model(input_ids=batch.input_ids, use_cache=False).logits[:, :-1]
         known = labels != IGNORE
         logits, labels = logits[known].float(), labels[known]
         nll += float(F.cross_entropy(logits, labels, reduction="sum"))

@@ -19,13 +19,13 @@ __all__ = ["Group", "merged", "parameter_groups", "parameter_table", "prepare", 
 
 
 def prepare(model: nn.Module, config: RunConfig) -> nn.Module:
-    """The model with its adapter, if the method has one; what trains is in fp32 and requires grad, the rest is frozen.
+    """The model with its adapter, if the method has one; what trains requires grad, the rest is frozen.
 
     Adapter initialisation depends on `config.seed` alone.
     """
     adapter = config.method.adapter
     if adapter is None:
-        return model.float().requires_grad_(True) if config.method.trains else model.requires_grad_(False)
+        return model.requires_grad_(config.method.trains)
     assert config.r is not None
     torch.manual_seed(config.seed)
     if isinstance(adapter, LoraAdapter):
@@ -39,12 +39,11 @@ def prepare(model: nn.Module, config: RunConfig) -> nn.Module:
 
 
 def train_rest(model: nn.Module) -> None:
-    """Pretraining: every module that carries no adapter trains, in fp32."""
+    """Pretraining: every module that carries no adapter trains."""
     inside = {id(m) for layer in model.modules() if isinstance(layer, BaseTunerLayer) for m in layer.modules()}
     for module in model.modules():
         if id(module) not in inside:
             for p in module.parameters(recurse=False):
-                p.data = p.data.float()
                 p.requires_grad_(True)
 
 

@@ -59,6 +59,16 @@ def load_model(config: Model, precision: str) -> tuple[PreTrainedModel, PreTrain
     return model, tokenizer
 
 
+def use_fused_layers(model: PreTrainedModel) -> bool:
+    """Norms, rotary embedding and the gate of a Llama as liger-kernel's Triton kernels, where it is installed."""
+    if model.config.model_type != "llama" or importlib.util.find_spec("liger_kernel") is None:
+        return False
+    from liger_kernel.transformers import apply_liger_kernel_to_llama
+
+    apply_liger_kernel_to_llama(model=model, cross_entropy=False, fused_linear_cross_entropy=False)
+    return True
+
+
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The padding token, or EOS where there is none. Labels mask the padding, so the choice changes no loss."""
     chosen = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

@@ -109,10 +109,11 @@ class Restarts:
     @torch.no_grad()
     def _merge(self) -> dict[str, float]:
         kept, noise = _Kept(), self._generator("noise")
-        for layer in self.layers:
-            with self.engine.whole([layer.base, *layer.adapter.values()]):
-                if rank() == 0:
-                    self._merge_layer(layer, kept, noise)
+        with self.engine.full_precision():
+            for layer in self.layers:
+                with self.engine.whole([layer.base, *layer.adapter.values()]):
+                    if rank() == 0:
+                        self._merge_layer(layer, kept, noise)
         return kept.facts()
 
     def _merge_layer(self, layer: Adapted, kept: _Kept, noise: Generator) -> None:
@@ -176,7 +177,7 @@ class Restarts:
             with self.engine.whole([layer.base, *layer.adapter.values()], write=False):
                 self._require(not layer.delta_weight().any(), f"the adapter of {layer.name} still adds to the output")
                 for name, p in layer.adapter.items():
-                    same = torch.equal(p.data.cpu(), values[name])
+                    same = torch.equal(p.data.cpu(), values[name].to(p.dtype))
                     self._require(same, f"{name} of {layer.name} does not have its first values")
                     fingerprint += float(p.double().sum())
                 fingerprint += float(layer.base.double().sum())

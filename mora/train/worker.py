@@ -31,7 +31,7 @@ from . import log
 from .checkpoint import kill_point
 from .engine import TorchEngine
 from .loop import Diverged, fit
-from .model import DTYPES, load_model, pad_id
+from .model import DTYPES, load_model, pad_id, use_fused_layers
 
 SCORED_AT_ONCE = 100  # sequences whose logits are in memory together, 0.7 GB in bf16 at SmolLM2's vocabulary
 PACKAGES = ("torch", "transformers", "peft", "lm_eval", "datasets", "numpy")
@@ -51,6 +51,7 @@ def _run(config: RunConfig, folder: Path) -> Path:
     started = time.time()
     device = _device(config.hardware.device)
     model, tokenizer = load_model(config.model, config.scale.precision)
+    fused = device.type == "cuda" and use_fused_layers(model)
     model = prepare(model, config).to(device)
     pairs = uuid.make_pairs(config.task.data)
     samples = [uuid.encode(pair, tokenizer, config.task.data.loss_on) for pair in pairs]
@@ -70,7 +71,7 @@ def _run(config: RunConfig, folder: Path) -> Path:
             metrics |= teacher_forced.score(engine, samples, pad, min(batch_size, SCORED_AT_ONCE))
         if step in plan.at_steps or last:
             kill_point("in_evaluation", step)
-            with merged(model), engine.autocast():
+            with engine.full_precision(), merged(model):
                 generated, _ = run_task(model, tokenizer, "uuid", {"pairs": pairs}, batch_size)
             metrics |= generated
         return metrics
@@ -87,14 +88,15 @@ def _run(config: RunConfig, folder: Path) -> Path:
     except Diverged as error:
         status = {"status": "diverged", "reason": str(error)}
     if config.method.adapter is not None and status["status"] == "done":
-        model.save_pretrained(str(folder / "adapter"))  # type: ignore[operator]
+        with engine.full_precision():
+            model.save_pretrained(str(folder / "adapter"))  # type: ignore[operator]
     facts = {
         "data": {"uuid_pairs": uuid.fingerprint(pairs)},
         "parameters": {
             "trainable": sum(parameter_table(model).values()),
             "by_module": parameter_table(model),
         },
-        "hardware": _hardware(device),
+        "hardware": _hardware(device) | {"fused_layers": fused},
         "speed": speed,
         "wall_s": round(time.time() - started, 1),
     }

@@ -1,7 +1,7 @@
 """The engine in DeepSpeed: ZeRO-1, 2 and 3. The only file that imports it.
 
-The precision policy is that of `TorchEngine`, so DeepSpeed's own bf16 mode stays off: what trains is in fp32, the frozen
-base in its own dtype, and autocast computes. ZeRO keeps fp32 masters of its own even so; a restart must renew them.
+What trains is in fp32, the frozen base in its own dtype, and autocast computes: DeepSpeed's own bf16 mode, which picks
+another optimizer for each stage, stays off. ZeRO keeps fp32 masters of its own even so; a restart must renew them.
 """
 
 from __future__ import annotations
@@ -47,6 +47,9 @@ class ZeroEngine:
         if self.device.type == "cpu":  # else it compiles an extension for shared memory at first use
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.model, self.groups, self.stage, self.compute_dtype = model, list(groups), stage, compute_dtype
+        for p in model.parameters():
+            if p.requires_grad:
+                p.data = p.data.float()
         self.parameters = {name: p for group in groups for name, p in group.parameters.items()}
         self.max_grad_norm = train.max_grad_norm
         optimizer = torch.optim.AdamW(
@@ -77,12 +80,12 @@ class ZeroEngine:
         if self.stage < 3:
             self._zero._lazy_init_hp_params_optimizer_state()
 
-    def autocast(self) -> torch.autocast:
+    def _autocast(self) -> torch.autocast:
         enabled = self.compute_dtype != torch.float32
         return torch.autocast(self.device.type, self.compute_dtype, enabled=enabled, cache_enabled=False)
 
     def backward(self, batch: Batch, loss_tokens: int) -> Tensor:
-        with self.autocast():
+        with self._autocast():
             loss = token_losses(self.engine, batch.to(self.device)).sum() / loss_tokens
         self.engine.backward(loss * world_size(), scale_wrt_gas=False)  # DeepSpeed averages over the ranks
         return loss.detach()
@@ -160,6 +163,11 @@ class ZeroEngine:
         for flat, group in self._flat_groups():
             first = next(iter(group.parameters))
             self._zero.optimizer.state[flat]["step"].fill_(float(state["optimizer"][first]["step"]))
+
+    @contextmanager
+    def full_precision(self) -> Iterator[None]:
+        """What trains is never rounded here."""
+        yield
 
     @contextmanager
     def full_weights(self) -> Iterator[None]:

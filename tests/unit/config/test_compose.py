@@ -29,8 +29,10 @@ from mora.suite.experiment import Grid
         (["task=uuid", "method=mora", "r=8", "hardware=cpu2", "hardware.nodes=2"], "set hardware.rendezvous=HOST:PORT"),
         (["task=uuid", "method=relora", "r=8", "method.restart.every_steps=1000"], "would never restart; lower it"),
         (["task=uuid", "method=relora", "r=8", "method.restart.every_steps=50"], "leaves no step at the full rate"),
-        (["task=uuid", "method=remora", "r=8", "+task.restart_every_steps=500", "method.adapter.groups=contiguous"],
-         "expected [contiguous, ...]"),
+        (
+            ["task=uuid", "method=remora", "r=8", "+task.restart_every_steps=500", "method.adapter.groups=contiguous"],
+            "expected [contiguous, ...]",
+        ),
         (["task=uuid", "method=mora", "r=8", "task.data.pairs=10"], "task.data.pairs=10 is less than"),
         (["task=uuid", "method=mora", "r=8", "task.train.warmup_steps=5000"], "the run has only 1000 steps"),
     ],
