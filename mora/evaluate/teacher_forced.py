@@ -6,11 +6,11 @@ import torch
 from torch.nn import functional as F
 
 from mora.data.batches import IGNORE, Sample, collate
-from mora.train.engine import TorchEngine
+from mora.train.interface import Engine
 
 
 @torch.no_grad()
-def score(engine: TorchEngine, samples: list[Sample], pad_id: int, batch_size: int) -> dict[str, float]:
+def score(engine: Engine, samples: list[Sample], pad_id: int, batch_size: int) -> dict[str, float]:
     """Over the tokens after each prompt: `value_nll`, nats a sample, and `value_token_acc`, the share that is the argmax."""
     engine.model.eval()
     nll = hits = tokens = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -21,7 +22,9 @@ def main() -> int:
         print(f"mora.train: {folder} has no config.yaml: start the run through run.py", file=sys.stderr)
         return 2
     try:
-        print(f"result: {run(folder)}")
+        result = run(folder)
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"result: {result}")
     except ConfigError as error:
         print(f"mora.train: {error}", file=sys.stderr)
         return 2

@@ -2,16 +2,61 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from itertools import islice
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mora.config.compose import ConfigError
 from mora.data.batches import Batch
 
 from .interface import Steps
+
+
+@contextmanager
+def process_group(wanted: int, device: torch.device) -> Iterator[None]:
+    """The ranks that torchrun has started, joined. A single process needs none.
+
+    Raises: ConfigError where there are more or fewer than `wanted`.
+    """
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if started != wanted:
+        raise ConfigError(
+            f"the run wants {wanted} ranks (hardware.processes x hardware.nodes), but {started} were started: use run.py, "
+            f"or torchrun with --nproc-per-node and --nnodes to match"
+        )
+    if wanted == 1:
+        yield
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within, libraries that look at torchrun's variables take this process for the only one, as lm-eval must."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
+
+
+def device_of_rank(device: torch.device) -> torch.device:
+    """The GPU of this rank, where `device` is a GPU and there are several ranks on this machine."""
+    if device.type == "cuda" and "LOCAL_RANK" in os.environ:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    return device
 
 
 def rank() -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -130,6 +130,10 @@ class TorchEngine:
         finally:
             for p, data in rounded:
                 p.data = data
+
+    def full_weights(self) -> AbstractContextManager[None]:
+        """Within, this process holds the whole model unrounded, and computes with it: for evaluation and saving."""
+        return self.full_precision()
 
     def state_dict(self) -> dict[str, Any]:
         """Masters and optimizer state of what trains, by name: the same from every engine and any number of ranks."""

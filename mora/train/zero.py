@@ -8,16 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.utils import (
-    safe_get_full_fp32_param,
-    safe_get_full_optimizer_state,
-    safe_set_full_fp32_param,
-    safe_set_full_optimizer_state,
-)
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 from torch import Tensor, nn
 
 from mora.config.schema import Train
@@ -28,7 +23,6 @@ from .distributed import broadcast, rank, world_size
 from .engine import token_losses
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-Stage = Literal[1, 2, 3]
 
 
 class ZeroEngine:
@@ -40,7 +34,7 @@ class ZeroEngine:
         train: Train,
         compute_dtype: torch.dtype,
         groups: Sequence[Group],
-        stage: Stage,
+        stage: int,
         offload: bool = False,
     ):
         self.device = next(model.parameters()).device
@@ -118,7 +112,16 @@ class ZeroEngine:
         with self.whole([parameter]):
             parameter.data.copy_(value)
         if not stale_master and parameter.requires_grad:
-            safe_set_full_fp32_param(parameter, value)
+            self._set_master(parameter, value)
+
+    def _set_master(self, parameter: nn.Parameter, value: Tensor, moment: str | None = None) -> None:
+        """This rank's part of the master, or of a moment. DeepSpeed's own call fails where ranks do not divide the size."""
+        if self.stage < 3:
+            parameter.set_full_hp_param(value, moment)  # type: ignore[attr-defined]
+            return
+        size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+        padded = nn.functional.pad(value.flatten(), (0, size * world_size() - value.numel()))
+        self._zero.set_local_hp_param(padded.narrow(0, size * rank(), size), parameter, moment)
 
     def master(self, parameter: nn.Parameter) -> Tensor:
         if parameter.requires_grad:
@@ -159,7 +162,7 @@ class ZeroEngine:
         for group in self.groups:
             for name, p in group.parameters.items():
                 for key in MOMENTS:
-                    safe_set_full_optimizer_state(p, state["optimizer"][name][key].to(self.device), key)
+                    self._set_master(p, state["optimizer"][name][key].to(self.device), key)
         for flat, group in self._flat_groups():
             first = next(iter(group.parameters))
             self._zero.optimizer.state[flat]["step"].fill_(float(state["optimizer"][first]["step"]))
@@ -175,11 +178,20 @@ class ZeroEngine:
         if self.stage < 3:
             yield
             return
+        hooks = self._zero.parameter_offload  # they would split a layer again as soon as it has been used
         with deepspeed.zero.GatheredParameters(list(self.model.parameters())):
-            yield
+            for hook in [*hooks.forward_hooks, *hooks.backward_hooks]:
+                hook.remove()
+            hooks.forward_hooks, hooks.backward_hooks = [], []
+            for p in self.model.parameters():
+                p.ds_active_sub_modules.clear()  # type: ignore[attr-defined]
+            try:
+                yield
+            finally:
+                hooks._register_deepspeed_module(hooks.module)
 
 
-def settings(stage: Stage, offload: bool, max_grad_norm: float) -> dict[str, Any]:
+def settings(stage: int, offload: bool, max_grad_norm: float) -> dict[str, Any]:
     """DeepSpeed's configuration: we own the accumulation, the rate and the precision; it owns the split and the clipping."""
     zero: dict[str, Any] = {"stage": stage, "overlap_comm": False, "contiguous_gradients": True}
     if offload:

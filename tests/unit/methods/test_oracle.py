@@ -76,7 +76,7 @@ def test_the_norms_of_dora_train_and_are_in_fp32():
     engine = tiny_engine(tiny_config("dora"), torch.bfloat16)
     magnitudes = [p for n, p in engine.parameters.items() if "magnitude" in n]
     assert len(magnitudes) == 7
-    assert {p.dtype for p in engine.parameters.values()} == {torch.float32}
+    assert {m.dtype for m in engine.masters.values()} == {torch.float32}
 
 
 def test_methods_print_as_many_parameters_as_lora_of_the_same_rank_and_say_where_not():
