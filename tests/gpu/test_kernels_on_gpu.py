@@ -118,7 +118,7 @@ def test_a_layer_equals_the_reference(operator, autocast):
             results.append(step(layer, x, layer.mora_M["default"]))
     for actual, reference in zip(*results, strict=True):
         assert actual.dtype == reference.dtype
-        assert relative_error(actual, reference.double()) < 1e-2
+        assert relative_error(actual, reference.double()) < 2e-2  # two roundings to bf16 apart
 
 
 @pytest.mark.parametrize("operator", KINDS)
@@ -128,7 +128,7 @@ def test_a_compiled_layer_has_no_graph_break_and_the_same_values(operator):
     torch.set_default_device(None)  # a default device is itself a graph break for some tensor methods
     compiled = torch.compile(layer, fullgraph=True)
     for actual, expected in zip(step(compiled, x, M), step(layer, x, M), strict=True):
-        assert relative_error(actual, expected.double()) < 1e-2
+        assert relative_error(actual, expected.double()) < 2e-2
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.25])
