@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:MoRA r=")]
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 MAIN = [("sharing", {}), ("rotation", {})]
+KINDS = ["sharing", "rotation", "rotation in place"]
 REAL = [  # in, out, r_hat of LLaMA-2-7B at r=8 and 256, and of SmolLM2-135M at r=1 and 32
     (4096, 4096, 256), (4096, 11008, 347), (11008, 4096, 347), (4096, 4096, 1448), (11008, 4096, 1966),
     (576, 192, 27), (576, 1536, 45), (1536, 576, 259),
@@ -32,8 +33,9 @@ ODD = [(640, 640, 64), (53, 90, 12), (90, 31, 10), (31, 9, 4), (1000, 333, 77)]
 def exact_products_on_the_gpu() -> Iterator[None]:
     torch.manual_seed(0)
     torch.backends.cuda.matmul.allow_tf32 = False
-    with torch.device("cuda"):
-        yield
+    torch.set_default_device("cuda")
+    yield
+    torch.set_default_device(None)
 
 
 def rounded_up_for_rotation(setting, shape):
@@ -86,44 +88,51 @@ def test_many_rows_in_several_parts(monkeypatch):
 # --- a layer, and what runs around it --------------------------------------------------------------------------------
 
 
-def make_layer(operator: str, dropout: float = 0.0, base: torch.dtype = torch.bfloat16) -> MoraLinear:
-    linear = nn.Linear(576, 1536, bias=False).to(base).requires_grad_(False)
-    config = MoraConfig(r=4, operator=operator, mora_dropout=dropout, init_weights=False)
-    return MoraLinear(linear, "default", 4, config).cuda()
+def make_layer(kind: str, dropout: float = 0.0) -> MoraLinear:
+    """bf16, 576 -> 1536, r_hat 91 or 90; "rotation in place" is 576 -> 576 with r_hat 96, whose blocks need no copy."""
+    operator, _, in_place = kind.partition(" in ")
+    r, out = (8, 576) if in_place else (4, 1536)
+    linear = nn.Linear(576, out, bias=False).bfloat16().requires_grad_(False)
+    config = MoraConfig(r=r, operator=operator, mora_dropout=dropout, init_weights=False)
+    layer = MoraLinear(linear, "default", r, config).cuda()
+    layer.mora_M["default"].data = layer.mora_M["default"].data.bfloat16()
+    return layer
 
 
 def step(layer: nn.Module, x: Tensor, M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Output, and gradients of x and M, with bf16 by autocast and M in fp32."""
+    """Output, and gradients of x and M."""
     x = x.detach().requires_grad_()
-    with torch.autocast("cuda", torch.bfloat16):
-        y = layer(x)
+    y = layer(x)
     return (y.detach(), *torch.autograd.grad(y.float().square().sum(), (x, M)))
 
 
-@pytest.mark.parametrize("operator", ["truncation", "sharing", "decouple", "rotation"])
-def test_a_layer_under_autocast_equals_the_reference(operator):
+@pytest.mark.parametrize("autocast", [False, True], ids=["bf16", "autocast"])
+@pytest.mark.parametrize("operator", ["truncation", "decouple", *KINDS])
+def test_a_layer_equals_the_reference(operator, autocast):
     layer, x = make_layer(operator), torch.randn(4, 50, 576, dtype=torch.bfloat16)
-    M = layer.mora_M["default"].float()
-    layer.mora_M["default"] = M = nn.Parameter(M)
-    fused = step(layer, x, M)
-    with kernels.use("reference"):
-        expected = step(layer, x, M)
-    for actual, reference in zip(fused, expected, strict=True):
+    if autocast:
+        layer.mora_M["default"].data = layer.mora_M["default"].data.float()
+    results = []
+    for form in ("auto", "reference"):
+        with kernels.use(form), torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+            results.append(step(layer, x, layer.mora_M["default"]))
+    for actual, reference in zip(*results, strict=True):
         assert actual.dtype == reference.dtype
-        assert relative_error(actual, reference.double()) < 1e-2
+        assert relative_error(actual, reference.double()) < 2e-2  # two roundings to bf16 apart
 
 
-@pytest.mark.parametrize("operator", ["sharing", "rotation"])
+@pytest.mark.parametrize("operator", KINDS)
 def test_a_compiled_layer_has_no_graph_break_and_the_same_values(operator):
     layer, x = make_layer(operator), torch.randn(4, 50, 576, dtype=torch.bfloat16)
     M = layer.mora_M["default"]
+    torch.set_default_device(None)  # a default device is itself a graph break for some tensor methods
     compiled = torch.compile(layer, fullgraph=True)
     for actual, expected in zip(step(compiled, x, M), step(layer, x, M), strict=True):
-        assert relative_error(actual, expected.double()) < 1e-2
+        assert relative_error(actual, expected.double()) < 2e-2
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.25])
-@pytest.mark.parametrize("operator", ["sharing", "rotation"])
+@pytest.mark.parametrize("operator", KINDS)
 def test_checkpointing_gives_the_same_gradients(operator, dropout):
     layer = make_layer(operator, dropout)
     x, M = torch.randn(4, 50, 576, dtype=torch.bfloat16), layer.mora_M["default"]
@@ -135,7 +144,7 @@ def test_checkpointing_gives_the_same_gradients(operator, dropout):
         torch.testing.assert_close(actual, expected)
 
 
-@pytest.mark.parametrize("operator", ["sharing", "rotation"])
+@pytest.mark.parametrize("operator", KINDS)
 def test_a_step_captured_in_a_graph_repeats_on_new_input_with_new_dropout(operator):
     for dropout in (0.0, 0.25):
         layer = make_layer(operator, dropout)
@@ -159,7 +168,7 @@ def test_a_step_captured_in_a_graph_repeats_on_new_input_with_new_dropout(operat
                 assert relative_error(actual, expected.double()) < 1e-3
 
 
-@pytest.mark.parametrize("operator", ["sharing", "rotation"])
+@pytest.mark.parametrize("operator", KINDS)
 def test_dropout_keeps_the_expectation(operator):
     layer, x = make_layer(operator, dropout=0.5), torch.randn(2, 576, dtype=torch.bfloat16)
     mean = torch.stack([layer(x).detach().double() for _ in range(2000)]).mean(0)
@@ -175,7 +184,7 @@ def test_memory_of_backward_is_the_smaller_of_input_and_compressed_input():
     y = layer(x)
     kept = torch.cuda.memory_allocated() - before - y.numel() * y.itemsize
     r_hat = layer.operator["default"].r_hat
-    assert kept <= 8192 * (r_hat + 8) * y.itemsize * 2  # M is fp32 or bf16, and so is what is compressed
+    assert kept <= 8192 * (r_hat + 8) * y.itemsize
 
 
 def test_loss_curves_on_smollm2_agree_within_seed_noise(monkeypatch):
