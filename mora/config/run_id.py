@@ -15,9 +15,11 @@ OFF = {"restart": None, "init": "kaiming", "freeze_a": False, "lr_ratio": 1.0, "
 def run_id(config: RunConfig) -> str:
     """For example `uuid-mora-r8-lr3e-4-s0-0123456789`. Equal for runs whose results must be equal.
 
-    Left out of the hash: the hardware, where weights and results lie, and how often things are logged or saved.
+    Left out of the hash: the hardware, the tracker, where weights and results lie, and how often things are logged or saved.
     """
-    values = config.model_dump(mode="json", exclude={"hardware": True, "scale": {"results_dir"}, "model": {"path"}})
+    values = config.model_dump(
+        mode="json", exclude={"hardware": True, "tracker": True, "scale": {"results_dir"}, "model": {"path"}}
+    )
     values["task"].pop("lr_grid")
     values["method"].pop("lr_grid")
     values["task"].pop("restart_every_steps")  # the method's restart says it

