@@ -8,8 +8,6 @@ import json
 from .schema import RunConfig
 
 LAYOUT_VERSION = 1  # of the hash itself
-# Options of a method that came after the first results: where they are off, a run keeps its name.
-OFF = {"restart": None, "init": "kaiming", "freeze_a": False, "lr_ratio": 1.0, "dora": False}
 
 
 def run_id(config: RunConfig) -> str:
@@ -22,11 +20,8 @@ def run_id(config: RunConfig) -> str:
     )
     values["task"].pop("lr_grid")
     values["method"].pop("lr_grid")
+    values["task"]["data"].pop("kind")  # the task's name says it
     values["task"].pop("restart_every_steps")  # the method's restart says it
-    for section in (values["method"], values["method"]["adapter"] or {}):
-        for name, off in OFF.items():
-            if name in section and section[name] == off:
-                section.pop(name)
     for quiet in ("log_every_steps", "checkpoint_every_steps"):
         values["task"]["train"].pop(quiet)
     digest = hashlib.sha256(json.dumps([LAYOUT_VERSION, values], sort_keys=True).encode()).hexdigest()[:10]

@@ -13,6 +13,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    PrivateAttr,
     model_validator,
 )
 
@@ -25,17 +26,125 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
+RowFormat = Literal["messages", "instruction", "lima", "sharegpt", "openorca", "metamath", "gsm8k", "math", "text"]
+HeldOut = Literal["gsm8k", "math", "mmlu", "pubmedqa", "fpb", "headline"]
+
+
+class HubSource(Section):
+    """Files of a data set on the hub, or the same files under MORA_DATA_DIR/<id>. The result records the commit."""
+
+    kind: Literal["hub"]
+    id: str
+    files: str
+    revision: str
+    format: RowFormat
+    max_rows: PositiveInt | None
+
+
+class FileSource(Section):
+    """Files by a glob pattern, relative to MORA_DATA_DIR. `sha256`, where given, must be that of the one file."""
+
+    kind: Literal["files"]
+    files: str
+    sha256: str | None
+    format: RowFormat
+    max_rows: PositiveInt | None
+
+
+class SyntheticSource(Section):
+    """Rows of the format made on the spot, for scale=smoke: they prove the path and mean nothing."""
+
+    kind: Literal["synthetic"]
+    rows: PositiveInt
+    seed: int
+    format: RowFormat
+
+
+Source = Annotated[HubSource | FileSource | SyntheticSource, Field(discriminator="kind")]
+
+
+class Corpus(Section):
+    """Rows of `local` where all of its files are there, else of `sources`, one source after the other."""
+
+    sources: Annotated[list[Source], Field(min_length=1)]
+    local: list[FileSource]
+
+
+class Overlap(Section):
+    """Evaluation sets that training rows are compared with, and what is done with a row that overlaps."""
+
+    sets: list[HeldOut]
+    action: Literal["drop", "report"]
+
+
 class UuidData(Section):
+    kind: Literal["uuid"]
     pairs: PositiveInt
     seed: int
     loss_on: Literal["all", "value"]
 
 
+class ChatData(Section):
+    """Conversations in the Tulu format; the loss is on the assistant's turns."""
+
+    kind: Literal["chat"]
+    corpus: Corpus
+    overlap: Overlap
+    max_length: PositiveInt
+    packing: Literal["none", "isolated"]
+    validation_sequences: NonNegativeInt
+
+
+class MetaMathData(Section):
+    """Question and answer in the Alpaca prompt; the loss is on the answer."""
+
+    kind: Literal["metamath"]
+    corpus: Corpus
+    overlap: Overlap
+    max_length: PositiveInt
+    packing: Literal["none", "isolated"]
+    validation_sequences: NonNegativeInt
+
+
+class ReadingData(Section):
+    """Domain texts as reading comprehension, mixed with general instructions by tokens."""
+
+    kind: Literal["reading_comprehension"]
+    domain: Literal["biomedicine", "finance"]
+    texts: Corpus
+    instructions: Corpus
+    instruction_tokens_per_text_token: NonNegativeFloat
+    keyword_documents: PositiveInt
+    overlap: Overlap
+    max_length: PositiveInt
+    packing: Literal["blocks", "isolated"]
+    max_sequences: PositiveInt | None
+    seed: int
+    validation_sequences: NonNegativeInt
+
+
+class PretrainData(Section):
+    """Plain text in blocks of `max_length` tokens."""
+
+    kind: Literal["pretrain"]
+    corpus: Corpus
+    max_length: PositiveInt
+    max_sequences: PositiveInt | None
+    validation_sequences: NonNegativeInt
+
+
+TaskData = Annotated[UuidData | ChatData | MetaMathData | ReadingData | PretrainData, Field(discriminator="kind")]
+
+
 class Train(Section):
-    """One optimisation. `global_batch_size` counts sequences; the learning rate is a pure function of the step."""
+    """One optimisation. `global_batch_size` counts sequences; the learning rate is a pure function of the step.
+
+    The length is given by `epochs` or by `max_steps`, the other one is null.
+    """
 
     global_batch_size: PositiveInt
-    epochs: PositiveInt
+    epochs: PositiveInt | None
+    max_steps: PositiveInt | None
     stop_step: PositiveInt | None
     schedule: Literal["linear", "cosine", "constant"]
     warmup_steps: NonNegativeInt
@@ -49,11 +158,23 @@ class Train(Section):
     checkpoint_every_steps: PositiveInt
 
     def total_steps(self, samples: int) -> int:
-        """Optimizer updates of the whole schedule: the epochs laid end to end, in batches of equal size."""
+        """Optimizer updates of the whole schedule: max_steps, or the epochs laid end to end in batches of equal size."""
+        if self.max_steps is not None:
+            return self.max_steps
+        assert self.epochs is not None
         return math.ceil(self.epochs * samples / self.global_batch_size)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Train:
+        if (self.epochs is None) == (self.max_steps is None):
+            raise ValueError(
+                f"epochs={self.epochs} and max_steps={self.max_steps}: give one of them, the other as null"
+            )
+        return self
 
 
 class Evaluation(Section):
+    tasks: list[str]
     at_steps: list[PositiveInt]
     batch_size: PositiveInt
     loss_every_steps: PositiveInt
@@ -63,10 +184,10 @@ LrGrid = list[PositiveFloat] | dict[Rank, list[PositiveFloat]]
 
 
 class Task(Section):
-    name: Literal["uuid"]
+    name: Literal["uuid", "tulu2", "metamath", "biomed", "finance", "c4"]
     result_version: PositiveInt
     operator: Literal["auto", "truncation", "sharing", "decouple", "rotation"]
-    data: UuidData
+    data: TaskData
     train: Train
     evaluation: Evaluation
     lr_grid: dict[Literal["fft", "lora_like", "mora"], LrGrid]
@@ -130,7 +251,10 @@ class Method(Section):
 
 
 class Model(Section):
-    """Which weights. `rank_scale`: r on this model has the parameter share of rank_scale * r on LLaMA-2-7B."""
+    """Which weights. `rank_scale`: r on this model has the parameter share of rank_scale * r on LLaMA-2-7B.
+
+    `tokenizer`, for weights from `init` alone: a hub id or folder, or the name of another model; null: characters.
+    """
 
     name: str
     source: Literal["init", "gguf_package", "pretrained"]
@@ -140,6 +264,7 @@ class Model(Section):
     rank_scale: PositiveInt
     init_seed: int | None
     architecture: dict[str, Any] | None
+    tokenizer: str | None = None
 
 
 class Scale(Section):
@@ -191,6 +316,8 @@ class RunConfig(Section):
     lr: PositiveFloat | None
     seed: NonNegativeInt
 
+    _n_samples: int | None = PrivateAttr(None)
+
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
         train, data = self.task.train, self.task.data
@@ -200,16 +327,44 @@ class RunConfig(Section):
             raise ValueError(f"r is missing: method {self.method.name} needs one, for example r=8")
         if not self.method.trains and self.lr is not None:
             raise ValueError(f"lr={self.lr}: method {self.method.name} trains nothing; leave lr out")
-        if data.pairs < train.global_batch_size:
+        if isinstance(data, UuidData) and data.pairs < train.global_batch_size:
             raise ValueError(
                 f"task.data.pairs={data.pairs} is less than task.train.global_batch_size={train.global_batch_size}: "
                 "lower the batch or make more pairs"
             )
         self._check_hardware()
-        if train.warmup_steps >= self.total_steps:
-            raise ValueError(f"task.train.warmup_steps={train.warmup_steps}: the run has only {self.total_steps} steps")
-        _check_restart(self.method, self.total_steps)
+        if self.n_samples is not None or train.max_steps is not None:
+            self._check_steps()
         return self
+
+    def _check_steps(self) -> None:
+        warmup = self.task.train.warmup_steps
+        if warmup >= self.total_steps:
+            raise ValueError(f"task.train.warmup_steps={warmup}: the run has only {self.total_steps} steps")
+        _check_restart(self.method, self.total_steps)
+
+    @property
+    def n_samples(self) -> int | None:
+        """Training sequences, once they are known: uuid's from its pairs, the others' after preparation."""
+        return self.task.data.pairs if isinstance(self.task.data, UuidData) else self._n_samples
+
+    @property
+    def knows_steps(self) -> bool:
+        """Whether total_steps can be asked."""
+        return self.n_samples is not None or self.task.train.max_steps is not None
+
+    def with_samples(self, n: int) -> RunConfig:
+        """The same run, whose number of training sequences is now known. Equal run id.
+
+        Raises: ValueError where the schedule does not fit into the steps that follow.
+        """
+        batch = self.task.train.global_batch_size
+        if n < batch:
+            raise ValueError(f"task.train.global_batch_size={batch}: the data have only {n} sequences; lower the batch")
+        known = self.model_copy()
+        known._n_samples = n
+        known._check_steps()
+        return known
 
     def _check_hardware(self) -> None:
         hardware, batch = self.hardware, self.task.train.global_batch_size
@@ -238,7 +393,10 @@ class RunConfig(Section):
 
     @property
     def total_steps(self) -> int:
-        return self.task.train.total_steps(self.task.data.pairs)
+        """Optimizer updates of the schedule. Raises: RuntimeError before the number of sequences is known."""
+        if not self.knows_steps:
+            raise RuntimeError(f"the steps of {self.task.name} are known after its data are prepared: with_samples(n)")
+        return self.task.train.total_steps(self.n_samples or 0)
 
     @property
     def last_step(self) -> int:

@@ -76,7 +76,8 @@ def launch(config: RunConfig, output: Any = None, env: dict[str, str] | None = N
     if not written.is_file() or written.read_text() != text:
         written.write_text(text)
     lr = "" if config.lr is None else f" lr={config.lr:g}"
-    print(f"{run_id(config)}: {config.last_step} steps,{lr} folder {folder}", file=output or sys.stdout, flush=True)
+    steps = f"{config.last_step} steps" if config.knows_steps else f"{config.task.train.epochs} epochs"
+    print(f"{run_id(config)}: {steps},{lr} folder {folder}", file=output or sys.stdout, flush=True)
     worker = subprocess.Popen(
         [*_starter(config), "-m", "mora.train", str(folder)],
         stdout=output,

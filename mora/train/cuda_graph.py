@@ -42,6 +42,8 @@ class GraphedBackward:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, batch: Batch, loss_tokens: Tensor) -> Tensor:
+        if batch.position_ids is not None:  # packed: transformers looks at the positions on the host
+            return self._backward(batch, loss_tokens)
         shape = batch.input_ids.shape
         self._seen[shape] += 1
         if shape not in self._captured:

@@ -21,7 +21,7 @@ from mora.config import source
 from mora.config.compose import ConfigError, load
 from mora.config.run_id import run_id
 from mora.config.schema import RunConfig
-from mora.data import uuid
+from mora.data import load as load_data
 from mora.data.batches import Batches
 from mora.evaluate import teacher_forced
 from mora.evaluate.harness import run_task
@@ -35,6 +35,7 @@ from .loop import Diverged, fit
 from .model import load_model, pad_id, use_fused_layers
 
 SCORED_AT_ONCE = 100  # sequences whose logits are in memory together, 0.7 GB in bf16 at SmolLM2's vocabulary
+VALIDATED_AT_ONCE = 8  # whole sequences with all their logits
 PACKAGES = ("torch", "transformers", "peft", "lm_eval", "datasets", "numpy")
 
 
@@ -52,10 +53,13 @@ def run(folder: Path) -> Path:
 def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
     started = time.time()
     model, tokenizer = load_model(config.model, config.scale.precision)
+    data = load_data(config, tokenizer)
+    print(data.report.text(config.task.name), flush=True)
+    if config.method.trains:
+        config = _with_samples(config, len(data.samples))
+    samples, pairs = data.samples, data.pairs
     fused = device.type == "cuda" and use_fused_layers(model)
     model = prepare(model, config).to(device)
-    pairs = uuid.make_pairs(config.task.data)
-    samples = [uuid.encode(pair, tokenizer, config.task.data.loss_on) for pair in pairs]
     pad, batch_size = pad_id(tokenizer), config.task.evaluation.batch_size
     batches = Batches(samples, pad, config.task.train.global_batch_size, config.micro_batch_size, config.seed)
     parameters = parameter_table(model)
@@ -68,6 +72,10 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
         metrics: dict[str, float] = {}
         plan = config.task.evaluation
         last = step == (config.last_step if config.method.trains else 0)
+        if data.validation and (step % plan.loss_every_steps == 0 or last):
+            metrics |= teacher_forced.validation_loss(engine, data.validation, pad, VALIDATED_AT_ONCE)
+        if not pairs:
+            return metrics
         if step % plan.loss_every_steps == 0 or step in plan.at_steps or last:
             metrics |= teacher_forced.score(engine, samples, pad, min(batch_size, SCORED_AT_ONCE))
         if step in plan.at_steps or last:
@@ -92,7 +100,9 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
         with engine.full_weights():
             _save_trained(model, config, folder)
     facts = {
-        "data": {"uuid_pairs": uuid.fingerprint(pairs)},
+        "data": {"fingerprints": data.fingerprints, "report": data.report.as_dict()},
+        "total_steps": config.total_steps if config.method.trains else 0,
+        "last_step": config.last_step if config.method.trains else 0,
         "parameters": {
             "trainable": sum(parameters.values()),
             "by_module": parameters,
@@ -149,6 +159,13 @@ def _hold(folder: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise ConfigError(f"{folder} is held by another process of the same run: wait for it or stop it") from error
         yield
+
+
+def _with_samples(config: RunConfig, n: int) -> RunConfig:
+    try:
+        return config.with_samples(n)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _device(wanted: str) -> torch.device:

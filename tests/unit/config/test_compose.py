@@ -49,7 +49,8 @@ def test_a_typo_in_any_yaml_is_refused(path):
     group, name = path.parent.name, path.stem
     chosen = {"task": "uuid", "method": "mora", "scale": "smoke", group: name}
     if group == "overlay":
-        chosen = {"task": "uuid", "method": "mora", "scale": name.split("_")[0]}
+        scale, task = name.split("_")
+        chosen = {"task": task, "method": "mora", "scale": scale}
     overrides = [f"{k}={v}" for k, v in chosen.items() if k != "overlay"]
     if chosen["method"] not in ("fft", "none"):
         overrides.append("r=8")
