@@ -191,7 +191,8 @@ class Task(Section):
     train: Train
     evaluation: Evaluation
     lr_grid: dict[Literal["fft", "lora_like", "mora"], LrGrid]
-    restart_every_steps: PositiveInt | None = None  # of shorter runs than the paper's; null leaves it to the method
+    restart_every_steps: PositiveInt | None = None  # of shorter runs than the paper's; null: the method's own
+    restart_warmup_steps: NonNegativeInt | None = None
 
 
 Groups = Literal["modulo", "contiguous", "contiguous-modulo", "modulo-contiguous"]
@@ -439,7 +440,7 @@ def _check_restart(method: Method, total_steps: int) -> None:
     if restart.every_steps >= total_steps:
         raise ValueError(
             f"method.restart.every_steps={restart.every_steps}: the run has only {total_steps} steps and would never "
-            "restart; lower it, or task.restart_every_steps"
+            "restart; lower it with method.restart.every_steps=N"
         )
     if restart.warmup_steps >= restart.every_steps:
         raise ValueError(
