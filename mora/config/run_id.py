@@ -13,13 +13,16 @@ LAYOUT_VERSION = 1  # of the hash itself
 def run_id(config: RunConfig) -> str:
     """For example `uuid-mora-r8-lr3e-4-s0-0123456789`. Equal for runs whose results must be equal.
 
-    Left out of the hash: the hardware, where weights and results lie, and how often things are logged or saved.
+    Left out of the hash: the hardware, the tracker, where weights and results lie, and how often things are logged or saved.
     """
-    values = config.model_dump(mode="json", exclude={"hardware": True, "scale": {"results_dir"}, "model": {"path"}})
+    values = config.model_dump(
+        mode="json", exclude={"hardware": True, "tracker": True, "scale": {"results_dir"}, "model": {"path"}}
+    )
     values["task"].pop("lr_grid")
     values["method"].pop("lr_grid")
     values["task"]["data"].pop("kind")  # the task's name says it
-    values["task"].pop("restart_every_steps")  # the method's restart says it
+    values["task"].pop("restart_every_steps")  # the method's restart says both
+    values["task"].pop("restart_warmup_steps")
     for quiet in ("log_every_steps", "checkpoint_every_steps"):
         values["task"]["train"].pop(quiet)
     digest = hashlib.sha256(json.dumps([LAYOUT_VERSION, values], sort_keys=True).encode()).hexdigest()[:10]

@@ -191,7 +191,8 @@ class Task(Section):
     train: Train
     evaluation: Evaluation
     lr_grid: dict[Literal["fft", "lora_like", "mora"], LrGrid]
-    restart_every_steps: PositiveInt | None = None  # of shorter runs than the paper's; null leaves it to the method
+    restart_every_steps: PositiveInt | None = None  # of shorter runs than the paper's; null: the method's own
+    restart_warmup_steps: NonNegativeInt | None = None
 
 
 Groups = Literal["modulo", "contiguous", "contiguous-modulo", "modulo-contiguous"]
@@ -295,6 +296,14 @@ class Hardware(Section):
         return self.processes * self.nodes
 
 
+class Tracker(Section):
+    """Where the log goes besides log.jsonl, which is always whole. `mode` is of W&B."""
+
+    kind: Literal["none", "tensorboard", "wandb"]
+    project: str | None = None
+    mode: Literal["online", "offline"] | None = None
+
+
 class RunConfig(Section):
     """Everything that one run needs. Raises pydantic.ValidationError with every wrong field named."""
 
@@ -303,6 +312,7 @@ class RunConfig(Section):
     scale: Scale
     model: Model
     hardware: Hardware
+    tracker: Tracker = Tracker(kind="none")
     r: Rank | None
     lr: PositiveFloat | None
     seed: NonNegativeInt
@@ -430,7 +440,7 @@ def _check_restart(method: Method, total_steps: int) -> None:
     if restart.every_steps >= total_steps:
         raise ValueError(
             f"method.restart.every_steps={restart.every_steps}: the run has only {total_steps} steps and would never "
-            "restart; lower it, or task.restart_every_steps"
+            "restart; lower it with method.restart.every_steps=N"
         )
     if restart.warmup_steps >= restart.every_steps:
         raise ValueError(

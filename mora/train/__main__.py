@@ -7,7 +7,10 @@ import os
 import sys
 from pathlib import Path
 
-from mora.config.compose import ConfigError
+import torch
+import yaml
+
+from mora.config.compose import ConfigError, load
 
 from .loop import Interrupted
 from .restart import RestartFailed
@@ -28,10 +31,22 @@ def main() -> int:
     except ConfigError as error:
         print(f"mora.train: {error}", file=sys.stderr)
         return 2
+    except torch.OutOfMemoryError as error:
+        print(f"mora.train: {_out_of_memory(folder, error)}", file=sys.stderr)
+        return 1
     except (Interrupted, RestartFailed, OSError) as error:
         print(f"mora.train: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _out_of_memory(folder: Path, error: torch.OutOfMemoryError) -> str:
+    config = load(yaml.safe_load((folder / "config.yaml").read_text()))
+    micro, first = config.micro_batch_size, str(error).splitlines()[0]
+    advice = f"halve it: hardware.micro_batch_size={micro // 2}; the result does not change"
+    if micro == 1:
+        advice = "it is the smallest: shorten the sequences, take more GPUs, or hardware.parallel=zero3"
+    return f"out of GPU memory with hardware.micro_batch_size={micro}; {advice} ({first})"
 
 
 if __name__ == "__main__":

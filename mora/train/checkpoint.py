@@ -64,6 +64,7 @@ def _digest(path: Path) -> str:
 
 
 def kill_point(point: str, step: int) -> None:
-    """Dies here, as by SIGKILL, when MORA_KILL_AT=point:step: how the tests interrupt a run at a known place."""
-    if os.environ.get("MORA_KILL_AT") == f"{point}:{step}":
+    """Dies here, as by SIGKILL, when MORA_KILL_AT is point:step or point:step:rank: tests interrupt a run with it."""
+    here = f"{point}:{step}"
+    if os.environ.get("MORA_KILL_AT") in (here, f"{here}:{os.environ.get('RANK', 0)}"):
         os.kill(os.getpid(), 9)

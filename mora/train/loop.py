@@ -24,6 +24,7 @@ from .interface import Engine, Steps
 from .log import RunLog
 from .restart import Restarts, describe
 from .schedule import learning_rate
+from .tracker import start_tracker
 
 Evaluate = Callable[[int], dict[str, float]]
 
@@ -53,6 +54,7 @@ def fit(engine: Engine, batches: Steps, config: RunConfig, folder: Path, evaluat
     restarts, mine = Restarts(engine, config), OfThisRank(batches)
     start = _resume(saved, engine, restarts, config)
     log = RunLog(folder / "log.jsonl", from_step=start, write=rank() == 0)
+    track = start_tracker(config, folder, from_step=start, active=rank() == 0)
     stop = _StopSignal()
     assert config.lr is not None
     engine.model.train()
@@ -82,6 +84,7 @@ def fit(engine: Engine, batches: Steps, config: RunConfig, folder: Path, evaluat
         saving = done % train.checkpoint_every_steps == 0 or done == config.last_step or stopping
         if due or saving:
             rows = log.flush()
+            track(rows)
             _check_finite(rows, checkpoint.latest_step(saved))
             seconds = time.perf_counter() - clock
             speeds.append((seconds / (done - first), tokens / seconds))
@@ -91,9 +94,9 @@ def fit(engine: Engine, batches: Steps, config: RunConfig, folder: Path, evaluat
             clock, tokens, first = time.perf_counter(), 0, done
         metrics = evaluate(done)
         if metrics:
-            log.flush()
+            track(log.flush())
             log.add(step=done, **metrics)
-            log.flush()
+            track(log.flush())
             engine.model.train()
             clock = time.perf_counter()
         if saving:

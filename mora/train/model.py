@@ -36,6 +36,12 @@ def load_model(config: Model, precision: str) -> tuple[PreTrainedModel, PreTrain
     dtype = DTYPES[precision]
     tokenizer = load_tokenizer(config)
     if config.source == "init":
+        vocabulary = (config.architecture or {})["vocab_size"]
+        if len(tokenizer) > vocabulary:
+            raise ConfigError(
+                f"model.tokenizer={config.tokenizer!r} has {len(tokenizer)} tokens, more than "
+                f"model.architecture.vocab_size={vocabulary}: take another, or raise it"
+            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.init_seed or 0)
             model = LlamaForCausalLM(

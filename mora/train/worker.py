@@ -98,8 +98,7 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
         status = {"status": "diverged", "reason": str(error)}
     if config.method.adapter is not None and status["status"] == "done":
         with engine.full_weights():
-            if rank() == 0:
-                model.save_pretrained(str(folder / "adapter"))  # type: ignore[operator]
+            _save_trained(model, config, folder)
     facts = {
         "data": {"fingerprints": data.fingerprints, "report": data.report.as_dict()},
         "total_steps": config.total_steps if config.method.trains else 0,
@@ -113,6 +112,16 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
         "wall_s": round(time.time() - started, 1),
     }
     return write_result(config, folder, status | facts) if rank() == 0 else folder
+
+
+def _save_trained(model: Any, config: RunConfig, folder: Path) -> None:
+    """The adapter; and where more than the adapter has changed, the whole model, merged, as transformers loads it."""
+    if rank() == 0:
+        model.save_pretrained(str(folder / "adapter"))
+    if config.method.restart is not None or config.trains_rest:
+        whole = model.merge_and_unload()
+        if rank() == 0:
+            whole.save_pretrained(str(folder / "model"))
 
 
 def write_result(config: RunConfig, folder: Path, facts: dict[str, Any]) -> Path:

@@ -6,12 +6,14 @@ another optimizer for each stage, stays off. ZeRO keeps fp32 masters of its own 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 from torch import Tensor, nn
 
@@ -40,6 +42,10 @@ class ZeroEngine:
         self.device = next(model.parameters()).device
         if self.device.type == "cpu":  # else it compiles an extension for shared memory at first use
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        if not dist.is_initialized():  # one process: for offloading, and to try the path
+            backend = "nccl" if self.device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            os.environ.setdefault("LOCAL_RANK", "0")
         self.model, self.groups, self.stage, self.compute_dtype = model, list(groups), stage, compute_dtype
         for p in model.parameters():
             if p.requires_grad:

@@ -60,7 +60,10 @@ def losses(tmp_path):
     return [(row["step"], row["loss"], row["grad_norm"], row["lr"]) for row in rows]
 
 
-METHODS = {"fft": ["method=fft"], "lora": ["method=lora", "r=4"], "mora": ["method=mora", "r=4"]}
+METHODS = {"fft": ["method=fft"]} | {m: [f"method={m}", "r=4"] for m in ("lora", "dora", "mora")}
+RESTARTS = ["r=4", "method.restart.every_steps=5", "method.restart.warmup_steps=1"]
+METHODS |= {m: [f"method={m}", *RESTARTS] for m in ("relora", "remora")}
+IN_RESTART = ("between_merge_and_reinit:5", "after_restart:5", "after_restart:10")  # before their checkpoints
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -70,7 +73,8 @@ def test_a_run_killed_anywhere_repeats_the_uninterrupted_one_bit_for_bit(tmp_pat
     assert code == 0, output
     expected = losses(tmp_path / "whole")
     assert len(expected) == 12
-    for kill_at in ("after_step:5", "before_rename:8", "in_evaluation:12"):
+    restarting = IN_RESTART if method.startswith("re") else ()
+    for kill_at in ("after_step:3", *restarting[:2], "before_rename:8", *restarting[2:], "in_evaluation:12"):
         code, output = finish(start(tmp_path / "killed", *overrides, kill_at=kill_at))
         assert code != 0, f"not killed at {kill_at}: {output}"
         assert not results(tmp_path / "killed")

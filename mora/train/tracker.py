@@ -1,0 +1,67 @@
+"""Copies of the log for people who watch: TensorBoard or Weights & Biases, from rank 0 alone."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mora.config.compose import ConfigError
+from mora.config.run_id import run_id
+from mora.config.schema import RunConfig
+
+Rows = list[dict[str, Any]]
+EXTRA = "pip install 'mora[trackers]', or tracker=none"
+
+
+def start_tracker(config: RunConfig, folder: Path, from_step: int, active: bool) -> Callable[[Rows], None]:
+    """A function that takes rows of the log, each once. `from_step`: what a resumed run goes on from.
+
+    Raises: ConfigError where the tracker is not installed.
+    """
+    if not active or config.tracker.kind == "none":
+        return lambda rows: None
+    return {"tensorboard": _tensorboard, "wandb": _wandb}[config.tracker.kind](config, folder, from_step)
+
+
+def _tensorboard(config: RunConfig, folder: Path, from_step: int) -> Callable[[Rows], None]:
+    writer = _module("torch.utils.tensorboard").SummaryWriter(str(folder / "tensorboard"), purge_step=from_step + 1)
+
+    def write(rows: Rows) -> None:
+        for row in rows:
+            for name, value in row.items():
+                if name != "step":
+                    writer.add_scalar(name, value, row["step"])
+        writer.flush()
+
+    return write
+
+
+def _wandb(config: RunConfig, folder: Path, from_step: int) -> Callable[[Rows], None]:
+    name, mode = run_id(config), config.tracker.mode or "online"
+    if mode == "online":
+        identity: dict[str, Any] = {"id": name, "resume": "allow"}
+    else:  # an offline run cannot be resumed: each stretch is a run of its own, in one group
+        identity = {"group": name}
+    run = _module("wandb").init(
+        project=config.tracker.project,
+        name=name,
+        dir=str(folder),
+        mode=mode,
+        config=config.model_dump(mode="json"),
+        **identity,
+    )
+
+    def write(rows: Rows) -> None:
+        for row in rows:
+            run.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
+
+    return write
+
+
+def _module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(f"{name} cannot be imported ({error}): {EXTRA}") from error

@@ -1,0 +1,52 @@
+"""Two ranks on the CPU, forked from one server that has imported the heavy packages once."""
+
+import multiprocessing
+import os
+import socket
+import traceback
+
+WORLD = 2
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(
+    ["torch", "transformers", "peft", "deepspeed", "mora.adapter", "mora.train.zero", "tiny_runs"]
+)
+
+
+def on_ranks(function, *args, world=WORLD):
+    """What `function(*args)` returned on each rank; the first exception of a rank, with its traceback, fails the caller."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    answers = _context.Queue()
+    processes = [_context.Process(target=_rank, args=(r, world, port, answers, function, args)) for r in range(world)]
+    for process in processes:
+        process.start()
+    try:
+        found = {}
+        while len(found) < world:
+            r, result, error = answers.get(timeout=120)
+            assert error is None, f"rank {r}: {error}"
+            found[r] = result
+        return [found[r] for r in range(world)]
+    finally:
+        for process in processes:
+            process.join(timeout=0.1)
+            process.kill()
+
+
+def _rank(rank, world, port, answers, function, args):
+    import torch
+    import torch.distributed as dist
+
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    try:
+        dist.init_process_group("gloo")
+        answers.put((rank, function(*args), None))
+    except BaseException:
+        answers.put((rank, None, traceback.format_exc()))
+    finally:
+        answers.close()
+        answers.join_thread()
+        os._exit(0)

@@ -1,0 +1,98 @@
+"""Ranks started by run.py: one result, a death that ends the job, resume, two nodes, and what is refused."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mora.config import compose, run_id
+from mora.train import log
+
+ROOT = Path(__file__).resolve().parents[2]
+RUN = [
+    "task=uuid",
+    "scale=smoke",
+    "task.data.pairs=8",
+    "task.train.global_batch_size=8",
+    "task.train.epochs=12",
+    "task.train.warmup_steps=2",
+    "task.train.checkpoint_every_steps=4",
+    "task.evaluation.at_steps=[]",
+    "task.evaluation.loss_every_steps=12",
+    "method=remora",
+    "r=4",
+    "method.adapter.dropout=0",
+    "method.restart.every_steps=5",
+    "method.restart.warmup_steps=1",
+]
+
+
+def start(tmp_path, *overrides, **env):
+    own = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "MORA_OUTPUT_DIR": str(tmp_path / "outputs")}
+    command = [sys.executable, str(ROOT / "run.py"), *RUN, f"scale.results_dir={tmp_path}/results", *overrides]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | own | env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=240)
+    return process.returncode, output
+
+
+def curve(tmp_path):
+    (path,) = (tmp_path / "results").glob("*.log.jsonl")
+    rows = [row for row in log.read(path) if "loss" in row]
+    assert [row["step"] for row in rows] == list(range(1, 13)), "a step is missing or stands twice"
+    return [row["loss"] for row in rows]
+
+
+def alive(pattern):
+    found = subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True).stdout.split()
+    return [pid for pid in found if int(pid) != os.getpid()]
+
+
+@pytest.mark.parametrize("parallel", ["zero2", "zero3"])
+def test_a_rank_that_dies_ends_the_job_and_the_resumed_run_follows_one_process(tmp_path, parallel):
+    ranks = ["hardware=cpu2", f"hardware.parallel={parallel}"]
+    code, output = finish(start(tmp_path / "whole", "hardware=cpu"))
+    assert code == 0, output
+    folder = tmp_path / "killed" / "outputs" / run_id(compose([*RUN, *ranks]))
+    process = start(tmp_path / "killed", *ranks, MORA_KILL_AT="between_merge_and_reinit:5:0")
+    code, output = finish(process)
+    assert code != 0
+    assert "SIGKILL" in output or "Signal 9" in output, output
+    time.sleep(1)
+    assert not alive(str(folder)), "a rank was left behind"
+    assert len(list(folder.parent.iterdir())) == 1, "one output folder whatever the ranks"
+    code, output = finish(start(tmp_path / "killed", *ranks))
+    assert code == 0, output
+    assert len(re.findall("^result: ", output, re.M)) == 1, "one rank speaks"
+    assert curve(tmp_path / "killed") == pytest.approx(curve(tmp_path / "whole"), abs=1e-5)
+    (result,) = (tmp_path / "killed" / "results").glob("*[0-9a-f].json")
+    assert json.loads(result.read_text())["hardware"]["ranks"] == 2
+
+
+def test_two_nodes_on_one_machine_train_together(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = f"127.0.0.1:{free.getsockname()[1]}"
+    node = ["hardware=cpu2", "hardware.processes=1", "hardware.nodes=2", f"hardware.rendezvous={where}"]
+    both = [start(tmp_path, *node, "hardware.parallel=ddp") for _ in range(2)]
+    for process in both:
+        code, output = finish(process)
+        assert code == 0, output
+    assert len(curve(tmp_path)) == 12
+
+
+def test_run_py_under_torchrun_says_what_to_do_instead(tmp_path):
+    code, output = finish(start(tmp_path, WORLD_SIZE="2", RANK="0"))
+    assert code != 0
+    assert "It starts the ranks itself: python run.py ... hardware=gpu8" in output
+    assert "Traceback" not in output

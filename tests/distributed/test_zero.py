@@ -1,0 +1,201 @@
+"""Restarts, accumulation and checkpoints on two CPU ranks, in plain torch and with real DeepSpeed."""
+
+import functools
+import io
+
+import pytest
+import torch
+from ranks import on_ranks
+from tiny_runs import random_batches, tiny_config
+
+from mora.methods import parameter_groups, prepare, train_rest
+from mora.train.distributed import OfThisRank, rank, sum_over_ranks
+from mora.train.engine import TorchEngine, token_losses
+from mora.train.model import load_model
+from mora.train.restart import RestartFailed, Restarts
+
+PARALLEL = ["ddp", "zero1", "zero2", "zero3"]
+EVERY = ["method.restart.every_steps=10", "method.restart.warmup_steps=1", "task.train.adam_eps=1e-6"]
+UNEVEN = (12, 5, 9)  # lengths, so that the ranks' shares hold different numbers of tokens
+LR = 3e-3
+
+
+def make(method, parallel, precision="fp32", overrides=()):
+    config = tiny_config(method, *(EVERY if method.startswith("re") else EVERY[2:]), *overrides)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    model = prepare(load_model(config.model, precision)[0], config)
+    if config.method.restart is not None:
+        train_rest(model)  # as in pretraining: some parameters must keep their moments
+    groups = parameter_groups(model, config)
+    if parallel in ("none", "ddp"):
+        engine = TorchEngine(model, config.task.train, dtype, groups=groups)
+    else:
+        from mora.train.zero import ZeroEngine
+
+        engine = ZeroEngine(model, config.task.train, dtype, groups, int(parallel[-1]))
+    return engine, Restarts(engine, config)
+
+
+def one_step(engine, batches, step, lr=LR, clip=1.0):
+    tokens = batches.loss_tokens(step)
+    loss = sum_over_ranks(torch.stack([engine.backward(m, tokens) for m in batches.step(step)]).sum())
+    norm = engine.step(lr, clip)
+    return loss.item(), norm.item()
+
+
+def forty_steps(method, parallel, precision="fp32", micro=2, overrides=()):
+    """Loss and gradient norm of 40 steps with restarts after 10, 20 and 30."""
+    engine, restarts = make(method, parallel, precision, overrides)
+    batches, curve = OfThisRank(random_batches(micro, UNEVEN)), []
+    for step in range(40):
+        curve.append(one_step(engine, batches, step))
+        if step in (9, 19, 29) and restarts.settings:
+            restarts.apply(step + 1)
+    return curve
+
+
+@functools.cache
+def alone(method, precision="fp32"):
+    return forty_steps(method, "none", precision)
+
+
+def assert_close(found, expected, tolerance):
+    for (loss, norm), (expected_loss, expected_norm) in zip(found, expected, strict=True):
+        assert loss == pytest.approx(expected_loss, abs=tolerance)
+        assert norm == pytest.approx(expected_norm, rel=100 * tolerance)
+
+
+@pytest.mark.parametrize("parallel", PARALLEL)
+@pytest.mark.parametrize("method", ["relora", "remora"])
+def test_in_fp32_forty_steps_with_three_restarts_follow_one_process(method, parallel):
+    first, second = on_ranks(forty_steps, method, parallel)
+    assert first == second
+    assert_close(first, alone(method), 1e-5)
+
+
+@pytest.mark.parametrize("parallel", PARALLEL)
+def test_in_bf16_the_loss_stays_beside_that_of_fp32(parallel):
+    first, _ = on_ranks(forty_steps, "remora", parallel, "bf16")
+    assert [loss for loss, _ in first] == pytest.approx([loss for loss, _ in alone("remora")], abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "micro"), [("none", 1), ("none", 8), ("ddp", 4), ("zero1", 4), ("zero2", 1), ("zero3", 2)]
+)
+def test_micro_batches_accumulation_and_ranks_give_one_curve(parallel, micro):
+    run = functools.partial(forty_steps, "lora_plus", parallel, "fp32", micro)
+    curve = run() if parallel == "none" else on_ranks(run)[0]
+    assert_close(curve[:20], alone("lora_plus")[:20], 1e-5)
+
+
+def around_a_restart(parallel):
+    engine, restarts = make("relora", parallel)
+    batches = OfThisRank(random_batches(4, UNEVEN))
+    for step in range(4):
+        one_step(engine, batches, step)
+    others = [{k: v.clone() for k, v in s.items()} for s in engine.optimizer_states(adapter=False)]
+
+    def loss():
+        with torch.no_grad():
+            model = getattr(engine, "engine", engine.model)
+            return sum(token_losses(model, batch).mean().item() for batch in random_batches(8, UNEVEN).step(0))
+
+    losses = [loss()]
+    restarts.apply(4)
+    losses.append(loss())
+    zero = not any(v.any() for s in engine.optimizer_states(adapter=True) for v in s.values())
+    kept = all(
+        torch.equal(old[k], new[k])
+        for old, new in zip(others, engine.optimizer_states(adapter=False), strict=True)
+        for k in old
+    )
+    alive = any(s["exp_avg_sq"].any() for s in others)
+    one_step(engine, batches, 4, lr=0.0)
+    losses.append(loss())
+    return losses, zero, kept, alive
+
+
+@pytest.mark.parametrize("parallel", PARALLEL)
+def test_a_restart_leaves_the_output_and_the_other_moments_alone(parallel):
+    for losses, zero, kept, alive in on_ranks(around_a_restart, parallel):
+        assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-5)
+        assert zero
+        assert kept
+        assert alive
+
+
+def with_stale_masters(parallel):
+    changes = []
+    for stale in (False, True):
+        engine, restarts = make("relora", parallel, overrides=[f"method.restart.stale_masters={stale}"])
+        batches = OfThisRank(random_batches(4, UNEVEN))
+        for step in range(4):
+            one_step(engine, batches, step)
+        before, _ = one_step(engine, batches, 4, lr=0.0)
+        restarts.apply(4)
+        one_step(engine, batches, 4, lr=1e-6)
+        after, _ = one_step(engine, batches, 4, lr=0.0)
+        changes.append(abs(after - before))
+    return changes
+
+
+@pytest.mark.parametrize("parallel", ["zero1", "zero3"])
+def test_stale_masters_count_the_update_twice_as_in_the_official_code(parallel):
+    renewed, stale = on_ranks(with_stale_masters, parallel)[0]
+    assert renewed < 1e-3
+    assert stale > 10 * renewed
+
+
+def unlike_ranks():
+    engine, restarts = make("relora", "ddp")
+    one_step(engine, OfThisRank(random_batches(4)), 0)
+    reinitialise = restarts._reinitialise
+
+    def unlike():
+        reinitialise()
+        restarts.layers[0].base.data.add_(1e-4 * rank())
+
+    restarts._reinitialise = unlike
+    try:
+        restarts.apply(10)
+    except RestartFailed as error:
+        return str(error)
+    return "passed"
+
+
+def test_ranks_that_differ_after_a_restart_stop_the_run():
+    for answer in on_ranks(unlike_ranks):
+        assert "the ranks hold different weights" in answer
+
+
+def saved_and_loaded(method, parallel):
+    engine, restarts = make(method, parallel)
+    batches = OfThisRank(random_batches(4, UNEVEN))
+    for step in range(12):
+        one_step(engine, batches, step)
+        if step == 9:
+            restarts.apply(10)
+    state = {"engine": engine.state_dict(), "restart": restarts.state_dict()}
+    saved = io.BytesIO()
+    torch.save(state, saved)
+    payload = [torch.load(io.BytesIO(saved.getvalue()))]
+    if parallel != "none":
+        torch.distributed.broadcast_object_list(payload)  # rank 0's, as from one file
+    other, again = make(method, parallel)
+    again.load_state_dict(payload[0]["restart"])
+    other.load_state_dict(payload[0]["engine"])
+    went_on = [one_step(engine, batches, step) for step in range(12, 16)]
+    resumed = [one_step(other, batches, step) for step in range(12, 16)]
+    return went_on, resumed, saved.getvalue()
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "zero2", "zero3"])
+def test_a_checkpoint_goes_on_alike_and_on_another_number_of_ranks(parallel):
+    went_on, resumed, saved = on_ranks(saved_and_loaded, "remora", parallel)[0]
+    state = torch.load(io.BytesIO(saved))
+    assert_close(resumed, went_on, 1e-5)
+    engine, restarts = make("remora", "none")
+    restarts.load_state_dict(state["restart"])
+    engine.load_state_dict(state["engine"])
+    single = [one_step(engine, random_batches(4, UNEVEN), step) for step in range(12, 16)]
+    assert_close(single, went_on, 1e-5)
