@@ -21,7 +21,7 @@ MAP_BATCH = 1000  # documents that are laid end to end, as in ReLoRA's preproces
 
 @dataclass(frozen=True)
 class ConversationEncoder:
-    """Conversations, one sample each. `encode` is chat.encode or metamath.encode, which takes one question and one answer."""
+    """Conversations, one sample each. `encode` is chat.encode or metamath.encode (one question, one answer)."""
 
     tokenizer: PreTrainedTokenizerBase
     encode: Encode
