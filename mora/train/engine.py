@@ -15,6 +15,7 @@ from mora.data.batches import IGNORE, Batch
 from mora.methods import trainable
 
 from .cuda_graph import GraphedBackward
+from .fused_loss import linear_cross_entropy, plain_head
 
 
 class TorchEngine:
@@ -111,6 +112,14 @@ def _with_master(parameter: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:
 
 def token_losses(model: nn.Module, batch: Batch) -> Tensor:
     """Cross-entropy of every label in nats, fp32, shape (B, T - 1), 0 where there is no label."""
+    head = plain_head(model)
+    if head is not None:
+        trunk, weight = head
+        hidden = trunk(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).last_hidden_state[
+            :, :-1
+        ]
+        labels = batch.labels[:, 1:]
+        return linear_cross_entropy(hidden.flatten(0, 1), weight, labels.flatten(), IGNORE).view(labels.shape)
     logits = model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits
     labels = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORE)  # the labels are shifted, not the large logits
     flat = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="none")
