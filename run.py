@@ -6,6 +6,7 @@ python run.py -m task=uuid method=lora r=8 lr=1e-4,2e-4,3e-4
 
 from __future__ import annotations
 
+import os
 import sys
 
 import hydra
@@ -28,4 +29,9 @@ def main(composed: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        sys.exit(
+            "run.py: started under torchrun. It starts the ranks itself: python run.py ... hardware=gpu8; or run "
+            "torchrun -m mora.train RUN_DIR on a folder that it has made"
+        )
     main()

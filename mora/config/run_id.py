@@ -4,17 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
 
 from .schema import RunConfig
 
 LAYOUT_VERSION = 1  # of the hash itself
-# Fields that came after the first results: where they say what was so before, a run keeps its name.
-LATER = (
-    ("task.train", "max_steps", None),
-    ("task.evaluation", "tasks", ["uuid"]),
-    ("model", "tokenizer", None),
-)
 
 
 def run_id(config: RunConfig) -> str:
@@ -26,9 +19,7 @@ def run_id(config: RunConfig) -> str:
     values["task"].pop("lr_grid")
     values["method"].pop("lr_grid")
     values["task"]["data"].pop("kind")  # the task's name says it
-    for section, name, off in LATER:
-        if _at(values, section).get(name) == off:
-            _at(values, section).pop(name)
+    values["task"].pop("restart_every_steps")  # the method's restart says it
     for quiet in ("log_every_steps", "checkpoint_every_steps"):
         values["task"]["train"].pop(quiet)
     digest = hashlib.sha256(json.dumps([LAYOUT_VERSION, values], sort_keys=True).encode()).hexdigest()[:10]
@@ -44,9 +35,3 @@ def format_lr(lr: float) -> str:
     """3e-4, 2.5e-4: the shortest scientific form."""
     mantissa, exponent = f"{lr:.3e}".split("e")
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
-
-
-def _at(values: dict[str, Any], section: str) -> dict[str, Any]:
-    for part in section.split("."):
-        values = values[part]
-    return values

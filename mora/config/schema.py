@@ -191,13 +191,23 @@ class Task(Section):
     train: Train
     evaluation: Evaluation
     lr_grid: dict[Literal["fft", "lora_like", "mora"], LrGrid]
+    restart_every_steps: PositiveInt | None = None  # of shorter runs than the paper's; null leaves it to the method
+
+
+Groups = Literal["modulo", "contiguous", "contiguous-modulo", "modulo-contiguous"]
 
 
 class LoraAdapter(Section):
+    """`init` and `freeze_a` are of A; `lr_ratio`: the rate of B and of one-dimensional parameters over that of A."""
+
     kind: Literal["lora"]
     target_modules: list[str]
     dropout: Annotated[float, Field(ge=0, lt=1)]
     lora_alpha: PositiveFloat | None
+    init: Literal["kaiming", "orthonormal"]
+    freeze_a: bool
+    lr_ratio: PositiveFloat
+    dora: bool
 
 
 class MoraAdapter(Section):
@@ -205,7 +215,7 @@ class MoraAdapter(Section):
     target_modules: list[str]
     dropout: Annotated[float, Field(ge=0, lt=1)]
     operator: Literal["auto", "truncation", "sharing", "decouple", "rotation"]
-    groups: Literal["modulo", "contiguous", "contiguous-modulo", "modulo-contiguous"]
+    groups: Groups
     split: Literal["uneven", "padded"]
     pad: Literal["circular", "zeros"]
     pairs: Literal["half_split", "interleaved"]
@@ -213,12 +223,31 @@ class MoraAdapter(Section):
     rhat_rounding: Literal["floor", "official"]
 
 
+class Restart(Section):
+    """Every `every_steps` updates the adapter is merged into the base weights and starts again from its first state.
+
+    warmup_steps: the learning rate then climbs from 0 to its schedule. schedule: "jagged", the schedule goes on underneath;
+    "official_hf", a new cosine over the steps that are left begins at the last rate. groups: the kinds of a sharing
+    operator, one after the other, or null. merge_rounding: from the exact sum to the dtype of the base. stale_masters:
+    the optimizer's copy of the adapter is left as it was and comes back with the next update, as in the official code
+    under DeepSpeed.
+    """
+
+    every_steps: PositiveInt
+    warmup_steps: NonNegativeInt
+    schedule: Literal["jagged", "official_hf"]
+    groups: Annotated[list[Groups], Field(min_length=1)] | None
+    merge_rounding: Literal["nearest", "stochastic"]
+    stale_masters: bool
+
+
 class Method(Section):
-    name: Literal["none", "fft", "lora", "mora"]
+    name: Literal["none", "fft", "lora", "lora_plus", "asylora", "dora", "relora", "mora", "remora"]
     result_version: PositiveInt
     trains: bool
     lr_grid: Literal["fft", "lora_like", "mora"] | None
     adapter: Annotated[LoraAdapter | MoraAdapter, Field(discriminator="kind")] | None
+    restart: Restart | None
 
 
 class Model(Section):
@@ -245,10 +274,25 @@ class Scale(Section):
 
 
 class Hardware(Section):
+    """Where and how a run is spread. `micro_batch_size` is a rank's.
+
+    parallel: "auto" is none for one process, zero1 where an adapter trains, zero3 for full fine-tuning. offload: the
+    optimizer of ZeRO, and at stage 3 the weights, on the CPU. rendezvous: host:port of the first node, for several.
+    """
+
     name: str
     device: Literal["auto", "cpu", "cuda"]
     cuda_graphs: bool
     micro_batch_size: PositiveInt | None
+    processes: PositiveInt = 1
+    nodes: PositiveInt = 1
+    parallel: Literal["auto", "none", "ddp", "zero1", "zero2", "zero3"] = "auto"
+    offload: bool = False
+    rendezvous: str | None = None
+
+    @property
+    def world_size(self) -> int:
+        return self.processes * self.nodes
 
 
 class RunConfig(Section):
@@ -279,12 +323,7 @@ class RunConfig(Section):
                 f"task.data.pairs={data.pairs} is less than task.train.global_batch_size={train.global_batch_size}: "
                 "lower the batch or make more pairs"
             )
-        micro = self.hardware.micro_batch_size or train.global_batch_size
-        if train.global_batch_size % micro:
-            raise ValueError(
-                f"task.train.global_batch_size={train.global_batch_size} is not divisible by "
-                f"hardware.micro_batch_size={micro}: choose a divisor"
-            )
+        self._check_hardware()
         if self.n_samples is not None or train.max_steps is not None:
             self._check_steps()
         return self
@@ -293,6 +332,7 @@ class RunConfig(Section):
         warmup = self.task.train.warmup_steps
         if warmup >= self.total_steps:
             raise ValueError(f"task.train.warmup_steps={warmup}: the run has only {self.total_steps} steps")
+        _check_restart(self.method, self.total_steps)
 
     @property
     def n_samples(self) -> int | None:
@@ -317,6 +357,31 @@ class RunConfig(Section):
         known._check_steps()
         return known
 
+    def _check_hardware(self) -> None:
+        hardware, batch = self.hardware, self.task.train.global_batch_size
+        share, ranks = (hardware.micro_batch_size or 1) * hardware.world_size, hardware.world_size
+        if batch % share:
+            several = f" x {ranks} ranks" if ranks > 1 else ""
+            raise ValueError(
+                f"task.train.global_batch_size={batch} is not divisible by "
+                f"hardware.micro_batch_size={hardware.micro_batch_size or 1}{several}: choose a divisor"
+            )
+        if hardware.parallel == "none" and ranks > 1:
+            raise ValueError(f"hardware.parallel=none: {ranks} ranks need ddp, zero1, zero2 or zero3")
+        if hardware.nodes > 1 and hardware.rendezvous is None:
+            raise ValueError(
+                f"hardware.nodes={hardware.nodes}: every node must know the first one; set hardware.rendezvous=HOST:PORT"
+            )
+
+    @property
+    def parallel(self) -> str:
+        """How the ranks share the work: none, ddp, zero1, zero2 or zero3."""
+        if self.hardware.parallel != "auto":
+            return self.hardware.parallel
+        if self.hardware.world_size == 1:
+            return "none"
+        return "zero1" if self.method.adapter is not None else "zero3"
+
     @property
     def total_steps(self) -> int:
         """Optimizer updates of the schedule. Raises: RuntimeError before the number of sequences is known."""
@@ -330,8 +395,14 @@ class RunConfig(Section):
         return min(self.total_steps, self.task.train.stop_step or self.total_steps)
 
     @property
+    def trains_rest(self) -> bool:
+        """Pretraining: whatever carries no adapter trains too (embeddings, head, norms)."""
+        return getattr(self.task.data, "kind", None) == "pretrain"
+
+    @property
     def micro_batch_size(self) -> int:
-        return self.hardware.micro_batch_size or self.task.train.global_batch_size
+        """Sequences of one rank in one pass; without a setting, all that it has to do in a step."""
+        return self.hardware.micro_batch_size or self.task.train.global_batch_size // self.hardware.world_size
 
     def lr_grid(self) -> list[float]:
         """The learning rates the paper searched for this task, method and rank (at lite scale: ours)."""
@@ -348,3 +419,24 @@ class RunConfig(Section):
         assert self.r is not None
         paper_rank = self.r * self.model.rank_scale
         return max(16, paper_rank / 2) / self.model.rank_scale
+
+
+def _check_restart(method: Method, total_steps: int) -> None:
+    restart, adapter = method.restart, method.adapter
+    if restart is None:
+        return
+    if adapter is None or (isinstance(adapter, LoraAdapter) and adapter.dora):
+        raise ValueError(f"method.restart: {method.name} has no adapter whose update can be added to the base weights")
+    if restart.every_steps >= total_steps:
+        raise ValueError(
+            f"method.restart.every_steps={restart.every_steps}: the run has only {total_steps} steps and would never "
+            "restart; lower it, or task.restart_every_steps"
+        )
+    if restart.warmup_steps >= restart.every_steps:
+        raise ValueError(
+            f"method.restart.warmup_steps={restart.warmup_steps} leaves no step at the full rate before the next restart "
+            f"(method.restart.every_steps={restart.every_steps}): lower it"
+        )
+    if restart.groups and (isinstance(adapter, LoraAdapter) or restart.groups[0] != adapter.groups):
+        expected = "null, LoRA has no groups" if isinstance(adapter, LoraAdapter) else f"[{adapter.groups}, ...]"
+        raise ValueError(f"method.restart.groups={restart.groups}: expected {expected}")

@@ -8,11 +8,12 @@ import torch
 from torch.nn import functional as F
 
 from mora.data.batches import IGNORE, Sample, collate
-from mora.train.engine import TorchEngine, token_losses
+from mora.train.engine import token_losses
+from mora.train.interface import Engine
 
 
 @torch.no_grad()
-def score(engine: TorchEngine, samples: Sequence[Sample], pad_id: int, batch_size: int) -> dict[str, float]:
+def score(engine: Engine, samples: Sequence[Sample], pad_id: int, batch_size: int) -> dict[str, float]:
     """Over the tokens after each prompt: `value_nll`, nats a sample, and `value_token_acc`, the share that is the argmax."""
     engine.model.eval()
     nll = hits = tokens = 0.0
@@ -31,7 +32,7 @@ def score(engine: TorchEngine, samples: Sequence[Sample], pad_id: int, batch_siz
 
 
 @torch.no_grad()
-def validation_loss(engine: TorchEngine, samples: Sequence[Sample], pad_id: int, batch_size: int) -> dict[str, float]:
+def validation_loss(engine: Engine, samples: Sequence[Sample], pad_id: int, batch_size: int) -> dict[str, float]:
     """`validation_loss`: nats a token that carries a loss, over held-out samples."""
     engine.model.eval()
     nll, tokens = 0.0, 0

@@ -13,6 +13,9 @@ from torch import nn
 from mora.config.schema import LoraAdapter, RunConfig
 
 from . import lora, mora
+from .groups import Group, parameter_groups, trainable
+
+__all__ = ["Group", "merged", "parameter_groups", "parameter_table", "prepare", "train_rest", "trainable"]
 
 
 def prepare(model: nn.Module, config: RunConfig) -> nn.Module:
@@ -21,15 +24,27 @@ def prepare(model: nn.Module, config: RunConfig) -> nn.Module:
     Adapter initialisation depends on `config.seed` alone.
     """
     adapter = config.method.adapter
-    if adapter is not None:
-        assert config.r is not None
-        torch.manual_seed(config.seed)
-        if isinstance(adapter, LoraAdapter):
-            return get_peft_model(model, lora.peft_config(adapter, config.r, config.lora_alpha()))
-        return get_peft_model(model, mora.peft_config(adapter, config.r))
-    if config.method.trains:
-        return model.requires_grad_(True)
-    return model.requires_grad_(False)
+    if adapter is None:
+        return model.requires_grad_(config.method.trains)
+    assert config.r is not None
+    torch.manual_seed(config.seed)
+    if isinstance(adapter, LoraAdapter):
+        adapted = get_peft_model(model, lora.peft_config(adapter, config.r, config.lora_alpha()))
+        lora.set_up(adapted, adapter, config.seed)
+    else:
+        adapted = get_peft_model(model, mora.peft_config(adapter, config.r))
+    if config.trains_rest:
+        train_rest(adapted)
+    return adapted
+
+
+def train_rest(model: nn.Module) -> None:
+    """Pretraining: every module that carries no adapter trains."""
+    inside = {id(m) for layer in model.modules() if isinstance(layer, BaseTunerLayer) for m in layer.modules()}
+    for module in model.modules():
+        if id(module) not in inside:
+            for p in module.parameters(recurse=False):
+                p.requires_grad_(True)
 
 
 @contextmanager
@@ -51,10 +66,6 @@ def merged(model: nn.Module) -> Iterator[None]:
         for p, at_home, value in kept:
             p.data = at_home
             p.data.copy_(value)
-
-
-def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def parameter_table(model: nn.Module) -> dict[str, int]:

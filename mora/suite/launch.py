@@ -49,6 +49,18 @@ def stop_workers() -> None:
         worker.send_signal(signal.SIGTERM)
 
 
+def _starter(config: RunConfig) -> list[str]:
+    """Python, or torchrun for several ranks: it ends them all when one dies."""
+    hardware = config.hardware
+    if hardware.world_size == 1:
+        return [sys.executable]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={hardware.processes}"]
+    if hardware.nodes == 1:
+        return [*torchrun, "--standalone"]
+    where = f"--rdzv-endpoint={hardware.rendezvous}"
+    return [*torchrun, f"--nnodes={hardware.nodes}", "--rdzv-backend=c10d", f"--rdzv-id={run_id(config)}", where]
+
+
 def launch(config: RunConfig, output: Any = None, env: dict[str, str] | None = None) -> int:
     """Runs the worker to its end and returns its exit code; a run whose result exists is not repeated.
 
@@ -67,7 +79,7 @@ def launch(config: RunConfig, output: Any = None, env: dict[str, str] | None = N
     steps = f"{config.last_step} steps" if config.knows_steps else f"{config.task.train.epochs} epochs"
     print(f"{run_id(config)}: {steps},{lr} folder {folder}", file=output or sys.stdout, flush=True)
     worker = subprocess.Popen(
-        [sys.executable, "-m", "mora.train", str(folder)],
+        [*_starter(config), "-m", "mora.train", str(folder)],
         stdout=output,
         stderr=output and subprocess.STDOUT,
         cwd=ROOT,

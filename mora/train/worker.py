@@ -29,9 +29,10 @@ from mora.methods import merged, parameter_table, prepare
 
 from . import log
 from .checkpoint import kill_point
-from .engine import TorchEngine
+from .distributed import alone, device_of_rank, process_group, rank, world_size
+from .engines import make_engine
 from .loop import Diverged, fit
-from .model import DTYPES, load_model, pad_id, use_fused_layers
+from .model import load_model, pad_id, use_fused_layers
 
 SCORED_AT_ONCE = 100  # sequences whose logits are in memory together, 0.7 GB in bf16 at SmolLM2's vocabulary
 VALIDATED_AT_ONCE = 8  # whole sequences with all their logits
@@ -44,13 +45,13 @@ def run(folder: Path) -> Path:
     Raises: ConfigError, and what `fit` raises except Diverged, which becomes a result of its own.
     """
     config = load(yaml.safe_load((folder / "config.yaml").read_text()))
-    with _hold(folder):
-        return _run(config, folder)
+    device = device_of_rank(_device(config.hardware.device))
+    with _hold(folder), process_group(config.hardware.world_size, device):
+        return _run(config, folder, device)
 
 
-def _run(config: RunConfig, folder: Path) -> Path:
+def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
     started = time.time()
-    device = _device(config.hardware.device)
     model, tokenizer = load_model(config.model, config.scale.precision)
     data = load_data(config, tokenizer)
     print(data.report.text(config.task.name), flush=True)
@@ -61,8 +62,9 @@ def _run(config: RunConfig, folder: Path) -> Path:
     model = prepare(model, config).to(device)
     pad, batch_size = pad_id(tokenizer), config.task.evaluation.batch_size
     batches = Batches(samples, pad, config.task.train.global_batch_size, config.micro_batch_size, config.seed)
-    engine = TorchEngine(model, config.task.train, DTYPES[config.scale.precision], config.hardware.cuda_graphs)
+    parameters = parameter_table(model)
     _print_parameters(model)
+    engine = make_engine(model, config)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
 
@@ -78,7 +80,7 @@ def _run(config: RunConfig, folder: Path) -> Path:
             metrics |= teacher_forced.score(engine, samples, pad, min(batch_size, SCORED_AT_ONCE))
         if step in plan.at_steps or last:
             kill_point("in_evaluation", step)
-            with engine.full_precision(), merged(model):
+            with engine.full_weights(), merged(model), alone():
                 generated, _ = run_task(model, tokenizer, "uuid", {"pairs": pairs}, batch_size)
             metrics |= generated
         return metrics
@@ -89,27 +91,28 @@ def _run(config: RunConfig, folder: Path) -> Path:
         if config.method.trains:
             speed = fit(engine, batches, config, folder, evaluate)
         else:
-            rows = log.RunLog(folder / "log.jsonl", from_step=-1)
+            rows = log.RunLog(folder / "log.jsonl", from_step=-1, write=rank() == 0)
             rows.add(step=0, **evaluate(0))
             rows.flush()
     except Diverged as error:
         status = {"status": "diverged", "reason": str(error)}
     if config.method.adapter is not None and status["status"] == "done":
-        with engine.full_precision():
-            model.save_pretrained(str(folder / "adapter"))  # type: ignore[operator]
+        with engine.full_weights():
+            if rank() == 0:
+                model.save_pretrained(str(folder / "adapter"))  # type: ignore[operator]
     facts = {
         "data": {"fingerprints": data.fingerprints, "report": data.report.as_dict()},
         "total_steps": config.total_steps if config.method.trains else 0,
         "last_step": config.last_step if config.method.trains else 0,
         "parameters": {
-            "trainable": sum(parameter_table(model).values()),
-            "by_module": parameter_table(model),
+            "trainable": sum(parameters.values()),
+            "by_module": parameters,
         },
-        "hardware": _hardware(device) | {"fused_layers": fused},
+        "hardware": _hardware(device) | {"ranks": world_size(), "parallel": config.parallel} | {"fused_layers": fused},
         "speed": speed,
         "wall_s": round(time.time() - started, 1),
     }
-    return write_result(config, folder, status | facts)
+    return write_result(config, folder, status | facts) if rank() == 0 else folder
 
 
 def write_result(config: RunConfig, folder: Path, facts: dict[str, Any]) -> Path:
@@ -138,6 +141,9 @@ def write_result(config: RunConfig, folder: Path, facts: dict[str, Any]) -> Path
 @contextmanager
 def _hold(folder: Path) -> Iterator[None]:
     """Keeps a second process out of the run's folder; freed by the system when this one ends, however it ends."""
+    if int(os.environ.get("RANK", 0)) > 0:  # the first rank holds it for all
+        yield
+        return
     with open(folder / ".lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -170,6 +176,8 @@ def _hardware(device: torch.device) -> dict[str, Any]:
 
 
 def _print_parameters(model: torch.nn.Module) -> None:
+    if rank() > 0:
+        return
     total = sum(p.numel() for p in model.parameters())
     table = parameter_table(model)
     ours = sum(table.values())
