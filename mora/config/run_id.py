@@ -19,7 +19,8 @@ def run_id(config: RunConfig) -> str:
     values["task"].pop("lr_grid")
     values["method"].pop("lr_grid")
     values["task"]["data"].pop("kind")  # the task's name says it
-    values["task"].pop("restart_every_steps")  # the method's restart says it
+    for said_by_method in ("restart_every_steps", "restart_warmup_steps"):
+        values["task"].pop(said_by_method)
     for quiet in ("log_every_steps", "checkpoint_every_steps"):
         values["task"]["train"].pop(quiet)
     digest = hashlib.sha256(json.dumps([LAYOUT_VERSION, values], sort_keys=True).encode()).hexdigest()[:10]

@@ -192,6 +192,7 @@ class Task(Section):
     evaluation: Evaluation
     lr_grid: dict[Literal["fft", "lora_like", "mora"], LrGrid]
     restart_every_steps: PositiveInt | None = None  # of shorter runs than the paper's; null leaves it to the method
+    restart_warmup_steps: PositiveInt | None = None  # likewise
 
 
 Groups = Literal["modulo", "contiguous", "contiguous-modulo", "modulo-contiguous"]

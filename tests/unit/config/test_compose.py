@@ -161,3 +161,14 @@ def test_a_length_is_given_once():
 )
 def test_grids_are_those_of_table_5(task, method, r, grid):
     assert compose([f"task={task}", f"method={method}", *([f"r={r}"] if r else [])]).lr_grid() == grid
+
+
+@pytest.mark.parametrize("scale", ["lite", "paper"])
+@pytest.mark.parametrize(
+    ("task", "sequences"),
+    [("tulu2", 19_695), ("metamath", 14_439), ("biomed", 4_259), ("finance", 13_850), ("c4", 89_320)],
+)
+def test_a_run_that_restarts_is_long_enough_to(task, scale, sequences):
+    config = compose([f"task={task}", f"scale={scale}", "method=remora", "r=8"])
+    if scale == "lite":
+        assert config.with_samples(sequences).total_steps > 3 * config.method.restart.every_steps
