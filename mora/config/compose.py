@@ -65,6 +65,8 @@ def _describe(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"])
     if not where:
         return error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error" and isinstance(error["input"], dict):  # a section's own check names its fields
+        return f"{where}: {error['msg'].removeprefix('Value error, ')}"
     if error["type"] == "extra_forbidden":
         return f"{where}: there is no such field"
     if error["type"] == "missing":

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from . import records
 from .overlap import Index
 from .packing import blocks
-from .records import Conversation, Document, Record
+from .records import Conversation, DataError, Document, Record
 from .report import Report
 from .samples import IGNORE, Sample
 from .workshop import Encoded
@@ -21,18 +21,21 @@ MAP_BATCH = 1000  # documents that are laid end to end, as in ReLoRA's preproces
 
 @dataclass(frozen=True)
 class ConversationEncoder:
-    """Conversations, one sample each. `encode` is chat.encode or metamath.encode."""
+    """Conversations, one sample each. `encode` is chat.encode or metamath.encode (one question, one answer)."""
 
     tokenizer: PreTrainedTokenizerBase
     encode: Encode
     max_length: int
     overlap: Index
     drop_overlap: bool
+    one_answer: bool
 
     def __call__(self, rows: list[Record], format: str) -> Encoded:
         made = Encoded()
         for record in rows:
             talk = records.conversation(record, format)
+            if self.one_answer and [role for role, _ in talk.turns] != ["user", "assistant"]:
+                raise DataError(f"{record.where}: {len(talk.turns)} turns, expected one question and one answer")
             if overlaps(talk, self.overlap, self.drop_overlap, made.report):
                 continue
             sample = self.encode(talk, self.tokenizer, self.max_length)

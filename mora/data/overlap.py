@@ -101,9 +101,9 @@ def build(overlap: Overlap) -> Index:
 
 def questions_of(held_out: HeldOutSet) -> list[str]:
     """Raises: DataError where the set is neither under MORA_DATA_DIR nor on a hub that answers."""
-    local = sources._match(held_out.local)
+    local = sources.match(held_out.local)
     if not local and held_out.hub is None:
-        raise DataError(sources._missing(held_out.local))
+        raise DataError(sources.missing(held_out.local))
     if not local:
         hub = HubSource(
             kind="hub", id=str(held_out.hub), files=held_out.hub_files, revision="main", format="text", max_rows=None

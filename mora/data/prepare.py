@@ -93,8 +93,9 @@ def _make(
 
         pieces = shop.encode("blocks", rows["corpus"], encoder, rows_per_piece=10_000, enough=enough)
         return pieces.shards, pieces.report
-    encode = chat.encode if isinstance(data, ChatData) else metamath.encode
-    talks = ConversationEncoder(tokenizer, encode, data.max_length, index, data.overlap.action == "drop")
+    is_chat = isinstance(data, ChatData)
+    encode = chat.encode if is_chat else metamath.encode
+    talks = ConversationEncoder(tokenizer, encode, data.max_length, index, data.overlap.action == "drop", not is_chat)
     pieces = shop.encode("samples", rows["corpus"], talks)
     if data.packing == "none":
         return pieces.shards, pieces.report

@@ -58,7 +58,7 @@ def data_dir() -> Path | None:
 def resolve(corpus: Corpus) -> list[Rows]:
     """The corpus's local files where all are there, else its sources. Raises: DataError."""
     chosen: list[Source] = list(corpus.sources)
-    if corpus.local and all(_match(source.files) for source in corpus.local):
+    if corpus.local and all(match(source.files) for source in corpus.local):
         chosen = list(corpus.local)
     return [resolve_source(source) for source in chosen]
 
@@ -68,9 +68,9 @@ def resolve_source(source: Source) -> Rows:
     if isinstance(source, SyntheticSource):
         return Rows(source.format, (), None, {"synthetic": source.model_dump()}, source)
     if isinstance(source, FileSource):
-        paths = _match(source.files)
+        paths = match(source.files)
         if not paths:
-            raise DataError(_missing(source.files))
+            raise DataError(missing(source.files))
         facts: dict[str, Any] = {"files": source.files, "sha256": {p.name: sha256(p) for p in paths}}
         if source.sha256 is not None and list(facts["sha256"].values()) != [source.sha256]:
             raise DataError(f"{source.files} has sha256 {facts['sha256']}, expected {source.sha256}")
@@ -83,7 +83,7 @@ def resolve_source(source: Source) -> Rows:
 
 def hub_files(source: HubSource) -> tuple[list[Path], str]:
     """The source's files, from MORA_DATA_DIR/<id> where they are, else from the hub; and the commit, or "local"."""
-    local = _match(f"{source.id}/{source.files}")
+    local = match(f"{source.id}/{source.files}")
     if local:
         return local, "local"
     import huggingface_hub
@@ -105,7 +105,7 @@ def hub_files(source: HubSource) -> tuple[list[Path], str]:
     return paths, Path(folder).name
 
 
-def _match(pattern: str) -> list[Path]:
+def match(pattern: str) -> list[Path]:
     """Files by a glob; an absolute one, or one under MORA_DATA_DIR."""
     path = Path(pattern)
     base = Path(path.anchor) if path.is_absolute() else data_dir()
@@ -115,7 +115,8 @@ def _match(pattern: str) -> list[Path]:
     return sorted(p for p in base.glob(relative) if p.is_file())
 
 
-def _missing(pattern: str) -> str:
+def missing(pattern: str) -> str:
+    """What to say of a pattern that no file matches."""
     if Path(pattern).is_absolute() or data_dir() is not None:
         return f"no file matches {pattern if Path(pattern).is_absolute() else data_dir()}/{pattern}".replace("//", "/")
     return f"{pattern}: set MORA_DATA_DIR to the folder that holds it"

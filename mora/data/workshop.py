@@ -53,7 +53,8 @@ class Workshop:
 
     def __init__(self, folder: Path, vocabulary: int, workers: int | None = None):
         self.folder, self.vocabulary = folder, vocabulary
-        self.workers = workers or len(os.sched_getaffinity(0))
+        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # macOS has none
+        self.workers = workers or allowed or 1
 
     def encode(
         self,

@@ -36,7 +36,7 @@ def trained(tmp_path, monkeypatch, overrides):
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("method", [["method=mora", "r=8"], ["method=none"]], ids=["mora", "none"])
+@pytest.mark.parametrize("method", [["method=remora", "r=8"], ["method=none"]], ids=["remora", "none"])
 def test_every_task_runs_at_smoke_scale(tmp_path, monkeypatch, task, method):
     result, losses = trained(tmp_path, monkeypatch, [f"task={task}", "scale=smoke", *method])
     assert result["data"]["report"]["sequences"] > 0

@@ -111,3 +111,64 @@ def test_run_ids_depend_on_what_changes_the_result_and_on_nothing_else():
 def test_a_written_config_loads_as_the_same_run():
     config = compose(["task=uuid", "method=lora", "r=8", "scale=lite"])
     assert load(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "model"),
+    [
+        (["task=c4"], "llama_250m"),
+        (["task=c4", "model=llama_1b3"], "llama_1b3"),
+        (["task=c4", "scale=lite"], "llama_60m_smollm2"),
+        (["task=c4", "scale=smoke"], "tiny"),
+        (["task=metamath"], "llama2_7b"),
+        (["task=metamath", "scale=lite"], "smollm2_135m"),
+    ],
+)
+def test_c4_has_models_of_its_own_and_the_command_line_wins(overrides, model):
+    assert compose(["method=mora", "r=8", *overrides]).model.name == model
+
+
+@pytest.mark.parametrize(
+    ("task", "samples", "steps"),
+    [("metamath", 395_000, 9258), ("biomed", 213_333, 5000), ("finance", 213_333, 5000), ("c4", 10_240_000, 10_000)],
+)
+def test_the_papers_steps_follow_from_the_number_of_sequences(task, samples, steps):
+    config = compose([f"task={task}", "method=fft"])
+    assert config.with_samples(samples).total_steps == steps
+    assert run_id(config.with_samples(samples)) == run_id(config)
+    if task != "c4":
+        with pytest.raises(RuntimeError, match="known after its data are prepared"):
+            _ = config.total_steps
+        with pytest.raises(ValueError, match="the data have only 5 sequences; lower the batch"):
+            config.with_samples(5)
+
+
+def test_a_length_is_given_once():
+    with pytest.raises(ConfigError, match=r"^task\.train: epochs=3 and max_steps=10: give one of them"):
+        compose(["task=metamath", "method=fft", "task.train.max_steps=10"])
+
+
+@pytest.mark.parametrize(
+    ("task", "method", "r", "grid"),
+    [
+        ("tulu2", "fft", None, [2e-5]),
+        ("metamath", "mora", 8, [2e-4, 3e-4]),
+        ("metamath", "mora", 256, [3e-5, 5e-5]),
+        ("biomed", "lora", 256, [3e-4, 4e-4]),
+        ("finance", "mora", 8, [4e-4, 5e-4]),
+        ("finance", "mora", 256, [5e-5, 7e-5]),
+    ],
+)
+def test_grids_are_those_of_table_5(task, method, r, grid):
+    assert compose([f"task={task}", f"method={method}", *([f"r={r}"] if r else [])]).lr_grid() == grid
+
+
+@pytest.mark.parametrize("scale", ["lite", "paper"])
+@pytest.mark.parametrize(
+    ("task", "sequences"),
+    [("tulu2", 19_695), ("metamath", 14_439), ("biomed", 4_259), ("finance", 13_850), ("c4", 89_320)],
+)
+def test_a_run_that_restarts_is_long_enough_to(task, scale, sequences):
+    config = compose([f"task={task}", f"scale={scale}", "method=remora", "r=8"])
+    if scale == "lite":
+        assert config.with_samples(sequences).total_steps > 3 * config.method.restart.every_steps

@@ -173,3 +173,10 @@ def test_the_wrong_kind_of_rows_is_refused(tmp_path, characters):
     path = write(tmp_path / "a.jsonl", [{"text": "x"}])
     with pytest.raises(DataError, match="format='text' holds plain text, this task needs questions and answers"):
         load(config("metamath", f"task.data.corpus.sources={corpus(path, 'text')}"), characters)
+
+
+def test_a_conversation_of_several_turns_is_no_metamath_row(tmp_path, characters):
+    turns = [{"role": role, "content": "x"} for role in ("user", "assistant", "user", "assistant")]
+    path = write(tmp_path / "a.jsonl", [{"messages": turns}])
+    with pytest.raises(DataError, match=r"a.jsonl:1: 4 turns, expected one question and one answer"):
+        load(config("metamath", f"task.data.corpus.sources={corpus(path, 'messages')}"), characters)
