@@ -23,7 +23,7 @@ from mora.config.schema import RunConfig
 from mora.data import uuid
 from mora.data.batches import Batches
 from mora.evaluate import teacher_forced
-from mora.evaluate.harness import run_task
+from mora.evaluate.harness import Settings, evaluate_model
 from mora.methods import parameter_table, prepare
 
 from . import log
@@ -69,8 +69,8 @@ def _run(config: RunConfig, folder: Path) -> Path:
         if step in plan.at_steps or last:
             kill_point("in_evaluation", step)
             with engine.autocast():
-                generated, _ = run_task(model, tokenizer, "uuid", {"pairs": pairs}, batch_size)
-            metrics |= generated
+                scores, _ = evaluate_model(model, tokenizer, ["uuid"], Settings(batch_size, metadata={"pairs": pairs}))
+            metrics |= scores["uuid"]
         return metrics
 
     status: dict[str, Any] = {"status": "done"}
