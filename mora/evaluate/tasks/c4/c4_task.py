@@ -54,8 +54,8 @@ def blocks(texts: Iterable[str], tokenizer: Any, tokens: int) -> list[dict[str, 
     return docs
 
 
-def score(doc: dict[str, str], results: tuple[float, bool]) -> dict[str, Any]:
-    nats = results[0]
+def score(doc: dict[str, str], results: list[tuple[float, bool]]) -> dict[str, Any]:
+    nats, _ = results[0]
     n_tokens = len(doc["target"].split())
     return {"score": (float(nats), n_tokens), "nats_per_token": -nats / n_tokens}
 
