@@ -1,8 +1,9 @@
-"""lm-eval's Hugging Face backend with what it lacks: tokens counted, logits only where they are scored, a cheap stop, a journal."""
+"""lm-eval's Hugging Face backend with what it lacks: token counts, logits only where they are scored, a journal."""
 
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from .choices import LogLikelihood
 from .journal import Journal
 
 TOKEN_IDS = "\x00token-ids "  # a text that starts so is a list of token ids: blocks of packed text have no other form
+PROMPT_TOKENS = 1024  # of a prompt are kept in any case; MATH's answers alone may have 2 048
 STOP_EVERY = 8  # tokens between two looks at the generated text
 
 Request = tuple[tuple[str, str], list[int], list[int]]  # texts, context ids, continuation ids
@@ -26,6 +28,8 @@ class Backend(HFLM):
     Requests that share all input tokens, as the one-token options of a question do, share a forward pass. Batches are sorted
     by length, longest first.
     """
+
+    _max_length: int
 
     def __init__(
         self,
@@ -67,7 +71,7 @@ class Backend(HFLM):
         for start in tqdm(range(0, len(inputs), size), desc="log-likelihoods", disable=disable_tqdm or None):
             batch = inputs[start : start + size]
             wanted = [[requests[i][2] for i in by_input[ids]] for ids in batch]
-            found = self.journal.answer([batch, wanted], lambda b=batch, w=wanted: self._score(b, w))
+            found = self.journal.answer([batch, wanted], partial(self._score, batch, wanted))
             owners = [i for ids in batch for i in by_input[ids]]
             for i, (nats, greedy) in zip(owners, found, strict=True):
                 answers[i] = (LogLikelihood(nats, len(requests[i][2])), greedy)
@@ -100,6 +104,16 @@ class Backend(HFLM):
             return self.model(input_ids=ids_BT, use_cache=False).logits[:, first:]
         kept = torch.arange(first, ids_BT.shape[1], device=ids_BT.device)
         return self.model(input_ids=ids_BT, use_cache=False, logits_to_keep=kept).logits
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """As HFLM's, with room for PROMPT_TOKENS of prompt beside the longest answer asked for."""
+        window = self._max_length
+        longest = max(request.args[1].get("max_gen_toks", 0) for request in requests)
+        self._max_length = max(window, longest + PROMPT_TOKENS)
+        try:
+            return super().generate_until(requests, disable_tqdm=disable_tqdm)
+        finally:
+            self._max_length = window
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **kwargs: Any) -> Tensor:
         """Prompt and generated ids, greedy unless `kwargs` sample; rows that met a stop text are filled with padding."""

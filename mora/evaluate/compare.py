@@ -109,9 +109,18 @@ def table(baseline: str, others: list[str]) -> str:
     for (other, c), corrected in zip(lines, adjusted, strict=True):
         exact = "-" if c.mcnemar_p is None else f"{c.mcnemar_p:.4f}"
         span = f"{c.difference:+.4f} [{c.low:+.4f}, {c.high:+.4f}]"
-        out.append(
-            f"| {other} | {c.task} | {c.documents} | {c.a:.4f} | {c.b:.4f} | {span} | {c.p:.4f} | {exact} | {corrected:.4f} |"
-        )
+        cells = [
+            other,
+            c.task,
+            str(c.documents),
+            f"{c.a:.4f}",
+            f"{c.b:.4f}",
+            span,
+            f"{c.p:.4f}",
+            exact,
+            f"{corrected:.4f}",
+        ]
+        out.append(f"| {' | '.join(cells)} |")
     return "\n".join(out)
 
 

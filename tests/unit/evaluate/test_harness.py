@@ -102,7 +102,9 @@ def test_memory_adapter_and_merged_model_agree(tiny, tmp_path):
                 p.normal_(0, 0.05)
     model.save_pretrained(tmp_path / "adapter")
     in_memory = backend((model.eval(), tokenizer))._loglikelihood_tokens(REQUESTS, disable_tqdm=True)
-    from_folder = backend(command.load(str(tmp_path / "adapter"), "fp32"))._loglikelihood_tokens(REQUESTS, disable_tqdm=True)
+    from_folder = backend(command.load(str(tmp_path / "adapter"), "fp32"))._loglikelihood_tokens(
+        REQUESTS, disable_tqdm=True
+    )
     untouched = backend(tiny)._loglikelihood_tokens(REQUESTS, disable_tqdm=True)
     values = [[float(nats) for nats, _ in found] for found in (in_memory, from_folder, untouched)]
     assert values[0] == pytest.approx(values[1], abs=1e-4)
@@ -156,8 +158,15 @@ def test_gold_options_score_100(load):
 
 @real
 def test_every_task_with_real_records_runs(tiny):
-    tasks = ["mmlu_tulu_0shot", "metamath_gsm8k", "metamath_math500", "biomed_local", "finance_local", "c4_perplexity_local"]
-    metrics, kept = evaluate_model(*tiny, tasks, Settings(batch_size=8, max_length=2200, limit=2))
+    tasks = [
+        "mmlu_tulu_0shot",
+        "metamath_gsm8k",
+        "metamath_math500",
+        "biomed_local",
+        "finance_local",
+        "c4_perplexity_local",
+    ]
+    metrics, kept = evaluate_model(*tiny, tasks, Settings(batch_size=8, limit=2))
     assert {"biomed_local", "finance_local", "metamath_gsm8k", "finance_headline_local"} <= set(metrics)
     for name, values in metrics.items():
         assert math.isfinite(values["score"]), name

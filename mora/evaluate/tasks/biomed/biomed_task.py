@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 
 from mora.evaluate.choices import as_test_split
-from mora.evaluate.records import DataError, Row, Source, data_folder, read_text, rows
+from mora.evaluate.records import DataError, Source, data_folder, read_text, rows
 
 DECISIONS = ["No", "Maybe", "Yes"]
 ROLES = ["background", "population", "intervention", "outcome", "study design", "other"]
@@ -31,7 +31,7 @@ def load_pubmedqa_local(data_dir: str | None = None, **_: Any) -> dict[str, data
         for field in ("QUESTION", "CONTEXTS", "LABELS", "final_decision"):
             if field not in row:
                 raise DataError(f"{path}: {key} has no {field!r}")
-        article = " ".join(f"({l.title()}) {c}" for l, c in zip(row["LABELS"], row["CONTEXTS"], strict=True))
+        article = " ".join(f"({label.title()}) {c}" for label, c in zip(row["LABELS"], row["CONTEXTS"], strict=True))
         docs.append(
             {
                 "prompt": f"Article: {article} Now answer this question: {row['QUESTION']}",
@@ -46,7 +46,7 @@ def load_piboso_local(data_dir: str | None = None, **_: Any) -> dict[str, datase
     """Roles of the sentences of 200 abstracts (NICTA-PIBOSO), two training sentences of each role before each."""
     folder = _folder(data_dir) / "nicta_piboso"
     train: dict[str, list[str]] = {}
-    for _, role, sentence in _sentences(folder / "train_clean.txt"):
+    for _abstract, role, sentence in _sentences(folder / "train_clean.txt"):
         train.setdefault(role, []).append(sentence)
     docs = []
     for abstract, role, sentence in _sentences(folder / "test_clean.txt"):

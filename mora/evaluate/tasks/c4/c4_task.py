@@ -37,7 +37,9 @@ def blocks(texts: Iterable[str], tokenizer: Any, tokens: int) -> list[dict[str, 
     Raises: DataError without a tokenizer, without its EOS, or where not one block is filled.
     """
     if tokenizer is None or tokenizer.eos_token_id is None:
-        raise DataError("packed text needs a tokenizer with an EOS token: run the task through `python -m mora.evaluate`")
+        raise DataError(
+            "packed text needs a tokenizer with an EOS token: run the task through `python -m mora.evaluate`"
+        )
     docs: list[dict[str, str]] = []
     source = iter(texts)
     while together := list(islice(source, DOCS_TOGETHER)):
