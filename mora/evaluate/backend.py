@@ -53,11 +53,20 @@ class Backend(HFLM):
         base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         self.keeps_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
         self.journal = journal
+        self._last: tuple[str, list[int]] = ("", [])
 
     def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:
         if string.startswith(TOKEN_IDS):
             return [int(i) for i in string.removeprefix(TOKEN_IDS).split()]
         return super().tok_encode(string, *args, **kwargs)
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """As lm-eval's; a context is tokenised once for all its options, which follow each other."""
+        stripped = context.rstrip()
+        if stripped != self._last[0]:
+            self._last = (stripped, self.tok_encode(stripped))
+        known = self._last[1]
+        return known, self.tok_encode(context + continuation)[len(known) :]
 
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None

@@ -63,6 +63,45 @@ def test_one_token_options_share_a_forward_pass(tiny, monkeypatch):
     assert calls == [1]
 
 
+def test_pairs_are_encoded_as_lm_evals(tiny):
+    lm = backend(tiny)
+    for context, continuation in [("a question: ", "yes"), ("a question:", " yes"), ("a question:", " no"), ("b", "")]:
+        assert lm._encode_pair(context, continuation) == super(Backend, lm)._encode_pair(context, continuation)
+
+
+def test_generation_is_greedy_cut_at_a_stop_text_and_resumed(tiny, tmp_path, monkeypatch):
+    from lm_eval.api.instance import Instance
+
+    model, tokenizer = tiny
+    prompts = ["ab", "the quick brown fox", "12:"]
+
+    def ask(lm, until):
+        arguments = {"until": until, "do_sample": False, "max_gen_toks": 24}
+        return lm.generate_until(
+            [Instance("generate_until", {}, (p, arguments), i) for i, p in enumerate(prompts)], True
+        )
+
+    expected = []
+    for prompt in prompts:
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        out = model.generate(ids, max_new_tokens=24, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+        expected.append(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+    path = tmp_path / "journal.jsonl"
+    assert ask(backend(tiny, journal=Journal(path, "m")), ["\x00"]) == expected
+    stop = expected[1][5]
+    assert ask(backend(tiny), [stop]) == [text.split(stop)[0] for text in expected]
+    monkeypatch.setattr(model, "generate", None)  # all batches are in the journal
+    assert ask(backend(tiny, journal=Journal(path, "m")), ["\x00"]) == expected
+
+
+def test_softmax_is_fp32_for_a_bf16_model(tiny):
+    import copy
+
+    half = copy.deepcopy(tiny[0]).bfloat16()
+    (nats, _), *_ = backend((half, tiny[1]))._loglikelihood_tokens(REQUESTS, disable_tqdm=True)
+    assert float(nats) != float(torch.tensor(float(nats)).bfloat16())
+
+
 def test_a_cut_evaluation_goes_on_and_repeats_the_uninterrupted_one(tiny, tmp_path, monkeypatch):
     whole = backend(tiny, batch_size=1)._loglikelihood_tokens(REQUESTS, disable_tqdm=True)
     path = tmp_path / "journal.jsonl"
