@@ -17,6 +17,7 @@ from .journal import Journal
 
 TOKEN_IDS = "\x00token-ids "  # a text that starts so is a list of token ids: blocks of packed text have no other form
 PROMPT_TOKENS = 1024  # of a prompt are kept in any case; MATH's answers alone may have 2 048
+SHORTEST = 0.8  # of the longest input's length, within a batch
 STOP_EVERY = 8  # tokens between two looks at the generated text
 
 Request = tuple[tuple[str, str], list[int], list[int]]  # texts, context ids, continuation ids
@@ -76,9 +77,8 @@ class Backend(HFLM):
             by_input.setdefault(tuple((context + continuation)[-(self.max_length + 1) : -1]), []).append(i)
         inputs = sorted(by_input, key=lambda ids: (-len(ids), ids))
         answers: dict[int, tuple[LogLikelihood, bool]] = {}
-        size = override_bs or int(self.batch_size)
-        for start in tqdm(range(0, len(inputs), size), desc="log-likelihoods", disable=disable_tqdm or None):
-            batch = inputs[start : start + size]
+        batches = _batches(inputs, override_bs or int(self.batch_size))
+        for batch in tqdm(batches, desc="log-likelihoods", disable=disable_tqdm or None):
             wanted = [[requests[i][2] for i in by_input[ids]] for ids in batch]
             found = self.journal.answer([batch, wanted], partial(self._score, batch, wanted))
             owners = [i for ids in batch for i in by_input[ids]]
@@ -163,6 +163,16 @@ class StopOnText(StoppingCriteria):
             for row, text in zip(waiting, self.tokenizer.batch_decode([tails[r] for r in waiting]), strict=True):
                 self.done[row] = any(s in text for s in self.stop)
         return torch.tensor(self.done, device=input_ids.device)
+
+
+def _batches(inputs: list[tuple[int, ...]], size: int) -> list[list[tuple[int, ...]]]:
+    """Of at most `size`, from inputs sorted longest first: none is much shorter than the first, for logits span the gap."""
+    batches: list[list[tuple[int, ...]]] = []
+    for ids in inputs:
+        if not batches or len(batches[-1]) == size or len(ids) < SHORTEST * len(batches[-1][0]):
+            batches.append([])
+        batches[-1].append(ids)
+    return batches
 
 
 def _leave_tied(*args: Any, **kwargs: Any) -> None:
