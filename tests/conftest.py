@@ -14,6 +14,10 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
     MPLBACKEND="Agg",
 )
+if not os.path.exists(
+    "/dev/nvidiactl"
+):  # Triton, if it is there, then interprets its kernels; read when it is imported
+    os.environ["TRITON_INTERPRET"] = "1"
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 else:  # the main process makes the folder, workers inherit its name

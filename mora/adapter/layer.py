@@ -11,6 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from . import kernels
 from .config import MoraConfig
 from .operators import OPERATORS, Groups, Operator, square_size
 
@@ -122,20 +123,71 @@ class MoraLinear(nn.Module, MoraLayer):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.disable_adapters and self.merged:
             self.unmerge()
-        result = self.base_layer(x, *args, **kwargs)
-        if self.disable_adapters or self.merged:
-            return result
+        adapters = [name for name in self.active_adapters if name in self.mora_M]
+        if self.disable_adapters or self.merged or not adapters:
+            return self.base_layer(x, *args, **kwargs)
+        if not args and not kwargs and self._can_join_base(adapters[0], x):
+            result = self._with_base(adapters.pop(0), x)
+        else:
+            result = self.base_layer(x, *args, **kwargs)
         dtype = result.dtype
-        for adapter in self.active_adapters:
-            if adapter in self.mora_M:
-                result = result + self._adapter_output(adapter, x)
+        for adapter in adapters:
+            result = result + self._adapter_output(adapter, x)
         return result.to(dtype)
 
     def _adapter_output(self, adapter: str, x: Tensor) -> Tensor:
-        M, operator = self.mora_M[adapter], self.operator[adapter]
+        """What one adapter adds, without the base: dropout, then the operator around M, then the scaling."""
+        M, operator, scaling = self.mora_M[adapter], self.operator[adapter], self.scaling[adapter]
+        if not kernels.is_reference():
+            x = self.mora_dropout[adapter](x)
+            return kernels.adapted_linear(x, M, operator, scaling, dtype=self._compute_dtype(adapter, x))
         x = self.mora_dropout[adapter](self._cast_input_dtype(x, M.dtype))
         y = operator.decompress(nn.functional.linear(operator.compress(x), M))
-        return y if self.scaling[adapter] == 1.0 else y * self.scaling[adapter]
+        return y if scaling == 1.0 else y * scaling
+
+    def _with_base(self, adapter: str, x: Tensor) -> Tensor:
+        """The base output and one adapter's in one function. Only where `_can_join_base`."""
+        base = self.get_base_layer()
+        weight_KD = base.weight if isinstance(base, Conv1D) else base.weight.mT
+        return kernels.adapted_linear(
+            x,
+            self.mora_M[adapter],
+            self.operator[adapter],
+            self.scaling[adapter],
+            weight_KD=weight_KD,
+            bias=base.bias,
+            dropout=self._dropout_now(adapter),
+            dtype=self._compute_dtype(adapter, x),
+        )
+
+    def _can_join_base(self, adapter: str, x: Tensor) -> bool:
+        """Whether the base layer is a plain frozen linear module whose forward nobody wants to see called.
+
+        Not so under hooks (DeepSpeed ZeRO-3, offloading), for a subclass, for a weight that trains, or with dropout where
+        the mask must be applied to a copy of x.
+        """
+        base = self.base_layer
+        return (
+            not kernels.is_reference()
+            and type(base) in (nn.Linear, Conv1D)
+            and "forward" not in base.__dict__
+            and not (base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks)
+            and type(base.weight) in (nn.Parameter, Tensor)
+            and not base.weight.requires_grad
+            and not (base.bias is not None and base.bias.requires_grad)
+            and (self._dropout_now(adapter) == 0 or kernels.runs_triton(x, self.operator[adapter]))
+        )
+
+    def _dropout_now(self, adapter: str) -> float:
+        dropout = self.mora_dropout[adapter]
+        return dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
+
+    def _compute_dtype(self, adapter: str, x: Tensor) -> torch.dtype:
+        """Of the product with M: autocast's dtype where autocast is on, else M's, to which PEFT casts an adapter's input."""
+        M, device = self.mora_M[adapter], x.device.type
+        if torch.is_autocast_enabled(device) and M.dtype != torch.float64:
+            return torch.get_autocast_dtype(device)
+        return M.dtype if getattr(self, "cast_input_dtype_enabled", True) else x.dtype
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:

@@ -7,7 +7,9 @@
 
 Every operator keeps Eq. 3, `decompress(compress(x) @ M.T) == x @ delta_weight(M).T`, for any leading dimensions of x and any
 dtype. `delta_weight` is built from the same pieces as the forward pass: `_pad` and `_fold_pad`, `_sum_groups` and
-`_spread_groups`, `rotate` by +angle and by -angle are pairs of a linear map and its adjoint, so nothing is said twice.
+`_spread_groups`, `rotate` by +angle and by -angle are pairs of a linear map and its adjoint, so that only the place of a
+block in the output is said twice.
+The adjoints of whole maps, which the backward pass of `kernels.py` uses, are put together from the same pairs.
 """
 
 from __future__ import annotations
@@ -69,6 +71,14 @@ class Operator:
         """f_decomp: what `compress` returns, multiplied by M, -> (..., out_features)."""
         raise NotImplementedError
 
+    def compress_adjoint(self, c: Tensor) -> Tensor:
+        """The transposed linear map of `compress`: what that returns -> (..., in_features)."""
+        raise NotImplementedError
+
+    def decompress_adjoint(self, y: Tensor) -> Tensor:
+        """The transposed linear map of `decompress`: (..., out_features) -> what `compress` returns."""
+        raise NotImplementedError
+
     def delta_weight(self, M: Tensor) -> Tensor:
         """The matrix of Eq. 3: (r_hat, r_hat) -> (out_features, in_features), in M's dtype."""
         raise NotImplementedError
@@ -86,6 +96,12 @@ class Truncation(Operator):
 
     def decompress(self, z: Tensor) -> Tensor:
         return torch.nn.functional.pad(z, (0, self.out_features - self.r_hat))
+
+    def compress_adjoint(self, c: Tensor) -> Tensor:
+        return torch.nn.functional.pad(c, (0, self.in_features - self.r_hat))
+
+    def decompress_adjoint(self, y: Tensor) -> Tensor:
+        return y[..., : self.r_hat]
 
     def delta_weight(self, M: Tensor) -> Tensor:
         return torch.nn.functional.pad(M, (0, self.in_features - self.r_hat, 0, self.out_features - self.r_hat))
@@ -108,10 +124,18 @@ class Sharing(Operator):
     def decompress(self, z: Tensor) -> Tensor:
         return _spread_groups(z, self.out_features, self._kind_out, self.split)
 
+    def compress_adjoint(self, c: Tensor) -> Tensor:
+        return _fold_pad(
+            _spread_groups(c, self._padded_length(), self._kind_in, self.split), self.in_features, self.pad
+        )
+
+    def decompress_adjoint(self, y: Tensor) -> Tensor:
+        uneven = self._kind_out == "contiguous" and self.split == "uneven"
+        length = self.out_features if uneven else math.ceil(self.out_features / self.r_hat) * self.r_hat
+        return _sum_groups(_pad(y, length, "zeros"), self.r_hat, self._kind_out)
+
     def delta_weight(self, M: Tensor) -> Tensor:
-        columns = _spread_groups(M, self._padded_length(), self._kind_in, self.split)
-        rows = self.decompress(columns.mT).mT
-        return _fold_pad(rows, self.in_features, self.pad)
+        return self.decompress(self.compress_adjoint(M).mT).mT
 
     @property
     def _kind_in(self) -> str:
@@ -134,13 +158,17 @@ class Decouple(Operator):
     def n_blocks(self) -> int:
         return math.ceil(self.in_features / self.r_hat)
 
+    @property
+    def n_blocks_out(self) -> int:
+        return math.ceil(self.out_features / self.r_hat)
+
     def compress(self, x: Tensor) -> Tensor:
         padded = _pad(x, self.n_blocks * self.r_hat, self.pad)
         return padded.unflatten(-1, (self.n_blocks, self.r_hat))
 
     def decompress(self, z: Tensor) -> Tensor:
         """Blocks side by side. Too few are repeated; those beyond the output are dropped, or added to the first ones."""
-        n_out = math.ceil(self.out_features / self.r_hat)
+        n_out = self.n_blocks_out
         if n_out > self.n_blocks:
             z = z.repeat(*[1] * (z.dim() - 2), math.ceil(n_out / self.n_blocks), 1)
         elif n_out < self.n_blocks and self.overflow == "fold":
@@ -149,16 +177,35 @@ class Decouple(Operator):
             z = z.unflatten(-2, (rounds, n_out)).sum(-3)
         return z.flatten(-2)[..., : self.out_features]
 
+    def compress_adjoint(self, c: Tensor) -> Tensor:
+        return _fold_pad(c.flatten(-2), self.in_features, self.pad)
+
+    def decompress_adjoint(self, y: Tensor) -> Tensor:
+        n, n_out = self.n_blocks, self.n_blocks_out
+        blocks = _pad(y, n_out * self.r_hat, "zeros").unflatten(-1, (n_out, self.r_hat))
+        if n_out > n:
+            rounds = math.ceil(n_out / n)
+            blocks = torch.nn.functional.pad(blocks, (0, 0, 0, rounds * n - n_out))
+            return blocks.unflatten(-2, (rounds, n)).sum(-3)
+        if self.overflow == "fold":
+            return blocks.repeat(*[1] * (blocks.dim() - 2), math.ceil(n / n_out), 1)[..., :n, :]
+        return torch.nn.functional.pad(blocks, (0, 0, 0, n - n_out))
+
     def block_matrices(self, M: Tensor) -> Tensor:
         """P^i, one matrix a block: (N, r_hat, r_hat). Here M itself."""
         return M.expand(self.n_blocks, -1, -1)
 
     def delta_weight(self, M: Tensor) -> Tensor:
-        columns = torch.block_diag(*self.block_matrices(M)).mT.unflatten(-1, (self.n_blocks, self.r_hat))
-        return _fold_pad(self.decompress(columns).mT, self.in_features, self.pad)
+        n, n_out, R = self.n_blocks, self.n_blocks_out, self.r_hat
+        blocks = self.block_matrices(M)
+        delta = M.new_zeros(self.out_features, n * R)
+        for i in range(n if self.overflow == "fold" and n > n_out else n_out):  # block by block: merging takes seconds
+            rows = slice(i % n_out * R, min((i % n_out + 1) * R, self.out_features))
+            delta[rows, i % n * R : (i % n + 1) * R] = blocks[i % n, : rows.stop - rows.start]
+        return _fold_pad(delta, self.in_features, self.pad)
 
     def ignored_inputs(self) -> int:
-        n_out = math.ceil(self.out_features / self.r_hat)
+        n_out = self.n_blocks_out
         if n_out >= self.n_blocks or self.overflow == "fold":
             return 0
         dropped = range(n_out * self.r_hat, self.n_blocks * self.r_hat)
@@ -175,6 +222,9 @@ class Rotation(Decouple):
 
     def compress(self, x: Tensor) -> Tensor:
         return self._rotate(super().compress(x), sign=1)
+
+    def compress_adjoint(self, c: Tensor) -> Tensor:
+        return super().compress_adjoint(self._rotate(c, sign=-1))
 
     def block_matrices(self, M: Tensor) -> Tensor:
         rows = M.unsqueeze(-2).expand(-1, self.n_blocks, -1)  # row a of every P^i is R_i^T M[a]

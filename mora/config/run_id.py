@@ -18,6 +18,8 @@ def run_id(config: RunConfig) -> str:
     values = config.model_dump(mode="json", exclude={"hardware": True, "scale": {"results_dir"}, "model": {"path"}})
     values["task"].pop("lr_grid")
     values["method"].pop("lr_grid")
+    values["task"]["data"].pop("kind")  # the task's name says it
+    values["task"].pop("restart_every_steps")  # the method's restart says it
     for quiet in ("log_every_steps", "checkpoint_every_steps"):
         values["task"]["train"].pop(quiet)
     digest = hashlib.sha256(json.dumps([LAYOUT_VERSION, values], sort_keys=True).encode()).hexdigest()[:10]

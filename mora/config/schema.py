@@ -13,6 +13,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    PrivateAttr,
     model_validator,
 )
 
@@ -25,17 +26,125 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
+RowFormat = Literal["messages", "instruction", "lima", "sharegpt", "openorca", "metamath", "gsm8k", "math", "text"]
+HeldOut = Literal["gsm8k", "math", "mmlu", "pubmedqa", "fpb", "headline"]
+
+
+class HubSource(Section):
+    """Files of a data set on the hub, or the same files under MORA_DATA_DIR/<id>. The result records the commit."""
+
+    kind: Literal["hub"]
+    id: str
+    files: str
+    revision: str
+    format: RowFormat
+    max_rows: PositiveInt | None
+
+
+class FileSource(Section):
+    """Files by a glob pattern, relative to MORA_DATA_DIR. `sha256`, where given, must be that of the one file."""
+
+    kind: Literal["files"]
+    files: str
+    sha256: str | None
+    format: RowFormat
+    max_rows: PositiveInt | None
+
+
+class SyntheticSource(Section):
+    """Rows of the format made on the spot, for scale=smoke: they prove the path and mean nothing."""
+
+    kind: Literal["synthetic"]
+    rows: PositiveInt
+    seed: int
+    format: RowFormat
+
+
+Source = Annotated[HubSource | FileSource | SyntheticSource, Field(discriminator="kind")]
+
+
+class Corpus(Section):
+    """Rows of `local` where all of its files are there, else of `sources`, one source after the other."""
+
+    sources: Annotated[list[Source], Field(min_length=1)]
+    local: list[FileSource]
+
+
+class Overlap(Section):
+    """Evaluation sets that training rows are compared with, and what is done with a row that overlaps."""
+
+    sets: list[HeldOut]
+    action: Literal["drop", "report"]
+
+
 class UuidData(Section):
+    kind: Literal["uuid"]
     pairs: PositiveInt
     seed: int
     loss_on: Literal["all", "value"]
 
 
+class ChatData(Section):
+    """Conversations in the Tulu format; the loss is on the assistant's turns."""
+
+    kind: Literal["chat"]
+    corpus: Corpus
+    overlap: Overlap
+    max_length: PositiveInt
+    packing: Literal["none", "isolated"]
+    validation_sequences: NonNegativeInt
+
+
+class MetaMathData(Section):
+    """Question and answer in the Alpaca prompt; the loss is on the answer."""
+
+    kind: Literal["metamath"]
+    corpus: Corpus
+    overlap: Overlap
+    max_length: PositiveInt
+    packing: Literal["none", "isolated"]
+    validation_sequences: NonNegativeInt
+
+
+class ReadingData(Section):
+    """Domain texts as reading comprehension, mixed with general instructions by tokens."""
+
+    kind: Literal["reading_comprehension"]
+    domain: Literal["biomedicine", "finance"]
+    texts: Corpus
+    instructions: Corpus
+    instruction_tokens_per_text_token: NonNegativeFloat
+    keyword_documents: PositiveInt
+    overlap: Overlap
+    max_length: PositiveInt
+    packing: Literal["blocks", "isolated"]
+    max_sequences: PositiveInt | None
+    seed: int
+    validation_sequences: NonNegativeInt
+
+
+class PretrainData(Section):
+    """Plain text in blocks of `max_length` tokens."""
+
+    kind: Literal["pretrain"]
+    corpus: Corpus
+    max_length: PositiveInt
+    max_sequences: PositiveInt | None
+    validation_sequences: NonNegativeInt
+
+
+TaskData = Annotated[UuidData | ChatData | MetaMathData | ReadingData | PretrainData, Field(discriminator="kind")]
+
+
 class Train(Section):
-    """One optimisation. `global_batch_size` counts sequences; the learning rate is a pure function of the step."""
+    """One optimisation. `global_batch_size` counts sequences; the learning rate is a pure function of the step.
+
+    The length is given by `epochs` or by `max_steps`, the other one is null.
+    """
 
     global_batch_size: PositiveInt
-    epochs: PositiveInt
+    epochs: PositiveInt | None
+    max_steps: PositiveInt | None
     stop_step: PositiveInt | None
     schedule: Literal["linear", "cosine", "constant"]
     warmup_steps: NonNegativeInt
@@ -49,11 +158,23 @@ class Train(Section):
     checkpoint_every_steps: PositiveInt
 
     def total_steps(self, samples: int) -> int:
-        """Optimizer updates of the whole schedule: the epochs laid end to end, in batches of equal size."""
+        """Optimizer updates of the whole schedule: max_steps, or the epochs laid end to end in batches of equal size."""
+        if self.max_steps is not None:
+            return self.max_steps
+        assert self.epochs is not None
         return math.ceil(self.epochs * samples / self.global_batch_size)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Train:
+        if (self.epochs is None) == (self.max_steps is None):
+            raise ValueError(
+                f"epochs={self.epochs} and max_steps={self.max_steps}: give one of them, the other as null"
+            )
+        return self
 
 
 class Evaluation(Section):
+    tasks: list[str]
     at_steps: list[PositiveInt]
     batch_size: PositiveInt
     loss_every_steps: PositiveInt
@@ -63,20 +184,30 @@ LrGrid = list[PositiveFloat] | dict[Rank, list[PositiveFloat]]
 
 
 class Task(Section):
-    name: Literal["uuid"]
+    name: Literal["uuid", "tulu2", "metamath", "biomed", "finance", "c4"]
     result_version: PositiveInt
     operator: Literal["auto", "truncation", "sharing", "decouple", "rotation"]
-    data: UuidData
+    data: TaskData
     train: Train
     evaluation: Evaluation
     lr_grid: dict[Literal["fft", "lora_like", "mora"], LrGrid]
+    restart_every_steps: PositiveInt | None = None  # of shorter runs than the paper's; null leaves it to the method
+
+
+Groups = Literal["modulo", "contiguous", "contiguous-modulo", "modulo-contiguous"]
 
 
 class LoraAdapter(Section):
+    """`init` and `freeze_a` are of A; `lr_ratio`: the rate of B and of one-dimensional parameters over that of A."""
+
     kind: Literal["lora"]
     target_modules: list[str]
     dropout: Annotated[float, Field(ge=0, lt=1)]
     lora_alpha: PositiveFloat | None
+    init: Literal["kaiming", "orthonormal"]
+    freeze_a: bool
+    lr_ratio: PositiveFloat
+    dora: bool
 
 
 class MoraAdapter(Section):
@@ -84,7 +215,7 @@ class MoraAdapter(Section):
     target_modules: list[str]
     dropout: Annotated[float, Field(ge=0, lt=1)]
     operator: Literal["auto", "truncation", "sharing", "decouple", "rotation"]
-    groups: Literal["modulo", "contiguous", "contiguous-modulo", "modulo-contiguous"]
+    groups: Groups
     split: Literal["uneven", "padded"]
     pad: Literal["circular", "zeros"]
     pairs: Literal["half_split", "interleaved"]
@@ -92,16 +223,38 @@ class MoraAdapter(Section):
     rhat_rounding: Literal["floor", "official"]
 
 
+class Restart(Section):
+    """Every `every_steps` updates the adapter is merged into the base weights and starts again from its first state.
+
+    warmup_steps: the learning rate then climbs from 0 to its schedule. schedule: "jagged", the schedule goes on underneath;
+    "official_hf", a new cosine over the steps that are left begins at the last rate. groups: the kinds of a sharing
+    operator, one after the other, or null. merge_rounding: from the exact sum to the dtype of the base. stale_masters:
+    the optimizer's copy of the adapter is left as it was and comes back with the next update, as in the official code
+    under DeepSpeed.
+    """
+
+    every_steps: PositiveInt
+    warmup_steps: NonNegativeInt
+    schedule: Literal["jagged", "official_hf"]
+    groups: Annotated[list[Groups], Field(min_length=1)] | None
+    merge_rounding: Literal["nearest", "stochastic"]
+    stale_masters: bool
+
+
 class Method(Section):
-    name: Literal["none", "fft", "lora", "mora"]
+    name: Literal["none", "fft", "lora", "lora_plus", "asylora", "dora", "relora", "mora", "remora"]
     result_version: PositiveInt
     trains: bool
     lr_grid: Literal["fft", "lora_like", "mora"] | None
     adapter: Annotated[LoraAdapter | MoraAdapter, Field(discriminator="kind")] | None
+    restart: Restart | None
 
 
 class Model(Section):
-    """Which weights. `rank_scale`: r on this model has the parameter share of rank_scale * r on LLaMA-2-7B."""
+    """Which weights. `rank_scale`: r on this model has the parameter share of rank_scale * r on LLaMA-2-7B.
+
+    `tokenizer`, for weights from `init` alone: a hub id or folder, or the name of another model; null: characters.
+    """
 
     name: str
     source: Literal["init", "gguf_package", "pretrained"]
@@ -111,6 +264,7 @@ class Model(Section):
     rank_scale: PositiveInt
     init_seed: int | None
     architecture: dict[str, Any] | None
+    tokenizer: str | None = None
 
 
 class Scale(Section):
@@ -120,9 +274,25 @@ class Scale(Section):
 
 
 class Hardware(Section):
+    """Where and how a run is spread. `micro_batch_size` is a rank's.
+
+    parallel: "auto" is none for one process, zero1 where an adapter trains, zero3 for full fine-tuning. offload: the
+    optimizer of ZeRO, and at stage 3 the weights, on the CPU. rendezvous: host:port of the first node, for several.
+    """
+
     name: str
     device: Literal["auto", "cpu", "cuda"]
+    cuda_graphs: bool
     micro_batch_size: PositiveInt | None
+    processes: PositiveInt = 1
+    nodes: PositiveInt = 1
+    parallel: Literal["auto", "none", "ddp", "zero1", "zero2", "zero3"] = "auto"
+    offload: bool = False
+    rendezvous: str | None = None
+
+    @property
+    def world_size(self) -> int:
+        return self.processes * self.nodes
 
 
 class RunConfig(Section):
@@ -137,6 +307,8 @@ class RunConfig(Section):
     lr: PositiveFloat | None
     seed: NonNegativeInt
 
+    _n_samples: int | None = PrivateAttr(None)
+
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
         train, data = self.task.train, self.task.data
@@ -146,24 +318,76 @@ class RunConfig(Section):
             raise ValueError(f"r is missing: method {self.method.name} needs one, for example r=8")
         if not self.method.trains and self.lr is not None:
             raise ValueError(f"lr={self.lr}: method {self.method.name} trains nothing; leave lr out")
-        if data.pairs < train.global_batch_size:
+        if isinstance(data, UuidData) and data.pairs < train.global_batch_size:
             raise ValueError(
                 f"task.data.pairs={data.pairs} is less than task.train.global_batch_size={train.global_batch_size}: "
                 "lower the batch or make more pairs"
             )
-        micro = self.hardware.micro_batch_size or train.global_batch_size
-        if train.global_batch_size % micro:
-            raise ValueError(
-                f"task.train.global_batch_size={train.global_batch_size} is not divisible by "
-                f"hardware.micro_batch_size={micro}: choose a divisor"
-            )
-        if train.warmup_steps >= self.total_steps:
-            raise ValueError(f"task.train.warmup_steps={train.warmup_steps}: the run has only {self.total_steps} steps")
+        self._check_hardware()
+        if self.n_samples is not None or train.max_steps is not None:
+            self._check_steps()
         return self
+
+    def _check_steps(self) -> None:
+        warmup = self.task.train.warmup_steps
+        if warmup >= self.total_steps:
+            raise ValueError(f"task.train.warmup_steps={warmup}: the run has only {self.total_steps} steps")
+        _check_restart(self.method, self.total_steps)
+
+    @property
+    def n_samples(self) -> int | None:
+        """Training sequences, once they are known: uuid's from its pairs, the others' after preparation."""
+        return self.task.data.pairs if isinstance(self.task.data, UuidData) else self._n_samples
+
+    @property
+    def knows_steps(self) -> bool:
+        """Whether total_steps can be asked."""
+        return self.n_samples is not None or self.task.train.max_steps is not None
+
+    def with_samples(self, n: int) -> RunConfig:
+        """The same run, whose number of training sequences is now known. Equal run id.
+
+        Raises: ValueError where the schedule does not fit into the steps that follow.
+        """
+        batch = self.task.train.global_batch_size
+        if n < batch:
+            raise ValueError(f"task.train.global_batch_size={batch}: the data have only {n} sequences; lower the batch")
+        known = self.model_copy()
+        known._n_samples = n
+        known._check_steps()
+        return known
+
+    def _check_hardware(self) -> None:
+        hardware, batch = self.hardware, self.task.train.global_batch_size
+        share, ranks = (hardware.micro_batch_size or 1) * hardware.world_size, hardware.world_size
+        if batch % share:
+            several = f" x {ranks} ranks" if ranks > 1 else ""
+            raise ValueError(
+                f"task.train.global_batch_size={batch} is not divisible by "
+                f"hardware.micro_batch_size={hardware.micro_batch_size or 1}{several}: choose a divisor"
+            )
+        if hardware.parallel == "none" and ranks > 1:
+            raise ValueError(f"hardware.parallel=none: {ranks} ranks need ddp, zero1, zero2 or zero3")
+        if hardware.nodes > 1 and hardware.rendezvous is None:
+            raise ValueError(
+                f"hardware.nodes={hardware.nodes}: every node must know the first one; set hardware.rendezvous=HOST:PORT"
+            )
+
+    @property
+    def parallel(self) -> str:
+        """How the ranks share the work: none, ddp, zero1, zero2 or zero3."""
+        if self.hardware.parallel != "auto":
+            return self.hardware.parallel
+        if self.hardware.world_size == 1:
+            return "none"
+        return "zero1" if self.method.adapter is not None else "zero3"
 
     @property
     def total_steps(self) -> int:
-        return self.task.train.total_steps(self.task.data.pairs)
+        """Optimizer updates of the schedule. Raises: RuntimeError before the number of sequences is known."""
+        if not self.knows_steps:
+            raise RuntimeError(f"the steps of {self.task.name} are known after its data are prepared: with_samples(n)")
+        return self.task.train.total_steps(self.n_samples or 0)
 
     @property
     def last_step(self) -> int:
@@ -171,8 +395,14 @@ class RunConfig(Section):
         return min(self.total_steps, self.task.train.stop_step or self.total_steps)
 
     @property
+    def trains_rest(self) -> bool:
+        """Pretraining: whatever carries no adapter trains too (embeddings, head, norms)."""
+        return getattr(self.task.data, "kind", None) == "pretrain"
+
+    @property
     def micro_batch_size(self) -> int:
-        return self.hardware.micro_batch_size or self.task.train.global_batch_size
+        """Sequences of one rank in one pass; without a setting, all that it has to do in a step."""
+        return self.hardware.micro_batch_size or self.task.train.global_batch_size // self.hardware.world_size
 
     def lr_grid(self) -> list[float]:
         """The learning rates the paper searched for this task, method and rank (at lite scale: ours)."""
@@ -189,3 +419,24 @@ class RunConfig(Section):
         assert self.r is not None
         paper_rank = self.r * self.model.rank_scale
         return max(16, paper_rank / 2) / self.model.rank_scale
+
+
+def _check_restart(method: Method, total_steps: int) -> None:
+    restart, adapter = method.restart, method.adapter
+    if restart is None:
+        return
+    if adapter is None or (isinstance(adapter, LoraAdapter) and adapter.dora):
+        raise ValueError(f"method.restart: {method.name} has no adapter whose update can be added to the base weights")
+    if restart.every_steps >= total_steps:
+        raise ValueError(
+            f"method.restart.every_steps={restart.every_steps}: the run has only {total_steps} steps and would never "
+            "restart; lower it, or task.restart_every_steps"
+        )
+    if restart.warmup_steps >= restart.every_steps:
+        raise ValueError(
+            f"method.restart.warmup_steps={restart.warmup_steps} leaves no step at the full rate before the next restart "
+            f"(method.restart.every_steps={restart.every_steps}): lower it"
+        )
+    if restart.groups and (isinstance(adapter, LoraAdapter) or restart.groups[0] != adapter.groups):
+        expected = "null, LoRA has no groups" if isinstance(adapter, LoraAdapter) else f"[{adapter.groups}, ...]"
+        raise ValueError(f"method.restart.groups={restart.groups}: expected {expected}")

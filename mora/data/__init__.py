@@ -1,0 +1,62 @@
+"""Training data of the six tasks: raw rows in, token ids and labels out. `load` is all that a run needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mora.config.schema import RunConfig, UuidData
+
+from .records import DataError
+from .report import Report
+from .samples import Sample, hold_out
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run trains on. `samples` need not be in memory; `fingerprints` and `report` go into the result."""
+
+    samples: Sequence[Sample]
+    fingerprints: dict[str, Any]
+    report: Report
+    validation: Sequence[Sample] = ()  # held out, to choose a learning rate on
+    pairs: list[tuple[str, str]] = field(default_factory=list)  # uuid's, which its evaluation asks for
+
+
+def load(config: RunConfig, tokenizer: PreTrainedTokenizerBase, workers: int | None = None) -> TrainingData:
+    """The data of the run's task, prepared on the first call with these data and this tokenizer.
+
+    Raises: DataError, which is a ConfigError, naming file, line and field where data cannot be used.
+    """
+    data = config.task.data
+    if isinstance(data, UuidData):
+        return _uuid(data, tokenizer)
+    from .prepare import prepare
+
+    samples, fingerprints, report = prepare(data, tokenizer, workers)
+    if data.validation_sequences >= len(samples):
+        raise DataError(
+            f"task.data.validation_sequences={data.validation_sequences}: the data have only {len(samples)} sequences"
+        )
+    training, validation = hold_out(samples, data.validation_sequences)
+    return TrainingData(training, fingerprints, report, validation)
+
+
+def _uuid(data: UuidData, tokenizer: PreTrainedTokenizerBase) -> TrainingData:
+    from . import uuid
+
+    pairs = uuid.make_pairs(data)
+    samples = [uuid.encode(pair, tokenizer, data.loss_on) for pair in pairs]
+    tokens = sum(len(s.input_ids) for s in samples)
+    report = Report(
+        sequences=len(samples),
+        sequence_tokens=tokens,
+        loss_tokens=sum(s.n_loss for s in samples),
+        longest=max(len(s.input_ids) for s in samples),
+    )
+    report.documents["pairs"], report.tokens["pairs"] = len(pairs), tokens
+    return TrainingData(samples, {"uuid_pairs": uuid.fingerprint(pairs)}, report, pairs=pairs)

@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-IGNORE = -100  # label of a token without loss, as torch and transformers use it
+from .packing import positions
+from .samples import IGNORE, Sample, StoredSamples, Subset
 
-
-@dataclass(frozen=True)
-class Sample:
-    """One sequence: token ids, labels of the same length (IGNORE where there is no loss), tokens of its prompt."""
-
-    input_ids: list[int]
-    labels: list[int]
-    n_prompt: int = 0
+SHAPE_STEP = 64  # tokens
 
 
 @dataclass(frozen=True)
 class Batch:
     """input_ids_BT and labels_BT, int64, padded at the right with `pad_id` and IGNORE.
 
-    No attention mask: attention is causal and the padding comes last, so no real token sees it.
+    No attention mask: attention is causal and the padding comes last, so no real token sees it. `position_ids_BT` only
+    where a sequence is packed: transformers keeps the members apart where positions start anew, if it is given no mask
+    and no cache.
     """
 
     input_ids: Tensor
     labels: Tensor
+    position_ids: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(self.input_ids.to(device, non_blocking=True), self.labels.to(device, non_blocking=True))
+        moved = [None if x is None else x.to(device, non_blocking=True) for x in vars(self).values()]
+        return Batch(*moved)  # type: ignore[arg-type]
 
 
 def collate(samples: list[Sample], pad_id: int, length: int | None = None) -> Batch:
@@ -43,17 +41,24 @@ def collate(samples: list[Sample], pad_id: int, length: int | None = None) -> Ba
     for row, sample in enumerate(samples):
         ids[row, : len(sample.input_ids)] = torch.tensor(sample.input_ids)
         labels[row, : len(sample.labels)] = torch.tensor(sample.labels)
-    return Batch(ids, labels)
+    if not any(s.starts for s in samples):
+        return Batch(ids, labels)
+    return Batch(ids, labels, torch.from_numpy(np.stack([positions(s.starts or (0,), length) for s in samples])))
 
 
 class Batches:
     """The micro batches of every step, a pure function of (seed, step): epochs of shuffled samples, laid end to end."""
 
-    def __init__(self, samples: list[Sample], pad_id: int, global_batch_size: int, micro_batch_size: int, seed: int):
+    def __init__(
+        self, samples: Sequence[Sample], pad_id: int, global_batch_size: int, micro_batch_size: int, seed: int
+    ):
         self.samples, self.pad_id = samples, pad_id
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.seed = seed
-        self.length = max(len(s.input_ids) for s in samples)  # one shape for every batch: kernels are chosen once
+        if isinstance(samples, StoredSamples | Subset):
+            self.longest = samples.longest
+        else:
+            self.longest = max(len(s.input_ids) for s in samples)
         self._order: dict[int, np.ndarray] = {}
 
     def indices(self, step: int) -> list[int]:
@@ -65,11 +70,16 @@ class Batches:
         """The micro batches of a step, on the CPU."""
         chosen = [self.samples[i] for i in self.indices(step)]
         for i in range(0, len(chosen), self.micro_batch_size):
-            yield collate(chosen[i : i + self.micro_batch_size], self.pad_id, self.length)
+            micro = chosen[i : i + self.micro_batch_size]
+            yield collate(micro, self.pad_id, self._padded(max(len(s.input_ids) for s in micro)))
 
     def loss_tokens(self, step: int) -> int:
         """Tokens of the step that carry a loss: the labels that are left after the shift by one."""
-        return sum(sum(label != IGNORE for label in self.samples[i].labels[1:]) for i in self.indices(step))
+        return sum(self.samples[i].n_loss for i in self.indices(step))
+
+    def _padded(self, length: int) -> int:
+        """Few different shapes, so that kernels are chosen rarely: multiples of 64, up to the longest sample there is."""
+        return min(self.longest, -(-length // SHAPE_STEP) * SHAPE_STEP)
 
     def _at(self, position: int) -> int:
         epoch, offset = divmod(position, len(self.samples))

@@ -9,7 +9,7 @@ import uuid
 from transformers import PreTrainedTokenizerBase
 
 from mora.config.schema import UuidData
-from mora.data.batches import IGNORE, Sample
+from mora.data.samples import IGNORE, Sample
 
 Pair = tuple[str, str]
 

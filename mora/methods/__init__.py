@@ -2,34 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from mora.config.schema import LoraAdapter, RunConfig
 
 from . import lora, mora
+from .groups import Group, parameter_groups, trainable
+
+__all__ = ["Group", "merged", "parameter_groups", "parameter_table", "prepare", "train_rest", "trainable"]
 
 
 def prepare(model: nn.Module, config: RunConfig) -> nn.Module:
-    """The model with its adapter, if the method has one; what trains is in fp32 and requires grad, the rest is frozen.
+    """The model with its adapter, if the method has one; what trains requires grad, the rest is frozen.
 
     Adapter initialisation depends on `config.seed` alone.
     """
     adapter = config.method.adapter
-    if adapter is not None:
-        assert config.r is not None
-        torch.manual_seed(config.seed)
-        if isinstance(adapter, LoraAdapter):
-            return get_peft_model(model, lora.peft_config(adapter, config.r, config.lora_alpha()))
-        return get_peft_model(model, mora.peft_config(adapter, config.r))
-    if config.method.trains:
-        return model.float().requires_grad_(True)
-    return model.requires_grad_(False)
+    if adapter is None:
+        return model.requires_grad_(config.method.trains)
+    assert config.r is not None
+    torch.manual_seed(config.seed)
+    if isinstance(adapter, LoraAdapter):
+        adapted = get_peft_model(model, lora.peft_config(adapter, config.r, config.lora_alpha()))
+        lora.set_up(adapted, adapter, config.seed)
+    else:
+        adapted = get_peft_model(model, mora.peft_config(adapter, config.r))
+    if config.trains_rest:
+        train_rest(adapted)
+    return adapted
 
 
-def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+def train_rest(model: nn.Module) -> None:
+    """Pretraining: every module that carries no adapter trains."""
+    inside = {id(m) for layer in model.modules() if isinstance(layer, BaseTunerLayer) for m in layer.modules()}
+    for module in model.modules():
+        if id(module) not in inside:
+            for p in module.parameters(recurse=False):
+                p.requires_grad_(True)
+
+
+@contextmanager
+def merged(model: nn.Module) -> Iterator[None]:
+    """Within, the model computes as its merged checkpoint would, rounding of the base's dtype included.
+
+    Afterwards every base weight is, bit for bit and at its address, what it was: taking an update off again would round.
+    """
+    if not isinstance(model, PeftModel):
+        yield
+        return
+    layers = [module.get_base_layer() for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    kept = [(p, p.data, p.data.to("cpu", copy=True)) for layer in layers for p in layer.parameters(recurse=False)]
+    model.merge_adapter()
+    try:
+        yield
+    finally:
+        model.unmerge_adapter()
+        for p, at_home, value in kept:
+            p.data = at_home
+            p.data.copy_(value)
 
 
 def parameter_table(model: nn.Module) -> dict[str, int]:

@@ -1,8 +1,13 @@
-"""LoRA (Eq. 1): PEFT's own, so that the comparison is with what people use."""
+"""LoRA (Eq. 1) and its kin: PEFT's own, so that the comparison is with what people use."""
 
 from __future__ import annotations
 
-from peft import LoraConfig
+import math
+
+import torch
+from peft import LoraConfig, PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import Generator, Tensor
 
 from mora.config.schema import LoraAdapter
 
@@ -13,5 +18,43 @@ def peft_config(adapter: LoraAdapter, r: int, lora_alpha: float) -> LoraConfig:
         lora_alpha=adapter.lora_alpha or lora_alpha,
         target_modules=list(adapter.target_modules),
         lora_dropout=adapter.dropout,
+        use_dora=adapter.dora,
         task_type="CAUSAL_LM",
     )
+
+
+@torch.no_grad()
+def set_up(model: PeftModel, adapter: LoraAdapter, seed: int) -> None:
+    """What PEFT has no option for: AsyLoRA's first A, and an A that stays as it is."""
+    generator = torch.Generator().manual_seed(seed)
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            for name in layer.active_adapters:
+                weight = layer.lora_A[name].weight
+                if adapter.init != "kaiming":
+                    weight.copy_(first_a(weight.shape, adapter.init, generator))
+                weight.requires_grad_(not adapter.freeze_a)
+
+
+def first_a(shape: tuple[int, ...], init: str, generator: Generator) -> Tensor:
+    """A of LoRA before training, shape (r, in_features), fp32 on the CPU.
+
+    "kaiming": uniform in +-1/sqrt(in_features), as PEFT; "orthonormal": orthonormal rows, from the QR decomposition of a
+    Gaussian matrix (A_rand of arXiv:2402.16842).
+    """
+    r, in_features = shape
+    if init == "kaiming":
+        bound = 1 / math.sqrt(in_features)
+        return torch.rand(r, in_features, generator=generator) * (2 * bound) - bound
+    if r > in_features:
+        raise ValueError(f"r={r}: {r} orthonormal rows do not fit into in_features={in_features}; lower r")
+    return torch.linalg.qr(torch.randn(in_features, r, generator=generator))[0].T
+
+
+def first_values(layer: LoraLayer, name: str, init: str, generator: Generator) -> dict[str, Tensor]:
+    """The adapter's parameters before training: A as `init` says, B zero."""
+    r = layer.r[name]  # sizes of the module, not of its tensors: ZeRO-3 leaves those empty
+    return {
+        "lora_A": first_a((r, layer.in_features), init, generator),
+        "lora_B": torch.zeros(layer.out_features, r),
+    }

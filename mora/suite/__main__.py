@@ -31,7 +31,9 @@ def main() -> int:
     everything = [grid for group in grids.values() for grid in group]
     if args.plan:
         for config in runner.plan(everything):
-            print(f"{run_id(config)}  {config.last_step} steps of {config.task.train.global_batch_size} sequences")
+            train = config.task.train
+            length = f"{config.last_step} steps" if config.knows_steps else f"{train.epochs} epochs"
+            print(f"{run_id(config)}  {length} of {train.global_batch_size} sequences a step")
         return 0
     failed: list[str] = []
     if not args.render:
@@ -40,6 +42,9 @@ def main() -> int:
         except ConfigError as error:
             print(f"mora.suite: {error}", file=sys.stderr)
             return 2
+        except KeyboardInterrupt:
+            print("mora.suite: stopped; start it again to go on from the checkpoints", file=sys.stderr)
+            return 130
     for (name, scale), group in grids.items():
         print(_render(name, loaded[name], group, scale))
     if failed:

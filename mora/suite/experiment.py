@@ -60,6 +60,11 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
+def last_step(config: RunConfig, result: dict[str, Any]) -> int:
+    """Where the run ended: from its configuration, or where that follows from the data, from its result."""
+    return config.last_step if config.knows_steps else result["last_step"]
+
+
 class Grid:
     """The runs behind one row of an experiment at one scale."""
 
@@ -89,7 +94,7 @@ class Grid:
             if result is None:
                 return None
             if result["status"] == "done":
-                scores[config.lr] = result["metrics"][str(config.last_step)][self.experiment.selection]
+                scores[config.lr] = result["metrics"][str(last_step(config, result))][self.experiment.selection]
         return min(scores, key=scores.__getitem__) if scores else None
 
     def final(self) -> list[RunConfig]:

@@ -31,10 +31,40 @@ def result_of(config: RunConfig) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
+_workers: set[subprocess.Popen[bytes]] = set()
+
+
+def interrupt_on_sigterm() -> None:
+    """From now on SIGTERM is Ctrl-C: what is running is stopped gently, not abandoned."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+
+
+def stop_workers() -> None:
+    """Asks every worker that is running to save a checkpoint and end."""
+    for worker in list(_workers):
+        worker.send_signal(signal.SIGTERM)
+
+
+def _starter(config: RunConfig) -> list[str]:
+    """Python, or torchrun for several ranks: it ends them all when one dies."""
+    hardware = config.hardware
+    if hardware.world_size == 1:
+        return [sys.executable]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={hardware.processes}"]
+    if hardware.nodes == 1:
+        return [*torchrun, "--standalone"]
+    where = f"--rdzv-endpoint={hardware.rendezvous}"
+    return [*torchrun, f"--nnodes={hardware.nodes}", "--rdzv-backend=c10d", f"--rdzv-id={run_id(config)}", where]
+
+
 def launch(config: RunConfig, output: Any = None, env: dict[str, str] | None = None) -> int:
     """Runs the worker to its end and returns its exit code; a run whose result exists is not repeated.
 
-    SIGTERM and Ctrl-C reach the worker, which saves a checkpoint. `output`: a file for what it prints, else this terminal.
+    `output`: a file for what it prints, else this terminal.
     """
     if result_of(config) is not None:
         print(f"already done: {result_path(config)}", file=output or sys.stdout)
@@ -46,16 +76,20 @@ def launch(config: RunConfig, output: Any = None, env: dict[str, str] | None = N
     if not written.is_file() or written.read_text() != text:
         written.write_text(text)
     lr = "" if config.lr is None else f" lr={config.lr:g}"
-    print(f"{run_id(config)}: {config.last_step} steps,{lr} folder {folder}", file=output or sys.stdout, flush=True)
+    steps = f"{config.last_step} steps" if config.knows_steps else f"{config.task.train.epochs} epochs"
+    print(f"{run_id(config)}: {steps},{lr} folder {folder}", file=output or sys.stdout, flush=True)
     worker = subprocess.Popen(
-        [sys.executable, "-m", "mora.train", str(folder)],
+        [*_starter(config), "-m", "mora.train", str(folder)],
         stdout=output,
         stderr=output and subprocess.STDOUT,
         cwd=ROOT,
         env={**os.environ, **(env or {})},
     )
+    _workers.add(worker)
     try:
         return worker.wait()
     except KeyboardInterrupt:
-        worker.send_signal(signal.SIGTERM)
+        stop_workers()
         return worker.wait()
+    finally:
+        _workers.discard(worker)

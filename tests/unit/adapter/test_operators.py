@@ -110,6 +110,16 @@ def test_gradients_equal_those_through_delta_weight(setting, shape):
     torch.testing.assert_close(by_forward, by_delta, rtol=0, atol=1e-12)
 
 
+@each_shape
+@each_setting
+def test_adjoints_are_the_transposed_maps(setting, shape):
+    operator = build(setting, shape)
+    x, y = torch.randn(3, shape[0], dtype=torch.float64), torch.randn(3, shape[1], dtype=torch.float64)
+    c = torch.randn_like(operator.compress(x))
+    torch.testing.assert_close((operator.compress(x) * c).sum(), (x * operator.compress_adjoint(c)).sum())
+    torch.testing.assert_close((operator.decompress(c) * y).sum(), (c * operator.decompress_adjoint(y)).sum())
+
+
 @each_setting
 def test_gradients_equal_finite_differences(setting):
     operator = build(setting, (7, 5, 2))

@@ -24,6 +24,15 @@ from mora.suite.experiment import Grid
         (["task=uuid", "method=mora", "r=8", "lr=-1"], "lr=-1: input should be greater than 0"),
         (["task=uuid", "method=mora", "r=8", "method.adapter.operator=twist"], "operator='twist': input should be"),
         (["task=uuid", "method=mora", "r=8", "hardware.micro_batch_size=7"], "is not divisible by"),
+        (["task=uuid", "method=mora", "r=8", "hardware=cpu2", "hardware.micro_batch_size=8"], "=8 x 2 ranks: choose"),
+        (["task=uuid", "method=mora", "r=8", "hardware=cpu2", "hardware.parallel=none"], "2 ranks need ddp"),
+        (["task=uuid", "method=mora", "r=8", "hardware=cpu2", "hardware.nodes=2"], "set hardware.rendezvous=HOST:PORT"),
+        (["task=uuid", "method=relora", "r=8", "method.restart.every_steps=1000"], "would never restart; lower it"),
+        (["task=uuid", "method=relora", "r=8", "method.restart.every_steps=50"], "leaves no step at the full rate"),
+        (
+            ["task=uuid", "method=remora", "r=8", "+task.restart_every_steps=500", "method.adapter.groups=contiguous"],
+            "expected [contiguous, ...]",
+        ),
         (["task=uuid", "method=mora", "r=8", "task.data.pairs=10"], "task.data.pairs=10 is less than"),
         (["task=uuid", "method=mora", "r=8", "task.train.warmup_steps=5000"], "the run has only 1000 steps"),
     ],
@@ -40,9 +49,10 @@ def test_a_typo_in_any_yaml_is_refused(path):
     group, name = path.parent.name, path.stem
     chosen = {"task": "uuid", "method": "mora", "scale": "smoke", group: name}
     if group == "overlay":
-        chosen = {"task": "uuid", "method": "mora", "scale": name.split("_")[0]}
+        scale, task = name.split("_")
+        chosen = {"task": task, "method": "mora", "scale": scale}
     overrides = [f"{k}={v}" for k, v in chosen.items() if k != "overlay"]
-    if chosen["method"] in ("lora", "mora"):
+    if chosen["method"] not in ("fft", "none"):
         overrides.append("r=8")
     values = compose(overrides).model_dump()
     top = "task" if group == "overlay" else group

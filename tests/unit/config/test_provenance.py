@@ -14,7 +14,7 @@ SOURCE = re.compile(r"#.*\b(paper|official|ours): \S")
 def test_no_value_is_without_its_source(path):
     for number, line in enumerate(path.read_text().splitlines(), 1):
         code = line.split("#")[0].strip()
-        if not code or code.endswith(":") or code.startswith(("- override", "name:")):
+        if not code or code.endswith(":") or code.startswith(("- override", "- _self_", "- lora", "- mora", "name:")):
             continue
         assert SOURCE.search(line), f"{path.name}:{number} names no source: {line.strip()}"
 

@@ -12,7 +12,7 @@ from mora.train.model import character_tokenizer, load_model
 
 
 def data(pairs=1000, seed=0, loss_on="all"):
-    return UuidData(pairs=pairs, seed=seed, loss_on=loss_on)
+    return UuidData(kind="uuid", pairs=pairs, seed=seed, loss_on=loss_on)
 
 
 def test_pairs_are_version_4_and_a_function_of_the_seed():

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from mora.config.run_id import format_lr
 from mora.suite import experiment as experiments
 from mora.suite import launch, tables
 from mora.suite.experiment import Grid
@@ -24,13 +25,19 @@ def write(config, value_nll, accuracy=0.5, status="done", dirty=False):
         str(s): {"uuid_char_acc": accuracy, "value_nll": value_nll} for s in (300, 500, 700, 900, config.last_step)
     }
     source = {"commit": None, "fingerprint": "", "dirty": dirty}
-    result = {"status": status, "metrics": steps, "source": source, "parameters": {"trainable": 1234}}
+    result = {
+        "status": status,
+        "last_step": config.last_step,
+        "metrics": steps,
+        "source": source,
+        "parameters": {"trainable": 1234},
+    }
     path.write_text(json.dumps(result))
 
 
 def test_the_rate_with_the_lowest_selection_metric_is_chosen_once_all_are_there(grid):
     search = grid.search()
-    assert [c.last_step for c in search] == [500, 500, 500]
+    assert [c.last_step for c in search] == [300, 300, 300]
     for config, nll in zip(search[:2], (3.0, 1.0), strict=True):
         write(config, nll)
     assert grid.best_lr() is None
@@ -52,10 +59,11 @@ def test_a_cell_needs_every_seed_and_committed_source(grid, tmp_path):
     write(finals[2], 1.0, 0.6)
     assert tables.cell_values(grid, 900) == pytest.approx([40, 50, 60])
     text = tables.render("table2", grid.experiment, [grid], "lite", tmp_path / "out").read_text()
-    assert "| LoRA r=1 (as 8) | 1,234 | 3e-3 | 9.9 \\| 50.0 +- 10.0 (3) \\| +40.1 |" in text
-    assert "1e-2: 2" in text
+    first, best, last = (format_lr(config.lr) for config in grid.search())
+    assert f"| LoRA r=1 (as 8) | 1,234 | {best} | 9.9 \\| 50.0 +- 10.0 (3) \\| +40.1 |" in text
+    assert f"{first}: 3, {best}: 1, {last}: 2" in text
     csv = (tmp_path / "out" / "table2-lite.csv").read_text()
-    assert "lora,1,,3e-3,300,9.9,50.0000,10.0000,3,40.0000 50.0000 60.0000" in csv
+    assert f"lora,1,,{best},300,9.9,50.0000,10.0000,3,40.0000 50.0000 60.0000" in csv
 
 
 def test_a_row_that_was_not_run_says_so(grid, tmp_path):

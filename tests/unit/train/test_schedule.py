@@ -1,7 +1,12 @@
 import pytest
 
 from mora.config import compose
+from mora.config.schema import Restart
 from mora.train.schedule import learning_rate
+
+PAPER = Restart(
+    every_steps=2000, warmup_steps=50, schedule="jagged", groups=None, merge_rounding="nearest", stale_masters=False
+)
 
 
 def rates(schedule, total=100, warmup=10, floor=0.0):
@@ -23,3 +28,41 @@ def test_linear_and_cosine_fall_to_the_floor():
     assert rates("linear")[-1] == pytest.approx(2.0 / 90)
     assert rates("cosine", floor=0.1)[-1] == pytest.approx(0.2, abs=1e-3)
     assert rates("constant")[-1] == 2.0
+
+
+def pretraining(kind, total=10_000):
+    """The paper's 10 000 steps (section 5.3), peak 1."""
+    train = compose(["task=uuid", "method=fft"]).task.train
+    floor = 0.1 if kind == "jagged" else 0.0
+    train = train.model_copy(update={"schedule": "cosine", "warmup_steps": 1000, "min_lr_ratio": floor})
+    restart = PAPER.model_copy(update={"schedule": kind})
+    return [learning_rate(step, total, 1.0, train, restart) for step in range(total)]
+
+
+# Recorded from the official code with the transformers of its time: rates at three steps, the mean, and the last one.
+@pytest.mark.parametrize(
+    ("kind", "golden", "mean", "end"),
+    [("jagged", (0.895, 0.463, 0.199), 0.539, 0.1), ("official_hf", (0.936, 0.631, 0.322), 0.617, 0.0)],
+)
+def test_restarting_rates_follow_the_recorded_curves(kind, golden, mean, end):
+    curve = pretraining(kind)
+    assert [curve[i] for i in (3000, 6060, 8060)] == pytest.approx(golden, abs=6e-4)
+    assert sum(curve) / len(curve) == pytest.approx(mean, abs=6e-4)
+    assert curve[-1] == pytest.approx(end, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["jagged", "official_hf"])
+def test_after_a_restart_the_rate_climbs_from_zero_in_the_steps_of_the_warm_up(kind):
+    curve = pretraining(kind)
+    for begin in (2000, 4000, 6000, 8000):
+        assert curve[begin] == 0.0
+        assert curve[begin + 25] == pytest.approx(curve[begin + 50] / 2, rel=2e-2)
+        assert curve[begin + 49] < curve[begin + 50] > curve[begin + 51]
+
+
+def test_a_jagged_rate_of_any_length_is_the_schedule_underneath_between_the_warm_ups():
+    train = compose(["task=uuid", "method=fft"]).task.train.model_copy(update={"schedule": "cosine"})
+    plain = [learning_rate(step, 7777, 1.0, train) for step in range(7777)]
+    teeth = [learning_rate(step, 7777, 1.0, train, PAPER) for step in range(7777)]
+    outside = [i for i in range(7777) if i < 2000 or i % 2000 >= 50]
+    assert [teeth[i] for i in outside] == [plain[i] for i in outside]

@@ -1,0 +1,349 @@
+"""y = x W + b + scaling * f_decomp(M f_comp(x)) in one autograd function: the fast form of what `operators.py` defines.
+
+What it saves, against composing the operators under autograd:
+
+- Memory: backward keeps f_comp(x) or x, whichever is smaller, and nothing else. Rotated blocks are made again from x.
+- Passes: f_decomp writes the output first and the base product is accumulated onto it (a matrix product with beta = 1);
+  the gradient of x likewise. So nothing of the size of x or y is ever added in a pass of its own.
+- Blocks that lie in x and y as they are (rotation where r_hat divides both widths, as in LLaMA-2's attention at r=8) are
+  not copied at all: the rotation goes into M, P^i = M R_i, and a batched product reads x and writes y.
+- Padding: r_hat is padded to a multiple of 8 in what is compressed and in a copy of M, so that cuBLAS keeps its fast
+  kernels. The copy is made in the compute dtype, in forward and again in backward; M itself stays exact.
+
+The four linear maps run as Triton kernels (`gather.py`) on a GPU; elsewhere, and under torch.compile, which fuses them by
+itself and could not look into a kernel, they are the operators' own torch code. Everything is allocated by shape alone and
+nothing asks the device for a value, so a step may be captured in a CUDA graph once it has run.
+
+The form is chosen for each call. The environment variable MORA_KERNELS, or `use(...)`, decides otherwise: "auto";
+"torch", this function without Triton; "reference", the operators composed under autograd; "triton", also on the CPU (with
+TRITON_INTERPRET=1, for tests). Second derivatives need "reference"; the others refuse them.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from .operators import Operator
+
+if TYPE_CHECKING:
+    from .gather import Dropout
+
+Form = Literal["auto", "triton", "torch", "reference"]
+CHUNK_BYTES = 16 * 2**20  # of compressed blocks: they and their product with M stay in the L2 cache of an H100 (50 MB)
+MULTIPROCESSORS = 132  # of an H100: how many tiles a matrix product should have
+
+_form: Form = os.environ.get("MORA_KERNELS", "auto")  # type: ignore[assignment]
+if _form not in get_args(Form):
+    raise ValueError(f"MORA_KERNELS={_form!r}: expected one of {', '.join(get_args(Form))}")
+
+
+@contextmanager
+def use(form: Form) -> Iterator[None]:
+    """Chooses the form inside the context, for forward passes; their backward passes must lie inside it, too."""
+    global _form
+    before, _form = _form, form
+    try:
+        yield
+    finally:
+        _form = before
+
+
+def is_reference() -> bool:
+    return _form == "reference"
+
+
+def runs_triton(x: Tensor, operator: Operator) -> bool:
+    """Whether the maps of this operator on this x run as Triton kernels."""
+    if torch.compiler.is_compiling() or _form in ("torch", "reference") or type(x) not in (Tensor, torch.nn.Parameter):
+        return False
+    if _form == "auto" and not (x.is_cuda and _has_triton()):
+        return False
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16) or x.numel() == 0:
+        return False
+    from .gather import maps
+
+    return maps(operator) is not None
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def adapted_linear(
+    x: Tensor,
+    M: Tensor,
+    operator: Operator,
+    scaling: float = 1.0,
+    weight_KD: Tensor | None = None,
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """x (..., in_features) -> (..., out_features).
+
+    weight_KD: the frozen base weight, (in_features, out_features); without it the adapter's part alone is returned, in
+        `dtype`.
+    bias: the frozen base bias. No gradient is computed for either.
+    dropout: probability, on the adapter's input; only where `runs_triton`.
+    dtype: of the compressed input and its product with M, by default M's. M's gradient has M's dtype.
+    """
+    drop = None
+    if dropout:
+        from .gather import Dropout
+
+        # Drawn on the device: torch.manual_seed, checkpointing and graph capture all govern it as they do nn.Dropout.
+        drop = Dropout(dropout, torch.randint(-(2**63), 2**63 - 1, (1,), device=x.device))
+    return _AdaptedLinear.apply(x, M, weight_KD, bias, operator, scaling, dtype or M.dtype, drop)
+
+
+class _AdaptedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        M: Tensor,
+        weight_KD: Tensor | None,
+        bias: Tensor | None,
+        operator: Operator,
+        scaling: float,
+        dtype: torch.dtype,
+        dropout: Dropout | None,
+    ) -> Tensor:
+        triton = runs_triton(x, operator)
+        x2 = x.reshape(-1, operator.in_features)
+        y_dtype = dtype if weight_KD is None else _base_dtype(x)
+        ctx.in_blocks = triton and dropout is None and x.dtype == dtype == y_dtype and _has_block_matrices(operator)
+        if ctx.in_blocks:
+            c, y = None, _forward_in_blocks(x2, M, operator, scaling)
+        elif triton:
+            c, y = _forward_triton(x2, M, operator, scaling, dtype, y_dtype, dropout)
+        else:
+            c = operator.compress(x2.to(dtype))
+            y = operator.decompress(F.linear(c, _square(M, dtype, scaling))).to(y_dtype)
+        if weight_KD is not None:
+            y = _plus_product(y, x2.to(y_dtype), weight_KD.to(y_dtype), in_place=triton)
+            if bias is not None:
+                y += bias
+        keeps_c = c is not None and c.numel() * c.itemsize <= x.numel() * x.itemsize
+        ctx.save_for_backward(c if keeps_c else x, M, weight_KD, dropout.seed if dropout else None)
+        ctx.keeps_c, ctx.triton, ctx.operator, ctx.scaling, ctx.dtype = keeps_c, triton, operator, scaling, dtype
+        ctx.shape, ctx.x_dtype, ctx.dropout = x.shape, x.dtype, dropout and dropout.p
+        return y.view(*x.shape[:-1], operator.out_features)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]  # what f_comp(x) owes to x is not kept: use "reference"
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        kept, M, weight_KD, seed = ctx.saved_tensors
+        operator, needs_x, needs_M = ctx.operator, ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+        g = grad_y.reshape(-1, operator.out_features)
+        x_or_c = kept if ctx.keeps_c else kept.reshape(-1, operator.in_features)
+        x_dtype = ctx.x_dtype if weight_KD is None else g.dtype
+        if ctx.in_blocks:
+            dx, dM = _backward_in_blocks(ctx, g, x_or_c, M)
+        elif ctx.triton:
+            dropout = None
+            if seed is not None:
+                from .gather import Dropout
+
+                dropout = Dropout(ctx.dropout, seed)
+            dx, dM = _backward_triton(ctx, g, x_or_c, M, x_dtype, dropout)
+        else:
+            dz = operator.decompress_adjoint(g.to(ctx.dtype))
+            dx = dM = None
+            if needs_x:
+                dx = operator.compress_adjoint(dz @ _square(M, ctx.dtype, ctx.scaling)).to(x_dtype)
+            if needs_M:
+                c = x_or_c if ctx.keeps_c else operator.compress(x_or_c.to(ctx.dtype))
+                dM = _square(_outer(dz, c), M.dtype, ctx.scaling)
+        if dx is not None and weight_KD is not None:
+            dx = _plus_product(dx, g, weight_KD.to(g.dtype).mT, in_place=ctx.triton)
+        if dx is not None:
+            dx = dx.to(ctx.x_dtype).view(ctx.shape)
+        return dx, dM, None, None, None, None, None, None
+
+
+def _base_dtype(x: Tensor) -> torch.dtype:
+    """What a linear module makes of x: the dtype of autocast, where that is on and x is not fp64."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return x.dtype
+
+
+def _plus_product(y: Tensor, a: Tensor, b: Tensor, in_place: bool) -> Tensor:
+    """y + a b, rounded once."""
+    with torch.autocast(y.device.type, enabled=False):
+        return y.addmm_(a, b) if in_place else torch.addmm(y, a, b)
+
+
+def _square(M: Tensor, dtype: torch.dtype, scaling: float) -> Tensor:
+    M = M.to(dtype)
+    return M if scaling == 1.0 else M * scaling
+
+
+def _outer(dz: Tensor, c: Tensor) -> Tensor:
+    """The sum over rows (and blocks) of dz's row times c's: (R, R)."""
+    return dz.flatten(0, -2).mT @ c.flatten(0, -2)
+
+
+# --- on a GPU --------------------------------------------------------------------------------------------------------
+
+
+def _forward_triton(
+    x: Tensor,
+    M: Tensor,
+    operator: Operator,
+    scaling: float,
+    dtype: torch.dtype,
+    y_dtype: torch.dtype,
+    dropout: Dropout | None,
+) -> tuple[Tensor | None, Tensor]:
+    """f_comp(x) where it is smaller than x, else None, and f_decomp(M f_comp(x)); x and what is returned have rows."""
+    from .gather import aligned, maps, run
+
+    plans = maps(operator)
+    assert plans is not None
+    x = _with_contiguous_rows(x)
+    side, rows = aligned(operator.r_hat), x.shape[0]
+    M = _aligned_square(M, side, dtype, scaling)
+    y = x.new_empty(rows, operator.out_features, dtype=y_dtype)
+    width = plans.compress.width
+    keeps_c = width * dtype.itemsize <= x.shape[1] * x.itemsize
+    c_all = x.new_empty(rows, width, dtype=dtype) if keeps_c else None
+    for part in _row_parts(rows, width * dtype.itemsize, plans.n_blocks):
+        c = c_all[part] if c_all is not None else x.new_empty(part.stop - part.start, width, dtype=dtype)
+        run(plans.compress, x[part], c, _from_row(dropout, part.start))
+        z = F.linear(c.view(-1, side), M)
+        run(plans.decompress, z.view(-1, width), y[part])
+    return c_all, y
+
+
+def _backward_triton(
+    ctx: Any, g: Tensor, x_or_c: Tensor, M: Tensor, x_dtype: torch.dtype, dropout: Dropout | None
+) -> tuple[Tensor | None, Tensor | None]:
+    from .gather import aligned, maps, run
+
+    operator, dtype, needs_x, needs_M = ctx.operator, ctx.dtype, ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+    plans = maps(operator)
+    assert plans is not None
+    g, x_or_c = _with_contiguous_rows(g), _with_contiguous_rows(x_or_c)
+    R, side, rows, width = operator.r_hat, aligned(operator.r_hat), g.shape[0], plans.compress.width
+    square = _aligned_square(M, side, dtype, ctx.scaling)
+    dx = g.new_empty(rows, operator.in_features, dtype=x_dtype) if needs_x else None
+    dM: Tensor | None = None
+    for part in _row_parts(rows, width * dtype.itemsize, plans.n_blocks):
+        shape = (part.stop - part.start, width)
+        dz = run(plans.decompress_adjoint, g[part], g.new_empty(shape, dtype=dtype)).view(-1, side)
+        if dx is not None:
+            dc = dz @ square
+            run(plans.compress_adjoint, dc.view(shape), dx[part], _from_row(dropout, part.start))
+        if needs_M:
+            c = x_or_c[part]
+            if not ctx.keeps_c:
+                c = run(plans.compress, c, g.new_empty(shape, dtype=dtype), _from_row(dropout, part.start))
+            term = _split_outer(dz, c.view(-1, side))
+            dM = term if dM is None else dM.add_(term)
+    if dM is not None:
+        dM = _square(dM[:R, :R], M.dtype, ctx.scaling)
+    return dx, dM
+
+
+def _has_block_matrices(operator: Operator) -> bool:
+    from .gather import maps
+
+    plans = maps(operator)
+    return plans is not None and plans.block_matrices is not None
+
+
+def _forward_in_blocks(x: Tensor, M: Tensor, operator: Operator, scaling: float) -> Tensor:
+    """y^i = P^i x^i for all blocks in one batched product, which reads x and writes y where they are."""
+    x = _with_contiguous_rows(x)
+    y = x.new_empty(x.shape[0], operator.out_features)
+    torch.bmm(_as_blocks(x, operator), _block_matrices(M, operator, x.dtype, scaling).mT, out=_as_blocks(y, operator))
+    return y
+
+
+def _backward_in_blocks(ctx: Any, g: Tensor, x: Tensor, M: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    from .gather import maps, run
+
+    operator, R = ctx.operator, ctx.operator.r_hat
+    plans = maps(operator)
+    assert plans is not None
+    assert plans.block_matrices_adjoint is not None
+    g, x = _with_contiguous_rows(g), _with_contiguous_rows(x)
+    dx = dM = None
+    if ctx.needs_input_grad[0]:
+        dx = g.new_empty(g.shape[0], operator.in_features)
+        P = _block_matrices(M, operator, ctx.dtype, ctx.scaling)
+        torch.bmm(_as_blocks(g, operator), P, out=_as_blocks(dx, operator))
+    if ctx.needs_input_grad[1]:
+        dP = torch.bmm(_as_blocks(g, operator).mT, _as_blocks(x, operator)).transpose(0, 1).reshape(R, -1)
+        dM = run(plans.block_matrices_adjoint, dP, dP.new_empty(R, R, dtype=torch.float32))
+        dM = _square(dM, M.dtype, ctx.scaling)
+    return dx, dM
+
+
+def _block_matrices(M: Tensor, operator: Operator, dtype: torch.dtype, scaling: float) -> Tensor:
+    """scaling * P^i, (N, R, R), turned in fp32 and rounded once to `dtype`."""
+    from .gather import maps, run
+
+    plans = maps(operator)
+    assert plans is not None
+    assert plans.block_matrices is not None
+    P = run(plans.block_matrices, _with_contiguous_rows(M), M.new_empty(M.shape[0], operator.in_features, dtype=dtype))
+    return _as_blocks(_square(P, dtype, scaling), operator)
+
+
+def _as_blocks(x: Tensor, operator: Operator) -> Tensor:
+    """(rows, N R) seen as (N, rows, R)."""
+    return x.view(x.shape[0], -1, operator.r_hat).transpose(0, 1)
+
+
+def _with_contiguous_rows(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _aligned_square(M: Tensor, side: int, dtype: torch.dtype, scaling: float) -> Tensor:
+    """scaling * M in `dtype`, with zeros up to (side, side)."""
+    if M.shape[0] == side:
+        return _square(M, dtype, scaling)
+    padded = M.new_zeros(side, side, dtype=dtype)
+    padded[: M.shape[0], : M.shape[0]].copy_(M)
+    return padded if scaling == 1.0 else padded.mul_(scaling)
+
+
+def _row_parts(rows: int, row_bytes: int, n_blocks: int) -> Iterator[slice]:
+    """Equal parts of about CHUNK_BYTES. Sharing is one part: it compresses, so there is little to keep in the cache."""
+    parts = 1 if n_blocks == 1 else max(1, round(rows * row_bytes / CHUNK_BYTES))
+    size = -(-rows // parts)
+    for start in range(0, rows, size):
+        yield slice(start, min(start + size, rows))
+
+
+def _from_row(dropout: Dropout | None, row: int) -> Dropout | None:
+    return dropout and replace(dropout, first_row=row)
+
+
+def _split_outer(dz: Tensor, c: Tensor) -> Tensor:
+    """dz^T c in fp32. Few outputs and many rows: split over the rows, so that every multiprocessor has work."""
+    rows, side = dz.shape
+    tiles = (-(-side // 128)) ** 2
+    splits = 1
+    while 2 * splits * tiles <= MULTIPROCESSORS and rows // (2 * splits) >= 512:
+        splits *= 2
+    whole = rows // splits * splits
+    parts = torch.bmm(dz[:whole].view(splits, -1, side).mT, c[:whole].view(splits, -1, side))
+    total = parts.sum(0, dtype=torch.float32)
+    return total if whole == rows else total.add_(dz[whole:].mT @ c[whole:])

@@ -1,0 +1,86 @@
+"""`python -m mora.bench {step,loop,layers,render}`: what MoRA costs on the GPU it finds; `make bench` runs it all."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # read when CUDA starts
+
+import torch
+
+from mora.config import source
+from mora.train.log import replace_file
+
+from . import layers, loop, render, step
+
+PACKAGES = ("torch", "transformers", "peft")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m mora.bench", description=__doc__)
+    parser.add_argument("what", choices=("step", "loop", "layers", "render"))
+    extent = parser.add_mutually_exclusive_group()
+    extent.add_argument("--quick", action="store_true", help="step: the bars alone, under four minutes on an H100")
+    extent.add_argument("--smoke", action="store_true", help="a tiny model, seconds on a CPU; not written to results/")
+    parser.add_argument("--rounds", type=int, default=10, help="step: how often each method is timed (default 10)")
+    parser.add_argument("--out", type=Path, default=None, help="folder of the JSON, instead of results/bench")
+    options = parser.parse_args(arguments)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = "smoke" if options.smoke else "quick" if options.quick else "full"
+    if options.what == "render":
+        print(render.render())
+        return
+    if device.type == "cpu" and not options.smoke:
+        parser.error("torch sees no GPU here: only --smoke runs on a CPU")
+    if options.what == "layers":
+        layers.sweep(device, smoke=options.smoke)
+        return
+    result = _step(name, options.rounds, device) if options.what == "step" else _loop(options.smoke, device)
+    _write(result, f"{options.what}-{name}", options.out, options.smoke)
+
+
+def _step(extent: str, rounds: int, device: torch.device) -> dict[str, Any]:
+    measured = []
+    for scenario in step.scenarios(extent):
+        print(f"{scenario.shape}, {scenario.batch_size} x {scenario.length}", flush=True)
+        measured.append(step.measure(scenario, device, rounds))
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return {"kind": "step", "extent": extent, "scenarios": measured} | _circumstances(device)
+
+
+def _loop(smoke: bool, device: torch.device) -> dict[str, Any]:
+    return {"kind": "loop"} | loop.compare(loop.SMOKE if smoke else loop.FULL, device) | _circumstances(device)
+
+
+def _circumstances(device: torch.device) -> dict[str, Any]:
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
+    return {
+        "hardware": {"device": name, "product_tflops": step.product_tflops(device)},
+        "packages": {package: version(package) for package in PACKAGES},
+        "source": source.describe(),
+    }
+
+
+def _write(result: dict[str, Any], name: str, folder: Path | None, smoke: bool) -> None:
+    if folder is None and smoke:
+        print(render.tables(result))
+        return
+    folder = folder or render.RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    slug = re.sub(r"[^a-z0-9]+", "-", result["hardware"]["device"].lower()).strip("-")
+    path = folder / f"{name}-{slug}.json"
+    replace_file(path, json.dumps(result, indent=1) + "\n")
+    print(render.tables(result))
+    print(f"\n{path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""The whole training loop, ours with MoRA against HF Trainer with PEFT LoRA, on the same samples: real tokens a second."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import statistics
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from mora.adapter import MoraConfig
+from mora.config.schema import Train
+from mora.data.batches import IGNORE, Batch
+from mora.train.engine import TorchEngine
+from mora.train.model import use_fused_layers
+
+from .models import SHAPES, build_base
+
+SHAPE_STEP = 64  # tokens: lengths are padded up to multiples of it, so that there are few shapes
+TRAIN = {
+    "stop_step": None, "epochs": 1, "schedule": "constant", "warmup_steps": 0, "min_lr_ratio": 0.0, "weight_decay": 0.0,
+    "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_eps": 1e-8, "max_grad_norm": 1.0, "log_every_steps": 10,
+    "checkpoint_every_steps": 1000,
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """samples are random tokens with lengths like MetaMathQA's in the Alpaca template: log-normal, median 250."""
+
+    shape: str
+    samples: int
+    global_batch_size: int
+    hf_micro_batches: tuple[int, ...]
+    our_micro_tokens: tuple[int, ...]
+    warm_up_steps: int = 2
+
+
+FULL = Plan("llama2_7b", 512, 64, (4, 8, 16), (8192, 16384))
+SMOKE = Plan("tiny", 16, 4, (4,), (512,), warm_up_steps=1)
+
+
+def lengths(plan: Plan) -> list[int]:
+    rng = np.random.default_rng(0)
+    return np.clip(rng.lognormal(np.log(250), 0.45, plan.samples), 60, 1024).astype(int).tolist()
+
+
+def samples(plan: Plan) -> list[list[int]]:
+    rng = np.random.default_rng(1)
+    return [rng.integers(3, SHAPES[plan.shape]["vocab_size"], n).tolist() for n in lengths(plan)]
+
+
+def compare(plan: Plan, device: torch.device) -> dict[str, Any]:
+    """One row for each opponent and micro batch; a run that does not fit is a row that says so."""
+    data, rows = samples(plan), []
+    for size in plan.hf_micro_batches:
+        rows.append(_row("HF Trainer, PEFT LoRA r=8", size, lambda size=size: _hugging_face(plan, data, size, device)))
+    for tokens in plan.our_micro_tokens:
+        rows.append(_row("ours, MoRA r=8", f"{tokens} tokens", lambda tokens=tokens: _ours(plan, data, tokens, device)))
+    sizes = lengths(plan)
+    return {
+        "shape": plan.shape,
+        "rows": rows,
+        "data": {
+            "samples": plan.samples, "global_batch_size": plan.global_batch_size, "tokens": sum(sizes),
+            "shortest": min(sizes), "median": int(statistics.median(sizes)), "longest": max(sizes),
+        },
+    }  # fmt: skip
+
+
+def _row(who: str, micro_batch: int | str, run: Any) -> dict[str, Any]:
+    row: dict[str, Any] = {"who": who, "micro_batch": micro_batch}
+    on_gpu = torch.cuda.is_available()
+    gc.collect()  # the last run's model, which its trainer refers to in circles
+    if on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        row["tokens_per_s"] = run()
+        row["peak_bytes"] = torch.cuda.max_memory_allocated() if on_gpu else None
+    except torch.OutOfMemoryError:
+        row["error"] = "out of memory"
+    print(f"  {row}", flush=True)
+    return row
+
+
+class _Clock:
+    """Real tokens a second over the steps after the warm-up."""
+
+    def __init__(self, warm_up_steps: int, device: torch.device):
+        self.left, self.device, self.tokens = warm_up_steps, device, 0
+        self.start = self.stop = time.perf_counter()
+
+    def tick(self, tokens: int) -> None:
+        if self.device.type == "cuda" and self.left == 1:
+            torch.cuda.synchronize()  # once, where the measurement begins
+        if self.left > 0:
+            self.left -= 1
+            self.start = time.perf_counter()
+        else:
+            self.tokens += tokens
+
+    def rate(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return self.tokens / (time.perf_counter() - self.start)
+
+
+def _hugging_face(plan: Plan, data: list[list[int]], size: int, device: torch.device) -> float:
+    """Dynamic padding, batches of near lengths, bf16 autocast, SDPA, fused AdamW: what its documentation advises."""
+    base = build_base(plan.shape, device, torch.bfloat16)
+    model = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"))
+    known = {field.name for field in dataclasses.fields(TrainingArguments)}
+    by_length: dict[str, Any] = {"group_by_length": True}
+    if "train_sampling_strategy" in known:
+        by_length = {"train_sampling_strategy": "group_by_length"}
+    clock = _Clock(plan.warm_up_steps, device)
+    counts: list[int] = []
+
+    class Ticks(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            clock.tick(sum(counts))
+            counts.clear()
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        longest = max(len(row["input_ids"]) for row in rows)
+        ids = torch.zeros(len(rows), longest, dtype=torch.long)
+        labels, mask = torch.full_like(ids, IGNORE), torch.zeros_like(ids)
+        for i, row in enumerate(rows):
+            n = len(row["input_ids"])
+            ids[i, :n] = labels[i, :n] = torch.tensor(row["input_ids"])
+            mask[i, :n] = 1
+        counts.append(int(mask.sum()))
+        return {"input_ids": ids, "labels": labels, "attention_mask": mask}
+
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder, per_device_train_batch_size=size,
+            gradient_accumulation_steps=plan.global_batch_size // size, num_train_epochs=1, learning_rate=3e-4,
+            bf16=device.type == "cuda", use_cpu=device.type == "cpu", optim="adamw_torch_fused", save_strategy="no",
+            logging_strategy="no", report_to="none", remove_unused_columns=False, dataloader_drop_last=True,
+            disable_tqdm=True, **by_length,
+        )  # fmt: skip
+        rows = [{"input_ids": ids} for ids in data]
+        trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[Ticks()])
+        trainer.train()
+    return clock.rate()
+
+
+def _ours(plan: Plan, data: list[list[int]], micro_tokens: int, device: torch.device) -> float:
+    """TorchEngine, as a run uses it: bf16 with fp32 masters, fused layers, loss in chunks, micro batches by tokens."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    base = build_base(plan.shape, device, dtype)
+    if device.type == "cuda":
+        use_fused_layers(base)
+    config = MoraConfig(r=8, operator="auto", target_modules="all-linear", mora_dropout=0.0)
+    model: nn.Module = get_peft_model(base, config).train()
+    train = Train(global_batch_size=plan.global_batch_size, **TRAIN)  # type: ignore[arg-type]
+    engine = TorchEngine(model, train, dtype)
+    order = np.random.default_rng(2).permutation(len(data)).tolist()
+    clock = _Clock(plan.warm_up_steps, device)
+    for start in range(0, len(order) - plan.global_batch_size + 1, plan.global_batch_size):
+        chosen = [data[i] for i in order[start : start + plan.global_batch_size]]
+        real = sum(len(ids) for ids in chosen)
+        for batch in micro_batches(chosen, micro_tokens):
+            engine.backward(batch, real - len(chosen))
+        engine.step(3e-4, 1.0)
+        clock.tick(real)
+    return clock.rate()
+
+
+def micro_batches(chosen: list[list[int]], tokens: int) -> list[Batch]:
+    """The samples of one step, longest first, in batches of at most `tokens` padded tokens (one sample at least)."""
+    batches, rest = [], sorted(chosen, key=len, reverse=True)
+    while rest:
+        longest = -(-len(rest[0]) // SHAPE_STEP) * SHAPE_STEP
+        size = max(1, tokens // longest)
+        part, rest = rest[:size], rest[size:]
+        ids = torch.zeros(len(part), longest, dtype=torch.long)
+        labels = torch.full_like(ids, IGNORE)
+        for i, sample in enumerate(part):
+            ids[i, : len(sample)] = labels[i, : len(sample)] = torch.tensor(sample)
+        batches.append(Batch(ids, labels))
+    return batches

@@ -1,0 +1,94 @@
+"""What is measured: model shapes with random weights, and the methods put on them."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from mora.adapter import MoraConfig
+from mora.adapter.kernels import Form
+
+SHAPES: dict[str, dict[str, int]] = {
+    "llama2_7b": {
+        "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 32,
+    },
+    "llama_1.3b": {  # the paper's: AsyLoRA's and ReLoRA's pre-training shape
+        "vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5461, "num_hidden_layers": 24,
+        "num_attention_heads": 32, "num_key_value_heads": 32,
+    },
+    "smollm2_135m": {
+        "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+        "num_attention_heads": 9, "num_key_value_heads": 3,
+    },
+    "tiny": {
+        "vocab_size": 104, "hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2,
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """One method. `stock`: fp32 adapters under bf16 autocast, as PEFT does by itself; else adapters in the model's dtype."""
+
+    method: Literal["floor", "lora", "dora", "mora"]
+    r: int = 0
+    operator: Literal["auto", "rotation", "sharing"] = "auto"
+    stock: bool = False
+    form: Form = "auto"
+
+    @property
+    def name(self) -> str:
+        operator = self.operator if self.method == "mora" else ""
+        words = [self.method, operator, f"r={self.r}" if self.r else "", "stock" if self.stock else ""]
+        return " ".join(word for word in [*words, self.form if self.form != "auto" else ""] if word)
+
+
+def build_base(shape: str, device: torch.device, dtype: torch.dtype) -> LlamaForCausalLM:
+    """A frozen Llama of that shape in training mode, with random weights made on the device."""
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            model = LlamaForCausalLM(LlamaConfig(**SHAPES[shape], max_position_embeddings=8192, use_cache=False))
+    finally:
+        torch.set_default_dtype(before)
+    return model.requires_grad_(False).train()
+
+
+def with_method(base: LlamaForCausalLM, case: Case) -> nn.Module:
+    """A model of its own that shares every weight of `base`, with random adapters: zeros may run faster than real values."""
+    shared = {id(t): t for t in [*base.parameters(), *base.buffers()]}
+    twin = copy.deepcopy(base, shared)
+    if case.method == "floor":
+        return twin
+    config: LoraConfig | MoraConfig
+    if case.method == "mora":
+        config = MoraConfig(r=case.r, operator=case.operator, target_modules="all-linear", init_weights=False)
+    else:
+        config = LoraConfig(
+            r=case.r,
+            lora_alpha=16,
+            target_modules="all-linear",
+            init_lora_weights=False,
+            use_dora=case.method == "dora",
+        )
+    with torch.device(base.device):
+        return get_peft_model(twin, config, autocast_adapter_dtype=case.stock).train()
+
+
+def linear_parameters(model: nn.Module) -> int:
+    """Weights of all frozen linear modules, the head included."""
+    return sum(m.weight.numel() for m in model.modules() if type(m) is nn.Linear and not m.weight.requires_grad)
+
+
+def trainable_parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -1,0 +1,112 @@
+"""The measured JSON of results/bench/ as tables, between two markers of docs/performance.md; the notes around them stay."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from mora.config import source
+from mora.train.log import replace_file
+
+RESULTS = source.ROOT / "results" / "bench"
+PAGE = source.ROOT / "docs" / "performance.md"
+BEGIN, END = "<!-- measured: begin, written by `make bench` -->", "<!-- measured: end -->"
+
+# (operator, r) -> bar on step time, bar on activation memory, both over PEFT LoRA of the same r; on the 7B shape, 8 x 1024
+BARS = {("rotation", 8): (1.00, 1.00), ("sharing", 8): (0.95, 0.85), ("sharing", 256): (1.05, 0.92)}
+
+
+def render() -> Path:
+    """Raises: SystemExit where the page has lost its markers."""
+    page = PAGE.read_text()
+    if page.count(BEGIN) != 1 or page.count(END) != 1:
+        raise SystemExit(f"{PAGE.name}: expected the lines {BEGIN!r} and {END!r} once each")
+    head, tail = page.split(BEGIN)[0], page.split(END)[1]
+    measured = "\n\n".join(tables(json.loads(path.read_text())) for path in sorted(RESULTS.glob("*.json")))
+    replace_file(PAGE, f"{head}{BEGIN}\n\n{measured or 'Nothing has been measured yet.'}\n\n{END}{tail}")
+    return PAGE
+
+
+def tables(result: dict[str, Any]) -> str:
+    """One file of results as Markdown."""
+    hardware, packages = result["hardware"], result["packages"]
+    where = f"{hardware['device']}, {', '.join(f'{name} {version}' for name, version in packages.items())}"
+    made = f"commit {(result['source']['commit'] or 'unknown')[:10]}{', changed' if result['source']['dirty'] else ''}"
+    if result["kind"] == "loop":
+        return f"## The whole loop\n\n{where}; {made}.\n\n{_loop_table(result)}"
+    peak = f" A bf16 product of 8192^3: {hardware['product_tflops']} TFLOP/s." if hardware["product_tflops"] else ""
+    parts = [f"## Forward and backward, {result['extent']}\n\n{where}; {made}.{peak}"]
+    parts += [_step_table(scenario, hardware["product_tflops"]) for scenario in result["scenarios"]]
+    return "\n\n".join(parts)
+
+
+def _step_table(scenario: dict[str, Any], peak: float | None) -> str:
+    cases = scenario["cases"]
+    done = {case["name"]: case for case in cases if case["ms"]}
+    medians = {name: statistics.median(case["ms"]) for name, case in done.items()}
+    tokens = scenario["batch_size"] * scenario["length"]
+    lines = [
+        f"### {scenario['shape']}, {scenario['batch_size']} x {scenario['length']} tokens, "
+        f"{len(next(iter(done.values()))['ms'])} rounds",
+        "",
+        "| | ms, median (min to max) | / floor | / LoRA | activations, GiB | / LoRA | tokens/s | utilisation | bar |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for case in cases:
+        if not case["ms"]:
+            lines.append(f"| {case['name']} | {case['error']} | | | | | | | |")
+            continue
+        ms, lora = medians[case["name"]], done.get(f"lora r={case['r']}")
+        memory = case["activation_bytes"]
+        time_ratio = ms / medians[lora["name"]] if lora else None
+        memory_ratio = memory / lora["activation_bytes"] if lora and memory else None
+        cells = [
+            case["name"],
+            f"{ms:.1f} ({min(case['ms']):.1f} to {max(case['ms']):.1f})",
+            _ratio(ms / medians["floor"] if "floor" in medians else None),
+            _ratio(time_ratio),
+            f"{memory / 2**30:.2f}" if memory else "",
+            _ratio(memory_ratio),
+            f"{tokens / ms * 1e3:,.0f}",
+            f"{scenario['model_flop'] / ms / 1e9 / peak:.0%}" if peak else "",
+            _verdict(scenario, case, time_ratio, memory_ratio),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _verdict(scenario: dict[str, Any], case: dict[str, Any], time: float | None, memory: float | None) -> str:
+    bar = BARS.get((case["operator"], case["r"]))
+    plain = case["form"] == "auto" and not case["stock"]
+    at_bar = (scenario["shape"], scenario["batch_size"], scenario["length"]) == ("llama2_7b", 8, 1024)
+    if bar is None or not at_bar or not plain or time is None or memory is None:
+        return ""
+    words = ("met", "missed")
+    return f"time {bar[0]:.2f} {words[round(time, 3) > bar[0]]}, memory {bar[1]:.2f} {words[round(memory, 3) > bar[1]]}"
+
+
+def _loop_table(result: dict[str, Any]) -> str:
+    data = result["data"]
+    lines = [
+        f"{result['shape']}, {data['samples']} samples of {data['shortest']} to {data['longest']} tokens, "
+        f"median {data['median']}, global batch {data['global_batch_size']}.",
+        "",
+        "| | micro batch | real tokens/s | / HF Trainer | peak memory, GiB |",
+        "|---|---|---|---|---|",
+    ]
+    opponents = [row["tokens_per_s"] for row in result["rows"] if row["who"].startswith("HF") and "error" not in row]
+    best = max(opponents, default=None)
+    for row in result["rows"]:
+        if "error" in row:
+            lines.append(f"| {row['who']} | {row['micro_batch']} | {row['error']} | | |")
+            continue
+        memory = f"{row['peak_bytes'] / 2**30:.1f}" if row["peak_bytes"] else ""
+        ratio = _ratio(row["tokens_per_s"] / best if best is not None else None)
+        lines.append(f"| {row['who']} | {row['micro_batch']} | {row['tokens_per_s']:,.0f} | {ratio} | {memory} |")
+    return "\n".join(lines)
+
+
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"

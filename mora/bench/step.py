@@ -1,0 +1,172 @@
+"""Time and peak memory of forward + backward, all methods of a scenario in turn, in one process and round after round."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mora.adapter import kernels
+
+from .models import SHAPES, Case, build_base, linear_parameters, trainable_parameters, with_method
+
+WARM_UP = 3
+
+FLOOR = Case("floor")
+BAR = (  # the cases of the bars, each beside the LoRA of its r
+    FLOOR,
+    Case("lora", 8),
+    Case("mora", 8, "rotation"),
+    Case("mora", 8, "sharing"),
+    Case("lora", 256),
+    Case("mora", 256, "sharing"),
+)
+ALL = (
+    *BAR,
+    Case("mora", 256, "rotation"),
+    Case("lora", 8, stock=True),
+    Case("mora", 8, "rotation", stock=True),
+    Case("mora", 8, "rotation", form="reference"),
+    Case("mora", 8, "sharing", form="reference"),
+    Case("dora", 8),
+)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A model shape, a batch of B sequences of T tokens, and the methods compared on it."""
+
+    shape: str
+    batch_size: int
+    length: int
+    cases: tuple[Case, ...]
+
+
+def scenarios(extent: str) -> list[Scenario]:
+    """ "smoke" (CPU, seconds), "quick" (the bars, minutes) or "full"."""
+    if extent == "smoke":
+        return [
+            Scenario("tiny", 2, 32, (FLOOR, Case("lora", 2), Case("mora", 2, "rotation"), Case("mora", 2, "sharing")))
+        ]
+    if extent == "quick":
+        return [Scenario("llama2_7b", 8, 1024, BAR), Scenario("smollm2_135m", 100, 72, BAR)]
+    ranks = tuple(
+        case for r in (1, 32, 128) for case in (Case("lora", r), Case("mora", r, "rotation" if r == 1 else "sharing"))
+    )
+    return [
+        Scenario("llama2_7b", 8, 1024, ALL),
+        Scenario("smollm2_135m", 100, 72, ALL),
+        Scenario("llama2_7b", 32, 256, BAR),
+        Scenario("llama2_7b", 2, 4096, BAR),
+        Scenario("llama_1.3b", 8, 1024, BAR),
+        Scenario("llama2_7b", 8, 1024, (FLOOR, *ranks)),
+    ]
+
+
+def measure(scenario: Scenario, device: torch.device, rounds: int) -> dict[str, Any]:
+    """Milliseconds of every round and activation bytes of every case; "out of memory" where a case did not fit."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    base = build_base(scenario.shape, device, dtype)
+    tokens = torch.randint(SHAPES[scenario.shape]["vocab_size"], (scenario.batch_size, scenario.length), device=device)
+    results: dict[Case, dict[str, Any]] = {}
+    steps: dict[Case, Callable[[], None]] = {}
+    for case in scenario.cases:
+        model = with_method(base, case)
+        results[case] = asdict(case) | {"name": case.name, "trainable": trainable_parameters(model), "ms": []}
+        steps[case] = _step(model, tokens, case)
+        try:
+            for _ in range(WARM_UP):
+                results[case]["activation_bytes"] = _peak_of(steps[case], device)
+        except torch.OutOfMemoryError:
+            results[case]["error"] = "out of memory"
+            del steps[case], model
+            gc.collect()
+            torch.cuda.empty_cache()
+    for _ in range(rounds):
+        for case, step in steps.items():
+            results[case]["ms"].append(milliseconds(step, device))
+    for result in results.values():
+        print(f"  {_line(result)}", flush=True)
+    return {
+        "shape": scenario.shape,
+        "batch_size": scenario.batch_size,
+        "length": scenario.length,
+        "model_flop": model_flop(base, scenario),
+        "cases": list(results.values()),
+    }
+
+
+def model_flop(base: nn.Module, scenario: Scenario) -> int:
+    """Of the frozen model's forward and input gradient: 4 a weight and token, and causal attention 6 L H T^2 a sequence."""
+    shape, tokens = SHAPES[scenario.shape], scenario.batch_size * scenario.length
+    attention = 6 * shape["num_hidden_layers"] * shape["hidden_size"] * scenario.length**2 * scenario.batch_size
+    return 4 * linear_parameters(base) * tokens + attention
+
+
+def product_tflops(device: torch.device, side: int = 8192) -> float | None:
+    """What a large bf16 product reaches on this GPU: the peak that utilisation is given of. None without a GPU."""
+    if device.type != "cuda":
+        return None
+    a, b = torch.randn(2, side, side, device=device, dtype=torch.bfloat16)
+    ms = statistics.median(milliseconds(lambda: torch.mm(a, b), device) for _ in range(20))
+    return round(2 * side**3 / ms / 1e9, 1)
+
+
+def _step(model: nn.Module, tokens: Tensor, case: Case) -> Callable[[], None]:
+    """Forward and backward on fixed tokens. Without adapters the gradient goes to the embeddings, so that there is one."""
+    embeddings = model.get_input_embeddings()  # type: ignore[operator]
+
+    def step() -> None:
+        inputs: dict[str, Tensor] = {"input_ids": tokens}
+        if case.method == "floor":
+            inputs = {"inputs_embeds": embeddings(tokens).requires_grad_()}
+        with kernels.use(case.form):
+            with torch.autocast(tokens.device.type, torch.bfloat16, enabled=case.stock):
+                loss = model(**inputs, labels=tokens, use_cache=False).loss
+            loss.backward()
+        for p in model.parameters():
+            p.grad = None
+
+    return step
+
+
+def _peak_of(step: Callable[[], None], device: torch.device) -> int | None:
+    """Bytes at the peak above what was there before: activations and gradients."""
+    if device.type != "cuda":
+        step()
+        return None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def milliseconds(step: Callable[[], Any], device: torch.device) -> float:
+    """Of one call, on the device's own clock."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        step()
+        return (time.perf_counter() - start) * 1e3
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    begin.record()
+    step()
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end)
+
+
+def _line(result: dict[str, Any]) -> str:
+    if "error" in result:
+        return f"{result['name']:32} {result['error']}"
+    ms, memory = result["ms"], result["activation_bytes"]
+    size = f"{memory / 2**30:6.2f} GiB" if memory is not None else ""
+    return f"{result['name']:32} {statistics.median(ms):8.1f} ms  ({min(ms):.1f} to {max(ms):.1f})  {size}"

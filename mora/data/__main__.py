@@ -1,0 +1,39 @@
+"""python -m mora.data TASK --scale lite: prepares a task's training data and prints what came of them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from mora.config import compose
+from mora.config.compose import ConfigError
+from mora.train.model import load_tokenizer
+
+from . import load
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m mora.data", description=__doc__)
+    parser.add_argument("task", help="uuid, tulu2, metamath, biomed, finance or c4")
+    parser.add_argument("overrides", nargs="*", help="as for run.py, for example task.data.packing=isolated")
+    parser.add_argument("--scale", choices=["smoke", "lite", "paper"], default="paper")
+    parser.add_argument("--workers", type=int, default=None, help="processes; all cores unless given")
+    args = parser.parse_intermixed_args()
+    try:
+        config = compose([f"task={args.task}", f"scale={args.scale}", "method=none", *args.overrides])
+        data = load(config, load_tokenizer(config.model), args.workers)
+    except ConfigError as error:
+        print(f"mora.data: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(data.fingerprints, indent=1))
+    print(data.report.text(f"{args.task} at scale {args.scale}"))
+    if data.validation:
+        print(f"  held out for validation: {len(data.validation):,} sequences")
+    train = config.task.train
+    print(f"  {train.total_steps(len(data.samples)):,} steps of {train.global_batch_size} sequences")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

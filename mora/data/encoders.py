@@ -1,0 +1,91 @@
+"""Pieces of rows to samples: what every recipe shares, parsing, the check against evaluation sets, the counting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from . import records
+from .overlap import Index
+from .packing import blocks
+from .records import Conversation, Document, Record
+from .report import Report
+from .samples import IGNORE, Sample
+from .workshop import Encoded
+
+Encode = Callable[[Conversation, PreTrainedTokenizerBase, int], Sample]
+MAP_BATCH = 1000  # documents that are laid end to end, as in ReLoRA's preprocessing
+
+
+@dataclass(frozen=True)
+class ConversationEncoder:
+    """Conversations, one sample each. `encode` is chat.encode or metamath.encode."""
+
+    tokenizer: PreTrainedTokenizerBase
+    encode: Encode
+    max_length: int
+    overlap: Index
+    drop_overlap: bool
+
+    def __call__(self, rows: list[Record], format: str) -> Encoded:
+        made = Encoded()
+        for record in rows:
+            talk = records.conversation(record, format)
+            if overlaps(talk, self.overlap, self.drop_overlap, made.report):
+                continue
+            sample = self.encode(talk, self.tokenizer, self.max_length)
+            if all(label == IGNORE for label in sample.labels[1:]):
+                made.report.dropped[f"no answer within {self.max_length} tokens"] += 1
+                continue
+            if len(sample.input_ids) == self.max_length:
+                made.report.notes[f"cut at {self.max_length} tokens"] += 1
+            made.samples.append(sample)
+            count(made.report, kind_of(record, format), sample)
+        return made
+
+
+@dataclass(frozen=True)
+class BlockEncoder:
+    """Plain text in blocks, as ReLoRA prepares C4: EOS after every document, the rest of a map batch left out."""
+
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+
+    def __call__(self, rows: list[Record], format: str) -> Encoded:
+        made, eos = Encoded(), int(self.tokenizer.eos_token_id or 0)
+        for start in range(0, len(rows), MAP_BATCH):
+            texts = [records.document(record, format).text for record in rows[start : start + MAP_BATCH]]
+            encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+            documents = [[*ids, eos] for ids in encoded]
+            cut = list(blocks(documents, self.max_length))
+            made.samples += cut
+            made.report.documents["text"] += len(documents)
+            made.report.tokens["text"] += len(cut) * self.max_length
+            left = sum(map(len, documents)) - len(cut) * self.max_length
+            made.report.notes["tokens left over at the end of map batches"] += left
+        return made
+
+
+def overlaps(row: Conversation | Document, index: Index, drop: bool, report: Report) -> bool:
+    """Whether the row is to be dropped; either way an overlap is counted."""
+    found = index.find(row.question)
+    if found is None:
+        return False
+    (report.dropped if drop else report.notes)[f"overlaps with evaluation set {found}"] += 1
+    return drop
+
+
+def count(report: Report, kind: str, sample: Sample) -> None:
+    report.documents[kind] += 1
+    report.tokens[kind] += len(sample.input_ids)
+
+
+def kind_of(record: Record, format: str) -> str:
+    """The part of a mixture that a row names itself (Tulu's dataset, MetaMath's type), else its format."""
+    for field in ("dataset", "source", "type"):
+        named = record.row.get(field)
+        if isinstance(named, str) and format != "math":
+            return named.split("/")[0]
+    return format

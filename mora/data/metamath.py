@@ -1,0 +1,41 @@
+"""MetaMath's text and mask: mathematical reasoning (Tables 1 and 4)."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedTokenizerBase
+
+from .records import Conversation
+from .samples import IGNORE, Sample
+
+# The prompts of Stanford Alpaca, which MetaMath trains with.
+PROMPT = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:"
+)
+PROMPT_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
+)
+
+
+def prompt_of(query: str) -> str:
+    """The first line of the query is the instruction; further lines, where there are any, are its input."""
+    instruction, _, rest = query.partition("\n")
+    if rest:
+        return PROMPT_WITH_INPUT.format(instruction=instruction, input=rest)
+    return PROMPT.format(instruction=instruction)
+
+
+def encode(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Sample:
+    """Prompt, answer right after the colon, EOS; cut at max_length; no loss on as many tokens as the prompt has alone.
+
+    All labels may be IGNORE when the prompt fills max_length.
+    """
+    (_, query), (_, response) = conversation.turns
+    prompt = prompt_of(query)
+    ids = list(
+        tokenizer(f"{prompt}{response}{tokenizer.eos_token}", truncation=True, max_length=max_length)["input_ids"]
+    )
+    n_prompt = min(len(tokenizer(prompt, truncation=True, max_length=max_length)["input_ids"]), len(ids))
+    return Sample(ids, [IGNORE] * n_prompt + ids[n_prompt:], n_prompt)

@@ -1,0 +1,166 @@
+"""Questions that a text answers by its own wording: AdaptLLM's mining patterns (arXiv:2309.09530, Appendix B)."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+PER_KIND = 2  # examples kept of a sub-category, as AdaptLLM does
+KEYWORDS = 3  # of a sentence, for word-to-text
+MOST_PIECES = 100  # distinct pieces of such a sentence
+DOMAIN_VOCABULARY = 32_000
+_MARK = "▁"  # the beginning of a word, in SentencePiece's notation
+
+CONTRADICT = r"No|However|But|On the contrary|In contrast|Whereas"
+VERBALISERS = {
+    "entail": r"Yes|Therefore|Thus|Accordingly|Hence|For this reason",
+    "contradict": CONTRADICT,
+    "neutral": r"Maybe|Also|Furthermore|Secondly|Additionally|Moreover|In addition",
+    "cause_effect": r"Thus|Therefore|Accordingly|Hence|For this reason",
+    "similar": r"In other words|Namely|That is to say|i\.e\.|Scilicet|Similarly|Equally",
+    "different": CONTRADICT,
+}
+
+
+@dataclass(frozen=True)
+class Example:
+    """A mined example. `kind`: its sub-category, a section of reading_templates.yaml or a relation of NLI."""
+
+    kind: str
+    s1: str
+    s2: str
+
+
+def _pair(verbaliser: str, inner: str) -> re.Pattern[str]:
+    """Sentence, verbaliser, comma, sentence, after the end of another sentence. Sentences have 50 characters and more."""
+    sentence = rf"[^{inner}]{{50,}}[.!?]+"
+    return re.compile(rf"[.!?]+\s+({sentence})\s+(?:{verbaliser})\s*,\s+({sentence})(?=\s)", re.IGNORECASE)
+
+
+PATTERNS = {
+    **{kind: _pair(VERBALISERS[kind], r".!?\n,") for kind in ("entail", "contradict", "neutral", "cause_effect")},
+    **{kind: _pair(VERBALISERS[kind], r".!?\n") for kind in ("similar", "different")},
+    # One sentence: the effect, then its cause.
+    "effect_cause": re.compile(
+        r"[.!?]+\s+([^.!?\n,;]{50,})\s+(?:due to|on account of|owing to)\s+([^.!?\n,;]{50,}[.!?]+)(?=\s)", re.IGNORECASE
+    ),
+    "definition": re.compile(
+        r"(?:^|\s)(\w{10,})(?:\s+is defined as|'s definition is)\s+([^.!?\n]+[.!?]+)", re.IGNORECASE
+    ),
+    "topic": re.compile(
+        r"(?:^|[.!?]\s+)([\w ]{20,}?)(?:\s+(?:was about|talks about|is about)|'s topic is)\s+([^.!?\n]+[.!?]+)",
+        re.IGNORECASE,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Keywords:
+    """The words of a domain: pieces of its own vocabulary that a general one lacks, whole-word starts and long."""
+
+    tokenizer: Tokenizer
+    words: frozenset[str]
+
+    def of(self, sentence: str) -> list[str]:
+        """The sentence's keywords in order, each once; none where it has more than MOST_PIECES distinct pieces."""
+        pieces = self.tokenizer.encode(sentence).tokens
+        if len(set(pieces)) > MOST_PIECES:
+            return []
+        return [piece.removeprefix(_MARK) for piece in dict.fromkeys(pieces) if piece in self.words]
+
+
+def learn_keywords(texts: Iterable[str], general: Iterable[str]) -> Keywords:
+    """A BPE vocabulary of the texts, and the pieces in it that `general` (a tokenizer's vocabulary) does not have.
+
+    AdaptLLM trains SentencePiece; BPE on words with their mark gives pieces of the same form.
+    """
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
+    trainer = trainers.BpeTrainer(
+        vocab_size=DOMAIN_VOCABULARY, special_tokens=["<unk>"], limit_alphabet=1000, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return keywords_of(tokenizer, general)
+
+
+def keywords_of(tokenizer: Tokenizer, general: Iterable[str]) -> Keywords:
+    """The pieces of a domain's tokenizer that `general` lacks, begin a word and, mark included, exceed 10 characters."""
+    known = {piece.replace("Ġ", _MARK) for piece in general}
+    own = (piece for piece in tokenizer.get_vocab() if piece.startswith(_MARK) and len(piece) > 10)
+    return Keywords(tokenizer, frozenset(piece for piece in own if piece not in known))
+
+
+@dataclass
+class Mined:
+    """What a body of text gave: examples by type, in the order of their kinds."""
+
+    examples: dict[str, list[Example]] = field(default_factory=dict)
+
+    def add(self, type_: str, examples: list[Example]) -> None:
+        if examples:
+            self.examples.setdefault(type_, []).extend(examples)
+
+
+TYPES = {
+    "entail": "nli",
+    "contradict": "nli",
+    "neutral": "nli",
+    "cause_effect": "commonsense",
+    "effect_cause": "commonsense",
+    "similar": "paraphrase",
+    "different": "paraphrase",
+    "definition": "text_to_text",
+    "topic": "text_to_text",
+}
+
+
+def mine(body: str, found_sentences: list[str], keywords: Keywords, rng: random.Random) -> Mined:
+    """At most PER_KIND examples of every kind, chosen by `rng`."""
+    mined = Mined()
+    for kind, pattern in PATTERNS.items():
+        found = [Example(kind, first.strip(), _capital(second)) for first, second in pattern.findall(body)]
+        rng.shuffle(found)
+        mined.add(TYPES[kind], found[:PER_KIND])
+    mined.add("word_to_text", _word_to_text(found_sentences, keywords, rng))
+    return mined
+
+
+def _word_to_text(found_sentences: list[str], keywords: Keywords, rng: random.Random) -> list[Example]:
+    chosen: list[Example] = []
+    for sentence in rng.sample(found_sentences, len(found_sentences)):
+        words = keywords.of(sentence)
+        if len(words) >= KEYWORDS:
+            chosen.append(Example("word_to_text", ", ".join(words[:KEYWORDS]), sentence))
+        if len(chosen) == PER_KIND:
+            break
+    return chosen
+
+
+_ABBREVIATION = re.compile(
+    r"(?:\b(?:Dr|Mr|Mrs|Ms|Prof|St|vs|etc|al|Fig|Figs|No|Inc|Corp|Co|Ltd|approx|ca|e\.g|i\.e)|\b[A-Z])\.$"
+)
+_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[A-Z0-9\"'(\[])")
+
+
+def sentences(text: str) -> list[str]:
+    """The text cut after sentence ends, not after common abbreviations and initials; line breaks end a sentence too."""
+    found = []
+    for line in text.splitlines():
+        begin = ""
+        for part in _END.split(line):
+            begin = f"{begin} {part}" if begin else part
+            if not _ABBREVIATION.search(begin):
+                found.append(begin.strip())
+                begin = ""
+        if begin:
+            found.append(begin.strip())
+    return [sentence for sentence in found if sentence]
+
+
+def _capital(sentence: str) -> str:
+    sentence = sentence.strip()
+    return sentence[:1].upper() + sentence[1:]

@@ -1,0 +1,76 @@
+"""Several documents in one sequence: in blocks that are cut anywhere, or whole and out of each other's sight."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from .samples import IGNORE, Sample
+
+
+def blocks(documents: Iterable[list[int]], length: int) -> Iterator[Sample]:
+    """The documents laid end to end and cut every `length` tokens; a last piece that is shorter is left out.
+
+    Every token carries a loss, and a token sees all that is before it in its block, other documents too.
+    """
+    rest: list[int] = []
+    for document in documents:
+        rest += document
+        whole = len(rest) - len(rest) % length
+        for start in range(0, whole, length):
+            ids = rest[start : start + length]
+            yield Sample(ids, list(ids))
+        rest = rest[whole:]
+
+
+def bins(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[list[int]]:
+    """Which samples share a sequence of `capacity` tokens: longest first, each into the fullest sequence that has room.
+
+    A sample longer than the capacity is a mistake of the caller. Raises: ValueError.
+    """
+    packed: list[list[int]] = []
+    room: dict[int, list[int]] = {}  # free tokens -> sequences
+    free: list[int] = []  # the keys of `room`, sorted
+    for i in np.argsort(-np.asarray(lengths), kind="stable").tolist():
+        size = int(lengths[i])
+        if size > capacity:
+            raise ValueError(f"sample {i} has {size} tokens, more than {capacity}")
+        at = bisect_left(free, size)
+        if at == len(free):
+            chosen, left = len(packed), capacity
+            packed.append([])
+        else:
+            left = free[at]
+            chosen = room[left].pop()
+            if not room[left]:
+                del room[left], free[at]
+        packed[chosen].append(i)
+        left -= size
+        if left:
+            if left not in room:
+                room[left] = []
+                insort(free, left)
+            room[left].append(chosen)
+    return packed
+
+
+def join(samples: Sequence[Sample]) -> Sample:
+    """One sequence of samples that do not see each other. The first token of each carries no loss: nothing precedes it."""
+    ids: list[int] = []
+    labels: list[int] = []
+    starts = []
+    for sample in samples:
+        starts.append(len(ids))
+        ids += sample.input_ids
+        labels += [IGNORE, *sample.labels[1:]]
+    return Sample(ids, labels, starts=tuple(starts))
+
+
+def positions(starts: Sequence[int], length: int) -> np.ndarray:
+    """Position of every token in its own member, int64, shape (length,). Padding goes on counting in the last member."""
+    index = np.arange(length)
+    first = np.zeros(length, dtype=np.int64)
+    first[list(starts)] = starts
+    return index - np.maximum.accumulate(first)

@@ -1,0 +1,254 @@
+"""Domain texts as reading comprehension, after AdaptLLM (arXiv:2309.09530): continual pretraining (Tables 1, 6 and 7).
+
+Every text is followed by questions that its own wording answers, and framed by a task over the whole of it. The patterns
+and shares are AdaptLLM's, the wording is ours (reading_templates.yaml).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from mora.config.schema import ReadingData
+
+from . import mining, packing, records
+from .encoders import count, overlaps
+from .mining import Example, Keywords
+from .overlap import Index
+from .records import Record
+from .report import Report
+from .samples import Sample, StoredSamples
+from .sources import Rows
+from .workshop import Encoded, Workshop
+
+ROOM_FOR_QUESTIONS = 200  # tokens of max_length that the body leaves free
+CLASSIFY = 0.8  # share of NLI examples that ask for the relation; the others ask for the second sentence
+# What is asked over the whole text: summary, completion, both, nothing.
+FRAMES = {
+    (True, True): (0.4, 0.1, 0.4, 0.1),
+    (True, False): (0.5, 0.0, 0.0, 0.5),
+    (False, True): (0.0, 0.5, 0.0, 0.5),
+    (False, False): (0.0, 0.0, 0.0, 1.0),
+}
+
+
+@functools.cache
+def templates() -> dict[str, Any]:
+    return yaml.safe_load(Path(__file__).with_name("reading_templates.yaml").read_text())
+
+
+def transform(
+    text: str, domain: str, keywords: Keywords, seed: int, cut: Any = lambda body: body
+) -> tuple[str, Counter[str]]:
+    """The text as reading comprehension, and how many questions of each type it got.
+
+    All draws are a function of seed and text. The title is the first line where there are several; `cut` shortens the body.
+    """
+    rng = random.Random(hashlib.sha256(f"{seed}:{text}".encode()).digest())
+    title, _, rest = text.strip().partition("\n")
+    title, body = (title.strip(), rest) if rest.strip() else ("", title)
+    body = cut(body.strip())
+    parts = mining.sentences(body)
+    mined = mining.mine(body, parts, keywords, rng)
+    asked: Counter[str] = Counter({type_: len(examples) for type_, examples in mined.examples.items()})
+    block = _block(mined.examples, domain, rng)
+    framed, whole = _frame(title, body, parts, block, domain, rng)
+    asked.update(whole)
+    return re.sub(" {2,}", " ", framed), asked
+
+
+def _block(examples: dict[str, list[Example]], domain: str, rng: random.Random) -> str:
+    """All questions: types in random order, those of a type together, after a phrase that leads to them."""
+    if not examples:
+        return ""
+    types = list(examples)
+    rng.shuffle(types)
+    asked = [_ask(example, domain, rng) for type_ in types for example in examples[type_]]
+    return rng.choice(templates()["connect"]).format(domain=domain) + "\n\n".join(asked)
+
+
+def _ask(example: Example, domain: str, rng: random.Random) -> str:
+    """One question and its answer, joined by a space."""
+    wording = templates()
+    if mining.TYPES.get(example.kind) == "nli":
+        if rng.random() < CLASSIFY:
+            variants = [
+                (question, group["answers"]) for group in wording["nli_classify"] for question in group["questions"]
+            ]
+            question, answers = rng.choice(variants)
+            return f"{question.format(s1=example.s1, s2=example.s2)} {answers[example.kind]}"
+        return f"{rng.choice(wording['nli_generate'][example.kind]).format(s1=example.s1)} {example.s2}"
+    if example.kind == "word_to_text":
+        forward, backward = wording["words_to_sentence"], wording["sentence_to_words"]
+        drawn = rng.randrange(len(forward) + len(backward))
+        if drawn < len(forward):
+            return f"{forward[drawn].format(words=example.s1, domain=domain)} {example.s2}"
+        return f"{backward[drawn - len(forward)].format(sentence=example.s2, domain=domain)} {example.s1}"
+    return f"{rng.choice(wording[example.kind]).format(s1=example.s1)} {example.s2}"
+
+
+def _frame(
+    title: str, body: str, parts: list[str], block: str, domain: str, rng: random.Random
+) -> tuple[str, list[str]]:
+    """The whole text in a task, the question block right after it; and which types of question that task is."""
+    wording = templates()
+    shares = FRAMES[bool(title), len(parts) >= 2]
+    drawn = rng.choices(("summary", "completion", "both", "plain"), shares)[0]
+    if drawn == "summary":
+        chosen = rng.choice(wording["title_after"] + wording["title_before"])
+        return chosen.format(article=body + block, title=title, domain=domain), ["summarisation"]
+    if drawn in ("completion", "both"):
+        at = rng.randrange(1, len(parts))
+        start, end = " ".join(parts[:at]), " ".join(parts[at:]) + block
+        name = "completion" if drawn == "completion" else "title_and_completion"
+        asked = ["completion"] if drawn == "completion" else ["summarisation", "completion"]
+        return rng.choice(wording[name]).format(start=start, end=end, title=title, domain=domain), asked
+    text = rng.choice(wording["plain"]).format(article=body + block, domain=domain)
+    return (f"{title}\n\n{text}" if title else text), []
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """Texts to token ids with EOS at the end, a sample each, not yet packed."""
+
+    tokenizer: PreTrainedTokenizerBase
+    keywords: Keywords
+    data: ReadingData
+    overlap: Index
+
+    def __call__(self, rows: list[Record], format: str) -> Encoded:
+        made = Encoded()
+        for record in rows:
+            text = records.document(record, format)
+            if overlaps(text, self.overlap, self.data.overlap.action == "drop", made.report):
+                continue
+            framed, asked = transform(text.text, self.data.domain, self.keywords, self.data.seed, self._cut)
+            made.report.questions += asked
+            made.samples.append(_plain(framed, self.tokenizer))
+            count(made.report, "texts", made.samples[-1])
+        return made
+
+    def _cut(self, body: str) -> str:
+        """The first max_length - ROOM_FOR_QUESTIONS tokens."""
+        room = max(1, self.data.max_length - ROOM_FOR_QUESTIONS)
+        offsets = self.tokenizer(body, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        return body if len(offsets) <= room else body[: offsets[room - 1][1]].rstrip()
+
+
+@dataclass(frozen=True)
+class InstructionEncoder:
+    """General instructions as plain text, their turns apart by a blank line, EOS at the end; every token has a loss."""
+
+    tokenizer: PreTrainedTokenizerBase
+    overlap: Index
+    drop_overlap: bool
+
+    def __call__(self, rows: list[Record], format: str) -> Encoded:
+        made = Encoded()
+        for record in rows:
+            talk = records.conversation(record, format)
+            if overlaps(talk, self.overlap, self.drop_overlap, made.report):
+                continue
+            text = "\n\n".join(content.strip() for _, content in talk.turns)
+            made.samples.append(_plain(text, self.tokenizer))
+            count(made.report, "instructions", made.samples[-1])
+        return made
+
+
+def _plain(text: str, tokenizer: PreTrainedTokenizerBase) -> Sample:
+    ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], int(tokenizer.eos_token_id or 0)]
+    return Sample(ids, list(ids))
+
+
+def make(
+    data: ReadingData, tokenizer: PreTrainedTokenizerBase, shop: Workshop, rows: dict[str, list[Rows]], index: Index
+) -> tuple[list[Path], Report]:
+    """Texts and instructions, shuffled by document and packed. The instructions end at their share of tokens."""
+    ratio = data.instruction_tokens_per_text_token
+    wanted = None if data.max_sequences is None else data.max_sequences * data.max_length / (1 + ratio)
+    keywords = _keywords(data, tokenizer, shop.folder, rows["texts"])
+    encoder = TextEncoder(tokenizer, keywords, data, index)
+
+    def enough_texts(report: Report) -> bool:
+        return wanted is not None and report.tokens["texts"] >= wanted
+
+    texts = shop.encode("texts", rows["texts"], encoder, rows_per_piece=200, enough=enough_texts)
+    used_texts = _up_to(texts.samples, wanted)
+    goal = ratio * used_texts.tokens
+    talks = InstructionEncoder(tokenizer, index, data.overlap.action == "drop")
+
+    def enough_talk(report: Report) -> bool:
+        return report.tokens["instructions"] >= goal
+
+    instructions = shop.encode("instructions", rows["instructions"], talks, enough=enough_talk)
+    used_talk = _up_to(instructions.samples, goal)
+    report = texts.report + instructions.report
+    for name, used in (("texts", used_texts), ("instructions", used_talk)):
+        report.documents[name], report.tokens[name] = used.documents, used.tokens
+    if used_talk.tokens < goal:
+        report.notes["instruction tokens short of their share: the instructions ran out"] += int(
+            goal - used_talk.tokens
+        )
+    packed = _packed(data, texts.samples, instructions.samples, used_texts, used_talk, report)
+    return shop.write("packed", islice(packed, data.max_sequences)), report
+
+
+@dataclass(frozen=True)
+class _Used:
+    documents: int
+    tokens: int
+
+
+def _up_to(samples: StoredSamples, tokens: float | None) -> _Used:
+    """How many of the first documents have `tokens` tokens together; all of them for None."""
+    total = np.cumsum(samples.lengths)
+    n = len(samples) if tokens is None else min(len(samples), int(np.searchsorted(total, tokens)) + 1)
+    return _Used(n, int(total[n - 1])) if n and len(samples) else _Used(0, 0)
+
+
+def _packed(
+    data: ReadingData, texts: StoredSamples, talk: StoredSamples, used_texts: _Used, used_talk: _Used, report: Report
+) -> Iterator[Sample]:
+    n, m = used_texts.documents, used_talk.documents
+    order = np.random.default_rng(data.seed).permutation(n + m).tolist()
+
+    def at(i: int) -> Sample:
+        return texts[i] if i < n else talk[i - n]
+
+    if data.packing == "blocks":
+        yield from packing.blocks((at(i).input_ids for i in order), data.max_length)
+        return
+    lengths = np.concatenate([texts.lengths[:n], talk.lengths[:m]])[order]
+    report.notes[f"cut at {data.max_length} tokens"] += int((lengths > data.max_length).sum())
+    for group in packing.bins(np.minimum(lengths, data.max_length), data.max_length):
+        members = (at(order[i]) for i in group)
+        cut = [Sample(s.input_ids[: data.max_length], s.labels[: data.max_length]) for s in members]
+        yield packing.join(cut)
+
+
+def _keywords(data: ReadingData, tokenizer: PreTrainedTokenizerBase, folder: Path, rows: list[Rows]) -> Keywords:
+    """Learnt from the first texts; kept in the folder, so that a preparation that goes on has the same."""
+    kept = folder / "keywords.json"
+    if not kept.is_file():
+        first = islice(((record, source.format) for source in rows for record in source), data.keyword_documents)
+        texts = (records.document(record, format).text for record, format in first)
+        learnt = mining.learn_keywords(texts, tokenizer.get_vocab())
+        partial = folder / ".keywords.json"
+        learnt.tokenizer.save(str(partial))
+        os.replace(partial, kept)
+    trained = Tokenizer.from_file(str(kept))
+    return mining.keywords_of(trained, tokenizer.get_vocab())

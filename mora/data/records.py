@@ -1,0 +1,193 @@
+"""Rows of the known formats, checked: where a row is wrong, the error names file, line and field."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from mora.config.compose import ConfigError
+
+ROLES = ("system", "user", "assistant")
+
+
+class DataError(ConfigError):
+    """Data that cannot be used. The message is one line: file and line, field, what was expected."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A row as it was read. `where`: file and line, or file and row number."""
+
+    where: str
+    row: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns as (role, content). MetaMath's rows are one user turn (the query) and one assistant turn (the response)."""
+
+    turns: list[tuple[str, str]]
+
+    @property
+    def question(self) -> str:
+        """What the user says: the part that is compared with evaluation sets."""
+        return "\n".join(content for role, content in self.turns if role == "user")
+
+
+@dataclass(frozen=True)
+class Document:
+    """A plain text. Its title is its first line, where there is more than one."""
+
+    text: str
+
+    @property
+    def question(self) -> str:
+        return self.text
+
+
+def parse(record: Record, format: str) -> Conversation | Document:
+    """The row in the recipe's form. Raises: DataError."""
+    return _PARSERS[format](record)
+
+
+def conversation(record: Record, format: str) -> Conversation:
+    """Raises: DataError; TypeError where the format is one of plain text."""
+    parsed = parse(record, format)
+    if not isinstance(parsed, Conversation):
+        raise DataError(f"format={format!r} holds plain text, this task needs questions and answers")
+    return parsed
+
+
+def document(record: Record, format: str) -> Document:
+    """Raises: DataError, also where the format is one of conversations."""
+    parsed = parse(record, format)
+    if not isinstance(parsed, Document):
+        raise DataError(f"format={format!r} holds questions and answers, this task needs plain text: format=text")
+    return parsed
+
+
+def _string(record: Record, field: str, empty: bool = False) -> str:
+    value = record.row.get(field)
+    if not isinstance(value, str):
+        found = "is missing" if field not in record.row else f"is {value!r:.60}"
+        there = ", ".join(sorted(record.row))
+        raise DataError(f"{record.where}: field {field!r} {found}, expected a text; the row has {there}")
+    if not empty and not value.strip():
+        raise DataError(f"{record.where}: field {field!r} is empty")
+    return value
+
+
+def _list(record: Record, field: str) -> list[Any]:
+    value = record.row.get(field)
+    if not isinstance(value, list) or not value:
+        raise DataError(f"{record.where}: field {field!r} is {value!r:.60}, expected a list that is not empty")
+    return value
+
+
+def _answered(record: Record, field: str, turns: list[tuple[str, str]]) -> Conversation:
+    if not any(role == "assistant" for role, _ in turns):
+        raise DataError(f"{record.where}: field {field!r} has no assistant turn, so no token to train on")
+    return Conversation(turns)
+
+
+def _messages(record: Record) -> Conversation:
+    turns = []
+    for i, message in enumerate(_list(record, "messages")):
+        role = message.get("role") if isinstance(message, dict) else None
+        if role not in ROLES or not isinstance(message.get("content"), str):
+            raise DataError(
+                f"{record.where}: field 'messages[{i}]' is {message!r:.60}, expected a content and a role of {ROLES}"
+            )
+        turns.append((role, message["content"]))
+    return _answered(record, "messages", turns)
+
+
+def _instruction(record: Record) -> Conversation:
+    asked, given = _string(record, "instruction"), _string(record, "input", empty=True)
+    question = f"{asked.strip()}\n\n{given.strip()}" if given.strip() else asked
+    return Conversation([("user", question), ("assistant", _string(record, "output"))])
+
+
+def _lima(record: Record) -> Conversation:
+    turns = [(ROLES[1 + i % 2], str(text)) for i, text in enumerate(_list(record, "conversations"))]
+    return _answered(record, "conversations", turns)
+
+
+def _sharegpt(record: Record) -> Conversation:
+    roles = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+    turns = []
+    for i, turn in enumerate(_list(record, "conversations")):
+        role = roles.get(str(turn.get("from"))) if isinstance(turn, dict) else None
+        if role is None or not isinstance(turn.get("value"), str):
+            raise DataError(
+                f"{record.where}: field 'conversations[{i}]' is {turn!r:.60}, expected a value and a from of {set(roles)}"
+            )
+        turns.append((role, turn["value"]))
+    return _answered(record, "conversations", turns)
+
+
+def _openorca(record: Record) -> Conversation:
+    system = _string(record, "system_prompt", empty=True)
+    first = [("system", system)] if system.strip() else []
+    return Conversation([*first, ("user", _string(record, "question")), ("assistant", _string(record, "response"))])
+
+
+def _metamath(record: Record) -> Conversation:
+    return Conversation([("user", _string(record, "query")), ("assistant", _string(record, "response"))])
+
+
+def _gsm8k(record: Record) -> Conversation:
+    """GSM8K's own answers in MetaMathQA's form: calculator marks removed, the closing phrase added."""
+    answer = re.sub(r"<<[^<>]*>>", "", _string(record, "answer"))
+    if "####" not in answer:
+        raise DataError(f"{record.where}: field 'answer' has no '#### ' before its result")
+    result = answer.rpartition("####")[2].strip()
+    return Conversation([("user", _string(record, "question")), ("assistant", f"{answer}\nThe answer is: {result}")])
+
+
+def _math(record: Record) -> Conversation:
+    """MATH's own solutions in MetaMathQA's form: the closing phrase added."""
+    solution = _string(record, "solution")
+    result = _last_boxed(solution)
+    if result is None:
+        raise DataError(f"{record.where}: field 'solution' has no \\boxed{{}} result")
+    return Conversation([("user", _string(record, "problem")), ("assistant", f"{solution}\nThe answer is: {result}")])
+
+
+def _last_boxed(solution: str) -> str | None:
+    """What stands in the last \\boxed{...} or \\fbox{...}, or after `\\boxed `."""
+    start = max(solution.rfind("\\boxed"), solution.rfind("\\fbox"))
+    if start < 0:
+        return None
+    rest = solution[start:].removeprefix("\\boxed").removeprefix("\\fbox")
+    if not rest.startswith("{"):
+        return rest.split("$")[0].strip() or None
+    depth = 0
+    for i, letter in enumerate(rest):
+        depth += (letter == "{") - (letter == "}")
+        if depth == 0:
+            return rest[1:i]
+    return None
+
+
+def _text(record: Record) -> Document:
+    """`text`; a separate `title`, where the row has one, becomes the first line."""
+    text, title = _string(record, "text"), record.row.get("title")
+    if isinstance(title, str) and title.strip():
+        text = f"{title.strip()}\n{text}"
+    return Document(text)
+
+
+_PARSERS: dict[str, Callable[[Record], Conversation | Document]] = {
+    "messages": _messages,
+    "instruction": _instruction,
+    "lima": _lima,
+    "sharegpt": _sharegpt,
+    "openorca": _openorca,
+    "metamath": _metamath,
+    "gsm8k": _gsm8k,
+    "math": _math,
+    "text": _text,
+}

@@ -1,0 +1,54 @@
+"""What a preparation made: counts, printed for people and kept in the result."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Report:
+    """Counters over a data set. `kinds` are parts of the mix, `questions` the reading-comprehension types."""
+
+    documents: Counter[str] = field(default_factory=Counter)  # kind -> rows used
+    tokens: Counter[str] = field(default_factory=Counter)  # kind -> tokens used
+    questions: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)  # reason -> rows left out
+    notes: Counter[str] = field(default_factory=Counter)  # what happened to rows that were kept -> rows
+    sequences: int = 0
+    sequence_tokens: int = 0
+    loss_tokens: int = 0
+    longest: int = 0
+
+    def __add__(self, other: Report) -> Report:
+        counters = ("documents", "tokens", "questions", "dropped", "notes")
+        summed: dict[str, Any] = {name: getattr(self, name) + getattr(other, name) for name in counters}
+        return Report(**summed)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {k: dict(v) if isinstance(v, Counter) else v for k, v in vars(self).items()}
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> Report:
+        plain: dict[str, Any] = {k: Counter(v) if isinstance(v, dict) else v for k, v in values.items()}
+        return Report(**plain)
+
+    def text(self, name: str) -> str:
+        """For the terminal."""
+        total = max(1, sum(self.tokens.values()))
+        lines = [
+            f"{name}: {sum(self.documents.values()):,} documents -> {self.sequences:,} sequences of up to "
+            f"{self.longest:,} tokens, {self.sequence_tokens:,} tokens, {self.loss_tokens:,} with a loss"
+        ]
+        for kind, count in self.documents.most_common():
+            tokens = self.tokens[kind]
+            lines.append(f"  {kind:<24} {count:>12,} documents {tokens:>15,} tokens {100 * tokens / total:6.1f} %")
+        asked = sum(self.questions.values())
+        for kind, count in self.questions.most_common():
+            lines.append(f"  questions: {kind:<24} {count:>12,} {100 * count / asked:6.1f} %")
+        for reason, count in self.dropped.most_common():
+            lines.append(f"  dropped: {reason}: {count:,}")
+        for reason, count in self.notes.most_common():
+            lines.append(f"  note: {reason}: {count:,}")
+        return "\n".join(lines)

@@ -1,0 +1,152 @@
+"""The unit of training, and its storage on disk. No torch here: preparation runs in many processes."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+
+IGNORE = -100  # label of a token without loss, as torch and transformers use it
+_LOSS, _START = 1, 2  # bits of a token's flags on disk
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sequence: token ids, labels of the same length (IGNORE where there is no loss), tokens of its prompt.
+
+    `starts`: where the members of a packed sequence begin, 0 included; they do not see each other. Empty: one member.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    n_prompt: int = 0
+    starts: tuple[int, ...] = ()
+
+    @property
+    def n_loss(self) -> int:
+        """Tokens that carry a loss: the labels that are left after the shift by one."""
+        return sum(label != IGNORE for label in self.labels[1:])
+
+
+def write_shard(folder: Path, samples: Iterable[Sample], vocabulary: int) -> None:
+    """Writes samples as flat arrays: ids.npy, ends.npy and, where some token has no loss or a member starts, flags.npy."""
+    dtype = np.uint16 if vocabulary <= 1 << 16 else np.uint32
+    ids, flags, ends, total = [], [], [], 0
+    for sample in samples:
+        labels = np.asarray(sample.labels, dtype=np.int64)
+        flag = (labels != IGNORE).astype(np.uint8) * _LOSS
+        if sample.starts:
+            flag[list(sample.starts)] |= _START
+        ids.append(np.asarray(sample.input_ids, dtype=dtype))
+        flags.append(flag)
+        total += len(labels)
+        ends.append(total)
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(folder / "ends.npy", np.asarray(ends, dtype=np.int64))
+    np.save(folder / "ids.npy", np.concatenate(ids) if ids else np.zeros(0, dtype))
+    joined = np.concatenate(flags) if flags else np.zeros(0, np.uint8)
+    if not (joined == _LOSS).all():
+        np.save(folder / "flags.npy", joined)
+
+
+class StoredSamples(Sequence[Sample]):
+    """Samples in shards on disk, mapped into memory page by page: a data set may be far larger than memory."""
+
+    def __init__(self, shards: Sequence[Path]):
+        self.shards = list(shards)
+        self._ends = [np.load(shard / "ends.npy") for shard in self.shards]
+        self._first = [0, *accumulate(len(ends) for ends in self._ends)]
+        self._open: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
+
+    def __len__(self) -> int:
+        return self._first[-1]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sample."""
+        return max((int(np.diff(ends, prepend=0).max()) for ends in self._ends if len(ends)), default=0)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of every sample."""
+        return np.concatenate([np.diff(ends, prepend=0) for ends in self._ends])
+
+    @property
+    def tokens(self) -> int:
+        return sum(int(ends[-1]) for ends in self._ends if len(ends))
+
+    @property
+    def loss_tokens(self) -> int:
+        """The sum of n_loss over all samples."""
+        total = 0
+        for shard, ends in enumerate(self._ends):
+            _, flags = self._arrays(shard)
+            if flags is None:
+                total += int(ends[-1]) - len(ends) if len(ends) else 0
+            else:
+                first = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
+                total += int(np.count_nonzero(flags & _LOSS)) - int(np.count_nonzero(flags[first] & _LOSS))
+        return total
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        shard = bisect_right(self._first, index) - 1
+        row = index - self._first[shard]
+        ends = self._ends[shard]
+        begin, end = int(ends[row - 1]) if row else 0, int(ends[row])
+        ids, flags = self._arrays(shard)
+        tokens = ids[begin:end].tolist()
+        if flags is None:
+            return Sample(tokens, list(tokens))
+        own = flags[begin:end]
+        labels = np.where(own & _LOSS, ids[begin:end].astype(np.int64), IGNORE).tolist()
+        return Sample(tokens, labels, starts=tuple(np.flatnonzero(own & _START).tolist()))
+
+    def _arrays(self, shard: int) -> tuple[np.ndarray, np.ndarray | None]:
+        if shard not in self._open:
+            folder = self.shards[shard]
+            flags = folder / "flags.npy"
+            self._open[shard] = (
+                np.load(folder / "ids.npy", mmap_mode="r"),
+                np.load(flags, mmap_mode="r") if flags.is_file() else None,
+            )
+        return self._open[shard]
+
+
+class Subset(Sequence[Sample]):
+    """Some of the samples, by their indices."""
+
+    def __init__(self, samples: StoredSamples, indices: np.ndarray):
+        self.samples, self.indices = samples, indices
+        self.longest = int(samples.lengths[indices].max(initial=0))
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        if isinstance(index, slice):
+            return [self.samples[int(i)] for i in self.indices[index]]
+        return self.samples[int(self.indices[index])]
+
+
+def hold_out(samples: StoredSamples, n: int) -> tuple[Subset, Subset]:
+    """Training and validation samples; the n of validation are drawn the same way for every run."""
+    order = np.random.default_rng(0).permutation(len(samples))
+    return Subset(samples, np.sort(order[n:])), Subset(samples, np.sort(order[:n]))

@@ -1,0 +1,167 @@
+"""The work of preparing: rows in pieces over all cores, each piece written once, so that a stopped preparation goes on."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+from tqdm import tqdm
+
+from .records import Record
+from .report import Report
+from .samples import Sample, StoredSamples, write_shard
+from .sources import Rows
+
+
+@dataclass
+class Encoded:
+    """What a piece of rows became."""
+
+    samples: list[Sample] = field(default_factory=list)
+    report: Report = field(default_factory=Report)
+
+
+class Encoder(Protocol):
+    """Rows of one format to samples. It is sent to other processes, so it must pickle."""
+
+    def __call__(self, rows: list[Record], format: str, /) -> Encoded: ...
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The finished pieces of a stream of rows, in order."""
+
+    shards: list[Path]
+    report: Report
+
+    @property
+    def samples(self) -> StoredSamples:
+        return StoredSamples(self.shards)
+
+
+class Workshop:
+    """Encodes streams of rows into `folder`, by `workers` processes; with 1, in this one."""
+
+    def __init__(self, folder: Path, vocabulary: int, workers: int | None = None):
+        self.folder, self.vocabulary = folder, vocabulary
+        self.workers = workers or len(os.sched_getaffinity(0))
+
+    def encode(
+        self,
+        name: str,
+        rows: list[Rows],
+        encoder: Encoder,
+        rows_per_piece: int = 1000,
+        enough: Callable[[Report], bool] = lambda _: False,
+    ) -> Pieces:
+        """The rows as pieces `folder/<name>-00000`, ...; ends when `enough` says so of the pieces up to there.
+
+        Pieces of an earlier attempt are taken as they are. A piece never holds rows of two sources.
+        Raises: DataError, from the first row that is wrong.
+        """
+        shards: list[Path] = []
+        report = Report()
+        with tqdm(desc=name, unit=" documents", disable=None) as progress:
+            for shard in self._in_order(self._jobs(name, rows, rows_per_piece), encoder):
+                made = Report.from_dict(json.loads((shard / "report.json").read_text()))
+                report += made
+                shards.append(shard)
+                progress.update(sum(made.documents.values()) + sum(made.dropped.values()))
+                if enough(report):
+                    break
+        return Pieces(shards, report)
+
+    def write(self, name: str, samples: Iterable[Sample], per_shard: int = 10_000) -> list[Path]:
+        """Samples made of finished pieces, in shards; the pieces may then go."""
+        shards = []
+        source = iter(samples)
+        while chunk := list(islice(source, per_shard)):
+            shard = self.folder / f"{name}-{len(shards):05d}"
+            shutil.rmtree(shard, ignore_errors=True)
+            write_shard(shard, chunk, self.vocabulary)
+            shards.append(shard)
+        return shards
+
+    def _jobs(self, name: str, rows: list[Rows], per_piece: int) -> Iterator[_Job]:
+        number = 0
+        for source in rows:
+            records = iter(source)
+            while piece := list(islice(records, per_piece)):
+                folder = self.folder / f"{name}-{number:05d}"
+                yield _Job(folder, piece, source.format, self.vocabulary)
+                number += 1
+
+    def _in_order(self, jobs: Iterator[_Job], encoder: Encoder) -> Iterator[Path]:
+        """The folders of the jobs in their order; at most two pieces a worker are under way."""
+        first = list(islice(jobs, 2))
+        if self.workers == 1 or len(first) < 2:  # no processes for one piece
+            for job in (*first, *jobs):
+                yield _work(job, encoder)
+            return
+        # Spawned: forking would copy this process's threads and its GPU context. One thread a process.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        pool = ProcessPoolExecutor(
+            self.workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(encoder,)
+        )
+        waiting: deque[Future[Path]] = deque(_submit(pool, job) for job in first)
+        try:
+            for job in jobs:
+                if len(waiting) >= 2 * self.workers:
+                    yield waiting.popleft().result()
+                waiting.append(_submit(pool, job))
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class _Job:
+    folder: Path
+    records: list[Record]
+    format: str
+    vocabulary: int
+
+    @property
+    def is_done(self) -> bool:
+        return (self.folder / "report.json").is_file()
+
+
+_encoder: Encoder | None = None  # of a worker process
+
+
+def _start_worker(encoder: Encoder) -> None:
+    global _encoder
+    _encoder = encoder
+
+
+def _submit(pool: ProcessPoolExecutor, job: _Job) -> Future[Path]:
+    if job.is_done:
+        done: Future[Path] = Future()
+        done.set_result(job.folder)
+        return done
+    return pool.submit(_work, job)
+
+
+def _work(job: _Job, encoder: Encoder | None = None) -> Path:
+    if job.is_done:
+        return job.folder
+    encode = encoder or _encoder
+    assert encode is not None
+    partial = job.folder.with_name(f".partial-{job.folder.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    encoded = encode(job.records, job.format)
+    write_shard(partial, encoded.samples, job.vocabulary)
+    (partial / "report.json").write_text(json.dumps(encoded.report.as_dict()))
+    shutil.rmtree(job.folder, ignore_errors=True)
+    os.rename(partial, job.folder)
+    return job.folder

@@ -1,0 +1,39 @@
+"""Which parameters train, in the groups that an optimizer needs: by learning rate, and adapters apart from the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from peft import PeftModel
+from torch import nn
+
+from mora.config.schema import LoraAdapter, RunConfig
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters with one learning rate, `lr_scale` times the run's. `adapter`: a restart resets their moments."""
+
+    parameters: dict[str, nn.Parameter] = field(default_factory=dict)
+    lr_scale: float = 1.0
+    adapter: bool = False
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def parameter_groups(model: nn.Module, config: RunConfig) -> list[Group]:
+    """The trainable parameters, each in one group; at least one group, empty where nothing trains.
+
+    Rates are PEFT's grouping of LoRA+ (arXiv:2402.12354): B and one-dimensional parameters have the higher one.
+    """
+    adapter = config.method.adapter
+    ratio = adapter.lr_ratio if isinstance(adapter, LoraAdapter) else 1.0
+    prefix = model.base_model.prefix if isinstance(model, PeftModel) else None
+    found: dict[tuple[float, bool], dict[str, nn.Parameter]] = {}
+    for name, p in trainable(model).items():
+        scale = ratio if "lora_B" in name or p.dim() == 1 else 1.0
+        own = prefix is not None and any(part.startswith(prefix) for part in name.split("."))
+        found.setdefault((scale, own), {})[name] = p
+    return [Group(parameters, *key) for key, parameters in found.items()] or [Group()]

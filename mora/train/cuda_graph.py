@@ -1,0 +1,76 @@
+"""Forward and backward of one batch shape as one CUDA graph: a small model waits for its launches, not for the GPU."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mora.data.batches import Batch
+
+SEEN_BEFORE_CAPTURE = 3  # a shape that comes once is not worth a graph
+MOST_GRAPHS = 8
+WARM_UP = 3  # passes on a side stream before a capture, as torch asks for
+
+Backward = Callable[[Batch, Tensor], Tensor]
+
+
+class _Captured(NamedTuple):
+    graph: torch.cuda.CUDAGraph
+    batch: Batch
+    loss_tokens: Tensor
+    loss: Tensor
+
+
+class GraphedBackward:
+    """Calls `backward(batch, loss_tokens)`, or replays it where a batch of that shape has been captured.
+
+    Gradients add up in the `.grad` that every parameter has from now on: they must be zeroed in place, never dropped.
+    Dropout follows torch.manual_seed as it does without a graph.
+    """
+
+    def __init__(self, backward: Backward, parameters: Iterable[nn.Parameter]):
+        self._backward = backward
+        self._parameters = list(parameters)
+        for p in self._parameters:
+            p.grad = torch.zeros_like(p)
+        self._seen: Counter[torch.Size] = Counter()
+        self._captured: dict[torch.Size, _Captured] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, batch: Batch, loss_tokens: Tensor) -> Tensor:
+        if batch.position_ids is not None:  # packed: transformers looks at the positions on the host
+            return self._backward(batch, loss_tokens)
+        shape = batch.input_ids.shape
+        self._seen[shape] += 1
+        if shape not in self._captured:
+            if self._seen[shape] < SEEN_BEFORE_CAPTURE or len(self._captured) == MOST_GRAPHS:
+                return self._backward(batch, loss_tokens)
+            self._captured[shape] = self._capture(batch, loss_tokens)
+        captured = self._captured[shape]
+        captured.batch.input_ids.copy_(batch.input_ids)
+        captured.batch.labels.copy_(batch.labels)
+        captured.loss_tokens.copy_(loss_tokens)
+        captured.graph.replay()
+        return captured.loss.clone()
+
+    def _capture(self, batch: Batch, loss_tokens: Tensor) -> _Captured:
+        inputs = Batch(batch.input_ids.clone(), batch.labels.clone())
+        tokens = loss_tokens.clone()
+        gradients = [p.grad.clone() for p in self._parameters if p.grad is not None]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.random.fork_rng(devices=[torch.cuda.current_device()]), torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                self._backward(inputs, tokens)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            loss = self._backward(inputs, tokens)
+        for p, gradient in zip(self._parameters, gradients, strict=True):
+            assert p.grad is not None
+            p.grad.copy_(gradient)
+        return _Captured(graph, inputs, tokens, loss)

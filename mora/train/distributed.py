@@ -1,0 +1,123 @@
+"""What ranks say to each other, and nothing where there is only one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from itertools import islice
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mora.config.compose import ConfigError
+from mora.data.batches import Batch
+
+from .interface import Steps
+
+
+@contextmanager
+def process_group(wanted: int, device: torch.device) -> Iterator[None]:
+    """The ranks that torchrun has started, joined. A single process needs none.
+
+    Raises: ConfigError where there are more or fewer than `wanted`.
+    """
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if started != wanted:
+        raise ConfigError(
+            f"the run wants {wanted} ranks (hardware.processes x hardware.nodes), but {started} were started: use run.py, "
+            f"or torchrun with --nproc-per-node and --nnodes to match"
+        )
+    if wanted == 1:
+        yield
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within, libraries that look at torchrun's variables take this process for the only one, as lm-eval must."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
+
+
+def device_of_rank(device: torch.device) -> torch.device:
+    """The GPU of this rank, where `device` is a GPU and there are several ranks on this machine."""
+    if device.type == "cuda" and "LOCAL_RANK" in os.environ:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    return device
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """In place. All ranks must call."""
+    if world_size() > 1:
+        dist.all_reduce(value)
+    return value
+
+
+def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Every gradient becomes its sum over the ranks, in one message for each dtype. All ranks must call."""
+    if world_size() == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    for dtype in sorted({g.dtype for g in gradients}, key=str):
+        chosen = [g for g in gradients if g.dtype == dtype]
+        flat = torch.cat([g.flatten() for g in chosen])
+        dist.all_reduce(flat)
+        for g, summed in zip(chosen, flat.split([g.numel() for g in chosen]), strict=True):
+            g.copy_(summed.view_as(g))
+
+
+def broadcast(value: Tensor) -> Tensor:
+    """In place, from rank 0. All ranks must call."""
+    if world_size() > 1:
+        dist.broadcast(value, src=0)
+    return value
+
+
+def on_any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether some rank says so. All ranks must call; `device` is the rank's own. Waits for the device."""
+    if world_size() == 1:
+        return flag
+    return bool(sum_over_ranks(torch.tensor(float(flag), device=device)).item())
+
+
+def everywhere(value: float) -> list[float]:
+    """Each rank's value, in the order of the ranks. All ranks must call."""
+    values: list[float] = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+class OfThisRank:
+    """Of the micro batches of every step, each world-size-th: all ranks together see each sample once."""
+
+    def __init__(self, batches: Steps):
+        self.batches = batches
+
+    def step(self, step: int) -> Iterator[Batch]:
+        return islice(self.batches.step(step), rank(), None, world_size())
+
+    def loss_tokens(self, step: int) -> int:
+        """Of the whole step, so that the ranks' losses add up to the step's."""
+        return self.batches.loss_tokens(step)

@@ -1,0 +1,210 @@
+"""Merge and start again: the adapter goes into the base weights, and its next life begins at zero (section 5.3).
+
+The exact sum lives in an fp32 shadow on the CPU of rank 0. The running base is that shadow cast once, so rounding errors
+do not add up from restart to restart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Generator, Tensor
+
+from mora.config.schema import RunConfig
+from mora.methods import mora
+from mora.methods.restarting import Adapted, adapted_layers
+
+from .checkpoint import kill_point
+from .distributed import everywhere, rank
+from .interface import Engine
+
+
+class RestartFailed(RuntimeError):
+    """A restart left something as it must not be. Training on would give a wrong result, so the run ends."""
+
+
+@dataclass
+class _Kept:
+    """How much of the update the running base took up, in sums of squares and products over all layers."""
+
+    update: float = 0.0
+    product: float = 0.0
+    error: float = 0.0
+
+    def add(self, old: Tensor, new: Tensor, shadow: Tensor, delta: Tensor) -> None:
+        new = new.float()
+        self.update += float(delta.square().sum(dtype=torch.float64))
+        self.product += float((delta * (new - old.float())).sum(dtype=torch.float64))
+        self.error += float((new - shadow).square().sum(dtype=torch.float64))
+
+    def facts(self) -> dict[str, float]:
+        size = self.update or 1.0
+        return {"restart_kept": self.product / size, "restart_rounding": (self.error / size) ** 0.5}
+
+
+@dataclass
+class Restarts:
+    """The restarts of one run. Inactive for methods without a `restart` block. All ranks must call every method."""
+
+    engine: Engine
+    config: RunConfig
+    count: int = 0
+    shadow: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.settings, adapter = self.config.method.restart, self.config.method.adapter
+        self.layers: list[Adapted] = []
+        if self.settings is not None:
+            assert adapter is not None
+            self.layers = adapted_layers(self._model, adapter)
+
+    @property
+    def _model(self) -> PeftModel:
+        assert isinstance(self.engine.model, PeftModel)
+        return self.engine.model
+
+    def due(self, done: int) -> bool:
+        """After `done` updates; never after the last one, where an empty adapter would be left."""
+        return self.settings is not None and done % self.settings.every_steps == 0 and done < self.config.last_step
+
+    def apply(self, done: int) -> dict[str, float]:
+        """Restarts, checks that it took, and says what the running base keeps of the update.
+
+        restart_kept: the projection of what the running base changed on the update; 1 is all of it.
+        restart_rounding: the distance of the running base from the exact sum, over the size of the update.
+        Raises: RestartFailed.
+        """
+        assert self.settings is not None
+        others = self._moments_of_others()
+        self.count += 1
+        facts = self._merge()
+        kill_point("between_merge_and_reinit", done)
+        self._reinitialise()
+        self._switch_groups()
+        self.engine.computation_changed()
+        self._check(others)
+        kill_point("after_restart", done)
+        return {"restart": float(self.count), **facts}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count, "shadow": self.shadow}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The merged base and the group kind as they were saved; the engine loads adapter and moments itself."""
+        self.count = state["count"]
+        if not self.count:
+            return
+        noise = self._generator("noise")
+        for layer in self.layers:
+            with self.engine.whole([layer.base]):
+                if rank() == 0:
+                    self.shadow[layer.name] = state["shadow"][layer.name].clone()
+                    layer.base.data.copy_(self._cast(self.shadow[layer.name], layer.base.dtype, noise))
+        self._switch_groups()
+
+    @torch.no_grad()
+    def _merge(self) -> dict[str, float]:
+        kept, noise = _Kept(), self._generator("noise")
+        with self.engine.full_precision():
+            for layer in self.layers:
+                with self.engine.whole([layer.base, *layer.adapter.values()]):
+                    if rank() == 0:
+                        self._merge_layer(layer, kept, noise)
+        return kept.facts()
+
+    def _merge_layer(self, layer: Adapted, kept: _Kept, noise: Generator) -> None:
+        delta, old = layer.delta_weight().cpu(), layer.base.data.cpu()
+        if not torch.isfinite(delta).all():
+            raise RestartFailed(f"restart {self.count}: the update of {layer.name} is not finite")
+        shadow = self.shadow.setdefault(layer.name, old.float().clone())
+        shadow += delta
+        new = self._cast(shadow, old.dtype, noise)
+        kept.add(old, new, shadow, delta)
+        layer.base.data.copy_(new)
+        if not torch.equal(layer.base.data.cpu(), new):
+            raise RestartFailed(f"restart {self.count}: the base weight of {layer.name} did not take the merged values")
+
+    def _cast(self, shadow: Tensor, dtype: torch.dtype, noise: Generator) -> Tensor:
+        assert self.settings is not None
+        if self.settings.merge_rounding == "stochastic" and dtype == torch.bfloat16:
+            return round_stochastically(shadow, noise)
+        return shadow.to(dtype)
+
+    @torch.no_grad()
+    def _reinitialise(self) -> None:
+        """The same values on every rank, in the parameters and in the optimizer's own copies of them; moments and step 0."""
+        assert self.settings is not None
+        for layer, values in self._first_values():
+            for name, p in layer.adapter.items():
+                self.engine.assign(p, values[name], stale_master=self.settings.stale_masters)
+        for state in self.engine.optimizer_states(adapter=True):
+            for value in state.values():
+                value.zero_()
+
+    def _first_values(self) -> Iterator[tuple[Adapted, dict[str, Tensor]]]:
+        generator = self._generator("init")
+        for layer in self.layers:
+            yield layer, layer.first_values(generator)
+
+    def _switch_groups(self) -> None:
+        groups = self.settings.groups if self.settings else None
+        if groups:
+            mora.set_groups(self._model, groups[self.count % len(groups)])
+
+    def _generator(self, purpose: str) -> Generator:
+        """A pure function of the run's seed, the restart and the purpose: a resumed run draws the same."""
+        number = {"init": 0, "noise": 1}[purpose]
+        return torch.Generator().manual_seed((self.config.seed * 1_000_003 + self.count) * 2 + number + (1 << 48))
+
+    def _moments_of_others(self) -> list[float]:
+        """A sum of every tensor of the optimizer's state that a restart must leave alone."""
+        states = self.engine.optimizer_states(adapter=False)
+        return [float(state[key].double().sum()) for state in states for key in sorted(state)]
+
+    @torch.no_grad()
+    def _check(self, others: list[float]) -> None:
+        """Everything that a restart promises, read back from where it lies.
+
+        Raises: RestartFailed.
+        """
+        assert self.settings is not None
+        fingerprint = 0.0
+        for layer, values in self._first_values():
+            with self.engine.whole([layer.base, *layer.adapter.values()], write=False):
+                self._require(not layer.delta_weight().any(), f"the adapter of {layer.name} still adds to the output")
+                for name, p in layer.adapter.items():
+                    same = torch.equal(p.data.cpu(), values[name].to(p.dtype))
+                    self._require(same, f"{name} of {layer.name} does not have its first values")
+                    fingerprint += float(p.double().sum())
+                fingerprint += float(layer.base.double().sum())
+            for name, p in layer.adapter.items():
+                master = self.engine.master(p)
+                renewed = self.settings.stale_masters or torch.equal(master.cpu(), values[name])
+                self._require(renewed, f"the optimizer's copy of {name} of {layer.name} was not renewed")
+        for state in self.engine.optimizer_states(adapter=True):
+            self._require(not any(v.any() for v in state.values()), "moments or step of the adapter are not zero")
+        self._require(self._moments_of_others() == others, "moments of parameters outside the adapter were changed")
+        found = everywhere(fingerprint)
+        self._require(len(set(found)) == 1, f"the ranks hold different weights: sums {found}")
+
+    def _require(self, held: bool, otherwise: str) -> None:
+        if not held:
+            raise RestartFailed(f"restart {self.count}: {otherwise}")
+
+
+def describe(facts: dict[str, float]) -> str:
+    """What `Restarts.apply` returns, as a line for people."""
+    return (
+        f"restart {facts['restart']:.0f}; the base keeps {facts['restart_kept']:.4f} of the update, and lies "
+        f"{facts['restart_rounding']:.2g} of its size from the exact sum"
+    )
+
+
+def round_stochastically(wide: Tensor, generator: Generator) -> Tensor:
+    """fp32 to bf16, up or down with the probability that keeps the expected value. On the CPU."""
+    noise = torch.randint(0, 1 << 16, wide.shape, dtype=torch.int32, generator=generator)
+    return ((wide.view(torch.int32) + noise) & -(1 << 16)).view(torch.float32).to(torch.bfloat16)

@@ -1,0 +1,209 @@
+"""The engine in DeepSpeed: ZeRO-1, 2 and 3. The only file that imports it.
+
+What trains is in fp32, the frozen base in its own dtype, and autocast computes: DeepSpeed's own bf16 mode, which picks
+another optimizer for each stage, stays off. ZeRO keeps fp32 masters of its own even so; a restart must renew them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+from torch import Tensor, nn
+
+from mora.config.schema import Train
+from mora.data.batches import Batch
+from mora.methods import Group
+
+from .distributed import broadcast, rank, world_size
+from .engine import token_losses
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class ZeroEngine:
+    """As `TorchEngine`, whose methods it has, with the optimizer (stages 1, 2) and the weights (3) split over the ranks."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Train,
+        compute_dtype: torch.dtype,
+        groups: Sequence[Group],
+        stage: int,
+        offload: bool = False,
+    ):
+        self.device = next(model.parameters()).device
+        if self.device.type == "cpu":  # else it compiles an extension for shared memory at first use
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        self.model, self.groups, self.stage, self.compute_dtype = model, list(groups), stage, compute_dtype
+        for p in model.parameters():
+            if p.requires_grad:
+                p.data = p.data.float()
+        self.parameters = {name: p for group in groups for name, p in group.parameters.items()}
+        self.max_grad_norm = train.max_grad_norm
+        optimizer = torch.optim.AdamW(
+            [{"params": list(g.parameters.values())} for g in groups],
+            lr=0.0,
+            betas=(train.adam_beta1, train.adam_beta2),
+            eps=train.adam_eps,
+            weight_decay=train.weight_decay,
+            fused=True,
+        )
+        self.engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            config=settings(stage, offload, train.max_grad_norm),
+            dist_init_required=False,
+        )
+        self._zero = self.engine.optimizer
+        self._make_states()
+
+    def _make_states(self) -> None:
+        """AdamW's, all zero. Stages 1 and 2 would make them in the first update, too late to load a checkpoint into them;
+        stage 3 makes them in an update of its own, which must not count as a step."""
+        for flat, _ in self._flat_groups():
+            self._zero.optimizer.state[flat] = {
+                "step": torch.zeros((), dtype=torch.float32, device=flat.device),
+                **{key: torch.zeros_like(flat, requires_grad=False) for key in MOMENTS},
+            }
+        if self.stage < 3:
+            self._zero._lazy_init_hp_params_optimizer_state()
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.compute_dtype != torch.float32
+        return torch.autocast(self.device.type, self.compute_dtype, enabled=enabled, cache_enabled=False)
+
+    def backward(self, batch: Batch, loss_tokens: int) -> Tensor:
+        with self._autocast():
+            loss = token_losses(self.engine, batch.to(self.device)).sum() / loss_tokens
+        self.engine.backward(loss * world_size(), scale_wrt_gas=False)  # DeepSpeed averages over the ranks
+        return loss.detach()
+
+    def step(self, lr: float, max_grad_norm: float) -> Tensor:
+        if max_grad_norm != self.max_grad_norm:
+            raise ValueError(f"max_grad_norm={max_grad_norm}: DeepSpeed was set up with {self.max_grad_norm}")
+        for group, scale in zip(self._zero.param_groups, self._lr_scales(), strict=True):
+            group["lr"] = lr * scale
+        self.engine.step()
+        return torch.as_tensor(self.engine.get_global_grad_norm(), device=self.device)
+
+    def _lr_scales(self) -> list[float]:
+        return [group.lr_scale for group in self.groups]
+
+    def computation_changed(self) -> None:
+        """Nothing is recorded here."""
+
+    @contextmanager
+    def whole(self, parameters: Sequence[nn.Parameter], write: bool = True) -> Iterator[None]:
+        split = [p for p in parameters if hasattr(p, "ds_id")]
+        with deepspeed.zero.GatheredParameters(split, modifier_rank=0 if write else None, enabled=bool(split)):
+            yield
+            if write and not split:
+                for p in parameters:
+                    broadcast(p.data)
+
+    def assign(self, parameter: nn.Parameter, value: Tensor, stale_master: bool = False) -> None:
+        value = value.to(self.device, torch.float32)
+        with self.whole([parameter]):
+            parameter.data.copy_(value)
+        if not stale_master and parameter.requires_grad:
+            self._set_master(parameter, value)
+
+    def _set_master(self, parameter: nn.Parameter, value: Tensor, moment: str | None = None) -> None:
+        """This rank's part of the master, or of a moment. DeepSpeed's own call fails where ranks do not divide the size."""
+        if self.stage < 3:
+            parameter.set_full_hp_param(value, moment)  # type: ignore[attr-defined]
+            return
+        size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+        padded = nn.functional.pad(value.flatten(), (0, size * world_size() - value.numel()))
+        self._zero.set_local_hp_param(padded.narrow(0, size * rank(), size), parameter, moment)
+
+    def master(self, parameter: nn.Parameter) -> Tensor:
+        if parameter.requires_grad:
+            return safe_get_full_fp32_param(parameter)
+        with self.whole([parameter], write=False):
+            return parameter.detach().clone()
+
+    def optimizer_states(self, adapter: bool) -> list[dict[str, Tensor]]:
+        states = self._zero.optimizer.state
+        return [states[flat] for flat, group in self._flat_groups() if group.adapter == adapter and flat in states]
+
+    def _flat_groups(self) -> list[tuple[nn.Parameter, Group]]:
+        """This rank's flat fp32 tensors, as the inner optimizer sees them, each with the group that it is a part of."""
+        if self.stage < 3:
+            return list(zip(self._zero.single_partition_of_fp32_groups, self.groups, strict=True))
+        owner = self._zero.sub_group_to_group_id
+        return [(flat, self.groups[owner[i]]) for i, flat in enumerate(self._zero.fp32_partitioned_groups_flat)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whole tensors, gathered one by one; only rank 0 keeps them, on the CPU."""
+        weights: dict[str, Tensor] = {}
+        optimizer: dict[str, dict[str, Tensor]] = {}
+        for group in self.groups:
+            step = next(
+                self._zero.optimizer.state[flat]["step"] for flat, owner in self._flat_groups() if owner is group
+            )
+            for name, p in group.parameters.items():
+                found = [safe_get_full_fp32_param(p), *(safe_get_full_optimizer_state(p, key) for key in MOMENTS)]
+                if rank() == 0:
+                    weights[name], *moments = (value.detach().to("cpu", copy=True) for value in found)
+                    optimizer[name] = {"step": step.to("cpu", copy=True), **dict(zip(MOMENTS, moments, strict=True))}
+        return {"weights": weights, "optimizer": optimizer}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, p in self.parameters.items():
+            self.assign(p, state["weights"][name])
+        for group in self.groups:
+            for name, p in group.parameters.items():
+                for key in MOMENTS:
+                    self._set_master(p, state["optimizer"][name][key].to(self.device), key)
+        for flat, group in self._flat_groups():
+            first = next(iter(group.parameters))
+            self._zero.optimizer.state[flat]["step"].fill_(float(state["optimizer"][first]["step"]))
+
+    @contextmanager
+    def full_precision(self) -> Iterator[None]:
+        """What trains is never rounded here."""
+        yield
+
+    @contextmanager
+    def full_weights(self) -> Iterator[None]:
+        """Within, every rank holds the whole model and computes with it as with a plain one, for evaluation and saving."""
+        if self.stage < 3:
+            yield
+            return
+        hooks = self._zero.parameter_offload  # they would split a layer again as soon as it has been used
+        with deepspeed.zero.GatheredParameters(list(self.model.parameters())):
+            for hook in [*hooks.forward_hooks, *hooks.backward_hooks]:
+                hook.remove()
+            hooks.forward_hooks, hooks.backward_hooks = [], []
+            for p in self.model.parameters():
+                p.ds_active_sub_modules.clear()  # type: ignore[attr-defined]
+            try:
+                yield
+            finally:
+                hooks._register_deepspeed_module(hooks.module)
+
+
+def settings(stage: int, offload: bool, max_grad_norm: float) -> dict[str, Any]:
+    """DeepSpeed's configuration: we own the accumulation, the rate and the precision; it owns the split and the clipping."""
+    zero: dict[str, Any] = {"stage": stage, "overlap_comm": False, "contiguous_gradients": True}
+    if offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        if stage == 3:
+            zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # DeepSpeed wants a number; nothing that we use depends on it
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": max_grad_norm,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 1 << 60,
+    }

@@ -1,0 +1,300 @@
+"""The fused function and its Triton kernels, in the interpreter where there is no GPU, against the operators in fp64."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import pytest
+import torch
+from test_operators import GROUPS, PADS, build, product, setting_id, shape_id
+from torch import Tensor, nn
+
+from mora.adapter import OPERATORS, Operator, kernels
+
+needs_interpreter = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") != "1",
+    reason="needs Triton and no GPU; tests/gpu has these on a GPU",
+)
+
+BLOCK_OPTIONS = product(pad=PADS, overflow=("drop", "fold"))
+SETTINGS = [
+    *(("sharing", options) for options in product(groups=GROUPS, split=("uneven", "padded"), pad=PADS)),
+    *(("decouple", options) for options in BLOCK_OPTIONS),
+    *(("rotation", options | {"pairs": pairs}) for options in BLOCK_OPTIONS for pairs in ("half_split", "interleaved")),
+]
+SHAPES = [
+    (12, 12, 4),
+    (24, 24, 8),
+    (10, 10, 4),
+    (7, 13, 4),
+    (31, 9, 4),
+    (64, 16, 10),
+    (15, 4, 4),
+    (53, 90, 12),
+    (10, 10, 10),
+]
+MAPS = ("compress", "decompress", "compress_adjoint", "decompress_adjoint")
+
+each_setting = pytest.mark.parametrize("setting", SETTINGS, ids=setting_id)
+each_shape = pytest.mark.parametrize("shape", SHAPES, ids=shape_id)
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    return ((actual.double() - expected).norm() / expected.norm()).item()
+
+
+def expected_in_memory(operator: Operator, name: str, source: Tensor) -> Tensor:
+    """The fp64 operator's result of one map, laid out as the kernel does: used blocks only, each padded with zeros."""
+    from mora.adapter.gather import aligned, maps
+
+    n_blocks, side = maps(operator).n_blocks, aligned(operator.r_hat)
+    if name.endswith("decompress") or name == "compress_adjoint":
+        blocks = source.view(len(source), -1, side)[..., : operator.r_hat]
+        if isinstance(operator, OPERATORS["sharing"]):
+            blocks = blocks.squeeze(1)
+        elif operator.n_blocks > n_blocks:
+            blocks = nn.functional.pad(blocks, (0, 0, 0, operator.n_blocks - n_blocks))
+        return getattr(operator, name)(blocks)
+    blocks = getattr(operator, name)(source).reshape(len(source), -1, operator.r_hat)[:, :n_blocks]
+    return nn.functional.pad(blocks, (0, side - operator.r_hat)).flatten(1)
+
+
+@needs_interpreter
+@each_shape
+@each_setting
+def test_each_map_as_a_kernel_equals_the_operator(setting, shape):
+    from mora.adapter.gather import maps, run
+
+    operator = build(setting, shape)
+    plans = maps(operator)
+    for name in MAPS:
+        plan = getattr(plans, name)
+        width = plan.n_source if not plan.block_source else plans.compress.width
+        source = torch.randn(3, width, dtype=torch.float64)
+        out = run(plan, source.float(), torch.full((3, plan.width), torch.nan))  # poisoned: all of it must be written
+        assert relative_error(out, expected_in_memory(operator, name, source)) < 1e-6, name
+
+
+@needs_interpreter
+@each_setting
+def test_maps_of_several_tiles(setting):
+    test_each_map_as_a_kernel_equals_the_operator(setting, (1100, 700, 90))
+
+
+def fused_and_expected(operator: Operator, x: Tensor, dtype: torch.dtype, bias: bool = False, scaling: float = 1.0):
+    """Output and gradients (of x and M) of the fused function in `dtype`, and of the delta weight in fp64."""
+    K, D, R = operator.in_features, operator.out_features, operator.r_hat
+    x, W, M, b, g = (
+        t.to(dtype) for t in (x, torch.randn(D, K), torch.randn(R, R), torch.randn(D), torch.randn(*x.shape[:-1], D))
+    )
+    x, M = x.detach().requires_grad_(), M.requires_grad_()
+    y = kernels.adapted_linear(x, M, operator, scaling, weight_KD=W.mT, bias=b if bias else None)
+    fused = (y, *torch.autograd.grad(y, (x, M), g))
+    x, M = x.detach().double().requires_grad_(), M.detach().double().requires_grad_()
+    y = x @ (W.double() + scaling * operator.delta_weight(M)).mT + (b.double() if bias else 0)
+    return fused, (y, *torch.autograd.grad(y, (x, M), g.double()))
+
+
+def inputs(width: int) -> dict[str, Tensor]:
+    return {
+        "batch of one": torch.randn(1, width),
+        "a vector": torch.randn(width),
+        "sequences": torch.randn(2, 3, width),
+        "transposed": torch.randn(width, 3).T,
+        "every other feature": torch.randn(3, 2 * width)[:, ::2],
+        "expanded": torch.randn(width).expand(2, 2, width),
+        "part of a wider tensor": torch.randn(3, width + 5)[:, 2 : width + 2],
+    }
+
+
+@pytest.mark.parametrize("form", ["torch", pytest.param("triton", marks=needs_interpreter)])
+@pytest.mark.parametrize(
+    ("setting", "shape"),
+    [
+        (("sharing", {}), (31, 90, 12)),
+        (("sharing", {"groups": "contiguous-modulo"}), (53, 20, 9)),
+        (("rotation", {}), (53, 90, 12)),
+        (("rotation", {"overflow": "fold", "pad": "zeros"}), (90, 31, 10)),
+        (("rotation", {}), (90, 31, 10)),
+        (("rotation", {}), (48, 48, 16)),
+        (("rotation", {"pairs": "interleaved"}), (48, 48, 16)),
+        (("decouple", {}), (48, 48, 16)),
+    ],
+    ids=["sharing", "groups", "rotation", "folded", "dropped", "in-place", "in-place-interleaved", "in-place-decouple"],
+)
+def test_output_and_gradients_equal_the_delta_weight(form, setting, shape):
+    torch.manual_seed(0)
+    operator = build(setting, shape)
+    with kernels.use(form):
+        for kind, x in inputs(shape[0]).items():
+            for actual, expected in zip(
+                *fused_and_expected(operator, x, torch.float32, bias=True, scaling=0.5), strict=True
+            ):
+                assert relative_error(actual, expected) < 1e-5, kind
+        for actual, expected in zip(
+            *fused_and_expected(operator, torch.randn(64, shape[0]), torch.bfloat16), strict=True
+        ):
+            assert relative_error(actual, expected) < 1e-2
+
+
+@needs_interpreter
+def test_blocks_that_lie_in_x_as_they_are_are_multiplied_there():
+    def in_blocks(shape, **options) -> bool:
+        operator = build(("rotation", {}), shape)
+        x, M = torch.randn(2, shape[0]), torch.randn(shape[2], shape[2], requires_grad=True)
+        with kernels.use("triton"):
+            return kernels.adapted_linear(x, M, operator, **options).grad_fn.in_blocks
+
+    assert in_blocks((48, 48, 16))
+    assert not in_blocks((48, 48, 12))  # not aligned
+    assert not in_blocks((48, 32, 16))  # not square
+    assert not in_blocks((50, 50, 16))  # padded
+    assert not in_blocks((48, 48, 16), dropout=0.1)
+    assert not in_blocks((48, 48, 16), dtype=torch.bfloat16)
+
+
+@each_setting
+def test_gradients_of_the_torch_form_equal_finite_differences(setting):
+    operator = build(setting, (7, 5, 2))
+    W, b = torch.randn(7, 5, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
+    x = torch.randn(2, 3, 7, dtype=torch.float64, requires_grad=True)
+    M = torch.randn(operator.r_hat, operator.r_hat, dtype=torch.float64, requires_grad=True)
+    for weight_KD, bias in ((W, b), (W, None), (None, None)):
+
+        def function(x: Tensor, M: Tensor, weight_KD=weight_KD, bias=bias) -> Tensor:
+            return kernels.adapted_linear(x, M, operator, 0.5, weight_KD=weight_KD, bias=bias)
+
+        assert torch.autograd.gradcheck(function, (x, M))
+
+
+def test_second_derivatives_are_refused_by_the_fused_function_and_given_by_the_reference(
+    make_mlp, adapt, x, mora_layers
+):
+    layer = mora_layers(adapt(make_mlp()))["0"]
+
+    M = layer.mora_M["default"]
+
+    def take_it() -> None:
+        (first,) = torch.autograd.grad(layer(x).pow(3).sum(), M, create_graph=True)
+        first.square().sum().backward()
+
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        take_it()
+    with kernels.use("reference"):
+        take_it()
+    assert M.grad.count_nonzero() > 0
+
+
+@needs_interpreter
+def test_rows_in_parts_give_the_same_as_in_one(monkeypatch):
+    operator = build(("rotation", {}), (53, 90, 12))
+    x = torch.randn(37, 53)
+
+    def results() -> tuple[Tensor, ...]:
+        torch.manual_seed(0)
+        with kernels.use("triton"):
+            return fused_and_expected(operator, x, torch.float32)[0]
+
+    whole = results()
+    monkeypatch.setattr(kernels, "CHUNK_BYTES", 2000)
+    assert len(list(kernels._row_parts(37, 80 * 4, 5))) > 3
+    torch.testing.assert_close(results(), whole, rtol=1e-5, atol=1e-5)
+
+
+@needs_interpreter
+@pytest.mark.parametrize("setting", [("sharing", {}), ("rotation", {})], ids=setting_id)
+def test_dropout_masks_the_adapters_input_alike_in_forward_and_backward(setting):
+    operator = build(setting, (12, 12, 12))  # one block, not turned: f_comp is the identity
+    M, x = torch.eye(12), torch.rand(1100, 12).add(1).requires_grad_()
+    torch.manual_seed(3)
+    with kernels.use("triton"):
+        y = kernels.adapted_linear(x, M.requires_grad_(), operator, dropout=0.25)
+        dx, dM = torch.autograd.grad(y, (x, M), torch.ones_like(y))
+        again = kernels.adapted_linear(x, M, operator, dropout=0.25)
+        torch.manual_seed(3)
+        repeated = kernels.adapted_linear(x, M, operator, dropout=0.25)
+    kept = y != 0
+    torch.testing.assert_close(y, torch.where(kept, x / 0.75, 0))
+    torch.testing.assert_close(dx, torch.where(kept, 1 / 0.75, 0.0))
+    torch.testing.assert_close(dM, y.sum(0).expand(12, 12))
+    assert kept.float().mean().item() == pytest.approx(0.75, abs=0.02)  # sd 0.0056
+    assert torch.equal(repeated, y)
+    assert not torch.equal(again, y)
+    for shifted in (kept.roll(1, 0), kept.roll(1, 1), again != 0):  # independent of its neighbours and of other calls
+        assert (kept & shifted).float().mean().item() == pytest.approx(0.75**2, abs=0.03)
+
+
+def test_backward_keeps_the_smaller_of_input_and_compressed_input():
+    def saved(setting, shape) -> int:
+        operator = build(setting, shape)
+        x, M = torch.randn(4, shape[0], requires_grad=True), torch.randn(shape[2], shape[2], requires_grad=True)
+        y = kernels.adapted_linear(x, M, operator, weight_KD=torch.randn(shape[0], shape[1]))
+        return max(t.shape[-1] if t.shape[0] == 4 else 0 for t in y.grad_fn.saved_tensors if t is not None)
+
+    assert saved(("sharing", {}), (32, 32, 8)) == 8
+    assert saved(("rotation", {}), (33, 32, 8)) == 33
+
+
+def test_the_form_can_be_switched_and_a_wrong_name_is_refused(make_mlp, adapt, x, mora_layers, monkeypatch):
+    layer = mora_layers(adapt(make_mlp(), operator="rotation"))["0"]
+    fused = layer(x)
+    assert (
+        "AdaptedLinear" in type(fused.grad_fn).__name__
+        or "AdaptedLinear" in type(fused.grad_fn.next_functions[0][0]).__name__
+    )
+    with kernels.use("reference"):
+        plain = layer(x)
+    assert "AdaptedLinear" not in type(plain.grad_fn).__name__
+    torch.testing.assert_close(fused, plain)
+
+
+@pytest.mark.parametrize("why", ["hook", "trained weight", "subclass", "patched forward"])
+def test_a_base_layer_that_must_be_called_is_called(why, make_mlp, adapt, x, mora_layers):
+    layer = mora_layers(adapt(make_mlp()))["0"]
+    expected, calls = layer(x), []
+    if why == "hook":
+        layer.base_layer.register_forward_pre_hook(lambda *_: calls.append(1))
+    elif why == "trained weight":
+        layer.base_layer.weight.requires_grad_(True)
+    elif why == "subclass":
+        layer.base_layer.__class__ = type("Counted", (nn.Linear,), {})
+    original = layer.base_layer.forward
+    if why in ("subclass", "patched forward"):
+        layer.base_layer.forward = lambda x: calls.append(1) or original(x)
+    y = layer(x)
+    torch.testing.assert_close(y, expected)
+    y.sum().backward()
+    if why == "trained weight":
+        assert layer.base_layer.weight.grad.count_nonzero() > 0
+    else:
+        assert calls
+
+
+def test_a_module_used_twice_adds_both_gradients(make_mlp, adapt, mora_layers):
+    layer = mora_layers(adapt(make_mlp(), target_modules=["2"]))["2"]
+    layer.double()
+    x = torch.randn(3, 32, dtype=torch.float64)
+    gradients = []
+    for form in ("auto", "reference"):
+        with kernels.use(form):
+            gradients.append(torch.autograd.grad(layer(layer(x)).square().sum(), layer.mora_M["default"])[0])
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("mode", ["fp32 base", "bf16 base"])
+@pytest.mark.parametrize("operator", list(OPERATORS))
+def test_autocast_gives_the_dtypes_and_values_of_the_reference(operator, mode, make_mlp, adapt, mora_layers, x):
+    model = adapt(make_mlp(torch.float32 if mode == "fp32 base" else torch.bfloat16), operator=operator)
+    results = []
+    for form in ("auto", "reference"):
+        with kernels.use(form):
+            with torch.autocast("cpu", torch.bfloat16):
+                y = model(x)
+            model.zero_grad()
+            y.float().square().sum().backward()
+        results.append((y, mora_layers(model)["0"].mora_M["default"].grad))
+    (y, grad), (expected, expected_grad) = results
+    assert (y.dtype, grad.dtype) == (expected.dtype, torch.float32)
+    assert relative_error(y, expected.double()) < 1e-2
+    assert relative_error(grad, expected_grad.double()) < 2e-2

@@ -1,0 +1,104 @@
+"""Packed and unpacked give the same logits and the same loss; blocks are cut where they should be."""
+
+import numpy as np
+import pytest
+import torch
+
+from mora.config import compose
+from mora.data import packing
+from mora.data.batches import Batches, collate
+from mora.data.samples import IGNORE, Sample, StoredSamples, write_shard
+from mora.train.engine import token_losses
+from mora.train.model import load_model
+
+
+@pytest.fixture(scope="module")
+def samples():
+    rng = np.random.default_rng(0)
+    made = []
+    for length in (5, 17, 9, 30, 12, 3):
+        ids = rng.integers(3, 100, length).tolist()
+        prompt = length // 3
+        made.append(Sample(ids, [IGNORE] * prompt + ids[prompt:], prompt))
+    return made
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_members_do_not_see_each_other(samples, attention):
+    model, _ = load_model(compose(["task=uuid", "method=none", "scale=smoke"]).model, "fp32")
+    model.eval()
+    model.set_attn_implementation(attention)
+    groups = packing.bins([len(s.input_ids) for s in samples], 40)
+    assert sorted(i for group in groups for i in group) == list(range(len(samples)))
+    assert len(groups) == 2
+    packed = [packing.join([samples[i] for i in group]) for group in groups]
+    batch = collate(packed, pad_id=0)
+    alone = collate(samples, pad_id=0)
+    with torch.no_grad():
+        together = model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits
+        apart = model(input_ids=alone.input_ids, use_cache=False).logits
+        for row, group in enumerate(groups):
+            for i, start in zip(group, packed[row].starts, strict=True):
+                length = len(samples[i].input_ids)
+                torch.testing.assert_close(
+                    together[row, start : start + length], apart[i, :length], atol=1e-5, rtol=1e-5
+                )
+        torch.testing.assert_close(token_losses(model, batch).sum(), token_losses(model, alone).sum())
+    assert sum(s.n_loss for s in packed) == sum(s.n_loss for s in samples)
+
+
+def test_without_positions_the_members_would_see_each_other(samples):
+    """So that the test above can fail."""
+    model, _ = load_model(compose(["task=uuid", "method=none", "scale=smoke"]).model, "fp32")
+    batch = collate([packing.join(samples[:2])], pad_id=0)
+    with torch.no_grad():
+        seen = model(input_ids=batch.input_ids, use_cache=False).logits
+        kept = model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits
+    assert (seen - kept)[0, 5:].abs().max() > 1e-2
+
+
+def test_blocks_are_cut_anywhere_and_the_rest_is_left_out():
+    made = list(packing.blocks([[1, 2, 3, 4, 5], [6], [7, 8, 9, 10]], 4))
+    assert [s.input_ids for s in made] == [[1, 2, 3, 4], [5, 6, 7, 8]]
+    assert all(s.labels == s.input_ids for s in made)
+
+
+def test_bins_never_overflow_and_waste_little():
+    lengths = np.random.default_rng(1).integers(1, 512, 3000)
+    groups = packing.bins(lengths, 512)
+    assert all(sum(lengths[i] for i in group) <= 512 for group in groups)
+    assert sorted(i for group in groups for i in group) == list(range(3000))
+    assert len(groups) <= 1.02 * lengths.sum() / 512 + 1
+    with pytest.raises(ValueError, match="sample 0 has 6 tokens, more than 5"):
+        packing.bins([6], 5)
+
+
+def test_positions_start_anew_at_every_member():
+    assert packing.positions((0, 2, 5), 8).tolist() == [0, 1, 0, 1, 2, 0, 1, 2]
+
+
+def test_samples_come_back_from_disk_as_they_were(tmp_path, samples):
+    packed = packing.join(samples[:3])
+    write_shard(tmp_path / "a", samples[:4], vocabulary=104)
+    write_shard(tmp_path / "b", [packed], vocabulary=100_000)
+    write_shard(tmp_path / "c", packing.blocks([[1, 2, 3, 4]], 2), vocabulary=104)
+    stored = StoredSamples([tmp_path / x for x in "abc"])
+    wanted = [
+        *(Sample(s.input_ids, s.labels) for s in samples[:4]),
+        packed,
+        Sample([1, 2], [1, 2]),
+        Sample([3, 4], [3, 4]),
+    ]
+    assert list(stored) == wanted
+    assert stored[-1] == wanted[-1]
+    assert stored.longest == 31
+    assert stored.tokens == sum(len(s.input_ids) for s in wanted)
+    assert stored.loss_tokens == sum(s.n_loss for s in wanted)
+    assert not (tmp_path / "c" / "flags.npy").exists()
+    assert np.load(tmp_path / "a" / "ids.npy").dtype == np.uint16
+
+
+def test_a_micro_batch_is_padded_to_its_own_longest(samples):
+    batches = Batches([Sample([1] * n, [1] * n) for n in (10, 70, 300)], 0, 1, 1, seed=0)
+    widths = {batches.indices(step)[0]: next(batches.step(step)).input_ids.shape[1] for step in range(3)}
+    assert widths == {0: 64, 1: 128, 2: 300}

@@ -1,0 +1,183 @@
+"""Rows from files of every kind; bad data are refused in one line that names file, line and field."""
+
+import gzip
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+
+from mora.config.schema import Corpus, FileSource, HubSource, Overlap
+from mora.data import overlap, sources
+from mora.data.records import DataError, Record, parse
+
+ROWS = [{"text": "one"}, {"text": "zwei ü"}]
+LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
+
+
+def files(pattern, format="text", sha256=None, max_rows=None):
+    return FileSource(kind="files", files=str(pattern), sha256=sha256, format=format, max_rows=max_rows)
+
+
+def hub(max_rows=None):
+    return HubSource(
+        kind="hub", id="owner/set", files="data/*.jsonl", revision="main", format="text", max_rows=max_rows
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.json", "a.jsonl.gz", "a.json.gz", "a.jsonl.zst", "array.json", "a.parquet"]
+)
+def test_rows_of_every_kind_of_file(tmp_path, name):
+    path = tmp_path / name
+    if name == "a.parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+    else:
+        data = json.dumps(ROWS, indent=1).encode() if name == "array.json" else LINES
+        if name.endswith(".gz"):
+            data = gzip.compress(data)
+        if name.endswith(".zst"):  # two frames, as parallel compressors write
+            data = zstandard.compress(LINES[:10]) + zstandard.compress(LINES[10:])
+        path.write_bytes(data)
+    found = list(sources.read(path))
+    assert [record.row for record in found] == ROWS
+    assert found[1].where in (f"{path}:2", f"{path}, row 2")
+
+
+def test_max_rows_ends_a_source_and_files_come_in_order(tmp_path):
+    for i in (1, 0):
+        (tmp_path / f"part-{i}.jsonl").write_text("".join(json.dumps({"text": f"{i}{j}"}) + "\n" for j in range(3)))
+    rows = sources.resolve_source(files(tmp_path / "part-*.jsonl", max_rows=4))
+    assert [record.row["text"] for record in rows] == ["00", "01", "02", "10"]
+    assert set(rows.facts["sha256"]) == {"part-0.jsonl", "part-1.jsonl"}
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "expected"),
+    [
+        ("a.jsonl", LINES + b'{"text": "cut', "a.jsonl:3: not JSON"),
+        ("a.jsonl", LINES + b"[1]\n", "a.jsonl:3: is [1], expected an object with fields"),
+        ("a.jsonl", LINES + b'{"text": "\xff"}\n', "a.jsonl:3: not JSON ('utf-8' codec can't decode"),
+        ("a.jsonl.gz", gzip.compress(LINES * 100)[:-9], "a.jsonl.gz: damaged or cut off"),
+        ("a.jsonl.zst", zstandard.compress(LINES * 100)[:-5], "a.jsonl.zst: the compressed stream is cut off"),
+        ("a.jsonl.zst", b"not zstandard", "a.jsonl.zst: damaged"),
+        ("a.parquet", b"PAR1", "a.parquet: not a whole parquet file"),
+        ("a.xlsx", b"", "a.xlsx: cannot read files of this kind"),
+    ],
+)
+def test_damaged_files_are_refused(tmp_path, name, data, expected):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError) as error:
+        list(sources.read(tmp_path / name))
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("format", "row", "expected"),
+    [
+        ("text", {"body": "x"}, "f:7: field 'text' is missing, expected a text; the row has body"),
+        ("text", {"text": " "}, "f:7: field 'text' is empty"),
+        ("metamath", {"query": "q", "response": None}, "f:7: field 'response' is None, expected a text"),
+        ("metamath", {"query": "q", "response": ""}, "f:7: field 'response' is empty"),
+        ("messages", {"messages": []}, "f:7: field 'messages' is [], expected a list that is not empty"),
+        ("messages", {"messages": [{"role": "bot", "content": ""}]}, "f:7: field 'messages[0]' is"),
+        (
+            "messages",
+            {"messages": [{"role": "user", "content": "q"}]},
+            "has no assistant turn, so no token to train on",
+        ),
+        ("sharegpt", {"conversations": [{"from": "human"}]}, "f:7: field 'conversations[0]' is"),
+        ("gsm8k", {"question": "q", "answer": "no mark"}, "f:7: field 'answer' has no '#### '"),
+        ("math", {"problem": "q", "solution": "no box"}, "f:7: field 'solution' has no \\boxed{} result"),
+    ],
+)
+def test_a_wrong_row_names_file_line_and_field(format, row, expected):
+    with pytest.raises(DataError) as error:
+        parse(Record("f:7", row), format)
+    assert expected in str(error.value)
+
+
+def test_missing_files_and_other_files_than_the_pinned_are_refused(tmp_path, monkeypatch):
+    with pytest.raises(DataError, match=r"set/x.jsonl: set MORA_DATA_DIR to the folder that holds it"):
+        sources.resolve_source(files("set/x.jsonl"))
+    monkeypatch.setenv("MORA_DATA_DIR", str(tmp_path))
+    with pytest.raises(DataError, match=rf"no file matches {tmp_path}/set/x.jsonl"):
+        sources.resolve_source(files("set/x.jsonl"))
+    (tmp_path / "a.jsonl").write_bytes(LINES)
+    with pytest.raises(DataError, match=r"a.jsonl has sha256 .*, expected 00"):
+        sources.resolve_source(files("a.jsonl", sha256="00"))
+
+
+def test_a_hub_that_cannot_be_reached_says_which_files_to_put_where(tmp_path, monkeypatch):
+    monkeypatch.setenv("MORA_DATA_DIR", str(tmp_path))
+    with pytest.raises(DataError) as error:
+        sources.resolve_source(hub())
+    assert f"put its data/*.jsonl into {tmp_path}/owner/set/" in str(error.value)
+    assert "\n" not in str(error.value)
+    (tmp_path / "owner/set/data").mkdir(parents=True)
+    (tmp_path / "owner/set/data/train.jsonl").write_bytes(LINES)
+    rows = sources.resolve_source(hub(max_rows=1))
+    assert [record.row for record in rows] == ROWS[:1]
+    assert rows.facts["commit"] == "local"
+
+
+def test_local_files_are_taken_where_all_are_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("MORA_DATA_DIR", str(tmp_path))
+    corpus = Corpus(sources=[files(tmp_path / "other.jsonl")], local=[files("a.jsonl"), files("b.jsonl")])
+    (tmp_path / "a.jsonl").write_bytes(LINES)
+    (tmp_path / "other.jsonl").write_bytes(LINES[:16])
+    assert [r.paths[0].name for r in sources.resolve(corpus)] == ["other.jsonl"]
+    (tmp_path / "b.jsonl").write_bytes(LINES)
+    assert [r.paths[0].name for r in sources.resolve(corpus)] == ["a.jsonl", "b.jsonl"]
+
+
+def test_a_changed_file_has_another_sha256(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(LINES)
+    first = sources.sha256(path)
+    assert sources.sha256(path) == first
+    path.write_bytes(LINES + b"\n")
+    assert sources.sha256(path) != first
+
+
+QUESTION = "Natalia sold clips to 48 of her friends in April and then she sold half as many clips in May"
+
+
+@pytest.fixture
+def index():
+    made = overlap.Index()
+    made.add("gsm8k", [QUESTION, "What is 7 times 8 plus 1?", "Why?"])
+    return made
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (QUESTION, "gsm8k"),
+        (f"Answer this. {QUESTION.upper()}. How many?", "gsm8k"),
+        (QUESTION.replace("April", "June"), None),
+        ("what is 7 times 8, plus 1", "gsm8k"),
+        ("what is 7 times 9, plus 1", None),
+        ("Why?", None),
+    ],
+)
+def test_overlap_is_half_of_a_question_or_all_of_a_short_one(index, text, found):
+    assert index.find(text) == found
+
+
+def test_the_index_is_the_same_in_every_process():
+    assert overlap._grams(["natalia", "sold", "clips"], 2) == [12253561640473210325, 5514432831399376209]
+
+
+def test_a_set_that_is_not_here_is_named_as_not_compared():
+    made = overlap.build(Overlap(sets=["fpb"], action="drop"))
+    assert made.missing == ["fpb"]
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("gsm8k", 1319), ("math", 5000), ("mmlu", 14042), ("fpb", 4846), ("headline", 10570)]
+)
+def test_every_question_of_the_real_sets_is_read(real_data, name, count):
+    assert len(overlap.questions_of(overlap.SETS[name])) == count

@@ -1,0 +1,83 @@
+"""The engine's precision policy: bf16 weights, fp32 masters, sums and clipping in fp32."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mora.config import compose
+from mora.data import uuid
+from mora.data.batches import Batches
+from mora.methods import prepare
+from mora.train.engine import TorchEngine
+from mora.train.model import load_model
+
+
+def _engine(method: list[str], dtype: torch.dtype) -> tuple[TorchEngine, Batches]:
+    config = compose(["task=uuid", *method, "scale=smoke"])
+    model, tokenizer = load_model(config.model, "bf16" if dtype == torch.bfloat16 else "fp32")
+    engine = TorchEngine(prepare(model, config).train(), config.task.train, dtype)
+    samples = [uuid.encode(pair, tokenizer, "all") for pair in uuid.make_pairs(config.task.data)]
+    return engine, Batches(samples, pad_id=0, global_batch_size=16, micro_batch_size=4, seed=0)
+
+
+def _train(engine: TorchEngine, batches: Batches, steps: range, lr: float = 1e-5) -> list[float]:
+    losses = []
+    for step in steps:
+        torch.manual_seed(step)
+        tokens = batches.loss_tokens(step)
+        losses.append(sum(float(engine.backward(micro, tokens)) for micro in batches.step(step)))
+        engine.step(lr, max_grad_norm=1.0)
+    return losses
+
+
+@pytest.mark.parametrize("method", [["method=fft"], ["method=lora", "r=8"], ["method=mora", "r=8"]], ids=lambda m: m[0])
+def test_masters_take_updates_that_bf16_would_lose(method):
+    engine, batches = _engine(method, torch.bfloat16)
+    masters = {name: p.detach().clone() for name, p in engine.masters.items()}
+    _train(engine, batches, range(3))
+    moved = [name for name, p in engine.masters.items() if not torch.equal(p, masters[name])]
+    assert len(moved) > len(masters) / 2
+    for name, p in engine.parameters.items():
+        assert p.dtype == torch.bfloat16
+        assert engine.masters[name].dtype == torch.float32
+        assert p.grad is None
+        assert torch.equal(p, engine.masters[name].to(torch.bfloat16)), name
+
+
+def test_full_precision_shows_the_masters_and_takes_them_away():
+    engine, batches = _engine(["method=mora", "r=8"], torch.bfloat16)
+    _train(engine, batches, range(2))
+    before = {name: p.data for name, p in engine.parameters.items()}
+    with engine.full_precision():
+        assert all(torch.equal(p, engine.masters[name]) for name, p in engine.parameters.items())
+    assert all(
+        p.data is before[name] or p.data_ptr() == before[name].data_ptr() for name, p in engine.parameters.items()
+    )
+    assert all(p.dtype == torch.bfloat16 for p in engine.parameters.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_saved_and_loaded_goes_on_bit_for_bit(dtype):
+    engine, batches = _engine(["method=mora", "r=8"], dtype)
+    _train(engine, batches, range(2), lr=1e-2)
+    state = torch.load(_saved(engine), weights_only=True)
+    straight = _train(engine, batches, range(2, 4), lr=1e-2)
+    again, batches = _engine(["method=mora", "r=8"], dtype)
+    again.load_state_dict(state)
+    assert _train(again, batches, range(2, 4), lr=1e-2) == straight
+
+
+def _saved(engine: TorchEngine):
+    import io
+
+    file = io.BytesIO()
+    torch.save(engine.state_dict(), file)
+    file.seek(0)
+    return file
+
+
+def test_bf16_follows_fp32():
+    curves = [_train(*_engine(["method=mora", "r=8"], d), range(20), lr=1e-2) for d in (torch.float32, torch.bfloat16)]
+    assert curves[1] == pytest.approx(curves[0], abs=0.05)
+    assert curves[1][-1] < curves[1][0] - 0.1

@@ -1,0 +1,49 @@
+"""`merged`: the merged model inside, the training model outside, bit for bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mora.config import compose
+from mora.methods import merged, prepare
+from mora.train.model import load_model
+
+
+@pytest.mark.parametrize("method", [["method=lora", "r=4"], ["method=mora", "r=4"], ["method=fft"]], ids=lambda m: m[0])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_base_is_as_before_at_its_address(method, precision):
+    config = compose(["task=uuid", *method, "scale=smoke"])
+    model, _ = load_model(config.model, precision)
+    model = prepare(model, config).eval()
+    torch.manual_seed(0)
+    for name, p in model.named_parameters():
+        if "lora_B" in name or "mora_M" in name:
+            torch.nn.init.normal_(p, std=0.1)
+    before = {name: (p.data_ptr(), p.detach().clone()) for name, p in model.named_parameters()}
+    ids = torch.randint(3, 100, (2, 16))
+    with torch.no_grad():
+        plain = model(input_ids=ids).logits
+        with merged(model):
+            inside = model(input_ids=ids).logits
+            if method != ["method=fft"]:
+                changed = [n for n, p in model.named_parameters() if not torch.equal(p, before[n][1])]
+                assert changed
+                assert all("base_layer" in n for n in changed)
+        after = model(input_ids=ids).logits
+    tolerance = 1e-4 if precision == "fp32" else 0.5
+    torch.testing.assert_close(inside, plain, atol=tolerance, rtol=tolerance)
+    assert torch.equal(after, plain)
+    for name, p in model.named_parameters():
+        address, value = before[name]
+        assert p.data_ptr() == address, name
+        assert torch.equal(p, value), name
+
+
+def test_restored_after_an_error():
+    config = compose(["task=uuid", "method=mora", "r=4", "scale=smoke"])
+    model = prepare(load_model(config.model, "bf16")[0], config)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with pytest.raises(RuntimeError, match="stop"), merged(model):
+        raise RuntimeError("stop")
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
