@@ -48,11 +48,6 @@ class Journal:
                 os.fsync(file.fileno())
         return self.known[key]
 
-    def close(self) -> None:
-        """Removes the file: its evaluation is complete."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
-
 
 def _line(row: dict[str, Any]) -> str:
     return json.dumps(row) + "\n"
