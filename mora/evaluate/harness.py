@@ -2,48 +2,75 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from .aggregate import standard_error
+from .journal import Journal
+
 TASKS = Path(__file__).parent / "tasks"
 
+Metrics = dict[str, dict[str, float]]  # task -> metric and metric_stderr
 
-def run_task(
-    model: torch.nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    task: str,
-    metadata: dict[str, Any],
-    batch_size: int,
-    max_length: int = 2048,
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Metrics of one task as lm-eval writes them, `name` and `name_stderr`, and its samples.
 
-    `metadata` reaches the task's data loader. The caller's random state is left as it was.
+@dataclass(frozen=True)
+class Settings:
+    """What is equal for all models that are to be compared, and where data and progress lie.
+
+    `metadata` reaches the data loaders of the tasks. `limit` takes the first documents of each task. With `journal`, batches
+    already answered under the same `identity` are not computed again.
+    """
+
+    batch_size: int
+    max_length: int = 2048
+    limit: int | None = None
+    data_dir: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    journal: Path | None = None
+    identity: str = ""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The scored documents of one task: a header that says how `score` is aggregated, and a row a document."""
+
+    header: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+
+def evaluate_model(
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, tasks: list[str], settings: Settings
+) -> tuple[Metrics, dict[str, Kept]]:
+    """Scores of lm-eval's and our tasks and groups, with standard errors, and every scored document.
+
+    A group's score is the plain mean of its tasks' (errors added as of independent tasks). The caller's random state and the
+    model's mode are left as they were. Call it under autocast where the weights are wider than the compute dtype.
+
+    Raises: ConfigError for an unknown task, DataError for data that are missing or wrong.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
 
+    from .backend import Backend
+
+    manager = task_manager(tasks, tokenizer, settings)
+    journal = Journal(settings.journal, f"{settings.identity}|{settings.batch_size}|{settings.max_length}")
     was_training = model.training
     model.eval()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
-        lm = HFLM(
-            pretrained=model,  # type: ignore[arg-type]
-            tokenizer=tokenizer,  # type: ignore[arg-type]
-            batch_size=batch_size,
-            max_length=max_length,
-            softmax_dtype="float32",
-        )
         result = simple_evaluate(
-            model=lm,
-            tasks=[task],
-            task_manager=TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata),
+            model=Backend(model, tokenizer, settings.batch_size, settings.max_length, journal),
+            tasks=tasks,
+            task_manager=manager,
+            limit=settings.limit,
             bootstrap_iters=0,
             log_samples=True,
             random_seed=None,  # type: ignore[arg-type]
@@ -52,5 +79,87 @@ def run_task(
             fewshot_random_seed=None,  # type: ignore[arg-type]
         )
     model.train(was_training)
-    metrics = {k.removesuffix(",none"): v for k, v in result["results"][task].items() if isinstance(v, float)}
-    return metrics, result["samples"][task]
+    kept = {name: keep(name, result) for name in result["samples"]}
+    metrics = {name: _with_errors(result["results"][name], kept[name]) for name in kept}
+    for group, members in result["group_subtasks"].items():
+        if members:
+            metrics[group] = average([metrics[member] for member in members if member in metrics])
+    return {name: values for name, values in metrics.items() if values}, kept
+
+
+def task_manager(tasks: list[str], tokenizer: PreTrainedTokenizerBase, settings: Settings) -> Any:
+    """Our tasks, and lm-eval's own catalogue (seconds to index) only where a name is not ours.
+
+    Raises: ConfigError for a name that neither knows.
+    """
+    from lm_eval.tasks import TaskManager
+
+    from mora.config.compose import ConfigError
+
+    metadata = {"data_dir": settings.data_dir, "tokenizer": tokenizer, "max_length": settings.max_length}
+    metadata |= settings.metadata
+    manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata)
+    ours = sorted(manager.all_tasks)
+    if not set(tasks) <= set(ours):
+        manager = TaskManager(include_path=str(TASKS), metadata=metadata)
+        if unknown := set(tasks) - set(manager.all_tasks):
+            raise ConfigError(f"tasks={sorted(unknown)}: not known to lm-eval; ours are {', '.join(ours)}")
+    return manager
+
+
+def keep(name: str, result: dict[str, Any]) -> Kept:
+    """What is worth keeping of lm-eval's samples: what identifies, what was said, what was scored."""
+    metadata = result["configs"][name].get("metadata") or {}
+    samples = result["samples"][name]
+    rows = []
+    for sample in samples:
+        doc = sample["doc"]
+        rows.append(
+            {
+                "id": sample["doc_id"],
+                "hash": sample["doc_hash"][:16],
+                "cluster": doc.get("cluster"),
+                "group": doc.get("group"),
+                "gold": sample["target"],
+                "response": sample["filtered_resps"],
+                "filter": sample.get("filter", "none"),
+                **{metric: sample[metric] for metric in sample["metrics"]},
+            }
+        )
+    prompts = hashlib.sha256(json.dumps([sample["prompt_hash"] for sample in samples]).encode()).hexdigest()
+    header = {
+        "task": name,
+        "version": result["versions"].get(name),
+        "aggregation": metadata.get("aggregation", "mean"),
+        "prompts": prompts[:16],
+        "documents": len({row["id"] for row in rows}),
+    }
+    return Kept(header, rows)
+
+
+def average(members: list[dict[str, float]]) -> dict[str, float]:
+    """The plain mean of `score`, and its error for independent tasks. Empty where a member has none."""
+    if not members or any("score" not in member for member in members):
+        return {}
+    errors = [member["score_stderr"] for member in members]
+    return {
+        "score": sum(member["score"] for member in members) / len(members),
+        "score_stderr": sum(e * e for e in errors) ** 0.5 / len(members),
+    }
+
+
+def _with_errors(values: dict[str, Any], kept: Kept) -> dict[str, float]:
+    """lm-eval's values as `metric`, or `metric:filter`, and our own standard errors."""
+    out = {}
+    for key, value in values.items():
+        metric, _, chosen = key.partition(",")
+        rows = [row for row in kept.rows if row["filter"] == (chosen or "none")]
+        if not isinstance(value, (int, float)) or not rows or metric not in rows[0]:
+            continue
+        name = metric if chosen == "none" else f"{metric}:{chosen}"
+        aggregation = kept.header["aggregation"] if metric == "score" else "mean"
+        clusters = [row["cluster"] for row in rows]
+        clustered = None if clusters[0] is None else clusters
+        out[name] = float(value)
+        out[f"{name}_stderr"] = standard_error(aggregation, [row[metric] for row in rows], clustered)
+    return out

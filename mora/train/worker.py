@@ -24,7 +24,7 @@ from mora.config.schema import RunConfig
 from mora.data import load as load_data
 from mora.data.batches import Batches
 from mora.evaluate import teacher_forced
-from mora.evaluate.harness import run_task
+from mora.evaluate.harness import Settings, evaluate_model
 from mora.methods import merged, parameter_table, prepare
 
 from . import log
@@ -80,9 +80,10 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
             metrics |= teacher_forced.score(engine, samples, pad, min(batch_size, SCORED_AT_ONCE))
         if step in plan.at_steps or last:
             kill_point("in_evaluation", step)
+            settings = Settings(batch_size, metadata={"pairs": pairs})
             with engine.full_weights(), merged(model), alone():
-                generated, _ = run_task(model, tokenizer, "uuid", {"pairs": pairs}, batch_size)
-            metrics |= generated
+                scores, _ = evaluate_model(model, tokenizer, ["uuid"], settings)
+            metrics |= scores["uuid"]
         return metrics
 
     status: dict[str, Any] = {"status": "done"}

@@ -1,0 +1,131 @@
+"""python -m mora.evaluate MODEL --task T: scores a checkpoint or adapter outside a run, resuming where it was cut."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import mora  # noqa: F401  registers MoRA with PEFT, so that its adapters load
+from mora.config import source
+from mora.config.compose import CONFIG_DIR, ConfigError
+from mora.config.schema import Model
+from mora.train.log import replace_file
+from mora.train.model import DTYPES, load_model
+
+from . import samples
+from .harness import Settings, evaluate_model
+from .records import DataError
+
+PACKAGES = ("torch", "transformers", "peft", "lm_eval", "datasets")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    try:
+        print(run(options))
+    except (ConfigError, DataError) as error:
+        sys.exit(f"mora.evaluate: {error}")
+
+
+def run(options: argparse.Namespace) -> Path:
+    """Evaluates and writes `<output>/result.json` and `<output>/samples/`. Returns the JSON's path.
+
+    Raises: ConfigError, DataError.
+    """
+    started = time.time()
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    precision = options.precision or ("bf16" if device == "cuda" else "fp32")
+    model, tokenizer = load(options.model, precision)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token_id = tokenizer.eos_token_id
+    model = model.to(device)
+    folder = Path(options.output or Path("outputs/evaluation") / Path(options.model).name)
+    identity = fingerprint(model)
+    settings = Settings(
+        batch_size=options.batch_size,
+        max_length=options.max_length,
+        limit=options.limit,
+        data_dir=options.data_dir,
+        journal=folder / "journal.jsonl",
+        identity=f"{identity}|{precision}",
+    )
+    metrics, kept = evaluate_model(model, tokenizer, options.task, settings)
+    samples.write(folder, kept)
+    result: dict[str, Any] = {
+        "model": {"name": options.model, "fingerprint": identity, "precision": precision},
+        "settings": {k: getattr(settings, k) for k in ("batch_size", "max_length", "limit")},
+        "metrics": metrics,
+        "tasks": {name: k.header for name, k in kept.items()},
+        "source": source.describe(),
+        "packages": {package: version(package) for package in PACKAGES},
+        "hardware": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "wall_s": round(time.time() - started, 1),
+    }
+    replace_file(folder / "result.json", json.dumps(result, indent=1, sort_keys=True) + "\n")
+    (folder / "journal.jsonl").unlink(missing_ok=True)
+    for name, values in metrics.items():
+        shown = "  ".join(f"{k} {v:.4f}" for k, v in values.items() if not k.endswith("_stderr"))
+        print(f"{name}: {shown}  (+- {values.get('score_stderr', float('nan')):.4f})")
+    return folder / "result.json"
+
+
+def load(name: str, precision: str) -> tuple[Any, Any]:
+    """A model of configs/model by its name, an adapter's folder merged into its base, or a checkpoint's folder or hub id.
+
+    Raises: ConfigError where it cannot be loaded.
+    """
+    known = CONFIG_DIR / "model" / f"{name}.yaml"
+    if known.is_file():
+        return load_model(Model.model_validate(yaml.safe_load(known.read_text())), precision)
+    dtype = DTYPES[precision]
+    try:
+        adapter = Path(name) / "adapter_config.json"
+        if not adapter.is_file():
+            return AutoModelForCausalLM.from_pretrained(name, dtype=dtype), AutoTokenizer.from_pretrained(name)
+        from peft import PeftModel
+
+        base = json.loads(adapter.read_text())["base_model_name_or_path"]
+        if not base:
+            raise ConfigError(f"{adapter}: base_model_name_or_path is empty: write the base model's folder or id there")
+        model, tokenizer = load(base, "fp32")  # merged in fp32, cast once
+        return PeftModel.from_pretrained(model, name).merge_and_unload().to(dtype), tokenizer
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"model {name!r} cannot be loaded ({reason}): give a folder, hub id or name") from error
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """16 hex digits over every weight's name and bytes."""
+    digest = hashlib.sha256()
+    for key, tensor in model.state_dict().items():
+        digest.update(key.encode())
+        digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m mora.evaluate", description=__doc__)
+    parser.add_argument("model", help="a folder, hub id, adapter folder, or a name in configs/model")
+    parser.add_argument("--task", required=True, nargs="+", help="ours or lm-eval's; mora/evaluate/tasks/README.md")
+    parser.add_argument("--data-dir", help="folder of local records; default: MORA_DATA_DIR, else the hub")
+    parser.add_argument("--limit", type=int, help="only the first documents of each task")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--max-length", type=int, default=2048, help="tokens of prompt and answer")
+    parser.add_argument("--precision", choices=sorted(DTYPES), help="default: bf16 on a GPU, fp32 on a CPU")
+    parser.add_argument("--device", help="default: cuda where there is one")
+    parser.add_argument("--output", help="default: outputs/evaluation/MODEL")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""From one item a document to a score, and how far that score may be off.
+
+An aggregation turns its items into features, one row a document, and a function of the features' sums. A bootstrap draw is
+then a weighting of clusters, and all draws are one matrix product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import numpy as np
+
+DRAWS = 1000  # for a standard error; comparisons take more
+DRAWS_AT_ONCE = 250
+
+Features = np.ndarray  # (documents, features), float64
+Value = Callable[[np.ndarray], np.ndarray]  # sums of features, (draws, features) -> scores, (draws,)
+
+
+def mean_parts(items: Sequence[float]) -> tuple[Features, Value]:
+    values = np.asarray(items, dtype=np.float64)
+    return np.stack([values, np.ones_like(values)], axis=1), lambda sums: sums[:, 0] / sums[:, 1]
+
+
+def perplexity_parts(items: Sequence[tuple[float, int]]) -> tuple[Features, Value]:
+    """Items are (log-likelihood in nats, tokens) of a block: exp of the mean negative log-likelihood over all tokens."""
+    return np.asarray(items, dtype=np.float64), lambda sums: np.exp(-sums[:, 0] / sums[:, 1])
+
+
+def weighted_f1_parts(items: Sequence[tuple[str, str]]) -> tuple[Features, Value]:
+    """Items are (gold, predicted): the F1 of each gold label, weighted by how often it is the gold one."""
+    return group_weighted_f1_parts([("", gold, predicted) for gold, predicted in items])
+
+
+def group_weighted_f1_parts(items: Sequence[tuple[str, str, str]]) -> tuple[Features, Value]:
+    """Items are (group, gold, predicted): the weighted F1 within each group, then the plain mean over groups."""
+    groups = {g: i for i, g in enumerate(sorted({group for group, _, _ in items}))}
+    labels = {label: i for i, label in enumerate(sorted({x for _, *pair in items for x in pair}))}
+    shape = (len(groups), len(labels), len(labels))
+    cells = [np.ravel_multi_index((groups[g], labels[gold], labels[said]), shape) for g, gold, said in items]
+    features = np.zeros((len(items), int(np.prod(shape))))
+    features[np.arange(len(items)), cells] = 1.0
+
+    def value(sums: np.ndarray) -> np.ndarray:
+        confusion = sums.reshape(-1, *shape)  # draws, groups, gold, predicted
+        gold, said = confusion.sum(-1), confusion.sum(-2)
+        hits = np.diagonal(confusion, axis1=-2, axis2=-1)
+        f1 = 2 * hits / np.maximum(gold + said, 1e-12)
+        size = gold.sum(-1)
+        by_group = (gold * f1).sum(-1) / np.maximum(size, 1e-12)
+        return np.nansum(np.where(size > 0, by_group, 0.0), -1) / np.maximum((size > 0).sum(-1), 1)
+
+    return features, value
+
+
+PARTS: dict[str, Callable[[Any], tuple[Features, Value]]] = {
+    "mean": mean_parts,
+    "perplexity": perplexity_parts,
+    "weighted_f1": weighted_f1_parts,
+    "group_weighted_f1": group_weighted_f1_parts,
+}
+
+
+def aggregate(name: str, items: Sequence[Any]) -> float:
+    """The score of all items under the aggregation `name` (a key of PARTS)."""
+    features, value = PARTS[name](items)
+    return float(value(features.sum(0, keepdims=True))[0])
+
+
+def perplexity(items: Sequence[tuple[float, int]]) -> float:
+    return aggregate("perplexity", items)
+
+
+def weighted_f1(items: Sequence[tuple[str, str]]) -> float:
+    return aggregate("weighted_f1", items)
+
+
+def group_weighted_f1(items: Sequence[tuple[str, str, str]]) -> float:
+    return aggregate("group_weighted_f1", items)
+
+
+def resample(counts: int, draws: int, seed: int = 0) -> np.ndarray:
+    """How often each of `counts` clusters is drawn with replacement: int64 (draws, counts), rows sum to `counts`."""
+    rng = np.random.default_rng([seed, counts])
+    return rng.multinomial(counts, np.full(counts, 1 / counts), size=draws)
+
+
+def bootstrap(
+    name: str, items: Sequence[Any], clusters: Sequence[Hashable] | None = None, draws: int = DRAWS
+) -> np.ndarray:
+    """Scores of `draws` resamplings of whole clusters (each document its own where None), float64 (draws,).
+
+    The same clusters in the same order give the same resamples, so two models' draws are paired.
+    """
+    features, value = PARTS[name](items)
+    if clusters is not None:
+        number = {c: i for i, c in enumerate(dict.fromkeys(clusters))}
+        summed = np.zeros((len(number), features.shape[1]))
+        np.add.at(summed, [number[c] for c in clusters], features)
+        features = summed
+    scores = []
+    for start in range(0, draws, DRAWS_AT_ONCE):
+        weights = resample(len(features), min(DRAWS_AT_ONCE, draws - start), seed=start)
+        scores.append(value(weights.astype(np.float64) @ features))
+    return np.concatenate(scores)
+
+
+def standard_error(name: str, items: Sequence[Any], clusters: Sequence[Hashable] | None = None) -> float:
+    """The closed form for a mean over independent documents, else the spread of `bootstrap`. NaN of one item."""
+    if len(items) < 2:
+        return float("nan")
+    if name == "mean" and clusters is None:
+        return float(np.std(np.asarray(items, dtype=np.float64), ddof=1) / np.sqrt(len(items)))
+    return float(np.std(bootstrap(name, items, clusters), ddof=1))

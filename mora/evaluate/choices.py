@@ -1,0 +1,59 @@
+"""Multiple choice and log-likelihood: what a document is, and how the options' log-likelihoods become a prediction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import datasets
+
+Doc = dict[str, Any]
+
+
+class LogLikelihood(float):
+    """Nats of a continuation, with the number of its tokens: what lm-eval's plain float lacks."""
+
+    n_tokens: int
+
+    def __new__(cls, value: float, n_tokens: int) -> LogLikelihood:
+        self = super().__new__(cls, value)
+        self.n_tokens = n_tokens
+        return self
+
+
+def as_test_split(docs: list[Doc]) -> dict[str, datasets.Dataset]:
+    """Documents as lm-eval wants them of `custom_dataset`."""
+    return {"test": datasets.Dataset.from_list(docs)}
+
+
+def score(doc: Doc, results: list[tuple[float, bool]]) -> dict[str, Any]:
+    """`score` is accuracy by mean log-likelihood a token, `acc_sum` by the sum, `gold_nll` the gold option's nats a token.
+
+    Under a plain HFLM, which knows no token counts, options are compared by their sums.
+    """
+    sums = [value for value, _ in results]
+    means = [value / getattr(value, "n_tokens", 1) for value in sums]
+    gold = doc["gold"]
+    return {
+        "score": float(best(means) == gold),
+        "acc_sum": float(best(sums) == gold),
+        "gold_nll": -means[gold],
+    }
+
+
+def score_f1(doc: Doc, results: list[tuple[float, bool]]) -> dict[str, Any]:
+    """As `score`, but `score` is the item of weighted F1, (gold, predicted), and `acc` the accuracy."""
+    scored = score(doc, results)
+    means = [value / getattr(value, "n_tokens", 1) for value, _ in results]
+    pair = (doc["options"][doc["gold"]], doc["options"][best(means)])
+    return {**scored, "score": pair, "acc": scored["score"]}
+
+
+def score_group_f1(doc: Doc, results: list[tuple[float, bool]]) -> dict[str, Any]:
+    """As `score_f1`, with the document's group in front of the pair."""
+    scored = score_f1(doc, results)
+    return {**scored, "score": (str(doc["group"]), *scored["score"])}
+
+
+def best(values: list[float]) -> int:
+    """The first of the largest."""
+    return max(range(len(values)), key=values.__getitem__)

@@ -1,0 +1,152 @@
+"""python -m mora.evaluate.compare RUN_A RUN_B ...: is a difference more than chance? From kept samples."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from math import comb
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import samples
+from .aggregate import aggregate, bootstrap
+from .harness import Kept
+from .records import DataError
+
+DRAWS = 10_000
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`b - a` with its 95 % interval, the bootstrap's two-sided p, and McNemar's where the items are 0 or 1."""
+
+    task: str
+    documents: int
+    a: float
+    b: float
+    low: float
+    high: float
+    p: float
+    mcnemar_p: float | None
+
+    @property
+    def difference(self) -> float:
+        return self.b - self.a
+
+
+def compare(a: Kept, b: Kept, draws: int = DRAWS) -> Comparison:
+    """Paired over the same documents, clusters kept whole.
+
+    Raises: DataError where the two runs did not score the same documents with the same prompts.
+    """
+    task = a.header["task"]
+    for field in ("task", "prompts", "aggregation"):
+        if a.header[field] != b.header[field]:
+            raise DataError(
+                f"{task}: {field} {a.header[field]!r} and {b.header[field]!r} differ: score both on the same documents"
+            )
+    if not a.rows or "score" not in a.rows[0]:
+        raise DataError(f"{task}: its samples hold no 'score': only our own tasks can be compared")
+    kind = a.header["aggregation"]
+    items_a, items_b = ([_item(row["score"]) for row in kept.rows] for kept in (a, b))
+    clusters = [row["cluster"] for row in a.rows]
+    clustered = None if clusters[0] is None else clusters
+    drawn = bootstrap(kind, items_b, clustered, draws) - bootstrap(kind, items_a, clustered, draws)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    binary = kind == "mean" and clustered is None and set(items_a) | set(items_b) <= {0.0, 1.0}
+    return Comparison(
+        task,
+        len(items_a),
+        aggregate(kind, items_a),
+        aggregate(kind, items_b),
+        float(low),
+        float(high),
+        two_sided_p(drawn),
+        mcnemar(items_a, items_b) if binary else None,
+    )
+
+
+def two_sided_p(drawn: np.ndarray) -> float:
+    """How often the resampled difference lies on the far side of zero, doubled; never below 1 in the number of draws."""
+    tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
+    return float(min(1.0, 2 * (tail + 1) / (len(drawn) + 1)))
+
+
+def mcnemar(a: list[float], b: list[float]) -> float:
+    """The exact two-sided test over the documents on which exactly one of the two is right."""
+    only_a = sum(x > y for x, y in zip(a, b, strict=True))
+    only_b = sum(x < y for x, y in zip(a, b, strict=True))
+    n, k = only_a + only_b, min(only_a, only_b)
+    return min(1.0, float(2 * sum(comb(n, i) for i in range(k + 1)) / 2**n)) if n < 1000 else _many(n, k)
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """Adjusted p-values that hold for all comparisons together (Holm 1979)."""
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, (len(p_values) - rank) * p_values[i])
+        adjusted[i] = min(1.0, largest)
+    return adjusted
+
+
+def table(baseline: str, others: list[str]) -> str:
+    """Every shared task of every run against the baseline, in Markdown; Holm's correction over all lines."""
+    first = samples.read(Path(baseline))
+    lines: list[tuple[str, Comparison]] = []
+    for other in others:
+        second = samples.read(Path(other))
+        shared = [task for task in first if task in second]
+        if not shared:
+            raise DataError(f"{baseline} and {other} share no task")
+        lines += [(other, compare(first[task], second[task])) for task in shared]
+    adjusted = holm([c.p if c.mcnemar_p is None else c.mcnemar_p for _, c in lines])
+    out = [f"Against {baseline}.", "", "| run | task | n | baseline | run | difference [95 %] | p | McNemar | Holm |"]
+    out.append("|" + "---|" * 9)
+    for (other, c), corrected in zip(lines, adjusted, strict=True):
+        exact = "-" if c.mcnemar_p is None else f"{c.mcnemar_p:.4f}"
+        span = f"{c.difference:+.4f} [{c.low:+.4f}, {c.high:+.4f}]"
+        cells = [
+            other,
+            c.task,
+            str(c.documents),
+            f"{c.a:.4f}",
+            f"{c.b:.4f}",
+            span,
+            f"{c.p:.4f}",
+            exact,
+            f"{corrected:.4f}",
+        ]
+        out.append(f"| {' | '.join(cells)} |")
+    return "\n".join(out)
+
+
+def _many(n: int, k: int) -> float:
+    """The same tail in logarithms, for counts whose binomials would not fit a float."""
+    steps = np.log(np.arange(1, n + 1))
+    factorial = np.concatenate([[0.0], np.cumsum(steps)])
+    i = np.arange(k + 1)
+    terms = factorial[n] - factorial[i] - factorial[n - i] - n * np.log(2)
+    return float(min(1.0, 2 * np.exp(terms).sum()))
+
+
+def _item(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m mora.evaluate.compare", description=__doc__)
+    parser.add_argument("baseline", help="a folder with samples/")
+    parser.add_argument("run", nargs="+", help="folders to compare with it")
+    options = parser.parse_args(arguments)
+    try:
+        print(table(options.baseline, options.run))
+    except DataError as error:
+        sys.exit(f"mora.evaluate.compare: {error}")
+
+
+if __name__ == "__main__":
+    main()

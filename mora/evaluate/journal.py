@@ -1,0 +1,53 @@
+"""What a long evaluation has already computed, batch by batch, so that a second start goes on where the first was cut."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+class Journal:
+    """Answers of batches, one JSON line each, by a hash of the batch's content.
+
+    A batch is looked up whole, so a resumed evaluation repeats the batches, and the rounding, of an uninterrupted one.
+    `identity` names the model and every setting that changes an answer; a file of another identity is begun anew.
+    """
+
+    def __init__(self, path: Path | None, identity: str):
+        self.path, self.known = path, {}
+        if path is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+        if lines and lines[0] == _line({"identity": identity}):
+            whole = [line for line in lines if line.endswith("\n")]  # a crash may have cut the last
+            self.known = {row["key"]: row["answer"] for row in map(json.loads, whole[1:])}
+            if len(whole) == len(lines):
+                return
+            lines = whole
+        else:
+            lines = [_line({"identity": identity})]
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text("".join(lines))
+        os.replace(partial, path)
+
+    def answer(self, batch: Any, compute: Callable[[], Any]) -> Any:
+        """The stored answer to `batch` (JSON values), or that of `compute`, which is then stored."""
+        if self.path is None:
+            return compute()
+        key = hashlib.sha256(json.dumps(batch).encode()).hexdigest()
+        if key not in self.known:
+            self.known[key] = compute()
+            with open(self.path, "a") as file:
+                file.write(_line({"key": key, "answer": self.known[key]}))
+                file.flush()
+                os.fsync(file.fileno())
+        return self.known[key]
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row) + "\n"

@@ -1,0 +1,33 @@
+"""Kept samples on disk: `samples/<task>.jsonl`, a header line and a line a document."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from mora.train.log import replace_file
+
+from .harness import Kept
+from .records import DataError
+
+
+def write(folder: Path, kept: dict[str, Kept]) -> None:
+    """Writes `folder/samples/<task>.jsonl` for every task, each whole or not at all."""
+    (folder / "samples").mkdir(parents=True, exist_ok=True)
+    for task, samples in kept.items():
+        lines = [json.dumps(samples.header), *map(json.dumps, samples.rows)]
+        replace_file(folder / "samples" / f"{task}.jsonl", "\n".join(lines) + "\n")
+
+
+def read(folder: Path) -> dict[str, Kept]:
+    """Every task's samples below `folder`.
+
+    Raises: DataError where there are none.
+    """
+    found = {}
+    for path in sorted((folder / "samples").glob("*.jsonl")):
+        header, *rows = map(json.loads, path.read_text().splitlines())
+        found[path.stem] = Kept(header, rows)
+    if not found:
+        raise DataError(f"{folder}/samples holds no samples: give the folder of a run or of `python -m mora.evaluate`")
+    return found

@@ -1,0 +1,83 @@
+"""PubMedQA, USMLE and RCT: AdaptLLM's filled prompts, or our own filling of raw local records."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import datasets
+
+from mora.evaluate.choices import as_test_split
+from mora.evaluate.records import DataError, Source, data_folder, read_text, rows
+
+DECISIONS = ["No", "Maybe", "Yes"]
+ROLES = ["background", "population", "intervention", "outcome", "study design", "other"]
+SHOTS_A_ROLE = 2
+
+
+def load_adapt(name: str, data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
+    """AdaptLLM's rows: the prompt is filled, demonstrations included."""
+    fields = ("input", "options", "gold_index")
+    found = rows(Source(f"adaptllm/{name}.jsonl", fields, "AdaptLLM/medicine-tasks", name), data_dir)
+    return as_test_split([{"prompt": r["input"], "options": r["options"], "gold": r["gold_index"]} for r in found])
+
+
+def load_pubmedqa_local(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
+    """PubMedQA-L's 1 000 questions from `pubmedqa/ori_pqal.json`."""
+    path = _folder(data_dir) / "pubmedqa/ori_pqal.json"
+    docs = []
+    for key, row in json.loads(read_text(path)).items():
+        for field in ("QUESTION", "CONTEXTS", "LABELS", "final_decision"):
+            if field not in row:
+                raise DataError(f"{path}: {key} has no {field!r}")
+        article = " ".join(f"({label.title()}) {c}" for label, c in zip(row["LABELS"], row["CONTEXTS"], strict=True))
+        docs.append(
+            {
+                "prompt": f"Article: {article} Now answer this question: {row['QUESTION']}",
+                "options": DECISIONS,
+                "gold": DECISIONS.index(row["final_decision"].title()),
+            }
+        )
+    return as_test_split(docs)
+
+
+def load_piboso_local(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
+    """Roles of the sentences of 200 abstracts (NICTA-PIBOSO), two training sentences of each role before each."""
+    folder = _folder(data_dir) / "nicta_piboso"
+    train: dict[str, list[str]] = {}
+    for _abstract, role, sentence in _sentences(folder / "train_clean.txt"):
+        train.setdefault(role, []).append(sentence)
+    docs = []
+    for abstract, role, sentence in _sentences(folder / "test_clean.txt"):
+        rng = random.Random(sentence)
+        shots = [(s, r) for r in ROLES for s in rng.sample(train[r], SHOTS_A_ROLE)]
+        rng.shuffle(shots)
+        text = "".join(f"{role_question(s)} {r}\n\n" for s, r in shots) + role_question(sentence)
+        docs.append({"prompt": text, "options": ROLES, "gold": ROLES.index(role), "cluster": abstract})
+    return as_test_split(docs)
+
+
+def role_question(sentence: str) -> str:
+    return f"{sentence} Question: what is the role of this sentence in an abstract? Answer:"
+
+
+def _sentences(path: Any) -> list[tuple[str, str, str]]:
+    """(abstract, role, sentence): abstracts begin with `###id`, sentences are `role<TAB>text`."""
+    found, abstract = [], ""
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if line.startswith("###"):
+            abstract = line
+        elif line.strip():
+            role, tab, sentence = line.partition("\t")
+            if not tab or role not in ROLES:
+                raise DataError(f"{path}:{number}: expected a role ({', '.join(ROLES)}), a tab and a sentence")
+            found.append((abstract, role, sentence))
+    return found
+
+
+def _folder(data_dir: str | None) -> Any:
+    folder = data_folder(data_dir)
+    if folder is None:
+        raise DataError("a _local task reads raw records: set MORA_DATA_DIR or --data-dir to their folder")
+    return folder

@@ -1,0 +1,100 @@
+"""GSM8K and MATH as MetaMath scores them: its prompt, its stop words, its reading of the answer."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from typing import Any
+
+import datasets
+from lm_eval.tasks.hendrycks_math.utils import is_equiv, last_boxed_only_string, remove_boxed
+
+from mora.evaluate.choices import as_test_split
+from mora.evaluate.records import DataError, Row, Source, rows
+
+PROMPT = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{question}\n\n### Response: Let's think step by step."
+)
+MARKER = "The answer is: "
+NUMBER = re.compile(r"[\-+]?\d*[.,/]?\d+")
+GSM8K = Source("gsm8k/test.jsonl", ("question", "answer"), "openai/gsm8k", "main")
+MATH_FIELDS = ("problem", "solution")
+MATH500 = Source("math/math500_test.jsonl", MATH_FIELDS, "HuggingFaceH4/MATH-500")
+SUBJECTS = (
+    "algebra",
+    "counting_and_probability",
+    "geometry",
+    "intermediate_algebra",
+    "number_theory",
+    "prealgebra",
+    "precalculus",
+)
+
+
+def load_gsm8k(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
+    docs = []
+    for number, row in enumerate(rows(GSM8K, data_dir), 1):
+        gold = row["answer"].rpartition("#### ")[2].replace(",", "").strip()
+        if not gold.lstrip("-").isdigit():
+            raise DataError(f"{GSM8K.file}: row {number}: answer has no integer after '####'")
+        docs.append(_doc(row["question"], gold))
+    return as_test_split(docs)
+
+
+def load_math(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
+    """The 5 000 problems: one file, or the hub's seven subjects."""
+    found: list[Row] = []
+    for subject in SUBJECTS:
+        source = Source("math/test.jsonl", MATH_FIELDS, "EleutherAI/hendrycks_math", subject)
+        part = rows(source, data_dir)
+        found += part
+        if len(part) >= 5000:  # the file holds all subjects
+            break
+    return as_test_split([_math_doc(row, number) for number, row in enumerate(found, 1)])
+
+
+def load_math500(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
+    return as_test_split([_math_doc(row, number) for number, row in enumerate(rows(MATH500, data_dir), 1)])
+
+
+def score_gsm8k(doc: Row, results: list[str]) -> dict[str, float]:
+    """`score`: the rounded number after the last marker is the gold integer. `answered`: there is a marker."""
+    found = gsm8k_answer(results[0])
+    return {"score": float(found == int(doc["answer"])), "answered": float(MARKER in results[0])}
+
+
+def score_math(doc: Row, results: list[str]) -> dict[str, float]:
+    found = math_answer(results[0])
+    right = found is not None and is_equiv(found, doc["answer"])
+    return {"score": float(right), "answered": float(MARKER in results[0])}
+
+
+def gsm8k_answer(text: str) -> int | None:
+    """MetaMath's reading, flaws kept: a fraction is divided, `1,234,567` reads as 1234, no marker means no answer."""
+    _, marker, after = text.rpartition(MARKER)
+    match = NUMBER.search(after) if marker else None
+    if match is None:
+        return None
+    number = match.group().replace(",", "")
+    try:
+        return round(float(Fraction(number)))
+    except (ValueError, ZeroDivisionError, OverflowError):
+        return None
+
+
+def math_answer(text: str) -> str | None:
+    """What follows the last marker, up to a full stop at a line's end."""
+    _, marker, after = text.rpartition(MARKER)
+    return after.split(".\n")[0].strip().rstrip(".").strip() if marker else None
+
+
+def _math_doc(row: Row, number: int) -> Row:
+    boxed = last_boxed_only_string(row["solution"])
+    if boxed is None:
+        raise DataError(f"MATH: row {number}: solution has no \\boxed{{...}}")
+    return _doc(row["problem"], remove_boxed(boxed))
+
+
+def _doc(question: str, answer: str) -> Row:
+    return {"prompt": PROMPT.format(question=question), "answer": answer}

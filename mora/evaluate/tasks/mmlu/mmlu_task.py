@@ -1,0 +1,82 @@
+"""MMLU in the form of open-instruct's evaluation: subjects, shots, the chat wrapper."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+import datasets
+
+from mora.evaluate.choices import as_test_split
+from mora.evaluate.records import DataError, Row, Source, data_folder, read_text, rows
+
+LETTERS = ["A", "B", "C", "D"]
+# The medical subjects of MultiMedQA; the paper does not say which it took.
+BIO = [
+    "anatomy",
+    "clinical_knowledge",
+    "college_biology",
+    "college_medicine",
+    "medical_genetics",
+    "professional_medicine",
+]
+
+
+def load(
+    shots: int,
+    chat: bool,
+    subjects: str = "all",
+    data_dir: str | None = None,
+    tokenizer: Any = None,
+    max_length: int = 2048,
+    **_: Any,
+) -> dict[str, datasets.Dataset]:
+    """Every question with its prompt. Shots are dropped while a prompt is longer than `max_length` tokens."""
+    dev: dict[str, list[Row]] = {}
+    for row in _rows("dev", data_dir):
+        dev.setdefault(row["subject"], []).append(row)
+    docs = []
+    for row in _rows("test", data_dir):
+        subject = row["subject"]
+        if subjects == "bio" and subject not in BIO:
+            continue
+        text = prompt(row, dev.get(subject, [])[:shots], chat)
+        for fewer in range(shots - 1, -1, -1):
+            if tokenizer is None or len(text) < max_length or len(tokenizer(text)["input_ids"]) <= max_length:
+                break
+            text = prompt(row, dev[subject][:fewer], chat)
+        docs.append({"prompt": text, "options": LETTERS, "gold": row["answer"], "group": subject})
+    return as_test_split(docs)
+
+
+def prompt(row: Row, shots: list[Row], chat: bool) -> str:
+    """The header keeps open-instruct's two spaces before the subject, and stays without shots."""
+    subject = row["subject"].replace("_", " ")
+    text = f"The following are multiple choice questions (with answers) about  {subject}.\n\n"
+    text += "".join(f"{question(shot)} {LETTERS[shot['answer']]}\n\n" for shot in shots)
+    text += question(row)
+    return f"<|user|>\n{text}\n<|assistant|>\nThe answer is:" if chat else text
+
+
+def question(row: Row) -> str:
+    options = "".join(f"\n{letter}. {choice}" for letter, choice in zip(LETTERS, row["choices"], strict=True))
+    return f"{row['question']}{options}\nAnswer:"
+
+
+def _rows(split: str, data_dir: str | None) -> list[Row]:
+    """From `mmlu/<split>/<subject>_<split>.csv` without header, or the hub."""
+    folder = data_folder(data_dir)
+    files = sorted((folder / "mmlu" / split).glob(f"*_{split}.csv")) if folder else []
+    if not files:
+        fields = ("question", "subject", "choices", "answer")
+        return rows(Source(f"mmlu/{split}.jsonl", fields, "cais/mmlu", "all", split), data_dir)
+    found = []
+    for path in files:
+        for number, cells in enumerate(csv.reader(io.StringIO(read_text(path))), 1):
+            if len(cells) != 6 or cells[5] not in LETTERS:
+                raise DataError(f"{path}: row {number}: expected question, four options and a letter A to D")
+            subject = path.stem.removesuffix(f"_{split}")
+            answer = LETTERS.index(cells[5])
+            found.append({"question": cells[0], "subject": subject, "choices": cells[1:5], "answer": answer})
+    return found

@@ -1,0 +1,78 @@
+"""Scores against scikit-learn and closed forms; bootstrap, McNemar and Holm against known values."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score
+
+from mora.evaluate.aggregate import aggregate, bootstrap, standard_error
+from mora.evaluate.compare import _many, compare, holm, mcnemar
+from mora.evaluate.harness import Kept
+from mora.evaluate.records import DataError
+
+RNG = np.random.default_rng(0)
+GOLD = RNG.choice(["a", "b", "c"], 200, p=[0.6, 0.3, 0.1])
+SAID = np.where(RNG.random(200) < 0.6, GOLD, RNG.choice(["a", "b", "d"], 200))
+
+
+def test_weighted_f1_is_scikit_learns():
+    expected = f1_score(GOLD, SAID, average="weighted", zero_division=0)
+    assert aggregate("weighted_f1", list(zip(GOLD, SAID, strict=True))) == pytest.approx(expected)
+
+
+def test_group_weighted_f1_is_the_mean_over_groups():
+    groups = ["x"] * 50 + ["y"] * 150
+    expected = np.mean([f1_score(GOLD[s], SAID[s], average="weighted", zero_division=0) for s in np.s_[:50, 50:]])
+    assert aggregate("group_weighted_f1", list(zip(groups, GOLD, SAID, strict=True))) == pytest.approx(expected)
+
+
+def test_a_constant_answer_scores_what_the_label_counts_predict():
+    share = np.mean(GOLD == "a")
+    items = [(gold, "a") for gold in GOLD]
+    assert aggregate("weighted_f1", items) == pytest.approx(share * 2 * share / (1 + share))
+
+
+def test_perplexity_weights_by_tokens():
+    assert aggregate("perplexity", [(-10.0, 10), (-4.0, 1)]) == pytest.approx(np.exp(14 / 11))
+
+
+def test_bootstrap_of_a_mean_has_the_closed_forms_spread():
+    items = (GOLD == SAID).astype(float).tolist()
+    assert np.std(bootstrap("mean", items, draws=4000)) == pytest.approx(standard_error("mean", items), rel=0.06)
+
+
+def test_copies_in_a_cluster_add_no_evidence():
+    items = (GOLD == SAID).astype(float).tolist()
+    clusters = list(range(200)) * 4
+    assert standard_error("mean", items * 4, clusters) == pytest.approx(standard_error("mean", items), rel=0.08)
+
+
+def test_mcnemar_is_the_exact_binomial():
+    a, b = [1.0] * 8 + [0.0] * 2 + [1.0] * 5, [0.0] * 8 + [1.0] * 2 + [1.0] * 5
+    assert mcnemar(a, b) == pytest.approx(2 * (1 + 10 + 45) / 1024)
+    assert mcnemar(a, a) == 1.0
+    assert _many(10, 2) == pytest.approx(mcnemar(a, b))
+
+
+def test_holm():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+
+
+def kept(scores, prompts="p"):
+    header = {"task": "t", "aggregation": "mean", "prompts": prompts}
+    return Kept(header, [{"score": s, "cluster": None} for s in scores])
+
+
+def test_a_paired_difference():
+    a = (RNG.random(400) < 0.5).astype(float)
+    better = np.where(np.arange(400) % 10 == 0, 1.0, a)
+    result = compare(kept(a.tolist()), kept(better.tolist()), draws=2000)
+    assert result.low > 0
+    assert result.p < 0.01
+    assert result.difference == pytest.approx(better.mean() - a.mean())
+    same = compare(kept(a.tolist()), kept(a.tolist()), draws=200)
+    assert (same.p, same.mcnemar_p, same.low, same.high) == (1.0, 1.0, 0.0, 0.0)
+
+
+def test_runs_over_other_documents_are_not_compared():
+    with pytest.raises(DataError, match="prompts"):
+        compare(kept([1.0]), kept([1.0], prompts="q"))

@@ -1,0 +1,256 @@
+"""Whole tasks through lm-eval on the tiny model: known answers, equal likelihoods, resuming, bad data."""
+
+import json
+import math
+import os
+
+import pytest
+import torch
+
+from mora import MoraConfig
+from mora.config import compose
+from mora.evaluate import __main__ as command
+from mora.evaluate.backend import Backend
+from mora.evaluate.choices import score, score_f1
+from mora.evaluate.harness import Settings, evaluate_model
+from mora.evaluate.journal import Journal
+from mora.evaluate.records import DataError, Source, rows
+from mora.evaluate.tasks.biomed import biomed_task
+from mora.evaluate.tasks.c4 import c4_task
+from mora.evaluate.tasks.finance import finance_local, finance_task
+from mora.evaluate.tasks.metamath import metamath_task
+from mora.evaluate.tasks.mmlu import mmlu_task
+from mora.train.model import load_model
+
+real = pytest.mark.skipif("MORA_DATA_DIR" not in os.environ, reason="MORA_DATA_DIR is not set")
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return load_model(compose(["task=uuid", "method=none", "scale=smoke"]).model, "fp32")
+
+
+def backend(tiny, batch_size=4, max_length=512, journal=None):
+    return Backend(*tiny, batch_size, max_length, journal or Journal(None, ""))
+
+
+REQUESTS = [
+    (("", ""), [5, 6, 7], [8]),
+    (("", ""), [5, 6, 7], [9]),
+    (("", ""), [5, 6, 7], [9, 10, 11]),
+    (("", ""), [20] * 30, [21, 22]),
+    (("", ""), [7], [8]),
+]
+
+
+def test_likelihoods_are_those_of_a_plain_forward_pass(tiny):
+    found = backend(tiny)._loglikelihood_tokens(REQUESTS, disable_tqdm=True)
+    for (_, context, continuation), (nats, _) in zip(REQUESTS, found, strict=True):
+        with torch.no_grad():
+            logits = tiny[0](torch.tensor([context + continuation])).logits[0].float()
+        logprobs = torch.log_softmax(logits, -1)
+        places = range(len(context) - 1, len(context) + len(continuation) - 1)
+        expected = sum(float(logprobs[p, t]) for p, t in zip(places, continuation, strict=True))
+        assert nats == pytest.approx(expected, abs=1e-4)
+        assert nats.n_tokens == len(continuation)
+
+
+def test_one_token_options_share_a_forward_pass(tiny, monkeypatch):
+    lm, calls = backend(tiny), []
+    plain = lm._logits
+    monkeypatch.setattr(lm, "_logits", lambda ids, first: (calls.append(len(ids)), plain(ids, first))[1])
+    lm._loglikelihood_tokens([(("", ""), [5, 6], [t]) for t in (7, 8, 9)], disable_tqdm=True)
+    assert calls == [1]
+
+
+def test_pairs_are_encoded_as_lm_evals(tiny):
+    lm = backend(tiny)
+    for context, continuation in [("a question: ", "yes"), ("a question:", " yes"), ("a question:", " no"), ("b", "")]:
+        assert lm._encode_pair(context, continuation) == super(Backend, lm)._encode_pair(context, continuation)
+
+
+def test_generation_is_greedy_cut_at_a_stop_text_and_resumed(tiny, tmp_path, monkeypatch):
+    from lm_eval.api.instance import Instance
+
+    model, tokenizer = tiny
+    prompts = ["ab", "the quick brown fox", "12:"]
+
+    def ask(lm, until):
+        arguments = {"until": until, "do_sample": False, "max_gen_toks": 24}
+        return lm.generate_until(
+            [Instance("generate_until", {}, (p, arguments), i) for i, p in enumerate(prompts)], True
+        )
+
+    expected = []
+    for prompt in prompts:
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        out = model.generate(ids, max_new_tokens=24, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+        expected.append(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+    path = tmp_path / "journal.jsonl"
+    assert ask(backend(tiny, journal=Journal(path, "m")), ["\x00"]) == expected
+    stop = expected[1][5]
+    assert ask(backend(tiny), [stop]) == [text.split(stop)[0] for text in expected]
+    monkeypatch.setattr(model, "generate", None)  # all batches are in the journal
+    assert ask(backend(tiny, journal=Journal(path, "m")), ["\x00"]) == expected
+
+
+def test_softmax_is_fp32_for_a_bf16_model(tiny):
+    import copy
+
+    half = copy.deepcopy(tiny[0]).bfloat16()
+    (nats, _), *_ = backend((half, tiny[1]))._loglikelihood_tokens(REQUESTS, disable_tqdm=True)
+    assert float(nats) != float(torch.tensor(float(nats)).bfloat16())
+
+
+def test_a_cut_evaluation_goes_on_and_repeats_the_uninterrupted_one(tiny, tmp_path, monkeypatch):
+    whole = backend(tiny, batch_size=1)._loglikelihood_tokens(REQUESTS, disable_tqdm=True)
+    path = tmp_path / "journal.jsonl"
+    backend(tiny, 1, journal=Journal(path, "model"))._loglikelihood_tokens(REQUESTS, disable_tqdm=True)
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]) + '{"key": "cut')
+    lm, calls = backend(tiny, 1, journal=Journal(path, "model")), []
+    plain = lm._logits
+    monkeypatch.setattr(lm, "_logits", lambda ids, first: (calls.append(1), plain(ids, first))[1])
+    assert lm._loglikelihood_tokens(REQUESTS, disable_tqdm=True) == whole
+    assert len(calls) == 2  # four distinct inputs, two of them already answered
+    assert not Journal(path, "another model").known
+
+
+def test_perplexity_is_exp_of_the_models_own_loss(tiny, tmp_path):
+    model, tokenizer = tiny
+    (tmp_path / "pretrain_text").mkdir()
+    (tmp_path / "pretrain_text" / "validation.jsonl.zst").write_bytes(_zst([{"text": "the cat sat. " * 100}]))
+    settings = Settings(batch_size=2, data_dir=str(tmp_path))
+    metrics, _ = evaluate_model(model, tokenizer, ["c4_perplexity_local"], settings)
+    (block, _) = c4_task.blocks(["the cat sat. " * 100], tokenizer, 10**6)
+    ids = [[int(i) for i in (b["context"].split()[-1] + b["target"]).split()] for b in (block, _)]
+    with torch.no_grad():
+        loss = model(input_ids=torch.tensor(ids), labels=torch.tensor(ids)).loss.item()
+    assert metrics["c4_perplexity_local"]["score"] == pytest.approx(math.exp(loss), rel=1e-5)
+
+
+def test_memory_adapter_and_merged_model_agree(tiny, tmp_path):
+    from peft import get_peft_model
+
+    load_model(compose(["task=uuid", "method=none", "scale=smoke"]).model, "fp32")[0].save_pretrained(tmp_path / "base")
+    tiny[1].save_pretrained(tmp_path / "base")
+    base, tokenizer = command.load(str(tmp_path / "base"), "fp32")
+    model = get_peft_model(base, MoraConfig(r=2, target_modules="all-linear"))
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "mora" in name:
+                p.normal_(0, 0.05)
+    model.save_pretrained(tmp_path / "adapter")
+    in_memory = backend((model.eval(), tokenizer))._loglikelihood_tokens(REQUESTS, disable_tqdm=True)
+    from_folder = backend(command.load(str(tmp_path / "adapter"), "fp32"))._loglikelihood_tokens(
+        REQUESTS, disable_tqdm=True
+    )
+    untouched = backend(tiny)._loglikelihood_tokens(REQUESTS, disable_tqdm=True)
+    values = [[float(nats) for nats, _ in found] for found in (in_memory, from_folder, untouched)]
+    assert values[0] == pytest.approx(values[1], abs=1e-4)
+    assert values[0] != pytest.approx(values[2], abs=1e-2)
+
+
+@real
+def test_pubmedqas_majority_share():
+    docs = biomed_task.load_pubmedqa_local()["test"]
+    always_yes = [score(doc, [(-9.0, False), (-9.0, False), (0.0, True)])["score"] for doc in docs]
+    assert sum(always_yes) / len(docs) == pytest.approx(0.552)
+
+
+@real
+def test_sizes_of_the_real_sets():
+    assert len(mmlu_task.load(0, True)["test"]) == 14042
+    assert len(mmlu_task.load(0, False, subjects="bio")["test"]) == 1089
+    assert len(metamath_task.load_gsm8k()["test"]) == 1319
+    assert len(metamath_task.load_math()["test"]) == 5000
+    assert len(metamath_task.load_math500()["test"]) == 500
+    assert len(biomed_task.load_piboso_local()["test"]) == 1991
+    assert len(finance_local.load_ner()["test"]) == 98
+    assert len(finance_local.load_convfinqa()["test"]) == 1490
+
+
+@real
+@pytest.mark.parametrize(
+    ("load", "scorer", "said"),
+    [
+        (metamath_task.load_gsm8k, metamath_task.score_gsm8k, "The answer is: {}"),
+        (metamath_task.load_math500, metamath_task.score_math, "The answer is: {}"),
+        (finance_local.load_ner, finance_task.score_ner, " {}"),
+        (finance_local.load_convfinqa, finance_task.score_convfinqa, " {}"),
+    ],
+)
+def test_gold_answers_score_100_and_empty_ones_0(load, scorer, said):
+    docs = load()["test"]
+    assert [scorer(doc, [said.format(doc["answer"])])["score"] for doc in docs] == [1.0] * len(docs)
+    assert not any(scorer(doc, [""])["score"] for doc in docs)
+
+
+@real
+@pytest.mark.parametrize("load", [finance_local.load_fpb, finance_local.load_fiqa_sa])
+def test_gold_options_score_100(load):
+    docs = load()["test"]
+    for doc in docs:
+        gold = [(0.0 if i == doc["gold"] else -5.0, False) for i in range(3)]
+        assert len(set(score_f1(doc, gold)["score"])) == 1
+        assert doc["prompt"].count("Answer:") == 6
+
+
+@real
+def test_every_task_with_real_records_runs(tiny):
+    tasks = [
+        "mmlu_tulu_0shot",
+        "metamath_gsm8k",
+        "metamath_math500",
+        "biomed_local",
+        "finance_local",
+        "c4_perplexity_local",
+    ]
+    metrics, kept = evaluate_model(*tiny, tasks, Settings(batch_size=8, limit=2))
+    assert {"biomed_local", "finance_local", "metamath_gsm8k", "finance_headline_local"} <= set(metrics)
+    for name, values in metrics.items():
+        assert math.isfinite(values["score"]), name
+    assert len(kept["finance_ner_local"].rows) == 2
+
+
+def test_rows_of_adaptllms_schema_run_through_the_command(tiny, tmp_path, capsys):
+    (tmp_path / "adaptllm").mkdir()
+    row = {"id": 0, "input": "Which? Answer:", "options": ["one thing", "the other"], "gold_index": 1}
+    for name in ("USMLE", "RCT"):
+        (tmp_path / "adaptllm" / f"{name}.jsonl").write_text(f"{json.dumps(row)}\n" * 3)
+    flags = ["--data-dir", str(tmp_path), "--output", str(tmp_path / "out"), "--device", "cpu"]
+    command.main(["tiny", "--task", "biomed_usmle", "biomed_rct", *flags])
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert set(result["metrics"]) == {"biomed_usmle", "biomed_rct"}
+    assert result["tasks"]["biomed_rct"]["documents"] == 3
+    assert not (tmp_path / "out" / "journal.jsonl").exists()
+    from mora.evaluate import compare
+
+    compare.main([str(tmp_path / "out"), str(tmp_path / "out")])
+    assert "biomed_usmle" in capsys.readouterr().out
+
+
+def test_bad_data_are_refused_with_place_and_field(tmp_path):
+    source = Source("adaptllm/FPB.jsonl", ("input", "gold_index"))
+    with pytest.raises(DataError, match=r"adaptllm/FPB\.jsonl, rows with input, gold_index"):
+        rows(source, str(tmp_path))
+    path = tmp_path / "adaptllm" / "FPB.jsonl"
+    path.parent.mkdir()
+    for text, expected in {
+        "": "there are no rows",
+        '{"input": "a", "gold_index": 0}\n{"input": "b"}\n': "row 2 has no 'gold_index'",
+        '{"input": "a", "gold_index": 0}\n{"inp': r"FPB\.jsonl:2: column .* not JSON",
+    }.items():
+        path.write_text(text)
+        with pytest.raises(DataError, match=expected):
+            rows(source, str(tmp_path))
+    packed = _zst([{"input": "a", "gold_index": 0}] * 200)
+    cut = Source("cut.jsonl.zst", ("input",))
+    (tmp_path / "cut.jsonl.zst").write_bytes(packed[:-9])
+    with pytest.raises(DataError, match="truncated"):
+        rows(cut, str(tmp_path))
+
+
+def _zst(records):
+    import zstandard
+
+    return zstandard.compress("".join(json.dumps(r) + "\n" for r in records).encode())

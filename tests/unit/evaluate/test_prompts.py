@@ -1,0 +1,95 @@
+"""The prompts of fixed records, word for word, and how answers are read."""
+
+import pytest
+
+from mora.evaluate.tasks.biomed import biomed_task
+from mora.evaluate.tasks.finance import finance_local, finance_task
+from mora.evaluate.tasks.metamath import metamath_task
+from mora.evaluate.tasks.mmlu import mmlu_task
+
+ROW = {"question": "2 + 2?", "subject": "abstract_algebra", "choices": ["3", "4", "5", "6"], "answer": 1}
+SHOT = {**ROW, "question": "1 + 1?", "choices": ["1", "3", "2", "0"], "answer": 2}
+HEADER = "The following are multiple choice questions (with answers) about  abstract algebra.\n\n"
+ASKED = "2 + 2?\nA. 3\nB. 4\nC. 5\nD. 6\nAnswer:"
+
+
+def test_mmlu_without_and_with_shots():
+    assert mmlu_task.prompt(ROW, [], chat=False) == HEADER + ASKED
+    shown = "1 + 1?\nA. 1\nB. 3\nC. 2\nD. 0\nAnswer: C\n\n"
+    expected = f"<|user|>\n{HEADER}{shown}{ASKED}\n<|assistant|>\nThe answer is:"
+    assert mmlu_task.prompt(ROW, [SHOT], chat=True) == expected
+
+
+def test_mmlu_drops_shots_that_do_not_fit(tmp_path):
+    for split, rows in {"dev": 5, "test": 1}.items():
+        (tmp_path / "mmlu" / split).mkdir(parents=True)
+        (tmp_path / "mmlu" / split / f"anatomy_{split}.csv").write_text("q?,a,b,c,d,B\n" * rows)
+
+    def words(text):
+        return {"input_ids": list(text)}
+
+    def shots(max_length):
+        docs = mmlu_task.load(5, True, data_dir=str(tmp_path), tokenizer=words, max_length=max_length)["test"]
+        return docs[0]["prompt"].count("Answer: B")
+
+    assert shots(2048) == 5
+    assert 0 < shots(250) < 5
+    assert shots(10) == 0
+
+
+def test_metamath_prompt():
+    assert metamath_task.PROMPT.format(question="Why?") == (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nWhy?\n\n### Response: Let's think step by step."
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("so. The answer is: 18", 18),
+        ("The answer is: 1/4. The answer is: 7/2", 4),
+        ("The answer is: $1,200", 1200),
+        ("The answer is: 1,234,567", 1234),
+        ("The answer is: -3.6", -4),
+        ("The answer is 18", None),
+        ("The answer is: none", None),
+        ("The answer is: 1/0", None),
+        ("", None),
+    ],
+)
+def test_gsm8k_answer(text, answer):
+    assert metamath_task.gsm8k_answer(text) == answer
+
+
+def test_math_answer():
+    assert metamath_task.math_answer("x\nThe answer is: \\frac12.\nQuestion") == "\\frac12"
+    assert metamath_task.math_answer("\\frac12") is None
+
+
+def test_finance_answers():
+    assert finance_task.numbers("about 12% of 1,200.5 and -3") == [0.12, 1200.5, -3.0]
+    assert finance_task.entities("Steve Jobs (person), Apple (organization)") == [
+        ("Jobs", "person"),
+        ("Apple", "organization"),
+    ]
+
+
+def test_ner_gives_half_a_credit_each_for_text_and_type():
+    doc = {"answer": "Steve Jobs (person), Apple (organization)"}
+    assert finance_task.score_ner(doc, ["Jobs (location)"]) == {"score": pytest.approx(1 / 3), "strict_f1": 0.0}
+
+
+def test_convfinqa_takes_any_number_of_the_first_line():
+    doc = {"answer": "0.14"}
+    assert finance_task.score_convfinqa(doc, ["it is 14% of 3\n7"])["score"] == 1
+    assert finance_task.score_convfinqa(doc, ["3\n0.14"])["score"] == 0
+    assert finance_task.score_convfinqa(doc, [" 0.149"]) == {"score": 1.0, "close": 0.0}
+
+
+def test_local_templates():
+    question = "It worked . Question: what is the role of this sentence in an abstract? Answer:"
+    assert biomed_task.role_question("It worked .") == question
+    row = {"News": "gold falls"}
+    asked = 'Headline: "gold falls" Now answer this question: Does the news headline talk about price going up?'
+    assert finance_local._headline(row, finance_local.QUESTIONS["Price Direction Up"]) == asked
