@@ -30,7 +30,11 @@ def run_py(tmp_path, *arguments, **env):
 
 
 def test_a_sweep_becomes_a_job_for_each_run(tmp_path):
-    here = ["hydra/launcher=submitit_local", f"hydra.launcher.submitit_folder={tmp_path}/jobs/%j", "hardware.device=cpu"]
+    here = [
+        "hydra/launcher=submitit_local",
+        f"hydra.launcher.submitit_folder={tmp_path}/jobs/%j",
+        "hardware.device=cpu",
+    ]
     where = [f"scale.results_dir={tmp_path}/results", f"hydra.sweep.dir={tmp_path}/sweep", "hardware.processes=1"]
     done = run_py(tmp_path, "-m", *RUN, *SHORT, "seed=0,1", *here, *where)
     assert done.returncode == 0, done.stderr
