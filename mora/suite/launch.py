@@ -98,7 +98,7 @@ def launch(config: RunConfig, output: Any = None, env: dict[str, str] | None = N
         return 0
     folder = run_folder(config)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_config(config, folder / "config.yaml")
+    write_config(config, folder / "config.yaml")
     lr = "" if config.lr is None else f" lr={config.lr:g}"
     steps = f"{config.last_step} steps" if config.knows_steps else f"{config.task.train.epochs} epochs"
     print(f"{run_id(config)}: {steps},{lr} folder {folder}", file=output or sys.stdout, flush=True)
@@ -130,7 +130,7 @@ def _wait(worker: subprocess.Popen[bytes]) -> int:
         return worker.wait()
 
 
-def _write_config(config: RunConfig, path: Path) -> None:
+def write_config(config: RunConfig, path: Path) -> None:
     """At once, since several nodes may do it; left alone where it says the same."""
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     if path.is_file() and path.read_text() == text:
