@@ -62,11 +62,18 @@ def alive(pattern):
     return [pid for pid in found if int(pid) != os.getpid()]
 
 
-@pytest.mark.parametrize("parallel", ["zero2", "zero3"])
-def test_a_rank_that_dies_ends_the_job_and_the_resumed_run_follows_one_process(tmp_path, parallel):
-    ranks = ["hardware=cpu2", f"hardware.parallel={parallel}"]
-    code, output = finish(start(tmp_path / "whole", "hardware=cpu"))
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The loss curve of one process."""
+    tmp_path = tmp_path_factory.mktemp("whole")
+    code, output = finish(start(tmp_path, "hardware=cpu"))
     assert code == 0, output
+    return curve(tmp_path)
+
+
+@pytest.mark.parametrize("parallel", ["zero2", "zero3"])
+def test_a_rank_that_dies_ends_the_job_and_the_resumed_run_follows_one_process(tmp_path, parallel, whole):
+    ranks = ["hardware=cpu2", f"hardware.parallel={parallel}"]
     folder = tmp_path / "killed" / "outputs" / run_id(compose([*RUN, *ranks]))
     process = start(tmp_path / "killed", *ranks, MORA_KILL_AT="between_merge_and_reinit:5:0")
     code, output = finish(process)
@@ -78,7 +85,7 @@ def test_a_rank_that_dies_ends_the_job_and_the_resumed_run_follows_one_process(t
     code, output = finish(start(tmp_path / "killed", *ranks))
     assert code == 0, output
     assert len(re.findall("^result: ", output, re.M)) == 1, "one rank speaks"
-    assert curve(tmp_path / "killed") == pytest.approx(curve(tmp_path / "whole"), abs=1e-5)
+    assert curve(tmp_path / "killed") == pytest.approx(whole, abs=1e-5)
     (result,) = (tmp_path / "killed" / "results").glob("*[0-9a-f].json")
     assert json.loads(result.read_text())["hardware"]["ranks"] == 2
 

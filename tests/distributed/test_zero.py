@@ -20,7 +20,7 @@ UNEVEN = (12, 5, 9)  # lengths, so that the ranks' shares hold different numbers
 LR = 3e-3
 
 
-def make(method, parallel, precision="fp32", overrides=()):
+def make(method, parallel, precision="fp32", overrides=(), offload=False):
     config = tiny_config(method, *(EVERY if method.startswith("re") else EVERY[2:]), *overrides)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     model = prepare(load_model(config.model, precision)[0], config)
@@ -32,7 +32,7 @@ def make(method, parallel, precision="fp32", overrides=()):
     else:
         from mora.train.zero import ZeroEngine
 
-        engine = ZeroEngine(model, config.task.train, dtype, groups, int(parallel[-1]))
+        engine = ZeroEngine(model, config.task.train, dtype, groups, int(parallel[-1]), offload)
     return engine, Restarts(engine, config)
 
 
@@ -43,9 +43,9 @@ def one_step(engine, batches, step, lr=LR, clip=1.0):
     return loss.item(), norm.item()
 
 
-def forty_steps(method, parallel, precision="fp32", micro=2, overrides=()):
+def forty_steps(method, parallel, precision="fp32", micro=2, overrides=(), offload=False):
     """Loss and gradient norm of 40 steps with restarts after 10, 20 and 30."""
-    engine, restarts = make(method, parallel, precision, overrides)
+    engine, restarts = make(method, parallel, precision, overrides, offload)
     batches, curve = OfThisRank(random_batches(micro, UNEVEN)), []
     for step in range(40):
         curve.append(one_step(engine, batches, step))
@@ -77,8 +77,18 @@ def test_in_fp32_forty_steps_with_three_restarts_follow_one_process(method, para
 def test_in_bf16_the_loss_stays_beside_that_of_fp32(parallel):
     first, _ = on_ranks(forty_steps, "remora", parallel, "bf16")
     losses = [loss for loss, _ in first]
-    print(parallel, max(abs(a - b[0]) for a, b in zip(losses, alone("remora", "bf16"))), max(abs(a - b[0]) for a, b in zip(losses, alone("remora"))))
     assert losses == pytest.approx([loss for loss, _ in alone("remora")], abs=0.02)
+    # One precision policy: until a restart rounds a base weight the other way, the loss is that of plain torch. ZeRO-3 has a
+    # linear layer of its own, whose gradients are rounded otherwise.
+    tolerance = 5e-3 if parallel == "zero3" else 1e-5
+    assert losses[:10] == pytest.approx([loss for loss, _ in alone("remora", "bf16")][:10], abs=tolerance)
+
+
+@pytest.mark.parametrize("parallel", ["zero2", "zero3"])
+def test_offloading_changes_nothing(parallel):
+    first, second = on_ranks(forty_steps, "remora", parallel, "fp32", 2, (), True)
+    assert first == second
+    assert_close(first, alone("remora"), 1e-5)
 
 
 @pytest.mark.parametrize(
