@@ -437,6 +437,8 @@ def _check_restart(method: Method, total_steps: int) -> None:
         return
     if adapter is None or (isinstance(adapter, LoraAdapter) and adapter.dora):
         raise ValueError(f"method.restart: {method.name} has no adapter whose update can be added to the base weights")
+    if isinstance(adapter, LoraAdapter) and adapter.freeze_a:
+        raise ValueError("method.adapter.freeze_a=true: a restart draws A anew, and a frozen one is in no checkpoint")
     if restart.every_steps >= total_steps:
         raise ValueError(
             f"method.restart.every_steps={restart.every_steps}: the run has only {total_steps} steps and would never "

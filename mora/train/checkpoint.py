@@ -43,7 +43,8 @@ def load_latest(folder: Path, device: torch.device) -> dict[str, Any] | None:
     for path in reversed(_steps(folder)):
         stored, found = path / "sha256", path / "state.pt"
         if stored.is_file() and found.is_file() and stored.read_text() == _digest(found):
-            return torch.load(found, map_location=device, weights_only=True)
+            # mapped, so that the ranks of a machine share the memory of one copy
+            return torch.load(found, map_location=device, weights_only=True, mmap=True)
         warnings.warn(f"checkpoint {path} is damaged: going back to the one before", stacklevel=2)
     return None
 

@@ -41,6 +41,7 @@ class TorchEngine:
         self.groups = groups or [Group(trainable(model))]
         self.parameters = {name: p for group in self.groups for name, p in group.parameters.items()}
         self.device = next(model.parameters()).device
+        self._frozen = round_frozen(model, dtype)
         self.masters = {name: _with_master(p, dtype) for name, p in self.parameters.items()}
         self.optimizer = torch.optim.AdamW(
             [
@@ -123,9 +124,10 @@ class TorchEngine:
     @contextmanager
     def full_precision(self) -> Iterator[None]:
         """Within, what trains holds its masters: to save or merge them unrounded. The model does not compute then."""
-        rounded = [(p, p.data) for p, _ in self._pairs()]
-        for p, master in self._pairs():
-            p.data = master.data
+        unrounded = {p: master.data for p, master in self._pairs()} | self._frozen
+        rounded = [(p, p.data) for p in unrounded]
+        for p, value in unrounded.items():
+            p.data = value
         try:
             yield
         finally:
@@ -158,6 +160,16 @@ class TorchEngine:
         if pairs := self._pairs():
             parameters, masters = zip(*pairs, strict=True)
             torch._foreach_copy_(parameters, masters)
+
+
+def round_frozen(model: nn.Module, dtype: torch.dtype) -> dict[nn.Parameter, Tensor]:
+    """Brings what does not train to the dtype of the computation. Returns the values that were rounded: of an A that stays
+    as it is, which PEFT makes in fp32.
+    """
+    frozen = {p: p.data for p in model.parameters() if not p.requires_grad and p.dtype != dtype}
+    for p in frozen:
+        p.data = p.data.to(dtype)
+    return frozen
 
 
 def _with_master(parameter: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:

@@ -23,7 +23,7 @@ from mora.data.batches import Batch
 from mora.methods import Group
 
 from .distributed import broadcast, rank, world_size
-from .engine import token_losses
+from .engine import round_frozen, token_losses
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -50,6 +50,7 @@ class ZeroEngine:
         self.model, self.groups, self.stage = model, list(groups), stage
         self.parameters = {name: p for group in groups for name, p in group.parameters.items()}
         self._shows_masters = False
+        self._frozen = round_frozen(model, compute_dtype)
         first = {p: p.detach().float().clone() for p in self.parameters.values() if compute_dtype != torch.float32}
         for p in self.parameters.values():
             p.data = p.data.to(compute_dtype)
@@ -185,7 +186,7 @@ class ZeroEngine:
     @contextmanager
     def full_weights(self) -> Iterator[None]:
         """Within, every rank holds the whole model unrounded, and computes with it as with a plain one."""
-        masters = {p: self.master(p) for p in self.parameters.values()}
+        masters = {p: self.master(p) for p in self.parameters.values()} | self._frozen
         if self.stage < 3:
             with _exchanged(masters):
                 yield

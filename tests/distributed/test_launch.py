@@ -114,6 +114,7 @@ def interrupted(process, how, folder, steps):
 def test_two_ranks_are_stopped_twice_and_torchrun_by_hand_ends_the_run(tmp_path):
     ranks = ["hardware=cpu2", "hardware.parallel=zero2", "task.train.checkpoint_every_steps=1000"]
     ranks.append("task.train.log_every_steps=1")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background inherits that it is ignored
     code, output = finish(start(tmp_path / "whole", *LONG, "hardware=cpu"))
     assert code == 0, output
     folder = tmp_path / "stopped" / "outputs" / run_id(compose([*RUN, *LONG, *ranks]))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_runs import random_batches, tiny_config, tiny_engine, train_step
 
 from mora.config import compose
 from mora.data import uuid
 from mora.data.batches import Batches
-from mora.methods import prepare
+from mora.methods import merged, prepare
 from mora.train.engine import TorchEngine
 from mora.train.model import load_model
 
@@ -81,3 +82,17 @@ def test_bf16_follows_fp32():
     curves = [_train(*_engine(["method=mora", "r=8"], d), range(20), lr=1e-2) for d in (torch.float32, torch.bfloat16)]
     assert curves[1] == pytest.approx(curves[0], abs=0.05)
     assert curves[1][-1] < curves[1][0] - 0.1
+
+
+def test_a_frozen_half_of_an_adapter_computes_in_bf16_and_merges_unrounded():
+    engine = tiny_engine(tiny_config("asylora", "method.adapter.freeze_a=true"), torch.bfloat16)
+    (a,) = (p for name, p in engine.model.named_parameters() if "q_proj.lora_A" in name)
+    rounded = a.data.clone()
+    assert rounded.dtype == torch.bfloat16
+    losses = [train_step(engine, random_batches(), 0, 1e-2) for _ in range(4)]
+    assert losses[-1] < losses[0]
+    with engine.full_weights(), merged(engine.model):
+        assert a.dtype == torch.float32
+        assert torch.equal(a.bfloat16(), rounded)
+        assert not torch.equal(a, rounded.float())
+    assert torch.equal(a, rounded)
