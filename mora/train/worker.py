@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import yaml
 
-from mora.config import source
+from mora.config import provenance, source
 from mora.config.compose import ConfigError, load
 from mora.config.run_id import run_id
 from mora.config.schema import RunConfig
@@ -116,6 +116,7 @@ def write_result(config: RunConfig, folder: Path, facts: dict[str, Any]) -> Path
         "run_id": name,
         **facts,
         "config": config.model_dump(mode="json"),
+        "provenance": provenance.of_run(config),
         "source": source.describe(),
         "packages": {package: version(package) for package in PACKAGES},
         "metrics": {
