@@ -48,7 +48,12 @@ def of_run(config: RunConfig) -> dict[str, str]:
         method,
         CONFIG_DIR / "overlay" / f"{config.scale.name}_{config.task.name}.yaml",
     ]
-    written = {s.path: s for file in files if file.is_file() for s in settings(file)}
+    written: dict[str, Setting] = {}
+    for file in filter(Path.is_file, files):
+        for setting in settings(file):
+            for above in [path for path in written if setting.path.startswith(f"{path}.")]:
+                del written[above]  # null in one file, a section in a later one
+            written[setting.path] = setting
     found = {}
     for path, setting in written.items():
         if path.startswith("task.lr_grid"):  # which rates were tried is no value of one run
