@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import yaml
 
 from mora.config.compose import CONFIG_DIR
 
@@ -17,6 +18,20 @@ def test_no_value_is_without_its_source(path):
         if not code or code.endswith(":") or code.startswith(("- override", "- _self_", "- lora", "- mora", "name:")):
             continue
         assert SOURCE.search(line), f"{path.name}:{number} names no source: {line.strip()}"
+
+
+class NoDuplicates(yaml.SafeLoader):
+    """OmegaConf and PyYAML take the last of two equal keys without a word."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        assert len(keys) == len(set(keys)), f"{node.start_mark}: a key stands twice among {keys}"
+        return super().construct_mapping(node, deep)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIG_DIR.rglob("*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_no_key_stands_twice(path):
+    yaml.load(path.read_text(), NoDuplicates)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIG_DIR.rglob("*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}")
