@@ -5,6 +5,7 @@ import hashlib
 import re
 
 import pytest
+import yaml
 
 from mora.adapter import MoraConfig
 from mora.adapter.model import resolve_operator
@@ -23,6 +24,20 @@ SHA256 = "8979c3d2770202514c34107a3f0ba5b7495cc358970097b8228f29662b4c181e"
 
 def cells_of(name, scale) -> list[Grid]:
     return [grid for row in experiments.grids(experiments.load(name), scale) for grid in row]
+
+
+def scored(tasks) -> set[str]:
+    """The tasks and, of a group, its members."""
+    files = [yaml.load(p.read_text(), Loader) for p in (ROOT / "mora" / "evaluate" / "tasks").rglob("*.yaml")]
+    groups = {file["group"]: file["task"] for file in files if "group" in file}
+    return {*tasks, *(member for task in tasks for member in groups.get(task, []))}
+
+
+class Loader(yaml.SafeLoader):
+    """Leaves lm-eval's !function tags alone."""
+
+
+Loader.add_constructor("!function", lambda loader, node: node.value)
 
 
 @pytest.fixture
@@ -50,6 +65,8 @@ def test_every_cell_composes_and_reads_what_its_runs_measure(name, scale, nothin
             assert config.scale.name == scale
             assert not config.knows_steps or grid.column.step is None or grid.column.step <= config.total_steps
         evaluation = grid.config().task.evaluation
+        if grid.experiment.kind == "table" and grid.column.task != "uuid":
+            assert grid.column.metric.removesuffix(".score") in scored(evaluation.tasks)
         assert grid.column.step is None or grid.column.step in evaluation.at_steps
         assert grid.experiment.selection == ("value_nll" if grid.column.task == "uuid" else "validation_loss")
 
