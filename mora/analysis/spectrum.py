@@ -40,7 +40,9 @@ def spectra(base: dict[str, Tensor], tuned: dict[str, Tensor], device: torch.dev
         delta = torch.stack([tuned[name].float() - base[name].float() for name in batch]).to(device)
         values = torch.linalg.svdvals(delta).cpu()
         unused = (delta == 0).all(-2).sum(-1).cpu()
-        found |= {name: measures(s) | {"unused_inputs": int(n)} for name, s, n in zip(batch, values, unused, strict=True)}
+        found |= {
+            name: measures(s) | {"unused_inputs": int(n)} for name, s, n in zip(batch, values, unused, strict=True)
+        }
     return {name: found[name] for name in names}
 
 
@@ -67,7 +69,9 @@ def by_kind(modules: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]
     }
 
 
-def _by_shape(names: list[str], base: dict[str, Tensor], tuned: dict[str, Tensor], at_once: int = 2**26) -> Iterator[list[str]]:
+def _by_shape(
+    names: list[str], base: dict[str, Tensor], tuned: dict[str, Tensor], at_once: int = 2**26
+) -> Iterator[list[str]]:
     """Names in batches of one shape, each of at most `at_once` numbers."""
     shapes: dict[torch.Size, list[str]] = defaultdict(list)
     for name in names:
@@ -89,7 +93,9 @@ def of_run(folder: Path, device: torch.device) -> dict[str, dict[str, float]]:
     config = load(yaml.safe_load(written.read_text()))
     tuned = next((folder / part for part in ("model", "adapter") if (folder / part).is_dir()), None)
     if tuned is None:
-        raise ConfigError(f"{folder} holds neither model/ nor adapter/: the run has not ended, or it trained no adapter")
+        raise ConfigError(
+            f"{folder} holds neither model/ nor adapter/: the run has not ended, or it trained no adapter"
+        )
     base, _ = load_model(config.model, config.scale.precision)
     return spectra(_weights(base), _tuned_weights(str(tuned), base), device)
 

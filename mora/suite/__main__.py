@@ -69,7 +69,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--scale", choices=["smoke", "lite", "paper"], default="paper")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     parser.add_argument("--seeds", type=int, help="seeds 0 to N-1, instead of the experiment's")
-    parser.add_argument("--plan", action="store_true", help="print the runs that are missing and what they cost; start none")
+    parser.add_argument(
+        "--plan", action="store_true", help="print the runs that are missing and what they cost; start none"
+    )
     parser.add_argument("--hardware", default="auto", help="of the plan: a name in configs/hardware")
     parser.add_argument("--render", action="store_true", help="only render lite and paper results again")
     return parser.parse_args()

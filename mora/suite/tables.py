@@ -125,7 +125,12 @@ def _latex(experiment: Experiment, rows: list[list[Grid]], cells: list[list[Cell
         "\\midrule",
     ]
     for row, found in zip(rows, cells, strict=True):
-        lines.append(" & ".join([_escape(row[0].label()), trainable(row), *(_latex_cell(c, DIGITS[experiment.unit]) for c in found)]) + " \\\\")
+        lines.append(
+            " & ".join(
+                [_escape(row[0].label()), trainable(row), *(_latex_cell(c, DIGITS[experiment.unit]) for c in found)]
+            )
+            + " \\\\"
+        )
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
 
 

@@ -97,7 +97,9 @@ def test_table_1_takes_the_grids_of_the_paper(nothing_measured):
     assert len({run_id(config) for grid in grids for config in grid.runs()}) == 128
 
 
-@pytest.mark.parametrize(("other", "scale"), [(n, s) for n in ("table4", "table6", "table7") for s in ("paper", "lite")])
+@pytest.mark.parametrize(
+    ("other", "scale"), [(n, s) for n in ("table4", "table6", "table7") for s in ("paper", "lite")]
+)
 def test_tables_share_their_runs(other, scale, nothing_measured):
     main = {run_id(config) for grid in cells_of("table1", scale) for config in grid.runs()}
     for grid in cells_of(other, scale):
