@@ -24,7 +24,6 @@ from mora.train.model import DTYPES, load_model
 
 from . import samples
 from .harness import Settings, evaluate_model
-from .records import DataError
 
 PACKAGES = ("torch", "transformers", "peft", "lm_eval", "datasets")
 
@@ -33,14 +32,14 @@ def main(arguments: list[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     try:
         print(run(options))
-    except (ConfigError, DataError) as error:
+    except ConfigError as error:
         sys.exit(f"mora.evaluate: {error}")
 
 
 def run(options: argparse.Namespace) -> Path:
     """Evaluates and writes `<output>/result.json` and `<output>/samples/`. Returns the JSON's path.
 
-    Raises: ConfigError, DataError.
+    Raises: ConfigError.
     """
     started = time.time()
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,10 @@ class Settings:
     metadata: dict[str, Any] = field(default_factory=dict)
     journal: Path | None = None
     identity: str = ""
+
+    def resumable(self, journal: Path, identity: str) -> Settings:
+        """The same, with progress kept in `journal`."""
+        return replace(self, journal=journal, identity=identity)
 
 
 @dataclass(frozen=True)

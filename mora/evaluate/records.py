@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mora.data.records import DataError
+
 Row = dict[str, Any]
-
-
-class DataError(ValueError):
-    """Evaluation data that cannot be used. One line: file, line, field, what was expected, what to do."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,25 +18,21 @@ from typing import Any
 import torch
 import yaml
 
-from mora.config import source
+from mora.config import provenance, source
 from mora.config.compose import ConfigError, load
 from mora.config.run_id import run_id
 from mora.config.schema import RunConfig
 from mora.data import load as load_data
 from mora.data.batches import Batches
-from mora.evaluate import teacher_forced
-from mora.evaluate.harness import Settings, evaluate_model
-from mora.methods import merged, parameter_lines, parameter_table, prepare
+from mora.methods import parameter_lines, parameter_table, prepare
 
 from . import log
-from .checkpoint import kill_point
-from .distributed import alone, device_of_rank, process_group, rank, world_size
+from .distributed import device_of_rank, process_group, rank, world_size
 from .engines import make_engine
 from .loop import Diverged, fit
 from .model import load_model, pad_id, use_fused_layers
+from .scoring import Scoring
 
-SCORED_AT_ONCE = 100  # sequences whose logits are in memory together, 0.7 GB in bf16 at SmolLM2's vocabulary
-VALIDATED_AT_ONCE = 8  # whole sequences with all their logits
 PACKAGES = ("torch", "transformers", "peft", "lm_eval", "datasets", "numpy")
 
 
@@ -54,46 +51,30 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
     started = time.time()
     model, tokenizer = load_model(config.model, config.scale.precision)
     data = load_data(config, tokenizer)
-    print(data.report.text(config.task.name), flush=True)
+    if rank() == 0:
+        print(data.report.text(config.task.name), flush=True)
     if config.method.trains:
         config = _with_samples(config, len(data.samples))
-    samples, pairs = data.samples, data.pairs
+    pad = pad_id(tokenizer)
+    scoring = Scoring(config, data, tokenizer, pad, folder)
+    scoring.check()
     fused = device.type == "cuda" and use_fused_layers(model)
     model = prepare(model, config).to(device)
-    pad, batch_size = pad_id(tokenizer), config.task.evaluation.batch_size
-    batches = Batches(samples, pad, config.task.train.global_batch_size, config.micro_batch_size, config.seed)
+    batches = Batches(data.samples, pad, config.task.train.global_batch_size, config.micro_batch_size, config.seed)
     parameters = parameter_table(model)
     _print_parameters(model, config)
     engine = make_engine(model, config)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
 
-    def evaluate(step: int) -> dict[str, float]:
-        metrics: dict[str, float] = {}
-        plan = config.task.evaluation
-        last = step == (config.last_step if config.method.trains else 0)
-        if data.validation and (step % plan.loss_every_steps == 0 or last):
-            metrics |= teacher_forced.validation_loss(engine, data.validation, pad, VALIDATED_AT_ONCE)
-        if not pairs:
-            return metrics
-        if step % plan.loss_every_steps == 0 or step in plan.at_steps or last:
-            metrics |= teacher_forced.score(engine, samples, pad, min(batch_size, SCORED_AT_ONCE))
-        if step in plan.at_steps or last:
-            kill_point("in_evaluation", step)
-            settings = Settings(batch_size, metadata={"pairs": pairs})
-            with engine.full_weights(), merged(model), alone():
-                scores, _ = evaluate_model(model, tokenizer, ["uuid"], settings)
-            metrics |= scores["uuid"]
-        return metrics
-
     status: dict[str, Any] = {"status": "done"}
     speed = None
     try:
         if config.method.trains:
-            speed = fit(engine, batches, config, folder, evaluate)
+            speed = fit(engine, batches, config, folder, partial(scoring, engine))
         else:
             rows = log.RunLog(folder / "log.jsonl", from_step=-1, write=rank() == 0)
-            rows.add(step=0, **evaluate(0))
+            rows.add(step=0, **scoring(engine, 0))
             rows.flush()
     except Diverged as error:
         status = {"status": "diverged", "reason": str(error)}
@@ -135,6 +116,7 @@ def write_result(config: RunConfig, folder: Path, facts: dict[str, Any]) -> Path
         "run_id": name,
         **facts,
         "config": config.model_dump(mode="json"),
+        "provenance": provenance.of_run(config),
         "source": source.describe(),
         "packages": {package: version(package) for package in PACKAGES},
         "metrics": {

@@ -10,7 +10,7 @@ import datasets
 from lm_eval.tasks.hendrycks_math.utils import is_equiv, last_boxed_only_string, remove_boxed
 
 from mora.evaluate.choices import as_test_split
-from mora.evaluate.records import DataError, Row, Source, rows
+from mora.evaluate.records import DataError, Row, Source, data_folder, rows
 
 PROMPT = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
@@ -45,12 +45,10 @@ def load_gsm8k(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Data
 def load_math(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
     """The 5 000 problems: one file, or the hub's seven subjects."""
     found: list[Row] = []
-    for subject in SUBJECTS:
-        source = Source("math/test.jsonl", MATH_FIELDS, "EleutherAI/hendrycks_math", subject)
-        part = rows(source, data_dir)
-        found += part
-        if len(part) >= 5000:  # the file holds all subjects
-            break
+    folder = data_folder(data_dir)
+    one_file = folder is not None and (folder / "math/test.jsonl").is_file()
+    for subject in SUBJECTS[:1] if one_file else SUBJECTS:
+        found += rows(Source("math/test.jsonl", MATH_FIELDS, "EleutherAI/hendrycks_math", subject), data_dir)
     return as_test_split([_math_doc(row, number) for number, row in enumerate(found, 1)])
 
 

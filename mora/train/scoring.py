@@ -1,0 +1,73 @@
+"""What is measured along a run and at its end: losses that are cheap, and the lm-eval tasks of the run's task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mora.config.run_id import run_id
+from mora.config.schema import RunConfig
+from mora.data import TrainingData
+from mora.evaluate import samples, synthetic, teacher_forced
+from mora.evaluate.harness import Settings, evaluate_model, task_manager
+from mora.methods import merged
+
+from .checkpoint import kill_point
+from .distributed import alone, rank
+from .interface import Engine
+
+SCORED_AT_ONCE = 100  # sequences whose logits are in memory together, 0.7 GB in bf16 at SmolLM2's vocabulary
+VALIDATED_AT_ONCE = 8  # whole sequences with all their logits
+
+
+class Scoring:
+    """Called after every step; returns {} where nothing is due. All ranks call it and compute the same."""
+
+    def __init__(self, config: RunConfig, data: TrainingData, tokenizer: Any, pad_id: int, folder: Path):
+        self.config, self.data, self.tokenizer, self.pad_id, self.folder = config, data, tokenizer, pad_id, folder
+        self.plan = config.task.evaluation
+        made_up = folder / "evaluation_data" if config.scale.name == "smoke" else None
+        if made_up is not None and rank() == 0:
+            synthetic.write(made_up)
+        self.settings = Settings(
+            self.plan.batch_size,
+            data_dir=None if made_up is None else str(made_up),
+            metadata={"pairs": data.pairs} if data.pairs else {},
+        )
+
+    def check(self) -> None:
+        """Finds missing data and unknown tasks before anything is trained.
+
+        Raises: ConfigError.
+        """
+        manager = task_manager(self.plan.tasks, self.tokenizer, self.settings)
+        if self.plan.tasks:
+            manager.load(self.plan.tasks)
+
+    def __call__(self, engine: Engine, step: int) -> dict[str, float]:
+        plan, metrics = self.plan, dict[str, float]()
+        last = step == (self.config.last_step if self.config.method.trains else 0)
+        scored = step in plan.at_steps or last
+        if step % plan.loss_every_steps == 0 or scored:
+            if self.data.validation:
+                metrics |= teacher_forced.validation_loss(engine, self.data.validation, self.pad_id, VALIDATED_AT_ONCE)
+            if self.data.pairs:
+                at_once = min(plan.batch_size, SCORED_AT_ONCE)
+                metrics |= teacher_forced.score(engine, self.data.samples, self.pad_id, at_once)
+        if scored and plan.tasks:
+            metrics |= self._tasks(engine, step)
+        return metrics
+
+    def _tasks(self, engine: Engine, step: int) -> dict[str, float]:
+        """`task.metric` of the merged model; the metrics of uuid carry its name already. Kept samples go to the folder."""
+        kill_point("in_evaluation", step)
+        settings = self.settings.resumable(self.folder / f"journal-{rank()}.jsonl", f"{run_id(self.config)}|{step}")
+        with engine.full_weights(), merged(engine.model), alone():
+            scores, kept = evaluate_model(engine.model, self.tokenizer, self.plan.tasks, settings)
+        if rank() == 0:
+            samples.write(self.folder, kept)
+        return {
+            metric if task == "uuid" else f"{task}.{metric}": value
+            for task, values in scores.items()
+            for metric, value in values.items()
+        }

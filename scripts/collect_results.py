@@ -1,0 +1,61 @@
+"""Brings results in that were made from a copied tree: finds the commit whose source they were made with, and records it.
+
+python scripts/collect_results.py FOLDER
+python scripts/collect_results.py FOLDER --into results/bench
+
+FOLDER holds <run_id>.json and <run_id>.log.jsonl, or the JSON of a benchmark. A machine without the repository's history
+cannot tell whether its source was that of a commit, but the fingerprint in each result can be compared with every commit
+here. A result that fits none is refused: it came from changed source.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from mora.config.source import ROOT, fingerprint_of_commit
+from mora.train.log import replace_file
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where the results are")
+    parser.add_argument("--into", type=Path, default=ROOT / "results/runs", help="default: results/runs")
+    options = parser.parse_args()
+    refused = 0
+    options.into.mkdir(parents=True, exist_ok=True)
+    known = commits_by_fingerprint()
+    for path in sorted(options.folder.glob("*.json")):
+        result = json.loads(path.read_text())
+        commit = known.get(result["source"]["fingerprint"])
+        log = path.with_suffix(".log.jsonl")
+        log_missing = "run_id" in result and not log.is_file()
+        if commit is None or log_missing:
+            reason = "its source is that of no commit here" if commit is None else f"{log.name} is missing"
+            print(f"refused {path.name}: {reason}", file=sys.stderr)
+            refused += 1
+            continue
+        result["source"] |= {"commit": commit, "dirty": False}
+        if log.is_file():
+            replace_file(options.into / log.name, log.read_text())
+        replace_file(options.into / path.name, json.dumps(result, indent=1, sort_keys=True) + "\n")
+        print(f"{path.name}: source of {commit[:10]}")
+    return 1 if refused else 0
+
+
+def commits_by_fingerprint() -> dict[str, str]:
+    """Fingerprint of the source files -> the newest commit that has it."""
+    listed = subprocess.run(["git", "-C", str(ROOT), "log", "--format=%H"], capture_output=True, text=True, check=True)
+    found: dict[str, str] = {}
+    for commit in listed.stdout.split():
+        fingerprint = fingerprint_of_commit(commit)
+        if fingerprint is not None:
+            found.setdefault(fingerprint, commit)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
