@@ -278,7 +278,8 @@ class Hardware(Section):
     """Where and how a run is spread. `micro_batch_size` is a rank's.
 
     parallel: "auto" is none for one process, zero1 where an adapter trains, zero3 for full fine-tuning. offload: the
-    optimizer of ZeRO, and at stage 3 the weights, on the CPU. rendezvous: host:port of the first node, for several.
+    optimizer of ZeRO, and at stage 3 the weights, on the CPU. rendezvous: host:port of the first node, for several; "slurm",
+    the first of the job's.
     """
 
     name: str

@@ -77,7 +77,7 @@ def _starter(config: RunConfig) -> list[str]:
 
 
 def rendezvous(config: RunConfig) -> str:
-    """Where the nodes of a run meet, host:port; under SLURM on the job's first node, at a port of the job's own."""
+    """Where the nodes of a run meet, host:port; for "slurm" on the job's first node, at a port of the job's own."""
     if config.hardware.rendezvous != "slurm":
         assert config.hardware.rendezvous is not None
         return config.hardware.rendezvous
