@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny_runs import random_batches, tiny_config, tiny_engine, train_step
 
+from mora.config.compose import ConfigError
 from mora.train import restart as restarting
 from mora.train.engine import token_losses
 from mora.train.restart import RestartFailed, Restarts, round_stochastically
@@ -149,6 +150,11 @@ def test_stale_masters_bring_the_old_adapter_back_with_the_next_update():
     assert changes[True][1] > 10 * changes[False][1]
 
 
+def test_a_frozen_half_of_an_adapter_cannot_restart():
+    with pytest.raises(ConfigError, match=r"method\.adapter\.freeze_a=true: a restart draws A anew"):
+        set_up("relora", "method.adapter.freeze_a=true")
+
+
 def test_no_restart_on_the_last_step():
     _, restarts, _ = set_up("relora", "task.train.stop_step=12")
     assert [step for step in range(1, 13) if restarts.due(step)] == [4, 8]
@@ -182,6 +188,15 @@ def test_a_restart_that_did_not_take_stops_the_run(sabotage, expected, monkeypat
     else:
         layer.adapter["lora_B"].data.fill_(float("nan"))
     with pytest.raises(RestartFailed, match=expected):
+        restarts.apply(4)
+
+
+def test_a_master_that_was_not_renewed_stops_the_run(monkeypatch):
+    engine, restarts, batches = set_up("relora", dtype=torch.bfloat16)
+    for step in range(4):
+        train_step(engine, batches, step, LR)
+    monkeypatch.setattr(engine, "assign", lambda parameter, value, **_: parameter.data.copy_(value))
+    with pytest.raises(RestartFailed, match=r"the optimizer's copy of lora_A of .* was not renewed"):
         restarts.apply(4)
 
 
