@@ -121,8 +121,9 @@ def test_perplexity_is_exp_of_the_models_own_loss(tiny, tmp_path):
     (tmp_path / "pretrain_text" / "validation.jsonl.zst").write_bytes(_zst([{"text": "the cat sat. " * 100}]))
     settings = Settings(batch_size=2, data_dir=str(tmp_path))
     metrics, _ = evaluate_model(model, tokenizer, ["c4_perplexity_local"], settings)
-    (block, _) = c4_task.blocks(["the cat sat. " * 100], tokenizer, 10**6)
-    ids = [[int(i) for i in (b["context"].split()[-1] + b["target"]).split()] for b in (block, _)]
+    found = c4_task.blocks(["the cat sat. " * 100], tokenizer, 10**6, length=256)
+    ids = [[int(i) for i in (b["context"].split()[-1] + b["target"]).split()] for b in found]
+    assert [len(block) for block in ids] == [256] * 5
     with torch.no_grad():
         loss = model(input_ids=torch.tensor(ids), labels=torch.tensor(ids)).loss.item()
     assert metrics["c4_perplexity_local"]["score"] == pytest.approx(math.exp(loss), rel=1e-5)
@@ -237,17 +238,17 @@ def test_bad_data_are_refused_with_place_and_field(tmp_path):
     path.parent.mkdir()
     for text, expected in {
         "": "there are no rows",
-        '{"input": "a", "gold_index": 0}\n{"input": "b"}\n': "row 2 has no 'gold_index'",
-        '{"input": "a", "gold_index": 0}\n{"inp': r"FPB\.jsonl:2: column .* not JSON",
+        '{"input": "a", "gold_index": 0}\n{"input": "b"}\n': r"FPB\.jsonl:2: field 'gold_index' is missing; the row has input",
+        '{"input": "a", "gold_index": 0}\n{"inp': r"FPB\.jsonl:2: not JSON",
     }.items():
         path.write_text(text)
         with pytest.raises(DataError, match=expected):
-            rows(source, str(tmp_path))
+            list(rows(source, str(tmp_path)))
     packed = _zst([{"input": "a", "gold_index": 0}] * 200)
     cut = Source("cut.jsonl.zst", ("input",))
     (tmp_path / "cut.jsonl.zst").write_bytes(packed[:-9])
-    with pytest.raises(DataError, match="truncated"):
-        rows(cut, str(tmp_path))
+    with pytest.raises(DataError, match="cut off"):
+        list(rows(cut, str(tmp_path)))
 
 
 def _zst(records):

@@ -54,7 +54,7 @@ def test_metamath_prompt():
         ("The answer is: -3.6", -4),
         ("The answer is 18", None),
         ("The answer is: none", None),
-        ("The answer is: 1/0", None),
+        ("The answer is: 1/0", 1),
         ("", None),
     ],
 )
@@ -64,6 +64,7 @@ def test_gsm8k_answer(text, answer):
 
 def test_math_answer():
     assert metamath_task.math_answer("x\nThe answer is: \\frac12.\nQuestion") == "\\frac12"
+    assert metamath_task.math_answer("The answer is: 3..") == "3."  # one full stop goes, as in the original
     assert metamath_task.math_answer("\\frac12") is None
 
 

@@ -69,12 +69,12 @@ def score_math(doc: Row, results: list[str]) -> dict[str, float]:
 
 
 def gsm8k_answer(text: str) -> int | None:
-    """MetaMath's reading, flaws kept: a fraction is divided, `1,234,567` reads as 1234, no marker means no answer."""
+    """MetaMath's reading, flaws kept: a fraction is divided, `1/0` is 1, `1,234,567` is 1234, no marker means no answer."""
     _, marker, after = text.rpartition(MARKER)
     match = NUMBER.search(after) if marker else None
     if match is None:
         return None
-    number = match.group().replace(",", "")
+    number = match.group().replace(",", "").removesuffix("/0")
     try:
         return round(float(Fraction(number)))
     except (ValueError, ZeroDivisionError, OverflowError):
@@ -82,9 +82,9 @@ def gsm8k_answer(text: str) -> int | None:
 
 
 def math_answer(text: str) -> str | None:
-    """What follows the last marker, up to a full stop at a line's end."""
+    """What follows the last marker, up to a full stop at a line's end; one more full stop at its end is left out."""
     _, marker, after = text.rpartition(MARKER)
-    return after.split(".\n")[0].strip().rstrip(".").strip() if marker else None
+    return after.split(".\n")[0].strip().removesuffix(".").strip() if marker else None
 
 
 def _math_doc(row: Row, number: int) -> Row:
