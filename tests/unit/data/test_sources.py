@@ -135,6 +135,13 @@ def test_local_files_are_taken_where_all_are_there(tmp_path, monkeypatch):
     assert [r.paths[0].name for r in sources.resolve(corpus)] == ["a.jsonl", "b.jsonl"]
 
 
+def test_a_csv_field_in_quotes_keeps_its_line_break(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b'text,n\r\n"one\ntwo, three",1\r\n\r\nfour,2\r\n')
+    found = list(files.read_rows(tmp_path / "a.csv"))
+    assert [record.row for record in found] == [{"text": "one\ntwo, three", "n": "1"}, {"text": "four", "n": "2"}]
+    assert found[1].where == f"{tmp_path}/a.csv:5"
+
+
 def test_a_changed_file_has_another_sha256(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(LINES)
@@ -194,3 +201,12 @@ def test_a_set_that_is_not_here_is_named_as_not_compared():
 )
 def test_every_question_of_the_real_sets_is_read(real_data, name, count):
     assert len(overlap.questions_of(overlap.SETS[name])) == count
+
+
+@pytest.mark.parametrize("name", list(overlap.SETS))
+def test_a_real_question_within_a_training_text_is_found(real_data, name):
+    made = overlap.build(Overlap(sets=[name], action="drop"))
+    assert not made.missing
+    questions = [q for q in overlap.questions_of(overlap.SETS[name]) if len(overlap._words(q)) >= 2 * overlap.NGRAM]
+    for question in questions[:: max(1, len(questions) // 20)]:
+        assert made.find(f"It was said that {question} And so on.") == name
