@@ -9,6 +9,8 @@ import torch
 
 from mora import MoraConfig
 from mora.config import compose
+from mora.config.schema import UuidData
+from mora.data.uuid import make_pairs
 from mora.evaluate import __main__ as command
 from mora.evaluate.backend import Backend
 from mora.evaluate.harness import Settings, evaluate_model
@@ -197,6 +199,13 @@ def test_rows_of_adaptllms_schema_run_through_the_command(tiny, tmp_path, capsys
 
     compare.main([str(tmp_path / "out"), str(tmp_path / "out")])
     assert "biomed_usmle" in capsys.readouterr().out
+
+
+def test_uuid_outside_a_run_asks_for_the_papers_pairs(tmp_path):
+    command.main(["tiny", "--task", "uuid", "--limit", "3", "--output", str(tmp_path), "--device", "cpu"])
+    _, *kept = map(json.loads, (tmp_path / "samples/uuid.jsonl").read_text().splitlines())
+    pairs = make_pairs(UuidData(kind="uuid", pairs=3, seed=0, loss_on="all"))
+    assert [row["gold"] for row in kept] == [value for _, value in pairs]
 
 
 def test_bad_data_are_refused_with_place_and_field(tmp_path):

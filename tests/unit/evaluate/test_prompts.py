@@ -38,7 +38,7 @@ def test_mmlu_drops_shots_that_do_not_fit(tmp_path):
 
 
 def test_metamath_prompt():
-    assert metamath_task.PROMPT.format(question="Why?") == (
+    assert metamath_task.PROMPT.format(instruction="Why?") == (
         "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
         "### Instruction:\nWhy?\n\n### Response: Let's think step by step."
     )

@@ -8,12 +8,13 @@ from typing import Any
 
 import datasets
 
+from mora.data import packing
+from mora.data.encoders import MAP_BATCH
 from mora.evaluate.backend import TOKEN_IDS
 from mora.evaluate.choices import as_test_split
 from mora.evaluate.records import DataError, Source, data_folder, rows
 
 BLOCK = 512  # paper: Table 5
-DOCS_TOGETHER = 1000  # official: the batch in which documents are joined; what is left of it below a block is dropped
 
 
 def load(
@@ -36,7 +37,9 @@ def load_local(
 
 
 def blocks(texts: Iterable[str], tokenizer: Any, tokens: int, length: int = BLOCK) -> list[dict[str, str]]:
-    """`context` is a block's first id, `target` the others, as lists of ids: decoding them would not give them back.
+    """Blocks made as in training: `context` is a block's first id, `target` the others.
+
+    Both are lists of ids, for decoding them to text would not give them back.
 
     Raises: DataError without a tokenizer, without its EOS, or where not one block is filled.
     """
@@ -46,14 +49,12 @@ def blocks(texts: Iterable[str], tokenizer: Any, tokens: int, length: int = BLOC
         )
     docs: list[dict[str, str]] = []
     source = iter(texts)
-    while together := list(islice(source, DOCS_TOGETHER)):
-        ids: list[int] = []
-        for encoded in tokenizer(together, add_special_tokens=False)["input_ids"]:
-            ids += [*encoded, tokenizer.eos_token_id]
-        for start in range(0, len(ids) - length + 1, length):
+    while together := list(islice(source, MAP_BATCH)):
+        encoded = tokenizer(together, add_special_tokens=False)["input_ids"]
+        for block in packing.blocks(([*ids, tokenizer.eos_token_id] for ids in encoded), length):
             if len(docs) * length >= tokens:
                 return docs
-            first, *rest = map(str, ids[start : start + length])
+            first, *rest = map(str, block.input_ids)
             docs.append({"context": TOKEN_IDS + first, "target": " " + " ".join(rest)})
     if not docs:
         raise DataError(f"the text is shorter than one block of {length} tokens")

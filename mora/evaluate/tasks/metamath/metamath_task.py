@@ -9,13 +9,11 @@ from typing import Any
 import datasets
 from lm_eval.tasks.hendrycks_math.utils import is_equiv, last_boxed_only_string, remove_boxed
 
+from mora.data import metamath
 from mora.evaluate.choices import as_test_split
 from mora.evaluate.records import DataError, Row, Source, data_folder, rows
 
-PROMPT = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{question}\n\n### Response: Let's think step by step."
-)
+PROMPT = metamath.PROMPT + " Let's think step by step."  # official: training ends at the colon
 MARKER = "The answer is: "
 NUMBER = re.compile(r"[\-+]?\d*[.,/]?\d+")
 GSM8K = Source("gsm8k/test.jsonl", ("question", "answer"), "openai/gsm8k", "main")
@@ -95,4 +93,4 @@ def _math_doc(row: Row, number: int) -> Row:
 
 
 def _doc(question: str, answer: str) -> Row:
-    return {"prompt": PROMPT.format(question=question), "answer": answer}
+    return {"prompt": PROMPT.format(instruction=question), "answer": answer}
