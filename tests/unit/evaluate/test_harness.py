@@ -18,7 +18,7 @@ from mora.evaluate.journal import Journal
 from mora.evaluate.records import DataError, Source, rows
 from mora.evaluate.tasks.biomed import biomed_task
 from mora.evaluate.tasks.c4 import c4_task
-from mora.evaluate.tasks.finance import finance_local
+from mora.evaluate.tasks.finance import finance_local, finance_task
 from mora.evaluate.tasks.metamath import metamath_task
 from mora.evaluate.tasks.mmlu import mmlu_task
 from mora.train.model import load_model
@@ -222,6 +222,10 @@ def test_bad_data_are_refused_with_place_and_field(tmp_path):
         path.write_text(text)
         with pytest.raises(DataError, match=expected):
             list(rows(source, str(tmp_path)))
+    choice = {"input": "Which?", "options": ["a", "b"], "gold_index": 2}
+    path.write_text(json.dumps({**choice, "gold_index": 1}) + "\n" + json.dumps(choice))
+    with pytest.raises(DataError, match=r"document 2 \('Which\?'\): field 'gold_index' is 2"):
+        finance_task.load_choice("FPB", str(tmp_path))
     packed = _zst([{"input": "a", "gold_index": 0}] * 200)
     cut = Source("cut.jsonl.zst", ("input",))
     (tmp_path / "cut.jsonl.zst").write_bytes(packed[:-9])
