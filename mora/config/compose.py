@@ -22,6 +22,15 @@ class ConfigError(ValueError):
     """A configuration that cannot be run. The message is one line: field, value, what was expected."""
 
 
+def _lr_grid(*, _root_: DictConfig) -> str:
+    """${lr_grid:} of configs/sweep/: the rates of the composed task, method and rank, as Hydra sweeps over them."""
+    values: Any = OmegaConf.to_container(OmegaConf.masked_copy(_root_, list(RunConfig.model_fields)), resolve=True)
+    return ",".join(f"{lr:g}" for lr in load(values).lr_grid())
+
+
+OmegaConf.register_new_resolver("lr_grid", _lr_grid, replace=True)
+
+
 def compose(overrides: Sequence[str]) -> RunConfig:
     """The run that `python run.py OVERRIDES` would start.
 

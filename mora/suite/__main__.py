@@ -5,59 +5,58 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
-from mora.config import ConfigError, run_id
+from mora.config import ConfigError
 
 from . import experiment as experiments
-from . import figures, runner, tables
-from .experiment import Grid
+from . import figures, runner, settings, tables
+from .experiment import Experiment, Grid, Scale
 
 
 def main() -> int:
     args = _arguments()
-    chosen = args.names or experiments.names()
     try:
-        loaded = {name: experiments.load(name) for name in chosen}
+        loaded = {name: experiments.load(name) for name in args.names or experiments.names()}
     except FileNotFoundError as error:
         print(f"mora.suite: {error}", file=sys.stderr)
         return 2
-    scales: list[Any] = ["lite", "paper"] if args.render else [args.scale]
-    grids = {
-        (name, scale): [Grid(experiment, scale, row) for row in experiment.scales[scale].rows]
-        for name, experiment in loaded.items()
-        for scale in scales
-    }
-    everything = [grid for group in grids.values() for grid in group]
-    if args.plan:
-        for config in runner.plan(everything):
-            train = config.task.train
-            length = f"{config.last_step} steps" if config.knows_steps else f"{train.epochs} epochs"
-            print(f"{run_id(config)}  {length} of {train.global_batch_size} sequences a step")
-        return 0
-    failed: list[str] = []
-    if not args.render:
-        try:
-            failed = runner.complete(everything, args.jobs)
-        except ConfigError as error:
-            print(f"mora.suite: {error}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            print("mora.suite: stopped; start it again to go on from the checkpoints", file=sys.stderr)
-            return 130
-    for (name, scale), group in grids.items():
-        print(_render(name, loaded[name], group, scale))
+    scales: list[Scale] = ["lite", "paper"] if args.render else [args.scale]
+    seeds = list(range(args.seeds)) if args.seeds else None
+    try:
+        rows = {(name, s): experiments.grids(e, s, seeds) for name, e in loaded.items() for s in scales}
+        everything = [grid for group in rows.values() for row in group for grid in row]
+        if args.plan:
+            from mora.analysis import cost
+
+            print(cost.plan(everything, args.hardware))
+            return 0
+        failed = [] if args.render else runner.complete(everything, args.jobs)
+    except ConfigError as error:
+        print(f"mora.suite: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mora.suite: stopped; start it again to go on from the checkpoints", file=sys.stderr)
+        return 130
+    for (name, scale), group in rows.items():
+        print(_render(name, loaded[name], group, scale, measure=not args.render))
     if failed:
         print(f"mora.suite: {len(failed)} runs failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def _render(name: str, experiment: experiments.Experiment, group: list[Grid], scale: str) -> str:
-    folder = figures.output_folder(scale, experiment.kind)
-    if experiment.kind == "table":
-        path = tables.render(name, experiment, group, scale, folder)
-        return f"{path.read_text()}\n{_relative(path)}"
-    return f"figure: {_relative(figures.render(name, experiment, group, scale, folder))}"
+def _render(name: str, experiment: Experiment, rows: list[list[Grid]], scale: Scale, measure: bool) -> str:
+    if experiment.kind == "settings":
+        if scale != "paper":
+            return f"{name}: at scale paper only"
+        path = settings.render(name, experiment, figures.output_folder("paper", "tables"))
+    elif experiment.kind == "table":
+        path = tables.render(name, experiment, rows, scale, figures.output_folder(scale, "tables"))
+    else:
+        if experiment.kind == "spectrum" and measure:
+            runner.measure_spectra([grid for row in rows for grid in row])
+        drawn = figures.render(name, experiment, rows, scale, figures.output_folder(scale, "figures"))
+        return f"figure: {_relative(drawn)}" if drawn else f"{name}, scale {scale}: nothing to draw yet"
+    return f"{path.read_text()}\n{_relative(path)}"
 
 
 def _relative(path: Path) -> Path:
@@ -69,7 +68,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("names", nargs="*", help="experiments; all of them if none is named")
     parser.add_argument("--scale", choices=["smoke", "lite", "paper"], default="paper")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
-    parser.add_argument("--plan", action="store_true", help="print the runs that are missing, start none")
+    parser.add_argument("--seeds", type=int, help="seeds 0 to N-1, instead of the experiment's")
+    parser.add_argument(
+        "--plan", action="store_true", help="print the runs that are missing and what they cost; start none"
+    )
+    parser.add_argument("--hardware", default="auto", help="of the plan: a name in configs/hardware")
     parser.add_argument("--render", action="store_true", help="only render lite and paper results again")
     return parser.parse_args()
 

@@ -1,8 +1,10 @@
-"""Experiments: the data in experiments/*.yaml as rows, and rows as the runs they need."""
+"""Experiments: the data in experiments/*.yaml as rows and columns, and each cell as the runs it needs."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from functools import lru_cache
+from itertools import product
+from typing import Any, Literal, NamedTuple
 
 import yaml
 
@@ -13,14 +15,30 @@ from mora.config.source import ROOT
 from .launch import result_of
 
 FOLDER = ROOT / "experiments"
+PAPER = ROOT / "results" / "paper" / "tables.yaml"
+SWEEPS = ROOT / "configs" / "sweep"
+
+NAMES = {
+    "none": "untuned",
+    "fft": "FFT",
+    "lora": "LoRA",
+    "lora_plus": "LoRA+",
+    "relora": "ReLoRA",
+    "asylora": "AsyLoRA",
+    "dora": "DoRA",
+    "mora": "MoRA",
+    "remora": "ReMoRA",
+}
+Scale = Literal["paper", "lite", "smoke"]
 
 
 class Row(Section):
-    """A line of a table or a curve of a figure."""
+    """A line of a table or a curve of a figure. `without`: tasks on which the paper prints a dash for it."""
 
     method: str
     r: int | None = None
     operator: str | None = None
+    without: list[str] = []
 
     def overrides(self) -> list[str]:
         chosen = [f"method={self.method}"]
@@ -31,21 +49,50 @@ class Row(Section):
         return chosen
 
 
+class Column(Section):
+    """What is read of a run: a metric at a step (null: the last). In a figure: a panel.
+
+    A column that carries the name of a column of the paper stands beside its number; any other has no number of the paper.
+    `auto`: what operator=auto becomes here, so that a row of that operator shares the runs of other tables.
+    """
+
+    name: str
+    task: str
+    metric: str
+    step: int | None = None
+    overrides: list[str] = []
+    auto: str | None = None
+
+
 class AtScale(Section):
+    """`search`: overrides of the runs that only choose. `sweep`: what is chosen, the rate alone or the method's whole grid.
+
+    `columns`: of this scale, where they are not those of the experiment.
+    """
+
     seeds: list[int]
     rows: list[Row]
-    steps: list[int] = []
+    columns: list[Column] | None = None
     search: list[str] = []
+    sweep: Literal["lr", "method"] = "lr"
 
 
 class Experiment(Section):
+    """`selection`: the metric, lower is better, that chooses among the runs of a search. `unit`: of the table's cells.
+
+    `notes`: the first words of the paper's inconsistencies with itself that concern this experiment.
+    `settings`, of kind settings: a hyperparameter of the paper's table -> its place in a run's configuration.
+    """
+
     title: str
-    kind: Literal["table", "figure"]
-    task: str
-    metric: str
-    selection: str
-    scales: dict[Literal["paper", "lite", "smoke"], AtScale]
+    kind: Literal["table", "figure", "spectrum", "settings"]
+    unit: Literal["percent", "perplexity", "loss"] = "percent"
     paper: str | None = None
+    selection: str = "validation_loss"
+    columns: list[Column] = []
+    scales: dict[Scale, AtScale] = {}
+    notes: list[str] = []
+    settings: dict[str, str] = {}
 
 
 def load(name: str) -> Experiment:
@@ -57,7 +104,23 @@ def load(name: str) -> Experiment:
 
 
 def names() -> list[str]:
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != "claims")
+
+
+@lru_cache
+def paper_tables() -> dict[str, Any]:
+    return yaml.safe_load(PAPER.read_text())
+
+
+def grids(experiment: Experiment, scale: Scale, seeds: list[int] | None = None) -> list[list[Grid]]:
+    """Rows of cells; a row leaves out the columns of a task that it is `without`. `seeds` instead of the experiment's."""
+    if scale not in experiment.scales:
+        return []
+    at = experiment.scales[scale]
+    if seeds:
+        at = at.model_copy(update={"seeds": seeds})
+    columns = at.columns or experiment.columns
+    return [[Grid(experiment, scale, at, row, column) for column in columns] for row in at.rows]
 
 
 def last_step(config: RunConfig, result: dict[str, Any]) -> int:
@@ -65,65 +128,117 @@ def last_step(config: RunConfig, result: dict[str, Any]) -> int:
     return config.last_step if config.knows_steps else result["last_step"]
 
 
-class Grid:
-    """The runs behind one row of an experiment at one scale."""
+class Candidate(NamedTuple):
+    """One point of a search."""
 
-    def __init__(self, experiment: Experiment, scale: str, row: Row):
-        self.experiment, self.scale, self.row = experiment, scale, row
-        self.at_scale = experiment.scales[scale]  # type: ignore[index]
-        self.base = [f"task={experiment.task}", f"scale={scale}", *row.overrides()]
+    overrides: tuple[str, ...]
+    lr: float | None
+
+
+class Grid:
+    """The runs behind one cell of an experiment at one scale."""
+
+    def __init__(self, experiment: Experiment, scale: Scale, at_scale: AtScale, row: Row, column: Column):
+        self.experiment, self.scale, self.at_scale, self.row, self.column = experiment, scale, at_scale, row, column
+        shared = row.model_copy(update={"operator": None}) if row.operator == column.auto else row
+        self.base = [f"task={column.task}", f"scale={scale}", *shared.overrides(), *column.overrides]
+        self.exists = column.task not in row.without
+
+    def candidates(self) -> list[Candidate]:
+        """Every setting that the paper searched: the rates, and the method's own where `sweep` says so."""
+        settings = method_sweep(self.row.method) if self.at_scale.sweep == "method" else {}
+        chosen = list(product(*([f"{key}={value}" for value in values] for key, values in settings.items())))
+        return [Candidate(overrides, lr) for overrides in chosen for lr in self.config().lr_grid() or [None]]
 
     def search(self) -> list[RunConfig]:
-        """One run a learning rate of the grid, on the first seed; none where there is nothing to choose."""
-        grid = self.config().lr_grid()
-        if len(grid) < 2:
+        """One run a candidate, on the first seed; none where there is nothing to choose."""
+        candidates = self.candidates()
+        if not self.exists or len(candidates) < 2:
             return []
-        return [self.config(f"lr={lr}", f"seed={self.at_scale.seeds[0]}", *self.at_scale.search) for lr in grid]
+        return [self._run(c, self.at_scale.seeds[0], searching=True) for c in candidates]
 
-    def best_lr(self) -> float | None:
-        """The rate with the lowest selection metric at the search's last step; None while the search is not complete.
+    def scores(self) -> list[tuple[Candidate, RunConfig, float | str | None]]:
+        """Every run of the search and its selection metric, "diverged", or None where it was not run."""
+        return [(c, run, self._score(run)) for c, run in zip(self.candidates(), self.search(), strict=False)]
+
+    def best(self) -> Candidate | None:
+        """The candidate with the lowest selection metric at the search's last step; None while the search is not complete.
 
         A diverged run counts as the worst.
         """
-        runs = self.search()
-        if not runs:
-            return self.config().lr
-        results = [result_of(config) for config in runs]
-        scores = {}
-        for config, result in zip(runs, results, strict=True):
-            if result is None:
-                return None
-            if result["status"] == "done":
-                scores[config.lr] = result["metrics"][str(last_step(config, result))][self.experiment.selection]
-        return min(scores, key=scores.__getitem__) if scores else None
+        if not self.search():
+            return self.candidates()[0]
+        scores = self.scores()
+        if any(score is None for _, _, score in scores):
+            return None
+        done = [(score, i) for i, (_, _, score) in enumerate(scores) if isinstance(score, float)]
+        return scores[min(done)[1]][0] if done else None
 
     def final(self) -> list[RunConfig]:
-        """The runs that enter the row, one a seed; none until the rate is chosen."""
-        lr = self.best_lr()
-        if lr is None and self.config().method.trains:
+        """The runs that enter the cell, one a seed; none until the candidate is chosen."""
+        if not self.exists or (best := self.best()) is None:
             return []
-        rate = [] if lr is None else [f"lr={lr}"]
-        return [self.config(*rate, f"seed={seed}") for seed in self.at_scale.seeds]
+        return [self._run(best, seed) for seed in self.at_scale.seeds]
+
+    def runs(self) -> list[RunConfig]:
+        """All that the cell may need, chosen or not yet: what a plan counts. Final runs of a longer search are one a seed."""
+        candidates = self.candidates()
+        if not self.exists:
+            return []
+        stand_in = self.final() or [self._run(candidates[0], seed) for seed in self.at_scale.seeds]
+        if not self.at_scale.search and self.search() and not self.final():
+            stand_in = stand_in[1:]  # the winner of the search is the first seed's run
+        return [*self.search(), *stand_in]
 
     def label(self) -> str:
         config = self.config()
-        name = {"fft": "FFT", "lora": "LoRA", "mora": "MoRA", "none": "untuned"}[self.row.method]
-        if config.r is not None:
-            stands_for = f" (as {config.r * config.model.rank_scale})" if config.model.rank_scale > 1 else ""
-            name += f" r={config.r}{stands_for}"
+        name = NAMES[self.row.method]
+        if self.row.r is not None:
+            stands_for = f" (as {self.row.r * config.model.rank_scale})" if config.model.rank_scale > 1 else ""
+            name += f" r={self.row.r}{stands_for}"
         return name + (f", {self.row.operator}" if self.row.operator else "")
 
-    def paper_values(self) -> list[float | None] | None:
-        """The row of the paper's table that this row answers, if there is one."""
-        if self.experiment.paper is None or self.row.operator is not None:
+    def paper_value(self) -> float | None:
+        """What the paper prints for this cell, if it prints anything. Scale smoke never stands beside the paper."""
+        if self.experiment.paper is None or self.scale == "smoke":
             return None
-        config = self.config()
-        rank = (self.row.r or 0) * config.model.rank_scale
-        table: dict[str, Any] = yaml.safe_load((ROOT / "results/paper/tables.yaml").read_text())[self.experiment.paper]
+        table = paper_tables()[self.experiment.paper]
+        if self.column.name not in table["columns"]:
+            return None
+        rank = (self.row.r or 0) * self.config().model.rank_scale
         for row in table["rows"]:
-            if row["method"] == self.row.method and row["r"] == rank:
-                return row["values"]
+            if "operator" in row:
+                same = row["operator"] == self.row.operator
+            else:
+                same = (row["method"], row["r"]) == (self.row.method, rank) and self.row.operator is None
+            if same:
+                return row["values"][table["columns"].index(self.column.name)]
         return None
 
-    def config(self, *more: str) -> RunConfig:
-        return compose([*self.base, *more])
+    def config(self) -> RunConfig:
+        """The run at the first rate of the grid and seed 0."""
+        return _composed(tuple(self.base))
+
+    def _run(self, candidate: Candidate, seed: int, searching: bool = False) -> RunConfig:
+        more = [*candidate.overrides, *(self.at_scale.search if searching else [])]
+        return _composed((*self.base, *more)).model_copy(update={"lr": candidate.lr, "seed": seed})
+
+    def _score(self, config: RunConfig) -> float | str | None:
+        result = result_of(config)
+        if result is None or result["status"] != "done":
+            return result and str(result["status"])
+        return float(result["metrics"][str(last_step(config, result))][self.experiment.selection])
+
+
+@lru_cache(maxsize=4096)
+def _composed(overrides: tuple[str, ...]) -> RunConfig:
+    return compose(overrides)
+
+
+def method_sweep(method: str) -> dict[str, list[str]]:
+    """The settings beside the rate that the paper searched for a method, as configs/sweep/<method>.yaml gives them to Hydra."""
+    path = SWEEPS / f"{method}.yaml"
+    if not path.is_file():
+        return {}
+    values = yaml.safe_load(path.read_text())
+    return {key: str(value).split(",") for key, value in values.items() if key not in ("defaults", "lr")}

@@ -1,32 +1,59 @@
-"""Loss curves from the raw logs beside the results, as SVG that is the same byte for byte on every rendering."""
+"""Loss curves from the raw logs beside the results, and spectra, as SVG that is the same byte for byte on every rendering."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 
-from mora.config.source import ROOT
+from mora.config.run_id import run_id
 from mora.train import log
 
+from .cells import usable
 from .experiment import Experiment, Grid
-from .launch import result_of, result_path
-from .tables import usable
+from .launch import ROOT, result_of, result_path
 
 SMOOTHING_STEPS = 5
 STYLES = ("-", "--", "-.", ":")
+MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj")  # in the order of Figure 5
+Draw = Callable[[Axes, list[Grid]], list[str]]
 
 
-def render(name: str, experiment: Experiment, grids: list[Grid], scale: str, folder: Path) -> Path:
-    """Writes `folder/<name>-<scale>.svg`; curves are means over seeds, bands their range."""
-    figure, axes = plt.subplots(figsize=(6.4, 4.0), constrained_layout=True)
+def render(name: str, experiment: Experiment, rows: list[list[Grid]], scale: str, folder: Path) -> Path | None:
+    """Writes `folder/<name>-<scale>.svg`, a panel a column; None where there is nothing to draw yet."""
+    panels = list(zip(*rows, strict=True))
+    figure, axes = plt.subplots(1, len(panels), figsize=(6.4 * len(panels), 4.0), squeeze=False, layout="constrained")
+    draw: Draw = _spectra if experiment.kind == "spectrum" else _losses
+    for ax, panel in zip(axes[0], panels, strict=True):
+        missing = draw(ax, list(panel))
+        about = f"scale {scale}, {panel[0].column.name}"
+        ax.set_title(about + (f"; not run: {', '.join(missing)}" if missing else ""), fontsize=9)
+        ax.grid(alpha=0.3)
+        if ax.lines or ax.patches:
+            ax.legend(frameon=False, fontsize=9)
+    path = folder / f"{name}-{scale}.svg"
+    drawn = any(ax.lines or ax.patches for ax in axes[0])
+    if drawn:
+        folder.mkdir(parents=True, exist_ok=True)
+        with matplotlib.rc_context({"svg.hashsalt": "mora", "svg.fonttype": "none"}):
+            figure.savefig(path, metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+    return path if drawn else None
+
+
+def _losses(axes: Axes, panel: list[Grid]) -> list[str]:
+    """Curves are means over seeds, bands their range. Returns the labels of what was not run."""
     missing = []
-    for i, grid in enumerate(grids):
-        curves = _curves(grid, scale)
+    for i, grid in enumerate(panel):
+        curves = _curves(grid)
         if curves is None:
             missing.append(grid.label())
             continue
@@ -35,23 +62,42 @@ def render(name: str, experiment: Experiment, grids: list[Grid], scale: str, fol
         if len(curves) > 1:
             axes.fill_between(steps, curves.min(0), curves.max(0), color=line.get_color(), alpha=0.2, lw=0)
     axes.set(xlabel="step", ylabel="training loss (nats a token)")
-    axes.set_title(f"scale {scale}" + (f"; not run: {', '.join(missing)}" if missing else ""), fontsize=9)
-    axes.grid(alpha=0.3)
-    if axes.lines:
-        axes.legend(frameon=False, fontsize=9)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}-{scale}.svg"
-    with matplotlib.rc_context({"svg.hashsalt": "mora", "svg.fonttype": "none"}):
-        figure.savefig(path, metadata={"Date": None, "Creator": None})
-    plt.close(figure)
-    return path
+    return missing
 
 
-def _curves(grid: Grid, scale: str) -> np.ndarray | None:
+def _spectra(axes: Axes, panel: list[Grid]) -> list[str]:
+    """Bars: singular values of delta W above 0.1 a kind of module, mean over layers and seeds."""
+    missing, width = [], 0.8 / len(panel)
+    for i, grid in enumerate(panel):
+        found = [spectrum_of(config, grid.scale) for config in grid.final()]
+        if not found or any(spectrum is None for spectrum in found):
+            missing.append(grid.label())
+            continue
+        heights = [np.mean([s["kinds"][kind][grid.column.metric] for s in found if s]) for kind in MODULES]
+        axes.bar(np.arange(len(MODULES)) + (i - (len(panel) - 1) / 2) * width, heights, width, label=grid.label())
+    axes.set_xticks(range(len(MODULES)), [kind.removesuffix("_proj") for kind in MODULES])
+    axes.set(ylabel="singular values of delta W above 0.1")
+    return missing
+
+
+def spectrum_path(config: Any) -> Path:
+    """Beside the folder of the runs' results: results/spectra/<run_id>.json."""
+    return result_path(config).parent.parent / "spectra" / f"{run_id(config)}.json"
+
+
+def spectrum_of(config: Any, scale: str) -> dict[str, Any] | None:
+    """The spectrum of a run whose result may be shown."""
+    path = spectrum_path(config)
+    if usable(result_of(config), scale) is None or not path.is_file():
+        return None
+    return json.loads(path.read_text())
+
+
+def _curves(grid: Grid) -> np.ndarray | None:
     """Training loss, (seeds, steps), smoothed; None unless every seed was run to its end."""
     curves = []
     for config in grid.final():
-        result = usable(result_of(config), scale)
+        result = usable(result_of(config), grid.scale)
         if result is None or result["status"] != "done":
             return None
         rows = log.read(result_path(config).with_suffix("").with_suffix(".log.jsonl"))
@@ -67,4 +113,4 @@ def _smooth(values: list[float]) -> np.ndarray:
 
 def output_folder(scale: str, kind: str) -> Path:
     """results/tables or results/figures; smoke stays in outputs/."""
-    return ROOT / ("outputs/smoke" if scale == "smoke" else "results") / f"{kind}s"
+    return ROOT / ("outputs/smoke" if scale == "smoke" else "results") / kind

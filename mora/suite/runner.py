@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from mora.config import RunConfig, run_id
 
 from .experiment import Grid
-from .launch import interrupt_on_sigterm, launch, result_of, run_folder, stop_workers
+from .figures import spectrum_path
+from .launch import ROOT, interrupt_on_sigterm, launch, result_of, run_folder, stop_workers
+
+POLL_S = 5.0  # how often a run that another suite is doing is looked at
 
 
 def missing(configs: Iterable[RunConfig]) -> list[RunConfig]:
@@ -26,15 +33,23 @@ def plan(grids: list[Grid]) -> list[RunConfig]:
 def complete(grids: list[Grid], jobs: int) -> list[str]:
     """Runs everything that is missing: first the searches, then the final runs. Returns the ids of the runs that failed.
 
+    A run that another process holds is left to it, and looked at again once nothing else is to be done.
     Raises: KeyboardInterrupt on SIGTERM or Ctrl-C, after the workers have saved their checkpoints.
     """
     failed: dict[str, int] = {}
     interrupt_on_sigterm()
+    waiting: list[str] = []
     while todo := [c for c in plan(grids) if run_id(c) not in failed]:
-        print(f"{len(todo)} runs, {jobs} side by side", flush=True)
+        free = [c for c in todo if not held(c)]
+        if not free:
+            if waiting != (waiting := [run_id(c) for c in todo]):
+                print(f"waiting for {len(todo)} runs of another process: {', '.join(waiting)}", flush=True)
+            time.sleep(POLL_S)
+            continue
+        print(f"{len(free)} runs, {jobs} side by side", flush=True)
         pool = ThreadPoolExecutor(jobs)
         try:
-            for config, code in zip(todo, pool.map(lambda c: _run(c, jobs), todo), strict=True):
+            for config, code in zip(free, pool.map(lambda c: _run(c, jobs), free), strict=True):
                 if code:
                     failed[run_id(config)] = code
         except KeyboardInterrupt:
@@ -47,13 +62,52 @@ def complete(grids: list[Grid], jobs: int) -> list[str]:
     return list(failed)
 
 
+def held(config: RunConfig) -> bool:
+    """Whether a worker, of this suite or another, is at the run now: it keeps the lock of the run's folder while it lives."""
+    path = run_folder(config) / ".lock"
+    if not path.is_file():
+        return False
+    with open(path) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        fcntl.flock(lock, fcntl.LOCK_UN)
+    return False
+
+
+def _was_held(folder: Path) -> bool:
+    """Whether the worker ended because another process had the run at that moment; `held` itself holds it for an instant."""
+    *_, last = ["", *(folder / "output.txt").read_text(errors="replace").splitlines()]
+    return "is held by another process" in last
+
+
 def _run(config: RunConfig, jobs: int) -> int:
+    """The worker's exit code; 0 too where another process holds the run or was faster."""
+    if held(config):
+        print(f"{run_id(config)}: elsewhere", flush=True)
+        return 0
     folder = run_folder(config)
     folder.mkdir(parents=True, exist_ok=True)
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     with open(folder / "output.txt", "a") as output:
         env = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads), "MORA_SIDE_BY_SIDE": str(jobs)}
         code = launch(config, output, env)
+    if code and (result_of(config) is not None or held(config) or _was_held(folder)):
+        print(f"{run_id(config)}: elsewhere", flush=True)
+        return 0
     word = "done" if code == 0 else f"FAILED with exit code {code}, see {folder / 'output.txt'}"
     print(f"{run_id(config)}: {word}", file=sys.stdout if code == 0 else sys.stderr, flush=True)
     return code
+
+
+def measure_spectra(grids: list[Grid]) -> None:
+    """The spectra of finished runs whose weights are still in their folders; those that there are stay."""
+    for config in (c for grid in grids for c in grid.final()):
+        path, folder = spectrum_path(config), run_folder(config)
+        result = result_of(config)
+        if path.is_file() or result is None or result["status"] != "done" or not (folder / "config.yaml").is_file():
+            continue
+        command = [sys.executable, "-m", "mora.analysis.spectrum", "--run", str(folder), "--out", str(path)]
+        print(f"{run_id(config)}: spectrum", flush=True)
+        subprocess.run(command, cwd=ROOT, check=False)

@@ -1,114 +1,193 @@
-"""A table from result files: Markdown and CSV, `paper | ours mean +- sd (n) | difference`. Nothing is typed in."""
+"""A table from result files, as Markdown, LaTeX (booktabs) and CSV. Nothing is typed in, and no git is asked."""
 
 from __future__ import annotations
 
-import statistics
+import csv
+import io
+import math
 from pathlib import Path
-from typing import Any
 
-from mora.config.run_id import format_lr
-from mora.config.source import is_committed
+from mora.config.run_id import format_lr, run_id
+from mora.train.log import replace_file
 
-from .experiment import Experiment, Grid, last_step
+from .cells import Cell, cell, usable
+from .experiment import Experiment, Grid, paper_tables
 from .launch import result_of
 
 NOT_RUN = "not run"
+DIGITS = {"percent": 1, "perplexity": 2}  # as the paper prints them
+CAPTIONS = {"smollm2_135m": "SmolLM2-135M-Instruct, dequantised from Q4_1"}
+MARKS = {"beyond": "*", "within": "~", None: "?"}
+LEGEND = (
+    "Each cell: paper | ours, mean +- sd (n seeds) | difference. `*` the difference exceeds the noise, `~` it does not, `?` the "
+    "noise is not known. Noise: over seeds, the 95 % prediction interval of one more run; with one seed, 1.96 sqrt(2) standard "
+    "errors over the evaluation's documents."
+)
 
 
-def cell_values(grid: Grid, step: int) -> list[float] | None:
-    """The metric in percent of every seed at a step; a diverged seed counts 0. None unless all seeds were run."""
-    configs = grid.final()
-    results = [usable(result_of(config), grid.scale) for config in configs]
-    if not configs or any(result is None for result in results):
-        return None
-    return [_metric(result, step, grid.experiment.metric) for result in results if result is not None]
-
-
-def usable(result: dict[str, Any] | None, scale: str) -> dict[str, Any] | None:
-    """The result, unless its source is not that of a commit. Smoke results prove the path only and are shown as they are."""
-    if result is None or scale == "smoke" or is_committed(result["source"]):
-        return result
-    return None
-
-
-def render(name: str, experiment: Experiment, grids: list[Grid], scale: str, folder: Path) -> Path:
-    """Writes `folder/<name>-<scale>.md` and `.csv`; returns the Markdown's path."""
-    steps = grids[0].at_scale.steps
-    lines = [f"# {experiment.title}", "", f"Scale {scale}. Each cell: paper | ours, mean +- sd (n) | difference.", ""]
-    lines.append("| method | trainable | lr | " + " | ".join(f"step {s}" for s in steps) + " |")
-    lines.append("|" + "---|" * (3 + len(steps)))
-    rows = ["method,r,operator,lr,step,paper,mean,sd,n,seeds"]
-    for grid in grids:
-        paper = grid.paper_values()
-        finals = grid.final()
-        result = usable(result_of(finals[0]), scale) if finals else None
-        count = f"{result['parameters']['trainable']:,}" if result else NOT_RUN
-        rate = format_lr(finals[0].lr) if finals and finals[0].lr else "-"
-        cells = []
-        for i, step in enumerate(steps):
-            printed = paper[i] if paper and len(paper) == len(steps) else None
-            values = cell_values(grid, step)
-            cells.append(_cell(printed, values))
-            rows.append(_csv(grid, rate, step, printed, values))
-        lines.append(f"| {grid.label()} | {count} | {rate} | " + " | ".join(cells) + " |")
-    lines += ["", *_search_lines(grids)]
+def render(name: str, experiment: Experiment, rows: list[list[Grid]], scale: str, folder: Path) -> Path:
+    """Writes `folder/<name>-<scale>.md`, `.tex` and `.csv`; returns the Markdown's path."""
+    cells = [[cell(grid) if grid.exists else None for grid in row] for row in rows]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}-{scale}.csv").write_text("\n".join(rows) + "\n")
     path = folder / f"{name}-{scale}.md"
-    path.write_text("\n".join(lines) + "\n")
+    replace_file(path, _markdown(experiment, rows, cells, scale))
+    replace_file(path.with_suffix(".tex"), _latex(experiment, rows, cells, scale))
+    replace_file(path.with_suffix(".csv"), _csv(rows, cells))
     return path
 
 
-def _search_lines(grids: list[Grid]) -> list[str]:
-    """The learning-rate curves: every rate tried, the losing ones too."""
-    lines = []
-    for grid in grids:
-        shown = []
-        for config in grid.search():
-            result = result_of(config)
-            metric = grid.experiment.selection
-            value = NOT_RUN if result is None else result["status"]
-            if result is not None and result["status"] == "done":
-                value = f"{result['metrics'][str(last_step(config, result))][metric]:.4g}"
-            assert config.lr is not None
-            shown.append(f"{format_lr(config.lr)}: {value}")
-        if shown:
-            lines.append(f"- {grid.label()}: " + ", ".join(shown))
-    return ["Learning-rate search (rate: value_nll at its last step, lower is better):", "", *lines] if lines else []
+def _markdown(experiment: Experiment, rows: list[list[Grid]], cells: list[list[Cell | None]], scale: str) -> str:
+    lines = [f"# {experiment.title}", "", f"Scale {scale}, {_models(rows)}. {LEGEND}", ""]
+    lines.append("| method | trainable | " + " | ".join(grid.column.name for grid in rows[0]) + " |")
+    lines.append("|" + "---|" * (2 + len(rows[0])))
+    for row, found in zip(rows, cells, strict=True):
+        shown = [_words(c, DIGITS[experiment.unit]).replace("|", "\\|") for c in found]
+        lines.append(f"| {row[0].label()} | {trainable(row)} | " + " | ".join(shown) + " |")
+    for note in notes(experiment):
+        lines += ["", f"The paper with itself: {note}"]
+    lines += _search_lines(experiment, rows)
+    return "\n".join(lines) + "\n"
 
 
-def _metric(result: dict[str, Any], step: int, metric: str) -> float:
-    return 0.0 if result["status"] == "diverged" else 100 * result["metrics"][str(step)][metric]
+def _models(rows: list[list[Grid]]) -> str:
+    names = dict.fromkeys(grid.config().model.name for row in rows for grid in row)
+    return ", ".join(CAPTIONS.get(name, name) for name in names)
 
 
-def _cell(paper: float | None, values: list[float] | None) -> str:
-    printed = "-" if paper is None else f"{paper:g}"
-    if values is None:
-        return f"{printed} \\| {NOT_RUN}"
-    mean = statistics.fmean(values)
-    spread = f" +- {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    difference = "" if paper is None else f" \\| {mean - paper:+.1f}"
-    return f"{printed} \\| {mean:.1f}{spread} ({len(values)}){difference}"
+def notes(experiment: Experiment) -> list[str]:
+    """The paper's inconsistencies with itself that concern this experiment, shown and not repaired."""
+    found = paper_tables()["inconsistencies"]
+    return [next(text for text in found if text.startswith(start)) for start in experiment.notes]
 
 
-def _csv(grid: Grid, rate: str, step: int, paper: float | None, values: list[float] | None) -> str:
-    mean = sd = n = seeds = ""
-    if values is not None:
-        mean, n = f"{statistics.fmean(values):.4f}", str(len(values))
-        sd = f"{statistics.stdev(values):.4f}" if len(values) > 1 else ""
-        seeds = " ".join(f"{v:.4f}" for v in values)
-    row = grid.row
-    return ",".join(
-        [
-            row.method,
-            str(row.r or ""),
-            row.operator or "",
-            rate,
-            str(step),
-            "" if paper is None else f"{paper:g}",
-            mean,
-            sd,
-            n,
-            seeds,
-        ]
+def trainable(row: list[Grid]) -> str:
+    """The counts that the row's runs report, one a model or rank; "not run" where none has a result."""
+    counts = []
+    for grid in row:
+        for config in grid.final():
+            if result := usable(result_of(config), grid.scale):
+                counts.append(f"{result['parameters']['trainable']:,}")
+    return " / ".join(dict.fromkeys(counts)) or NOT_RUN
+
+
+def _words(found: Cell | None, digits: int) -> str:
+    """paper | mean +- sd (n) | difference and its mark."""
+    if found is None:
+        return "-"
+    printed = _printed(found.paper, digits)
+    if found.mean is None or found.values is None:
+        return f"{printed} | {NOT_RUN}"
+    if math.isinf(found.mean):
+        return f"{printed} | diverged ({len(found.values)})"
+    spread = f" +- {found.sd:.{digits}f}" if found.sd is not None else ""
+    ours = f"{found.mean:.{digits}f}{spread} ({len(found.values)})"
+    if found.difference is None:
+        return f"{printed} | {ours}"
+    return f"{printed} | {ours} | {found.difference:+.{digits}f}{MARKS[found.noise]}"
+
+
+def _printed(value: float | None, digits: int, dash: str = "-") -> str:
+    """The paper's number as it stands there; 100 % has no decimals."""
+    if value is None:
+        return dash
+    return "100" if value == 100 else f"{value:.{digits}f}"
+
+
+def _search_lines(experiment: Experiment, rows: list[list[Grid]]) -> list[str]:
+    """Every candidate of every search, the losing ones too: the learning-rate curves."""
+    lines: dict[str, None] = {}
+    for row in rows:
+        for grid in row:
+            scores = grid.scores()
+            if not scores:
+                continue
+            best = grid.best()
+            shown = []
+            for candidate, _, score in scores:
+                words = [*(o.rsplit(".", 1)[-1] for o in candidate.overrides), format_lr(candidate.lr or 0)]
+                value = NOT_RUN if score is None else score if isinstance(score, str) else f"{score:.4g}"
+                shown.append(f"{' '.join(words)}: {value}{' (chosen)' if candidate == best else ''}")
+            where = " ".join([grid.column.task, *grid.column.overrides])
+            lines[f"- {grid.label()}, {where}: " + ", ".join(shown)] = None
+    if not lines:
+        return []
+    head = f"Searches, each rate with its {experiment.selection} at the last step of the search (lower is better):"
+    return ["", head, "", *lines]
+
+
+def _latex(experiment: Experiment, rows: list[list[Grid]], cells: list[list[Cell | None]], scale: str) -> str:
+    columns = len(rows[0])
+    lines = [
+        f"% {experiment.title}; scale {scale}. Needs \\usepackage{{booktabs}}. Paper / ours.",
+        f"\\begin{{tabular}}{{lr{'c' * columns}}}",
+        "\\toprule",
+        " & ".join(["method", "trainable", *(_escape(grid.column.name) for grid in rows[0])]) + " \\\\",
+        "\\midrule",
+    ]
+    for row, found in zip(rows, cells, strict=True):
+        lines.append(
+            " & ".join(
+                [_escape(row[0].label()), trainable(row), *(_latex_cell(c, DIGITS[experiment.unit]) for c in found)]
+            )
+            + " \\\\"
+        )
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+
+
+def _latex_cell(found: Cell | None, digits: int) -> str:
+    if found is None:
+        return "--"
+    printed = _printed(found.paper, digits, "--")
+    if found.mean is None:
+        return f"{printed} / {NOT_RUN}"
+    if math.isinf(found.mean):
+        return f"{printed} / diverged"
+    spread = f" \\pm {found.sd:.{digits}f}" if found.sd is not None else ""
+    mark = "^{*}" if found.noise == "beyond" else ""
+    return f"{printed} / ${found.mean:.{digits}f}{spread}{mark}$"
+
+
+def _escape(text: str) -> str:
+    return text.replace("_", "\\_").replace("%", "\\%")
+
+
+def _csv(rows: list[list[Grid]], cells: list[list[Cell | None]]) -> str:
+    """One line a cell; fields are empty where there is nothing."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(
+        "method r operator column task setting lr paper mean sd n difference noise threshold trainable seeds runs".split()
     )
+    for row, found in zip(rows, cells, strict=True):
+        for grid, c in zip(row, found, strict=True):
+            if c is not None:
+                writer.writerow(_csv_line(grid, c))
+    return out.getvalue()
+
+
+def _csv_line(grid: Grid, c: Cell) -> list[str]:
+    config, best = grid.config(), grid.best()
+    measured = c.values is not None
+
+    def number(value: float | None) -> str:
+        return "" if value is None else f"{value:.4f}"
+
+    return [
+        grid.row.method,
+        "" if config.r is None else str(config.r),
+        grid.row.operator or "",
+        grid.column.name,
+        grid.column.task,
+        " ".join(best.overrides) if best else "",
+        format_lr(best.lr) if best and best.lr else "",
+        "" if c.paper is None else f"{c.paper:g}",
+        number(c.mean),
+        number(c.sd),
+        str(len(c.values)) if c.values else "",
+        number(c.difference),
+        c.noise or "",
+        number(c.threshold if measured else None),
+        trainable([grid]) if measured else "",
+        " ".join(f"{v:.4f}" for v in c.values or ()),
+        " ".join(run_id(run) for run in grid.final()) if measured else "",
+    ]

@@ -1,10 +1,9 @@
+import hydra
 import pytest
 import yaml
 
 from mora.config import ConfigError, compose, run_id
 from mora.config.compose import CONFIG_DIR, load
-from mora.suite import experiment as experiments
-from mora.suite.experiment import Grid
 
 
 @pytest.mark.parametrize(
@@ -44,7 +43,12 @@ def test_bad_input_is_refused_in_one_line(overrides, expected):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("path", sorted(CONFIG_DIR.glob("*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}")
+RUNS = sorted(
+    p for p in CONFIG_DIR.glob("*/*.yaml") if p.parent.name != "sweep"
+)  # sweeps are Hydra's, no part of a run
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_a_typo_in_any_yaml_is_refused(path):
     group, name = path.parent.name, path.stem
     chosen = {"task": "uuid", "method": "mora", "scale": "smoke", group: name}
@@ -61,18 +65,20 @@ def test_a_typo_in_any_yaml_is_refused(path):
         load(values)
 
 
-def test_every_cell_of_every_experiment_composes_at_every_scale():
-    count = 0
-    for name in experiments.names():
-        experiment = experiments.load(name)
-        for scale, at_scale in experiment.scales.items():
-            for row in at_scale.rows:
-                grid = Grid(experiment, scale, row)
-                assert grid.config().scale.name == scale
-                for config in grid.search():
-                    assert config.lr in config.lr_grid()
-                count += 1
-    assert count > 30
+@pytest.mark.parametrize(
+    ("sweep", "task", "expected"),
+    [
+        ("lr", "biomed", {"lr": "0.0003,0.0004"}),
+        ("lora_plus", "metamath", {"lr": "0.0001,0.0002", "method.adapter.lr_ratio": "2.0,4.0"}),
+        ("relora", "metamath", {"lr": "0.0001,0.0002", "method.restart.every_steps": "1000,2000"}),
+    ],
+)
+def test_a_sweep_hands_hydra_the_grid_of_the_task_and_method(sweep, task, expected):
+    method = "lora" if sweep == "lr" else sweep
+    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        overrides = [f"task={task}", f"method={method}", "r=256", f"sweep={sweep}"]
+        composed = hydra.compose("config", overrides=overrides, return_hydra_config=True)
+    assert dict(composed.hydra.sweeper.params) == expected
 
 
 def test_without_lr_the_first_of_the_grid_is_taken():

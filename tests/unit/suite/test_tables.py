@@ -1,71 +1,106 @@
-"""Table 2 at lite scale from results made up for the test: what is complete is shown, the rest is "not run"."""
-
-import json
+"""Tables from results made up for the test: what is complete and usable is shown, the rest is "not run"."""
 
 import pytest
+from made_up import write
 
 from mora.config.run_id import format_lr
+from mora.suite import cells, launch, tables
 from mora.suite import experiment as experiments
-from mora.suite import launch, tables
-from mora.suite.experiment import Grid
+from mora.suite.cells import Cell, cell
+
+STEPS = (300, 500, 700, 900)
+
+
+def row_of(name, scale, **wanted):
+    rows = experiments.grids(experiments.load(name), scale)
+    return next(row for row in rows if row[0].row.model_dump(exclude_defaults=True) == wanted)
 
 
 @pytest.fixture
-def grid(tmp_path, monkeypatch):
+def row(tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "ROOT", tmp_path)
-    experiment = experiments.load("table2")
-    row = next(row for row in experiment.scales["lite"].rows if row.method == "lora" and row.r == 1)
-    return Grid(experiment, "lite", row)
+    return row_of("table2", "lite", method="lora", r=1)
 
 
-def write(config, value_nll, accuracy=0.5, status="done", dirty=False):
-    path = launch.result_path(config)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    steps = {
-        str(s): {"uuid_char_acc": accuracy, "value_nll": value_nll} for s in (300, 500, 700, 900, config.last_step)
-    }
-    source = {"commit": None, "fingerprint": "", "dirty": dirty}
-    result = {
-        "status": status,
-        "last_step": config.last_step,
-        "metrics": steps,
-        "source": source,
-        "parameters": {"trainable": 1234},
-    }
-    path.write_text(json.dumps(result))
+def write_uuid(run, value_nll, accuracy=0.5, **more):
+    write(run, {"uuid_char_acc": accuracy, "value_nll": value_nll}, steps=STEPS, **more)
 
 
-def test_the_rate_with_the_lowest_selection_metric_is_chosen_once_all_are_there(grid):
+def test_the_rate_with_the_lowest_selection_metric_is_chosen_once_all_are_there(row):
+    grid = row[0]
     search = grid.search()
     assert [c.last_step for c in search] == [300, 300, 300]
     for config, nll in zip(search[:2], (3.0, 1.0), strict=True):
-        write(config, nll)
-    assert grid.best_lr() is None
+        write_uuid(config, nll)
+    assert grid.best() is None
     assert grid.final() == []
-    write(search[2], 0.5, status="diverged")
-    assert grid.best_lr() == search[1].lr
+    write_uuid(search[2], 0.5, status="diverged")
+    assert grid.best().lr == search[1].lr
     assert [(c.seed, c.lr, c.last_step) for c in grid.final()] == [(s, search[1].lr, 1000) for s in (0, 1, 2)]
 
 
-def test_a_cell_needs_every_seed_and_committed_source(grid, tmp_path):
+def test_a_cell_needs_every_seed_and_committed_source(row, tmp_path):
+    grid = row[3]
     for config, nll in zip(grid.search(), (3.0, 1.0, 2.0), strict=True):
-        write(config, nll)
+        write_uuid(config, nll)
     finals = grid.final()
     for config, accuracy in zip(finals[:2], (0.4, 0.5), strict=True):
-        write(config, 1.0, accuracy)
-    assert tables.cell_values(grid, 900) is None
-    write(finals[2], 1.0, 0.9, dirty=True)
-    assert tables.cell_values(grid, 900) is None
-    write(finals[2], 1.0, 0.6)
-    assert tables.cell_values(grid, 900) == pytest.approx([40, 50, 60])
-    text = tables.render("table2", grid.experiment, [grid], "lite", tmp_path / "out").read_text()
+        write_uuid(config, 1.0, accuracy)
+    assert cell(grid).values is None
+    for unusable in ({"dirty": True}, {"dirty": None}, {"status": "failed"}):
+        write_uuid(finals[2], 1.0, 0.9, **unusable)
+        assert cell(grid).values is None
+    smoke = finals[2].model_dump(mode="json") | {"scale": {"name": "smoke"}}
+    write_uuid(finals[2], 1.0, 0.9, config=smoke)
+    assert cell(grid).values is None
+    write_uuid(finals[2], 1.0, 0.6)
+    assert cell(grid).values == pytest.approx([40, 50, 60])
+    path = tables.render("table2", grid.experiment, [row], "lite", tmp_path / "out")
     first, best, last = (format_lr(config.lr) for config in grid.search())
-    assert f"| LoRA r=1 (as 8) | 1,234 | {best} | 9.9 \\| 50.0 +- 10.0 (3) \\| +40.1 |" in text
-    assert f"{first}: 3, {best}: 1, {last}: 2" in text
-    csv = (tmp_path / "out" / "table2-lite.csv").read_text()
-    assert f"lora,1,,{best},300,9.9,50.0000,10.0000,3,40.0000 50.0000 60.0000" in csv
+    assert "| LoRA r=1 (as 8) | 1,234 | 9.9 \\| 50.0 +- 10.0 (3) \\| +40.1~ |" in path.read_text()
+    assert f"{first}: 3, {best}: 1 (chosen), {last}: 2" in path.read_text()
+    assert "LoRA r=1 (as 8) & 1,234 & 9.9 / $50.0 \\pm 10.0$ &" in path.with_suffix(".tex").read_text()
+    line = path.with_suffix(".csv").read_text().splitlines()[1]
+    expected = (
+        f"lora,1,,step_300,uuid,,{best},9.9,50.0000,10.0000,3,40.1000,within,49.6868,1234,40.0000 50.0000 60.0000"
+    )
+    assert line.startswith(expected.replace("1234", '"1,234"'))
 
 
-def test_a_row_that_was_not_run_says_so(grid, tmp_path):
-    text = tables.render("table2", grid.experiment, [grid], "lite", tmp_path / "out").read_text()
+def test_a_row_that_was_not_run_says_so(row, tmp_path):
+    text = tables.render("table2", row[0].experiment, [row], "lite", tmp_path / "out").read_text()
     assert text.count("not run") == 1 + 4 + 3
+
+
+def test_noise_is_the_prediction_interval_over_seeds_or_the_error_over_documents():
+    over_seeds = Cell(50.0, (52.0, 53.0, 54.0))
+    assert over_seeds.threshold == pytest.approx(4.303 * 1.0 * (4 / 3) ** 0.5)
+    assert (over_seeds.difference, over_seeds.noise) == (3.0, "within")
+    assert Cell(47.0, (52.0, 53.0, 54.0)).noise == "beyond"
+    assert Cell(50.0, (52.0,), (0.5,)).noise == "beyond"
+    assert Cell(50.0, (51.0,), (0.5,)).noise == "within"
+    assert Cell(50.0, (51.0,)).noise is None
+
+
+def test_a_diverged_run_is_the_worst_there_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "ROOT", tmp_path)
+    grid = row_of("table3", "paper", method="mora", r=128)[0]
+    write(grid.final()[0], {}, status="diverged")
+    assert cell(grid).values == (float("inf"),)
+    grid = row_of("table1", "paper", method="fft")[2]
+    write(grid.final()[0], {}, status="diverged")
+    assert cell(grid).values == (0.0,)
+
+
+def test_one_row_spans_tasks_and_a_standard_error_marks_what_is_beyond_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "ROOT", tmp_path)
+    row = row_of("table1", "paper", method="fft")
+    metrics = {"metamath_gsm8k.score": 0.60, "metamath_gsm8k.score_stderr": 0.01, "metamath_math.score": 0.2}
+    write(row[2].final()[0], metrics)
+    text = tables.render("table1", row[0].experiment, [row], "paper", tmp_path / "out").read_text()
+    assert "| 50.6 \\| not run | 51.3 \\| not run | 66.6 \\| 60.0 (1) \\| -6.6* | 20.1 \\| 20.0 (1) \\| -0.1? |" in text
+
+
+def test_several_seeds_beyond_the_table_of_t_take_its_last_value():
+    assert Cell(0.0, tuple(range(20))).threshold > 0
+    assert len(cells.T95) == 9

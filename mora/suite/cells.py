@@ -1,0 +1,106 @@
+"""One cell: the paper's number, ours over seeds, and whether the two differ by more than chance."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from .experiment import Grid, last_step
+from .launch import result_of
+
+# Student's t, two-sided 95 %, by degrees of freedom; beyond ten seeds the last one errs on the safe side
+T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+Noise = Literal["beyond", "within"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """`values`, one a seed, None where not every seed was run; inf where a run diverged and lower is better.
+
+    `errors`: standard errors over the evaluation's documents, one a seed, where the metric has them. Units of the table.
+    """
+
+    paper: float | None
+    values: tuple[float, ...] | None
+    errors: tuple[float, ...] | None = None
+
+    @cached_property
+    def mean(self) -> float | None:
+        return None if self.values is None else statistics.fmean(self.values)
+
+    @cached_property
+    def sd(self) -> float | None:
+        """Of a seed; None for one seed, or where a run diverged."""
+        if self.values is None or len(self.values) < 2 or math.inf in self.values:
+            return None
+        return statistics.stdev(self.values)
+
+    @cached_property
+    def difference(self) -> float | None:
+        """Ours minus the paper's."""
+        return None if self.mean is None or self.paper is None else self.mean - self.paper
+
+    @cached_property
+    def threshold(self) -> float | None:
+        """What the difference must exceed. The paper's number is one more run of the same kind.
+
+        Several seeds: the 95 % prediction interval, t sd sqrt(1 + 1/n). One seed: 1.96 sqrt(2) standard errors over the
+        documents, which leaves out what another seed would change. None where neither is known.
+        """
+        if self.sd is not None and self.values is not None:
+            n = len(self.values)
+            return T95[min(n - 2, len(T95) - 1)] * self.sd * math.sqrt(1 + 1 / n)
+        return 1.96 * math.sqrt(2) * self.errors[0] if self.errors else None
+
+    @cached_property
+    def noise(self) -> Noise | None:
+        if self.difference is None or self.threshold is None:
+            return None
+        return "beyond" if abs(self.difference) > self.threshold else "within"
+
+
+def cell(grid: Grid) -> Cell:
+    """Of the results that there are; a cell with a seed missing, or not usable, was not run."""
+    paper = grid.paper_value()
+    finals = grid.final()
+    results = [usable(result_of(config), grid.scale) for config in finals]
+    values, errors = [], []
+    for config, result in zip(finals, results, strict=True):
+        measured = None if result is None else _measured(grid, config, result)
+        if measured is None:
+            return Cell(paper, None)
+        values.append(measured[0])
+        if measured[1] is not None:
+            errors.append(measured[1])
+    complete = errors if len(errors) == len(values) else None
+    return Cell(paper, tuple(values) or None, complete and tuple(complete))
+
+
+def usable(result: dict[str, Any] | None, scale: str) -> dict[str, Any] | None:
+    """The result, if it may enter a table of this scale: it ended, and at lite and paper its source is that of a commit.
+
+    `source.dirty` says so: false at the run, or once it was verified when the result was brought in. null is not enough.
+    """
+    if result is None or result["status"] not in ("done", "diverged"):
+        return None
+    if result["config"]["scale"]["name"] != scale:
+        return None
+    return result if scale == "smoke" or result["source"]["dirty"] is False else None
+
+
+def _measured(grid: Grid, config: Any, result: dict[str, Any]) -> tuple[float, float | None] | None:
+    """The metric in the table's unit and its standard error; a diverged run counts as the worst there is."""
+    higher_is_better = grid.experiment.unit == "percent"
+    if result["status"] == "diverged":
+        return (0.0 if higher_is_better else math.inf), None
+    step = grid.column.step or last_step(config, result)
+    metrics = result["metrics"].get(str(step), {})
+    if grid.column.metric not in metrics:
+        return None
+    factor = 100 if higher_is_better else 1
+    error = metrics.get(f"{grid.column.metric}_stderr")
+    return factor * metrics[grid.column.metric], None if error is None else factor * error

@@ -1,0 +1,62 @@
+"""The paper's hyperparameter table beside what configs/ give at scale paper: every value of both, composed, not copied."""
+
+from __future__ import annotations
+
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mora.config import compose
+from mora.train.log import replace_file
+
+from .experiment import Experiment, paper_tables
+
+LORA_LIKE = ("lora", "lora_plus", "relora", "asylora", "dora")
+
+
+class Line(NamedTuple):
+    """One value of the paper's table and ours. `what`: as the table reads."""
+
+    what: str
+    paper: Any
+    ours: Any
+
+
+def lines(experiment: Experiment) -> list[Line]:
+    """Every value that the table prints, in its order."""
+    table = paper_tables()[experiment.paper or ""]
+    found = []
+    for task in (name for name, values in table.items() if isinstance(values, dict) and "scheduler" in values):
+        config = compose([f"task={task}", "method=fft", "scale=paper"])
+        found += [
+            Line(f"{task}: {name}", table[task][name], attrgetter(path)(config))
+            for name, path in experiment.settings.items()
+        ]
+    for task, grids in table["lr"].items():
+        found.append(Line(f"{task}: lr fft", grids["fft"], compose([f"task={task}", "method=fft"]).lr_grid()))
+        for methods, family in ((LORA_LIKE, "lora_like"), (("mora",), "mora")):
+            for r, rates in grids[family].items():
+                for method in methods:
+                    config = compose([f"task={task}", f"method={method}", f"r={r}"])
+                    found.append(Line(f"{task}: lr {method} r={r}", rates, config.lr_grid()))
+    for r, alpha in table["lora_alpha"].items():
+        config = compose(["task=metamath", "method=lora", f"r={r}"])
+        found.append(Line(f"lora_alpha r={r}", alpha, config.lora_alpha()))
+    return found
+
+
+def render(name: str, experiment: Experiment, folder: Path) -> Path:
+    """Writes `folder/<name>-paper.md`; returns its path."""
+    rows = [
+        f"| {line.what} | {_plain(line.paper)} | {_plain(line.ours)} | {'' if line.paper == line.ours else 'differs'} |"
+        for line in lines(experiment)
+    ]
+    text = [f"# {experiment.title}", "", "| setting | paper | configs/ | |", "|---|---|---|---|", *rows]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}-paper.md"
+    replace_file(path, "\n".join(text) + "\n")
+    return path
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(f"{v:g}" for v in value) if isinstance(value, list) else str(value)

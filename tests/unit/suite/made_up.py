@@ -1,0 +1,24 @@
+"""Results written for a test, as a worker would write them."""
+
+import json
+
+from mora.suite import launch
+
+
+def write(run, metrics, status="done", dirty=False, steps=(), trainable=1234, log_rows=(), **changed):
+    """`metrics` at the last step and at `steps`. `changed` replaces top-level fields of the result."""
+    path = launch.result_path(run)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    last = run.last_step if run.knows_steps else 77
+    result = {
+        "status": status,
+        "last_step": last,
+        "metrics": {str(step): metrics for step in (*steps, last)},
+        "source": {"commit": None, "fingerprint": "", "dirty": dirty},
+        "parameters": {"trainable": trainable},
+        "config": run.model_dump(mode="json"),
+    } | changed
+    path.write_text(json.dumps(result))
+    if log_rows:
+        path.with_suffix(".log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log_rows))
+    return path

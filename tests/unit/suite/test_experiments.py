@@ -1,0 +1,152 @@
+"""Every cell of every table and figure at every scale can be run, and stands beside the number that the paper prints."""
+
+import csv
+import hashlib
+import re
+
+import pytest
+import yaml
+
+from mora.adapter import MoraConfig
+from mora.adapter.model import resolve_operator
+from mora.config import run_id
+from mora.config.source import ROOT
+from mora.suite import experiment as experiments
+from mora.suite import launch, runner, settings, tables
+from mora.suite.experiment import Grid
+
+NAMES = experiments.names()
+TABLES = [f"table{n}" for n in (1, 2, 3, 4, 6, 7)]
+CELLS = [(name, scale) for name in NAMES for scale in experiments.load(name).scales]
+PRINTED = {"table1": 76, "table2": 20, "table3": 8, "table4": 8, "table6": 25, "table7": 30}
+SHA256 = "8979c3d2770202514c34107a3f0ba5b7495cc358970097b8228f29662b4c181e"
+
+
+def cells_of(name, scale) -> list[Grid]:
+    return [grid for row in experiments.grids(experiments.load(name), scale) for grid in row]
+
+
+def scored(tasks) -> set[str]:
+    """The tasks and, of a group, its members."""
+    files = [yaml.load(p.read_text(), Loader) for p in (ROOT / "mora" / "evaluate" / "tasks").rglob("*.yaml")]
+    groups = {file["group"]: file["task"] for file in files if "group" in file}
+    return {*tasks, *(member for task in tasks for member in groups.get(task, []))}
+
+
+class Loader(yaml.SafeLoader):
+    """Leaves lm-eval's !function tags alone."""
+
+
+Loader.add_constructor("!function", lambda loader, node: node.value)
+
+
+@pytest.fixture
+def nothing_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "ROOT", tmp_path)
+
+
+def test_the_experiments_are_the_tables_and_figures_of_the_paper():
+    assert NAMES == [f"figure{n}" for n in (2, 3, 4, 5)] + [f"table{n}" for n in range(1, 8)]
+
+
+def test_the_transcript_of_the_paper_is_as_it_was_checked():
+    assert hashlib.sha256(experiments.PAPER.read_bytes()).hexdigest() == SHA256
+
+
+@pytest.mark.parametrize(("name", "scale"), CELLS)
+def test_every_cell_composes_and_reads_what_its_runs_measure(name, scale, nothing_measured):
+    for grid in cells_of(name, scale):
+        if not grid.exists:
+            continue
+        runs = grid.runs()
+        assert runs, grid.label()
+        assert len({run_id(config) for config in runs}) == len(runs)
+        for config in runs:
+            assert config.scale.name == scale
+            assert not config.knows_steps or grid.column.step is None or grid.column.step <= config.total_steps
+        evaluation = grid.config().task.evaluation
+        if grid.experiment.kind == "table" and grid.column.task != "uuid":
+            assert grid.column.metric.removesuffix(".score") in scored(evaluation.tasks)
+        assert grid.column.step is None or grid.column.step in evaluation.at_steps
+        assert grid.experiment.selection == ("value_nll" if grid.column.task == "uuid" else "validation_loss")
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_printed_number_stands_beside_our_cell_or_not_run(name, tmp_path, nothing_measured):
+    experiment = experiments.load(name)
+    rows = experiments.grids(experiment, "paper")
+    path = tables.render(name, experiment, rows, "paper", tmp_path / "out")
+    printed = [row["values"] for row in experiments.paper_tables()[name]["rows"]]
+    assert sum(value is not None for values in printed for value in values) == PRINTED[name]
+    shown = [[grid.paper_value() for grid in row] for row in rows]
+    assert shown == printed
+    with open(path.with_suffix(".csv")) as file:
+        assert sum(line["paper"] != "" for line in csv.DictReader(file)) == PRINTED[name]
+    body = path.read_text().split("Searches,")[0]
+    assert len(re.findall(r"\| [\d.]+ \\\| not run", body)) == PRINTED[name]
+
+
+def test_the_paper_prints_167_numbers():
+    assert sum(PRINTED.values()) == 167
+
+
+def test_table_1_takes_the_grids_of_the_paper(nothing_measured):
+    grids = [grid for grid in cells_of("table1", "paper") if grid.exists]
+    trained = {(grid.column.task, grid.row.method, grid.row.r) for grid in grids}
+    assert len(trained) == 51
+    assert len({run_id(config) for grid in grids for config in grid.runs()}) == 128
+
+
+@pytest.mark.parametrize(
+    ("other", "scale"), [(n, s) for n in ("table4", "table6", "table7") for s in ("paper", "lite")]
+)
+def test_tables_share_their_runs(other, scale, nothing_measured):
+    main = {run_id(config) for grid in cells_of("table1", scale) for config in grid.runs()}
+    for grid in cells_of(other, scale):
+        alone = other == "table4" and grid.row.operator != grid.column.auto
+        assert {run_id(config) for config in grid.runs()}.isdisjoint(main) == alone, grid.label()
+
+
+@pytest.mark.parametrize(("scale", "width"), [("paper", 4096), ("lite", 576), ("smoke", 128)])
+def test_what_table_4_takes_auto_for_is_what_it_becomes(scale, width):
+    for grid in cells_of("table4", scale):
+        assert resolve_operator(MoraConfig(r=grid.config().r, operator="auto"), width) == grid.column.auto
+
+
+def test_table_5_is_what_the_configs_say():
+    lines = settings.lines(experiments.load("table5"))
+    assert len(lines) == 4 * 4 + 4 * (1 + 2 * 6) + 2
+    assert [line for line in lines if line.paper != line.ours] == []
+
+
+def test_every_inconsistency_of_the_paper_is_shown_somewhere():
+    shown = [note for name in NAMES for note in tables.notes(experiments.load(name))]
+    assert set(shown) == set(experiments.paper_tables()["inconsistencies"])
+
+
+def test_a_run_of_another_process_is_left_to_it(tmp_path, monkeypatch):
+    import fcntl
+
+    monkeypatch.setenv("MORA_OUTPUT_DIR", str(tmp_path))
+    grid = cells_of("table2", "smoke")[0]
+    config = grid.final()[0]
+    assert not runner.held(config)
+    folder = launch.run_folder(config)
+    folder.mkdir(parents=True)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert runner.held(config)
+        monkeypatch.setattr(runner, "launch", lambda *a, **k: pytest.fail("started a run that another process holds"))
+        assert runner._run(config, jobs=1) == 0
+    assert not runner.held(config)
+
+
+def test_rendered_results_are_what_the_measured_ones_give(tmp_path):
+    """results/tables holds nothing but what `make render` writes, byte for byte, and all of it."""
+    for name, scale in CELLS:
+        experiment = experiments.load(name)
+        if experiment.kind == "table" and scale != "smoke":
+            tables.render(name, experiment, experiments.grids(experiment, scale), scale, tmp_path)
+    settings.render("table5", experiments.load("table5"), tmp_path)
+    committed = ROOT / "results" / "tables"
+    assert {p.name: p.read_bytes() for p in committed.iterdir()} == {p.name: p.read_bytes() for p in tmp_path.iterdir()}
