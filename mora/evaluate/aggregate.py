@@ -107,7 +107,7 @@ def bootstrap(
 
 
 def standard_error(name: str, items: Sequence[Any], clusters: Sequence[Hashable] | None = None) -> float:
-    """The closed form for a mean over independent documents, else the spread of `bootstrap`. NaN of one item or one cluster."""
+    """The closed form for a mean over independent documents, else `bootstrap`'s spread. NaN of one item or one cluster."""
     if len(items if clusters is None else set(clusters)) < 2:
         return float("nan")
     if name == "mean" and clusters is None:
