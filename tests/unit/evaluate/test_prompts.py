@@ -1,8 +1,13 @@
 """The prompts of fixed records, word for word, and how answers are read."""
 
+import re
+
 import pytest
 
+from mora.config import compose
+from mora.evaluate.harness import TASKS
 from mora.evaluate.tasks.biomed import biomed_task
+from mora.evaluate.tasks.c4 import c4_task
 from mora.evaluate.tasks.finance import finance_local, finance_task
 from mora.evaluate.tasks.metamath import metamath_task
 from mora.evaluate.tasks.mmlu import mmlu_task
@@ -35,6 +40,15 @@ def test_mmlu_drops_shots_that_do_not_fit(tmp_path):
     assert shots(2048) == 5
     assert 0 < shots(250) < 5
     assert shots(10) == 0
+
+
+@pytest.mark.parametrize(("scale", "name"), [("paper", "c4_perplexity"), ("lite", "c4_perplexity_local")])
+def test_perplexity_is_measured_on_blocks_as_long_as_those_trained_on(scale, name):
+    task = compose(["task=c4", "method=none", f"scale={scale}"]).task
+    written = (TASKS / "c4" / f"{name}.yaml").read_text()
+    block = re.search(r"block: (\d+)", written)
+    assert task.evaluation.tasks == [name]
+    assert task.data.max_length == (int(block[1]) if block else c4_task.BLOCK)
 
 
 def test_metamath_prompt():
