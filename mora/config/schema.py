@@ -27,7 +27,7 @@ class Section(BaseModel):
 
 
 RowFormat = Literal["messages", "instruction", "lima", "sharegpt", "openorca", "metamath", "gsm8k", "math", "text"]
-HeldOut = Literal["gsm8k", "math", "mmlu", "pubmedqa", "fpb", "headline"]
+HeldOut = Literal["gsm8k", "math", "mmlu", "pubmedqa", "fpb", "headline", "fiqa_sa", "ner", "convfinqa"]
 
 
 class HubSource(Section):

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mora.config.schema import HubSource, Overlap
 
 from . import sources
+from .files import read_cells, read_json, read_rows, read_text
 from .records import DataError
 
 NGRAM = 13  # words in a row that are compared, as in GPT-3's check; a shorter question must be the whole text
@@ -26,25 +27,63 @@ NOT_COMPARED = "not compared: neither under MORA_DATA_DIR nor on a hub that answ
 _WORD = re.compile(r"[a-z0-9]+")
 
 
+def _rows(path: Path, encoding: str = "utf-8", delimiter: str | None = None) -> Iterator[dict[str, Any]]:
+    yield from (record.row for record in read_rows(path, encoding, delimiter))
+
+
+def _mmlu(path: Path) -> Iterator[dict[str, Any]]:
+    if path.suffix != ".csv":
+        yield from _rows(path)
+        return
+    yield from ({"question": cells[0]} for _, cells in read_cells(path))  # its own files have no header
+
+
+def _pubmedqa(path: Path) -> Iterator[dict[str, Any]]:
+    if path.suffix == ".json":
+        yield from read_json(path).values()
+        return
+    for row in _rows(path):  # the hub's
+        yield {"QUESTION": row["question"], "CONTEXTS": row["context"]["contexts"]}
+
+
+def _fiqa_sa(path: Path) -> Iterator[dict[str, Any]]:
+    yield from read_json(path).values()
+
+
+def _convfinqa(path: Path) -> Iterator[dict[str, Any]]:
+    yield from (row["doc"] for row in read_json(path)["dev"])
+
+
+def _ner(path: Path) -> Iterator[dict[str, Any]]:
+    for sentence in read_text(path).split("\n\n"):
+        words = [line.split()[0] for line in sentence.splitlines()]
+        if words and words != ["-DOCSTART-"]:
+            yield {"text": " ".join(words)}
+
+
 @dataclass(frozen=True)
 class HeldOutSet:
     """Where an evaluation set's questions are: a local glob under MORA_DATA_DIR, and files of a hub set."""
 
     local: str
-    hub: str | None
-    hub_files: str
-    fields: tuple[str, ...]  # those of a hub row or JSON line that hold text
+    fields: tuple[str, ...]  # those of a row that hold text
+    hub: str | None = None
+    hub_files: str = ""
+    rows: Callable[[Path], Iterator[dict[str, Any]]] = _rows  # of a file
 
 
 SETS = {
-    "gsm8k": HeldOutSet("gsm8k/test.jsonl", "openai/gsm8k", "main/test*.parquet", ("question",)),
-    "math": HeldOutSet("math/test.jsonl", "EleutherAI/hendrycks_math", "*/test*.parquet", ("problem",)),
-    "mmlu": HeldOutSet("mmlu/test/*.csv", "cais/mmlu", "all/test*.parquet", ("question",)),
+    "gsm8k": HeldOutSet("gsm8k/test.jsonl", ("question",), "openai/gsm8k", "main/test*.parquet"),
+    "math": HeldOutSet("math/test.jsonl", ("problem",), "EleutherAI/hendrycks_math", "*/test*.parquet"),
+    "mmlu": HeldOutSet("mmlu/test/*.csv", ("question",), "cais/mmlu", "all/test*.parquet", _mmlu),
     "pubmedqa": HeldOutSet(
-        "pubmedqa/ori_pqal.json", "qiaojin/PubMedQA", "pqa_labeled/*.parquet", ("question", "QUESTION", "CONTEXTS")
+        "pubmedqa/ori_pqal.json", ("QUESTION", "CONTEXTS"), "qiaojin/PubMedQA", "pqa_labeled/*.parquet", _pubmedqa
     ),
-    "fpb": HeldOutSet("fpb/all-data.csv", None, "", ("news",)),
-    "headline": HeldOutSet("headline/*.csv", None, "", ("News",)),
+    "fpb": HeldOutSet("fpb/all-data.csv", ("news",), rows=partial(_rows, encoding="latin-1")),
+    "headline": HeldOutSet("headline/*.csv", ("News",), rows=partial(_rows, delimiter="\t")),
+    "fiqa_sa": HeldOutSet("fiqa_sa/task1_*_test.json", ("sentence",), rows=_fiqa_sa),
+    "ner": HeldOutSet("fin_ner/FIN3_test.conll", ("text",), rows=_ner),
+    "convfinqa": HeldOutSet("convfinqa/dev.json", ("pre_text", "post_text"), rows=_convfinqa),
 }
 
 
@@ -109,27 +148,13 @@ def questions_of(held_out: HeldOutSet) -> list[str]:
             kind="hub", id=str(held_out.hub), files=held_out.hub_files, revision="main", format="text", max_rows=None
         )
         local, _ = sources.hub_files(hub)
-    return [text for path in local for text in _questions(path, held_out.fields)]
+    return [text for path in local for row in held_out.rows(path) for text in _texts(row, held_out.fields)]
 
 
-def _questions(path: Path, fields: tuple[str, ...]) -> Iterator[str]:
-    if path.suffix == ".csv" and "News" not in fields and "news" not in fields:  # MMLU's files have no header
-        with open(path, encoding="utf-8", newline="") as file:
-            yield from (row[0] for row in csv.reader(file) if row)
-        return
-    if path.suffix == ".csv":
-        with open(path, encoding="latin-1", newline="") as file:
-            delimiter = "\t" if "News" in fields else ","
-            yield from (row[fields[0]] for row in csv.DictReader(file, delimiter=delimiter))
-        return
-    if path.name == "ori_pqal.json":
-        rows = json.loads(path.read_text()).values()
-    else:
-        rows = (record.row for record in sources.read(path))
-    for row in rows:
-        for name in fields:
-            value = row.get(name)
-            yield from [value] if isinstance(value, str) else list(value or [])
+def _texts(row: dict[str, Any], fields: tuple[str, ...]) -> Iterator[str]:
+    for name in fields:
+        value = row.get(name)
+        yield from [value] if isinstance(value, str) else list(value or [])
 
 
 def _words(text: str) -> list[str]:

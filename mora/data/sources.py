@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import fcntl
-import gzip
 import hashlib
 import json
 import os
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -18,9 +15,8 @@ from typing import Any
 from mora.config.schema import Corpus, FileSource, HubSource, Source, SyntheticSource
 
 from . import synthetic
+from .files import read_rows
 from .records import DataError, Record
-
-BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -41,7 +37,7 @@ class Rows:
         if self.made is not None:
             yield from synthetic.rows(self.made)
         for path in self.paths:
-            yield from read(path)
+            yield from read_rows(path)
 
 
 def cache_dir() -> Path:
@@ -138,111 +134,3 @@ def sha256(path: Path) -> str:
             digest = hashlib.file_digest(content, "sha256").hexdigest()
         file.write(f"{json.dumps(key)} {digest}\n")
     return digest
-
-
-def read(path: Path) -> Iterator[Record]:
-    """The rows of a .jsonl, .json (an array too), .parquet, .csv or .tsv file, the text ones also as .gz or .zst.
-
-    Raises: DataError naming file and line.
-    """
-    kind = path.name.removesuffix(".gz").removesuffix(".zst").rsplit(".", 1)[-1]
-    if kind == "parquet":
-        yield from _parquet(path)
-    elif kind == "jsonl" or (kind == "json" and not _is_array(path)):
-        for number, line in enumerate(_lines(path), 1):
-            if line.strip():
-                yield Record(f"{path}:{number}", _object(line, f"{path}:{number}"))
-    elif kind == "json":
-        rows = _json(b"".join(_chunks(path)), str(path))
-        for number, row in enumerate(rows, 1):
-            yield Record(f"{path}, row {number}", _checked(row, f"{path}, row {number}"))
-    elif kind in ("csv", "tsv"):
-        text = (_decoded(line, f"{path}:{n}") for n, line in enumerate(_lines(path), 1))
-        for number, row in enumerate(csv.DictReader(text, delimiter="\t" if kind == "tsv" else ","), 2):
-            yield Record(f"{path}:{number}", row)
-    else:
-        raise DataError(f"{path}: cannot read files of this kind; expected .jsonl, .json, .parquet, .csv, .gz or .zst")
-
-
-def _parquet(path: Path) -> Iterator[Record]:
-    import pyarrow
-    import pyarrow.parquet as parquet
-
-    try:
-        number = 0
-        for batch in parquet.ParquetFile(path).iter_batches(batch_size=1000):
-            for row in batch.to_pylist():
-                number += 1
-                yield Record(f"{path}, row {number}", row)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a whole parquet file ({error})") from error
-
-
-def _chunks(path: Path) -> Iterator[bytes]:
-    """The decompressed bytes of a file. A stream that ends early is an error, not an end."""
-    if path.suffix == ".zst":
-        yield from _zst(path)
-        return
-    opened = gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")  # noqa: SIM115
-    with opened as file:
-        try:
-            while block := file.read(BLOCK_BYTES):
-                yield block
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise DataError(f"{path}: damaged or cut off ({error})") from error
-
-
-def _zst(path: Path) -> Iterator[bytes]:
-    import zstandard
-
-    with open(path, "rb") as file:
-        stream, waiting = zstandard.ZstdDecompressor().decompressobj(), b""
-        started = False
-        try:
-            while block := waiting or file.read(BLOCK_BYTES):
-                if stream.eof:  # the next of several frames
-                    stream = zstandard.ZstdDecompressor().decompressobj()
-                started = True
-                yield stream.decompress(block)
-                waiting = stream.unused_data if stream.eof else b""
-        except zstandard.ZstdError as error:
-            raise DataError(f"{path}: damaged ({error})") from error
-        if started and not stream.eof:
-            raise DataError(f"{path}: the compressed stream is cut off")
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    rest = b""
-    for chunk in _chunks(path):
-        *whole, rest = (rest + chunk).split(b"\n")
-        yield from whole
-    if rest:
-        yield rest
-
-
-def _is_array(path: Path) -> bool:
-    return next((c for c in _chunks(path) if c.strip()), b"").lstrip().startswith(b"[")
-
-
-def _decoded(line: bytes, where: str) -> str:
-    try:
-        return line.decode()
-    except UnicodeDecodeError:
-        return line.decode("latin-1")  # Financial PhraseBank is in Latin-1
-
-
-def _json(data: bytes, where: str) -> Any:
-    try:
-        return json.loads(data)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{where}: not JSON ({error})") from error
-
-
-def _object(line: bytes, where: str) -> dict[str, Any]:
-    return _checked(_json(line, where), where)
-
-
-def _checked(row: Any, where: str) -> dict[str, Any]:
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: is {row!r:.40}, expected an object with fields")
-    return row

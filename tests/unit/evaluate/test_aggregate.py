@@ -46,6 +46,11 @@ def test_copies_in_a_cluster_add_no_evidence():
     assert standard_error("mean", items * 4, clusters) == pytest.approx(standard_error("mean", items), rel=0.08)
 
 
+def test_one_document_or_cluster_has_no_error():
+    assert np.isnan(standard_error("mean", [1.0]))
+    assert np.isnan(standard_error("mean", [1.0, 0.0, 1.0], ["a"] * 3))
+
+
 def test_mcnemar_is_the_exact_binomial():
     a, b = [1.0] * 8 + [0.0] * 2 + [1.0] * 5, [0.0] * 8 + [1.0] * 2 + [1.0] * 5
     assert mcnemar(a, b) == pytest.approx(2 * (1 + 10 + 45) / 1024)

@@ -1,8 +1,13 @@
 """The prompts of fixed records, word for word, and how answers are read."""
 
+import re
+
 import pytest
 
+from mora.config import compose
+from mora.evaluate.harness import TASKS
 from mora.evaluate.tasks.biomed import biomed_task
+from mora.evaluate.tasks.c4 import c4_task
 from mora.evaluate.tasks.finance import finance_local, finance_task
 from mora.evaluate.tasks.metamath import metamath_task
 from mora.evaluate.tasks.mmlu import mmlu_task
@@ -37,8 +42,17 @@ def test_mmlu_drops_shots_that_do_not_fit(tmp_path):
     assert shots(10) == 0
 
 
+@pytest.mark.parametrize(("scale", "name"), [("paper", "c4_perplexity"), ("lite", "c4_perplexity_local")])
+def test_perplexity_is_measured_on_blocks_as_long_as_those_trained_on(scale, name):
+    task = compose(["task=c4", "method=none", f"scale={scale}"]).task
+    written = (TASKS / "c4" / f"{name}.yaml").read_text()
+    block = re.search(r"block: (\d+)", written)
+    assert task.evaluation.tasks == [name]
+    assert task.data.max_length == (int(block[1]) if block else c4_task.BLOCK)
+
+
 def test_metamath_prompt():
-    assert metamath_task.PROMPT.format(question="Why?") == (
+    assert metamath_task.PROMPT.format(instruction="Why?") == (
         "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
         "### Instruction:\nWhy?\n\n### Response: Let's think step by step."
     )
@@ -54,7 +68,7 @@ def test_metamath_prompt():
         ("The answer is: -3.6", -4),
         ("The answer is 18", None),
         ("The answer is: none", None),
-        ("The answer is: 1/0", None),
+        ("The answer is: 1/0", 1),
         ("", None),
     ],
 )
@@ -64,6 +78,7 @@ def test_gsm8k_answer(text, answer):
 
 def test_math_answer():
     assert metamath_task.math_answer("x\nThe answer is: \\frac12.\nQuestion") == "\\frac12"
+    assert metamath_task.math_answer("The answer is: 3..") == "3."  # one full stop goes, as in the original
     assert metamath_task.math_answer("\\frac12") is None
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import random
 from typing import Any
 
 import datasets
 
+from mora.data.files import read_json, read_text
 from mora.evaluate.choices import as_test_split
-from mora.evaluate.records import DataError, Source, data_folder, read_text, rows
+from mora.evaluate.records import DataError, Source, raw_folder, rows
 
 DECISIONS = ["No", "Maybe", "Yes"]
 ROLES = ["background", "population", "intervention", "outcome", "study design", "other"]
@@ -25,9 +25,9 @@ def load_adapt(name: str, data_dir: str | None = None, **_: Any) -> dict[str, da
 
 def load_pubmedqa_local(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
     """PubMedQA-L's 1 000 questions from `pubmedqa/ori_pqal.json`."""
-    path = _folder(data_dir) / "pubmedqa/ori_pqal.json"
+    path = raw_folder(data_dir) / "pubmedqa/ori_pqal.json"
     docs = []
-    for key, row in json.loads(read_text(path)).items():
+    for key, row in read_json(path).items():
         for field in ("QUESTION", "CONTEXTS", "LABELS", "final_decision"):
             if field not in row:
                 raise DataError(f"{path}: {key} has no {field!r}")
@@ -44,7 +44,7 @@ def load_pubmedqa_local(data_dir: str | None = None, **_: Any) -> dict[str, data
 
 def load_piboso_local(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
     """Roles of the sentences of 200 abstracts (NICTA-PIBOSO), two training sentences of each role before each."""
-    folder = _folder(data_dir) / "nicta_piboso"
+    folder = raw_folder(data_dir) / "nicta_piboso"
     train: dict[str, list[str]] = {}
     for _abstract, role, sentence in _sentences(folder / "train_clean.txt"):
         train.setdefault(role, []).append(sentence)
@@ -74,10 +74,3 @@ def _sentences(path: Any) -> list[tuple[str, str, str]]:
                 raise DataError(f"{path}:{number}: expected a role ({', '.join(ROLES)}), a tab and a sentence")
             found.append((abstract, role, sentence))
     return found
-
-
-def _folder(data_dir: str | None) -> Any:
-    folder = data_folder(data_dir)
-    if folder is None:
-        raise DataError("a _local task reads raw records: set MORA_DATA_DIR or --data-dir to their folder")
-    return folder

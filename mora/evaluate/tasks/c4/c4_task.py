@@ -2,37 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
 import datasets
 
+from mora.data import packing
+from mora.data.encoders import MAP_BATCH
 from mora.evaluate.backend import TOKEN_IDS
 from mora.evaluate.choices import as_test_split
-from mora.evaluate.records import DataError, Source, data_folder, read, rows
+from mora.evaluate.records import DataError, Source, data_folder, rows
 
 BLOCK = 512  # paper: Table 5
-DOCS_TOGETHER = 1000  # official: the batch in which documents are joined; what is left of it below a block is dropped
 
 
 def load(
-    tokenizer: Any = None, data_dir: str | None = None, tokens: int = 10_000_000, **_: Any
+    tokenizer: Any = None, data_dir: str | None = None, tokens: int = 10_000_000, block: int = BLOCK, **_: Any
 ) -> dict[str, datasets.Dataset]:
     """Blocks of C4's validation split: a folder's `c4/validation.jsonl.zst` (or .jsonl), or the hub, streamed."""
-    return as_test_split(blocks(_c4(data_dir), tokenizer, tokens))
+    folder = data_folder(data_dir)
+    plain = folder is not None and (folder / "c4/validation.jsonl").is_file()
+    file = "c4/validation.jsonl" if plain else "c4/validation.jsonl.zst"
+    found = rows(Source(file, ("text",), "allenai/c4", "en", "validation"), data_dir, streaming=True)
+    return as_test_split(blocks((row["text"] for row in found), tokenizer, tokens, block))
 
 
 def load_local(
-    tokenizer: Any = None, data_dir: str | None = None, tokens: int = 10_000_000, **_: Any
+    tokenizer: Any = None, data_dir: str | None = None, tokens: int = 10_000_000, block: int = BLOCK, **_: Any
 ) -> dict[str, datasets.Dataset]:
     """Blocks of `pretrain_text/validation.jsonl.zst`."""
     found = rows(Source("pretrain_text/validation.jsonl.zst", ("text",)), data_dir)
-    return as_test_split(blocks((row["text"] for row in found), tokenizer, tokens))
+    return as_test_split(blocks((row["text"] for row in found), tokenizer, tokens, block))
 
 
-def blocks(texts: Iterable[str], tokenizer: Any, tokens: int) -> list[dict[str, str]]:
-    """`context` is a block's first id, `target` the other 511, as lists of ids: decoding them would not give them back.
+def blocks(texts: Iterable[str], tokenizer: Any, tokens: int, length: int = BLOCK) -> list[dict[str, str]]:
+    """Blocks made as in training: `context` is a block's first id, `target` the others.
+
+    Both are lists of ids, for decoding them to text would not give them back.
 
     Raises: DataError without a tokenizer, without its EOS, or where not one block is filled.
     """
@@ -42,17 +49,15 @@ def blocks(texts: Iterable[str], tokenizer: Any, tokens: int) -> list[dict[str, 
         )
     docs: list[dict[str, str]] = []
     source = iter(texts)
-    while together := list(islice(source, DOCS_TOGETHER)):
-        ids: list[int] = []
-        for encoded in tokenizer(together, add_special_tokens=False)["input_ids"]:
-            ids += [*encoded, tokenizer.eos_token_id]
-        for start in range(0, len(ids) - BLOCK + 1, BLOCK):
-            if len(docs) * BLOCK >= tokens:
+    while together := list(islice(source, MAP_BATCH)):
+        encoded = tokenizer(together, add_special_tokens=False)["input_ids"]
+        for block in packing.blocks(([*ids, tokenizer.eos_token_id] for ids in encoded), length):
+            if len(docs) * length >= tokens:
                 return docs
-            first, *rest = map(str, ids[start : start + BLOCK])
+            first, *rest = map(str, block.input_ids)
             docs.append({"context": TOKEN_IDS + first, "target": " " + " ".join(rest)})
     if not docs:
-        raise DataError(f"the text is shorter than one block of {BLOCK} tokens")
+        raise DataError(f"the text is shorter than one block of {length} tokens")
     return docs
 
 
@@ -60,18 +65,3 @@ def score(doc: dict[str, str], results: list[tuple[float, bool]]) -> dict[str, A
     nats, _ = results[0]
     n_tokens = len(doc["target"].split())
     return {"score": (float(nats), n_tokens), "nats_per_token": -nats / n_tokens}
-
-
-def _c4(data_dir: str | None) -> Iterator[str]:
-    folder = data_folder(data_dir)
-    for name in ("c4/validation.jsonl.zst", "c4/validation.jsonl"):
-        if folder is not None and (folder / name).is_file():
-            return (row["text"] for row in read(folder / name))
-    try:
-        stream = datasets.load_dataset("allenai/c4", "en", split="validation", streaming=True)
-        return (row["text"] for row in stream)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"allenai/c4 en validation: {' '.join(str(error).split())[:160]}; without the hub, put "
-            "c4/validation.jsonl.zst, rows with text, in the folder that MORA_DATA_DIR names"
-        ) from error

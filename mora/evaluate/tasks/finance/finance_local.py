@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +10,9 @@ from typing import Any
 
 import datasets
 
+from mora.data.files import read_json, read_rows, read_text
 from mora.evaluate.choices import as_test_split
-from mora.evaluate.records import DataError, Row, data_folder, read_text
+from mora.evaluate.records import DataError, Row, check, raw_folder
 
 SENTIMENTS = ["negative", "neutral", "positive"]
 NEUTRAL_BELOW = 0.1  # ours: FiQA gives scores in [-1, 1], the labels' borders are not published
@@ -33,11 +31,12 @@ QUESTIONS = {
 
 def load_fpb(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
     """A fifth of the distinct sentences, by hash, is the test; five others before each."""
-    path = _folder(data_dir) / "fpb/all-data.csv"
+    path = raw_folder(data_dir) / "fpb/all-data.csv"
     labels: dict[str, str] = {}
-    for number, row in enumerate(csv.DictReader(io.StringIO(read_text(path, "latin-1"))), 1):
+    for record in read_rows(path, encoding="latin-1"):
+        row = record.row
         if row.get("label") not in SENTIMENTS or not row.get("news"):
-            raise DataError(f"{path}: row {number}: expected label (one of {SENTIMENTS}) and news, got {row}")
+            raise DataError(f"{record.where}: expected label (one of {SENTIMENTS}) and news, got {row}")
         labels.setdefault(row["news"], row["label"])
     ask = "{}\nQuestion: what is the sentiment?\nAnswer:".format
     asked = [(ask(news), label) for news, label in labels.items() if _is_test(news)]
@@ -46,16 +45,15 @@ def load_fpb(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Datase
 
 
 def load_fiqa_sa(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    folder = _folder(data_dir) / "fiqa_sa"
+    folder = raw_folder(data_dir) / "fiqa_sa"
     return _choice_docs(_fiqa(folder, "test"), _fiqa(folder, "train"), SENTIMENTS, 5)
 
 
 def load_headline(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
     """Seven questions a headline: the public columns do not separate past and future prices from other events."""
-    path = _folder(data_dir) / "headline/gold-dataset-sinha-khandait.csv"
-    found = {row["News"]: row for row in csv.DictReader(io.StringIO(read_text(path)), delimiter="\t")}
-    if not found or any(column not in next(iter(found.values())) for column in QUESTIONS):
-        raise DataError(f"{path}: expected tab-separated columns News, {', '.join(QUESTIONS)}")
+    path = raw_folder(data_dir) / "headline/gold-dataset-sinha-khandait.csv"
+    records = read_rows(path, delimiter="\t")
+    found = {row["News"]: row for row in check(records, ("News", *QUESTIONS), str(path))}
     train = [row for news, row in found.items() if not _is_test(news)]
     docs = []
     for news, row in found.items():
@@ -71,7 +69,7 @@ def load_headline(data_dir: str | None = None, **_: Any) -> dict[str, datasets.D
 
 def load_ner(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
     """FIN3's sentences with a person, organisation or location, twenty of FIN5's before each."""
-    folder = _folder(data_dir) / "fin_ner"
+    folder = raw_folder(data_dir) / "fin_ner"
     train = [s for s in _conll(folder / "FIN5_train.conll") if len(s[0].split()) <= SHOT_WORDS]
     docs = []
     for sentence, answer in _conll(folder / "FIN3_test.conll"):
@@ -83,9 +81,9 @@ def load_ner(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Datase
 
 def load_convfinqa(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
     """Every turn of the dev conversations, earlier turns with their gold answers; a conversation is a cluster."""
-    path = _folder(data_dir) / "convfinqa/dev.json"
+    path = raw_folder(data_dir) / "convfinqa/dev.json"
     docs = []
-    for number, row in enumerate(json.loads(read_text(path))["dev"], 1):
+    for number, row in enumerate(read_json(path)["dev"], 1):
         if not {"id", "doc", "dialogue"} <= set(row):
             raise DataError(f"{path}: row {number}: expected id, doc and dialogue, got {', '.join(row)}")
         doc, talk = row["doc"], row["dialogue"]
@@ -116,7 +114,7 @@ def _fiqa(folder: Path, split: str) -> list[tuple[str, str]]:
     found = []
     for kind in ("headline", "post"):
         path = folder / f"task1_{kind}_ABSA_{split}.json"
-        for key, row in json.loads(read_text(path)).items():
+        for key, row in read_json(path).items():
             for info in row["info"]:
                 if not {"target", "sentiment_score"} <= set(info):
                     raise DataError(f"{path}: {key}: expected target and sentiment_score, got {', '.join(info)}")
@@ -159,10 +157,3 @@ def _yes(row: Row, column: str) -> str:
 
 def _is_test(text: str) -> bool:
     return hashlib.sha256(text.encode()).digest()[0] % 5 == 0
-
-
-def _folder(data_dir: str | None) -> Path:
-    folder = data_folder(data_dir)
-    if folder is None:
-        raise DataError("a _local task reads raw records: set MORA_DATA_DIR or --data-dir to their folder")
-    return folder

@@ -9,13 +9,11 @@ from typing import Any
 import datasets
 from lm_eval.tasks.hendrycks_math.utils import is_equiv, last_boxed_only_string, remove_boxed
 
+from mora.data import metamath
 from mora.evaluate.choices import as_test_split
 from mora.evaluate.records import DataError, Row, Source, data_folder, rows
 
-PROMPT = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{question}\n\n### Response: Let's think step by step."
-)
+PROMPT = metamath.PROMPT + " Let's think step by step."  # official: training ends at the colon
 MARKER = "The answer is: "
 NUMBER = re.compile(r"[\-+]?\d*[.,/]?\d+")
 GSM8K = Source("gsm8k/test.jsonl", ("question", "answer"), "openai/gsm8k", "main")
@@ -69,12 +67,12 @@ def score_math(doc: Row, results: list[str]) -> dict[str, float]:
 
 
 def gsm8k_answer(text: str) -> int | None:
-    """MetaMath's reading, flaws kept: a fraction is divided, `1,234,567` reads as 1234, no marker means no answer."""
+    """MetaMath's reading, flaws kept: a fraction is divided, `1/0` is 1, `1,234,567` is 1234, no marker means no answer."""
     _, marker, after = text.rpartition(MARKER)
     match = NUMBER.search(after) if marker else None
     if match is None:
         return None
-    number = match.group().replace(",", "")
+    number = match.group().replace(",", "").removesuffix("/0")
     try:
         return round(float(Fraction(number)))
     except (ValueError, ZeroDivisionError, OverflowError):
@@ -82,9 +80,9 @@ def gsm8k_answer(text: str) -> int | None:
 
 
 def math_answer(text: str) -> str | None:
-    """What follows the last marker, up to a full stop at a line's end."""
+    """What follows the last marker, up to a full stop at a line's end; one more full stop at its end is left out."""
     _, marker, after = text.rpartition(MARKER)
-    return after.split(".\n")[0].strip().rstrip(".").strip() if marker else None
+    return after.split(".\n")[0].strip().removesuffix(".").strip() if marker else None
 
 
 def _math_doc(row: Row, number: int) -> Row:
@@ -95,4 +93,4 @@ def _math_doc(row: Row, number: int) -> Row:
 
 
 def _doc(question: str, answer: str) -> Row:
-    return {"prompt": PROMPT.format(question=question), "answer": answer}
+    return {"prompt": PROMPT.format(instruction=question), "answer": answer}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from typing import Any
 
 import datasets
 
+from mora.data.files import read_cells
 from mora.evaluate.choices import as_test_split
-from mora.evaluate.records import DataError, Row, Source, data_folder, read_text, rows
+from mora.evaluate.records import DataError, Row, Source, data_folder, rows
 
 LETTERS = ["A", "B", "C", "D"]
 # The medical subjects of MultiMedQA; the paper does not say which it took.
@@ -43,7 +42,7 @@ def load(
             continue
         text = prompt(row, dev.get(subject, [])[:shots], chat)
         for fewer in range(shots - 1, -1, -1):
-            if tokenizer is None or len(text) < max_length or len(tokenizer(text)["input_ids"]) <= max_length:
+            if tokenizer is None or len(text.encode()) < max_length or len(tokenizer(text)["input_ids"]) <= max_length:
                 break
             text = prompt(row, dev[subject][:fewer], chat)
         docs.append({"prompt": text, "options": LETTERS, "gold": row["answer"], "group": subject})
@@ -70,12 +69,12 @@ def _rows(split: str, data_dir: str | None) -> list[Row]:
     files = sorted((folder / "mmlu" / split).glob(f"*_{split}.csv")) if folder else []
     if not files:
         fields = ("question", "subject", "choices", "answer")
-        return rows(Source(f"mmlu/{split}.jsonl", fields, "cais/mmlu", "all", split), data_dir)
+        return list(rows(Source(f"mmlu/{split}.jsonl", fields, "cais/mmlu", "all", split), data_dir))
     found = []
     for path in files:
-        for number, cells in enumerate(csv.reader(io.StringIO(read_text(path))), 1):
+        for where, cells in read_cells(path):
             if len(cells) != 6 or cells[5] not in LETTERS:
-                raise DataError(f"{path}: row {number}: expected question, four options and a letter A to D")
+                raise DataError(f"{where}: expected question, four options and a letter A to D")
             subject = path.stem.removesuffix(f"_{split}")
             answer = LETTERS.index(cells[5])
             found.append({"question": cells[0], "subject": subject, "choices": cells[1:5], "answer": answer})

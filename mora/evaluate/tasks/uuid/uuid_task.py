@@ -7,14 +7,23 @@ from typing import Any
 
 import datasets
 
+from mora.config import compose
+from mora.config.schema import UuidData
+from mora.data.uuid import make_pairs
+from mora.evaluate.choices import as_test_split
+
 UUID_LENGTH = 36
 HEX_DIGITS = 32
 FORM = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
-def load(pairs: list[tuple[str, str]], **_: Any) -> dict[str, datasets.Dataset]:
-    """The pairs to ask for, from the task's metadata."""
-    return {"test": datasets.Dataset.from_list([{"key": key, "value": value} for key, value in pairs])}
+def load(pairs: list[tuple[str, str]] | None = None, **_: Any) -> dict[str, datasets.Dataset]:
+    """The pairs that the run trained on; outside a run those of the paper's scale, whose first ones are lite's."""
+    if pairs is None:
+        data = compose(["task=uuid", "method=none"]).task.data
+        assert isinstance(data, UuidData)
+        pairs = make_pairs(data)
+    return as_test_split([{"key": key, "value": value} for key, value in pairs])
 
 
 def char_accuracy(generated: str, value: str) -> float:

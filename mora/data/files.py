@@ -1,0 +1,149 @@
+"""Files of rows, read as they are needed: JSON, JSON lines, CSV, parquet and plain text; .gz and .zst are unpacked."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .records import DataError, Record
+
+BLOCK_BYTES = 1 << 20
+
+
+def read_rows(path: Path, encoding: str = "utf-8", delimiter: str | None = None) -> Iterator[Record]:
+    """The rows of a .jsonl, .json (an array too), .parquet, .csv or .tsv file; CSV with a header line.
+
+    `delimiter` of a CSV file: a comma, in .tsv a tab, unless given.
+    Raises: DataError naming file and line.
+    """
+    kind = path.name.removesuffix(".gz").removesuffix(".zst").rsplit(".", 1)[-1]
+    if kind == "parquet":
+        yield from _parquet(path)
+    elif kind == "jsonl" or (kind == "json" and not _is_array(path)):
+        for number, line in enumerate(_lines(path), 1):
+            if line.strip():
+                where = f"{path}:{number}"
+                yield _record(where, _json(line, where))
+    elif kind == "json":
+        for number, row in enumerate(read_json(path), 1):
+            yield _record(f"{path}, row {number}", row)
+    elif kind in ("csv", "tsv"):
+        cells = read_cells(path, encoding, delimiter or ("\t" if kind == "tsv" else ","))
+        _, header = next(cells, ("", []))
+        for where, values in cells:
+            if len(values) != len(header):
+                raise DataError(f"{where}: {len(values)} fields, expected {len(header)}: {', '.join(header)}")
+            yield Record(where, dict(zip(header, values, strict=True)))
+    else:
+        raise DataError(f"{path}: cannot read files of this kind; expected .jsonl, .json, .parquet, .csv, .gz or .zst")
+
+
+def read_cells(path: Path, encoding: str = "utf-8", delimiter: str = ",") -> Iterator[tuple[str, list[str]]]:
+    """The lines of a CSV file as (file and line where it ends, fields); a field in quotes may hold line breaks.
+
+    Raises: DataError.
+    """
+    lines = (_decoded(line, encoding, f"{path}:{n}") for n, line in enumerate(_lines(path), 1))
+    reader = csv.reader(lines, delimiter=delimiter)
+    for cells in reader:
+        if cells:
+            yield f"{path}:{reader.line_num}", cells
+
+
+def read_json(path: Path) -> Any:
+    """The one JSON value of a whole file. Raises: DataError."""
+    return _json(b"".join(_chunks(path)), str(path))
+
+
+def read_text(path: Path) -> str:
+    """The whole file, UTF-8. Raises: DataError."""
+    return _decoded(b"".join(_chunks(path)), "utf-8", str(path))
+
+
+def _parquet(path: Path) -> Iterator[Record]:
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    try:
+        number = 0
+        for batch in parquet.ParquetFile(path).iter_batches(batch_size=1000):
+            for row in batch.to_pylist():
+                number += 1
+                yield Record(f"{path}, row {number}", row)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a whole parquet file ({error})") from error
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    """The decompressed bytes of a file. A stream that ends early is an error, not an end."""
+    try:
+        if path.suffix == ".zst":
+            yield from _zst(path)
+            return
+        opened = gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")  # noqa: SIM115
+        with opened as file:
+            while block := file.read(BLOCK_BYTES):
+                yield block
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist: put the file there or set MORA_DATA_DIR to its folder") from error
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path}: damaged or cut off ({error})") from error
+
+
+def _zst(path: Path) -> Iterator[bytes]:
+    import zstandard
+
+    with open(path, "rb") as file:
+        stream, waiting = zstandard.ZstdDecompressor().decompressobj(), b""
+        started = False
+        try:
+            while block := waiting or file.read(BLOCK_BYTES):
+                if stream.eof:  # the next of several frames
+                    stream = zstandard.ZstdDecompressor().decompressobj()
+                started = True
+                yield stream.decompress(block)
+                waiting = stream.unused_data if stream.eof else b""
+        except zstandard.ZstdError as error:
+            raise DataError(f"{path}: damaged ({error})") from error
+        if started and not stream.eof:
+            raise DataError(f"{path}: the compressed stream is cut off")
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """Lines with their ends, which CSV needs where a field holds line breaks."""
+    rest = b""
+    for chunk in _chunks(path):
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            yield line + b"\n"
+    if rest:
+        yield rest
+
+
+def _is_array(path: Path) -> bool:
+    return next((c for c in _chunks(path) if c.strip()), b"").lstrip().startswith(b"[")
+
+
+def _decoded(data: bytes, encoding: str, where: str) -> str:
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: byte {error.start} is not {encoding}") from error
+
+
+def _json(data: bytes, where: str) -> Any:
+    try:
+        return json.loads(data)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{where}: not JSON ({error})") from error
+
+
+def _record(where: str, row: Any) -> Record:
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: is {row!r:.40}, expected an object with fields")
+    return Record(where, row)
