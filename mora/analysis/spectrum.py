@@ -1,7 +1,7 @@
-"""python -m mora.analysis.spectrum BASE TUNED: the singular values of delta W = W_tuned - W_base, module by module (Figure 5).
+"""python -m mora.analysis.spectrum BASE TUNED: singular values of delta W = W_tuned - W_base, by module (Figure 5).
 
-BASE and TUNED are a checkpoint folder, a hub id, or the name of a model of configs/model; TUNED may also be an adapter folder,
-whose update is then merged exactly, in fp32. Instead of both: --run RUN_DIR, a run's folder, which holds what it started from.
+BASE and TUNED are a checkpoint folder, a hub id, or the name of a model of configs/model; TUNED may also be an adapter
+folder, whose update is then merged in fp32. Instead of both: --run RUN_DIR, a run's folder, which says what it started from.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from mora.train.log import replace_file
 THRESHOLD = 0.1  # Figure 5 counts singular values above it
 RELATIVE = 0.01  # of the largest
 
+Weights = dict[str, Tensor]  # by parameter name
+
 
 def spectra(base: dict[str, Tensor], tuned: dict[str, Tensor], device: torch.device) -> dict[str, dict[str, float]]:
     """Of every matrix of both that is a module's weight within a layer, by its name: `measures` of its delta W.
@@ -40,7 +42,9 @@ def spectra(base: dict[str, Tensor], tuned: dict[str, Tensor], device: torch.dev
         delta = torch.stack([tuned[name].float() - base[name].float() for name in batch]).to(device)
         values = torch.linalg.svdvals(delta).cpu()
         unused = (delta == 0).all(-2).sum(-1).cpu()
-        found |= {name: measures(s) | {"unused_inputs": int(n)} for name, s, n in zip(batch, values, unused, strict=True)}
+        found |= {
+            name: measures(s) | {"unused_inputs": int(n)} for name, s, n in zip(batch, values, unused, strict=True)
+        }
     return {name: found[name] for name in names}
 
 
@@ -67,7 +71,7 @@ def by_kind(modules: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]
     }
 
 
-def _by_shape(names: list[str], base: dict[str, Tensor], tuned: dict[str, Tensor], at_once: int = 2**26) -> Iterator[list[str]]:
+def _by_shape(names: list[str], base: Weights, tuned: Weights, at_once: int = 2**26) -> Iterator[list[str]]:
     """Names in batches of one shape, each of at most `at_once` numbers."""
     shapes: dict[torch.Size, list[str]] = defaultdict(list)
     for name in names:
@@ -89,7 +93,9 @@ def of_run(folder: Path, device: torch.device) -> dict[str, dict[str, float]]:
     config = load(yaml.safe_load(written.read_text()))
     tuned = next((folder / part for part in ("model", "adapter") if (folder / part).is_dir()), None)
     if tuned is None:
-        raise ConfigError(f"{folder} holds neither model/ nor adapter/: the run has not ended, or it trained no adapter")
+        raise ConfigError(
+            f"{folder} holds neither model/ nor adapter/: the run has not ended, or it trained no adapter"
+        )
     base, _ = load_model(config.model, config.scale.precision)
     return spectra(_weights(base), _tuned_weights(str(tuned), base), device)
 
@@ -110,7 +116,7 @@ def _load(name: str) -> nn.Module:
 
 
 def _tuned_weights(name: str, base: nn.Module) -> dict[str, Tensor]:
-    """Weights of a checkpoint, or of `base` with the adapter in folder `name` merged in fp32. Changes `base`'s adapters only."""
+    """Weights of a checkpoint, or of a copy of `base` with the adapter in folder `name` merged in fp32."""
     if not (Path(name) / "adapter_config.json").is_file():
         return _weights(_load(name))
     import copy

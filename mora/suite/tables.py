@@ -16,12 +16,16 @@ from .launch import result_of
 
 NOT_RUN = "not run"
 DIGITS = {"percent": 1, "perplexity": 2}  # as the paper prints them
+CSV_COLUMNS = [
+    *("method", "r", "operator", "column", "task", "setting", "lr"),
+    *("paper", "mean", "sd", "n", "difference", "noise", "threshold", "trainable", "seeds", "runs"),
+]
 CAPTIONS = {"smollm2_135m": "SmolLM2-135M-Instruct, dequantised from Q4_1"}
 MARKS = {"beyond": "*", "within": "~", None: "?"}
 LEGEND = (
-    "Each cell: paper | ours, mean +- sd (n seeds) | difference. `*` the difference exceeds the noise, `~` it does not, `?` the "
-    "noise is not known. Noise: over seeds, the 95 % prediction interval of one more run; with one seed, 1.96 sqrt(2) standard "
-    "errors over the evaluation's documents."
+    "Each cell: paper | ours, mean +- sd (n seeds) | difference. `*` the difference exceeds the noise, `~` it does not, "
+    "`?` the noise is not known. Noise: over seeds, the 95 % prediction interval of one more run; with one seed, "
+    "1.96 sqrt(2) standard errors over the evaluation's documents."
 )
 
 
@@ -125,7 +129,12 @@ def _latex(experiment: Experiment, rows: list[list[Grid]], cells: list[list[Cell
         "\\midrule",
     ]
     for row, found in zip(rows, cells, strict=True):
-        lines.append(" & ".join([_escape(row[0].label()), trainable(row), *(_latex_cell(c, DIGITS[experiment.unit]) for c in found)]) + " \\\\")
+        lines.append(
+            " & ".join(
+                [_escape(row[0].label()), trainable(row), *(_latex_cell(c, DIGITS[experiment.unit]) for c in found)]
+            )
+            + " \\\\"
+        )
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
 
 
@@ -150,9 +159,7 @@ def _csv(rows: list[list[Grid]], cells: list[list[Cell | None]]) -> str:
     """One line a cell; fields are empty where there is nothing."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        "method r operator column task setting lr paper mean sd n difference noise threshold trainable seeds runs".split()
-    )
+    writer.writerow(CSV_COLUMNS)
     for row, found in zip(rows, cells, strict=True):
         for grid, c in zip(row, found, strict=True):
             if c is not None:

@@ -43,7 +43,9 @@ def test_bad_input_is_refused_in_one_line(overrides, expected):
     assert "\n" not in str(error.value)
 
 
-RUNS = sorted(p for p in CONFIG_DIR.glob("*/*.yaml") if p.parent.name != "sweep")  # sweeps are Hydra's, no part of a run
+RUNS = sorted(
+    p for p in CONFIG_DIR.glob("*/*.yaml") if p.parent.name != "sweep"
+)  # sweeps are Hydra's, no part of a run
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda p: f"{p.parent.name}/{p.stem}")

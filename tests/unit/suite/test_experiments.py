@@ -46,7 +46,8 @@ def nothing_measured(tmp_path, monkeypatch):
 
 
 def test_the_experiments_are_the_tables_and_figures_of_the_paper():
-    assert NAMES == [f"figure{n}" for n in (2, 3, 4, 5)] + [f"table{n}" for n in range(1, 8)]
+    expected = [*(f"figure{n}" for n in (2, 3, 4, 5)), *(f"table{n}" for n in range(1, 8))]
+    assert expected == NAMES
 
 
 def test_the_transcript_of_the_paper_is_as_it_was_checked():
@@ -97,7 +98,9 @@ def test_table_1_takes_the_grids_of_the_paper(nothing_measured):
     assert len({run_id(config) for grid in grids for config in grid.runs()}) == 128
 
 
-@pytest.mark.parametrize(("other", "scale"), [(n, s) for n in ("table4", "table6", "table7") for s in ("paper", "lite")])
+@pytest.mark.parametrize(
+    ("other", "scale"), [(n, s) for n in ("table4", "table6", "table7") for s in ("paper", "lite")]
+)
 def test_tables_share_their_runs(other, scale, nothing_measured):
     main = {run_id(config) for grid in cells_of("table1", scale) for config in grid.runs()}
     for grid in cells_of(other, scale):

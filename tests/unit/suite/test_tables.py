@@ -61,7 +61,9 @@ def test_a_cell_needs_every_seed_and_committed_source(row, tmp_path):
     assert f"{first}: 3, {best}: 1 (chosen), {last}: 2" in path.read_text()
     assert "LoRA r=1 (as 8) & 1,234 & 9.9 / $50.0 \\pm 10.0$ &" in path.with_suffix(".tex").read_text()
     line = path.with_suffix(".csv").read_text().splitlines()[1]
-    expected = f"lora,1,,step_300,uuid,,{best},9.9,50.0000,10.0000,3,40.1000,within,49.6868,1234,40.0000 50.0000 60.0000"
+    expected = (
+        f"lora,1,,step_300,uuid,,{best},9.9,50.0000,10.0000,3,40.1000,within,49.6868,1234,40.0000 50.0000 60.0000"
+    )
     assert line.startswith(expected.replace("1234", '"1,234"'))
 
 
