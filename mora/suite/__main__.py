@@ -8,8 +8,8 @@ from pathlib import Path
 
 from mora.config import ConfigError
 
+from . import claims, figures, plan, runner, settings, tables
 from . import experiment as experiments
-from . import figures, plan, runner, settings, tables
 from .experiment import Experiment, Grid, Scale
 
 
@@ -37,6 +37,8 @@ def main() -> int:
         return 130
     for (name, scale), group in rows.items():
         print(_render(name, loaded[name], group, scale, measure=not args.render))
+    if args.render and not args.names:
+        claims.render()
     if failed:
         print(f"mora.suite: {len(failed)} runs failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
