@@ -94,8 +94,9 @@ UNTOUCHED := mmlu_tulu_0shot mmlu_tulu_5shot metamath_gsm8k metamath_math500 bio
 scores: $(READY) ## score the untouched lite model on every task with local records (one GPU; MORA_DATA_DIR)
 	$(PY) -m mora.evaluate smollm2_135m --batch-size 256 --task $(UNTOUCHED)
 
-render: $(READY) ## write results/ anew from the measured JSON
+render: $(READY) ## write results/ anew from the measured JSON, and docs/DEVIATIONS.md from configs/
 	$(SUITE) --render
+	$(PY) -m mora.config.provenance
 
 bench: $(READY) ## what every method costs on this GPU: results/bench/ and docs/performance.md (QUICK=1: the bars alone)
 	$(PY) -m mora.bench step $(if $(QUICK),--quick)

@@ -3,9 +3,9 @@
 python scripts/collect_results.py FOLDER
 python scripts/collect_results.py FOLDER --into results/bench
 
-FOLDER holds <run_id>.json and <run_id>.log.jsonl, or the JSON of a benchmark. A machine without the repository's history cannot tell whether its source
-was that of a commit, but the fingerprint in each result can be compared with every commit here. A result that fits none is
-refused: it came from changed source.
+FOLDER holds <run_id>.json and <run_id>.log.jsonl, or the JSON of a benchmark. A machine without the repository's history
+cannot tell whether its source was that of a commit, but the fingerprint in each result can be compared with every commit
+here. A result that fits none is refused: it came from changed source.
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ from .models import SHAPES, build_base
 
 SHAPE_STEP = 64  # tokens: lengths are padded up to multiples of it, so that there are few shapes
 TRAIN = {
-    "stop_step": None, "epochs": 1, "schedule": "constant", "warmup_steps": 0, "min_lr_ratio": 0.0, "weight_decay": 0.0,
+    "stop_step": None, "epochs": 1,
+    "max_steps": None, "schedule": "constant", "warmup_steps": 0, "min_lr_ratio": 0.0, "weight_decay": 0.0,
     "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_eps": 1e-8, "max_grad_norm": 1.0, "log_every_steps": 10,
     "checkpoint_every_steps": 1000,
 }  # fmt: skip

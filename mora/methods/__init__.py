@@ -14,8 +14,18 @@ from mora.config.schema import LoraAdapter, RunConfig
 
 from . import lora, mora
 from .groups import Group, parameter_groups, trainable
+from .parameters import parameter_lines, parameter_table
 
-__all__ = ["Group", "merged", "parameter_groups", "parameter_table", "prepare", "train_rest", "trainable"]
+__all__ = [
+    "Group",
+    "merged",
+    "parameter_groups",
+    "parameter_lines",
+    "parameter_table",
+    "prepare",
+    "train_rest",
+    "trainable",
+]
 
 
 def prepare(model: nn.Module, config: RunConfig) -> nn.Module:
@@ -66,12 +76,3 @@ def merged(model: nn.Module) -> Iterator[None]:
         for p, at_home, value in kept:
             p.data = at_home
             p.data.copy_(value)
-
-
-def parameter_table(model: nn.Module) -> dict[str, int]:
-    """Trainable parameters of each kind of module, named without layer numbers, largest first."""
-    table: dict[str, int] = {}
-    for name, p in trainable(model).items():
-        kind = ".".join(part for part in name.split(".") if not part.isdigit())
-        table[kind] = table.get(kind, 0) + p.numel()
-    return dict(sorted(table.items(), key=lambda item: -item[1]))

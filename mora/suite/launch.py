@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +33,35 @@ def result_of(config: RunConfig) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-_workers: set[subprocess.Popen[bytes]] = set()
+_workers: dict[subprocess.Popen[bytes], bool] = {}  # whether it has been asked to stop
 
 
 def interrupt_on_sigterm() -> None:
-    """From now on SIGTERM is Ctrl-C: what is running is stopped gently, not abandoned."""
+    """From now on SIGTERM, and a closed terminal, are Ctrl-C: what is running is stopped gently, not abandoned."""
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        signal.signal(signal.SIGHUP, interrupt)
 
 
-def stop_workers() -> None:
+def stop_workers(how: signal.Signals = signal.SIGTERM) -> None:
     """Asks every worker that is running to save a checkpoint and end."""
     for worker in list(_workers):
-        worker.send_signal(signal.SIGTERM)
+        _workers[worker] = True
+        for pid in _ranks(worker):
+            with suppress(ProcessLookupError):
+                os.kill(pid, how)
+
+
+def _ranks(worker: subprocess.Popen[bytes]) -> list[int]:
+    """The processes that train. Torchrun is passed over: once asked, it kills its ranks after 30 s, saved or not."""
+    torchrun = "torch.distributed.run" in worker.args  # type: ignore[operator]
+    children = Path(f"/proc/{worker.pid}/task/{worker.pid}/children")
+    found = children.read_text().split() if torchrun and children.is_file() else []
+    return [int(pid) for pid in found] or [worker.pid]
 
 
 def _starter(config: RunConfig) -> list[str]:
@@ -57,24 +72,33 @@ def _starter(config: RunConfig) -> list[str]:
     torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={hardware.processes}"]
     if hardware.nodes == 1:
         return [*torchrun, "--standalone"]
-    where = f"--rdzv-endpoint={hardware.rendezvous}"
+    where = f"--rdzv-endpoint={rendezvous(config)}"
     return [*torchrun, f"--nnodes={hardware.nodes}", "--rdzv-backend=c10d", f"--rdzv-id={run_id(config)}", where]
+
+
+def rendezvous(config: RunConfig) -> str:
+    """Where the nodes of a run meet, host:port; under SLURM on the job's first node, at a port of the job's own."""
+    if config.hardware.rendezvous != "slurm":
+        assert config.hardware.rendezvous is not None
+        return config.hardware.rendezvous
+    import submitit
+
+    job = submitit.JobEnvironment()
+    return f"{job.hostnames[0]}:{20_000 + int(job.raw_job_id) % 10_000}"
 
 
 def launch(config: RunConfig, output: Any = None, env: dict[str, str] | None = None) -> int:
     """Runs the worker to its end and returns its exit code; a run whose result exists is not repeated.
 
-    `output`: a file for what it prints, else this terminal.
+    `output`: a file for what it prints, else this terminal. Interrupted, it lets the worker save a checkpoint; interrupted
+    again, it does not wait for that.
     """
     if result_of(config) is not None:
         print(f"already done: {result_path(config)}", file=output or sys.stdout)
         return 0
     folder = run_folder(config)
     folder.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    written = folder / "config.yaml"
-    if not written.is_file() or written.read_text() != text:
-        written.write_text(text)
+    write_config(config, folder / "config.yaml")
     lr = "" if config.lr is None else f" lr={config.lr:g}"
     steps = f"{config.last_step} steps" if config.knows_steps else f"{config.task.train.epochs} epochs"
     print(f"{run_id(config)}: {steps},{lr} folder {folder}", file=output or sys.stdout, flush=True)
@@ -84,12 +108,33 @@ def launch(config: RunConfig, output: Any = None, env: dict[str, str] | None = N
         stderr=output and subprocess.STDOUT,
         cwd=ROOT,
         env={**os.environ, **(env or {})},
+        start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
     )
-    _workers.add(worker)
+    _workers[worker] = False
+    try:
+        code = _wait(worker)
+        return code or int(_workers[worker])
+    finally:
+        del _workers[worker]
+
+
+def _wait(worker: subprocess.Popen[bytes]) -> int:
     try:
         return worker.wait()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # SystemExit: submitit, after it has put a job back into the queue
         stop_workers()
+    try:
         return worker.wait()
-    finally:
-        _workers.discard(worker)
+    except (KeyboardInterrupt, SystemExit):
+        stop_workers(signal.SIGKILL)
+        return worker.wait()
+
+
+def write_config(config: RunConfig, path: Path) -> None:
+    """At once, since several nodes may do it; left alone where it says the same."""
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    if path.is_file() and path.read_text() == text:
+        return
+    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    partial.write_text(text)
+    os.replace(partial, path)

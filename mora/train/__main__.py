@@ -34,7 +34,11 @@ def main() -> int:
     except torch.OutOfMemoryError as error:
         print(f"mora.train: {_out_of_memory(folder, error)}", file=sys.stderr)
         return 1
-    except (Interrupted, RestartFailed, OSError) as error:
+    except Interrupted as error:
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"mora.train: {error}", file=sys.stderr)
+        return int("RANK" not in os.environ)  # torchrun would report an error code as the death of a rank
+    except (RestartFailed, OSError) as error:
         print(f"mora.train: {error}", file=sys.stderr)
         return 1
     return 0

@@ -102,6 +102,7 @@ def fit(engine: Engine, batches: Steps, config: RunConfig, folder: Path, evaluat
         if saving:
             _save(saved, done, engine, restarts, config)
         if stopping and done < config.last_step:
+            everywhere(0.0)  # rank 0 has saved: torchrun kills the others soon after the first one ends
             raise Interrupted(
                 f"stopped by signal after step {done}; a checkpoint was saved, start the same run to go on"
             )

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 import yaml
 
-from mora.config import source
+from mora.config import provenance, source
 from mora.config.compose import ConfigError, load
 from mora.config.run_id import run_id
 from mora.config.schema import RunConfig
 from mora.data import load as load_data
 from mora.data.batches import Batches
-from mora.methods import parameter_table, prepare
+from mora.methods import parameter_lines, parameter_table, prepare
 
 from . import log
 from .distributed import device_of_rank, process_group, rank, world_size
@@ -62,7 +62,7 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
     model = prepare(model, config).to(device)
     batches = Batches(data.samples, pad, config.task.train.global_batch_size, config.micro_batch_size, config.seed)
     parameters = parameter_table(model)
-    _print_parameters(model)
+    _print_parameters(model, config)
     engine = make_engine(model, config)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -116,6 +116,7 @@ def write_result(config: RunConfig, folder: Path, facts: dict[str, Any]) -> Path
         "run_id": name,
         **facts,
         "config": config.model_dump(mode="json"),
+        "provenance": provenance.of_run(config),
         "source": source.describe(),
         "packages": {package: version(package) for package in PACKAGES},
         "metrics": {
@@ -166,12 +167,6 @@ def _hardware(device: torch.device) -> dict[str, Any]:
     return {"device": name, "peak_memory_bytes": peak, "runs_side_by_side": int(os.environ.get("MORA_SIDE_BY_SIDE", 1))}
 
 
-def _print_parameters(model: torch.nn.Module) -> None:
-    if rank() > 0:
-        return
-    total = sum(p.numel() for p in model.parameters())
-    table = parameter_table(model)
-    ours = sum(table.values())
-    for kind, count in table.items():
-        print(f"  {count:>14,}  {kind}")
-    print(f"  {ours:>14,}  trainable of {total:,} ({100 * ours / total:.2f} %)", flush=True)
+def _print_parameters(model: torch.nn.Module, config: RunConfig) -> None:
+    if rank() == 0:
+        print("\n".join(parameter_lines(model, config.r)), flush=True)

@@ -1,7 +1,8 @@
 """The engine in DeepSpeed: ZeRO-1, 2 and 3. The only file that imports it.
 
-What trains is in fp32, the frozen base in its own dtype, and autocast computes: DeepSpeed's own bf16 mode, which picks
-another optimizer for each stage, stays off. ZeRO keeps fp32 masters of its own even so; a restart must renew them.
+The precision policy is that of `TorchEngine`: what trains is rounded to the compute dtype, ZeRO keeps fp32 masters of it and
+sums gradients in fp32. DeepSpeed's bf16 switch stays off: it would choose another optimizer for stage 1, while ZeRO takes
+its dtype from the parameters that it is handed. A restart must renew the masters.
 """
 
 from __future__ import annotations
@@ -46,11 +47,12 @@ class ZeroEngine:
             backend = "nccl" if self.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
             os.environ.setdefault("LOCAL_RANK", "0")
-        self.model, self.groups, self.stage, self.compute_dtype = model, list(groups), stage, compute_dtype
-        for p in model.parameters():
-            if p.requires_grad:
-                p.data = p.data.float()
+        self.model, self.groups, self.stage = model, list(groups), stage
         self.parameters = {name: p for group in groups for name, p in group.parameters.items()}
+        self._shows_masters = False
+        first = {p: p.detach().float().clone() for p in self.parameters.values() if compute_dtype != torch.float32}
+        for p in self.parameters.values():
+            p.data = p.data.to(compute_dtype)
         self.max_grad_norm = train.max_grad_norm
         optimizer = torch.optim.AdamW(
             [{"params": list(g.parameters.values())} for g in groups],
@@ -68,6 +70,8 @@ class ZeroEngine:
         )
         self._zero = self.engine.optimizer
         self._make_states()
+        for p, value in first.items():
+            self._set_master(p, value)
 
     def _make_states(self) -> None:
         """AdamW's, all zero. Stages 1 and 2 would make them in the first update, too late to load a checkpoint into them;
@@ -80,13 +84,8 @@ class ZeroEngine:
         if self.stage < 3:
             self._zero._lazy_init_hp_params_optimizer_state()
 
-    def _autocast(self) -> torch.autocast:
-        enabled = self.compute_dtype != torch.float32
-        return torch.autocast(self.device.type, self.compute_dtype, enabled=enabled, cache_enabled=False)
-
     def backward(self, batch: Batch, loss_tokens: int) -> Tensor:
-        with self._autocast():
-            loss = token_losses(self.engine, batch.to(self.device)).sum() / loss_tokens
+        loss = token_losses(self.engine, batch.to(self.device)).sum() / loss_tokens
         self.engine.backward(loss * world_size(), scale_wrt_gas=False)  # DeepSpeed averages over the ranks
         return loss.detach()
 
@@ -107,18 +106,19 @@ class ZeroEngine:
     @contextmanager
     def whole(self, parameters: Sequence[nn.Parameter], write: bool = True) -> Iterator[None]:
         split = [p for p in parameters if hasattr(p, "ds_id")]
+        masters = {p: self.master(p) for p in parameters if p.requires_grad and self._shows_masters}
         with deepspeed.zero.GatheredParameters(split, modifier_rank=0 if write else None, enabled=bool(split)):
-            yield
+            with _exchanged(masters):
+                yield
             if write and not split:
                 for p in parameters:
                     broadcast(p.data)
 
     def assign(self, parameter: nn.Parameter, value: Tensor, stale_master: bool = False) -> None:
-        value = value.to(self.device, torch.float32)
         with self.whole([parameter]):
             parameter.data.copy_(value)
         if not stale_master and parameter.requires_grad:
-            self._set_master(parameter, value)
+            self._set_master(parameter, value.to(self.device, torch.float32))
 
     def _set_master(self, parameter: nn.Parameter, value: Tensor, moment: str | None = None) -> None:
         """This rank's part of the master, or of a moment. DeepSpeed's own call fails where ranks do not divide the size."""
@@ -175,17 +175,23 @@ class ZeroEngine:
 
     @contextmanager
     def full_precision(self) -> Iterator[None]:
-        """What trains is never rounded here."""
-        yield
+        """Within, `whole` shows the masters of what trains; what is written into those is lost."""
+        self._shows_masters = True
+        try:
+            yield
+        finally:
+            self._shows_masters = False
 
     @contextmanager
     def full_weights(self) -> Iterator[None]:
-        """Within, every rank holds the whole model and computes with it as with a plain one, for evaluation and saving."""
+        """Within, every rank holds the whole model unrounded, and computes with it as with a plain one."""
+        masters = {p: self.master(p) for p in self.parameters.values()}
         if self.stage < 3:
-            yield
+            with _exchanged(masters):
+                yield
             return
         hooks = self._zero.parameter_offload  # they would split a layer again as soon as it has been used
-        with deepspeed.zero.GatheredParameters(list(self.model.parameters())):
+        with deepspeed.zero.GatheredParameters(list(self.model.parameters())), _exchanged(masters):
             for hook in [*hooks.forward_hooks, *hooks.backward_hooks]:
                 hook.remove()
             hooks.forward_hooks, hooks.backward_hooks = [], []
@@ -195,6 +201,19 @@ class ZeroEngine:
                 yield
             finally:
                 hooks._register_deepspeed_module(hooks.module)
+
+
+@contextmanager
+def _exchanged(values: dict[nn.Parameter, Tensor]) -> Iterator[None]:
+    """Within, the parameters hold these values, and afterwards their own again."""
+    own = [(p, p.data) for p in values]
+    for p, value in values.items():
+        p.data = value
+    try:
+        yield
+    finally:
+        for p, data in own:
+            p.data = data
 
 
 def settings(stage: int, offload: bool, max_grad_norm: float) -> dict[str, Any]:

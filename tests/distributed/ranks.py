@@ -1,15 +1,12 @@
-"""Two ranks on the CPU, forked from one server that has imported the heavy packages once."""
+"""Two ranks on the CPU, forked."""
 
-import multiprocessing
 import os
 import socket
 import traceback
 
+from forked import context
+
 WORLD = 2
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
-    ["torch", "transformers", "peft", "deepspeed", "mora.adapter", "mora.train.zero", "tiny_runs"]
-)
 
 
 def on_ranks(function, *args, world=WORLD):
@@ -17,8 +14,8 @@ def on_ranks(function, *args, world=WORLD):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    answers = _context.Queue()
-    processes = [_context.Process(target=_rank, args=(r, world, port, answers, function, args)) for r in range(world)]
+    answers = context.Queue()
+    processes = [context.Process(target=_rank, args=(r, world, port, answers, function, args)) for r in range(world)]
     for process in processes:
         process.start()
     try:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -33,8 +34,11 @@ RUN = [
 ]
 
 
+OWN = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+
 def start(tmp_path, *overrides, **env):
-    own = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "MORA_OUTPUT_DIR": str(tmp_path / "outputs")}
+    own = OWN | {"MORA_OUTPUT_DIR": str(tmp_path / "outputs")}
     command = [sys.executable, str(ROOT / "run.py"), *RUN, f"scale.results_dir={tmp_path}/results", *overrides]
     return subprocess.Popen(
         command, cwd=ROOT, env=os.environ | own | env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -46,10 +50,10 @@ def finish(process):
     return process.returncode, output
 
 
-def curve(tmp_path):
+def curve(tmp_path, steps=12):
     (path,) = (tmp_path / "results").glob("*.log.jsonl")
     rows = [row for row in log.read(path) if "loss" in row]
-    assert [row["step"] for row in rows] == list(range(1, 13)), "a step is missing or stands twice"
+    assert [row["step"] for row in rows] == list(range(1, steps + 1)), "a step is missing or stands twice"
     return [row["loss"] for row in rows]
 
 
@@ -77,6 +81,44 @@ def test_a_rank_that_dies_ends_the_job_and_the_resumed_run_follows_one_process(t
     assert curve(tmp_path / "killed") == pytest.approx(curve(tmp_path / "whole"), abs=1e-5)
     (result,) = (tmp_path / "killed" / "results").glob("*[0-9a-f].json")
     assert json.loads(result.read_text())["hardware"]["ranks"] == 2
+
+
+LONG = ["task.train.epochs=200", "method.restart.every_steps=50", "lr=1e-3"]
+
+
+def interrupted(process, how, folder, steps):
+    """Sends `how` to run.py alone, once `steps` steps are logged, and checks that everything ends as it should."""
+    deadline = time.time() + 120
+    while len(log.read(folder / "log.jsonl")) < steps:
+        assert time.time() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(how)
+    code, output = finish(process)
+    assert code == 1, output
+    assert output.count("stopped by signal after step") == 1, "one rank speaks"
+    assert "Traceback" not in output
+    assert not alive(str(folder)), "a rank was left behind"
+    stopped = int(re.search(r"stopped by signal after step (\d+)", output)[1])
+    assert (folder / "checkpoints" / f"step_{stopped:06d}").is_dir()
+    return stopped
+
+
+def test_two_ranks_are_stopped_twice_and_torchrun_by_hand_ends_the_run(tmp_path):
+    ranks = ["hardware=cpu2", "hardware.parallel=zero2", "task.train.checkpoint_every_steps=1000"]
+    ranks.append("task.train.log_every_steps=1")
+    code, output = finish(start(tmp_path / "whole", *LONG, "hardware=cpu"))
+    assert code == 0, output
+    folder = tmp_path / "stopped" / "outputs" / run_id(compose([*RUN, *LONG, *ranks]))
+    first = interrupted(start(tmp_path / "stopped", *LONG, *ranks), signal.SIGINT, folder, 5)
+    second = interrupted(start(tmp_path / "stopped", *LONG, *ranks), signal.SIGTERM, folder, first + 5)
+    assert first < second < 200
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    typed = subprocess.run(
+        [*torchrun, "-m", "mora.train", str(folder)], cwd=ROOT, env=OWN | os.environ, capture_output=True, text=True
+    )
+    assert typed.returncode == 0, typed.stderr
+    assert curve(tmp_path / "stopped", 200) == pytest.approx(curve(tmp_path / "whole", 200), abs=1e-5)
 
 
 def test_two_nodes_on_one_machine_train_together(tmp_path):

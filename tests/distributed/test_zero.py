@@ -76,7 +76,13 @@ def test_in_fp32_forty_steps_with_three_restarts_follow_one_process(method, para
 @pytest.mark.parametrize("parallel", PARALLEL)
 def test_in_bf16_the_loss_stays_beside_that_of_fp32(parallel):
     first, _ = on_ranks(forty_steps, "remora", parallel, "bf16")
-    assert [loss for loss, _ in first] == pytest.approx([loss for loss, _ in alone("remora")], abs=0.02)
+    losses = [loss for loss, _ in first]
+    print(
+        parallel,
+        max(abs(a - b[0]) for a, b in zip(losses, alone("remora", "bf16"))),
+        max(abs(a - b[0]) for a, b in zip(losses, alone("remora"))),
+    )
+    assert losses == pytest.approx([loss for loss, _ in alone("remora")], abs=0.02)
 
 
 @pytest.mark.parametrize(

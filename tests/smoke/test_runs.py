@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 
 from mora.config import compose, run_id
@@ -40,6 +42,11 @@ def start(tmp_path, *overrides, kill_at=None, **popen):
     )
 
 
+def train(tmp_path, *overrides, kill_at=None):
+    config = compose([*SHORT, f"scale.results_dir={tmp_path}/results", *overrides])
+    return forked.train(config, tmp_path / "outputs", kill_at)
+
+
 def folder_of(tmp_path, *overrides):
     return tmp_path / "outputs" / run_id(compose([*SHORT, *overrides]))
 
@@ -69,16 +76,16 @@ IN_RESTART = ("between_merge_and_reinit:5", "after_restart:5", "after_restart:10
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_killed_anywhere_repeats_the_uninterrupted_one_bit_for_bit(tmp_path, method):
     overrides = METHODS[method]
-    code, output = finish(start(tmp_path / "whole", *overrides))
+    code, output = train(tmp_path / "whole", *overrides)
     assert code == 0, output
     expected = losses(tmp_path / "whole")
     assert len(expected) == 12
     restarting = IN_RESTART if method.startswith("re") else ()
     for kill_at in ("after_step:3", *restarting[:2], "before_rename:8", *restarting[2:], "in_evaluation:12"):
-        code, output = finish(start(tmp_path / "killed", *overrides, kill_at=kill_at))
-        assert code != 0, f"not killed at {kill_at}: {output}"
+        code, output = train(tmp_path / "killed", *overrides, kill_at=kill_at)
+        assert code == -signal.SIGKILL, f"not killed at {kill_at}: {output}"
         assert not results(tmp_path / "killed")
-    code, output = finish(start(tmp_path / "killed", *overrides))
+    code, output = train(tmp_path / "killed", *overrides)
     assert code == 0, output
     assert losses(tmp_path / "killed") == expected
     (whole,), (killed,) = results(tmp_path / "whole"), results(tmp_path / "killed")
@@ -88,8 +95,25 @@ def test_a_run_killed_anywhere_repeats_the_uninterrupted_one_bit_for_bit(tmp_pat
     assert killed["parameters"]["trainable"] > 0
 
 
+def test_a_run_killed_at_a_random_time_repeats_the_uninterrupted_one_bit_for_bit(tmp_path):
+    overrides = ["method=remora", *RESTARTS, "task.train.epochs=100", "task.train.checkpoint_every_steps=7"]
+    config = compose([*SHORT, *overrides, f"scale.results_dir={tmp_path}/killed/results"])
+    began = time.time()
+    code, output = train(tmp_path / "whole", *overrides)
+    assert code == 0, output
+    after_s = random.uniform(0, time.time() - began)
+    process, folder = forked.start(config, tmp_path / "killed" / "outputs")
+    process.join(after_s)
+    process.kill()
+    process.join()
+    print(f"killed {after_s:.3f} s after its start, at step {len(log.read(folder / 'log.jsonl'))}")  # shown on failure
+    code, output = train(tmp_path / "killed", *overrides)
+    assert code == 0, output
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+
+
 def test_the_untuned_model_is_evaluated_only(tmp_path):
-    code, output = finish(start(tmp_path, "method=none"))
+    code, output = train(tmp_path, "method=none")
     assert code == 0, output
     (result,) = results(tmp_path)
     assert result["parameters"]["trainable"] == 0
@@ -97,7 +121,7 @@ def test_the_untuned_model_is_evaluated_only(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(tmp_path):
-    code, output = finish(start(tmp_path, "method=fft", "lr=1e30"))
+    code, output = train(tmp_path, "method=fft", "lr=1e30")
     assert code == 0, output
     (result,) = results(tmp_path)
     assert result["status"] == "diverged"
@@ -127,17 +151,26 @@ def test_sigterm_saves_a_checkpoint_and_the_run_goes_on(tmp_path):
     [
         (["method=mora", "r=0"], "run.py: r=0: input should be greater than 0"),
         (["method=mora", "r=4", "task.data.pairs=2"], "task.data.pairs=2 is less than"),
-        (
-            ["method=mora", "r=4", "model=llama2_7b", "model.path=/no/such/folder"],
-            "model.path='/no/such/folder' cannot be loaded",
-        ),
-        (["method=mora", "r=4", "hardware=gpu1"], "hardware.device='cuda': torch sees no GPU here"),
     ],
 )
-def test_bad_input_is_refused_before_training(tmp_path, overrides, expected):
+def test_bad_input_is_refused_before_a_worker_starts(tmp_path, overrides, expected):
     code, output = finish(start(tmp_path, *overrides))
     assert code != 0
     assert expected in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["model=llama2_7b", "model.path=/no/such/folder"], "model.path='/no/such/folder' cannot be loaded"),
+        (["hardware=gpu1"], "hardware.device='cuda': torch sees no GPU here"),
+    ],
+)
+def test_bad_input_is_refused_before_training(tmp_path, overrides, expected):
+    code, output = train(tmp_path, "method=mora", "r=4", *overrides)
+    assert code != 0
+    assert f"mora.train: {expected}" in output
     assert "Traceback" not in output
 
 
@@ -148,7 +181,7 @@ def test_a_folder_that_another_run_holds_is_refused(tmp_path):
     folder.mkdir(parents=True)
     with open(folder / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        code, output = finish(start(tmp_path, "method=fft"))
+        code, output = train(tmp_path, "method=fft")
     assert code != 0
     assert f"{run_id(compose([*SHORT, 'method=fft']))} is held by another process" in output
 
@@ -157,7 +190,7 @@ def test_two_micro_batches_give_the_loss_of_one(tmp_path):
     curves = []
     for micro in (8, 4):
         overrides = ["method=fft", f"hardware.micro_batch_size={micro}"]
-        code, output = finish(start(tmp_path / str(micro), *overrides))
+        code, output = train(tmp_path / str(micro), *overrides)
         assert code == 0, output
         curves.append([loss for _, loss, _, _ in losses(tmp_path / str(micro))])
     assert curves[0] == pytest.approx(curves[1], rel=1e-3)

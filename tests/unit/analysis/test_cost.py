@@ -13,7 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from mora.adapter import MoraConfig, operators
 from mora.adapter.model import MAX_GROUP, resolve_operator
 from mora.analysis import cost, shapes
-from mora.config import compose
+from mora.config import ConfigError, compose
+from mora.config.compose import CONFIG_DIR
 from mora.methods import parameter_table, prepare
 from mora.suite import experiment as experiments
 from mora.suite import launch, plan
@@ -138,3 +139,16 @@ def test_a_plan_names_every_missing_run_and_adds_them_up(tmp_path, monkeypatch):
     assert "128 runs, " in text
     assert len([line for line in text.splitlines() if "-s0-" in line]) == 128
     assert "Several GPUs are extrapolated" in text
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (CONFIG_DIR / "hardware").glob("*.yaml")))
+def test_a_plan_can_be_made_for_every_hardware(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "ROOT", tmp_path)
+    grid = experiments.grids(experiments.load("table3"), "paper")[0][0]
+    assert f"training at most on {name} " in plan.text([grid], name)
+
+
+def test_unknown_hardware_is_refused_in_one_line():
+    grid = experiments.grids(experiments.load("table3"), "paper")[0][0]
+    with pytest.raises(ConfigError, match="hardware/nothing"):
+        plan.text([grid], "nothing")

@@ -1,0 +1,136 @@
+"""Where each value of a run comes from: the comment on its line in configs/, or `override`. Also docs/DEVIATIONS.md.
+
+python -m mora.config.provenance     # writes docs/DEVIATIONS.md anew
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from .compose import CONFIG_DIR
+from .schema import RunConfig
+from .source import ROOT
+
+DEVIATIONS = ROOT / "docs/DEVIATIONS.md"
+
+
+class Setting(NamedTuple):
+    """A leaf of a YAML file: dotted path in the run's configuration, value as written there, what its comment says."""
+
+    path: str
+    value: Any
+    source: str
+
+
+def settings(file: Path) -> list[Setting]:
+    """Every leaf of a task, method or overlay file but its name. A list is one leaf, with the first comment in it."""
+    text = file.read_text()
+    lines, group = text.splitlines(), file.parent.name
+    prefix = "" if group == "overlay" else f"{group}."
+    node = yaml.compose(text, yaml.SafeLoader)
+    return list(_leaves(node, prefix, lines)) if isinstance(node, yaml.MappingNode) else []
+
+
+def of_run(config: RunConfig) -> dict[str, str]:
+    """Dotted path -> source, for every value that a task, method or overlay file sets; the last file that does counts.
+
+    A value that is not the file's any more came from the command line or an experiment: `override`.
+    """
+    values = config.model_dump(mode="json")
+    method = CONFIG_DIR / "method" / f"{config.method.name}.yaml"
+    files = [
+        CONFIG_DIR / "task" / f"{config.task.name}.yaml",
+        *_bases(method),
+        method,
+        CONFIG_DIR / "overlay" / f"{config.scale.name}_{config.task.name}.yaml",
+    ]
+    written: dict[str, Setting] = {}
+    for file in filter(Path.is_file, files):
+        for setting in settings(file):
+            for above in [path for path in written if setting.path.startswith(f"{path}.")]:
+                del written[above]  # null in one file, a section in a later one
+            written[setting.path] = setting
+    found = {}
+    for path, setting in written.items():
+        if path.startswith("task.lr_grid"):  # which rates were tried is no value of one run
+            continue
+        known, value = _at(values, path)
+        if known:
+            same = _is_reference(setting.value) or _plain(value) == _plain(setting.value)
+            found[path] = setting.source if same else f"override: {value!r}; {setting.source}"
+    return found
+
+
+def deviations() -> str:
+    """Markdown: every setting of a task or method on which sources differ, and every one that is ours at paper scale."""
+    lines = [
+        "# Where sources differ, and what we chose",
+        "",
+        "Written by `make render` from the comments in `configs/`. The value is the default; the comment names its source,",
+        "and after `differs:` what another source says.",
+    ]
+    for title, wanted in (
+        ("Sources differ", "differs:"),
+        ("Ours: the paper and the official code are silent", "ours:"),
+    ):
+        lines += ["", f"## {title}", "", "| file | setting | value | source |", "|---|---|---|---|"]
+        for group in ("task", "method"):
+            for file in sorted((CONFIG_DIR / group).glob("*.yaml")):
+                for setting in settings(file):
+                    if setting.path.endswith("result_version"):
+                        continue
+                    both = "differs:" in setting.source
+                    if wanted in setting.source and (wanted == "differs:" or not both):
+                        cells = (f"{group}/{file.name}", f"`{setting.path}`", f"`{setting.value}`", setting.source)
+                        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _bases(file: Path) -> list[Path]:
+    """The files of the same folder that the file's defaults list names."""
+    defaults = (yaml.safe_load(file.read_text()) or {}).get("defaults", [])
+    return [file.with_name(f"{name}.yaml") for name in defaults if isinstance(name, str) and name != "_self_"]
+
+
+def _leaves(node: yaml.Node, path: str, lines: list[str]) -> Iterator[Setting]:
+    assert isinstance(node, yaml.MappingNode)
+    for key, value in node.value:
+        if key.value in ("defaults", "name"):
+            continue
+        if isinstance(value, yaml.MappingNode) and not value.flow_style:
+            yield from _leaves(value, f"{path}{key.value}.", lines)
+            continue
+        spanned = lines[key.start_mark.line : max(value.end_mark.line, key.start_mark.line + 1)]
+        comment = next((c for line in spanned if (c := line.partition(" #")[2].strip())), "")
+        loader = yaml.SafeLoader("")
+        yield Setting(f"{path}{key.value}", loader.construct_object(value, deep=True), comment)
+
+
+def _at(values: Any, path: str) -> tuple[bool, Any]:
+    for part in path.split("."):
+        if not isinstance(values, dict) or part not in values:
+            return False, None
+        values = values[part]
+    return True, values
+
+
+def _is_reference(value: Any) -> bool:
+    return isinstance(value, str) and "${" in value
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: keys are text, and numbers compare as numbers."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+if __name__ == "__main__":
+    DEVIATIONS.write_text(deviations())
+    print(DEVIATIONS)

@@ -1,0 +1,71 @@
+"""hardware=slurm: a sweep through submitit's executor of this machine, the job that sbatch gets, where its nodes meet."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mora.config import compose
+from mora.suite.launch import rendezvous
+
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = Path(__file__).with_name("slurm_job.sh")
+RUN = ["task=uuid", "scale=smoke", "method=mora", "r=4", "hardware=slurm"]
+SHORT = ["task.train.stop_step=2", "task.evaluation.at_steps=[]", "task.evaluation.loss_every_steps=1000"]
+
+
+def run_py(tmp_path, *arguments, **env):
+    own = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "MORA_OUTPUT_DIR": str(tmp_path / "outputs")}
+    return subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), *arguments],
+        cwd=tmp_path,
+        env=os.environ | own | env,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def test_a_sweep_becomes_a_job_for_each_run(tmp_path):
+    here = [
+        "hydra/launcher=submitit_local",
+        f"hydra.launcher.submitit_folder={tmp_path}/jobs/%j",
+        "hardware.device=cpu",
+    ]
+    where = [f"scale.results_dir={tmp_path}/results", f"hydra.sweep.dir={tmp_path}/sweep", "hardware.processes=1"]
+    done = run_py(tmp_path, "-m", *RUN, *SHORT, "seed=0,1", *here, *where)
+    assert done.returncode == 0, done.stderr
+    results = [json.loads(path.read_text()) for path in (tmp_path / "results").glob("*[0-9a-f].json")]
+    assert sorted(result["config"]["seed"] for result in results) == [0, 1]
+    assert len(list((tmp_path / "jobs").glob("*/*_log.out"))) == 2
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """A PATH with an sbatch that keeps the job's script and takes no job."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "srun").write_text("#!/bin/sh\n")
+    (tools / "sbatch").write_text(f'#!/bin/sh\ncp "$1" {tmp_path}/job.sh\necho "no such partition" >&2\nexit 1\n')
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    return f"{tools}:{os.environ['PATH']}"
+
+
+def test_the_job_of_a_run_on_two_nodes(tmp_path, cluster):
+    here = [f"hydra.launcher.submitit_folder={tmp_path}/jobs/%j", f"hydra.sweep.dir={tmp_path}/sweep"]
+    refused = run_py(tmp_path, *RUN, "hardware.nodes=2", "hydra.launcher.partition=gpu", *here, PATH=cluster)
+    assert refused.returncode != 0
+    assert "no such partition" in refused.stderr
+    script = (tmp_path / "job.sh").read_text().replace(str(tmp_path), "FOLDER").replace(sys.executable, "PYTHON")
+    assert script == GOLDEN.read_text()
+
+
+def test_the_nodes_of_a_job_meet_on_its_first_one(monkeypatch):
+    job = {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "1234567", "SLURM_JOB_NODELIST": "gpu[07-08]"}
+    for name, value in job.items():
+        monkeypatch.setenv(name, value)
+    assert rendezvous(compose([*RUN, "hardware.nodes=2"])) == "gpu07:24567"
