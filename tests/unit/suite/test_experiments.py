@@ -16,7 +16,7 @@ from mora.adapter.model import resolve_operator
 from mora.config import run_id
 from mora.config.source import ROOT
 from mora.suite import experiment as experiments
-from mora.suite import launch, runner, settings, tables
+from mora.suite import figures, launch, runner, settings, tables
 from mora.suite.experiment import Grid
 
 NAMES = experiments.names()
@@ -145,14 +145,28 @@ def test_a_run_of_another_process_is_left_to_it(tmp_path, monkeypatch):
 
 
 def test_rendered_results_are_what_the_measured_ones_give(tmp_path):
-    """results/tables holds nothing but what `make render` writes, byte for byte, and all of it."""
+    """results/tables and results/figures hold nothing but what `make render` writes, byte for byte, and all of it."""
     for name, scale in CELLS:
-        experiment = experiments.load(name)
-        if experiment.kind == "table" and scale != "smoke":
-            tables.render(name, experiment, experiments.grids(experiment, scale), scale, tmp_path)
-    settings.render("table5", experiments.load("table5"), tmp_path)
-    committed = ROOT / "results" / "tables"
-    assert {p.name: p.read_bytes() for p in committed.iterdir()} == {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+        experiment, kind = experiments.load(name), "figures" if name.startswith("figure") else "tables"
+        if scale != "smoke":
+            draw = figures.render if kind == "figures" else tables.render
+            draw(name, experiment, experiments.grids(experiment, scale), scale, tmp_path / kind)
+    settings.render("table5", experiments.load("table5"), tmp_path / "tables")
+    rendered = {p.relative_to(tmp_path): p.read_bytes() for p in sorted(tmp_path.rglob("*.*"))}
+    results = ROOT / "results"
+    committed = [p for kind in ("tables", "figures") for p in sorted((results / kind).glob("*"))]
+    assert {p.relative_to(results): p.read_bytes() for p in committed} == rendered
+
+
+@pytest.mark.parametrize(("name", "scale"), [(n, s) for n, s in CELLS if n in TABLES and s != "paper"])
+def test_only_what_asks_the_papers_question_stands_beside_its_number(name, scale):
+    """The same metric as at scale paper, of the rank that stands for the paper's; at scale smoke nothing."""
+    asked = {grid.column.name: grid.column.metric for grid in cells_of(name, "paper")}
+    for grid in cells_of(name, scale):
+        if grid.paper_value() is not None:
+            assert scale == "lite"
+            assert asked[grid.column.name] == grid.column.metric
+            assert not grid.column.metric.split(".")[0].endswith(("_local", "500"))
 
 
 def test_two_suites_on_one_folder_share_the_runs(tmp_path, monkeypatch):
