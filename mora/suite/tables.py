@@ -7,6 +7,7 @@ import io
 import math
 from pathlib import Path
 
+from mora.analysis import cost
 from mora.config.run_id import format_lr, run_id
 from mora.train.log import replace_file
 
@@ -65,13 +66,13 @@ def notes(experiment: Experiment) -> list[str]:
 
 
 def trainable(row: list[Grid]) -> str:
-    """The counts that the row's runs report, one a model or rank; "not run" where none has a result."""
+    """The counts that the row's runs report, or what their configuration comes to, one a model or rank."""
     counts = []
     for grid in row:
-        for config in grid.final():
-            if result := usable(result_of(config), grid.scale):
-                counts.append(f"{result['parameters']['trainable']:,}")
-    return " / ".join(dict.fromkeys(counts)) or NOT_RUN
+        results = [usable(result_of(config), grid.scale) for config in grid.final()]
+        measured = [result["parameters"]["trainable"] for result in results if result is not None]
+        counts += [f"{count:,}" for count in measured or [cost.trainable(grid.config())]]
+    return " / ".join(dict.fromkeys(counts))
 
 
 def _words(found: Cell | None, digits: int) -> str:
@@ -189,7 +190,7 @@ def _csv_line(grid: Grid, c: Cell) -> list[str]:
         number(c.difference),
         c.noise or "",
         number(c.threshold if measured else None),
-        trainable([grid]) if measured else "",
+        trainable([grid]).replace(",", ""),
         " ".join(f"{v:.4f}" for v in c.values or ()),
         " ".join(run_id(run) for run in grid.final()) if measured else "",
     ]
