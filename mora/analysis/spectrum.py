@@ -1,7 +1,7 @@
-"""python -m mora.analysis.spectrum BASE TUNED: the singular values of delta W = W_tuned - W_base, module by module (Figure 5).
+"""python -m mora.analysis.spectrum BASE TUNED: singular values of delta W = W_tuned - W_base, by module (Figure 5).
 
-BASE and TUNED are a checkpoint folder, a hub id, or the name of a model of configs/model; TUNED may also be an adapter folder,
-whose update is then merged exactly, in fp32. Instead of both: --run RUN_DIR, a run's folder, which holds what it started from.
+BASE and TUNED are a checkpoint folder, a hub id, or the name of a model of configs/model; TUNED may also be an adapter
+folder, whose update is then merged in fp32. Instead of both: --run RUN_DIR, a run's folder, which says what it started from.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from mora.train.log import replace_file
 
 THRESHOLD = 0.1  # Figure 5 counts singular values above it
 RELATIVE = 0.01  # of the largest
+
+Weights = dict[str, Tensor]  # by parameter name
 
 
 def spectra(base: dict[str, Tensor], tuned: dict[str, Tensor], device: torch.device) -> dict[str, dict[str, float]]:
@@ -69,9 +71,7 @@ def by_kind(modules: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]
     }
 
 
-def _by_shape(
-    names: list[str], base: dict[str, Tensor], tuned: dict[str, Tensor], at_once: int = 2**26
-) -> Iterator[list[str]]:
+def _by_shape(names: list[str], base: Weights, tuned: Weights, at_once: int = 2**26) -> Iterator[list[str]]:
     """Names in batches of one shape, each of at most `at_once` numbers."""
     shapes: dict[torch.Size, list[str]] = defaultdict(list)
     for name in names:
@@ -116,7 +116,7 @@ def _load(name: str) -> nn.Module:
 
 
 def _tuned_weights(name: str, base: nn.Module) -> dict[str, Tensor]:
-    """Weights of a checkpoint, or of `base` with the adapter in folder `name` merged in fp32. Changes `base`'s adapters only."""
+    """Weights of a checkpoint, or of a copy of `base` with the adapter in folder `name` merged in fp32."""
     if not (Path(name) / "adapter_config.json").is_file():
         return _weights(_load(name))
     import copy

@@ -23,9 +23,15 @@ class ConfigError(ValueError):
 
 
 def _lr_grid(*, _root_: DictConfig) -> str:
-    """${lr_grid:} of configs/sweep/: the rates of the composed task, method and rank, as Hydra sweeps over them."""
+    """${lr_grid:} of configs/sweep/: the rates of the composed task, method and rank, as Hydra sweeps over them.
+
+    Of what cannot be run: null, so that the one run that is then started says in a line what is wrong.
+    """
     values: Any = OmegaConf.to_container(OmegaConf.masked_copy(_root_, list(RunConfig.model_fields)), resolve=True)
-    return ",".join(f"{lr:g}" for lr in load(values).lr_grid())
+    try:
+        return ",".join(f"{lr:g}" for lr in load(values).lr_grid()) or "null"
+    except ConfigError:
+        return "null"
 
 
 OmegaConf.register_new_resolver("lr_grid", _lr_grid, replace=True)

@@ -21,13 +21,6 @@ def describe() -> dict[str, Any]:
     return {"commit": commit, "fingerprint": found, "dirty": found != fingerprint_of_commit(commit)}
 
 
-def is_committed(source: dict[str, Any]) -> bool:
-    """Whether the result's source is exactly that of the commit it names; where its run could not tell, git is asked now."""
-    if source["dirty"] is not None:
-        return not source["dirty"]
-    return source["commit"] is not None and source["fingerprint"] == fingerprint_of_commit(source["commit"])
-
-
 def fingerprint_of_files() -> str:
     """Over path and git blob hash of every source file in the work tree."""
     lines = []

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from mora.config import ConfigError
 
+from . import claims, figures, plan, runner, settings, tables
 from . import experiment as experiments
-from . import figures, runner, settings, tables
 from .experiment import Experiment, Grid, Scale
 
 
@@ -26,9 +26,7 @@ def main() -> int:
         rows = {(name, s): experiments.grids(e, s, seeds) for name, e in loaded.items() for s in scales}
         everything = [grid for group in rows.values() for row in group for grid in row]
         if args.plan:
-            from mora.analysis import cost
-
-            print(cost.plan(everything, args.hardware))
+            print(plan.text(everything, args.hardware or ("gpu8" if args.scale == "paper" else "gpu1")))
             return 0
         failed = [] if args.render else runner.complete(everything, args.jobs)
     except ConfigError as error:
@@ -39,6 +37,8 @@ def main() -> int:
         return 130
     for (name, scale), group in rows.items():
         print(_render(name, loaded[name], group, scale, measure=not args.render))
+    if args.render and not args.names:
+        claims.render()
     if failed:
         print(f"mora.suite: {len(failed)} runs failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
@@ -72,7 +72,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--plan", action="store_true", help="print the runs that are missing and what they cost; start none"
     )
-    parser.add_argument("--hardware", default="auto", help="of the plan: a name in configs/hardware")
+    parser.add_argument("--hardware", help="of the plan: a name in configs/hardware (gpu8 for scale paper, else gpu1)")
     parser.add_argument("--render", action="store_true", help="only render lite and paper results again")
     return parser.parse_args()
 

@@ -76,8 +76,7 @@ def cell(grid: Grid) -> Cell:
         values.append(measured[0])
         if measured[1] is not None:
             errors.append(measured[1])
-    complete = errors if len(errors) == len(values) else None
-    return Cell(paper, tuple(values) or None, complete and tuple(complete))
+    return Cell(paper, tuple(values) or None, tuple(errors) if len(errors) == len(values) else None)
 
 
 def usable(result: dict[str, Any] | None, scale: str) -> dict[str, Any] | None:

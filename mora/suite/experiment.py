@@ -148,7 +148,8 @@ class Grid:
         """Every setting that the paper searched: the rates, and the method's own where `sweep` says so."""
         settings = method_sweep(self.row.method) if self.at_scale.sweep == "method" else {}
         chosen = list(product(*([f"{key}={value}" for value in values] for key, values in settings.items())))
-        return [Candidate(overrides, lr) for overrides in chosen for lr in self.config().lr_grid() or [None]]
+        rates: list[float | None] = [*self.config().lr_grid()] or [None]
+        return [Candidate(overrides, lr) for overrides in chosen for lr in rates]
 
     def search(self) -> list[RunConfig]:
         """One run a candidate, on the first seed; none where there is nothing to choose."""
@@ -181,7 +182,7 @@ class Grid:
         return [self._run(best, seed) for seed in self.at_scale.seeds]
 
     def runs(self) -> list[RunConfig]:
-        """All that the cell may need, chosen or not yet: what a plan counts. Final runs of a longer search are one a seed."""
+        """All that the cell may need, its rate chosen or not yet: what a plan counts."""
         candidates = self.candidates()
         if not self.exists:
             return []
@@ -225,8 +226,10 @@ class Grid:
 
     def _score(self, config: RunConfig) -> float | str | None:
         result = result_of(config)
-        if result is None or result["status"] != "done":
-            return result and str(result["status"])
+        if result is None:
+            return None
+        if result["status"] != "done":
+            return str(result["status"])
         return float(result["metrics"][str(last_step(config, result))][self.experiment.selection])
 
 
@@ -236,7 +239,7 @@ def _composed(overrides: tuple[str, ...]) -> RunConfig:
 
 
 def method_sweep(method: str) -> dict[str, list[str]]:
-    """The settings beside the rate that the paper searched for a method, as configs/sweep/<method>.yaml gives them to Hydra."""
+    """What the paper searched for a method beside the rate: configs/sweep/<method>.yaml, which Hydra takes too."""
     path = SWEEPS / f"{method}.yaml"
     if not path.is_file():
         return {}

@@ -1,4 +1,4 @@
-"""Loss curves from the raw logs beside the results, and spectra, as SVG that is the same byte for byte on every rendering."""
+"""Loss curves from the raw logs beside the results, and spectra, as SVG that every rendering gives byte for byte."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def complete(grids: list[Grid], jobs: int) -> list[str]:
 
 
 def held(config: RunConfig) -> bool:
-    """Whether a worker, of this suite or another, is at the run now: it keeps the lock of the run's folder while it lives."""
+    """Whether a worker, of this suite or another, is at the run now: while it lives it locks the run's folder."""
     path = run_folder(config) / ".lock"
     if not path.is_file():
         return False

@@ -7,6 +7,7 @@ import io
 import math
 from pathlib import Path
 
+from mora.analysis import cost
 from mora.config.run_id import format_lr, run_id
 from mora.train.log import replace_file
 
@@ -16,12 +17,16 @@ from .launch import result_of
 
 NOT_RUN = "not run"
 DIGITS = {"percent": 1, "perplexity": 2}  # as the paper prints them
+CSV_COLUMNS = [
+    *("method", "r", "operator", "column", "task", "setting", "lr"),
+    *("paper", "mean", "sd", "n", "difference", "noise", "threshold", "trainable", "seeds", "runs"),
+]
 CAPTIONS = {"smollm2_135m": "SmolLM2-135M-Instruct, dequantised from Q4_1"}
 MARKS = {"beyond": "*", "within": "~", None: "?"}
 LEGEND = (
-    "Each cell: paper | ours, mean +- sd (n seeds) | difference. `*` the difference exceeds the noise, `~` it does not, `?` the "
-    "noise is not known. Noise: over seeds, the 95 % prediction interval of one more run; with one seed, 1.96 sqrt(2) standard "
-    "errors over the evaluation's documents."
+    "Each cell: paper | ours, mean +- sd (n seeds) | difference. `*` the difference exceeds the noise, `~` it does not, "
+    "`?` the noise is not known. Noise: over seeds, the 95 % prediction interval of one more run; with one seed, "
+    "1.96 sqrt(2) standard errors over the evaluation's documents."
 )
 
 
@@ -61,13 +66,13 @@ def notes(experiment: Experiment) -> list[str]:
 
 
 def trainable(row: list[Grid]) -> str:
-    """The counts that the row's runs report, one a model or rank; "not run" where none has a result."""
+    """The counts that the row's runs report, or what their configuration comes to, one a model or rank."""
     counts = []
     for grid in row:
-        for config in grid.final():
-            if result := usable(result_of(config), grid.scale):
-                counts.append(f"{result['parameters']['trainable']:,}")
-    return " / ".join(dict.fromkeys(counts)) or NOT_RUN
+        results = [usable(result_of(config), grid.scale) for config in grid.final()]
+        measured = [result["parameters"]["trainable"] for result in results if result is not None]
+        counts += [f"{count:,}" for count in measured or [cost.trainable(grid.config())]]
+    return " / ".join(dict.fromkeys(counts))
 
 
 def _words(found: Cell | None, digits: int) -> str:
@@ -155,9 +160,7 @@ def _csv(rows: list[list[Grid]], cells: list[list[Cell | None]]) -> str:
     """One line a cell; fields are empty where there is nothing."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        "method r operator column task setting lr paper mean sd n difference noise threshold trainable seeds runs".split()
-    )
+    writer.writerow(CSV_COLUMNS)
     for row, found in zip(rows, cells, strict=True):
         for grid, c in zip(row, found, strict=True):
             if c is not None:
@@ -187,7 +190,7 @@ def _csv_line(grid: Grid, c: Cell) -> list[str]:
         number(c.difference),
         c.noise or "",
         number(c.threshold if measured else None),
-        trainable([grid]) if measured else "",
+        trainable([grid]).replace(",", ""),
         " ".join(f"{v:.4f}" for v in c.values or ()),
         " ".join(run_id(run) for run in grid.final()) if measured else "",
     ]

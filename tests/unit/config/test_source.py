@@ -26,7 +26,6 @@ def repository(tmp_path, monkeypatch):
 def test_committed_source_is_clean(repository):
     found = source.describe()
     assert found["dirty"] is False
-    assert source.is_committed(found)
 
 
 def test_changed_source_says_so_and_results_do_not_make_it_dirty(repository):
@@ -36,13 +35,3 @@ def test_changed_source_says_so_and_results_do_not_make_it_dirty(repository):
     (repository / "mora" / "a.py").write_text("x = 2\n")
     found = source.describe()
     assert found["dirty"] is True
-    assert not source.is_committed(found)
-
-
-def test_a_result_made_without_git_is_checked_against_the_commit_it_names(repository):
-    clean = source.describe()
-    unknown = clean | {"dirty": None}
-    assert source.is_committed(unknown)
-    assert not source.is_committed(unknown | {"fingerprint": "0" * 16})
-    assert not source.is_committed(unknown | {"commit": None})
-    assert not source.is_committed(unknown | {"commit": "f" * 40})

@@ -1,18 +1,22 @@
 """Every cell of every table and figure at every scale can be run, and stands beside the number that the paper prints."""
 
 import csv
+import fcntl
 import hashlib
 import re
+import threading
+import time
 
 import pytest
 import yaml
+from made_up import write
 
 from mora.adapter import MoraConfig
 from mora.adapter.model import resolve_operator
 from mora.config import run_id
 from mora.config.source import ROOT
 from mora.suite import experiment as experiments
-from mora.suite import launch, runner, settings, tables
+from mora.suite import figures, launch, runner, settings, tables
 from mora.suite.experiment import Grid
 
 NAMES = experiments.names()
@@ -46,7 +50,8 @@ def nothing_measured(tmp_path, monkeypatch):
 
 
 def test_the_experiments_are_the_tables_and_figures_of_the_paper():
-    assert NAMES == [f"figure{n}" for n in (2, 3, 4, 5)] + [f"table{n}" for n in range(1, 8)]
+    expected = [*(f"figure{n}" for n in (2, 3, 4, 5)), *(f"table{n}" for n in range(1, 8))]
+    assert expected == NAMES
 
 
 def test_the_transcript_of_the_paper_is_as_it_was_checked():
@@ -125,8 +130,6 @@ def test_every_inconsistency_of_the_paper_is_shown_somewhere():
 
 
 def test_a_run_of_another_process_is_left_to_it(tmp_path, monkeypatch):
-    import fcntl
-
     monkeypatch.setenv("MORA_OUTPUT_DIR", str(tmp_path))
     grid = cells_of("table2", "smoke")[0]
     config = grid.final()[0]
@@ -142,11 +145,77 @@ def test_a_run_of_another_process_is_left_to_it(tmp_path, monkeypatch):
 
 
 def test_rendered_results_are_what_the_measured_ones_give(tmp_path):
-    """results/tables holds nothing but what `make render` writes, byte for byte, and all of it."""
+    """results/tables and results/figures hold nothing but what `make render` writes, byte for byte, and all of it."""
     for name, scale in CELLS:
-        experiment = experiments.load(name)
-        if experiment.kind == "table" and scale != "smoke":
-            tables.render(name, experiment, experiments.grids(experiment, scale), scale, tmp_path)
-    settings.render("table5", experiments.load("table5"), tmp_path)
-    committed = ROOT / "results" / "tables"
-    assert {p.name: p.read_bytes() for p in committed.iterdir()} == {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+        experiment, kind = experiments.load(name), "figures" if name.startswith("figure") else "tables"
+        if scale != "smoke":
+            draw = figures.render if kind == "figures" else tables.render
+            draw(name, experiment, experiments.grids(experiment, scale), scale, tmp_path / kind)
+    settings.render("table5", experiments.load("table5"), tmp_path / "tables")
+    rendered = {p.relative_to(tmp_path): p.read_bytes() for p in sorted(tmp_path.rglob("*.*"))}
+    results = ROOT / "results"
+    committed = [p for kind in ("tables", "figures") for p in sorted((results / kind).glob("*"))]
+    assert {p.relative_to(results): p.read_bytes() for p in committed} == rendered
+
+
+@pytest.mark.parametrize(("name", "scale"), [(n, s) for n, s in CELLS if n in TABLES and s != "paper"])
+def test_only_what_asks_the_papers_question_stands_beside_its_number(name, scale):
+    """The same metric as at scale paper, of the rank that stands for the paper's; at scale smoke nothing."""
+    asked = {grid.column.name: grid.column.metric for grid in cells_of(name, "paper")}
+    for grid in cells_of(name, scale):
+        if grid.paper_value() is not None:
+            assert scale == "lite"
+            assert asked[grid.column.name] == grid.column.metric
+            assert not grid.column.metric.split(".")[0].endswith(("_local", "500"))
+
+
+def test_two_suites_on_one_folder_share_the_runs(tmp_path, monkeypatch):
+    """One run is held by another process, which ends it later: this suite does the others, waits, and starts it never."""
+    monkeypatch.setenv("MORA_OUTPUT_DIR", str(tmp_path / "outputs"))
+    monkeypatch.setattr(launch, "ROOT", tmp_path)
+    monkeypatch.setattr(runner, "POLL_S", 0.05)
+    monkeypatch.setattr(runner, "interrupt_on_sigterm", lambda: None)
+    grids = [row[0] for row in experiments.grids(experiments.load("table2"), "smoke")]
+    elsewhere, *ours = (grid.final()[0] for grid in grids)
+    started = []
+
+    def fake(config, output, env):
+        started.append(run_id(config))
+        write(config, {})
+        return 0
+
+    monkeypatch.setattr(runner, "launch", fake)
+    folder = launch.run_folder(elsewhere)
+    folder.mkdir(parents=True)
+    lock = open(folder / ".lock", "w")  # noqa: SIM115, the thread below closes it
+    fcntl.flock(lock, fcntl.LOCK_EX)
+
+    def end_elsewhere():
+        while len(started) < len(ours):
+            time.sleep(0.01)
+        write(elsewhere, {})
+        lock.close()
+
+    other = threading.Thread(target=end_elsewhere)
+    other.start()
+    assert runner.complete(grids, jobs=2) == []
+    other.join()
+    assert sorted(started) == sorted(run_id(config) for config in ours)
+
+
+def test_a_run_that_lost_a_race_for_its_folder_has_not_failed(tmp_path, monkeypatch):
+    monkeypatch.setenv("MORA_OUTPUT_DIR", str(tmp_path / "outputs"))
+    monkeypatch.setattr(launch, "ROOT", tmp_path)
+    config = cells_of("table2", "smoke")[0].final()[0]
+
+    def lost(config, output, env):
+        output.write(
+            f"mora.train: {launch.run_folder(config)} is held by another process of the same run: wait for it\n"
+        )
+        return 2
+
+    monkeypatch.setattr(runner, "launch", lost)
+    assert runner._run(config, jobs=1) == 0
+    monkeypatch.setattr(runner, "launch", lambda config, output, env: 1)
+    (launch.run_folder(config) / "output.txt").unlink()
+    assert runner._run(config, jobs=1) == 1

@@ -1,0 +1,125 @@
+"""The ledger's verdicts on results made up for the test, and that every claim names rows and columns that there are."""
+
+import json
+import math
+
+import pytest
+from made_up import write
+
+from mora.suite import claims, launch
+from mora.suite import experiment as experiments
+from mora.suite.cells import Cell
+from mora.suite.claims import PAGE, Claim, Interval, difference, judge
+
+FASTER = {
+    "says": "MoRA is faster",
+    "where": "a test",
+    "experiment": "table2",
+    "columns": ["step_500"],
+    "order": [[{"method": "mora", "r": 8}, {"method": "lora", "r": 8}]],
+}
+
+
+@pytest.fixture(autouse=True)
+def nothing_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "ROOT", tmp_path)
+
+
+def measure(scale, row, accuracies):
+    """Every run of the row: the search, and one final run a seed with the accuracy of that seed."""
+    rows = experiments.grids(experiments.load("table2"), scale)
+    grid = next(g for r in rows for g in r if (g.row.method, g.row.r, g.row.operator) == (*row, None))
+    for config in grid.search():
+        write(config, {"value_nll": config.lr}, steps=(300, 500, 700, 900))
+    for config, accuracy in zip(grid.final(), accuracies, strict=True):
+        write(config, {"value_nll": config.lr, "uuid_char_acc": accuracy}, steps=(300, 500, 700, 900))
+
+
+@pytest.mark.parametrize(
+    ("mora", "lora", "expected"),
+    [
+        ((0.90, 0.91, 0.92), (0.50, 0.51, 0.52), "shown"),
+        ((0.50, 0.51, 0.52), (0.90, 0.91, 0.92), "contradicted"),
+        ((0.50, 0.90, 0.70), (0.60, 0.65, 0.70), "undecided"),
+    ],
+)
+def test_an_order_is_judged_over_seeds(mora, lora, expected):
+    claim = Claim.model_validate(FASTER)
+    assert claims.verdict(claim, "lite") == "not run"
+    measure("lite", ("mora", 1), mora)
+    assert claims.verdict(claim, "lite") == "not run"
+    measure("lite", ("lora", 1), lora)
+    assert claims.verdict(claim, "lite") == expected
+    assert claims.verdict(claim, "paper") == "not run"
+
+
+def test_the_interval_is_that_of_a_t_test_at_the_smaller_sample():
+    a, b = Cell(None, (52.0, 53.0, 54.0)), Cell(None, (50.0, 50.0, 50.0))
+    half = 4.303 * math.sqrt(1 / 3)
+    assert difference(a, b) == pytest.approx((3 - half, 3 + half))
+    assert difference(a, b, higher_is_better=False) == pytest.approx((-3 - half, -3 + half))
+
+
+def test_one_seed_is_judged_by_its_errors_and_undecided_without():
+    a, b = Cell(None, (52.0,), (0.3,)), Cell(None, (50.0,), (0.4,))
+    assert difference(a, b) == pytest.approx((2 - 1.96 * 0.5, 2 + 1.96 * 0.5))
+    assert judge(difference(Cell(None, (52.0,)), b), 0.0, math.inf) == "undecided"
+    assert difference(Cell(None, None), b) is None
+
+
+def test_a_diverged_run_is_worse_than_one_that_did_not():
+    diverged, done = Cell(None, (math.inf,)), Cell(None, (30.0,))
+    assert judge(difference(done, diverged, higher_is_better=False), 0.0, math.inf) == "shown"
+    assert judge(difference(diverged, done, higher_is_better=False), 0.0, math.inf) == "contradicted"
+    assert judge(difference(diverged, diverged, higher_is_better=False), 0.0, math.inf) == "undecided"
+
+
+def test_on_par_needs_the_whole_interval_within_the_margin():
+    assert judge(Interval(-0.5, 0.5), -1, 1) == "shown"
+    assert judge(Interval(-0.5, 1.5), -1, 1) == "undecided"
+    assert judge(Interval(1.5, 2.5), -1, 1) == "contradicted"
+    assert judge(None, -1, 1) == "not run"
+
+
+@pytest.mark.parametrize("scale", claims.SCALES)
+@pytest.mark.parametrize("claim", [c for c in claims.load() if c.ratio is None], ids=lambda c: c.says[:40])
+def test_every_claim_names_cells_that_there_are(claim, scale):
+    rows = experiments.grids(experiments.load(claim.experiment), scale)
+    columns = [grid.column.name for grid in rows[0] if grid.column.name in claim.columns]
+    assert columns
+    for chain in claim.order + claim.equal + claim.not_worse:
+        assert len(chain) > 1
+        for row in chain:
+            assert all(claims.find(rows, row, column) is not None for column in columns), row
+    every = {c.name for at in experiments.load(claim.experiment).scales.values() for c in at.columns or []}
+    assert set(claim.columns) <= every | {c.name for c in experiments.load(claim.experiment).columns}
+
+
+ROUNDS = [([100.0, 101.0], "shown"), ([105.0, 109.0], "contradicted"), ([99.0, 109.0], "undecided")]
+
+
+@pytest.mark.parametrize(("times", "expected"), ROUNDS)
+def test_a_ratio_of_times_is_judged_by_the_range_of_the_rounds(tmp_path, monkeypatch, times, expected):
+    monkeypatch.setattr(claims, "BENCH", tmp_path)
+    (claim,) = (c for c in claims.load() if c.ratio is not None)
+    assert claims.verdict(claim, "paper") == "not run"
+    cases = [{"name": claim.ratio.slow, "ms": times}, {"name": claim.ratio.fast, "ms": [99.0, 100.0, 101.0]}]
+    for dirty in (True, False):
+        bench = {"source": {"dirty": dirty}, "scenarios": [{"shape": claim.ratio.shape, "cases": cases}]}
+        (tmp_path / "step-test.json").write_text(json.dumps(bench))
+        assert claims.verdict(claim, "paper") == ("not run" if dirty else expected)
+
+
+def test_the_ledger_is_written_between_its_markers(tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text(f"before\n{claims.BEGIN}\nold\n{claims.END}\nafter\n")
+    claims.render(page)
+    assert page.read_text() == f"before\n{claims.BEGIN}\n{claims.table()}\n{claims.END}\nafter\n"
+    page.write_text("no markers")
+    with pytest.raises(ValueError, match="once each"):
+        claims.render(page)
+
+
+def test_the_readme_shows_what_the_results_give(monkeypatch):
+    monkeypatch.undo()
+    assert f"{claims.BEGIN}\n{claims.table()}\n{claims.END}" in PAGE.read_text()
