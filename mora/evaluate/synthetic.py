@@ -17,7 +17,7 @@ def write(folder: Path) -> Path:
     rng = random.Random(0)
     for name in CHOICES:
         _jsonl(folder / f"adaptllm/{name}.jsonl", [_choice(rng, i) for i in range(ROWS)])
-    entity = {"input": "Which entities? The bank of Lund grew. Answer:", "label": "Lund(location)"}
+    entity = {"input": "Which entities? The bank of Lund grew. Answer:", "label": "Lund (location)"}
     _jsonl(folder / "adaptllm/NER.jsonl", [entity] * ROWS)
     _jsonl(folder / "adaptllm/ConvFinQA.jsonl", [_sum(rng, "input", "label") for _ in range(ROWS)])
     _jsonl(folder / "gsm8k/test.jsonl", [_sum(rng, "question", "answer", "#### {}") for _ in range(ROWS)])

@@ -84,6 +84,7 @@ def test_math_answer():
 
 def test_finance_answers():
     assert finance_task.numbers("about 12% of 1,200.5 and -3") == [0.12, 1200.5, -3.0]
+    assert finance_task.numbers("+.5 1e3 (7.)") == [0.5, 1000.0, 7.0]
     assert finance_task.entities("Steve Jobs (person), Apple (organization)") == [
         ("Jobs", "person"),
         ("Apple", "organization"),
@@ -95,10 +96,18 @@ def test_ner_gives_half_a_credit_each_for_text_and_type():
     assert finance_task.score_ner(doc, ["Jobs (location)"]) == {"score": pytest.approx(1 / 3), "strict_f1": 0.0}
 
 
+def test_ner_lets_a_prediction_be_taken_again_as_nereval_does():
+    two = {"answer": "Ann Lee (person), Bo Poe (person)"}
+    assert finance_task.score_ner(two, [two["answer"]]) == {"score": 0.75, "strict_f1": 1.0}
+    twice = {"answer": "Lender (person), Lender (person)"}  # one entity for the parser
+    assert finance_task.score_ner(twice, ["Lender (person)"]) == {"score": 1.0, "strict_f1": 1.0}
+
+
 def test_convfinqa_takes_any_number_of_the_first_line():
     doc = {"answer": "0.14"}
     assert finance_task.score_convfinqa(doc, ["it is 14% of 3\n7"])["score"] == 1
     assert finance_task.score_convfinqa(doc, ["3\n0.14"])["score"] == 0
+    assert finance_task.score_convfinqa({"answer": "yes"}, [" yes"]) == {"score": 0.0, "close": 1.0}
     assert finance_task.score_convfinqa(doc, [" 0.149"]) == {"score": 1.0, "close": 0.0}
 
 
