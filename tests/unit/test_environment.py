@@ -98,4 +98,4 @@ def test_make_lists_exactly_the_experiments_that_exist() -> None:
     clean = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEFILES")}
     listing = subprocess.run(["make"], cwd=ROOT, env=clean, capture_output=True, text=True, check=True).stdout
     listed = re.findall(r"^  (\S+) +its missing runs", listing, flags=re.MULTILINE)
-    assert set(listed) == {path.stem for path in (ROOT / "experiments").glob("*.yaml")}
+    assert set(listed) == {path.stem for path in (ROOT / "experiments").glob("*.yaml")} - {"claims"}
