@@ -58,21 +58,27 @@ def train_rest(model: nn.Module) -> None:
 
 
 @contextmanager
-def merged(model: nn.Module) -> Iterator[None]:
-    """Within, the model computes as its merged checkpoint would, rounding of the base's dtype included.
+def merged(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Within, the model computes as its merged checkpoint in `dtype` would: adapters added, everything rounded.
 
-    Afterwards every base weight is, bit for bit and at its address, what it was: taking an update off again would round.
+    Afterwards every weight is, bit for bit and at its address, what it was: taking an update off again would round.
     """
-    if not isinstance(model, PeftModel):
-        yield
-        return
-    layers = [module.get_base_layer() for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    kept = [(p, p.data, p.data.to("cpu", copy=True)) for layer in layers for p in layer.parameters(recurse=False)]
-    model.merge_adapter()
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    adapted = {id(p) for layer in layers for p in layer.parameters()}
+    wider = [(p, p.data) for p in model.parameters() if id(p) not in adapted and p.dtype != dtype]
+    bases = [p for layer in layers for p in layer.get_base_layer().parameters(recurse=False)]
+    kept = [(p, p.data, p.data.to("cpu", copy=True)) for p in bases]
+    if isinstance(model, PeftModel):
+        model.merge_adapter()
+    for p, value in wider:
+        p.data = value.to(dtype)
     try:
         yield
     finally:
-        model.unmerge_adapter()
-        for p, at_home, value in kept:
+        if isinstance(model, PeftModel):
+            model.unmerge_adapter()
+        for p, at_home, rounded in kept:
             p.data = at_home
-            p.data.copy_(value)
+            p.data.copy_(rounded)
+        for p, at_home in wider:
+            p.data = at_home

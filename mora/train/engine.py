@@ -44,9 +44,8 @@ class TorchEngine:
         self._frozen = round_frozen(model, dtype)
         self.masters = {name: _with_master(p, dtype) for name, p in self.parameters.items()}
         self.optimizer = torch.optim.AdamW(
-            [
-                {"params": [self.masters[name] for name in g.parameters]} for g in self.groups
-            ],  # method none: an empty one
+            # A group may be empty: method none trains nothing.
+            [{"params": [self.masters[name] for name in group.parameters]} for group in self.groups],
             lr=0.0,
             betas=(train.adam_beta1, train.adam_beta2),
             eps=train.adam_eps,
@@ -121,21 +120,12 @@ class TorchEngine:
         masters = [self.masters[name] for group in self.groups if group.adapter == adapter for name in group.parameters]
         return [self.optimizer.state[m] for m in masters if m in self.optimizer.state]
 
-    @contextmanager
-    def full_precision(self) -> Iterator[None]:
+    def full_precision(self) -> AbstractContextManager[None]:
         """Within, what trains holds its masters: to save or merge them unrounded. The model does not compute then."""
-        unrounded = {p: master.data for p, master in self._pairs()} | self._frozen
-        rounded = [(p, p.data) for p in unrounded]
-        for p, value in unrounded.items():
-            p.data = value
-        try:
-            yield
-        finally:
-            for p, data in rounded:
-                p.data = data
+        return exchanged({p: master.data for p, master in self._pairs()} | self._frozen)
 
     def full_weights(self) -> AbstractContextManager[None]:
-        """Within, this process holds the whole model unrounded, and computes with it: for evaluation and saving."""
+        """Within, this process holds the whole model unrounded: for saving, and for evaluation inside `methods.merged`."""
         return self.full_precision()
 
     def state_dict(self) -> dict[str, Any]:
@@ -160,6 +150,19 @@ class TorchEngine:
         if pairs := self._pairs():
             parameters, masters = zip(*pairs, strict=True)
             torch._foreach_copy_(parameters, masters)
+
+
+@contextmanager
+def exchanged(values: dict[nn.Parameter, Tensor]) -> Iterator[None]:
+    """Within, the parameters hold these values, and afterwards their own again."""
+    own = [(p, p.data) for p in values]
+    for p, value in values.items():
+        p.data = value
+    try:
+        yield
+    finally:
+        for p, value in own:
+            p.data = value
 
 
 def round_frozen(model: nn.Module, dtype: torch.dtype) -> dict[nn.Parameter, Tensor]:

@@ -15,6 +15,7 @@ from mora.methods import merged
 from .checkpoint import kill_point
 from .distributed import alone, rank
 from .interface import Engine
+from .model import DTYPES
 
 SCORED_AT_ONCE = 100  # sequences whose logits are in memory together, 0.7 GB in bf16 at SmolLM2's vocabulary
 VALIDATED_AT_ONCE = 8  # whole sequences with all their logits
@@ -62,7 +63,8 @@ class Scoring:
         """`task.metric` of the merged model; the metrics of uuid carry its name already. Kept samples go to the folder."""
         kill_point("in_evaluation", step)
         settings = self.settings.resumable(self.folder / f"journal-{rank()}.jsonl", f"{run_id(self.config)}|{step}")
-        with engine.full_weights(), merged(engine.model), alone():
+        dtype = DTYPES[self.config.scale.precision]
+        with engine.full_weights(), merged(engine.model, dtype), alone():
             scores, kept = evaluate_model(engine.model, self.tokenizer, self.plan.tasks, settings)
         if rank() == 0:
             samples.write(self.folder, kept)

@@ -1,4 +1,4 @@
-"""One run in one process: model + method + data -> fit -> evaluate -> result JSON."""
+"""One run, in one process or as one of its ranks: model + method + data -> fit -> evaluate -> result JSON."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from mora.data.batches import Batch
 from mora.methods import Group
 
 from .distributed import broadcast, rank, world_size
-from .engine import round_frozen, token_losses
+from .engine import exchanged, round_frozen, token_losses
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -93,13 +93,10 @@ class ZeroEngine:
     def step(self, lr: float, max_grad_norm: float) -> Tensor:
         if max_grad_norm != self.max_grad_norm:
             raise ValueError(f"max_grad_norm={max_grad_norm}: DeepSpeed was set up with {self.max_grad_norm}")
-        for group, scale in zip(self._zero.param_groups, self._lr_scales(), strict=True):
-            group["lr"] = lr * scale
+        for group, ours in zip(self._zero.param_groups, self.groups, strict=True):
+            group["lr"] = lr * ours.lr_scale
         self.engine.step()
         return torch.as_tensor(self.engine.get_global_grad_norm(), device=self.device)
-
-    def _lr_scales(self) -> list[float]:
-        return [group.lr_scale for group in self.groups]
 
     def computation_changed(self) -> None:
         """Nothing is recorded here."""
@@ -109,7 +106,7 @@ class ZeroEngine:
         split = [p for p in parameters if hasattr(p, "ds_id")]
         masters = {p: self.master(p) for p in parameters if p.requires_grad and self._shows_masters}
         with deepspeed.zero.GatheredParameters(split, modifier_rank=0 if write else None, enabled=bool(split)):
-            with _exchanged(masters):
+            with exchanged(masters):
                 yield
             if write and not split:
                 for p in parameters:
@@ -188,11 +185,11 @@ class ZeroEngine:
         """Within, every rank holds the whole model unrounded, and computes with it as with a plain one."""
         masters = {p: self.master(p) for p in self.parameters.values()} | self._frozen
         if self.stage < 3:
-            with _exchanged(masters):
+            with exchanged(masters):
                 yield
             return
         hooks = self._zero.parameter_offload  # they would split a layer again as soon as it has been used
-        with deepspeed.zero.GatheredParameters(list(self.model.parameters())), _exchanged(masters):
+        with deepspeed.zero.GatheredParameters(list(self.model.parameters())), exchanged(masters):
             for hook in [*hooks.forward_hooks, *hooks.backward_hooks]:
                 hook.remove()
             hooks.forward_hooks, hooks.backward_hooks = [], []
@@ -202,19 +199,6 @@ class ZeroEngine:
                 yield
             finally:
                 hooks._register_deepspeed_module(hooks.module)
-
-
-@contextmanager
-def _exchanged(values: dict[nn.Parameter, Tensor]) -> Iterator[None]:
-    """Within, the parameters hold these values, and afterwards their own again."""
-    own = [(p, p.data) for p in values]
-    for p, value in values.items():
-        p.data = value
-    try:
-        yield
-    finally:
-        for p, data in own:
-            p.data = data
 
 
 def settings(stage: int, offload: bool, max_grad_norm: float) -> dict[str, Any]:

@@ -44,6 +44,13 @@ def test_every_task_runs_at_smoke_scale(tmp_path, monkeypatch, task, method):
         assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize("method", [["method=fft"], ["method=remora", "r=8"]], ids=["fft", "remora"])
+def test_pretraining_in_bf16_is_scored_at_its_end(tmp_path, monkeypatch, method):
+    result, _ = trained(tmp_path, monkeypatch, ["task=c4", "scale=smoke", "scale.precision=bf16", *method])
+    last = result["metrics"][str(result["last_step"])]
+    assert last["c4_perplexity.score"] > 1
+
+
 def test_packed_conversations_train_as_well(tmp_path, monkeypatch):
     overrides = [
         "task=tulu2",

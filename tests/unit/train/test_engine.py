@@ -91,7 +91,7 @@ def test_a_frozen_half_of_an_adapter_computes_in_bf16_and_merges_unrounded():
     assert rounded.dtype == torch.bfloat16
     losses = [train_step(engine, random_batches(), 0, 1e-2) for _ in range(4)]
     assert losses[-1] < losses[0]
-    with engine.full_weights(), merged(engine.model):
+    with engine.full_weights(), merged(engine.model, torch.bfloat16):
         assert a.dtype == torch.float32
         assert torch.equal(a.bfloat16(), rounded)
         assert not torch.equal(a, rounded.float())

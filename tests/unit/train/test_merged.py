@@ -7,7 +7,8 @@ import torch
 
 from mora.config import compose
 from mora.methods import merged, prepare
-from mora.train.model import load_model
+from mora.train.engine import TorchEngine
+from mora.train.model import DTYPES, load_model
 
 
 @pytest.mark.parametrize("method", [["method=lora", "r=4"], ["method=mora", "r=4"], ["method=fft"]], ids=lambda m: m[0])
@@ -24,7 +25,7 @@ def test_base_is_as_before_at_its_address(method, precision):
     ids = torch.randint(3, 100, (2, 16))
     with torch.no_grad():
         plain = model(input_ids=ids).logits
-        with merged(model):
+        with merged(model, DTYPES[precision]):
             inside = model(input_ids=ids).logits
             if method != ["method=fft"]:
                 changed = [n for n, p in model.named_parameters() if not torch.equal(p, before[n][1])]
@@ -44,6 +45,25 @@ def test_restored_after_an_error():
     config = compose(["task=uuid", "method=mora", "r=4", "scale=smoke"])
     model = prepare(load_model(config.model, "bf16")[0], config)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    with pytest.raises(RuntimeError, match="stop"), merged(model):
+    with pytest.raises(RuntimeError, match="stop"), merged(model, torch.bfloat16):
         raise RuntimeError("stop")
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("method", [["method=fft"], ["method=mora", "r=4"]], ids=lambda m: m[0])
+def test_what_is_held_in_fp32_is_rounded_as_a_bf16_checkpoint_would_be(method):
+    config = compose(["task=c4", *method, "scale=smoke"])  # pretraining: embeddings, norms and head train too
+    model = prepare(load_model(config.model, "bf16")[0], config).eval()
+    engine = TorchEngine(model, config.task.train, torch.bfloat16)
+    ids = torch.randint(3, 100, (2, 16))
+    with torch.no_grad():
+        trained = model(input_ids=ids).logits
+        with engine.full_weights():
+            masters = {name: p.data for name, p in model.named_parameters()}
+            with merged(model, torch.bfloat16):
+                inside = model(input_ids=ids).logits
+            assert all(
+                p.data is masters[name] or torch.equal(p.data, masters[name]) for name, p in model.named_parameters()
+            )
+    assert inside.dtype == torch.bfloat16
+    assert torch.equal(inside, trained)  # MoRA starts at zero: the merged model is the trained one
