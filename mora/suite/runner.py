@@ -9,12 +9,14 @@ import sys
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from mora.config import RunConfig, run_id
 
 from .experiment import Grid
 from .figures import spectrum_path
+from .gpus import Places, visible
 from .launch import ROOT, interrupt_on_sigterm, launch, result_of, run_folder, stop_workers
 
 POLL_S = 5.0  # how often a run that another suite is doing is looked at
@@ -46,10 +48,12 @@ def complete(grids: list[Grid], jobs: int) -> list[str]:
                 print(f"waiting for {len(todo)} runs of another process: {', '.join(waiting)}", flush=True)
             time.sleep(POLL_S)
             continue
-        print(f"{len(free)} runs, {jobs} side by side", flush=True)
-        pool = ThreadPoolExecutor(jobs)
+        gpus = visible()
+        on = f" on {len(gpus)} GPUs" if len(gpus) > 1 else ""
+        print(f"{len(free)} runs, {jobs} side by side{on}", flush=True)
+        pool, places = ThreadPoolExecutor(jobs), Places(jobs, gpus)
         try:
-            for config, code in zip(free, pool.map(lambda c: _run(c, jobs), free), strict=True):
+            for config, code in zip(free, pool.map(partial(_run, places=places), free), strict=True):
                 if code:
                     failed[run_id(config)] = code
         except KeyboardInterrupt:
@@ -82,17 +86,16 @@ def _was_held(folder: Path) -> bool:
     return "is held by another process" in last
 
 
-def _run(config: RunConfig, jobs: int) -> int:
+def _run(config: RunConfig, places: Places) -> int:
     """The worker's exit code; 0 too where another process holds the run or was faster."""
     if held(config):
         print(f"{run_id(config)}: elsewhere", flush=True)
         return 0
     folder = run_folder(config)
     folder.mkdir(parents=True, exist_ok=True)
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    with open(folder / "output.txt", "a") as output:
-        env = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads), "MORA_SIDE_BY_SIDE": str(jobs)}
-        code = launch(config, output, env)
+    threads = str(max(1, (os.cpu_count() or 1) // places.jobs))
+    with open(folder / "output.txt", "a") as output, places.take(config.hardware.world_size) as env:
+        code = launch(config, output, {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads), **env})
     if code and (result_of(config) is not None or held(config) or _was_held(folder)):
         print(f"{run_id(config)}: elsewhere", flush=True)
         return 0

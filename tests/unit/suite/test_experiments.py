@@ -18,6 +18,7 @@ from mora.config.source import ROOT
 from mora.suite import experiment as experiments
 from mora.suite import figures, launch, runner, settings, tables
 from mora.suite.experiment import Grid
+from mora.suite.gpus import Places
 
 NAMES = experiments.names()
 TABLES = [f"table{n}" for n in (1, 2, 3, 4, 6, 7)]
@@ -140,7 +141,7 @@ def test_a_run_of_another_process_is_left_to_it(tmp_path, monkeypatch):
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert runner.held(config)
         monkeypatch.setattr(runner, "launch", lambda *a, **k: pytest.fail("started a run that another process holds"))
-        assert runner._run(config, jobs=1) == 0
+        assert runner._run(config, Places(1, [])) == 0
     assert not runner.held(config)
 
 
@@ -215,7 +216,7 @@ def test_a_run_that_lost_a_race_for_its_folder_has_not_failed(tmp_path, monkeypa
         return 2
 
     monkeypatch.setattr(runner, "launch", lost)
-    assert runner._run(config, jobs=1) == 0
+    assert runner._run(config, Places(1, [])) == 0
     monkeypatch.setattr(runner, "launch", lambda config, output, env: 1)
     (launch.run_folder(config) / "output.txt").unlink()
-    assert runner._run(config, jobs=1) == 1
+    assert runner._run(config, Places(1, [])) == 1
