@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,17 +17,17 @@ CHUNK_BYTES = 256 * 2**20  # of fp32 logits: 2048 tokens of LLaMA-2's vocabulary
 
 
 def plain_head(model: nn.Module) -> tuple[nn.Module, Tensor] | None:
-    """The model under the head and the head's frozen weight (V, H); None where logits are more than their product.
+    """The model under the head and the head's weight (V, H); None where logits are more than their product.
 
-    So for architectures other than Llama, which may scale or cap their logits, and for a head that is adapted, trained,
-    hooked, biased or tied to embeddings that train.
+    So for architectures other than Llama, which may scale or cap their logits, and for a head that is adapted, hooked (as
+    ZeRO-3 does, which gathers the weight) or biased.
     """
     get_base = getattr(model, "get_base_model", None)
     causal = get_base() if get_base is not None else model
     if not isinstance(causal, PreTrainedModel) or causal.config.model_type != "llama":
         return None
     head = causal.get_output_embeddings()
-    if type(head) is not nn.Linear or head.bias is not None or head.weight.requires_grad:
+    if type(head) is not nn.Linear or head.bias is not None:
         return None
     if head._forward_hooks or head._forward_pre_hooks or "forward" in head.__dict__:
         return None
@@ -32,33 +35,29 @@ def plain_head(model: nn.Module) -> tuple[nn.Module, Tensor] | None:
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-    """Losses of F.cross_entropy(hidden @ weight.T, labels, reduction="none"), in nats, fp32, and their gradient.
+    """Losses of F.cross_entropy(hidden @ weight.T, labels, reduction="none"), in nats, fp32, and their gradients.
 
-    hidden (N, H), weight (V, H) which gets no gradient, labels (N,) int64; a label `ignore_index` gives 0. Products are
-    taken in hidden's dtype, softmax and sums in fp32. The gradient is computed with the loss, where one is asked for, so
-    that logits live once, CHUNK_BYTES of them at a time; what is kept has the size of hidden.
+    hidden (N, H), weight (V, H), labels (N,) int64; a label `ignore_index` gives 0. Products are taken in hidden's dtype,
+    softmax and sums in fp32. Logits live CHUNK_BYTES at a time. Of a frozen weight the gradient is computed with the loss,
+    and what is kept has the size of hidden; for one that trains, logits are made again in backward.
     """
-    return _LinearCrossEntropy.apply(hidden, weight.to(hidden.dtype), labels, ignore_index, torch.is_grad_enabled())
+    if weight.requires_grad and torch.is_grad_enabled():
+        return _TrainedHead.apply(hidden, weight.to(hidden.dtype), labels, ignore_index)
+    return _FrozenHead.apply(hidden, weight.to(hidden.dtype), labels, ignore_index, torch.is_grad_enabled())
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
+class _FrozenHead(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, ignore_index: int, wants_gradient: bool
     ) -> Tensor:
         losses = hidden.new_empty(labels.shape, dtype=torch.float32)
         gradient = torch.empty_like(hidden) if wants_gradient and hidden.requires_grad else None
-        size = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
-        for start in range(0, len(labels), size):
-            part = slice(start, start + size)
-            logits = F.linear(hidden[part], weight).float()
-            known = (labels[part] != ignore_index).unsqueeze(1)
-            target = labels[part].unsqueeze(1).where(known, 0)
-            log_sum = logits.logsumexp(1, keepdim=True)
-            losses[part] = ((log_sum - logits.gather(1, target)) * known).squeeze(1)
-            if gradient is not None:  # softmax minus one at the target, in the memory of the logits
-                logits.sub_(log_sum).exp_().scatter_add_(1, target, -torch.ones_like(log_sum)).mul_(known)
-                torch.mm(logits.to(weight.dtype), weight, out=gradient[part])
+        for part in _parts(hidden, weight):
+            logits = F.linear(hidden[part], weight)
+            losses[part], residual = _losses_and_residual(logits, labels[part], ignore_index, gradient is not None)
+            if gradient is not None:
+                torch.mm(residual, weight, out=gradient[part])
         ctx.save_for_backward(gradient)
         return losses
 
@@ -69,3 +68,60 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if gradient is None:
             return None, None, None, None, None
         return (gradient * grad_losses.unsqueeze(1)).to(gradient.dtype), None, None, None, None
+
+
+class _TrainedHead(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
+        losses = hidden.new_empty(labels.shape, dtype=torch.float32)
+        for part in _parts(hidden, weight):
+            logits = F.linear(hidden[part], weight)
+            losses[part], _ = _losses_and_residual(logits, labels[part], ignore_index, False)
+        ctx.save_for_backward(hidden, weight, labels)
+        ctx.ignore_index = ignore_index
+        return losses
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, labels = ctx.saved_tensors
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+        for part in _parts(hidden, weight):
+            logits = F.linear(hidden[part], weight)
+            _, residual = _losses_and_residual(logits, labels[part], ctx.ignore_index, True)
+            torch.mm(residual, weight, out=grad_hidden[part])
+            scaled = (hidden[part] * grad_losses[part].unsqueeze(1)).to(hidden.dtype)
+            grad_weight += residual.T @ scaled
+        return (grad_hidden * grad_losses.unsqueeze(1)).to(hidden.dtype), grad_weight.to(weight.dtype), None, None
+
+
+def _parts(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
+    size = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
+    for start in range(0, len(hidden), size):
+        yield slice(start, start + size)
+
+
+def _losses_and_residual(logits: Tensor, labels: Tensor, ignore_index: int, residual: bool) -> tuple[Tensor, Tensor]:
+    """Losses of the rows of logits (N, V), and if asked for, softmax minus one at the label, in logits' dtype.
+
+    Both are zero where there is no label. On a GPU one Triton kernel does both, in the memory of the logits.
+    """
+    if logits.is_cuda and logits.dtype != torch.float64 and _has_triton():
+        from .cross_entropy_kernel import cross_entropy_
+
+        return cross_entropy_(logits, labels, ignore_index, residual), logits
+    wide = logits.float()
+    known = (labels != ignore_index).unsqueeze(1)
+    target = labels.unsqueeze(1).where(known, 0)
+    log_sum = wide.logsumexp(1, keepdim=True)
+    losses = ((log_sum - wide.gather(1, target)) * known).squeeze(1)
+    if residual:
+        wide.sub_(log_sum).exp_().scatter_add_(1, target, -torch.ones_like(log_sum)).mul_(known)
+        logits = wide.to(logits.dtype)
+    return losses, logits
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
