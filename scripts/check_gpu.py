@@ -3,6 +3,7 @@
 python scripts/check_gpu.py methods --out results/checks     # every method on SmolLM2 in bf16, one run a GPU at a time
 python scripts/check_gpu.py large --out results/checks       # LLaMA-2-7B's shape, random weights, ZeRO-1
 python scripts/check_gpu.py large --ranks 1                  # without the second GPU there is no scaling
+python scripts/check_gpu.py methods --only dora none         # some of them
 python scripts/check_gpu.py methods --device cpu             # a rehearsal: the same path, tiny shapes, fp32
 
 methods: some steps of UUID pairs, with two restarts where the method has them; `none` has its one loss before training.
@@ -46,8 +47,8 @@ def main() -> int:
     with start_trials(options) as trials:
         table = Table(options.part, COLUMNS, options.out, facts)
         if options.part == "methods":
-            configs = {name: _method_config(name, options.device) for name in METHODS}
-            _one_gpu_each(table, trials, {name: [config] for name, config in configs.items()}, options)
+            runs = {name: [_method_config(name, options.device)] for name in METHODS if name in options.only}
+            _one_gpu_each(table, trials, runs, options)
         else:
             _large(table, trials, options)
     return 0 if table.rows and all(row["status"] in ("ok", "above the bar") for row in table.rows) else 1
@@ -75,14 +76,16 @@ def _large(table: Table, trials: Trials, options: argparse.Namespace) -> None:
         (method, ranks): [_large_config(method, ranks, micro, options.device) for micro in (8, 4)]
         for method, ranks in [("mora", 1), ("mora", options.ranks), ("lora", 1), ("remora", 1)]
     }
-    one = _first_that_fits(trials, "mora", configs["mora", 1], gpu=0 if options.device == "cuda" else None)
-    table.add(**one)
-    if options.ranks > 1:
-        smaller = int(one["micro_batch"] < 8)  # the same micro batch, so that the ranks are all that differs
-        many = _first_that_fits(trials, f"mora x{options.ranks}", configs["mora", options.ranks][smaller:])
-        table.add(**many)
-        table.add(**_scaling(one, many, options.ranks))
-    _one_gpu_each(table, trials, {name: configs[name, 1] for name in ("remora", "lora")}, options)
+    if "mora" in options.only:
+        one = _first_that_fits(trials, "mora", configs["mora", 1], gpu=0 if options.device == "cuda" else None)
+        table.add(**one)
+        if options.ranks > 1:
+            on_all = [c for c in configs["mora", options.ranks] if c.micro_batch_size <= one["micro_batch"]]
+            many = _first_that_fits(trials, f"mora x{options.ranks}", on_all)
+            table.add(**many)
+            table.add(**_scaling(one, many, options.ranks))
+    runs = {name: configs[name, 1] for name in ("remora", "lora") if name in options.only}
+    _one_gpu_each(table, trials, runs, options)
 
 
 def _scaling(one: dict[str, Any], many: dict[str, Any], ranks: int) -> dict[str, Any]:
@@ -180,6 +183,8 @@ def _large_config(method: str, ranks: int, micro: int, device: str) -> RunConfig
         overrides += [f"method.restart.every_steps={EVERY['large']}", "task.operator=sharing"]
     if device == "cpu":
         overrides += [
+            "model.tokenizer=null",
+            "model.architecture.vocab_size=104",
             "model.architecture.hidden_size=64",
             "model.architecture.intermediate_size=172",
             "model.architecture.num_hidden_layers=2",
@@ -192,6 +197,9 @@ def _large_config(method: str, ranks: int, micro: int, device: str) -> RunConfig
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=sorted(STEPS))
+    parser.add_argument(
+        "--only", choices=METHODS, nargs="+", default=METHODS, help="these methods; else all of the part"
+    )
     add_options(parser, jobs=2, limit_s=560, run_limit_s=200)
     return parser.parse_args()
 

@@ -3,7 +3,7 @@
 python scripts/check_multi_gpu.py --out results/checks     # two GPUs, SmolLM2, bf16: minutes
 python scripts/check_multi_gpu.py --ranks 1                # the same on one GPU
 python scripts/check_multi_gpu.py --device cpu             # two CPU ranks, the tiny model, fp32
-python scripts/check_multi_gpu.py --only remora:zero2      # one row; also --only remora, --only zero2
+python scripts/check_multi_gpu.py --only remora:zero2 fft  # some rows: METHOD:PARALLEL, or all of a METHOD or PARALLEL
 
 Each row is a run of UUID pairs with two restarts where the method has them, compared step by step with the same run in one
 process, whose micro batches are a rank's. `checked` counts restarts: each has checked that every rank holds the same
@@ -25,10 +25,11 @@ from mora.config import RunConfig, compose
 from mora.config.source import ROOT
 from mora.suite.trial import Outcome, Table, Trials, add_options, gpus, start_trials
 
-METHODS = {"lora": 8, "mora": 8, "relora": 8, "remora": 8, "fft": None}
+METHODS = {"remora": 8, "relora": 8, "mora": 8, "lora": 8, "fft": None}
 PARALLEL = ("ddp", "zero1", "zero2", "zero3")
 STEPS, EVERY, KILLED_AT = 24, 8, 20
 SAVED_AT = 2 * EVERY  # with a restart before it and one in it
+BATCH = {"cpu": 16, "cuda": 40}  # small, as many runs share a GPU
 TOLERANCE = {
     "cpu": 1e-4,
     "cuda": 0.02,
@@ -42,7 +43,7 @@ COLUMNS = {
 
 def main() -> int:
     options = _options()
-    chosen = [row for row in _all_rows() if options.only in (None, *row, ":".join(row))]
+    chosen = [row for row in _all_rows() if not options.only or {*row, ":".join(row)} & {*options.only}]
     alone = {method: _config(options, method, "none") for method, _ in chosen}
     ranked = {row: _config(options, *row) for row in chosen}
     facts = {"device": options.device, "ranks": options.ranks, "steps": STEPS, "jobs": options.jobs}
@@ -70,8 +71,10 @@ def _fill(
     for i, (method, config) in enumerate(alone.items()):
         gpu = i % options.ranks if options.device == "cuda" else None
         single[method] = trials.pool.submit(trials.run, f"{method}-alone", config, gpu)
-    whole = {row: trials.pool.submit(trials.run, "-".join(row), config) for row, config in ranked.items()}
-    cut = {row: trials.pool.submit(_killed_and_resumed, trials, row, config) for row, config in ranked.items()}
+    whole, cut = {}, {}
+    for row, config in ranked.items():
+        cut[row] = trials.pool.submit(_killed_and_resumed, trials, row, config)
+        whole[row] = trials.pool.submit(trials.run, "-".join(row), config)
     left = list(ranked)
     while left:
         parts = {row: [single[row[0]], whole[row], cut[row]] for row in left}
@@ -120,7 +123,7 @@ def _difference(one: Outcome, other: Outcome) -> float:
 
 
 def _config(options: argparse.Namespace, method: str, parallel: str) -> RunConfig:
-    on_cpu, r = options.device == "cpu", METHODS[method]
+    on_cpu, r, batch = options.device == "cpu", METHODS[method], BATCH[options.device]
     overrides = [
         "task=uuid",
         f"scale={'smoke' if on_cpu else 'lite'}",
@@ -128,7 +131,9 @@ def _config(options: argparse.Namespace, method: str, parallel: str) -> RunConfi
         f"hardware={'cpu' if on_cpu else 'gpu1'}",
         f"hardware.processes={1 if parallel == 'none' else options.ranks}",
         f"hardware.parallel={parallel}",
-        f"hardware.micro_batch_size={(16 if on_cpu else 100) // options.ranks}",  # the same sums in one process
+        f"hardware.micro_batch_size={batch // options.ranks}",  # the same sums in one process
+        f"task.train.global_batch_size={batch}",
+        f"task.data.pairs={batch if on_cpu else 200}",
         "hardware.cuda_graphs=false",
         f"task.train.stop_step={STEPS}",
         "task.train.warmup_steps=4",
@@ -137,7 +142,7 @@ def _config(options: argparse.Namespace, method: str, parallel: str) -> RunConfi
         f"task.train.checkpoint_every_steps={SAVED_AT}",
         "task.evaluation.tasks=[]",
         "task.evaluation.at_steps=[]",
-        "task.evaluation.batch_size=50",
+        f"task.evaluation.batch_size={batch}",
         f"task.evaluation.loss_every_steps={STEPS}",
     ]
     if r is not None:
@@ -150,7 +155,7 @@ def _config(options: argparse.Namespace, method: str, parallel: str) -> RunConfi
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [*METHODS, *PARALLEL, *(":".join(row) for row in _all_rows())]
-    parser.add_argument("--only", choices=names, metavar="METHOD:PARALLEL", help="one row, or those of one of the two")
+    parser.add_argument("--only", choices=names, nargs="+", metavar="ROW", help=f"of {', '.join(names)}; else all")
     add_options(parser, jobs=8, limit_s=560, run_limit_s=200)
     return parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""Trials: short runs under a deadline, each in a folder of its own, that prove the path on the hardware at hand. No torch."""
+"""Trials: short runs under a deadline, each in its own folder, that prove the path on the hardware at hand. No torch."""
 
 from __future__ import annotations
 
@@ -118,8 +118,9 @@ class Trials:
 
 def last_words(output: str) -> str:
     """The end of what a run printed, before torchrun's own account of a rank that died."""
-    before, _, _ = output.partition("failed (exitcode")
-    lines = [line.split("\r")[-1].rstrip() for line in before.splitlines()]
+    lines = output.split("\n")
+    died = next((i for i, line in enumerate(lines) if "failed (exitcode" in line), len(lines))
+    lines = [line.rstrip().split("\r")[-1] for line in lines[:died]]
     return "\n".join(line for line in lines if line)[-WORDS:]
 
 
