@@ -7,10 +7,10 @@ python scripts/check_gpu.py methods --only dora none         # some of them
 python scripts/check_gpu.py methods --device cpu             # a rehearsal: the same path, tiny shapes, fp32
 
 methods: some steps of UUID pairs, with two restarts where the method has them; `none` has its one loss before training.
-large: MoRA on one GPU and then on all, alone on the machine, the same tokens a GPU (8 x 1 024, half where that does not
-fit); then LoRA, and ReMoRA with a restart, each on a GPU of its own. step_s and tokens_per_s are medians of the loop's own
-measurements, four steps each, so that neither warm-up nor restart is in them; peak_gib is rank 0's. ReMoRA's last
-checkpoint holds the fp32 shadow: 26 GB, and 14 GB of merged model, in --scratch.
+large: without dropout. MoRA on one GPU and then on all, alone on the machine, the same tokens a GPU (8 x 1 024, half a
+micro batch where that does not fit); then LoRA, and ReMoRA with a restart, each on a GPU of its own. step_s and tokens_per_s
+are medians of the loop's own measurements, four steps each, so that neither warm-up nor restart is in them; peak_gib is rank
+0's. ReMoRA's last checkpoint holds the fp32 shadow: 26 GB, and 14 GB of merged model, in --scratch.
 """
 
 from __future__ import annotations
