@@ -1,108 +1,148 @@
 """Restarts, resume and loss on several ranks against one, as a table: what tests show on CPU ranks, on real GPUs.
 
-python scripts/check_multi_gpu.py                          # two GPUs, SmolLM2, bf16: minutes
+python scripts/check_multi_gpu.py --out results/checks     # two GPUs, SmolLM2, bf16: minutes
 python scripts/check_multi_gpu.py --ranks 1                # the same on one GPU
 python scripts/check_multi_gpu.py --device cpu             # two CPU ranks, the tiny model, fp32
-python scripts/check_multi_gpu.py --only remora:zero2      # one row
+python scripts/check_multi_gpu.py --only remora:zero2 fft  # some rows: METHOD:PARALLEL, or all of a METHOD or PARALLEL
 
 Each row is a run of UUID pairs with two restarts where the method has them, compared step by step with the same run in one
-process. The restart itself checks that every rank holds the same weights, that the adapter's moments are zero and nobody
-else's changed, and that the output is the same before and after; a run whose check fails ends there. Then the row's run is
-killed after a checkpoint, started again, and compared with the uninterrupted one.
+process, whose micro batches are a rank's. `checked` counts restarts: each has checked that every rank holds the same
+weights, that the adapter's moments are zero and nobody else's changed, and that the adapter adds nothing to the merged base;
+a run whose check fails ends there. The run is also killed after a checkpoint, started again, and compared with the
+uninterrupted one. Differences are the largest of all steps, in nats. Runs share the GPUs (--jobs), so step_s is theirs
+together; a run that hangs is killed with its ranks and its row fails.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
-import tempfile
-import time
-from pathlib import Path
-from typing import NamedTuple
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import Any
 
 from mora.config import RunConfig, compose
 from mora.config.source import ROOT
-from mora.suite.launch import launch, result_of, run_folder
-from mora.train import log
+from mora.suite.trial import Outcome, Table, Trials, add_options, gpus, start_trials
 
-METHODS = {"lora": 8, "mora": 8, "relora": 8, "remora": 8, "fft": None}
+METHODS = {"remora": 8, "relora": 8, "mora": 8, "lora": 8, "fft": None}
 PARALLEL = ("ddp", "zero1", "zero2", "zero3")
-STEPS, EVERY, KILLED_AT = 30, 10, 25
-TOLERANCE = {"cpu": 1e-4, "cuda": 0.02}  # nats: fp32, and bf16 whose sums come in another order
-
-
-class Row(NamedTuple):
-    method: str
-    parallel: str
-    status: str
-    restarts: int = 0
-    kept: float = float("nan")
-    from_one: float = float("nan")
-    resumed: float = float("nan")
-    step_s: float = float("nan")
-
-    def text(self) -> str:
-        numbers = f"{self.restarts:8d} {self.kept:8.4f} {self.from_one:12.2e} {self.resumed:12.2e} {self.step_s:9.4f}"
-        return f"{self.method:8} {self.parallel:6} {self.status:8} {numbers}"
+STEPS, EVERY, KILLED_AT = 24, 8, 20
+SAVED_AT = 2 * EVERY  # with a restart before it and one in it
+BATCH = {"cpu": 16, "cuda": 40}  # small, as many runs share a GPU
+TOLERANCE = {
+    "cpu": 1e-4,
+    "cuda": 0.02,
+}  # nats: fp32; bf16, where a weight that is rounded elsewhere moves the next steps
+COLUMNS = {
+    "method": "", "parallel": "", "status": "", "checked": "d", "kept": ".4f", "rounding": ".1e", "from_one": ".1e",
+    "resumed_at": "d", "resumed": ".1e", "first_loss": ".4f", "last_loss": ".4f", "step_s": ".3f", "peak_gib": ".1f",
+    "wall_s": ".0f",
+}  # fmt: skip
 
 
 def main() -> int:
     options = _options()
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["MORA_OUTPUT_DIR"] = folder
-        os.environ.setdefault("OMP_NUM_THREADS", "1" if options.device == "cpu" else "4")
-        print(f"{'method':8} {'':6} {'status':8} restarts     kept  loss from 1  resumed from    s/step", flush=True)
-        rows = []
-        for method, r in METHODS.items():
-            chosen = [p for p in PARALLEL if options.only in (None, f"{method}:{p}")]
-            if not chosen:
-                continue
-            alone = _run(_config(options, method, r, "none", Path(folder) / "alone"))
-            for parallel in chosen:
-                rows.append(_row(options, method, r, parallel, alone, Path(folder)))
-                print(rows[-1].text(), flush=True)
-    return 0 if rows and all(row.status == "ok" for row in rows) else 1
+    chosen = [row for row in _all_rows() if not options.only or {*row, ":".join(row)} & {*options.only}]
+    alone = {method: _config(options, method, "none") for method, _ in chosen}
+    ranked = {row: _config(options, *row) for row in chosen}
+    facts = {"device": options.device, "ranks": options.ranks, "steps": STEPS, "jobs": options.jobs}
+    if options.device == "cuda":
+        facts |= gpus(options.ranks, ranked[chosen[0]])
+    with start_trials(options) as trials:
+        table = Table("ranks", COLUMNS, options.out, facts)
+        _fill(table, trials, alone, ranked, options)
+    return 0 if all(row["status"] == "ok" for row in table.rows) else 1
 
 
-def _row(options: argparse.Namespace, method: str, r: int | None, parallel: str, alone: list[float], out: Path) -> Row:
-    config = _config(options, method, r, parallel, out / parallel)
-    losses = _run(config)
-    result = result_of(config)
-    if len(losses) != STEPS or result is None:
-        return Row(method, parallel, "failed")
-    rows = [row for row in log.read(run_folder(config) / "log.jsonl") if "restart" in row]
-    again = _config(options, method, r, parallel, out / f"{parallel}-killed")
-    subprocess.run(["rm", "-rf", str(run_folder(config))], check=True)
-    _run(again, kill_at=f"after_step:{KILLED_AT}")
-    resumed = _difference(_run(again), losses)
-    from_one = _difference(losses, alone)
-    good = max(from_one, resumed) <= TOLERANCE[options.device] and len(rows) == (2 if "re" in method else 0)
-    kept = rows[-1]["restart_kept"] if rows else float("nan")
-    return Row(
-        method, parallel, "ok" if good else "differs", len(rows), kept, from_one, resumed, result["speed"]["step_s"]
-    )
+def _all_rows() -> list[tuple[str, str]]:
+    return [(method, parallel) for method in METHODS for parallel in PARALLEL]
 
 
-def _config(options: argparse.Namespace, method: str, r: int | None, parallel: str, results: Path) -> RunConfig:
-    ranks = 1 if parallel == "none" else options.ranks
+def _fill(
+    table: Table,
+    trials: Trials,
+    alone: dict[str, RunConfig],
+    ranked: dict[tuple[str, str], RunConfig],
+    options: argparse.Namespace,
+) -> None:
+    """Each row is added when its three parts are done: the run in one process, on the ranks, and killed and resumed."""
+    single: dict[str, Future[Outcome]] = {}
+    for i, (method, config) in enumerate(alone.items()):
+        gpu = i % options.ranks if options.device == "cuda" else None
+        single[method] = trials.pool.submit(trials.run, f"{method}-alone", config, gpu)
+    whole, cut = {}, {}
+    for row, config in ranked.items():
+        cut[row] = trials.pool.submit(_killed_and_resumed, trials, row, config)
+        whole[row] = trials.pool.submit(trials.run, "-".join(row), config)
+    left = list(ranked)
+    while left:
+        parts = {row: [single[row[0]], whole[row], cut[row]] for row in left}
+        for row in [row for row in left if all(part.done() for part in parts[row])]:
+            resumed_at, resumed = cut[row].result()
+            table.add(**_row(row, single[row[0]].result(), whole[row].result(), resumed_at, resumed, options.device))
+            left.remove(row)
+            for name in ("-".join(row), f"{'-'.join(row)}-cut"):
+                trials.remove(name)
+        if waiting := [part for row in left for part in parts[row] if not part.done()]:
+            wait(waiting, return_when=FIRST_COMPLETED)
+
+
+def _killed_and_resumed(trials: Trials, row: tuple[str, str], config: RunConfig) -> tuple[int, Outcome]:
+    """The step of the checkpoint that it was resumed from, and how it ended. Step 0: it was not killed where it should."""
+    name = f"{'-'.join(row)}-cut"
+    killed = trials.run(name, config, kill_at=f"after_step:{KILLED_AT}")
+    step = trials.latest_step(name)
+    if killed.status != "failed" or step != SAVED_AT:
+        return 0, killed
+    return step, trials.run(name, config)
+
+
+def _row(
+    row: tuple[str, str], alone: Outcome, whole: Outcome, resumed_at: int, resumed: Outcome, device: str
+) -> dict[str, Any]:
+    found: dict[str, Any] = {"method": row[0], "parallel": row[1], "resumed_at": resumed_at, **whole.measured()}
+    restarts = whole.restarts
+    if restarts:
+        found |= {"kept": restarts[-1]["restart_kept"], "rounding": restarts[-1]["restart_rounding"]}
+    if whole.losses:
+        found |= {"checked": len(restarts), "first_loss": whole.losses[0], "last_loss": whole.losses[-1]}
+    parts = {"in one process": alone, "on the ranks": whole, "resumed": resumed}
+    for part, outcome in parts.items():
+        if outcome.status != "done" or len(outcome.losses) != STEPS:
+            status = "not run" if outcome.status == "not run" else "failed"
+            return found | {"status": status, "last_words": f"{part}, {outcome.status}: {outcome.words}"}
+    found |= {"from_one": _difference(whole, alone), "resumed": _difference(resumed, whole)}
+    right = resumed_at == SAVED_AT and len(restarts) == (2 if row[0] in ("relora", "remora") else 0)
+    good = right and max(found["from_one"], found["resumed"]) <= TOLERANCE[device]
+    return found | {"status": "ok" if good else "differs"}
+
+
+def _difference(one: Outcome, other: Outcome) -> float:
+    return max(abs(a - b) for a, b in zip(one.losses, other.losses, strict=True))
+
+
+def _config(options: argparse.Namespace, method: str, parallel: str) -> RunConfig:
+    on_cpu, r, batch = options.device == "cpu", METHODS[method], BATCH[options.device]
     overrides = [
         "task=uuid",
-        f"scale={'smoke' if options.device == 'cpu' else 'lite'}",
+        f"scale={'smoke' if on_cpu else 'lite'}",
         f"method={method}",
-        f"hardware={'cpu' if options.device == 'cpu' else 'gpu1'}",
-        f"hardware.processes={ranks}",
+        f"hardware={'cpu' if on_cpu else 'gpu1'}",
+        f"hardware.processes={1 if parallel == 'none' else options.ranks}",
         f"hardware.parallel={parallel}",
+        f"hardware.micro_batch_size={batch // options.ranks}",  # the same sums in one process
+        f"task.train.global_batch_size={batch}",
+        f"task.data.pairs={batch if on_cpu else 200}",
         "hardware.cuda_graphs=false",
-        f"scale.results_dir={results}",
         f"task.train.stop_step={STEPS}",
-        "task.train.warmup_steps=5",
+        "task.train.warmup_steps=4",
         "task.train.adam_eps=1e-6",  # else an update of a gradient near zero is one of rounding
-        "lr=1e-3",
-        f"task.train.checkpoint_every_steps={EVERY}",
+        f"lr={'1e-4' if method == 'fft' else '1e-3'}",
+        f"task.train.checkpoint_every_steps={SAVED_AT}",
         "task.evaluation.tasks=[]",
         "task.evaluation.at_steps=[]",
+        f"task.evaluation.batch_size={batch}",
         f"task.evaluation.loss_every_steps={STEPS}",
     ]
     if r is not None:
@@ -112,34 +152,11 @@ def _config(options: argparse.Namespace, method: str, r: int | None, parallel: s
     return compose(overrides)
 
 
-def _run(config: RunConfig, kill_at: str | None = None) -> list[float]:
-    """The losses of every step that is in the log afterwards."""
-    env = {"NCCL_NVLS_ENABLE": "0", "PYTHONWARNINGS": "ignore"}  # no NVLink multicast
-    if kill_at:
-        env["MORA_KILL_AT"] = kill_at
-    folder = run_folder(config)
-    folder.mkdir(parents=True, exist_ok=True)
-    started = time.time()
-    with open(folder / "output.txt", "a") as output:
-        code = launch(config, output, env)
-    if code and not kill_at:
-        tail = (folder / "output.txt").read_text()[-1500:]
-        print(f"exit code {code} after {time.time() - started:.0f} s:\n{tail}", file=sys.stderr)
-    return [row["loss"] for row in log.read(folder / "log.jsonl") if "loss" in row]
-
-
-def _difference(losses: list[float], expected: list[float]) -> float:
-    if len(losses) != len(expected):
-        return float("inf")
-    return max(abs(a - b) for a, b in zip(losses, expected, strict=True))
-
-
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--device", choices=sorted(TOLERANCE), default="cuda")
-    rows = [f"{method}:{parallel}" for method in METHODS for parallel in PARALLEL]
-    parser.add_argument("--only", choices=rows, metavar="METHOD:PARALLEL", help=f"one row, of {', '.join(rows)}")
+    names = [*METHODS, *PARALLEL, *(":".join(row) for row in _all_rows())]
+    parser.add_argument("--only", choices=names, nargs="+", metavar="ROW", help=f"of {', '.join(names)}; else all")
+    add_options(parser, jobs=8, limit_s=560, run_limit_s=200)
     return parser.parse_args()
 
 

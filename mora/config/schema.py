@@ -254,11 +254,13 @@ class Method(Section):
 class Model(Section):
     """Which weights. `rank_scale`: r on this model has the parameter share of rank_scale * r on LLaMA-2-7B.
 
-    `tokenizer`, for weights from `init` alone: a hub id or folder, or the name of another model; null: characters.
+    source: "init" draws the weights on the CPU in fp32; "init_on_device" on the run's device in its precision, for shapes
+    that would take minutes: other values on another device. `tokenizer`, for those two alone: a hub id or folder, or the
+    name of another model; null: characters.
     """
 
     name: str
-    source: Literal["init", "gguf_package", "pretrained"]
+    source: Literal["init", "init_on_device", "gguf_package", "pretrained"]
     path: str | None
     revision: str | None
     sha256: str | None

@@ -87,16 +87,23 @@ def rendezvous(config: RunConfig) -> str:
     return f"{job.hostnames[0]}:{20_000 + int(job.raw_job_id) % 10_000}"
 
 
-def launch(config: RunConfig, output: Any = None, env: dict[str, str] | None = None) -> int:
+def launch(
+    config: RunConfig,
+    output: Any = None,
+    env: dict[str, str] | None = None,
+    folder: Path | None = None,
+    limit_s: float | None = None,
+) -> int:
     """Runs the worker to its end and returns its exit code; a run whose result exists is not repeated.
 
-    `output`: a file for what it prints, else this terminal. Interrupted, it lets the worker save a checkpoint; interrupted
-    again, it does not wait for that.
+    `output`: a file for what it prints, else this terminal. `folder`: another than the run's own. `limit_s`: a worker that
+    runs longer is killed with all its ranks. Interrupted, it lets the worker save a checkpoint; interrupted again, it does
+    not wait for that.
     """
     if result_of(config) is not None:
         print(f"already done: {result_path(config)}", file=output or sys.stdout)
         return 0
-    folder = run_folder(config)
+    folder = folder or run_folder(config)
     folder.mkdir(parents=True, exist_ok=True)
     write_config(config, folder / "config.yaml")
     lr = "" if config.lr is None else f" lr={config.lr:g}"
@@ -112,14 +119,19 @@ def launch(config: RunConfig, output: Any = None, env: dict[str, str] | None = N
     )
     _workers[worker] = False
     try:
-        code = _wait(worker)
+        code = _wait(worker, limit_s)
         return code or int(_workers[worker])
     finally:
         del _workers[worker]
 
 
-def _wait(worker: subprocess.Popen[bytes]) -> int:
+def _wait(worker: subprocess.Popen[bytes], limit_s: float | None) -> int:
     try:
+        return worker.wait(limit_s)
+    except subprocess.TimeoutExpired:
+        for pid in {*_ranks(worker), worker.pid}:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         return worker.wait()
     except (KeyboardInterrupt, SystemExit):  # SystemExit: submitit, after it has put a job back into the queue
         stop_workers()

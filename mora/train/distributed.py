@@ -34,10 +34,8 @@ def process_group(wanted: int, device: torch.device) -> Iterator[None]:
         yield
         return
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    yield
+    dist.destroy_process_group()  # not after an error: NCCL would wait for ranks that will never come
 
 
 @contextmanager

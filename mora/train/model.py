@@ -28,31 +28,19 @@ from mora.config.schema import Model
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def load_model(config: Model, precision: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The base model on the CPU in the dtype of `precision`, and its tokenizer.
+def load_model(
+    config: Model, precision: str, device: torch.device | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The base model in the dtype of `precision`, and its tokenizer. On the CPU; on `device` with source=init_on_device.
 
     Raises: ConfigError where weights are missing, gated or not the pinned ones, with what to do.
     """
     dtype = DTYPES[precision]
     tokenizer = load_tokenizer(config)
     if config.source == "init":
-        vocabulary = (config.architecture or {})["vocab_size"]
-        if len(tokenizer) > vocabulary:
-            raise ConfigError(
-                f"model.tokenizer={config.tokenizer!r} has {len(tokenizer)} tokens, more than "
-                f"model.architecture.vocab_size={vocabulary}: take another, or raise it"
-            )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.init_seed or 0)
-            model = LlamaForCausalLM(
-                LlamaConfig(
-                    **(config.architecture or {}),
-                    bos_token_id=tokenizer.bos_token_id,
-                    eos_token_id=tokenizer.eos_token_id,
-                    pad_token_id=tokenizer.pad_token_id,
-                )
-            )
-        return model.to(dtype), tokenizer
+        return _random_model(config, tokenizer, torch.device("cpu"), torch.float32).to(dtype), tokenizer
+    if config.source == "init_on_device":
+        return _random_model(config, tokenizer, device or torch.device("cpu"), dtype), tokenizer
     folder = gguf_as_folder(config) if config.source == "gguf_package" else config.path
     assert folder is not None
     try:
@@ -64,7 +52,7 @@ def load_model(config: Model, precision: str) -> tuple[PreTrainedModel, PreTrain
 
 def load_tokenizer(config: Model) -> PreTrainedTokenizerBase:
     """The tokenizer that load_model gives, without the weights. Raises: ConfigError."""
-    if config.source == "init" and config.tokenizer is None:
+    if config.source in ("init", "init_on_device") and config.tokenizer is None:
         return character_tokenizer()
     named = CONFIG_DIR / "model" / f"{config.tokenizer}.yaml"
     if named.is_file():
@@ -74,6 +62,27 @@ def load_tokenizer(config: Model) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(folder, revision=_revision(config))
     except OSError as error:
         raise _cannot_load(folder, error, "tokenizer" if config.tokenizer else "path") from error
+
+
+def _random_model(
+    config: Model, tokenizer: PreTrainedTokenizerBase, device: torch.device, dtype: torch.dtype
+) -> LlamaForCausalLM:
+    """A Llama drawn on `device` in `dtype`; the same values whatever was drawn before."""
+    vocabulary = (config.architecture or {})["vocab_size"]
+    if len(tokenizer) > vocabulary:
+        raise ConfigError(
+            f"model.tokenizer={config.tokenizer!r} has {len(tokenizer)} tokens, more than "
+            f"model.architecture.vocab_size={vocabulary}: take another, or raise it"
+        )
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
+            torch.manual_seed(config.init_seed or 0)
+            return LlamaForCausalLM(LlamaConfig(**(config.architecture or {}), **special))
+    finally:
+        torch.set_default_dtype(before)
 
 
 def use_fused_layers(model: PreTrainedModel) -> bool:

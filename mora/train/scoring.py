@@ -41,9 +41,8 @@ class Scoring:
 
         Raises: ConfigError.
         """
-        manager = task_manager(self.plan.tasks, self.tokenizer, self.settings)
         if self.plan.tasks:
-            manager.load(self.plan.tasks)
+            task_manager(self.plan.tasks, self.tokenizer, self.settings).load(self.plan.tasks)
 
     def __call__(self, engine: Engine, step: int) -> dict[str, float]:
         plan, metrics = self.plan, dict[str, float]()

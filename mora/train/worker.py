@@ -49,7 +49,7 @@ def run(folder: Path) -> Path:
 
 def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
     started = time.time()
-    model, tokenizer = load_model(config.model, config.scale.precision)
+    model, tokenizer = load_model(config.model, config.scale.precision, device)
     data = load_data(config, tokenizer)
     if rank() == 0:
         print(data.report.text(config.task.name), flush=True)

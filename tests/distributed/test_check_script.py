@@ -1,19 +1,70 @@
-"""scripts/check_multi_gpu.py in its CPU form: one row, really run, killed and resumed."""
+"""The checks for real GPUs in their CPU form: rows really run, killed and resumed."""
 
+import json
 import os
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
+
+from mora.suite.trial import last_words
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_a_row_on_two_cpu_ranks_is_ok(tmp_path):
-    command = [sys.executable, "scripts/check_multi_gpu.py", "--device", "cpu", "--only", "remora:zero2"]
+def check(script, tmp_path, *arguments):
+    """Exit code, output, and rows of the table that was written."""
+    command = [sys.executable, f"scripts/{script}.py", *arguments, "--device", "cpu", "--out", str(tmp_path / "out")]
     env = os.environ | {"TORCH_EXTENSIONS_DIR": str(tmp_path), "TMPDIR": str(tmp_path)}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280)
-    row = done.stdout.splitlines()[-1].split()
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert row[:4] == ["remora", "zero2", "ok", "2"]
-    assert float(row[5]) < 1e-5
-    assert float(row[6]) == 0
+    (written,) = (tmp_path / "out").glob("*.json")
+    assert written.with_suffix(".md").read_text().startswith("| ")
+    return done.returncode, done.stdout + done.stderr, json.loads(written.read_text())["rows"]
+
+
+def test_a_row_on_two_cpu_ranks_is_ok(tmp_path):
+    code, output, rows = check("check_multi_gpu", tmp_path, "--only", "remora:zero2", "--jobs", "3")
+    assert code == 0, output
+    (row,) = rows
+    assert [row[key] for key in ("method", "parallel", "status", "checked")] == ["remora", "zero2", "ok", 2]
+    assert row["resumed_at"] == 16
+    assert row["from_one"] < 1e-5
+    assert row["resumed"] == 0
+    assert row["last_loss"] < row["first_loss"]
+
+
+def test_a_run_over_its_time_is_killed_with_its_ranks_and_its_row_fails(tmp_path):
+    started = time.monotonic()
+    code, output, rows = check("check_multi_gpu", tmp_path, "--only", "lora:ddp", "--jobs", "3", "--run-limit-s", "8")
+    assert code == 1
+    assert rows[0]["status"] == "failed"
+    assert "killed after 8 s" in rows[0]["last_words"]
+    assert "killed after 8 s" in output
+    assert time.monotonic() - started < 30
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(FileNotFoundError):
+            assert str(tmp_path) not in path.read_text()
+
+
+def test_methods_without_and_with_a_restart(tmp_path):
+    code, output, rows = check("check_gpu", tmp_path, "methods", "--only", "none", "remora")
+    assert code == 0, output
+    none, remora = rows
+    assert [none["run"], none["status"], none["trainable"]] == ["none", "ok", 0]
+    assert none["metrics"]["0"]["value_nll"] > 0
+    assert [remora["run"], remora["status"], remora["restarts"]] == ["remora", "ok", 2]
+    assert len(remora["all_restart_s"]) == 2
+    assert remora["tokens_per_s"] > 0
+
+
+def test_the_large_shape_restarts_under_deepspeed(tmp_path):
+    code, output, rows = check("check_gpu", tmp_path, "large", "--only", "remora", "--ranks", "1")
+    assert code == 0, output
+    (row,) = rows
+    assert [row[key] for key in ("run", "status", "parallel", "restarts")] == ["remora", "ok", "zero1", 1]
+
+
+def test_last_words_are_those_of_the_rank_that_died():
+    printed = "step 1\rstep 2\n\nValueError: why\nE1124 api.py] failed (exitcode: 1) local_rank: 0\nRoot Cause: ...\n"
+    assert last_words(printed) == "step 2\nValueError: why"

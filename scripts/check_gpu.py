@@ -1,0 +1,210 @@
+"""Every method on a GPU, a 7B shape under DeepSpeed, and the training loop on two GPUs against one: times and memory.
+
+python scripts/check_gpu.py methods --out results/checks     # every method on SmolLM2 in bf16, one run a GPU at a time
+python scripts/check_gpu.py large --out results/checks       # LLaMA-2-7B's shape, random weights, ZeRO-1
+python scripts/check_gpu.py large --ranks 1                  # without the second GPU there is no scaling
+python scripts/check_gpu.py methods --only dora none         # some of them
+python scripts/check_gpu.py methods --device cpu             # a rehearsal: the same path, tiny shapes, fp32
+
+methods: some steps of UUID pairs, with two restarts where the method has them; `none` has its one loss before training.
+large: without dropout. MoRA on one GPU and then on all, alone on the machine, the same tokens a GPU (8 x 1 024, half a
+micro batch where that does not fit); then LoRA, and ReMoRA with a restart, each on a GPU of its own. step_s and tokens_per_s
+are medians of the loop's own measurements, four steps each, so that neither warm-up nor restart is in them; peak_gib is rank
+0's. ReMoRA's last checkpoint holds the fp32 shadow: 26 GB, and 14 GB of merged model, in --scratch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import queue
+import sys
+from typing import Any
+
+from mora.config import RunConfig, compose
+from mora.config.source import ROOT
+from mora.suite.trial import Outcome, Table, Trials, add_options, gpus, start_trials
+
+METHODS = ("none", "fft", "lora", "lora_plus", "asylora", "dora", "relora", "mora", "remora")
+WITHOUT_RANK = ("none", "fft")
+RESTARTING = ("relora", "remora")
+STEPS = {"methods": 32, "large": 20}
+EVERY = {"methods": 12, "large": 14}  # steps between restarts
+LOGGED = 4  # steps a measurement of the loop's speed
+BAR = 1.85  # of the tokens a second, from one GPU to two
+COLUMNS = {
+    "run": "", "status": "", "ranks": "d", "micro_batch": "d", "trainable": ",d", "first_loss": ".4f", "last_loss": ".4f",
+    "restarts": "d", "kept": ".4f", "restart_s": ".2f", "step_s": ".4f", "tokens_per_s": ",.0f", "peak_gib": ".2f",
+    "wall_s": ".0f",
+}  # fmt: skip
+
+
+def main() -> int:
+    options = _options()
+    facts = {"device": options.device, "steps": STEPS[options.part], "side_by_side": options.jobs}
+    if options.device == "cuda":
+        facts |= gpus(options.ranks, _method_config("none", "cuda"))
+    with start_trials(options) as trials:
+        table = Table(options.part, COLUMNS, options.out, facts)
+        if options.part == "methods":
+            runs = {name: [_method_config(name, options.device)] for name in METHODS if name in options.only}
+            _one_gpu_each(table, trials, runs, options)
+        else:
+            _large(table, trials, options)
+    return 0 if table.rows and all(row["status"] in ("ok", "above the bar") for row in table.rows) else 1
+
+
+def _one_gpu_each(table: Table, trials: Trials, runs: dict[str, list[RunConfig]], options: argparse.Namespace) -> None:
+    """Each run on a free GPU, as many at once as there are; in the order in which they were given."""
+    free: queue.Queue[int | None] = queue.Queue()
+    for i in range(options.jobs):
+        free.put(i % options.ranks if options.device == "cuda" else None)
+
+    def run(name: str, configs: list[RunConfig]) -> dict[str, Any]:
+        gpu = free.get()
+        try:
+            return _first_that_fits(trials, name, configs, gpu)
+        finally:
+            free.put(gpu)
+
+    for row in [trials.pool.submit(run, name, configs) for name, configs in runs.items()]:
+        table.add(**row.result())
+
+
+def _large(table: Table, trials: Trials, options: argparse.Namespace) -> None:
+    configs = {
+        (method, ranks): [_large_config(method, ranks, micro, options.device) for micro in (8, 4)]
+        for method, ranks in [("mora", 1), ("mora", options.ranks), ("lora", 1), ("remora", 1)]
+    }
+    if "mora" in options.only:
+        one = _first_that_fits(trials, "mora", configs["mora", 1], gpu=0 if options.device == "cuda" else None)
+        table.add(**one)
+        if options.ranks > 1:
+            on_all = [c for c in configs["mora", options.ranks] if c.micro_batch_size <= one["micro_batch"]]
+            many = _first_that_fits(trials, f"mora x{options.ranks}", on_all)
+            table.add(**many)
+            table.add(**_scaling(one, many, options.ranks))
+    runs = {name: configs[name, 1] for name in ("remora", "lora") if name in options.only}
+    _one_gpu_each(table, trials, runs, options)
+
+
+def _scaling(one: dict[str, Any], many: dict[str, Any], ranks: int) -> dict[str, Any]:
+    """Not compared where the micro batches had to differ, or a run failed."""
+    row: dict[str, Any] = {"run": f"x{ranks} over x1", "status": "not compared", "ranks": ranks}
+    if one["status"] == many["status"] == "ok" and one["micro_batch"] == many["micro_batch"]:
+        ratio = many["tokens_per_s"] / one["tokens_per_s"]
+        row |= {"status": "above the bar" if ratio >= BAR * ranks / 2 else "below the bar", "ratio": ratio}
+    return row
+
+
+def _first_that_fits(trials: Trials, name: str, configs: list[RunConfig], gpu: int | None = None) -> dict[str, Any]:
+    """The row of the first of these runs for which the GPU's memory is enough."""
+    for config in configs:
+        outcome = trials.run(f"{name}-{config.micro_batch_size}".replace(" ", "-"), config, gpu)
+        trials.remove(f"{name}-{config.micro_batch_size}".replace(" ", "-"))
+        if "out of GPU memory" not in outcome.words:
+            break
+    return _row(name, config, outcome)
+
+
+def _row(name: str, config: RunConfig, outcome: Outcome) -> dict[str, Any]:
+    losses, restarts = outcome.losses, outcome.restarts
+    row: dict[str, Any] = {
+        "run": name, "status": outcome.status, "ranks": config.hardware.world_size,
+        "micro_batch": config.micro_batch_size, "parallel": config.parallel, **outcome.measured(),
+    }  # fmt: skip
+    if losses:
+        row |= {"first_loss": losses[0], "last_loss": losses[-1]}
+    if restarts:
+        row |= {"restarts": len(restarts)} | {key: restarts[-1][f"restart_{key}"] for key in ("kept", "rounding")}
+        row |= {"restart_s": max(r["restart_s"] for r in restarts), "all_restart_s": [r["restart_s"] for r in restarts]}
+    if outcome.result is not None:
+        row |= {"trainable": outcome.result["parameters"]["trainable"], "device": outcome.result["hardware"]["device"]}
+        row |= {"metrics": outcome.result["metrics"]}
+    if outcome.status != "done":
+        return row | {"last_words": outcome.words}
+    steps = config.last_step if config.method.trains else 0
+    due = (steps - 1) // config.method.restart.every_steps if config.method.restart else 0
+    learns = not losses or losses[-1] < losses[0]
+    return row | {"status": "ok" if learns and len(losses) == steps and len(restarts) == due else "not as expected"}
+
+
+def _method_config(name: str, device: str) -> RunConfig:
+    overrides = [
+        "task=uuid",
+        f"scale={'smoke' if device == 'cpu' else 'lite'}",
+        f"method={name}",
+        f"hardware={'cpu' if device == 'cpu' else 'gpu1'}",
+        f"task.train.stop_step={STEPS['methods']}",
+        "task.train.warmup_steps=4",
+        f"task.train.log_every_steps={LOGGED}",
+        "task.evaluation.tasks=[]",
+        "task.evaluation.at_steps=[]",
+        "task.evaluation.batch_size=50",
+        f"task.evaluation.loss_every_steps={STEPS['methods']}",
+    ]
+    if name not in WITHOUT_RANK:
+        overrides += ["r=8"]
+    if name != "none":
+        overrides += [f"lr={'1e-4' if name == 'fft' else '1e-3'}"]
+    if name in RESTARTING:
+        overrides += [f"method.restart.every_steps={EVERY['methods']}", "method.restart.warmup_steps=2"]
+    return compose(overrides)
+
+
+def _large_config(method: str, ranks: int, micro: int, device: str) -> RunConfig:
+    """ReMoRA shares rows and columns, as in the paper's pretraining, so that its group kind is switched too."""
+    sequences, length = (8, 1024) if device == "cuda" else (4, 128)
+    overrides = [
+        "task=biomed",
+        "scale=smoke",
+        f"scale.precision={'bf16' if device == 'cuda' else 'fp32'}",
+        "model=llama2_7b_shape",
+        f"method={method}",
+        "r=8",
+        "lr=3e-4",
+        "method.adapter.dropout=0",  # as in docs/performance.md; PEFT's LoRA keeps a masked copy of every input
+        f"hardware={'cpu' if device == 'cpu' else 'gpu1'}",
+        "hardware.cuda_graphs=false",
+        f"hardware.processes={ranks}",
+        "hardware.parallel=zero1",
+        f"hardware.micro_batch_size={micro * sequences // 8}",
+        "task.data.texts.sources=[{kind:synthetic,rows:400,seed:0,format:text}]",
+        "task.data.instructions.sources=[{kind:synthetic,rows:2000,seed:1,format:instruction}]",
+        f"task.data.max_length={length}",
+        "task.data.validation_sequences=0",
+        f"task.train.global_batch_size={sequences * ranks}",
+        "task.train.epochs=null",
+        f"task.train.max_steps={STEPS['large']}",
+        f"task.train.log_every_steps={LOGGED}",
+        "task.train.checkpoint_every_steps=1000",
+        "task.evaluation.tasks=[]",
+    ]
+    if method in RESTARTING:
+        overrides += [f"method.restart.every_steps={EVERY['large']}", "task.operator=sharing"]
+    if device == "cpu":
+        overrides += [
+            "model.tokenizer=null",
+            "model.architecture.vocab_size=104",
+            "model.architecture.hidden_size=64",
+            "model.architecture.intermediate_size=172",
+            "model.architecture.num_hidden_layers=2",
+            "model.architecture.num_attention_heads=4",
+            "model.architecture.num_key_value_heads=4",
+        ]
+    return compose(overrides)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=sorted(STEPS))
+    parser.add_argument(
+        "--only", choices=METHODS, nargs="+", default=METHODS, help="these methods; else all of the part"
+    )
+    add_options(parser, jobs=2, limit_s=560, run_limit_s=200)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    sys.exit(main())
