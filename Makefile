@@ -90,11 +90,8 @@ table% figure%:
 all: $(READY) ## every table and figure
 	$(SUITE) $(EXPERIMENTS) $(OPTIONS)
 
-# Everything that public raw records allow, on the untouched lite model. MORA_DATA_DIR names the folder of the records.
-UNTOUCHED := mmlu_tulu_0shot mmlu_tulu_5shot metamath_gsm8k metamath_math500 biomed_local finance_local c4_perplexity_local
-
-scores: $(READY) ## score the untouched lite model on every task with local records (one GPU; MORA_DATA_DIR)
-	$(PY) -m mora.evaluate smollm2_135m --batch-size 256 --task $(UNTOUCHED)
+scores: $(READY) ## score the untouched lite model on the tasks of Table 1 (one GPU; MORA_DATA_DIR): the table's first row
+	$(SUITE) table1 --scale lite --only method=none --jobs $(JOBS)
 
 render: $(READY) ## write results/ anew from the measured JSON, and docs/DEVIATIONS.md from configs/
 	$(SUITE) --render

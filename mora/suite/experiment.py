@@ -142,6 +142,8 @@ def only(found: list[Grid], filters: list[str]) -> list[Grid]:
 
 def last_step(config: RunConfig, result: dict[str, Any]) -> int:
     """Where the run ended: from its configuration, or where that follows from the data, from its result."""
+    if not config.method.trains:
+        return 0
     return config.last_step if config.knows_steps else result["last_step"]
 
 
@@ -196,14 +198,18 @@ class Grid:
         """The runs that enter the cell, one a seed; none until the candidate is chosen."""
         if not self.exists or (best := self.best()) is None:
             return []
-        return [self._run(best, seed) for seed in self.at_scale.seeds]
+        return [self._run(best, seed) for seed in self._seeds()]
+
+    def _seeds(self) -> list[int]:
+        """Those of the scale; the first alone where nothing is trained, for no seed changes anything there."""
+        return self.at_scale.seeds if self.config().method.trains else self.at_scale.seeds[:1]
 
     def runs(self) -> list[RunConfig]:
         """All that the cell may need, its rate chosen or not yet: what a plan counts."""
         candidates = self.candidates()
         if not self.exists:
             return []
-        stand_in = self.final() or [self._run(candidates[0], seed) for seed in self.at_scale.seeds]
+        stand_in = self.final() or [self._run(candidates[0], seed) for seed in self._seeds()]
         if not self.at_scale.search and self.search() and not self.final():
             stand_in = stand_in[1:]  # the winner of the search is the first seed's run
         return [*self.search(), *stand_in]
