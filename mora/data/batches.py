@@ -67,8 +67,13 @@ class Batches:
         return [self._at(i) for i in range(start, start + self.global_batch_size)]
 
     def step(self, step: int) -> Iterator[Batch]:
-        """The micro batches of a step, on the CPU."""
+        """The micro batches of a step, on the CPU. Where they are several, each has sequences of like length: less padding.
+
+        They add up to the same gradient in any order; dropout masks, which follow the shape and the place, are others.
+        """
         chosen = [self.samples[i] for i in self.indices(step)]
+        if self.micro_batch_size < len(chosen):
+            chosen.sort(key=lambda s: len(s.input_ids))
         for i in range(0, len(chosen), self.micro_batch_size):
             micro = chosen[i : i + self.micro_batch_size]
             yield collate(micro, self.pad_id, self._padded(max(len(s.input_ids) for s in micro)))

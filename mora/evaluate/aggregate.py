@@ -6,6 +6,7 @@ then a weighting of clusters, and all draws are one matrix product.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -104,6 +105,17 @@ def bootstrap(
         weights = resample(len(features), min(DRAWS_AT_ONCE, draws - start), seed=start)
         scores.append(value(weights.astype(np.float64) @ features))
     return np.concatenate(scores)
+
+
+def floor(name: str, gold: Sequence[Any], items: Sequence[Any]) -> float:
+    """The score of the best constant answer to multiple-choice documents: what a model that read nothing could have.
+
+    `gold`: the right options' indices, for a mean; other aggregations have the right label in each item, before the last.
+    """
+    if name == "mean":
+        return max(Counter(gold).values()) / len(gold)
+    labels = {item[-2] for item in items}
+    return max(aggregate(name, [(*item[:-1], label) for item in items]) for label in labels)
 
 
 def standard_error(name: str, items: Sequence[Any], clusters: Sequence[Hashable] | None = None) -> float:

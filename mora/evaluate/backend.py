@@ -10,15 +10,15 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+from transformers import PreTrainedTokenizerBase
 
 from .choices import LogLikelihood
+from .generation import LOOK_EVERY, greedy
 from .journal import Journal
 
 TOKEN_IDS = "\x00token-ids "  # a text that starts so is a list of token ids: blocks of packed text have no other form
 PROMPT_TOKENS = 1024  # of a prompt are kept in any case; MATH's answers alone may have 2 048
 SHORTEST = 0.8  # of the longest input's length, within a batch
-STOP_EVERY = 8  # tokens between two looks at the generated text
 
 Request = tuple[tuple[str, str], list[int], list[int]]  # texts, context ids, continuation ids
 
@@ -82,8 +82,8 @@ class Backend(HFLM):
             wanted = [[requests[i][2] for i in by_input[ids]] for ids in batch]
             found = self.journal.answer([batch, wanted], partial(self._score, batch, wanted))
             owners = [i for ids in batch for i in by_input[ids]]
-            for i, (nats, greedy) in zip(owners, found, strict=True):
-                answers[i] = (LogLikelihood(nats, len(requests[i][2])), greedy)
+            for i, (nats, said) in zip(owners, found, strict=True):
+                answers[i] = (LogLikelihood(nats, len(requests[i][2])), said)
         return [answers[i] for i in range(len(requests))]
 
     @torch.no_grad()
@@ -125,44 +125,33 @@ class Backend(HFLM):
             self._max_length = window
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **kwargs: Any) -> Tensor:
-        """Prompt and generated ids, greedy unless `kwargs` sample; rows that met a stop text are filled with padding."""
+        """Prompt and generated ids, padded where a row ended. Greedy, unless `kwargs` sample: as HFLM's then."""
+        if kwargs.get("do_sample"):
+            return super()._model_generate(context, max_length, stop, **kwargs)
+        mask = kwargs.get("attention_mask")
+        mask = torch.ones_like(context) if mask is None else mask
+        n_prompt = context.shape[1]
 
         def generate() -> list[list[int]]:
-            done = StopOnText(self.tokenizer, stop, context.shape[1], context.shape[0])
-            options = {k: v for k, v in kwargs.items() if v is not None}
-            if not options.get("do_sample"):
-                options |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-            made = self.model.generate(
-                input_ids=context,
-                max_length=max_length,
-                stopping_criteria=StoppingCriteriaList([done]),
-                pad_token_id=self.tokenizer.pad_token_id,
-                use_cache=True,
-                **options,
-            )
-            return made[:, context.shape[1] :].tolist()
+            last = {"logits_to_keep": 1} if self.keeps_logits else {}
+            stopped = partial(self._stopped, [text for text in stop if text])
+            return greedy(self.model, context, mask, max_length - n_prompt, self._end_ids(), stopped, **last)
 
-        mask = kwargs.get("attention_mask")
-        prompts = [context.tolist(), mask.tolist() if mask is not None else None]
-        answer = self.journal.answer([prompts, max_length, stop, kwargs.get("do_sample")], generate)
-        return torch.cat([context, torch.tensor(answer, dtype=torch.long, device=context.device)], dim=1)
+        made = self.journal.answer([context.tolist(), mask.tolist(), max_length, stop, None], generate)
+        longest = max(map(len, made))
+        rows = [ids + [self.tokenizer.pad_token_id] * (longest - len(ids)) for ids in made]
+        return torch.cat([context, torch.tensor(rows, dtype=torch.long, device=context.device)], dim=1)
 
+    def _end_ids(self) -> list[int]:
+        """The tokens that end a text: those of the model's generation config, and the tokenizer's."""
+        configured = self.model.generation_config.eos_token_id  # type: ignore[union-attr]
+        named = configured if isinstance(configured, list) else [configured]
+        return [i for i in (*named, self.tokenizer.eos_token_id) if i is not None]
 
-class StopOnText(StoppingCriteria):
-    """Marks the rows whose text holds one of `stop`. Looks once in STOP_EVERY tokens: lm-eval cuts the text in any case."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: list[str], n_prompt: int, rows: int):
-        self.tokenizer, self.stop, self.n_prompt = tokenizer, [s for s in stop if s], n_prompt
-        self.window = STOP_EVERY + max((len(s) for s in self.stop), default=0)
-        self.done = [False] * rows
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        if (input_ids.shape[1] - self.n_prompt) % STOP_EVERY == 0:
-            tails = input_ids[:, max(self.n_prompt, input_ids.shape[1] - self.window) :].tolist()
-            waiting = [row for row, done in enumerate(self.done) if not done]
-            for row, text in zip(waiting, self.tokenizer.batch_decode([tails[r] for r in waiting]), strict=True):
-                self.done[row] = any(s in text for s in self.stop)
-        return torch.tensor(self.done, device=input_ids.device)
+    def _stopped(self, stop: list[str], rows: list[list[int]]) -> list[bool]:
+        """Whether the last tokens hold one of `stop`: lm-eval cuts the text there in any case."""
+        window = LOOK_EVERY + max(map(len, stop), default=0)
+        return [any(s in text for s in stop) for text in self.tokenizer.batch_decode([ids[-window:] for ids in rows])]
 
 
 def _batches(inputs: list[tuple[int, ...]], size: int) -> list[list[tuple[int, ...]]]:

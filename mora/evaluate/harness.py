@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from .aggregate import standard_error
+from .aggregate import floor, standard_error
 from .journal import Journal
 
 TASKS = Path(__file__).parent / "tasks"
@@ -54,8 +54,9 @@ def evaluate_model(
 ) -> tuple[Metrics, dict[str, Kept]]:
     """Scores of lm-eval's and our tasks and groups, with standard errors, and every scored document.
 
-    A group's score is the plain mean of its tasks' (errors added as of independent tasks). The caller's random state and the
-    model's mode are left as they were. Call it under autocast where the weights are wider than the compute dtype.
+    Beside a task's scores: `documents`, and for multiple choice `floor`, the score of the best constant answer. A group's
+    score is the plain mean of its tasks' (errors added as of independent tasks). The caller's random state and the model's
+    mode are left as they were. Call it under autocast where the weights are wider than the compute dtype.
 
     Raises: ConfigError for an unknown task, DataError for data that are missing or wrong.
     """
@@ -84,7 +85,7 @@ def evaluate_model(
         )
     model.train(was_training)
     kept = {name: keep(name, result) for name in result["samples"]}
-    metrics = {name: _with_errors(result["results"][name], kept[name]) for name in kept}
+    metrics = {name: _with_errors(result["results"][name], kept[name]) | _facts(kept[name]) for name in kept}
     for group, members in result["group_subtasks"].items():
         if members:
             metrics[group] = average([metrics[member] for member in members if member in metrics])
@@ -142,14 +143,29 @@ def keep(name: str, result: dict[str, Any]) -> Kept:
 
 
 def average(members: list[dict[str, float]]) -> dict[str, float]:
-    """The plain mean of `score`, and its error for independent tasks. Empty where a member has none."""
+    """The plain mean of `score` and of `floor`, the error for independent tasks. Empty where a member has no score."""
     if not members or any("score" not in member for member in members):
         return {}
     errors = [member["score_stderr"] for member in members]
-    return {
+    averaged = {
         "score": sum(member["score"] for member in members) / len(members),
         "score_stderr": sum(e * e for e in errors) ** 0.5 / len(members),
     }
+    if all("documents" in member for member in members):
+        averaged["documents"] = sum(member["documents"] for member in members)
+    if all("floor" in member for member in members):
+        averaged["floor"] = sum(member["floor"] for member in members) / len(members)
+    return averaged
+
+
+def _facts(kept: Kept) -> dict[str, float]:
+    """How many documents were scored and, where they are multiple choice, what a constant answer scores."""
+    facts = {"documents": float(kept.header["documents"])}
+    if kept.rows and {"acc_sum", "score"} <= kept.rows[0].keys():
+        rows = [row for row in kept.rows if row["filter"] == kept.rows[0]["filter"]]
+        gold, items = [row["gold"] for row in rows], [row["score"] for row in rows]
+        facts["floor"] = floor(kept.header["aggregation"], gold, items)
+    return facts
 
 
 def _with_errors(values: dict[str, Any], kept: Kept) -> dict[str, float]:

@@ -24,7 +24,7 @@ def main() -> int:
     seeds = list(range(args.seeds)) if args.seeds else None
     try:
         rows = {(name, s): experiments.grids(e, s, seeds) for name, e in loaded.items() for s in scales}
-        everything = [grid for group in rows.values() for row in group for grid in row]
+        everything = experiments.only([grid for group in rows.values() for row in group for grid in row], args.only)
         if args.plan:
             print(plan.text(everything, args.hardware or ("gpu8" if args.scale == "paper" else "gpu1")))
             return 0
@@ -69,6 +69,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--scale", choices=["smoke", "lite", "paper"], default="paper")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     parser.add_argument("--seeds", type=int, help="seeds 0 to N-1, instead of the experiment's")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE,...",
+        help="run (or plan) these cells alone: task=metamath,biomed method=lora,mora r=1; the whole table is rendered",
+    )
     parser.add_argument(
         "--plan", action="store_true", help="print the runs that are missing and what they cost; start none"
     )

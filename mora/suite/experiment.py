@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from itertools import product
 from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from mora.config import RunConfig, compose
+from mora.config import ConfigError, RunConfig, compose
 from mora.config.schema import Section
 from mora.config.source import ROOT
 
@@ -123,8 +124,26 @@ def grids(experiment: Experiment, scale: Scale, seeds: list[int] | None = None) 
     return [[Grid(experiment, scale, at, row, column) for column in columns] for row in at.rows]
 
 
+def only(found: list[Grid], filters: list[str]) -> list[Grid]:
+    """The cells that every filter lets pass; a filter is `task=`, `method=` or `r=` with values between commas.
+
+    Raises: ConfigError for another key, or a value that no cell has.
+    """
+    for text in filters:
+        key, _, values = text.partition("=")
+        if key not in FILTERS:
+            raise ConfigError(f"--only {text}: expected {', '.join(f'{known}=VALUE,...' for known in FILTERS)}")
+        there = {str(FILTERS[key](grid)): None for grid in found}
+        if unknown := [value for value in values.split(",") if value not in there]:
+            raise ConfigError(f"--only {text}: no cell has {key}={unknown[0]}; there are {', '.join(there)}")
+    chosen = [(FILTERS[key], values.split(",")) for key, _, values in (text.partition("=") for text in filters)]
+    return [grid for grid in found if all(str(value(grid)) in values for value, values in chosen)]
+
+
 def last_step(config: RunConfig, result: dict[str, Any]) -> int:
     """Where the run ended: from its configuration, or where that follows from the data, from its result."""
+    if not config.method.trains:
+        return 0
     return config.last_step if config.knows_steps else result["last_step"]
 
 
@@ -179,14 +198,18 @@ class Grid:
         """The runs that enter the cell, one a seed; none until the candidate is chosen."""
         if not self.exists or (best := self.best()) is None:
             return []
-        return [self._run(best, seed) for seed in self.at_scale.seeds]
+        return [self._run(best, seed) for seed in self._seeds()]
+
+    def _seeds(self) -> list[int]:
+        """Those of the scale; the first alone where nothing is trained, for no seed changes anything there."""
+        return self.at_scale.seeds if self.config().method.trains else self.at_scale.seeds[:1]
 
     def runs(self) -> list[RunConfig]:
         """All that the cell may need, its rate chosen or not yet: what a plan counts."""
         candidates = self.candidates()
         if not self.exists:
             return []
-        stand_in = self.final() or [self._run(candidates[0], seed) for seed in self.at_scale.seeds]
+        stand_in = self.final() or [self._run(candidates[0], seed) for seed in self._seeds()]
         if not self.at_scale.search and self.search() and not self.final():
             stand_in = stand_in[1:]  # the winner of the search is the first seed's run
         return [*self.search(), *stand_in]
@@ -231,6 +254,13 @@ class Grid:
         if result["status"] != "done":
             return str(result["status"])
         return float(result["metrics"][str(last_step(config, result))][self.experiment.selection])
+
+
+FILTERS: dict[str, Callable[[Grid], str | int | None]] = {
+    "task": lambda grid: grid.column.task,
+    "method": lambda grid: grid.row.method,
+    "r": lambda grid: grid.row.r,
+}
 
 
 @lru_cache(maxsize=4096)

@@ -12,7 +12,7 @@ from mora.config.run_id import format_lr, run_id
 from mora.train.log import replace_file
 
 from .cells import Cell, cell, usable
-from .experiment import Experiment, Grid, paper_tables
+from .experiment import Experiment, Grid, last_step, paper_tables
 from .launch import result_of
 
 NOT_RUN = "not run"
@@ -50,6 +50,7 @@ def _markdown(experiment: Experiment, rows: list[list[Grid]], cells: list[list[C
         lines.append(f"| {row[0].label()} | {trainable(row)} | " + " | ".join(shown) + " |")
     for note in notes(experiment):
         lines += ["", f"The paper with itself: {note}"]
+    lines += _score_lines(rows)
     lines += _search_lines(experiment, rows)
     return "\n".join(lines) + "\n"
 
@@ -96,6 +97,42 @@ def _printed(value: float | None, digits: int, dash: str = "-") -> str:
     if value is None:
         return dash
     return "100" if value == 100 else f"{value:.{digits}f}"
+
+
+def _score_lines(rows: list[list[Grid]]) -> list[str]:
+    """Every final run's score with its standard error and the floor, where the metric has a number of documents."""
+    lines = []
+    for grid in (grid for row in rows for grid in row):
+        for config in grid.final():
+            result = usable(result_of(config), grid.scale)
+            step = None if result is None else grid.column.step or last_step(config, result)
+            metrics = {} if result is None else result["metrics"].get(str(step), {})
+            task = grid.column.metric.removesuffix(".score")
+            if f"{task}.documents" in metrics:
+                lr = "-" if config.lr is None else format_lr(config.lr)
+                lines.append(
+                    f"| {grid.column.name} | {grid.label()} | {lr} | {config.seed} | {_score(task, metrics)} |"
+                )
+    if not lines:
+        return []
+    head = [
+        "",
+        "Every run's score in %, with its standard error over the evaluation's documents. Floor: the best constant answer "
+        "to multiple choice; `=`: the score is within 1.96 standard errors of it or below, which shows no skill.",
+        "",
+        "| column | method | rate | seed | validation loss | documents | score | floor |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    return [*head, *lines]
+
+
+def _score(task: str, metrics: dict[str, float]) -> str:
+    """validation loss | documents | score +- its error | floor and its mark."""
+    score, error = 100 * metrics[f"{task}.score"], 100 * metrics[f"{task}.score_stderr"]
+    floor = metrics.get(f"{task}.floor")
+    mark = "-" if floor is None else f"{100 * floor:.1f}{' =' if score - 1.96 * error <= 100 * floor else ''}"
+    loss = f"{metrics['validation_loss']:.4f}" if "validation_loss" in metrics else "-"
+    return f"{loss} | {metrics[f'{task}.documents']:,.0f} | {score:.1f} +- {error:.1f} | {mark}"
 
 
 def _search_lines(experiment: Experiment, rows: list[list[Grid]]) -> list[str]:

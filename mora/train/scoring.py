@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mora.config.run_id import run_id
 from mora.config.schema import RunConfig
 from mora.data import TrainingData
@@ -55,12 +57,15 @@ class Scoring:
                 at_once = min(plan.batch_size, SCORED_AT_ONCE)
                 metrics |= teacher_forced.score(engine, self.data.samples, self.pad_id, at_once)
         if scored and plan.tasks:
-            metrics |= self._tasks(engine, step)
+            metrics |= self._tasks(engine, step, last)
         return metrics
 
-    def _tasks(self, engine: Engine, step: int) -> dict[str, float]:
+    def _tasks(self, engine: Engine, step: int, last: bool) -> dict[str, float]:
         """`task.metric` of the merged model; the metrics of uuid carry its name already. Kept samples go to the folder."""
         kill_point("in_evaluation", step)
+        if last:
+            engine.computation_changed()  # the memory of its graphs is free for generation
+        torch.cuda.empty_cache()  # nothing where there is no GPU
         settings = self.settings.resumable(self.folder / f"journal-{rank()}.jsonl", f"{run_id(self.config)}|{step}")
         dtype = DTYPES[self.config.scale.precision]
         with engine.full_weights(), merged(engine.model, dtype), alone():

@@ -102,3 +102,13 @@ def test_a_micro_batch_is_padded_to_its_own_longest(samples):
     batches = Batches([Sample([1] * n, [1] * n) for n in (10, 70, 300)], 0, 1, 1, seed=0)
     widths = {batches.indices(step)[0]: next(batches.step(step)).input_ids.shape[1] for step in range(3)}
     assert widths == {0: 64, 1: 128, 2: 300}
+
+
+def test_several_micro_batches_of_a_step_have_sequences_of_like_length():
+    """The whole step in one piece keeps its order, and both hold the same samples."""
+    samples = [Sample([n] * n, [n] * n) for n in (300, 10, 200, 70, 20, 130, 250, 60)]
+    micros = list(Batches(samples, 0, 8, 2, seed=0).step(0))
+    assert [batch.input_ids.shape[1] for batch in micros] == [64, 128, 256, 300]
+    whole = next(Batches(samples, 0, 8, 8, seed=0).step(0)).input_ids[:, 0].tolist()
+    assert whole == [len(samples[i].input_ids) for i in Batches(samples, 0, 8, 8, seed=0).indices(0)] != sorted(whole)
+    assert sorted(whole) == [n for batch in micros for n in batch.input_ids[:, 0].tolist()]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from mora.evaluate.aggregate import aggregate, bootstrap, standard_error
+from mora.evaluate.aggregate import aggregate, bootstrap, floor, standard_error
 from mora.evaluate.compare import _many, compare, holm, mcnemar
 from mora.evaluate.harness import Kept
 from mora.evaluate.records import DataError
@@ -81,3 +81,11 @@ def test_a_paired_difference():
 def test_runs_over_other_documents_are_not_compared():
     with pytest.raises(DataError, match="prompts"):
         compare(kept([1.0]), kept([1.0], prompts="q"))
+
+
+def test_the_floor_is_the_best_constant_answer():
+    assert floor("mean", [0, 1, 1, 2], [0.0, 1.0, 0.0, 1.0]) == 0.5
+    pairs = [("yes", "no"), ("yes", "yes"), ("no", "no")]
+    assert floor("weighted_f1", [0, 0, 1], pairs) == pytest.approx(2 / 3 * 0.8)  # always "yes"
+    groups = [(group, gold, "?") for group in "ab" for gold in ("yes", "yes", "no")]
+    assert floor("group_weighted_f1", [0] * 6, groups) == pytest.approx(2 / 3 * 0.8)

@@ -12,6 +12,7 @@ from mora.config import compose
 from mora.config.schema import UuidData
 from mora.data.uuid import make_pairs
 from mora.evaluate import __main__ as command
+from mora.evaluate import generation
 from mora.evaluate.backend import Backend
 from mora.evaluate.harness import Settings, evaluate_model
 from mora.evaluate.journal import Journal
@@ -91,8 +92,37 @@ def test_generation_is_greedy_cut_at_a_stop_text_and_resumed(tiny, tmp_path, mon
     assert ask(backend(tiny, journal=Journal(path, "m")), ["\x00"]) == expected
     stop = expected[1][5]
     assert ask(backend(tiny), [stop]) == [text.split(stop)[0] for text in expected]
-    monkeypatch.setattr(model, "generate", None)  # all batches are in the journal
+    monkeypatch.setattr("mora.evaluate.backend.greedy", None)  # all batches are in the journal
     assert ask(backend(tiny, journal=Journal(path, "m")), ["\x00"]) == expected
+
+
+def test_rows_that_end_leave_the_batch_and_the_others_do_not_notice(tiny):
+    """Prompts of unequal lengths in one batch, three ends: a token, a text, the limit; over the cache's growth."""
+    model, tokenizer = tiny
+    prompts = [tokenizer(text)["input_ids"] for text in ("ab", "the quick brown fox", "12:", "Z", "mora")]
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+    limit = generation.ROOM + 20
+    plain = [
+        model.generate(torch.tensor([p]), max_new_tokens=limit, do_sample=False, eos_token_id=None)[
+            0, len(p) :
+        ].tolist()
+        for p in prompts
+    ]
+    assert generation.greedy(model, ids, mask, limit, [], lambda rows: [False] * len(rows)) == plain
+    ends, sizes = [plain[0][20]], []
+
+    def stopped(rows):
+        sizes.append(len(rows))
+        return [row[:3] == plain[1][:3] and len(row) >= 40 for row in rows]
+
+    found = generation.greedy(model, ids, mask, limit, ends, stopped, logits_to_keep=1)
+    cut = [row[: row.index(ends[0]) + 1] if ends[0] in row else row for row in plain]
+    cut[1] = cut[1][:40]
+    assert found == cut
+    assert sizes[0] == 5
+    assert sizes[-1] < 4
 
 
 def test_softmax_is_fp32_for_a_bf16_model(tiny):

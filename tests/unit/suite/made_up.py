@@ -9,7 +9,7 @@ def write(run, metrics, status="done", dirty=False, steps=(), trainable=1234, lo
     """`metrics` at the last step and at `steps`. `changed` replaces top-level fields of the result."""
     path = launch.result_path(run)
     path.parent.mkdir(parents=True, exist_ok=True)
-    last = run.last_step if run.knows_steps else 77
+    last = 0 if not run.method.trains else run.last_step if run.knows_steps else 77
     result = {
         "status": status,
         "last_step": last,

@@ -13,7 +13,7 @@ from made_up import write
 
 from mora.adapter import MoraConfig
 from mora.adapter.model import resolve_operator
-from mora.config import run_id
+from mora.config import ConfigError, run_id
 from mora.config.source import ROOT
 from mora.suite import experiment as experiments
 from mora.suite import figures, launch, runner, settings, tables
@@ -117,6 +117,36 @@ def test_tables_share_their_runs(other, scale, nothing_measured):
 def test_what_table_4_takes_auto_for_is_what_it_becomes(scale, width):
     for grid in cells_of("table4", scale):
         assert resolve_operator(MoraConfig(r=grid.config().r, operator="auto"), width) == grid.column.auto
+
+
+def test_only_some_cells_run(nothing_measured):
+    cells = cells_of("table1", "lite")
+    chosen = experiments.only(cells, ["task=metamath,biomed", "method=lora,mora", "r=1"])
+    assert {(g.column.task, g.row.method, g.row.r) for g in chosen} == {
+        (task, method, 1) for task in ("metamath", "biomed") for method in ("lora", "mora")
+    }
+    assert experiments.only(cells, []) == cells
+
+
+@pytest.mark.parametrize(
+    ("filters", "complaint"),
+    [
+        (["seed=0"], "expected task=VALUE,..., method=VALUE,..., r=VALUE,..."),
+        (["task=metamath,uuid"], "no cell has task=uuid; there are tulu2, metamath, biomed, finance"),
+        (["r=8"], "no cell has r=8"),
+    ],
+)
+def test_a_filter_that_no_cell_can_pass_is_refused(filters, complaint, nothing_measured):
+    with pytest.raises(ConfigError, match=re.escape(complaint)):
+        experiments.only(cells_of("table1", "lite"), filters)
+
+
+def test_the_untouched_model_is_scored_once_and_searches_score_nothing(nothing_measured):
+    for grid in cells_of("table1", "lite"):
+        if grid.row.method == "none":
+            assert [config.seed for config in grid.runs()] == [0]
+        for config in grid.search():
+            assert (config.task.train.stop_step, config.task.evaluation.tasks) == (150, [])
 
 
 def test_table_5_is_what_the_configs_say():

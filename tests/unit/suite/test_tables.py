@@ -105,3 +105,19 @@ def test_one_row_spans_tasks_and_a_standard_error_marks_what_is_beyond_it(tmp_pa
 def test_several_seeds_beyond_the_table_of_t_take_its_last_value():
     assert Cell(0.0, tuple(range(20))).threshold > 0
     assert len(cells.T95) == 9
+
+
+def test_scores_stand_with_their_error_documents_floor_and_validation_loss(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "ROOT", tmp_path)
+    row = row_of("table1", "lite", method="none")
+    write(row[0].final()[0], scores("mmlu_tulu_0shot", 0.26, floor=0.255))
+    write(row[2].final()[0], scores("metamath_gsm8k", 0.03))
+    text = tables.render("table1", row[0].experiment, [row], "lite", tmp_path / "out").read_text()
+    assert "| untuned | 1,234 / 0 | - \\| 26.0 (1) |" in text
+    assert "| mmlu_0shot | untuned | - | 0 | 2.5000 | 1,000 | 26.0 +- 1.0 | 25.5 = |" in text
+    assert "| gsm8k | untuned | - | 0 | 2.5000 | 1,000 | 3.0 +- 1.0 | - |" in text
+
+
+def scores(task, score, **facts):
+    values = {"score": score, "score_stderr": 0.01, "documents": 1000.0, **facts}
+    return {"validation_loss": 2.5, **{f"{task}.{name}": value for name, value in values.items()}}
