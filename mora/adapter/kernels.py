@@ -63,11 +63,14 @@ def is_reference() -> bool:
     return _form == "reference"
 
 
+def on_triton(x: Tensor) -> bool:
+    """Whether this suite's Triton kernels are to be used on x, as far as that does not depend on an operator."""
+    return _form == "triton" or (_form == "auto" and x.is_cuda and _has_triton())
+
+
 def runs_triton(x: Tensor, operator: Operator) -> bool:
     """Whether the maps of this operator on this x run as Triton kernels."""
-    if torch.compiler.is_compiling() or _form in ("torch", "reference") or type(x) not in (Tensor, torch.nn.Parameter):
-        return False
-    if _form == "auto" and not (x.is_cuda and _has_triton()):
+    if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter) or not on_triton(x):
         return False
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16) or x.numel() == 0:
         return False

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +10,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers import PreTrainedModel
+
+from mora.adapter import kernels
 
 CHUNK_BYTES = 256 * 2**20  # of fp32 logits: 2048 tokens of LLaMA-2's vocabulary
 
@@ -107,7 +107,7 @@ def _losses_and_residual(logits: Tensor, labels: Tensor, ignore_index: int, resi
 
     Both are zero where there is no label. On a GPU one Triton kernel does both, in the memory of the logits.
     """
-    if logits.is_cuda and logits.dtype != torch.float64 and _has_triton():
+    if logits.dtype != torch.float64 and kernels.on_triton(logits):
         from .cross_entropy_kernel import cross_entropy_
 
         return cross_entropy_(logits, labels, ignore_index, residual), logits
@@ -120,8 +120,3 @@ def _losses_and_residual(logits: Tensor, labels: Tensor, ignore_index: int, resi
         wide.sub_(log_sum).exp_().scatter_add_(1, target, -torch.ones_like(log_sum)).mul_(known)
         logits = wide.to(logits.dtype)
     return losses, logits
-
-
-@functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None

@@ -38,7 +38,10 @@ def load_model(
     dtype = DTYPES[precision]
     tokenizer = load_tokenizer(config)
     if config.source == "init":
-        return _random_model(config, tokenizer, torch.device("cpu"), torch.float32).to(dtype), tokenizer
+        model = _random_model(config, tokenizer, torch.device("cpu"), torch.float32)
+        for p in model.parameters():  # not the buffers: the frequencies of the rotary embedding stay fp32
+            p.data = p.data.to(dtype)
+        return model, tokenizer
     if config.source == "init_on_device":
         return _random_model(config, tokenizer, device or torch.device("cpu"), dtype), tokenizer
     folder = gguf_as_folder(config) if config.source == "gguf_package" else config.path

@@ -96,3 +96,9 @@ def test_a_frozen_half_of_an_adapter_computes_in_bf16_and_merges_unrounded():
         assert torch.equal(a.bfloat16(), rounded)
         assert not torch.equal(a, rounded.float())
     assert torch.equal(a, rounded)
+
+
+def test_a_random_model_in_bf16_keeps_its_rotary_frequencies_in_fp32():
+    model, _ = load_model(compose(["task=uuid", "method=fft", "scale=smoke"]).model, "bf16")
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert {b.dtype for b in model.buffers() if b.is_floating_point()} == {torch.float32}
