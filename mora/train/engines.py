@@ -50,5 +50,6 @@ def checkpoint_layers(model: nn.Module) -> None:
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     assert isinstance(base, PreTrainedModel)
-    enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable  # the old name
+    new_name = "activation_checkpointing_enable"
+    enable = getattr(base, new_name if hasattr(base, new_name) else "gradient_checkpointing_enable")
     enable({"use_reentrant": False})

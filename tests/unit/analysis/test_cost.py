@@ -87,8 +87,10 @@ def test_memory_is_within_15_percent_of_what_was_measured(path):
                 continue
             operator = [f"method.adapter.operator={case['operator']}"] if case["method"] == "mora" else []
             overrides = [f"model={scenario['shape']}", f"r={case['r']}", "method.adapter.dropout=0", *operator]
+            if case.get("checkpointed"):
+                overrides.append("hardware.gradient_checkpointing=true")
             config = paper(case["method"], *overrides)
-            needs = cost.memory(config, scenario["length"], scenario["batch_size"], fused=False)
+            needs = cost.memory(config, scenario["length"], scenario["batch_size"], fused=False, chunked_loss=False)
             predicted = needs.activations + needs.logits + 2 * cost.trainable(config)
             assert cost.trainable(config) == case["trainable"]
             assert predicted == pytest.approx(case["activation_bytes"], rel=0.15), (scenario["shape"], case["name"])
