@@ -1,4 +1,4 @@
-"""Sweeps through joblib, and hardware=slurm: a sweep through submitit's executor of this machine, the job that sbatch gets, where its nodes meet."""
+"""Sweeps: side by side through joblib, and as SLURM jobs, as far as this machine goes, up to what sbatch gets."""
 
 import json
 import os
@@ -49,6 +49,13 @@ def test_a_sweep_runs_side_by_side_through_joblib(tmp_path):
     assert done.returncode == 0, done.stderr
     results = [json.loads(path.read_text()) for path in (tmp_path / "results").glob("*[0-9a-f].json")]
     assert sorted(result["config"]["seed"] for result in results) == [0, 1]
+
+
+def test_off_a_cluster_a_line_says_what_is_missing(tmp_path):
+    refused = run_py(tmp_path, *RUN, PATH="/nowhere")
+    assert refused.returncode != 0
+    assert refused.stderr.startswith("run.py: hardware=slurm: there is no srun")
+    assert "Traceback" not in refused.stderr
 
 
 @pytest.fixture
