@@ -7,6 +7,7 @@ python run.py -m task=uuid method=lora r=8 lr=1e-4,2e-4,3e-4
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 
 import hydra
@@ -34,4 +35,7 @@ if __name__ == "__main__":
             "run.py: started under torchrun. It starts the ranks itself: python run.py ... hardware=gpu8; or run "
             "torchrun -m mora.train RUN_DIR on a folder that it has made"
         )
+    own_launcher = any(argument.startswith("hydra/launcher=") for argument in sys.argv)
+    if "hardware=slurm" in sys.argv and not own_launcher and shutil.which("srun") is None:
+        sys.exit("run.py: hardware=slurm: there is no srun in PATH; start it on a SLURM cluster, or use hardware=gpu8")
     main()

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from mora.config import RunConfig
+from mora.config import RunConfig, compose
 from mora.config.schema import LoraAdapter, MoraAdapter
 from mora.config.source import ROOT
 
@@ -26,6 +26,7 @@ RESERVE = 0.08  # of it: the CUDA context, libraries, fragmentation
 PEAK_FLOPS = 989e12  # of an H100 SXM, dense bf16, NVIDIA's data sheet
 UTILISATION = 0.40  # assumed where nothing was measured: the frozen 7B model reaches it in docs/performance.md
 LOSS_CHUNK_BYTES = 2**28  # of fp32 logits at a time, mora/train/fused_loss.py
+TRAINED_HEAD = 8  # FLOPs a weight and token: forward, both gradients, and the logits once more in backward
 MAX_GROUP = 8  # operator=auto: sharing up to this many inputs a group, mora/adapter/model.py
 BENCH = ROOT / "results" / "bench"
 
@@ -96,19 +97,24 @@ def trainable(config: RunConfig) -> int:
 def flops_per_token(config: RunConfig, length: int) -> float:
     """Of forward and backward, a token in a sequence of `length`: 2 a multiply-add, causal attention counted once.
 
-    A frozen weight has no gradient of its own: 4 a weight; a trained one 6.
+    A frozen weight has no gradient of its own: 4 a weight; a trained one 6. Gradient checkpointing: the layers once more, 2.
     """
     shape = shape_of(config.model)
-    attention = 6 * shape.layers * shape.hidden * length
+    once = 2 if config.hardware.gradient_checkpointing else 0
+    attention = (6 + once) * shape.layers * shape.hidden * length
     if config.method.adapter is None:
-        return 6 * (shape.in_layers + shape.head) + attention
+        return (6 + once) * shape.in_layers + TRAINED_HEAD * shape.head + attention
     own = sum(adapter(config, x, shape.hidden).products * x.count for x in shape.linears)
-    return 4 * shape.in_layers + (6 if config.trains_rest else 4) * shape.head + 6 * own + attention
+    head = (TRAINED_HEAD if config.trains_rest else 4) * shape.head
+    return (4 + once) * shape.in_layers + head + (6 + once) * own + attention
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one GPU at the peak of a step; `shadow` lies in the CPU memory of rank 0."""
+    """Bytes on one GPU, each at its most; `shadow` lies in the CPU memory of rank 0.
+
+    `held`: what there is of gradients before backward begins, from earlier micro batches.
+    """
 
     weights: float
     gradients: float
@@ -116,29 +122,47 @@ class Memory:
     activations: float
     logits: float
     shadow: float
+    held: float
 
     @property
     def gpu(self) -> float:
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+        """At the peak of a step: where backward begins, or where it has freed the activations and made all gradients."""
+        return self.weights + self.optimizer + max(self.held + self.activations + self.logits, self.gradients)
 
 
-def memory(config: RunConfig, length: int, micro_batch_size: int | None = None, fused: bool = True) -> Memory:
-    """Of a step on sequences of `length` tokens. `fused`: liger-kernel's norms and gate, and the loss in chunks."""
+def memory(
+    config: RunConfig,
+    length: int,
+    micro_batch_size: int | None = None,
+    fused: bool = True,
+    chunked_loss: bool = True,
+) -> Memory:
+    """Of a step on sequences of `length` tokens. `fused`: liger-kernel's norms and gate. `chunked_loss`: fused_loss.py's."""
     shape, ranks, stage = shape_of(config.model), config.hardware.world_size, config.parallel
     own, wide = trainable(config), 2 if config.scale.precision == "bf16" else 4
     frozen = shape.parameters - (own if config.method.adapter is None else shape.rest if config.trains_rest else 0)
     split = {name: ranks if stage in stages else 1 for name, stages in SPLIT.items()}
+    size = micro_batch_size or config.micro_batch_size
     if stage.startswith("zero"):  # DeepSpeed: trained weights and gradients in fp32, masters beside them
         weights = (wide * frozen + 4 * own) / split["weights"]
         gradients, optimizer = 4 * own / split["gradients"], 12 * own / split["optimizer"]
+        held = gradients
     else:  # in bf16: gradients in bf16 until they are added up in fp32, and fp32 masters
         weights = float(wide * (frozen + own))
         gradients, optimizer = (6.0, 12.0) if wide == 2 else (4.0, 8.0)
         gradients, optimizer = gradients * own, optimizer * own
-    tokens = (micro_batch_size or config.micro_batch_size) * length
-    logits = _loss_bytes(config, shape, tokens, wide, fused)
+        held = 4.0 * own * _sums_held(config, size)
+    tokens = size * length
+    logits = _loss_bytes(config, shape, tokens, wide, chunked_loss)
     shadow = 4 * shape.in_layers if config.method.restart else 0
-    return Memory(weights, gradients, optimizer, wide * tokens * _saved(config, shape, fused), logits, shadow)
+    return Memory(weights, gradients, optimizer, wide * tokens * _saved(config, shape, fused), logits, shadow, held)
+
+
+def _sums_held(config: RunConfig, micro_batch_size: int) -> int:
+    """Copies of the gradients that lie there when backward begins: the sums; and one more while a graph is captured."""
+    if config.hardware.cuda_graphs and not config.hardware.gradient_checkpointing:
+        return 2
+    return int(micro_batch_size * config.hardware.world_size < config.task.train.global_batch_size)
 
 
 SPLIT = {
@@ -152,23 +176,32 @@ def _saved(config: RunConfig, shape: Shape, fused: bool) -> float:
     """Values that backward needs, a token, over all layers, in numbers of the compute dtype.
 
     A layer: its two norms (x, twice as wide in fp32 where not fused), q, k, v and attention's output, gate and up (and silu
-    of the gate where not fused), and what the adapters or trained weights read.
+    of the gate where not fused), and what the adapters or trained weights read. liger's norm keeps x as it is, its gate the
+    two factors, its rotary embedding nothing. Gradient checkpointing: every layer's input, and one layer at a time.
     """
     h, i = shape.hidden, shape.mlp
+    trains_norms = config.method.adapter is None or config.trains_rest
     layer: float = (2 if fused else 4) * h + 2 * h + 2 * shape.kv + (2 if fused else 3) * i
     if config.method.adapter is None:
         layer += 2 * h + i  # inputs of q, k, v, of gate and up, and of down
     else:
         layer += sum(adapter(config, linear, h).saved for linear in shape.linears)
+    if trains_norms and not fused:
+        layer += 2 * h  # what their weights are multiplied with
+    if config.hardware.gradient_checkpointing:
+        return h * shape.layers + layer + 2 * h
     return layer * shape.layers + 2 * h
 
 
-def _loss_bytes(config: RunConfig, shape: Shape, tokens: int, wide: int, fused: bool) -> float:
-    """The logits: a chunk in fp32, its copy in the weights' dtype; whole where the head trains or nothing is fused."""
+def _loss_bytes(config: RunConfig, shape: Shape, tokens: int, wide: int, chunked: bool) -> float:
+    """The logits: a chunk in fp32 and its copy in the weights' dtype, and for a head that trains its gradient in fp32. Where
+    no chunks are made, as under ZeRO-3, whole: the logarithms of the probabilities, their gradient and that of the logits.
+    """
     whole = float(tokens * shape.vocabulary)
-    if fused and config.method.adapter is not None and not config.trains_rest:
-        return min(LOSS_CHUNK_BYTES * 1.5, whole * 6) + 2 * wide * tokens * shape.hidden
-    return whole * (wide + 8)
+    if not chunked or config.parallel == "zero3":
+        return whole * 12
+    trained = config.method.adapter is None or config.trains_rest
+    return min(LOSS_CHUNK_BYTES * 1.5, whole * 6) + 2 * wide * tokens * shape.hidden + 4 * trained * shape.head
 
 
 def fitting_micro_batch(config: RunConfig, length: int) -> int | None:
@@ -221,12 +254,53 @@ class Rate:
     source: str
 
 
-def rate_of(config: RunConfig) -> Rate:
-    """From results/bench: of the same shape, method and nearest rank; else the stated utilisation."""
-    wanted = {"lora_plus": "lora", "relora": "lora", "asylora": "lora", "remora": "mora"}.get(
-        config.method.name, config.method.name
-    )
-    best: tuple[float, Rate] | None = None
+def rate_of(config: RunConfig, without: str = "") -> Rate:
+    """From results/bench: of real steps of the same shape and method, else of forward and backward alone, else assumed.
+
+    Of several, that which is most alike: dropout, checkpointing, graphs, then the nearest rank. `without`: the name of a
+    case that is to be predicted from the others.
+    """
+    found = [*_from_steps(config, without), *_from_passes(config)]
+    if found:
+        return min(found, key=lambda one: one[0])[1]
+    return Rate(UTILISATION * PEAK_FLOPS, f"assumed, {UTILISATION:.0%} of {PEAK_FLOPS / 1e12:.0f} TFLOP/s")
+
+
+def family(method: str) -> str:
+    """The method whose step costs the same."""
+    return {"lora_plus": "lora", "relora": "lora", "asylora": "lora", "remora": "mora"}.get(method, method)
+
+
+def _from_steps(config: RunConfig, without: str) -> Iterator[tuple[tuple[float, ...], Rate]]:
+    """Of `python -m mora.bench plan`: how unlike the case is to the run, and its speed."""
+    for device, row, case in _real_steps():
+        same_model = case.model.name == config.model.name and case.trains_rest == config.trains_rest
+        if row["name"] == without or not same_model or family(case.method.name) != family(config.method.name):
+            continue
+        if isinstance(config.method.adapter, MoraAdapter):
+            width = shape_of(config.model).hidden
+            if mora_operator(case, width) != mora_operator(config, width):
+                continue
+        tokens = row["batch_size"] * row["length"] * row["micro_batches"]
+        speed = flops_per_token(case, row["length"]) * tokens / statistics.median(row["step_s"])
+        yield (0, _unlike(case, config), _far(case.r, config.r)), Rate(speed, f"measured, {device}, {row['name']}")
+
+
+def _unlike(case: RunConfig, config: RunConfig) -> int:
+    """In how many ways that change the speed of a step."""
+    dropout = [bool(c.method.adapter and c.method.adapter.dropout) for c in (case, config)]
+    graphs = [c.hardware.cuda_graphs and not c.hardware.gradient_checkpointing for c in (case, config)]
+    again = [c.hardware.gradient_checkpointing for c in (case, config)]
+    return sum(a != b for a, b in (dropout, graphs, again))
+
+
+def _far(r: int | None, other: int | None) -> float:
+    return abs(math.log((r or 1) / (other or 1)))
+
+
+def _from_passes(config: RunConfig) -> Iterator[tuple[tuple[float, ...], Rate]]:
+    """Of `python -m mora.bench step`, without optimizer and fused layers."""
+    wanted = family(config.method.name)
     for device, scenario, case in _measured():
         if scenario["shape"] != config.model.name or case["method"] != wanted or not case["ms"] or not case["r"]:
             continue
@@ -235,14 +309,23 @@ def rate_of(config: RunConfig) -> Rate:
         operator = case["operator"] if wanted == "mora" else "auto"
         if operator != "auto" and operator != mora_operator(config, shape_of(config.model).hidden):
             continue
-        distance = abs(math.log(case["r"] / (config.r or 1)))
         tokens = scenario["batch_size"] * scenario["length"]
-        same = config.model_copy(update={"r": case["r"]})
+        plain = config.hardware.model_copy(update={"gradient_checkpointing": case.get("checkpointed", False)})
+        same = config.model_copy(update={"r": case["r"], "hardware": plain})
         speed = flops_per_token(same, scenario["length"]) * tokens / (statistics.median(case["ms"]) / 1e3)
-        if best is None or distance < best[0]:
-            best = distance, Rate(speed, f"measured, {device}, r={case['r']}")
-    assumed = f"assumed, {UTILISATION:.0%} of {PEAK_FLOPS / 1e12:.0f} TFLOP/s"
-    return best[1] if best else Rate(UTILISATION * PEAK_FLOPS, assumed)
+        yield (1, 0, _far(case["r"], config.r)), Rate(speed, f"measured, {device}, r={case['r']}")
+
+
+@lru_cache
+def _real_steps() -> tuple[tuple[str, dict[str, Any], RunConfig], ...]:
+    """(device, row, its run) of every case of `python -m mora.bench plan` that was measured."""
+    found = []
+    for path in sorted(BENCH.glob("plan-*.json")):
+        result = json.loads(path.read_text())
+        for row in result["rows"]:
+            if row.get("step_s"):
+                found.append((result["hardware"]["device"], row, compose(row["overrides"])))
+    return tuple(found)
 
 
 @lru_cache

@@ -1,4 +1,4 @@
-"""`python -m mora.bench {step,loop,layers,render}`: what MoRA costs on the GPU it finds; `make bench` runs it all."""
+"""`python -m mora.bench {step,loop,plan,layers,render}`: what MoRA costs on the GPU it finds; `make bench` runs it all."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,19 @@ import torch
 from mora.config import source
 from mora.train.log import replace_file
 
-from . import layers, loop, render, step
+from . import layers, loop, plan, render, step
 
 PACKAGES = ("torch", "transformers", "peft")
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m mora.bench", description=__doc__)
-    parser.add_argument("what", choices=("step", "loop", "layers", "render"))
+    parser.add_argument("what", choices=("step", "loop", "plan", "layers", "render"))
     extent = parser.add_mutually_exclusive_group()
     extent.add_argument("--quick", action="store_true", help="step: the bars alone, under four minutes on an H100")
     extent.add_argument("--smoke", action="store_true", help="a tiny model, seconds on a CPU; not written to results/")
     parser.add_argument("--rounds", type=int, default=10, help="step: how often each method is timed (default 10)")
+    parser.add_argument("--only", default="", help="plan: the cases whose names hold this")
     parser.add_argument("--out", type=Path, default=None, help="folder of the JSON, instead of results/bench")
     options = parser.parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -41,6 +43,9 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("torch sees no GPU here: only --smoke runs on a CPU")
     if options.what == "layers":
         layers.sweep(device, smoke=options.smoke)
+        return
+    if options.what == "plan":
+        _plan(device, options.smoke, options.only, options.out)
         return
     result = _step(name, options.rounds, device) if options.what == "step" else _loop(options.smoke, device)
     _write(result, f"{options.what}-{name}", options.out, options.smoke)
@@ -60,6 +65,19 @@ def _loop(smoke: bool, device: torch.device) -> dict[str, Any]:
     return {"kind": "loop"} | loop.compare(loop.SMOKE if smoke else loop.FULL, device) | _circumstances(device)
 
 
+def _plan(device: torch.device, smoke: bool, only: str, folder: Path | None) -> None:
+    """Case by case into one file; a second call goes on where the first one stopped."""
+    circumstances = _circumstances(device)
+    with tempfile.TemporaryDirectory() as scratch:
+        where = folder or (Path(scratch) if smoke else render.RESULTS)
+        path = where / f"plan{'-smoke' if smoke else ''}-{_slug(circumstances)}.json"
+        print(render.tables(plan.measure(device, path, circumstances, smoke, only)))
+
+
+def _slug(result: dict[str, Any]) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", result["hardware"]["device"].lower()).strip("-")
+
+
 def _circumstances(device: torch.device) -> dict[str, Any]:
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
     return {
@@ -75,8 +93,7 @@ def _write(result: dict[str, Any], name: str, folder: Path | None, smoke: bool) 
         return
     folder = folder or render.RESULTS
     folder.mkdir(parents=True, exist_ok=True)
-    slug = re.sub(r"[^a-z0-9]+", "-", result["hardware"]["device"].lower()).strip("-")
-    path = folder / f"{name}-{slug}.json"
+    path = folder / f"{name}-{_slug(result)}.json"
     replace_file(path, json.dumps(result, indent=1) + "\n")
     print(render.tables(result))
     print(f"\n{path}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mora.adapter import MoraConfig
 from mora.adapter.kernels import Form
+from mora.train.engines import checkpoint_layers
 
 SHAPES: dict[str, dict[str, int]] = {
     "llama2_7b": {
@@ -36,38 +37,54 @@ SHAPES: dict[str, dict[str, int]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One method. `stock`: fp32 adapters under bf16 autocast, as PEFT does by itself; else adapters in the model's dtype."""
+    """One method. `stock`: fp32 adapters under bf16 autocast, as PEFT does by itself; else adapters in the model's dtype.
+
+    `checkpointed`: with gradient checkpointing.
+    """
 
     method: Literal["floor", "lora", "dora", "mora"]
     r: int = 0
     operator: Literal["auto", "rotation", "sharing"] = "auto"
     stock: bool = False
     form: Form = "auto"
+    checkpointed: bool = False
 
     @property
     def name(self) -> str:
         operator = self.operator if self.method == "mora" else ""
         words = [self.method, operator, f"r={self.r}" if self.r else "", "stock" if self.stock else ""]
-        return " ".join(word for word in [*words, self.form if self.form != "auto" else ""] if word)
+        words += [self.form if self.form != "auto" else "", "checkpointed" if self.checkpointed else ""]
+        return " ".join(word for word in words if word)
 
 
 def build_base(shape: str, device: torch.device, dtype: torch.dtype) -> LlamaForCausalLM:
-    """A frozen Llama of that shape in training mode, with random weights made on the device."""
+    """`build` of that shape, with room for long sequences."""
+    return build(SHAPES[shape] | {"max_position_embeddings": 8192}, device, dtype)
+
+
+def build(architecture: dict[str, Any], device: torch.device, dtype: torch.dtype) -> LlamaForCausalLM:
+    """A frozen Llama in training mode, with random weights made on the device. Keys are those of LlamaConfig."""
     torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            model = LlamaForCausalLM(LlamaConfig(**SHAPES[shape], max_position_embeddings=8192, use_cache=False))
+            model = LlamaForCausalLM(LlamaConfig(**architecture, use_cache=False))
     finally:
         torch.set_default_dtype(before)
     return model.requires_grad_(False).train()
 
 
+def twin_of(base: LlamaForCausalLM) -> LlamaForCausalLM:
+    """A model of its own that shares every weight of `base`."""
+    return copy.deepcopy(base, {id(t): t for t in [*base.parameters(), *base.buffers()]})
+
+
 def with_method(base: LlamaForCausalLM, case: Case) -> nn.Module:
     """A model of its own that shares every weight of `base`, with random adapters: zeros may run faster than real values."""
-    shared = {id(t): t for t in [*base.parameters(), *base.buffers()]}
-    twin = copy.deepcopy(base, shared)
+    twin = twin_of(base)
+    if case.checkpointed:
+        checkpoint_layers(twin)
     if case.method == "floor":
         return twin
     config: LoraConfig | MoraConfig

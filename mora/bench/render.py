@@ -10,6 +10,8 @@ from typing import Any
 from mora.config import source
 from mora.train.log import replace_file
 
+from . import plan
+
 RESULTS = source.ROOT / "results" / "bench"
 PAGE = source.ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- measured: begin, written by `make bench` -->", "<!-- measured: end -->"
@@ -34,6 +36,8 @@ def tables(result: dict[str, Any]) -> str:
     hardware, packages = result["hardware"], result["packages"]
     where = f"{hardware['device']}, {', '.join(f'{name} {version}' for name, version in packages.items())}"
     made = f"commit {(result['source']['commit'] or 'unknown')[:10]}{', changed' if result['source']['dirty'] else ''}"
+    if result["kind"] == "plan":
+        return f"## The plan against real steps\n\n{where}; {made}.\n\n{_plan_table(result)}"
     if result["kind"] == "loop":
         return f"## The whole loop\n\n{where}; {made}.\n\n{_loop_table(result)}"
     peak = f" A bf16 product of 8192^3: {hardware['product_tflops']} TFLOP/s." if hardware["product_tflops"] else ""
@@ -79,7 +83,7 @@ def _step_table(scenario: dict[str, Any], peak: float | None) -> str:
 
 def _verdict(scenario: dict[str, Any], case: dict[str, Any], time: float | None, memory: float | None) -> str:
     bar = BARS.get((case["operator"], case["r"]))
-    plain = case["form"] == "auto" and not case["stock"]
+    plain = case["form"] == "auto" and not case["stock"] and not case.get("checkpointed")
     at_bar = (scenario["shape"], scenario["batch_size"], scenario["length"]) == ("llama2_7b", 8, 1024)
     if bar is None or not at_bar or not plain or time is None or memory is None:
         return ""
@@ -106,6 +110,31 @@ def _loop_table(result: dict[str, Any]) -> str:
         ratio = _ratio(row["tokens_per_s"] / best if best is not None else None)
         lines.append(f"| {row['who']} | {row['micro_batch']} | {row['tokens_per_s']:,.0f} | {ratio} | {memory} |")
     return "\n".join(lines)
+
+
+def _plan_table(result: dict[str, Any]) -> str:
+    """Differences above 15 % are bold."""
+    lines = [
+        "| micro batches x sequences x tokens | peak memory, GiB | plan | difference | s a step | plan | difference |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        if "error" in row:
+            lines.append(f"| {row['name']} | {row['error']} | | | | | |")
+            continue
+        said, seconds = plan.predict(row), statistics.median(row["step_s"])
+        cells = [f"{row['peak_bytes'] / 2**30:.2f}" if row["peak_bytes"] else "", f"{said.peak_bytes / 2**30:.2f}"]
+        cells += [_off(said.peak_bytes, row["peak_bytes"]), f"{seconds:.4f}"]
+        cells += [f"{said.step_s:.4f}" if said.step_s else "", _off(said.step_s, seconds)]
+        lines.append(f"| {row['name']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _off(predicted: float | None, measured: float | None) -> str:
+    if not predicted or not measured:
+        return ""
+    off = predicted / measured - 1
+    return f"**{off:+.0%}**" if abs(off) > plan.TOLERANCE else f"{off:+.0%}"
 
 
 def _ratio(value: float | None) -> str:

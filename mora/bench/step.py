@@ -35,6 +35,9 @@ ALL = (
     Case("mora", 8, "rotation", form="reference"),
     Case("mora", 8, "sharing", form="reference"),
     Case("dora", 8),
+    Case("lora", 8, checkpointed=True),
+    Case("mora", 8, "rotation", checkpointed=True),
+    Case("mora", 256, "sharing", checkpointed=True),
 )
 
 
@@ -52,7 +55,18 @@ def scenarios(extent: str) -> list[Scenario]:
     """ "smoke" (CPU, seconds), "quick" (the bars, minutes) or "full"."""
     if extent == "smoke":
         return [
-            Scenario("tiny", 2, 32, (FLOOR, Case("lora", 2), Case("mora", 2, "rotation"), Case("mora", 2, "sharing")))
+            Scenario(
+                "tiny",
+                2,
+                32,
+                (
+                    FLOOR,
+                    Case("lora", 2),
+                    Case("mora", 2, "rotation"),
+                    Case("mora", 2, "sharing"),
+                    Case("mora", 2, "sharing", checkpointed=True),
+                ),
+            )
         ]
     if extent == "quick":
         return [Scenario("llama2_7b", 8, 1024, BAR), Scenario("smollm2_135m", 100, 72, BAR)]

@@ -279,6 +279,7 @@ class Scale(Section):
 class Hardware(Section):
     """Where and how a run is spread. `micro_batch_size` is a rank's.
 
+    gradient_checkpointing: backward computes every layer again from its input instead of keeping what is in it.
     parallel: "auto" is none for one process, zero1 where an adapter trains, zero3 for full fine-tuning. offload: the
     optimizer of ZeRO, and at stage 3 the weights, on the CPU. rendezvous: host:port of the first node, for several; "slurm",
     the first of the job's.
@@ -288,6 +289,7 @@ class Hardware(Section):
     device: Literal["auto", "cpu", "cuda"]
     cuda_graphs: bool
     micro_batch_size: PositiveInt | None
+    gradient_checkpointing: bool = False
     processes: PositiveInt = 1
     nodes: PositiveInt = 1
     parallel: Literal["auto", "none", "ddp", "zero1", "zero2", "zero3"] = "auto"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 from peft import PeftModel
 
 from mora.adapter import MoraConfig
@@ -22,7 +24,10 @@ def peft_config(adapter: MoraAdapter, r: int) -> MoraConfig:
 
 
 def set_groups(model: PeftModel, groups: Groups) -> int:
-    """Another group kind in every sharing layer, and in the config that is saved. Returns the number of layers."""
+    """Another group kind in every sharing layer, and in the config that is saved. Returns the number of layers.
+
+    Warns where there is none: rotation and the others have no kinds of groups.
+    """
     layers = [m for m in model.modules() if isinstance(m, MoraLayer)]
     changed = 0
     for name in model.active_adapters:
@@ -32,4 +37,6 @@ def set_groups(model: PeftModel, groups: Groups) -> int:
         if sharing:
             model.peft_config[name].groups = groups
         changed += len(sharing)
+    if not changed:
+        warnings.warn(f"groups={groups!r} changes nothing: no layer has operator sharing", stacklevel=2)
     return changed

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 
+from peft import PeftModel
 from torch import nn
+from transformers import PreTrainedModel
 
 from mora.config.compose import ConfigError
-from mora.config.schema import RunConfig
+from mora.config.schema import Hardware, RunConfig
 from mora.methods import parameter_groups
 
 from .engine import TorchEngine
@@ -21,8 +23,10 @@ def make_engine(model: nn.Module, config: RunConfig) -> Engine:
     Raises: ConfigError where DeepSpeed is not installed.
     """
     dtype, groups = DTYPES[config.scale.precision], parameter_groups(model, config)
+    if config.hardware.gradient_checkpointing:
+        checkpoint_layers(model)
     if not config.parallel.startswith("zero") or not config.method.trains:
-        return TorchEngine(model, config.task.train, dtype, config.hardware.cuda_graphs, groups)
+        return TorchEngine(model, config.task.train, dtype, captures_graphs(config.hardware), groups)
     if importlib.util.find_spec("deepspeed") is None:
         raise ConfigError(
             f"hardware.parallel={config.parallel} needs DeepSpeed: pip install 'mora[deepspeed]', or hardware.parallel=ddp"
@@ -31,3 +35,21 @@ def make_engine(model: nn.Module, config: RunConfig) -> Engine:
 
     stage = {"zero1": 1, "zero2": 2, "zero3": 3}[config.parallel]
     return ZeroEngine(model, config.task.train, dtype, groups, stage, config.hardware.offload)
+
+
+def captures_graphs(hardware: Hardware) -> bool:
+    """Not beside gradient checkpointing, which puts a random state back for dropout: no graph may do that while captured."""
+    return hardware.cuda_graphs and not hardware.gradient_checkpointing
+
+
+def checkpoint_layers(model: nn.Module) -> None:
+    """From now on, in training, backward computes each layer again from its input, with the same dropout.
+
+    The layers are the model's own; adapters in them are computed again with them. Not the reentrant form, which gives no
+    gradient where a layer's input needs none: with adapters, the first one's.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    assert isinstance(base, PreTrainedModel)
+    new_name = "activation_checkpointing_enable"
+    enable = getattr(base, new_name if hasattr(base, new_name) else "gradient_checkpointing_enable")
+    enable({"use_reentrant": False})

@@ -89,7 +89,7 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
             "trainable": sum(parameters.values()),
             "by_module": parameters,
         },
-        "hardware": _hardware(device) | {"ranks": world_size(), "parallel": config.parallel} | {"fused_layers": fused},
+        "hardware": _hardware(device) | _how(config) | {"fused_layers": fused},
         "speed": speed,
         "wall_s": round(time.time() - started, 1),
     }
@@ -165,6 +165,14 @@ def _hardware(device: torch.device) -> dict[str, Any]:
     else:
         name, peak = platform.machine(), None
     return {"device": name, "peak_memory_bytes": peak, "runs_side_by_side": int(os.environ.get("MORA_SIDE_BY_SIDE", 1))}
+
+
+def _how(config: RunConfig) -> dict[str, Any]:
+    return {
+        "ranks": world_size(),
+        "parallel": config.parallel,
+        "gradient_checkpointing": config.hardware.gradient_checkpointing,
+    }
 
 
 def _print_parameters(model: torch.nn.Module, config: RunConfig) -> None:

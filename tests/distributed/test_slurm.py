@@ -1,4 +1,4 @@
-"""hardware=slurm: a sweep through submitit's executor of this machine, the job that sbatch gets, where its nodes meet."""
+"""Sweeps: side by side through joblib, and as SLURM jobs, as far as this machine goes, up to what sbatch gets."""
 
 import json
 import os
@@ -41,6 +41,21 @@ def test_a_sweep_becomes_a_job_for_each_run(tmp_path):
     results = [json.loads(path.read_text()) for path in (tmp_path / "results").glob("*[0-9a-f].json")]
     assert sorted(result["config"]["seed"] for result in results) == [0, 1]
     assert len(list((tmp_path / "jobs").glob("*/*_log.out"))) == 2
+
+
+def test_a_sweep_runs_side_by_side_through_joblib(tmp_path):
+    here = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hardware=cpu", f"hydra.sweep.dir={tmp_path}/sweep"]
+    done = run_py(tmp_path, "-m", *RUN[:-1], *SHORT, "seed=0,1", *here, f"scale.results_dir={tmp_path}/results")
+    assert done.returncode == 0, done.stderr
+    results = [json.loads(path.read_text()) for path in (tmp_path / "results").glob("*[0-9a-f].json")]
+    assert sorted(result["config"]["seed"] for result in results) == [0, 1]
+
+
+def test_off_a_cluster_a_line_says_what_is_missing(tmp_path):
+    refused = run_py(tmp_path, *RUN, PATH="/nowhere")
+    assert refused.returncode != 0
+    assert refused.stderr.startswith("run.py: hardware=slurm: there is no srun")
+    assert "Traceback" not in refused.stderr
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from tiny_runs import random_batches, tiny_config
 from mora.methods import parameter_groups, prepare, train_rest
 from mora.train.distributed import OfThisRank, rank, sum_over_ranks
 from mora.train.engine import TorchEngine, token_losses
+from mora.train.engines import checkpoint_layers
 from mora.train.model import load_model
 from mora.train.restart import RestartFailed, Restarts
 
@@ -134,6 +135,27 @@ def test_a_restart_leaves_the_output_and_the_other_moments_alone(parallel):
         assert zero
         assert kept
         assert alive
+
+
+def checkpointed(parallel):
+    curves = []
+    for on in (False, True):
+        engine, _ = make("mora", parallel, overrides=["method.adapter.dropout=0.3"])
+        if on:
+            checkpoint_layers(engine.model)
+        engine.model.train()
+        batches = OfThisRank(random_batches(2, UNEVEN))
+        curves.append([])
+        for step in range(4):
+            torch.manual_seed(step)
+            curves[-1].append(one_step(engine, batches, step))
+    return curves
+
+
+@pytest.mark.parametrize("parallel", PARALLEL)
+def test_gradient_checkpointing_changes_nothing(parallel):
+    plain, again = on_ranks(checkpointed, parallel)[0]
+    assert_close(again, plain, 1e-7)
 
 
 def with_stale_masters(parallel):

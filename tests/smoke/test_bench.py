@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import copy
 import json
+import statistics
 
 import pytest
+import torch
 
+from mora.analysis import cost
 from mora.bench import __main__ as bench
-from mora.bench import render
+from mora.bench import plan, render
+from mora.config import compose
 
 
 @pytest.fixture
@@ -25,6 +29,7 @@ def test_steps_of_all_methods_are_measured_and_rendered(step_result, tmp_path, m
         "lora r=2",
         "mora rotation r=2",
         "mora sharing r=2",
+        "mora sharing r=2 checkpointed",
     ]
     assert all(len(case["ms"]) == 2 and min(case["ms"]) > 0 for case in scenario["cases"])
     page = tmp_path / "performance.md"
@@ -45,6 +50,7 @@ def test_a_bar_is_met_or_missed_by_the_ratio_to_lora_of_the_same_rank(step_resul
     result = copy.deepcopy(step_result)
     (scenario,) = result["scenarios"]
     scenario |= {"shape": "llama2_7b", "batch_size": 8, "length": 1024}
+    scenario["cases"] = [case for case in scenario["cases"] if not case["checkpointed"]]
     for case, ms, gib in zip(scenario["cases"], (90, 100, 101, 95), (1, 10, 10, 8.6), strict=True):
         case |= {"r": 8 if case["r"] else 0, "ms": [ms, ms, ms], "activation_bytes": gib * 2**30}
         case["name"] = case["name"].replace("r=2", "r=8")
@@ -60,6 +66,59 @@ def test_the_whole_loop_runs_against_the_hugging_face_trainer(tmp_path):
     assert [row["who"] for row in result["rows"]] == ["HF Trainer, PEFT LoRA r=8", "ours, MoRA r=8"]
     assert all(row["tokens_per_s"] > 0 for row in result["rows"])
     assert "| ours, MoRA r=8 | 512 tokens |" in render.tables(result)
+
+
+def test_the_plan_is_held_against_real_steps_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    bench.main(["plan", "--smoke", "--only", "lora", "--out", str(tmp_path)])
+    (path,) = tmp_path.glob("plan-smoke-*.json")
+    first = json.loads(path.read_text())["rows"]
+    bench.main(["plan", "--smoke", "--out", str(tmp_path)])
+    result = json.loads(path.read_text())
+    assert result["rows"][:2] == first
+    assert [row["name"] for row in result["rows"]] == [case.name for case in plan.cases(smoke=True)]
+    assert all("error" not in row and min(row["step_s"]) > 0 for row in result["rows"])
+    monkeypatch.setattr(
+        cost, "_real_steps", lambda: [("CPU", row, compose(row["overrides"])) for row in result["rows"]]
+    )
+    for row in result["rows"]:
+        said = plan.predict(row)
+        assert not said.source.endswith(f", {row['name']}"), "a case is predicted from the others"
+        assert 0.1 < said.step_s / min(row["step_s"]) < 10
+    checkpointed = [plan.predict(row).peak_bytes for row in result["rows"]]
+    assert checkpointed[1] < checkpointed[0]
+    assert render.tables(result).count("\n| tiny ") == 4
+
+
+def test_a_case_that_fails_is_a_row_and_is_tried_again(tmp_path, monkeypatch):
+    def fails(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(plan, "_steps", fails)
+    bench.main(["plan", "--smoke", "--only", "mora", "--out", str(tmp_path)])
+    (path,) = tmp_path.glob("plan-smoke-*.json")
+    assert [row["error"] for row in json.loads(path.read_text())["rows"]] == ["out of memory"] * 2
+    monkeypatch.undo()
+    bench.main(["plan", "--smoke", "--only", "mora", "--out", str(tmp_path)])
+    assert not any("error" in row for row in json.loads(path.read_text())["rows"])
+
+
+MEASURED = [
+    (path.stem, row)
+    for path in sorted(render.RESULTS.glob("plan-*.json"))
+    for row in json.loads(path.read_text())["rows"]
+    if "error" not in row
+]
+
+
+@pytest.mark.skipif(not MEASURED, reason="no plan has been measured yet: python -m mora.bench plan")
+@pytest.mark.parametrize(
+    ("where", "row"), MEASURED or [("", {})], ids=lambda x: x if isinstance(x, str) else x.get("name")
+)
+def test_the_plan_is_within_15_percent_of_real_steps(where, row):
+    said = plan.predict(row)
+    assert said.step_s is not None, "no other case is like it"
+    assert said.peak_bytes == pytest.approx(row["peak_bytes"], rel=plan.TOLERANCE)
+    assert said.step_s == pytest.approx(statistics.median(row["step_s"]), rel=plan.TOLERANCE)
 
 
 def test_single_layers_are_measured(capsys):

@@ -250,3 +250,16 @@ def test_a_run_that_lost_a_race_for_its_folder_has_not_failed(tmp_path, monkeypa
     monkeypatch.setattr(runner, "launch", lambda config, output, env: 1)
     (launch.run_folder(config) / "output.txt").unlink()
     assert runner._run(config, Places(1, [])) == 1
+
+
+def test_pretraining_at_lite_scale_is_run_once_and_judged_after_a_restart():
+    def runs(name):
+        return {run_id(config) for grid in cells_of(name, "lite") for config in grid.search()}
+
+    searches = [config for grid in cells_of("table3", "lite") for config in grid.search()]
+    assert runs("figure4") == runs("table3")
+    assert runs("figure5") < runs("table3")
+    restarting = [config for config in searches if config.method.restart]
+    assert restarting
+    for config in restarting:
+        assert config.method.restart.every_steps + config.method.restart.warmup_steps < config.last_step

@@ -1,0 +1,222 @@
+"""Real optimizer steps beside what the plan predicts of them: peak memory and time, on models with random weights."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import LlamaForCausalLM
+
+from mora.analysis import cost
+from mora.analysis.shapes import SHAPES
+from mora.config import RunConfig, compose
+from mora.data.batches import Batch
+from mora.methods import prepare
+from mora.train.engines import captures_graphs, make_engine
+from mora.train.interface import Engine
+from mora.train.log import replace_file
+from mora.train.model import DTYPES, use_fused_layers
+
+from .models import build, twin_of
+from .step import milliseconds
+
+WARM_UP = 3  # steps: moments are made in the first, a graph is captured when a shape comes for the third time
+TIMED = 4
+LR = 1e-4
+TOLERANCE = 0.15  # of memory and time, what the plan promises
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run by its overrides, and a step of it: `micro_batches` of `batch_size` sequences of `length` tokens."""
+
+    name: str
+    overrides: tuple[str, ...]
+    batch_size: int
+    length: int
+    micro_batches: int
+
+    def config(self) -> RunConfig:
+        return compose(self.all_overrides())
+
+    def all_overrides(self) -> list[str]:
+        whole = self.batch_size * self.micro_batches
+        return [
+            *self.overrides,
+            f"hardware.micro_batch_size={self.batch_size}",
+            f"task.train.global_batch_size={whole}",
+        ]
+
+
+def cases(smoke: bool) -> Iterator[Case]:
+    """Small models first: what fails on the large one loses nothing. Steps of small models are CUDA graphs, as in runs."""
+    if smoke:
+        for method in ("lora", "mora"):
+            for on in (False, True):
+                yield _case("tiny", ["task=uuid", "scale=smoke", "hardware=cpu"], method, 4, 4, 32, 2, on)
+        return
+    lite = ["task=uuid", "scale=lite", "hardware=gpu1"]
+    for method, r in (("lora", 8), ("lora", 32), ("mora", 8), ("mora", 32)):
+        yield _case("smollm2", lite, method, r, 100, 72, 1)
+    for r in (1, 8):
+        yield _case("smollm2 rotation", [*lite, "method.adapter.operator=rotation"], "mora", r, 100, 72, 1)
+    yield _case("smollm2", lite, "fft", None, 100, 72, 1)
+    yield _case("smollm2", lite, "fft", None, 50, 72, 2)
+    pretraining = ["task=c4", "model=llama_250m", "hardware=gpu1"]
+    for method, rank in (("fft", None), ("lora", 128), ("mora", 128)):
+        for size in (32, 16):
+            yield _case("llama_250m", pretraining, method, rank, size, 512, 64 // size)
+    large = ["task=metamath", "hardware=gpu1", "hardware.cuda_graphs=false"]
+    for on in (False, True):
+        for method, r in (("lora", 8), ("mora", 8), ("mora", 256), ("lora", 256)):
+            yield _case("llama2_7b", large, method, r, 4, 1024, 2, on)
+
+
+def _case(
+    model: str,
+    base: list[str],
+    method: str,
+    r: int | None,
+    size: int,
+    length: int,
+    micro_batches: int,
+    checkpointing: bool = False,
+) -> Case:
+    rank = [] if r is None else [f"r={r}"]
+    words = [model, method, *rank, f"{micro_batches} x {size} x {length}", "checkpointed" if checkpointing else ""]
+    overrides = [*base, f"method={method}", *rank, f"hardware.gradient_checkpointing={str(checkpointing).lower()}"]
+    return Case(" ".join(filter(None, words)), tuple(overrides), size, length, micro_batches)
+
+
+def measure(device: torch.device, path: Path, circumstances: dict[str, Any], smoke: bool, only: str) -> dict[str, Any]:
+    """Every case whose name holds `only`, written to `path` as soon as it is done. What is written there stays and is not
+    measured again; a case that failed is tried again."""
+    result = json.loads(path.read_text()) if path.is_file() else {"kind": "plan", "rows": []} | circumstances
+    done = {row["name"] for row in result["rows"] if "error" not in row}
+    bases: dict[str, LlamaForCausalLM] = {}
+    for case in cases(smoke):
+        if case.name in done or only not in case.name:
+            continue
+        row = _measured(case, device, bases)
+        print(f"  {_line(row)}", flush=True)
+        result["rows"] = [old for old in result["rows"] if old["name"] != case.name] + [row]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def _measured(case: Case, device: torch.device, bases: dict[str, LlamaForCausalLM]) -> dict[str, Any]:
+    config = case.config()
+    row: dict[str, Any] = {
+        "name": case.name,
+        "overrides": case.all_overrides(),
+        "batch_size": case.batch_size,
+        "length": case.length,
+        "micro_batches": case.micro_batches,
+        "cuda_graphs": captures_graphs(config.hardware) and device.type == "cuda",
+    }
+    try:
+        row |= _steps(case, config, device, bases)
+    except torch.OutOfMemoryError:
+        row["error"] = "out of memory"
+    except RuntimeError as error:  # of CUDA: the next case may still run, and what was measured is written
+        row["error"] = str(error).splitlines()[0]
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return row
+
+
+def _steps(case: Case, config: RunConfig, device: torch.device, bases: dict[str, LlamaForCausalLM]) -> dict[str, Any]:
+    """Steps of the engine that a run would have, on random tokens."""
+    dtype = DTYPES[config.scale.precision]
+    if config.model.name not in bases:
+        bases.clear()  # one model at a time
+        gc.collect()
+        bases[config.model.name] = build(_architecture(config, case.length), device, dtype)
+    model: nn.Module = twin_of(bases[config.model.name])
+    fused = device.type == "cuda" and use_fused_layers(model)  # type: ignore[arg-type]
+    with torch.device(device):
+        model = prepare(model, config).train()
+    _no_zeros(model)
+    engine = make_engine(model, config)
+    generator = torch.Generator().manual_seed(0)
+    batches = []
+    for _ in range(case.micro_batches):
+        ids = torch.randint(3, _vocabulary(config), (case.batch_size, case.length), generator=generator)
+        batches.append(Batch(ids, ids.clone()).to(device))
+    step = _step_of(engine, batches, case)
+    step()  # makes the moments
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    for _ in range(WARM_UP - 1):
+        step()
+    seconds = [milliseconds(step, device) / 1e3 for _ in range(TIMED)]
+    on_gpu = device.type == "cuda"
+    return {
+        "fused": fused,
+        "step_s": seconds,
+        "peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
+        "reserved_bytes": torch.cuda.max_memory_reserved() if on_gpu else None,
+    }
+
+
+def _step_of(engine: Engine, batches: list[Batch], case: Case) -> Callable[[], None]:
+    loss_tokens = case.micro_batches * case.batch_size * (case.length - 1)
+
+    def step() -> None:
+        for batch in batches:
+            engine.backward(batch, loss_tokens)
+        engine.step(LR, 1.0)
+
+    return step
+
+
+def _architecture(config: RunConfig, length: int) -> dict[str, Any]:
+    found = config.model.architecture or SHAPES[config.model.name]
+    return {"max_position_embeddings": max(length, 1024)} | found
+
+
+def _vocabulary(config: RunConfig) -> int:
+    return int(_architecture(config, 0)["vocab_size"])
+
+
+@torch.no_grad()
+def _no_zeros(model: nn.Module) -> None:
+    """Products with zeros may run faster than with real values."""
+    for p in model.parameters():
+        if p.requires_grad and not p.any():
+            p.normal_(std=0.01)
+
+
+class Prediction(NamedTuple):
+    """What the plan says of a case: bytes at the peak; seconds a step from the speed of the others, and of which."""
+
+    peak_bytes: float
+    step_s: float | None
+    source: str
+
+
+def predict(row: dict[str, Any]) -> Prediction:
+    """From the description of the case and the other cases alone. No seconds where nothing like it was measured."""
+    config = compose(row["overrides"])
+    peak = cost.memory(config, row["length"], row["batch_size"], fused=row["fused"]).gpu
+    rate = cost.rate_of(config, without=row["name"])
+    tokens = row["micro_batches"] * row["batch_size"] * row["length"]
+    flops = cost.flops_per_token(config, row["length"]) * tokens
+    measured = rate.source.startswith("measured")
+    return Prediction(peak, flops / rate.flops if measured else None, rate.source)
+
+
+def _line(row: dict[str, Any]) -> str:
+    if "error" in row:
+        return f"{row['name']:44} {row['error']}"
+    peak = f"{row['peak_bytes'] / 2**30:6.2f} GiB" if row["peak_bytes"] else ""
+    return f"{row['name']:44} {min(row['step_s']) * 1e3:8.1f} to {max(row['step_s']) * 1e3:.1f} ms a step  {peak}"
