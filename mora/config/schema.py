@@ -190,7 +190,7 @@ class Task(Section):
     data: TaskData
     train: Train
     evaluation: Evaluation
-    lr_grid: dict[Literal["fft", "lora_like", "mora"], LrGrid]
+    lr_grid: dict[Literal["fft", "lora_like", "mora", "mora_rotation"], LrGrid]
     restart_every_steps: PositiveInt | None = None  # of shorter runs than the paper's; null: the method's own
     restart_warmup_steps: NonNegativeInt | None = None
 
@@ -423,7 +423,11 @@ class RunConfig(Section):
         """The learning rates the paper searched for this task, method and rank (at lite scale: ours)."""
         if self.method.lr_grid is None:
             return []
+        adapter = self.method.adapter
+        rotates = isinstance(adapter, MoraAdapter) and adapter.operator == "rotation"
         grid = self.task.lr_grid[self.method.lr_grid]
+        if rotates:
+            grid = self.task.lr_grid.get("mora_rotation", grid)
         if isinstance(grid, list):
             return grid
         paper_rank = (self.r or 1) * self.model.rank_scale

@@ -29,20 +29,21 @@ def write_uuid(run, value_nll, accuracy=0.5, **more):
 def test_the_rate_with_the_lowest_selection_metric_is_chosen_once_all_are_there(row):
     grid = row[0]
     search = grid.search()
-    assert [c.last_step for c in search] == [300, 300, 300]
+    assert {c.last_step for c in search} == {300}
     for config, nll in zip(search[:2], (3.0, 1.0), strict=True):
         write_uuid(config, nll)
     assert grid.best() is None
     assert grid.final() == []
-    write_uuid(search[2], 0.5, status="diverged")
+    for config in search[2:]:
+        write_uuid(config, 0.5, status="diverged")
     assert grid.best().lr == search[1].lr
     assert [(c.seed, c.lr, c.last_step) for c in grid.final()] == [(s, search[1].lr, 1000) for s in (0, 1, 2)]
 
 
 def test_a_cell_needs_every_seed_and_committed_source(row, tmp_path):
     grid = row[3]
-    for config, nll in zip(grid.search(), (3.0, 1.0, 2.0), strict=True):
-        write_uuid(config, nll)
+    for i, config in enumerate(grid.search()):
+        write_uuid(config, 1.0 if i == 1 else 3.0 + i)
     finals = grid.final()
     for config, accuracy in zip(finals[:2], (0.4, 0.5), strict=True):
         write_uuid(config, 1.0, accuracy)
@@ -56,9 +57,9 @@ def test_a_cell_needs_every_seed_and_committed_source(row, tmp_path):
     write_uuid(finals[2], 1.0, 0.6)
     assert cell(grid).values == pytest.approx([40, 50, 60])
     path = tables.render("table2", grid.experiment, [row], "lite", tmp_path / "out")
-    first, best, last = (format_lr(config.lr) for config in grid.search())
+    first, best, *_ = (format_lr(config.lr) for config in grid.search())
     assert "| LoRA r=1 (as 8) | 1,234 | 9.9 \\| 50.0 +- 10.0 (3) \\| +40.1~ |" in path.read_text()
-    assert f"{first}: 3, {best}: 1 (chosen), {last}: 2" in path.read_text()
+    assert f"{first}: 3, {best}: 1 (chosen), " in path.read_text()
     assert "LoRA r=1 (as 8) & 1,234 & 9.9 / $50.0 \\pm 10.0$ &" in path.with_suffix(".tex").read_text()
     line = path.with_suffix(".csv").read_text().splitlines()[1]
     expected = (
@@ -69,7 +70,7 @@ def test_a_cell_needs_every_seed_and_committed_source(row, tmp_path):
 
 def test_a_row_that_was_not_run_says_so(row, tmp_path):
     text = tables.render("table2", row[0].experiment, [row], "lite", tmp_path / "out").read_text()
-    assert text.count("not run") == 4 + 3
+    assert text.count("not run") == 4 + len(row[0].search())
     assert "| LoRA r=1 (as 8) | 305,280 |" in text
 
 
