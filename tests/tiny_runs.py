@@ -17,6 +17,16 @@ TINY = [
     "model.architecture.num_hidden_layers=1",
 ]
 
+TWELVE_STEPS = [  # of a run started as a process of its own
+    "task=uuid",
+    "scale=smoke",
+    "task.data.pairs=8",
+    "task.train.global_batch_size=8",
+    "task.train.epochs=12",
+    "task.train.warmup_steps=2",
+    "task.train.checkpoint_every_steps=4",
+]
+
 
 def tiny_config(method, *overrides):
     rank = [] if method in ("fft", "none") else ["r=4"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -16,6 +17,7 @@ from .samples import IGNORE, Sample
 from .workshop import Encoded
 
 Encode = Callable[[Conversation, PreTrainedTokenizerBase, int], Sample]
+Read = TypeVar("Read", Conversation, Document)
 MAP_BATCH = 1000  # documents that are laid end to end, as in ReLoRA's preprocessing
 
 
@@ -32,12 +34,10 @@ class ConversationEncoder:
 
     def __call__(self, rows: list[Record], format: str) -> Encoded:
         made = Encoded()
-        for record in rows:
-            talk = records.conversation(record, format)
+        talks = (records.conversation(record, format) for record in rows)
+        for record, talk in without_overlaps(rows, talks, self.overlap, self.drop_overlap, made.report):
             if self.one_answer and [role for role, _ in talk.turns] != ["user", "assistant"]:
                 raise DataError(f"{record.where}: {len(talk.turns)} turns, expected one question and one answer")
-            if overlaps(talk, self.overlap, self.drop_overlap, made.report):
-                continue
             sample = self.encode(talk, self.tokenizer, self.max_length)
             if all(label == IGNORE for label in sample.labels[1:]):
                 made.report.dropped[f"no answer within {self.max_length} tokens"] += 1
@@ -71,13 +71,16 @@ class BlockEncoder:
         return made
 
 
-def overlaps(row: Conversation | Document, index: Index, drop: bool, report: Report) -> bool:
-    """Whether the row is to be dropped; either way an overlap is counted."""
-    found = index.find(row.question)
-    if found is None:
-        return False
-    (report.dropped if drop else report.notes)[f"overlaps with evaluation set {found}"] += 1
-    return drop
+def without_overlaps(
+    rows: list[Record], read: Iterable[Read], index: Index, drop: bool, report: Report
+) -> Iterator[tuple[Record, Read]]:
+    """Every row with what was read from it, but for those to be dropped; either way an overlap is counted."""
+    for record, row in zip(rows, read, strict=True):
+        found = index.find(row.question)
+        if found is not None:
+            (report.dropped if drop else report.notes)[f"overlaps with evaluation set {found}"] += 1
+        if found is None or not drop:
+            yield record, row
 
 
 def count(report: Report, kind: str, sample: Sample) -> None:

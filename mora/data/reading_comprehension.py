@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from mora.config.schema import ReadingData
 
 from . import mining, packing, records
-from .encoders import count, overlaps
+from .encoders import count, without_overlaps
 from .mining import Example, Keywords
 from .overlap import Index
 from .records import Record
@@ -132,10 +132,8 @@ class TextEncoder:
 
     def __call__(self, rows: list[Record], format: str) -> Encoded:
         made = Encoded()
-        for record in rows:
-            text = records.document(record, format)
-            if overlaps(text, self.overlap, self.data.overlap.action == "drop", made.report):
-                continue
+        texts, drop = (records.document(record, format) for record in rows), self.data.overlap.action == "drop"
+        for _, text in without_overlaps(rows, texts, self.overlap, drop, made.report):
             framed, asked = transform(text.text, self.data.domain, self.keywords, self.data.seed, self._cut)
             made.report.questions += asked
             made.samples.append(_plain(framed, self.tokenizer))
@@ -159,10 +157,8 @@ class InstructionEncoder:
 
     def __call__(self, rows: list[Record], format: str) -> Encoded:
         made = Encoded()
-        for record in rows:
-            talk = records.conversation(record, format)
-            if overlaps(talk, self.overlap, self.drop_overlap, made.report):
-                continue
+        talks = (records.conversation(record, format) for record in rows)
+        for _, talk in without_overlaps(rows, talks, self.overlap, self.drop_overlap, made.report):
             text = "\n\n".join(content.strip() for _, content in talk.turns)
             made.samples.append(_plain(text, self.tokenizer))
             count(made.report, "instructions", made.samples[-1])

@@ -11,19 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
+from tiny_runs import TWELVE_STEPS
 
 from mora.config import compose, run_id
 from mora.train import log
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = [
-    "task=uuid",
-    "scale=smoke",
-    "task.data.pairs=8",
-    "task.train.global_batch_size=8",
-    "task.train.epochs=12",
-    "task.train.warmup_steps=2",
-    "task.train.checkpoint_every_steps=4",
+    *TWELVE_STEPS,
     "task.evaluation.at_steps=[]",
     "task.evaluation.loss_every_steps=12",
     "method=remora",

@@ -12,19 +12,14 @@ from pathlib import Path
 
 import forked
 import pytest
+from tiny_runs import TWELVE_STEPS
 
 from mora.config import compose, run_id
 from mora.train import log
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = [
-    "task=uuid",
-    "scale=smoke",
-    "task.data.pairs=8",
-    "task.train.global_batch_size=8",
-    "task.train.epochs=12",
-    "task.train.warmup_steps=2",
-    "task.train.checkpoint_every_steps=4",
+    *TWELVE_STEPS,
     "task.train.log_every_steps=3",
     "task.evaluation.at_steps=[6]",
     "task.evaluation.loss_every_steps=4",
