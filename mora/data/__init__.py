@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mora.config.schema import RunConfig, UuidData
+from mora.config.data_schema import UuidData
+from mora.config.schema import RunConfig
 
 from .records import DataError
 from .report import Report

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mora.config.schema import HubSource, Overlap
+from mora.config.data_schema import HubSource, Overlap
 
 from . import sources
 from .files import read_cells, read_json, read_rows, read_text

@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from mora.config.schema import ChatData, MetaMathData, PretrainData, ReadingData
+from mora.config.data_schema import ChatData, MetaMathData, PretrainData, ReadingData
 
 from . import chat, metamath, overlap, packing, reading_comprehension, sources
 from .encoders import BlockEncoder, ConversationEncoder

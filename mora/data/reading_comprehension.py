@@ -23,7 +23,7 @@ import yaml
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from mora.config.schema import ReadingData
+from mora.config.data_schema import ReadingData
 
 from . import mining, packing, records
 from .encoders import count, without_overlaps

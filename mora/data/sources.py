@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mora.config.schema import Corpus, FileSource, HubSource, Source, SyntheticSource
+from mora.config.data_schema import Corpus, FileSource, HubSource, Source, SyntheticSource
 
 from . import synthetic
 from .files import read_rows

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from mora.config.schema import SyntheticSource
+from mora.config.data_schema import SyntheticSource
 
 from .records import Record
 

@@ -8,7 +8,7 @@ import uuid
 
 from transformers import PreTrainedTokenizerBase
 
-from mora.config.schema import UuidData
+from mora.config.data_schema import UuidData
 from mora.data.samples import IGNORE, Sample
 
 Pair = tuple[str, str]

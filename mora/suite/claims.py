@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import yaml
 
-from mora.config.schema import Section
+from mora.config.data_schema import Section
 from mora.config.source import ROOT
 from mora.train.log import replace_file
 

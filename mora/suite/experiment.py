@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import yaml
 
 from mora.config import ConfigError, RunConfig, compose
-from mora.config.schema import Section
+from mora.config.data_schema import Section
 from mora.config.source import ROOT
 
 from .launch import result_of

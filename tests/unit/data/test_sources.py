@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from mora.config.schema import Corpus, FileSource, HubSource, Overlap
+from mora.config.data_schema import Corpus, FileSource, HubSource, Overlap
 from mora.data import files, overlap, sources
 from mora.data.records import DataError, Record, parse
 

@@ -4,7 +4,7 @@ import uuid as stdlib_uuid
 import pytest
 
 from mora.config import compose
-from mora.config.schema import UuidData
+from mora.config.data_schema import UuidData
 from mora.data.batches import IGNORE, Batches, Sample, collate
 from mora.data.uuid import encode, fingerprint, make_pairs
 from mora.evaluate.tasks.uuid.uuid_task import char_accuracy, score

@@ -9,7 +9,7 @@ import torch
 
 from mora import MoraConfig
 from mora.config import compose
-from mora.config.schema import UuidData
+from mora.config.data_schema import UuidData
 from mora.data.uuid import make_pairs
 from mora.evaluate import __main__ as command
 from mora.evaluate import generation

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from mora.config.schema import UuidData
+from mora.config.data_schema import UuidData
 from mora.data.uuid import make_pairs
 from mora.evaluate.harness import Settings, task_manager
 from mora.train.model import character_tokenizer

@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 
 from mora.config import compose
-from mora.config.schema import UuidData
+from mora.config.data_schema import UuidData
 from mora.data.uuid import make_pairs
 from mora.evaluate.choices import as_test_split
 
