@@ -41,7 +41,7 @@ class _Kept:
         new = new.float()
         change, error = new - old.float(), new - shadow
         pairs = ((delta, delta), (delta, change), (error, error))
-        self.sums += torch.stack([torch.einsum("ij,ij->i", a, b).sum(dtype=torch.float64) for a, b in pairs])
+        self.sums += torch.stack([(a * b).sum(-1).sum(dtype=torch.float64) for a, b in pairs])
 
     def facts(self) -> dict[str, float]:
         update, product, error = self.sums.tolist()
