@@ -12,7 +12,7 @@ half a micro batch where that does not fit). The ratio is over the faster run on
 above the number of GPUs is no success, as the runs on one were then slow for another reason. Then LoRA, and ReMoRA with a
 restart, each on a GPU of its own. step_s and tokens_per_s are medians of the loop's own measurements, four steps each, so
 that neither warm-up nor restart is in them; fastest_s is the shortest of those, and far from step_s where a run was
-disturbed. peak_gib is rank 0's. ReMoRA's last checkpoint holds the fp32 shadow: 26 GB, and 14 GB of merged model, in --scratch.
+disturbed. peak_gib is rank 0's. ReMoRA leaves 26 GB of fp32 shadow in its last checkpoint, and 14 GB of model, in --scratch.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ NOISE = 1.02  # what a ratio may be above the number of GPUs
 COLUMNS = {
     "run": "", "status": "", "ranks": "d", "micro_batch": "d", "trainable": ",d", "first_loss": ".4f", "last_loss": ".4f",
     "restarts": "d", "kept": ".4f", "restart_s": ".2f", "step_s": ".4f", "fastest_s": ".4f", "tokens_per_s": ",.0f",
-    "ratio": ".3f", "peak_gib": ".2f", "wall_s": ".0f",
+    "ratio": ".3f", "peak_gib": ".2f", "launch_s": ".0f", "wall_s": ".0f",
 }  # fmt: skip
 
 

@@ -39,7 +39,7 @@ TOLERANCE = {
 COLUMNS = {
     "method": "", "parallel": "", "status": "", "checked": "d", "kept": ".4f", "rounding": ".1e", "from_one": ".1e",
     "resumed_at": "d", "resumed": ".1e", "first_loss": ".4f", "last_loss": ".4f", "restart_s": ".2f", "step_s": ".3f",
-    "peak_gib": ".1f", "wall_s": ".0f",
+    "peak_gib": ".1f", "launch_s": ".0f", "wall_s": ".0f",
 }  # fmt: skip
 
 
