@@ -60,10 +60,12 @@ class Outcome:
         return [row for row in self.rows if "restart" in row]
 
     def measured(self) -> dict[str, Any]:
-        """step_s, tokens_per_s, peak_gib and wall_s, as far as the run came."""
+        """The run's speed, peak_gib, wall_s, and launch_s, the part of it before and after the worker's own time: Python's
+        imports, torchrun, the ranks joining. As far as the run came."""
         result = self.result or {}
         speed, peak = result.get("speed") or {}, (result.get("hardware") or {}).get("peak_memory_bytes")
-        return {**speed, "peak_gib": peak and peak / GIB, "wall_s": self.seconds}
+        launch = {"launch_s": self.seconds - result["wall_s"]} if "wall_s" in result else {}
+        return {**speed, "peak_gib": peak and peak / GIB, "wall_s": self.seconds, **launch}
 
 
 class Trials:

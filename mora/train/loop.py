@@ -41,7 +41,7 @@ def fit(engine: Engine, batches: Steps, config: RunConfig, folder: Path, evaluat
     """Trains from the latest checkpoint in `folder` to `config.last_step`.
 
     Returns the speed of this process, medians over the stretches between two log writes, evaluation left out: `step_s`,
-    `tokens_per_s` (tokens with a loss); None where it had no step to do.
+    `tokens_per_s` (tokens with a loss), and `fastest_s`, the step_s of the fastest stretch; None where it had no step to do.
 
     `evaluate(step)` is asked after every update and returns {} where nothing is due. Rows go to `folder/log.jsonl`.
     Dropout is a pure function of (seed, step), as the batches are, so a resumed run repeats the uninterrupted one.
@@ -109,7 +109,7 @@ def fit(engine: Engine, batches: Steps, config: RunConfig, folder: Path, evaluat
     if not speeds:
         return None
     step_s, tokens_per_s = (statistics.median(values) for values in zip(*speeds, strict=True))
-    return {"step_s": step_s, "tokens_per_s": tokens_per_s}
+    return {"step_s": step_s, "fastest_s": min(speeds)[0], "tokens_per_s": tokens_per_s}
 
 
 def _save(folder: Path, done: int, engine: Engine, restarts: Restarts, config: RunConfig) -> None:

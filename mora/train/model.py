@@ -129,7 +129,7 @@ def gguf_as_folder(config: Model) -> Path:
     if not source.is_file():
         raise ConfigError(f"model.path={str(source)!r} does not exist: expected the GGUF file of {config.revision}")
     cache = Path(os.environ.get("MORA_CACHE_DIR", Path.home() / ".cache" / "mora"))
-    folder = cache / f"{config.name}-{(config.sha256 or '')[:12]}"
+    folder = cache / f"{config.name}-{(config.sha256 or '')[:12]}-plain"  # without: earlier, with a quantization_config
     if (folder / "config.json").is_file():
         return folder
     found = hashlib.sha256(source.read_bytes()).hexdigest()
@@ -139,7 +139,9 @@ def gguf_as_folder(config: Model) -> Path:
     with tempfile.TemporaryDirectory(dir=cache) as temporary:
         kwargs = {"gguf_file": source.name}
         loaded = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **kwargs)
-        plain = type(loaded)(loaded.config)  # a model loaded from GGUF refuses to be saved
+        if hasattr(loaded.config, "quantization_config"):  # with it a model of these plain weights refuses to be saved
+            del loaded.config.quantization_config
+        plain = type(loaded)(loaded.config)  # as one loaded from GGUF does
         plain.load_state_dict(loaded.state_dict())
         done = Path(temporary) / "model"
         plain.save_pretrained(done)

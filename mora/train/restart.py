@@ -30,21 +30,40 @@ class RestartFailed(RuntimeError):
 
 @dataclass
 class _Kept:
-    """How much of the update the running base took up, in sums of squares and products over all layers."""
+    """How much of the update the running base took up, in sums of squares and products over all layers.
 
-    update: float = 0.0
-    product: float = 0.0
-    error: float = 0.0
+    They stay on the device until all are there: a wait for it after each of some hundred layers would be most of the time.
+    """
+
+    sums: Tensor
 
     def add(self, old: Tensor, new: Tensor, shadow: Tensor, delta: Tensor) -> None:
         new = new.float()
-        self.update += float(delta.square().sum(dtype=torch.float64))
-        self.product += float((delta * (new - old.float())).sum(dtype=torch.float64))
-        self.error += float((new - shadow).square().sum(dtype=torch.float64))
+        change, error = new - old.float(), new - shadow
+        pairs = ((delta, delta), (delta, change), (error, error))
+        self.sums += torch.stack([(a * b).sum(-1).sum(dtype=torch.float64) for a, b in pairs])
 
     def facts(self) -> dict[str, float]:
-        size = self.update or 1.0
-        return {"restart_kept": self.product / size, "restart_rounding": (self.error / size) ** 0.5}
+        update, product, error = self.sums.tolist()
+        size = update or 1.0
+        return {"restart_kept": product / size, "restart_rounding": (error / size) ** 0.5}
+
+
+class _Promises:
+    """Conditions that are still on the device, each with what is wrong where it does not hold. Read all at once."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._held: list[Tensor] = []
+        self._otherwise: list[str] = []
+
+    def add(self, held: Tensor, otherwise: str) -> None:
+        self._held.append(held.to(self._device, non_blocking=True))
+        self._otherwise.append(otherwise)
+
+    def broken(self) -> list[str]:
+        held = torch.stack(self._held).tolist() if self._held else []
+        return [otherwise for ok, otherwise in zip(held, self._otherwise, strict=True) if not ok]
 
 
 @dataclass
@@ -110,25 +129,29 @@ class Restarts:
 
     @torch.no_grad()
     def _merge(self) -> dict[str, float]:
-        kept, noise = _Kept(), self._generator("noise")
+        kept, noise = _Kept(torch.zeros(3, dtype=torch.float64, device=self.engine.device)), self._generator("noise")
+        promises = _Promises(self.engine.device)
         with self.engine.full_precision():
             for layer in self.layers:
                 with self.engine.whole([layer.base, *layer.adapter.values()]):
                     if rank() == 0:
-                        self._merge_layer(layer, kept, noise)
+                        self._merge_layer(layer, kept, noise, promises)
+        self._require(promises)
         return kept.facts()
 
-    def _merge_layer(self, layer: Adapted, kept: _Kept, noise: Generator) -> None:
+    def _merge_layer(self, layer: Adapted, kept: _Kept, noise: Generator, promises: _Promises) -> None:
         delta, old = layer.delta_weight(), layer.base.data.clone()
-        if not torch.isfinite(delta).all():
-            raise RestartFailed(f"restart {self.count}: the update of {layer.name} is not finite")
+        promises.add(torch.isfinite(delta).all(), f"the update of {layer.name} is not finite")
         exact = self.shadow.get(layer.name, old).to(old.device, torch.float32) + delta
         new = self._cast(exact, old.dtype, noise)
         kept.add(old, new, exact, delta)
         layer.base.data.copy_(new)
-        if not torch.equal(layer.base.data, new):
-            raise RestartFailed(f"restart {self.count}: the base weight of {layer.name} did not take the merged values")
-        self.shadow[layer.name] = exact.cpu()
+        took = (layer.base.data == new).all()
+        promises.add(took, f"the base weight of {layer.name} did not take the merged values")
+        if layer.name in self.shadow:
+            self.shadow[layer.name].copy_(exact)  # in its own memory: new pages take longer than the copy
+        else:
+            self.shadow[layer.name] = exact.to("cpu", copy=True)
 
     def _cast(self, shadow: Tensor, dtype: torch.dtype, noise: Generator) -> Tensor:
         assert self.settings is not None
@@ -165,7 +188,8 @@ class Restarts:
     def _moments_of_others(self) -> list[float]:
         """A sum of every tensor of the optimizer's state that a restart must leave alone."""
         states = self.engine.optimizer_states(adapter=False)
-        return [float(state[key].double().sum()) for state in states for key in sorted(state)]
+        sums = [state[key].double().sum().to(self.engine.device) for state in states for key in sorted(state)]
+        return torch.stack(sums).tolist() if sums else []
 
     @torch.no_grad()
     def _check(self, others: list[float]) -> None:
@@ -174,28 +198,35 @@ class Restarts:
         Raises: RestartFailed.
         """
         assert self.settings is not None
-        fingerprint = 0.0
+        device = self.engine.device
+        promises, fingerprint = _Promises(device), torch.zeros((), dtype=torch.float64, device=device)
         for layer, values in self._first_values():
+            values = {name: value.to(device) for name, value in values.items()}
             with self.engine.whole([layer.base, *layer.adapter.values()], write=False):
-                self._require(not layer.delta_weight().any(), f"the adapter of {layer.name} still adds to the output")
+                promises.add(~layer.delta_weight().any(), f"the adapter of {layer.name} still adds to the output")
                 for name, p in layer.adapter.items():
-                    same = torch.equal(p.data.cpu(), values[name].to(p.dtype))
-                    self._require(same, f"{name} of {layer.name} does not have its first values")
-                    fingerprint += float(p.double().sum())
-                fingerprint += float(layer.base.double().sum())
+                    same = (p.data == values[name].to(p.dtype)).all()
+                    promises.add(same, f"{name} of {layer.name} does not have its first values")
+                    fingerprint += p.double().sum()
+                fingerprint += layer.base.double().sum()
+            if self.settings.stale_masters:
+                continue
             for name, p in layer.adapter.items():
-                master = self.engine.master(p)
-                renewed = self.settings.stale_masters or torch.equal(master.cpu(), values[name])
-                self._require(renewed, f"the optimizer's copy of {name} of {layer.name} was not renewed")
+                renewed = (self.engine.master(p).to(device) == values[name]).all()
+                promises.add(renewed, f"the optimizer's copy of {name} of {layer.name} was not renewed")
         for state in self.engine.optimizer_states(adapter=True):
-            self._require(not any(v.any() for v in state.values()), "moments or step of the adapter are not zero")
-        self._require(self._moments_of_others() == others, "moments of parameters outside the adapter were changed")
-        found = everywhere(fingerprint)
-        self._require(len(set(found)) == 1, f"the ranks hold different weights: sums {found}")
+            for value in state.values():
+                promises.add(~value.any(), "moments or step of the adapter are not zero")
+        unchanged = torch.tensor(self._moments_of_others() == others)
+        promises.add(unchanged, "moments of parameters outside the adapter were changed")
+        self._require(promises)
+        found = everywhere(float(fingerprint))
+        if len(set(found)) > 1:
+            raise RestartFailed(f"restart {self.count}: the ranks hold different weights: sums {found}")
 
-    def _require(self, held: bool, otherwise: str) -> None:
-        if not held:
-            raise RestartFailed(f"restart {self.count}: {otherwise}")
+    def _require(self, promises: _Promises) -> None:
+        if broken := promises.broken():
+            raise RestartFailed(f"restart {self.count}: {broken[0]}")
 
 
 def describe(facts: dict[str, float]) -> str:

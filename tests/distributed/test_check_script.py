@@ -1,5 +1,6 @@
 """The checks for real GPUs in their CPU form: rows really run, killed and resumed."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -7,6 +8,8 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+
+import pytest
 
 from mora.suite.trial import last_words
 
@@ -63,6 +66,18 @@ def test_the_large_shape_restarts_under_deepspeed(tmp_path):
     assert code == 0, output
     (row,) = rows
     assert [row[key] for key in ("run", "status", "parallel", "restarts")] == ["remora", "ok", "zero1", 1]
+
+
+@pytest.mark.parametrize(
+    ("one", "again", "status"), [(100, 100, "above the bar"), (90, 105, "above the bar"), (80, 90, "implausible")]
+)
+def test_scaling_is_over_the_faster_run_on_one_gpu_and_never_more_than_the_gpus(one, again, status):
+    spec = importlib.util.spec_from_file_location("check_gpu", ROOT / "scripts" / "check_gpu.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    ones = [{"status": "ok", "micro_batch": 8, "tokens_per_s": speed} for speed in (one, again)]
+    row = script._scaling(ones, ones[0] | {"tokens_per_s": 198}, ranks=2)
+    assert (row["status"], row["ratio"]) == (status, pytest.approx(198 / max(one, again)))
 
 
 def test_last_words_are_those_of_the_rank_that_died():

