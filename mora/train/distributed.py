@@ -34,8 +34,13 @@ def process_group(wanted: int, device: torch.device) -> Iterator[None]:
         yield
         return
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
-    yield
-    dist.destroy_process_group()  # not after an error: NCCL would wait for ranks that will never come
+    try:
+        yield
+    except BaseException:
+        if device.type != "cuda":  # NCCL would wait here for ranks that never come; gloo would abort the others without
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 @contextmanager
