@@ -65,10 +65,20 @@ def test_one_token_options_share_a_forward_pass(tiny, monkeypatch):
     assert calls == [1]
 
 
-def test_pairs_are_encoded_as_lm_evals(tiny):
-    lm = backend(tiny)
-    for context, continuation in [("a question: ", "yes"), ("a question:", " yes"), ("a question:", " no"), ("b", "")]:
-        assert lm._encode_pair(context, continuation) == super(Backend, lm)._encode_pair(context, continuation)
+def test_pairs_are_encoded_as_lm_evals(tiny, monkeypatch):
+    """A context with a trailing space, one with two options, one that begins with BOS, none, and token ids."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    pairs = [("a question: ", "yes"), ("a question:", " yes"), ("a question:", " no"), ("b", ""), ("", "text")]
+    pairs.append((f"{tiny[1].bos_token}begun", " so"))
+    requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
+    ours, theirs = backend(tiny), HFLM(tiny[0], tokenizer=tiny[1], batch_size=1)
+    for lm in (ours, theirs):
+        monkeypatch.setattr(lm, "_loglikelihood_tokens", lambda requests, **_: requests)
+    assert ours.loglikelihood(requests, True) == theirs.loglikelihood(requests, True)
+    blocks = [Instance("loglikelihood", {}, ("\x00token-ids 1 2", " 3 4"), 0)]
+    assert ours.loglikelihood(blocks, True)[0][1:] == ([1, 2], [3, 4])
 
 
 def test_generation_is_greedy_cut_at_a_stop_text_and_resumed(tiny, tmp_path, monkeypatch):
