@@ -16,7 +16,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from .choices import LogLikelihood
-from .generation import LOOK_EVERY, greedy
+from .generation import LOOK_EVERY, fixed_steps_suit, greedy
 from .journal import Journal
 
 TOKEN_IDS = "\x00token-ids "  # a text that starts so is a list of token ids: blocks of packed text have no other form
@@ -161,7 +161,8 @@ class Backend(HFLM):
         n_prompt = context.shape[1]
 
         def generate() -> list[list[int]]:
-            last = {"logits_to_keep": 1} if self.keeps_logits else {}
+            last: dict[str, Any] = {"logits_to_keep": 1} if self.keeps_logits else {}
+            last["fixed"] = fixed_steps_suit(self.model)
             stopped = partial(self._stopped, [text for text in stop if text])
             return greedy(self.model, context, mask, max_length - n_prompt, self._end_ids(), stopped, **last)
 
