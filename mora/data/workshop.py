@@ -21,6 +21,8 @@ from .report import Report
 from .samples import Sample, StoredSamples, write_shard
 from .sources import Rows
 
+PIECES_A_PROCESS = 4  # at least: a process needs several seconds to start, a piece one or two
+
 
 @dataclass
 class Encoded:
@@ -103,20 +105,22 @@ class Workshop:
 
     def _in_order(self, jobs: Iterator[_Job], encoder: Encoder) -> Iterator[Path]:
         """The folders of the jobs in their order; at most two pieces a worker are under way."""
-        first = list(islice(jobs, 2))
-        if self.workers == 1 or len(first) < 2:  # no processes for one piece
+        first = list(islice(jobs, 2 * self.workers))
+        all_read = len(first) < 2 * self.workers
+        workers = min(self.workers, len(first) // PIECES_A_PROCESS) if all_read else self.workers
+        if workers < 2:
             for job in (*first, *jobs):
                 yield _work(job, encoder)
             return
         # Spawned: forking would copy this process's threads and its GPU context. One thread a process.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         pool = ProcessPoolExecutor(
-            self.workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(encoder,)
+            workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(encoder,)
         )
         waiting: deque[Future[Path]] = deque(_submit(pool, job) for job in first)
         try:
             for job in jobs:
-                if len(waiting) >= 2 * self.workers:
+                if len(waiting) >= 2 * workers:
                     yield waiting.popleft().result()
                 waiting.append(_submit(pool, job))
             while waiting:

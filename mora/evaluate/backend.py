@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -13,11 +16,12 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from .choices import LogLikelihood
-from .generation import LOOK_EVERY, greedy
+from .generation import LOOK_EVERY, fixed_steps_suit, greedy
 from .journal import Journal
 
 TOKEN_IDS = "\x00token-ids "  # a text that starts so is a list of token ids: blocks of packed text have no other form
 PROMPT_TOKENS = 1024  # of a prompt are kept in any case; MATH's answers alone may have 2 048
+TEXTS_AT_ONCE = 1000  # for the tokenizer: it is slower with the millions of tokens of all texts in memory
 SHORTEST = 0.8  # of the longest input's length, within a batch
 
 Request = tuple[tuple[str, str], list[int], list[int]]  # texts, context ids, continuation ids
@@ -54,20 +58,44 @@ class Backend(HFLM):
         base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         self.keeps_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
         self.journal = journal
-        self._last: tuple[str, list[int]] = ("", [])
+        self._pairs: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
 
     def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:
         if string.startswith(TOKEN_IDS):
             return [int(i) for i in string.removeprefix(TOKEN_IDS).split()]
         return super().tok_encode(string, *args, **kwargs)
 
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[LogLikelihood, bool]]:
+        """As lm-eval's, with everything tokenised beforehand."""
+        pairs = [request.args for request in requests]
+        with _tokenizers_on_all_cores():
+            for start in range(0, len(pairs), TEXTS_AT_ONCE):
+                self._encode_pairs([pair for pair in pairs[start : start + TEXTS_AT_ONCE] if pair[0]])
+        try:
+            return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        finally:
+            self._pairs.clear()
+
+    def _encode_pairs(self, pairs: list[tuple[str, str]]) -> None:
+        """Remembers what `_encode_pair` gives for each of them; a context is tokenised once for all its options."""
+        contexts = list(dict.fromkeys(context.rstrip() for context, _ in pairs))
+        ids = self._encode_texts([*contexts, *(context + continuation for context, continuation in pairs)])
+        known = dict(zip(contexts, ids, strict=False))
+        for pair, whole in zip(pairs, ids[len(contexts) :], strict=True):
+            context = known[pair[0].rstrip()]
+            self._pairs[pair] = context, whole[len(context) :]
+
+    def _encode_texts(self, texts: list[str]) -> list[list[int]]:
+        """`tok_encode` of each, in one call of the tokenizer but for those of another form."""
+        bos = self.tok_decode(self.prefix_token_id)
+        plain = [text for text in texts if not text.startswith((TOKEN_IDS, bos))]
+        special = {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
+        encoded = self.tokenizer(plain, return_attention_mask=False, **special)["input_ids"] if plain else []
+        found = dict(zip(plain, encoded, strict=True))
+        return [found[text] if text in found else self.tok_encode(text) for text in texts]
+
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """As lm-eval's; a context is tokenised once for all its options, which follow each other."""
-        stripped = context.rstrip()
-        if stripped != self._last[0]:
-            self._last = (stripped, self.tok_encode(stripped))
-        known = self._last[1]
-        return known, self.tok_encode(context + continuation)[len(known) :]
+        return self._pairs.get((context, continuation)) or super()._encode_pair(context, continuation)
 
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
@@ -133,7 +161,8 @@ class Backend(HFLM):
         n_prompt = context.shape[1]
 
         def generate() -> list[list[int]]:
-            last = {"logits_to_keep": 1} if self.keeps_logits else {}
+            last: dict[str, Any] = {"logits_to_keep": 1} if self.keeps_logits else {}
+            last["fixed"] = fixed_steps_suit(self.model)
             stopped = partial(self._stopped, [text for text in stop if text])
             return greedy(self.model, context, mask, max_length - n_prompt, self._end_ids(), stopped, **last)
 
@@ -162,6 +191,18 @@ def _batches(inputs: list[tuple[int, ...]], size: int) -> list[list[tuple[int, .
             batches.append([])
         batches[-1].append(ids)
     return batches
+
+
+@contextmanager
+def _tokenizers_on_all_cores() -> Iterator[None]:
+    """The switch is set to one core elsewhere, for processes that fork or are many."""
+    name = "TOKENIZERS_PARALLELISM"
+    before = os.environ.get(name)
+    os.environ[name] = "true"
+    try:
+        yield
+    finally:
+        os.environ[name] = before or "false"
 
 
 def _leave_tied(*args: Any, **kwargs: Any) -> None:

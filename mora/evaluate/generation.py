@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+from .fixed_steps import WARM_UP, FixedSteps
+
 LOOK_EVERY = 8  # tokens between two looks at what was generated: each waits for the GPU
 ROOM = 256  # tokens by which a cache grows
 
@@ -19,12 +21,18 @@ class GrowingLayer(DynamicLayer):
     """One layer's keys and values (B, H, T, D), in buffers with room for more tokens.
 
     transformers' own layer makes a tensor of a new size for every token, which copies the whole cache each time and, on a
-    GPU, leaves holes of every size in its memory.
+    GPU, leaves holes of every size in its memory. While `at` is set, (1,), one token is written there and the whole buffers
+    are given out: the steps of FixedSteps.
     """
 
     _buffers: tuple[Tensor, Tensor]
+    at: Tensor | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if self.at is not None:
+            for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
+                buffer.index_copy_(2, self.at, new)
+            return self._buffers
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
         if start == 0:
@@ -38,6 +46,22 @@ class GrowingLayer(DynamicLayer):
         self.keys, self.values = keys[:, :, :end], values[:, :, :end]
         return self.keys, self.values
 
+    @property
+    def length(self) -> int:
+        """Tokens that the buffers can hold."""
+        return self._buffers[0].shape[-2]
+
+    def advance(self, n: int) -> None:
+        """Takes n more tokens of the buffers for written."""
+        end = self.get_seq_length() + n
+        self.keys, self.values = (buffer[:, :, :end] for buffer in self._buffers)
+
+    def reserve(self, n: int) -> None:
+        """Makes room for n more tokens."""
+        end = self.get_seq_length()
+        if end + n > self.length:
+            self._buffers = (self._grown(self._buffers[0], end, end), self._grown(self._buffers[1], end, end))
+
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keeps these rows."""
         end = self.get_seq_length()
@@ -48,9 +72,102 @@ class GrowingLayer(DynamicLayer):
     @staticmethod
     def _grown(buffer: Tensor, start: int, end: int) -> Tensor:
         rows, heads, _, width = buffer.shape
-        larger = buffer.new_empty((rows, heads, end + ROOM, width))
+        larger = buffer.new_zeros((rows, heads, end + ROOM, width))
         larger[:, :, :start] = buffer[:, :, :start]
         return larger
+
+
+class _Batch:
+    """The rows that are generated, as the model needs them for the next token."""
+
+    def __init__(self, model: torch.nn.Module, ids_BT: Tensor, mask_BT: Tensor, most: int, forward: dict[str, Any]):
+        self._model, self._forward = model, forward
+        self._cache = Cache(layer_class_to_replicate=GrowingLayer)
+        self._mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(mask_BT), most)], dim=1)
+        self._used = ids_BT.shape[1]
+        self._ids_BT, self._positions_BT = ids_BT, (mask_BT.cumsum(1) - 1).clamp(min=0)
+
+    def tokens(self, n: int) -> Tensor:
+        """The next n tokens of every row, (B, n)."""
+        return torch.cat([self._token() for _ in range(n)], dim=1)
+
+    def _token(self) -> Tensor:
+        logits_BTV = self._model(
+            input_ids=self._ids_BT,
+            attention_mask=self._mask_BT[:, : self._used],
+            position_ids=self._positions_BT,
+            past_key_values=self._cache,
+            use_cache=True,
+            **self._forward,
+        ).logits
+        self._ids_BT, self._positions_BT = logits_BTV[:, -1].argmax(-1, keepdim=True), self._positions_BT[:, -1:] + 1
+        self._used += 1
+        return self._ids_BT
+
+    def keep(self, places: list[int]) -> None:
+        """Rows leave: these stay, in this order."""
+        if len(places) == len(self._ids_BT):
+            return
+        kept = torch.tensor(places, device=self._ids_BT.device)
+        self._ids_BT, self._positions_BT = self._ids_BT[kept], self._positions_BT[kept]
+        self._mask_BT = self._mask_BT[kept]
+        self._cache.batch_select_indices(kept)
+
+
+class _FixedBatch(_Batch):
+    """The same by FixedSteps. Rows that are done are carried along until they are half of the batch: a batch of another
+    size, or a cache that grows, wants a new graph.
+    """
+
+    _steps: FixedSteps | None = None
+    _places: list[int] | None = None  # of the rows wanted; None: all
+
+    def tokens(self, n: int) -> Tensor:
+        if not self._cache.layers:
+            first = self._token()
+            return torch.cat([first, self.tokens(n - 1)], dim=1) if n > 1 else first
+        layers: list[Any] = self._cache.layers
+        if layers[0].length < layers[0].get_seq_length() + n:
+            self._steps = None
+        if self._steps is None:
+            for layer in layers:
+                layer.reserve(LOOK_EVERY + WARM_UP)
+            self._steps = FixedSteps(
+                self._model,
+                self._cache,
+                self._ids_BT,
+                self._positions_BT,
+                self._mask_BT,
+                LOOK_EVERY,
+                self._captures(),
+                self._forward,
+            )
+            if self._steps.failed:
+                _uncaptured.add(type(self._model))
+        made = self._steps.tokens(n)
+        self._used += n
+        self._ids_BT, self._positions_BT = self._steps.ids, self._steps.positions
+        return made if self._places is None else made[torch.tensor(self._places, device=made.device)]
+
+    def keep(self, places: list[int]) -> None:
+        wanted = places if self._places is None else [self._places[place] for place in places]
+        self._places = wanted
+        if 2 * len(wanted) <= len(self._ids_BT):
+            self._steps, self._places = None, None
+            super().keep(wanted)
+
+    def _captures(self) -> bool:
+        return self._ids_BT.device.type == "cuda" and type(self._model) not in _uncaptured
+
+
+_uncaptured: set[type] = set()  # models of which a capture failed
+
+
+def fixed_steps_suit(model: Any) -> bool:
+    """Whether the model, on a GPU, takes a mask of four dimensions: a Llama whose attention is torch's."""
+    config, device = getattr(model, "config", None), next(model.parameters()).device
+    known = getattr(config, "model_type", "") == "llama" and getattr(config, "_attn_implementation", "") == "sdpa"
+    return known and device.type == "cuda"
 
 
 @torch.no_grad()
@@ -61,44 +178,27 @@ def greedy(
     max_new_tokens: int,
     end_ids: Iterable[int],
     stopped: Stopped,
+    fixed: bool = False,
     **forward: Any,
 ) -> list[list[int]]:
     """The generated ids of every row, at most `max_new_tokens`, padded prompts at the left.
 
     A row ends with the first of `end_ids`, which is kept, or where `stopped` says so of what the rows generated; it is asked
-    once in LOOK_EVERY tokens. `forward`: more arguments of the model's forward.
+    once in LOOK_EVERY tokens. `fixed`: by steps that are all alike, for a GPU (`fixed_steps_suit`). `forward`: more
+    arguments of the model's forward.
     """
     ends = set(end_ids)
     alive, made = list(range(len(ids_BT))), [list[int]() for _ in range(len(ids_BT))]
-    cache = Cache(layer_class_to_replicate=GrowingLayer)
-    mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(mask_BT), max_new_tokens)], dim=1)
-    used = ids_BT.shape[1]
-    positions_BT = (mask_BT[:, :used].cumsum(1) - 1).clamp(min=0)
-    new: list[Tensor] = []
-    for done in range(1, max_new_tokens + 1):
-        logits_BTV = model(
-            input_ids=ids_BT,
-            attention_mask=mask_BT[:, :used],
-            position_ids=positions_BT,
-            past_key_values=cache,
-            use_cache=True,
-            **forward,
-        ).logits
-        ids_BT, positions_BT, used = logits_BTV[:, -1].argmax(-1, keepdim=True), positions_BT[:, -1:] + 1, used + 1
-        new.append(ids_BT)
-        if done % LOOK_EVERY and done < max_new_tokens:
-            continue
-        for row, ids in zip(alive, torch.cat(new, dim=1).tolist(), strict=True):
+    batch = (_FixedBatch if fixed else _Batch)(model, ids_BT, mask_BT, max_new_tokens, forward)
+    for done in range(0, max_new_tokens, LOOK_EVERY):
+        new = batch.tokens(min(LOOK_EVERY, max_new_tokens - done))
+        for row, ids in zip(alive, new.tolist(), strict=True):
             made[row] += ids
-        new = []
         going = _going(made, alive, ends, stopped)
         alive = [alive[i] for i in going]
         if not alive:
             break
-        if len(alive) < len(ids_BT):
-            kept = torch.tensor(going, device=ids_BT.device)
-            ids_BT, positions_BT, mask_BT = ids_BT[kept], positions_BT[kept], mask_BT[kept]
-            cache.batch_select_indices(kept)
+        batch.keep(going)
     return made
 
 

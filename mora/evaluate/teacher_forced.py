@@ -16,28 +16,30 @@ from mora.train.interface import Engine
 def score(engine: Engine, samples: Sequence[Sample], pad_id: int, batch_size: int) -> dict[str, float]:
     """Over the tokens after each prompt: `value_nll`, nats a sample, and `value_token_acc`, the share that is the argmax."""
     engine.model.eval()
-    nll = hits = tokens = 0.0
+    found, tokens = [], 0
     for start in range(0, len(samples), batch_size):
         chunk = samples[start : start + batch_size]
         values = [Sample(s.input_ids, [IGNORE] * s.n_prompt + s.input_ids[s.n_prompt :]) for s in chunk]
-        batch = collate(values, pad_id).to(engine.device)
-        labels = batch.labels[:, 1:]
-        logits = engine.model(input_ids=batch.input_ids, use_cache=False).logits[:, :-1]
-        known = labels != IGNORE
-        logits, labels = logits[known].float(), labels[known]
-        nll += float(F.cross_entropy(logits, labels, reduction="sum"))
-        hits += float((logits.argmax(-1) == labels).sum())
+        batch = collate(values, pad_id)
+        # Found on the host, so that the GPU is not waited for.
+        known = F.pad(batch.labels[:, 1:] != IGNORE, (0, 1)).flatten().nonzero()[:, 0]
+        labels = batch.labels.flatten()[known + 1].to(engine.device)
+        logits = engine.model(input_ids=batch.input_ids.to(engine.device), use_cache=False).logits.flatten(0, 1)
+        logits = logits[known.to(engine.device)].float()
+        nll = F.cross_entropy(logits, labels, reduction="sum")
+        found.append(torch.stack([nll.double(), (logits.argmax(-1) == labels).sum().double()]))
         tokens += labels.numel()
-    return {"value_nll": nll / len(samples), "value_token_acc": hits / tokens}
+    nats, hits = torch.stack(found).sum(0).tolist()
+    return {"value_nll": nats / len(samples), "value_token_acc": hits / tokens}
 
 
 @torch.no_grad()
 def validation_loss(engine: Engine, samples: Sequence[Sample], pad_id: int, batch_size: int) -> dict[str, float]:
     """`validation_loss`: nats a token that carries a loss, over held-out samples."""
     engine.model.eval()
-    nll, tokens = 0.0, 0
+    found = []
     for start in range(0, len(samples), batch_size):
-        chunk = list(samples[start : start + batch_size])
-        nll += float(token_losses(engine.model, collate(chunk, pad_id).to(engine.device)).double().sum())
-        tokens += sum(sample.n_loss for sample in chunk)
-    return {"validation_loss": nll / tokens}
+        batch = collate(list(samples[start : start + batch_size]), pad_id).to(engine.device)
+        found.append(token_losses(engine.model, batch).double().sum())
+    tokens = sum(sample.n_loss for sample in samples)
+    return {"validation_loss": float(torch.stack(found).sum()) / tokens}

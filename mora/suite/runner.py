@@ -8,8 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from mora.config import RunConfig, run_id
@@ -28,42 +27,61 @@ def missing(configs: Iterable[RunConfig]) -> list[RunConfig]:
 
 
 def plan(grids: list[Grid]) -> list[RunConfig]:
-    """What can be run now: searches that are not complete, else the runs at the chosen rate."""
-    return missing(c for grid in grids for c in (grid.search() + grid.final()))
+    """What can be run now: the searches first, since other runs wait for them, and the runs at the rates they chose."""
+    return missing([*(c for grid in grids for c in grid.search()), *(c for grid in grids for c in grid.final())])
 
 
 def complete(grids: list[Grid], jobs: int) -> list[str]:
-    """Runs everything that is missing: first the searches, then the final runs. Returns the ids of the runs that failed.
+    """Runs everything that is missing, `jobs` at once; what can be run is asked anew whenever a run ends, so that the
+    final runs of a cell do not wait for the searches of others. Returns the ids of the runs that failed.
 
-    A run that another process holds is left to it, and looked at again once nothing else is to be done.
+    A run that another process holds is left to it, and looked at again while a place is free.
     Raises: KeyboardInterrupt on SIGTERM or Ctrl-C, after the workers have saved their checkpoints.
     """
-    failed: dict[str, int] = {}
     interrupt_on_sigterm()
-    waiting: list[str] = []
-    while todo := [c for c in plan(grids) if run_id(c) not in failed]:
-        free = [c for c in todo if not held(c)]
-        if not free:
-            if waiting != (waiting := [run_id(c) for c in todo]):
-                print(f"waiting for {len(todo)} runs of another process: {', '.join(waiting)}", flush=True)
-            time.sleep(POLL_S)
-            continue
-        gpus = visible()
+    gpus = visible()
+    pool, places = ThreadPoolExecutor(jobs), Places(jobs, gpus)
+    running: dict[Future[int], RunConfig] = {}
+    failed: list[str] = []
+    announced: list[str] = []
+    try:
+        while todo := [c for c in plan(grids) if run_id(c) not in failed]:
+            ours = {run_id(c) for c in running.values()}
+            others = [c for c in todo if run_id(c) not in ours]
+            free = [c for c in others if not held(c)]
+            if not ours:
+                announced = _announce(free, others, jobs, gpus, announced)
+            for config in free[: jobs - len(running)]:
+                running[pool.submit(_run, config, places)] = config
+            if not running:
+                time.sleep(POLL_S)
+                continue
+            for ended in wait(running, POLL_S if len(running) < jobs else None, FIRST_COMPLETED).done:
+                config = running.pop(ended)
+                if ended.result():
+                    failed.append(run_id(config))
+    except KeyboardInterrupt:
+        pool.shutdown(wait=False, cancel_futures=True)
+        stop_workers()
+        print("stopping: every run saves a checkpoint and ends", file=sys.stderr, flush=True)
+        raise
+    finally:
+        pool.shutdown()
+    return failed
+
+
+def _announce(
+    free: list[RunConfig], others: list[RunConfig], jobs: int, gpus: list[str], announced: list[str]
+) -> list[str]:
+    """Says once what is begun, or what is waited for. Returns the ids of the latter."""
+    if free:
         on = f" on {len(gpus)} GPUs" if len(gpus) > 1 else ""
-        print(f"{len(free)} runs, {jobs} side by side{on}", flush=True)
-        pool, places = ThreadPoolExecutor(jobs), Places(jobs, gpus)
-        try:
-            for config, code in zip(free, pool.map(partial(_run, places=places), free), strict=True):
-                if code:
-                    failed[run_id(config)] = code
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            stop_workers()
-            print("stopping: every run saves a checkpoint and ends", file=sys.stderr, flush=True)
-            raise
-        finally:
-            pool.shutdown()
-    return list(failed)
+        print(f"{len(free)} runs can start, {jobs} side by side{on}", flush=True)
+        return []
+    waiting = [run_id(c) for c in others]
+    if waiting != announced:
+        print(f"waiting for {len(others)} runs of another process: {', '.join(waiting)}", flush=True)
+    return waiting
 
 
 def held(config: RunConfig) -> bool:

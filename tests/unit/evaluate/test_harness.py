@@ -65,10 +65,20 @@ def test_one_token_options_share_a_forward_pass(tiny, monkeypatch):
     assert calls == [1]
 
 
-def test_pairs_are_encoded_as_lm_evals(tiny):
-    lm = backend(tiny)
-    for context, continuation in [("a question: ", "yes"), ("a question:", " yes"), ("a question:", " no"), ("b", "")]:
-        assert lm._encode_pair(context, continuation) == super(Backend, lm)._encode_pair(context, continuation)
+def test_pairs_are_encoded_as_lm_evals(tiny, monkeypatch):
+    """A context with a trailing space, one with two options, one that begins with BOS, none, and token ids."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    pairs = [("a question: ", "yes"), ("a question:", " yes"), ("a question:", " no"), ("b", ""), ("", "text")]
+    pairs.append((f"{tiny[1].bos_token}begun", " so"))
+    requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
+    ours, theirs = backend(tiny), HFLM(tiny[0], tokenizer=tiny[1], batch_size=1)
+    for lm in (ours, theirs):
+        monkeypatch.setattr(lm, "_loglikelihood_tokens", lambda requests, **_: requests)
+    assert ours.loglikelihood(requests, True) == theirs.loglikelihood(requests, True)
+    blocks = [Instance("loglikelihood", {}, ("\x00token-ids 1 2", " 3 4"), 0)]
+    assert ours.loglikelihood(blocks, True)[0][1:] == ([1, 2], [3, 4])
 
 
 def test_generation_is_greedy_cut_at_a_stop_text_and_resumed(tiny, tmp_path, monkeypatch):
@@ -96,7 +106,8 @@ def test_generation_is_greedy_cut_at_a_stop_text_and_resumed(tiny, tmp_path, mon
     assert ask(backend(tiny, journal=Journal(path, "m")), ["\x00"]) == expected
 
 
-def test_rows_that_end_leave_the_batch_and_the_others_do_not_notice(tiny):
+@pytest.mark.parametrize("fixed", [False, True])
+def test_rows_that_end_leave_the_batch_and_the_others_do_not_notice(tiny, fixed):
     """Prompts of unequal lengths in one batch, three ends: a token, a text, the limit; over the cache's growth."""
     model, tokenizer = tiny
     prompts = [tokenizer(text)["input_ids"] for text in ("ab", "the quick brown fox", "12:", "Z", "mora")]
@@ -110,14 +121,14 @@ def test_rows_that_end_leave_the_batch_and_the_others_do_not_notice(tiny):
         ].tolist()
         for p in prompts
     ]
-    assert generation.greedy(model, ids, mask, limit, [], lambda rows: [False] * len(rows)) == plain
+    assert generation.greedy(model, ids, mask, limit, [], lambda rows: [False] * len(rows), fixed) == plain
     ends, sizes = [plain[0][20]], []
 
     def stopped(rows):
         sizes.append(len(rows))
         return [row[:3] == plain[1][:3] and len(row) >= 40 for row in rows]
 
-    found = generation.greedy(model, ids, mask, limit, ends, stopped, logits_to_keep=1)
+    found = generation.greedy(model, ids, mask, limit, ends, stopped, fixed, logits_to_keep=1)
     cut = [row[: row.index(ends[0]) + 1] if ends[0] in row else row for row in plain]
     cut[1] = cut[1][:40]
     assert found == cut

@@ -1,6 +1,7 @@
 """Results written for a test, as a worker would write them."""
 
 import json
+import os
 
 from mora.suite import launch
 
@@ -18,7 +19,9 @@ def write(run, metrics, status="done", dirty=False, steps=(), trainable=1234, lo
         "parameters": {"trainable": trainable},
         "config": run.model_dump(mode="json"),
     } | changed
-    path.write_text(json.dumps(result))
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(result))
+    os.replace(partial, path)  # at once, as a worker does: a suite may be looking
     if log_rows:
         path.with_suffix(".log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log_rows))
     return path

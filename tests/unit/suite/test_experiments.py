@@ -234,6 +234,31 @@ def test_two_suites_on_one_folder_share_the_runs(tmp_path, monkeypatch):
     assert sorted(started) == sorted(run_id(config) for config in ours)
 
 
+def test_final_runs_do_not_wait_for_the_searches_of_other_cells(tmp_path, monkeypatch):
+    """The last search of the second cell lasts until a final run of the first has begun."""
+    monkeypatch.setenv("MORA_OUTPUT_DIR", str(tmp_path / "outputs"))
+    monkeypatch.setattr(launch, "ROOT", tmp_path)
+    monkeypatch.setattr(runner, "interrupt_on_sigterm", lambda: None)
+    grids = [row[0] for row in experiments.grids(experiments.load("table2"), "lite") if row[0].search()][:2]
+    slow, first_final = run_id(grids[1].search()[-1]), threading.Event()
+    searches = {run_id(c) for grid in grids for c in grid.search()}
+    done = []
+
+    def fake(config, output, env):
+        if run_id(config) == slow:
+            assert first_final.wait(20)
+        if run_id(config) not in searches:
+            first_final.set()
+        write(config, {grids[0].experiment.selection: 1.0})
+        done.append(run_id(config))
+        return 0
+
+    monkeypatch.setattr(runner, "launch", fake)
+    assert runner.complete(grids, jobs=2) == []
+    assert sorted(done) == sorted({run_id(c) for grid in grids for c in (*grid.search(), *grid.final())})
+    assert done.index(slow) > min(done.index(run_id(c)) for c in grids[0].final())
+
+
 def test_a_run_that_lost_a_race_for_its_folder_has_not_failed(tmp_path, monkeypatch):
     monkeypatch.setenv("MORA_OUTPUT_DIR", str(tmp_path / "outputs"))
     monkeypatch.setattr(launch, "ROOT", tmp_path)

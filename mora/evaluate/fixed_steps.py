@@ -1,0 +1,103 @@
+"""Decoding steps that are all alike, so that on a GPU one can be a CUDA graph: a small model waits for its launches."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+WARM_UP = 2  # steps on a side stream before a capture
+
+
+class FixedSteps:
+    """Greedy steps of one batch over a cache whose buffers have room for them; all state is on the device, in place.
+
+    The attention sees the whole buffers through a mask (B, 1, 1, L). `ids` are the newest tokens, (B, 1), whose keys the
+    cache does not hold yet, `positions` theirs. Without `capture`, and where a capture fails, the steps are the same, run
+    one by one.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        cache: Cache,
+        ids_B1: Tensor,
+        positions_B1: Tensor,
+        mask_BT: Tensor,
+        most: int,
+        capture: bool,
+        forward: dict[str, Any],
+    ):
+        layer: Any = cache.layers[0]
+        used, rows = layer.get_seq_length(), len(ids_B1)
+        self._model, self._cache, self._forward = model, cache, forward
+        self.ids, self.positions = ids_B1.clone(), positions_B1.clone()
+        self._at = torch.full((1,), used, device=ids_B1.device)
+        self._slot = torch.zeros_like(self._at)
+        self._made = ids_B1.new_zeros(rows, most + WARM_UP)
+        self._seen = torch.zeros((rows, 1, 1, layer.length), dtype=torch.bool, device=ids_B1.device)
+        self._seen[:, 0, 0, :used] = mask_BT[:, :used].bool()
+        self._graph = self._captured() if capture else None
+        self.failed = capture and self._graph is None
+
+    def tokens(self, n: int) -> Tensor:
+        """The next n tokens of every row, (B, n)."""
+        self._slot.zero_()
+        self._write_at(self._at)
+        for _ in range(n):
+            if self._graph is None:
+                self._step()
+            else:
+                self._graph.replay()
+        self._write_at(None)
+        for layer in self._cache.layers:
+            layer.advance(n)  # type: ignore[attr-defined]
+        return self._made[:, :n]
+
+    def _step(self) -> None:
+        self._seen.index_fill_(3, self._at, True)
+        logits_BTV = self._model(
+            input_ids=self.ids,
+            attention_mask=self._seen,
+            position_ids=self.positions,
+            past_key_values=self._cache,
+            use_cache=True,
+            **self._forward,
+        ).logits
+        self.ids.copy_(logits_BTV[:, -1].argmax(-1, keepdim=True))
+        self._made.index_copy_(1, self._slot, self.ids)
+        for counter in (self._at, self._slot, self.positions):
+            counter += 1
+
+    def _captured(self) -> torch.cuda.CUDAGraph | None:
+        """One step as a graph, or None, with a warning, where the model cannot be captured."""
+        state = (self.ids, self.positions, self._at, self._slot, self._seen)
+        before = [tensor.clone() for tensor in state]
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        self._write_at(self._at)
+        try:
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UP):
+                    self._step()
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(graph):
+                self._step()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # whatever the capture forbids: a copy to the host, a choice made there
+            reason = (str(error).splitlines() or ["no reason given"])[0]
+            warnings.warn(f"decoding without a CUDA graph: {reason}", stacklevel=2)
+            return None
+        finally:
+            self._write_at(None)
+            for tensor, value in zip(state, before, strict=True):
+                tensor.copy_(value)
+        return graph
+
+    def _write_at(self, at: Tensor | None) -> None:
+        for layer in self._cache.layers:
+            layer.at = at  # type: ignore[attr-defined]
