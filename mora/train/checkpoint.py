@@ -15,17 +15,15 @@ KEPT = 2
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """Writes `folder/step_000300`. An interrupted or failed write leaves the earlier checkpoints as they were.
-
-    A power cut may take the newest, which its hash shows: the one before is on disk before older ones go. Training waits
-    for the disk no longer than that, for the system has had the time between two checkpoints to write.
-    """
+    """Writes `folder/step_000300`. An interrupted or failed write leaves the earlier checkpoints as they were."""
     final, partial = folder / f"step_{step:06d}", folder / f".partial-{step:06d}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         with open(partial / "state.pt", "wb") as file:
             torch.save({"step": step, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
         (partial / "sha256").write_text(_digest(partial / "state.pt"))
         kill_point("before_rename", step)
         shutil.rmtree(final, ignore_errors=True)
@@ -35,21 +33,9 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
         raise OSError(
             error.errno, f"checkpoint of step {step} not written, the last one is kept: {error.strerror}"
         ) from error
-    *older, before = _steps(folder)[: 1 - KEPT] or [final]
-    _to_disk(before)
-    for old in older:
+    for old in _steps(folder)[:-KEPT]:
         shutil.rmtree(old)
     return final
-
-
-def _to_disk(checkpoint: Path) -> None:
-    """What there is of it: a damaged one may lack a file."""
-    for path in (*checkpoint.iterdir(), checkpoint):
-        place = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(place)
-        finally:
-            os.close(place)
 
 
 def load_latest(folder: Path, device: torch.device) -> dict[str, Any] | None:
