@@ -235,7 +235,7 @@ def test_two_suites_on_one_folder_share_the_runs(tmp_path, monkeypatch):
 
 
 def test_final_runs_do_not_wait_for_the_searches_of_other_cells(tmp_path, monkeypatch):
-    """The last search of the second cell lasts until a final run of the first has begun."""
+    """The last search of the second cell lasts until a final run of the first is done."""
     monkeypatch.setenv("MORA_OUTPUT_DIR", str(tmp_path / "outputs"))
     monkeypatch.setattr(launch, "ROOT", tmp_path)
     monkeypatch.setattr(runner, "interrupt_on_sigterm", lambda: None)
@@ -247,10 +247,10 @@ def test_final_runs_do_not_wait_for_the_searches_of_other_cells(tmp_path, monkey
     def fake(config, output, env):
         if run_id(config) == slow:
             assert first_final.wait(20)
-        if run_id(config) not in searches:
-            first_final.set()
         write(config, {grids[0].experiment.selection: 1.0})
         done.append(run_id(config))
+        if run_id(config) not in searches:
+            first_final.set()
         return 0
 
     monkeypatch.setattr(runner, "launch", fake)
