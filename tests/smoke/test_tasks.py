@@ -69,6 +69,7 @@ def test_packed_conversations_train_as_well(tmp_path, monkeypatch):
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_trains_on_real_rows(tmp_path, monkeypatch, task):
     small = ["model=tiny", "scale.precision=fp32", "task.data.max_length=512", "task.train.global_batch_size=4"]
+    small += ["hardware.micro_batch_size=2"]
     small += ["task.data.validation_sequences=4", "task.evaluation.tasks=[]"]  # scored in full elsewhere
     steps = ["task.train.warmup_steps=1", "task.train.stop_step=6"]
     overrides = [f"task={task}", "scale=lite", "method=mora", "r=8", "lr=1e-2", *small, *steps, *REAL[task]]
