@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import queue
 import sys
 from typing import Any
 
@@ -51,24 +50,18 @@ def main() -> int:
         table = Table(options.part, COLUMNS, options.out, facts)
         if options.part == "methods":
             runs = {name: [_method_config(name, options.device)] for name in METHODS if name in options.only}
-            _one_gpu_each(table, trials, runs, options)
+            _one_gpu_each(table, trials, runs)
         else:
             _large(table, trials, options)
     return 0 if table.rows and all(row["status"] in ("ok", "above the bar") for row in table.rows) else 1
 
 
-def _one_gpu_each(table: Table, trials: Trials, runs: dict[str, list[RunConfig]], options: argparse.Namespace) -> None:
+def _one_gpu_each(table: Table, trials: Trials, runs: dict[str, list[RunConfig]]) -> None:
     """Each run on a free GPU, as many at once as there are; in the order in which they were given."""
-    free: queue.Queue[int | None] = queue.Queue()
-    for i in range(options.jobs):
-        free.put(i % options.ranks if options.device == "cuda" else None)
 
     def run(name: str, configs: list[RunConfig]) -> dict[str, Any]:
-        gpu = free.get()
-        try:
-            return _first_that_fits(trials, name, configs, gpu)
-        finally:
-            free.put(gpu)
+        with trials.places.take(ranks=1) as place:
+            return _first_that_fits(trials, name, configs, place)
 
     for row in [trials.pool.submit(run, name, configs) for name, configs in runs.items()]:
         table.add(**row.result())
@@ -80,18 +73,17 @@ def _large(table: Table, trials: Trials, options: argparse.Namespace) -> None:
         for method, ranks in [("mora", 1), ("mora", options.ranks), ("lora", 1), ("remora", 1)]
     }
     if "mora" in options.only:
-        gpu = 0 if options.device == "cuda" else None
-        one = _first_that_fits(trials, "mora", configs["mora", 1], gpu)
+        one = _first_that_fits(trials, "mora", configs["mora", 1], trials.on(0))
         table.add(**one)
         if options.ranks > 1:
             fits = slice(0 if one["micro_batch"] == configs["mora", 1][0].micro_batch_size else 1, None)
             many = _first_that_fits(trials, f"mora x{options.ranks}", configs["mora", options.ranks][fits])
             table.add(**many)
-            again = _first_that_fits(trials, "mora again", configs["mora", 1][fits], gpu)
+            again = _first_that_fits(trials, "mora again", configs["mora", 1][fits], trials.on(0))
             table.add(**again)
             table.add(**_scaling([one, again], many, options.ranks))
     runs = {name: configs[name, 1] for name in ("remora", "lora") if name in options.only}
-    _one_gpu_each(table, trials, runs, options)
+    _one_gpu_each(table, trials, runs)
 
 
 def _scaling(ones: list[dict[str, Any]], many: dict[str, Any], ranks: int) -> dict[str, Any]:
@@ -110,10 +102,12 @@ def _scaling(ones: list[dict[str, Any]], many: dict[str, Any], ranks: int) -> di
     return row | {"status": "above the bar" if ratio >= BAR * ranks / 2 else "below the bar"}
 
 
-def _first_that_fits(trials: Trials, name: str, configs: list[RunConfig], gpu: int | None = None) -> dict[str, Any]:
+def _first_that_fits(
+    trials: Trials, name: str, configs: list[RunConfig], place: dict[str, str] | None = None
+) -> dict[str, Any]:
     """The row of the first of these runs for which the GPU's memory is enough."""
     for config in configs:
-        outcome = trials.run(f"{name}-{config.micro_batch_size}".replace(" ", "-"), config, gpu)
+        outcome = trials.run(f"{name}-{config.micro_batch_size}".replace(" ", "-"), config, place)
         trials.remove(f"{name}-{config.micro_batch_size}".replace(" ", "-"))
         if "out of GPU memory" not in outcome.words:
             break

@@ -71,8 +71,7 @@ def _fill(
     """Each row is added when its two parts are done: the run in one process, and on the ranks, killed and resumed."""
     single: dict[str, Future[Outcome]] = {}
     for i, (method, config) in enumerate(alone.items()):
-        gpu = i % options.ranks if options.device == "cuda" else None
-        single[method] = trials.pool.submit(trials.run, f"{method}-alone", config, gpu)
+        single[method] = trials.pool.submit(trials.run, f"{method}-alone", config, trials.on(i))
     ranks = {row: trials.pool.submit(_killed_and_resumed, trials, row, config) for row, config in ranked.items()}
     left = list(ranked)
     while left:

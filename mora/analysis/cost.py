@@ -160,7 +160,7 @@ def memory(
 
 def _sums_held(config: RunConfig, micro_batch_size: int) -> int:
     """Copies of the gradients that lie there when backward begins: the sums; and one more while a graph is captured."""
-    if config.hardware.cuda_graphs and not config.hardware.gradient_checkpointing:
+    if config.hardware.captures_graphs:
         return 2
     return int(micro_batch_size * config.hardware.world_size < config.task.train.global_batch_size)
 
@@ -289,7 +289,7 @@ def _from_steps(config: RunConfig, without: str) -> Iterator[tuple[tuple[float, 
 def _unlike(case: RunConfig, config: RunConfig) -> int:
     """In how many ways that change the speed of a step."""
     dropout = [bool(c.method.adapter and c.method.adapter.dropout) for c in (case, config)]
-    graphs = [c.hardware.cuda_graphs and not c.hardware.gradient_checkpointing for c in (case, config)]
+    graphs = [c.hardware.captures_graphs for c in (case, config)]
     again = [c.hardware.gradient_checkpointing for c in (case, config)]
     return sum(a != b for a, b in (dropout, graphs, again))
 

@@ -18,7 +18,7 @@ from mora.analysis.shapes import SHAPES
 from mora.config import RunConfig, compose
 from mora.data.batches import Batch
 from mora.methods import prepare
-from mora.train.engines import captures_graphs, make_engine
+from mora.train.engines import make_engine
 from mora.train.interface import Engine
 from mora.train.log import replace_file
 from mora.train.model import DTYPES, use_fused_layers
@@ -119,7 +119,7 @@ def _measured(case: Case, device: torch.device, bases: dict[str, LlamaForCausalL
         "batch_size": case.batch_size,
         "length": case.length,
         "micro_batches": case.micro_batches,
-        "cuda_graphs": captures_graphs(config.hardware) and device.type == "cuda",
+        "cuda_graphs": config.hardware.captures_graphs and device.type == "cuda",
     }
     try:
         row |= _steps(case, config, device, bases)

@@ -184,6 +184,11 @@ class Hardware(Section):
     def world_size(self) -> int:
         return self.processes * self.nodes
 
+    @property
+    def captures_graphs(self) -> bool:
+        """Not beside gradient checkpointing, which sets a random state anew for dropout: no graph may do so in a capture."""
+        return self.cuda_graphs and not self.gradient_checkpointing
+
 
 class Tracker(Section):
     """Where the log goes besides log.jsonl, which is always whole. `mode` is of W&B."""
@@ -307,10 +312,8 @@ class RunConfig(Section):
         """The learning rates the paper searched for this task, method and rank (at lite scale: ours)."""
         if self.method.lr_grid is None:
             return []
-        adapter = self.method.adapter
-        rotates = isinstance(adapter, MoraAdapter) and adapter.operator == "rotation"
-        grid = self.task.lr_grid[self.method.lr_grid]
-        if rotates:
+        adapter, grid = self.method.adapter, self.task.lr_grid[self.method.lr_grid]
+        if isinstance(adapter, MoraAdapter) and adapter.operator == "rotation":
             grid = self.task.lr_grid.get("mora_rotation", grid)
         if isinstance(grid, list):
             return grid

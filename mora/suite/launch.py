@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,13 @@ def stop_workers(how: signal.Signals = signal.SIGTERM) -> None:
     """Asks every worker that is running to save a checkpoint and end."""
     for worker in list(_workers):
         _workers[worker] = True
-        for pid in _ranks(worker):
-            with suppress(ProcessLookupError):
-                os.kill(pid, how)
+        _send(how, _ranks(worker))
+
+
+def _send(how: signal.Signals, pids: Iterable[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, how)
 
 
 def _ranks(worker: subprocess.Popen[bytes]) -> list[int]:
@@ -129,9 +134,7 @@ def _wait(worker: subprocess.Popen[bytes], limit_s: float | None) -> int:
     try:
         return worker.wait(limit_s)
     except subprocess.TimeoutExpired:
-        for pid in {*_ranks(worker), worker.pid}:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        _send(signal.SIGKILL, {*_ranks(worker), worker.pid})
         return worker.wait()
     except (KeyboardInterrupt, SystemExit):  # SystemExit: submitit, after it has put a job back into the queue
         stop_workers()

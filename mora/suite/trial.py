@@ -21,6 +21,7 @@ from mora.config import RunConfig
 from mora.config.compose import ConfigError
 from mora.train import log
 
+from .gpus import Places, visible
 from .launch import interrupt_on_sigterm, launch, result_of, stop_workers
 
 GIB = 2**30
@@ -69,20 +70,26 @@ class Outcome:
 
 
 class Trials:
-    """Runs in `folder` until `limit_s` from now, `jobs` side by side.
+    """Runs in `folder` until `limit_s` from now, `jobs` side by side; those in one process are spread over `gpus`.
 
     Each of them runs for `run_limit_s` at most, then it is killed with its ranks.
     """
 
-    def __init__(self, folder: Path, jobs: int, ranks: int, limit_s: float, run_limit_s: float):
-        self.folder, self.run_limit_s = folder, run_limit_s
+    def __init__(self, folder: Path, jobs: int, ranks: int, gpus: list[str], limit_s: float, run_limit_s: float):
+        self.folder, self.run_limit_s, self.gpus = folder, run_limit_s, gpus
         self.deadline = time.monotonic() + limit_s
-        self.pool = ThreadPoolExecutor(jobs)
+        self.pool, self.places = ThreadPoolExecutor(jobs), Places(jobs, gpus)
         threads = max(1, (os.cpu_count() or 1) // (jobs * ranks))
         self.env = QUIET | {"MORA_SIDE_BY_SIDE": str(jobs), "OMP_NUM_THREADS": str(threads)}
 
-    def run(self, name: str, config: RunConfig, gpu: int | None = None, kill_at: str | None = None) -> Outcome:
-        """From its last checkpoint, where one of that name was run before. `gpu`: the only one that it sees."""
+    def on(self, i: int) -> dict[str, str]:
+        """The environment of a run that sees the i-th GPU alone, counted round."""
+        return {"CUDA_VISIBLE_DEVICES": self.gpus[i % len(self.gpus)]} if self.gpus else {}
+
+    def run(
+        self, name: str, config: RunConfig, place: dict[str, str] | None = None, kill_at: str | None = None
+    ) -> Outcome:
+        """From its last checkpoint, where one of that name was run before. `place`: of `on` or of `places`."""
         started, folder = time.monotonic(), self.folder / name
         limit = min(self.run_limit_s, self.deadline - started)
         if limit <= 0:
@@ -90,7 +97,7 @@ class Trials:
         folder.mkdir(parents=True, exist_ok=True)
         scale = config.scale.model_copy(update={"results_dir": str(folder / "results")})
         config = config.model_copy(update={"scale": scale})
-        env = self.env | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)})
+        env = self.env | (place or {})
         if kill_at:
             env["MORA_KILL_AT"] = kill_at
         with open(folder / "output.txt", "a") as output:
@@ -174,7 +181,8 @@ def start_trials(options: argparse.Namespace) -> Iterator[Trials]:
     with TemporaryDirectory(dir=chosen, prefix="mora-check-", ignore_cleanup_errors=True) as folder:
         free = [f"{path} {shutil.disk_usage(path).free / GIB:.1f} GiB free" for path in (folder, shared)]
         print(f"{', '.join(free)}; {os.cpu_count()} cores; Python {sys.version.split()[0]}", flush=True)
-        trials = Trials(Path(folder), options.jobs, options.ranks, options.limit_s, options.run_limit_s)
+        found = visible()[: options.ranks] if options.device == "cuda" else []
+        trials = Trials(Path(folder), options.jobs, options.ranks, found, options.limit_s, options.run_limit_s)
         try:
             yield trials
         finally:

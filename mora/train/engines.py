@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mora.config.compose import ConfigError
-from mora.config.schema import Hardware, RunConfig
+from mora.config.schema import RunConfig
 from mora.methods import parameter_groups
 
 from .engine import TorchEngine
@@ -26,7 +26,7 @@ def make_engine(model: nn.Module, config: RunConfig) -> Engine:
     if config.hardware.gradient_checkpointing:
         checkpoint_layers(model)
     if not config.parallel.startswith("zero") or not config.method.trains:
-        return TorchEngine(model, config.task.train, dtype, captures_graphs(config.hardware), groups)
+        return TorchEngine(model, config.task.train, dtype, config.hardware.captures_graphs, groups)
     if importlib.util.find_spec("deepspeed") is None:
         raise ConfigError(
             f"hardware.parallel={config.parallel} needs DeepSpeed: pip install 'mora[deepspeed]', or hardware.parallel=ddp"
@@ -35,11 +35,6 @@ def make_engine(model: nn.Module, config: RunConfig) -> Engine:
 
     stage = {"zero1": 1, "zero2": 2, "zero3": 3}[config.parallel]
     return ZeroEngine(model, config.task.train, dtype, groups, stage, config.hardware.offload)
-
-
-def captures_graphs(hardware: Hardware) -> bool:
-    """Not beside gradient checkpointing, which puts a random state back for dropout: no graph may do that while captured."""
-    return hardware.cuda_graphs and not hardware.gradient_checkpointing
 
 
 def checkpoint_layers(model: nn.Module) -> None:

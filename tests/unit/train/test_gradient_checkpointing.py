@@ -10,7 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from mora.config import run_id
 from mora.methods import prepare
 from mora.train.engine import token_losses
-from mora.train.engines import captures_graphs, make_engine
+from mora.train.engines import make_engine
 from mora.train.model import load_model
 
 ON = "hardware.gradient_checkpointing=true"
@@ -77,5 +77,5 @@ def test_evaluation_is_not_computed_twice():
 def test_the_run_keeps_its_name_and_captures_no_graph():
     plain, checkpointed = tiny_config("mora", "hardware=gpu1"), tiny_config("mora", "hardware=gpu1", ON)
     assert run_id(plain) == run_id(checkpointed)
-    assert captures_graphs(plain.hardware)
-    assert not captures_graphs(checkpointed.hardware)
+    assert plain.hardware.captures_graphs
+    assert not checkpointed.hardware.captures_graphs
