@@ -1,0 +1,46 @@
+"""Decoding by a CUDA graph against transformers' own generation. Needs a GPU."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from mora.evaluate.generation import fixed_steps_suit, greedy
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def test_a_captured_step_makes_the_tokens_that_transformers_makes(monkeypatch):
+    """Rows of different lengths, more tokens than a cache grows by at once, rows that stop at different times."""
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=211, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=1024, initializer_range=0.2,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).cuda().eval()
+    ids = torch.randint(3, 211, (6, 20), device="cuda")
+    mask = torch.ones_like(ids)
+    for row, padded in enumerate((0, 3, 0, 7, 19, 1)):
+        ids[row, :padded], mask[row, :padded] = 0, 0
+    assert fixed_steps_suit(model)
+    plain = model.generate(
+        ids, attention_mask=mask, max_new_tokens=300, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+    expected = plain[:, 20:].tolist()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a step that could not be captured warns
+        found = greedy(model, ids, mask, 300, [], lambda rows: [False] * len(rows), True, logits_to_keep=1)
+        assert found == expected
+        lengths = {tuple(row): 40 * (i + 1) for i, row in enumerate(expected)}
+
+        def stopped(rows: list[list[int]]) -> list[bool]:
+            return [any(len(row) >= n and list(key)[: len(row)] == row for key, n in lengths.items()) for row in rows]
+
+        ended = greedy(model, ids, mask, 300, [], stopped, True, logits_to_keep=1)
+    for row, whole, n in zip(ended, expected, sorted(lengths.values()), strict=True):
+        assert row == whole[: len(row)]
+        assert n <= len(row) < n + 8
