@@ -10,9 +10,9 @@ What it saves, against composing the operators under autograd:
 - Padding: r_hat is padded to a multiple of 8 in what is compressed and in a copy of M, so that cuBLAS keeps its fast
   kernels. The copy is made in the compute dtype, in forward and again in backward; M itself stays exact.
 
-The four linear maps run as Triton kernels (`gather.py`) on a GPU; elsewhere, and under torch.compile, which fuses them by
-itself and could not look into a kernel, they are the operators' own torch code. Everything is allocated by shape alone and
-nothing asks the device for a value, so a step may be captured in a CUDA graph once it has run.
+The four linear maps run as Triton kernels (`gather_kernel.py`) on a GPU; elsewhere, and under torch.compile, which fuses
+them by itself and could not look into a kernel, they are the operators' own torch code. Everything is allocated by shape
+alone and nothing asks the device for a value, so a step may be captured in a CUDA graph once it has run.
 
 The form is chosen for each call. The environment variable MORA_KERNELS, or `use(...)`, decides otherwise: "auto";
 "torch", this function without Triton; "reference", the operators composed under autograd; "triton", also on the CPU (with
@@ -26,7 +26,6 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -34,10 +33,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from .gather import Gather, Maps, aligned, maps
 from .operators import Operator
 
 if TYPE_CHECKING:
-    from .gather import Dropout
+    from .gather_kernel import Dropout
 
 Form = Literal["auto", "triton", "torch", "reference"]
 CHUNK_BYTES = 16 * 2**20  # of compressed blocks: they and their product with M stay in the L2 cache of an H100 (50 MB)
@@ -70,13 +70,15 @@ def on_triton(x: Tensor) -> bool:
 
 def runs_triton(x: Tensor, operator: Operator) -> bool:
     """Whether the maps of this operator on this x run as Triton kernels."""
-    if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter) or not on_triton(x):
-        return False
-    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16) or x.numel() == 0:
-        return False
-    from .gather import maps
+    return _triton_maps(x, operator) is not None
 
-    return maps(operator) is not None
+
+def _triton_maps(x: Tensor, operator: Operator) -> Maps | None:
+    if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter) or not on_triton(x):
+        return None
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16) or x.numel() == 0:
+        return None
+    return maps(operator)
 
 
 @functools.cache
@@ -104,11 +106,12 @@ def adapted_linear(
     """
     drop = None
     if dropout:
-        from .gather import Dropout
+        from .gather_kernel import Dropout
 
         # Drawn on the device: torch.manual_seed, checkpointing and graph capture all govern it as they do nn.Dropout.
         drop = Dropout(dropout, torch.randint(-(2**63), 2**63 - 1, (1,), device=x.device))
-    return _AdaptedLinear.apply(x, M, weight_KD, bias, operator, scaling, dtype or M.dtype, drop)
+    found = _triton_maps(x, operator)
+    return _AdaptedLinear.apply(x, M, weight_KD, bias, operator, found, scaling, dtype or M.dtype, drop)
 
 
 class _AdaptedLinear(torch.autograd.Function):
@@ -120,28 +123,33 @@ class _AdaptedLinear(torch.autograd.Function):
         weight_KD: Tensor | None,
         bias: Tensor | None,
         operator: Operator,
+        found: Maps | None,
         scaling: float,
         dtype: torch.dtype,
         dropout: Dropout | None,
     ) -> Tensor:
-        triton = runs_triton(x, operator)
+        """found: the maps as kernels, None where they are torch code."""
         x2 = x.reshape(-1, operator.in_features)
         y_dtype = dtype if weight_KD is None else _base_dtype(x)
-        ctx.in_blocks = triton and dropout is None and x.dtype == dtype == y_dtype and _has_block_matrices(operator)
-        if ctx.in_blocks:
-            c, y = None, _forward_in_blocks(x2, M, operator, scaling)
-        elif triton:
-            c, y = _forward_triton(x2, M, operator, scaling, dtype, y_dtype, dropout)
-        else:
+        c = blocks = None
+        if found is None:
             c = operator.compress(x2.to(dtype))
             y = operator.decompress(F.linear(c, _square(M, dtype, scaling))).to(y_dtype)
+        else:
+            x2 = _with_contiguous_rows(x2)
+            blocks = found.block_matrices if dropout is None and x.dtype == dtype == y_dtype else None
+            if blocks is not None:
+                y = _forward_in_blocks(x2, M, operator, blocks, scaling)
+            else:
+                c, y = _forward_triton(x2, M, operator, found, scaling, dtype, y_dtype, dropout)
         if weight_KD is not None:
-            y = _plus_product(y, x2.to(y_dtype), weight_KD.to(y_dtype), in_place=triton)
+            y = _plus_product(y, x2.to(y_dtype), weight_KD.to(y_dtype), in_place=found is not None)
             if bias is not None:
                 y += bias
         keeps_c = c is not None and c.numel() * c.itemsize <= x.numel() * x.itemsize
         ctx.save_for_backward(c if keeps_c else x, M, weight_KD, dropout.seed if dropout else None)
-        ctx.keeps_c, ctx.triton, ctx.operator, ctx.scaling, ctx.dtype = keeps_c, triton, operator, scaling, dtype
+        ctx.keeps_c, ctx.maps, ctx.in_blocks = keeps_c, found, blocks is not None
+        ctx.operator, ctx.scaling, ctx.dtype = operator, scaling, dtype
         ctx.shape, ctx.x_dtype, ctx.dropout = x.shape, x.dtype, dropout and dropout.p
         return y.view(*x.shape[:-1], operator.out_features)
 
@@ -149,19 +157,16 @@ class _AdaptedLinear(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]  # what f_comp(x) owes to x is not kept: use "reference"
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         kept, M, weight_KD, seed = ctx.saved_tensors
-        operator, needs_x, needs_M = ctx.operator, ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+        operator, (needs_x, needs_M, *_) = ctx.operator, ctx.needs_input_grad
         g = grad_y.reshape(-1, operator.out_features)
         x_or_c = kept if ctx.keeps_c else kept.reshape(-1, operator.in_features)
         x_dtype = ctx.x_dtype if weight_KD is None else g.dtype
-        if ctx.in_blocks:
-            dx, dM = _backward_in_blocks(ctx, g, x_or_c, M)
-        elif ctx.triton:
-            dropout = None
-            if seed is not None:
-                from .gather import Dropout
-
-                dropout = Dropout(ctx.dropout, seed)
-            dx, dM = _backward_triton(ctx, g, x_or_c, M, x_dtype, dropout)
+        if ctx.maps is not None:
+            g, x_or_c = _with_contiguous_rows(g), _with_contiguous_rows(x_or_c)
+            if ctx.in_blocks:
+                dx, dM = _backward_in_blocks(ctx, g, x_or_c, M)
+            else:
+                dx, dM = _backward_triton(ctx, g, x_or_c, M, x_dtype, seed)
         else:
             dz = operator.decompress_adjoint(g.to(ctx.dtype))
             dx = dM = None
@@ -171,10 +176,10 @@ class _AdaptedLinear(torch.autograd.Function):
                 c = x_or_c if ctx.keeps_c else operator.compress(x_or_c.to(ctx.dtype))
                 dM = _square(_outer(dz, c), M.dtype, ctx.scaling)
         if dx is not None and weight_KD is not None:
-            dx = _plus_product(dx, g, weight_KD.to(g.dtype).mT, in_place=ctx.triton)
+            dx = _plus_product(dx, g, weight_KD.to(g.dtype).mT, in_place=ctx.maps is not None)
         if dx is not None:
             dx = dx.to(ctx.x_dtype).view(ctx.shape)
-        return dx, dM, None, None, None, None, None, None
+        return dx, dM, None, None, None, None, None, None, None
 
 
 def _base_dtype(x: Tensor) -> torch.dtype:
@@ -187,8 +192,10 @@ def _base_dtype(x: Tensor) -> torch.dtype:
 
 def _plus_product(y: Tensor, a: Tensor, b: Tensor, in_place: bool) -> Tensor:
     """y + a b, rounded once."""
+    if in_place:  # which autocast leaves alone
+        return y.addmm_(a, b)
     with torch.autocast(y.device.type, enabled=False):
-        return y.addmm_(a, b) if in_place else torch.addmm(y, a, b)
+        return torch.addmm(y, a, b)
 
 
 def _square(M: Tensor, dtype: torch.dtype, scaling: float) -> Tensor:
@@ -208,104 +215,88 @@ def _forward_triton(
     x: Tensor,
     M: Tensor,
     operator: Operator,
+    found: Maps,
     scaling: float,
     dtype: torch.dtype,
     y_dtype: torch.dtype,
     dropout: Dropout | None,
 ) -> tuple[Tensor | None, Tensor]:
     """f_comp(x) where it is smaller than x, else None, and f_decomp(M f_comp(x)); x and what is returned have rows."""
-    from .gather import aligned, maps, run
+    from .gather_kernel import run
 
-    plans = maps(operator)
-    assert plans is not None
-    x = _with_contiguous_rows(x)
-    side, rows = aligned(operator.r_hat), x.shape[0]
+    side, rows, width = aligned(operator.r_hat), x.shape[0], found.compress.width
     M = _aligned_square(M, side, dtype, scaling)
     y = x.new_empty(rows, operator.out_features, dtype=y_dtype)
-    width = plans.compress.width
+    size = _rows_of_a_part(rows, width * dtype.itemsize, found.n_blocks)
     keeps_c = width * dtype.itemsize <= x.shape[1] * x.itemsize
     c_all = x.new_empty(rows, width, dtype=dtype) if keeps_c else None
-    for part in _row_parts(rows, width * dtype.itemsize, plans.n_blocks):
-        c = c_all[part] if c_all is not None else x.new_empty(part.stop - part.start, width, dtype=dtype)
-        run(plans.compress, x[part], c, _from_row(dropout, part.start))
+    c_parts = _parts(c_all, size) if c_all is not None else None
+    for i, (x_part, y_part) in enumerate(zip(_parts(x, size), _parts(y, size), strict=True)):
+        c = c_parts[i] if c_parts is not None else x.new_empty(x_part.shape[0], width, dtype=dtype)
+        run(found.compress, x_part, c, dropout, i * size)
         z = F.linear(c.view(-1, side), M)
-        run(plans.decompress, z.view(-1, width), y[part])
+        run(found.decompress, z.view(-1, width), y_part)
     return c_all, y
 
 
 def _backward_triton(
-    ctx: Any, g: Tensor, x_or_c: Tensor, M: Tensor, x_dtype: torch.dtype, dropout: Dropout | None
+    ctx: Any, g: Tensor, x_or_c: Tensor, M: Tensor, x_dtype: torch.dtype, seed: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    from .gather import aligned, maps, run
+    from .gather_kernel import Dropout, run
 
-    operator, dtype, needs_x, needs_M = ctx.operator, ctx.dtype, ctx.needs_input_grad[0], ctx.needs_input_grad[1]
-    plans = maps(operator)
-    assert plans is not None
-    g, x_or_c = _with_contiguous_rows(g), _with_contiguous_rows(x_or_c)
-    R, side, rows, width = operator.r_hat, aligned(operator.r_hat), g.shape[0], plans.compress.width
-    square = _aligned_square(M, side, dtype, ctx.scaling)
-    dx = g.new_empty(rows, operator.in_features, dtype=x_dtype) if needs_x else None
+    found, dtype, (needs_x, needs_M, *_) = ctx.maps, ctx.dtype, ctx.needs_input_grad
+    dropout = None if seed is None else Dropout(ctx.dropout, seed)
+    R, rows, width = ctx.operator.r_hat, g.shape[0], found.compress.width
+    side = aligned(R)
+    square = _aligned_square(M, side, dtype, ctx.scaling) if needs_x else M
+    size = _rows_of_a_part(rows, width * dtype.itemsize, found.n_blocks)
+    dx = g.new_empty(rows, ctx.operator.in_features, dtype=x_dtype) if needs_x else None
+    dx_parts = _parts(dx, size) if dx is not None else None
     dM: Tensor | None = None
-    for part in _row_parts(rows, width * dtype.itemsize, plans.n_blocks):
-        shape = (part.stop - part.start, width)
-        dz = run(plans.decompress_adjoint, g[part], g.new_empty(shape, dtype=dtype)).view(-1, side)
-        if dx is not None:
-            dc = dz @ square
-            run(plans.compress_adjoint, dc.view(shape), dx[part], _from_row(dropout, part.start))
+    for i, (g_part, c) in enumerate(zip(_parts(g, size), _parts(x_or_c, size), strict=True)):
+        shape = (g_part.shape[0], width)
+        dz = run(found.decompress_adjoint, g_part, g.new_empty(shape, dtype=dtype)).view(-1, side)
+        if dx_parts is not None:
+            run(found.compress_adjoint, (dz @ square).view(shape), dx_parts[i], dropout, i * size)
         if needs_M:
-            c = x_or_c[part]
             if not ctx.keeps_c:
-                c = run(plans.compress, c, g.new_empty(shape, dtype=dtype), _from_row(dropout, part.start))
+                c = run(found.compress, c, g.new_empty(shape, dtype=dtype), dropout, i * size)
             term = _split_outer(dz, c.view(-1, side))
             dM = term if dM is None else dM.add_(term)
     if dM is not None:
-        dM = _square(dM[:R, :R], M.dtype, ctx.scaling)
+        dM = _square(dM if side == R else dM[:R, :R], M.dtype, ctx.scaling)
     return dx, dM
 
 
-def _has_block_matrices(operator: Operator) -> bool:
-    from .gather import maps
-
-    plans = maps(operator)
-    return plans is not None and plans.block_matrices is not None
-
-
-def _forward_in_blocks(x: Tensor, M: Tensor, operator: Operator, scaling: float) -> Tensor:
+def _forward_in_blocks(x: Tensor, M: Tensor, operator: Operator, matrices: Gather, scaling: float) -> Tensor:
     """y^i = P^i x^i for all blocks in one batched product, which reads x and writes y where they are."""
-    x = _with_contiguous_rows(x)
     y = x.new_empty(x.shape[0], operator.out_features)
-    torch.bmm(_as_blocks(x, operator), _block_matrices(M, operator, x.dtype, scaling).mT, out=_as_blocks(y, operator))
+    P = _block_matrices(M, operator, matrices, x.dtype, scaling)
+    torch.bmm(_as_blocks(x, operator), P.mT, out=_as_blocks(y, operator))
     return y
 
 
 def _backward_in_blocks(ctx: Any, g: Tensor, x: Tensor, M: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    from .gather import maps, run
+    from .gather_kernel import run
 
-    operator, R = ctx.operator, ctx.operator.r_hat
-    plans = maps(operator)
-    assert plans is not None
-    assert plans.block_matrices_adjoint is not None
-    g, x = _with_contiguous_rows(g), _with_contiguous_rows(x)
+    operator, R, (needs_x, needs_M, *_) = ctx.operator, ctx.operator.r_hat, ctx.needs_input_grad
     dx = dM = None
-    if ctx.needs_input_grad[0]:
+    if needs_x:
         dx = g.new_empty(g.shape[0], operator.in_features)
-        P = _block_matrices(M, operator, ctx.dtype, ctx.scaling)
+        P = _block_matrices(M, operator, ctx.maps.block_matrices, ctx.dtype, ctx.scaling)
         torch.bmm(_as_blocks(g, operator), P, out=_as_blocks(dx, operator))
-    if ctx.needs_input_grad[1]:
+    if needs_M:
         dP = torch.bmm(_as_blocks(g, operator).mT, _as_blocks(x, operator)).transpose(0, 1).reshape(R, -1)
-        dM = run(plans.block_matrices_adjoint, dP, dP.new_empty(R, R, dtype=torch.float32))
+        dM = run(ctx.maps.block_matrices_adjoint, dP, dP.new_empty(R, R, dtype=torch.float32))
         dM = _square(dM, M.dtype, ctx.scaling)
     return dx, dM
 
 
-def _block_matrices(M: Tensor, operator: Operator, dtype: torch.dtype, scaling: float) -> Tensor:
+def _block_matrices(M: Tensor, operator: Operator, matrices: Gather, dtype: torch.dtype, scaling: float) -> Tensor:
     """scaling * P^i, (N, R, R), turned in fp32 and rounded once to `dtype`."""
-    from .gather import maps, run
+    from .gather_kernel import run
 
-    plans = maps(operator)
-    assert plans is not None
-    assert plans.block_matrices is not None
-    P = run(plans.block_matrices, _with_contiguous_rows(M), M.new_empty(M.shape[0], operator.in_features, dtype=dtype))
+    P = run(matrices, _with_contiguous_rows(M), M.new_empty(M.shape[0], operator.in_features, dtype=dtype))
     return _as_blocks(_square(P, dtype, scaling), operator)
 
 
@@ -322,21 +313,17 @@ def _aligned_square(M: Tensor, side: int, dtype: torch.dtype, scaling: float) ->
     """scaling * M in `dtype`, with zeros up to (side, side)."""
     if M.shape[0] == side:
         return _square(M, dtype, scaling)
-    padded = M.new_zeros(side, side, dtype=dtype)
-    padded[: M.shape[0], : M.shape[0]].copy_(M)
-    return padded if scaling == 1.0 else padded.mul_(scaling)
+    missing = side - M.shape[0]
+    return F.pad(_square(M, dtype, scaling), (0, missing, 0, missing))
 
 
-def _row_parts(rows: int, row_bytes: int, n_blocks: int) -> Iterator[slice]:
+def _rows_of_a_part(rows: int, row_bytes: int, n_blocks: int) -> int:
     """Equal parts of about CHUNK_BYTES. Sharing is one part: it compresses, so there is little to keep in the cache."""
-    parts = 1 if n_blocks == 1 else max(1, round(rows * row_bytes / CHUNK_BYTES))
-    size = -(-rows // parts)
-    for start in range(0, rows, size):
-        yield slice(start, min(start + size, rows))
+    return rows if n_blocks == 1 else -(-rows // max(1, round(rows * row_bytes / CHUNK_BYTES)))
 
 
-def _from_row(dropout: Dropout | None, row: int) -> Dropout | None:
-    return dropout and replace(dropout, first_row=row)
+def _parts(x: Tensor, size: int) -> tuple[Tensor, ...]:
+    return (x,) if size == x.shape[0] else x.split(size)
 
 
 def _split_outer(dz: Tensor, c: Tensor) -> Tensor:
@@ -346,7 +333,7 @@ def _split_outer(dz: Tensor, c: Tensor) -> Tensor:
     splits = 1
     while 2 * splits * tiles <= MULTIPROCESSORS and rows // (2 * splits) >= 512:
         splits *= 2
-    whole = rows // splits * splits
-    parts = torch.bmm(dz[:whole].view(splits, -1, side).mT, c[:whole].view(splits, -1, side))
-    total = parts.sum(0, dtype=torch.float32)
-    return total if whole == rows else total.add_(dz[whole:].mT @ c[whole:])
+    rest = rows % splits
+    dz_whole, c_whole = (dz, c) if rest == 0 else (dz[:-rest], c[:-rest])
+    total = torch.bmm(dz_whole.view(splits, -1, side).mT, c_whole.view(splits, -1, side)).sum(0, dtype=torch.float32)
+    return total.add_(dz[-rest:].mT @ c[-rest:]) if rest else total

@@ -140,24 +140,25 @@ class MoraLinear(nn.Module, MoraLayer):
         M, operator, scaling = self.mora_M[adapter], self.operator[adapter], self.scaling[adapter]
         if not kernels.is_reference():
             x = self.mora_dropout[adapter](x)
-            return kernels.adapted_linear(x, M, operator, scaling, dtype=self._compute_dtype(adapter, x))
+            return kernels.adapted_linear(x, M, operator, scaling, dtype=self._compute_dtype(M, x))
         x = self.mora_dropout[adapter](self._cast_input_dtype(x, M.dtype))
         y = operator.decompress(nn.functional.linear(operator.compress(x), M))
         return y if scaling == 1.0 else y * scaling
 
     def _with_base(self, adapter: str, x: Tensor) -> Tensor:
         """The base output and one adapter's in one function. Only where `_can_join_base`."""
-        base = self.get_base_layer()
+        base: Any = self.base_layer
+        M = self.mora_M[adapter]
         weight_KD = base.weight if isinstance(base, Conv1D) else base.weight.mT
         return kernels.adapted_linear(
             x,
-            self.mora_M[adapter],
+            M,
             self.operator[adapter],
             self.scaling[adapter],
             weight_KD=weight_KD,
             bias=base.bias,
             dropout=self._dropout_now(adapter),
-            dtype=self._compute_dtype(adapter, x),
+            dtype=self._compute_dtype(M, x),
         )
 
     def _can_join_base(self, adapter: str, x: Tensor) -> bool:
@@ -167,14 +168,15 @@ class MoraLinear(nn.Module, MoraLayer):
         the mask must be applied to a copy of x.
         """
         base = self.base_layer
+        if kernels.is_reference() or type(base) not in (nn.Linear, Conv1D):
+            return False
+        weight, bias = base.weight, base.bias
         return (
-            not kernels.is_reference()
-            and type(base) in (nn.Linear, Conv1D)
-            and "forward" not in base.__dict__
+            "forward" not in base.__dict__
             and not (base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks)
-            and type(base.weight) in (nn.Parameter, Tensor)
-            and not base.weight.requires_grad
-            and not (base.bias is not None and base.bias.requires_grad)
+            and type(weight) in (nn.Parameter, Tensor)
+            and not weight.requires_grad
+            and (bias is None or not bias.requires_grad)
             and (self._dropout_now(adapter) == 0 or kernels.runs_triton(x, self.operator[adapter]))
         )
 
@@ -182,9 +184,9 @@ class MoraLinear(nn.Module, MoraLayer):
         dropout = self.mora_dropout[adapter]
         return dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
 
-    def _compute_dtype(self, adapter: str, x: Tensor) -> torch.dtype:
+    def _compute_dtype(self, M: Tensor, x: Tensor) -> torch.dtype:
         """Of the product with M: autocast's dtype where autocast is on, else M's, to which PEFT casts an adapter's input."""
-        M, device = self.mora_M[adapter], x.device.type
+        device = x.device.type
         if torch.is_autocast_enabled(device) and M.dtype != torch.float64:
             return torch.get_autocast_dtype(device)
         return M.dtype if getattr(self, "cast_input_dtype_enabled", True) else x.dtype

@@ -46,7 +46,8 @@ def rounded_up_for_rotation(setting, shape):
 @pytest.mark.parametrize("shape", ODD[2:3] + ODD[4:], ids=shape_id)
 @pytest.mark.parametrize("setting", SETTINGS, ids=setting_id)
 def test_every_map_of_every_setting(setting, shape):
-    from mora.adapter.gather import maps, run
+    from mora.adapter.gather import maps
+    from mora.adapter.gather_kernel import run
 
     operator = build(setting, rounded_up_for_rotation(setting, shape))
     plans = maps(operator)
