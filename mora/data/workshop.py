@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import pickle
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -112,11 +113,14 @@ class Workshop:
             for job in (*first, *jobs):
                 yield _work(job, encoder)
             return
-        # Spawned: forking would copy this process's threads and its GPU context. One thread a process.
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        pool = ProcessPoolExecutor(
-            workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(encoder,)
-        )
+        # Not forked from this process, whose threads and GPU context would be copied, but from one that has imported what
+        # the encoder needs. The encoder is megabytes: sent at the start, it would let processes start one after the other.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one thread a process
+        tools = self.folder / "encoder.pickle"
+        tools.write_bytes(pickle.dumps(encoder))
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([type(encoder).__module__])
+        pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(tools,))
         waiting: deque[Future[Path]] = deque(_submit(pool, job) for job in first)
         try:
             for job in jobs:
@@ -127,6 +131,7 @@ class Workshop:
                 yield waiting.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
+            tools.unlink()
 
 
 @dataclass(frozen=True)
@@ -144,9 +149,9 @@ class _Job:
 _encoder: Encoder | None = None  # of a worker process
 
 
-def _start_worker(encoder: Encoder) -> None:
+def _start_worker(tools: Path) -> None:
     global _encoder
-    _encoder = encoder
+    _encoder = pickle.loads(tools.read_bytes())
 
 
 def _submit(pool: ProcessPoolExecutor, job: _Job) -> Future[Path]:
