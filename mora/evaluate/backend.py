@@ -87,7 +87,7 @@ class Backend(HFLM):
 
     def _encode_texts(self, texts: list[str]) -> list[list[int]]:
         """`tok_encode` of each, in one call of the tokenizer but for those of another form."""
-        bos = self.tok_decode(self.prefix_token_id)
+        bos = self.tokenizer.decode(self.prefix_token_id)
         plain = [text for text in texts if not text.startswith((TOKEN_IDS, bos))]
         special = {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
         encoded = self.tokenizer(plain, return_attention_mask=False, **special)["input_ids"] if plain else []

@@ -76,7 +76,15 @@ def test_pairs_are_encoded_as_lm_evals(tiny, monkeypatch):
     ours, theirs = backend(tiny), HFLM(tiny[0], tokenizer=tiny[1], batch_size=1)
     for lm in (ours, theirs):
         monkeypatch.setattr(lm, "_loglikelihood_tokens", lambda requests, **_: requests)
+    singly: list[str] = []
+    one_by_one = ours.tok_encode
+    monkeypatch.setattr(ours, "tok_encode", lambda text, *a, **k: (singly.append(text), one_by_one(text, *a, **k))[1])
     assert ours.loglikelihood(requests, True) == theirs.loglikelihood(requests, True)
+    assert sorted(singly) == [
+        f"{tiny[1].bos_token}begun",
+        f"{tiny[1].bos_token}begun so",
+        "text",
+    ]  # the rest in one call
     blocks = [Instance("loglikelihood", {}, ("\x00token-ids 1 2", " 3 4"), 0)]
     assert ours.loglikelihood(blocks, True)[0][1:] == ([1, 2], [3, 4])
 

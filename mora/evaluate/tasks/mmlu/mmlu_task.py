@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import datasets
@@ -35,27 +36,43 @@ def load(
     dev: dict[str, list[Row]] = {}
     for row in _rows("dev", data_dir):
         dev.setdefault(row["subject"], []).append(row)
+
+    @functools.cache
+    def head_of(subject: str, n: int) -> tuple[str, int]:
+        head = _head(subject, dev.get(subject, [])[:n], chat)
+        return head, len(tokenizer(head)["input_ids"]) if tokenizer else 0
+
+    def fits(head: str, tokens: int, tail: str) -> bool:
+        """Only a prompt that could be too long is tokenised: a token is at least a byte."""
+        surely = tokenizer is None or tokens + len(tail.encode()) < max_length
+        return surely or len(tokenizer(head + tail)["input_ids"]) <= max_length
+
     docs = []
     for row in _rows("test", data_dir):
         subject = row["subject"]
         if subjects == "bio" and subject not in BIO:
             continue
-        text = prompt(row, dev.get(subject, [])[:shots], chat)
-        for fewer in range(shots - 1, -1, -1):
-            if tokenizer is None or len(text.encode()) < max_length or len(tokenizer(text)["input_ids"]) <= max_length:
-                break
-            text = prompt(row, dev[subject][:fewer], chat)
-        docs.append({"prompt": text, "options": LETTERS, "gold": row["answer"], "group": subject})
+        tail = _tail(row, chat)
+        n = next(n for n in range(shots, -1, -1) if n == 0 or fits(*head_of(subject, n), tail))
+        docs.append(
+            {"prompt": head_of(subject, n)[0] + tail, "options": LETTERS, "gold": row["answer"], "group": subject}
+        )
     return as_test_split(docs)
 
 
 def prompt(row: Row, shots: list[Row], chat: bool) -> str:
+    return _head(row["subject"], shots, chat) + _tail(row, chat)
+
+
+def _head(subject: str, shots: list[Row], chat: bool) -> str:
     """The header keeps open-instruct's two spaces before the subject, and stays without shots."""
-    subject = row["subject"].replace("_", " ")
-    text = f"The following are multiple choice questions (with answers) about  {subject}.\n\n"
+    text = f"The following are multiple choice questions (with answers) about  {subject.replace('_', ' ')}.\n\n"
     text += "".join(f"{question(shot)} {LETTERS[shot['answer']]}\n\n" for shot in shots)
-    text += question(row)
-    return f"<|user|>\n{text}\n<|assistant|>\nThe answer is:" if chat else text
+    return f"<|user|>\n{text}" if chat else text
+
+
+def _tail(row: Row, chat: bool) -> str:
+    return f"{question(row)}\n<|assistant|>\nThe answer is:" if chat else question(row)
 
 
 def question(row: Row) -> str:
