@@ -208,7 +208,7 @@ def test_loss_curves_on_smollm2_agree_within_seed_noise(monkeypatch):
             pairs = uuid.make_pairs(config.task.data)[:400]
             encoded = [uuid.encode(pair, tokenizer, "value") for pair in pairs]
             batches = Batches(encoded, pad_id=0, global_batch_size=100, micro_batch_size=100, seed=seed)
-            engine, values = TorchEngine(model, config.task.train, torch.bfloat16), []
+            engine, values = TorchEngine(model, config.task.train, torch.bfloat16, cuda_graphs=True), []
             with kernels.use(form):
                 for number in range(200):
                     torch.manual_seed(1000 * seed + number)
