@@ -3,7 +3,6 @@
 import math
 
 import pytest
-from paper_runs import paper
 
 from mora.analysis import cost
 from mora.config import ConfigError, compose

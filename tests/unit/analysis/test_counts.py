@@ -1,5 +1,7 @@
 """Parameters and FLOPs that are counted from shapes against real models."""
 
+import itertools
+
 import pytest
 import torch
 from paper_runs import paper
@@ -68,3 +70,39 @@ def test_flops_are_those_that_torch_counts(method, more):
         token_losses(model, Batch(tokens, tokens)).sum().backward()
     counted = counter.get_total_flops()  # the last token of a sequence has no loss, so no logits
     assert counts.flops_per_token(config, length) * tokens.numel() == pytest.approx(counted, rel=0.08)
+
+
+SIZES = {"q_proj": (4096, 4096), "gate_proj": (4096, 11008), "down_proj": (11008, 4096)}
+
+
+def kept(name, operator, dropout=0.05, overflow="drop", r=8):
+    config = paper(
+        "mora", f"r={r}", *(f"method.adapter.{o}" for o in (f"operator={operator}", f"dropout={dropout}")),
+        f"method.adapter.overflow={overflow}",
+    )  # fmt: skip
+    found = counts.adapter(config, shapes.Linear(name, *SIZES[name], 1), 4096)
+    return (found.saved, found.keeps_input)
+
+
+def test_mora_keeps_its_compressed_input_or_the_modules_own():
+    assert kept("q_proj", "sharing") == (256, False)
+    assert kept("q_proj", "rotation") == (16 * 256, False), "no larger than x, but of this module alone"
+    assert kept("q_proj", "rotation", dropout=0) == (0, True), "its blocks are multiplied where they are"
+    assert kept("gate_proj", "rotation") == (0, True), "12 blocks of 346 numbers, padded to 352, are more than 4096"
+    assert kept("down_proj", "rotation") == (12 * 352, False)
+    assert kept("down_proj", "rotation", overflow="fold") == (0, True), "all 32 blocks, more than 11008"
+    assert kept("q_proj", "truncation") == (0, True)
+
+
+@pytest.mark.parametrize("operator", ["sharing", "decouple", "rotation"])
+def test_what_mora_keeps_is_what_its_kernels_make(operator):
+    pytest.importorskip("triton")
+    from mora.adapter import gather
+
+    for (name, (k, d)), overflow, r in itertools.product(SIZES.items(), ("drop", "fold"), (1, 8, 256)):
+        r_hat = min(operators.square_size(k, d, r, "floor", operator == "rotation"), min(k, d))
+        maps = gather.maps(operators.OPERATORS[operator](k, d, r_hat, overflow=overflow))
+        width = maps.compress.width
+        assert kept(name, operator, 0.05, overflow, r) == ((width, False) if width <= k else (0, True))
+        if maps.block_matrices is not None:
+            assert kept(name, operator, 0, overflow, r) == (0, True)
