@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import LlamaForCausalLM
 
-from mora.analysis import cost
+from mora.analysis import memory, speed
 from mora.analysis.shapes import SHAPES
 from mora.config import RunConfig, compose
 from mora.data.batches import Batch
@@ -26,10 +26,11 @@ from mora.train.model import DTYPES, use_fused_layers
 from .models import build, twin_of
 from .step import milliseconds
 
-WARM_UP = 3  # steps: moments are made in the first, a graph is captured when a shape comes for the third time
+WARM_UP = 3  # steps after the first: by then a shape has come for the third time, and its graph is captured
 TIMED = 4
 LR = 1e-4
 TOLERANCE = 0.15  # of memory and time, what the plan promises
+UNSTEADY = "unsteady: the CPU or another program held the GPU up"
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ def cases(smoke: bool) -> Iterator[Case]:
         yield _case("smollm2", lite, method, r, 100, 72, 1)
     for r in (1, 8):
         yield _case("smollm2 rotation", [*lite, "method.adapter.operator=rotation"], "mora", r, 100, 72, 1)
-    yield _case("smollm2", lite, "fft", None, 100, 72, 1)
-    yield _case("smollm2", lite, "fft", None, 50, 72, 2)
+    for size in (100, 50, 25):
+        yield _case("smollm2", lite, "fft", None, size, 72, 100 // size)
     pretraining = ["task=c4", "model=llama_250m", "hardware=gpu1"]
     for method, rank in (("fft", None), ("lora", 128), ("mora", 128)):
         for size in (32, 16):
@@ -129,6 +130,7 @@ def _measured(case: Case, device: torch.device, bases: dict[str, LlamaForCausalL
         row["error"] = str(error).splitlines()[0]
     gc.collect()
     if device.type == "cuda":
+        torch._C._cuda_clearCublasWorkspaces()  # of the streams of this case, or the next ones pay for them
         torch.cuda.empty_cache()
     return row
 
@@ -151,32 +153,38 @@ def _steps(case: Case, config: RunConfig, device: torch.device, bases: dict[str,
     for _ in range(case.micro_batches):
         ids = torch.randint(3, _vocabulary(config), (case.batch_size, case.length), generator=generator)
         batches.append(Batch(ids, ids.clone()).to(device))
-    step = _step_of(engine, batches, case)
-    step()  # makes the moments
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-    for _ in range(WARM_UP - 1):
-        step()
-    seconds = [milliseconds(step, device) / 1e3 for _ in range(TIMED)]
     on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    # The moments are made before anything is captured, as after a resume: all that there can be at once.
+    _step(engine, batches[:1], case)
+    for _ in range(WARM_UP):
+        _step(engine, batches, case)
+    capturing = torch.cuda.max_memory_allocated() if on_gpu else 0
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    seconds = [milliseconds(lambda: _step(engine, batches, case), device) / 1e3 for _ in range(TIMED)]
+    replaying = torch.cuda.max_memory_allocated() + _idle_in_graphs() if on_gpu else 0
     return {
         "fused": fused,
         "step_s": seconds,
-        "peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
+        "peak_bytes": max(capturing, replaying) if on_gpu else None,
+        "replaying_bytes": replaying if on_gpu else None,
         "reserved_bytes": torch.cuda.max_memory_reserved() if on_gpu else None,
     }
 
 
-def _step_of(engine: Engine, batches: list[Batch], case: Case) -> Callable[[], None]:
+def _idle_in_graphs() -> int:
+    """Bytes that the graphs' own pools keep for their replays beyond what tensors hold: nobody else can have them."""
+    segments = torch.cuda.memory_snapshot()
+    return sum(s["total_size"] - s["allocated_size"] for s in segments if tuple(s["segment_pool_id"]) != (0, 0))
+
+
+def _step(engine: Engine, batches: list[Batch], case: Case) -> None:
     loss_tokens = case.micro_batches * case.batch_size * (case.length - 1)
-
-    def step() -> None:
-        for batch in batches:
-            engine.backward(batch, loss_tokens)
-        engine.step(LR, 1.0)
-
-    return step
+    for batch in batches:
+        engine.backward(batch, loss_tokens)
+    engine.step(LR, 1.0)
 
 
 def _architecture(config: RunConfig, length: int) -> dict[str, Any]:
@@ -207,16 +215,16 @@ class Prediction(NamedTuple):
 def predict(row: dict[str, Any]) -> Prediction:
     """From the description of the case and the other cases alone. No seconds where nothing like it was measured."""
     config = compose(row["overrides"])
-    peak = cost.memory(config, row["length"], row["batch_size"], fused=row["fused"]).gpu
-    rate = cost.rate_of(config, without=row["name"])
+    peak = memory.memory(config, row["length"], row["batch_size"], fused=row["fused"]).gpu
+    rate = speed.rate_of(config, row["length"], row["batch_size"], without=row["name"])
     tokens = row["micro_batches"] * row["batch_size"] * row["length"]
-    flops = cost.flops_per_token(config, row["length"]) * tokens
-    measured = rate.source.startswith("measured")
-    return Prediction(peak, flops / rate.flops if measured else None, rate.source)
+    return Prediction(peak, rate.seconds * tokens if rate.measured else None, rate.source)
 
 
 def _line(row: dict[str, Any]) -> str:
     if "error" in row:
         return f"{row['name']:44} {row['error']}"
     peak = f"{row['peak_bytes'] / 2**30:6.2f} GiB" if row["peak_bytes"] else ""
-    return f"{row['name']:44} {min(row['step_s']) * 1e3:8.1f} to {max(row['step_s']) * 1e3:.1f} ms a step  {peak}"
+    steady = "" if speed.is_steady(row["step_s"]) else f"  {UNSTEADY}"
+    shortest, longest = (f(row["step_s"]) * 1e3 for f in (min, max))
+    return f"{row['name']:44} {shortest:8.1f} to {longest:.1f} ms a step  {peak}{steady}"

@@ -7,6 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from mora.analysis import speed
 from mora.config import source
 from mora.train.log import replace_file
 
@@ -113,7 +114,7 @@ def _loop_table(result: dict[str, Any]) -> str:
 
 
 def _plan_table(result: dict[str, Any]) -> str:
-    """Differences above 15 % are bold."""
+    """Differences above 15 % are bold. Steps that were not steady show from which to which."""
     lines = [
         "| micro batches x sequences x tokens | peak memory, GiB | plan | difference | s a step | plan | difference |",
         "|---|---|---|---|---|---|---|",
@@ -124,10 +125,14 @@ def _plan_table(result: dict[str, Any]) -> str:
             continue
         said, seconds = plan.predict(row), statistics.median(row["step_s"])
         cells = [f"{row['peak_bytes'] / 2**30:.2f}" if row["peak_bytes"] else "", f"{said.peak_bytes / 2**30:.2f}"]
-        cells += [_off(said.peak_bytes, row["peak_bytes"]), f"{seconds:.4f}"]
+        cells += [_off(said.peak_bytes, row["peak_bytes"]), f"{seconds:.4f}{_unsteady(row['step_s'])}"]
         cells += [f"{said.step_s:.4f}" if said.step_s else "", _off(said.step_s, seconds)]
         lines.append(f"| {row['name']} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _unsteady(seconds: list[float]) -> str:
+    return "" if speed.is_steady(seconds) else f" (unsteady: {min(seconds):.4f} to {max(seconds):.4f})"
 
 
 def _off(predicted: float | None, measured: float | None) -> str:

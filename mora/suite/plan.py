@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from mora.analysis.cost import GIB, GPU_BYTES, RESERVE, Cost, cost
+from mora.analysis.cost import Cost, cost
+from mora.analysis.memory import GIB, GPU_BYTES, RESERVE
 from mora.config import RunConfig, compose, run_id
 from mora.config.schema import Hardware
 

@@ -7,7 +7,7 @@ import io
 import math
 from pathlib import Path
 
-from mora.analysis import cost
+from mora.analysis.counts import trainable as trainable_parameters
 from mora.config.run_id import format_lr, run_id
 from mora.train.log import replace_file
 
@@ -72,7 +72,7 @@ def trainable(row: list[Grid]) -> str:
     for grid in row:
         results = [usable(result_of(config), grid.scale) for config in grid.final()]
         measured = [result["parameters"]["trainable"] for result in results if result is not None]
-        counts += [f"{count:,}" for count in measured or [cost.trainable(grid.config())]]
+        counts += [f"{count:,}" for count in measured or [trainable_parameters(grid.config())]]
     return " / ".join(dict.fromkeys(counts))
 
 

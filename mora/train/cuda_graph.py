@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from mora.data.batches import Batch
 
 SEEN_BEFORE_CAPTURE = 3  # a shape that comes once is not worth a graph
 MOST_GRAPHS = 8
-WARM_UP = 3  # passes on a side stream before a capture, as torch asks for
+WARM_UP = 3  # passes on the capture's stream before it, as torch asks for
 
 Backward = Callable[[Batch, Tensor], Tensor]
 
@@ -61,16 +62,22 @@ class GraphedBackward:
         inputs = Batch(batch.input_ids.clone(), batch.labels.clone())
         tokens = loss_tokens.clone()
         gradients = [p.grad.clone() for p in self._parameters if p.grad is not None]
-        stream = torch.cuda.Stream()
+        stream = _stream(torch.cuda.current_device())
         stream.wait_stream(torch.cuda.current_stream())
         with torch.random.fork_rng(devices=[torch.cuda.current_device()]), torch.cuda.stream(stream):
             for _ in range(WARM_UP):
                 self._backward(inputs, tokens)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream):
             loss = self._backward(inputs, tokens)
         for p, gradient in zip(self._parameters, gradients, strict=True):
             assert p.grad is not None
             p.grad.copy_(gradient)
         return _Captured(graph, inputs, tokens, loss)
+
+
+@functools.cache
+def _stream(device: int) -> torch.cuda.Stream:
+    """The one on which all graphs of a GPU are captured: torch keeps 64 MiB for cuBLAS for every stream that has used it."""
+    return torch.cuda.Stream(device)

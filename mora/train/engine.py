@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from mora.config.schema import Train
 from mora.data.batches import IGNORE, Batch
 from mora.methods import Group, trainable
 
+from .attention import without_mask
 from .cuda_graph import GraphedBackward
 from .distributed import broadcast, sum_gradients
 from .fused_loss import linear_cross_entropy, plain_head
@@ -189,9 +190,9 @@ def token_losses(model: nn.Module, batch: Batch) -> Tensor:
     head = plain_head(model)
     if head is not None:
         trunk, weight = head
-        hidden = trunk(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).last_hidden_state[
-            :, :-1
-        ]
+        with without_mask(trunk) if batch.position_ids is None else nullcontext():
+            output = trunk(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
+        hidden = output.last_hidden_state[:, :-1]
         labels = batch.labels[:, 1:]
         return linear_cross_entropy(hidden.flatten(0, 1), weight, labels.flatten(), IGNORE).view(labels.shape)
     logits = model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits

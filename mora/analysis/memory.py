@@ -1,0 +1,145 @@
+"""Memory of a run on one GPU, by component, counted from what the engines keep and what autograd saves for backward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mora.config import RunConfig
+
+from .counts import adapters, number_bytes, trainable
+from .shapes import Shape, shape_of
+
+GIB = 2**30
+GPU_BYTES = 79.1 * GIB  # of an H100 80GB, as torch reports it
+RESERVE = 0.08  # of it: the CUDA context, libraries, fragmentation
+LOSS_CHUNK_BYTES = 2**28  # of fp32 logits at a time, mora/train/fused_loss.py
+WORKSPACE_BYTES = 2**25  # that torch gives cuBLAS on Hopper, for each pair of a handle and a stream
+HANDLES = 2  # of cuBLAS: of the thread that runs forward and of autograd's
+INPUTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("down_proj",))  # who reads the same one
+
+# o_proj's input is attention's output, which attention keeps by itself.
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one GPU, each at its most; `shadow` lies in the CPU memory of rank 0.
+
+    `held`: what there is of gradients before backward begins, from earlier micro batches. `workspaces`: of cuBLAS.
+    """
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float
+    shadow: float
+    held: float
+    workspaces: float
+
+    @property
+    def gpu(self) -> float:
+        """At the peak of a step: where backward begins, or where it has freed the activations and made all gradients."""
+        moving = max(self.held + self.activations + self.logits, self.gradients)
+        return self.weights + self.optimizer + moving + self.workspaces
+
+
+def memory(
+    config: RunConfig,
+    length: int,
+    micro_batch_size: int | None = None,
+    fused: bool = True,
+    chunked_loss: bool = True,
+) -> Memory:
+    """Of a step on sequences of `length` tokens. `fused`: liger-kernel's norms and gate. `chunked_loss`: fused_loss.py's."""
+    shape, ranks, stage = shape_of(config.model), config.hardware.world_size, config.parallel
+    own, wide = trainable(config), number_bytes(config)
+    frozen = shape.parameters - (own if config.method.adapter is None else shape.rest if config.trains_rest else 0)
+    split = {name: ranks if stage in stages else 1 for name, stages in SPLIT.items()}
+    size = micro_batch_size or config.micro_batch_size
+    if stage.startswith("zero"):  # DeepSpeed: trained weights and gradients in fp32, masters beside them
+        weights = (wide * frozen + 4 * own) / split["weights"]
+        gradients, optimizer = 4 * own / split["gradients"], 12 * own / split["optimizer"]
+        held = gradients
+    else:  # in bf16: gradients in bf16 until they are added up in fp32, and fp32 masters
+        weights = float(wide * (frozen + own))
+        gradients, optimizer = (6.0, 12.0) if wide == 2 else (4.0, 8.0)
+        gradients, optimizer = gradients * own, optimizer * own
+        held = 4.0 * own * _sums_held(config, size)
+    tokens = size * length
+    logits = _loss_bytes(config, shape, tokens, wide, chunked_loss)
+    shadow = 4 * shape.in_layers if config.method.restart else 0
+    activations = wide * tokens * _saved(config, shape, fused)
+    streams = 2 if _captures(config) else 1  # a graph is captured on a stream of its own
+    workspaces = HANDLES * streams * WORKSPACE_BYTES
+    return Memory(weights, gradients, optimizer, activations, logits, shadow, held, workspaces)
+
+
+def _captures(config: RunConfig) -> bool:
+    return config.hardware.captures_graphs and not config.parallel.startswith("zero")
+
+
+def _sums_held(config: RunConfig, micro_batch_size: int) -> int:
+    """Copies of the gradients that lie there when backward begins: the sums; and one more while a graph is captured."""
+    if _captures(config):
+        return 2
+    return int(micro_batch_size * config.hardware.world_size < config.task.train.global_batch_size)
+
+
+SPLIT = {
+    "optimizer": ("zero1", "zero2", "zero3"),
+    "gradients": ("zero2", "zero3"),
+    "weights": ("zero3",),
+}  # what which stage of ZeRO divides by the ranks
+
+
+def _saved(config: RunConfig, shape: Shape, fused: bool) -> float:
+    """Numbers of the compute dtype that backward needs, a token, over all layers.
+
+    A layer: its two norms (x, twice as wide in fp32 where not fused), q, k, v and attention's output, gate and up (and silu
+    of the gate where not fused), and what the adapters or trained weights read. liger's norm keeps x as it is, its gate the
+    two factors, its rotary embedding nothing. Gradient checkpointing: every layer's input, and one layer at a time.
+    """
+    h, i = shape.hidden, shape.mlp
+    trains_norms = config.method.adapter is None or config.trains_rest
+    layer: float = (2 if fused else 4) * h + 2 * h + 2 * shape.kv + (2 if fused else 3) * i
+    if config.method.adapter is None:
+        layer += 2 * h + i  # inputs of q, k, v, of gate and up, and of down
+    else:
+        layer += _saved_by_adapters(config)
+    if trains_norms and not fused:
+        layer += 2 * h  # what their weights are multiplied with
+    if config.hardware.gradient_checkpointing:
+        return h * shape.layers + layer + 2 * h
+    return layer * shape.layers + 2 * h
+
+
+def _saved_by_adapters(config: RunConfig) -> float:
+    """Of one layer: what each keeps of its own, and every input once that one of its readers keeps."""
+    found = adapters(config)
+    own = sum(adapter.saved for _, adapter in found.values())
+    for readers in INPUTS:
+        sizes = [found[name][0].in_features for name in readers if name in found and found[name][1].keeps_input]
+        own += max(sizes, default=0)
+    return own
+
+
+def _loss_bytes(config: RunConfig, shape: Shape, tokens: int, wide: int, chunked: bool) -> float:
+    """Of the logits, two chunks, as one is made before the last is dropped; and hidden states beside those that are kept.
+
+    A head that trains: its gradient's sum in fp32, and what one chunk adds to it. Where no chunks are made, as under ZeRO-3,
+    the whole logits: the logarithms of the probabilities, their gradient and that of the logits.
+    """
+    whole = float(tokens * shape.vocabulary)
+    if not chunked or config.parallel == "zero3":
+        return whole * 12
+    chunks = min(2 * LOSS_CHUNK_BYTES / 4, whole) * wide
+    if config.method.adapter is None or config.trains_rest:
+        return chunks + wide * tokens * shape.hidden + (4 + wide) * shape.head
+    return chunks + 2 * wide * tokens * shape.hidden
+
+
+def fitting_micro_batch(config: RunConfig, length: int) -> int | None:
+    """The largest number of sequences a pass that fits and divides a rank's share; None where not even one does."""
+    share = config.task.train.global_batch_size // config.hardware.world_size
+    sizes = (n for n in range(config.micro_batch_size, 0, -1) if share % n == 0)
+    return next((n for n in sizes if memory(config, length, n).gpu <= GPU_BYTES * (1 - RESERVE)), None)

@@ -1,0 +1,8 @@
+"""Runs of the paper's size, by their method."""
+
+from mora.config import compose
+
+
+def paper(method, *overrides):
+    rank = [] if method == "fft" or any(o.startswith("r=") for o in overrides) else ["r=8"]
+    return compose(["task=biomed", f"method={method}", *rank, *overrides])
