@@ -2,7 +2,8 @@
 
 What it saves, against composing the operators under autograd:
 
-- Memory: backward keeps f_comp(x) or x, whichever is smaller, and nothing else. Rotated blocks are made again from x.
+- Memory: backward keeps f_comp(x) where it is smaller than x, else x, which q, k and v share, and nothing else. Rotated
+  blocks are then made again from x.
 - Passes: f_decomp writes the output first and the base product is accumulated onto it (a matrix product with beta = 1);
   the gradient of x likewise. So nothing of the size of x or y is ever added in a pass of its own.
 - Blocks that lie in x and y as they are (rotation where r_hat divides both widths, as in LLaMA-2's attention at r=8) are
@@ -146,9 +147,10 @@ class _AdaptedLinear(torch.autograd.Function):
             y = _plus_product(y, x2.to(y_dtype), weight_KD.to(y_dtype), in_place=found is not None)
             if bias is not None:
                 y += bias
-        keeps_c = c is not None and c.numel() * c.itemsize <= x.numel() * x.itemsize
-        ctx.save_for_backward(c if keeps_c else x, M, weight_KD, dropout.seed if dropout else None)
-        ctx.keeps_c, ctx.maps, ctx.in_blocks = keeps_c, found, blocks is not None
+        if c is not None and c.numel() * c.itemsize >= x.numel() * x.itemsize:
+            c = None
+        ctx.save_for_backward(x if c is None else c.contiguous(), M, weight_KD, dropout.seed if dropout else None)
+        ctx.keeps_c, ctx.maps, ctx.in_blocks = c is not None, found, blocks is not None
         ctx.operator, ctx.scaling, ctx.dtype = operator, scaling, dtype
         ctx.shape, ctx.x_dtype, ctx.dropout = x.shape, x.dtype, dropout and dropout.p
         return y.view(*x.shape[:-1], operator.out_features)
@@ -228,7 +230,7 @@ def _forward_triton(
     M = _aligned_square(M, side, dtype, scaling)
     y = x.new_empty(rows, operator.out_features, dtype=y_dtype)
     size = _rows_of_a_part(rows, width * dtype.itemsize, found.n_blocks)
-    keeps_c = width * dtype.itemsize <= x.shape[1] * x.itemsize
+    keeps_c = width * dtype.itemsize < x.shape[1] * x.itemsize
     c_all = x.new_empty(rows, width, dtype=dtype) if keeps_c else None
     c_parts = _parts(c_all, size) if c_all is not None else None
     for i, (x_part, y_part) in enumerate(zip(_parts(x, size), _parts(y, size), strict=True)):

@@ -39,8 +39,8 @@ def adapters(config: RunConfig) -> dict[str, tuple[Linear, Adapter]]:
 def adapter(config: RunConfig, linear: Linear, width: int) -> Adapter:
     """Of one module of that kind. `width`: the model's hidden size.
 
-    LoRA under dropout keeps a masked copy of its input and a byte mask. MoRA keeps f_comp(x), or x where that is smaller or
-    where its blocks are multiplied without a copy; its dropout is drawn again in backward (mora/adapter/kernels.py).
+    LoRA under dropout keeps a masked copy of its input and a byte mask. MoRA keeps f_comp(x), or x where that is no larger
+    or where its blocks are multiplied without a copy; its dropout is drawn again in backward (mora/adapter/kernels.py).
     """
     k, d, r, settings = linear.in_features, linear.out_features, config.r or 0, config.method.adapter
     if isinstance(settings, LoraAdapter):
@@ -60,7 +60,7 @@ def adapter(config: RunConfig, linear: Linear, width: int) -> Adapter:
         blocks = inputs if settings.overflow == "fold" else min(inputs, outputs)  # those that reach the output
     compressed = blocks * math.ceil(r_hat / ALIGNMENT) * ALIGNMENT
     in_place = blocks > 1 and not settings.dropout and k == d == compressed == blocks * r_hat
-    keeps_x = in_place or compressed > k or operator == "truncation"  # whose f_comp(x) is a view of x
+    keeps_x = in_place or compressed >= k
     return Adapter(r_hat**2, blocks * r_hat**2, 0 if keeps_x else compressed, keeps_x)
 
 

@@ -41,8 +41,8 @@ def test_memory_is_within_15_percent_of_what_was_measured(path):
 
 
 SEVEN_B = [  # (method, r, checkpointed, peak in bytes) of 2 x 4 x 1024 tokens on an H100 at commit 30a9399, in torch 2.11
+    # MoRA r=8 without checkpointing is left out: under dropout its kernels kept a copy for each of q, k and v then
     ("lora", 8, False, 41462044160),
-    ("mora", 8, False, 33979810304),
     ("mora", 256, False, 41721922048),
     ("lora", 256, False, 53070774784),
     ("lora", 8, True, 16995906048),
