@@ -84,13 +84,16 @@ def _fill(table: Table, trials: Trials, alone: dict[Row, RunConfig], ranked: dic
     """Each row is added when its parts are done: the run on the ranks, killed and resumed, and those in one process."""
     ranks: dict[Row, Future[_Ranked]] = {}
     single: dict[Row, Future[Outcome]] = {}
-    for slow in (True, False):  # so that nothing long is left for the end
-        for i, (key, config) in enumerate(alone.items()):
-            if (key[1] == "zero3") == slow:
-                single[key] = trials.pool.submit(trials.run, f"{'-'.join(key)}-alone", config, trials.on(i))
+
+    def start_ranks(slow: bool) -> None:
         for row, config in ranked.items():
             if (row[1] == "zero3") == slow:
                 ranks[row] = trials.pool.submit(_killed_and_resumed, trials, row, config)
+
+    start_ranks(slow=True)  # so that nothing long is left for the end
+    for i, (key, config) in enumerate(alone.items()):
+        single[key] = trials.pool.submit(trials.run, f"{'-'.join(key)}-alone", config, trials.on(i))
+    start_ranks(slow=False)
     left = list(ranked)
     while left:
         for row in left.copy():
@@ -138,8 +141,8 @@ def _row(row: Row, ranked: _Ranked, alone: dict[str, Outcome]) -> dict[str, Any]
     if whole.losses:
         found |= {"checked": len(restarts), "first_loss": whole.losses[0], "last_loss": whole.losses[-1]}
     found |= _differences(ranked, alone)
-    parts = {f"in one process ({name})": outcome for name, outcome in alone.items()}
-    parts["on the ranks"] = resumed if ranked.saved_at else killed
+    parts = {"on the ranks": resumed if ranked.saved_at else killed}
+    parts |= {f"in one process ({name})": outcome for name, outcome in alone.items()}
     for part, outcome in parts.items():
         if outcome.status != "done" or len(outcome.losses) != STEPS:
             status = "not run" if outcome.status == "not run" else "failed"
@@ -216,7 +219,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [*METHODS, *PARALLEL, *(":".join(row) for row in _all_rows())]
     parser.add_argument("--only", choices=names, nargs="+", metavar="ROW", help=f"of {', '.join(names)}; else all")
-    add_options(parser, jobs=10, limit_s=540, run_limit_s=150)
+    add_options(parser, jobs=10, limit_s=540, run_limit_s=200)
     return parser.parse_args()
 
 
