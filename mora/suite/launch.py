@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -97,13 +97,13 @@ def launch(
     output: Any = None,
     env: dict[str, str] | None = None,
     folder: Path | None = None,
-    limit_s: float | None = None,
+    left_s: Callable[[], float] | None = None,
 ) -> int:
     """Runs the worker to its end and returns its exit code; a run whose result exists is not repeated.
 
-    `output`: a file for what it prints, else this terminal. `folder`: another than the run's own. `limit_s`: a worker that
-    runs longer is killed with all its ranks. Interrupted, it lets the worker save a checkpoint; interrupted again, it does
-    not wait for that.
+    `output`: a file for what it prints, else this terminal. `folder`: another than the run's own. `left_s`: seconds that the
+    worker may go on, asked every second; when none are left it is killed with all its ranks. Interrupted, it lets the
+    worker save a checkpoint; interrupted again, it does not wait for that.
     """
     if result_of(config) is not None:
         print(f"already done: {result_path(config)}", file=output or sys.stdout)
@@ -124,17 +124,19 @@ def launch(
     )
     _workers[worker] = False
     try:
-        code = _wait(worker, limit_s)
+        code = _wait(worker, left_s)
         return code or int(_workers[worker])
     finally:
         del _workers[worker]
 
 
-def _wait(worker: subprocess.Popen[bytes], limit_s: float | None) -> int:
+def _wait(worker: subprocess.Popen[bytes], left_s: Callable[[], float] | None) -> int:
     try:
-        return worker.wait(limit_s)
-    except subprocess.TimeoutExpired:
-        _send(signal.SIGKILL, {*_ranks(worker), worker.pid})
+        while left_s is not None and (left := left_s()) > 0:
+            with suppress(subprocess.TimeoutExpired):
+                return worker.wait(min(1.0, left))
+        if left_s is not None:
+            _send(signal.SIGKILL, {*_ranks(worker), worker.pid})
         return worker.wait()
     except (KeyboardInterrupt, SystemExit):  # SystemExit: submitit, after it has put a job back into the queue
         stop_workers()

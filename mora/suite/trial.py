@@ -22,7 +22,7 @@ from mora.config.compose import ConfigError
 from mora.train import log
 
 from .gpus import Places, visible
-from .launch import interrupt_on_sigterm, launch, result_of, stop_workers
+from .launch import launch, result_of
 
 GIB = 2**30
 ROOM = 80 * GIB  # of memory that files may take: a 7B checkpoint with its fp32 shadow, and the merged model
@@ -32,6 +32,7 @@ QUIET = {
     "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
     "HF_HUB_OFFLINE": "1",
     "PYTHONWARNINGS": "ignore",
+    "PYTHONDONTWRITEBYTECODE": "",  # images of containers set it; without bytecode, imports take most of a short run
 }
 
 
@@ -72,7 +73,8 @@ class Outcome:
 class Trials:
     """Runs in `folder` until `limit_s` from now, `jobs` side by side; those in one process are spread over `gpus`.
 
-    Each of them runs for `run_limit_s` at most, then it is killed with its ranks.
+    Each of them runs for `run_limit_s` at most, then it is killed with its ranks. Where the time of all is over, or `stop`
+    was called, what runs is killed and nothing is started: every `run` still returns what is known.
     """
 
     def __init__(self, folder: Path, jobs: int, ranks: int, gpus: list[str], limit_s: float, run_limit_s: float):
@@ -91,8 +93,11 @@ class Trials:
     ) -> Outcome:
         """From its last checkpoint, where one of that name was run before. `place`: of `on` or of `places`."""
         started, folder = time.monotonic(), self.folder / name
-        limit = min(self.run_limit_s, self.deadline - started)
-        if limit <= 0:
+
+        def left_s() -> float:
+            return min(started + self.run_limit_s, self.deadline) - time.monotonic()
+
+        if left_s() <= 0:
             return Outcome(None)
         folder.mkdir(parents=True, exist_ok=True)
         scale = config.scale.model_copy(update={"results_dir": str(folder / "results")})
@@ -101,19 +106,21 @@ class Trials:
         if kill_at:
             env["MORA_KILL_AT"] = kill_at
         with open(folder / "output.txt", "a") as output:
-            code = launch(config, output, env, folder, limit)
+            code = launch(config, output, env, folder, left_s)
         seconds = time.monotonic() - started
         words = last_words((folder / "output.txt").read_text(errors="replace"))
-        if seconds >= limit:
+        if code != 0 and left_s() <= 0:
             words += f"\nkilled after {seconds:.0f} s"
         return Outcome(code, seconds, log.read(folder / "log.jsonl"), result_of(config), words)
 
+    def stop(self) -> None:
+        """From now on the time is over."""
+        self.deadline = 0.0
+
     def close(self) -> None:
         """Nothing that was started goes on."""
-        self.deadline = 0.0
-        self.pool.shutdown(wait=False, cancel_futures=True)
-        stop_workers(signal.SIGKILL)
-        self.pool.shutdown()
+        self.stop()
+        self.pool.shutdown(cancel_futures=True)
 
     def latest_step(self, name: str) -> int:
         """The step of the newest checkpoint; 0 where there is none."""
@@ -173,16 +180,22 @@ class Table:
 
 @contextmanager
 def start_trials(options: argparse.Namespace) -> Iterator[Trials]:
-    """By the options of `add_options`, in a folder that is removed afterwards: in memory where there is room."""
+    """By the options of `add_options`, in a folder that is removed afterwards: in memory where there is room.
+
+    SIGTERM and Ctrl-C end the trials' time, so that the table is completed with what was not run.
+    """
     chosen, shared = options.scratch, Path("/dev/shm")
     if chosen is None and shared.is_dir() and shutil.disk_usage(shared).free >= ROOM:
         chosen = shared
-    interrupt_on_sigterm()
     with TemporaryDirectory(dir=chosen, prefix="mora-check-", ignore_cleanup_errors=True) as folder:
         free = [f"{path} {shutil.disk_usage(path).free / GIB:.1f} GiB free" for path in (folder, shared)]
-        print(f"{', '.join(free)}; {os.cpu_count()} cores; Python {sys.version.split()[0]}", flush=True)
+        python = f"Python {sys.version.split()[0]}{', told to write no bytecode' if sys.dont_write_bytecode else ''}"
+        print(f"{', '.join(free)}; {os.cpu_count()} cores; {python}", flush=True)
         found = visible()[: options.ranks] if options.device == "cuda" else []
         trials = Trials(Path(folder), options.jobs, options.ranks, found, options.limit_s, options.run_limit_s)
+        for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(name) != signal.SIG_IGN:  # nohup
+                signal.signal(name, lambda *_: trials.stop())
         try:
             yield trials
         finally:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
@@ -20,10 +21,10 @@ def plain_head(model: nn.Module) -> tuple[nn.Module, Tensor] | None:
     """The model under the head and the head's weight (V, H); None where logits are more than their product.
 
     So for architectures other than Llama, which may scale or cap their logits, and for a head that is adapted, hooked (as
-    ZeRO-3 does, which gathers the weight) or biased.
+    ZeRO-3 does, which gathers the weight) or biased. `model` may be wrapped: by PEFT, by DeepSpeed's engine, by both.
     """
-    get_base = getattr(model, "get_base_model", None)
-    causal = get_base() if get_base is not None else model
+    model = getattr(model, "module", model)  # DeepSpeed's engine
+    causal = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(causal, PreTrainedModel) or causal.config.model_type != "llama":
         return None
     head = causal.get_output_embeddings()

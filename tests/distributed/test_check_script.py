@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mora.suite.trial import last_words
+from mora.suite.trial import Outcome, last_words
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,6 +27,13 @@ def check(script, tmp_path, *arguments):
     return done.returncode, done.stdout + done.stderr, json.loads(written.read_text())["rows"]
 
 
+def load(script):
+    spec = importlib.util.spec_from_file_location(script, ROOT / "scripts" / f"{script}.py")
+    module = sys.modules[script] = importlib.util.module_from_spec(spec)  # dataclasses look for it there
+    spec.loader.exec_module(module)
+    return module
+
+
 def test_a_row_on_two_cpu_ranks_is_ok(tmp_path):
     code, output, rows = check("check_multi_gpu", tmp_path, "--only", "remora:zero2", "--jobs", "3")
     assert code == 0, output
@@ -33,6 +41,7 @@ def test_a_row_on_two_cpu_ranks_is_ok(tmp_path):
     assert [row[key] for key in ("method", "parallel", "status", "checked")] == ["remora", "zero2", "ok", 2]
     assert row["resumed_at"] == 16
     assert row["from_one"] < 1e-5
+    assert row["norm"] < 1e-5
     assert row["resumed"] == 0
     assert row["last_loss"] < row["first_loss"]
 
@@ -48,6 +57,60 @@ def test_a_run_over_its_time_is_killed_with_its_ranks_and_its_row_fails(tmp_path
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(FileNotFoundError):
             assert str(tmp_path) not in path.read_text()
+
+
+def test_after_sigterm_the_table_is_whole_and_nothing_goes_on(tmp_path):
+    command = [sys.executable, "scripts/check_multi_gpu.py", "--device", "cpu", "--jobs", "1", "--out", str(tmp_path)]
+    env = os.environ | {"TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(
+        [*command, "--only", "lora:ddp", "mora:zero3"],
+        cwd=ROOT,
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("mora-check-*/*/output.txt")):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert "Traceback" not in output
+    rows = json.loads((tmp_path / "ranks.json").read_text())["rows"]
+    assert {(row["method"], row["parallel"]): row["status"] for row in rows} == {
+        ("lora", "ddp"): "not run",
+        ("mora", "zero3"): "failed",
+    }
+    assert "killed after" in output
+
+
+@pytest.mark.parametrize(
+    ("differences", "status"),
+    [
+        ({}, "ok"),
+        ({"from_plain": 0.05}, "ok"),  # noise is 0.02
+        ({"from_plain": 0.07}, "differs"),
+        ({"from_one": 0.001}, "differs"),
+        ({"norm": 0.002}, "differs"),
+        ({"resumed": 0.001}, "differs"),
+    ],
+)
+def test_what_should_be_equal_is_and_what_only_rounds_elsewhere_stays_within_noise(differences, status):
+    script = load("check_multi_gpu")
+    same = [3.0 - 0.01 * step for step in range(script.STEPS)]
+
+    def outcome(loss=0.0, norm=1.0, last=0.0):
+        rows = [{"loss": value + loss, "grad_norm": norm} for value in same]
+        rows[-2]["loss"] += last
+        return Outcome(0, rows=rows, result={"status": "done"})
+
+    base = differences.get("from_plain", 0.04)
+    alone = {"one": outcome(differences.get("from_one", 0.0)), "plain": outcome(base), "halved": outcome(base + 0.02)}
+    resumed = outcome(norm=1 + differences.get("norm", 0.0))
+    ranked = script._Ranked(outcome(last=differences.get("resumed", 0.0)), script.SAVED_AT, resumed)
+    assert script._row(("mora", "zero3"), ranked, alone)["status"] == status
 
 
 def test_methods_without_and_with_a_restart(tmp_path):
@@ -72,9 +135,7 @@ def test_the_large_shape_restarts_under_deepspeed(tmp_path):
     ("one", "again", "status"), [(100, 100, "above the bar"), (90, 105, "above the bar"), (80, 90, "implausible")]
 )
 def test_scaling_is_over_the_faster_run_on_one_gpu_and_never_more_than_the_gpus(one, again, status):
-    spec = importlib.util.spec_from_file_location("check_gpu", ROOT / "scripts" / "check_gpu.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = load("check_gpu")
     ones = [{"status": "ok", "micro_batch": 8, "tokens_per_s": speed} for speed in (one, again)]
     row = script._scaling(ones, ones[0] | {"tokens_per_s": 198}, ranks=2)
     assert (row["status"], row["ratio"]) == (status, pytest.approx(198 / max(one, again)))

@@ -85,7 +85,7 @@ def test_a_rank_that_dies_ends_the_job_and_the_resumed_run_follows_one_process(t
     assert json.loads(result.read_text())["hardware"]["ranks"] == 2
 
 
-LONG = ["task.train.epochs=200", "method.restart.every_steps=50", "lr=1e-3"]
+LONG = ["task.train.epochs=100", "method.restart.every_steps=25", "lr=1e-3"]
 
 
 def interrupted(process, how, folder, steps):
@@ -115,13 +115,13 @@ def test_two_ranks_are_stopped_twice_and_torchrun_by_hand_ends_the_run(tmp_path)
     folder = tmp_path / "stopped" / "outputs" / run_id(compose([*RUN, *LONG, *ranks]))
     first = interrupted(start(tmp_path / "stopped", *LONG, *ranks), signal.SIGINT, folder, 5)
     second = interrupted(start(tmp_path / "stopped", *LONG, *ranks), signal.SIGTERM, folder, first + 5)
-    assert first < second < 200
+    assert first < second < 100
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     typed = subprocess.run(
         [*torchrun, "-m", "mora.train", str(folder)], cwd=ROOT, env=OWN | os.environ, capture_output=True, text=True
     )
     assert typed.returncode == 0, typed.stderr
-    assert curve(tmp_path / "stopped", 200) == pytest.approx(curve(tmp_path / "whole", 200), abs=1e-5)
+    assert curve(tmp_path / "stopped", 100) == pytest.approx(curve(tmp_path / "whole", 100), abs=1e-5)
 
 
 def test_two_nodes_on_one_machine_train_together(tmp_path):

@@ -12,6 +12,7 @@ from mora.methods import parameter_groups, prepare, train_rest
 from mora.train.distributed import OfThisRank, rank, sum_over_ranks
 from mora.train.engine import TorchEngine, token_losses
 from mora.train.engines import checkpoint_layers
+from mora.train.fused_loss import plain_head
 from mora.train.model import load_model
 from mora.train.restart import RestartFailed, Restarts
 
@@ -83,6 +84,17 @@ def test_in_bf16_the_loss_stays_beside_that_of_fp32(parallel):
     # ZeRO-3 rule out the fused path of MoRA's layers, so it rounds elsewhere.
     tolerance = 5e-3 if parallel == "zero3" else 5e-4
     assert losses[:10] == pytest.approx([loss for loss, _ in alone("remora", "bf16")][:10], abs=tolerance)
+
+
+def fuses_the_loss(method, parallel):
+    engine, _ = make(method, parallel)
+    return plain_head(engine.engine) is not None
+
+
+@pytest.mark.parametrize(("parallel", "fused"), [("zero1", True), ("zero2", True), ("zero3", False)])
+@pytest.mark.parametrize("method", ["fft", "mora"])
+def test_the_loss_is_fused_unless_the_head_is_hooked(method, parallel, fused):
+    assert on_ranks(fuses_the_loss, method, parallel) == [fused, fused]
 
 
 @pytest.mark.parametrize("parallel", ["zero2", "zero3"])
