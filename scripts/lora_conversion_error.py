@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from typing import Any
 from pathlib import Path
+from typing import Any
 
 import peft
 import torch
