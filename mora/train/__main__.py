@@ -54,4 +54,9 @@ def _out_of_memory(folder: Path, error: torch.OutOfMemoryError) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if "RANK" in os.environ:  # gloo's threads, met by Python's teardown, have aborted a rank that had done everything
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -99,7 +99,7 @@ def interrupted(process, how, folder, steps):
     code, output = finish(process)
     assert code == 1, output
     assert output.count("stopped by signal after step") == 1, "one rank speaks"
-    assert "Traceback" not in output
+    assert "Traceback" not in output, output
     assert not alive(str(folder)), "a rank was left behind"
     stopped = int(re.search(r"stopped by signal after step (\d+)", output)[1])
     assert (folder / "checkpoints" / f"step_{stopped:06d}").is_dir()
@@ -140,4 +140,4 @@ def test_run_py_under_torchrun_says_what_to_do_instead(tmp_path):
     code, output = finish(start(tmp_path, WORLD_SIZE="2", RANK="0"))
     assert code != 0
     assert "It starts the ranks itself: python run.py ... hardware=gpu8" in output
-    assert "Traceback" not in output
+    assert "Traceback" not in output, output
