@@ -29,8 +29,10 @@ class Batch:
     position_ids: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        moved = [None if x is None else x.to(device, non_blocking=True) for x in vars(self).values()]
-        return Batch(*moved)  # type: ignore[arg-type]
+        """Without waiting for the device, which a copy to a GPU from memory that is not pinned may do."""
+        pins = device.type == "cuda" and not self.input_ids.is_cuda
+        tensors = [x if x is None or not pins else x.pin_memory() for x in vars(self).values()]
+        return Batch(*(None if x is None else x.to(device, non_blocking=True) for x in tensors))  # type: ignore[arg-type]
 
 
 def collate(samples: list[Sample], pad_id: int, length: int | None = None) -> Batch:

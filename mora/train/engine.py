@@ -60,7 +60,7 @@ class TorchEngine:
 
     def backward(self, batch: Batch, loss_tokens: int) -> Tensor:
         """Adds the gradient of (sum of token losses / loss_tokens). Returns that loss, detached, without a host sync."""
-        return self._backward(batch.to(self.device), torch.tensor(float(loss_tokens), device=self.device))
+        return self._backward(batch.to(self.device), torch.full((), float(loss_tokens), device=self.device))
 
     def _eager(self, batch: Batch, loss_tokens: Tensor) -> Tensor:
         loss = token_losses(self.model, batch).sum() / loss_tokens

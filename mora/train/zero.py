@@ -86,7 +86,7 @@ class ZeroEngine:
             self._zero._lazy_init_hp_params_optimizer_state()
 
     def backward(self, batch: Batch, loss_tokens: int) -> Tensor:
-        tokens = torch.tensor(float(loss_tokens), device=self.device)  # a GPU divides by a number in another way
+        tokens = torch.full((), float(loss_tokens), device=self.device)  # a GPU divides by a number in another way
         loss = token_losses(self.engine, batch.to(self.device)).sum() / tokens
         self.engine.backward(loss * world_size(), scale_wrt_gas=False)  # DeepSpeed averages over the ranks
         return loss.detach()
