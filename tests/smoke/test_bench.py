@@ -90,7 +90,8 @@ def test_steps_that_were_not_steady_say_so(tmp_path):
     bench.main(["plan", "--smoke", "--only", "lora r=4 2 x 4 x 32", "--out", str(tmp_path)])
     (path,) = tmp_path.glob("plan-smoke-*.json")
     result = json.loads(path.read_text())
-    row = result["rows"][0]
+    row, *_ = result["rows"]
+    result["rows"] = [row]  # the times of others are real
     row["step_s"] = [1.0, 1.0, 1.09, 1.0]
     assert "unsteady" not in render.tables(result) + plan._line(row)
     row["step_s"] = [1.0, 1.0, 1.11, 1.0]
