@@ -41,14 +41,13 @@ def run(plan: Gather, source: Tensor, out: Tensor, dropout: Dropout | None = Non
     rows, device = out.shape[0], source.get_device()
     if rows == 0:
         return out
+    if device >= 0 and device != torch.cuda.current_device():  # on which Triton launches, wherever its arguments are
+        with torch.cuda.device(device):
+            return run(plan, source, out, dropout, first_row)
     p, seed = (dropout.p, dropout.seed) if dropout else (0.0, source)
     strides = source.stride(0), out.stride(0)
     launcher = _launcher(plan, source.device, source.dtype, out.dtype, strides, p, few_rows=rows < FEW_ROWS)
-    if device < 0 or device == torch.cuda.current_device():
-        launcher(source, out, seed, first_row)
-    else:  # Triton launches on the current device, whatever its arguments are on
-        with torch.cuda.device(device):
-            launcher(source, out, seed, first_row)
+    launcher(source, out, seed, first_row)
     return out
 
 

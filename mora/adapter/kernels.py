@@ -136,6 +136,8 @@ class _AdaptedLinear(torch.autograd.Function):
         if found is None:
             c = operator.compress(x2.to(dtype))
             y = operator.decompress(F.linear(c, _square(M, dtype, scaling))).to(y_dtype)
+            is_smaller = c.numel() * c.itemsize < x.numel() * x.itemsize
+            c = c.contiguous() if is_smaller else None  # truncation's is a view of x, which would be kept whole
         else:
             x2 = _with_contiguous_rows(x2)
             blocks = found.block_matrices if dropout is None and x.dtype == dtype == y_dtype else None
@@ -147,9 +149,7 @@ class _AdaptedLinear(torch.autograd.Function):
             y = _plus_product(y, x2.to(y_dtype), weight_KD.to(y_dtype), in_place=found is not None)
             if bias is not None:
                 y += bias
-        if c is not None and c.numel() * c.itemsize >= x.numel() * x.itemsize:
-            c = None
-        ctx.save_for_backward(x if c is None else c.contiguous(), M, weight_KD, dropout.seed if dropout else None)
+        ctx.save_for_backward(x if c is None else c, M, weight_KD, dropout.seed if dropout else None)
         ctx.keeps_c, ctx.maps, ctx.in_blocks = c is not None, found, blocks is not None
         ctx.operator, ctx.scaling, ctx.dtype = operator, scaling, dtype
         ctx.shape, ctx.x_dtype, ctx.dropout = x.shape, x.dtype, dropout and dropout.p

@@ -38,25 +38,24 @@ def load(
         dev.setdefault(row["subject"], []).append(row)
 
     @functools.cache
-    def head_of(subject: str, n: int) -> tuple[str, int]:
-        head = _head(subject, dev.get(subject, [])[:n], chat)
-        return head, len(tokenizer(head)["input_ids"]) if tokenizer else 0
+    def head_tokens(subject: str, n: int) -> int:
+        return len(tokenizer(_head(subject, dev.get(subject, [])[:n], chat))["input_ids"])
 
-    def fits(head: str, tokens: int, tail: str) -> bool:
-        """Only a prompt that could be too long is tokenised: a token is at least a byte."""
-        surely = tokenizer is None or tokens + len(tail.encode()) < max_length
-        return surely or len(tokenizer(head + tail)["input_ids"]) <= max_length
+    def fits(text: str, row: Row, n: int) -> bool:
+        """Only a prompt that could be too long is tokenised whole: a token is at least a byte."""
+        surely = tokenizer is None or head_tokens(row["subject"], n) + len(_tail(row, chat).encode()) < max_length
+        return surely or len(tokenizer(text)["input_ids"]) <= max_length
 
     docs = []
     for row in _rows("test", data_dir):
         subject = row["subject"]
         if subjects == "bio" and subject not in BIO:
             continue
-        tail = _tail(row, chat)
-        n = next(n for n in range(shots, -1, -1) if n == 0 or fits(*head_of(subject, n), tail))
-        docs.append(
-            {"prompt": head_of(subject, n)[0] + tail, "options": LETTERS, "gold": row["answer"], "group": subject}
-        )
+        for n in range(shots, -1, -1):
+            text = prompt(row, dev.get(subject, [])[:n], chat)
+            if n == 0 or fits(text, row, n):
+                break
+        docs.append({"prompt": text, "options": LETTERS, "gold": row["answer"], "group": subject})
     return as_test_split(docs)
 
 
