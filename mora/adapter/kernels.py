@@ -298,7 +298,8 @@ def _block_matrices(M: Tensor, operator: Operator, matrices: Gather, dtype: torc
     """scaling * P^i, (N, R, R), turned in fp32 and rounded once to `dtype`."""
     from .gather_kernel import run
 
-    P = run(matrices, _with_contiguous_rows(M), M.new_empty(M.shape[0], operator.in_features, dtype=dtype))
+    M = _at_aligned_address(_with_contiguous_rows(M))
+    P = run(matrices, M, M.new_empty(M.shape[0], operator.in_features, dtype=dtype))
     return _as_blocks(_square(P, dtype, scaling), operator)
 
 
@@ -313,10 +314,17 @@ def _with_contiguous_rows(x: Tensor) -> Tensor:
 
 def _aligned_square(M: Tensor, side: int, dtype: torch.dtype, scaling: float) -> Tensor:
     """scaling * M in `dtype`, with zeros up to (side, side)."""
-    if M.shape[0] == side:
-        return _square(M, dtype, scaling)
-    missing = side - M.shape[0]
-    return F.pad(_square(M, dtype, scaling), (0, missing, 0, missing))
+    square, missing = _square(M, dtype, scaling), side - M.shape[0]
+    return F.pad(square, (0, missing, 0, missing)) if missing else _at_aligned_address(square)
+
+
+def _at_aligned_address(M: Tensor) -> Tensor:
+    """M, or a copy where its address is no multiple of 16.
+
+    DeepSpeed lays parameters end to end, so an M of odd size moves all that follow. For such addresses cuBLAS has other,
+    slower kernels, which round in another way: results would depend on how a run is spread over ranks.
+    """
+    return M if M.data_ptr() % 16 == 0 else M.clone()
 
 
 def _rows_of_a_part(rows: int, row_bytes: int, n_blocks: int) -> int:

@@ -108,6 +108,20 @@ def step(layer: nn.Module, x: Tensor, M: Tensor) -> tuple[Tensor, Tensor, Tensor
     return (y.detach(), *torch.autograd.grad(y.float().square().sum(), (x, M)))
 
 
+@pytest.mark.parametrize("kind", ["sharing", "sharing in place", "rotation in place"])
+def test_where_M_lies_makes_no_difference(kind):
+    """In DeepSpeed's buffers M may lie at any even address."""
+    layer = make_layer(kind)
+    M, x = layer.mora_M["default"], torch.randn(300, 576, dtype=torch.bfloat16)
+    expected = step(layer, x, M)
+    buffer = torch.empty(M.numel() + 4, dtype=M.dtype)
+    for offset in (1, 4):
+        elsewhere = buffer[offset : offset + M.numel()].view_as(M)
+        M.data = elsewhere.copy_(M.data)
+        for actual, wanted in zip(step(layer, x, M), expected, strict=True):
+            assert torch.equal(actual, wanted), offset
+
+
 @pytest.mark.parametrize("autocast", [False, True], ids=["bf16", "autocast"])
 @pytest.mark.parametrize("operator", ["truncation", "decouple", *KINDS])
 def test_a_layer_equals_the_reference(operator, autocast):
