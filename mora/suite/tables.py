@@ -101,7 +101,7 @@ def _printed(value: float | None, digits: int, dash: str = "-") -> str:
 
 def _score_lines(rows: list[list[Grid]]) -> list[str]:
     """Every final run's score with its standard error and the floor, where the metric has a number of documents."""
-    lines = []
+    lines, unit = [], rows[0][0].experiment.unit
     for grid in (grid for row in rows for grid in row):
         for config in grid.final():
             result = usable(result_of(config), grid.scale)
@@ -111,14 +111,14 @@ def _score_lines(rows: list[list[Grid]]) -> list[str]:
             if f"{task}.documents" in metrics:
                 lr = "-" if config.lr is None else format_lr(config.lr)
                 lines.append(
-                    f"| {grid.column.name} | {grid.label()} | {lr} | {config.seed} | {_score(task, metrics)} |"
+                    f"| {grid.column.name} | {grid.label()} | {lr} | {config.seed} | {_score(task, metrics, unit)} |"
                 )
     if not lines:
         return []
     head = [
         "",
-        "Every run's score in %, with its standard error over the evaluation's documents. Floor: the best constant answer "
-        "to multiple choice; `=`: the score is within 1.96 standard errors of it or below, which shows no skill.",
+        f"Every run's score ({unit}) with its standard error over the evaluation's documents. Floor: the best constant "
+        "answer to multiple choice; `=`: the score is within 1.96 standard errors of it or below, which shows no skill.",
         "",
         "| column | method | rate | seed | validation loss | documents | score | floor |",
         "|---|---|---|---|---|---|---|---|",
@@ -126,13 +126,14 @@ def _score_lines(rows: list[list[Grid]]) -> list[str]:
     return [*head, *lines]
 
 
-def _score(task: str, metrics: dict[str, float]) -> str:
+def _score(task: str, metrics: dict[str, float], unit: str) -> str:
     """validation loss | documents | score +- its error | floor and its mark."""
-    score, error = 100 * metrics[f"{task}.score"], 100 * metrics[f"{task}.score_stderr"]
+    factor, digits = (100 if unit == "percent" else 1), DIGITS[unit]
+    score, error = factor * metrics[f"{task}.score"], factor * metrics[f"{task}.score_stderr"]
     floor = metrics.get(f"{task}.floor")
     mark = "-" if floor is None else f"{100 * floor:.1f}{' =' if score - 1.96 * error <= 100 * floor else ''}"
     loss = f"{metrics['validation_loss']:.4f}" if "validation_loss" in metrics else "-"
-    return f"{loss} | {metrics[f'{task}.documents']:,.0f} | {score:.1f} +- {error:.1f} | {mark}"
+    return f"{loss} | {metrics[f'{task}.documents']:,.0f} | {score:.{digits}f} +- {error:.{digits}f} | {mark}"
 
 
 def _search_lines(experiment: Experiment, rows: list[list[Grid]]) -> list[str]:

@@ -119,6 +119,11 @@ def test_scores_stand_with_their_error_documents_floor_and_validation_loss(tmp_p
     assert "| gsm8k | untuned | - | 0 | 2.5000 | 1,000 | 3.0 +- 1.0 | - |" in text
 
 
+def test_a_perplexity_is_not_a_share():
+    line = tables._score("c4_perplexity", scores("c4_perplexity", 55.268), "perplexity")
+    assert line == "2.5000 | 1,000 | 55.27 +- 0.01 | -"
+
+
 def scores(task, score, **facts):
     values = {"score": score, "score_stderr": 0.01, "documents": 1000.0, **facts}
     return {"validation_loss": 2.5, **{f"{task}.{name}": value for name, value in values.items()}}
