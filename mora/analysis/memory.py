@@ -15,6 +15,8 @@ RESERVE = 0.08  # of it: the CUDA context, libraries, fragmentation
 LOSS_CHUNK_BYTES = 2**28  # of fp32 logits at a time, mora/train/fused_loss.py
 WORKSPACE_BYTES = 2**25  # that torch gives cuBLAS on Hopper, for each pair of a handle and a stream
 HANDLES = 2  # of cuBLAS: of the thread that runs forward and of autograd's
+BUCKET = 5e8  # gradients that DeepSpeed reduces at a time, its default; their place is taken whole
+LIVE = 1e9  # weights that ZeRO-3 leaves gathered, DeepSpeed's default
 INPUTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("down_proj",))  # who reads the same one
 
 # o_proj's input is attention's output, which attention keeps by itself.
@@ -24,7 +26,8 @@ INPUTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("down_proj"
 class Memory:
     """Bytes on one GPU, each at its most; `shadow` lies in the CPU memory of rank 0.
 
-    `held`: what there is of gradients before backward begins, from earlier micro batches. `workspaces`: of cuBLAS.
+    `held`: what there is of gradients before backward begins, from earlier micro batches. `workspaces`: of cuBLAS, and of
+    DeepSpeed.
     """
 
     weights: float
@@ -50,18 +53,22 @@ def memory(
     fused: bool = True,
     chunked_loss: bool = True,
 ) -> Memory:
-    """Of a step on sequences of `length` tokens. `fused`: liger-kernel's norms and gate. `chunked_loss`: fused_loss.py's."""
+    """Of a step on sequences of `length` tokens. `fused`: liger-kernel's norms and gate. `chunked_loss`: fused_loss.py's.
+
+    hardware.offload is not counted: what it would move to the CPU is taken for memory of the GPU.
+    """
     shape, ranks, stage = shape_of(config.model), config.hardware.world_size, config.parallel
     own, wide = trainable(config), number_bytes(config)
     frozen = shape.parameters - (own if config.method.adapter is None else shape.rest if config.trains_rest else 0)
     split = {name: ranks if stage in stages else 1 for name, stages in SPLIT.items()}
     size = micro_batch_size or config.micro_batch_size
-    if stage.startswith("zero"):  # DeepSpeed: trained weights and gradients in fp32, masters beside them
-        weights = (wide * frozen + 4 * own) / split["weights"]
+    weights = wide * (frozen + own) / split["weights"]
+    if stage.startswith(
+        "zero"
+    ):  # gradients in bf16 are added to sums in fp32 one by one; stage 3 has the sums at all times
         gradients, optimizer = 4 * own / split["gradients"], 12 * own / split["optimizer"]
-        held = gradients
+        held = gradients * (stage == "zero3" or size * ranks < config.task.train.global_batch_size)
     else:  # in bf16: gradients in bf16 until they are added up in fp32, and fp32 masters
-        weights = float(wide * (frozen + own))
         gradients, optimizer = (6.0, 12.0) if wide == 2 else (4.0, 8.0)
         gradients, optimizer = gradients * own, optimizer * own
         held = 4.0 * own * _sums_held(config, size)
@@ -69,9 +76,16 @@ def memory(
     logits = _loss_bytes(config, shape, tokens, wide, chunked_loss)
     shadow = 4 * shape.in_layers if config.method.restart else 0
     activations = wide * tokens * _saved(config, shape, fused)
+    return Memory(weights, gradients, optimizer, activations, logits, shadow, held, _workspaces(config, shape))
+
+
+def _workspaces(config: RunConfig, shape: Shape) -> float:
+    """Of cuBLAS; and of DeepSpeed the place where gradients are reduced, and what ZeRO-3 leaves gathered."""
     streams = 2 if _captures(config) else 1  # a graph is captured on a stream of its own
-    workspaces = HANDLES * streams * WORKSPACE_BYTES
-    return Memory(weights, gradients, optimizer, activations, logits, shadow, held, workspaces)
+    cublas, wide = float(HANDLES * streams * WORKSPACE_BYTES), number_bytes(config)
+    gathered = wide * min(shape.parameters, LIVE) if config.parallel == "zero3" else 0
+    bucket = {"zero1": 4, "zero2": wide, "zero3": 4}.get(config.parallel, 0) * BUCKET
+    return cublas + bucket + gathered
 
 
 def _captures(config: RunConfig) -> bool:
