@@ -63,9 +63,7 @@ def memory(
     split = {name: ranks if stage in stages else 1 for name, stages in SPLIT.items()}
     size = micro_batch_size or config.micro_batch_size
     weights = wide * (frozen + own) / split["weights"]
-    if stage.startswith(
-        "zero"
-    ):  # gradients in bf16 are added to sums in fp32 one by one; stage 3 has the sums at all times
+    if stage.startswith("zero"):  # sums of gradients in fp32, at stage 3 at all times; those in bf16 are not kept
         gradients, optimizer = 4 * own / split["gradients"], 12 * own / split["optimizer"]
         held = gradients * (stage == "zero3" or size * ranks < config.task.train.global_batch_size)
     else:  # in bf16: gradients in bf16 until they are added up in fp32, and fp32 masters

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+from mora.config import RunConfig
+
 from .experiment import Grid, last_step
 from .launch import result_of
 
@@ -64,19 +66,23 @@ class Cell:
 
 
 def cell(grid: Grid) -> Cell:
-    """Of the results that there are; a cell with a seed missing, or not usable, was not run."""
-    paper = grid.paper_value()
-    finals = grid.final()
-    results = [usable(result_of(config), grid.scale) for config in finals]
-    values, errors = [], []
-    for config, result in zip(finals, results, strict=True):
-        measured = None if result is None else _measured(grid, config, result)
+    """Of the results that there are; a cell with a run missing, or not usable, was not run."""
+    paper, values, errors = grid.paper_value(), [], []
+    for config, result in results(grid):
+        measured = _measured(grid, config, result)
         if measured is None:
             return Cell(paper, None)
         values.append(measured[0])
         if measured[1] is not None:
             errors.append(measured[1])
     return Cell(paper, tuple(values) or None, tuple(errors) if len(errors) == len(values) else None)
+
+
+def results(grid: Grid) -> list[tuple[RunConfig, dict[str, Any]]]:
+    """The final runs, one a seed, with their results; none unless all of them, and of the search, are there and usable."""
+    finals, searched = grid.final(), grid.search()
+    found = [usable(result_of(config), grid.scale) for config in (*finals, *searched)]
+    return [] if None in found else [(c, r) for c, r in zip(finals, found, strict=False) if r is not None]
 
 
 def usable(result: dict[str, Any] | None, scale: str) -> dict[str, Any] | None:
@@ -92,14 +98,16 @@ def usable(result: dict[str, Any] | None, scale: str) -> dict[str, Any] | None:
 
 
 def _measured(grid: Grid, config: Any, result: dict[str, Any]) -> tuple[float, float | None] | None:
-    """The metric in the table's unit and its standard error; a diverged run counts as the worst there is."""
+    """The metric in the table's unit and its standard error; a run that diverged, or has no number as its metric, is the
+    worst there is."""
     higher_is_better = grid.experiment.unit == "percent"
+    worst = 0.0 if higher_is_better else math.inf
     if result["status"] == "diverged":
-        return (0.0 if higher_is_better else math.inf), None
+        return worst, None
     step = grid.column.step or last_step(config, result)
     metrics = result["metrics"].get(str(step), {})
     if grid.column.metric not in metrics:
         return None
     factor = 100 if higher_is_better else 1
-    error = metrics.get(f"{grid.column.metric}_stderr")
-    return factor * metrics[grid.column.metric], None if error is None else factor * error
+    value, error = (float(metrics.get(name, "nan")) for name in (grid.column.metric, f"{grid.column.metric}_stderr"))
+    return factor * value if math.isfinite(value) else worst, factor * error if math.isfinite(error) else None

@@ -17,7 +17,7 @@ from mora.config.source import ROOT
 from mora.train.log import replace_file
 
 from . import experiment as experiments
-from .cells import T95, Cell, cell
+from .cells import T95, Cell, cell, results
 from .experiment import Grid, Row, Scale
 from .figures import MODULES, spectrum_of
 
@@ -144,8 +144,8 @@ def _measured(grid: Grid | None) -> Cell | None:
     if grid.experiment.kind != "spectrum":
         return cell(grid)
     values = []
-    for config in grid.final():
-        found = spectrum_of(config, grid.scale)
+    for config, _ in results(grid):
+        found = spectrum_of(config)
         if found is None:
             return None
         values.append(statistics.fmean(found["kinds"][kind][grid.column.metric] for kind in MODULES))

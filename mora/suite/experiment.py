@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from itertools import product
@@ -184,15 +185,15 @@ class Grid:
     def best(self) -> Candidate | None:
         """The candidate with the lowest selection metric at the search's last step; None while the search is not complete.
 
-        A diverged run counts as the worst.
+        A diverged run counts as the worst; where all did, the first is taken, so that the cell says so.
         """
         if not self.search():
             return self.candidates()[0]
-        scores = self.scores()
-        if any(score is None for _, _, score in scores):
+        candidates, _, scores = zip(*self.scores(), strict=True)
+        if None in scores:
             return None
-        done = [(score, i) for i, (_, _, score) in enumerate(scores) if isinstance(score, float)]
-        return scores[min(done)[1]][0] if done else None
+        losses = [score if isinstance(score, float) else math.inf for score in scores]
+        return candidates[losses.index(min(losses))]
 
     def final(self) -> list[RunConfig]:
         """The runs that enter the cell, one a seed; none until the candidate is chosen."""
@@ -253,7 +254,8 @@ class Grid:
             return None
         if result["status"] != "done":
             return str(result["status"])
-        return float(result["metrics"][str(last_step(config, result))][self.experiment.selection])
+        score = float(result["metrics"][str(last_step(config, result))][self.experiment.selection])
+        return score if math.isfinite(score) else "diverged"
 
 
 FILTERS: dict[str, Callable[[Grid], str | int | None]] = {

@@ -17,9 +17,9 @@ from matplotlib.axes import Axes
 from mora.config.run_id import run_id
 from mora.train import log
 
-from .cells import usable
+from .cells import results
 from .experiment import Experiment, Grid
-from .launch import ROOT, result_of, result_path
+from .launch import ROOT, result_path
 
 SMOOTHING_STEPS = 5
 STYLES = ("-", "--", "-.", ":")
@@ -69,7 +69,7 @@ def _spectra(axes: Axes, panel: list[Grid]) -> list[str]:
     """Bars: singular values of delta W above 0.1 a kind of module, mean over layers and seeds."""
     missing, width = [], 0.8 / len(panel)
     for i, grid in enumerate(panel):
-        found = [spectrum_of(config, grid.scale) for config in grid.final()]
+        found = [spectrum_of(config) for config, _ in results(grid)]
         if not found or any(spectrum is None for spectrum in found):
             missing.append(grid.label())
             continue
@@ -85,20 +85,17 @@ def spectrum_path(config: Any) -> Path:
     return result_path(config).parent.parent / "spectra" / f"{run_id(config)}.json"
 
 
-def spectrum_of(config: Any, scale: str) -> dict[str, Any] | None:
-    """The spectrum of a run whose result may be shown."""
+def spectrum_of(config: Any) -> dict[str, Any] | None:
+    """The spectrum of a run, where it was measured."""
     path = spectrum_path(config)
-    if usable(result_of(config), scale) is None or not path.is_file():
-        return None
-    return json.loads(path.read_text())
+    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def _curves(grid: Grid) -> np.ndarray | None:
     """Training loss, (seeds, steps), smoothed; None unless every seed was run to its end."""
     curves = []
-    for config in grid.final():
-        result = usable(result_of(config), grid.scale)
-        if result is None or result["status"] != "done":
+    for config, result in results(grid):
+        if result["status"] != "done":
             return None
         rows = log.read(result_path(config).with_suffix("").with_suffix(".log.jsonl"))
         curves.append(_smooth([row["loss"] for row in rows if "loss" in row]))

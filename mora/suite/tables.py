@@ -129,7 +129,7 @@ def _score_lines(rows: list[list[Grid]]) -> list[str]:
 def _score(task: str, metrics: dict[str, float], unit: str) -> str:
     """validation loss | documents | score +- its error | floor and its mark."""
     factor, digits = (100 if unit == "percent" else 1), DIGITS[unit]
-    score, error = factor * metrics[f"{task}.score"], factor * metrics[f"{task}.score_stderr"]
+    score, error = (factor * float(metrics[f"{task}.{name}"]) for name in ("score", "score_stderr"))
     floor = metrics.get(f"{task}.floor")
     mark = "-" if floor is None else f"{100 * floor:.1f}{' =' if score - 1.96 * error <= 100 * floor else ''}"
     loss = f"{metrics['validation_loss']:.4f}" if "validation_loss" in metrics else "-"
@@ -137,7 +137,7 @@ def _score(task: str, metrics: dict[str, float], unit: str) -> str:
 
 
 def _search_lines(experiment: Experiment, rows: list[list[Grid]]) -> list[str]:
-    """Every candidate of every search, the losing ones too: the learning-rate curves."""
+    """Every candidate of every search, the losing ones too: the learning-rate curves. Of usable results alone."""
     lines: dict[str, None] = {}
     for row in rows:
         for grid in row:
@@ -146,9 +146,11 @@ def _search_lines(experiment: Experiment, rows: list[list[Grid]]) -> list[str]:
                 continue
             best = grid.best()
             shown = []
-            for candidate, _, score in scores:
+            for candidate, run, score in scores:
                 words = [*(o.rsplit(".", 1)[-1] for o in candidate.overrides), format_lr(candidate.lr or 0)]
-                value = NOT_RUN if score is None else score if isinstance(score, str) else f"{score:.4g}"
+                value = score if isinstance(score, str) else f"{score:.4g}" if score is not None else NOT_RUN
+                if usable(result_of(run), grid.scale) is None:
+                    value = NOT_RUN
                 shown.append(f"{' '.join(words)}: {value}{' (chosen)' if candidate == best else ''}")
             where = " ".join([grid.column.task, *grid.column.overrides])
             lines[f"- {grid.label()}, {where}: " + ", ".join(shown)] = None

@@ -75,7 +75,7 @@ CHECKS = [
     ("check", "row"), CHECKS, ids=[f"{row.get('run', row.get('method'))} {row['parallel']}" for _, row in CHECKS]
 )
 def test_the_peak_of_ranks_is_within_15_percent_of_what_was_measured(check, row):
-    """SmolLM2 on two GPUs under DDP and each stage of ZeRO, and the 7B shape under ZeRO-1: the runs of scripts/check_*.py."""
+    """SmolLM2 on two GPUs under DDP and each stage of ZeRO, and the 7B shape under ZeRO-1: scripts/check_*.py."""
     method, length = (row["method"], 80) if check == "ranks" else (row["run"].split()[0], 1024)
     rank = [] if method == "fft" else ["r=8", "method.adapter.dropout=0"]
     sizes = [f"hardware.processes={row.get('ranks', 2)}", f"hardware.micro_batch_size={row.get('micro_batch', 20)}"]

@@ -40,6 +40,31 @@ def test_the_rate_with_the_lowest_selection_metric_is_chosen_once_all_are_there(
     assert [(c.seed, c.lr, c.last_step) for c in grid.final()] == [(s, search[1].lr, 1000) for s in (0, 1, 2)]
 
 
+@pytest.mark.parametrize("broken", [{"status": "diverged"}, {"value_nll": "nan"}, {"value_nll": "inf"}])
+def test_a_search_run_without_a_number_never_wins_and_is_taken_where_there_is_no_other(row, broken):
+    grid = row[0]
+    search = grid.search()
+    for config in search:
+        write_uuid(config, **{"value_nll": 2.0} | broken)
+    assert {score for _, _, score in grid.scores()} == {"diverged"}
+    assert [config.lr for config in grid.final()] == [search[0].lr] * 3
+    write_uuid(search[2], 9.0)
+    assert grid.best().lr == search[2].lr
+
+
+def test_a_search_of_changed_source_enters_no_table(row, tmp_path):
+    grid = row[0]
+    for i, config in enumerate(grid.search()):
+        write_uuid(config, 1.0 + i, dirty=i == 1)
+    for config in grid.final():
+        write_uuid(config, 1.0)
+    assert cell(grid).values is None
+    text = tables.render("table2", grid.experiment, [row], "lite", tmp_path / "out").read_text()
+    assert text.count("not run") == 4 + 1
+    write_uuid(grid.search()[1], 2.0)
+    assert cell(grid).values == (50.0,) * 3
+
+
 def test_a_cell_needs_every_seed_and_committed_source(row, tmp_path):
     grid = row[3]
     for i, config in enumerate(grid.search()):
@@ -89,6 +114,8 @@ def test_a_diverged_run_is_the_worst_there_is(tmp_path, monkeypatch):
     grid = row_of("table3", "paper", method="mora", r=128)[0]
     write(grid.final()[0], {}, status="diverged")
     assert cell(grid).values == (float("inf"),)
+    write(grid.final()[0], {"c4_perplexity.score": "inf", "c4_perplexity.score_stderr": "nan"})
+    assert cell(grid) == Cell(28.54, (float("inf"),))
     grid = row_of("table1", "paper", method="fft")[2]
     write(grid.final()[0], {}, status="diverged")
     assert cell(grid).values == (0.0,)
