@@ -211,9 +211,9 @@ class _Used:
 
 def _up_to(samples: StoredSamples, tokens: float | None) -> _Used:
     """How many of the first documents have `tokens` tokens together; all of them for None."""
-    total = np.cumsum(samples.lengths)
-    n = len(samples) if tokens is None else min(len(samples), int(np.searchsorted(total, tokens)) + 1)
-    return _Used(n, int(total[n - 1])) if n and len(samples) else _Used(0, 0)
+    total = np.concatenate([[0], np.cumsum(samples.lengths)])
+    n = len(samples) if tokens is None else min(len(samples), int(np.searchsorted(total, tokens)))
+    return _Used(n, int(total[n]))
 
 
 def _packed(

@@ -74,7 +74,7 @@ class StoredSamples(Sequence[Sample]):
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of every sample."""
-        return np.concatenate([np.diff(ends, prepend=0) for ends in self._ends])
+        return np.concatenate([np.zeros(0, np.int64), *(np.diff(ends, prepend=0) for ends in self._ends)])
 
     @property
     def tokens(self) -> int:

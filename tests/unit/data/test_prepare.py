@@ -113,6 +113,8 @@ def test_the_mix_has_its_share_by_tokens_and_ends_at_max_sequences(characters):
     )
     assert len(capped.samples) == 40
     assert all(len(s.input_ids) == 512 for s in capped.samples)
+    alone = load(config("finance", "task.data.instruction_tokens_per_text_token=0"), characters)
+    assert alone.report.documents["instructions"] == alone.report.tokens["instructions"] == 0
 
 
 def test_overlapping_rows_are_dropped_and_counted_or_only_counted(tmp_path, characters, monkeypatch):
@@ -148,9 +150,17 @@ def test_what_is_held_out_is_not_trained_on_and_always_the_same(characters):
 
 def test_empty_data_are_refused(tmp_path, characters):
     path = write(tmp_path / "a.jsonl", [])
+    write(tmp_path / "none.jsonl", [])
     with pytest.raises(DataError, match=r"no training sequence came of .*a\.jsonl.*: no rows"):
         load(config("metamath", f"task.data.corpus.sources={corpus(path, 'metamath')}"), characters)
     write(path, [{"query": "q" * 600, "response": "a"}])
+    for packing in ("blocks", "isolated"):
+        with pytest.raises(DataError, match=r"no training sequence came of .*: no rows"):
+            empty = [
+                f"task.data.{part}.sources={corpus(tmp_path / 'none.jsonl', 'text')}"
+                for part in ("texts", "instructions")
+            ]
+            load(config("biomed", *empty, f"task.data.packing={packing}"), characters)
     with pytest.raises(DataError, match="no answer within 512 tokens: 1"):
         load(config("metamath", f"task.data.corpus.sources={corpus(path, 'metamath')}"), characters)
 
