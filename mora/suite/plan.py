@@ -8,6 +8,7 @@ from typing import Any
 from mora.analysis.cost import Cost, cost
 from mora.analysis.memory import GIB, GPU_BYTES, RESERVE
 from mora.config import RunConfig, compose, run_id
+from mora.config.compose import load
 from mora.config.schema import Hardware
 
 from .experiment import Grid
@@ -24,15 +25,17 @@ COLUMNS = (
 def text(grids: list[Grid], hardware: str) -> str:
     """A line a missing run on the hardware of that name, then totals and what the numbers rest on.
 
-    Final runs whose setting is not chosen yet are counted at the first of the grid. Raises: ConfigError.
+    Final runs whose setting is not chosen yet are counted at the first of the grid.
+    Raises: ConfigError, also where that hardware cannot share out a run's batch.
     """
     chosen = _hardware(hardware)
-    runs = [c.model_copy(update={"hardware": chosen}) for c in missing(c for grid in grids for c in grid.runs())]
+    found = missing(c for grid in grids for c in grid.runs())
+    runs = [load(c.model_dump(mode="json") | {"hardware": chosen.model_dump()}) for c in found]
     if not runs:
         return "nothing is missing"
     measured = _results()
     costs = [(run, cost(run, measured.get((run.scale.name, run.task.name), []))) for run in runs]
-    return "\n".join([COLUMNS, *(_line(run, found) for run, found in costs), "", *_totals(costs, chosen)])
+    return "\n".join([COLUMNS, *(_line(run, needs) for run, needs in costs), "", *_totals(costs, chosen)])
 
 
 def _hardware(name: str) -> Hardware:

@@ -37,6 +37,13 @@ def test_a_plan_can_be_made_for_every_hardware(name, tmp_path, monkeypatch):
     assert f"training at most on {name} " in plan.text([grid], name)
 
 
+def test_hardware_that_cannot_share_out_the_batch_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "ROOT", tmp_path)
+    grid = experiments.grids(experiments.load("table2"), "lite")[0][0]
+    with pytest.raises(ConfigError, match="global_batch_size=100 is not divisible by .* x 8 ranks"):
+        plan.text([grid], "gpu8")
+
+
 def test_unknown_hardware_is_refused_in_one_line():
     grid = experiments.grids(experiments.load("table3"), "paper")[0][0]
     with pytest.raises(ConfigError, match="hardware/nothing"):
