@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import product
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mora.analysis.counts import mora_operator
+from mora.analysis.shapes import shape_of
 from mora.config import compose
 from mora.train.log import replace_file
 
@@ -39,6 +42,9 @@ def lines(experiment: Experiment) -> list[Line]:
                 for method in methods:
                     config = compose([f"task={task}", f"method={method}", f"r={r}"])
                     found.append(Line(f"{task}: lr {method} r={r}", rates, config.lr_grid()))
+    for task, (r, operator) in product(table["lr"], table["mora_operator"].items()):
+        config = compose([f"task={task}", "method=mora", f"r={r}"])
+        found.append(Line(f"{task}: operator r={r}", operator, mora_operator(config, shape_of(config.model).hidden)))
     for r, alpha in table["lora_alpha"].items():
         config = compose(["task=metamath", "method=lora", f"r={r}"])
         found.append(Line(f"lora_alpha r={r}", alpha, config.lora_alpha()))

@@ -151,7 +151,7 @@ def test_the_untouched_model_is_scored_once_and_searches_score_nothing(nothing_m
 
 def test_table_5_is_what_the_configs_say():
     lines = settings.lines(experiments.load("table5"))
-    assert len(lines) == 4 * 4 + 4 * (1 + 2 * 6) + 2
+    assert len(lines) == 4 * 4 + 4 * (1 + 2 * 6 + 2) + 2  # settings, then rates and operators, then alpha
     assert [line for line in lines if line.paper != line.ours] == []
 
 

@@ -14,7 +14,7 @@ from mora.evaluate.backend import TOKEN_IDS
 from mora.evaluate.choices import as_test_split
 from mora.evaluate.records import DataError, Source, data_folder, rows
 
-BLOCK = 512  # paper: Table 5
+BLOCK = 512  # paper: section 5.3
 
 
 def load(
