@@ -40,7 +40,7 @@ def test_a_plan_can_be_made_for_every_hardware(name, tmp_path, monkeypatch):
 def test_hardware_that_cannot_share_out_the_batch_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "ROOT", tmp_path)
     grid = experiments.grids(experiments.load("table2"), "lite")[0][0]
-    with pytest.raises(ConfigError, match="global_batch_size=100 is not divisible by .* x 8 ranks"):
+    with pytest.raises(ConfigError, match=r"global_batch_size=100 is not divisible by .* x 8 ranks"):
         plan.text([grid], "gpu8")
 
 

@@ -154,12 +154,10 @@ def test_empty_data_are_refused(tmp_path, characters):
     with pytest.raises(DataError, match=r"no training sequence came of .*a\.jsonl.*: no rows"):
         load(config("metamath", f"task.data.corpus.sources={corpus(path, 'metamath')}"), characters)
     write(path, [{"query": "q" * 600, "response": "a"}])
+    nothing = corpus(tmp_path / "none.jsonl", "text")
+    empty = [f"task.data.texts.sources={nothing}", f"task.data.instructions.sources={nothing}"]
     for packing in ("blocks", "isolated"):
         with pytest.raises(DataError, match=r"no training sequence came of .*: no rows"):
-            empty = [
-                f"task.data.{part}.sources={corpus(tmp_path / 'none.jsonl', 'text')}"
-                for part in ("texts", "instructions")
-            ]
             load(config("biomed", *empty, f"task.data.packing={packing}"), characters)
     with pytest.raises(DataError, match="no answer within 512 tokens: 1"):
         load(config("metamath", f"task.data.corpus.sources={corpus(path, 'metamath')}"), characters)
