@@ -3,8 +3,10 @@
 import math
 
 import pytest
+from paper_runs import paper
 
-from mora.analysis import cost
+from mora.analysis import cost, counts, speed
+from mora.analysis.shapes import shape_of
 from mora.config import ConfigError, compose
 from mora.config.compose import CONFIG_DIR
 from mora.suite import experiment as experiments
@@ -19,6 +21,17 @@ def test_steps_follow_from_the_size_of_the_papers_sets(task, steps):
     known = cost.length_of(config, [result])
     assert known.steps == math.ceil(config.task.train.epochs * 128_000 / 128)
     assert (known.tokens, known.at_most) == (known.steps * 128 * 100, False)
+
+
+@pytest.mark.parametrize("method", ["fft", "lora", "relora"])
+def test_hours_and_disk_follow_from_tokens_speed_and_parameters(method):
+    config = paper(method, "hardware=gpu8")
+    found, shape, own = cost.cost(config), shape_of(config.model), counts.trainable(config)
+    seconds = speed.rate_of(config, 2048, found.micro_batch_size).seconds
+    assert found.tokens == 5000 * 128 * 2048
+    assert found.gpu_hours * 3600 == pytest.approx(found.tokens * seconds)
+    assert found.disk == {"fft": 0, "lora": 2 * own, "relora": 2 * own + 2 * shape.parameters}[method]
+    assert found.checkpoints == 3 * (12 * own + (4 * shape.in_layers if method == "relora" else 0))
 
 
 def test_a_plan_names_every_missing_run_and_adds_them_up(tmp_path, monkeypatch):

@@ -110,6 +110,13 @@ def test_zero_divides_what_its_stage_divides():
     assert memory.fitting_micro_batch(paper("fft", "hardware=gpu8"), 2048) in (1, 2, 4, 8, 16)
 
 
+def test_the_largest_micro_batch_that_fits_leaves_the_reserve():
+    config, room = paper("lora", "hardware=gpu1"), 0.92 * memory.GPU_BYTES
+    size = memory.fitting_micro_batch(config, 2048)
+    assert memory.memory(config, 2048, size).gpu <= room < memory.memory(config, 2048, 2 * size).gpu
+    assert memory.fitting_micro_batch(paper("lora", "hardware=gpu1", "task.train.global_batch_size=1"), 2048) == 1
+
+
 def test_a_restarting_method_keeps_an_fp32_copy_of_the_layers_on_the_cpu():
     shape = shapes.shape_of(paper("relora").model)
     assert memory.memory(paper("relora"), 2048, 1).shadow == 4 * shape.in_layers

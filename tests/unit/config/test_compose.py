@@ -101,7 +101,13 @@ def test_the_paper_scale_trains_a_thousand_steps():
 def test_run_ids_depend_on_what_changes_the_result_and_on_nothing_else():
     base = ["task=uuid", "method=mora", "r=8", "scale=smoke"]
     name = run_id(compose(base))
-    for same in (["hardware=cpu"], ["hardware.micro_batch_size=4"], ["task.train.log_every_steps=3"], ["lr=1e-2"]):
+    for same in (
+        ["hardware=cpu"],
+        ["hardware.micro_batch_size=4"],
+        ["task.train.log_every_steps=3"],
+        ["lr=1e-2"],
+        ["model.path=x"],
+    ):
         assert run_id(compose(base + same)) == name
     for other in (
         ["seed=1"],
@@ -110,6 +116,7 @@ def test_run_ids_depend_on_what_changes_the_result_and_on_nothing_else():
         ["task.data.seed=1"],
         ["method.adapter.pad=zeros"],
         ["model.init_seed=1"],
+        ["model.revision=another"],
     ):
         assert run_id(compose(base + other)) != name
 

@@ -124,6 +124,12 @@ def test_frames_and_questions_have_their_shares(keywords):
     assert completions / 400 == pytest.approx(0.5, abs=0.08)
 
 
+def test_four_of_five_relations_are_asked_for_the_others_for_their_second_sentence():
+    example, rng = mining.Example("entail", "Rain fell.", "The river rose."), random.Random(0)
+    generated = sum(reading_comprehension._ask(example, "finance", rng).endswith(example.s2) for _ in range(2000))
+    assert generated / 2000 == pytest.approx(0.2, abs=0.03)
+
+
 def test_a_text_of_one_sentence_is_left_plain(keywords):
     framed, asked = transform("One short sentence.", "finance", keywords, 0)
     assert "One short sentence." in framed

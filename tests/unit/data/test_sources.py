@@ -167,6 +167,8 @@ def index():
         (QUESTION, "gsm8k"),
         (f"Answer this. {QUESTION.upper()}. How many?", "gsm8k"),
         (QUESTION.replace("April", "June"), None),
+        (" ".join(QUESTION.split()[:16]), "gsm8k"),  # 4 of its 8 runs of 13 words
+        (" ".join(QUESTION.split()[:15]), None),
         ("what is 7 times 8, plus 1", "gsm8k"),
         ("what is 7 times 9, plus 1", None),
         ("Why?", None),

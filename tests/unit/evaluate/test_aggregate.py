@@ -5,8 +5,8 @@ import pytest
 from sklearn.metrics import f1_score
 
 from mora.evaluate.aggregate import aggregate, bootstrap, floor, standard_error
-from mora.evaluate.compare import _many, compare, holm, mcnemar
-from mora.evaluate.harness import Kept
+from mora.evaluate.compare import _many, compare, holm, mcnemar, two_sided_p
+from mora.evaluate.harness import Kept, average
 from mora.evaluate.records import DataError
 
 RNG = np.random.default_rng(0)
@@ -76,6 +76,30 @@ def test_a_paired_difference():
     assert result.difference == pytest.approx(better.mean() - a.mean())
     same = compare(kept(a.tolist()), kept(a.tolist()), draws=200)
     assert (same.p, same.mcnemar_p, same.low, same.high) == (1.0, 1.0, 0.0, 0.0)
+
+
+def test_the_interval_is_of_95_percent_and_clusters_stay_whole():
+    a, b = (RNG.random(400) < 0.5).astype(float), (RNG.random(400) < 0.6).astype(float)
+    single = compare(kept(a.tolist()), kept(b.tolist()))
+    assert single.high - single.low == pytest.approx(2 * 1.96 * np.std(b - a) / 20, rel=0.06)
+    four = [
+        Kept(k.header, [{**row, "cluster": i % 400} for i, row in enumerate(k.rows * 4)]) for k in (kept(a), kept(b))
+    ]
+    together = compare(*four)
+    assert together.high - together.low == pytest.approx(single.high - single.low, rel=0.06)
+    assert together.mcnemar_p is None
+
+
+def test_p_counts_both_tails_and_the_draws_differ():
+    assert two_sided_p(np.array([-1.0] + [1.0] * 18)) == pytest.approx(2 * 2 / 20)
+    drawn = bootstrap("mean", RNG.random(50).tolist(), draws=500)
+    assert len(np.unique(drawn)) == 500
+
+
+def test_a_groups_score_is_the_plain_mean_and_its_error_that_of_independent_tasks():
+    members = [{"score": 0.4, "score_stderr": 0.03}, {"score": 0.6, "score_stderr": 0.04}]
+    assert average(members) == pytest.approx({"score": 0.5, "score_stderr": 0.025})
+    assert average([*members, {"acc": 1.0}]) == {}
 
 
 def test_runs_over_other_documents_are_not_compared():

@@ -13,7 +13,7 @@ from mora.config.data_schema import UuidData
 from mora.data.uuid import make_pairs
 from mora.evaluate import __main__ as command
 from mora.evaluate import generation
-from mora.evaluate.backend import Backend
+from mora.evaluate.backend import Backend, _batches
 from mora.evaluate.harness import Settings, evaluate_model
 from mora.evaluate.journal import Journal
 from mora.evaluate.records import DataError, Source, rows
@@ -55,6 +55,11 @@ def test_likelihoods_are_those_of_a_plain_forward_pass(tiny):
         expected = sum(float(logprobs[p, t]) for p, t in zip(places, continuation, strict=True))
         assert nats == pytest.approx(expected, abs=1e-4)
         assert nats.n_tokens == len(continuation)
+
+
+def test_a_batch_holds_inputs_of_like_length():
+    sizes = [[len(ids) for ids in batch] for batch in _batches([(0,) * n for n in (10, 9, 8, 8, 7, 2)], 3)]
+    assert sizes == [[10, 9, 8], [8, 7], [2]]
 
 
 def test_one_token_options_share_a_forward_pass(tiny, monkeypatch):

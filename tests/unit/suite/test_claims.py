@@ -6,7 +6,7 @@ import math
 import pytest
 from made_up import write
 
-from mora.suite import claims, launch
+from mora.suite import claims, figures, launch
 from mora.suite import experiment as experiments
 from mora.suite.cells import Cell
 from mora.suite.claims import PAGE, Claim, Interval, difference, judge
@@ -60,6 +60,50 @@ def test_the_interval_is_that_of_a_t_test_at_the_smaller_sample():
     assert difference(a, b, higher_is_better=False) == pytest.approx((-3 - half, -3 + half))
 
 
+def test_the_fewer_seeds_of_the_two_decide():
+    half = 12.706 * math.sqrt(1 / 3 + 0.5 / 2)
+    assert difference(Cell(None, (52.0, 53.0, 54.0)), Cell(None, (50.0, 51.0))) == pytest.approx(
+        (2.5 - half, 2.5 + half)
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "mora", "lora", "expected"),
+    [
+        ("equal", (0.50, 0.51, 0.52), (0.51, 0.52, 0.53), "shown"),
+        ("equal", (0.90, 0.91, 0.92), (0.51, 0.52, 0.53), "contradicted"),
+        ("not_worse", (0.50, 0.51, 0.52), (0.51, 0.52, 0.53), "shown"),
+        ("not_worse", (0.90, 0.91, 0.92), (0.51, 0.52, 0.53), "shown"),
+        ("not_worse", (0.50, 0.51, 0.52), (0.90, 0.91, 0.92), "contradicted"),
+    ],
+)
+def test_a_margin_is_allowed_to_both_sides_or_below_alone(kind, mora, lora, expected):
+    claim = {key: value for key, value in FASTER.items() if key != "order"} | {kind: FASTER["order"], "margin": 5.0}
+    measure("lite", ("mora", 1), mora)
+    measure("lite", ("lora", 1), lora)
+    assert claims.verdict(Claim.model_validate(claim), "lite") == expected
+
+
+def test_a_spectrum_is_the_mean_over_the_kinds_of_modules():
+    grid = experiments.grids(experiments.load("figure5"), "lite")[0][0]
+    for config in (*grid.search(), *grid.final()):
+        write(config, {"validation_loss": config.lr})
+    for config in grid.final():
+        write(config, {"validation_loss": config.lr})
+        assert claims._measured(grid) is None
+        path = figures.spectrum_path(config)
+        path.parent.mkdir()
+        kinds = {kind: {"above_0.1": float(i)} for i, kind in enumerate(figures.MODULES)}
+        path.write_text(json.dumps({"kinds": kinds, "modules": {}}))
+    assert claims._measured(grid) == Cell(None, (3.0,))
+
+
+def test_one_contradiction_is_enough_though_a_cell_is_missing():
+    assert claims._together(["shown", "not run", "contradicted"]) == "contradicted"
+    assert claims._together(["shown", "not run", "undecided"]) == "not run"
+    assert claims._together(["shown", "undecided"]) == "undecided"
+
+
 def test_one_seed_is_judged_by_its_errors_and_undecided_without():
     a, b = Cell(None, (52.0,), (0.3,)), Cell(None, (50.0,), (0.4,))
     assert difference(a, b) == pytest.approx((2 - 1.96 * 0.5, 2 + 1.96 * 0.5))
@@ -79,6 +123,7 @@ def test_on_par_needs_the_whole_interval_within_the_margin():
     assert judge(Interval(-0.5, 1.5), -1, 1) == "undecided"
     assert judge(Interval(1.5, 2.5), -1, 1) == "contradicted"
     assert judge(None, -1, 1) == "not run"
+    assert judge(Interval(0, 0), 0, math.inf) == "undecided", "equal is not better"
 
 
 @pytest.mark.parametrize("scale", claims.SCALES)

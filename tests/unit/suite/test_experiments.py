@@ -200,6 +200,40 @@ def test_only_what_asks_the_papers_question_stands_beside_its_number(name, scale
             assert not grid.column.metric.split(".")[0].endswith(("_local", "500"))
 
 
+def test_a_curve_needs_every_seed_to_its_end_and_committed_source(nothing_measured):
+    grid = cells_of("figure3", "lite")[0]
+    rows = [{"step": step, "loss": 1.0} for step in (1, 2)]
+    for config in grid.search():
+        write(config, {"value_nll": config.lr}, steps=(300,))
+    for config in grid.final():
+        write(config, {}, log_rows=rows)
+    assert figures._curves(grid).shape == (3, 2)
+    last = grid.final()[-1]
+    for unusable in ({"dirty": True}, {"status": "diverged"}):
+        write(last, {}, **unusable)
+        assert figures._curves(grid) is None
+    write(last, {})
+    write(grid.search()[-1], {"value_nll": 9.0}, dirty=True)
+    assert figures._curves(grid) is None
+
+
+def test_spectra_are_measured_once_and_of_finished_runs_alone(tmp_path, monkeypatch, nothing_measured):
+    monkeypatch.setenv("MORA_OUTPUT_DIR", str(tmp_path / "outputs"))
+    grids = cells_of("figure5", "smoke")
+    configs = [grid.final()[0] for grid in grids]
+    for config, status in zip(configs, ("done", "done", "diverged"), strict=False):  # the last was not run
+        write(config, {}, status=status)
+    for config in configs:
+        launch.run_folder(config).mkdir(parents=True)
+        (launch.run_folder(config) / "config.yaml").touch()
+    figures.spectrum_path(configs[0]).parent.mkdir()
+    figures.spectrum_path(configs[0]).touch()
+    asked = []
+    monkeypatch.setattr(runner.subprocess, "run", lambda command, **_: asked.append(command[4]))
+    runner.measure_spectra(grids)
+    assert asked == [str(launch.run_folder(configs[1]))]
+
+
 def test_two_suites_on_one_folder_share_the_runs(tmp_path, monkeypatch):
     """One run is held by another process, which ends it later: this suite does the others, waits, and starts it never."""
     monkeypatch.setenv("MORA_OUTPUT_DIR", str(tmp_path / "outputs"))
