@@ -82,7 +82,8 @@ def _sums_held(config: RunConfig, micro_batch_size: int) -> int:
     """Copies of the gradients that lie there when backward begins: the sums; and one more while a graph is captured."""
     if _captures(config):
         return 2
-    return int(micro_batch_size * config.hardware.world_size < config.task.train.global_batch_size)
+    passes = config.task.train.global_batch_size / (micro_batch_size * config.hardware.world_size)
+    return int(passes > 1 or config.hardware.micro_batch_tokens is not None)
 
 
 SPLIT = {
@@ -139,7 +140,12 @@ def _loss_bytes(config: RunConfig, shape: Shape, tokens: int, wide: int, chunked
 
 
 def fitting_micro_batch(config: RunConfig, length: int) -> int | None:
-    """The largest number of sequences a pass that fits and divides a rank's share; None where not even one does."""
+    """The largest number of sequences a pass that fits and divides a rank's share; None where not even one does.
+
+    Where tokens are set: of the longest sequences, as many as that allows.
+    """
     share = config.task.train.global_batch_size // config.hardware.world_size
-    sizes = (n for n in range(config.micro_batch_size, 0, -1) if share % n == 0)
+    tokens = config.hardware.micro_batch_tokens
+    most = config.micro_batch_size if tokens is None else min(share, max(1, tokens // length))
+    sizes = (n for n in range(most, 0, -1) if share % n == 0)
     return next((n for n in sizes if memory(config, length, n).gpu <= GPU_BYTES * (1 - RESERVE)), None)
