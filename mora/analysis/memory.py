@@ -65,7 +65,7 @@ def memory(
     weights = wide * (frozen + own) / split["weights"]
     if stage.startswith("zero"):  # sums of gradients in fp32, at stage 3 at all times; those in bf16 are not kept
         gradients, optimizer = 4 * own / split["gradients"], 12 * own / split["optimizer"]
-        held = gradients * (stage == "zero3" or size * ranks < config.task.train.global_batch_size)
+        held = gradients if stage == "zero3" else gradients * _sums_held(config, size)
     else:  # in bf16: gradients in bf16 until they are added up in fp32, and fp32 masters
         gradients, optimizer = (6.0, 12.0) if wide == 2 else (4.0, 8.0)
         gradients, optimizer = gradients * own, optimizer * own
@@ -94,7 +94,8 @@ def _sums_held(config: RunConfig, micro_batch_size: int) -> int:
     """Copies of the gradients that lie there when backward begins: the sums; and one more while a graph is captured."""
     if _captures(config):
         return 2
-    return int(micro_batch_size * config.hardware.world_size < config.task.train.global_batch_size)
+    passes = config.task.train.global_batch_size / (micro_batch_size * config.hardware.world_size)
+    return int(passes > 1 or config.hardware.micro_batch_tokens is not None)
 
 
 SPLIT = {
@@ -151,7 +152,12 @@ def _loss_bytes(config: RunConfig, shape: Shape, tokens: int, wide: int, chunked
 
 
 def fitting_micro_batch(config: RunConfig, length: int) -> int | None:
-    """The largest number of sequences a pass that fits and divides a rank's share; None where not even one does."""
+    """The largest number of sequences a pass that fits and divides a rank's share; None where not even one does.
+
+    Where tokens are set: of the longest sequences, as many as that allows.
+    """
     share = config.task.train.global_batch_size // config.hardware.world_size
-    sizes = (n for n in range(config.micro_batch_size, 0, -1) if share % n == 0)
+    tokens = config.hardware.micro_batch_tokens
+    most = config.micro_batch_size if tokens is None else min(share, max(1, tokens // length))
+    sizes = (n for n in range(most, 0, -1) if share % n == 0)
     return next((n for n in sizes if memory(config, length, n).gpu <= GPU_BYTES * (1 - RESERVE)), None)

@@ -160,6 +160,8 @@ def _runs() -> tuple[Measured, ...]:
             config = load(result["config"])
         except ConfigError:
             continue
+        if config.hardware.micro_batch_tokens is not None:  # passes of many sizes
+            continue
         report = result["data"]["report"]
         length = report["sequence_tokens"] / report["sequences"]
         passes = config.task.train.global_batch_size / config.micro_batch_size

@@ -17,13 +17,13 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from mora.adapter import MoraConfig
 from mora.config.schema import Train
-from mora.data.batches import IGNORE, Batch
+from mora.data.batches import Batches
+from mora.data.samples import IGNORE, Sample
 from mora.train.engine import TorchEngine
 from mora.train.model import use_fused_layers
 
 from .models import SHAPES, build_base
 
-SHAPE_STEP = 64  # tokens: lengths are padded up to multiples of it, so that there are few shapes
 TRAIN = {
     "stop_step": None, "epochs": 1,
     "max_steps": None, "schedule": "constant", "warmup_steps": 0, "min_lr_ratio": 0.0, "weight_decay": 0.0,
@@ -156,7 +156,7 @@ def _hugging_face(plan: Plan, data: list[list[int]], size: int, device: torch.de
 
 
 def _ours(plan: Plan, data: list[list[int]], micro_tokens: int, device: torch.device) -> float:
-    """TorchEngine, as a run uses it: bf16 with fp32 masters, fused layers, loss in chunks, micro batches by tokens."""
+    """What a run does with hardware.micro_batch_tokens: bf16, fp32 masters, fused layers, loss in chunks."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     base = build_base(plan.shape, device, dtype)
     if device.type == "cuda":
@@ -165,28 +165,13 @@ def _ours(plan: Plan, data: list[list[int]], micro_tokens: int, device: torch.de
     model: nn.Module = get_peft_model(base, config).train()
     train = Train(global_batch_size=plan.global_batch_size, **TRAIN)  # type: ignore[arg-type]
     engine = TorchEngine(model, train, dtype)
-    order = np.random.default_rng(2).permutation(len(data)).tolist()
+    whole = [Sample(ids, list(ids)) for ids in data]
+    batches = Batches(whole, 0, plan.global_batch_size, 1, seed=0, micro_batch_tokens=micro_tokens)
     clock = _Clock(plan.warm_up_steps, device)
-    for start in range(0, len(order) - plan.global_batch_size + 1, plan.global_batch_size):
-        chosen = [data[i] for i in order[start : start + plan.global_batch_size]]
-        real = sum(len(ids) for ids in chosen)
-        for batch in micro_batches(chosen, micro_tokens):
-            engine.backward(batch, real - len(chosen))
+    for step in range(len(data) // plan.global_batch_size):
+        loss_tokens = batches.loss_tokens(step)
+        for batch in batches.step(step):
+            engine.backward(batch, loss_tokens)
         engine.step(3e-4, 1.0)
-        clock.tick(real)
+        clock.tick(sum(len(data[i]) for i in batches.indices(step)))
     return clock.rate()
-
-
-def micro_batches(chosen: list[list[int]], tokens: int) -> list[Batch]:
-    """The samples of one step, longest first, in batches of at most `tokens` padded tokens (one sample at least)."""
-    batches, rest = [], sorted(chosen, key=len, reverse=True)
-    while rest:
-        longest = -(-len(rest[0]) // SHAPE_STEP) * SHAPE_STEP
-        size = max(1, tokens // longest)
-        part, rest = rest[:size], rest[size:]
-        ids = torch.zeros(len(part), longest, dtype=torch.long)
-        labels = torch.full_like(ids, IGNORE)
-        for i, sample in enumerate(part):
-            ids[i, : len(sample)] = labels[i, : len(sample)] = torch.tensor(sample)
-        batches.append(Batch(ids, labels))
-    return batches

@@ -161,8 +161,9 @@ class Scale(Section):
 
 
 class Hardware(Section):
-    """Where and how a run is spread. `micro_batch_size` is a rank's.
+    """Where and how a run is spread.
 
+    micro_batch_size: sequences of one rank in one pass. micro_batch_tokens: instead of it, the most padded tokens of a pass.
     gradient_checkpointing: backward computes every layer again from its input instead of keeping what is in it.
     parallel: "auto" is none for one process, zero1 where an adapter trains, zero3 for full fine-tuning. offload: the
     optimizer of ZeRO, and at stage 3 the weights, on the CPU. rendezvous: host:port of the first node, for several; "slurm",
@@ -173,6 +174,7 @@ class Hardware(Section):
     device: Literal["auto", "cpu", "cuda"]
     cuda_graphs: bool
     micro_batch_size: PositiveInt | None
+    micro_batch_tokens: PositiveInt | None = None
     gradient_checkpointing: bool = False
     processes: PositiveInt = 1
     nodes: PositiveInt = 1
@@ -263,6 +265,11 @@ class RunConfig(Section):
 
     def _check_hardware(self) -> None:
         hardware, batch = self.hardware, self.task.train.global_batch_size
+        if hardware.micro_batch_size and hardware.micro_batch_tokens:
+            raise ValueError(
+                f"hardware.micro_batch_size={hardware.micro_batch_size} and hardware.micro_batch_tokens="
+                f"{hardware.micro_batch_tokens}: set one of them, the other to null"
+            )
         share, ranks = (hardware.micro_batch_size or 1) * hardware.world_size, hardware.world_size
         if batch % share:
             several = f" x {ranks} ranks" if ranks > 1 else ""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -48,14 +50,51 @@ def collate(samples: list[Sample], pad_id: int, length: int | None = None) -> Ba
     return Batch(ids, labels, torch.from_numpy(np.stack([positions(s.starts or (0,), length) for s in samples])))
 
 
+def balanced(lengths: Sequence[int], most: int, ranks: int = 1) -> list[int]:
+    """Where to end each of a step's micro batches, given its ascending lengths, so that none has more than `most` tokens.
+
+    A micro batch is padded to its longest sequence; one sequence may be longer than `most`. As few micro batches as that
+    allows, as many for each rank, and as even in tokens as sorted sequences can be. `ranks` divides the number of lengths.
+    """
+    n = -(-len(_ends(lengths, most)) // ranks) * ranks
+    ends = _ends(lengths, bisect_left(range(most), True, key=lambda tokens: len(_ends(lengths, tokens)) <= n))
+    while len(ends) < n:
+        size, end = max((end - start, end) for start, end in pairwise([0, *ends]))
+        ends.append(end - size // 2)
+        ends.sort()
+    return ends
+
+
+def _ends(lengths: Sequence[int], most: int) -> list[int]:
+    """Of the fewest micro batches of at most so many tokens."""
+    ends, start = [], 0
+    for i, length in enumerate(lengths):
+        if i > start and (i + 1 - start) * length > most:
+            ends.append(i)
+            start = i
+    return [*ends, len(lengths)]
+
+
 class Batches:
-    """The micro batches of every step, a pure function of (seed, step): epochs of shuffled samples, laid end to end."""
+    """The micro batches of every step, a pure function of (seed, step): epochs of shuffled samples, laid end to end.
+
+    micro_batch_tokens: micro batches of at most so many padded tokens, instead of `micro_batch_size` sequences; their
+    number is then a multiple of `ranks`.
+    """
 
     def __init__(
-        self, samples: Sequence[Sample], pad_id: int, global_batch_size: int, micro_batch_size: int, seed: int
+        self,
+        samples: Sequence[Sample],
+        pad_id: int,
+        global_batch_size: int,
+        micro_batch_size: int,
+        seed: int,
+        micro_batch_tokens: int | None = None,
+        ranks: int = 1,
     ):
         self.samples, self.pad_id = samples, pad_id
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
+        self.micro_batch_tokens, self.ranks = micro_batch_tokens, ranks
         self.seed = seed
         if isinstance(samples, StoredSamples | Subset):
             self.longest = samples.longest
@@ -74,10 +113,13 @@ class Batches:
         They add up to the same gradient in any order; dropout masks, which follow the shape and the place, are others.
         """
         chosen = [self.samples[i] for i in self.indices(step)]
-        if self.micro_batch_size < len(chosen):
+        if self.micro_batch_tokens is not None or self.micro_batch_size < len(chosen):
             chosen.sort(key=lambda s: len(s.input_ids))
-        for i in range(0, len(chosen), self.micro_batch_size):
-            micro = chosen[i : i + self.micro_batch_size]
+        ends = [*range(self.micro_batch_size, len(chosen), self.micro_batch_size), len(chosen)]
+        if self.micro_batch_tokens is not None:
+            ends = balanced([self._padded(len(s.input_ids)) for s in chosen], self.micro_batch_tokens, self.ranks)
+        for start, end in pairwise([0, *ends]):
+            micro = chosen[start:end]
             yield collate(micro, self.pad_id, self._padded(max(len(s.input_ids) for s in micro)))
 
     def loss_tokens(self, step: int) -> int:

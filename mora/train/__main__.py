@@ -46,11 +46,13 @@ def main() -> int:
 
 def _out_of_memory(folder: Path, error: torch.OutOfMemoryError) -> str:
     config = load(yaml.safe_load((folder / "config.yaml").read_text()))
-    micro, first = config.micro_batch_size, str(error).splitlines()[0]
-    advice = f"halve it: hardware.micro_batch_size={micro // 2}; the result does not change"
+    hardware, first = config.hardware, str(error).splitlines()[0]
+    name = "micro_batch_tokens" if hardware.micro_batch_tokens else "micro_batch_size"
+    micro = hardware.micro_batch_tokens or config.micro_batch_size
+    advice = f"halve it: hardware.{name}={micro // 2}; the result does not change"
     if micro == 1:
         advice = "it is the smallest: shorten the sequences, take more GPUs, or hardware.parallel=zero3"
-    return f"out of GPU memory with hardware.micro_batch_size={micro}; {advice} ({first})"
+    return f"out of GPU memory with hardware.{name}={micro}; {advice} ({first})"
 
 
 if __name__ == "__main__":

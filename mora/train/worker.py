@@ -60,7 +60,10 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
     scoring.check()
     fused = device.type == "cuda" and use_fused_layers(model)
     model = prepare(model, config).to(device)
-    batches = Batches(data.samples, pad, config.task.train.global_batch_size, config.micro_batch_size, config.seed)
+    batches = Batches(
+        data.samples, pad, config.task.train.global_batch_size, config.micro_batch_size, config.seed,
+        config.hardware.micro_batch_tokens, config.hardware.world_size,
+    )  # fmt: skip
     parameters = parameter_table(model)
     _print_parameters(model, config)
     engine = make_engine(model, config)

@@ -66,9 +66,9 @@ def whole(tmp_path_factory):
     return curve(tmp_path)
 
 
-@pytest.mark.parametrize("parallel", ["zero2", "zero3"])
-def test_a_rank_that_dies_ends_the_job_and_the_resumed_run_follows_one_process(tmp_path, parallel, whole):
-    ranks = ["hardware=cpu2", f"hardware.parallel={parallel}"]
+@pytest.mark.parametrize("how", [["parallel=zero2"], ["parallel=zero3", "micro_batch_tokens=200"]], ids=" ".join)
+def test_a_rank_that_dies_ends_the_job_and_the_resumed_run_follows_one_process(tmp_path, how, whole):
+    ranks = ["hardware=cpu2", *(f"hardware.{setting}" for setting in how)]
     folder = tmp_path / "killed" / "outputs" / run_id(compose([*RUN, *ranks]))
     process = start(tmp_path / "killed", *ranks, MORA_KILL_AT="between_merge_and_reinit:5:0")
     code, output = finish(process)

@@ -181,14 +181,14 @@ def test_a_folder_that_another_run_holds_is_refused(tmp_path):
     assert f"{run_id(compose([*SHORT, 'method=fft']))} is held by another process" in output
 
 
-def test_two_micro_batches_give_the_loss_of_one(tmp_path):
+def test_several_micro_batches_give_the_loss_of_one(tmp_path):
     curves = []
-    for micro in (8, 4):
-        overrides = ["method=fft", f"hardware.micro_batch_size={micro}"]
-        code, output = train(tmp_path / str(micro), *overrides)
+    for i, micro in enumerate(["size=8", "size=4", "tokens=200"]):
+        code, output = train(tmp_path / str(i), "method=fft", f"hardware.micro_batch_{micro}")
         assert code == 0, output
-        curves.append([loss for _, loss, _, _ in losses(tmp_path / str(micro))])
+        curves.append([loss for _, loss, _, _ in losses(tmp_path / str(i))])
     assert curves[0] == pytest.approx(curves[1], rel=1e-3)
+    assert curves[0] == pytest.approx(curves[2], rel=1e-3)
 
 
 def test_a_multirun_is_a_run_for_each_value(tmp_path):

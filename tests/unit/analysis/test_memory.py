@@ -117,6 +117,12 @@ def test_the_largest_micro_batch_that_fits_leaves_the_reserve(room, fits, monkey
     assert memory.fitting_micro_batch(config, 2048) == fits
 
 
+def test_tokens_bound_the_sequences_of_a_pass():
+    run = paper("lora", "hardware=gpu1", "hardware.micro_batch_tokens=8192")
+    assert memory.fitting_micro_batch(run, 1024) == 8
+    assert memory.fitting_micro_batch(run, 9000) == 1
+
+
 def test_a_restarting_method_keeps_an_fp32_copy_of_the_layers_on_the_cpu():
     shape = shapes.shape_of(paper("relora").model)
     assert memory.memory(paper("relora"), 2048, 1).shadow == 4 * shape.in_layers

@@ -24,6 +24,10 @@ from mora.config.compose import CONFIG_DIR, load
         (["task=uuid", "method=mora", "r=8", "method.adapter.operator=twist"], "operator='twist': input should be"),
         (["task=uuid", "method=mora", "r=8", "hardware.micro_batch_size=7"], "is not divisible by"),
         (["task=uuid", "method=mora", "r=8", "hardware=cpu2", "hardware.micro_batch_size=8"], "=8 x 2 ranks: choose"),
+        (
+            ["task=uuid", "method=fft", "hardware.micro_batch_size=8", "hardware.micro_batch_tokens=512"],
+            "hardware.micro_batch_size=8 and hardware.micro_batch_tokens=512: set one",
+        ),
         (["task=uuid", "method=mora", "r=8", "hardware=cpu2", "hardware.parallel=none"], "2 ranks need ddp"),
         (["task=uuid", "method=mora", "r=8", "hardware=cpu2", "hardware.nodes=2"], "set hardware.rendezvous=HOST:PORT"),
         (["task=uuid", "method=relora", "r=8", "method.restart.every_steps=1000"], "would never restart; lower it"),

@@ -6,7 +6,7 @@ import torch
 
 from mora.config import compose
 from mora.data import packing
-from mora.data.batches import Batches, collate
+from mora.data.batches import Batches, balanced, collate
 from mora.data.samples import IGNORE, Sample, StoredSamples, write_shard
 from mora.train.engine import token_losses
 from mora.train.model import load_model
@@ -112,3 +112,29 @@ def test_several_micro_batches_of_a_step_have_sequences_of_like_length():
     whole = next(Batches(samples, 0, 8, 8, seed=0).step(0)).input_ids[:, 0].tolist()
     assert whole == [len(samples[i].input_ids) for i in Batches(samples, 0, 8, 8, seed=0).indices(0)] != sorted(whole)
     assert sorted(whole) == [n for batch in micros for n in batch.input_ids[:, 0].tolist()]
+
+
+def test_micro_batches_by_tokens_hold_the_step_in_few_even_passes():
+    lengths = np.clip(np.random.default_rng(0).lognormal(5.5, 0.45, 64), 60, 1024).astype(int)
+    batches = Batches([Sample([i] * n, [i] * n) for i, n in enumerate(lengths)], 0, 64, 64, 0, micro_batch_tokens=8192)
+    micros = list(batches.step(0))
+    sizes = [batch.input_ids.numel() for batch in micros]
+    assert max(sizes) <= 8192
+    assert len(sizes) == -(-int(lengths.sum() * 1.2) // 8192), "more passes than a fifth of padding explains"
+    assert max(sizes) < 1.2 * min(sizes)
+    assert sorted(i for batch in micros for i in batch.input_ids[:, 0].tolist()) == list(range(64))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "most", "ranks", "ends"),
+    [
+        ([1, 1, 1, 1], 4, 1, [4]),
+        ([1, 1, 1, 1], 4, 2, [2, 4]),
+        ([2, 2, 2, 9], 4, 1, [2, 3, 4]),  # one sequence is longer than `most`
+        ([1, 1, 1, 6], 6, 2, [3, 4]),
+        ([5, 5, 5, 5], 5, 4, [1, 2, 3, 4]),
+        ([1, 1, 1, 1, 4, 4], 4, 2, [2, 4, 5, 6]),  # three are enough; each rank has two
+    ],
+)
+def test_every_rank_has_as_many_micro_batches(lengths, most, ranks, ends):
+    assert balanced(lengths, most, ranks) == ends
