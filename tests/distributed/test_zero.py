@@ -214,10 +214,10 @@ def test_ranks_that_differ_after_a_restart_stop_the_run():
         assert "the ranks hold different weights" in answer
 
 
-def saved_and_loaded(method, parallel):
-    engine, restarts = make(method, parallel)
+def saved_and_loaded(method, parallel, overrides=(), done=12):
+    engine, restarts = make(method, parallel, overrides=overrides)
     batches = OfThisRank(random_batches(4, UNEVEN))
-    for step in range(12):
+    for step in range(done):
         one_step(engine, batches, step)
         if step == 9:
             restarts.apply(10)
@@ -227,11 +227,12 @@ def saved_and_loaded(method, parallel):
     payload = [torch.load(io.BytesIO(saved.getvalue()))]
     if parallel != "none":
         torch.distributed.broadcast_object_list(payload)  # rank 0's, as from one file
-    other, again = make(method, parallel)
+    other, again = make(method, parallel, overrides=overrides)
     again.load_state_dict(payload[0]["restart"])
     other.load_state_dict(payload[0]["engine"])
-    went_on = [one_step(engine, batches, step) for step in range(12, 16)]
-    resumed = [one_step(other, batches, step) for step in range(12, 16)]
+    again.resume(done)
+    went_on = [one_step(engine, batches, step) for step in range(done, done + 4)]
+    resumed = [one_step(other, batches, step) for step in range(done, done + 4)]
     return went_on, resumed, saved.getvalue()
 
 
@@ -245,3 +246,10 @@ def test_a_checkpoint_goes_on_alike_and_on_another_number_of_ranks(parallel):
     engine.load_state_dict(state["engine"])
     single = [one_step(engine, random_batches(4, UNEVEN), step) for step in range(12, 16)]
     assert_close(single, went_on, 1e-5)
+
+
+@pytest.mark.parametrize("parallel", ["zero1", "zero3"])
+def test_stale_masters_come_back_also_after_a_checkpoint(parallel):
+    stale = ["method.restart.stale_masters=true"]
+    went_on, resumed, _ = on_ranks(saved_and_loaded, "relora", parallel, stale, 10)[0]
+    assert_close(resumed, went_on, 1e-5)
