@@ -47,7 +47,9 @@ def main() -> int:
 def _out_of_memory(folder: Path, error: torch.OutOfMemoryError) -> str:
     config = load(yaml.safe_load((folder / "config.yaml").read_text()))
     micro, first = config.micro_batch_size, str(error).splitlines()[0]
-    advice = f"halve it: hardware.micro_batch_size={micro // 2}; the result does not change"
+    share = config.task.train.global_batch_size // config.hardware.world_size
+    smaller = max((n for n in range(1, micro // 2 + 1) if share % n == 0), default=0)
+    advice = f"{'halve' if 2 * smaller == micro else 'lower'} it: hardware.micro_batch_size={smaller}"
     if micro == 1:
         advice = "it is the smallest: shorten the sequences, take more GPUs, or hardware.parallel=zero3"
     return f"out of GPU memory with hardware.micro_batch_size={micro}; {advice} ({first})"

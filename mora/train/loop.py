@@ -20,7 +20,7 @@ from mora.config.schema import RunConfig
 
 from . import checkpoint
 from .checkpoint import kill_point
-from .distributed import OfThisRank, everywhere, on_any_rank, rank, sum_over_ranks
+from .distributed import OfThisRank, everywhere, on_any_rank, rank, sum_over_ranks, wait_for_all
 from .interface import Engine, Steps
 from .log import RunLog
 from .restart import Restarts, describe
@@ -103,7 +103,7 @@ def _train(
         if saving:
             _save(rows.checkpoints, done, engine, restarts, config)
         if stopping and done < config.last_step:
-            everywhere(0.0)  # rank 0 has saved: torchrun kills the others soon after the first one ends
+            wait_for_all()  # rank 0 has saved: torchrun kills the others soon after the first one ends
             raise Interrupted(
                 f"stopped by signal after step {done}; a checkpoint was saved, start the same run to go on"
             )
@@ -178,7 +178,7 @@ def _resume(folder: Path, engine: Engine, restarts: Restarts, config: RunConfig)
     The number of ranks may be another one than before: a checkpoint holds whole tensors.
     Raises: ConfigError where the checkpoint is of another run, or the ranks see different ones.
     """
-    state = checkpoint.load_latest(folder, torch.device("cpu"))
+    state = checkpoint.load_latest(folder)
     start = 0 if state is None else state["step"]
     if len(set(everywhere(start))) > 1:
         raise ConfigError(

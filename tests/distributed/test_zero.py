@@ -2,6 +2,8 @@
 
 import functools
 import io
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -253,3 +255,17 @@ def test_stale_masters_come_back_also_after_a_checkpoint(parallel):
     stale = ["method.restart.stale_masters=true"]
     went_on, resumed, _ = on_ranks(saved_and_loaded, "relora", parallel, stale, 10)[0]
     assert_close(resumed, went_on, 1e-5)
+
+
+def finds_the_made_up_data(folder):
+    from mora.evaluate import synthetic
+    from mora.train.scoring import Scoring
+
+    write = synthetic.write
+    synthetic.write = lambda path: (time.sleep(1), write(path))
+    Scoring(tiny_config("fft"), SimpleNamespace(pairs=[]), None, 0, folder)
+    return (folder / "evaluation_data" / "c4" / "validation.jsonl").is_file()
+
+
+def test_no_rank_looks_for_made_up_data_before_the_first_has_written_them(tmp_path):
+    assert on_ranks(finds_the_made_up_data, tmp_path) == [True, True]

@@ -234,19 +234,36 @@ def test_second_derivatives_are_refused_by_the_fused_function_and_given_by_the_r
 
 
 @needs_interpreter
-def test_rows_in_parts_give_the_same_as_in_one(monkeypatch):
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_rows_in_parts_give_the_same_as_in_one(dropout, monkeypatch):
     operator = build(("rotation", {}), (53, 90, 12))
-    x = torch.randn(37, 53)
+    x, M = torch.randn(37, 53, requires_grad=True), torch.randn(12, 12, requires_grad=True)
+    W, g = torch.randn(90, 53), torch.randn(37, 90)
 
     def results() -> tuple[Tensor, ...]:
         torch.manual_seed(0)
         with kernels.use("triton"):
-            return fused_and_expected(operator, x, torch.float32)[0]
+            y = kernels.adapted_linear(x, M, operator, weight_KD=W.mT, dropout=dropout)
+            return (y, *torch.autograd.grad(y, (x, M), g))
 
     whole = results()
     monkeypatch.setattr(kernels, "CHUNK_BYTES", 2000)
     assert kernels._rows_of_a_part(37, 80 * 4, 5) < 10
     torch.testing.assert_close(results(), whole, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 1023, 1025, 5003])
+def test_the_sum_over_rows_leaves_none_out_however_it_is_split(rows):
+    dz, c = torch.randn(rows, 8), torch.randn(rows, 8)
+    assert relative_error(kernels._split_outer(dz, c), dz.double().mT @ c.double()) < 1e-5
+
+
+def test_a_square_at_an_odd_address_is_multiplied_as_a_copy_at_an_aligned_one():
+    M = torch.randn(16 * 16 + 1)[1:].view(16, 16)
+    assert M.data_ptr() % 16
+    square = kernels._aligned_square(M, 16, torch.float32, 1.0)
+    assert square.data_ptr() % 16 == 0
+    assert torch.equal(square, M)
 
 
 @needs_interpreter
