@@ -289,6 +289,20 @@ def test_dropout_masks_the_adapters_input_alike_in_forward_and_backward(setting)
         assert (kept & shifted).float().mean().item() == pytest.approx(0.75**2, abs=0.03)
 
 
+@needs_interpreter
+@pytest.mark.parametrize("seed", [1, 0x5DEECE66 << 32, -1])
+def test_both_halves_of_the_seed_of_dropout_count(seed):
+    from mora.adapter.gather import maps
+    from mora.adapter.gather_kernel import Dropout, run
+
+    plan = maps(build(("sharing", {}), (16, 16, 16))).compress
+
+    def kept(seed: int) -> Tensor:
+        return run(plan, torch.ones(200, 16), torch.empty(200, 16), Dropout(0.5, torch.tensor([seed]))) != 0
+
+    assert 0.4 < (kept(0) == kept(seed)).float().mean() < 0.6
+
+
 def test_backward_keeps_the_smaller_of_input_and_compressed_input():
     def saved(setting, shape) -> int:
         operator = build(setting, shape)
@@ -313,7 +327,7 @@ def test_the_form_can_be_switched_and_a_wrong_name_is_refused(make_mlp, adapt, x
     torch.testing.assert_close(fused, plain)
 
 
-@pytest.mark.parametrize("why", ["hook", "trained weight", "subclass", "patched forward"])
+@pytest.mark.parametrize("why", ["hook", "trained weight", "trained bias", "subclass", "patched forward"])
 def test_a_base_layer_that_must_be_called_is_called(why, make_mlp, adapt, x, mora_layers):
     layer = mora_layers(adapt(make_mlp()))["0"]
     expected, calls = layer(x), []
@@ -321,6 +335,8 @@ def test_a_base_layer_that_must_be_called_is_called(why, make_mlp, adapt, x, mor
         layer.base_layer.register_forward_pre_hook(lambda *_: calls.append(1))
     elif why == "trained weight":
         layer.base_layer.weight.requires_grad_(True)
+    elif why == "trained bias":
+        layer.base_layer.bias.requires_grad_(True)
     elif why == "subclass":
         layer.base_layer.__class__ = type("Counted", (nn.Linear,), {})
     original = layer.base_layer.forward
@@ -329,8 +345,8 @@ def test_a_base_layer_that_must_be_called_is_called(why, make_mlp, adapt, x, mor
     y = layer(x)
     torch.testing.assert_close(y, expected)
     y.sum().backward()
-    if why == "trained weight":
-        assert layer.base_layer.weight.grad.count_nonzero() > 0
+    if why.startswith("trained"):
+        assert getattr(layer.base_layer, why.removeprefix("trained ")).grad.count_nonzero() > 0
     else:
         assert calls
 
@@ -358,6 +374,8 @@ def test_autocast_gives_the_dtypes_and_values_of_the_reference(operator, mode, m
             model.zero_grad()
             y.float().square().sum().backward()
         results.append((y, mora_layers(model)["0"].mora_M["default"].grad))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert mora_layers(model)["0"](x.to(next(model.parameters()).dtype)).grad_fn.dtype == torch.bfloat16
     (y, grad), (expected, expected_grad) = results
     assert (y.dtype, grad.dtype) == (expected.dtype, torch.float32)
     assert relative_error(y, expected.double()) < 1e-2
