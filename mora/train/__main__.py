@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from pathlib import Path
 
 import torch
@@ -56,9 +57,16 @@ def _out_of_memory(folder: Path, error: torch.OutOfMemoryError) -> str:
 
 
 if __name__ == "__main__":
-    code = main()
-    if "RANK" in os.environ:  # gloo's threads, met by Python's teardown, have aborted a rank that had done everything
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    code = 1
+    try:
+        code = main()
+    finally:
+        # A rank ends without Python's teardown: gloo's threads have aborted one there that had done everything, and after
+        # an error NCCL may wait for the other ranks there, while torchrun waits for this one's end to end them.
+        if "RANK" in os.environ:
+            if sys.exc_info()[0] is not None:
+                traceback.print_exc()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
     sys.exit(code)
