@@ -88,6 +88,17 @@ def test_in_bf16_the_loss_stays_beside_that_of_fp32(parallel):
     assert losses[:10] == pytest.approx([loss for loss, _ in alone("remora", "bf16")][:10], abs=tolerance)
 
 
+def first_masters(parallel):
+    (engine, _), (plain, _) = (make("lora", how, "bf16") for how in (parallel, "ddp"))
+    masters = {name: (engine.master(p).clone(), plain.masters[name]) for name, p in engine.parameters.items()}
+    return [name for name, (ours, unrounded) in masters.items() if not torch.equal(ours, unrounded)]
+
+
+@pytest.mark.parametrize("parallel", ["zero1", "zero3"])
+def test_masters_start_unrounded_as_in_plain_torch(parallel):
+    assert on_ranks(first_masters, parallel) == [[], []]
+
+
 def fuses_the_loss(method, parallel):
     engine, _ = make(method, parallel)
     return plain_head(engine.engine) is not None
