@@ -89,7 +89,7 @@ def test_in_bf16_the_loss_stays_beside_that_of_fp32(parallel):
 
 
 def first_masters(parallel):
-    (engine, _), (plain, _) = (make("lora", how, "bf16") for how in (parallel, "ddp"))
+    (engine, _), (plain, _) = (make("asylora", how, "bf16") for how in (parallel, "ddp"))
     masters = {name: (engine.master(p).clone(), plain.masters[name]) for name, p in engine.parameters.items()}
     return [name for name, (ours, unrounded) in masters.items() if not torch.equal(ours, unrounded)]
 
