@@ -49,6 +49,11 @@ class MoraLayer(BaseTunerLayer):
         even = config.operator == "rotation"
         wanted = square_size(self.in_features, self.out_features, r, config.rhat_rounding, even)
         limit = min(self.in_features, self.out_features)
+        if even and limit < 2:
+            raise ValueError(
+                f"operator='rotation' turns pairs of inputs, which a layer of in_features={self.in_features}, out_features="
+                f"{self.out_features} has no room for: leave it out of target_modules, or use operator='sharing'"
+            )
         r_hat = min(wanted, limit // 2 * 2 if even else limit)
         if r_hat < wanted:
             warnings.warn(

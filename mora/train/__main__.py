@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from pathlib import Path
 
 import torch
@@ -47,18 +48,28 @@ def main() -> int:
 def _out_of_memory(folder: Path, error: torch.OutOfMemoryError) -> str:
     config = load(yaml.safe_load((folder / "config.yaml").read_text()))
     hardware, first = config.hardware, str(error).splitlines()[0]
-    name = "micro_batch_tokens" if hardware.micro_batch_tokens else "micro_batch_size"
-    micro = hardware.micro_batch_tokens or config.micro_batch_size
-    advice = f"halve it: hardware.{name}={micro // 2}; the result does not change"
+    name, micro = "micro_batch_size", config.micro_batch_size
+    share = config.task.train.global_batch_size // hardware.world_size
+    smaller = max((n for n in range(1, micro // 2 + 1) if share % n == 0), default=0)
+    if hardware.micro_batch_tokens is not None:
+        name, micro, smaller = "micro_batch_tokens", hardware.micro_batch_tokens, hardware.micro_batch_tokens // 2
+    advice = f"{'halve' if 2 * smaller == micro else 'lower'} it: hardware.{name}={smaller}"
     if micro == 1:
         advice = "it is the smallest: shorten the sequences, take more GPUs, or hardware.parallel=zero3"
     return f"out of GPU memory with hardware.{name}={micro}; {advice} ({first})"
 
 
 if __name__ == "__main__":
-    code = main()
-    if "RANK" in os.environ:  # gloo's threads, met by Python's teardown, have aborted a rank that had done everything
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    code = 1
+    try:
+        code = main()
+    finally:
+        # A rank ends without Python's teardown: gloo's threads have aborted one there that had done everything, and after
+        # an error NCCL may wait for the other ranks there, while torchrun waits for this one's end to end them.
+        if "RANK" in os.environ:
+            if sys.exc_info()[0] is not None:
+                traceback.print_exc()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
     sys.exit(code)

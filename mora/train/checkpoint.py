@@ -38,13 +38,13 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     return final
 
 
-def load_latest(folder: Path, device: torch.device) -> dict[str, Any] | None:
-    """The newest checkpoint whose hash is right, or None. A damaged one is named in a warning and passed over."""
+def load_latest(folder: Path) -> dict[str, Any] | None:
+    """The newest checkpoint whose hash is right, on the CPU; None without. A damaged one is warned of and passed over."""
     for path in reversed(_steps(folder)):
         stored, found = path / "sha256", path / "state.pt"
         if stored.is_file() and found.is_file() and stored.read_text() == _digest(found):
             # mapped, so that the ranks of a machine share the memory of one copy
-            return torch.load(found, map_location=device, weights_only=True, mmap=True)
+            return torch.load(found, map_location="cpu", weights_only=True, mmap=True)
         warnings.warn(f"checkpoint {path} is damaged: going back to the one before", stacklevel=2)
     return None
 
@@ -52,11 +52,15 @@ def load_latest(folder: Path, device: torch.device) -> dict[str, Any] | None:
 def latest_step(folder: Path) -> int:
     """The step of the newest checkpoint; 0 where there is none."""
     steps = _steps(folder)
-    return int(steps[-1].name.removeprefix("step_")) if steps else 0
+    return _step(steps[-1]) if steps else 0
 
 
 def _steps(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step_*"))
+    return sorted(folder.glob("step_*"), key=_step)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step_"))
 
 
 def _digest(path: Path) -> str:

@@ -112,6 +112,11 @@ def everywhere(value: float) -> list[float]:
     return values
 
 
+def wait_for_all() -> None:
+    """Until every rank has come here. All ranks must call."""
+    everywhere(0.0)
+
+
 class OfThisRank:
     """Of the micro batches of every step, each world-size-th: all ranks together see each sample once."""
 

@@ -132,7 +132,8 @@ class TorchEngine:
     def state_dict(self) -> dict[str, Any]:
         """Masters and optimizer state of what trains, by name: the same from every engine and any number of ranks."""
         states = {name: self.optimizer.state[m] for name, m in self.masters.items() if m in self.optimizer.state}
-        return {"weights": {name: m.detach() for name, m in self.masters.items()}, "optimizer": states}
+        weights = {name: self._stale.get(m, m).detach() for name, m in self.masters.items()}
+        return {"weights": weights, "optimizer": states}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import signal
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from mora.config.schema import RunConfig
 
 from . import checkpoint
 from .checkpoint import kill_point
-from .distributed import OfThisRank, everywhere, on_any_rank, rank, sum_over_ranks
+from .distributed import OfThisRank, everywhere, on_any_rank, rank, sum_over_ranks, wait_for_all
 from .interface import Engine, Steps
 from .log import RunLog
 from .restart import Restarts, describe
@@ -40,8 +41,7 @@ class Interrupted(RuntimeError):
 def fit(engine: Engine, batches: Steps, config: RunConfig, folder: Path, evaluate: Evaluate) -> dict[str, float] | None:
     """Trains from the latest checkpoint in `folder` to `config.last_step`.
 
-    Returns the speed of this process, medians over the stretches between two log writes, evaluation left out: `step_s`,
-    `tokens_per_s` (tokens with a loss), and `fastest_s`, the step_s of the fastest stretch; None where it had no step to do.
+    Returns the speed of this process (`Speed.facts`); None where it had no step to do.
 
     `evaluate(step)` is asked after every update and returns {} where nothing is due. Rows go to `folder/log.jsonl`.
     Dropout is a pure function of (seed, step), as the batches are, so a resumed run repeats the uninterrupted one.
@@ -50,66 +50,119 @@ def fit(engine: Engine, batches: Steps, config: RunConfig, folder: Path, evaluat
 
     Raises: Diverged with step, rate and last good checkpoint; Interrupted; RestartFailed.
     """
-    train, saved = config.task.train, folder / "checkpoints"
-    restarts, mine = Restarts(engine, config), OfThisRank(batches)
+    saved, restarts = folder / "checkpoints", Restarts(engine, config)
     start = _resume(saved, engine, restarts, config)
     log = RunLog(folder / "log.jsonl", from_step=start, write=rank() == 0)
-    track = start_tracker(config, folder, from_step=start, active=rank() == 0)
-    stop = _StopSignal()
+    with start_tracker(config, folder, from_step=start, active=rank() == 0) as track:
+        return _train(engine, OfThisRank(batches), config, evaluate, restarts, _Rows(log, track, saved), start)
+
+
+def _train(
+    engine: Engine,
+    batches: OfThisRank,
+    config: RunConfig,
+    evaluate: Evaluate,
+    restarts: Restarts,
+    rows: _Rows,
+    start: int,
+) -> dict[str, float] | None:
+    train, stop, speed = config.task.train, _StopSignal(), Speed()
     assert config.lr is not None
     engine.model.train()
     quiet = rank() > 0 or None  # None: where the output is no terminal
     progress = tqdm(range(start, config.last_step), initial=start, total=config.last_step, disable=quiet, unit="step")
-    clock, tokens, first = time.perf_counter(), 0, start
-    speeds: list[tuple[float, float]] = []
     for step in progress:
         lr = learning_rate(step, config.total_steps, config.lr, train, config.method.restart)
         torch.manual_seed(config.seed * 1_000_003 + step + (rank() << 40))
-        loss_tokens = mine.loss_tokens(step)
-        loss = sum_over_ranks(torch.stack([engine.backward(micro, loss_tokens) for micro in mine.step(step)]).sum())
+        loss_tokens = batches.loss_tokens(step)
+        loss = sum_over_ranks(torch.stack([engine.backward(micro, loss_tokens) for micro in batches.step(step)]).sum())
         grad_norm = engine.step(lr, train.max_grad_norm)
         done = step + 1
-        tokens += loss_tokens
+        speed.add(loss_tokens)
         row = {"step": done, "loss": loss, "lr": lr, "grad_norm": grad_norm}
         kill_point("after_step", done)
         if restarts.due(done):
-            _check_finite([row], checkpoint.latest_step(saved))
+            rows.check([row])
             row |= (facts := restarts.apply(done))
             if rank() == 0:
                 progress.write(f"step {done}: {describe(facts)}")
-        log.add(**row)
+        rows.log.add(**row)
         stopping = on_any_rank(stop.asked, engine.device)
 
         due = done % train.log_every_steps == 0 or done == config.last_step
         saving = done % train.checkpoint_every_steps == 0 or done == config.last_step or stopping
         if due or saving:
-            rows = log.flush()
-            track(rows)
-            _check_finite(rows, checkpoint.latest_step(saved))
-            seconds = time.perf_counter() - clock
-            speeds.append((seconds / (done - first), tokens / seconds))
-            progress.set_postfix(
-                loss=f"{rows[-1]['loss']:.4f}", lr=f"{lr:.2e}", tokens_per_s=f"{tokens / seconds:,.0f}"
-            )
-            clock, tokens, first = time.perf_counter(), 0, done
-        metrics = evaluate(done)
-        if metrics:
-            track(log.flush())
-            log.add(step=done, **metrics)
-            track(log.flush())
+            last = rows.write()[-1]
+            progress.set_postfix(loss=f"{last['loss']:.4f}", lr=f"{lr:.2e}", tokens_per_s=f"{speed.end():,.0f}")
+        if metrics := evaluate(done):
+            rows.write()
+            rows.log.add(step=done, **metrics)
+            rows.write()
             engine.model.train()
-            clock = time.perf_counter()
+            speed.start()
         if saving:
-            _save(saved, done, engine, restarts, config)
+            _save(rows.checkpoints, done, engine, restarts, config)
         if stopping and done < config.last_step:
-            everywhere(0.0)  # rank 0 has saved: torchrun kills the others soon after the first one ends
+            wait_for_all()  # rank 0 has saved: torchrun kills the others soon after the first one ends
             raise Interrupted(
                 f"stopped by signal after step {done}; a checkpoint was saved, start the same run to go on"
             )
-    if not speeds:
-        return None
-    step_s, tokens_per_s = (statistics.median(values) for values in zip(*speeds, strict=True))
-    return {"step_s": step_s, "fastest_s": min(speeds)[0], "tokens_per_s": tokens_per_s}
+    return speed.facts()
+
+
+class Speed:
+    """How fast the steps are, measured over stretches of some; between the stretches nothing is measured."""
+
+    def __init__(self) -> None:
+        self._stretches: list[tuple[float, float]] = []
+        self.start()
+
+    def start(self) -> None:
+        """A stretch begins. One that was not ended is forgotten: an evaluation lay in it."""
+        self._clock, self._steps, self._tokens = time.perf_counter(), 0, 0
+
+    def add(self, tokens: int) -> None:
+        """A step with so many tokens that carry a loss."""
+        self._steps += 1
+        self._tokens += tokens
+
+    def end(self) -> float:
+        """A stretch ends and the next one begins. Returns its tokens a second."""
+        seconds = time.perf_counter() - self._clock
+        self._stretches.append((seconds / self._steps, self._tokens / seconds))
+        self.start()
+        return self._stretches[-1][1]
+
+    def facts(self) -> dict[str, float] | None:
+        """Medians over the stretches, `step_s` and `tokens_per_s`, and `fastest_s`, the step_s of the fastest one."""
+        if not self._stretches:
+            return None
+        step_s, tokens_per_s = (statistics.median(values) for values in zip(*self._stretches, strict=True))
+        return {"step_s": step_s, "fastest_s": min(self._stretches)[0], "tokens_per_s": tokens_per_s}
+
+
+@dataclass
+class _Rows:
+    """The way of the log's rows to the file and the tracker, which none passes with a loss that is not finite."""
+
+    log: RunLog
+    track: Callable[[list[dict[str, Any]]], None]
+    checkpoints: Path
+
+    def write(self) -> list[dict[str, Any]]:
+        """Writes what waits. Raises: Diverged, when it is written."""
+        rows = self.log.flush()
+        self.track(rows)
+        self.check(rows)
+        return rows
+
+    def check(self, rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            if "loss" in row and not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
+                raise Diverged(
+                    f"step {row['step']}: loss {row['loss']}, gradient norm {row['grad_norm']}, lr {row['lr']:.3g}; "
+                    f"last good checkpoint: step {checkpoint.latest_step(self.checkpoints)}"
+                )
 
 
 def _save(folder: Path, done: int, engine: Engine, restarts: Restarts, config: RunConfig) -> None:
@@ -125,7 +178,7 @@ def _resume(folder: Path, engine: Engine, restarts: Restarts, config: RunConfig)
     The number of ranks may be another one than before: a checkpoint holds whole tensors.
     Raises: ConfigError where the checkpoint is of another run, or the ranks see different ones.
     """
-    state = checkpoint.load_latest(folder, torch.device("cpu"))
+    state = checkpoint.load_latest(folder)
     start = 0 if state is None else state["step"]
     if len(set(everywhere(start))) > 1:
         raise ConfigError(
@@ -139,16 +192,8 @@ def _resume(folder: Path, engine: Engine, restarts: Restarts, config: RunConfig)
             )
         restarts.load_state_dict(state["restart"])
         engine.load_state_dict(state)
+        restarts.resume(start)
     return start
-
-
-def _check_finite(rows: list[dict[str, Any]], last_good: int) -> None:
-    for row in rows:
-        if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
-            raise Diverged(
-                f"step {row['step']}: loss {row['loss']}, gradient norm {row['grad_norm']}, lr {row['lr']:.3g}; last good "
-                f"checkpoint: step {last_good}"
-            )
 
 
 class _StopSignal:

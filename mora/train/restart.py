@@ -127,6 +127,11 @@ class Restarts:
                     layer.base.data.copy_(self._cast(self.shadow[layer.name], layer.base.dtype, noise))
         self._switch_groups()
 
+    def resume(self, done: int) -> None:
+        """Once the engine, too, has loaded a checkpoint of `done` updates. Stale masters are what it loaded."""
+        if self.settings is not None and self.settings.stale_masters and self.due(done):
+            self._reinitialise()
+
     @torch.no_grad()
     def _merge(self) -> dict[str, float]:
         kept, noise = _Kept(torch.zeros(3, dtype=torch.float64, device=self.engine.device)), self._generator("noise")

@@ -15,7 +15,7 @@ from mora.evaluate.harness import Settings, evaluate_model, task_manager
 from mora.methods import merged
 
 from .checkpoint import kill_point
-from .distributed import alone, rank
+from .distributed import alone, rank, wait_for_all
 from .interface import Engine
 from .model import DTYPES
 
@@ -24,7 +24,7 @@ VALIDATED_AT_ONCE = 8  # whole sequences with all their logits
 
 
 class Scoring:
-    """Called after every step; returns {} where nothing is due. All ranks call it and compute the same."""
+    """Called after every step; returns {} where nothing is due. All ranks make it, call it and compute the same."""
 
     def __init__(self, config: RunConfig, data: TrainingData, tokenizer: Any, pad_id: int, folder: Path):
         self.config, self.data, self.tokenizer, self.pad_id, self.folder = config, data, tokenizer, pad_id, folder
@@ -32,6 +32,7 @@ class Scoring:
         made_up = folder / "evaluation_data" if config.scale.name == "smoke" else None
         if made_up is not None and rank() == 0:
             synthetic.write(made_up)
+        wait_for_all()  # else a rank would look for files that are not there yet
         self.settings = Settings(
             self.plan.batch_size,
             data_dir=None if made_up is None else str(made_up),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,22 @@ Rows = list[dict[str, Any]]
 EXTRA = "pip install 'mora[trackers]', or tracker=none"
 
 
-def start_tracker(config: RunConfig, folder: Path, from_step: int, active: bool) -> Callable[[Rows], None]:
-    """A function that takes rows of the log, each once. `from_step`: what a resumed run goes on from.
+def start_tracker(
+    config: RunConfig, folder: Path, from_step: int, active: bool
+) -> AbstractContextManager[Callable[[Rows], None]]:
+    """Within, a function that takes rows of the log, each once; at the end all of them are where the tracker keeps them.
+
+    from_step: what a resumed run goes on from.
 
     Raises: ConfigError where the tracker is not installed.
     """
     if not active or config.tracker.kind == "none":
-        return lambda rows: None
+        return nullcontext(lambda rows: None)
     return {"tensorboard": _tensorboard, "wandb": _wandb}[config.tracker.kind](config, folder, from_step)
 
 
-def _tensorboard(config: RunConfig, folder: Path, from_step: int) -> Callable[[Rows], None]:
+@contextmanager
+def _tensorboard(config: RunConfig, folder: Path, from_step: int) -> Iterator[Callable[[Rows], None]]:
     writer = _module("torch.utils.tensorboard").SummaryWriter(str(folder / "tensorboard"), purge_step=from_step + 1)
 
     def write(rows: Rows) -> None:
@@ -35,10 +41,12 @@ def _tensorboard(config: RunConfig, folder: Path, from_step: int) -> Callable[[R
                     writer.add_scalar(name, value, row["step"])
         writer.flush()
 
-    return write
+    with writer:
+        yield write
 
 
-def _wandb(config: RunConfig, folder: Path, from_step: int) -> Callable[[Rows], None]:
+@contextmanager
+def _wandb(config: RunConfig, folder: Path, from_step: int) -> Iterator[Callable[[Rows], None]]:
     name, mode = run_id(config), config.tracker.mode or "online"
     if mode == "online":
         identity: dict[str, Any] = {"id": name, "resume": "allow"}
@@ -57,7 +65,8 @@ def _wandb(config: RunConfig, folder: Path, from_step: int) -> Callable[[Rows], 
         for row in rows:
             run.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
 
-    return write
+    with run:  # finishes it: ranks end without Python's teardown, in which W&B would
+        yield write
 
 
 def _module(name: str) -> Any:

@@ -2,6 +2,8 @@
 
 import functools
 import io
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -84,6 +86,17 @@ def test_in_bf16_the_loss_stays_beside_that_of_fp32(parallel):
     # ZeRO-3 rule out the fused path of MoRA's layers, so it rounds elsewhere.
     tolerance = 5e-3 if parallel == "zero3" else 5e-4
     assert losses[:10] == pytest.approx([loss for loss, _ in alone("remora", "bf16")][:10], abs=tolerance)
+
+
+def first_masters(parallel):
+    (engine, _), (plain, _) = (make("asylora", how, "bf16") for how in (parallel, "ddp"))
+    masters = {name: (engine.master(p).clone(), plain.masters[name]) for name, p in engine.parameters.items()}
+    return [name for name, (ours, unrounded) in masters.items() if not torch.equal(ours, unrounded)]
+
+
+@pytest.mark.parametrize("parallel", ["zero1", "zero3"])
+def test_masters_start_unrounded_as_in_plain_torch(parallel):
+    assert on_ranks(first_masters, parallel) == [[], []]
 
 
 def fuses_the_loss(method, parallel):
@@ -214,10 +227,10 @@ def test_ranks_that_differ_after_a_restart_stop_the_run():
         assert "the ranks hold different weights" in answer
 
 
-def saved_and_loaded(method, parallel):
-    engine, restarts = make(method, parallel)
+def saved_and_loaded(method, parallel, overrides=(), done=12):
+    engine, restarts = make(method, parallel, overrides=overrides)
     batches = OfThisRank(random_batches(4, UNEVEN))
-    for step in range(12):
+    for step in range(done):
         one_step(engine, batches, step)
         if step == 9:
             restarts.apply(10)
@@ -227,11 +240,12 @@ def saved_and_loaded(method, parallel):
     payload = [torch.load(io.BytesIO(saved.getvalue()))]
     if parallel != "none":
         torch.distributed.broadcast_object_list(payload)  # rank 0's, as from one file
-    other, again = make(method, parallel)
+    other, again = make(method, parallel, overrides=overrides)
     again.load_state_dict(payload[0]["restart"])
     other.load_state_dict(payload[0]["engine"])
-    went_on = [one_step(engine, batches, step) for step in range(12, 16)]
-    resumed = [one_step(other, batches, step) for step in range(12, 16)]
+    again.resume(done)
+    went_on = [one_step(engine, batches, step) for step in range(done, done + 4)]
+    resumed = [one_step(other, batches, step) for step in range(done, done + 4)]
     return went_on, resumed, saved.getvalue()
 
 
@@ -245,3 +259,24 @@ def test_a_checkpoint_goes_on_alike_and_on_another_number_of_ranks(parallel):
     engine.load_state_dict(state["engine"])
     single = [one_step(engine, random_batches(4, UNEVEN), step) for step in range(12, 16)]
     assert_close(single, went_on, 1e-5)
+
+
+@pytest.mark.parametrize("parallel", ["zero1", "zero3"])
+def test_stale_masters_come_back_also_after_a_checkpoint(parallel):
+    stale = ["method.restart.stale_masters=true"]
+    went_on, resumed, _ = on_ranks(saved_and_loaded, "relora", parallel, stale, 10)[0]
+    assert_close(resumed, went_on, 1e-5)
+
+
+def finds_the_made_up_data(folder):
+    from mora.evaluate import synthetic
+    from mora.train.scoring import Scoring
+
+    write = synthetic.write
+    synthetic.write = lambda path: (time.sleep(1), write(path))
+    Scoring(tiny_config("fft"), SimpleNamespace(pairs=[]), None, 0, folder)
+    return (folder / "evaluation_data" / "c4" / "validation.jsonl").is_file()
+
+
+def test_no_rank_looks_for_made_up_data_before_the_first_has_written_them(tmp_path):
+    assert on_ranks(finds_the_made_up_data, tmp_path) == [True, True]

@@ -234,19 +234,36 @@ def test_second_derivatives_are_refused_by_the_fused_function_and_given_by_the_r
 
 
 @needs_interpreter
-def test_rows_in_parts_give_the_same_as_in_one(monkeypatch):
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_rows_in_parts_give_the_same_as_in_one(dropout, monkeypatch):
     operator = build(("rotation", {}), (53, 90, 12))
-    x = torch.randn(37, 53)
+    x, M = torch.randn(37, 53, requires_grad=True), torch.randn(12, 12, requires_grad=True)
+    W, g = torch.randn(90, 53), torch.randn(37, 90)
 
     def results() -> tuple[Tensor, ...]:
         torch.manual_seed(0)
         with kernels.use("triton"):
-            return fused_and_expected(operator, x, torch.float32)[0]
+            y = kernels.adapted_linear(x, M, operator, weight_KD=W.mT, dropout=dropout)
+            return (y, *torch.autograd.grad(y, (x, M), g))
 
     whole = results()
     monkeypatch.setattr(kernels, "CHUNK_BYTES", 2000)
     assert kernels._rows_of_a_part(37, 80 * 4, 5) < 10
     torch.testing.assert_close(results(), whole, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 1023, 1025, 5003])
+def test_the_sum_over_rows_leaves_none_out_however_it_is_split(rows):
+    dz, c = torch.randn(rows, 8), torch.randn(rows, 8)
+    assert relative_error(kernels._split_outer(dz, c), dz.double().mT @ c.double()) < 1e-5
+
+
+def test_a_square_at_an_odd_address_is_multiplied_as_a_copy_at_an_aligned_one():
+    M = torch.randn(16 * 16 + 1)[1:].view(16, 16)
+    assert M.data_ptr() % 16
+    square = kernels._aligned_square(M, 16, torch.float32, 1.0)
+    assert square.data_ptr() % 16 == 0
+    assert torch.equal(square, M)
 
 
 @needs_interpreter
@@ -270,6 +287,20 @@ def test_dropout_masks_the_adapters_input_alike_in_forward_and_backward(setting)
     assert not torch.equal(again, y)
     for shifted in (kept.roll(1, 0), kept.roll(1, 1), again != 0):  # independent of its neighbours and of other calls
         assert (kept & shifted).float().mean().item() == pytest.approx(0.75**2, abs=0.03)
+
+
+@needs_interpreter
+@pytest.mark.parametrize("seed", [1, 0x5DEECE66 << 32, -1])
+def test_both_halves_of_the_seed_of_dropout_count(seed):
+    from mora.adapter.gather import maps
+    from mora.adapter.gather_kernel import Dropout, run
+
+    plan = maps(build(("sharing", {}), (16, 16, 16))).compress
+
+    def kept(seed: int) -> Tensor:
+        return run(plan, torch.ones(200, 16), torch.empty(200, 16), Dropout(0.5, torch.tensor([seed]))) != 0
+
+    assert 0.4 < (kept(0) == kept(seed)).float().mean() < 0.6
 
 
 def test_backward_keeps_the_smaller_of_input_and_compressed_input():
@@ -296,7 +327,7 @@ def test_the_form_can_be_switched_and_a_wrong_name_is_refused(make_mlp, adapt, x
     torch.testing.assert_close(fused, plain)
 
 
-@pytest.mark.parametrize("why", ["hook", "trained weight", "subclass", "patched forward"])
+@pytest.mark.parametrize("why", ["hook", "trained weight", "trained bias", "subclass", "patched forward"])
 def test_a_base_layer_that_must_be_called_is_called(why, make_mlp, adapt, x, mora_layers):
     layer = mora_layers(adapt(make_mlp()))["0"]
     expected, calls = layer(x), []
@@ -304,6 +335,8 @@ def test_a_base_layer_that_must_be_called_is_called(why, make_mlp, adapt, x, mor
         layer.base_layer.register_forward_pre_hook(lambda *_: calls.append(1))
     elif why == "trained weight":
         layer.base_layer.weight.requires_grad_(True)
+    elif why == "trained bias":
+        layer.base_layer.bias.requires_grad_(True)
     elif why == "subclass":
         layer.base_layer.__class__ = type("Counted", (nn.Linear,), {})
     original = layer.base_layer.forward
@@ -312,8 +345,8 @@ def test_a_base_layer_that_must_be_called_is_called(why, make_mlp, adapt, x, mor
     y = layer(x)
     torch.testing.assert_close(y, expected)
     y.sum().backward()
-    if why == "trained weight":
-        assert layer.base_layer.weight.grad.count_nonzero() > 0
+    if why.startswith("trained"):
+        assert getattr(layer.base_layer, why.removeprefix("trained ")).grad.count_nonzero() > 0
     else:
         assert calls
 
@@ -341,6 +374,8 @@ def test_autocast_gives_the_dtypes_and_values_of_the_reference(operator, mode, m
             model.zero_grad()
             y.float().square().sum().backward()
         results.append((y, mora_layers(model)["0"].mora_M["default"].grad))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert mora_layers(model)["0"](x.to(next(model.parameters()).dtype)).grad_fn.dtype == torch.bfloat16
     (y, grad), (expected, expected_grad) = results
     assert (y.dtype, grad.dtype) == (expected.dtype, torch.float32)
     assert relative_error(y, expected.double()) < 1e-2

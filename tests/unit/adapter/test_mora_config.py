@@ -202,6 +202,12 @@ def test_an_r_hat_that_the_layer_cannot_hold_is_clamped_with_both_numbers_in_a_w
         assert f"has {(in_features + 32) * r:,}" in message
 
 
+@pytest.mark.parametrize("shape", [(32, 1), (1, 32)])
+def test_rotation_of_a_layer_that_is_one_wide_is_refused_with_what_to_do(shape):
+    with pytest.raises(ValueError, match=r"pairs of inputs.* has no room for: leave it out .* operator='sharing'"):
+        get_peft_model(nn.Sequential(nn.Linear(*shape)), MoraConfig(r=1, target_modules=["0"], operator="rotation"))
+
+
 @pytest.fixture
 def reports(caplog):
     """What the model logged as a warning while it was built."""

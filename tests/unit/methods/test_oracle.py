@@ -4,6 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
+from peft.tuners.lora import LoraLayer
 from tiny_runs import random_batches, tiny_config, tiny_engine, train_step
 from torch.nn import functional as F
 
@@ -55,6 +56,30 @@ def test_lora_plus_differs_from_lora_in_the_rate_of_b_alone():
     engine = tiny_engine(tiny_config("lora_plus", "method.adapter.lr_ratio=4"))
     scales = {g.lr_scale: {n.split(".")[-3] for n in g.parameters} for g in engine.groups}
     assert scales == {1.0: {"lora_A"}, 4.0: {"lora_B"}}
+
+
+def test_in_lora_plus_what_has_one_dimension_has_the_rate_of_b_as_in_peft():
+    engine = tiny_engine(tiny_config("lora_plus", "method.adapter.lr_ratio=4"), rest=True)
+    scales = {name.split(".")[-2]: g.lr_scale for g in engine.groups if not g.adapter for name in g.parameters}
+    norms = ("norm", "input_layernorm", "post_attention_layernorm")
+    assert scales == {"embed_tokens": 1.0, "lm_head": 1.0, **dict.fromkeys(norms, 4.0)}
+
+
+def test_the_first_adapter_is_a_function_of_the_seed_alone():
+    def first(seed):
+        engine = tiny_engine(tiny_config("lora", f"seed={seed}"))
+        return torch.cat([p.detach().flatten() for name, p in engine.parameters.items() if "lora_A" in name])
+
+    a = first(0)
+    torch.rand(1)
+    assert torch.equal(first(0), a)
+    assert not torch.equal(first(1), a)
+
+
+@pytest.mark.parametrize(("alpha", "scaling"), [("null", 16 / 4), ("6", 6 / 4)])
+def test_the_alpha_of_the_method_goes_before_that_of_the_rank(alpha, scaling):
+    model = tiny_engine(tiny_config("lora", f"method.adapter.lora_alpha={alpha}")).model
+    assert {m.scaling["default"] for m in model.modules() if isinstance(m, LoraLayer)} == {scaling}
 
 
 @pytest.mark.parametrize("width", [32, 96])

@@ -46,6 +46,21 @@ def test_masters_take_updates_that_bf16_would_lose(method):
         assert torch.equal(p, engine.masters[name].to(torch.bfloat16)), name
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_norm_is_of_the_whole_gradient_and_is_clipped_to_the_one_given(dtype):
+    updates = []
+    for clip in (1e9, 1e-3):
+        engine = tiny_engine(tiny_config("fft", "task.train.adam_eps=1e3"), dtype)  # so large that updates follow size
+        before = {name: m.detach().clone() for name, m in engine.masters.items()}
+        batches = random_batches()
+        for micro in batches.step(0):
+            engine.backward(micro, batches.loss_tokens(0))
+        whole = torch.cat([m.grad.flatten() for m in engine.masters.values()]).norm()
+        assert engine.step(1e3, clip).item() == pytest.approx(whole.item(), rel=1e-4)
+        updates.append(torch.cat([(m.detach() - before[name]).flatten() for name, m in engine.masters.items()]))
+    torch.testing.assert_close(updates[1] * (whole / 1e-3), updates[0], rtol=2e-2, atol=1e-4)
+
+
 def test_full_precision_shows_the_masters_and_takes_them_away():
     engine, batches = _engine(["method=mora", "r=8"], torch.bfloat16)
     _train(engine, batches, range(2))

@@ -88,6 +88,9 @@ def test_a_head_that_is_more_than_a_product_is_left_alone():
     assert plain_head(get_peft_model(llama(), LoraConfig(r=2, modules_to_save=["lm_head"]))) is None
     small = GPT2Config(vocab_size=48, n_positions=16, n_embd=32, n_layer=1, n_head=2)
     assert plain_head(GPT2LMHeadModel(small).requires_grad_(False)) is None
+    biased = llama()
+    biased.lm_head = torch.nn.Linear(32, 90).requires_grad_(False)
+    assert plain_head(biased) is None
     hooked = llama()
     hooked.lm_head.register_forward_hook(lambda *_: None)
     assert plain_head(hooked) is None

@@ -121,6 +121,16 @@ def test_the_rank_of_the_whole_update_grows_as_the_method_says(method, overrides
     assert tuple(found) == ranks
 
 
+def test_every_restart_and_every_seed_draws_an_a_of_its_own():
+    drawn = []
+    for seed in (0, 1):
+        engine, restarts, _ = set_up("relora", f"seed={seed}")
+        for step in (4, 8):
+            restarts.apply(step)
+            drawn.append(adapted(engine)[0].adapter["lora_A"].detach().clone())
+    assert len({tuple(a.flatten().tolist()) for a in drawn}) == 4
+
+
 def test_the_group_kind_goes_round_and_is_written_to_the_adapter_config():
     engine, restarts, _ = set_up("remora")
     kinds = []

@@ -1,5 +1,10 @@
 """What a tracker gets: every row once, resumed runs included, and nothing from other ranks."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from tiny_runs import tiny_config
 
@@ -8,24 +13,39 @@ from mora.train.tracker import start_tracker
 ROWS = [{"step": s, "loss": 1.0 / s} for s in (1, 2, 3)]
 
 
+def track(rows, folder, *overrides, from_step=0, active=True):
+    with start_tracker(tiny_config("fft", *overrides), folder, from_step, active) as write:
+        write(rows)
+
+
 def test_tensorboard_has_every_step_once_also_after_a_resume(tmp_path):
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    config = tiny_config("fft", "tracker=tensorboard")
-    start_tracker(config, tmp_path, 0, active=True)(ROWS)
-    start_tracker(config, tmp_path, 2, active=True)([{"step": 3, "loss": 9.0}, {"step": 4, "loss": 8.0}])
+    track(ROWS, tmp_path, "tracker=tensorboard")
+    track([{"step": 3, "loss": 9.0}, {"step": 4, "loss": 8.0}], tmp_path, "tracker=tensorboard", from_step=2)
     events = reader.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [e.step for e in events.Scalars("loss")] == [1, 2, 3, 4]
     assert events.Scalars("loss")[2].value == 9.0
 
 
-def test_wandb_offline_writes_into_the_folder_of_the_run(tmp_path):
-    wandb = pytest.importorskip("wandb")
-    start_tracker(tiny_config("fft", "tracker=wandb", "tracker.mode=offline"), tmp_path, 0, active=True)(ROWS)
-    wandb.finish()
-    assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+RANK = """
+import os, sys
+from pathlib import Path
+sys.path.append({tests!r})
+from test_tracker import ROWS, track
+track(ROWS, Path({folder!r}), "tracker=wandb", "tracker.mode=offline")
+os._exit(0)  # as a rank does
+"""
+
+
+def test_wandb_offline_has_the_rows_of_a_rank_that_ends_without_teardown(tmp_path):
+    pytest.importorskip("wandb")
+    code = RANK.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    assert b"loss" in file.read_bytes()
 
 
 def test_other_ranks_write_nothing(tmp_path):
-    start_tracker(tiny_config("fft", "tracker=tensorboard"), tmp_path, 0, active=False)(ROWS)
+    track(ROWS, tmp_path, "tracker=tensorboard", active=False)
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,115 @@
+"""The loop itself: what it measures, what stops it, and that it goes on from a checkpoint as if it had never stopped."""
+
+import signal
+
+import pytest
+import torch
+from tiny_runs import random_batches, tiny_config, tiny_engine
+
+from mora.train import log, loop
+from mora.train.loop import Diverged, fit
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before():
+    before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for name, handler in before.items():
+        signal.signal(name, handler)
+
+
+class Clock:
+    now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+
+class Engine:
+    """A step takes a second. Its gradient norms are given."""
+
+    model, device = torch.nn.Linear(1, 1), torch.device("cpu")
+
+    def __init__(self, clock, norms=()):
+        self.clock, self.norms = clock, iter(norms)
+
+    def backward(self, batch, loss_tokens):
+        return torch.tensor(1.0)
+
+    def step(self, lr, max_grad_norm):
+        self.clock.now += 1
+        return torch.tensor(next(self.norms, 1.0))
+
+    def state_dict(self):
+        return {}
+
+
+def config_of_ten_steps(method="fft", *overrides):
+    return tiny_config(method, "task.train.stop_step=10", "task.train.log_every_steps=5", *overrides)
+
+
+@pytest.mark.parametrize("evaluated", [(), (3,), (5,), (1, 2, 4, 7)])
+def test_the_speed_is_that_of_steps_wherever_an_evaluation_lies(evaluated, tmp_path, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(loop, "time", clock)
+
+    def evaluate(step):
+        clock.now += 100 * (step in evaluated)
+        return {"metric": 1.0} if step in evaluated else {}
+
+    batches = random_batches()
+    speed = fit(Engine(clock), batches, config_of_ten_steps(), tmp_path, evaluate)
+    assert speed["step_s"] == speed["fastest_s"] == 1.0
+    assert speed["tokens_per_s"] == batches.loss_tokens(0)
+    assert [row["step"] for row in log.read(tmp_path / "log.jsonl") if "metric" in row] == list(evaluated)
+
+
+@pytest.mark.parametrize("evaluated", [(), (3,)])
+def test_a_norm_that_is_not_finite_stops_the_run_also_where_an_evaluation_writes_it(evaluated, tmp_path):
+    def evaluate(step):
+        return {"metric": 1.0} if step in evaluated else {}
+
+    engine = Engine(Clock(), [1.0, 1.0, float("inf")])
+    with pytest.raises(Diverged, match=r"step 3: loss 2\.0, gradient norm inf, lr .*; last good checkpoint: step 0"):
+        fit(engine, random_batches(), config_of_ten_steps(), tmp_path, evaluate)
+    assert "grad_norm" in log.read(tmp_path / "log.jsonl")[2]
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stale", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_run_goes_on_from_the_checkpoint_of_a_restart_as_if_never_stopped(dtype, stale, tmp_path):
+    config = config_of_ten_steps(
+        "relora",
+        "method.restart.every_steps=4",
+        "method.restart.warmup_steps=1",
+        f"method.restart.stale_masters={stale}",
+        "task.train.checkpoint_every_steps=4",
+        "lr=1e-2",
+    )
+
+    def run(folder, killed_at=None):
+        def evaluate(step):
+            if step == killed_at:
+                raise Killed
+            return {}
+
+        fit(tiny_engine(config, dtype), random_batches(), config, folder, evaluate)
+
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    run(tmp_path / "whole")
+    for step in (5, 9):
+        with pytest.raises(Killed):
+            run(tmp_path / "killed", killed_at=step)
+    run(tmp_path / "killed")
+    keys = ("step", "loss", "grad_norm", "lr", "restart", "restart_kept")
+    curves = [
+        [[row.get(key) for key in keys] for row in log.read(tmp_path / name / "log.jsonl")]
+        for name in ("whole", "killed")
+    ]
+    assert len(curves[0]) == 10
+    assert curves[0] == curves[1]

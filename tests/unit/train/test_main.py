@@ -1,0 +1,45 @@
+"""How the worker ends: what it says where a GPU's memory is not enough, and a rank after an error that nobody foresaw."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny_runs import tiny_config
+
+from mora.suite.launch import write_config
+from mora.train.__main__ import _out_of_memory
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "ranks", "advice"),
+    [
+        (16, "null", 1, "micro_batch_size=16; halve it: hardware.micro_batch_size=8 "),
+        (100, "25", 1, "micro_batch_size=25; lower it: hardware.micro_batch_size=10 "),
+        (100, "null", 4, "micro_batch_size=25; lower it: hardware.micro_batch_size=5 "),
+        (16, "1", 1, "micro_batch_size=1; it is the smallest: "),
+    ],
+)
+def test_out_of_memory_names_a_smaller_micro_batch_that_the_config_takes(batch, micro, ranks, advice, tmp_path):
+    batch = ["task.data.pairs=100", f"task.train.global_batch_size={batch}", "task.train.epochs=20"]
+    hardware = [f"hardware.micro_batch_size={micro}", f"hardware.processes={ranks}"]
+    write_config(tiny_config("mora", *batch, *hardware), tmp_path / "config.yaml")
+    assert advice in _out_of_memory(tmp_path, torch.OutOfMemoryError("CUDA out of memory. Tried\nmore"))
+
+
+WORKER = """
+import atexit, runpy, sys
+atexit.register(print, "teardown")
+sys.argv = ["mora.train", sys.argv[1]]
+runpy.run_module("mora.train", run_name="__main__")
+"""
+
+
+def test_a_rank_ends_at_once_after_an_error_that_nobody_foresaw_and_shows_it(tmp_path):
+    (tmp_path / "config.yaml").write_text("{")  # is no YAML
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "RANK": "0"}
+    ended = subprocess.run([sys.executable, "-c", WORKER, tmp_path], env=env, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert "yaml.parser.ParserError" in ended.stderr
+    assert "teardown" not in ended.stdout
