@@ -90,4 +90,5 @@ def _describe(error: Any) -> str:
 
 
 def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    text, *_ = str(error).split("Config search path:")  # Hydra's, and no help
+    return " ".join(text.split())
