@@ -52,9 +52,10 @@ def data_dir() -> Path | None:
 
 
 def resolve(corpus: Corpus) -> list[Rows]:
-    """The corpus's local files where all are there, else its sources. Raises: DataError."""
+    """The corpus's sources; local files instead of the hub's where all are there. Raises: DataError."""
     chosen: list[Source] = list(corpus.sources)
-    if corpus.local and all(match(source.files) for source in corpus.local):
+    from_hub = any(isinstance(source, HubSource) for source in chosen)
+    if corpus.local and from_hub and all(match(source.files) for source in corpus.local):
         chosen = list(corpus.local)
     return [resolve_source(source) for source in chosen]
 
