@@ -3,6 +3,7 @@
 import pytest
 from tiny_runs import tiny_config
 
+from mora.config import ConfigError
 from mora.train.tracker import start_tracker
 
 ROWS = [{"step": s, "loss": 1.0 / s} for s in (1, 2, 3)]
@@ -24,6 +25,17 @@ def test_wandb_offline_writes_into_the_folder_of_the_run(tmp_path):
     start_tracker(tiny_config("fft", "tracker=wandb", "tracker.mode=offline"), tmp_path, 0, active=True)(ROWS)
     wandb.finish()
     assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_wandb_without_a_login_is_refused_in_one_line(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+
+    def no_key(**_):
+        raise wandb.errors.UsageError("No API key configured.\nUse `wandb login`.")
+
+    monkeypatch.setattr(wandb, "init", no_key)
+    with pytest.raises(ConfigError, match=r"^tracker.kind=wandb: No API key configured. Use `wandb login`. Or take"):
+        start_tracker(tiny_config("fft", "tracker=wandb"), tmp_path, 0, active=True)
 
 
 def test_other_ranks_write_nothing(tmp_path):
