@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from mora.config import ConfigError
+from mora.config.arguments import positive_int
 
 from . import claims, figures, plan, runner, settings, tables
 from . import experiment as experiments
@@ -67,8 +68,8 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m mora.suite", description=__doc__)
     parser.add_argument("names", nargs="*", help="experiments; all of them if none is named")
     parser.add_argument("--scale", choices=["smoke", "lite", "paper"], default="paper")
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
-    parser.add_argument("--seeds", type=int, help="seeds 0 to N-1, instead of the experiment's")
+    parser.add_argument("--jobs", type=positive_int, default=1, help="runs side by side")
+    parser.add_argument("--seeds", type=positive_int, help="seeds 0 to N-1, instead of the experiment's")
     parser.add_argument(
         "--only",
         nargs="+",
