@@ -145,7 +145,10 @@ def test_sigterm_saves_a_checkpoint_and_the_run_goes_on(tmp_path):
     ("overrides", "expected"),
     [
         (["method=mora", "r=0"], "run.py: r=0: input should be greater than 0"),
-        (["method=mroa", "r=4"], "run.py: In 'config': Could not find 'method/mroa' Available options in 'method': asylora"),
+        (
+            ["method=mroa", "r=4"],
+            "run.py: In 'config': Could not find 'method/mroa' Available options in 'method': asylora",
+        ),
         (["method=mora", "r=4", "task.data.pairs=2"], "task.data.pairs=2 is less than"),
     ],
 )

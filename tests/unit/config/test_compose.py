@@ -32,7 +32,10 @@ from mora.config.compose import CONFIG_DIR, load
             ["task=uuid", "method=remora", "r=8", "+task.restart_every_steps=500", "method.adapter.groups=contiguous"],
             "expected [contiguous, ...]",
         ),
-        (["task=uuid", "method=mora", "r=8", "scale=smoke", "model.path=/no"], "model: path='/no': tiny draws its weights"),
+        (
+            ["task=uuid", "method=mora", "r=8", "scale=smoke", "model.path=/no"],
+            "model: path='/no': tiny draws its weights",
+        ),
         (["task=uuid", "method=mora", "r=8", "model.path=null"], "model: path=null: expected the folder or hub id"),
         (["task=uuid", "method=mora", "r=8", "task.data.pairs=10"], "task.data.pairs=10 is less than"),
         (["task=uuid", "method=mora", "r=8", "task.train.warmup_steps=5000"], "the run has only 1000 steps"),
