@@ -124,6 +124,20 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(tmp_path):
     assert "last good checkpoint: step" in result["reason"]
 
 
+def test_a_stop_while_the_worker_still_loads_is_said_to_be_one(tmp_path):
+    folder = folder_of(tmp_path, "method=fft")
+    process = start(tmp_path, "method=fft")
+    deadline = time.time() + 60
+    while not (folder / "config.yaml").is_file():  # the worker is started right after, and takes seconds to load torch
+        assert time.time() < deadline
+        time.sleep(0.02)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    code, output = finish(process)
+    assert code == 130, output
+    assert f"{folder.name}: stopped; start it again to go on" in output
+
+
 def test_sigterm_saves_a_checkpoint_and_the_run_goes_on(tmp_path):
     overrides = ["method=fft", "task.train.epochs=4000", "task.train.stop_step=2000"]
     folder = folder_of(tmp_path, *overrides)
