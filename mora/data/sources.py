@@ -115,7 +115,7 @@ def match(pattern: str) -> list[Path]:
 def missing(pattern: str) -> str:
     """What to say of a pattern that no file matches."""
     if Path(pattern).is_absolute() or data_dir() is not None:
-        return f"no file matches {pattern if Path(pattern).is_absolute() else data_dir()}/{pattern}".replace("//", "/")
+        return f"no file matches {(data_dir() or Path()) / pattern}"  # an absolute pattern stands alone
     return f"{pattern}: set MORA_DATA_DIR to the folder that holds it"
 
 

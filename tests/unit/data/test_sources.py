@@ -107,6 +107,8 @@ def test_missing_files_and_other_files_than_the_pinned_are_refused(tmp_path, mon
     monkeypatch.setenv("MORA_DATA_DIR", str(tmp_path))
     with pytest.raises(DataError, match=rf"no file matches {tmp_path}/set/x.jsonl"):
         sources.resolve_source(local("set/x.jsonl"))
+    with pytest.raises(DataError, match=r"no file matches /no/such/\*.jsonl$"):
+        sources.resolve_source(local("/no/such/*.jsonl"))
     (tmp_path / "a.jsonl").write_bytes(LINES)
     with pytest.raises(DataError, match=r"a.jsonl has sha256 .*, expected 00"):
         sources.resolve_source(local("a.jsonl", sha256="00"))
