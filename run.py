@@ -26,7 +26,10 @@ def main(composed: DictConfig) -> None:
     except ConfigError as error:
         sys.exit(f"run.py: {error}")
     interrupt_on_sigterm()
-    code = launch(config)
+    try:
+        code = launch(config)
+    except (ConfigError, OSError) as error:
+        sys.exit(f"run.py: {error}")
     if code:
         sys.exit(code)
 

@@ -24,9 +24,12 @@ def main() -> int:
     try:
         config = compose([f"task={args.task}", f"scale={args.scale}", "method=none", *args.overrides])
         data = load(config, load_tokenizer(config.model), args.workers)
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         print(f"mora.data: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("mora.data: stopped; start it again to go on", file=sys.stderr)
+        return 130
     print(json.dumps(data.fingerprints, indent=1))
     print(data.report.text(f"{args.task} at scale {args.scale}"))
     if data.validation:

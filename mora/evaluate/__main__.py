@@ -36,6 +36,9 @@ def main(arguments: list[str] | None = None) -> None:
         print(run(options))
     except (ConfigError, OSError) as error:
         sys.exit(f"mora.evaluate: {error}")
+    except KeyboardInterrupt:
+        print("mora.evaluate: stopped; start it again to go on", file=sys.stderr)
+        sys.exit(130)
 
 
 def run(options: argparse.Namespace) -> Path:

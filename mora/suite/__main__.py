@@ -30,7 +30,7 @@ def main() -> int:
             print(plan.text(everything, args.hardware or ("gpu8" if args.scale == "paper" else "gpu1")))
             return 0
         failed = [] if args.render else runner.complete(everything, args.jobs)
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         print(f"mora.suite: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -75,7 +75,7 @@ def _arguments() -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="KEY=VALUE,...",
-        help="run (or plan) these cells alone: task=metamath,biomed method=lora,mora r=1; the whole table is rendered",
+        help="run (or plan) these cells alone: task=metamath,biomed method=lora,mora r=8; the whole table is rendered",
     )
     parser.add_argument(
         "--plan", action="store_true", help="print the runs that are missing and what they cost; start none"

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from mora.config import RunConfig, run_id
+from mora.config import ConfigError, RunConfig, run_id
 from mora.config.source import ROOT
 
 
@@ -29,9 +29,12 @@ def result_path(config: RunConfig) -> Path:
 
 
 def result_of(config: RunConfig) -> dict[str, Any] | None:
-    """The result of this very run, if it was made."""
+    """The result of this very run, if it was made. Raises: ConfigError where its file is damaged."""
     path = result_path(config)
-    return json.loads(path.read_text()) if path.is_file() else None
+    try:
+        return json.loads(path.read_text()) if path.is_file() else None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is damaged ({error}): remove it, and the run is done again") from error
 
 
 STOPPED = 130  # exit code of a run that was asked to stop, as of a shell's command after Ctrl-C

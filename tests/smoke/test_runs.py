@@ -124,6 +124,13 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(tmp_path):
     assert "last good checkpoint: step" in result["reason"]
 
 
+def test_an_output_folder_that_cannot_be_made_is_refused_in_one_line(tmp_path):
+    (tmp_path / "outputs").write_text("a file")
+    code, output = finish(start(tmp_path, "method=fft"))
+    assert code != 0
+    assert re.fullmatch(r"run.py: \[Errno 20\] Not a directory: .*\n", output)
+
+
 def test_a_stop_while_the_worker_still_loads_is_said_to_be_one(tmp_path):
     folder = folder_of(tmp_path, "method=fft")
     process = start(tmp_path, "method=fft")

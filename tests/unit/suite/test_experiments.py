@@ -72,6 +72,15 @@ def test_counts_below_one_are_refused(flag, value, monkeypatch, capsys):
     assert f"argument {flag}: '{value}': expected a whole number above 0" in capsys.readouterr().err
 
 
+def test_a_damaged_result_is_named(nothing_measured, tmp_path):
+    config = cells_of("figure2", "smoke")[0].final()[0]
+    path = launch.result_path(config)
+    path.parent.mkdir(parents=True)
+    path.write_text('{"run_id"')
+    with pytest.raises(ConfigError, match=rf"^{path} is damaged \(.*\): remove it"):
+        launch.result_of(config)
+
+
 def test_the_transcript_of_the_paper_is_as_it_was_checked():
     assert hashlib.sha256(experiments.PAPER.read_bytes()).hexdigest() == SHA256
 
