@@ -37,7 +37,7 @@ help: ## this list
 	@echo
 	@echo "  PLAN=1 prints the runs that are missing and their cost, and starts none (HARDWARE=gpu8: on what)."
 	@echo "  JOBS=n runs n side by side. SEEDS=n takes the seeds 0 to n-1."
-	@echo "  ONLY=\"task=metamath,biomed method=lora,mora r=1\" runs or plans these cells alone."
+	@echo "  ONLY=\"task=metamath,biomed method=lora,mora r=8\" runs or plans these cells alone."
 
 # The lock decides every version, so that the order of the steps does not.
 define INSTALL

@@ -11,9 +11,11 @@ import shutil
 import sys
 
 import hydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
-from mora.config.compose import ConfigError, validate
+from mora.config.compose import ConfigError, one_line, validate
 from mora.suite.launch import interrupt_on_sigterm, launch
 
 
@@ -24,7 +26,10 @@ def main(composed: DictConfig) -> None:
     except ConfigError as error:
         sys.exit(f"run.py: {error}")
     interrupt_on_sigterm()
-    code = launch(config)
+    try:
+        code = launch(config)
+    except (ConfigError, OSError) as error:
+        sys.exit(f"run.py: {error}")
     if code:
         sys.exit(code)
 
@@ -38,4 +43,8 @@ if __name__ == "__main__":
     own_launcher = any(argument.startswith("hydra/launcher=") for argument in sys.argv)
     if "hardware=slurm" in sys.argv and not own_launcher and shutil.which("srun") is None:
         sys.exit("run.py: hardware=slurm: there is no srun in PATH; start it on a SLURM cluster, or use hardware=gpu8")
-    main()
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises what else it would spread over twenty lines
+    try:
+        main()
+    except (HydraException, OmegaConfBaseException) as error:
+        sys.exit(f"run.py: {one_line(error)}")

@@ -22,7 +22,7 @@ import os
 import sys
 from typing import Any
 
-from mora.config import RunConfig, compose
+from mora.config import ConfigError, RunConfig, compose
 from mora.config.source import ROOT
 from mora.suite.trial import Outcome, Table, Trials, add_options, gpus, start_trials
 
@@ -214,4 +214,7 @@ def _options() -> argparse.Namespace:
 
 if __name__ == "__main__":
     os.chdir(ROOT)
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except ConfigError as error:
+        sys.exit(f"check_gpu.py: {error}")

@@ -34,7 +34,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
-from mora.config import RunConfig, compose
+from mora.config import ConfigError, RunConfig, compose
 from mora.config.source import ROOT
 from mora.suite.trial import Outcome, Table, Trials, add_options, gpus, start_trials
 
@@ -225,4 +225,7 @@ def _options() -> argparse.Namespace:
 
 if __name__ == "__main__":
     os.chdir(ROOT)
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except ConfigError as error:
+        sys.exit(f"check_multi_gpu.py: {error}")

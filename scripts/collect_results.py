@@ -25,6 +25,8 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="where the results are")
     parser.add_argument("--into", type=Path, default=ROOT / "results/runs", help="default: results/runs")
     options = parser.parse_args()
+    if not list(options.folder.glob("*.json")):
+        sys.exit(f"collect_results.py: {options.folder} holds no *.json: expected a folder of results")
     refused = 0
     options.into.mkdir(parents=True, exist_ok=True)
     known = commits_by_fingerprint()

@@ -22,6 +22,7 @@ from torch import nn
 
 from mora import MoraConfig
 from mora.adapter import OPERATORS, MoraLinear
+from mora.config.arguments import positive_int
 
 EXACT = 1e-5  # what fp32 leaves of an exact conversion
 
@@ -132,7 +133,7 @@ def main(arguments: list[str]) -> None:
         metavar="K",
         help="ranks of LoRA (default: %(default)s)",
     )
-    parser.add_argument("--r", type=int, default=8, help="r of MoRA (default: %(default)s)")
+    parser.add_argument("--r", type=positive_int, default=8, help="r of MoRA (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of M (default: %(default)s)")
     options = parser.parse_args(arguments)
 

@@ -60,11 +60,17 @@ class MoraConfig(PeftConfig):
         if isinstance(self.exclude_modules, list):
             self.exclude_modules = set(self.exclude_modules)
         self._check_choices()
+        if not isinstance(self.rank_pattern, dict):
+            raise ValueError(f"rank_pattern={self.rank_pattern!r}: expected a dict, module name -> r")
         for name, r in {"r": self.r, **{f"rank_pattern[{k!r}]": v for k, v in self.rank_pattern.items()}}.items():
             if not isinstance(r, int) or isinstance(r, bool) or r <= 0:
                 raise ValueError(f"{name}={r!r}: expected a positive integer, the rank of the LoRA to match")
-        if not 0 <= self.mora_dropout < 1:
+        if not isinstance(self.mora_dropout, (int, float)) or not 0 <= self.mora_dropout < 1:
             raise ValueError(f"mora_dropout={self.mora_dropout!r}: expected 0 <= mora_dropout < 1")
+        if not isinstance(self.init_weights, bool):  # LoRA's "gaussian" and others would pass for True
+            raise ValueError(
+                f"init_weights={self.init_weights!r}: expected True (M = 0) or False (M random, for tests)"
+            )
         if isinstance(self.target_modules, str) and (self.layers_to_transform is not None or self.layers_pattern):
             raise ValueError(
                 f"layers_to_transform and layers_pattern need target_modules as a list of names, got the string "

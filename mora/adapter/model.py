@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
@@ -54,6 +56,17 @@ class MoraModel(BaseTuner):
                 "MoRA operator %s ignores %d of %d inputs (%.0f %%) of %d modules with %d outputs; %s.",
                 config.operator, n, k, 100 * n / k, count, d, advice,
             )  # fmt: skip
+
+    @contextmanager
+    def _enable_peft_forward_hooks(
+        self, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any
+    ) -> Iterator[None]:
+        """PEFT enters it around forward and generate, and would drop `adapter_names` without a word."""
+        if adapter_names is not None:
+            raise ValueError(
+                "adapter_names: MoRA has one choice of adapters for a whole batch; use set_adapter instead"
+            )
+        yield
 
     def _create_and_replace(
         self,

@@ -18,7 +18,8 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from mora.config.compose import CONFIG_DIR, ConfigError, load
+from mora.config.arguments import device
+from mora.config.compose import CONFIG_DIR, ConfigError, load, one_line
 from mora.config.schema import Model
 from mora.train.log import replace_file
 
@@ -104,15 +105,15 @@ def _load(name: str) -> nn.Module:
     """A model of configs/model, a folder or a hub id, in fp32 on the CPU."""
     from transformers import AutoModelForCausalLM
 
-    from mora.train.model import load_model
+    from mora.train.model import LOAD_ERRORS, load_model
 
     path = CONFIG_DIR / "model" / f"{name}.yaml"
     if path.is_file():
         return load_model(Model.model_validate(yaml.safe_load(path.read_text())), "fp32")[0]
     try:
         return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-    except OSError as error:
-        raise ConfigError(f"{name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    except LOAD_ERRORS as error:
+        raise ConfigError(f"{name!r} cannot be loaded: {one_line(error):.300}") from error
 
 
 def _tuned_weights(name: str, base: nn.Module) -> dict[str, Tensor]:
@@ -124,9 +125,13 @@ def _tuned_weights(name: str, base: nn.Module) -> dict[str, Tensor]:
     from peft import PeftModel
 
     import mora  # noqa: F401, registers MoRA with PEFT
+    from mora.train.model import LOAD_ERRORS
 
     wide = copy.deepcopy(base).float()
-    return _weights(PeftModel.from_pretrained(wide, name).merge_and_unload())
+    try:
+        return _weights(PeftModel.from_pretrained(wide, name).merge_and_unload())
+    except (*LOAD_ERRORS, RuntimeError) as error:  # the last: an adapter of another base
+        raise ConfigError(f"adapter {name!r} does not load into BASE: {one_line(error):.300}") from error
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
@@ -149,17 +154,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("tuned", nargs="?", help="what it ended with")
     parser.add_argument("--run", type=Path, help="a run's folder instead of both")
     parser.add_argument("--out", type=Path, help="also write every module's measures to this JSON file")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(arguments)
     if (args.run is None) == (args.tuned is None):
         parser.error("give BASE and TUNED, or --run RUN_DIR")
     try:
-        device = torch.device(args.device)
+        where = torch.device(args.device)
         if args.run is not None:
-            modules = of_run(args.run, device)
+            modules = of_run(args.run, where)
         else:
             base = _load(args.base)
-            modules = spectra(_weights(base), _tuned_weights(args.tuned, base), device)
+            modules = spectra(_weights(base), _tuned_weights(args.tuned, base), where)
     except ConfigError as error:
         print(f"mora.analysis.spectrum: {error}", file=sys.stderr)
         return 2

@@ -17,6 +17,7 @@ os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # 
 import torch
 
 from mora.config import source
+from mora.config.arguments import positive_int
 from mora.train.log import replace_file
 
 from . import layers, loop, plan, render, step
@@ -30,7 +31,9 @@ def main(arguments: list[str] | None = None) -> None:
     extent = parser.add_mutually_exclusive_group()
     extent.add_argument("--quick", action="store_true", help="step: the bars alone, under four minutes on an H100")
     extent.add_argument("--smoke", action="store_true", help="a tiny model, seconds on a CPU; not written to results/")
-    parser.add_argument("--rounds", type=int, default=10, help="step: how often each method is timed (default 10)")
+    parser.add_argument(
+        "--rounds", type=positive_int, default=10, help="step: how often each method is timed (default 10)"
+    )
     parser.add_argument("--only", default="", help="plan: the cases whose names hold this")
     parser.add_argument("--out", type=Path, default=None, help="folder of the JSON, instead of results/bench")
     options = parser.parse_args(arguments)

@@ -70,14 +70,14 @@ def load(values: dict[str, Any]) -> RunConfig:
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("; ".join(_describe(e) for e in error.errors())) from error
+        raise ConfigError("; ".join(_describe(e, values) for e in error.errors())) from error
     if config.lr is None and config.method.trains:
         config = config.model_copy(update={"lr": config.lr_grid()[0]})
     return config
 
 
-def _describe(error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"])
+def _describe(error: Any, values: Any) -> str:
+    where = _field(error["loc"], values)
     if not where:
         return error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error" and isinstance(error["input"], dict):  # a section's own check names its fields
@@ -89,5 +89,18 @@ def _describe(error: Any) -> str:
     return f"{where}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
 
+def _field(loc: tuple[Any, ...], values: Any) -> str:
+    """The field as the user writes it: pydantic puts the kind of a section between its name and its fields."""
+    parts: list[str] = []
+    for i, part in enumerate(loc):
+        section = values if isinstance(values, dict) else {}
+        if part == section.get("kind") and i < len(loc) - 1:
+            continue
+        parts.append(str(part))
+        values = values[part] if isinstance(values, list) else section.get(part)
+    return ".".join(parts)
+
+
 def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    text, *_ = str(error).split("Config search path:")  # Hydra's, and no help
+    return " ".join(text.split())

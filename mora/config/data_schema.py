@@ -51,7 +51,7 @@ Source = Annotated[HubSource | FileSource | SyntheticSource, Field(discriminator
 
 
 class Corpus(Section):
-    """Rows of `local` where all of its files are there, else of `sources`, one source after the other."""
+    """Rows of `sources`, one after the other; of `local`, if all of its files are there, where a source is on the hub."""
 
     sources: Annotated[list[Source], Field(min_length=1)]
     local: list[FileSource]

@@ -153,6 +153,17 @@ class Model(Section):
     architecture: dict[str, Any] | None
     tokenizer: str | None = None
 
+    @model_validator(mode="after")
+    def _check_path(self) -> Model:
+        if self.source == "pretrained" and self.path is None:
+            raise ValueError("path=null: expected the folder or hub id of the weights (source=pretrained)")
+        if self.source in ("init", "init_on_device") and self.path is not None:
+            raise ValueError(
+                f"path={self.path!r}: {self.name} draws its weights and would not read it; leave path out, or take "
+                "model=llama2_7b with this model.path"
+            )
+        return self
+
 
 class Scale(Section):
     name: Literal["smoke", "lite", "paper"]

@@ -7,6 +7,7 @@ import json
 import sys
 
 from mora.config import compose
+from mora.config.arguments import positive_int
 from mora.config.compose import ConfigError
 from mora.train.model import load_tokenizer
 
@@ -18,14 +19,17 @@ def main() -> int:
     parser.add_argument("task", help="uuid, tulu2, metamath, biomed, finance or c4")
     parser.add_argument("overrides", nargs="*", help="as for run.py, for example task.data.packing=isolated")
     parser.add_argument("--scale", choices=["smoke", "lite", "paper"], default="paper")
-    parser.add_argument("--workers", type=int, default=None, help="processes; all cores unless given")
+    parser.add_argument("--workers", type=positive_int, default=None, help="processes; all cores unless given")
     args = parser.parse_intermixed_args()
     try:
         config = compose([f"task={args.task}", f"scale={args.scale}", "method=none", *args.overrides])
         data = load(config, load_tokenizer(config.model), args.workers)
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         print(f"mora.data: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("mora.data: stopped; start it again to go on", file=sys.stderr)
+        return 130
     print(json.dumps(data.fingerprints, indent=1))
     print(data.report.text(f"{args.task} at scale {args.scale}"))
     if data.validation:

@@ -52,9 +52,10 @@ def data_dir() -> Path | None:
 
 
 def resolve(corpus: Corpus) -> list[Rows]:
-    """The corpus's local files where all are there, else its sources. Raises: DataError."""
+    """The corpus's sources; local files instead of the hub's where all are there. Raises: DataError."""
     chosen: list[Source] = list(corpus.sources)
-    if corpus.local and all(match(source.files) for source in corpus.local):
+    from_hub = any(isinstance(source, HubSource) for source in chosen)
+    if corpus.local and from_hub and all(match(source.files) for source in corpus.local):
         chosen = list(corpus.local)
     return [resolve_source(source) for source in chosen]
 
@@ -114,7 +115,7 @@ def match(pattern: str) -> list[Path]:
 def missing(pattern: str) -> str:
     """What to say of a pattern that no file matches."""
     if Path(pattern).is_absolute() or data_dir() is not None:
-        return f"no file matches {pattern if Path(pattern).is_absolute() else data_dir()}/{pattern}".replace("//", "/")
+        return f"no file matches {(data_dir() or Path()) / pattern}"  # an absolute pattern stands alone
     return f"{pattern}: set MORA_DATA_DIR to the folder that holds it"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import sys
 import time
 from importlib.metadata import version
@@ -17,10 +18,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import mora  # noqa: F401  registers MoRA with PEFT, so that its adapters load
 from mora.config import source
-from mora.config.compose import CONFIG_DIR, ConfigError
+from mora.config.arguments import device, positive_int
+from mora.config.compose import CONFIG_DIR, ConfigError, one_line
 from mora.config.schema import Model
 from mora.train.log import replace_file
-from mora.train.model import DTYPES, load_model
+from mora.train.model import DTYPES, LOAD_ERRORS, load_model
 
 from . import samples
 from .harness import Settings, evaluate_model
@@ -32,24 +34,29 @@ def main(arguments: list[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     try:
         print(run(options))
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         sys.exit(f"mora.evaluate: {error}")
+    except KeyboardInterrupt:
+        print("mora.evaluate: stopped; start it again to go on", file=sys.stderr)
+        sys.exit(130)
 
 
 def run(options: argparse.Namespace) -> Path:
     """Evaluates and writes `<output>/result.json` and `<output>/samples/`. Returns the JSON's path.
 
-    Raises: ConfigError.
+    Raises: ConfigError; OSError where nothing can be written there.
     """
     started = time.time()
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    precision = options.precision or ("bf16" if device == "cuda" else "fp32")
+    where = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    on_gpu = torch.device(where).type == "cuda"
+    precision = options.precision or ("bf16" if on_gpu else "fp32")
     model, tokenizer = load(options.model, precision)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token_id = tokenizer.eos_token_id
-    model = model.to(device)
+    model = model.to(where)
     folder = Path(options.output or Path("outputs/evaluation") / Path(options.model).name)
     identity = fingerprint(model)
+    _refuse_other_weights(folder, identity)
     settings = Settings(
         batch_size=options.batch_size,
         max_length=options.max_length,
@@ -67,14 +74,15 @@ def run(options: argparse.Namespace) -> Path:
         "tasks": {name: k.header for name, k in kept.items()},
         "source": source.describe(),
         "packages": {package: version(package) for package in PACKAGES},
-        "hardware": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "hardware": torch.cuda.get_device_name(where) if on_gpu else "cpu",
         "wall_s": round(time.time() - started, 1),
     }
     replace_file(folder / "result.json", json.dumps(result, indent=1, sort_keys=True) + "\n")
     (folder / "journal.jsonl").unlink(missing_ok=True)
     for name, values in metrics.items():
         shown = "  ".join(f"{k} {v:.4f}" for k, v in values.items() if not k.endswith("_stderr"))
-        print(f"{name}: {shown}  (+- {values.get('score_stderr', float('nan')):.4f})")
+        error = values.get("score_stderr", math.nan)
+        print(f"{name}: {shown}" + ("" if math.isnan(error) else f"  (+- {error:.4f})"))
     return folder / "result.json"
 
 
@@ -98,9 +106,21 @@ def load(name: str, precision: str) -> tuple[Any, Any]:
             raise ConfigError(f"{adapter}: base_model_name_or_path is empty: write the base model's folder or id there")
         model, tokenizer = load(base, "fp32")  # merged in fp32, cast once
         return PeftModel.from_pretrained(model, name).merge_and_unload().to(dtype), tokenizer
-    except OSError as error:
-        reason = str(error).splitlines()[0]
+    except ConfigError:  # of the adapter's base; it says enough
+        raise
+    except (*LOAD_ERRORS, KeyError, RuntimeError) as error:  # the last two: an adapter without its base, or of another
+        reason = f"{one_line(error):.300}"
         raise ConfigError(f"model {name!r} cannot be loaded ({reason}): give a folder, hub id or name") from error
+
+
+def _refuse_other_weights(folder: Path, identity: str) -> None:
+    """Two runs' adapters are both called `adapter`, and so would be their folders here. Raises: ConfigError."""
+    path = folder / "result.json"
+    if path.is_file() and (known := json.loads(path.read_text())["model"])["fingerprint"] != identity:
+        raise ConfigError(
+            f"{folder} holds the scores of {known['name']!r} in {known['precision']}, other weights: give this one another "
+            "folder with --output"
+        )
 
 
 def fingerprint(model: torch.nn.Module) -> str:
@@ -117,11 +137,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("model", help="a folder, hub id, adapter folder, or a name in configs/model")
     parser.add_argument("--task", required=True, nargs="+", help="ours or lm-eval's; mora/evaluate/tasks/README.md")
     parser.add_argument("--data-dir", help="folder of local records; default: MORA_DATA_DIR, else the hub")
-    parser.add_argument("--limit", type=int, help="only the first documents of each task")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--max-length", type=int, default=2048, help="tokens of prompt and answer")
+    parser.add_argument("--limit", type=positive_int, help="only the first documents of each task")
+    parser.add_argument("--batch-size", type=positive_int, default=64)
+    parser.add_argument("--max-length", type=positive_int, default=2048, help="tokens of prompt and answer")
     parser.add_argument("--precision", choices=sorted(DTYPES), help="default: bf16 on a GPU, fp32 on a CPU")
-    parser.add_argument("--device", help="default: cuda where there is one")
+    parser.add_argument("--device", type=device, help="default: cuda where there is one")
     parser.add_argument("--output", help="default: outputs/evaluation/MODEL")
     return parser
 

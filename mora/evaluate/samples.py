@@ -22,11 +22,14 @@ def write(folder: Path, kept: dict[str, Kept]) -> None:
 def read(folder: Path) -> dict[str, Kept]:
     """Every task's samples below `folder`.
 
-    Raises: DataError where there are none.
+    Raises: DataError where there are none, or damaged ones.
     """
     found = {}
     for path in sorted((folder / "samples").glob("*.jsonl")):
-        header, *rows = map(json.loads, path.read_text().splitlines())
+        try:
+            header, *rows = map(json.loads, path.read_text().splitlines())
+        except ValueError as error:  # of json, or for want of a header
+            raise DataError(f"{path} is no file of samples, or was cut ({error}): score the model again") from error
         found[path.stem] = Kept(header, rows)
     if not found:
         raise DataError(f"{folder}/samples holds no samples: give the folder of a run or of `python -m mora.evaluate`")

@@ -9,7 +9,9 @@ import torch
 from peft import PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
+from mora.config.compose import ConfigError
 from mora.config.schema import LoraAdapter, RunConfig
 
 from . import lora, mora
@@ -32,11 +34,13 @@ def prepare(model: nn.Module, config: RunConfig) -> nn.Module:
     """The model with its adapter, if the method has one; what trains requires grad, the rest is frozen.
 
     Adapter initialisation depends on `config.seed` alone.
+    Raises: ConfigError where a target is the name of no linear module.
     """
     adapter = config.method.adapter
     if adapter is None:
         return model.requires_grad_(config.method.trains)
     assert config.r is not None
+    _check_targets(model, adapter.target_modules)
     torch.manual_seed(config.seed)
     if isinstance(adapter, LoraAdapter):
         adapted = get_peft_model(model, lora.peft_config(adapter, config.r, config.lora_alpha()))
@@ -46,6 +50,17 @@ def prepare(model: nn.Module, config: RunConfig) -> nn.Module:
     if config.trains_rest:
         train_rest(adapted)
     return adapted
+
+
+def _check_targets(model: nn.Module, targets: list[str]) -> None:
+    """PEFT passes over a name that matches nothing, as long as another one does."""
+    linear = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
+    for target in targets:
+        if not any(f".{name}".endswith(f".{target}") for name in linear):
+            known = ", ".join(dict.fromkeys(name.rsplit(".", 1)[-1] for name in linear))
+            raise ConfigError(
+                f"method.adapter.target_modules: no linear module is called {target!r}; there are {known}"
+            )
 
 
 def train_rest(model: nn.Module) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from mora.config import ConfigError
+from mora.config.arguments import positive_int
 
 from . import claims, figures, plan, runner, settings, tables
 from . import experiment as experiments
@@ -29,7 +30,7 @@ def main() -> int:
             print(plan.text(everything, args.hardware or ("gpu8" if args.scale == "paper" else "gpu1")))
             return 0
         failed = [] if args.render else runner.complete(everything, args.jobs)
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         print(f"mora.suite: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -67,14 +68,14 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m mora.suite", description=__doc__)
     parser.add_argument("names", nargs="*", help="experiments; all of them if none is named")
     parser.add_argument("--scale", choices=["smoke", "lite", "paper"], default="paper")
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
-    parser.add_argument("--seeds", type=int, help="seeds 0 to N-1, instead of the experiment's")
+    parser.add_argument("--jobs", type=positive_int, default=1, help="runs side by side")
+    parser.add_argument("--seeds", type=positive_int, help="seeds 0 to N-1, instead of the experiment's")
     parser.add_argument(
         "--only",
         nargs="+",
         default=[],
         metavar="KEY=VALUE,...",
-        help="run (or plan) these cells alone: task=metamath,biomed method=lora,mora r=1; the whole table is rendered",
+        help="run (or plan) these cells alone: task=metamath,biomed method=lora,mora r=8; the whole table is rendered",
     )
     parser.add_argument(
         "--plan", action="store_true", help="print the runs that are missing and what they cost; start none"

@@ -99,10 +99,9 @@ class Experiment(Section):
 
 def load(name: str) -> Experiment:
     """Raises: FileNotFoundError that lists the experiments there are."""
-    path = FOLDER / f"{name}.yaml"
-    if not path.is_file():
+    if name not in names():
         raise FileNotFoundError(f"there is no experiment {name!r}; there are {', '.join(names())}")
-    return Experiment.model_validate(yaml.safe_load(path.read_text()))
+    return Experiment.model_validate(yaml.safe_load((FOLDER / f"{name}.yaml").read_text()))
 
 
 def names() -> list[str]:

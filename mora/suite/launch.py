@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from mora.config import RunConfig, run_id
+from mora.config import ConfigError, RunConfig, run_id
 from mora.config.source import ROOT
 
 
@@ -29,10 +29,15 @@ def result_path(config: RunConfig) -> Path:
 
 
 def result_of(config: RunConfig) -> dict[str, Any] | None:
-    """The result of this very run, if it was made."""
+    """The result of this very run, if it was made. Raises: ConfigError where its file is damaged."""
     path = result_path(config)
-    return json.loads(path.read_text()) if path.is_file() else None
+    try:
+        return json.loads(path.read_text()) if path.is_file() else None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is damaged ({error}): remove it, and the run is done again") from error
 
+
+STOPPED = 130  # exit code of a run that was asked to stop, as of a shell's command after Ctrl-C
 
 _workers: dict[subprocess.Popen[bytes], bool] = {}  # whether it has been asked to stop
 
@@ -99,7 +104,7 @@ def launch(
     folder: Path | None = None,
     left_s: Callable[[], float] | None = None,
 ) -> int:
-    """Runs the worker to its end and returns its exit code; a run whose result exists is not repeated.
+    """Runs the worker to its end and returns its exit code, or STOPPED; a run whose result exists is not repeated.
 
     `output`: a file for what it prints, else this terminal. `folder`: another than the run's own. `left_s`: seconds that the
     worker may go on, asked every second; when none are left it is killed with all its ranks. Interrupted, it lets the
@@ -125,7 +130,11 @@ def launch(
     _workers[worker] = False
     try:
         code = _wait(worker, left_s)
-        return code or int(_workers[worker])
+        if not _workers[worker]:
+            return code
+        if code < 0:  # it was still loading and could say nothing
+            print(f"{run_id(config)}: stopped; start it again to go on", file=output or sys.stderr)
+        return STOPPED
     finally:
         del _workers[worker]
 

@@ -16,7 +16,7 @@ from mora.config import RunConfig, run_id
 from .experiment import Grid
 from .figures import spectrum_path
 from .gpus import Places, visible
-from .launch import ROOT, interrupt_on_sigterm, launch, result_of, run_folder, stop_workers
+from .launch import ROOT, STOPPED, interrupt_on_sigterm, launch, result_of, run_folder, stop_workers
 
 POLL_S = 5.0  # how often a run that another suite is doing is looked at
 
@@ -117,7 +117,8 @@ def _run(config: RunConfig, places: Places) -> int:
     if code and (result_of(config) is not None or held(config) or _was_held(folder)):
         print(f"{run_id(config)}: elsewhere", flush=True)
         return 0
-    word = "done" if code == 0 else f"FAILED with exit code {code}, see {folder / 'output.txt'}"
+    failed = f"FAILED with exit code {code}, see {folder / 'output.txt'}"
+    word = {0: "done", STOPPED: "stopped"}.get(code, failed)
     print(f"{run_id(config)}: {word}", file=sys.stdout if code == 0 else sys.stderr, flush=True)
     return code
 

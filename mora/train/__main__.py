@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from mora.config.compose import ConfigError, load
+from mora.config.compose import ConfigError, load, one_line
 
 from .loop import Interrupted
 from .restart import RestartFailed
@@ -39,8 +39,8 @@ def main() -> int:
         if int(os.environ.get("RANK", 0)) == 0:
             print(f"mora.train: {error}", file=sys.stderr)
         return int("RANK" not in os.environ)  # torchrun would report an error code as the death of a rank
-    except (RestartFailed, OSError) as error:
-        print(f"mora.train: {error}", file=sys.stderr)
+    except (RestartFailed, OSError, yaml.YAMLError) as error:
+        print(f"mora.train: {one_line(error)}", file=sys.stderr)
         return 1
     return 0
 

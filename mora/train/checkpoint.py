@@ -28,10 +28,14 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
         kill_point("before_rename", step)
         shutil.rmtree(final, ignore_errors=True)
         os.rename(partial, final)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         shutil.rmtree(partial, ignore_errors=True)
+        # torch closes its archive on the way out, and says RuntimeError where the disk is full
+        reason = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(reason, OSError):
+            raise
         raise OSError(
-            error.errno, f"checkpoint of step {step} not written, the last one is kept: {error.strerror}"
+            reason.errno, f"checkpoint of step {step} not written, the last one is kept: {reason.strerror}"
         ) from error
     for old in _steps(folder)[:-KEPT]:
         shutil.rmtree(old)

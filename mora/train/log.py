@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from mora.config.compose import ConfigError
+
 
 class RunLog:
     """Appends rows to `path`. On resume, rows after the checkpoint's step are cut off: they will be written again."""
@@ -36,13 +38,18 @@ class RunLog:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a log; a last line that was cut by a crash is left out."""
+    """The rows of a log; a last line that was cut by a crash is left out. Raises: ConfigError where another is damaged."""
     if not path.is_file():
         return []
     rows = []
-    for line in path.read_text().splitlines(keepends=True):
+    for number, line in enumerate(path.read_text().splitlines(keepends=True), 1):
         if line.endswith("\n"):
-            rows.append(json.loads(line))
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ConfigError(
+                    f"{path}:{number} is damaged: remove {path.parent}, and begin the run anew"
+                ) from error
     return rows
 
 

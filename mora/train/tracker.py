@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from mora.config.compose import ConfigError
+from mora.config.compose import ConfigError, one_line
 from mora.config.run_id import run_id
 from mora.config.schema import RunConfig
 
@@ -23,7 +23,7 @@ def start_tracker(
 
     from_step: what a resumed run goes on from.
 
-    Raises: ConfigError where the tracker is not installed.
+    Raises: ConfigError where the tracker is not installed, or W&B not logged in or not reached.
     """
     if not active or config.tracker.kind == "none":
         return nullcontext(lambda rows: None)
@@ -52,14 +52,20 @@ def _wandb(config: RunConfig, folder: Path, from_step: int) -> Iterator[Callable
         identity: dict[str, Any] = {"id": name, "resume": "allow"}
     else:  # an offline run cannot be resumed: each stretch is a run of its own, in one group
         identity = {"group": name}
-    run = _module("wandb").init(
-        project=config.tracker.project,
-        name=name,
-        dir=str(folder),
-        mode=mode,
-        config=config.model_dump(mode="json"),
-        **identity,
-    )
+    wandb = _module("wandb")
+    try:
+        run = wandb.init(
+            project=config.tracker.project,
+            name=name,
+            dir=str(folder),
+            mode=mode,
+            config=config.model_dump(mode="json"),
+            **identity,
+        )
+    except wandb.Error as error:
+        raise ConfigError(
+            f"tracker.kind=wandb: {one_line(error)} Or take tracker.mode=offline, or tracker=none"
+        ) from error
 
     def write(rows: Rows) -> None:
         for row in rows:

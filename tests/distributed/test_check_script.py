@@ -34,6 +34,23 @@ def load(script):
     return module
 
 
+@pytest.mark.parametrize(
+    ("script", "arguments", "expected"),
+    [
+        ("check_gpu", ["large", "--ranks", "16"], "check_gpu.py: --ranks 16: torch sees "),
+        ("check_multi_gpu", ["--ranks", "99"], "check_multi_gpu.py: hardware.micro_batch_size=0: input should"),
+        ("collect_results", ["/no/such/folder"], "collect_results.py: /no/such/folder holds no *.json"),
+        ("lora_conversion_error", ["--r", "0"], "argument --r: '0': expected a whole number above 0"),
+    ],
+)
+def test_bad_input_of_a_script_is_refused_without_a_traceback(script, arguments, expected):
+    command = [sys.executable, f"scripts/{script}.py", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_row_on_two_cpu_ranks_is_ok(tmp_path):
     code, output, rows = check("check_multi_gpu", tmp_path, "--only", "remora:zero2", "--jobs", "3")
     assert code == 0, output

@@ -97,7 +97,7 @@ def interrupted(process, how, folder, steps):
         time.sleep(0.02)
     process.send_signal(how)
     code, output = finish(process)
-    assert code == 1, output
+    assert code == 130, output
     assert output.count("stopped by signal after step") == 1, "one rank speaks"
     assert "Traceback" not in output, output
     assert not alive(str(folder)), "a rank was left behind"

@@ -124,6 +124,27 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(tmp_path):
     assert "last good checkpoint: step" in result["reason"]
 
 
+def test_an_output_folder_that_cannot_be_made_is_refused_in_one_line(tmp_path):
+    (tmp_path / "outputs").write_text("a file")
+    code, output = finish(start(tmp_path, "method=fft"))
+    assert code != 0
+    assert re.fullmatch(r"run.py: \[Errno 20\] Not a directory: .*\n", output)
+
+
+def test_a_stop_while_the_worker_still_loads_is_said_to_be_one(tmp_path):
+    folder = folder_of(tmp_path, "method=fft")
+    process = start(tmp_path, "method=fft")
+    deadline = time.time() + 60
+    while not (folder / "config.yaml").is_file():  # the worker is started right after, and takes seconds to load torch
+        assert time.time() < deadline
+        time.sleep(0.02)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    code, output = finish(process)
+    assert code == 130, output
+    assert f"{folder.name}: stopped; start it again to go on" in output
+
+
 def test_sigterm_saves_a_checkpoint_and_the_run_goes_on(tmp_path):
     overrides = ["method=fft", "task.train.epochs=4000", "task.train.stop_step=2000"]
     folder = folder_of(tmp_path, *overrides)
@@ -145,6 +166,10 @@ def test_sigterm_saves_a_checkpoint_and_the_run_goes_on(tmp_path):
     ("overrides", "expected"),
     [
         (["method=mora", "r=0"], "run.py: r=0: input should be greater than 0"),
+        (
+            ["method=mroa", "r=4"],
+            "run.py: In 'config': Could not find 'method/mroa' Available options in 'method': asylora",
+        ),
         (["method=mora", "r=4", "task.data.pairs=2"], "task.data.pairs=2 is less than"),
     ],
 )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
+import re
 import warnings
 
 import pytest
@@ -33,10 +34,18 @@ def test_an_unknown_choice_is_refused_with_field_value_and_what_there_is(field):
         MoraConfig(**{field: "lora_only"})
 
 
-@pytest.mark.parametrize("dropout", [-0.1, 1.0, float("nan")])
+@pytest.mark.parametrize("dropout", [-0.1, 1.0, float("nan"), "0.1", None])
 def test_a_dropout_outside_zero_to_one_is_refused(dropout):
     with pytest.raises(ValueError, match=rf"^mora_dropout={dropout!r}: expected 0 <= mora_dropout < 1"):
         MoraConfig(mora_dropout=dropout)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("rank_pattern", None), ("rank_pattern", ["x"]), ("init_weights", "gaussian")]
+)
+def test_a_value_of_another_type_is_refused(field, value):
+    with pytest.raises(ValueError, match=rf"^{field}={re.escape(repr(value))}: expected"):
+        MoraConfig(**{field: value})
 
 
 @pytest.mark.parametrize("options", [{"layers_to_transform": [0]}, {"layers_pattern": "layers"}])

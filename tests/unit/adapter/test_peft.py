@@ -316,6 +316,11 @@ def test_two_active_adapters_add_up_in_each_layer(two, mora_layers):
     assert trainable(two) == {"0.mora_M.default", "2.mora_M.default", "2.mora_M.second", "4.mora_M.second"}
 
 
+def test_a_batch_with_an_adapter_a_row_is_refused(two, x):
+    with pytest.raises(ValueError, match="adapter_names: MoRA has one choice of adapters"):
+        two(x, adapter_names=["default"] * len(x))
+
+
 def test_disable_adapter_gives_the_base_output_inside_the_context_only(two, make_mlp, x):
     adapted = two(x)
     with two.disable_adapter():

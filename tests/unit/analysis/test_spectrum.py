@@ -97,6 +97,16 @@ def test_the_merged_model_gives_what_its_adapter_gives(tmp_path):
     assert [m["largest"] for m in one.values()] == pytest.approx([m["largest"] for m in other.values()], rel=1e-4)
 
 
+def test_an_adapter_of_another_base_is_refused(tmp_path, capsys):
+    model, _ = load_model(tiny_config("mora").model, "fp32")
+    model.save_pretrained(tmp_path / "base")
+    get_peft_model(model, MoraConfig(r=4, target_modules=["q_proj"])).save_pretrained(str(tmp_path / "adapter"))
+    assert spectrum.main(["smollm2_shape_that_is_not_there", str(tmp_path / "adapter"), "--device", "cpu"]) == 2
+    assert spectrum.main(["tiny", str(tmp_path / "adapter"), "--device", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert f"adapter '{tmp_path}/adapter' does not load into BASE: Error(s) in loading state_dict" in error
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
     assert spectrum.main(["--run", str(tmp_path)]) == 2
     assert "has no config.yaml" in capsys.readouterr().err

@@ -21,7 +21,14 @@ from mora.config.compose import CONFIG_DIR, load
         (["task=uuid", "method=mora", "r=8", "+task.train.epoch=1"], "task.train.epoch: there is no such field"),
         (["task=uuid", "method=mora", "r=8", "task.train.epochs=many"], "task.train.epochs='many'"),
         (["task=uuid", "method=mora", "r=8", "lr=-1"], "lr=-1: input should be greater than 0"),
-        (["task=uuid", "method=mora", "r=8", "method.adapter.operator=twist"], "operator='twist': input should be"),
+        (
+            ["task=uuid", "method=mora", "r=8", "method.adapter.operator=twist"],
+            "method.adapter.operator='twist': input should be",
+        ),
+        (
+            ["task=tulu2", "method=mora", "r=8", "task.data.corpus.sources=[{kind: files, files: a, format: x}]"],
+            "task.data.corpus.sources.0.sha256 is missing; task.data.corpus.sources.0.format='x': input should",
+        ),
         (["task=uuid", "method=mora", "r=8", "hardware.micro_batch_size=7"], "is not divisible by"),
         (["task=uuid", "method=mora", "r=8", "hardware=cpu2", "hardware.micro_batch_size=8"], "=8 x 2 ranks: choose"),
         (
@@ -36,6 +43,11 @@ from mora.config.compose import CONFIG_DIR, load
             ["task=uuid", "method=remora", "r=8", "+task.restart_every_steps=500", "method.adapter.groups=contiguous"],
             "expected [contiguous, ...]",
         ),
+        (
+            ["task=uuid", "method=mora", "r=8", "scale=smoke", "model.path=/no"],
+            "model: path='/no': tiny draws its weights",
+        ),
+        (["task=uuid", "method=mora", "r=8", "model.path=null"], "model: path=null: expected the folder or hub id"),
         (["task=uuid", "method=mora", "r=8", "task.data.pairs=10"], "task.data.pairs=10 is less than"),
         (["task=uuid", "method=mora", "r=8", "task.train.warmup_steps=5000"], "the run has only 1000 steps"),
     ],

@@ -107,6 +107,8 @@ def test_missing_files_and_other_files_than_the_pinned_are_refused(tmp_path, mon
     monkeypatch.setenv("MORA_DATA_DIR", str(tmp_path))
     with pytest.raises(DataError, match=rf"no file matches {tmp_path}/set/x.jsonl"):
         sources.resolve_source(local("set/x.jsonl"))
+    with pytest.raises(DataError, match=r"no file matches /no/such/\*.jsonl$"):
+        sources.resolve_source(local("/no/such/*.jsonl"))
     (tmp_path / "a.jsonl").write_bytes(LINES)
     with pytest.raises(DataError, match=r"a.jsonl has sha256 .*, expected 00"):
         sources.resolve_source(local("a.jsonl", sha256="00"))
@@ -125,14 +127,23 @@ def test_a_hub_that_cannot_be_reached_says_which_files_to_put_where(tmp_path, mo
     assert rows.facts["commit"] == "local"
 
 
-def test_local_files_are_taken_where_all_are_there(tmp_path, monkeypatch):
+def test_local_files_stand_in_for_the_hub_where_all_are_there(tmp_path, monkeypatch):
     monkeypatch.setenv("MORA_DATA_DIR", str(tmp_path))
-    corpus = Corpus(sources=[local(tmp_path / "other.jsonl")], local=[local("a.jsonl"), local("b.jsonl")])
-    (tmp_path / "a.jsonl").write_bytes(LINES)
-    (tmp_path / "other.jsonl").write_bytes(LINES[:16])
-    assert [r.paths[0].name for r in sources.resolve(corpus)] == ["other.jsonl"]
+    corpus = Corpus(sources=[hub()], local=[local("a.jsonl"), local("b.jsonl")])
+    for name in ("a.jsonl", "owner/set/data/train.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(LINES)
+    assert [r.paths[0].name for r in sources.resolve(corpus)] == ["train.jsonl"]
     (tmp_path / "b.jsonl").write_bytes(LINES)
     assert [r.paths[0].name for r in sources.resolve(corpus)] == ["a.jsonl", "b.jsonl"]
+
+
+def test_files_of_the_users_own_are_never_replaced_by_the_stand_in(tmp_path, monkeypatch):
+    monkeypatch.setenv("MORA_DATA_DIR", str(tmp_path))
+    for name in ("stand_in.jsonl", "own.jsonl"):
+        (tmp_path / name).write_bytes(LINES)
+    corpus = Corpus(sources=[local("own.jsonl")], local=[local("stand_in.jsonl")])
+    assert [r.paths[0].name for r in sources.resolve(corpus)] == ["own.jsonl"]
 
 
 def test_a_csv_field_in_quotes_keeps_its_line_break(tmp_path):

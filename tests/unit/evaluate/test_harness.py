@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from mora import MoraConfig
-from mora.config import compose
+from mora.config import ConfigError, compose
 from mora.config.data_schema import UuidData
 from mora.data.uuid import make_pairs
 from mora.evaluate import __main__ as command
-from mora.evaluate import generation
+from mora.evaluate import generation, samples
 from mora.evaluate.backend import Backend, _batches
 from mora.evaluate.harness import Settings, evaluate_model
 from mora.evaluate.journal import Journal
@@ -204,6 +204,41 @@ def test_memory_adapter_and_merged_model_agree(tiny, tmp_path):
     values = [[float(nats) for nats, _ in found] for found in (in_memory, from_folder, untouched)]
     assert values[0] == pytest.approx(values[1], abs=1e-4)
     assert values[0] != pytest.approx(values[2], abs=1e-2)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    (tmp_path / "note.txt").write_text("no model")
+    with pytest.raises(ConfigError, match=rf"^model '{tmp_path}' cannot be loaded \(.*give a folder, hub id or name$"):
+        command.load(str(tmp_path), "fp32")
+
+
+def test_scores_of_other_weights_are_not_overwritten(tmp_path):
+    written = {"model": {"name": "A/adapter", "fingerprint": "00", "precision": "fp32"}}
+    (tmp_path / "result.json").write_text(json.dumps(written))
+    with pytest.raises(SystemExit, match=r"holds the scores of 'A/adapter' in fp32, .* folder with --output$"):
+        command.main(["tiny", "--task", "uuid", "--limit", "1", "--output", str(tmp_path), "--device", "cpu"])
+    assert json.loads((tmp_path / "result.json").read_text()) == written
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--limit", "0"], "argument --limit: '0': expected a whole number above 0"),
+        (["--batch-size", "-1"], "argument --batch-size: '-1': expected"),
+        (["--device", "gpu"], "argument --device: 'gpu': expected a device that is here"),
+    ],
+)
+def test_bad_flags_are_refused_before_the_model_is_loaded(flags, expected, capsys):
+    with pytest.raises(SystemExit):
+        command.main(["tiny", "--task", "uuid", *flags])
+    assert expected in capsys.readouterr().err
+
+
+def test_samples_that_were_cut_are_refused_with_their_file(tmp_path):
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples/t.jsonl").write_text('{"task": "t"')
+    with pytest.raises(DataError, match=r"samples/t.jsonl is no file of samples, or was cut"):
+        samples.read(tmp_path)
 
 
 @real

@@ -3,14 +3,22 @@
 import pytest
 from tiny_runs import tiny_config
 
+from mora.config import ConfigError
 from mora.methods import parameter_lines, parameter_table, prepare, train_rest
 from mora.methods.parameters import lora_table
 from mora.train.model import load_model
 
 
-def model_of(method):
-    config = tiny_config(method)
+def model_of(method, *overrides):
+    config = tiny_config(method, *overrides)
     return prepare(load_model(config.model, "fp32")[0], config)
+
+
+@pytest.mark.parametrize("wrong", ["q_prj", "embed_tokens"])
+@pytest.mark.parametrize("method", ["lora", "mora"])
+def test_a_target_that_is_no_linear_module_is_refused(method, wrong):
+    with pytest.raises(ConfigError, match=rf"no linear module is called '{wrong}'; there are q_proj, .*, lm_head$"):
+        model_of(method, f"method.adapter.target_modules=[v_proj,{wrong}]")
 
 
 def test_lora_counts_as_peft_makes_it():

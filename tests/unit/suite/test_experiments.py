@@ -4,6 +4,7 @@ import csv
 import fcntl
 import hashlib
 import re
+import sys
 import threading
 import time
 
@@ -15,6 +16,7 @@ from mora.adapter import MoraConfig
 from mora.adapter.model import resolve_operator
 from mora.config import ConfigError, run_id
 from mora.config.source import ROOT
+from mora.suite import __main__ as suite
 from mora.suite import experiment as experiments
 from mora.suite import figures, launch, runner, settings, tables
 from mora.suite.experiment import Grid
@@ -53,6 +55,30 @@ def nothing_measured(tmp_path, monkeypatch):
 def test_the_experiments_are_the_tables_and_figures_of_the_paper():
     expected = [*(f"figure{n}" for n in (2, 3, 4, 5)), *(f"table{n}" for n in range(1, 8))]
     assert expected == NAMES
+
+
+@pytest.mark.parametrize("name", ["table9", "claims", "../experiments/table2"])
+def test_a_name_that_is_no_experiment_is_refused(name):
+    with pytest.raises(FileNotFoundError, match=r"there is no experiment .*; there are figure2, .*, table7$"):
+        experiments.load(name)
+
+
+@pytest.mark.parametrize("flag", ["--jobs", "--seeds"])
+@pytest.mark.parametrize("value", ["0", "-2", "two"])
+def test_counts_below_one_are_refused(flag, value, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["mora.suite", "table2", "--plan", flag, value])
+    with pytest.raises(SystemExit):
+        suite.main()
+    assert f"argument {flag}: '{value}': expected a whole number above 0" in capsys.readouterr().err
+
+
+def test_a_damaged_result_is_named(nothing_measured, tmp_path):
+    config = cells_of("figure2", "smoke")[0].final()[0]
+    path = launch.result_path(config)
+    path.parent.mkdir(parents=True)
+    path.write_text('{"run_id"')
+    with pytest.raises(ConfigError, match=rf"^{path} is damaged \(.*\): remove it"):
+        launch.result_of(config)
 
 
 def test_the_transcript_of_the_paper_is_as_it_was_checked():

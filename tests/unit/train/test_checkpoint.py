@@ -1,8 +1,10 @@
 import errno
+import resource
 
 import pytest
 import torch
 
+from mora.config import ConfigError
 from mora.train import checkpoint, log
 
 
@@ -33,6 +35,25 @@ def test_no_space_left_keeps_the_last_good_one(tmp_path, monkeypatch):
         checkpoint.save(tmp_path, 2, {})
     assert checkpoint.load_latest(tmp_path)["step"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["step_000001"]
+
+
+def test_a_disk_that_fills_up_while_torch_writes_is_said_to_be_full(tmp_path):
+    checkpoint.save(tmp_path, 1, {})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="checkpoint of step 2 not written, the last one is kept: File too large"):
+            checkpoint.save(tmp_path, 2, {"x": torch.zeros(1_000_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [p.name for p in tmp_path.iterdir()] == ["step_000001"]
+
+
+def test_a_damaged_line_within_the_log_is_named(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1}\n{"ste\n{"step": 3}\n')
+    with pytest.raises(ConfigError, match=rf"^{path}:2 is damaged: remove {tmp_path}, and begin the run anew"):
+        log.read(path)
 
 
 def test_the_log_drops_rows_after_the_checkpoint_and_a_torn_last_line(tmp_path):

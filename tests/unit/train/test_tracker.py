@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tiny_runs import tiny_config
 
+from mora.config import ConfigError
 from mora.train.tracker import start_tracker
 
 ROWS = [{"step": s, "loss": 1.0 / s} for s in (1, 2, 3)]
@@ -44,6 +45,17 @@ def test_wandb_offline_has_the_rows_of_a_rank_that_ends_without_teardown(tmp_pat
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
     (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
     assert b"loss" in file.read_bytes()
+
+
+def test_wandb_without_a_login_is_refused_in_one_line(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+
+    def no_key(**_):
+        raise wandb.errors.UsageError("No API key configured.\nUse `wandb login`.")
+
+    monkeypatch.setattr(wandb, "init", no_key)
+    with pytest.raises(ConfigError, match=r"^tracker.kind=wandb: No API key configured. Use `wandb login`. Or take"):
+        start_tracker(tiny_config("fft", "tracker=wandb"), tmp_path, 0, active=True)
 
 
 def test_other_ranks_write_nothing(tmp_path):

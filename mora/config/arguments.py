@@ -1,0 +1,22 @@
+"""Types of command line arguments: a wrong value is refused before anything is loaded."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def positive_int(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number above 0")
+    return int(text)
+
+
+def device(text: str) -> str:
+    """A device of torch's that is there."""
+    import torch
+
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError) as error:  # the latter of a torch built without CUDA
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a device that is here, such as cpu ({error})") from error
+    return text
