@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import subprocess
@@ -19,6 +20,12 @@ def describe() -> dict[str, Any]:
     if commit is None:
         return {"commit": os.environ.get("MORA_SOURCE_COMMIT"), "fingerprint": found, "dirty": None}
     return {"commit": commit, "fingerprint": found, "dirty": found != fingerprint_of_commit(commit)}
+
+
+@functools.cache
+def of_this_process() -> dict[str, Any]:
+    """`describe` as it was when first asked: what Python has loaded, whatever becomes of the files afterwards."""
+    return describe()
 
 
 def fingerprint_of_files() -> str:

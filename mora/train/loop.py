@@ -17,6 +17,7 @@ from tqdm import tqdm
 from mora.config.compose import ConfigError
 from mora.config.run_id import run_id
 from mora.config.schema import RunConfig
+from mora.config.source import of_this_process
 
 from . import checkpoint
 from .checkpoint import kill_point
@@ -167,7 +168,8 @@ class _Rows:
 
 def _save(folder: Path, done: int, engine: Engine, restarts: Restarts, config: RunConfig) -> None:
     """Everything that the next steps depend on; the data and the dropout are functions of the step."""
-    state = engine.state_dict() | {"restart": restarts.state_dict(), "run_id": run_id(config)}
+    code = of_this_process()["fingerprint"]
+    state = engine.state_dict() | {"restart": restarts.state_dict(), "run_id": run_id(config), "source": code}
     if rank() == 0:
         checkpoint.save(folder, done, state)
 
@@ -175,8 +177,9 @@ def _save(folder: Path, done: int, engine: Engine, restarts: Restarts, config: R
 def _resume(folder: Path, engine: Engine, restarts: Restarts, config: RunConfig) -> int:
     """Loads the newest good checkpoint, if there is one. Returns the steps that are done.
 
-    The number of ranks may be another one than before: a checkpoint holds whole tensors.
-    Raises: ConfigError where the checkpoint is of another run, or the ranks see different ones.
+    The number of ranks may be another one than before: a checkpoint holds whole tensors. The code may not, but at scale
+    smoke: no commit would have made the result.
+    Raises: ConfigError where the checkpoint is of another run or code, or the ranks see different ones.
     """
     state = checkpoint.load_latest(folder)
     start = 0 if state is None else state["step"]
@@ -189,6 +192,12 @@ def _resume(folder: Path, engine: Engine, restarts: Restarts, config: RunConfig)
             raise ConfigError(
                 f"{folder} holds a checkpoint of {state['run_id']}, not of {run_id(config)}: start the changed run through "
                 "run.py, which gives it a folder of its own"
+            )
+        code = of_this_process()["fingerprint"]
+        if state["source"] != code and config.scale.name != "smoke":
+            raise ConfigError(
+                f"{folder} holds a checkpoint that other code has made (fingerprint {state['source']}, now {code}): go on "
+                "with the commit that it was started from, or remove the folder to start anew"
             )
         restarts.load_state_dict(state["restart"])
         engine.load_state_dict(state)

@@ -41,6 +41,7 @@ def run(folder: Path) -> Path:
 
     Raises: ConfigError, and what `fit` raises except Diverged, which becomes a result of its own.
     """
+    source.of_this_process()
     config = load(yaml.safe_load((folder / "config.yaml").read_text()))
     device = device_of_rank(_device(config.hardware.device))
     with _hold(folder), process_group(config.hardware.world_size, device):
@@ -120,7 +121,7 @@ def write_result(config: RunConfig, folder: Path, facts: dict[str, Any]) -> Path
         **facts,
         "config": config.model_dump(mode="json"),
         "provenance": provenance.of_run(config),
-        "source": source.describe(),
+        "source": source.of_this_process(),
         "packages": {package: version(package) for package in PACKAGES},
         "metrics": {
             str(row["step"]): {k: v for k, v in row.items() if k != "step"} for row in rows if "loss" not in row

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny_runs import random_batches, tiny_config, tiny_engine
 
+from mora.config import ConfigError
 from mora.train import log, loop
 from mora.train.loop import Diverged, fit
 
@@ -113,3 +114,22 @@ def test_a_run_goes_on_from_the_checkpoint_of_a_restart_as_if_never_stopped(dtyp
     ]
     assert len(curves[0]) == 10
     assert curves[0] == curves[1]
+
+
+@pytest.mark.parametrize("scale", ["smoke", "lite"])
+def test_a_run_does_not_go_on_with_other_code_but_at_scale_smoke(scale, tmp_path, monkeypatch):
+    config = config_of_ten_steps("fft", "task.train.checkpoint_every_steps=4", f"scale.name={scale}")
+
+    def killed(step):
+        if step == 5:
+            raise Killed
+        return {}
+
+    with pytest.raises(Killed):
+        fit(tiny_engine(config), random_batches(), config, tmp_path, killed)
+    monkeypatch.setattr(loop, "of_this_process", lambda: {"fingerprint": "another"})
+    if scale == "smoke":
+        fit(tiny_engine(config), random_batches(), config, tmp_path, lambda _: {})
+        return
+    with pytest.raises(ConfigError, match=r"that other code has made .*, now another\): go on with the commit"):
+        fit(tiny_engine(config), random_batches(), config, tmp_path, lambda _: {})
