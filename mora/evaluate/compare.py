@@ -40,7 +40,7 @@ class Comparison:
 def compare(a: Kept, b: Kept, draws: int = DRAWS) -> Comparison:
     """Paired over the same documents, clusters kept whole.
 
-    Raises: DataError where the two runs did not score the same documents with the same prompts.
+    Raises: DataError where the two runs did not score the same documents with the same prompts, or all are one cluster's.
     """
     task = a.header["task"]
     for field in ("task", "prompts", "aggregation"):
@@ -54,6 +54,10 @@ def compare(a: Kept, b: Kept, draws: int = DRAWS) -> Comparison:
     items_a, items_b = ([_item(row["score"]) for row in kept.rows] for kept in (a, b))
     clusters = [row["cluster"] for row in a.rows]
     clustered = None if clusters[0] is None else clusters
+    if len(items_a if clustered is None else set(clustered)) < 2:
+        raise DataError(
+            f"{task}: all {len(items_a)} documents are one cluster, so there is no chance to compare with: score more"
+        )
     drawn = bootstrap(kind, items_b, clustered, draws) - bootstrap(kind, items_a, clustered, draws)
     low, high = np.quantile(drawn, [0.025, 0.975])
     binary = kind == "mean" and clustered is None and set(items_a) | set(items_b) <= {0.0, 1.0}

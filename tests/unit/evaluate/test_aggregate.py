@@ -107,6 +107,12 @@ def test_runs_over_other_documents_are_not_compared():
         compare(kept([1.0]), kept([1.0], prompts="q"))
 
 
+def test_documents_of_one_cluster_are_not_compared():
+    one = [Kept(k.header, [{**row, "cluster": "a"} for row in k.rows]) for k in (kept([0.0] * 5), kept([1.0] * 5))]
+    with pytest.raises(DataError, match="all 5 documents are one cluster"):
+        compare(*one)
+
+
 def test_the_floor_is_the_best_constant_answer():
     assert floor("mean", [0, 1, 1, 2], [0.0, 1.0, 0.0, 1.0]) == 0.5
     pairs = [("yes", "no"), ("yes", "yes"), ("no", "no")]
