@@ -37,15 +37,19 @@ PACKAGES = ("torch", "transformers", "peft", "lm_eval", "datasets", "numpy")
 
 
 def run(folder: Path) -> Path:
-    """Runs `folder/config.yaml` to its end, from its last checkpoint if there is one. Returns the path of the result.
+    """Runs `folder/config.yaml` to its end, from its last checkpoint if there is one; not again where there is a result.
 
+    Returns the path of the result.
     Raises: ConfigError, and what `fit` raises except Diverged, which becomes a result of its own.
     """
     source.of_this_process()
     config = load(yaml.safe_load((folder / "config.yaml").read_text()))
     device = device_of_rank(_device(config.hardware.device))
-    with _hold(folder), process_group(config.hardware.world_size, device):
-        return _run(config, folder, device)
+    with _hold(folder):
+        if (done := _result_path(config)).is_file():
+            return done
+        with process_group(config.hardware.world_size, device):
+            return _run(config, folder, device)
 
 
 def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
@@ -110,14 +114,17 @@ def _save_trained(model: Any, config: RunConfig, folder: Path) -> None:
             whole.save_pretrained(str(folder / "model"))
 
 
+def _result_path(config: RunConfig) -> Path:
+    return source.ROOT / config.scale.results_dir / f"{run_id(config)}.json"
+
+
 def write_result(config: RunConfig, folder: Path, facts: dict[str, Any]) -> Path:
     """`<results_dir>/<run_id>.json` and its raw log beside it; the checkpoints are then removed. Returns the JSON's path."""
-    results = source.ROOT / config.scale.results_dir
-    results.mkdir(parents=True, exist_ok=True)
-    name = run_id(config)
+    path = _result_path(config)
+    path.parent.mkdir(parents=True, exist_ok=True)
     rows = log.read(folder / "log.jsonl")
     result = {
-        "run_id": name,
+        "run_id": path.stem,
         **facts,
         "config": config.model_dump(mode="json"),
         "provenance": provenance.of_run(config),
@@ -128,10 +135,10 @@ def write_result(config: RunConfig, folder: Path, facts: dict[str, Any]) -> Path
         },
         "final_train_loss": next((row["loss"] for row in reversed(rows) if "loss" in row), None),
     }
-    log.replace_file(results / f"{name}.log.jsonl", (folder / "log.jsonl").read_text())
-    log.replace_file(results / f"{name}.json", json.dumps(result, indent=1, sort_keys=True) + "\n")
+    log.replace_file(path.with_suffix(".log.jsonl"), (folder / "log.jsonl").read_text())
+    log.replace_file(path, json.dumps(result, indent=1, sort_keys=True) + "\n")
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return results / f"{name}.json"
+    return path
 
 
 @contextmanager

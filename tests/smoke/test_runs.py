@@ -115,6 +115,15 @@ def test_the_untuned_model_is_evaluated_only(tmp_path):
     assert 0 <= result["metrics"]["0"]["uuid_char_acc"] < 0.2
 
 
+def test_a_worker_does_not_repeat_a_run_that_has_a_result(tmp_path):
+    train(tmp_path, "method=fft", "task.train.stop_step=2")
+    (path,) = (tmp_path / "results").glob("*.log.jsonl")
+    written = path.stat().st_mtime_ns
+    code, output = train(tmp_path, "method=fft", "task.train.stop_step=2")
+    assert (code, path.stat().st_mtime_ns) == (0, written), output
+    assert "result: " in output
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(tmp_path):
     code, output = train(tmp_path, "method=fft", "lr=1e30")
     assert code == 0, output
