@@ -122,9 +122,10 @@ def test_run_ids_depend_on_what_changes_the_result_and_on_nothing_else():
         ["hardware.micro_batch_size=4"],
         ["task.train.log_every_steps=3"],
         ["lr=1e-2"],
-        ["model.path=x"],
     ):
         assert run_id(compose(base + same)) == name
+    read = ["task=uuid", "method=mora", "r=8", "scale=lite"]
+    assert run_id(compose([*read, "model.path=x"])) == run_id(compose(read))
     for other in (
         ["seed=1"],
         ["lr=2e-2"],

@@ -55,7 +55,7 @@ def test_wandb_without_a_login_is_refused_in_one_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(wandb, "init", no_key)
     with pytest.raises(ConfigError, match=r"^tracker.kind=wandb: No API key configured. Use `wandb login`. Or take"):
-        start_tracker(tiny_config("fft", "tracker=wandb"), tmp_path, 0, active=True)
+        track(ROWS, tmp_path, "tracker=wandb")
 
 
 def test_other_ranks_write_nothing(tmp_path):
