@@ -114,8 +114,8 @@ def test_where_M_lies_makes_no_difference(kind):
     layer = make_layer(kind)
     M, x = layer.mora_M["default"], torch.randn(300, 576, dtype=torch.bfloat16)
     expected = step(layer, x, M)
-    buffer = torch.empty(M.numel() + 4, dtype=M.dtype)
     for offset in (1, 4):
+        buffer = torch.empty(M.numel() + 4, dtype=M.dtype)
         elsewhere = buffer[offset : offset + M.numel()].view_as(M)
         M.data = elsewhere.copy_(M.data)
         for actual, wanted in zip(step(layer, x, M), expected, strict=True):
