@@ -56,8 +56,8 @@ def balanced(lengths: Sequence[int], most: int, ranks: int = 1) -> list[int]:
     A micro batch is padded to its longest sequence; one sequence may be longer than `most`. As few micro batches as that
     allows, as many for each rank, and as even in tokens as sorted sequences can be. `ranks` divides the number of lengths.
     """
-    n = -(-len(_ends(lengths, most)) // ranks) * ranks
-    ends = _ends(lengths, bisect_left(range(most), True, key=lambda tokens: len(_ends(lengths, tokens)) <= n))
+    n = -(-len(_fewest(lengths, most)) // ranks) * ranks
+    ends = _fewest(lengths, bisect_left(range(most), True, key=lambda tokens: len(_fewest(lengths, tokens)) <= n))
     while len(ends) < n:
         size, end = max((end - start, end) for start, end in pairwise([0, *ends]))
         ends.append(end - size // 2)
@@ -65,7 +65,7 @@ def balanced(lengths: Sequence[int], most: int, ranks: int = 1) -> list[int]:
     return ends
 
 
-def _ends(lengths: Sequence[int], most: int) -> list[int]:
+def _fewest(lengths: Sequence[int], most: int) -> list[int]:
     """Of the fewest micro batches of at most so many tokens."""
     ends, start = [], 0
     for i, length in enumerate(lengths):
@@ -115,16 +115,19 @@ class Batches:
         chosen = [self.samples[i] for i in self.indices(step)]
         if self.micro_batch_tokens is not None or self.micro_batch_size < len(chosen):
             chosen.sort(key=lambda s: len(s.input_ids))
-        ends = [*range(self.micro_batch_size, len(chosen), self.micro_batch_size), len(chosen)]
-        if self.micro_batch_tokens is not None:
-            ends = balanced([self._padded(len(s.input_ids)) for s in chosen], self.micro_batch_tokens, self.ranks)
-        for start, end in pairwise([0, *ends]):
+        for start, end in pairwise([0, *self._ends(chosen)]):
             micro = chosen[start:end]
             yield collate(micro, self.pad_id, self._padded(max(len(s.input_ids) for s in micro)))
 
     def loss_tokens(self, step: int) -> int:
         """Tokens of the step that carry a loss: the labels that are left after the shift by one."""
         return sum(self.samples[i].n_loss for i in self.indices(step))
+
+    def _ends(self, chosen: list[Sample]) -> list[int]:
+        """Where to end each micro batch."""
+        if self.micro_batch_tokens is None:
+            return [*range(self.micro_batch_size, len(chosen), self.micro_batch_size), len(chosen)]
+        return balanced([self._padded(len(s.input_ids)) for s in chosen], self.micro_batch_tokens, self.ranks)
 
     def _padded(self, length: int) -> int:
         """Few different shapes, so that kernels are chosen rarely: multiples of 64, up to the longest sample there is."""
