@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 
+from . import source
 from .schema import RunConfig
 
 LAYOUT_VERSION = 1  # of the hash itself
@@ -32,6 +34,11 @@ def run_id(config: RunConfig) -> str:
     if config.lr is not None:
         parts.append(f"lr{format_lr(config.lr)}")
     return "-".join([*parts, f"s{config.seed}", digest])
+
+
+def result_path(config: RunConfig) -> Path:
+    """Where the run's result is written, and looked for."""
+    return source.ROOT / config.scale.results_dir / f"{run_id(config)}.json"
 
 
 def format_lr(lr: float) -> str:

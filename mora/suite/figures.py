@@ -14,12 +14,12 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from mora.config.run_id import run_id
+from mora.config.run_id import result_path, run_id
 from mora.train import log
 
 from .cells import results
 from .experiment import Experiment, Grid
-from .launch import ROOT, result_path
+from .launch import ROOT
 
 SMOOTHING_STEPS = 5
 STYLES = ("-", "--", "-.", ":")

@@ -16,16 +16,13 @@ from typing import Any
 import yaml
 
 from mora.config import ConfigError, RunConfig, run_id
+from mora.config.run_id import result_path
 from mora.config.source import ROOT
 
 
 def run_folder(config: RunConfig) -> Path:
     """Where the run works: outputs/<run_id>, or MORA_OUTPUT_DIR/<run_id> for a larger disk."""
     return Path(os.environ.get("MORA_OUTPUT_DIR", ROOT / "outputs")) / run_id(config)
-
-
-def result_path(config: RunConfig) -> Path:
-    return ROOT / config.scale.results_dir / f"{run_id(config)}.json"
 
 
 def result_of(config: RunConfig) -> dict[str, Any] | None:

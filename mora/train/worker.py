@@ -20,7 +20,7 @@ import yaml
 
 from mora.config import provenance, source
 from mora.config.compose import ConfigError, load
-from mora.config.run_id import run_id
+from mora.config.run_id import result_path
 from mora.config.schema import RunConfig
 from mora.data import load as load_data
 from mora.data.batches import Batches
@@ -46,7 +46,7 @@ def run(folder: Path) -> Path:
     config = load(yaml.safe_load((folder / "config.yaml").read_text()))
     device = device_of_rank(_device(config.hardware.device))
     with _hold(folder):
-        if (done := _result_path(config)).is_file():
+        if (done := result_path(config)).is_file():
             return done
         with process_group(config.hardware.world_size, device):
             return _run(config, folder, device)
@@ -114,13 +114,9 @@ def _save_trained(model: Any, config: RunConfig, folder: Path) -> None:
             whole.save_pretrained(str(folder / "model"))
 
 
-def _result_path(config: RunConfig) -> Path:
-    return source.ROOT / config.scale.results_dir / f"{run_id(config)}.json"
-
-
 def write_result(config: RunConfig, folder: Path, facts: dict[str, Any]) -> Path:
     """`<results_dir>/<run_id>.json` and its raw log beside it; the checkpoints are then removed. Returns the JSON's path."""
-    path = _result_path(config)
+    path = result_path(config)
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = log.read(folder / "log.jsonl")
     result = {

@@ -7,10 +7,10 @@ from paper_runs import paper
 
 from mora.analysis import cost, counts, speed
 from mora.analysis.shapes import shape_of
-from mora.config import ConfigError, compose
+from mora.config import ConfigError, compose, source
 from mora.config.compose import CONFIG_DIR
 from mora.suite import experiment as experiments
-from mora.suite import launch, plan
+from mora.suite import plan
 
 
 @pytest.mark.parametrize(("task", "steps"), [("tulu2", 5093), ("metamath", 9252), ("biomed", 5000), ("finance", 5000)])
@@ -35,7 +35,7 @@ def test_hours_and_disk_follow_from_tokens_speed_and_parameters(method):
 
 
 def test_a_plan_names_every_missing_run_and_adds_them_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(launch, "ROOT", tmp_path)
+    monkeypatch.setattr(source, "ROOT", tmp_path)
     grids = [grid for row in experiments.grids(experiments.load("table1"), "paper") for grid in row]
     text = plan.text(grids, "gpu8")
     assert "128 runs, " in text
@@ -45,13 +45,13 @@ def test_a_plan_names_every_missing_run_and_adds_them_up(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in (CONFIG_DIR / "hardware").glob("*.yaml")))
 def test_a_plan_can_be_made_for_every_hardware(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(launch, "ROOT", tmp_path)
+    monkeypatch.setattr(source, "ROOT", tmp_path)
     grid = experiments.grids(experiments.load("table3"), "paper")[0][0]
     assert f"training at most on {name} " in plan.text([grid], name)
 
 
 def test_hardware_that_cannot_share_out_the_batch_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(launch, "ROOT", tmp_path)
+    monkeypatch.setattr(source, "ROOT", tmp_path)
     grid = experiments.grids(experiments.load("table2"), "lite")[0][0]
     with pytest.raises(ConfigError, match=r"global_batch_size=100 is not divisible by .* x 8 ranks"):
         plan.text([grid], "gpu8")

@@ -3,12 +3,12 @@
 import json
 import os
 
-from mora.suite import launch
+from mora.config.run_id import result_path
 
 
 def write(run, metrics, status="done", dirty=False, steps=(), trainable=1234, log_rows=(), **changed):
     """`metrics` at the last step and at `steps`. `changed` replaces top-level fields of the result."""
-    path = launch.result_path(run)
+    path = result_path(run)
     path.parent.mkdir(parents=True, exist_ok=True)
     last = 0 if not run.method.trains else run.last_step if run.knows_steps else 77
     result = {

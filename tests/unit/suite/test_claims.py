@@ -6,7 +6,8 @@ import math
 import pytest
 from made_up import write
 
-from mora.suite import claims, figures, launch
+from mora.config import source
+from mora.suite import claims, figures
 from mora.suite import experiment as experiments
 from mora.suite.cells import Cell
 from mora.suite.claims import PAGE, Claim, Interval, difference, judge
@@ -22,7 +23,7 @@ FASTER = {
 
 @pytest.fixture(autouse=True)
 def nothing_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr(launch, "ROOT", tmp_path)
+    monkeypatch.setattr(source, "ROOT", tmp_path)
 
 
 def measure(scale, row, accuracies):

@@ -14,7 +14,8 @@ from made_up import write
 
 from mora.adapter import MoraConfig
 from mora.adapter.model import resolve_operator
-from mora.config import ConfigError, run_id
+from mora.config import ConfigError, run_id, source
+from mora.config.run_id import result_path
 from mora.config.source import ROOT
 from mora.suite import __main__ as suite
 from mora.suite import experiment as experiments
@@ -49,7 +50,7 @@ Loader.add_constructor("!function", lambda loader, node: node.value)
 
 @pytest.fixture
 def nothing_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr(launch, "ROOT", tmp_path)
+    monkeypatch.setattr(source, "ROOT", tmp_path)
 
 
 def test_the_experiments_are_the_tables_and_figures_of_the_paper():
@@ -74,7 +75,7 @@ def test_counts_below_one_are_refused(flag, value, monkeypatch, capsys):
 
 def test_a_damaged_result_is_named(nothing_measured, tmp_path):
     config = cells_of("figure2", "smoke")[0].final()[0]
-    path = launch.result_path(config)
+    path = result_path(config)
     path.parent.mkdir(parents=True)
     path.write_text('{"run_id"')
     with pytest.raises(ConfigError, match=rf"^{path} is damaged \(.*\): remove it"):
@@ -263,7 +264,7 @@ def test_spectra_are_measured_once_and_of_finished_runs_alone(tmp_path, monkeypa
 def test_two_suites_on_one_folder_share_the_runs(tmp_path, monkeypatch):
     """One run is held by another process, which ends it later: this suite does the others, waits, and starts it never."""
     monkeypatch.setenv("MORA_OUTPUT_DIR", str(tmp_path / "outputs"))
-    monkeypatch.setattr(launch, "ROOT", tmp_path)
+    monkeypatch.setattr(source, "ROOT", tmp_path)
     monkeypatch.setattr(runner, "POLL_S", 0.05)
     monkeypatch.setattr(runner, "interrupt_on_sigterm", lambda: None)
     grids = [row[0] for row in experiments.grids(experiments.load("table2"), "smoke")]
@@ -297,7 +298,7 @@ def test_two_suites_on_one_folder_share_the_runs(tmp_path, monkeypatch):
 def test_final_runs_do_not_wait_for_the_searches_of_other_cells(tmp_path, monkeypatch):
     """The last search of the second cell lasts until a final run of the first is done."""
     monkeypatch.setenv("MORA_OUTPUT_DIR", str(tmp_path / "outputs"))
-    monkeypatch.setattr(launch, "ROOT", tmp_path)
+    monkeypatch.setattr(source, "ROOT", tmp_path)
     monkeypatch.setattr(runner, "interrupt_on_sigterm", lambda: None)
     grids = [row[0] for row in experiments.grids(experiments.load("table2"), "lite") if row[0].search()][:2]
     slow, first_final = run_id(grids[1].search()[-1]), threading.Event()
@@ -321,7 +322,7 @@ def test_final_runs_do_not_wait_for_the_searches_of_other_cells(tmp_path, monkey
 
 def test_a_run_that_lost_a_race_for_its_folder_has_not_failed(tmp_path, monkeypatch):
     monkeypatch.setenv("MORA_OUTPUT_DIR", str(tmp_path / "outputs"))
-    monkeypatch.setattr(launch, "ROOT", tmp_path)
+    monkeypatch.setattr(source, "ROOT", tmp_path)
     config = cells_of("table2", "smoke")[0].final()[0]
 
     def lost(config, output, env):

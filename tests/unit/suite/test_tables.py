@@ -3,8 +3,9 @@
 import pytest
 from made_up import write
 
+from mora.config import source
 from mora.config.run_id import format_lr
-from mora.suite import cells, launch, tables
+from mora.suite import cells, tables
 from mora.suite import experiment as experiments
 from mora.suite.cells import Cell, cell
 
@@ -18,7 +19,7 @@ def row_of(name, scale, **wanted):
 
 @pytest.fixture
 def row(tmp_path, monkeypatch):
-    monkeypatch.setattr(launch, "ROOT", tmp_path)
+    monkeypatch.setattr(source, "ROOT", tmp_path)
     return row_of("table2", "lite", method="lora", r=1)
 
 
@@ -110,7 +111,7 @@ def test_noise_is_the_prediction_interval_over_seeds_or_the_error_over_documents
 
 
 def test_a_diverged_run_is_the_worst_there_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(launch, "ROOT", tmp_path)
+    monkeypatch.setattr(source, "ROOT", tmp_path)
     grid = row_of("table3", "paper", method="mora", r=128)[0]
     write(grid.final()[0], {}, status="diverged")
     assert cell(grid).values == (float("inf"),)
@@ -122,7 +123,7 @@ def test_a_diverged_run_is_the_worst_there_is(tmp_path, monkeypatch):
 
 
 def test_one_row_spans_tasks_and_a_standard_error_marks_what_is_beyond_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(launch, "ROOT", tmp_path)
+    monkeypatch.setattr(source, "ROOT", tmp_path)
     row = row_of("table1", "paper", method="fft")
     metrics = {"metamath_gsm8k.score": 0.60, "metamath_gsm8k.score_stderr": 0.01, "metamath_math.score": 0.2}
     write(row[2].final()[0], metrics)
@@ -136,7 +137,7 @@ def test_several_seeds_beyond_the_table_of_t_take_its_last_value():
 
 
 def test_scores_stand_with_their_error_documents_floor_and_validation_loss(tmp_path, monkeypatch):
-    monkeypatch.setattr(launch, "ROOT", tmp_path)
+    monkeypatch.setattr(source, "ROOT", tmp_path)
     row = row_of("table1", "lite", method="none")
     write(row[0].final()[0], scores("mmlu_tulu_0shot", 0.26, floor=0.255))
     write(row[2].final()[0], scores("metamath_gsm8k", 0.03))
