@@ -69,16 +69,17 @@ def _loop(smoke: bool, device: torch.device) -> dict[str, Any]:
 
 
 def _plan(device: torch.device, smoke: bool, only: str, folder: Path | None) -> None:
-    """Case by case into one file; a second call goes on where the first one stopped."""
+    """Case by case into one file, named after `only`; a second call of the same source goes on where it stopped."""
     circumstances = _circumstances(device)
+    words = [word for word in ("plan", "smoke" if smoke else "", only) if word]
     with tempfile.TemporaryDirectory() as scratch:
         where = folder or (Path(scratch) if smoke else render.RESULTS)
-        path = where / f"plan{'-smoke' if smoke else ''}-{_slug(circumstances)}.json"
+        path = where / f"{_slug(' '.join([*words, circumstances['hardware']['device']]))}.json"
         print(render.tables(plan.measure(device, path, circumstances, smoke, only)))
 
 
-def _slug(result: dict[str, Any]) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", result["hardware"]["device"].lower()).strip("-")
+def _slug(words: str) -> str:
+    return re.sub(r"[^a-z0-9_]+", "-", words.lower()).strip("-")
 
 
 def _circumstances(device: torch.device) -> dict[str, Any]:
@@ -96,7 +97,7 @@ def _write(result: dict[str, Any], name: str, folder: Path | None, smoke: bool) 
         return
     folder = folder or render.RESULTS
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}-{_slug(result)}.json"
+    path = folder / f"{name}-{_slug(result['hardware']['device'])}.json"
     replace_file(path, json.dumps(result, indent=1) + "\n")
     print(render.tables(result))
     print(f"\n{path}")

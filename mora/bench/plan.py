@@ -100,9 +100,13 @@ def _case(
 
 
 def measure(device: torch.device, path: Path, circumstances: dict[str, Any], smoke: bool, only: str) -> dict[str, Any]:
-    """Every case whose name holds `only`, written to `path` as soon as it is done. What is written there stays and is not
-    measured again; a case that failed is tried again."""
-    result = json.loads(path.read_text()) if path.is_file() else {"kind": "plan", "rows": []} | circumstances
+    """Every case whose name holds `only`, written to `path` as soon as it is done. What is written there of the same source
+    stays and is not measured again; a case that failed is tried again."""
+    result: dict[str, Any] = {"kind": "plan", "rows": []} | circumstances
+    if path.is_file():
+        found = json.loads(path.read_text())
+        if found["source"]["fingerprint"] == circumstances["source"]["fingerprint"]:
+            result = found
     done = {row["name"] for row in result["rows"] if "error" not in row}
     bases: dict[str, LlamaForCausalLM] = {}
     for case in cases(smoke):

@@ -22,6 +22,7 @@ from .experiment import Experiment, Grid
 from .launch import ROOT
 
 SMOOTHING_STEPS = 5
+FALL = 0.15  # the share of a run whose first fall is left above the panel: what sets methods apart comes after it
 STYLES = ("-", "--", "-.", ":")
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj")  # in the order of Figure 5
 Draw = Callable[[Axes, list[Grid]], list[str]]
@@ -51,7 +52,7 @@ def render(name: str, experiment: Experiment, rows: list[list[Grid]], scale: str
 
 def _losses(axes: Axes, panel: list[Grid]) -> list[str]:
     """Curves are means over seeds, bands their range. Returns the labels of what was not run."""
-    missing = []
+    missing, drawn = [], []
     for i, grid in enumerate(panel):
         curves = _curves(grid)
         if curves is None:
@@ -61,6 +62,11 @@ def _losses(axes: Axes, panel: list[Grid]) -> list[str]:
         line = axes.plot(steps, curves.mean(0), STYLES[i % len(STYLES)], lw=1.6, label=grid.label())[0]
         if len(curves) > 1:
             axes.fill_between(steps, curves.min(0), curves.max(0), color=line.get_color(), alpha=0.2, lw=0)
+        drawn.append(curves)
+    if drawn:
+        after = [curves[:, int(FALL * curves.shape[1]) :] for curves in drawn]
+        low, high = min(c.min() for c in after), max(c.max() for c in after)
+        axes.set_ylim(low - 0.03 * (high - low), high + 0.03 * (high - low))
     axes.set(xlabel="step", ylabel="training loss (nats a token)")
     return missing
 

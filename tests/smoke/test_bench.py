@@ -69,11 +69,16 @@ def test_the_whole_loop_runs_against_the_hugging_face_trainer(tmp_path):
 
 def test_the_plan_is_held_against_real_steps_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
     bench.main(["plan", "--smoke", "--only", "lora", "--out", str(tmp_path)])
-    (path,) = tmp_path.glob("plan-smoke-*.json")
+    (some,) = tmp_path.glob("plan-smoke-lora-*.json")  # named after its cases
+    path = some.rename(tmp_path / some.name.replace("-lora", ""))
     first = json.loads(path.read_text())["rows"]
     bench.main(["plan", "--smoke", "--out", str(tmp_path)])
     result = json.loads(path.read_text())
     assert result["rows"][:2] == first
+    path.write_text(json.dumps(result | {"source": {**result["source"], "fingerprint": "another"}}))
+    bench.main(["plan", "--smoke", "--out", str(tmp_path)])
+    again = json.loads(path.read_text())
+    assert [a["step_s"] != b["step_s"] for a, b in zip(again["rows"], result["rows"], strict=True)] == [True] * 4
     assert [row["name"] for row in result["rows"]] == [case.name for case in plan.cases(smoke=True)]
     assert all("error" not in row and min(row["step_s"]) > 0 for row in result["rows"])
     monkeypatch.setattr(speed, "_real_steps", lambda: [speed.of_row(row, "CPU") for row in result["rows"]])

@@ -1,5 +1,6 @@
 """The prompts of fixed records, word for word, and how answers are read."""
 
+import random
 import re
 
 import pytest
@@ -11,6 +12,7 @@ from mora.evaluate.tasks.c4 import c4_task
 from mora.evaluate.tasks.finance import finance_local, finance_task
 from mora.evaluate.tasks.metamath import metamath_task
 from mora.evaluate.tasks.mmlu import mmlu_task
+from mora.evaluate.tasks.uuid import uuid_task
 
 ROW = {"question": "2 + 2?", "subject": "abstract_algebra", "choices": ["3", "4", "5", "6"], "answer": 1}
 SHOT = {**ROW, "question": "1 + 1?", "choices": ["1", "3", "2", "0"], "answer": 2}
@@ -117,3 +119,39 @@ def test_local_templates():
     row = {"News": "gold falls"}
     asked = 'Headline: "gold falls" Now answer this question: Does the news headline talk about price going up?'
     assert finance_local._headline(row, finance_local.QUESTIONS["Price Direction Up"]) == asked
+
+
+@pytest.mark.parametrize(
+    ("score", "doc"),
+    [
+        (finance_task.score_convfinqa, {"answer": "0.14"}),
+        (finance_task.score_ner, {"answer": "Ann Lee (person)"}),
+        (metamath_task.score_gsm8k, {"answer": "18"}),
+        (metamath_task.score_math, {"answer": "\\frac12"}),
+        (uuid_task.score, {"key": "a1", "value": "b2"}),
+    ],
+)
+def test_whatever_a_model_writes_is_scored(score, doc):
+    """An untouched model repeats itself without end: `.2019.000`, `5%%%...`, `{{{...`."""
+    generator = random.Random(0)
+    words = (
+        "The answer is: ",
+        "\\frac",
+        "\\boxed{",
+        "\\sqrt",
+        "\\text{ ",
+        "(person)",
+        "1e999",
+        ".2019.000",
+        "9" * 400,
+        "%" * 400,
+    )
+    pieces = [*words, *"0123456789.,,..%%--++eE/{}()$ \n²٣"]
+    texts = ["".join(generator.choices(pieces, k=generator.randint(0, 40))) for _ in range(3000)]
+    for text in ["", *pieces, *texts]:
+        for said in (text, "The answer is: " + text):
+            assert all(0 <= value <= 1 for value in score(doc, [said]).values()), said
+
+
+def test_numbers_that_models_make():
+    assert finance_task.numbers("in .2019.000 and 5%%") == [0.2019, 0.0, 0.05]

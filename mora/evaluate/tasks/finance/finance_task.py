@@ -10,7 +10,7 @@ import datasets
 from mora.evaluate.choices import as_test_split
 from mora.evaluate.records import Row, Source, rows
 
-NUMBER = re.compile(r"[-+]?\.?\d+(?:,\d{3})*\.?\d*(?:[eE][-+]?\d+)?%*")
+NUMBER = re.compile(r"[-+]?(?:\d+(?:,\d{3})*(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?%?")
 ENTITY = re.compile(r"(\S+)\s+\((\S+)\)")
 TOLERANCE = 1e-2  # AdaptLLM's, absolute
 
@@ -75,7 +75,7 @@ def numbers(text: str) -> list[float]:
     found = []
     for match in NUMBER.findall(text):
         digits = match.rstrip("%")
-        found.append(float(digits.replace(",", "")) / 100 ** (len(match) - len(digits)))
+        found.append(float(digits.replace(",", "")) / (100 if match.endswith("%") else 1))
     return found
 
 
