@@ -12,7 +12,7 @@ from mora.config.run_id import format_lr, run_id
 from mora.train.log import replace_file
 
 from .cells import Cell, cell, usable
-from .experiment import Experiment, Grid, last_step, paper_tables
+from .experiment import Candidate, Experiment, Grid, last_step, paper_tables
 from .launch import result_of
 
 NOT_RUN = "not run"
@@ -137,27 +137,31 @@ def _score(task: str, metrics: dict[str, float], unit: str) -> str:
 
 
 def _search_lines(experiment: Experiment, rows: list[list[Grid]]) -> list[str]:
-    """Every candidate of every search, the losing ones too: the learning-rate curves. Of usable results alone."""
+    """Every candidate of every search that was begun, the losing ones too: learning-rate curves. Of usable results alone."""
     lines: dict[str, None] = {}
-    for row in rows:
-        for grid in row:
-            scores = grid.scores()
-            if not scores:
-                continue
-            best = grid.best()
-            shown = []
-            for candidate, run, score in scores:
-                words = [*(o.rsplit(".", 1)[-1] for o in candidate.overrides), format_lr(candidate.lr or 0)]
-                value = score if isinstance(score, str) else f"{score:.4g}" if score is not None else NOT_RUN
-                if usable(result_of(run), grid.scale) is None:
-                    value = NOT_RUN
-                shown.append(f"{' '.join(words)}: {value}{' (chosen)' if candidate == best else ''}")
-            where = " ".join([grid.column.task, *grid.column.overrides])
-            lines[f"- {grid.label()}, {where}: " + ", ".join(shown)] = None
-    if not lines:
-        return []
+    untouched: set[str] = set()
+    for grid in (grid for row in rows for grid in row):
+        best, shown, ran = grid.best(), [], False
+        for candidate, run, score in grid.scores():
+            value = NOT_RUN
+            if score is not None and usable(result_of(run), grid.scale) is not None:
+                value, ran = score if isinstance(score, str) else f"{score:.4g}", True
+            shown.append(f"{_candidate(candidate)}: {value}{' (chosen)' if candidate == best else ''}")
+        if shown:
+            where = f"{grid.label()}, {' '.join([grid.column.task, *grid.column.overrides])}"
+            if ran:
+                lines[f"- {where}: {', '.join(shown)}"] = None
+            else:
+                untouched.add(where)
     head = f"Searches, each rate with its {experiment.selection} at the last step of the search (lower is better):"
-    return ["", head, "", *lines]
+    rest = ["", f"Searches of which nothing was run: {len(untouched)}."] if untouched else []
+    return (["", head, "", *lines] if lines else []) + rest
+
+
+def _candidate(candidate: Candidate) -> str:
+    """`ratio=16.0 1e-4`: what it overrides, without the path, and its rate."""
+    words = [f"{key.rpartition('.')[2]}={value}" for key, _, value in (o.partition("=") for o in candidate.overrides)]
+    return " ".join([*words, format_lr(candidate.lr or 0)])
 
 
 def _latex(experiment: Experiment, rows: list[list[Grid]], cells: list[list[Cell | None]], scale: str) -> str:
