@@ -100,6 +100,7 @@ render: $(READY) ## write results/ anew from the measured JSON, and docs/DEVIATI
 bench: $(READY) ## what every method costs on this GPU: results/bench/ and docs/performance.md (QUICK=1: the bars alone)
 	$(PY) -m mora.bench step $(if $(QUICK),--quick)
 	$(if $(QUICK),,$(PY) -m mora.bench loop)
+	$(if $(QUICK),,$(PY) -m mora.bench evaluation)
 	$(if $(QUICK),,$(PY) -m mora.bench plan)
 	$(PY) -m mora.bench render
 

@@ -1,4 +1,4 @@
-"""`python -m mora.bench {step,loop,plan,layers,render}`: what MoRA costs on the GPU it finds; `make bench` runs it all."""
+"""`python -m mora.bench {step,loop,evaluation,plan,layers,render}`: what MoRA costs on the GPU it finds. `make bench`: all."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from mora.config import source
 from mora.config.arguments import positive_int
 from mora.train.log import replace_file
 
-from . import layers, loop, plan, render, step
+from . import evaluation, layers, loop, plan, render, step
 
 PACKAGES = ("torch", "transformers", "peft")
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m mora.bench", description=__doc__)
-    parser.add_argument("what", choices=("step", "loop", "plan", "layers", "render"))
+    parser.add_argument("what", choices=("step", "loop", "evaluation", "plan", "layers", "render"))
     extent = parser.add_mutually_exclusive_group()
     extent.add_argument("--quick", action="store_true", help="step: the bars alone, under four minutes on an H100")
     extent.add_argument("--smoke", action="store_true", help="a tiny model, seconds on a CPU; not written to results/")
@@ -50,7 +50,10 @@ def main(arguments: list[str] | None = None) -> None:
     if options.what == "plan":
         _plan(device, options.smoke, options.only, options.out)
         return
-    result = _step(name, options.rounds, device) if options.what == "step" else _loop(options.smoke, device)
+    if options.what == "step":
+        result = _step(name, options.rounds, device)
+    else:
+        result = (_loop if options.what == "loop" else _evaluation)(options.smoke, device)
     _write(result, f"{options.what}-{name}", options.out, options.smoke)
 
 
@@ -66,6 +69,11 @@ def _step(extent: str, rounds: int, device: torch.device) -> dict[str, Any]:
 
 def _loop(smoke: bool, device: torch.device) -> dict[str, Any]:
     return {"kind": "loop"} | loop.compare(loop.SMOKE if smoke else loop.FULL, device) | _circumstances(device)
+
+
+def _evaluation(smoke: bool, device: torch.device) -> dict[str, Any]:
+    measured = evaluation.compare(evaluation.SMOKE if smoke else evaluation.FULL, device)
+    return {"kind": "evaluation"} | measured | _circumstances(device)
 
 
 def _plan(device: torch.device, smoke: bool, only: str, folder: Path | None) -> None:

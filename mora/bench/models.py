@@ -102,9 +102,12 @@ def with_method(base: LlamaForCausalLM, case: Case) -> nn.Module:
         return get_peft_model(twin, config, autocast_adapter_dtype=case.stock).train()
 
 
-def linear_parameters(model: nn.Module) -> int:
-    """Weights of all frozen linear modules, the head included."""
-    return sum(m.weight.numel() for m in model.modules() if type(m) is nn.Linear and not m.weight.requires_grad)
+def weights_of(shape: str) -> int:
+    """Weights of all linear modules of a shape, the head included."""
+    s = SHAPES[shape]
+    keys = s["hidden_size"] * s["num_key_value_heads"] // s["num_attention_heads"]
+    layer = 2 * s["hidden_size"] * (s["hidden_size"] + keys) + 3 * s["hidden_size"] * s["intermediate_size"]
+    return s["num_hidden_layers"] * layer + s["vocab_size"] * s["hidden_size"]
 
 
 def trainable_parameters(model: nn.Module) -> int:

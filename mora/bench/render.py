@@ -12,6 +12,7 @@ from mora.config import source
 from mora.train.log import replace_file
 
 from . import plan
+from .models import weights_of
 
 RESULTS = source.ROOT / "results" / "bench"
 PAGE = source.ROOT / "docs" / "performance.md"
@@ -41,6 +42,8 @@ def tables(result: dict[str, Any]) -> str:
         return f"## The plan against real steps\n\n{where}; {made}.\n\n{_plan_table(result)}"
     if result["kind"] == "loop":
         return f"## The whole loop\n\n{where}; {made}.\n\n{_loop_table(result)}"
+    if result["kind"] == "evaluation":
+        return f"## Evaluation\n\n{where}; {made}.\n\n{_evaluation_table(result)}"
     peak = f" A bf16 product of 8192^3: {hardware['product_tflops']} TFLOP/s." if hardware["product_tflops"] else ""
     parts = [f"## Forward and backward, {result['extent']}\n\n{where}; {made}.{peak}"]
     parts += [_step_table(scenario, hardware["product_tflops"]) for scenario in result["scenarios"]]
@@ -98,18 +101,50 @@ def _loop_table(result: dict[str, Any]) -> str:
         f"{result['shape']}, {data['samples']} samples of {data['shortest']} to {data['longest']} tokens, "
         f"median {data['median']}, global batch {data['global_batch_size']}.",
         "",
-        "| | micro batch | real tokens/s | / HF Trainer | peak memory, GiB |",
-        "|---|---|---|---|---|",
+        "| | micro batch | real tokens/s | / HF Trainer | utilisation | peak memory, GiB |",
+        "|---|---|---|---|---|---|",
     ]
+    peak, flop = (
+        result["hardware"]["product_tflops"],
+        4 * weights_of(result["shape"]),
+    )  # a real token; attention is 1 % here
     opponents = [row["tokens_per_s"] for row in result["rows"] if row["who"].startswith("HF") and "error" not in row]
     best = max(opponents, default=None)
     for row in result["rows"]:
         if "error" in row:
-            lines.append(f"| {row['who']} | {row['micro_batch']} | {row['error']} | | |")
+            lines.append(f"| {row['who']} | {row['micro_batch']} | {row['error']} | | | |")
             continue
         memory = f"{row['peak_bytes'] / 2**30:.1f}" if row["peak_bytes"] else ""
         ratio = _ratio(row["tokens_per_s"] / best if best is not None else None)
-        lines.append(f"| {row['who']} | {row['micro_batch']} | {row['tokens_per_s']:,.0f} | {ratio} | {memory} |")
+        used = f"{row['tokens_per_s'] * flop / 1e12 / peak:.0%}" if peak else ""
+        lines.append(
+            f"| {row['who']} | {row['micro_batch']} | {row['tokens_per_s']:,.0f} | {ratio} | {used} | {memory} |"
+        )
+    return "\n".join(lines)
+
+
+def _evaluation_table(result: dict[str, Any]) -> str:
+    """Rates of the median round; the ratio is to the opponent's best batch."""
+    data = result["data"]
+    lines = [
+        f"{result['shape']}, random weights; {data['questions']:,} questions of about {data['median']} tokens with four "
+        f"one-token options, and {data['prompts']:,} prompts continued by {data['new_tokens']} tokens.",
+        "",
+        "| | | batch | questions or new tokens/s | / lm-eval | s, median (min to max) | peak memory, GiB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        if "error" in row:
+            lines.append(f"| {row['what']} | {row['who']} | {row['batch_size']} | {row['error']} | | | |")
+            continue
+        opponents = [r for r in result["rows"] if r["what"] == row["what"] and r["who"] != "ours" and "error" not in r]
+        best = min((statistics.median(r["seconds"]) for r in opponents), default=None)
+        seconds = statistics.median(row["seconds"])
+        cells = [row["what"], row["who"], str(row["batch_size"]), f"{row['unit'] / seconds:,.0f}"]
+        cells += [_ratio(best / seconds if best is not None else None)]
+        cells += [f"{seconds:.2f} ({min(row['seconds']):.2f} to {max(row['seconds']):.2f})"]
+        cells += [f"{row['peak_bytes'] / 2**30:.1f}" if row["peak_bytes"] else ""]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mora.adapter import kernels
 
-from .models import SHAPES, Case, build_base, linear_parameters, trainable_parameters, with_method
+from .models import SHAPES, Case, build_base, trainable_parameters, weights_of, with_method
 
 WARM_UP = 3
 
@@ -111,16 +111,16 @@ def measure(scenario: Scenario, device: torch.device, rounds: int) -> dict[str, 
         "shape": scenario.shape,
         "batch_size": scenario.batch_size,
         "length": scenario.length,
-        "model_flop": model_flop(base, scenario),
+        "model_flop": model_flop(scenario),
         "cases": list(results.values()),
     }
 
 
-def model_flop(base: nn.Module, scenario: Scenario) -> int:
+def model_flop(scenario: Scenario) -> int:
     """Of the frozen model's forward and input gradient: 4 a weight and token, and causal attention 6 L H T^2 a sequence."""
     shape, tokens = SHAPES[scenario.shape], scenario.batch_size * scenario.length
     attention = 6 * shape["num_hidden_layers"] * shape["hidden_size"] * scenario.length**2 * scenario.batch_size
-    return 4 * linear_parameters(base) * tokens + attention
+    return 4 * weights_of(scenario.shape) * tokens + attention
 
 
 def product_tflops(device: torch.device, side: int = 8192) -> float | None:

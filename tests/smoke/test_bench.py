@@ -11,7 +11,7 @@ import torch
 
 from mora.analysis import speed
 from mora.bench import __main__ as bench
-from mora.bench import plan, render
+from mora.bench import evaluation, plan, render
 
 
 @pytest.fixture
@@ -65,6 +65,35 @@ def test_the_whole_loop_runs_against_the_hugging_face_trainer(tmp_path):
     assert [row["who"] for row in result["rows"]] == ["HF Trainer, PEFT LoRA r=8", "ours, MoRA r=8"]
     assert all(row["tokens_per_s"] > 0 for row in result["rows"])
     assert "| ours, MoRA r=8 | 512 tokens |" in render.tables(result)
+    result["hardware"]["product_tflops"], result["shape"] = 800.0, "llama2_7b"
+    result["rows"][1]["tokens_per_s"] = 8000.0
+    assert " | 26% | " in render.tables(result)  # of 8 000 tokens at 4 times 6.6 billion weights
+
+
+def test_evaluation_runs_against_lm_evals_backend(tmp_path):
+    bench.main(["evaluation", "--smoke", "--out", str(tmp_path)])
+    (path,) = tmp_path.glob("evaluation-smoke-*.json")
+    result = json.loads(path.read_text())
+    assert [(row["what"], row["who"], row["batch_size"]) for row in result["rows"]] == [
+        (what, who, size) for what in ("options", "texts") for who in ("lm-eval's HFLM", "ours") for size in (2, 4)
+    ]
+    for row, seconds in zip(result["rows"], (2.0, 1.0, 4.0, 0.5, 2.0, 1.0, 4.0, 0.5), strict=True):
+        assert min(row["seconds"]) > 0
+        row["seconds"] = [seconds] * 3
+    text = render.tables(result)
+    assert "| options | ours | 4 | 16 | 2.000 | 0.50 (0.50 to 0.50) |" in text
+    assert "| texts | ours | 2 | 4 | 0.250 | 4.00 (4.00 to 4.00) |" in text
+
+
+def test_both_backends_are_asked_the_same_and_answer_the_same():
+    small = evaluation.SMOKE
+    model, tokenizer = evaluation.endless(small.shape, torch.device("cpu"))
+    ours, theirs = (make(model, tokenizer, 2) for make in (evaluation._ours, evaluation._lm_evals))
+    questions, prompts = evaluation._questions(small), evaluation._prompts(small)
+    said, expected = (lm.loglikelihood(questions, True) for lm in (ours, theirs))
+    assert [nats for nats, _ in said] == pytest.approx([nats for nats, _ in expected], abs=1e-4)
+    assert ours.generate_until(prompts, True) == theirs.generate_until(prompts, True)
+    assert {len(text.split()) for text in theirs.generate_until(prompts, True)} == {small.new_tokens}
 
 
 def test_the_plan_is_held_against_real_steps_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
