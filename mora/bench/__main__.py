@@ -1,4 +1,4 @@
-"""`python -m mora.bench {step,loop,evaluation,plan,layers,render}`: what MoRA costs on the GPU it finds. `make bench`: all."""
+"""`python -m mora.bench {step,loop,evaluation,plan,layers,render}`: what MoRA costs on this GPU. `make bench` runs them all."""
 
 from __future__ import annotations
 
