@@ -1,4 +1,4 @@
-"""`python -m mora.bench {step,loop,evaluation,plan,layers,render}`: what MoRA costs on this GPU. `make bench` runs them all."""
+"""`python -m mora.bench WHAT`: what methods, training, evaluation cost on the GPU it finds, and the plan beside it."""
 
 from __future__ import annotations
 
