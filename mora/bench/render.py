@@ -104,10 +104,8 @@ def _loop_table(result: dict[str, Any]) -> str:
         "| | micro batch | real tokens/s | / HF Trainer | utilisation | peak memory, GiB |",
         "|---|---|---|---|---|---|",
     ]
-    peak, flop = (
-        result["hardware"]["product_tflops"],
-        4 * weights_of(result["shape"]),
-    )  # a real token; attention is 1 % here
+    peak = result["hardware"]["product_tflops"]
+    flop = 4 * weights_of(result["shape"])  # a real token; without attention, which is 1 % at these lengths
     opponents = [row["tokens_per_s"] for row in result["rows"] if row["who"].startswith("HF") and "error" not in row]
     best = max(opponents, default=None)
     for row in result["rows"]:
