@@ -55,8 +55,8 @@ def _convfinqa(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _ner(path: Path) -> Iterator[dict[str, Any]]:
-    for sentence in read_text(path).split("\n\n"):
-        words = [line.split()[0] for line in sentence.splitlines()]
+    for sentence in re.split(r"\n\s*\n", read_text(path).replace("\r\n", "\n")):
+        words = [line.split()[0] for line in sentence.splitlines() if line.strip()]
         if words and words != ["-DOCSTART-"]:
             yield {"text": " ".join(words)}
 

@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> Path:
     result: dict[str, Any] = {
         "model": {"name": options.model, "fingerprint": identity, "precision": precision},
         "settings": {k: getattr(settings, k) for k in ("batch_size", "max_length", "limit")},
-        "metrics": metrics,
+        "metrics": {name: {k: None if math.isnan(v) else v for k, v in m.items()} for name, m in metrics.items()},
         "tasks": {name: k.header for name, k in kept.items()},
         "source": source.describe(),
         "packages": {package: version(package) for package in PACKAGES},

@@ -25,13 +25,21 @@ class LogLikelihood(float):
 def as_test_split(docs: list[Doc]) -> dict[str, datasets.Dataset]:
     """Documents as lm-eval wants them of `custom_dataset`.
 
-    Raises: DataError where a document's `gold` is no index of its options.
+    Raises: DataError where there are none, an option is no text, or a document's `gold` is no index of its options.
     """
+    if not docs:
+        raise DataError("there are no documents: the rows of this evaluation set make none")
     for number, doc in enumerate(docs, 1):
-        if "options" in doc and doc["gold"] not in range(len(doc["options"])):
+        options, where = doc.get("options"), f"document {number} ({str(doc.get('prompt'))[:40]!r})"
+        if options is None:
+            continue
+        if isinstance(options, str) or not all(isinstance(option, str) and option for option in options):
             raise DataError(
-                f"document {number} ({doc['prompt'][:40]!r}): field 'gold_index' is {doc['gold']!r}, expected the index "
-                f"of one of its {len(doc['options'])} options"
+                f"{where}: field 'options' is {options!r:.80}, expected a list of texts, none of them empty"
+            )
+        if type(doc["gold"]) is not int or doc["gold"] not in range(len(options)):
+            raise DataError(
+                f"{where}: field 'gold_index' is {doc['gold']!r}, expected the index of one of its {len(options)} options"
             )
     return {"test": datasets.Dataset.from_list(docs)}
 

@@ -48,10 +48,11 @@ def compare(a: Kept, b: Kept, draws: int = DRAWS) -> Comparison:
             raise DataError(
                 f"{task}: {field} {a.header[field]!r} and {b.header[field]!r} differ: score both on the same documents"
             )
-    if not a.rows or "score" not in a.rows[0]:
-        raise DataError(f"{task}: its samples hold no 'score': only our own tasks can be compared")
+    headline = a.header.get("headline", "score")
+    if not a.rows or headline not in a.rows[0]:
+        raise DataError(f"{task}: its samples hold no {headline!r}: only our own tasks can be compared")
     kind = a.header["aggregation"]
-    items_a, items_b = ([_item(row["score"]) for row in kept.rows] for kept in (a, b))
+    items_a, items_b = ([_item(row[headline]) for row in kept.rows] for kept in (a, b))
     clusters = [row["cluster"] for row in a.rows]
     clustered = None if clusters[0] is None else clusters
     if len(items_a if clustered is None else set(clustered)) < 2:
@@ -98,15 +99,25 @@ def holm(p_values: list[float]) -> list[float]:
 
 
 def table(baseline: str, others: list[str]) -> str:
-    """Every shared task of every run against the baseline, in Markdown; Holm's correction over all lines."""
+    """Every shared task of every run against the baseline, in Markdown; Holm's correction over all lines.
+
+    A task that cannot be compared is said below. Raises: DataError where none can.
+    """
     first = samples.read(Path(baseline))
     lines: list[tuple[str, Comparison]] = []
+    left_out: dict[str, None] = {}
     for other in others:
         second = samples.read(Path(other))
         shared = [task for task in first if task in second]
         if not shared:
             raise DataError(f"{baseline} and {other} share no task")
-        lines += [(other, compare(first[task], second[task])) for task in shared]
+        for task in shared:
+            try:
+                lines.append((other, compare(first[task], second[task])))
+            except DataError as error:
+                left_out[f"{other}: {error}"] = None
+    if not lines:
+        raise DataError("; ".join(left_out))
     adjusted = holm([c.p if c.mcnemar_p is None else c.mcnemar_p for _, c in lines])
     out = [f"Against {baseline}.", "", "| run | task | n | baseline | run | difference [95 %] | p | McNemar | Holm |"]
     out.append("|" + "---|" * 9)
@@ -125,7 +136,7 @@ def table(baseline: str, others: list[str]) -> str:
             f"{corrected:.4f}",
         ]
         out.append(f"| {' | '.join(cells)} |")
-    return "\n".join(out)
+    return "\n".join([*out, *(f"\nNot compared: {reason}" for reason in left_out)])
 
 
 def _many(n: int, k: int) -> float:

@@ -136,6 +136,7 @@ def keep(name: str, result: dict[str, Any]) -> Kept:
         "task": name,
         "version": result["versions"].get(name),
         "aggregation": metadata.get("aggregation", "mean"),
+        "headline": metadata.get("headline", "score"),
         "prompts": prompts[:16],
         "documents": len({row["id"] for row in rows}),
     }

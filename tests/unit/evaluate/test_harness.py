@@ -288,6 +288,15 @@ def test_rows_of_adaptllms_schema_run_through_the_command(tiny, tmp_path, capsys
 
     compare.main([str(tmp_path / "out"), str(tmp_path / "out")])
     assert "biomed_usmle" in capsys.readouterr().out
+    path = tmp_path / "out/samples/biomed_rct.jsonl"
+    header, *rows = map(json.loads, path.read_text().splitlines())
+    kept = [header, *({**row, "cluster": "one"} for row in rows)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    compare.main([str(tmp_path / "out"), str(tmp_path / "out")])
+    shown = capsys.readouterr().out
+    assert "| biomed_usmle | 3 |" in shown
+    assert "Not compared: " in shown
+    assert "biomed_rct: all 3 documents are one cluster" in shown
 
 
 def test_uuid_outside_a_run_asks_for_the_papers_pairs(tmp_path):
@@ -295,6 +304,9 @@ def test_uuid_outside_a_run_asks_for_the_papers_pairs(tmp_path):
     _, *kept = map(json.loads, (tmp_path / "samples/uuid.jsonl").read_text().splitlines())
     pairs = make_pairs(UuidData(kind="uuid", pairs=3, seed=0, loss_on="all"))
     assert [row["gold"] for row in kept] == [value for _, value in pairs]
+    from mora.evaluate import compare
+
+    assert "| uuid | 3 |" in compare.table(str(tmp_path), [str(tmp_path)])
 
 
 def test_bad_data_are_refused_with_place_and_field(tmp_path):
@@ -315,6 +327,10 @@ def test_bad_data_are_refused_with_place_and_field(tmp_path):
     path.write_text(json.dumps({**choice, "gold_index": 1}) + "\n" + json.dumps(choice))
     with pytest.raises(DataError, match=r"document 2 \('Which\?'\): field 'gold_index' is 2"):
         finance_task.load_choice("FPB", str(tmp_path))
+    for wrong in ({"gold_index": 1.0}, {"options": ["a", ""], "gold_index": 0}, {"options": "ab", "gold_index": 0}):
+        path.write_text(json.dumps({**choice, **wrong}))
+        with pytest.raises(DataError, match=f"document 1 .*: field '{next(iter(wrong))}' is"):
+            finance_task.load_choice("FPB", str(tmp_path))
     packed = _zst([{"input": "a", "gold_index": 0}] * 200)
     cut = Source("cut.jsonl.zst", ("input",))
     (tmp_path / "cut.jsonl.zst").write_bytes(packed[:-9])

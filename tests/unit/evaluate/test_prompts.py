@@ -6,6 +6,7 @@ import re
 import pytest
 
 from mora.config import compose
+from mora.data import overlap
 from mora.evaluate.harness import TASKS
 from mora.evaluate.tasks.biomed import biomed_task
 from mora.evaluate.tasks.c4 import c4_task
@@ -155,3 +156,13 @@ def test_whatever_a_model_writes_is_scored(score, doc):
 
 def test_numbers_that_models_make():
     assert finance_task.numbers("in .2019.000 and 5%%") == [0.2019, 0.0, 0.05]
+
+
+@pytest.mark.parametrize(
+    "text", ["A B-PER\n\nLund B-LOC\n", "A B-PER\r\n\r\nLund B-LOC\r\n", "A B-PER\n\n \nLund B-LOC\n\n"]
+)
+def test_sentences_of_conll_files_are_apart_by_blank_lines_of_any_form(tmp_path, text):
+    path = tmp_path / "x.conll"
+    path.write_bytes(text.encode())
+    assert [answer for _, answer in finance_local._conll(path)] == ["A (person)", "Lund (location)"]
+    assert [row["text"] for row in overlap._ner(path)] == ["A", "Lund"]

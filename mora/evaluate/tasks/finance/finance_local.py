@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,7 @@ def _fiqa(folder: Path, split: str) -> list[tuple[str, str]]:
 
 def _conll(path: Path) -> Iterator[tuple[str, str]]:
     """(sentence, `name (type), ...`) of the sentences with an entity other than MISC."""
-    for block in read_text(path).split("\n\n"):
+    for block in re.split(r"\n\s*\n", read_text(path).replace("\r\n", "\n")):
         words: list[str] = []
         names: list[tuple[list[str], str]] = []
         last = "O"
