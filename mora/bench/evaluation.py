@@ -44,7 +44,7 @@ class Plan:
     rounds: int = 3
 
 
-FULL = Plan("smollm2_135m", 4096, 512, 256, (64, 512))
+FULL = Plan("smollm2_135m", 4096, 512, 128, (64, 512))
 SMOKE = Plan("tiny", 8, 4, 4, (2, 4), median=12, rounds=1)
 
 
