@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mora.config.compose import one_line
+
 from .records import DataError, Record
 
 BLOCK_BYTES = 1 << 20
+_ESCAPED_HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # of a surrogate pair, in JSON; the other half may follow
+_HALF = re.compile("[\ud800-\udfff]")
+csv.field_size_limit(2**31 - 1)  # a field may be a whole article; Python's own limit is 131 072 characters
 
 
 def read_rows(path: Path, encoding: str = "utf-8", delimiter: str | None = None) -> Iterator[Record]:
@@ -28,10 +35,10 @@ def read_rows(path: Path, encoding: str = "utf-8", delimiter: str | None = None)
         for number, line in enumerate(_lines(path), 1):
             if line.strip():
                 where = f"{path}:{number}"
-                yield _record(where, _json(line, where))
+                yield record_of(where, _json(line, where))
     elif kind == "json":
         for number, row in enumerate(read_json(path), 1):
-            yield _record(f"{path}, row {number}", row)
+            yield record_of(f"{path}, row {number}", row)
     elif kind in ("csv", "tsv"):
         cells = read_cells(path, encoding, delimiter or ("\t" if kind == "tsv" else ","))
         _, header = next(cells, ("", []))
@@ -49,10 +56,15 @@ def read_cells(path: Path, encoding: str = "utf-8", delimiter: str = ",") -> Ite
     Raises: DataError.
     """
     lines = (_decoded(line, encoding, f"{path}:{n}") for n, line in enumerate(_lines(path), 1))
-    reader = csv.reader(lines, delimiter=delimiter)
-    for cells in reader:
-        if cells:
-            yield f"{path}:{reader.line_num}", cells
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    begin = 1
+    try:
+        for cells in reader:
+            if cells:
+                yield f"{path}:{reader.line_num}", cells
+            begin = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(f"{path}:{begin}: not CSV ({error})") from error
 
 
 def read_json(path: Path) -> Any:
@@ -65,22 +77,37 @@ def read_text(path: Path) -> str:
     return _decoded(b"".join(_chunks(path)), "utf-8", str(path))
 
 
+def record_of(where: str, row: Any) -> Record:
+    """Raises: DataError where the row is no object."""
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: is {row!r:.40}, expected an object with fields")
+    return Record(where, row)
+
+
 def _parquet(path: Path) -> Iterator[Record]:
     import pyarrow
     import pyarrow.parquet as parquet
 
+    number = 0
     try:
-        number = 0
         for batch in parquet.ParquetFile(path).iter_batches(batch_size=1000):
             for row in batch.to_pylist():
                 number += 1
                 yield Record(f"{path}, row {number}", row)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a whole parquet file ({error})") from error
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: a text that is not UTF-8
+        place = f"{path}, after row {number}" if number else str(path)
+        raise DataError(f"{place}: not a whole parquet file ({one_line(error)})") from error
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
-    """The decompressed bytes of a file. A stream that ends early is an error, not an end."""
+    """The decompressed bytes of a file, without the byte order mark that some programs begin UTF-8 with."""
+    chunks = _unpacked(path)
+    yield next(chunks, b"").removeprefix(codecs.BOM_UTF8)
+    yield from chunks
+
+
+def _unpacked(path: Path) -> Iterator[bytes]:
+    """A stream that ends early is an error, not an end."""
     try:
         if path.suffix == ".zst":
             yield from _zst(path)
@@ -138,12 +165,24 @@ def _decoded(data: bytes, encoding: str, where: str) -> str:
 
 def _json(data: bytes, where: str) -> Any:
     try:
-        return json.loads(data)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        value = json.loads(data.decode())
+        broken = _half_pair(value) if _ESCAPED_HALF.search(data) else None
+    except RecursionError as error:
+        raise DataError(f"{where}: JSON nested too deeply to be read") from error
+    except ValueError as error:  # no JSON, not UTF-8, or a number of thousands of digits
         raise DataError(f"{where}: not JSON ({error})") from error
+    if broken is not None:
+        raise DataError(f"{where}: field {broken!r} holds half of a surrogate pair, no character: mend the text")
+    return value
 
 
-def _record(where: str, row: Any) -> Record:
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: is {row!r:.40}, expected an object with fields")
-    return Record(where, row)
+def _half_pair(value: Any, field: str = "") -> str | None:
+    """The field, such as `messages[0].content`, of the first text with half of a surrogate pair: no tokenizer takes it."""
+    if isinstance(value, str):
+        return field if _HALF.search(value) else None
+    if isinstance(value, dict):
+        inside = [(f"{field}.{key}".lstrip("."), each) for key, each in value.items()]
+        inside += [(name, name) for name, _ in inside]
+    else:
+        inside = [(f"{field}[{i}]", each) for i, each in enumerate(value)] if isinstance(value, list) else []
+    return next((found for name, each in inside if (found := _half_pair(each, name)) is not None), None)

@@ -10,15 +10,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mora.config.data_schema import HubSource, Overlap
 
 from . import sources
-from .files import read_cells, read_json, read_rows, read_text
-from .records import DataError
+from .files import read_cells, read_json, read_rows, read_text, record_of
+from .records import DataError, MissingData, Record, wrong
 
 NGRAM = 13  # words in a row that are compared, as in GPT-3's check; a shorter question must be the whole text
 SHARE = 0.5  # of a question's runs that the row must hold: phrases and drawings that many questions share do not count
@@ -27,38 +26,55 @@ NOT_COMPARED = "not compared: neither under MORA_DATA_DIR nor on a hub that answ
 _WORD = re.compile(r"[a-z0-9]+")
 
 
-def _rows(path: Path, encoding: str = "utf-8", delimiter: str | None = None) -> Iterator[dict[str, Any]]:
-    yield from (record.row for record in read_rows(path, encoding, delimiter))
-
-
-def _mmlu(path: Path) -> Iterator[dict[str, Any]]:
+def _mmlu(path: Path) -> Iterator[Record]:
     if path.suffix != ".csv":
-        yield from _rows(path)
+        yield from read_rows(path)
         return
-    yield from ({"question": cells[0]} for _, cells in read_cells(path))  # its own files have no header
+    for where, cells in read_cells(path):  # its own files have no header
+        if len(cells) != 6:
+            raise DataError(f"{where}: {len(cells)} fields, expected 6: question, four options and a letter")
+        yield Record(where, {"question": cells[0]})
 
 
-def _pubmedqa(path: Path) -> Iterator[dict[str, Any]]:
+def _pubmedqa(path: Path) -> Iterator[Record]:
     if path.suffix == ".json":
-        yield from read_json(path).values()
+        yield from _by_key(path)
         return
-    for row in _rows(path):  # the hub's
-        yield {"QUESTION": row["question"], "CONTEXTS": row["context"]["contexts"]}
+    for record in read_rows(path):  # the hub's
+        context = record_of(f"{record.where}: field 'context'", record.row.get("context"))
+        yield Record(record.where, {"QUESTION": record.row.get("question"), "CONTEXTS": context.row.get("contexts")})
 
 
-def _fiqa_sa(path: Path) -> Iterator[dict[str, Any]]:
-    yield from read_json(path).values()
+def _by_key(path: Path) -> Iterator[Record]:
+    """The rows of a JSON object."""
+    for key, row in record_of(str(path), read_json(path)).row.items():
+        yield record_of(f"{path}, {key}", row)
 
 
-def _convfinqa(path: Path) -> Iterator[dict[str, Any]]:
-    yield from (row["doc"] for row in read_json(path)["dev"])
+def _convfinqa(path: Path) -> Iterator[Record]:
+    whole = record_of(str(path), read_json(path))
+    rows = whole.row.get("dev")
+    if not isinstance(rows, list):
+        raise wrong(whole, "dev", "a list of rows")
+    for number, row in enumerate(rows, 1):
+        where = f"{path}, row {number}"
+        yield record_of(f"{where}: field 'doc'", record_of(where, row).row.get("doc"))
 
 
-def _ner(path: Path) -> Iterator[dict[str, Any]]:
-    for sentence in re.split(r"\n\s*\n", read_text(path).replace("\r\n", "\n")):
-        words = [line.split()[0] for line in sentence.splitlines() if line.strip()]
+def _ner(path: Path) -> Iterator[Record]:
+    words: list[str] = []
+    fields = 0  # of a line: a word and its tags
+    for number, line in enumerate([*read_text(path).splitlines(), ""], 1):  # an empty line ends a sentence
+        cells = line.split()
+        if cells:
+            fields = fields or max(2, len(cells))
+            if len(cells) != fields:
+                raise DataError(f"{path}:{number}: is {line!r:.40}, expected a word and its tags, {fields} fields")
+            words.append(cells[0])
+            continue
         if words and words != ["-DOCSTART-"]:
-            yield {"text": " ".join(words)}
+            yield Record(f"{path}:{number}", {"text": " ".join(words)})
+        words = []
 
 
 @dataclass(frozen=True)
@@ -69,7 +85,7 @@ class HeldOutSet:
     fields: tuple[str, ...]  # those of a row that hold text
     hub: str | None = None
     hub_files: str = ""
-    rows: Callable[[Path], Iterator[dict[str, Any]]] = _rows  # of a file
+    rows: Callable[[Path], Iterator[Record]] = read_rows  # of a file
 
 
 SETS = {
@@ -79,9 +95,9 @@ SETS = {
     "pubmedqa": HeldOutSet(
         "pubmedqa/ori_pqal.json", ("QUESTION", "CONTEXTS"), "qiaojin/PubMedQA", "pqa_labeled/*.parquet", _pubmedqa
     ),
-    "fpb": HeldOutSet("fpb/all-data.csv", ("news",), rows=partial(_rows, encoding="latin-1")),
-    "headline": HeldOutSet("headline/*.csv", ("News",), rows=partial(_rows, delimiter="\t")),
-    "fiqa_sa": HeldOutSet("fiqa_sa/task1_*_test.json", ("sentence",), rows=_fiqa_sa),
+    "fpb": HeldOutSet("fpb/all-data.csv", ("news",), rows=partial(read_rows, encoding="latin-1")),
+    "headline": HeldOutSet("headline/*.csv", ("News",), rows=partial(read_rows, delimiter="\t")),
+    "fiqa_sa": HeldOutSet("fiqa_sa/task1_*_test.json", ("sentence",), rows=_by_key),
     "ner": HeldOutSet("fin_ner/FIN3_test.conll", ("text",), rows=_ner),
     "convfinqa": HeldOutSet("convfinqa/dev.json", ("pre_text", "post_text"), rows=_convfinqa),
 }
@@ -128,33 +144,47 @@ class Index:
 
 
 def build(overlap: Overlap) -> Index:
-    """The index of the named sets. A set that cannot be had is left out; `facts` then say so."""
+    """The index of the named sets. A set that is not there is left out; `facts` then say so.
+
+    Raises: DataError for a set that is there but damaged.
+    """
     index = Index()
     for name in overlap.sets:
         try:
             index.add(name, questions_of(SETS[name]))
-        except DataError:
+        except MissingData:
             index.facts[name] = NOT_COMPARED
+        except DataError as error:
+            raise DataError(f"{error}; mend the file or leave {name} out of task.data.overlap.sets") from error
     return index
 
 
 def questions_of(held_out: HeldOutSet) -> list[str]:
-    """Raises: DataError where the set is neither under MORA_DATA_DIR nor on a hub that answers."""
+    """Raises: MissingData where the set is neither under MORA_DATA_DIR nor on a hub that answers; DataError."""
     local = sources.match(held_out.local)
     if not local and held_out.hub is None:
-        raise DataError(sources.missing(held_out.local))
+        raise MissingData(sources.missing(held_out.local))
     if not local:
         hub = HubSource(
             kind="hub", id=str(held_out.hub), files=held_out.hub_files, revision="main", format="text", max_rows=None
         )
         local, _ = sources.hub_files(hub)
-    return [text for path in local for row in held_out.rows(path) for text in _texts(row, held_out.fields)]
+    questions = []
+    for path in local:
+        before = len(questions)
+        questions += [text for record in held_out.rows(path) for text in _texts(record, held_out.fields)]
+        if len(questions) == before:
+            raise DataError(f"{path}: there are no questions")
+    return questions
 
 
-def _texts(row: dict[str, Any], fields: tuple[str, ...]) -> Iterator[str]:
+def _texts(record: Record, fields: tuple[str, ...]) -> Iterator[str]:
     for name in fields:
-        value = row.get(name)
-        yield from [value] if isinstance(value, str) else list(value or [])
+        value = record.row.get(name)
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise wrong(record, name, "a text or a list of texts")
+        yield from texts
 
 
 def _words(text: str) -> list[str]:

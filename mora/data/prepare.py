@@ -111,10 +111,7 @@ def _finish(
     samples = StoredSamples(shards)
     if len(samples) == 0:
         names = ", ".join(json.dumps(source.facts) for group in rows.values() for source in group)
-        why = (
-            "; ".join(f"{reason}: {n}" for reason, n in report.dropped.items())
-            or "no rows, or too few for one sequence"
-        )
+        why = "; ".join(f"{reason}: {n}" for reason, n in report.dropped.items()) or "too little text for one sequence"
         raise DataError(f"no training sequence came of {names:.300}: {why}")
     report.notes.update(f"not compared with evaluation set {name}" for name in index.missing)
     report.sequences, report.sequence_tokens = len(samples), samples.tokens

@@ -134,17 +134,22 @@ class TextEncoder:
         made = Encoded()
         texts, drop = (records.document(record, format) for record in rows), self.data.overlap.action == "drop"
         for _, text in without_overlaps(rows, texts, self.overlap, drop, made.report):
-            framed, asked = transform(text.text, self.data.domain, self.keywords, self.data.seed, self._cut)
+            cut = functools.partial(self._cut, report=made.report)
+            framed, asked = transform(text.text, self.data.domain, self.keywords, self.data.seed, cut)
             made.report.questions += asked
             made.samples.append(_plain(framed, self.tokenizer))
             count(made.report, "texts", made.samples[-1])
         return made
 
-    def _cut(self, body: str) -> str:
-        """The first max_length - ROOM_FOR_QUESTIONS tokens."""
+    def _cut(self, body: str, report: Report) -> str:
+        """The first max_length - ROOM_FOR_QUESTIONS tokens. What is cut off is counted."""
         room = max(1, self.data.max_length - ROOM_FOR_QUESTIONS)
         offsets = self.tokenizer(body, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        return body if len(offsets) <= room else body[: offsets[room - 1][1]].rstrip()
+        if len(offsets) <= room:
+            return body
+        report.notes[f"texts cut at {room} tokens, which leaves room for questions"] += 1
+        report.notes[f"tokens of texts cut off at {room}"] += len(offsets) - room
+        return body[: offsets[room - 1][1]].rstrip()
 
 
 @dataclass(frozen=True)
@@ -229,7 +234,9 @@ def _packed(
         yield from packing.blocks((at(i).input_ids for i in order), data.max_length)
         return
     lengths = np.concatenate([texts.lengths[:n], talk.lengths[:m]])[order]
-    report.notes[f"cut at {data.max_length} tokens"] += int((lengths > data.max_length).sum())
+    over = np.maximum(lengths - data.max_length, 0)
+    report.notes[f"cut at {data.max_length} tokens"] += int(np.count_nonzero(over))
+    report.notes[f"tokens cut off at {data.max_length}"] += int(over.sum())
     for group in packing.bins(np.minimum(lengths, data.max_length), data.max_length):
         members = (at(order[i]) for i in group)
         cut = [Sample(s.input_ids[: data.max_length], s.labels[: data.max_length]) for s in members]

@@ -16,6 +16,10 @@ class DataError(ConfigError):
     """Data that cannot be used. The message is one line: file and line, field, what was expected."""
 
 
+class MissingData(DataError):
+    """Data that are not there: no such files, and no hub that answers."""
+
+
 @dataclass(frozen=True)
 class Record:
     """A row as it was read. `where`: file and line, or file and row number."""
@@ -68,12 +72,18 @@ def document(record: Record, format: str) -> Document:
     return parsed
 
 
+def wrong(record: Record, field: str, expected: str) -> DataError:
+    """What to raise where a field is missing or of the wrong kind."""
+    found = f"is {record.row[field]!r:.60}" if field in record.row else "is missing"
+    return DataError(
+        f"{record.where}: field {field!r} {found}, expected {expected}; the row has {', '.join(sorted(record.row))}"
+    )
+
+
 def _string(record: Record, field: str, empty: bool = False) -> str:
     value = record.row.get(field)
     if not isinstance(value, str):
-        found = "is missing" if field not in record.row else f"is {value!r:.60}"
-        there = ", ".join(sorted(record.row))
-        raise DataError(f"{record.where}: field {field!r} {found}, expected a text; the row has {there}")
+        raise wrong(record, field, "a text")
     if not empty and not value.strip():
         raise DataError(f"{record.where}: field {field!r} is empty")
     return value
@@ -111,7 +121,11 @@ def _instruction(record: Record) -> Conversation:
 
 
 def _lima(record: Record) -> Conversation:
-    turns = [(ROLES[1 + i % 2], str(text)) for i, text in enumerate(_list(record, "conversations"))]
+    turns = []
+    for i, text in enumerate(_list(record, "conversations")):
+        if not isinstance(text, str):
+            raise DataError(f"{record.where}: field 'conversations[{i}]' is {text!r:.60}, expected a text")
+        turns.append((ROLES[1 + i % 2], text))
     return _answered(record, "conversations", turns)
 
 

@@ -16,7 +16,7 @@ from mora.config.data_schema import Corpus, FileSource, HubSource, Source, Synth
 
 from . import synthetic
 from .files import read_rows
-from .records import DataError, Record
+from .records import DataError, MissingData, Record
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,13 @@ class Rows:
     made: SyntheticSource | None = None
 
     def __iter__(self) -> Iterator[Record]:
-        """Raises: DataError for a file that is damaged or a line that is no JSON object."""
-        return islice(self._all(), self.max_rows)
+        """Raises: DataError for a file that is damaged, a line that is no JSON object, and where there are no rows."""
+        empty = True
+        for record in islice(self._all(), self.max_rows):
+            empty = False
+            yield record
+        if empty:
+            raise DataError(f"{', '.join(map(str, self.paths)):.300}: there are no rows")
 
     def _all(self) -> Iterator[Record]:
         if self.made is not None:
@@ -53,11 +58,18 @@ def data_dir() -> Path | None:
 
 def resolve(corpus: Corpus) -> list[Rows]:
     """The corpus's sources; local files instead of the hub's where all are there. Raises: DataError."""
-    chosen: list[Source] = list(corpus.sources)
-    from_hub = any(isinstance(source, HubSource) for source in chosen)
-    if corpus.local and from_hub and all(match(source.files) for source in corpus.local):
-        chosen = list(corpus.local)
-    return [resolve_source(source) for source in chosen]
+    from_hub = any(isinstance(source, HubSource) for source in corpus.sources)
+    if not corpus.local or not from_hub:
+        return [resolve_source(source) for source in corpus.sources]
+    absent = [source.files for source in corpus.local if not match(source.files)]
+    if not absent:
+        return [resolve_source(source) for source in corpus.local]
+    try:
+        return [resolve_source(source) for source in corpus.sources]
+    except MissingData as error:
+        raise MissingData(
+            f"{error}; or put {' and '.join(absent)} into {data_dir() or '$MORA_DATA_DIR'}/, taken instead at this scale"
+        ) from error
 
 
 def resolve_source(source: Source) -> Rows:
@@ -67,7 +79,7 @@ def resolve_source(source: Source) -> Rows:
     if isinstance(source, FileSource):
         paths = match(source.files)
         if not paths:
-            raise DataError(missing(source.files))
+            raise MissingData(missing(source.files))
         facts: dict[str, Any] = {"files": source.files, "sha256": {p.name: sha256(p) for p in paths}}
         if source.sha256 is not None and list(facts["sha256"].values()) != [source.sha256]:
             raise DataError(f"{source.files} has sha256 {facts['sha256']}, expected {source.sha256}")
@@ -79,7 +91,10 @@ def resolve_source(source: Source) -> Rows:
 
 
 def hub_files(source: HubSource) -> tuple[list[Path], str]:
-    """The source's files, from MORA_DATA_DIR/<id> where they are, else from the hub; and the commit, or "local"."""
+    """The source's files, from MORA_DATA_DIR/<id> where they are, else from the hub; and the commit, or "local".
+
+    Raises: MissingData.
+    """
     local = match(f"{source.id}/{source.files}")
     if local:
         return local, "local"
@@ -91,25 +106,28 @@ def hub_files(source: HubSource) -> tuple[list[Path], str]:
             source.id, repo_type="dataset", revision=source.revision, allow_patterns=[source.files]
         )
     except (OSError, HfHubHTTPError, HFValidationError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(
+        reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
+        raise MissingData(
             f"{source.id} cannot be had from the hub ({reason}): put its {source.files} into "
             f"{data_dir() or '$MORA_DATA_DIR'}/{source.id}/ and set MORA_DATA_DIR, or log in where it is gated"
         ) from error
     paths = sorted(p for p in Path(folder).glob(source.files) if p.is_file())
     if not paths:
-        raise DataError(f"{source.id} at revision {source.revision} has no files {source.files}")
+        raise MissingData(f"{source.id} at revision {source.revision} has no files {source.files}")
     return paths, Path(folder).name
 
 
 def match(pattern: str) -> list[Path]:
-    """Files by a glob; an absolute one, or one under MORA_DATA_DIR."""
+    """Files by a glob; an absolute one, or one under MORA_DATA_DIR. Raises: DataError for what is no pattern."""
     path = Path(pattern)
     base = Path(path.anchor) if path.is_absolute() else data_dir()
     if base is None:
         return []
     relative = str(path.relative_to(path.anchor)) if path.is_absolute() else pattern
-    return sorted(p for p in base.glob(relative) if p.is_file())
+    try:
+        return sorted(p for p in base.glob(relative) if p.is_file())
+    except (ValueError, IndexError) as error:
+        raise DataError(f"files={pattern!r} is no pattern ({error}): expected one such as set/*.jsonl") from error
 
 
 def missing(pattern: str) -> str:

@@ -9,6 +9,7 @@ import uuid
 from transformers import PreTrainedTokenizerBase
 
 from mora.config.data_schema import UuidData
+from mora.data.records import DataError
 from mora.data.samples import IGNORE, Sample
 
 Pair = tuple[str, str]
@@ -29,15 +30,18 @@ def fingerprint(pairs: list[Pair]) -> str:
 
 
 def encode(pair: Pair, tokenizer: PreTrainedTokenizerBase, loss_on: str) -> Sample:
-    """`key:value` without EOS (official). loss_on "all" puts the loss on every token, "value" only on the value's."""
+    """`key:value` without EOS (official). loss_on "all" puts the loss on every token, "value" only on the value's.
+
+    Raises: DataError where no token begins with the value.
+    """
     key, value = pair
     encoded = tokenizer(f"{key}:{value}", return_offsets_mapping=True)
     ids = list(encoded["input_ids"])
     starts = [start for start, _ in encoded["offset_mapping"]]
-    first = next(i for i, start in enumerate(starts) if start > len(key))
+    first = next((i for i, start in enumerate(starts) if start > len(key)), None)
     prompt = list(tokenizer(f"{key}:")["input_ids"])
-    if ids[:first] != prompt:
-        raise ValueError(
+    if first is None or ids[:first] != prompt:
+        raise DataError(
             f"the tokenizer joins the colon with the value in {key}:{value}: prompts would not match training"
         )
     labels = ids if loss_on == "all" else [IGNORE] * first + ids[first:]

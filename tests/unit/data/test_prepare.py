@@ -117,6 +117,18 @@ def test_the_mix_has_its_share_by_tokens_and_ends_at_max_sequences(characters):
     assert alone.report.documents["instructions"] == alone.report.tokens["instructions"] == 0
 
 
+def test_domain_texts_that_are_cut_are_counted_with_what_is_lost(tmp_path, characters):
+    texts = [{"text": "~" * 312}, {"text": "Title\n" + "^" * 313}, {"text": "@" * 1000}]
+    path = write(tmp_path / "a.jsonl", texts)  # 312 is the smoke length of 512 less the 200 for questions
+    overrides = [f"task.data.texts.sources={corpus(path, 'text')}", "task.data.packing=isolated"]
+    data = load(config("biomed", *overrides), characters)
+    assert data.report.notes["texts cut at 312 tokens, which leaves room for questions"] == 2
+    assert data.report.notes["tokens of texts cut off at 312"] == 1 + 688
+    assert "note: tokens of texts cut off at 312: 689" in data.report.text("biomed")
+    kept = "".join(characters.decode(sample.input_ids) for sample in data.samples)
+    assert [kept.count(letter) for letter in "~^@"] == [312, 312, 312]
+
+
 def test_overlapping_rows_are_dropped_and_counted_or_only_counted(tmp_path, characters, monkeypatch):
     question = "Natalia sold clips to 48 of her friends in April and then she sold half as many clips in May"
     (tmp_path / "gsm8k").mkdir()
@@ -148,19 +160,24 @@ def test_what_is_held_out_is_not_trained_on_and_always_the_same(characters):
         load(config("metamath", "task.data.validation_sequences=72"), characters)
 
 
-def test_empty_data_are_refused(tmp_path, characters):
-    path = write(tmp_path / "a.jsonl", [])
-    write(tmp_path / "none.jsonl", [])
-    with pytest.raises(DataError, match=r"no training sequence came of .*a\.jsonl.*: no rows"):
+@pytest.mark.parametrize(("task", "part"), [("metamath", "corpus"), ("biomed", "texts"), ("biomed", "instructions")])
+def test_an_empty_file_is_refused_beside_a_full_one_too(tmp_path, characters, task, part):
+    empty = write(tmp_path / "empty.jsonl", [])
+    with pytest.raises(DataError, match=r"empty\.jsonl: there are no rows$"):
+        load(config(task, f"task.data.{part}.sources={corpus(empty, 'text')}"), characters)
+    full = write(tmp_path / "full.jsonl", [{"query": "q", "response": "a"}])
+    both = f"[{corpus(full, 'metamath')[1:-1]}, {corpus(empty, 'metamath')[1:-1]}]"
+    with pytest.raises(DataError, match=r"empty\.jsonl: there are no rows$"):
+        load(config("metamath", f"task.data.corpus.sources={both}"), characters)
+
+
+def test_data_without_one_sequence_are_refused(tmp_path, characters):
+    path = write(tmp_path / "a.jsonl", [{"query": "q" * 600, "response": "a"}])
+    with pytest.raises(DataError, match=r"no training sequence came of .*a\.jsonl.*: no answer within 512 tokens: 1"):
         load(config("metamath", f"task.data.corpus.sources={corpus(path, 'metamath')}"), characters)
-    write(path, [{"query": "q" * 600, "response": "a"}])
-    nothing = corpus(tmp_path / "none.jsonl", "text")
-    empty = [f"task.data.texts.sources={nothing}", f"task.data.instructions.sources={nothing}"]
-    for packing in ("blocks", "isolated"):
-        with pytest.raises(DataError, match=r"no training sequence came of .*: no rows"):
-            load(config("biomed", *empty, f"task.data.packing={packing}"), characters)
-    with pytest.raises(DataError, match="no answer within 512 tokens: 1"):
-        load(config("metamath", f"task.data.corpus.sources={corpus(path, 'metamath')}"), characters)
+    write(path, [{"text": "short"}])
+    with pytest.raises(DataError, match=r"no training sequence came of .*a\.jsonl.*: too little text for one sequence"):
+        load(config("c4", f"task.data.corpus.sources={corpus(path, 'text')}"), characters)
 
 
 def test_a_bad_row_in_another_process_names_file_line_and_field(tmp_path, characters):

@@ -1,8 +1,13 @@
 """Texts, token ids and labels of fixed records. Characters are ids 3.. of the tiny tokenizer, so that ids can be read."""
 
-import pytest
+import json
 
-from mora.data import chat, metamath
+import pytest
+from tokenizers.processors import TemplateProcessing
+
+from mora.config import compose
+from mora.data import chat, load, metamath
+from mora.data.encoders import BlockEncoder
 from mora.data.records import Conversation, Record, conversation, document
 from mora.data.samples import IGNORE
 
@@ -47,8 +52,6 @@ def test_tulu_is_cut_and_a_late_answer_has_no_label(characters):
 def test_tulu_with_a_real_tokenizer_that_prepends_bos(characters):
     characters.add_bos_token = True
     if characters("a")["input_ids"][0] != characters.bos_token_id:
-        from tokenizers.processors import TemplateProcessing
-
         characters._tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     sample = chat.encode(Conversation([("user", "a"), ("assistant", "b")]), characters, 2048)
     assert spans(sample, characters) == "<s><|user|>\na\n<|assistant|>\n[b</s>]"
@@ -121,7 +124,6 @@ def smollm2():
     """The tokenizer of scale=lite, from the package's file alone: its weights are not unpacked."""
     from transformers import AutoTokenizer
 
-    from mora.config import compose
     from mora.config.compose import ConfigError
     from mora.train.model import _file_in_package
 
@@ -167,3 +169,28 @@ def test_metamath_with_smollm2s_tokenizer(smollm2):
     assert sample.input_ids == header + asked + answer
     assert sample.labels == [IGNORE] * 39 + answer
     assert sample.n_prompt == len(header + asked) == 39
+
+
+def test_c4_blocks_of_512_with_smollm2s_tokenizer(smollm2, tmp_path):
+    """Documents end to end, one EOS after each, cut anywhere every 512 tokens, the rest left out; every token has a loss."""
+    texts = ["The enzyme is a protein.", "Bonds fell in May.\n" * 100] * 2
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    source = f"[{{kind: files, files: {path}, sha256: null, format: text, max_rows: null}}]"
+    overrides = [f"task.data.corpus.sources={source}", "task.data.max_length=512", "task.data.validation_sequences=0"]
+    data = load(compose(["task=c4", "scale=smoke", "method=none", *overrides]), smollm2)
+    enzyme = [504, 11790, 314, 253, 3677, 30, 2]  # The| enzyme| is| a| protein|.|<|im_end|>
+    bonds = [50, 19870, 6641, 281, 2405, 30, 198]  # B|onds| fell| in| May|.|line break
+    first = [*enzyme, *bonds * 72, 50]
+    second = [*bonds[1:], *bonds * 27, 2, *enzyme, *bonds * 44, 50]
+    assert [sample.input_ids for sample in data.samples] == [first, second]
+    assert [sample.labels for sample in data.samples] == [first, second]
+    assert data.report.notes == {"tokens left over at the end of map batches": 6 + 55 * 7 + 1}
+
+
+def test_c4_has_one_eos_a_document_where_the_tokenizer_adds_its_own(characters):
+    """As T5's does, the tokenizer of paper scale."""
+    characters._tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+    assert characters("ab")["input_ids"] == [13, 14, 2]
+    made = BlockEncoder(characters, 3)([Record("f:1", {"text": "ab"}), Record("f:2", {"text": "cd"})], "text")
+    assert [sample.input_ids for sample in made.samples] == [[13, 14, 2], [15, 16, 2]]

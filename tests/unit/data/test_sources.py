@@ -2,15 +2,17 @@
 
 import gzip
 import json
+import re
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
 
+from mora.config import compose
 from mora.config.data_schema import Corpus, FileSource, HubSource, Overlap
 from mora.data import files, overlap, sources
-from mora.data.records import DataError, Record, parse
+from mora.data.records import DataError, MissingData, Record, parse
 
 ROWS = [{"text": "one"}, {"text": "zwei ü"}]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
@@ -45,6 +47,42 @@ def test_rows_of_every_kind_of_file(tmp_path, name):
     assert found[1].where in (f"{path}:2", f"{path}, row 2")
 
 
+MARK = b"\xef\xbb\xbf"
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.csv", MARK + "text\r\none\r\nzwei ü\r\n".encode()),
+        ("a.tsv", MARK + "text\none\nzwei ü\n".encode()),
+        ("a.jsonl", MARK + LINES),
+        ("a.jsonl.zst", zstandard.compress(MARK + LINES)),
+        ("array.json", MARK + json.dumps(ROWS).encode()),
+    ],
+)
+def test_a_byte_order_mark_is_no_part_of_the_first_field(tmp_path, name, data):
+    (tmp_path / name).write_bytes(data)
+    assert [record.row for record in files.read_rows(tmp_path / name)] == ROWS
+
+
+def test_whole_surrogate_pairs_are_characters(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(rb'{"text": "\ud83d\ude00"}')
+    assert [record.row for record in files.read_rows(tmp_path / "a.jsonl")] == [{"text": "\U0001f600"}]
+
+
+def test_a_csv_field_may_be_a_whole_article(tmp_path):
+    text = "word " * 100_000
+    (tmp_path / "a.csv").write_text(f"text,n\n{text},1\n")
+    assert [record.row for record in files.read_rows(tmp_path / "a.csv")] == [{"text": text, "n": "1"}]
+
+
+def test_a_parquet_text_that_is_not_utf8_is_refused(tmp_path):
+    texts = pyarrow.array([b"one", b"\xff"], pyarrow.binary()).view(pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet: not a whole parquet file \('utf-8' codec can't decode"):
+        list(files.read_rows(tmp_path / "a.parquet"))
+
+
 def test_max_rows_ends_a_source_and_files_come_in_order(tmp_path):
     for i in (1, 0):
         (tmp_path / f"part-{i}.jsonl").write_text("".join(json.dumps({"text": f"{i}{j}"}) + "\n" for j in range(3)))
@@ -65,6 +103,20 @@ def test_max_rows_ends_a_source_and_files_come_in_order(tmp_path):
         ("a.parquet", b"PAR1", "a.parquet: not a whole parquet file"),
         ("a.csv", b"a,b\n1,2\n3\n", "a.csv:3: 1 fields, expected 2: a, b"),
         ("a.csv", b"a\n\xff\n", "a.csv:2: byte 0 is not utf-8"),
+        ("a.csv", b'a,b\n1,2\n3,"4\n5,6\n7,8\n', "a.csv:3: not CSV (unexpected end of data)"),
+        ("a.csv", b'a,b\n1,"2"3\n', "a.csv:2: not CSV (',' expected after '\"')"),
+        ("a.csv", b"a,b\n1,2\r3,4\n", "a.csv:2: not CSV (new-line character seen in unquoted field"),
+        ("a.jsonl", LINES + b'{"x": ' + b"[" * 10**5 + b"]" * 10**5 + b"}", "a.jsonl:3: JSON nested too deeply"),
+        ("a.jsonl", LINES + b'{"x": ' + b"1" * 5000 + b"}", "a.jsonl:3: not JSON (Exceeds the limit (4300 digits)"),
+        ("a.jsonl", LINES + rb'{"text": "\ud83d"}', "a.jsonl:3: field 'text' holds half of a surrogate pair"),
+        (
+            "a.jsonl",
+            LINES + rb'{"a": [1, {"b": "\uDE00!"}]}',
+            "a.jsonl:3: field 'a[1].b' holds half of a surrogate pair",
+        ),
+        ("a.jsonl", LINES + rb'{"a\udead": 1}', r"a.jsonl:3: field 'a\udead' holds half of a surrogate pair"),
+        ("a.jsonl", LINES + b'{"text": "\xed\xa0\xbd"}', "a.jsonl:3: not JSON ('utf-8' codec can't decode"),
+        ("a.json", rb'[{"text": "a"}, {"text": "\ud83d"}]', "a.json: field '[1].text' holds half of a surrogate pair"),
         ("a.xlsx", b"", "a.xlsx: cannot read files of this kind"),
     ],
 )
@@ -91,6 +143,12 @@ def test_damaged_files_are_refused(tmp_path, name, data, expected):
             "has no assistant turn, so no token to train on",
         ),
         ("sharegpt", {"conversations": [{"from": "human"}]}, "f:7: field 'conversations[0]' is"),
+        ("lima", {"conversations": ["q", None]}, "f:7: field 'conversations[1]' is None, expected a text"),
+        (
+            "lima",
+            {"conversations": [{"from": "human"}]},
+            "f:7: field 'conversations[0]' is {'from': 'human'}, expected",
+        ),
         ("gsm8k", {"question": "q", "answer": "no mark"}, "f:7: field 'answer' has no '#### '"),
         ("math", {"problem": "q", "solution": "no box"}, "f:7: field 'solution' has no \\boxed{} result"),
     ],
@@ -125,6 +183,47 @@ def test_a_hub_that_cannot_be_reached_says_which_files_to_put_where(tmp_path, mo
     rows = sources.resolve_source(hub(max_rows=1))
     assert [record.row for record in rows] == ROWS[:1]
     assert rows.facts["commit"] == "local"
+
+
+@pytest.mark.parametrize(
+    ("task", "part", "stand_ins"),
+    [
+        ("tulu2", "corpus", "instruct/train.jsonl.zst"),
+        ("metamath", "corpus", "gsm8k/train.jsonl and math/train.jsonl"),
+        ("biomed", "texts", "biomed_text/train-*.jsonl.zst"),
+        ("biomed", "instructions", "instruct/train.jsonl.zst"),
+        ("finance", "texts", "finance_text/train-*.jsonl.zst"),
+        ("finance", "instructions", "instruct/train.jsonl.zst"),
+        ("c4", "corpus", "pretrain_text/train-*.jsonl.zst"),
+    ],
+)
+def test_without_the_hub_the_stand_ins_of_scale_lite_are_named(monkeypatch, tmp_path, task, part, stand_ins):
+    corpus = getattr(compose([f"task={task}", "scale=lite", "method=none"]).task.data, part)
+    with pytest.raises(MissingData) as error:
+        sources.resolve(corpus)
+    assert str(error.value).endswith(f"; or put {stand_ins} into $MORA_DATA_DIR/, taken instead at this scale")
+    monkeypatch.setenv("MORA_DATA_DIR", str(tmp_path))
+    first = tmp_path / corpus.local[0].files.replace("*", "0")
+    first.parent.mkdir()
+    first.write_bytes(LINES)
+    if len(corpus.local) == 1:
+        assert [rows.paths for rows in sources.resolve(corpus)] == [(first,)]
+    else:
+        with pytest.raises(MissingData, match=rf"; or put math/train.jsonl into {tmp_path}/, taken instead"):
+            sources.resolve(corpus)
+
+
+def test_without_stand_ins_none_are_named():
+    with pytest.raises(MissingData) as error:
+        sources.resolve(compose(["task=c4", "method=none"]).task.data.corpus)
+    assert str(error.value).endswith("or log in where it is gated")
+
+
+@pytest.mark.parametrize("pattern", ["", ".", "**.jsonl", "/"])
+def test_what_is_no_pattern_of_files_is_refused(monkeypatch, tmp_path, pattern):
+    monkeypatch.setenv("MORA_DATA_DIR", str(tmp_path))
+    with pytest.raises(DataError, match=rf"files='{re.escape(pattern)}' is no pattern .*: expected one such as"):
+        sources.resolve_source(local(pattern))
 
 
 def test_local_files_stand_in_for_the_hub_where_all_are_there(tmp_path, monkeypatch):
@@ -196,6 +295,51 @@ def test_the_index_is_the_same_in_every_process():
 def test_a_set_that_is_not_here_is_named_as_not_compared():
     made = overlap.build(Overlap(sets=["fpb"], action="drop"))
     assert made.missing == ["fpb"]
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "data", "expected"),
+    [
+        ("gsm8k", "gsm8k/test.jsonl", '{"question": "Why?"}\n{"ques', ":2: not JSON"),
+        ("gsm8k", "gsm8k/test.jsonl", '{"answer": "4"}', ":1: field 'question' is missing, expected a text or a list"),
+        ("math", "math/test.jsonl", '{"problem": 3}', ":1: field 'problem' is 3, expected a text or a list"),
+        ("math", "math/test.jsonl", "", ": there are no questions"),
+        ("mmlu", "mmlu/test/a_test.csv", "Why?,a,b,c,d,A\nWhy n", ":2: 1 fields, expected 6: question, four options"),
+        ("pubmedqa", "pubmedqa/ori_pqal.json", '{\n"1": {"QUES', ": not JSON (Unterminated string starting at: line 2"),
+        ("pubmedqa", "pubmedqa/ori_pqal.json", '{"1": 2}', ", 1: is 2, expected an object with fields"),
+        ("pubmedqa", "pubmedqa/ori_pqal.json", '{"1": {"QUESTION": "Why?"}}', ", 1: field 'CONTEXTS' is missing"),
+        ("fpb", "fpb/all-data.csv", 'label,news\npositive,"Sales ro', ":2: not CSV (unexpected end of data)"),
+        ("headline", "headline/a.csv", "Dates\tNews\n1\tGold\n2", ":3: 1 fields, expected 2: Dates, News"),
+        ("fiqa_sa", "fiqa_sa/task1_post_ABSA_test.json", "[]", ": is [], expected an object with fields"),
+        ("ner", "fin_ner/FIN3_test.conll", "Loan NNP - O\nAgree", ":2: is 'Agree', expected a word and its tags"),
+        ("convfinqa", "convfinqa/dev.json", "{}", ": field 'dev' is missing, expected a list of rows"),
+        (
+            "convfinqa",
+            "convfinqa/dev.json",
+            '{"dev": [{"doc": null}]}',
+            ", row 1: field 'doc': is None, expected an obj",
+        ),
+    ],
+)
+def test_a_damaged_set_is_refused_not_taken_for_absent(monkeypatch, tmp_path, name, file, data, expected):
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).write_text(data)
+    monkeypatch.setenv("MORA_DATA_DIR", str(tmp_path))
+    with pytest.raises(DataError) as error:
+        overlap.build(Overlap(sets=[name], action="report"))
+    assert f"{tmp_path / file}{expected}" in str(error.value)
+    assert str(error.value).endswith(f"; mend the file or leave {name} out of task.data.overlap.sets")
+    assert "\n" not in str(error.value)
+
+
+def test_the_hubs_form_of_pubmedqa_is_read_or_refused(tmp_path):
+    path = tmp_path / "a.parquet"
+    row = {"question": "Why?", "context": {"contexts": ["So.", "Or so."]}}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), path)
+    assert [r.row for r in overlap._pubmedqa(path)] == [{"QUESTION": "Why?", "CONTEXTS": ["So.", "Or so."]}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"question": "Why?"}]), path)
+    with pytest.raises(DataError, match=r"a\.parquet, row 1: field 'context': is None, expected an object"):
+        list(overlap._pubmedqa(path))
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,13 @@ import statistics
 import uuid as stdlib_uuid
 
 import pytest
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from mora.config import compose
 from mora.config.data_schema import UuidData
 from mora.data.batches import IGNORE, Batches, Sample, collate
+from mora.data.records import DataError
 from mora.data.uuid import encode, fingerprint, make_pairs
 from mora.evaluate.tasks.uuid.uuid_task import char_accuracy, score
 from mora.train.model import character_tokenizer, load_model
@@ -50,6 +53,14 @@ def test_samples_are_key_colon_value_without_an_end_token(loss_on):
     assert sample.n_prompt == 37
     wanted = sample.input_ids if loss_on == "all" else [IGNORE] * 37 + sample.input_ids[37:]
     assert sample.labels == wanted
+
+
+@pytest.mark.parametrize("merges", [[(":", "2")], [("1", ":"), ("1:", "2")]])
+def test_a_tokenizer_that_joins_the_colon_with_the_value_is_refused(merges):
+    vocabulary = {token: i for i, token in enumerate(["1", "2", ":", *("".join(pair) for pair in merges)])}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocabulary, merges)))
+    with pytest.raises(DataError, match="the tokenizer joins the colon with the value in 1:2"):
+        encode(("1", "2"), tokenizer, "value")
 
 
 def test_the_tiny_tokenizer_keeps_its_special_ids_out_of_the_text():

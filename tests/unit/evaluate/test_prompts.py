@@ -165,4 +165,4 @@ def test_sentences_of_conll_files_are_apart_by_blank_lines_of_any_form(tmp_path,
     path = tmp_path / "x.conll"
     path.write_bytes(text.encode())
     assert [answer for _, answer in finance_local._conll(path)] == ["A (person)", "Lund (location)"]
-    assert [row["text"] for row in overlap._ner(path)] == ["A", "Lund"]
+    assert [record.row["text"] for record in overlap._ner(path)] == ["A", "Lund"]
