@@ -24,7 +24,7 @@ from mora.config.schema import Model
 from mora.train.log import replace_file
 from mora.train.model import DTYPES, LOAD_ERRORS, load_model
 
-from . import samples
+from . import result, samples
 from .harness import Settings, evaluate_model
 
 PACKAGES = ("torch", "transformers", "peft", "lm_eval", "datasets")
@@ -44,6 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
 def run(options: argparse.Namespace) -> Path:
     """Evaluates and writes `<output>/result.json` and `<output>/samples/`. Returns the JSON's path.
 
+    Tasks are added to those that the folder already has of the same weights and settings.
     Raises: ConfigError; OSError where nothing can be written there.
     """
     started = time.time()
@@ -56,7 +57,6 @@ def run(options: argparse.Namespace) -> Path:
     model = model.to(where)
     folder = Path(options.output or Path("outputs/evaluation") / Path(options.model).name)
     identity = fingerprint(model)
-    _refuse_other_weights(folder, identity)
     settings = Settings(
         batch_size=options.batch_size,
         max_length=options.max_length,
@@ -65,19 +65,25 @@ def run(options: argparse.Namespace) -> Path:
         journal=folder / "journal.jsonl",
         identity=f"{identity}|{precision}",
     )
-    metrics, kept = evaluate_model(model, tokenizer, options.task, settings)
-    samples.write(folder, kept)
-    result: dict[str, Any] = {
+    new: dict[str, Any] = {
         "model": {"name": options.model, "fingerprint": identity, "precision": precision},
         "settings": {k: getattr(settings, k) for k in ("batch_size", "max_length", "limit")},
-        "metrics": {name: {k: None if math.isnan(v) else v for k, v in m.items()} for name, m in metrics.items()},
-        "tasks": {name: k.header for name, k in kept.items()},
+    }
+    result.known(folder, new)  # refuses before anything is scored
+    metrics, kept = evaluate_model(model, tokenizer, options.task, settings)
+    facts = {
         "source": source.describe(),
         "packages": {package: version(package) for package in PACKAGES},
         "hardware": torch.cuda.get_device_name(where) if on_gpu else "cpu",
         "wall_s": round(time.time() - started, 1),
     }
-    replace_file(folder / "result.json", json.dumps(result, indent=1, sort_keys=True) + "\n")
+    new["metrics"] = {
+        name: {k: None if math.isnan(v) else v for k, v in values.items()} for name, values in metrics.items()
+    }
+    new["tasks"] = {name: k.header | facts for name, k in kept.items()}
+    joined = result.joined(folder, new)
+    samples.write(folder, kept)
+    replace_file(folder / "result.json", json.dumps(joined, indent=1, sort_keys=True) + "\n")
     (folder / "journal.jsonl").unlink(missing_ok=True)
     for name, values in metrics.items():
         shown = "  ".join(f"{k} {v:.4f}" for k, v in values.items() if not k.endswith("_stderr"))
@@ -103,7 +109,11 @@ def load(name: str, precision: str) -> tuple[Any, Any]:
 
         base = json.loads(adapter.read_text())["base_model_name_or_path"]
         if not base:
-            raise ConfigError(f"{adapter}: base_model_name_or_path is empty: write the base model's folder or id there")
+            whole = Path(name).resolve().parent / "model"
+            advice = (
+                f"give {whole}, the merged model" if whole.is_dir() else "write the base model's folder or id there"
+            )
+            raise ConfigError(f"{adapter}: base_model_name_or_path is empty: {advice}")
         model, tokenizer = load(base, "fp32")  # merged in fp32, cast once
         return PeftModel.from_pretrained(model, name).merge_and_unload().to(dtype), tokenizer
     except ConfigError:  # of the adapter's base; it says enough
@@ -111,16 +121,6 @@ def load(name: str, precision: str) -> tuple[Any, Any]:
     except (*LOAD_ERRORS, KeyError, RuntimeError) as error:  # the last two: an adapter without its base, or of another
         reason = f"{one_line(error):.300}"
         raise ConfigError(f"model {name!r} cannot be loaded ({reason}): give a folder, hub id or name") from error
-
-
-def _refuse_other_weights(folder: Path, identity: str) -> None:
-    """Two runs' adapters are both called `adapter`, and so would be their folders here. Raises: ConfigError."""
-    path = folder / "result.json"
-    if path.is_file() and (known := json.loads(path.read_text())["model"])["fingerprint"] != identity:
-        raise ConfigError(
-            f"{folder} holds the scores of {known['name']!r} in {known['precision']}, other weights: give this one another "
-            "folder with --output"
-        )
 
 
 def fingerprint(model: torch.nn.Module) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +17,9 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from .choices import LogLikelihood
-from .generation import LOOK_EVERY, fixed_steps_suit, greedy
+from .generation import LOOK_EVERY, NanLogits, fixed_steps_suit, greedy
 from .journal import Journal
+from .records import NotFinite
 
 TOKEN_IDS = "\x00token-ids "  # a text that starts so is a list of token ids: blocks of packed text have no other form
 PROMPT_TOKENS = 1024  # of a prompt are kept in any case; MATH's answers alone may have 2 048
@@ -59,6 +61,8 @@ class Backend(HFLM):
         self.keeps_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
         self.journal = journal
         self._pairs: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
+        self._asked: list[Any] = []  # lm-eval's requests that are being answered
+        self._prompts: list[str] = []  # of the batch that is being generated
 
     def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:
         if string.startswith(TOKEN_IDS):
@@ -66,7 +70,8 @@ class Backend(HFLM):
         return super().tok_encode(string, *args, **kwargs)
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[LogLikelihood, bool]]:
-        """As lm-eval's, with everything tokenised beforehand."""
+        """As lm-eval's, with everything tokenised beforehand. Raises: NotFinite."""
+        self._asked = requests
         pairs = [request.args for request in requests]
         with _tokenizers_on_all_cores():
             for start in range(0, len(pairs), TEXTS_AT_ONCE):
@@ -75,6 +80,7 @@ class Backend(HFLM):
             return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         finally:
             self._pairs.clear()
+            self._asked = []
 
     def _encode_pairs(self, pairs: list[tuple[str, str]]) -> None:
         """Remembers what `_encode_pair` gives for each of them; a context is tokenised once for all its options."""
@@ -111,6 +117,8 @@ class Backend(HFLM):
             found = self.journal.answer([batch, wanted], partial(self._score, batch, wanted))
             owners = [i for ids in batch for i in by_input[ids]]
             for i, (nats, said) in zip(owners, found, strict=True):
+                if not math.isfinite(nats):
+                    raise _not_finite(self._asked[i] if self._asked else None, f"a log-likelihood is {nats}")
                 answers[i] = (LogLikelihood(nats, len(requests[i][2])), said)
         return [answers[i] for i in range(len(requests))]
 
@@ -143,7 +151,8 @@ class Backend(HFLM):
         return self.model(input_ids=ids_BT, use_cache=False, logits_to_keep=kept).logits
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """As HFLM's, with room for PROMPT_TOKENS of prompt beside the longest answer asked for."""
+        """As HFLM's, with room for PROMPT_TOKENS of prompt beside the longest answer asked for. Raises: NotFinite."""
+        self._asked = requests
         window = self._max_length
         longest = max(request.args[1].get("max_gen_toks", 0) for request in requests)
         self._max_length = max(window, longest + PROMPT_TOKENS)
@@ -151,6 +160,11 @@ class Backend(HFLM):
             return super().generate_until(requests, disable_tqdm=disable_tqdm)
         finally:
             self._max_length = window
+            self._asked = []
+
+    def tok_batch_encode(self, strings: list[str], *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        self._prompts = list(strings)
+        return super().tok_batch_encode(strings, *args, **kwargs)
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **kwargs: Any) -> Tensor:
         """Prompt and generated ids, padded where a row ended. Greedy, unless `kwargs` sample: as HFLM's then."""
@@ -164,7 +178,11 @@ class Backend(HFLM):
             last: dict[str, Any] = {"logits_to_keep": 1} if self.keeps_logits else {}
             last["fixed"] = fixed_steps_suit(self.model)
             stopped = partial(self._stopped, [text for text in stop if text])
-            return greedy(self.model, context, mask, max_length - n_prompt, self._end_ids(), stopped, **last)
+            try:
+                return greedy(self.model, context, mask, max_length - n_prompt, self._end_ids(), stopped, **last)
+            except NanLogits as error:
+                asked = (request for request in self._asked if request.args[0] == self._prompts[error.row])
+                raise _not_finite(next(asked, None), "a logit is NaN") from error
 
         made = self.journal.answer([context.tolist(), mask.tolist(), max_length, stop, None], generate)
         longest = max(map(len, made))
@@ -191,6 +209,11 @@ def _batches(inputs: list[tuple[int, ...]], size: int) -> list[list[tuple[int, .
             batches.append([])
         batches[-1].append(ids)
     return batches
+
+
+def _not_finite(request: Any, what: str) -> NotFinite:
+    where = f"task {request.task_name}, document {request.doc_id}: " if request is not None else ""
+    return NotFinite(f"{where}{what}: the model's weights are damaged, or its training diverged")
 
 
 @contextmanager

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import datasets
 
-from mora.data.records import DataError
+from .records import DataError, NotFinite, Record, text, texts, wrong
 
 Doc = dict[str, Any]
 
@@ -23,33 +24,32 @@ class LogLikelihood(float):
 
 
 def as_test_split(docs: list[Doc]) -> dict[str, datasets.Dataset]:
-    """Documents as lm-eval wants them of `custom_dataset`.
-
-    Raises: DataError where there are none, an option is no text, or a document's `gold` is no index of its options.
-    """
+    """Documents as lm-eval wants them of `custom_dataset`. Raises: DataError where there are none."""
     if not docs:
         raise DataError("there are no documents: the rows of this evaluation set make none")
-    for number, doc in enumerate(docs, 1):
-        options, where = doc.get("options"), f"document {number} ({str(doc.get('prompt'))[:40]!r})"
-        if options is None:
-            continue
-        if isinstance(options, str) or not all(isinstance(option, str) and option for option in options):
-            raise DataError(
-                f"{where}: field 'options' is {options!r:.80}, expected a list of texts, none of them empty"
-            )
-        if type(doc["gold"]) is not int or doc["gold"] not in range(len(options)):
-            raise DataError(
-                f"{where}: field 'gold_index' is {doc['gold']!r}, expected the index of one of its {len(options)} options"
-            )
     return {"test": datasets.Dataset.from_list(docs)}
+
+
+def adaptllm_doc(record: Record) -> Doc:
+    """A row of AdaptLLM's sets with options: the prompt is filled, demonstrations included. Raises: DataError."""
+    options, gold = texts(record, "options"), record.row["gold_index"]
+    if not all(options):
+        raise wrong(record, "options", "a list of texts, none of them empty")
+    if type(gold) is not int or gold not in range(len(options)):
+        raise wrong(record, "gold_index", f"the index of one of its {len(options)} options")
+    return {"prompt": text(record, "input"), "options": options, "gold": gold}
 
 
 def score(doc: Doc, results: list[tuple[float, bool]]) -> dict[str, Any]:
     """`score` is accuracy by mean log-likelihood a token, `acc_sum` by the sum, `gold_nll` the gold option's nats a token.
 
     Under a plain HFLM, which knows no token counts, options are compared by their sums.
+
+    Raises: NotFinite, which of our own Backend no value is.
     """
     sums = [value for value, _ in results]
+    if not all(map(math.isfinite, sums)):
+        raise NotFinite(f"the log-likelihoods of the options are {sums} after {doc['prompt'][-60:]!r}")
     means = [value / getattr(value, "n_tokens", 1) for value in sums]
     gold = doc["gold"]
     return {

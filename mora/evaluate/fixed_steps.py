@@ -12,12 +12,18 @@ from transformers.cache_utils import Cache
 WARM_UP = 2  # steps on a side stream before a capture
 
 
+def best(logits_BV: Tensor) -> tuple[Tensor, Tensor]:
+    """The ids of the largest logits, (B, 1), and whether a logit of the row is NaN, which argmax takes for the largest."""
+    ids_B1 = logits_BV.argmax(-1, keepdim=True)
+    return ids_B1, logits_BV.gather(-1, ids_B1).isnan()
+
+
 class FixedSteps:
     """Greedy steps of one batch over a cache whose buffers have room for them; all state is on the device, in place.
 
     The attention sees the whole buffers through a mask (B, 1, 1, L). `ids` are the newest tokens, (B, 1), whose keys the
-    cache does not hold yet, `positions` theirs. Without `capture`, and where a capture fails, the steps are the same, run
-    one by one.
+    cache does not hold yet, `positions` theirs, `nan` the rows that had a NaN among their logits. Without `capture`, and
+    where a capture fails, the steps are the same, run one by one.
     """
 
     def __init__(
@@ -35,6 +41,7 @@ class FixedSteps:
         used, rows = layer.get_seq_length(), len(ids_B1)
         self._model, self._cache, self._forward = model, cache, forward
         self.ids, self.positions = ids_B1.clone(), positions_B1.clone()
+        self.nan = torch.zeros_like(ids_B1, dtype=torch.bool)
         self._at = torch.full((1,), used, device=ids_B1.device)
         self._slot = torch.zeros_like(self._at)
         self._made = ids_B1.new_zeros(rows, most + WARM_UP)
@@ -67,14 +74,16 @@ class FixedSteps:
             use_cache=True,
             **self._forward,
         ).logits
-        self.ids.copy_(logits_BTV[:, -1].argmax(-1, keepdim=True))
+        ids_B1, nan_B1 = best(logits_BTV[:, -1])
+        self.ids.copy_(ids_B1)
+        self.nan |= nan_B1
         self._made.index_copy_(1, self._slot, self.ids)
         for counter in (self._at, self._slot, self.positions):
             counter += 1
 
     def _captured(self) -> torch.cuda.CUDAGraph | None:
         """One step as a graph, or None, with a warning, where the model cannot be captured."""
-        state = (self.ids, self.positions, self._at, self._slot, self._seen)
+        state = (self.ids, self.positions, self.nan, self._at, self._slot, self._seen)
         before = [tensor.clone() for tensor in state]
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
         self._write_at(self._at)

@@ -9,12 +9,20 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-from .fixed_steps import WARM_UP, FixedSteps
+from .fixed_steps import WARM_UP, FixedSteps, best
 
 LOOK_EVERY = 8  # tokens between two looks at what was generated: each waits for the GPU
 ROOM = 256  # tokens by which a cache grows
 
 Stopped = Callable[[list[list[int]]], list[bool]]
+
+
+class NanLogits(RuntimeError):
+    """The model gave NaN for a row of the batch."""
+
+    def __init__(self, row: int):
+        super().__init__(f"row {row}")
+        self.row = row
 
 
 class GrowingLayer(DynamicLayer):
@@ -86,6 +94,11 @@ class _Batch:
         self._mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(mask_BT), most)], dim=1)
         self._used = ids_BT.shape[1]
         self._ids_BT, self._positions_BT = ids_BT, (mask_BT.cumsum(1) - 1).clamp(min=0)
+        self._nan_B1 = torch.zeros_like(ids_BT[:, :1], dtype=torch.bool)
+
+    def nan(self) -> list[bool]:
+        """Of every row, whether a logit of it was NaN. Waits for the GPU."""
+        return self._nan_B1[:, 0].tolist()
 
     def tokens(self, n: int) -> Tensor:
         """The next n tokens of every row, (B, n)."""
@@ -100,7 +113,9 @@ class _Batch:
             use_cache=True,
             **self._forward,
         ).logits
-        self._ids_BT, self._positions_BT = logits_BTV[:, -1].argmax(-1, keepdim=True), self._positions_BT[:, -1:] + 1
+        self._ids_BT, nan_B1 = best(logits_BTV[:, -1])
+        self._nan_B1 |= nan_B1
+        self._positions_BT = self._positions_BT[:, -1:] + 1
         self._used += 1
         return self._ids_BT
 
@@ -110,7 +125,7 @@ class _Batch:
             return
         kept = torch.tensor(places, device=self._ids_BT.device)
         self._ids_BT, self._positions_BT = self._ids_BT[kept], self._positions_BT[kept]
-        self._mask_BT = self._mask_BT[kept]
+        self._mask_BT, self._nan_B1 = self._mask_BT[kept], self._nan_B1[kept]
         self._cache.batch_select_indices(kept)
 
 
@@ -121,6 +136,10 @@ class _FixedBatch(_Batch):
 
     _steps: FixedSteps | None = None
     _places: list[int] | None = None  # of the rows wanted; None: all
+
+    def nan(self) -> list[bool]:
+        found = super().nan()
+        return found if self._places is None else [found[place] for place in self._places]
 
     def tokens(self, n: int) -> Tensor:
         if not self._cache.layers:
@@ -146,6 +165,7 @@ class _FixedBatch(_Batch):
                 _uncaptured.add(type(self._model))
         made = self._steps.tokens(n)
         self._used += n
+        self._nan_B1 |= self._steps.nan
         self._ids_BT, self._positions_BT = self._steps.ids, self._steps.positions
         return made if self._places is None else made[torch.tensor(self._places, device=made.device)]
 
@@ -186,13 +206,17 @@ def greedy(
     A row ends with the first of `end_ids`, which is kept, or where `stopped` says so of what the rows generated; it is asked
     once in LOOK_EVERY tokens. `fixed`: by steps that are all alike, for a GPU (`fixed_steps_suit`). `forward`: more
     arguments of the model's forward.
+
+    Raises: NanLogits, also once in LOOK_EVERY tokens.
     """
     ends = set(end_ids)
     alive, made = list(range(len(ids_BT))), [list[int]() for _ in range(len(ids_BT))]
     batch = (_FixedBatch if fixed else _Batch)(model, ids_BT, mask_BT, max_new_tokens, forward)
     for done in range(0, max_new_tokens, LOOK_EVERY):
         new = batch.tokens(min(LOOK_EVERY, max_new_tokens - done))
-        for row, ids in zip(alive, new.tolist(), strict=True):
+        for row, ids, nan in zip(alive, new.tolist(), batch.nan(), strict=True):
+            if nan:
+                raise NanLogits(row)
             made[row] += ids
         going = _going(made, alive, ends, stopped)
         alive = [alive[i] for i in going]

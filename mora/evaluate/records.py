@@ -1,17 +1,23 @@
-"""Rows of an evaluation set: from a file in the data folder when it lies there, from the hub otherwise."""
+"""Rows of an evaluation set, from a file in the data folder or the hub, and their fields, each with its place in errors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mora.config.compose import ConfigError
 from mora.data import sources
-from mora.data.files import read_rows
+from mora.data.files import read_json, read_rows
 from mora.data.records import DataError, Record
 
 Row = dict[str, Any]
+
+
+class NotFinite(ConfigError):
+    """A model's numbers are NaN or infinite: its answers mean nothing. The message is one line: task and document."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ def raw_folder(data_dir: str | None) -> Path:
     return folder
 
 
-def rows(source: Source, data_dir: str | None = None, streaming: bool = False) -> Iterator[Row]:
+def rows(source: Source, data_dir: str | None = None, streaming: bool = False) -> Iterator[Record]:
     """All rows, with `source.fields` in each of them. `streaming`: of a hub set, only what is read is fetched.
 
     Raises: DataError with the first place and field that are wrong, and where there are no rows.
@@ -60,7 +66,7 @@ def rows(source: Source, data_dir: str | None = None, streaming: bool = False) -
     return check(records, source.fields, name)
 
 
-def check(found: Iterable[Record], fields: tuple[str, ...], where: str) -> Iterator[Row]:
+def check(found: Iterable[Record], fields: tuple[str, ...], where: str) -> Iterator[Record]:
     """The rows, if there are any and every one has every field.
 
     Raises: DataError with the first place and field that are wrong.
@@ -72,9 +78,74 @@ def check(found: Iterable[Record], fields: tuple[str, ...], where: str) -> Itera
             if record.row.get(field) is None:
                 there = ", ".join(map(str, record.row))
                 raise DataError(f"{record.where}: field {field!r} is missing; the row has {there}")
-        yield record.row
+        yield record
     if empty:
         raise DataError(f"{where}: there are no rows")
+
+
+def keyed(path: Path) -> Iterator[Record]:
+    """The rows of a JSON file that holds them by their ids. Raises: DataError."""
+    whole = json_object(path)
+    return (inside(whole, key) for key in whole.row)
+
+
+def json_object(path: Path) -> Record:
+    """A whole JSON file. Raises: DataError where it is no object."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: is {found!r:.40}, expected an object with fields")
+    return Record(str(path), found)
+
+
+def inside(record: Record, field: str) -> Record:
+    """The object in a field. Raises: DataError."""
+    value = record.row.get(field)
+    if not isinstance(value, dict):
+        raise wrong(record, field, "an object with fields")
+    return Record(f"{record.where}, {field}", value)
+
+
+def each(record: Record, field: str) -> list[Record]:
+    """The objects of a list in a field; the list may be empty. Raises: DataError."""
+    value = record.row.get(field)
+    if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
+        raise wrong(record, field, "a list of objects with fields")
+    return [Record(f"{record.where}, {field}[{i}]", row) for i, row in enumerate(value)]
+
+
+def text(record: Record, field: str, empty: bool = False) -> str:
+    """Raises: DataError where the field is no text, or blank unless `empty`."""
+    value = record.row.get(field)
+    if not isinstance(value, str) or not (empty or value.strip()):
+        raise wrong(record, field, "a text" if empty else "a text that is not empty")
+    return value
+
+
+def texts(record: Record, field: str) -> list[str]:
+    """Raises: DataError where the field is no list of texts, or an empty one."""
+    value = record.row.get(field)
+    if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
+        raise wrong(record, field, "a list of texts")
+    return value
+
+
+def gold_text(value: Any) -> str | None:
+    """A gold answer as text, which JSON may have as a number; None of what is neither a text nor a number."""
+    if isinstance(value, str):
+        return value if value.strip() else None
+    return str(value) if type(value) in (int, float) and math.isfinite(value) else None
+
+
+def wrong(record: Record, field: str, expected: str) -> DataError:
+    """What to raise where a field cannot be used."""
+    found = f"is {record.row[field]!r:.80}" if field in record.row else "is missing"
+    return DataError(f"{record.where}: field {field!r} {found}, expected {expected}")
+
+
+def enough(shots: Sized, k: int, where: str) -> None:
+    """Raises: DataError where there are fewer than `k` to show."""
+    if len(shots) < k:
+        raise DataError(f"{where}: {len(shots)} examples to take {k} shots from: put the whole file there")
 
 
 def _missing(source: Source, folder: Path | None) -> str:

@@ -19,11 +19,12 @@ import torch
 import yaml
 
 from mora.config import provenance, source
-from mora.config.compose import ConfigError, load
-from mora.config.run_id import result_path
-from mora.config.schema import RunConfig
+from mora.config.compose import CONFIG_DIR, ConfigError, load
+from mora.config.run_id import result_path, run_id
+from mora.config.schema import Model, RunConfig
 from mora.data import load as load_data
 from mora.data.batches import Batches
+from mora.evaluate.records import NotFinite
 from mora.methods import parameter_lines, parameter_table, prepare
 
 from . import log
@@ -40,7 +41,7 @@ def run(folder: Path) -> Path:
     """Runs `folder/config.yaml` to its end, from its last checkpoint if there is one; not again where there is a result.
 
     Returns the path of the result.
-    Raises: ConfigError, and what `fit` raises except Diverged, which becomes a result of its own.
+    Raises: ConfigError, and what `fit` raises except Diverged and NotFinite, which become a result of its own.
     """
     source.of_this_process()
     config = load(yaml.safe_load((folder / "config.yaml").read_text()))
@@ -84,11 +85,13 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
             rows = log.RunLog(folder / "log.jsonl", from_step=-1, write=rank() == 0)
             rows.add(step=0, **scoring(engine, 0))
             rows.flush()
-    except Diverged as error:
+    except (Diverged, NotFinite) as error:  # the second: of weights that the last update has ruined
+        if not config.method.trains:
+            raise
         status = {"status": "diverged", "reason": str(error)}
     if config.method.adapter is not None and status["status"] == "done":
         with engine.full_weights():
-            _save_trained(model, config, folder)
+            _save_trained(model, tokenizer, config, folder)
     facts = {
         "data": {"fingerprints": data.fingerprints, "report": data.report.as_dict()},
         "total_steps": config.total_steps if config.method.trains else 0,
@@ -104,14 +107,47 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
     return write_result(config, folder, status | facts) if rank() == 0 else folder
 
 
-def _save_trained(model: Any, config: RunConfig, folder: Path) -> None:
-    """The adapter; and where more than the adapter has changed, the whole model, merged, as transformers loads it."""
+def _save_trained(model: Any, tokenizer: Any, config: RunConfig, folder: Path) -> None:
+    """The adapter; and where more than the adapter has changed, the whole model, merged, as transformers loads it.
+
+    The tokenizer lies beside both.
+    """
+    base_changed = config.method.restart is not None or config.trains_rest
     if rank() == 0:
         model.save_pretrained(str(folder / "adapter"))
-    if config.method.restart is not None or config.trains_rest:
+        tokenizer.save_pretrained(str(folder / "adapter"))
+        _name_base(folder / "adapter", None if base_changed else _base(config.model), config)
+    if base_changed:
         whole = model.merge_and_unload()
         if rank() == 0:
             whole.save_pretrained(str(folder / "model"))
+            tokenizer.save_pretrained(str(folder / "model"))
+
+
+def _base(model: Model) -> str | None:
+    """What other machines find the model by: its hub id, or its name in configs/model, which mora.evaluate knows.
+
+    None of a model that has neither, one whose settings were overridden.
+    """
+    if model.source == "pretrained":
+        return model.path
+    written = CONFIG_DIR / "model" / f"{model.name}.yaml"
+    known = Model.model_validate(yaml.safe_load(written.read_text())) if written.is_file() else None
+    return model.name if model.model_copy(update={"path": None}) == known else None
+
+
+def _name_base(adapter: Path, base: str | None, config: RunConfig) -> None:
+    """In place of what PEFT writes: a path in this machine's cache, and a card of blanks that repeats it."""
+    path = adapter / "adapter_config.json"
+    values = json.loads(path.read_text()) | {"base_model_name_or_path": base}
+    log.replace_file(path, json.dumps(values, indent=2, sort_keys=True) + "\n")
+    lines = [
+        f"Adapter of the run {run_id(config)}, trained on {config.model.name}.",
+        "Its weights alone mean nothing: the rest of the model was trained or overridden; a merged one is in ../model."
+        if base is None
+        else f"`python -m mora.evaluate FOLDER --task TASK` loads it with its base, {base} (of configs/model, or the hub).",
+    ]
+    log.replace_file(adapter / "README.md", "\n".join(lines) + "\n")
 
 
 def write_result(config: RunConfig, folder: Path, facts: dict[str, Any]) -> Path:

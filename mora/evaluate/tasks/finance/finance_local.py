@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import re
 from collections.abc import Iterator
@@ -11,9 +12,23 @@ from typing import Any
 
 import datasets
 
-from mora.data.files import read_json, read_rows, read_text
+from mora.data.files import read_rows, read_text
 from mora.evaluate.choices import as_test_split
-from mora.evaluate.records import DataError, Row, check, raw_folder
+from mora.evaluate.records import (
+    Record,
+    Row,
+    check,
+    each,
+    enough,
+    gold_text,
+    inside,
+    json_object,
+    keyed,
+    raw_folder,
+    text,
+    texts,
+    wrong,
+)
 
 SENTIMENTS = ["negative", "neutral", "positive"]
 NEUTRAL_BELOW = 0.1  # ours: FiQA gives scores in [-1, 1], the labels' borders are not published
@@ -34,37 +49,37 @@ def load_fpb(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Datase
     """A fifth of the distinct sentences, by hash, is the test; five others before each."""
     path = raw_folder(data_dir) / "fpb/all-data.csv"
     labels: dict[str, str] = {}
-    for record in read_rows(path, encoding="latin-1"):
-        row = record.row
-        if row.get("label") not in SENTIMENTS or not row.get("news"):
-            raise DataError(f"{record.where}: expected label (one of {SENTIMENTS}) and news, got {row}")
-        labels.setdefault(row["news"], row["label"])
+    for record in check(read_rows(path, encoding="latin-1"), ("label", "news"), str(path)):
+        if record.row["label"] not in SENTIMENTS:
+            raise wrong(record, "label", f"one of {', '.join(SENTIMENTS)}")
+        labels.setdefault(text(record, "news"), record.row["label"])
     ask = "{}\nQuestion: what is the sentiment?\nAnswer:".format
     asked = [(ask(news), label) for news, label in labels.items() if _is_test(news)]
     shots = [(ask(news), label) for news, label in labels.items() if not _is_test(news)]
-    return _choice_docs(asked, shots, SENTIMENTS, 5)
+    return _choice_docs(asked, shots, SENTIMENTS, 5, path)
 
 
 def load_fiqa_sa(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
     folder = raw_folder(data_dir) / "fiqa_sa"
-    return _choice_docs(_fiqa(folder, "test"), _fiqa(folder, "train"), SENTIMENTS, 5)
+    return _choice_docs(_fiqa(folder, "test"), _fiqa(folder, "train"), SENTIMENTS, 5, folder)
 
 
 def load_headline(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
     """Seven questions a headline: the public columns do not separate past and future prices from other events."""
     path = raw_folder(data_dir) / "headline/gold-dataset-sinha-khandait.csv"
     records = read_rows(path, delimiter="\t")
-    found = {row["News"]: row for row in check(records, ("News", *QUESTIONS), str(path))}
-    train = [row for news, row in found.items() if not _is_test(news)]
+    found = {text(record, "News"): record for record in check(records, ("News", *QUESTIONS), str(path))}
+    train = [record for news, record in found.items() if not _is_test(news)]
+    enough(train, 5, str(path))
     docs = []
-    for news, row in found.items():
+    for news, record in found.items():
         if not _is_test(news):
             continue
         for column, question in QUESTIONS.items():
             shots = random.Random(news + column).sample(train, 5)
-            text = "".join(f"{_headline(s, question)} {_yes(s, column)}\n\n" for s in shots) + _headline(row, question)
-            gold = ["No", "Yes"].index(_yes(row, column))
-            docs.append({"prompt": text, "options": ["No", "Yes"], "gold": gold, "group": column, "cluster": news})
+            shown = "".join(f"{_headline(s.row, question)} {_yes(s, column)}\n\n" for s in shots)
+            prompt, gold = shown + _headline(record.row, question), ["No", "Yes"].index(_yes(record, column))
+            docs.append({"prompt": prompt, "options": ["No", "Yes"], "gold": gold, "group": column, "cluster": news})
     return as_test_split(docs)
 
 
@@ -72,41 +87,50 @@ def load_ner(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Datase
     """FIN3's sentences with a person, organisation or location, twenty of FIN5's before each."""
     folder = raw_folder(data_dir) / "fin_ner"
     train = [s for s in _conll(folder / "FIN5_train.conll") if len(s[0].split()) <= SHOT_WORDS]
+    enough(train, 20, str(folder / "FIN5_train.conll"))
     docs = []
     for sentence, answer in _conll(folder / "FIN3_test.conll"):
         shots = random.Random(sentence).sample(train, 20)
-        text = "".join(f"{s}\nExtract named entity: {a}\n\n" for s, a in shots)
-        docs.append({"prompt": f"{text}{sentence}\nExtract named entity:", "answer": answer})
+        shown = "".join(f"{s}\nExtract named entity: {a}\n\n" for s, a in shots)
+        docs.append({"prompt": f"{shown}{sentence}\nExtract named entity:", "answer": answer})
     return as_test_split(docs)
 
 
 def load_convfinqa(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
     """Every turn of the dev conversations, earlier turns with their gold answers; a conversation is a cluster."""
-    path = raw_folder(data_dir) / "convfinqa/dev.json"
     docs = []
-    for number, row in enumerate(read_json(path)["dev"], 1):
-        if not {"id", "doc", "dialogue"} <= set(row):
-            raise DataError(f"{path}: row {number}: expected id, doc and dialogue, got {', '.join(row)}")
-        doc, talk = row["doc"], row["dialogue"]
+    for record in each(json_object(raw_folder(data_dir) / "convfinqa/dev.json"), "dev"):
+        doc, columns = inside(record, "doc"), inside(inside(record, "doc"), "table")
         table = "\n".join(
-            f"{column}: " + "; ".join(f"{k} {v}" for k, v in cells.items()) for column, cells in doc["table"].items()
+            f"{column}: " + "; ".join(f"{k} {v}" for k, v in inside(columns, column).row.items())
+            for column in columns.row
         )
-        text = f"{doc['pre_text']}\n{table}\n{doc['post_text']}\n"
-        for question, answer in zip(talk["conv_questions"], talk["executed_answers"], strict=True):
-            text += f"Question: {question}\nAnswer:"
-            docs.append({"prompt": text, "answer": str(answer), "cluster": row["id"]})
-            text += f" {answer}\n"
+        prompt = f"{text(doc, 'pre_text', empty=True)}\n{table}\n{text(doc, 'post_text', empty=True)}\n"
+        for question, gold in _turns(inside(record, "dialogue")):
+            prompt += f"Question: {question}\nAnswer:"
+            docs.append({"prompt": prompt, "answer": gold, "cluster": text(record, "id")})
+            prompt += f" {gold}\n"
     return as_test_split(docs)
 
 
+def _turns(talk: Record) -> list[tuple[str, str]]:
+    """Questions and their answers."""
+    questions, given = texts(talk, "conv_questions"), talk.row.get("executed_answers")
+    answers = [gold_text(value) for value in given] if isinstance(given, list) else []
+    if len(answers) != len(questions) or None in answers:
+        raise wrong(talk, "executed_answers", f"a text or number for each of the {len(questions)} conv_questions")
+    return [(question, str(found)) for question, found in zip(questions, answers, strict=True)]
+
+
 def _choice_docs(
-    asked: list[tuple[str, str]], shots: list[tuple[str, str]], options: list[str], k: int
+    asked: list[tuple[str, str]], shots: list[tuple[str, str]], options: list[str], k: int, where: Path
 ) -> dict[str, datasets.Dataset]:
     """`k` shots, drawn anew for each question by a generator that the question seeds."""
+    enough(shots, k, str(where))
     docs: list[Row] = []
-    for text, label in asked:
-        drawn = random.Random(text).sample(shots, k)
-        prompt = "".join(f"{t} {answer}\n\n" for t, answer in drawn) + text
+    for question, label in asked:
+        drawn = random.Random(question).sample(shots, k)
+        prompt = "".join(f"{t} {shown}\n\n" for t, shown in drawn) + question
         docs.append({"prompt": prompt, "options": options, "gold": options.index(label)})
     return as_test_split(docs)
 
@@ -114,16 +138,23 @@ def _choice_docs(
 def _fiqa(folder: Path, split: str) -> list[tuple[str, str]]:
     found = []
     for kind in ("headline", "post"):
-        path = folder / f"task1_{kind}_ABSA_{split}.json"
-        for key, row in read_json(path).items():
-            for info in row["info"]:
-                if not {"target", "sentiment_score"} <= set(info):
-                    raise DataError(f"{path}: {key}: expected target and sentiment_score, got {', '.join(info)}")
-                value = float(info["sentiment_score"])
+        for record in keyed(folder / f"task1_{kind}_ABSA_{split}.json"):
+            sentence = text(record, "sentence")
+            for info in each(record, "info"):
+                value, target = _sentiment(info), text(info, "target")
                 label = "neutral" if abs(value) < NEUTRAL_BELOW else "positive" if value > 0 else "negative"
-                question = f"{row['sentence']}\nQuestion: what is the sentiment on {info['target']}?\nAnswer:"
-                found.append((question, label))
+                found.append((f"{sentence}\nQuestion: what is the sentiment on {target}?\nAnswer:", label))
     return found
+
+
+def _sentiment(info: Record) -> float:
+    try:
+        value = float(info.row["sentiment_score"])
+    except (KeyError, TypeError, ValueError):
+        value = math.nan
+    if not abs(value) <= 1:
+        raise wrong(info, "sentiment_score", "a number from -1 to 1")
+    return value
 
 
 def _conll(path: Path) -> Iterator[tuple[str, str]]:
@@ -151,9 +182,13 @@ def _headline(row: Row, question: str) -> str:
     return f'Headline: "{row["News"]}" Now answer this question: {question}'
 
 
-def _yes(row: Row, column: str) -> str:
-    value = row[column].strip()
-    return "Yes" if value == "1" or (column == "Price Sentiment" and value not in ("none", "")) else "No"
+def _yes(record: Record, column: str) -> str:
+    value = text(record, column, empty=True).strip()
+    if column == "Price Sentiment":
+        return "No" if value in ("none", "") else "Yes"
+    if value not in ("0", "1"):
+        raise wrong(record, column, "0 or 1")
+    return ["No", "Yes"][int(value)]
 
 
 def _is_test(text: str) -> bool:

@@ -7,8 +7,8 @@ from typing import Any
 
 import datasets
 
-from mora.evaluate.choices import as_test_split
-from mora.evaluate.records import Row, Source, rows
+from mora.evaluate.choices import adaptllm_doc, as_test_split
+from mora.evaluate.records import Record, Row, Source, gold_text, rows, text, wrong
 
 NUMBER = re.compile(r"[-+]?(?:\d+(?:,\d{3})*(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?%?")
 ENTITY = re.compile(r"(\S+)\s+\((\S+)\)")
@@ -17,25 +17,34 @@ TOLERANCE = 1e-2  # AdaptLLM's, absolute
 
 def load_choice(name: str, data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
     found = rows(_source(name, ("input", "options", "gold_index")), data_dir)
-    return as_test_split([{"prompt": r["input"], "options": r["options"], "gold": r["gold_index"]} for r in found])
+    return as_test_split([adaptllm_doc(record) for record in found])
 
 
 def load_headline(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
     """`group` is the question's kind; the nine questions of a headline are one cluster."""
     found = rows(_source("Headline", ("input", "options", "gold_index", "class_id")), data_dir)
     docs = []
-    for row in found:
-        doc = {"prompt": row["input"], "options": row["options"], "gold": row["gold_index"]}
-        headline = re.findall(r'Headline: "?(.*?)"?(?: Now answer|\n|$)', row["input"])
-        docs.append({**doc, "group": str(row["class_id"]), "cluster": headline[-1] if headline else row["input"]})
+    for record in found:
+        doc, kind = adaptllm_doc(record), record.row["class_id"]
+        if not isinstance(kind, (str, int)):
+            raise wrong(record, "class_id", "the number or name of the question's kind")
+        headline = re.findall(r'Headline: "?(.*?)"?(?: Now answer|\n|$)', doc["prompt"])
+        docs.append({**doc, "group": str(kind), "cluster": headline[-1] if headline else doc["prompt"]})
     return as_test_split(docs)
 
 
 def load_generation(name: str, data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
     found = rows(_source(name, ("input", "label")), data_dir)
-    # A label may be a list of answers: the first counts.
-    labels = [(r["input"], r["label"] if isinstance(r["label"], str) else r["label"][0]) for r in found]
-    return as_test_split([{"prompt": prompt, "answer": str(label)} for prompt, label in labels])
+    return as_test_split([{"prompt": text(record, "input"), "answer": _label(record)} for record in found])
+
+
+def _label(record: Record) -> str:
+    """A label may be a list of answers: the first counts."""
+    label = record.row["label"]
+    found = gold_text(label[0] if isinstance(label, list) and label else label)
+    if found is None:
+        raise wrong(record, "label", "a text or number, or a list of them")
+    return found
 
 
 def score_convfinqa(doc: Row, results: list[str]) -> dict[str, float]:
@@ -62,10 +71,10 @@ def score_ner(doc: Row, results: list[str]) -> dict[str, float]:
     """
     gold, said = entities(doc["answer"]), entities(results[0].strip().split("\n")[0])
     credit = 0.0
-    for text, kind in gold:
-        match = next((e for e in said if e[0] == text or e[1] == kind), None)
+    for name, kind in gold:
+        match = next((e for e in said if e[0] == name or e[1] == kind), None)
         if match is not None:
-            credit += 0.5 * (match[0] == text) + 0.5 * (match[1] == kind)
+            credit += 0.5 * (match[0] == name) + 0.5 * (match[1] == kind)
     strict = len(set(gold) & set(said))
     return {"score": _f1(credit, len(said), len(gold)), "strict_f1": _f1(strict, len(said), len(gold))}
 

@@ -11,11 +11,12 @@ from lm_eval.tasks.hendrycks_math.utils import is_equiv, last_boxed_only_string,
 
 from mora.data import metamath
 from mora.evaluate.choices import as_test_split
-from mora.evaluate.records import DataError, Row, Source, data_folder, rows
+from mora.evaluate.records import Record, Row, Source, data_folder, rows, text, wrong
 
 PROMPT = metamath.PROMPT + " Let's think step by step."  # official: training ends at the colon
 MARKER = "The answer is: "
 NUMBER = re.compile(r"[\-+]?\d*[.,/]?\d+")
+GOLD = re.compile(r"-?[0-9]+")
 GSM8K = Source("gsm8k/test.jsonl", ("question", "answer"), "openai/gsm8k", "main")
 MATH_FIELDS = ("problem", "solution")
 MATH500 = Source("math/math500_test.jsonl", MATH_FIELDS, "HuggingFaceH4/MATH-500")
@@ -32,26 +33,26 @@ SUBJECTS = (
 
 def load_gsm8k(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
     docs = []
-    for number, row in enumerate(rows(GSM8K, data_dir), 1):
-        gold = row["answer"].rpartition("#### ")[2].replace(",", "").strip()
-        if not gold.lstrip("-").isdigit():
-            raise DataError(f"{GSM8K.file}: row {number}: answer has no integer after '####'")
-        docs.append(_doc(row["question"], gold))
+    for record in rows(GSM8K, data_dir):
+        gold = text(record, "answer").rpartition("#### ")[2].replace(",", "").strip()
+        if not GOLD.fullmatch(gold):
+            raise wrong(record, "answer", "a text that ends in '#### ' and a whole number")
+        docs.append(_doc(text(record, "question"), gold))
     return as_test_split(docs)
 
 
 def load_math(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
     """The 5 000 problems: one file, or the hub's seven subjects."""
-    found: list[Row] = []
+    found: list[Record] = []
     folder = data_folder(data_dir)
     one_file = folder is not None and (folder / "math/test.jsonl").is_file()
     for subject in SUBJECTS[:1] if one_file else SUBJECTS:
         found += rows(Source("math/test.jsonl", MATH_FIELDS, "EleutherAI/hendrycks_math", subject), data_dir)
-    return as_test_split([_math_doc(row, number) for number, row in enumerate(found, 1)])
+    return as_test_split([_math_doc(record) for record in found])
 
 
 def load_math500(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    return as_test_split([_math_doc(row, number) for number, row in enumerate(rows(MATH500, data_dir), 1)])
+    return as_test_split([_math_doc(record) for record in rows(MATH500, data_dir)])
 
 
 def score_gsm8k(doc: Row, results: list[str]) -> dict[str, float]:
@@ -85,11 +86,13 @@ def math_answer(text: str) -> str | None:
     return after.split(".\n")[0].strip().removesuffix(".").strip() if marker else None
 
 
-def _math_doc(row: Row, number: int) -> Row:
-    boxed = last_boxed_only_string(row["solution"])
-    if boxed is None:
-        raise DataError(f"MATH: row {number}: solution has no \\boxed{{...}}")
-    return _doc(row["problem"], remove_boxed(boxed))
+def _math_doc(record: Record) -> Row:
+    """`\\fbox` is found by lm-eval's function, as by MetaMath's, but cannot be removed by it."""
+    boxed = (last_boxed_only_string(text(record, "solution")) or "").replace("\\fbox{", "\\boxed{", 1)
+    answer = remove_boxed(boxed) if boxed.startswith(("\\boxed{", "\\boxed ")) else ""
+    if not answer.strip():
+        raise wrong(record, "solution", "a text with its answer in \\boxed{...}")
+    return _doc(text(record, "problem"), answer)
 
 
 def _doc(question: str, answer: str) -> Row:

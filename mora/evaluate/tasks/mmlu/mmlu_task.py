@@ -9,7 +9,7 @@ import datasets
 
 from mora.data.files import read_cells
 from mora.evaluate.choices import as_test_split
-from mora.evaluate.records import DataError, Row, Source, data_folder, rows
+from mora.evaluate.records import DataError, Record, Row, Source, data_folder, enough, rows, text, texts, wrong
 
 LETTERS = ["A", "B", "C", "D"]
 # The medical subjects of MultiMedQA; the paper does not say which it took.
@@ -33,29 +33,29 @@ def load(
     **_: Any,
 ) -> dict[str, datasets.Dataset]:
     """Every question with its prompt. Shots are dropped while a prompt is longer than `max_length` tokens."""
+    chosen = BIO if subjects == "bio" else None
     dev: dict[str, list[Row]] = {}
-    for row in _rows("dev", data_dir):
+    for row in _rows("dev", data_dir, chosen) if shots else []:
         dev.setdefault(row["subject"], []).append(row)
 
     @functools.cache
     def head_tokens(subject: str, n: int) -> int:
         return len(tokenizer(_head(subject, dev.get(subject, [])[:n], chat))["input_ids"])
 
-    def fits(text: str, row: Row, n: int) -> bool:
+    def fits(asked: str, row: Row, n: int) -> bool:
         """Only a prompt that could be too long is tokenised whole: a token is at least a byte."""
         surely = tokenizer is None or head_tokens(row["subject"], n) + len(_tail(row, chat).encode()) < max_length
-        return surely or len(tokenizer(text)["input_ids"]) <= max_length
+        return surely or len(tokenizer(asked)["input_ids"]) <= max_length
 
     docs = []
-    for row in _rows("test", data_dir):
+    for row in _rows("test", data_dir, chosen):
         subject = row["subject"]
-        if subjects == "bio" and subject not in BIO:
-            continue
+        enough(dev.get(subject, []), shots, f"mmlu/dev, subject {subject!r}")
         for n in range(shots, -1, -1):
-            text = prompt(row, dev.get(subject, [])[:n], chat)
-            if n == 0 or fits(text, row, n):
+            asked = prompt(row, dev.get(subject, [])[:n], chat)
+            if n == 0 or fits(asked, row, n):
                 break
-        docs.append({"prompt": text, "options": LETTERS, "gold": row["answer"], "group": subject})
+        docs.append({"prompt": asked, "options": LETTERS, "gold": row["answer"], "group": subject})
     return as_test_split(docs)
 
 
@@ -79,15 +79,18 @@ def question(row: Row) -> str:
     return f"{row['question']}{options}\nAnswer:"
 
 
-def _rows(split: str, data_dir: str | None) -> list[Row]:
-    """From `mmlu/<split>/<subject>_<split>.csv` without header, or the hub."""
+def _rows(split: str, data_dir: str | None, chosen: list[str] | None) -> list[Row]:
+    """From `mmlu/<split>/<subject>_<split>.csv` without header, or the hub. `chosen`: of these subjects alone."""
     folder = data_folder(data_dir)
     files = sorted((folder / "mmlu" / split).glob(f"*_{split}.csv")) if folder else []
     if not files:
         fields = ("question", "subject", "choices", "answer")
-        return list(rows(Source(f"mmlu/{split}.jsonl", fields, "cais/mmlu", "all", split), data_dir))
+        records = rows(Source(f"mmlu/{split}.jsonl", fields, "cais/mmlu", "all", split), data_dir)
+        return [_checked(record) for record in records if chosen is None or record.row["subject"] in chosen]
     found = []
     for path in files:
+        if chosen is not None and path.stem.removesuffix(f"_{split}") not in chosen:
+            continue
         for where, cells in read_cells(path):
             if len(cells) != 6 or cells[5] not in LETTERS:
                 raise DataError(f"{where}: expected question, four options and a letter A to D")
@@ -95,3 +98,17 @@ def _rows(split: str, data_dir: str | None) -> list[Row]:
             answer = LETTERS.index(cells[5])
             found.append({"question": cells[0], "subject": subject, "choices": cells[1:5], "answer": answer})
     return found
+
+
+def _checked(record: Record) -> Row:
+    choices, answer = texts(record, "choices"), record.row["answer"]
+    if len(choices) != len(LETTERS):
+        raise wrong(record, "choices", "a list of four texts")
+    if type(answer) is not int or answer not in range(len(LETTERS)):
+        raise wrong(record, "answer", "the index of the right choice, 0 to 3")
+    return {
+        "question": text(record, "question"),
+        "subject": text(record, "subject"),
+        "choices": choices,
+        "answer": answer,
+    }

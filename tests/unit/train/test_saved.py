@@ -1,0 +1,74 @@
+"""What a run leaves is loaded by `python -m mora.evaluate` with nothing else given: `adapter/`, or the merged `model/`."""
+
+import json
+
+import pytest
+import torch
+
+from mora.config import ConfigError, compose
+from mora.evaluate import __main__ as command
+from mora.evaluate import synthetic
+from mora.methods import prepare
+from mora.train.model import load_model
+from mora.train.worker import _base, _save_trained
+
+IDS = torch.tensor([[5, 6, 7, 8, 9]])
+SMOKE = ["method=mora", "r=4", "scale=smoke"]
+
+
+def logits(model):
+    with torch.no_grad():
+        return model.eval()(input_ids=IDS).logits
+
+
+def saved(folder, *overrides):
+    """The logits of a model as if trained, whose parts are then in the folder."""
+    config = compose([*SMOKE, *overrides])
+    model, tokenizer = load_model(config.model, "fp32")
+    model = prepare(model, config)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.requires_grad:
+                p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(len(name))))
+    trained = logits(model)
+    _save_trained(model, tokenizer, config, folder)
+    return trained
+
+
+def test_an_adapter_is_loaded_with_its_base(tmp_path):
+    trained = saved(tmp_path, "task=uuid")
+    model, tokenizer = command.load(str(tmp_path / "adapter"), "fp32")
+    torch.testing.assert_close(logits(model), trained)
+    assert tokenizer("a1")["input_ids"] == [13, 4]
+    assert (tmp_path / "adapter/tokenizer.json").is_file()
+    assert not (tmp_path / "model").exists()
+    data = synthetic.write(tmp_path / "data")
+    flags = ["--data-dir", str(data), "--output", str(tmp_path / "out"), "--device", "cpu"]
+    command.main([str(tmp_path / "adapter"), "--task", "biomed_usmle", *flags])
+    assert "biomed_usmle" in json.loads((tmp_path / "out/result.json").read_text())["metrics"]
+
+
+def test_a_merged_model_is_loaded_and_its_adapter_alone_is_not(tmp_path):
+    trained = saved(tmp_path, "task=c4")
+    model, tokenizer = command.load(str(tmp_path / "model"), "fp32")
+    torch.testing.assert_close(logits(model), trained)
+    assert tokenizer("a1")["input_ids"] == [13, 4]
+    with pytest.raises(
+        ConfigError, match=rf"base_model_name_or_path is empty: give {tmp_path}/model, the merged model"
+    ):
+        command.load(str(tmp_path / "adapter"), "fp32")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "base"),
+    [
+        (["scale=smoke"], "tiny"),
+        (["scale=smoke", "model.architecture.hidden_size=32"], None),
+        (["scale=lite"], "smollm2_135m"),
+        (["scale=lite", "model.path=/elsewhere/the.gguf"], "smollm2_135m"),
+        (["scale=paper"], "meta-llama/Llama-2-7b-hf"),
+        (["scale=paper", "model.path=/models/llama"], "/models/llama"),
+    ],
+)
+def test_the_base_is_named_as_other_machines_know_it(overrides, base):
+    assert _base(compose(["task=uuid", "method=mora", "r=8", *overrides]).model) == base
