@@ -167,11 +167,8 @@ def _set_aside(config: RunConfig, folder: Path) -> None:
         aside = path.parent / "unusable" / f"{run_id(config)}.{result['source']['fingerprint']}"
         aside.parent.mkdir(exist_ok=True)
         log, spectrum = path.with_suffix(".log.jsonl"), path.parent.parent / "spectra" / path.name
-        for file, kind in (
-            (log, ".log.jsonl"),
-            (spectrum, ".spectrum.json"),
-            (path, ".json"),
-        ):  # the result itself last
+        moved = {log: ".log.jsonl", spectrum: ".spectrum.json", path: ".json"}  # the result itself last
+        for file, kind in moved.items():
             with suppress(FileNotFoundError):  # another suite may be doing the same
                 os.replace(file, f"{aside}{kind}")
 
