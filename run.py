@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from mora.config.compose import ConfigError, one_line, validate
+from mora.config.compose import ConfigError, check_sweep, one_line, validate
 from mora.suite.launch import interrupt_on_sigterm, launch
 
 
@@ -45,6 +45,7 @@ if __name__ == "__main__":
         sys.exit("run.py: hardware=slurm: there is no srun in PATH; start it on a SLURM cluster, or use hardware=gpu8")
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises what else it would spread over twenty lines
     try:
+        check_sweep(sys.argv[1:])
         main()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (ConfigError, HydraException, OmegaConfBaseException) as error:
         sys.exit(f"run.py: {one_line(error)}")

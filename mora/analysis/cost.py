@@ -54,7 +54,8 @@ def max_length(config: RunConfig) -> int:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one run. `memory` at `micro_batch_size`, the largest that fits; None: not even one sequence does.
+    """Of one run. `memory` at `micro_batch_size`, the largest that fits; None: not even one sequence does. On a CPU, whose
+    memory and speed are not known: the micro batch that is set, and no hours.
 
     `gpu_hours`: of training alone. `disk`: what is left at the end; `checkpoints`: the most on the way.
     """
@@ -77,8 +78,9 @@ def cost(config: RunConfig, results: Iterable[dict[str, Any]] = ()) -> Cost:
     """`results`: of the same task and scale, for the length of their data."""
     longest, length = max_length(config), length_of(config, results)
     flops = None if length.tokens is None else length.tokens * flops_per_token(config, longest)
-    micro, own, shape = fitting_micro_batch(config, longest), trainable(config), shape_of(config.model)
-    needs, rate = memory(config, longest, micro or 1), rate_of(config, longest, micro or 1)
+    own, shape, on_cpu = trainable(config), shape_of(config.model), config.hardware.device == "cpu"
+    micro = config.micro_batch_size if on_cpu else fitting_micro_batch(config, longest)
+    needs, rate = memory(config, longest, micro or 1), None if on_cpu else rate_of(config, longest, micro or 1)
     merges = bool(config.method.restart) or config.trains_rest
     adapters = 0 if config.method.adapter is None else 2 * own
     return Cost(
@@ -90,8 +92,8 @@ def cost(config: RunConfig, results: Iterable[dict[str, Any]] = ()) -> Cost:
         trainable=own,
         memory=needs,
         micro_batch_size=micro,
-        gpu_hours=None if length.tokens is None else length.tokens * rate.seconds / 3600,
-        rate_source=rate.source,
+        gpu_hours=None if length.tokens is None or rate is None else length.tokens * rate.seconds / 3600,
+        rate_source="not known on a CPU" if rate is None else rate.source,
         disk=adapters + (2 * shape.parameters if merges and config.method.adapter is not None else 0),
         checkpoints=3 * (12 * own + needs.shadow),  # two kept and one being written
     )

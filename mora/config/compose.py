@@ -8,6 +8,7 @@ from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -16,6 +17,7 @@ from pydantic import ValidationError
 from .schema import RunConfig
 
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
+OF_ONE_GRID = ("task", "method", "r", "scale", "model")  # what a grid of rates depends on
 
 
 class ConfigError(ValueError):
@@ -35,6 +37,22 @@ def _lr_grid(*, _root_: DictConfig) -> str:
 
 
 OmegaConf.register_new_resolver("lr_grid", _lr_grid, replace=True)
+
+
+def check_sweep(arguments: Sequence[str]) -> None:
+    """Hydra takes one list of rates for everything that is swept over: `sweep=` goes with one value each of OF_ONE_GRID.
+
+    Raises: ConfigError.
+    """
+    if not any(argument.startswith("sweep=") for argument in arguments):
+        return
+    given = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
+    for override in OverridesParser.create().parse_overrides(given):
+        if override.key_or_group in OF_ONE_GRID and override.is_sweep_override():
+            raise ConfigError(
+                f"{override.input_line}: expected one value beside sweep=, whose rates depend on it; "
+                "give one task, method, r and scale a call"
+            )
 
 
 def compose(overrides: Sequence[str]) -> RunConfig:

@@ -30,16 +30,16 @@ def main() -> int:
             print(plan.text(everything, args.hardware or ("gpu8" if args.scale == "paper" else "gpu1")))
             return 0
         failed = [] if args.render else runner.complete(everything, args.jobs)
+        for (name, scale), group in rows.items():
+            print(_render(name, loaded[name], group, scale, measure=not args.render))
+        if args.render and not args.names:
+            claims.render()
     except (ConfigError, OSError) as error:
         print(f"mora.suite: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("mora.suite: stopped; start it again to go on from the checkpoints", file=sys.stderr)
         return 130
-    for (name, scale), group in rows.items():
-        print(_render(name, loaded[name], group, scale, measure=not args.render))
-    if args.render and not args.names:
-        claims.render()
     if failed:
         print(f"mora.suite: {len(failed)} runs failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0

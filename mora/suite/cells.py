@@ -11,7 +11,7 @@ from typing import Any, Literal
 from mora.config import RunConfig
 
 from .experiment import Grid, last_step
-from .launch import result_of
+from .result import result_of, usable
 
 # Student's t, two-sided 95 %, by degrees of freedom; beyond ten seeds the last one errs on the safe side
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -83,18 +83,6 @@ def results(grid: Grid) -> list[tuple[RunConfig, dict[str, Any]]]:
     finals, searched = grid.final(), grid.search()
     found = [usable(result_of(config), grid.scale) for config in (*finals, *searched)]
     return [] if None in found else [(c, r) for c, r in zip(finals, found, strict=False) if r is not None]
-
-
-def usable(result: dict[str, Any] | None, scale: str) -> dict[str, Any] | None:
-    """The result, if it may enter a table of this scale: it ended, and at lite and paper its source is that of a commit.
-
-    `source.dirty` says so: false at the run, or once it was verified when the result was brought in. null is not enough.
-    """
-    if result is None or result["status"] not in ("done", "diverged"):
-        return None
-    if result["config"]["scale"]["name"] != scale:
-        return None
-    return result if scale == "smoke" or result["source"]["dirty"] is False else None
 
 
 def _measured(grid: Grid, config: Any, result: dict[str, Any]) -> tuple[float, float | None] | None:

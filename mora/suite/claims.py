@@ -49,7 +49,14 @@ class Claim(Section):
     equal: list[list[Row]] = []
     not_worse: list[list[Row]] = []
     margin: float = 0.0
+    saturated: float | None = None
     ratio: Ratio | None = None
+
+    def reached(self, cell: Cell | None) -> bool:
+        """Whether the cell has come to `saturated`."""
+        if self.saturated is None or cell is None or cell.mean is None:
+            return False
+        return cell.mean >= self.saturated
 
 
 class Interval(NamedTuple):
@@ -91,9 +98,12 @@ def _comparisons(claim: Claim, scale: Scale) -> Iterator[tuple[Interval | None, 
     for chains, bounds in kinds:
         for chain in chains:
             for first, second in pairwise(chain):
-                for column in columns:
-                    a, b = (_measured(find(rows, row, column)) for row in (first, second))
+                pairs = [[_measured(find(rows, row, column)) for row in (first, second)] for column in columns]
+                telling = [pair for pair in pairs if not all(map(claim.reached, pair))]
+                for a, b in telling:
                     yield difference(a, b, higher), bounds
+                if not telling:
+                    yield Interval(-math.inf, math.inf), bounds
 
 
 def judge(found: Interval | None, low: float, high: float) -> Verdict:

@@ -14,7 +14,7 @@ from mora.config import ConfigError, RunConfig, compose
 from mora.config.data_schema import Section
 from mora.config.source import ROOT
 
-from .launch import result_of
+from .result import result_of, usable
 
 FOLDER = ROOT / "experiments"
 PAPER = ROOT / "results" / "paper" / "tables.yaml"
@@ -32,6 +32,7 @@ NAMES = {
     "remora": "ReMoRA",
 }
 Scale = Literal["paper", "lite", "smoke"]
+Counts = Callable[[dict[str, Any] | None, str], Any]  # whether a result of that scale takes part in a choice
 
 
 class Row(Section):
@@ -133,7 +134,7 @@ def only(found: list[Grid], filters: list[str]) -> list[Grid]:
         key, _, values = text.partition("=")
         if key not in FILTERS:
             raise ConfigError(f"--only {text}: expected {', '.join(f'{known}=VALUE,...' for known in FILTERS)}")
-        there = {str(FILTERS[key](grid)): None for grid in found}
+        there = {str(has): None for grid in found if (has := FILTERS[key](grid)) is not None}
         if unknown := [value for value in values.split(",") if value not in there]:
             raise ConfigError(f"--only {text}: no cell has {key}={unknown[0]}; there are {', '.join(there)}")
     chosen = [(FILTERS[key], values.split(",")) for key, _, values in (text.partition("=") for text in filters)]
@@ -177,26 +178,26 @@ class Grid:
             return []
         return [self._run(c, self.at_scale.seeds[0], searching=True) for c in candidates]
 
-    def scores(self) -> list[tuple[Candidate, RunConfig, float | str | None]]:
-        """Every run of the search and its selection metric, "diverged", or None where it was not run."""
-        return [(c, run, self._score(run)) for c, run in zip(self.candidates(), self.search(), strict=False)]
+    def scores(self, counts: Counts = usable) -> list[tuple[Candidate, RunConfig, float | str | None]]:
+        """Every run of the search and its selection metric, "diverged", or None where it has no result that counts."""
+        return [(c, run, self._score(run, counts)) for c, run in zip(self.candidates(), self.search(), strict=False)]
 
-    def best(self) -> Candidate | None:
+    def best(self, counts: Counts = usable) -> Candidate | None:
         """The candidate with the lowest selection metric at the search's last step; None while the search is not complete.
 
         A diverged run counts as the worst; where all did, the first is taken, so that the cell says so.
         """
         if not self.search():
             return self.candidates()[0]
-        candidates, _, scores = zip(*self.scores(), strict=True)
+        candidates, _, scores = zip(*self.scores(counts), strict=True)
         if None in scores:
             return None
         losses = [score if isinstance(score, float) else math.inf for score in scores]
         return candidates[losses.index(min(losses))]
 
-    def final(self) -> list[RunConfig]:
+    def final(self, counts: Counts = usable) -> list[RunConfig]:
         """The runs that enter the cell, one a seed; none until the candidate is chosen."""
-        if not self.exists or (best := self.best()) is None:
+        if not self.exists or (best := self.best(counts)) is None:
             return []
         return [self._run(best, seed) for seed in self._seeds()]
 
@@ -204,13 +205,14 @@ class Grid:
         """Those of the scale; the first alone where nothing is trained, for no seed changes anything there."""
         return self.at_scale.seeds if self.config().method.trains else self.at_scale.seeds[:1]
 
-    def runs(self) -> list[RunConfig]:
+    def runs(self, counts: Counts = usable) -> list[RunConfig]:
         """All that the cell may need, its rate chosen or not yet: what a plan counts."""
         candidates = self.candidates()
         if not self.exists:
             return []
-        stand_in = self.final() or [self._run(candidates[0], seed) for seed in self._seeds()]
-        if not self.at_scale.search and self.search() and not self.final():
+        final = self.final(counts)
+        stand_in = final or [self._run(candidates[0], seed) for seed in self._seeds()]
+        if not self.at_scale.search and self.search() and not final:
             stand_in = stand_in[1:]  # the winner of the search is the first seed's run
         return [*self.search(), *stand_in]
 
@@ -247,9 +249,9 @@ class Grid:
         more = [*candidate.overrides, *(self.at_scale.search if searching else [])]
         return _composed((*self.base, *more)).model_copy(update={"lr": candidate.lr, "seed": seed})
 
-    def _score(self, config: RunConfig) -> float | str | None:
+    def _score(self, config: RunConfig, counts: Counts) -> float | str | None:
         result = result_of(config)
-        if result is None:
+        if result is None or not counts(result, self.scale):
             return None
         if result["status"] != "done":
             return str(result["status"])

@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-import json
+import fcntl
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from mora.config import ConfigError, RunConfig, run_id
+from mora.config import RunConfig, run_id, source
 from mora.config.run_id import result_path
 from mora.config.source import ROOT
+
+from .result import result_of, stands
 
 
 def run_folder(config: RunConfig) -> Path:
     """Where the run works: outputs/<run_id>, or MORA_OUTPUT_DIR/<run_id> for a larger disk."""
     return Path(os.environ.get("MORA_OUTPUT_DIR", ROOT / "outputs")) / run_id(config)
-
-
-def result_of(config: RunConfig) -> dict[str, Any] | None:
-    """The result of this very run, if it was made. Raises: ConfigError where its file is damaged."""
-    path = result_path(config)
-    try:
-        return json.loads(path.read_text()) if path.is_file() else None
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path} is damaged ({error}): remove it, and the run is done again") from error
 
 
 STOPPED = 130  # exit code of a run that was asked to stop, as of a shell's command after Ctrl-C
@@ -94,6 +87,16 @@ def rendezvous(config: RunConfig) -> str:
     return f"{job.hostnames[0]}:{20_000 + int(job.raw_job_id) % 10_000}"
 
 
+def warning(scale: str) -> str | None:
+    """What to know before a run of this scale is started: that its result will enter no table."""
+    dirty = source.of_this_process()["dirty"]
+    if scale == "smoke" or dirty is False:
+        return None
+    if dirty is None:
+        return "there is no git here: results enter tables after scripts/collect_results.py has found their commit"
+    return f"{', '.join(source.SOURCES)} are not those of the commit: results enter no table; commit first"
+
+
 def launch(
     config: RunConfig,
     output: Any = None,
@@ -101,17 +104,21 @@ def launch(
     folder: Path | None = None,
     left_s: Callable[[], float] | None = None,
 ) -> int:
-    """Runs the worker to its end and returns its exit code, or STOPPED; a run whose result exists is not repeated.
+    """Runs the worker to its end and returns its exit code, or STOPPED; a run whose result stands is not repeated, one that
+    does not is set aside.
 
     `output`: a file for what it prints, else this terminal. `folder`: another than the run's own. `left_s`: seconds that the
     worker may go on, asked every second; when none are left it is killed with all its ranks. Interrupted, it lets the
     worker save a checkpoint; interrupted again, it does not wait for that.
     """
-    if result_of(config) is not None:
+    if stands(result_of(config), config.scale.name):
         print(f"already done: {result_path(config)}", file=output or sys.stdout)
         return 0
+    if output is None and (text := warning(config.scale.name)):
+        print(f"warning: {text}", file=sys.stderr)
     folder = folder or run_folder(config)
     folder.mkdir(parents=True, exist_ok=True)
+    _set_aside(config, folder)
     write_config(config, folder / "config.yaml")
     lr = "" if config.lr is None else f" lr={config.lr:g}"
     steps = f"{config.last_step} steps" if config.knows_steps else f"{config.task.train.epochs} epochs"
@@ -134,6 +141,36 @@ def launch(
         return STOPPED
     finally:
         del _workers[worker]
+
+
+@contextmanager
+def unheld(folder: Path) -> Iterator[bool]:
+    """Whether no worker, of this suite or another, is at the run: while it lives it locks the run's folder. None can begin
+    before this ends; others may ask meanwhile."""
+    with open(folder / ".lock", "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def _set_aside(config: RunConfig, folder: Path) -> None:
+    """Moves a result that does not stand, with its log and spectrum, to `unusable/` beside it, named by its source too. Not
+    while a worker is at the run: it began with that."""
+    path = result_path(config)
+    with unheld(folder) as free:
+        result = result_of(config)
+        if not free or result is None or stands(result, config.scale.name):
+            return
+        aside = path.parent / "unusable" / f"{run_id(config)}.{result['source']['fingerprint']}"
+        aside.parent.mkdir(exist_ok=True)
+        log, spectrum = path.with_suffix(".log.jsonl"), path.parent.parent / "spectra" / path.name
+        moved = {log: ".log.jsonl", spectrum: ".spectrum.json", path: ".json"}  # the result itself last
+        for file, kind in moved.items():
+            with suppress(FileNotFoundError):  # another suite may be doing the same
+                os.replace(file, f"{aside}{kind}")
 
 
 def _wait(worker: subprocess.Popen[bytes], left_s: Callable[[], float] | None) -> int:

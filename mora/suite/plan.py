@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from mora.analysis.cost import Cost, cost
@@ -13,7 +12,7 @@ from mora.config.schema import Hardware
 
 from .experiment import Grid
 from .launch import ROOT
-from .runner import missing
+from .result import read, result_of, stands, unusable, usable
 
 COLUMNS = (
     f"{'run':44} {'steps':>6} {'tokens':>8} {'PFLOP':>8} {'trainable':>13} "
@@ -23,19 +22,34 @@ COLUMNS = (
 
 
 def text(grids: list[Grid], hardware: str) -> str:
-    """A line a missing run on the hardware of that name, then totals and what the numbers rest on.
+    """A line a run on the hardware of that name that has no usable result, then totals and what the numbers rest on; what
+    results there are that do not count, and why.
 
     Final runs whose setting is not chosen yet are counted at the first of the grid.
-    Raises: ConfigError, also where that hardware cannot share out a run's batch.
+    Raises: ConfigError, also where a result is damaged, or that hardware cannot share out a run's batch.
     """
-    chosen = _hardware(hardware)
-    found = missing(c for grid in grids for c in grid.runs())
+    chosen, measured = _hardware(hardware), _results()
+    wanted = {run_id(config): config for grid in grids for config in grid.runs(stands)}
+    found = [config for config in wanted.values() if not usable(result_of(config), config.scale.name)]
+    cells = len({tuple(grid.base) for grid in grids if grid.exists})
+    everything = f"{cells} cells (a task, method and rank each), {len(wanted)} runs"
+    if not found:
+        return f"{everything}; nothing is missing"
     runs = [load(c.model_dump(mode="json") | {"hardware": chosen.model_dump()}) for c in found]
-    if not runs:
-        return "nothing is missing"
-    measured = _results()
     costs = [(run, cost(run, measured.get((run.scale.name, run.task.name), []))) for run in runs]
-    return "\n".join([COLUMNS, *(_line(run, needs) for run, needs in costs), "", *_totals(costs, chosen)])
+    lines = [COLUMNS, *(_line(run, needs) for run, needs in costs), "", f"{everything}; missing:"]
+    return "\n".join([*lines, *_totals(costs, chosen), *_unusable(found)])
+
+
+def _unusable(missing: list[RunConfig]) -> list[str]:
+    """Results that are there and do not count."""
+    lines = []
+    for config in missing:
+        result, scale = result_of(config), config.scale.name
+        if result is not None:
+            again = "not repeated by the same source" if stands(result, scale) else "run again, and kept in unusable/"
+            lines.append(f"{run_id(config)} does not count: {unusable(result, scale)}; {again}")
+    return lines
 
 
 def _hardware(name: str) -> Hardware:
@@ -47,7 +61,7 @@ def _results() -> dict[tuple[str, str], list[dict[str, Any]]]:
     """Results by scale and task, for the length of their data."""
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for path in sorted((ROOT / "results" / "runs").glob("*.json")):
-        result = json.loads(path.read_text())
+        result = read(path)
         found.setdefault((result["config"]["scale"]["name"], result["config"]["task"]["name"]), []).append(result)
     return found
 
@@ -82,27 +96,39 @@ def _bounded(found: Cost) -> str:
 
 def _totals(costs: list[tuple[RunConfig, Cost]], hardware: Hardware) -> list[str]:
     flops = sum(found.flops or 0 for _, found in costs)
-    hours = sum(found.gpu_hours or 0 for _, found in costs)
     unknown = sum(found.flops is None for _, found in costs)
     too_large = [run_id(run) for run, found in costs if found.micro_batch_size is None]
-    days = hours / hardware.world_size / 24
     disk, checkpoints = sum(f.disk for _, f in costs) / GIB, max(f.checkpoints for _, f in costs) / GIB
     lines = [
-        f"{len(costs)} runs, {flops / 1e18:,.1f} EFLOP, {hours:,.0f} GPU hours of training at most on {hardware.name} "
-        f"({hardware.world_size} GPUs: {days:,.1f} days); {disk:,.0f} GiB of adapters and merged models are left, and up to "
-        f"{checkpoints:,.0f} GiB of checkpoints a run on the way.",
-        f"micro: the most sequences a pass of a rank that fits {GPU_BYTES / GIB:.0f} GiB less {RESERVE:.0%}; set it with "
-        "hardware.micro_batch_size. Memory in GiB at that size, shadow in CPU memory of rank 0.",
+        f"{len(costs)} runs, {flops / 1e18:,.1f} EFLOP, {_hours(costs, hardware)}; {disk:,.0f} GiB of adapters and merged "
+        f"models are left, and up to {checkpoints:,.0f} GiB of checkpoints a run on the way.",
+        f"micro: {_micro(hardware)}; set it with hardware.micro_batch_size. Memory in GiB at that size, shadow in CPU "
+        "memory of rank 0.",
         "Tokens marked < take every sequence for as long as the longest. Evaluation is not counted.",
     ]
     sources: dict[str, int] = {}
     for _, found in costs:
         sources[found.rate_source] = sources.get(found.rate_source, 0) + 1
     lines += [f"speed of {n} runs: {source}" for source, n in sources.items()]
-    if hardware.world_size > 1:
+    if hardware.world_size > 1 and hardware.device != "cpu":
         lines.append("Several GPUs are extrapolated from one: what they say to each other is not in the hours.")
     if unknown:
         lines.append(f"{unknown} runs have data whose size is known after `make data`.")
     if too_large:
         lines.append(f"do not fit on {hardware.name}, not even one sequence at a time: {', '.join(too_large)}")
     return lines
+
+
+def _hours(costs: list[tuple[RunConfig, Cost]], hardware: Hardware) -> str:
+    if hardware.device == "cpu":
+        return f"hours not known on {hardware.name}"
+    hours = sum(found.gpu_hours or 0 for _, found in costs)
+    days = hours / hardware.world_size / 24
+    on = f"{hardware.name} ({hardware.world_size} GPUs: {days:,.1f} days)"
+    return f"{hours:,.0f} GPU hours of training at most on {on}"
+
+
+def _micro(hardware: Hardware) -> str:
+    if hardware.device == "cpu":
+        return f"the sequences a pass of a rank that are set; how much memory {hardware.name} has is not known"
+    return f"the most sequences a pass of a rank that fits {GPU_BYTES / GIB:.0f} GiB less {RESERVE:.0%}"

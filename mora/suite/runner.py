@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import subprocess
 import sys
@@ -16,19 +15,23 @@ from mora.config import RunConfig, run_id
 from .experiment import Grid
 from .figures import spectrum_path
 from .gpus import Places, visible
-from .launch import ROOT, STOPPED, interrupt_on_sigterm, launch, result_of, run_folder, stop_workers
+from .launch import ROOT, STOPPED, interrupt_on_sigterm, launch, run_folder, stop_workers, unheld, warning
+from .result import done, result_of, stands
 
 POLL_S = 5.0  # how often a run that another suite is doing is looked at
 
 
 def missing(configs: Iterable[RunConfig]) -> list[RunConfig]:
-    """Those without a result, each once."""
-    return list({run_id(c): c for c in configs if result_of(c) is None}.values())
+    """Those without a result that stands, each once."""
+    return list({run_id(c): c for c in configs if not done(c)}.values())
 
 
 def plan(grids: list[Grid]) -> list[RunConfig]:
-    """What can be run now: the searches first, since other runs wait for them, and the runs at the rates they chose."""
-    return missing([*(c for grid in grids for c in grid.search()), *(c for grid in grids for c in grid.final())])
+    """What can be run now: the searches first, since other runs wait for them, and the runs at the rates they chose.
+
+    On changed source its own results choose, too: they decide what it runs, and no table.
+    """
+    return missing([*(c for grid in grids for c in grid.search()), *(c for grid in grids for c in grid.final(stands))])
 
 
 def complete(grids: list[Grid], jobs: int) -> list[str]:
@@ -43,9 +46,12 @@ def complete(grids: list[Grid], jobs: int) -> list[str]:
     pool, places = ThreadPoolExecutor(jobs), Places(jobs, gpus)
     running: dict[Future[int], RunConfig] = {}
     failed: list[str] = []
+    finished: set[str] = set()  # not begun again, though a suite of other source may replace their results
+    if plan(grids) and (text := warning(grids[0].scale)):
+        print(f"warning: {text}", file=sys.stderr, flush=True)
     announced: list[str] = []
     try:
-        while todo := [c for c in plan(grids) if run_id(c) not in failed]:
+        while todo := [c for c in plan(grids) if run_id(c) not in {*failed, *finished}]:
             ours = {run_id(c) for c in running.values()}
             others = [c for c in todo if run_id(c) not in ours]
             free = [c for c in others if not held(c)]
@@ -60,6 +66,8 @@ def complete(grids: list[Grid], jobs: int) -> list[str]:
                 config = running.pop(ended)
                 if ended.result():
                     failed.append(run_id(config))
+                elif done(config):
+                    finished.add(run_id(config))
     except KeyboardInterrupt:
         pool.shutdown(wait=False, cancel_futures=True)
         stop_workers()
@@ -85,17 +93,12 @@ def _announce(
 
 
 def held(config: RunConfig) -> bool:
-    """Whether a worker, of this suite or another, is at the run now: while it lives it locks the run's folder."""
-    path = run_folder(config) / ".lock"
-    if not path.is_file():
+    """Whether a worker, of this suite or another, is at the run now."""
+    folder = run_folder(config)
+    if not (folder / ".lock").is_file():
         return False
-    with open(path) as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        fcntl.flock(lock, fcntl.LOCK_UN)
-    return False
+    with unheld(folder) as free:
+        return not free
 
 
 def _was_held(folder: Path) -> bool:
@@ -105,7 +108,7 @@ def _was_held(folder: Path) -> bool:
 
 
 def _run(config: RunConfig, places: Places) -> int:
-    """The worker's exit code; 0 too where another process holds the run or was faster."""
+    """The worker's exit code; 0 too where another process holds the run or was faster, 1 where its result does not stand."""
     if held(config):
         print(f"{run_id(config)}: elsewhere", flush=True)
         return 0
@@ -114,9 +117,16 @@ def _run(config: RunConfig, places: Places) -> int:
     threads = str(max(1, (os.cpu_count() or 1) // places.jobs))
     with open(folder / "output.txt", "a") as output, places.take(config.hardware.world_size) as env:
         code = launch(config, output, {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads), **env})
-    if code and (result_of(config) is not None or held(config) or _was_held(folder)):
+    if code and (done(config) or held(config) or _was_held(folder)):
         print(f"{run_id(config)}: elsewhere", flush=True)
         return 0
+    if code == 0 and result_of(config) is not None and not done(config):
+        print(
+            f"{run_id(config)}: its source is not that of this suite: start the suite again",
+            file=sys.stderr,
+            flush=True,
+        )
+        return 1
     failed = f"FAILED with exit code {code}, see {folder / 'output.txt'}"
     word = {0: "done", STOPPED: "stopped"}.get(code, failed)
     print(f"{run_id(config)}: {word}", file=sys.stdout if code == 0 else sys.stderr, flush=True)
@@ -125,7 +135,7 @@ def _run(config: RunConfig, places: Places) -> int:
 
 def measure_spectra(grids: list[Grid]) -> None:
     """The spectra of finished runs whose weights are still in their folders; those that there are stay."""
-    for config in (c for grid in grids for c in grid.final()):
+    for config in (c for grid in grids for c in grid.final(stands)):
         path, folder = spectrum_path(config), run_folder(config)
         result = result_of(config)
         if path.is_file() or result is None or result["status"] != "done" or not (folder / "config.yaml").is_file():

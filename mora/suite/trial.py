@@ -22,7 +22,8 @@ from mora.config.compose import ConfigError
 from mora.train import log
 
 from .gpus import Places, visible
-from .launch import launch, result_of
+from .launch import launch
+from .result import result_of
 
 GIB = 2**30
 ROOM = 80 * GIB  # of memory that files may take: a 7B checkpoint with its fp32 shadow, and the merged model

@@ -9,6 +9,7 @@ import torch
 
 from mora.config.run_id import run_id
 from mora.config.schema import RunConfig
+from mora.config.source import of_this_process
 from mora.data import TrainingData
 from mora.evaluate import samples, synthetic, teacher_forced
 from mora.evaluate.harness import Settings, evaluate_model, task_manager
@@ -67,7 +68,8 @@ class Scoring:
         if last:
             engine.computation_changed()  # the memory of its graphs is free for generation
         torch.cuda.empty_cache()  # nothing where there is no GPU
-        settings = self.settings.resumable(self.folder / f"journal-{rank()}.jsonl", f"{run_id(self.config)}|{step}")
+        made_by = f"{run_id(self.config)}|{step}|{of_this_process()['fingerprint']}"  # other code, other answers
+        settings = self.settings.resumable(self.folder / f"journal-{rank()}.jsonl", made_by)
         dtype = DTYPES[self.config.scale.precision]
         with engine.full_weights(), merged(engine.model, dtype), alone():
             scores, kept = evaluate_model(engine.model, self.tokenizer, self.plan.tasks, settings)

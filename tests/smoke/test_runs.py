@@ -62,7 +62,8 @@ def losses(tmp_path):
     return [(row["step"], row["loss"], row["grad_norm"], row["lr"]) for row in rows]
 
 
-METHODS = {"fft": ["method=fft"]} | {m: [f"method={m}", "r=4"] for m in ("lora", "dora", "mora")}
+LIKE_LORA = ("lora", "lora_plus", "asylora", "dora", "mora")
+METHODS = {"fft": ["method=fft"]} | {m: [f"method={m}", "r=4"] for m in LIKE_LORA}
 RESTARTS = ["r=4", "method.restart.every_steps=5", "method.restart.warmup_steps=1"]
 METHODS |= {m: [f"method={m}", *RESTARTS] for m in ("relora", "remora")}
 IN_RESTART = ("between_merge_and_reinit:5", "after_restart:5", "after_restart:10")  # before their checkpoints
@@ -90,6 +91,10 @@ def test_a_run_killed_anywhere_repeats_the_uninterrupted_one_bit_for_bit(tmp_pat
     assert killed["parameters"]["trainable"] > 0
 
 
+def test_no_method_is_left_out():
+    assert {*METHODS, "none"} == {path.stem for path in (ROOT / "configs" / "method").glob("*.yaml")}
+
+
 def test_a_run_killed_at_a_random_time_repeats_the_uninterrupted_one_bit_for_bit(tmp_path):
     overrides = ["method=remora", *RESTARTS, "task.train.epochs=100", "task.train.checkpoint_every_steps=7"]
     config = compose([*SHORT, *overrides, f"scale.results_dir={tmp_path}/killed/results"])
@@ -113,6 +118,9 @@ def test_the_untuned_model_is_evaluated_only(tmp_path):
     (result,) = results(tmp_path)
     assert result["parameters"]["trainable"] == 0
     assert 0 <= result["metrics"]["0"]["uuid_char_acc"] < 0.2
+    journal = (folder_of(tmp_path, "method=none") / "journal-0.jsonl").read_text()
+    made_by = json.loads(journal.splitlines()[0])["identity"]
+    assert result["source"]["fingerprint"] in made_by, "other code must not take these answers for its own"
 
 
 def test_a_worker_does_not_repeat_a_run_that_has_a_result(tmp_path):

@@ -38,7 +38,7 @@ def test_a_plan_names_every_missing_run_and_adds_them_up(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "ROOT", tmp_path)
     grids = [grid for row in experiments.grids(experiments.load("table1"), "paper") for grid in row]
     text = plan.text(grids, "gpu8")
-    assert "128 runs, " in text
+    assert "\n51 cells (a task, method and rank each), 128 runs; missing:\n128 runs, " in text
     assert len([line for line in text.splitlines() if "-s0-" in line]) == 128
     assert "Several GPUs are extrapolated" in text
 
@@ -47,7 +47,18 @@ def test_a_plan_names_every_missing_run_and_adds_them_up(tmp_path, monkeypatch):
 def test_a_plan_can_be_made_for_every_hardware(name, tmp_path, monkeypatch):
     monkeypatch.setattr(source, "ROOT", tmp_path)
     grid = experiments.grids(experiments.load("table3"), "paper")[0][0]
-    assert f"training at most on {name} " in plan.text([grid], name)
+    text = plan.text([grid], name)
+    known = not name.startswith("cpu")
+    assert (f"training at most on {name} " in text) == known
+    assert ("fits 79 GiB" in text) == ("measured, NVIDIA" in text or "assumed, 40%" in text) == known
+    assert (f", hours not known on {name};" in text) == (f"how much memory {name} has is not known" in text) != known
+
+
+def test_a_cpu_takes_the_micro_batch_that_is_set():
+    too_large = ["task=uuid", "method=fft", "scale=paper"]  # for one GPU of those that are known
+    assert cost.cost(compose([*too_large, "hardware=gpu1"])).micro_batch_size is None
+    found = cost.cost(compose([*too_large, "hardware=cpu", "hardware.micro_batch_size=10"]))
+    assert (found.micro_batch_size, found.gpu_hours) == (10, None)
 
 
 def test_hardware_that_cannot_share_out_the_batch_is_refused(tmp_path, monkeypatch):

@@ -1,9 +1,13 @@
+import subprocess
+import sys
+
 import hydra
 import pytest
 import yaml
 
 from mora.config import ConfigError, compose, run_id
-from mora.config.compose import CONFIG_DIR, load
+from mora.config.compose import CONFIG_DIR, check_sweep, load
+from mora.config.source import ROOT
 
 
 @pytest.mark.parametrize(
@@ -95,6 +99,28 @@ def test_a_sweep_hands_hydra_the_grid_of_the_task_and_method(sweep, task, expect
         overrides = [f"task={task}", f"method={method}", "r=256", f"sweep={sweep}"]
         composed = hydra.compose("config", overrides=overrides, return_hydra_config=True)
     assert dict(composed.hydra.sweeper.params) == expected
+
+
+@pytest.mark.parametrize(
+    "several", ["method=lora,mora", "r=8,256", "task=uuid,metamath", "scale=lite,paper", "r=choice(8,256)"]
+)
+@pytest.mark.parametrize("sweep", ["lr", "lora_plus"])
+def test_a_sweep_over_rates_of_several_grids_is_refused(several, sweep):
+    given = {"task": "metamath", "method": "lora_plus", "r": "8"} | dict([several.split("=")])
+    arguments = ["-m", f"sweep={sweep}", *(f"{key}={value}" for key, value in given.items())]
+    done = subprocess.run([sys.executable, "run.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"run.py: {several}: expected one value beside sweep=, whose rates depend on it; "
+        "give one task, method, r and scale a call\n"
+    )
+
+
+def test_what_else_is_swept_over_goes_with_a_grid():
+    check_sweep(
+        ["-m", "sweep=lr", "task=metamath", "method=lora", "r=8", "seed=0,1", "task.data.packing=isolated,none"]
+    )
+    check_sweep(["-m", "task=uuid", "method=lora,mora", "r=8,256"])
 
 
 def test_without_lr_the_first_of_the_grid_is_taken():

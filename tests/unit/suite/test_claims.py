@@ -26,14 +26,18 @@ def nothing_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "ROOT", tmp_path)
 
 
-def measure(scale, row, accuracies):
+def measure(scale, row, accuracies, at_300=None):
     """Every run of the row: the search, and one final run a seed with the accuracy of that seed."""
     rows = experiments.grids(experiments.load("table2"), scale)
     grid = next(g for r in rows for g in r if (g.row.method, g.row.r, g.row.operator) == (*row, None))
     for config in grid.search():
         write(config, {"value_nll": config.lr}, steps=(300, 500, 700, 900))
     for config, accuracy in zip(grid.final(), accuracies, strict=True):
-        write(config, {"value_nll": config.lr, "uuid_char_acc": accuracy}, steps=(300, 500, 700, 900))
+        path = write(config, {"value_nll": config.lr, "uuid_char_acc": accuracy}, steps=(300, 500, 700, 900))
+        if at_300 is not None:
+            result = json.loads(path.read_text())
+            result["metrics"]["300"]["uuid_char_acc"] = at_300
+            path.write_text(json.dumps(result))
 
 
 @pytest.mark.parametrize(
@@ -83,6 +87,25 @@ def test_a_margin_is_allowed_to_both_sides_or_below_alone(kind, mora, lora, expe
     measure("lite", ("mora", 1), mora)
     measure("lite", ("lora", 1), lora)
     assert claims.verdict(Claim.model_validate(claim), "lite") == expected
+
+
+@pytest.mark.parametrize(
+    ("mora", "lora", "counting", "all_columns"),
+    [
+        ((0.99, 0.995, 1.0), (0.99, 0.995, 1.0), "shown", "undecided"),  # both know everything at step 500
+        ((0.98, 0.98, 0.98), (1.0, 1.0, 1.0), "contradicted", "contradicted"),
+        ((0.98, 0.99, 1.0), (0.98, 0.97, 0.98), "undecided", "undecided"),
+    ],
+)
+def test_a_column_where_both_are_saturated_does_not_count(mora, lora, counting, all_columns):
+    claim = Claim.model_validate(FASTER | {"columns": ["step_300", "step_500"]})
+    measure("lite", ("mora", 1), mora, at_300=0.9)
+    assert claims.verdict(claim.model_copy(update={"saturated": 99}), "lite") == "not run"
+    measure("lite", ("lora", 1), lora, at_300=0.5)
+    assert claims.verdict(claim.model_copy(update={"saturated": 99}), "lite") == counting
+    assert claims.verdict(claim, "lite") == all_columns
+    nothing_left = claim.model_copy(update={"saturated": 50})
+    assert claims.verdict(nothing_left, "lite") == "undecided"
 
 
 def test_a_spectrum_is_the_mean_over_the_kinds_of_modules():

@@ -160,7 +160,8 @@ def test_only_some_cells_run(nothing_measured):
     [
         (["seed=0"], "expected task=VALUE,..., method=VALUE,..., r=VALUE,..."),
         (["task=metamath,uuid"], "no cell has task=uuid; there are tulu2, metamath, biomed, finance"),
-        (["r=8"], "no cell has r=8"),
+        (["r=8"], "no cell has r=8; there are 1, 32"),
+        (["r=None"], "no cell has r=None; there are 1, 32"),
     ],
 )
 def test_a_filter_that_no_cell_can_pass_is_refused(filters, complaint, nothing_measured):

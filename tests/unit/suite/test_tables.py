@@ -57,13 +57,15 @@ def test_a_search_of_changed_source_enters_no_table(row, tmp_path):
     grid = row[0]
     for i, config in enumerate(grid.search()):
         write_uuid(config, 1.0 + i, dirty=i == 1)
+    assert grid.best() is None, "a run of changed source takes no part in the choice"
+    write_uuid(grid.search()[1], 2.0)
     for config in grid.final():
         write_uuid(config, 1.0)
+    assert cell(grid).values == (50.0,) * 3
+    write_uuid(grid.search()[1], 0.1, dirty=True)
     assert cell(grid).values is None
     text = tables.render("table2", grid.experiment, [row], "lite", tmp_path / "out").read_text()
     assert text.count("not run") == 4 + 1
-    write_uuid(grid.search()[1], 2.0)
-    assert cell(grid).values == (50.0,) * 3
 
 
 def test_a_cell_needs_every_seed_and_committed_source(row, tmp_path):

@@ -1,0 +1,236 @@
+"""Results that may enter no table, and files that are no results: said, planned and run again, never lost."""
+
+import fcntl
+import json
+import re
+import sys
+
+import pytest
+from made_up import write
+
+from mora.config import run_id, source
+from mora.config.run_id import result_path
+from mora.suite import __main__ as suite
+from mora.suite import experiment as experiments
+from mora.suite import figures, launch, plan, runner
+from mora.suite.cells import cell
+from mora.suite.gpus import Places
+from mora.suite.result import stands, usable
+
+CHANGED = {"commit": "c" * 40, "fingerprint": "changed", "dirty": True}
+COPIED = {"commit": None, "fingerprint": "changed", "dirty": None}
+STEPS = (300, 500, 700, 900)
+
+
+@pytest.fixture
+def grid(tmp_path, monkeypatch):
+    """LoRA r=1 of Table 2 at scale lite: a search of four rates, three final runs."""
+    monkeypatch.setattr(source, "ROOT", tmp_path)
+    monkeypatch.setenv("MORA_OUTPUT_DIR", str(tmp_path / "outputs"))
+    monkeypatch.setattr(runner, "interrupt_on_sigterm", lambda: None)
+    rows = experiments.grids(experiments.load("table2"), "lite")
+    return next(row[0] for row in rows if (row[0].row.method, row[0].row.r) == ("lora", 1))
+
+
+def measure(runs, **more):
+    for config in runs:
+        write(config, {"value_nll": 1 / config.lr, "uuid_char_acc": 0.5}, steps=STEPS, **more)  # the highest rate wins
+
+
+def becomes(monkeypatch, here):
+    monkeypatch.setattr(source, "of_this_process", lambda: here)
+
+
+@pytest.mark.parametrize("name", ["search", "final"])
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        ({"dirty": True}, "its source was changed"),
+        ({"dirty": None}, "its commit is not known; scripts/collect_results.py looks for it"),
+        ({"status": "failed"}, "it ended as 'failed'"),
+        ({"scale": "smoke"}, "it is of scale smoke"),
+    ],
+)
+def test_the_plan_names_what_does_not_count_and_counts_it_as_missing(grid, name, broken, reason):
+    measure(grid.search())
+    measure(grid.final())
+    assert plan.text([grid], "gpu1") == "1 cells (a task, method and rank each), 7 runs; nothing is missing"
+    config = getattr(grid, name)()[-1]
+    if "scale" in broken:
+        broken = {"config": config.model_dump(mode="json") | {"scale": {"name": "smoke"}}}
+    measure([config], **broken)
+    text = plan.text([grid], "gpu1")
+    assert f"{run_id(config)} does not count: {reason}; run again, and kept in unusable/" in text
+    assert re.search(rf"^{run_id(config)} .*M .*\d", text, re.M), "no line with its cost"
+    assert "7 runs; missing:" in text
+    assert run_id(config) in [run_id(c) for c in runner.plan([grid])]
+    assert (grid.best() is None) == (name == "search")
+
+
+@pytest.mark.parametrize("here", [CHANGED, COPIED], ids=["changed", "copied"])
+def test_a_result_of_the_same_changed_source_is_not_repeated_and_enters_no_table(grid, monkeypatch, capsys, here):
+    becomes(monkeypatch, here)
+    measure(grid.search(), source=here)
+    assert grid.best() is None
+    finals = runner.plan([grid])
+    assert [(c.lr, c.last_step) for c in finals] == [(grid.search()[-1].lr, 1000)] * 3
+    measure(finals, source=here)
+    assert runner.complete([grid], 1) == []
+    assert capsys.readouterr().err == "", "nothing is started, so nothing is said"
+    assert cell(grid).values is None
+    text = plan.text([grid], "gpu1")
+    assert text.count("does not count: ") == text.count("; not repeated by the same source") == 7
+    for other in (CHANGED | {"fingerprint": "another"}, CHANGED | {"dirty": False}):
+        becomes(monkeypatch, other)
+        assert [run_id(c) for c in runner.plan([grid])] == [run_id(c) for c in grid.search()]
+
+
+@pytest.mark.parametrize(
+    "broken", [{"status": "failed"}, {"config": {"scale": {"name": "smoke"}, "task": {"name": "uuid"}}}]
+)
+def test_what_did_not_end_or_is_of_another_scale_is_repeated_by_any_source(grid, monkeypatch, broken):
+    becomes(monkeypatch, CHANGED)
+    measure(grid.search()[:1], source=CHANGED, **broken)
+    result = json.loads(result_path(grid.search()[0]).read_text())
+    assert usable(result, "lite") is None
+    assert not stands(result, "lite")
+
+
+@pytest.fixture
+def worker(monkeypatch, tmp_path):
+    """In place of a worker: a script that writes a result of the source `made_by`, and the run's folder to a list."""
+    script = tmp_path / "worker.py"
+
+    def use(config, made_by):
+        write(config, {"value_nll": 1.0}, steps=STEPS, source=made_by)
+        text = result_path(config).read_text()
+        result_path(config).unlink()
+        script.write_text(
+            f"open({str(tmp_path / 'started')!r}, 'a').write('x')\nopen({str(result_path(config))!r}, 'w').write({text!r})\n"
+        )
+
+    monkeypatch.setattr(launch, "_starter", lambda config: [sys.executable, str(script)])
+    return use
+
+
+def test_a_result_that_does_not_count_is_set_aside_and_the_run_done_again(grid, worker, tmp_path, capfd):
+    config = grid.search()[0]
+    worker(config, source.of_this_process())
+    measure([config], source=CHANGED, log_rows=[{"step": 1, "loss": 1.0}])
+    spectrum = figures.spectrum_path(config)
+    spectrum.parent.mkdir()
+    spectrum.write_text("{}")
+    earlier = result_path(config).read_text()
+    assert launch.launch(config) == 0
+    assert usable(launch.result_of(config), "lite")
+    aside = result_path(config).parent / "unusable"
+    kinds = ("json", "log.jsonl", "spectrum.json")
+    assert {p.name for p in aside.iterdir()} == {f"{run_id(config)}.changed.{kind}" for kind in kinds}
+    assert (aside / f"{run_id(config)}.changed.json").read_text() == earlier
+    assert not spectrum.exists()
+    assert "warning" not in capfd.readouterr().err
+    assert launch.launch(config) == 0
+    assert (tmp_path / "started").read_text() == "x", "a usable result is not repeated"
+
+
+def test_nothing_is_set_aside_while_a_worker_is_at_the_run(grid):
+    config = grid.search()[0]
+    measure([config], source=CHANGED)
+    folder = launch.run_folder(config)
+    folder.mkdir(parents=True)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        launch._set_aside(config, folder)
+        assert result_path(config).is_file()
+    with launch.unheld(folder) as free:  # another suite looks
+        assert free
+        launch._set_aside(config, folder)
+    assert not result_path(config).is_file()
+
+
+def test_source_that_changes_under_a_suite_ends_in_a_failure_and_in_no_second_run(grid, worker, tmp_path, capfd):
+    config = grid.search()[0]
+    grid.search = lambda: [config]
+    worker(config, CHANGED)
+    assert runner.complete([grid], 1) == [run_id(config)]
+    assert (tmp_path / "started").read_text() == "x"
+    assert f"{run_id(config)}: its source is not that of this suite: start the suite again" in capfd.readouterr().err
+
+
+def test_two_suites_of_different_changed_source_do_not_repeat_each_others_runs_for_ever(grid, monkeypatch):
+    becomes(monkeypatch, CHANGED)
+    first, *_ = grid.search()
+    started = []
+
+    def fake(config, output, env):
+        started.append(run_id(config))
+        measure([config], source=CHANGED)
+        if len(started) == 2:  # meanwhile the other suite has made the first one anew
+            measure([first], source=CHANGED | {"fingerprint": "another"})
+        return 0
+
+    monkeypatch.setattr(runner, "launch", fake)
+    assert runner.complete([grid], 1) == []
+    assert started == [run_id(config) for config in grid.search()]
+
+
+@pytest.mark.parametrize(
+    ("here", "expected"),
+    [
+        (CHANGED, "warning: mora, configs, run.py are not those of the commit: results enter no table; commit first\n"),
+        (COPIED, "warning: there is no git here: results enter tables after scripts/collect_results.py"),
+    ],
+)
+def test_changed_source_is_said_once_at_the_start(grid, monkeypatch, capsys, here, expected):
+    becomes(monkeypatch, here)
+    monkeypatch.setattr(runner, "launch", lambda config, output, env: measure([config], source=here) or 0)
+    assert runner.complete([grid], 2) == []
+    err = capsys.readouterr().err
+    assert err.startswith(expected)
+    assert err.count("warning") == 1
+    assert launch.warning("smoke") is None
+
+
+def test_a_single_run_on_changed_source_says_so_too(grid, monkeypatch, worker, capfd):
+    becomes(monkeypatch, CHANGED)
+    worker(grid.search()[0], CHANGED)
+    assert launch.launch(grid.search()[0]) == 0
+    assert "warning: mora, configs, run.py are not those of the commit" in capfd.readouterr().err
+
+
+def without(result, field):
+    *above, last = field.split(".")
+    section = result
+    for name in above:
+        section = section[name]
+    del section[last]
+    return json.dumps(result)
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (lambda result: json.dumps(result)[:100], "Unterminated string|Expecting"),
+        (lambda result: "", "Expecting value"),
+        (lambda result: "[]", "no field status"),
+        (lambda result: without(result, "source"), "no field source.dirty"),
+        (lambda result: without(result, "source.fingerprint"), "no field source.fingerprint"),
+        (lambda result: without(result, "config"), "no field config.scale.name"),
+        (lambda result: without(result, "metrics"), "no field metrics"),
+    ],
+)
+@pytest.mark.parametrize("mode", [["--render"], ["--plan"], []])
+def test_a_damaged_result_ends_everything_in_one_line_that_names_it(grid, monkeypatch, capsys, mode, damage, complaint):
+    path = result_path(grid.search()[0])
+    measure(grid.search()[:1])
+    path.write_text(damage(json.loads(path.read_text())))
+    monkeypatch.setattr(plan, "ROOT", source.ROOT)
+    monkeypatch.setattr(sys, "argv", ["mora.suite", "table2", "--scale", "lite", *mode])
+    assert suite.main() == 2
+    err = capsys.readouterr().err
+    assert re.fullmatch(rf"mora\.suite: {re.escape(str(path))} is damaged \(.*({complaint}).*\): remove it, .*\n", err)
+
+
+def test_a_run_whose_result_does_not_stand_has_failed(grid, monkeypatch):
+    monkeypatch.setattr(runner, "launch", lambda config, output, env: measure([config], source=CHANGED) or 0)
+    assert runner._run(grid.search()[0], Places(1, [])) == 1
