@@ -182,6 +182,19 @@ def test_table_5_is_what_the_configs_say():
     assert [line for line in lines if line.paper != line.ours] == []
 
 
+def test_table_5_is_markdown_latex_and_csv_and_marks_what_differs(tmp_path, monkeypatch):
+    found = [settings.Line("tulu2: warmup_steps", 500, 300), settings.Line("tulu2: lr fft", [2e-5, 1e-4], [2e-5, 1e-4])]
+    monkeypatch.setattr(settings, "lines", lambda experiment: found)
+    path = settings.render("table5", experiments.load("table5"), tmp_path)
+    assert "| tulu2: warmup_steps | 500 | 300 | differs |\n" in path.read_text()
+    assert "tulu2: warmup\\_steps & 500 & 300 & differs \\\\\n" in path.with_suffix(".tex").read_text()
+    assert list(csv.reader(path.with_suffix(".csv").open())) == [
+        ["setting", "paper", "configs", "differs"],
+        ["tulu2: warmup_steps", "500", "300", "differs"],
+        ["tulu2: lr fft", "2e-05, 0.0001", "2e-05, 0.0001", ""],
+    ]
+
+
 def test_every_inconsistency_of_the_paper_is_shown_somewhere():
     shown = [note for name in NAMES for note in tables.notes(experiments.load(name))]
     assert set(shown) == set(experiments.paper_tables()["inconsistencies"])
