@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from mora.analysis.counts import trainable as trainable_parameters
@@ -45,20 +46,20 @@ def render(name: str, experiment: Experiment, rows: list[list[Grid]], scale: str
 
 
 def _markdown(experiment: Experiment, rows: list[list[Grid]], cells: list[list[Cell | None]], scale: str) -> str:
-    lines = [f"# {experiment.title}", "", f"Scale {scale}, {_models(rows)}. {LEGEND}", ""]
+    lines = [f"# {experiment.title}", "", f"Scale {scale}, {models(rows)}. {LEGEND}", ""]
     lines.append("| method | trainable | " + " | ".join(grid.column.name for grid in rows[0]) + " |")
     lines.append("|" + "---|" * (2 + len(rows[0])))
     for row, found in zip(rows, cells, strict=True):
         shown = [_words(c, DIGITS[experiment.unit]).replace("|", "\\|") for c in found]
         lines.append(f"| {row[0].label()} | {trainable(row)} | " + " | ".join(shown) + " |")
     for note in notes(experiment):
-        lines += ["", _with_itself(note)]
+        lines += ["", note]
     lines += _score_lines(rows)
     lines += _search_lines(experiment, rows)
     return "\n".join(lines) + "\n"
 
 
-def _models(rows: list[list[Grid]]) -> str:
+def models(rows: Iterable[Iterable[Grid]]) -> str:
     names = dict.fromkeys(grid.config().model.name for row in rows for grid in row)
     return ", ".join(CAPTIONS.get(name, name) for name in names)
 
@@ -66,11 +67,8 @@ def _models(rows: list[list[Grid]]) -> str:
 def notes(experiment: Experiment) -> list[str]:
     """The paper's inconsistencies with itself that concern this experiment, shown and not repaired."""
     found = paper_tables()["inconsistencies"]
-    return [next(text for text in found if text.startswith(start)) for start in experiment.notes]
-
-
-def _with_itself(note: str) -> str:
-    return f"The paper with itself: {note}"
+    chosen = [next(text for text in found if text.startswith(start)) for start in experiment.notes]
+    return [f"The paper with itself: {text}" for text in chosen]
 
 
 def trainable(row: list[Grid]) -> str:
@@ -178,7 +176,7 @@ def _latex(experiment: Experiment, rows: list[list[Grid]], cells: list[list[Cell
         for row, found in zip(rows, cells, strict=True)
     ]
     head = ["method", "trainable", *(latex.escape(grid.column.name) for grid in rows[0])]
-    above = [f"{experiment.title}; scale {scale}, {_models(rows)}.", LEGEND, *map(_with_itself, notes(experiment))]
+    above = [f"{experiment.title}; scale {scale}, {models(rows)}.", LEGEND, *notes(experiment)]
     return latex.table(above, f"lr{'c' * len(rows[0])}", head, lines)
 
 
