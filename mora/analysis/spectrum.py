@@ -1,23 +1,30 @@
 """python -m mora.analysis.spectrum BASE TUNED: singular values of delta W = W_tuned - W_base, by module (Figure 5).
 
 BASE and TUNED are a checkpoint folder, a hub id, or the name of a model of configs/model; TUNED may also be an adapter
-folder, whose update is then merged in fp32. Instead of both: --run RUN_DIR, a run's folder, which says what it started from.
+folder, whose update is then merged in fp32. Instead of both: --run RUN_DIR, a run's folder, which says what it started from;
+what stands in --out already is then left as it is.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
+import hashlib
 import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
+from mora.config import run_id, source
 from mora.config.arguments import device
 from mora.config.compose import CONFIG_DIR, ConfigError, load, one_line
 from mora.config.schema import Model
@@ -26,18 +33,43 @@ from mora.train.log import replace_file
 THRESHOLD = 0.1  # Figure 5 counts singular values above it
 RELATIVE = 0.01  # of the largest
 
-Weights = dict[str, Tensor]  # by parameter name
+Weights = dict[str, Tensor]  # of linear modules but the head, (outputs, inputs), by parameter name
 
 
-def spectra(base: dict[str, Tensor], tuned: dict[str, Tensor], device: torch.device) -> dict[str, dict[str, float]]:
-    """Of every matrix of both that is a module's weight within a layer, by its name: `measures` of its delta W.
+class Pair(NamedTuple):
+    """What is compared. `names`: of base and tuned. `run`: the id of the run that made the one from the other, if known."""
 
-    Equal shapes are decomposed together, in fp32.
-    Raises: ConfigError where the two have no such matrix in common, or shapes differ.
+    names: tuple[str, str]
+    base: Weights
+    tuned: Weights
+    run: str | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """Which models, and by which source they were compared."""
+        models = zip(("base", "tuned"), self.names, (self.base, self.tuned), strict=True)
+        described = {key: {"name": name, "sha256": fingerprint(weights)} for key, name, weights in models}
+        return {"run_id": self.run, "source": source.of_this_process(), **described}
+
+
+def fingerprint(weights: Weights) -> str:
+    """Over names, shapes, dtypes and bytes."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(weights.items()):
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
+        digest.update(weight.cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def spectra(base: Weights, tuned: Weights, device: torch.device) -> dict[str, dict[str, float]]:
+    """Of every matrix that both have, by its name: `measures` of its delta W. Equal shapes are decomposed together, in fp32.
+
+    Raises: ConfigError where the two have none in common, or shapes differ.
     """
-    names = [name for name in base if name in tuned and base[name].dim() == 2 and ".layers." in name]
+    names = [name for name in base if name in tuned]
     if not names:
-        raise ConfigError("BASE and TUNED have no layer weight of one name in common: are they of one architecture?")
+        raise ConfigError(
+            "BASE and TUNED have no linear module of one name in common: expected two of one architecture"
+        )
     found: dict[str, dict[str, float]] = {}
     for batch in _by_shape(names, base, tuned):
         delta = torch.stack([tuned[name].float() - base[name].float() for name in batch]).to(device)
@@ -63,13 +95,20 @@ def measures(singular_values: Tensor) -> dict[str, float]:
 
 def by_kind(modules: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
     """Means over the layers of each kind of module (q_proj, ...)."""
+    paths = {name: tuple(p for p in name.removesuffix(".weight").split(".") if not p.isdigit()) for name in modules}
     groups: dict[str, list[dict[str, float]]] = defaultdict(list)
     for name, values in modules.items():
-        groups[name.removesuffix(".weight").rsplit(".", 1)[-1]].append(values)
+        groups[_end(paths[name], {*paths.values()})].append(values)
     return {
         kind: {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]} | {"layers": len(rows)}
         for kind, rows in groups.items()
     }
+
+
+def _end(path: tuple[str, ...], paths: set[tuple[str, ...]]) -> str:
+    """As little of the end of a path as tells it from the others: q_proj, but attn.c_proj where mlp.c_proj is there too."""
+    ends = (path[-n:] for n in range(1, len(path)))
+    return ".".join(next((end for end in ends if sum(p[-len(end) :] == end for p in paths) == 1), path))
 
 
 def _by_shape(names: list[str], base: Weights, tuned: Weights, at_once: int = 2**26) -> Iterator[list[str]]:
@@ -84,24 +123,43 @@ def _by_shape(names: list[str], base: Weights, tuned: Weights, at_once: int = 2*
         yield from (group[i : i + size] for i in range(0, len(group), size))
 
 
-def of_run(folder: Path, device: torch.device) -> dict[str, dict[str, float]]:
-    """Of a run's folder: its merged model where it has written one, else its adapter. Raises: ConfigError."""
+def of_run(folder: Path) -> Pair:
+    """A run's folder: its merged model where it has written one, else its adapter. Raises: ConfigError."""
     from mora.train.model import load_model
 
-    written = folder / "config.yaml"
-    if not written.is_file():
+    config, tuned = load(yaml.safe_load((folder / "config.yaml").read_text())), _trained(folder)
+    base, _ = load_model(config.model, config.scale.precision)
+    names = (config.model.name, f"{run_id(config)}/{tuned.name}")
+    return Pair(names, _weights(base), _tuned_weights(str(tuned), base), run_id(config))
+
+
+def of_models(base: str, tuned: str) -> Pair:
+    """Two models, or a model and an adapter, by name. Raises: ConfigError."""
+    loaded = _load(base)
+    return Pair((base, tuned), _weights(loaded), _tuned_weights(tuned, loaded))
+
+
+def _trained(folder: Path) -> Path:
+    """What a run has saved in its folder."""
+    if not (folder / "config.yaml").is_file():
         raise ConfigError(f"{folder} has no config.yaml: expected a folder that run.py made")
-    config = load(yaml.safe_load(written.read_text()))
     tuned = next((folder / part for part in ("model", "adapter") if (folder / part).is_dir()), None)
     if tuned is None:
         raise ConfigError(
             f"{folder} holds neither model/ nor adapter/: the run has not ended, or it trained no adapter"
         )
-    base, _ = load_model(config.model, config.scale.precision)
-    return spectra(_weights(base), _tuned_weights(str(tuned), base), device)
+    return tuned
 
 
-def _load(name: str) -> nn.Module:
+@contextmanager
+def _hold(folder: Path) -> Iterator[None]:
+    """One process at a time is at a run's folder, by the lock that its worker takes too."""
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _load(name: str) -> PreTrainedModel:
     """A model of configs/model, a folder or a hub id, in fp32 on the CPU."""
     from transformers import AutoModelForCausalLM
 
@@ -116,7 +174,7 @@ def _load(name: str) -> nn.Module:
         raise ConfigError(f"{name!r} cannot be loaded: {one_line(error):.300}") from error
 
 
-def _tuned_weights(name: str, base: nn.Module) -> dict[str, Tensor]:
+def _tuned_weights(name: str, base: PreTrainedModel) -> Weights:
     """Weights of a checkpoint, or of a copy of `base` with the adapter in folder `name` merged in fp32."""
     if not (Path(name) / "adapter_config.json").is_file():
         return _weights(_load(name))
@@ -134,18 +192,34 @@ def _tuned_weights(name: str, base: nn.Module) -> dict[str, Tensor]:
         raise ConfigError(f"adapter {name!r} does not load into BASE: {one_line(error):.300}") from error
 
 
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach() for name, p in model.named_parameters()}
+def _weights(model: PreTrainedModel) -> Weights:
+    """GPT-2's Conv1D keeps its weight the other way round."""
+    head = model.get_output_embeddings()
+    modules = {f"{name}.weight": m for name, m in model.named_modules() if m is not head}
+    linear = {name: m.weight.detach() for name, m in modules.items() if isinstance(m, nn.Linear)}
+    return linear | {name: m.weight.detach().T for name, m in modules.items() if isinstance(m, Conv1D)}
 
 
 def _table(kinds: dict[str, dict[str, float]]) -> str:
-    head = f"{'':10} {'above 0.1':>10} {'above 1 %':>10} {'stable rank':>12} {'largest':>9} {'unused inputs':>14}"
+    width = max(map(len, kinds))
+    head = f"{'':{width}} {'above 0.1':>10} {'above 1 %':>10} {'stable rank':>12} {'largest':>9} {'unused inputs':>14}"
     rows = [
-        f"{kind:10} {k['above_0.1']:10.1f} {k['above_1pct']:10.1f} {k['stable_rank']:12.2f} {k['largest']:9.3f} "
+        f"{kind:{width}} {k['above_0.1']:10.1f} {k['above_1pct']:10.1f} {k['stable_rank']:12.2f} {k['largest']:9.3f} "
         f"{k['unused_inputs']:14.1f}"
         for kind, k in kinds.items()
     ]
     return "\n".join([head, *rows])
+
+
+def _measure(pair: Pair, device: str, out: Path | None) -> None:
+    source.of_this_process()  # as it is now, not when the JSON is written
+    modules = spectra(pair.base, pair.tuned, torch.device(device))
+    kinds = by_kind(modules)
+    print(f"means over the layers\n{_table(kinds)}")
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        result = {**pair.facts(), "kinds": kinds, "modules": modules}
+        replace_file(out, json.dumps(result, indent=1, sort_keys=True) + "\n")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -159,21 +233,18 @@ def main(arguments: list[str] | None = None) -> int:
     if (args.run is None) == (args.tuned is None):
         parser.error("give BASE and TUNED, or --run RUN_DIR")
     try:
-        where = torch.device(args.device)
-        if args.run is not None:
-            modules = of_run(args.run, where)
-        else:
-            base = _load(args.base)
-            modules = spectra(_weights(base), _tuned_weights(args.tuned, base), where)
+        if args.run is None:
+            _measure(of_models(args.base, args.tuned), args.device, args.out)
+            return 0
+        _trained(args.run)  # first: nothing is waited for or written in a folder that is no run's
+        with _hold(args.run):
+            if args.out is not None and args.out.is_file():
+                print(f"{args.out} is there already: remove it, and it is measured again")
+            else:
+                _measure(of_run(args.run), args.device, args.out)
     except ConfigError as error:
         print(f"mora.analysis.spectrum: {error}", file=sys.stderr)
         return 2
-    kinds = by_kind(modules)
-    print(f"means over the layers\n{_table(kinds)}")
-    if args.out is not None:
-        result: dict[str, Any] = {"kinds": kinds, "modules": modules}
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(args.out, json.dumps(result, indent=1, sort_keys=True) + "\n")
     return 0
 
 

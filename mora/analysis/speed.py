@@ -57,7 +57,8 @@ def is_steady(seconds: Sequence[float]) -> bool:
 
 
 def rate_of(config: RunConfig, length: int, micro_batch_size: int, without: str = "") -> Rate:
-    """The speed of the nearest measurement of the same model; an assumed share of the GPU's peak where there is none.
+    """The speed of the nearest measurement of the same model; an assumed share of the GPU's peak where there is none. Where
+    another method was measured, or one that trains other parts, the source says "extrapolated from" and not "measured".
 
     Nearest: first the same method (restarts and learning rates aside), on its own or with all else that trains; then real
     steps before passes alone, steady before disturbed ones; then equal graphs, checkpointing, operator and dropout; then
@@ -80,6 +81,8 @@ def rate_of(config: RunConfig, length: int, micro_batch_size: int, without: str 
     alike = [m for m in found if _unlike(m, config) == _unlike(nearest, config) and m.config.r == nearest.config.r]
     seconds = _at(tokens, alike) / tokens
     work = flops_per_token(config, length, own=False) / flops_per_token(nearest.config, nearest.length, own=False)
+    if _unlike(nearest, config)[:2] != (False, False):
+        return Rate(seconds * work, f"extrapolated from {nearest.name}, {nearest.device}")
     return Rate(seconds * work, f"measured, {nearest.device}, {nearest.name}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -50,39 +51,44 @@ def tables(result: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def _table(head: str, rows: Iterable[list[str]]) -> str:
+    """Rows that end early, with the error of what was not measured, are filled up."""
+    columns = head.count("|") - 1
+    lines = [f"| {' | '.join(row)} |{' |' * (columns - len(row))}" for row in rows]
+    return "\n".join([head, "|" + "---|" * columns, *lines])
+
+
 def _step_table(scenario: dict[str, Any], peak: float | None) -> str:
     cases = scenario["cases"]
     done = {case["name"]: case for case in cases if case["ms"]}
     medians = {name: statistics.median(case["ms"]) for name, case in done.items()}
     tokens = scenario["batch_size"] * scenario["length"]
-    lines = [
-        f"### {scenario['shape']}, {scenario['batch_size']} x {scenario['length']} tokens, "
-        f"{len(next(iter(done.values()))['ms'])} rounds",
-        "",
-        "| | ms, median (min to max) | / floor | / LoRA | activations, GiB | / LoRA | tokens/s | utilisation | bar |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for case in cases:
+
+    def cells(case: dict[str, Any]) -> list[str]:
         if not case["ms"]:
-            lines.append(f"| {case['name']} | {case['error']} | | | | | | | |")
-            continue
+            return [case["name"], case["error"]]
         ms, lora = medians[case["name"]], done.get(f"lora r={case['r']}")
         memory = case["activation_bytes"]
         time_ratio = ms / medians[lora["name"]] if lora else None
         memory_ratio = memory / lora["activation_bytes"] if lora and memory else None
-        cells = [
+        return [
             case["name"],
             f"{ms:.1f} ({min(case['ms']):.1f} to {max(case['ms']):.1f})",
             _ratio(ms / medians["floor"] if "floor" in medians else None),
             _ratio(time_ratio),
-            f"{memory / 2**30:.2f}" if memory else "",
+            _gib(memory, 2),
             _ratio(memory_ratio),
             f"{tokens / ms * 1e3:,.0f}",
             f"{scenario['model_flop'] / ms / 1e9 / peak:.0%}" if peak else "",
             _verdict(scenario, case, time_ratio, memory_ratio),
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+
+    rounds = len(next(iter(done.values()))["ms"])
+    head = "| | ms, median (min to max) | / floor | / LoRA | activations, GiB | / LoRA | tokens/s | utilisation | bar |"
+    return (
+        f"### {scenario['shape']}, {scenario['batch_size']} x {scenario['length']} tokens, {rounds} rounds\n\n"
+        f"{_table(head, map(cells, cases))}"
+    )
 
 
 def _verdict(scenario: dict[str, Any], case: dict[str, Any], time: float | None, memory: float | None) -> str:
@@ -96,72 +102,65 @@ def _verdict(scenario: dict[str, Any], case: dict[str, Any], time: float | None,
 
 
 def _loop_table(result: dict[str, Any]) -> str:
-    data = result["data"]
-    lines = [
-        f"{result['shape']}, {data['samples']} samples of {data['shortest']} to {data['longest']} tokens, "
-        f"median {data['median']}, global batch {data['global_batch_size']}.",
-        "",
-        "| | micro batch | real tokens/s | / HF Trainer | utilisation | peak memory, GiB |",
-        "|---|---|---|---|---|---|",
-    ]
-    peak = result["hardware"]["product_tflops"]
+    data, peak = result["data"], result["hardware"]["product_tflops"]
     flop = 4 * weights_of(result["shape"])  # a real token; without attention, which is 1 % at these lengths
     opponents = [row["tokens_per_s"] for row in result["rows"] if row["who"].startswith("HF") and "error" not in row]
     best = max(opponents, default=None)
-    for row in result["rows"]:
+
+    def cells(row: dict[str, Any]) -> list[str]:
+        named = [row["who"], str(row["micro_batch"])]
         if "error" in row:
-            lines.append(f"| {row['who']} | {row['micro_batch']} | {row['error']} | | | |")
-            continue
-        memory = f"{row['peak_bytes'] / 2**30:.1f}" if row["peak_bytes"] else ""
+            return [*named, row["error"]]
         ratio = _ratio(row["tokens_per_s"] / best if best is not None else None)
         used = f"{row['tokens_per_s'] * flop / 1e12 / peak:.0%}" if peak else ""
-        lines.append(
-            f"| {row['who']} | {row['micro_batch']} | {row['tokens_per_s']:,.0f} | {ratio} | {used} | {memory} |"
-        )
-    return "\n".join(lines)
+        return [*named, f"{row['tokens_per_s']:,.0f}", ratio, used, _gib(row["peak_bytes"], 1)]
+
+    head = "| | micro batch | real tokens/s | / HF Trainer | utilisation | peak memory, GiB |"
+    return (
+        f"{result['shape']}, {data['samples']} samples of {data['shortest']} to {data['longest']} tokens, "
+        f"median {data['median']}, global batch {data['global_batch_size']}.\n\n{_table(head, map(cells, result['rows']))}"
+    )
 
 
 def _evaluation_table(result: dict[str, Any]) -> str:
     """Rates of the median round; the ratio is to the opponent's best batch."""
     data = result["data"]
-    lines = [
-        f"{result['shape']}, random weights; {data['questions']:,} questions of about {data['median']} tokens with four "
-        f"one-token options, and {data['prompts']:,} prompts continued by {data['new_tokens']} tokens.",
-        "",
-        "| | | batch | questions or new tokens/s | / lm-eval | s, median (min to max) | peak memory, GiB |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in result["rows"]:
+
+    def cells(row: dict[str, Any]) -> list[str]:
+        named = [row["what"], row["who"], str(row["batch_size"])]
         if "error" in row:
-            lines.append(f"| {row['what']} | {row['who']} | {row['batch_size']} | {row['error']} | | | |")
-            continue
+            return [*named, row["error"]]
         opponents = [r for r in result["rows"] if r["what"] == row["what"] and r["who"] != "ours" and "error" not in r]
         best = min((statistics.median(r["seconds"]) for r in opponents), default=None)
         seconds = statistics.median(row["seconds"])
-        cells = [row["what"], row["who"], str(row["batch_size"]), f"{row['unit'] / seconds:,.0f}"]
-        cells += [_ratio(best / seconds if best is not None else None)]
-        cells += [f"{seconds:.2f} ({min(row['seconds']):.2f} to {max(row['seconds']):.2f})"]
-        cells += [f"{row['peak_bytes'] / 2**30:.1f}" if row["peak_bytes"] else ""]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        spread = f"{seconds:.2f} ({min(row['seconds']):.2f} to {max(row['seconds']):.2f})"
+        ratio = _ratio(best / seconds if best is not None else None)
+        return [*named, f"{row['unit'] / seconds:,.0f}", ratio, spread, _gib(row["peak_bytes"], 1)]
+
+    head = "| | | batch | questions or new tokens/s | / lm-eval | s, median (min to max) | peak memory, GiB |"
+    return (
+        f"{result['shape']}, random weights; {data['questions']:,} questions of about {data['median']} tokens with four "
+        f"one-token options, and {data['prompts']:,} prompts continued by {data['new_tokens']} tokens.\n\n"
+        f"{_table(head, map(cells, result['rows']))}"
+    )
 
 
 def _plan_table(result: dict[str, Any]) -> str:
     """Differences above 15 % are bold. Steps that were not steady show from which to which."""
-    lines = [
-        "| micro batches x sequences x tokens | peak memory, GiB | plan | difference | s a step | plan | difference |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in result["rows"]:
+
+    def cells(row: dict[str, Any]) -> list[str]:
         if "error" in row:
-            lines.append(f"| {row['name']} | {row['error']} | | | | | |")
-            continue
+            return [row["name"], row["error"]]
         said, seconds = plan.predict(row), statistics.median(row["step_s"])
-        cells = [f"{row['peak_bytes'] / 2**30:.2f}" if row["peak_bytes"] else "", f"{said.peak_bytes / 2**30:.2f}"]
-        cells += [_off(said.peak_bytes, row["peak_bytes"]), f"{seconds:.4f}{_unsteady(row['step_s'])}"]
-        cells += [f"{said.step_s:.4f}" if said.step_s else "", _off(said.step_s, seconds)]
-        lines.append(f"| {row['name']} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        memory = [_gib(row["peak_bytes"], 2), _gib(said.peak_bytes, 2), _off(said.peak_bytes, row["peak_bytes"])]
+        predicted = f"{said.step_s:.4f}" if said.step_s else ""
+        time = [f"{seconds:.4f}{_unsteady(row['step_s'])}", predicted, _off(said.step_s, seconds)]
+        return [row["name"], *memory, *time]
+
+    head = (
+        "| micro batches x sequences x tokens | peak memory, GiB | plan | difference | s a step | plan | difference |"
+    )
+    return _table(head, map(cells, result["rows"]))
 
 
 def _unsteady(seconds: list[float]) -> str:
@@ -177,3 +176,7 @@ def _off(predicted: float | None, measured: float | None) -> str:
 
 def _ratio(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
+
+
+def _gib(size: float | None, digits: int) -> str:
+    return f"{size / 2**30:.{digits}f}" if size else ""

@@ -1,9 +1,10 @@
-"""Loss curves from the raw logs beside the results, and spectra, as SVG that every rendering gives byte for byte."""
+"""Loss curves from the raw logs beside the results, and spectra, as SVG that every rendering gives byte for byte, each
+with its caption as Markdown."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -14,50 +15,94 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from mora.config import RunConfig
 from mora.config.run_id import result_path, run_id
 from mora.train import log
 
 from .cells import results
 from .experiment import Experiment, Grid
 from .launch import ROOT
+from .tables import NOT_RUN, models, notes
 
 SMOOTHING_STEPS = 5
 FALL = 0.15  # the share of a run whose first fall is left above the panel: what sets methods apart comes after it
 STYLES = ("-", "--", "-.", ":")
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj")  # in the order of Figure 5
-Draw = Callable[[Axes, list[Grid]], list[str]]
+CAPTIONS = {
+    "figure": f"Each curve: the mean over seeds of the training loss, averaged over {SMOOTHING_STEPS} steps; band: from the "
+    f"least to the greatest of the seeds. The first {FALL:.0%} of the steps may lie above the panel.",
+    "spectrum": "Each bar: the singular values of delta W above 0.1, mean over the layers of a kind of module, and "
+    "over seeds.",
+}
 
 
 def render(name: str, experiment: Experiment, rows: list[list[Grid]], scale: str, folder: Path) -> Path | None:
-    """Writes `folder/<name>-<scale>.svg`, a panel a column; None where there is nothing to draw yet."""
+    """Writes `folder/<name>-<scale>.svg`, a panel a column, and `.md`, its caption; returns the picture's path, or None
+    where there is nothing to draw yet."""
     panels = list(zip(*rows, strict=True))
+    if not any(_shown(grid) for panel in panels for grid in panel):
+        return None
     figure, axes = plt.subplots(1, len(panels), figsize=(6.4 * len(panels), 4.0), squeeze=False, layout="constrained")
-    draw: Draw = _spectra if experiment.kind == "spectrum" else _losses
+    draw = _spectra if experiment.kind == "spectrum" else _losses
+    figure.suptitle(textwrap.fill(experiment.title, 80 * len(panels)), fontsize=9)
     for ax, panel in zip(axes[0], panels, strict=True):
-        missing = draw(ax, list(panel))
+        draw(ax, list(panel))
+        missing = ", ".join(grid.label() for grid in panel if not _shown(grid))
         about = f"scale {scale}, {panel[0].column.name}"
-        ax.set_title(about + (f"; not run: {', '.join(missing)}" if missing else ""), fontsize=9)
+        ax.set_title(about + (f"; not run: {missing}" if missing else ""), fontsize=9)
         ax.grid(alpha=0.3)
         if ax.lines or ax.patches:
             ax.legend(frameon=False, fontsize=9)
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{scale}.svg"
-    drawn = any(ax.lines or ax.patches for ax in axes[0])
-    if drawn:
-        folder.mkdir(parents=True, exist_ok=True)
-        with matplotlib.rc_context({"svg.hashsalt": "mora", "svg.fonttype": "none"}):
-            figure.savefig(path, metadata={"Date": None, "Creator": None})
+    with matplotlib.rc_context({"svg.hashsalt": "mora", "svg.fonttype": "none"}):
+        figure.savefig(path, metadata={"Date": None, "Creator": None})
     plt.close(figure)
-    return path if drawn else None
+    log.replace_file(path.with_suffix(".md"), _caption(path.name, experiment, panels, scale))
+    return path
 
 
-def _losses(axes: Axes, panel: list[Grid]) -> list[str]:
-    """Curves are means over seeds, bands their range. Returns the labels of what was not run."""
-    missing, drawn = [], []
+def _caption(picture: str, experiment: Experiment, panels: list[tuple[Grid, ...]], scale: str) -> str:
+    """The picture with what it shows, of which runs, and of which commits these are."""
+    about = f"Scale {scale}, {models(panels)}. {CAPTIONS[experiment.kind]}"
+    lines = [f"# {experiment.title}", "", f"![{experiment.title}]({picture})", "", about]
+    for note in notes(experiment):
+        lines += ["", note]
+    spectrum = experiment.kind == "spectrum"
+    lines += ["", "| panel | shown | run | commit |" + (" of the spectrum |" if spectrum else "")]
+    lines.append("|" + "---|" * (5 if spectrum else 4))
+    for grid in (grid for panel in panels for grid in panel):
+        shown = _shown(grid)
+        if not shown:
+            lines.append(f"| {grid.column.name} | {grid.label()} | {NOT_RUN} | |" + (" |" if spectrum else ""))
+        for config, result in shown:
+            cells = [grid.column.name, grid.label(), run_id(config), _commit(result)]
+            cells += [_commit(spectrum_of(config) or {})] if spectrum else []
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _commit(measured: dict[str, Any]) -> str:
+    """Spectra did not always carry their source."""
+    if "source" not in measured:
+        return "source not recorded"
+    return f"{(measured['source']['commit'] or 'unknown')[:10]}{', changed' if measured['source']['dirty'] else ''}"
+
+
+def _shown(grid: Grid) -> list[tuple[RunConfig, dict[str, Any]]]:
+    """The runs of a curve or of bars, with their results; none unless all of them are there and can be drawn."""
+    found = results(grid)
+    if grid.experiment.kind == "spectrum":
+        return found if all(spectrum_path(config).is_file() for config, _ in found) else []
+    return found if all(result["status"] == "done" for _, result in found) else []
+
+
+def _losses(axes: Axes, panel: list[Grid]) -> None:
+    drawn = []
     for i, grid in enumerate(panel):
-        curves = _curves(grid)
-        if curves is None:
-            missing.append(grid.label())
+        if not _shown(grid):
             continue
+        curves = _curves(grid)
         steps = np.arange(1, curves.shape[1] + 1)
         line = axes.plot(steps, curves.mean(0), STYLES[i % len(STYLES)], lw=1.6, label=grid.label())[0]
         if len(curves) > 1:
@@ -68,22 +113,18 @@ def _losses(axes: Axes, panel: list[Grid]) -> list[str]:
         low, high = min(c.min() for c in after), max(c.max() for c in after)
         axes.set_ylim(low - 0.03 * (high - low), high + 0.03 * (high - low))
     axes.set(xlabel="step", ylabel="training loss (nats a token)")
-    return missing
 
 
-def _spectra(axes: Axes, panel: list[Grid]) -> list[str]:
-    """Bars: singular values of delta W above 0.1 a kind of module, mean over layers and seeds."""
-    missing, width = [], 0.8 / len(panel)
+def _spectra(axes: Axes, panel: list[Grid]) -> None:
+    width = 0.8 / len(panel)
     for i, grid in enumerate(panel):
-        found = [spectrum_of(config) for config, _ in results(grid)]
-        if not found or any(spectrum is None for spectrum in found):
-            missing.append(grid.label())
+        found = [spectrum_of(config) for config, _ in _shown(grid)]
+        if not found:
             continue
         heights = [np.mean([s["kinds"][kind][grid.column.metric] for s in found if s]) for kind in MODULES]
         axes.bar(np.arange(len(MODULES)) + (i - (len(panel) - 1) / 2) * width, heights, width, label=grid.label())
     axes.set_xticks(range(len(MODULES)), [kind.removesuffix("_proj") for kind in MODULES])
     axes.set(ylabel="singular values of delta W above 0.1")
-    return missing
 
 
 def spectrum_path(config: Any) -> Path:
@@ -97,15 +138,13 @@ def spectrum_of(config: Any) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def _curves(grid: Grid) -> np.ndarray | None:
-    """Training loss, (seeds, steps), smoothed; None unless every seed was run to its end."""
+def _curves(grid: Grid) -> np.ndarray:
+    """Training loss, (seeds, steps), smoothed."""
     curves = []
-    for config, result in results(grid):
-        if result["status"] != "done":
-            return None
+    for config, _ in _shown(grid):
         rows = log.read(result_path(config).with_suffix("").with_suffix(".log.jsonl"))
         curves.append(_smooth([row["loss"] for row in rows if "loss" in row]))
-    return np.array(curves) if curves else None
+    return np.array(curves)
 
 
 def _smooth(values: list[float]) -> np.ndarray:

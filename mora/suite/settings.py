@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from itertools import product
 from operator import attrgetter
 from pathlib import Path
@@ -12,6 +14,7 @@ from mora.analysis.shapes import shape_of
 from mora.config import compose
 from mora.train.log import replace_file
 
+from . import latex
 from .experiment import Experiment, paper_tables
 
 LORA_LIKE = ("lora", "lora_plus", "relora", "asylora", "dora")
@@ -52,15 +55,21 @@ def lines(experiment: Experiment) -> list[Line]:
 
 
 def render(name: str, experiment: Experiment, folder: Path) -> Path:
-    """Writes `folder/<name>-paper.md`; returns its path."""
+    """Writes `folder/<name>-paper.md`, `.tex` and `.csv`; returns the Markdown's path."""
     rows = [
-        f"| {line.what} | {_plain(line.paper)} | {_plain(line.ours)} | {'' if line.paper == line.ours else 'differs'} |"
+        [line.what, _plain(line.paper), _plain(line.ours), "" if line.paper == line.ours else "differs"]
         for line in lines(experiment)
     ]
-    text = [f"# {experiment.title}", "", "| setting | paper | configs/ | |", "|---|---|---|---|", *rows]
+    markdown = [f"# {experiment.title}", "", "| setting | paper | configs/ | |", "|---|---|---|---|"]
+    markdown += [f"| {' | '.join(row)} |" for row in rows]
+    head, cells = ["setting", "paper", "configs/", ""], [[latex.escape(text) for text in row] for row in rows]
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([["setting", "paper", "configs", "differs"], *rows])
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-paper.md"
-    replace_file(path, "\n".join(text) + "\n")
+    replace_file(path, "\n".join(markdown) + "\n")
+    replace_file(path.with_suffix(".tex"), latex.table([f"{experiment.title}."], "llll", head, cells))
+    replace_file(path.with_suffix(".csv"), table.getvalue())
     return path
 
 

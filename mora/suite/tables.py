@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from mora.analysis.counts import trainable as trainable_parameters
 from mora.config.run_id import format_lr, run_id
 from mora.train.log import replace_file
 
+from . import latex
 from .cells import Cell, cell, usable
 from .experiment import Candidate, Experiment, Grid, last_step, paper_tables
 from .launch import result_of
@@ -23,6 +26,7 @@ CSV_COLUMNS = [
 ]
 CAPTIONS = {"smollm2_135m": "SmolLM2-135M-Instruct, dequantised from Q4_1"}
 MARKS = {"beyond": "*", "within": "~", None: "?"}
+SIGNS = {"+-": "$\\pm$", "-": "$-$", "|": "$\\vert$", "*": "$^{*}$", "~": "$^{\\sim}$", "?": "$^{?}$"}  # of LaTeX
 LEGEND = (
     "Each cell: paper | ours, mean +- sd (n seeds) | difference. `*` the difference exceeds the noise, `~` it does not, "
     "`?` the noise is not known. Noise: over seeds, the 95 % prediction interval of one more run; with one seed, "
@@ -42,20 +46,20 @@ def render(name: str, experiment: Experiment, rows: list[list[Grid]], scale: str
 
 
 def _markdown(experiment: Experiment, rows: list[list[Grid]], cells: list[list[Cell | None]], scale: str) -> str:
-    lines = [f"# {experiment.title}", "", f"Scale {scale}, {_models(rows)}. {LEGEND}", ""]
+    lines = [f"# {experiment.title}", "", f"Scale {scale}, {models(rows)}. {LEGEND}", ""]
     lines.append("| method | trainable | " + " | ".join(grid.column.name for grid in rows[0]) + " |")
     lines.append("|" + "---|" * (2 + len(rows[0])))
     for row, found in zip(rows, cells, strict=True):
         shown = [_words(c, DIGITS[experiment.unit]).replace("|", "\\|") for c in found]
         lines.append(f"| {row[0].label()} | {trainable(row)} | " + " | ".join(shown) + " |")
     for note in notes(experiment):
-        lines += ["", f"The paper with itself: {note}"]
+        lines += ["", note]
     lines += _score_lines(rows)
     lines += _search_lines(experiment, rows)
     return "\n".join(lines) + "\n"
 
 
-def _models(rows: list[list[Grid]]) -> str:
+def models(rows: Iterable[Iterable[Grid]]) -> str:
     names = dict.fromkeys(grid.config().model.name for row in rows for grid in row)
     return ", ".join(CAPTIONS.get(name, name) for name in names)
 
@@ -63,7 +67,8 @@ def _models(rows: list[list[Grid]]) -> str:
 def notes(experiment: Experiment) -> list[str]:
     """The paper's inconsistencies with itself that concern this experiment, shown and not repaired."""
     found = paper_tables()["inconsistencies"]
-    return [next(text for text in found if text.startswith(start)) for start in experiment.notes]
+    chosen = [next(text for text in found if text.startswith(start)) for start in experiment.notes]
+    return [f"The paper with itself: {text}" for text in chosen]
 
 
 def trainable(row: list[Grid]) -> str:
@@ -92,10 +97,10 @@ def _words(found: Cell | None, digits: int) -> str:
     return f"{printed} | {ours} | {found.difference:+.{digits}f}{MARKS[found.noise]}"
 
 
-def _printed(value: float | None, digits: int, dash: str = "-") -> str:
+def _printed(value: float | None, digits: int) -> str:
     """The paper's number as it stands there; 100 % has no decimals."""
     if value is None:
-        return dash
+        return "-"
     return "100" if value == 100 else f"{value:.{digits}f}"
 
 
@@ -165,39 +170,19 @@ def _candidate(candidate: Candidate) -> str:
 
 
 def _latex(experiment: Experiment, rows: list[list[Grid]], cells: list[list[Cell | None]], scale: str) -> str:
-    columns = len(rows[0])
+    digits = DIGITS[experiment.unit]
     lines = [
-        f"% {experiment.title}; scale {scale}. Needs \\usepackage{{booktabs}}. Paper / ours.",
-        f"\\begin{{tabular}}{{lr{'c' * columns}}}",
-        "\\toprule",
-        " & ".join(["method", "trainable", *(_escape(grid.column.name) for grid in rows[0])]) + " \\\\",
-        "\\midrule",
+        [latex.escape(row[0].label()), trainable(row), *(_latex_cell(c, digits) for c in found)]
+        for row, found in zip(rows, cells, strict=True)
     ]
-    for row, found in zip(rows, cells, strict=True):
-        lines.append(
-            " & ".join(
-                [_escape(row[0].label()), trainable(row), *(_latex_cell(c, DIGITS[experiment.unit]) for c in found)]
-            )
-            + " \\\\"
-        )
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+    head = ["method", "trainable", *(latex.escape(grid.column.name) for grid in rows[0])]
+    above = [f"{experiment.title}; scale {scale}, {models(rows)}.", LEGEND, *notes(experiment)]
+    return latex.table(above, f"lr{'c' * len(rows[0])}", head, lines)
 
 
 def _latex_cell(found: Cell | None, digits: int) -> str:
-    if found is None:
-        return "--"
-    printed = _printed(found.paper, digits, "--")
-    if found.mean is None:
-        return f"{printed} / {NOT_RUN}"
-    if math.isinf(found.mean):
-        return f"{printed} / diverged"
-    spread = f" \\pm {found.sd:.{digits}f}" if found.sd is not None else ""
-    mark = "^{*}" if found.noise == "beyond" else ""
-    return f"{printed} / ${found.mean:.{digits}f}{spread}{mark}$"
-
-
-def _escape(text: str) -> str:
-    return text.replace("_", "\\_").replace("%", "\\%")
+    """What `_words` says, with LaTeX's signs."""
+    return re.sub(r"\+-|[-|*~?]", lambda sign: SIGNS[sign[0]], _words(found, digits))
 
 
 def _csv(rows: list[list[Grid]], cells: list[list[Cell | None]]) -> str:

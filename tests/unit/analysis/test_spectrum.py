@@ -1,14 +1,19 @@
 """The spectrum of delta W against matrices whose singular values are known, and against real adapters."""
 
+import fcntl
 import json
+import threading
 
 import pytest
 import torch
-from peft import get_peft_model
+import yaml
+from peft import LoraConfig, get_peft_model
 from tiny_runs import tiny_config
+from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, OPTConfig
 
 from mora.adapter import MoraConfig
 from mora.analysis import spectrum
+from mora.config import run_id, source
 from mora.config.compose import ConfigError
 from mora.methods import prepare
 from mora.train.model import load_model
@@ -25,7 +30,6 @@ def with_singular_values(shape, values):
 def test_counts_and_stable_rank_of_known_singular_values():
     torch.manual_seed(0)
     base = {f"model.layers.{i}.q_proj.weight": torch.randn(24, 16) for i in (0, 1)}
-    base["model.embed_tokens.weight"] = torch.randn(24, 16)
     values = [20.0, 5.0, 0.3, 0.11, 0.05]
     tuned = {name: w + with_singular_values(w.shape, values) for name, w in base.items()}
     modules = spectrum.spectra(base, tuned, CPU)
@@ -107,6 +111,97 @@ def test_an_adapter_of_another_base_is_refused(tmp_path, capsys):
     assert f"adapter '{tmp_path}/adapter' does not load into BASE: Error(s) in loading state_dict" in error
 
 
+OTHERS = {  # a tiny model of other names -> its kinds of modules
+    "gpt2": (
+        GPT2Config(n_embd=16, n_layer=2, n_head=2, n_inner=48, vocab_size=50, bos_token_id=0, eos_token_id=0),
+        {"c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"},
+    ),
+    "opt": (
+        OPTConfig(
+            hidden_size=16, ffn_dim=48, num_hidden_layers=2, num_attention_heads=2, vocab_size=50, word_embed_proj_dim=16
+        ),
+        {"q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"},
+    ),
+    "gpt_neox": (
+        GPTNeoXConfig(
+            hidden_size=16, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, vocab_size=50
+        ),
+        {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_models_whose_modules_have_other_names(name, tmp_path):
+    config, kinds = OTHERS[name]
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path / "base")
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+    with torch.no_grad():
+        for key, p in adapted.named_parameters():
+            if "lora_A" in key:
+                p[:, :5] = 0
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    pair = spectrum.of_models(str(tmp_path / "base"), str(tmp_path / "adapter"))
+    found = spectrum.by_kind(spectrum.spectra(pair.base, pair.tuned, CPU))
+    assert set(found) == kinds, "every linear module, without the head and the embeddings"
+    for values in found.values():
+        assert values["layers"] == 2
+        assert values["above_1pct"] == 2
+        assert values["unused_inputs"] == 5
+
+
+def test_two_architectures_are_refused_in_one_line(tmp_path, capsys):
+    for name in ("gpt2", "opt"):
+        AutoModelForCausalLM.from_config(OTHERS[name][0]).save_pretrained(tmp_path / name)
+    assert spectrum.main([str(tmp_path / "gpt2"), str(tmp_path / "opt"), "--device", "cpu"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("mora.analysis.spectrum: BASE and TUNED have no linear module of one name in common")
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The folder of a run that was done."""
+    config = tiny_config("lora")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    prepare(load_model(config.model, "fp32")[0], config).save_pretrained(str(folder / "adapter"))
+    return folder, config
+
+
+def test_a_spectrum_says_of_which_run_and_models_it_is_and_by_which_source(run, tmp_path):
+    folder, config = run
+    out = tmp_path / "spectra" / "one.json"
+    assert spectrum.main(["--run", str(folder), "--out", str(out), "--device", "cpu"]) == 0
+    found = json.loads(out.read_text())
+    assert (found["run_id"], found["source"]) == (run_id(config), source.of_this_process())
+    base = spectrum._weights(load_model(config.model, "fp32")[0])
+    assert found["base"] == {"name": config.model.name, "sha256": spectrum.fingerprint(base)}
+    assert found["tuned"]["name"] == f"{run_id(config)}/adapter"
+    one_changed = {**base, "model.layers.0.mlp.up_proj.weight": base["model.layers.0.mlp.up_proj.weight"] + 1e-3}
+    assert len({spectrum.fingerprint(w) for w in (base, one_changed, dict(list(base.items())[1:]))}) == 3
+
+
+def test_two_processes_do_not_both_measure_one_run(run, tmp_path, monkeypatch, capsys):
+    folder, _ = run
+    out = tmp_path / "one.json"
+    monkeypatch.setattr(spectrum, "_measure", lambda *_: pytest.fail("measured what another process measures"))
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        ended = []
+        second = threading.Thread(target=lambda: ended.append(spectrum.main(["--run", str(folder), "--out", str(out)])))
+        second.start()
+        second.join(1)
+        assert second.is_alive(), "it waits for the first"
+        out.write_text("{}")
+    second.join()
+    assert (ended, out.read_text()) == ([0], "{}")
+    assert "is there already" in capsys.readouterr().out
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
     assert spectrum.main(["--run", str(tmp_path)]) == 2
     assert "has no config.yaml" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -9,6 +9,7 @@ from paper_runs import paper
 
 from mora.analysis import counts, speed
 from mora.bench import plan
+from mora.config import compose
 
 LARGE = ["task=metamath", "hardware=gpu1", "hardware.cuda_graphs=false"]
 CASES = {case.name: case for case in plan.cases(smoke=False)} | {
@@ -101,7 +102,7 @@ def test_the_nearest_case_is_of_the_method_then_steady_then_alike_in_graphs_chec
     only(other_method, row("llama2_7b lora r=256 2 x 4 x 1024 checkpointed", 100.0))
     assert nearest("lora") == "llama2_7b lora r=256 2 x 4 x 1024 checkpointed"
     only(other_method)
-    assert nearest("dora") == other_method["name"], "the speed of another method is better than none, and is named"
+    assert nearest("mora") == other_method["name"]
     only(row(LORA, 100.0, 120.0), row("llama2_7b lora r=256 2 x 4 x 1024", 100.0))
     assert nearest("lora") == "llama2_7b lora r=256 2 x 4 x 1024", "a disturbed case comes after a steady one"
     only(row(LORA, 100.0), row(CHECKPOINTED, 150.0), row("llama2_7b lora r=256 2 x 4 x 1024", 110.0))
@@ -112,6 +113,18 @@ def test_the_nearest_case_is_of_the_method_then_steady_then_alike_in_graphs_chec
     assert nearest("lora") == "a pass"
     only(row("llama2_7b lora r=256 2 x 4 x 1024", 100.0), passes=[replace(base, name="a pass", whole=False)])
     assert nearest("lora") == "llama2_7b lora r=256 2 x 4 x 1024", "real steps come before passes"
+
+
+@pytest.mark.parametrize("method", ["fft", "dora", "lora"])
+def test_the_speed_of_another_method_is_better_than_none_and_is_not_called_measured(method, only):
+    only(row("llama2_7b mora r=8 2 x 4 x 1024", 100.0))
+    rate = speed.rate_of(paper(method, "hardware=gpu1"), 1024, 4)
+    assert (rate.measured, rate.source) == (False, "extrapolated from llama2_7b mora r=8 2 x 4 x 1024, GPU")
+    only(row(LORA, 100.0))
+    same = speed.rate_of(paper("relora", "hardware=gpu1"), 1024, 4)
+    assert (same.measured, same.source) == (True, f"measured, GPU, {LORA}"), "restarts aside, it is LoRA"
+    with_the_head = compose(["task=c4", "model=llama2_7b", "method=lora", "r=8", "hardware=gpu1"])
+    assert speed.rate_of(with_the_head, 1024, 4).source == f"extrapolated from {LORA}, GPU"
 
 
 def test_checkpointing_is_made_equal_by_the_flops_of_the_base(only):

@@ -3,6 +3,7 @@
 import csv
 import fcntl
 import hashlib
+import json
 import re
 import sys
 import threading
@@ -183,9 +184,22 @@ def test_table_5_is_what_the_configs_say():
     assert [line for line in lines if line.paper != line.ours] == []
 
 
+def test_table_5_is_markdown_latex_and_csv_and_marks_what_differs(tmp_path, monkeypatch):
+    found = [settings.Line("tulu2: warmup_steps", 500, 300), settings.Line("tulu2: lr fft", [2e-5, 1e-4], [2e-5, 1e-4])]
+    monkeypatch.setattr(settings, "lines", lambda experiment: found)
+    path = settings.render("table5", experiments.load("table5"), tmp_path)
+    assert "| tulu2: warmup_steps | 500 | 300 | differs |\n" in path.read_text()
+    assert "tulu2: warmup\\_steps & 500 & 300 & differs \\\\\n" in path.with_suffix(".tex").read_text()
+    assert list(csv.reader(path.with_suffix(".csv").open())) == [
+        ["setting", "paper", "configs", "differs"],
+        ["tulu2: warmup_steps", "500", "300", "differs"],
+        ["tulu2: lr fft", "2e-05, 0.0001", "2e-05, 0.0001", ""],
+    ]
+
+
 def test_every_inconsistency_of_the_paper_is_shown_somewhere():
     shown = [note for name in NAMES for note in tables.notes(experiments.load(name))]
-    assert set(shown) == set(experiments.paper_tables()["inconsistencies"])
+    assert set(shown) == {f"The paper with itself: {text}" for text in experiments.paper_tables()["inconsistencies"]}
 
 
 def test_a_run_of_another_process_is_left_to_it(tmp_path, monkeypatch):
@@ -239,10 +253,43 @@ def test_a_curve_needs_every_seed_to_its_end_and_committed_source(nothing_measur
     last = grid.final()[-1]
     for unusable in ({"dirty": True}, {"status": "diverged"}):
         write(last, {}, **unusable)
-        assert figures._curves(grid) is None
+        assert figures._shown(grid) == []
     write(last, {})
     write(grid.search()[-1], {"value_nll": 9.0}, dirty=True)
-    assert figures._curves(grid) is None
+    assert figures._shown(grid) == []
+
+
+def test_a_figure_has_a_caption_that_names_its_runs_and_their_commits(tmp_path, nothing_measured):
+    experiment = experiments.load("figure4")
+    rows = experiments.grids(experiment, "smoke")
+    assert figures.render("figure4", experiment, rows, "smoke", tmp_path) is None
+    assert list(tmp_path.glob("figure4*")) == [], "no caption of nothing"
+    done = rows[0][0].final()[0]
+    made = {"commit": "0123456789abcdef", "fingerprint": "", "dirty": True}
+    write(done, {}, log_rows=[{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}], source=made)
+    path = figures.render("figure4", experiment, rows, "smoke", tmp_path)
+    title = "Figure 4: training loss of pretraining from random weights; the runs of Table 3"
+    assert title in re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", path.read_text()))
+    caption = path.with_suffix(".md").read_text()
+    assert caption.startswith(f"# {title}\n\n![{title}](figure4-smoke.svg)\n\nScale smoke, tiny. Each curve: ")
+    assert "\n\nThe paper with itself: Figure 4's caption says 1B, the text and Table 3 say 1.3B.\n\n" in caption
+    assert f"\n| tiny | FFT | {run_id(done)} | 0123456789, changed |\n| tiny | LoRA r=8 | not run | |\n" in caption
+
+
+def test_a_caption_says_where_a_spectrum_has_no_source(tmp_path, nothing_measured):
+    experiment = experiments.load("figure5")
+    rows = experiments.grids(experiment, "smoke")
+    kinds = {kind: {"above_0.1": 1.0} for kind in figures.MODULES}
+    made = {"commit": "fedcba9876543210", "fingerprint": "", "dirty": False}
+    old, new = (row[0].final()[0] for row in rows[:2])
+    for config, spectrum in ((old, {"kinds": kinds}), (new, {"kinds": kinds, "source": made})):
+        write(config, {})
+        figures.spectrum_path(config).parent.mkdir(exist_ok=True)
+        figures.spectrum_path(config).write_text(json.dumps(spectrum))
+    caption = figures.render("figure5", experiment, rows, "smoke", tmp_path).with_suffix(".md").read_text()
+    assert f"| {run_id(old)} | unknown | source not recorded |\n" in caption
+    assert f"| {run_id(new)} | unknown | fedcba9876 |\n" in caption
+    assert "| tiny | ReLoRA r=8 | not run | | |\n" in caption
 
 
 def test_spectra_are_measured_once_and_of_finished_runs_alone(tmp_path, monkeypatch, nothing_measured):

@@ -1,10 +1,15 @@
 """Tables from results made up for the test: what is complete and usable is shown, the rest is "not run"."""
 
+import math
+import re
+
 import pytest
 from made_up import write
+from matplotlib.mathtext import MathTextParser
 
 from mora.config import source
 from mora.config.run_id import format_lr
+from mora.config.source import ROOT
 from mora.suite import cells, tables
 from mora.suite import experiment as experiments
 from mora.suite.cells import Cell, cell
@@ -89,7 +94,8 @@ def test_a_cell_needs_every_seed_and_committed_source(row, tmp_path):
     assert "| LoRA r=1 (as 8) | 1,234 | 9.9 \\| 50.0 +- 10.0 (3) \\| +40.1~ |" in path.read_text()
     assert f"{first}: 3, {best}: 1 (chosen), " in path.read_text()
     assert "nothing was run" not in path.read_text()
-    assert "LoRA r=1 (as 8) & 1,234 & 9.9 / $50.0 \\pm 10.0$ &" in path.with_suffix(".tex").read_text()
+    shown = "LoRA r=1 (as 8) & 1,234 & 9.9 $\\vert$ 50.0 $\\pm$ 10.0 (3) $\\vert$ +40.1$^{\\sim}$ &"
+    assert shown in path.with_suffix(".tex").read_text()
     line = path.with_suffix(".csv").read_text().splitlines()[1]
     expected = (
         f"lora,1,,step_300,uuid,,{best},9.9,50.0000,10.0000,3,40.1000,within,49.6868,1234,40.0000 50.0000 60.0000"
@@ -154,6 +160,40 @@ def test_scores_stand_with_their_error_documents_floor_and_validation_loss(tmp_p
 def test_a_perplexity_is_not_a_share():
     line = tables._score("c4_perplexity", scores("c4_perplexity", 55.268), "perplexity")
     assert line == "2.5000 | 1,000 | 55.27 +- 0.01 | -"
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (None, "$-$"),
+        (Cell(None, None), "$-$ $\\vert$ not run"),
+        (Cell(100.0, (math.inf, 3.0)), "100 $\\vert$ diverged (2)"),
+        (Cell(None, (50.0,)), "$-$ $\\vert$ 50.0 (1)"),
+        (Cell(50.0, (49.0,)), "50.0 $\\vert$ 49.0 (1) $\\vert$ $-$1.0$^{?}$"),
+        (Cell(50.0, (52.0,), (0.5,)), "50.0 $\\vert$ 52.0 (1) $\\vert$ +2.0$^{*}$"),
+        (Cell(50.0, (51.0,), (0.5,)), "50.0 $\\vert$ 51.0 (1) $\\vert$ +1.0$^{\\sim}$"),
+    ],
+)
+def test_a_cell_in_latex_says_what_it_says_in_markdown(found, expected):
+    assert tables._latex_cell(found, 1) == expected
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results/tables").glob("*.md")), ids=lambda p: p.stem)
+def test_every_table_is_there_as_latex_that_can_be_set(path):
+    """Without LaTeX: the columns are as many as were declared, braces are balanced, and matplotlib reads the mathematics."""
+    comments, table = path.with_suffix(".tex").read_text().split("\\begin{tabular}")
+    assert all(line.startswith("% ") for line in comments.splitlines())
+    alignment, _, rows = table.removesuffix("\\bottomrule\n\\end{tabular}\n").partition("\n\\toprule\n")
+    head, *lines = rows.replace("\\midrule\n", "").splitlines()
+    assert len(lines) == len(re.findall(r"(?m)^\|.*", path.read_text().split("|---|\n")[1].split("\n\n")[0]))
+    for line in (head, *lines):
+        assert line.endswith(" \\\\")
+        plain = re.sub(r"\\[_%&#${}]", "", line.removesuffix("\\\\"))
+        text, *mathematics = re.sub(r"\$([^$]*)\$", "", plain), *re.findall(r"\$[^$]*\$", plain)
+        assert text.count("&") == len(alignment.strip("{}")) - 1
+        assert not set(text) & set("\\$%#_{}^~")
+        for formula in {*mathematics}:
+            MathTextParser("path").parse(formula)
 
 
 def scores(task, score, **facts):

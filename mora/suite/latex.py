@@ -1,0 +1,22 @@
+"""A table as LaTeX (booktabs)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+
+def table(notes: Sequence[str], alignment: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A tabular whose cells are LaTeX already; `notes`, plain text, stand above it as comments."""
+    comments = [f"% {note}" for note in [*notes, "Needs \\usepackage{booktabs}."]]
+    begin = [f"\\begin{{tabular}}{{{alignment}}}", "\\toprule", _line(head), "\\midrule"]
+    return "\n".join([*comments, *begin, *map(_line, rows), "\\bottomrule", "\\end{tabular}"]) + "\n"
+
+
+def escape(text: str) -> str:
+    """Plain text as LaTeX; of its special characters those that names and values have."""
+    return re.sub(r"([&%$#_{}])", r"\\\1", text)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return " & ".join(cells) + " \\\\"
