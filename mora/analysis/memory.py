@@ -27,7 +27,7 @@ class Memory:
     """Bytes on one GPU, each at its most; `shadow` lies in the CPU memory of rank 0.
 
     `held`: what there is of gradients before backward begins, from earlier micro batches. `workspaces`: of cuBLAS, and of
-    DeepSpeed.
+    DeepSpeed. `recomputed`: what of the activations gradient checkpointing makes anew, once the logits are gone.
     """
 
     weights: float
@@ -38,12 +38,17 @@ class Memory:
     shadow: float
     held: float
     workspaces: float
+    recomputed: float
 
     @property
     def gpu(self) -> float:
         """At the peak of a step: where backward begins, or where it has freed the activations and made all gradients."""
-        moving = max(self.held + self.activations + self.logits, self.gradients)
-        return self.weights + self.optimizer + moving + self.workspaces
+        return self.weights + self.optimizer + max(self.held + self.moving, self.gradients) + self.workspaces
+
+    @property
+    def moving(self) -> float:
+        """Of activations and logits at the most."""
+        return self.activations + self.logits - min(self.recomputed, self.logits)
 
 
 def memory(
@@ -73,8 +78,9 @@ def memory(
     tokens = size * length
     logits = _loss_bytes(config, shape, tokens, wide, chunked_loss)
     shadow = 4 * shape.in_layers if config.method.restart else 0
-    activations = wide * tokens * _saved(config, shape, fused)
-    return Memory(weights, gradients, optimizer, activations, logits, shadow, held, _workspaces(config, shape))
+    kept, recomputed = (wide * tokens * numbers for numbers in _saved(config, shape, fused))
+    workspaces = _workspaces(config, shape)
+    return Memory(weights, gradients, optimizer, kept + recomputed, logits, shadow, held, workspaces, recomputed)
 
 
 def _workspaces(config: RunConfig, shape: Shape) -> float:
@@ -105,8 +111,8 @@ SPLIT = {
 }  # what which stage of ZeRO divides by the ranks
 
 
-def _saved(config: RunConfig, shape: Shape, fused: bool) -> float:
-    """Numbers of the compute dtype that backward needs, a token, over all layers.
+def _saved(config: RunConfig, shape: Shape, fused: bool) -> tuple[float, float]:
+    """Numbers of the compute dtype that backward needs, a token, over all layers: kept from forward, and made anew.
 
     A layer: its two norms (x, twice as wide in fp32 where not fused), q, k, v and attention's output, gate and up (and silu
     of the gate where not fused), and what the adapters or trained weights read. liger's norm keeps x as it is, its gate the
@@ -122,8 +128,8 @@ def _saved(config: RunConfig, shape: Shape, fused: bool) -> float:
     if trains_norms and not fused:
         layer += 2 * h  # what their weights are multiplied with
     if config.hardware.gradient_checkpointing:
-        return h * shape.layers + layer + 2 * h
-    return layer * shape.layers + 2 * h
+        return h * (shape.layers + 2), layer
+    return layer * shape.layers + 2 * h, 0.0
 
 
 def _saved_by_adapters(config: RunConfig) -> float:

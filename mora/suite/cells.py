@@ -21,14 +21,16 @@ Noise = Literal["beyond", "within"]
 
 @dataclass(frozen=True)
 class Cell:
-    """`values`, one a seed, None where not every seed was run; inf where a run diverged and lower is better.
+    """`values`, one a seed that was run, None where none was; inf where a run diverged and lower is better.
 
-    `errors`: standard errors over the evaluation's documents, one a seed, where the metric has them. Units of the table.
+    `errors`: standard errors over the evaluation's documents, one a value, where the metric has them. Units of the table.
+    `seeds`: how many the experiment wants.
     """
 
     paper: float | None
     values: tuple[float, ...] | None
     errors: tuple[float, ...] | None = None
+    seeds: int = 1
 
     @cached_property
     def mean(self) -> float | None:
@@ -66,23 +68,18 @@ class Cell:
 
 
 def cell(grid: Grid) -> Cell:
-    """Of the results that there are; a cell with a run missing, or not usable, was not run."""
-    paper, values, errors = grid.paper_value(), [], []
-    for config, result in results(grid):
-        measured = _measured(grid, config, result)
-        if measured is None:
-            return Cell(paper, None)
-        values.append(measured[0])
-        if measured[1] is not None:
-            errors.append(measured[1])
-    return Cell(paper, tuple(values) or None, tuple(errors) if len(errors) == len(values) else None)
+    """Of the results that there are."""
+    found = [_measured(grid, config, result) for config, result in results(grid)]
+    values = tuple(measured[0] for measured in found if measured)
+    errors = tuple(measured[1] for measured in found if measured and measured[1] is not None)
+    return Cell(grid.paper_value(), values or None, errors if len(errors) == len(values) else None, len(grid.final()))
 
 
 def results(grid: Grid) -> list[tuple[RunConfig, dict[str, Any]]]:
-    """The final runs, one a seed, with their results; none unless all of them, and of the search, are there and usable."""
-    finals, searched = grid.final(), grid.search()
-    found = [usable(result_of(config), grid.scale) for config in (*finals, *searched)]
-    return [] if None in found else [(c, r) for c, r in zip(finals, found, strict=False) if r is not None]
+    """The final runs that were made, one a seed, with their results; none unless the whole search is there and usable."""
+    searched = [usable(result_of(config), grid.scale) for config in grid.search()]
+    found = [(config, usable(result_of(config), grid.scale)) for config in grid.final()]
+    return [] if None in searched else [(config, result) for config, result in found if result is not None]
 
 
 def _measured(grid: Grid, config: Any, result: dict[str, Any]) -> tuple[float, float | None] | None:

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from mora.config import RunConfig
+from mora.config import ConfigError, RunConfig
 from mora.config.run_id import result_path, run_id
 from mora.train import log
 
@@ -92,6 +92,8 @@ def _commit(measured: dict[str, Any]) -> str:
 def _shown(grid: Grid) -> list[tuple[RunConfig, dict[str, Any]]]:
     """The runs of a curve or of bars, with their results; none unless all of them are there and can be drawn."""
     found = results(grid)
+    if len(found) < len(grid.final()):
+        return []
     if grid.experiment.kind == "spectrum":
         return found if all(spectrum_path(config).is_file() for config, _ in found) else []
     return found if all(result["status"] == "done" for _, result in found) else []
@@ -133,16 +135,19 @@ def spectrum_path(config: Any) -> Path:
 
 
 def spectrum_of(config: Any) -> dict[str, Any] | None:
-    """The spectrum of a run, where it was measured."""
+    """The spectrum of a run, where it was measured. Raises: ConfigError where its file is damaged."""
     path = spectrum_path(config)
-    return json.loads(path.read_text()) if path.is_file() else None
+    try:
+        return json.loads(path.read_text()) if path.is_file() else None
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged ({error}): remove it, and the spectrum is measured again") from error
 
 
 def _curves(grid: Grid) -> np.ndarray:
     """Training loss, (seeds, steps), smoothed."""
     curves = []
     for config, _ in _shown(grid):
-        rows = log.read(result_path(config).with_suffix("").with_suffix(".log.jsonl"))
+        rows = log.read(result_path(config).with_name(f"{run_id(config)}.log.jsonl"))
         curves.append(_smooth([row["loss"] for row in rows if "loss" in row]))
     return np.array(curves)
 

@@ -14,9 +14,9 @@ from mora.config.run_id import format_lr, run_id
 from mora.train.log import replace_file
 
 from . import latex
-from .cells import Cell, cell, usable
+from .cells import Cell, cell, results
 from .experiment import Candidate, Experiment, Grid, last_step, paper_tables
-from .launch import result_of
+from .result import result_of, usable
 
 NOT_RUN = "not run"
 DIGITS = {"percent": 1, "perplexity": 2}  # as the paper prints them
@@ -28,8 +28,8 @@ CAPTIONS = {"smollm2_135m": "SmolLM2-135M-Instruct, dequantised from Q4_1"}
 MARKS = {"beyond": "*", "within": "~", None: "?"}
 SIGNS = {"+-": "$\\pm$", "-": "$-$", "|": "$\\vert$", "*": "$^{*}$", "~": "$^{\\sim}$", "?": "$^{?}$"}  # of LaTeX
 LEGEND = (
-    "Each cell: paper | ours, mean +- sd (n seeds) | difference. `*` the difference exceeds the noise, `~` it does not, "
-    "`?` the noise is not known. Noise: over seeds, the 95 % prediction interval of one more run; with one seed, "
+    "Each cell: paper | ours, mean +- sd (n seeds, or n of m) | difference. `*` the difference exceeds the noise, `~` it "
+    "does not, `?` the noise is not known. Noise: over seeds, the 95 % prediction interval of one more run; with one seed, "
     "1.96 sqrt(2) standard errors over the evaluation's documents."
 )
 
@@ -75,8 +75,8 @@ def trainable(row: list[Grid]) -> str:
     """The counts that the row's runs report, or what their configuration comes to, one a model or rank."""
     counts = []
     for grid in row:
-        results = [usable(result_of(config), grid.scale) for config in grid.final()]
-        measured = [result["parameters"]["trainable"] for result in results if result is not None]
+        found = [usable(result_of(config), grid.scale) for config in grid.final()]
+        measured = [result["parameters"]["trainable"] for result in found if result is not None]
         counts += [f"{count:,}" for count in measured or [trainable_parameters(grid.config())]]
     return " / ".join(dict.fromkeys(counts))
 
@@ -88,10 +88,11 @@ def _words(found: Cell | None, digits: int) -> str:
     printed = _printed(found.paper, digits)
     if found.mean is None or found.values is None:
         return f"{printed} | {NOT_RUN}"
+    count = str(n) if (n := len(found.values)) >= found.seeds else f"{n} of {found.seeds}"
     if math.isinf(found.mean):
-        return f"{printed} | diverged ({len(found.values)})"
+        return f"{printed} | diverged ({count})"
     spread = f" +- {found.sd:.{digits}f}" if found.sd is not None else ""
-    ours = f"{found.mean:.{digits}f}{spread} ({len(found.values)})"
+    ours = f"{found.mean:.{digits}f}{spread} ({count})"
     if found.difference is None:
         return f"{printed} | {ours}"
     return f"{printed} | {ours} | {found.difference:+.{digits}f}{MARKS[found.noise]}"
@@ -221,5 +222,5 @@ def _csv_line(grid: Grid, c: Cell) -> list[str]:
         number(c.threshold if measured else None),
         trainable([grid]).replace(",", ""),
         " ".join(f"{v:.4f}" for v in c.values or ()),
-        " ".join(run_id(run) for run in grid.final()) if measured else "",
+        " ".join(run_id(run) for run, _ in results(grid)),
     ]

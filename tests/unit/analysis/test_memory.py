@@ -26,7 +26,8 @@ def test_memory_is_within_15_percent_of_what_was_measured(path):
     checked = 0
     for scenario in json.loads(path.read_text())["scenarios"]:
         for case in scenario["cases"]:
-            if not case["r"] or not case["activation_bytes"] or case["stock"] or scenario["shape"] not in shapes.SHAPES:
+            counted = case["r"] and case.get("activation_bytes") and scenario["shape"] in shapes.SHAPES
+            if not counted or case["stock"] or case["form"] == "reference":  # the plan counts what the kernels keep
                 continue
             operator = [f"method.adapter.operator={case['operator']}"] if case["method"] == "mora" else []
             overrides = [f"model={scenario['shape']}", f"r={case['r']}", "method.adapter.dropout=0", *operator]
@@ -34,7 +35,7 @@ def test_memory_is_within_15_percent_of_what_was_measured(path):
                 overrides.append("hardware.gradient_checkpointing=true")
             config = paper(case["method"], *overrides)
             needs = memory.memory(config, scenario["length"], scenario["batch_size"], fused=False, chunked_loss=False)
-            predicted = needs.activations + needs.logits + 2 * counts.trainable(config)
+            predicted = needs.moving
             assert counts.trainable(config) == case["trainable"]
             assert predicted == pytest.approx(case["activation_bytes"], rel=0.15), (scenario["shape"], case["name"])
             checked += 1

@@ -73,20 +73,23 @@ def test_a_search_of_changed_source_enters_no_table(row, tmp_path):
     assert text.count("not run") == 4 + 1
 
 
-def test_a_cell_needs_every_seed_and_committed_source(row, tmp_path):
+def test_a_cell_takes_the_seeds_that_were_run_on_committed_source_and_says_how_many(row, tmp_path):
     grid = row[3]
     for i, config in enumerate(grid.search()):
         write_uuid(config, 1.0 if i == 1 else 3.0 + i)
     finals = grid.final()
+    assert cell(grid).values is None
     for config, accuracy in zip(finals[:2], (0.4, 0.5), strict=True):
         write_uuid(config, 1.0, accuracy)
-    assert cell(grid).values is None
-    for unusable in ({"dirty": True}, {"dirty": None}, {"status": "failed"}):
-        write_uuid(finals[2], 1.0, 0.9, **unusable)
-        assert cell(grid).values is None
     smoke = finals[2].model_dump(mode="json") | {"scale": {"name": "smoke"}}
-    write_uuid(finals[2], 1.0, 0.9, config=smoke)
-    assert cell(grid).values is None
+    for unusable in ({"dirty": True}, {"dirty": None}, {"status": "failed"}, {"config": smoke}):
+        write_uuid(finals[2], 1.0, 0.9, **unusable)
+        assert cell(grid).values == pytest.approx([40, 50])
+    path = tables.render("table2", grid.experiment, [row], "lite", tmp_path / "out")
+    assert "| LoRA r=1 (as 8) | 1,234 | 9.9 \\| 45.0 +- 7.1 (2 of 3) \\| +35.1~ |" in path.read_text()
+    write_uuid(grid.search()[-1], 9.0, dirty=True)
+    assert cell(grid).values is None, "a search that is not whole chooses nothing"
+    write_uuid(grid.search()[-1], 9.0)
     write_uuid(finals[2], 1.0, 0.6)
     assert cell(grid).values == pytest.approx([40, 50, 60])
     path = tables.render("table2", grid.experiment, [row], "lite", tmp_path / "out")
