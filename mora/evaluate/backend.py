@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lm_eval.models.huggingface import HFLM
@@ -26,6 +27,7 @@ PROMPT_TOKENS = 1024  # of a prompt are kept in any case; MATH's answers alone m
 TEXTS_AT_ONCE = 1000  # for the tokenizer: it is slower with the millions of tokens of all texts in memory
 SHORTEST = 0.8  # of the longest input's length, within a batch
 
+T = TypeVar("T")
 Request = tuple[tuple[str, str], list[int], list[int]]  # texts, context ids, continuation ids
 
 
@@ -114,7 +116,9 @@ class Backend(HFLM):
         batches = _batches(inputs, override_bs or int(self.batch_size))
         for batch in tqdm(batches, desc="log-likelihoods", disable=disable_tqdm or None):
             wanted = [[requests[i][2] for i in by_input[ids]] for ids in batch]
-            found = self.journal.answer([batch, wanted], partial(self._score, batch, wanted))
+            found = self.journal.answer(
+                [batch, wanted], partial(by_halves, partial(self._score, batch, wanted), len(batch))
+            )
             owners = [i for ids in batch for i in by_input[ids]]
             for i, (nats, said) in zip(owners, found, strict=True):
                 if not math.isfinite(nats):
@@ -123,8 +127,11 @@ class Backend(HFLM):
         return [answers[i] for i in range(len(requests))]
 
     @torch.no_grad()
-    def _score(self, inputs: list[tuple[int, ...]], wanted: list[list[list[int]]]) -> list[tuple[float, bool]]:
-        """(nats, is the argmax throughout) of every wanted continuation of every input, in order."""
+    def _score(
+        self, inputs: list[tuple[int, ...]], wanted: list[list[list[int]]], rows: slice
+    ) -> list[tuple[float, bool]]:
+        """(nats, is the argmax throughout) of every wanted continuation of every input among `rows`, in order."""
+        inputs, wanted = inputs[rows], wanted[rows]
         longest = max(map(len, inputs))
         ids_BT = torch.zeros((len(inputs), longest), dtype=torch.long)
         for row, ids in enumerate(inputs):
@@ -174,17 +181,19 @@ class Backend(HFLM):
         mask = torch.ones_like(context) if mask is None else mask
         n_prompt = context.shape[1]
 
-        def generate() -> list[list[int]]:
+        def generate(rows: slice) -> list[list[int]]:
             last: dict[str, Any] = {"logits_to_keep": 1} if self.keeps_logits else {}
             last["fixed"] = fixed_steps_suit(self.model)
             stopped = partial(self._stopped, [text for text in stop if text])
             try:
-                return greedy(self.model, context, mask, max_length - n_prompt, self._end_ids(), stopped, **last)
+                most = max_length - n_prompt
+                return greedy(self.model, context[rows], mask[rows], most, self._end_ids(), stopped, **last)
             except NanLogits as error:
-                asked = (request for request in self._asked if request.args[0] == self._prompts[error.row])
+                asked = (request for request in self._asked if request.args[0] == self._prompts[rows][error.row])
                 raise _not_finite(next(asked, None), "a logit is NaN") from error
 
-        made = self.journal.answer([context.tolist(), mask.tolist(), max_length, stop, None], generate)
+        what = [context.tolist(), mask.tolist(), max_length, stop, None]
+        made = self.journal.answer(what, partial(by_halves, generate, len(context)))
         longest = max(map(len, made))
         rows = [ids + [self.tokenizer.pad_token_id] * (longest - len(ids)) for ids in made]
         return torch.cat([context, torch.tensor(rows, dtype=torch.long, device=context.device)], dim=1)
@@ -199,6 +208,22 @@ class Backend(HFLM):
         """Whether the last tokens hold one of `stop`: lm-eval cuts the text there in any case."""
         window = LOOK_EVERY + max(map(len, stop), default=0)
         return [any(s in text for s in stop) for text in self.tokenizer.batch_decode([ids[-window:] for ids in rows])]
+
+
+def by_halves(answer: Callable[[slice], list[T]], stop: int, start: int = 0) -> list[T]:
+    """`answer(slice(start, stop))`, or of its halves, one after the other, where the GPU has no memory for all rows.
+
+    Raises: torch.OutOfMemoryError of a single row.
+    """
+    try:
+        return answer(slice(start, stop))
+    except torch.OutOfMemoryError:
+        if stop - start == 1:
+            raise
+    torch.cuda.empty_cache()  # here the error, and what its frames hold, is gone
+    print(f"too little GPU memory for {stop - start} rows at once: two halves", file=sys.stderr, flush=True)
+    middle = (start + stop) // 2
+    return by_halves(answer, middle, start) + by_halves(answer, stop, middle)
 
 
 def _batches(inputs: list[tuple[int, ...]], size: int) -> list[list[tuple[int, ...]]]:

@@ -54,7 +54,7 @@ def complete(grids: list[Grid], jobs: int) -> list[str]:
         while todo := [c for c in plan(grids) if run_id(c) not in {*failed, *finished}]:
             ours = {run_id(c) for c in running.values()}
             others = [c for c in todo if run_id(c) not in ours]
-            free = [c for c in others if not held(c)]
+            free = [c for c in others if not held(c) and not done(c)]  # the other process may just have ended it
             if not ours:
                 announced = _announce(free, others, jobs, gpus, announced)
             for config in free[: jobs - len(running)]:

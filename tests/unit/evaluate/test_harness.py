@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from functools import partial
 
 import pytest
 import torch
@@ -117,6 +118,38 @@ def test_generation_is_greedy_cut_at_a_stop_text_and_resumed(tiny, tmp_path, mon
     assert ask(backend(tiny), [stop]) == [text.split(stop)[0] for text in expected]
     monkeypatch.setattr("mora.evaluate.backend.greedy", None)  # all batches are in the journal
     assert ask(backend(tiny, journal=Journal(path, "m")), ["\x00"]) == expected
+
+
+def test_a_batch_without_room_on_the_gpu_is_answered_in_halves(tiny, monkeypatch, capsys):
+    from lm_eval.api.instance import Instance
+
+    how = {"until": [], "do_sample": False, "max_gen_toks": 9}
+    texts = ["ab", "the quick brown fox", "12:", "and so", "on"]
+    prompts = [Instance("generate_until", {}, (text, how), i) for i, text in enumerate(texts)]
+    pairs = [(("", ""), [5, 6, i], [7, i]) for i in range(8, 13)]
+    lm = backend(tiny, batch_size=5)
+    written, scored = lm.generate_until(prompts, True), lm._loglikelihood_tokens(pairs, disable_tqdm=True)
+    greedy, logits = generation.greedy, lm._logits
+
+    def leave_room_for(rows):
+        def limited(work, ids, *arguments, **more):
+            if len(ids) > rows:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return work(ids, *arguments, **more)
+
+        monkeypatch.setattr(lm, "_logits", partial(limited, logits))
+        monkeypatch.setattr(
+            "mora.evaluate.backend.greedy", lambda model, *a, **kw: limited(partial(greedy, model), *a, **kw)
+        )
+
+    leave_room_for(2)
+    assert lm.generate_until(prompts, True) == written
+    for found, whole in zip(lm._loglikelihood_tokens(pairs, disable_tqdm=True), scored, strict=True):
+        assert found[0] == pytest.approx(whole[0], abs=1e-5)
+    assert "too little GPU memory for 5 rows at once: two halves" in capsys.readouterr().err
+    leave_room_for(0)
+    with pytest.raises(torch.OutOfMemoryError):
+        lm._loglikelihood_tokens(pairs, disable_tqdm=True)
 
 
 @pytest.mark.parametrize("fixed", [False, True])
