@@ -81,7 +81,7 @@ def cost(config: RunConfig, results: Iterable[dict[str, Any]] = ()) -> Cost:
     own, shape, on_cpu = trainable(config), shape_of(config.model), config.hardware.device == "cpu"
     micro = config.micro_batch_size if on_cpu else fitting_micro_batch(config, longest)
     needs, rate = memory(config, longest, micro or 1), None if on_cpu else rate_of(config, longest, micro or 1)
-    merges = bool(config.method.restart) or config.trains_rest
+    whole = config.method.adapter is None or bool(config.method.restart) or config.trains_rest
     adapters = 0 if config.method.adapter is None else 2 * own
     return Cost(
         steps=length.steps,
@@ -94,6 +94,6 @@ def cost(config: RunConfig, results: Iterable[dict[str, Any]] = ()) -> Cost:
         micro_batch_size=micro,
         gpu_hours=None if length.tokens is None or rate is None else length.tokens * rate.seconds / 3600,
         rate_source="not known on a CPU" if rate is None else rate.source,
-        disk=adapters + (2 * shape.parameters if merges and config.method.adapter is not None else 0),
+        disk=adapters + (2 * shape.parameters if whole and config.method.trains else 0),
         checkpoints=3 * (12 * own + needs.shadow),  # two kept and one being written
     )

@@ -89,7 +89,7 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
         if not config.method.trains:
             raise
         status = {"status": "diverged", "reason": str(error)}
-    if config.method.adapter is not None and status["status"] == "done":
+    if config.method.trains and status["status"] == "done":
         with engine.full_weights():
             _save_trained(model, tokenizer, config, folder)
     facts = {
@@ -112,13 +112,14 @@ def _save_trained(model: Any, tokenizer: Any, config: RunConfig, folder: Path) -
 
     The tokenizer lies beside both.
     """
-    base_changed = config.method.restart is not None or config.trains_rest
-    if rank() == 0:
+    adapted = config.method.adapter is not None
+    base_changed = not adapted or config.method.restart is not None or config.trains_rest
+    if adapted and rank() == 0:
         model.save_pretrained(str(folder / "adapter"))
         tokenizer.save_pretrained(str(folder / "adapter"))
         _name_base(folder / "adapter", None if base_changed else _base(config.model), config)
     if base_changed:
-        whole = model.merge_and_unload()
+        whole = model.merge_and_unload() if adapted else model
         if rank() == 0:
             whole.save_pretrained(str(folder / "model"))
             tokenizer.save_pretrained(str(folder / "model"))

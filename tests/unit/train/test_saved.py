@@ -59,6 +59,13 @@ def test_a_merged_model_is_loaded_and_its_adapter_alone_is_not(tmp_path):
         command.load(str(tmp_path / "adapter"), "fp32")
 
 
+def test_full_fine_tuning_leaves_its_model(tmp_path):
+    trained = saved(tmp_path, "task=uuid", "method=fft", "r=null")
+    model, _ = command.load(str(tmp_path / "model"), "fp32")
+    torch.testing.assert_close(logits(model), trained)
+    assert not (tmp_path / "adapter").exists()
+
+
 @pytest.mark.parametrize(
     ("overrides", "base"),
     [
