@@ -40,18 +40,22 @@ OmegaConf.register_new_resolver("lr_grid", _lr_grid, replace=True)
 
 
 def check_sweep(arguments: Sequence[str]) -> None:
-    """Hydra takes one list of rates for everything that is swept over: `sweep=` goes with one value each of OF_ONE_GRID.
+    """What Hydra would do wrongly, or refuse obscurely. Its defaults list is made before a task that is swept over is known;
+    and it takes one list of rates for everything: `sweep=` goes with one value each of OF_ONE_GRID.
 
     Raises: ConfigError.
     """
-    if not any(argument.startswith("sweep=") for argument in arguments):
-        return
+    rates = any(argument.startswith("sweep=") for argument in arguments)
     given = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
     for override in OverridesParser.create().parse_overrides(given):
-        if override.key_or_group in OF_ONE_GRID and override.is_sweep_override():
+        if rates and override.key_or_group in OF_ONE_GRID and override.is_sweep_override():
             raise ConfigError(
                 f"{override.input_line}: expected one value beside sweep=, whose rates depend on it; "
                 "give one task, method, r and scale a call"
+            )
+        if override.key_or_group == "task" and override.is_sweep_override():
+            raise ConfigError(
+                f"{override.input_line}: expected one task a call; several methods, ranks and seeds may be given"
             )
 
 

@@ -228,3 +228,8 @@ def test_a_run_that_restarts_is_long_enough_to(task, scale, sequences):
     config = compose([f"task={task}", f"scale={scale}", "method=remora", "r=8"])
     if scale == "lite":
         assert config.with_samples(sequences).total_steps > 3 * config.method.restart.every_steps
+
+
+def test_several_tasks_at_once_are_refused():
+    with pytest.raises(ConfigError, match=r"^task=uuid,c4: expected one task a call"):
+        check_sweep(["-m", "task=uuid,c4", "method=lora", "r=8"])
