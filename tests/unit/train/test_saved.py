@@ -69,7 +69,9 @@ def test_full_fine_tuning_leaves_its_model(tmp_path):
     assert not (tmp_path / "adapter").exists()
 
 
-@pytest.mark.parametrize("run", ["uuid fft null", "uuid mora 4", "uuid relora 4", "c4 fft null", "c4 mora 4", "c4 remora 4"])
+@pytest.mark.parametrize(
+    "run", ["uuid fft null", "uuid mora 4", "uuid relora 4", "c4 fft null", "c4 mora 4", "c4 remora 4"]
+)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_plan_knows_how_large_what_is_left_is(tmp_path, run, precision):
     task, method, r = run.split()
@@ -81,7 +83,7 @@ def test_the_plan_knows_how_large_what_is_left_is(tmp_path, run, precision):
     size = 0
     for path in tmp_path.rglob("*.safetensors"):
         with safe_open(path, "pt") as file:
-            size += sum(file.get_tensor(name).nbytes for name in file.keys())  # noqa: SIM118, it is no dict
+            size += sum(file.get_tensor(name).nbytes for name in file.keys())
     assert cost(config).disk == size
 
 
