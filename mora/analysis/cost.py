@@ -11,9 +11,9 @@ from typing import Any
 
 from mora.config import RunConfig
 
-from .counts import flops_per_token, trainable
+from .counts import flops_per_token, number_bytes, trainable
 from .memory import Memory, fitting_micro_batch, memory
-from .shapes import SEQUENCES, shape_of
+from .shapes import SEQUENCES, Shape, shape_of
 from .speed import rate_of
 
 
@@ -81,8 +81,6 @@ def cost(config: RunConfig, results: Iterable[dict[str, Any]] = ()) -> Cost:
     own, shape, on_cpu = trainable(config), shape_of(config.model), config.hardware.device == "cpu"
     micro = config.micro_batch_size if on_cpu else fitting_micro_batch(config, longest)
     needs, rate = memory(config, longest, micro or 1), None if on_cpu else rate_of(config, longest, micro or 1)
-    whole = config.method.adapter is None or bool(config.method.restart) or config.trains_rest
-    adapters = 0 if config.method.adapter is None else 2 * own
     return Cost(
         steps=length.steps,
         tokens=length.tokens,
@@ -94,6 +92,17 @@ def cost(config: RunConfig, results: Iterable[dict[str, Any]] = ()) -> Cost:
         micro_batch_size=micro,
         gpu_hours=None if length.tokens is None or rate is None else length.tokens * rate.seconds / 3600,
         rate_source="not known on a CPU" if rate is None else rate.source,
-        disk=adapters + (2 * shape.parameters if whole and config.method.trains else 0),
+        disk=_disk(config, own, shape),
         checkpoints=3 * (12 * own + needs.shadow),  # two kept and one being written
     )
+
+
+def _disk(config: RunConfig, own: int, shape: Shape) -> int:
+    """Of the adapter and the whole model, as far as a run leaves them: what trained is in fp32, merged layers are not."""
+    if config.method.adapter is None:
+        return 4 * own
+    rest = shape.rest if config.trains_rest else 0
+    adapter = 4 * (own - rest)
+    if config.method.restart is None and not config.trains_rest:
+        return adapter
+    return adapter + number_bytes(config) * (shape.parameters - rest) + 4 * rest

@@ -145,9 +145,7 @@ def _trained(folder: Path) -> Path:
         raise ConfigError(f"{folder} has no config.yaml: expected a folder that run.py made")
     tuned = next((folder / part for part in ("model", "adapter") if (folder / part).is_dir()), None)
     if tuned is None:
-        raise ConfigError(
-            f"{folder} holds neither model/ nor adapter/: the run has not ended, or it trained no adapter"
-        )
+        raise ConfigError(f"{folder} holds neither model/ nor adapter/: the run has not ended well, or trained nothing")
     return tuned
 
 

@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> Path:
     Tasks are added to those that the folder already has of the same weights and settings.
     Raises: ConfigError; OSError where nothing can be written there.
     """
-    started = time.time()
+    started, code = time.time(), source.of_this_process()
     where = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     on_gpu = torch.device(where).type == "cuda"
     precision = options.precision or ("bf16" if on_gpu else "fp32")
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> Path:
         limit=options.limit,
         data_dir=options.data_dir,
         journal=folder / "journal.jsonl",
-        identity=f"{identity}|{precision}",
+        identity=f"{identity}|{precision}|{code['fingerprint']}",  # other code, other answers
     )
     new: dict[str, Any] = {
         "model": {"name": options.model, "fingerprint": identity, "precision": precision},
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> Path:
     result.known(folder, new)  # refuses before anything is scored
     metrics, kept = evaluate_model(model, tokenizer, options.task, settings)
     facts = {
-        "source": source.describe(),
+        "source": code,
         "packages": {package: version(package) for package in PACKAGES},
         "hardware": torch.cuda.get_device_name(where) if on_gpu else "cpu",
         "wall_s": round(time.time() - started, 1),

@@ -10,8 +10,8 @@ from typing import Any
 
 from mora.config.compose import ConfigError
 from mora.data import sources
-from mora.data.files import read_json, read_rows
-from mora.data.records import DataError, Record
+from mora.data.files import read_json, read_rows, record_of
+from mora.data.records import DataError, Record, wrong
 
 Row = dict[str, Any]
 
@@ -91,10 +91,7 @@ def keyed(path: Path) -> Iterator[Record]:
 
 def json_object(path: Path) -> Record:
     """A whole JSON file. Raises: DataError where it is no object."""
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise DataError(f"{path}: is {found!r:.40}, expected an object with fields")
-    return Record(str(path), found)
+    return record_of(str(path), read_json(path))
 
 
 def inside(record: Record, field: str) -> Record:
@@ -134,12 +131,6 @@ def gold_text(value: Any) -> str | None:
     if isinstance(value, str):
         return value if value.strip() else None
     return str(value) if type(value) in (int, float) and math.isfinite(value) else None
-
-
-def wrong(record: Record, field: str, expected: str) -> DataError:
-    """What to raise where a field cannot be used."""
-    found = f"is {record.row[field]!r:.80}" if field in record.row else "is missing"
-    return DataError(f"{record.where}: field {field!r} {found}, expected {expected}")
 
 
 def enough(shots: Sized, k: int, where: str) -> None:

@@ -77,9 +77,8 @@ def cell(grid: Grid) -> Cell:
 
 def results(grid: Grid) -> list[tuple[RunConfig, dict[str, Any]]]:
     """The final runs that were made, one a seed, with their results; none unless the whole search is there and usable."""
-    searched = [usable(result_of(config), grid.scale) for config in grid.search()]
     found = [(config, usable(result_of(config), grid.scale)) for config in grid.final()]
-    return [] if None in searched else [(config, result) for config, result in found if result is not None]
+    return [(config, result) for config, result in found if result is not None]
 
 
 def _measured(grid: Grid, config: Any, result: dict[str, Any]) -> tuple[float, float | None] | None:

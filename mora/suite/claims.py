@@ -102,7 +102,7 @@ def _comparisons(claim: Claim, scale: Scale) -> Iterator[tuple[Interval | None, 
                 telling = [pair for pair in pairs if not all(map(claim.reached, pair))]
                 for a, b in telling:
                     yield difference(a, b, higher), bounds
-                if not telling:
+                if pairs and not telling:
                     yield Interval(-math.inf, math.inf), bounds
 
 

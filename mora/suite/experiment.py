@@ -178,9 +178,9 @@ class Grid:
             return []
         return [self._run(c, self.at_scale.seeds[0], searching=True) for c in candidates]
 
-    def scores(self, counts: Counts = usable) -> list[tuple[Candidate, RunConfig, float | str | None]]:
-        """Every run of the search and its selection metric, "diverged", or None where it has no result that counts."""
-        return [(c, run, self._score(run, counts)) for c, run in zip(self.candidates(), self.search(), strict=False)]
+    def scores(self, counts: Counts = usable) -> list[tuple[Candidate, float | str | None]]:
+        """Every candidate of the search and its selection metric, "diverged", or None without a result that counts."""
+        return [(c, self._score(run, counts)) for c, run in zip(self.candidates(), self.search(), strict=False)]
 
     def best(self, counts: Counts = usable) -> Candidate | None:
         """The candidate with the lowest selection metric at the search's last step; None while the search is not complete.
@@ -189,7 +189,7 @@ class Grid:
         """
         if not self.search():
             return self.candidates()[0]
-        candidates, _, scores = zip(*self.scores(counts), strict=True)
+        candidates, scores = zip(*self.scores(counts), strict=True)
         if None in scores:
             return None
         losses = [score if isinstance(score, float) else math.inf for score in scores]

@@ -100,7 +100,7 @@ def _totals(costs: list[tuple[RunConfig, Cost]], hardware: Hardware) -> list[str
     too_large = [run_id(run) for run, found in costs if found.micro_batch_size is None]
     disk, checkpoints = sum(f.disk for _, f in costs) / GIB, max(f.checkpoints for _, f in costs) / GIB
     lines = [
-        f"{len(costs)} runs, {flops / 1e18:,.1f} EFLOP, {_hours(costs, hardware)}; {disk:,.0f} GiB of adapters and merged "
+        f"{len(costs)} runs, {flops / 1e18:,.1f} EFLOP, {_hours(costs, hardware)}; {disk:,.0f} GiB of adapters and whole "
         f"models are left, and up to {checkpoints:,.0f} GiB of checkpoints a run on the way.",
         f"micro: {_micro(hardware)}; set it with hardware.micro_batch_size. Memory in GiB at that size, shadow in CPU "
         "memory of rank 0.",

@@ -148,9 +148,9 @@ def _search_lines(experiment: Experiment, rows: list[list[Grid]]) -> list[str]:
     untouched: set[str] = set()
     for grid in (grid for row in rows for grid in row):
         best, shown, ran = grid.best(), [], False
-        for candidate, run, score in grid.scores():
+        for candidate, score in grid.scores():
             value = NOT_RUN
-            if score is not None and usable(result_of(run), grid.scale) is not None:
+            if score is not None:
                 value, ran = score if isinstance(score, str) else f"{score:.4g}", True
             shown.append(f"{_candidate(candidate)}: {value}{' (chosen)' if candidate == best else ''}")
         if shown:

@@ -218,6 +218,15 @@ def test_a_json_file_of_another_form_is_refused(tmp_path):
         finance_local.load_convfinqa(str(tmp_path))
 
 
+def test_an_error_names_what_there_is_but_not_a_thousand_rows(tmp_path):
+    put(tmp_path / "pubmedqa/ori_pqal.json", {**{f"id{i}": ABSTRACT for i in range(1000)}, "last": 7})
+    with pytest.raises(
+        DataError, match=r"field 'last' is 7, expected an object with fields; the row has id0, "
+    ) as caught:
+        biomed_task.load_pubmedqa_local(str(tmp_path))
+    assert len(str(caught.value)) < 400 + len(str(tmp_path))
+
+
 def test_a_malformed_row_ends_the_command_in_one_line(tmp_path):
     gsm8k(tmp_path, {"answer": 4})
     with pytest.raises(SystemExit) as ended:

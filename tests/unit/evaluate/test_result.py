@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from mora.config import source
 from mora.evaluate import __main__ as command
 from mora.evaluate import synthetic
+from mora.evaluate.journal import Journal
 
 
 @pytest.fixture
@@ -88,3 +90,15 @@ def test_a_damaged_result_is_refused_before_scoring(evaluate, unscored, tmp_path
     with pytest.raises(SystemExit, match=r"result.json is no result of an evaluation, or was cut: give another folder"):
         evaluate("biomed_rct")
     assert (tmp_path / "out/result.json").read_text() == text
+
+
+def test_the_code_at_the_start_is_named_and_no_answers_of_other_code_are_taken(evaluate, tmp_path, monkeypatch):
+    journals = []
+    monkeypatch.setattr(Journal, "__init__", lambda self, path, identity: journals.append((path, identity)))
+    monkeypatch.setattr(Journal, "answer", lambda self, batch, compute: compute())
+    for fingerprint in ("first", "second"):
+        code = {"commit": "c" * 40, "fingerprint": fingerprint, "dirty": False}
+        monkeypatch.setattr(source, "of_this_process", lambda code=code: code)
+        assert evaluate("biomed_usmle")["tasks"]["biomed_usmle"]["source"] == code
+    assert len({path for path, _ in journals}) == 1
+    assert len({identity for _, identity in journals}) == 2

@@ -106,6 +106,8 @@ def test_a_column_where_both_are_saturated_does_not_count(mora, lora, counting, 
     assert claims.verdict(claim, "lite") == all_columns
     nothing_left = claim.model_copy(update={"saturated": 50})
     assert claims.verdict(nothing_left, "lite") == "undecided"
+    of_another_scale = claim.model_copy(update={"columns": ["step_1"]})
+    assert claims.verdict(of_another_scale, "lite") == "not run"
 
 
 def test_a_spectrum_is_the_mean_over_the_kinds_of_modules():

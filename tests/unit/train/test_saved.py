@@ -4,11 +4,14 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
 
+from mora.analysis.cost import cost
 from mora.config import ConfigError, compose
 from mora.evaluate import __main__ as command
 from mora.evaluate import synthetic
 from mora.methods import prepare
+from mora.train.engines import make_engine
 from mora.train.model import load_model
 from mora.train.worker import _base, _save_trained
 
@@ -64,6 +67,24 @@ def test_full_fine_tuning_leaves_its_model(tmp_path):
     model, _ = command.load(str(tmp_path / "model"), "fp32")
     torch.testing.assert_close(logits(model), trained)
     assert not (tmp_path / "adapter").exists()
+
+
+@pytest.mark.parametrize(
+    "run", ["uuid fft null", "uuid mora 4", "uuid relora 4", "c4 fft null", "c4 mora 4", "c4 remora 4"]
+)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_plan_knows_how_large_what_is_left_is(tmp_path, run, precision):
+    task, method, r = run.split()
+    config = compose([f"task={task}", f"method={method}", f"r={r}", "scale=smoke", f"scale.precision={precision}"])
+    model, tokenizer = load_model(config.model, precision)
+    engine = make_engine(prepare(model, config), config)
+    with engine.full_weights():
+        _save_trained(engine.model, tokenizer, config, tmp_path)
+    size = 0
+    for path in tmp_path.rglob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            size += sum(file.get_tensor(name).nbytes for name in file.keys())
+    assert cost(config).disk == size
 
 
 @pytest.mark.parametrize(
