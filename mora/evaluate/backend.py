@@ -26,6 +26,8 @@ TOKEN_IDS = "\x00token-ids "  # a text that starts so is a list of token ids: bl
 PROMPT_TOKENS = 1024  # of a prompt are kept in any case; MATH's answers alone may have 2 048
 TEXTS_AT_ONCE = 1000  # for the tokenizer: it is slower with the millions of tokens of all texts in memory
 SHORTEST = 0.8  # of the longest input's length, within a batch
+CACHE_OVER_WEIGHTS = 2  # bytes: a step reads both, so that with a larger cache more rows hardly write faster
+SMALL_CACHE = 8 << 30  # bytes of keys and values that no GPU is short of
 
 T = TypeVar("T")
 Request = tuple[tuple[str, str], list[int], list[int]]  # texts, context ids, continuation ids
@@ -174,29 +176,34 @@ class Backend(HFLM):
         return super().tok_batch_encode(strings, *args, **kwargs)
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **kwargs: Any) -> Tensor:
-        """Prompt and generated ids, padded where a row ended. Greedy, unless `kwargs` sample: as HFLM's then."""
+        """Prompt and generated ids, padded where a row ended. Greedy, unless `kwargs` sample: as HFLM's then.
+
+        A batch whose keys and values would take too much memory is written in equal parts.
+        """
         if kwargs.get("do_sample"):
             return super()._model_generate(context, max_length, stop, **kwargs)
         mask = kwargs.get("attention_mask")
         mask = torch.ones_like(context) if mask is None else mask
-        n_prompt = context.shape[1]
+        most = max_length - context.shape[1]
 
         def generate(rows: slice) -> list[list[int]]:
             last: dict[str, Any] = {"logits_to_keep": 1} if self.keeps_logits else {}
             last["fixed"] = fixed_steps_suit(self.model)
             stopped = partial(self._stopped, [text for text in stop if text])
+            used = mask[rows].any(0)  # not what only longer prompts, in other rows, need
             try:
-                most = max_length - n_prompt
-                return greedy(self.model, context[rows], mask[rows], most, self._end_ids(), stopped, **last)
+                return greedy(self.model, context[rows, used], mask[rows, used], most, self._end_ids(), stopped, **last)
             except NanLogits as error:
                 asked = (request for request in self._asked if request.args[0] == self._prompts[rows][error.row])
                 raise _not_finite(next(asked, None), "a logit is NaN") from error
 
-        what = [context.tolist(), mask.tolist(), max_length, stop, None]
-        made = self.journal.answer(what, partial(by_halves, generate, len(context)))
+        made: list[list[int]] = []
+        for rows in equal_parts(len(context), rows_at_once(self.model, max_length)):
+            what = [context[rows].tolist(), mask[rows].tolist(), max_length, stop, None]
+            made += self.journal.answer(what, partial(by_halves, generate, rows.stop, rows.start))
         longest = max(map(len, made))
-        rows = [ids + [self.tokenizer.pad_token_id] * (longest - len(ids)) for ids in made]
-        return torch.cat([context, torch.tensor(rows, dtype=torch.long, device=context.device)], dim=1)
+        padded = [ids + [self.tokenizer.pad_token_id] * (longest - len(ids)) for ids in made]
+        return torch.cat([context, torch.tensor(padded, dtype=torch.long, device=context.device)], dim=1)
 
     def _end_ids(self) -> list[int]:
         """The tokens that end a text: those of the model's generation config, and the tokenizer's."""
@@ -217,13 +224,34 @@ def by_halves(answer: Callable[[slice], list[T]], stop: int, start: int = 0) -> 
     """
     try:
         return answer(slice(start, stop))
-    except torch.OutOfMemoryError:
+    except torch.OutOfMemoryError as error:
         if stop - start == 1:
             raise
+        reason = str(error).splitlines()[0]
     torch.cuda.empty_cache()  # here the error, and what its frames hold, is gone
-    print(f"too little GPU memory for {stop - start} rows at once: two halves", file=sys.stderr, flush=True)
+    print(f"too little GPU memory for {stop - start} rows at once, two halves: {reason}", file=sys.stderr, flush=True)
     middle = (start + stop) // 2
     return by_halves(answer, middle, start) + by_halves(answer, stop, middle)
+
+
+def rows_at_once(model: Any, tokens: int) -> int:
+    """Rows of so many tokens whose keys and values are no more than a batch should hold: equal on every GPU."""
+    config = model.config.get_text_config()
+    queries = getattr(config, "num_attention_heads", None)
+    if queries is None:  # no attention: nothing grows with the tokens
+        return sys.maxsize
+    heads = getattr(config, "num_key_value_heads", None) or queries
+    width = getattr(config, "head_dim", None) or config.hidden_size // queries
+    row = 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize * tokens
+    weights = sum(p.nbytes for p in model.parameters())
+    return max(1, max(CACHE_OVER_WEIGHTS * weights, SMALL_CACHE) // row)
+
+
+def equal_parts(n: int, most: int) -> list[slice]:
+    """Of n rows, in order: as few as can be of at most `most`, none larger than another by more than a row."""
+    parts = -(-n // most)
+    ends = [n * (i + 1) // parts for i in range(parts)]
+    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def _batches(inputs: list[tuple[int, ...]], size: int) -> list[list[tuple[int, ...]]]:

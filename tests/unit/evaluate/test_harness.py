@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
 
 from mora import MoraConfig
 from mora.config import ConfigError, compose
@@ -14,7 +15,7 @@ from mora.config.data_schema import UuidData
 from mora.data.uuid import make_pairs
 from mora.evaluate import __main__ as command
 from mora.evaluate import generation, samples
-from mora.evaluate.backend import Backend, _batches
+from mora.evaluate.backend import Backend, _batches, equal_parts, rows_at_once
 from mora.evaluate.harness import Settings, evaluate_model
 from mora.evaluate.journal import Journal
 from mora.evaluate.records import DataError, Source, rows
@@ -146,10 +147,71 @@ def test_a_batch_without_room_on_the_gpu_is_answered_in_halves(tiny, monkeypatch
     assert lm.generate_until(prompts, True) == written
     for found, whole in zip(lm._loglikelihood_tokens(pairs, disable_tqdm=True), scored, strict=True):
         assert found[0] == pytest.approx(whole[0], abs=1e-5)
-    assert "too little GPU memory for 5 rows at once: two halves" in capsys.readouterr().err
+    said = "too little GPU memory for 5 rows at once, two halves: CUDA out of memory"
+    assert said in capsys.readouterr().err
     leave_room_for(0)
     with pytest.raises(torch.OutOfMemoryError):
         lm._loglikelihood_tokens(pairs, disable_tqdm=True)
+
+
+def test_a_batch_with_too_large_a_cache_is_written_in_parts_each_kept(tiny, monkeypatch, tmp_path):
+    from lm_eval.api.instance import Instance
+
+    how = {"until": [], "do_sample": False, "max_gen_toks": 9}
+    prompts = [
+        Instance("generate_until", {}, (text, how), 0) for text in ("ab", "the quick brown fox", "12:", "so", "on")
+    ]
+    lm = backend(tiny, batch_size=5)
+    whole, sizes = lm.generate_until(prompts, True), []
+    config, longest = tiny[0].config, lm.tok_batch_encode(["the quick brown fox"])[0].shape[1]
+    token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4  # bytes in fp32
+    monkeypatch.setattr("mora.evaluate.backend.CACHE_OVER_WEIGHTS", 0)
+    monkeypatch.setattr("mora.evaluate.backend.SMALL_CACHE", 2 * token * (longest + 9))
+
+    def noted(model, ids, *arguments, **more):
+        sizes.append(ids.shape)
+        return generation.greedy(model, ids, *arguments, **more)
+
+    monkeypatch.setattr("mora.evaluate.backend.greedy", noted)
+    path = tmp_path / "journal.jsonl"
+    assert backend(tiny, 5, journal=Journal(path, "m")).generate_until(prompts, True) == whole
+    assert [rows for rows, _ in sizes] == [1, 2, 2]
+    assert sizes[0][1] == longest > sizes[2][1]  # the longest prompt is first; the others are not padded to its length
+    assert len(path.read_text().splitlines()) == 1 + 3
+
+
+@pytest.mark.parametrize(
+    ("n", "most", "sizes"), [(5, 9, [5]), (5, 5, [5]), (5, 4, [2, 3]), (500, 140, [125] * 4), (3, 1, [1, 1, 1])]
+)
+def test_parts_are_few_equal_and_in_order(n, most, sizes):
+    parts = equal_parts(n, most)
+    assert [part.stop - part.start for part in parts] == sizes
+    assert [i for part in parts for i in range(n)[part]] == list(range(n))
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "rows"),
+    [
+        (
+            {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2},
+            torch.bfloat16,
+            (8 << 30) // (2 * 2 * 2 * 16 * 2 * 1000),
+        ),
+        (
+            {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4},
+            torch.float32,
+            (8 << 30) // (2 * 2 * 4 * 16 * 4 * 1000),
+        ),
+    ],
+)
+def test_rows_at_once_follow_from_the_cache_of_a_token(shape, dtype, rows):
+    config = LlamaConfig(vocab_size=11, intermediate_size=32, num_hidden_layers=2, **shape)
+    assert rows_at_once(LlamaForCausalLM(config).to(dtype), 1000) == rows
+
+
+def test_rows_at_once_of_a_model_without_attention_have_no_bound():
+    config = MambaConfig(vocab_size=11, hidden_size=16, num_hidden_layers=1, state_size=4)
+    assert rows_at_once(MambaForCausalLM(config), 1 << 40) > 1 << 40
 
 
 @pytest.mark.parametrize("fixed", [False, True])
