@@ -12,15 +12,20 @@ from mora.config.compose import ConfigError
 
 
 class RunLog:
-    """Appends rows to `path`. On resume, rows after the checkpoint's step are cut off: they will be written again."""
+    """Appends rows to `path`. On resume, rows after the checkpoint's step are cut off: they will be written again.
+
+    `evaluated`: whether the evaluation of that step is among those that stay.
+    """
 
     def __init__(self, path: Path, from_step: int, write: bool = True):
         """write=False: rows are returned by `flush`, but another process writes them."""
         self.path, self._write = path, write
         self._waiting: list[dict[str, Any]] = []
+        self.evaluated = False
         if not write:
             return
         rows = [row for row in read(path) if row["step"] <= from_step]
+        self.evaluated = any(row["step"] == from_step and "loss" not in row for row in rows)
         replace_file(path, "".join(_line(row) for row in rows))
 
     def add(self, **row: Any) -> None:

@@ -1,4 +1,4 @@
-"""The training loop, top to bottom: rate -> micro steps -> clip and update -> restart? -> log -> evaluate -> checkpoint."""
+"""The training loop, top to bottom: rate -> micro steps -> clip and update -> restart? -> log -> checkpoint -> evaluate."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import math
 import signal
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,8 @@ class Diverged(RuntimeError):
     """A loss or gradient that is not finite."""
 
 
-class Interrupted(RuntimeError):
-    """SIGTERM or Ctrl-C: a checkpoint was saved."""
+class Interrupted(KeyboardInterrupt):
+    """SIGTERM or Ctrl-C: a checkpoint was saved. No error: what catches those in an evaluation must let it pass."""
 
 
 def fit(engine: Engine, batches: Steps, config: RunConfig, folder: Path, evaluate: Evaluate) -> dict[str, float] | None:
@@ -44,7 +45,8 @@ def fit(engine: Engine, batches: Steps, config: RunConfig, folder: Path, evaluat
 
     Returns the speed of this process (`Speed.facts`); None where it had no step to do.
 
-    `evaluate(step)` is asked after every update and returns {} where nothing is due. Rows go to `folder/log.jsonl`.
+    `evaluate(step)` is asked after every update and returns {} where nothing is due. Rows go to `folder/log.jsonl`. A step's
+    checkpoint is saved first: a run that ended in the evaluation goes on with it.
     Dropout is a pure function of (seed, step), as the batches are, so a resumed run repeats the uninterrupted one.
 
     All ranks call it with the whole data; each takes its share of the micro batches, rank 0 writes.
@@ -70,6 +72,20 @@ def _train(
     train, stop, speed = config.task.train, _StopSignal(), Speed()
     assert config.lr is not None
     engine.model.train()
+
+    def measure(done: int, saved: bool) -> None:
+        with stop.at_once(done) if saved else nullcontext():
+            metrics = evaluate(done)
+        if metrics:
+            rows.write()
+            rows.log.add(step=done, **metrics)
+            rows.write()
+            engine.model.train()
+            speed.start()
+
+    if start > 0 and not on_any_rank(rows.log.evaluated, engine.device):  # rank 0 alone has read the log
+        measure(start, saved=True)
+
     quiet = rank() > 0 or None  # None: where the output is no terminal
     progress = tqdm(range(start, config.last_step), initial=start, total=config.last_step, disable=quiet, unit="step")
     for step in progress:
@@ -91,23 +107,18 @@ def _train(
         stopping = on_any_rank(stop.asked, engine.device)
 
         due = done % train.log_every_steps == 0 or done == config.last_step
-        saving = done % train.checkpoint_every_steps == 0 or done == config.last_step or stopping
+        scored = done in config.task.evaluation.at_steps or done == config.last_step  # minutes, if by generation
+        saving = done % train.checkpoint_every_steps == 0 or scored or stopping
         if due or saving:
             last = rows.write()[-1]
             progress.set_postfix(loss=f"{last['loss']:.4f}", lr=f"{lr:.2e}", tokens_per_s=f"{speed.end():,.0f}")
-        if metrics := evaluate(done):
-            rows.write()
-            rows.log.add(step=done, **metrics)
-            rows.write()
-            engine.model.train()
-            speed.start()
         if saving:
             _save(rows.checkpoints, done, engine, restarts, config)
-        if stopping and done < config.last_step:
-            wait_for_all()  # rank 0 has saved: torchrun kills the others soon after the first one ends
+        if stopping:
             raise Interrupted(
                 f"stopped by signal after step {done}; a checkpoint was saved, start the same run to go on"
             )
+        measure(done, saving)
     return speed.facts()
 
 
@@ -167,11 +178,15 @@ class _Rows:
 
 
 def _save(folder: Path, done: int, engine: Engine, restarts: Restarts, config: RunConfig) -> None:
-    """Everything that the next steps depend on; the data and the dropout are functions of the step."""
+    """Everything that the next steps depend on; the data and the dropout are functions of the step.
+
+    No rank goes on before it is written: torchrun kills the others soon after the first one ends.
+    """
     code = of_this_process()["fingerprint"]
     state = engine.state_dict() | {"restart": restarts.state_dict(), "run_id": run_id(config), "source": code}
     if rank() == 0:
         checkpoint.save(folder, done, state)
+    wait_for_all()
 
 
 def _resume(folder: Path, engine: Engine, restarts: Restarts, config: RunConfig) -> int:
@@ -210,8 +225,26 @@ class _StopSignal:
 
     def __init__(self) -> None:
         self.asked = False
+        self._evaluated: int | None = None
         for name in (signal.SIGTERM, signal.SIGINT):
             signal.signal(name, self._remember)
 
+    @contextmanager
+    def at_once(self, done: int) -> Iterator[None]:
+        """Within, the evaluation of a step whose checkpoint is saved, they raise Interrupted, as one does that came before:
+        whoever sent them will not wait for minutes."""
+        self._evaluated = done
+        try:
+            if self.asked:
+                self._remember()
+            yield
+        finally:
+            self._evaluated = None
+
     def _remember(self, *_: Any) -> None:
         self.asked = True
+        if self._evaluated is not None:
+            raise Interrupted(
+                f"stopped by signal after step {self._evaluated}, in its evaluation; a checkpoint was saved and the answers "
+                "are kept, start the same run to go on"
+            )

@@ -189,9 +189,10 @@ class ZeroEngine:
             with exchanged(masters):
                 yield
             return
-        hooks = self._zero.parameter_offload  # they would split a layer again as soon as it has been used
+        # They would split a layer again as soon as it has been used, and may talk to the other ranks before a forward pass.
+        hooks = self._zero.parameter_offload
         with deepspeed.zero.GatheredParameters(list(self.model.parameters())), exchanged(masters):
-            for hook in [*hooks.forward_hooks, *hooks.backward_hooks]:
+            for hook in [hooks.fwd_pre_hook, *hooks.forward_hooks, *hooks.backward_hooks]:
                 hook.remove()
             hooks.forward_hooks, hooks.backward_hooks = [], []
             for p in self.model.parameters():
@@ -199,7 +200,7 @@ class ZeroEngine:
             try:
                 yield
             finally:
-                hooks._register_deepspeed_module(hooks.module)
+                hooks.setup_zero_stage3_hooks()
 
 
 def settings(stage: int, offload: bool, max_grad_norm: float) -> dict[str, Any]:

@@ -70,19 +70,22 @@ def whole(tmp_path_factory):
 def test_a_rank_that_dies_ends_the_job_and_the_resumed_run_follows_one_process(tmp_path, how, whole):
     ranks = ["hardware=cpu2", *(f"hardware.{setting}" for setting in how)]
     folder = tmp_path / "killed" / "outputs" / run_id(compose([*RUN, *ranks]))
-    process = start(tmp_path / "killed", *ranks, MORA_KILL_AT="between_merge_and_reinit:5:0")
-    code, output = finish(process)
-    assert code != 0
-    assert "SIGKILL" in output or "Signal 9" in output, output
-    time.sleep(1)
-    assert not alive(str(folder)), "a rank was left behind"
+    for kill_at in ("between_merge_and_reinit:5:0", "in_evaluation:12:0"):
+        code, output = finish(start(tmp_path / "killed", *ranks, MORA_KILL_AT=kill_at))
+        assert code != 0
+        assert "SIGKILL" in output or "Signal 9" in output, output
+        time.sleep(1)
+        assert not alive(str(folder)), "a rank was left behind"
     assert len(list(folder.parent.iterdir())) == 1, "one output folder whatever the ranks"
     code, output = finish(start(tmp_path / "killed", *ranks))
     assert code == 0, output
     assert len(re.findall("^result: ", output, re.M)) == 1, "one rank speaks"
     assert curve(tmp_path / "killed") == pytest.approx(whole, abs=1e-5)
     (result,) = (tmp_path / "killed" / "results").glob("*[0-9a-f].json")
-    assert json.loads(result.read_text())["hardware"]["ranks"] == 2
+    found = json.loads(result.read_text())
+    assert found["hardware"]["ranks"] == 2
+    assert found["speed"] is None, "the last step was saved before its evaluation: none was left to do"
+    assert found["metrics"]["12"].keys() >= {"value_nll", "uuid_char_acc"}
 
 
 LONG = ["task.train.epochs=100", "method.restart.every_steps=25", "lr=1e-3"]

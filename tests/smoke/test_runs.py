@@ -77,7 +77,8 @@ def test_a_run_killed_anywhere_repeats_the_uninterrupted_one_bit_for_bit(tmp_pat
     expected = losses(tmp_path / "whole")
     assert len(expected) == 12
     restarting = IN_RESTART if method.startswith("re") else ()
-    for kill_at in ("after_step:3", *restarting[:2], "before_rename:8", *restarting[2:], "in_evaluation:12"):
+    before, after = ("after_step:3", *restarting[:2], "in_evaluation:6"), (*restarting[2:], "in_evaluation:12")
+    for kill_at in (*before, "before_rename:8", *after):
         code, output = train(tmp_path / "killed", *overrides, kill_at=kill_at)
         assert code == -signal.SIGKILL, f"not killed at {kill_at}: {output}"
         assert not results(tmp_path / "killed")
@@ -87,6 +88,7 @@ def test_a_run_killed_anywhere_repeats_the_uninterrupted_one_bit_for_bit(tmp_pat
     (whole,), (killed,) = results(tmp_path / "whole"), results(tmp_path / "killed")
     assert killed["metrics"] == whole["metrics"]
     assert killed["status"] == "done"
+    assert killed["speed"] is None, "the last step was saved before its evaluation: none was left to do"
     assert {"4", "6", "8", "12"} == set(killed["metrics"])
     assert killed["parameters"]["trainable"] > 0
 
@@ -177,6 +179,36 @@ def test_sigterm_saves_a_checkpoint_and_the_run_goes_on(tmp_path):
         assert time.time() < deadline
         time.sleep(0.1)
     assert not results(tmp_path)
+
+
+def test_a_stop_in_the_last_evaluation_ends_it_and_its_answers_are_kept(tmp_path):
+    overrides = ["method=fft", "task.data.pairs=100", "task.train.stop_step=2", "task.evaluation.batch_size=1"]
+    folder = folder_of(tmp_path, *overrides)
+    journal = folder / "journal-0.jsonl"
+
+    def answers():
+        return journal.read_text().splitlines()[1:] if journal.is_file() else []
+
+    process = start(tmp_path, *overrides)
+    deadline = time.time() + 120
+    while not answers():
+        assert time.time() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    code, output = finish(process)
+    assert code == 130, output
+    assert "mora.train: stopped by signal after step 2, in its evaluation; a checkpoint was saved" in output
+    assert "Traceback" not in output
+    kept = answers()
+    assert len(kept) < 100
+    code, output = train(tmp_path, *overrides)
+    assert code == 0, output
+    assert len(answers()) == 100
+    assert answers()[: len(kept)] == kept
+    (result,) = results(tmp_path)
+    assert result["speed"] is None, "no step was left to do"
+    assert "uuid_char_acc" in result["metrics"]["2"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The loop itself: what it measures, what stops it, and that it goes on from a checkpoint as if it had never stopped."""
 
 import signal
+from contextlib import suppress
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from tiny_runs import random_batches, tiny_config, tiny_engine
 
 from mora.config import ConfigError
 from mora.train import log, loop
-from mora.train.loop import Diverged, fit
+from mora.train.checkpoint import latest_step
+from mora.train.loop import Diverged, Interrupted, fit
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +45,9 @@ class Engine:
 
     def state_dict(self):
         return {}
+
+    def load_state_dict(self, state):
+        pass
 
 
 def config_of_ten_steps(method="fft", *overrides):
@@ -92,28 +97,86 @@ def test_a_run_goes_on_from_the_checkpoint_of_a_restart_as_if_never_stopped(dtyp
         "lr=1e-2",
     )
 
+    asked = []
+
     def run(folder, killed_at=None):
+        engine = tiny_engine(config, dtype)
+
         def evaluate(step):
+            asked.append(step)
             if step == killed_at:
                 raise Killed
-            return {}
+            return {} if step % 2 else {"metric": sum(p.double().sum().item() for p in engine.model.parameters())}
 
-        fit(tiny_engine(config, dtype), random_batches(), config, folder, evaluate)
+        return fit(engine, random_batches(), config, folder, evaluate)
 
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
     run(tmp_path / "whole")
-    for step in (5, 9):
+    asked.clear()
+    for step in (4, 5, 9, 10):
         with pytest.raises(Killed):
             run(tmp_path / "killed", killed_at=step)
-    run(tmp_path / "killed")
-    keys = ("step", "loss", "grad_norm", "lr", "restart", "restart_kept")
+    assert run(tmp_path / "killed") is None, "all steps were saved"
+    assert asked == [1, 2, 3, 4, 4, 5, 5, 6, 7, 8, 9, 9, 10, 10], "a step's evaluation is missing or was repeated"
+    keys = ("step", "metric", "loss", "grad_norm", "lr", "restart", "restart_kept")
     curves = [
         [[row.get(key) for key in keys] for row in log.read(tmp_path / name / "log.jsonl")]
         for name in ("whole", "killed")
     ]
-    assert len(curves[0]) == 10
+    assert len(curves[0]) == 15
     assert curves[0] == curves[1]
+
+
+def test_a_signal_during_the_last_step_leaves_its_evaluation_to_the_resumed_run(tmp_path):
+    class Signalled(Engine):
+        def step(self, lr, max_grad_norm):
+            if self.clock.now == 9:
+                signal.raise_signal(signal.SIGTERM)
+            return super().step(lr, max_grad_norm)
+
+    asked = []
+
+    def evaluate(step):
+        asked.append(step)
+        return {"metric": 1.0} if step == 10 else {}
+
+    with pytest.raises(Interrupted, match="stopped by signal after step 10; a checkpoint was saved"):
+        fit(Signalled(Clock()), random_batches(), config_of_ten_steps(), tmp_path, evaluate)
+    assert asked == list(range(1, 10))
+    assert fit(Engine(Clock()), random_batches(), config_of_ten_steps(), tmp_path, evaluate) is None
+    assert asked == list(range(1, 11))
+    assert [row["step"] for row in log.read(tmp_path / "log.jsonl")] == [*range(1, 11), 10]
+
+
+@pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("overrides", "step"), [((), 10), (("task.evaluation.at_steps=[7]",), 7)])
+def test_a_signal_in_an_evaluation_ends_it_at_once(overrides, step, name, tmp_path):
+    def evaluate(done):
+        if done == step:
+            with suppress(Exception):  # as libraries do
+                signal.raise_signal(name)
+            pytest.fail("it went on")
+        return {}
+
+    with pytest.raises(Interrupted, match=f"stopped by signal after step {step}, in its evaluation; a checkpoint"):
+        fit(Engine(Clock()), random_batches(), config_of_ten_steps("fft", *overrides), tmp_path, evaluate)
+    assert latest_step(tmp_path / "checkpoints") == step
+
+
+def test_a_signal_in_an_evaluation_without_a_checkpoint_waits_for_the_next_step(tmp_path):
+    asked = []
+
+    def evaluate(step):
+        asked.append(step)
+        if step == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return {}
+
+    with pytest.raises(Interrupted, match="after step 4; "):
+        fit(Engine(Clock()), random_batches(), config_of_ten_steps(), tmp_path, evaluate)
+    assert asked == [1, 2, 3]
+    assert latest_step(tmp_path / "checkpoints") == 4
 
 
 @pytest.mark.parametrize("scale", ["smoke", "lite"])
