@@ -67,9 +67,11 @@ def _wandb(config: RunConfig, folder: Path, from_step: int) -> Iterator[Callable
             f"tracker.kind=wandb: {one_line(error)} Or take tracker.mode=offline, or tracker=none"
         ) from error
 
+    run.define_metric("*", step_metric="step")  # W&B's own step only rises: a resumed run's first evaluation would be lost
+
     def write(rows: Rows) -> None:
         for row in rows:
-            run.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
+            run.log(row)
 
     with run:  # finishes it: ranks end without Python's teardown, in which W&B would
         yield write
