@@ -67,7 +67,8 @@ def _wandb(config: RunConfig, folder: Path, from_step: int) -> Iterator[Callable
             f"tracker.kind=wandb: {one_line(error)} Or take tracker.mode=offline, or tracker=none"
         ) from error
 
-    run.define_metric("*", step_metric="step")  # W&B's own step only rises: a resumed run's first evaluation would be lost
+    # W&B's own step only rises: the evaluation that a resumed run may begin with would be lost.
+    run.define_metric("*", step_metric="step")
 
     def write(rows: Rows) -> None:
         for row in rows:
