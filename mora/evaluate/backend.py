@@ -26,8 +26,8 @@ TOKEN_IDS = "\x00token-ids "  # a text that starts so is a list of token ids: bl
 PROMPT_TOKENS = 1024  # of a prompt are kept in any case; MATH's answers alone may have 2 048
 TEXTS_AT_ONCE = 1000  # for the tokenizer: it is slower with the millions of tokens of all texts in memory
 SHORTEST = 0.8  # of the longest input's length, within a batch
-CACHE_OVER_WEIGHTS = 2  # bytes: a step reads both, so that with a larger cache more rows hardly write faster
-SMALL_CACHE = 8 << 30  # bytes of keys and values that no GPU is short of
+CACHE_OVER_WEIGHTS = 2  # in bytes: a step reads both, so that with a larger cache more rows hardly write faster
+SMALL_CACHE = 8 << 30  # bytes: a smaller cache is not worth parts; while its buffers grow, it takes up to twice as much
 
 T = TypeVar("T")
 Request = tuple[tuple[str, str], list[int], list[int]]  # texts, context ids, continuation ids

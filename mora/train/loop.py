@@ -22,7 +22,7 @@ from mora.config.source import of_this_process
 
 from . import checkpoint
 from .checkpoint import kill_point
-from .distributed import OfThisRank, everywhere, on_any_rank, rank, sum_over_ranks, wait_for_all
+from .distributed import OfThisRank, everywhere, on_any_rank, rank, sum_over_ranks, wait_for_all, world_size
 from .interface import Engine, Steps
 from .log import RunLog
 from .restart import Restarts, describe
@@ -45,8 +45,8 @@ def fit(engine: Engine, batches: Steps, config: RunConfig, folder: Path, evaluat
 
     Returns the speed of this process (`Speed.facts`); None where it had no step to do.
 
-    `evaluate(step)` is asked after every update and returns {} where nothing is due. Rows go to `folder/log.jsonl`. A step's
-    checkpoint is saved first: a run that ended in the evaluation goes on with it.
+    `evaluate(step)` is asked after every update, and first of all by a run that begins at a checkpoint whose evaluation is
+    not in the log; it returns {} where nothing is due. Rows go to `folder/log.jsonl`.
     Dropout is a pure function of (seed, step), as the batches are, so a resumed run repeats the uninterrupted one.
 
     All ranks call it with the whole data; each takes its share of the micro batches, rank 0 writes.
@@ -74,7 +74,7 @@ def _train(
     engine.model.train()
 
     def measure(done: int, saved: bool) -> None:
-        with stop.at_once(done) if saved else nullcontext():
+        with stop.at_once(done) if saved and world_size() == 1 else nullcontext():
             metrics = evaluate(done)
         if metrics:
             rows.write()
@@ -180,7 +180,7 @@ class _Rows:
 def _save(folder: Path, done: int, engine: Engine, restarts: Restarts, config: RunConfig) -> None:
     """Everything that the next steps depend on; the data and the dropout are functions of the step.
 
-    No rank goes on before it is written: torchrun kills the others soon after the first one ends.
+    No rank goes on, or ends, before it is written: the others would wait in vain for it.
     """
     code = of_this_process()["fingerprint"]
     state = engine.state_dict() | {"restart": restarts.state_dict(), "run_id": run_id(config), "source": code}
@@ -232,7 +232,7 @@ class _StopSignal:
     @contextmanager
     def at_once(self, done: int) -> Iterator[None]:
         """Within, the evaluation of a step whose checkpoint is saved, they raise Interrupted, as one does that came before:
-        whoever sent them will not wait for minutes."""
+        whoever sent them will not wait for minutes. For one process: of several ranks, one that is ahead would be left."""
         self._evaluated = done
         try:
             if self.asked:

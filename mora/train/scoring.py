@@ -25,7 +25,10 @@ VALIDATED_AT_ONCE = 8  # whole sequences with all their logits
 
 
 class Scoring:
-    """Called after every step; returns {} where nothing is due. All ranks make it, call it and compute the same."""
+    """Called after every step, and where a run goes on; returns {} where nothing is due.
+
+    All ranks make it, call it and compute the same.
+    """
 
     def __init__(self, config: RunConfig, data: TrainingData, tokenizer: Any, pad_id: int, folder: Path):
         self.config, self.data, self.tokenizer, self.pad_id, self.folder = config, data, tokenizer, pad_id, folder

@@ -67,7 +67,8 @@ def _wandb(config: RunConfig, folder: Path, from_step: int) -> Iterator[Callable
             f"tracker.kind=wandb: {one_line(error)} Or take tracker.mode=offline, or tracker=none"
         ) from error
 
-    # W&B's own step only rises: the evaluation that a resumed run may begin with would be lost.
+    # W&B's own step only rises: the evaluation that a resumed run may begin with would be lost. The price: steps that it
+    # repeats, between the checkpoint and where it was killed, are there twice, alike.
     run.define_metric("*", step_metric="step")
 
     def write(rows: Rows) -> None:

@@ -49,6 +49,12 @@ def test_the_document_is_named(broken, settings, task, what):
             evaluate_model(*broken, [task], settings)
 
 
+def test_the_document_is_named_where_a_batch_is_written_in_parts(broken, settings, monkeypatch):
+    monkeypatch.setattr("mora.evaluate.backend.rows_at_once", lambda *_: 2)
+    with pytest.raises(NotFinite, match=r"^task finance_ner, document 2: a logit is NaN"):
+        evaluate_model(*broken, ["finance_ner"], settings)
+
+
 def test_other_documents_of_the_batch_are_scored(broken, settings):
     first = Settings(batch_size=4, data_dir=settings.data_dir, limit=2)
     assert evaluate_model(*broken, ["biomed_usmle"], first)[0]["biomed_usmle"]["documents"] == 2
