@@ -32,7 +32,7 @@ class Plan:
     """Texts of random words, a token each; the numbers of words are log-normal about `median`, as those of questions are.
 
     questions: each with four one-token options, like MMLU's without shots. prompts: each continued by `new_tokens`. Every
-    backend and batch size is timed `rounds` times, after a warm-up.
+    backend and batch size is timed `rounds` times, after a warm-up, or fewer where that takes `patience_s`.
     """
 
     shape: str
@@ -42,6 +42,7 @@ class Plan:
     batch_sizes: tuple[int, ...]
     median: int = 110
     rounds: int = 3
+    patience_s: float = 30.0
 
 
 FULL = Plan("smollm2_135m", 4096, 512, 128, (64, 512))
@@ -59,7 +60,7 @@ def compare(plan: Plan, device: torch.device) -> dict[str, Any]:
         for who, backend in (("lm-eval's HFLM", _lm_evals), ("ours", _ours)):
             for size in plan.batch_sizes:
                 ask = _asking(what, backend(model, tokenizer, size), requests)
-                rows.append(_row(what, who, size, unit, plan.rounds, ask, device))
+                rows.append(_row(what, who, size, unit, plan, ask, device))
     data = {name: getattr(plan, name) for name in ("questions", "prompts", "new_tokens", "median")}
     return {"shape": plan.shape, "rows": rows, "data": data}
 
@@ -119,7 +120,7 @@ def _asking(what: str, backend: HFLM, requests: list[Instance]) -> Callable[[], 
 
 
 def _row(
-    what: str, who: str, size: int, unit: int, rounds: int, ask: Callable[[], Any], device: torch.device
+    what: str, who: str, size: int, unit: int, plan: Plan, ask: Callable[[], Any], device: torch.device
 ) -> dict[str, Any]:
     """`seconds` of every round, tokenising included; `unit`: the questions or new tokens of one."""
     row: dict[str, Any] = {
@@ -135,11 +136,11 @@ def _row(
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     try:
-        for i in range(rounds + 1):
+        ask()
+        while not row["seconds"] or (len(row["seconds"]) < plan.rounds and sum(row["seconds"]) < plan.patience_s):
             started = time.perf_counter()
             ask()  # what it returns is on the host: nothing is left to wait for
-            if i > 0:
-                row["seconds"].append(time.perf_counter() - started)
+            row["seconds"].append(time.perf_counter() - started)
         row["peak_bytes"] = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
     except torch.OutOfMemoryError:
         row["error"] = "out of memory"

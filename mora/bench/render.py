@@ -133,11 +133,11 @@ def _evaluation_table(result: dict[str, Any]) -> str:
         opponents = [r for r in result["rows"] if r["what"] == row["what"] and r["who"] != "ours" and "error" not in r]
         best = min((statistics.median(r["seconds"]) for r in opponents), default=None)
         seconds = statistics.median(row["seconds"])
-        spread = f"{seconds:.2f} ({min(row['seconds']):.2f} to {max(row['seconds']):.2f})"
+        spread = f"{seconds:.2f} ({min(row['seconds']):.2f} to {max(row['seconds']):.2f}, {len(row['seconds'])})"
         ratio = _ratio(best / seconds if best is not None else None)
         return [*named, f"{row['unit'] / seconds:,.0f}", ratio, spread, _gib(row["peak_bytes"], 1)]
 
-    head = "| | | batch | questions or new tokens/s | / lm-eval | s, median (min to max) | peak memory, GiB |"
+    head = "| | | batch | questions or new tokens/s | / lm-eval | s, median (min to max, rounds) | peak memory, GiB |"
     return (
         f"{result['shape']}, random weights; {data['questions']:,} questions of about {data['median']} tokens with four "
         f"one-token options, and {data['prompts']:,} prompts continued by {data['new_tokens']} tokens.\n\n"

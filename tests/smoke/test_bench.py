@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import statistics
+from dataclasses import replace
 
 import pytest
 import torch
@@ -81,8 +82,17 @@ def test_evaluation_runs_against_lm_evals_backend(tmp_path):
         assert min(row["seconds"]) > 0
         row["seconds"] = [seconds] * 3
     text = render.tables(result)
-    assert "| options | ours | 4 | 16 | 2.000 | 0.50 (0.50 to 0.50) |" in text
-    assert "| texts | ours | 2 | 4 | 0.250 | 4.00 (4.00 to 4.00) |" in text
+    assert "| options | ours | 4 | 16 | 2.000 | 0.50 (0.50 to 0.50, 3) |" in text
+    assert "| texts | ours | 2 | 4 | 0.250 | 4.00 (4.00 to 4.00, 3) |" in text
+
+
+@pytest.mark.parametrize(("patience_s", "rounds"), [(0.0, 1), (30.0, 5)])
+def test_a_slow_backend_is_timed_in_fewer_rounds(patience_s, rounds):
+    small = replace(evaluation.SMOKE, rounds=5, patience_s=patience_s)
+    asked = []
+    row = evaluation._row("texts", "ours", 2, 1, small, lambda: asked.append(1), torch.device("cpu"))
+    assert len(row["seconds"]) == rounds
+    assert len(asked) == rounds + 1, "the first is the warm-up"
 
 
 def test_both_backends_are_asked_the_same_and_answer_the_same():
