@@ -1,0 +1,12 @@
+"""What the tests of evaluation share."""
+
+import pytest
+
+from mora.config import compose
+from mora.train.model import load_model
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """The tiny model of scale=smoke in fp32, and its tokenizer."""
+    return load_model(compose(["task=uuid", "method=none", "scale=smoke"]).model, "fp32")
