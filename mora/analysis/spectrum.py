@@ -8,13 +8,11 @@ what stands in --out already is then left as it is.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import hashlib
 import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +25,7 @@ from transformers.pytorch_utils import Conv1D
 from mora.config import run_id, source
 from mora.config.arguments import device
 from mora.config.compose import CONFIG_DIR, ConfigError, load, one_line
+from mora.config.lock import locked
 from mora.config.schema import Model
 from mora.train.log import replace_file
 
@@ -149,14 +148,6 @@ def _trained(folder: Path) -> Path:
     return tuned
 
 
-@contextmanager
-def _hold(folder: Path) -> Iterator[None]:
-    """One process at a time is at a run's folder, by the lock that its worker takes too."""
-    with open(folder / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def _load(name: str) -> PreTrainedModel:
     """A model of configs/model, a folder or a hub id, in fp32 on the CPU."""
     from transformers import AutoModelForCausalLM
@@ -235,7 +226,7 @@ def main(arguments: list[str] | None = None) -> int:
             _measure(of_models(args.base, args.tuned), args.device, args.out)
             return 0
         _trained(args.run)  # first: nothing is waited for or written in a folder that is no run's
-        with _hold(args.run):
+        with locked(args.run):  # its worker takes that lock too
             if args.out is not None and args.out.is_file():
                 print(f"{args.out} is there already: remove it, and it is measured again")
             else:

@@ -41,6 +41,17 @@ def result_path(config: RunConfig) -> Path:
     return source.ROOT / config.scale.results_dir / f"{run_id(config)}.json"
 
 
+def log_path(config: RunConfig) -> Path:
+    """Of the raw log, beside the result."""
+    return result_path(config).with_suffix(".log.jsonl")
+
+
+def spectrum_path(config: RunConfig) -> Path:
+    """Where the spectrum of the run's delta W is written, and looked for."""
+    path = result_path(config)
+    return path.parent.parent / "spectra" / path.name
+
+
 def format_lr(lr: float) -> str:
     """3e-4, 2.5e-4: the shortest scientific form."""
     mantissa, exponent = f"{lr:.3e}".split("e")

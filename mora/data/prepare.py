@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from mora.config.data_schema import ChatData, MetaMathData, PretrainData, ReadingData
+from mora.config.lock import locked
 
 from . import chat, metamath, overlap, packing, reading_comprehension, sources
 from .encoders import BlockEncoder, ConversationEncoder
@@ -51,7 +49,8 @@ def prepare(
     fingerprints["prepared"] = key
     folder = sources.cache_dir() / "data" / f"{data.kind}-{key}"
     done = folder / "done.json"
-    with _hold(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):  # one process at a time prepares a data set
         if not done.is_file():
             shards, report = _make(data, tokenizer, Workshop(folder, len(tokenizer), workers), rows, index)
             _finish(folder, done, shards, report, rows, index)
@@ -123,12 +122,3 @@ def _finish(
     for entry in folder.iterdir():
         if entry.is_dir() and entry.name not in kept:
             shutil.rmtree(entry)
-
-
-@contextmanager
-def _hold(folder: Path) -> Iterator[None]:
-    """One process at a time prepares a data set; freed by the system when it ends, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

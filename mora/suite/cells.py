@@ -81,17 +81,21 @@ def results(grid: Grid) -> list[tuple[RunConfig, dict[str, Any]]]:
     return [(config, result) for config, result in found if result is not None]
 
 
-def _measured(grid: Grid, config: Any, result: dict[str, Any]) -> tuple[float, float | None] | None:
+def metrics(grid: Grid, config: RunConfig, result: dict[str, Any]) -> dict[str, float]:
+    """At the step that the column shows."""
+    return result["metrics"].get(str(grid.column.step or last_step(config, result)), {})
+
+
+def _measured(grid: Grid, config: RunConfig, result: dict[str, Any]) -> tuple[float, float | None] | None:
     """The metric in the table's unit and its standard error; a run that diverged, or has no number as its metric, is the
     worst there is."""
     higher_is_better = grid.experiment.unit == "percent"
     worst = 0.0 if higher_is_better else math.inf
     if result["status"] == "diverged":
         return worst, None
-    step = grid.column.step or last_step(config, result)
-    metrics = result["metrics"].get(str(step), {})
-    if grid.column.metric not in metrics:
+    found = metrics(grid, config, result)
+    if grid.column.metric not in found:
         return None
     factor = 100 if higher_is_better else 1
-    value, error = (float(metrics.get(name, "nan")) for name in (grid.column.metric, f"{grid.column.metric}_stderr"))
+    value, error = (float(found.get(name, "nan")) for name in (grid.column.metric, f"{grid.column.metric}_stderr"))
     return factor * value if math.isfinite(value) else worst, factor * error if math.isfinite(error) else None

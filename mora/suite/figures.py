@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from mora.config import ConfigError, RunConfig
-from mora.config.run_id import result_path, run_id
+from mora.config.run_id import log_path, run_id, spectrum_path
 from mora.train import log
 
 from .cells import results
@@ -129,11 +129,6 @@ def _spectra(axes: Axes, panel: list[Grid]) -> None:
     axes.set(ylabel="singular values of delta W above 0.1")
 
 
-def spectrum_path(config: Any) -> Path:
-    """Beside the folder of the runs' results: results/spectra/<run_id>.json."""
-    return result_path(config).parent.parent / "spectra" / f"{run_id(config)}.json"
-
-
 def spectrum_of(config: Any) -> dict[str, Any] | None:
     """The spectrum of a run, where it was measured. Raises: ConfigError where its file is damaged."""
     path = spectrum_path(config)
@@ -147,7 +142,7 @@ def _curves(grid: Grid) -> np.ndarray:
     """Training loss, (seeds, steps), smoothed."""
     curves = []
     for config, _ in _shown(grid):
-        rows = log.read(result_path(config).with_name(f"{run_id(config)}.log.jsonl"))
+        rows = log.read(log_path(config))
         curves.append(_smooth([row["loss"] for row in rows if "loss" in row]))
     return np.array(curves)
 

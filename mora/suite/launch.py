@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from mora.config import RunConfig, run_id, source
-from mora.config.run_id import result_path
+from mora.config.lock import locked
+from mora.config.run_id import log_path, result_path, spectrum_path
 from mora.config.source import ROOT
 
-from .result import result_of, stands
+from .result import done, result_of, stands
 
 
 def run_folder(config: RunConfig) -> Path:
@@ -111,7 +111,7 @@ def launch(
     worker may go on, asked every second; when none are left it is killed with all its ranks. Interrupted, it lets the
     worker save a checkpoint; interrupted again, it does not wait for that.
     """
-    if stands(result_of(config), config.scale.name):
+    if done(config):
         print(f"already done: {result_path(config)}", file=output or sys.stdout)
         return 0
     if output is None and (text := warning(config.scale.name)):
@@ -143,17 +143,10 @@ def launch(
         del _workers[worker]
 
 
-@contextmanager
-def unheld(folder: Path) -> Iterator[bool]:
+def unheld(folder: Path) -> AbstractContextManager[bool]:
     """Whether no worker, of this suite or another, is at the run: while it lives it locks the run's folder. None can begin
     before this ends; others may ask meanwhile."""
-    with open(folder / ".lock", "a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+    return locked(folder, shared=True, wait=False)
 
 
 def _set_aside(config: RunConfig, folder: Path) -> None:
@@ -166,8 +159,7 @@ def _set_aside(config: RunConfig, folder: Path) -> None:
             return
         aside = path.parent / "unusable" / f"{run_id(config)}.{result['source']['fingerprint']}"
         aside.parent.mkdir(exist_ok=True)
-        log, spectrum = path.with_suffix(".log.jsonl"), path.parent.parent / "spectra" / path.name
-        moved = {log: ".log.jsonl", spectrum: ".spectrum.json", path: ".json"}  # the result itself last
+        moved = {log_path(config): ".log.jsonl", spectrum_path(config): ".spectrum.json", path: ".json"}  # itself last
         for file, kind in moved.items():
             with suppress(FileNotFoundError):  # another suite may be doing the same
                 os.replace(file, f"{aside}{kind}")

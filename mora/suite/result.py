@@ -9,10 +9,15 @@ from typing import Any
 from mora.config import ConfigError, RunConfig, source
 from mora.config.run_id import result_path
 
-FIELDS = (
-    *("status", "metrics", "parameters.trainable", "source.dirty", "source.fingerprint"),
-    *("config.scale.name", "config.task.name"),
-)  # that a result cannot be judged or shown without
+FIELDS = (  # that a result cannot be judged or shown without
+    "status",
+    "metrics",
+    "parameters.trainable",
+    "source.dirty",
+    "source.fingerprint",
+    "config.scale.name",
+    "config.task.name",
+)
 
 
 def result_of(config: RunConfig) -> dict[str, Any] | None:

@@ -11,9 +11,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from mora.config import RunConfig, run_id
+from mora.config.run_id import spectrum_path
 
 from .experiment import Grid
-from .figures import spectrum_path
 from .gpus import Places, visible
 from .launch import ROOT, STOPPED, interrupt_on_sigterm, launch, run_folder, stop_workers, unheld, warning
 from .result import done, result_of, stands

@@ -14,9 +14,8 @@ from mora.config.run_id import format_lr, run_id
 from mora.train.log import replace_file
 
 from . import latex
-from .cells import Cell, cell, results
-from .experiment import Candidate, Experiment, Grid, last_step, paper_tables
-from .result import result_of, usable
+from .cells import Cell, cell, metrics, results
+from .experiment import Candidate, Experiment, Grid, paper_tables
 
 NOT_RUN = "not run"
 DIGITS = {"percent": 1, "perplexity": 2}  # as the paper prints them
@@ -75,8 +74,7 @@ def trainable(row: list[Grid]) -> str:
     """The counts that the row's runs report, or what their configuration comes to, one a model or rank."""
     counts = []
     for grid in row:
-        found = [usable(result_of(config), grid.scale) for config in grid.final()]
-        measured = [result["parameters"]["trainable"] for result in found if result is not None]
+        measured = [result["parameters"]["trainable"] for _, result in results(grid)]
         counts += [f"{count:,}" for count in measured or [trainable_parameters(grid.config())]]
     return " / ".join(dict.fromkeys(counts))
 
@@ -109,15 +107,13 @@ def _score_lines(rows: list[list[Grid]]) -> list[str]:
     """Every final run's score with its standard error and the floor, where the metric has a number of documents."""
     lines, unit = [], rows[0][0].experiment.unit
     for grid in (grid for row in rows for grid in row):
-        for config in grid.final():
-            result = usable(result_of(config), grid.scale)
-            step = None if result is None else grid.column.step or last_step(config, result)
-            metrics = {} if result is None else result["metrics"].get(str(step), {})
+        for config, result in results(grid):
+            found = metrics(grid, config, result)
             task = grid.column.metric.removesuffix(".score")
-            if f"{task}.documents" in metrics:
+            if f"{task}.documents" in found:
                 lr = "-" if config.lr is None else format_lr(config.lr)
                 lines.append(
-                    f"| {grid.column.name} | {grid.label()} | {lr} | {config.seed} | {_score(task, metrics, unit)} |"
+                    f"| {grid.column.name} | {grid.label()} | {lr} | {config.seed} | {_score(task, found, unit)} |"
                 )
     if not lines:
         return []

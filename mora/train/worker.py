@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
@@ -20,7 +19,8 @@ import yaml
 
 from mora.config import provenance, source
 from mora.config.compose import CONFIG_DIR, ConfigError, load
-from mora.config.run_id import result_path, run_id
+from mora.config.lock import locked
+from mora.config.run_id import log_path, result_path, run_id
 from mora.config.schema import Model, RunConfig
 from mora.data import load as load_data
 from mora.data.batches import Batches
@@ -168,7 +168,7 @@ def write_result(config: RunConfig, folder: Path, facts: dict[str, Any]) -> Path
         },
         "final_train_loss": next((row["loss"] for row in reversed(rows) if "loss" in row), None),
     }
-    log.replace_file(path.with_suffix(".log.jsonl"), (folder / "log.jsonl").read_text())
+    log.replace_file(log_path(config), (folder / "log.jsonl").read_text())
     log.replace_file(path, json.dumps(result, indent=1, sort_keys=True) + "\n")
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return path
@@ -176,15 +176,13 @@ def write_result(config: RunConfig, folder: Path, facts: dict[str, Any]) -> Path
 
 @contextmanager
 def _hold(folder: Path) -> Iterator[None]:
-    """Keeps a second process out of the run's folder; freed by the system when this one ends, however it ends."""
+    """Keeps a second process out of the run's folder. Raises: ConfigError where one is there."""
     if int(os.environ.get("RANK", 0)) > 0:  # the first rank holds it for all
         yield
         return
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(f"{folder} is held by another process of the same run: wait for it or stop it") from error
+    with locked(folder, wait=False) as ours:
+        if not ours:
+            raise ConfigError(f"{folder} is held by another process of the same run: wait for it or stop it")
         yield
 
 
