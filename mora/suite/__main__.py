@@ -75,7 +75,8 @@ def _arguments() -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="KEY=VALUE,...",
-        help="run (or plan) these cells alone: task=metamath,biomed method=lora,mora r=8; the whole table is rendered",
+        help="run (or plan) these cells alone: task=metamath,biomed method=lora,mora r=8 (of Table 4: operator=sharing); "
+        "the whole table is rendered",
     )
     parser.add_argument(
         "--plan", action="store_true", help="print the runs that are missing and what they cost; start none"

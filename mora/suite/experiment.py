@@ -126,7 +126,7 @@ def grids(experiment: Experiment, scale: Scale, seeds: list[int] | None = None) 
 
 
 def only(found: list[Grid], filters: list[str]) -> list[Grid]:
-    """The cells that every filter lets pass; a filter is `task=`, `method=` or `r=` with values between commas.
+    """The cells that every filter lets pass; a filter is `task=`, `method=`, `r=` or `operator=` with values between commas.
 
     Raises: ConfigError for another key, or a value that no cell has.
     """
@@ -195,6 +195,11 @@ class Grid:
         losses = [score if isinstance(score, float) else math.inf for score in scores]
         return candidates[losses.index(min(losses))]
 
+    def at_edge(self, best: Candidate) -> bool:
+        """Whether no higher or no lower rate was searched, so that there might be a better one beyond."""
+        rates = sorted(c.lr for c in self.candidates() if c.lr is not None and c.overrides == best.overrides)
+        return best.lr in (rates[0], rates[-1])
+
     def final(self, counts: Counts = usable) -> list[RunConfig]:
         """The runs that enter the cell, one a seed; none until the candidate is chosen."""
         if not self.exists or (best := self.best(counts)) is None:
@@ -262,7 +267,8 @@ class Grid:
 FILTERS: dict[str, Callable[[Grid], str | int | None]] = {
     "task": lambda grid: grid.column.task,
     "method": lambda grid: grid.row.method,
-    "r": lambda grid: grid.row.r,
+    "r": lambda grid: dict(text.split("=", 1) for text in grid.base).get("r"),  # the row's, or in Table 4 the column's
+    "operator": lambda grid: grid.row.operator,
 }
 
 

@@ -144,11 +144,12 @@ def _search_lines(experiment: Experiment, rows: list[list[Grid]]) -> list[str]:
     untouched: set[str] = set()
     for grid in (grid for row in rows for grid in row):
         best, shown, ran = grid.best(), [], False
+        mark = " (chosen, at the edge of the grid)" if best and grid.search() and grid.at_edge(best) else " (chosen)"
         for candidate, score in grid.scores():
             value = NOT_RUN
             if score is not None:
                 value, ran = score if isinstance(score, str) else f"{score:.4g}", True
-            shown.append(f"{_candidate(candidate)}: {value}{' (chosen)' if candidate == best else ''}")
+            shown.append(f"{_candidate(candidate)}: {value}{mark if candidate == best else ''}")
         if shown:
             where = f"{grid.label()}, {' '.join([grid.column.task, *grid.column.overrides])}"
             if ran:

@@ -156,10 +156,18 @@ def test_only_some_cells_run(nothing_measured):
     assert experiments.only(cells, []) == cells
 
 
+@pytest.mark.parametrize(("scale", "r"), [("paper", 8), ("lite", 1)])
+def test_some_operators_of_table_4_run_at_the_rank_of_its_column(scale, r, nothing_measured):
+    chosen = experiments.only(cells_of("table4", scale), ["operator=sharing,truncation", f"r={r}"])
+    assert [(g.row.operator, g.column.name, g.config().r) for g in chosen] == [
+        ("truncation", "r8", r), ("sharing", "r8", r)
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("filters", "complaint"),
     [
-        (["seed=0"], "expected task=VALUE,..., method=VALUE,..., r=VALUE,..."),
+        (["seed=0"], "expected task=VALUE,..., method=VALUE,..., r=VALUE,..., operator=VALUE,..."),
         (["task=metamath,uuid"], "no cell has task=uuid; there are tulu2, metamath, biomed, finance"),
         (["r=8"], "no cell has r=8; there are 1, 32"),
         (["r=None"], "no cell has r=None; there are 1, 32"),

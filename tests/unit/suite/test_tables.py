@@ -104,6 +104,9 @@ def test_a_cell_takes_the_seeds_that_were_run_on_committed_source_and_says_how_m
         f"lora,1,,step_300,uuid,,{best},9.9,50.0000,10.0000,3,40.1000,within,49.6868,1234,40.0000 50.0000 60.0000"
     )
     assert line.startswith(expected)
+    write_uuid(grid.search()[0], 0.5)
+    path = tables.render("table2", grid.experiment, [row], "lite", tmp_path / "out")
+    assert f"{first}: 0.5 (chosen, at the edge of the grid), {best}: 1, " in path.read_text()
 
 
 def test_a_row_that_was_not_run_says_so(row, tmp_path):
