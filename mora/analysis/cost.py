@@ -11,7 +11,7 @@ from typing import Any
 
 from mora.config import RunConfig
 
-from .counts import flops_per_token, number_bytes, trainable
+from .counts import flops_per_token, frozen_adapter, number_bytes, trainable
 from .memory import Memory, fitting_micro_batch, memory
 from .shapes import SEQUENCES, Shape, shape_of
 from .speed import rate_of
@@ -102,7 +102,7 @@ def _disk(config: RunConfig, own: int, shape: Shape) -> int:
     if config.method.adapter is None:
         return 4 * own
     rest = shape.rest if config.trains_rest else 0
-    adapter = 4 * (own - rest)
+    adapter = 4 * (own - rest + frozen_adapter(config))
     if config.method.restart is None and not config.trains_rest:
         return adapter
     return adapter + number_bytes(config) * (shape.parameters - rest) + 4 * rest

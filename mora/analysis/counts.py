@@ -96,6 +96,14 @@ def trainable(config: RunConfig) -> int:
     return own + (shape.rest if config.trains_rest else 0)
 
 
+def frozen_adapter(config: RunConfig) -> int:
+    """Parameters of the adapters that do not train: A under method.adapter.freeze_a."""
+    settings = config.method.adapter
+    if not isinstance(settings, LoraAdapter) or not settings.freeze_a:
+        return 0
+    return sum((config.r or 0) * linear.in_features * linear.count for linear, _ in adapters(config).values())
+
+
 def flops_per_token(config: RunConfig, length: float, own: bool = True) -> float:
     """Of forward and backward, a token in a sequence of `length`: 2 a multiply-add, causal attention counted once.
 

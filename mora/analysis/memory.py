@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mora.config import RunConfig
 
-from .counts import adapters, number_bytes, trainable
+from .counts import adapters, frozen_adapter, number_bytes, trainable
 from .shapes import Shape, shape_of
 
 GIB = 2**30
@@ -63,11 +63,13 @@ def memory(
     hardware.offload is not counted: what it would move to the CPU is taken for memory of the GPU.
     """
     shape, ranks, stage = shape_of(config.model), config.hardware.world_size, config.parallel
-    own, wide = trainable(config), number_bytes(config)
+    own, own_frozen, wide = trainable(config), frozen_adapter(config), number_bytes(config)
     frozen = shape.parameters - (own if config.method.adapter is None else shape.rest if config.trains_rest else 0)
     split = {name: ranks if stage in stages else 1 for name, stages in SPLIT.items()}
     size = micro_batch_size or config.micro_batch_size
-    weights = wide * (frozen + own) / split["weights"]
+    weights = wide * (frozen + own + own_frozen) / split["weights"]
+    if wide == 2:
+        weights += 4 * own_frozen  # its fp32 values, which are saved: mora/train/engine.py, round_frozen
     if stage.startswith("zero"):  # sums of gradients in fp32, at stage 3 at all times; those in bf16 are not kept
         gradients, optimizer = 4 * own / split["gradients"], 12 * own / split["optimizer"]
         held = gradients if stage == "zero3" else gradients * _sums_held(config, size)

@@ -29,6 +29,16 @@ def test_trainable_parameters_are_those_of_the_model(method):
     assert counts.trainable(config) == sum(parameter_table(model).values())
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_an_adapter_weighs_what_trains_and_a_frozen_a(frozen):
+    config = tiny_config("asylora", f"method.adapter.freeze_a={frozen}")
+    base = load_model(config.model, "fp32")[0]
+    without = base.num_parameters()
+    added = prepare(base, config).base_model.num_parameters() - without
+    assert counts.trainable(config) + counts.frozen_adapter(config) == added
+    assert (counts.frozen_adapter(config) > 0) == frozen
+
+
 def test_trainable_parameters_of_pretraining_are_those_of_the_model():
     config = compose(["task=c4", "scale=smoke", "method=mora", "r=8"])
     model = prepare(load_model(config.model, "fp32")[0], config)

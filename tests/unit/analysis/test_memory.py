@@ -64,6 +64,13 @@ def test_the_peak_of_real_steps_of_the_7b_model(method, r, checkpointed, peak):
     assert memory.memory(config, 1024, 4).gpu == pytest.approx(peak - OF_CASES_BEFORE, rel=0.02)
 
 
+def test_a_frozen_a_is_kept_in_fp32_too():
+    of_trained, of_frozen = (paper("asylora", "r=256", f"method.adapter.freeze_a={frozen}") for frozen in (False, True))
+    trained, frozen = memory.memory(of_trained, 1024), memory.memory(of_frozen, 1024)
+    assert frozen.weights == trained.weights + 4 * counts.frozen_adapter(of_frozen) > trained.weights
+    assert frozen.optimizer < trained.optimizer
+
+
 CHECKS = [
     (name, row)
     for name in ("ranks", "large")
