@@ -92,8 +92,10 @@ def run(options: argparse.Namespace) -> Path:
     return folder / "result.json"
 
 
-def load(name: str, precision: str) -> tuple[Any, Any]:
+def load(name: str, precision: str, revision: str | None = None) -> tuple[Any, Any]:
     """A model of configs/model by its name, an adapter's folder merged into its base, or a checkpoint's folder or hub id.
+
+    `revision`: of a hub id; None: its main branch. An adapter's base is taken at the one that adapter_config.json names.
 
     Raises: ConfigError where it cannot be loaded.
     """
@@ -104,17 +106,20 @@ def load(name: str, precision: str) -> tuple[Any, Any]:
     try:
         adapter = Path(name) / "adapter_config.json"
         if not adapter.is_file():
-            return AutoModelForCausalLM.from_pretrained(name, dtype=dtype), AutoTokenizer.from_pretrained(name)
+            at = revision or "main"
+            model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, revision=at)
+            return model, AutoTokenizer.from_pretrained(name, revision=at)
         from peft import PeftModel
 
-        base = json.loads(adapter.read_text())["base_model_name_or_path"]
+        settings = json.loads(adapter.read_text())
+        base = settings["base_model_name_or_path"]
         if not base:
             whole = Path(name).resolve().parent / "model"
             advice = (
                 f"give {whole}, the merged model" if whole.is_dir() else "write the base model's folder or id there"
             )
             raise ConfigError(f"{adapter}: base_model_name_or_path is empty: {advice}")
-        model, tokenizer = load(base, "fp32")  # merged in fp32, cast once
+        model, tokenizer = load(base, "fp32", settings.get("revision"))  # merged in fp32, cast once
         return PeftModel.from_pretrained(model, name).merge_and_unload().to(dtype), tokenizer
     except ConfigError:  # of the adapter's base; it says enough
         raise

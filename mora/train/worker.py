@@ -140,7 +140,8 @@ def _base(model: Model) -> str | None:
 def _name_base(adapter: Path, base: str | None, config: RunConfig) -> None:
     """In place of what PEFT writes: a path in this machine's cache, and a card of blanks that repeats it."""
     path = adapter / "adapter_config.json"
-    values = json.loads(path.read_text()) | {"base_model_name_or_path": base}
+    revision = config.model.revision if base and config.model.source == "pretrained" else None
+    values = json.loads(path.read_text()) | {"base_model_name_or_path": base, "revision": revision}
     log.replace_file(path, json.dumps(values, indent=2, sort_keys=True) + "\n")
     lines = [
         f"Adapter of the run {run_id(config)}, trained on {config.model.name}.",

@@ -70,12 +70,22 @@ def test_full_fine_tuning_leaves_its_model(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "run", ["uuid fft null", "uuid mora 4", "uuid relora 4", "c4 fft null", "c4 mora 4", "c4 remora 4"]
+    "run",
+    [
+        "uuid fft null",
+        "uuid mora 4",
+        "uuid relora 4",
+        "uuid asylora 4 method.adapter.freeze_a=true",
+        "c4 fft null",
+        "c4 mora 4",
+        "c4 remora 4",
+    ],
 )
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_plan_knows_how_large_what_is_left_is(tmp_path, run, precision):
-    task, method, r = run.split()
-    config = compose([f"task={task}", f"method={method}", f"r={r}", "scale=smoke", f"scale.precision={precision}"])
+    task, method, r, *more = run.split()
+    precise = f"scale.precision={precision}"
+    config = compose([f"task={task}", f"method={method}", f"r={r}", "scale=smoke", precise, *more])
     model, tokenizer = load_model(config.model, precision)
     engine = make_engine(prepare(model, config), config)
     with engine.full_weights():
