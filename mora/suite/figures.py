@@ -26,7 +26,7 @@ from .tables import NOT_RUN, models, notes
 
 SMOOTHING_STEPS = 5
 FALL = 0.15  # the share of a run whose first fall is left above the panel: what sets methods apart comes after it
-STYLES = ("-", "--", "-.", ":")
+STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))  # as many as Figure 4 has curves
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj")  # in the order of Figure 5
 CAPTIONS = {
     "figure": f"Each curve: the mean over seeds of the training loss, averaged over {SMOOTHING_STEPS} steps; band: from the "
@@ -106,7 +106,7 @@ def _losses(axes: Axes, panel: list[Grid]) -> None:
             continue
         curves = _curves(grid)
         steps = np.arange(1, curves.shape[1] + 1)
-        line = axes.plot(steps, curves.mean(0), STYLES[i % len(STYLES)], lw=1.6, label=grid.label())[0]
+        line = axes.plot(steps, curves.mean(0), ls=STYLES[i % len(STYLES)], lw=1.6, label=grid.label())[0]
         if len(curves) > 1:
             axes.fill_between(steps, curves.min(0), curves.max(0), color=line.get_color(), alpha=0.2, lw=0)
         drawn.append(curves)

@@ -21,7 +21,7 @@ NOT_RUN = "not run"
 DIGITS = {"percent": 1, "perplexity": 2}  # as the paper prints them
 CSV_COLUMNS = [
     *("method", "r", "operator", "column", "task", "setting", "lr"),
-    *("paper", "mean", "sd", "n", "difference", "noise", "threshold", "trainable", "seeds", "runs"),
+    *("paper", "mean", "sd", "n", "n_planned", "difference", "noise", "threshold", "trainable", "seeds", "runs"),
 ]
 CAPTIONS = {"smollm2_135m": "SmolLM2-135M-Instruct, dequantised from Q4_1"}
 MARKS = {"beyond": "*", "within": "~", None: "?"}
@@ -214,6 +214,7 @@ def _csv_line(grid: Grid, c: Cell) -> list[str]:
         number(c.mean),
         number(c.sd),
         str(len(c.values)) if c.values else "",
+        str(c.seeds),
         number(c.difference),
         c.noise or "",
         number(c.threshold if measured else None),

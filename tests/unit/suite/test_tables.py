@@ -101,7 +101,7 @@ def test_a_cell_takes_the_seeds_that_were_run_on_committed_source_and_says_how_m
     assert shown in path.with_suffix(".tex").read_text()
     line = path.with_suffix(".csv").read_text().splitlines()[1]
     expected = (
-        f"lora,1,,step_300,uuid,,{best},9.9,50.0000,10.0000,3,40.1000,within,49.6868,1234,40.0000 50.0000 60.0000"
+        f"lora,1,,step_300,uuid,,{best},9.9,50.0000,10.0000,3,3,40.1000,within,49.6868,1234,40.0000 50.0000 60.0000"
     )
     assert line.startswith(expected)
     write_uuid(grid.search()[0], 0.5)
