@@ -106,6 +106,16 @@ def _comparisons(claim: Claim, scale: Scale) -> Iterator[tuple[Interval | None, 
                     yield Interval(-math.inf, math.inf), bounds
 
 
+def edges(claim: Claim, scale: Scale) -> list[str]:
+    """Of the runs that a claim compares, those whose rate lies at the edge of its grid."""
+    if claim.experiment is None:
+        return []
+    rows = experiments.grids(experiments.load(claim.experiment), scale)
+    wanted = [row for chain in (*claim.order, *claim.equal, *claim.not_worse) for row in chain]
+    found = [find(rows, row, column) for row in wanted for column in claim.columns]
+    return list(dict.fromkeys(grid.label() for grid in found if grid and grid.chose_edge()))
+
+
 def judge(found: Interval | None, low: float, high: float) -> Verdict:
     """Whether the difference lies in low..high: surely, surely not, or not known at this number of seeds."""
     if found is None:
@@ -178,10 +188,12 @@ def _ratios(ratio: Ratio) -> list[Verdict]:
 
 
 def table() -> str:
-    """The ledger as Markdown."""
+    """The ledger as Markdown. The grids of scale paper are the paper's; ours of scale lite may have been too narrow."""
     lines = ["| the paper says | where | scale lite | scale paper |", "|---|---|---|---|"]
     for claim in load():
-        lite, paper = (verdict(claim, scale) for scale in SCALES)
+        lite, paper = (str(verdict(claim, scale)) for scale in SCALES)
+        if lite != "not run" and (narrow := edges(claim, "lite")):
+            lite += f"; at the edge of its grid: {', '.join(narrow)}"
         lines.append(f"| {claim.says} | {claim.where} | {'-' if claim.ratio else lite} | {paper} |")
     return "\n".join(lines)
 

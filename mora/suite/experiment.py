@@ -195,8 +195,10 @@ class Grid:
         losses = [score if isinstance(score, float) else math.inf for score in scores]
         return candidates[losses.index(min(losses))]
 
-    def at_edge(self, best: Candidate) -> bool:
-        """Whether no higher or no lower rate was searched, so that there might be a better one beyond."""
+    def chose_edge(self) -> bool:
+        """Whether the chosen rate is the highest or the lowest of those searched: there might be a better one beyond."""
+        if not self.search() or (best := self.best()) is None:
+            return False
         rates = sorted(c.lr for c in self.candidates() if c.lr is not None and c.overrides == best.overrides)
         return best.lr in (rates[0], rates[-1])
 

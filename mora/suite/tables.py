@@ -144,7 +144,7 @@ def _search_lines(experiment: Experiment, rows: list[list[Grid]]) -> list[str]:
     untouched: set[str] = set()
     for grid in (grid for row in rows for grid in row):
         best, shown, ran = grid.best(), [], False
-        mark = " (chosen, at the edge of the grid)" if best and grid.search() and grid.at_edge(best) else " (chosen)"
+        mark = " (chosen, at the edge of the grid)" if grid.chose_edge() else " (chosen)"
         for candidate, score in grid.scores():
             value = NOT_RUN
             if score is not None:

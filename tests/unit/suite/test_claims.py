@@ -26,12 +26,12 @@ def nothing_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "ROOT", tmp_path)
 
 
-def measure(scale, row, accuracies, at_300=None):
-    """Every run of the row: the search, and one final run a seed with the accuracy of that seed."""
+def measure(scale, row, accuracies, at_300=None, chosen=0):
+    """Every run of the row: the search, which chooses that rate, and one final run a seed with the accuracy of that seed."""
     rows = experiments.grids(experiments.load("table2"), scale)
     grid = next(g for r in rows for g in r if (g.row.method, g.row.r, g.row.operator) == (*row, None))
-    for config in grid.search():
-        write(config, {"value_nll": config.lr}, steps=(300, 500, 700, 900))
+    for i, config in enumerate(grid.search()):
+        write(config, {"value_nll": abs(i - chosen)}, steps=(300, 500, 700, 900))
     for config, accuracy in zip(grid.final(), accuracies, strict=True):
         path = write(config, {"value_nll": config.lr, "uuid_char_acc": accuracy}, steps=(300, 500, 700, 900))
         if at_300 is not None:
@@ -179,6 +179,16 @@ def test_a_ratio_of_times_is_judged_by_the_range_of_the_rounds(tmp_path, monkeyp
         bench = {"source": {"dirty": dirty}, "scenarios": [{"shape": claim.ratio.shape, "cases": cases}]}
         (tmp_path / "step-test.json").write_text(json.dumps(bench))
         assert claims.verdict(claim, "paper") == ("not run" if dirty else expected)
+
+
+def test_a_rate_at_the_edge_of_its_grid_is_told_beside_the_verdict(monkeypatch):
+    claim = Claim.model_validate(FASTER)
+    monkeypatch.setattr(claims, "load", lambda: [claim])
+    measure("lite", ("mora", 1), (0.90, 0.91, 0.92), chosen=1)
+    assert claims.edges(claim, "lite") == []
+    measure("lite", ("lora", 1), (0.50, 0.51, 0.52), chosen=0)
+    assert claims.edges(claim, "lite") == ["LoRA r=1 (as 8)"]
+    assert "| shown; at the edge of its grid: LoRA r=1 (as 8) | not run |" in claims.table()
 
 
 def test_the_ledger_is_written_between_its_markers(tmp_path):
