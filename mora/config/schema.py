@@ -160,7 +160,7 @@ class Model(Section):
         if self.source in ("init", "init_on_device") and self.path is not None:
             raise ValueError(
                 f"path={self.path!r}: {self.name} draws its weights and would not read it; leave path out, or take "
-                "model=llama2_7b with this model.path"
+                "model=llama2_7b with this model.path and a model.name of its own"
             )
         return self
 
@@ -241,14 +241,16 @@ class RunConfig(Section):
                 "lower the batch or make more pairs"
             )
         self._check_hardware()
-        if self.n_samples is not None or train.max_steps is not None:
+        if self.method.trains and self.knows_steps:
             self._check_steps()
         return self
 
     def _check_steps(self) -> None:
         warmup = self.task.train.warmup_steps
         if warmup >= self.total_steps:
-            raise ValueError(f"task.train.warmup_steps={warmup}: the run has only {self.total_steps} steps")
+            raise ValueError(
+                f"task.train.warmup_steps={warmup}: the run has only {self.total_steps} steps; lower it or train longer"
+            )
         _check_restart(self.method, self.total_steps)
 
     @property

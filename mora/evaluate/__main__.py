@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> Path:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token_id = tokenizer.eos_token_id
     model = model.to(where)
-    folder = Path(options.output or Path("outputs/evaluation") / Path(options.model).name)
+    folder = Path(options.output or Path("outputs/evaluation") / _short(Path(options.model)))
     identity = fingerprint(model)
     settings = Settings(
         batch_size=options.batch_size,
@@ -125,7 +125,17 @@ def load(name: str, precision: str, revision: str | None = None) -> tuple[Any, A
         raise
     except (*LOAD_ERRORS, KeyError, RuntimeError) as error:  # the last two: an adapter without its base, or of another
         reason = f"{one_line(error):.300}"
+        parts = [str(part) for part in (Path(name) / "adapter", Path(name) / "model") if part.is_dir()]
+        if parts:
+            raise ConfigError(f"model {name!r} is the folder of a run: give {' or '.join(parts)}") from error
+        if Path(name).is_absolute() and not Path(name).exists():
+            raise ConfigError(f"model {name!r}: there is no such folder; give a folder, hub id or name") from error
         raise ConfigError(f"model {name!r} cannot be loaded ({reason}): give a folder, hub id or name") from error
+
+
+def _short(model: Path) -> str:
+    """The name of its scores: of what a run left, in adapter/ or model/, the run's."""
+    return model.resolve().parent.name if model.name in ("adapter", "model") else model.name
 
 
 def fingerprint(model: torch.nn.Module) -> str:

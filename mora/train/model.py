@@ -14,15 +14,18 @@ import torch
 import yaml
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
+from mora.analysis.shapes import SHAPES
 from mora.config.compose import CONFIG_DIR, ConfigError
 from mora.config.schema import Model
 
@@ -50,10 +53,23 @@ def load_model(
     folder = gguf_as_folder(config) if config.source == "gguf_package" else config.path
     assert folder is not None
     try:
+        _check_shape(config, AutoConfig.from_pretrained(folder, revision=_revision(config)))
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, revision=_revision(config))
+    except ConfigError:
+        raise
     except LOAD_ERRORS as error:
         raise _cannot_load(folder, error) from error
     return model, tokenizer
+
+
+def _check_shape(config: Model, found: PretrainedConfig) -> None:
+    """Raises: ConfigError where another model has the name of a known one, whose results those of this one would be."""
+    for field, expected in SHAPES.get(config.name, {}).items():
+        if (value := getattr(found, field, None)) != expected:
+            raise ConfigError(
+                f"model.path={config.path!r} is not {config.name}: its {field} is {value}, expected {expected}; give "
+                "another model a name of its own, model.name=..., so that its results are not taken for those of this one"
+            )
 
 
 def load_tokenizer(config: Model) -> PreTrainedTokenizerBase:

@@ -1,6 +1,7 @@
 """What a run leaves is loaded by `python -m mora.evaluate` with nothing else given: `adapter/`, or the merged `model/`."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -67,6 +68,27 @@ def test_full_fine_tuning_leaves_its_model(tmp_path):
     model, _ = command.load(str(tmp_path / "model"), "fp32")
     torch.testing.assert_close(logits(model), trained)
     assert not (tmp_path / "adapter").exists()
+
+
+def test_another_model_may_not_have_the_name_of_a_known_one(tmp_path):
+    saved(tmp_path, "task=uuid", "method=fft", "r=null")
+    given = ["task=uuid", "method=none", "scale=smoke", "model=llama2_7b", f"model.path={tmp_path}/model"]
+    with pytest.raises(ConfigError, match=r"model' is not llama2_7b: its vocab_size is 104, expected 32000; give "):
+        load_model(compose(given).model, "fp32")
+    load_model(compose([*given, "model.name=mine"]).model, "fp32")
+
+
+def test_what_a_run_left_is_scored_under_the_runs_name():
+    assert [command._short(Path(f"outputs/uuid-1/{part}")) for part in ("adapter", "model")] == ["uuid-1"] * 2
+    assert command._short(Path("owner/model-7b")) == "model-7b"
+
+
+def test_the_folder_of_a_run_is_no_model(tmp_path):
+    saved(tmp_path, "task=uuid")
+    with pytest.raises(ConfigError, match=f"is the folder of a run: give {tmp_path}/adapter$"):
+        command.load(str(tmp_path), "fp32")
+    with pytest.raises(ConfigError, match="there is no such folder"):
+        command.load(str(tmp_path / "nothing"), "fp32")
 
 
 @pytest.mark.parametrize(
