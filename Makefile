@@ -58,7 +58,7 @@ ifndef READY
 endif
 
 demo: $(READY) ## UUID memory on a tiny model, CPU, minutes: Table 2 and Figures 2 and 3 at SCALE=smoke
-	$(SUITE) table2 figure2 figure3 --scale smoke --jobs 2
+	$(SUITE) table2 figure2 figure3 --scale smoke --jobs 2 $(if $(PLAN),--plan)
 
 data: $(READY) ## prepare the training data of TASK at SCALE and print what they are
 	@$(if $(TASK),,echo "make data TASK=uuid|tulu2|metamath|biomed|finance|c4 [SCALE=paper|lite|smoke]" >&2; exit 2)
@@ -91,7 +91,7 @@ all: $(READY) ## every table and figure
 	$(SUITE) $(EXPERIMENTS) $(OPTIONS)
 
 scores: $(READY) ## score the untouched lite model on the tasks of Table 1 (one GPU; MORA_DATA_DIR): the table's first row
-	$(SUITE) table1 --scale lite --only method=none --jobs $(JOBS)
+	$(SUITE) table1 --scale lite --only method=none --jobs $(JOBS) $(if $(PLAN),--plan)
 
 render: $(READY) ## write results/ anew from the measured JSON, and docs/DEVIATIONS.md from configs/
 	$(SUITE) --render

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -41,7 +43,8 @@ OmegaConf.register_new_resolver("lr_grid", _lr_grid, replace=True)
 
 def check_sweep(arguments: Sequence[str]) -> None:
     """What Hydra would do wrongly, or refuse obscurely. Its defaults list is made before a task that is swept over is known;
-    and it takes one list of rates for everything: `sweep=` goes with one value each of OF_ONE_GRID.
+    and it takes one list of rates for everything: `sweep=` goes with one value each of OF_ONE_GRID. Every run of a multirun
+    is composed here, so that a wrong value is found before the first one starts.
 
     Raises: ConfigError.
     """
@@ -57,6 +60,10 @@ def check_sweep(arguments: Sequence[str]) -> None:
             raise ConfigError(
                 f"{override.input_line}: expected one task a call; several methods, ranks and seeds may be given"
             )
+    if {"-m", "--multirun"} & {*arguments}:
+        parsed = OverridesParser.create().parse_overrides([a for a in given if not a.startswith(("hydra", "+hydra"))])
+        for run in BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]:
+            compose(run)
 
 
 def compose(overrides: Sequence[str]) -> RunConfig:
@@ -125,4 +132,5 @@ def _field(loc: tuple[Any, ...], values: Any) -> str:
 
 def one_line(error: Exception) -> str:
     text, *_ = str(error).split("Config search path:")  # Hydra's, and no help
+    text = re.sub(r"\.\s*To append to your config use \S+", ": there is no such field", text)  # none can be added
     return " ".join(text.split())

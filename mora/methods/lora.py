@@ -9,6 +9,7 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Generator, Tensor
 
+from mora.config.compose import ConfigError
 from mora.config.schema import LoraAdapter
 
 
@@ -47,7 +48,7 @@ def first_a(shape: tuple[int, ...], init: str, generator: Generator) -> Tensor:
         bound = 1 / math.sqrt(in_features)
         return torch.rand(r, in_features, generator=generator) * (2 * bound) - bound
     if r > in_features:
-        raise ValueError(f"r={r}: {r} orthonormal rows do not fit into in_features={in_features}; lower r")
+        raise ConfigError(f"r={r}: {r} orthonormal rows do not fit into in_features={in_features}; lower r")
     return torch.linalg.qr(torch.randn(in_features, r, generator=generator))[0].T
 
 

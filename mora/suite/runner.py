@@ -128,7 +128,7 @@ def _run(config: RunConfig, places: Places) -> int:
         )
         return 1
     failed = f"FAILED with exit code {code}, see {folder / 'output.txt'}"
-    word = {0: "done", STOPPED: "stopped"}.get(code, failed)
+    word = {0: (result_of(config) or {}).get("status", "done"), STOPPED: "stopped"}.get(code, failed)
     print(f"{run_id(config)}: {word}", file=sys.stdout if code == 0 else sys.stderr, flush=True)
     return code
 

@@ -24,6 +24,7 @@ CSV_COLUMNS = [
     *("paper", "mean", "sd", "n", "n_planned", "difference", "noise", "threshold", "trainable", "seeds", "runs"),
 ]
 CAPTIONS = {"smollm2_135m": "SmolLM2-135M-Instruct, dequantised from Q4_1"}
+STACK = ("torch", "transformers", "peft")
 MARKS = {"beyond": "*", "within": "~", None: "?"}
 SIGNS = {"+-": "$\\pm$", "-": "$-$", "|": "$\\vert$", "*": "$^{*}$", "~": "$^{\\sim}$", "?": "$^{?}$"}  # of LaTeX
 LEGEND = (
@@ -51,11 +52,18 @@ def _markdown(experiment: Experiment, rows: list[list[Grid]], cells: list[list[C
     for row, found in zip(rows, cells, strict=True):
         shown = [_words(c, DIGITS[experiment.unit]).replace("|", "\\|") for c in found]
         lines.append(f"| {row[0].label()} | {trainable(row)} | " + " | ".join(shown) + " |")
-    for note in notes(experiment):
+    for note in [*notes(experiment), *_stacks(rows)]:
         lines += ["", note]
     lines += _score_lines(rows)
     lines += _search_lines(experiment, rows)
     return "\n".join(lines) + "\n"
+
+
+def _stacks(rows: list[list[Grid]]) -> list[str]:
+    """The versions that the cells were made with, more than one line where they differ."""
+    found = [result.get("packages", {}) for row in rows for grid in row for _, result in results(grid)]
+    shown = (", ".join(f"{name} {made[name]}" for name in STACK if name in made) for made in found)
+    return [f"Made with {text}." for text in dict.fromkeys(shown) if text]
 
 
 def models(rows: Iterable[Iterable[Grid]]) -> str:

@@ -42,6 +42,11 @@ def main() -> int:
     except (RestartFailed, OSError, yaml.YAMLError) as error:
         print(f"mora.train: {one_line(error)}", file=sys.stderr)
         return 1
+    except RuntimeError as error:
+        if "DefaultCPUAllocator" not in str(error):
+            raise
+        print(f"mora.train: out of CPU memory: {one_line(error)}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,6 +90,8 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
         if not config.method.trains:
             raise
         status = {"status": "diverged", "reason": str(error)}
+        if rank() == 0:
+            print(f"diverged: {error}; nothing is saved but the log: lower lr", file=sys.stderr, flush=True)
     if config.method.trains and status["status"] == "done":
         with engine.full_weights():
             _save_trained(model, tokenizer, config, folder)

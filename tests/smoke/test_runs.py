@@ -137,6 +137,7 @@ def test_a_worker_does_not_repeat_a_run_that_has_a_result(tmp_path):
 def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(tmp_path):
     code, output = train(tmp_path, "method=fft", "lr=1e30")
     assert code == 0, output
+    assert re.search(r"(?m)^diverged: step \d+: loss .*: lower lr$", output)
     (result,) = results(tmp_path)
     assert result["status"] == "diverged"
     assert re.search(r"step \d+: loss .*, lr 5e\+29|step \d+: loss .*lr 1e\+30", result["reason"])

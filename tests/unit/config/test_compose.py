@@ -21,7 +21,7 @@ from mora.config.source import ROOT
         (["task=uuid", "method=fft", "r=8"], "r=8: method fft has no rank"),
         (["task=uuid", "method=none", "r=8"], "r=8: method none has no rank"),
         (["task=uuid", "method=none", "lr=1e-4"], "trains nothing"),
-        (["task=uuid", "method=mora", "r=8", "rr=1"], "Could not override 'rr'"),
+        (["task=uuid", "method=mora", "r=8", "rr=1"], "Could not override 'rr': there is no such field"),
         (["task=uuid", "method=mora", "r=8", "+task.train.epoch=1"], "task.train.epoch: there is no such field"),
         (["task=uuid", "method=mora", "r=8", "task.train.epochs=many"], "task.train.epochs='many'"),
         (["task=uuid", "method=mora", "r=8", "lr=-1"], "lr=-1: input should be greater than 0"),
@@ -228,6 +228,20 @@ def test_a_run_that_restarts_is_long_enough_to(task, scale, sequences):
     config = compose([f"task={task}", f"scale={scale}", "method=remora", "r=8"])
     if scale == "lite":
         assert config.with_samples(sequences).total_steps > 3 * config.method.restart.every_steps
+
+
+def test_a_wrong_value_of_any_run_is_found_before_the_first_starts():
+    swept = ["task=uuid", "method=lora,mora", "r=8", "scale=smoke", "hydra/launcher=joblib", "lr=1e-3,x"]
+    with pytest.raises(ConfigError, match=r"^lr='x': input should be a valid number"):
+        check_sweep(["-m", *swept])
+    check_sweep(swept[:-1])
+
+
+def test_what_trains_nothing_needs_no_warm_up():
+    given = ["task=uuid", "scale=smoke", "task.train.warmup_steps=100000"]
+    assert not compose([*given, "method=none"]).method.trains
+    with pytest.raises(ConfigError, match=r"warmup_steps=100000: the run has only .* steps; lower it or train longer"):
+        compose([*given, "method=mora", "r=4"])
 
 
 def test_several_tasks_at_once_are_refused():

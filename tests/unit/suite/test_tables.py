@@ -109,6 +109,16 @@ def test_a_cell_takes_the_seeds_that_were_run_on_committed_source_and_says_how_m
     assert f"{first}: 0.5 (chosen, at the edge of the grid), {best}: 1, " in path.read_text()
 
 
+def test_a_table_says_with_which_versions_its_cells_were_made(row, tmp_path):
+    for i, config in enumerate(row[0].search()):
+        write_uuid(config, float(i))
+    for config, torch in zip(row[0].final(), ("2.11.0", "2.13.0", "2.11.0"), strict=True):
+        write_uuid(config, 1.0, packages={"torch": torch, "peft": "0.21.0", "numpy": "2.5.2"})
+    text = tables.render("table2", row[0].experiment, [row], "lite", tmp_path / "out").read_text()
+    made = [line for line in text.splitlines() if line.startswith("Made with")]
+    assert made == ["Made with torch 2.11.0, peft 0.21.0.", "Made with torch 2.13.0, peft 0.21.0."]
+
+
 def test_a_row_that_was_not_run_says_so(row, tmp_path):
     text = tables.render("table2", row[0].experiment, [row], "lite", tmp_path / "out").read_text()
     assert text.count("not run") == 4
