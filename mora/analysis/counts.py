@@ -19,12 +19,14 @@ ALIGNMENT = 8  # numbers that a compressed block is padded to, mora/adapter/gath
 class Adapter:
     """One module's adapter: what trains, multiply-adds a token, and what backward needs a token beyond what the base keeps:
     `saved` numbers of its own, and the module's input where `keeps_input`, which all modules that read it keep once.
+    `frozen`: parameters that do not train.
     """
 
     parameters: int
     products: int
     saved: float
     keeps_input: bool
+    frozen: int = 0
 
 
 def adapters(config: RunConfig) -> dict[str, tuple[Linear, Adapter]]:
@@ -44,11 +46,12 @@ def adapter(config: RunConfig, linear: Linear, width: int) -> Adapter:
     """
     k, d, r, settings = linear.in_features, linear.out_features, config.r or 0, config.method.adapter
     if isinstance(settings, LoraAdapter):
-        parameters = r * (0 if settings.freeze_a else k) + r * d + (d if settings.dora else 0)
+        frozen = r * k if settings.freeze_a else 0
+        parameters = r * (k + d) + (d if settings.dora else 0) - frozen
         needs_x = not settings.freeze_a
         masked = needs_x * k + k / number_bytes(config) if settings.dropout else 0
         saved = masked + r + (2 * d if settings.dora else 0)
-        return Adapter(parameters, r * (k + d), saved, needs_x and not settings.dropout)
+        return Adapter(parameters, r * (k + d), saved, needs_x and not settings.dropout, frozen)
     assert isinstance(settings, MoraAdapter)
     operator = mora_operator(config, width)
     even = operator == "rotation"
@@ -98,10 +101,7 @@ def trainable(config: RunConfig) -> int:
 
 def frozen_adapter(config: RunConfig) -> int:
     """Parameters of the adapters that do not train: A under method.adapter.freeze_a."""
-    settings = config.method.adapter
-    if not isinstance(settings, LoraAdapter) or not settings.freeze_a:
-        return 0
-    return sum((config.r or 0) * linear.in_features * linear.count for linear, _ in adapters(config).values())
+    return sum(found.frozen * linear.count for linear, found in adapters(config).values())
 
 
 def flops_per_token(config: RunConfig, length: float, own: bool = True) -> float:

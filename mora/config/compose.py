@@ -50,7 +50,8 @@ def check_sweep(arguments: Sequence[str]) -> None:
     """
     rates = any(argument.startswith("sweep=") for argument in arguments)
     given = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
-    for override in OverridesParser.create().parse_overrides(given):
+    overrides = OverridesParser.create().parse_overrides(given)
+    for override in overrides:
         if rates and override.key_or_group in OF_ONE_GRID and override.is_sweep_override():
             raise ConfigError(
                 f"{override.input_line}: expected one value beside sweep=, whose rates depend on it; "
@@ -61,8 +62,8 @@ def check_sweep(arguments: Sequence[str]) -> None:
                 f"{override.input_line}: expected one task a call; several methods, ranks and seeds may be given"
             )
     if {"-m", "--multirun"} & {*arguments}:
-        parsed = OverridesParser.create().parse_overrides([a for a in given if not a.startswith(("hydra", "+hydra"))])
-        for run in BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]:
+        of_runs = [override for override in overrides if not override.key_or_group.startswith("hydra")]
+        for run in BasicSweeper.split_arguments(of_runs, max_batch_size=None)[0]:
             compose(run)
 
 
