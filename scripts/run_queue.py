@@ -5,7 +5,7 @@ python scripts/run_queue.py QUEUE --minutes 25 --out DIR    # the journal and a 
 
 QUEUE has one run a line, as the arguments of run.py: `task=c4 method=lora r=128 lr=2e-3 seed=1 scale=lite`. Empty lines and
 what follows a # are passed over. Earlier lines go first. The file is read again whenever a run may start, so lines can be
-added while the queue runs. `@wait` on a line of its own ends the part that may start until everything above it has ended.
+added while the queue runs. A line may begin with `[30 GiB]`, the memory that it claims. `@wait` on a line of its own ends the part that may start until everything above it has ended.
 
 A run starts on the GPU with the most room, where the memory that like runs have taken (the peak in their results, their
 evaluation included, and 15 %) fits beside what already runs there, and where the driver reports it as free; a run like no
@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import statistics
@@ -40,6 +41,7 @@ POLL_S = 2.0
 SAVING_S = 60.0  # how long a run may take to save its checkpoint
 SETTLING_S = 25.0  # how long a run that has just started may not yet hold the memory it will hold
 MARGIN = 1.15  # of the memory of like runs
+CLAIM = re.compile(r"\[(\d+) GiB\]\s*")
 
 
 @dataclass
@@ -66,7 +68,7 @@ class Earlier:
 
     def __init__(self) -> None:
         self.peaks: dict[tuple, list[float]] = {}
-        self.seconds_a_step: dict[tuple, list[float]] = {}
+        self.times: dict[tuple, list[tuple[int, float]]] = {}  # steps and seconds of a run
         for path in (ROOT / "results" / "runs").glob("*.json"):
             self.add(json.loads(path.read_text()))
 
@@ -75,15 +77,21 @@ class Earlier:
         if peak := result["hardware"].get("peak_memory_bytes"):
             self.peaks.setdefault(kind, []).append(peak / GIB)
         if (wall := result.get("wall_s")) and (steps := result.get("last_step")):
-            self.seconds_a_step.setdefault(kind, []).append(wall / steps)
+            self.times.setdefault(kind, []).append((steps, wall))
 
     def claim_gib(self, config: RunConfig, unknown_gib: float) -> float:
         peaks = self.peaks.get(_kind(config.model_dump(mode="json")))
         return max(peaks) * MARGIN + 1.0 if peaks else unknown_gib
 
     def expected_s(self, config: RunConfig) -> float | None:
-        times = self.seconds_a_step.get(_kind(config.model_dump(mode="json")))
-        return statistics.median(times) * config.last_step if times and config.knows_steps else None
+        """From the like runs nearest in steps; None where there is none."""
+        times = self.times.get(_kind(config.model_dump(mode="json")))
+        if not times or not config.knows_steps:
+            return None
+        nearest = min((abs(steps - config.last_step) for steps, _ in times))
+        return statistics.median(
+            wall * config.last_step / steps for steps, wall in times if abs(steps - config.last_step) == nearest
+        )
 
 
 def _kind(config: dict[str, Any]) -> tuple:
@@ -184,7 +192,8 @@ class Queue:
             expected = self.earlier.expected_s(config)
             if expected is not None and time.time() + expected > self.ends + SAVING_S:
                 continue
-            claim = self.earlier.claim_gib(config, self.options.unknown_gib)
+            named = CLAIM.match(line)
+            claim = float(named[1]) if named else self.earlier.claim_gib(config, self.options.unknown_gib)
             claim *= 2 ** self.tries.get(run_id(config), 0)
             gpu = max(self.gpus, key=self._room)
             if self._room(gpu) < min(claim, 0.9 * gpu.total_gib):
@@ -205,7 +214,7 @@ class Queue:
         beside = 1 + sum(job.gpu is gpu for job in self.running)
         env = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu.index, "MORA_SIDE_BY_SIDE": str(beside)}
         env.setdefault("OMP_NUM_THREADS", "2")
-        command = [sys.executable, str(ROOT / "run.py"), *line.split()]
+        command = [sys.executable, str(ROOT / "run.py"), *CLAIM.sub("", line).split()]
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, env=env)
         output.close()
         self.running.append(Job(line, config, claim, expected, process, gpu, time.time()))
@@ -241,7 +250,7 @@ def _read(path: Path) -> list[tuple[str, RunConfig | None]]:
         elif line:
             if line not in _composed:
                 try:
-                    _composed[line] = compose(line.split())
+                    _composed[line] = compose(CLAIM.sub("", line).split())
                 except ConfigError as error:
                     raise ConfigError(f"{path}, line {number}: {error}") from error
             found.append((line, _composed[line]))
