@@ -5,7 +5,8 @@ python scripts/run_queue.py QUEUE --minutes 25 --out DIR    # the journal and a 
 
 QUEUE has one run a line, as the arguments of run.py: `task=c4 method=lora r=128 lr=2e-3 seed=1 scale=lite`. Empty lines and
 what follows a # are passed over. Earlier lines go first. The file is read again whenever a run may start, so lines can be
-added while the queue runs. A line may begin with `[30 GiB]`, the memory that it claims. `@wait` on a line of its own ends the part that may start until everything above it has ended.
+added while the queue runs. A line may begin with `[30 GiB]`, the memory that it claims. `@wait` on a line of its own ends
+the part that may start until everything above it has ended.
 
 A run starts on the GPU with the most room, where the memory that like runs have taken (the peak in their results, their
 evaluation included, and 15 %) fits beside what already runs there, and where the driver reports it as free; a run like no
