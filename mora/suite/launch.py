@@ -94,7 +94,9 @@ def warning(scale: str) -> str | None:
         return None
     if dirty is None:
         return "there is no git here: results enter tables after scripts/collect_results.py has found their commit"
-    return f"{', '.join(source.SOURCES)} are not those of the commit: results enter no table; commit first"
+    return (
+        "source that changes numbers is not that of the commit: results enter no table; commit mora/ and configs/ first"
+    )
 
 
 def launch(
