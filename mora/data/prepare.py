@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from mora.config.data_schema import ChatData, MetaMathData, PretrainData, ReadingData
 from mora.config.lock import locked
 
-from . import chat, metamath, overlap, packing, reading_comprehension, sources
+from . import chat, metamath, overlap, packing, reading_comprehension, sources, tokens
 from .encoders import BlockEncoder, ConversationEncoder
 from .records import DataError
 from .report import Report
@@ -61,7 +61,7 @@ def prepare(
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Over the ids of a text with all of the tokenizer's habits in it, and its whole vocabulary."""
-    probe = tokenizer("It's 3.5 %, isn't it?\n\n  Yes: naïve [1] <|user|>\n")["input_ids"]
+    probe = tokens.encode(tokenizer, "It's 3.5 %, isn't it?\n\n  Yes: naïve [1] <|user|>\n")
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     facts = [list(probe), vocabulary, tokenizer.eos_token_id, tokenizer.bos_token_id]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

@@ -8,7 +8,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
@@ -25,7 +25,9 @@ from mora.config.run_id import log_path, result_path, run_id
 from mora.config.schema import Model, RunConfig
 from mora.data import load as load_data
 from mora.data.batches import Batches
+from mora.data.samples import Sample
 from mora.evaluate.records import NotFinite
+from mora.evaluate.window import positions
 from mora.methods import parameter_lines, parameter_table, prepare
 
 from . import log
@@ -62,6 +64,7 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
         print(data.report.text(config.task.name), flush=True)
     if config.method.trains:
         config = _with_samples(config, len(data.samples))
+    check_positions(model, data.samples)
     pad = pad_id(tokenizer)
     scoring = Scoring(config, data, tokenizer, pad, folder)
     scoring.check()
@@ -195,6 +198,18 @@ def _with_samples(config: RunConfig, n: int) -> RunConfig:
         return config.with_samples(n)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def check_positions(model: torch.nn.Module, samples: Sequence[Sample]) -> None:
+    """Raises: ConfigError where a sequence is longer than the model has positions, before anything is trained."""
+    there = positions(model)
+    if there is None:
+        return
+    longest = getattr(samples, "longest", None) or max((len(sample.input_ids) for sample in samples), default=0)
+    if longest > there:
+        raise ConfigError(
+            f"the model has {there} positions, the longest sequence {longest} tokens: lower task.data.max_length to {there}"
+        )
 
 
 def _device(wanted: str) -> torch.device:

@@ -91,7 +91,7 @@ def ten_in_bf16(micro=2, after_step=None):
 
 @functools.cache
 def rounding():
-    """How far plain torch is from itself where it only adds its gradients up in other pieces: what this CPU's rounding does."""
+    """How far plain torch is from itself where it only adds its gradients up in other pieces: this CPU's rounding."""
     return max(apart(ten_in_bf16(micro), ten_in_bf16()) for micro in (1, 4, 8))
 
 
