@@ -92,9 +92,9 @@ def _make(
 
         pieces = shop.encode("blocks", rows["corpus"], encoder, rows_per_piece=10_000, enough=enough)
         return pieces.shards, pieces.report
-    is_chat = isinstance(data, ChatData)
-    encode = chat.encode if is_chat else metamath.encode
-    talks = ConversationEncoder(tokenizer, encode, data.max_length, index, data.overlap.action == "drop", not is_chat)
+    encode = {"chat": chat.encode, "metamath": metamath.encode}[data.kind]
+    one_answer = data.kind == "metamath"
+    talks = ConversationEncoder(tokenizer, encode, data.max_length, index, data.overlap.action == "drop", one_answer)
     pieces = shop.encode("samples", rows["corpus"], talks)
     if data.packing == "none":
         return pieces.shards, pieces.report

@@ -30,7 +30,7 @@ from mora.evaluate.records import NotFinite
 from mora.evaluate.window import positions
 from mora.methods import parameter_lines, parameter_table, prepare
 
-from . import log
+from . import inputs, log
 from .distributed import device_of_rank, process_group, rank, world_size
 from .engines import make_engine
 from .loop import Diverged, fit
@@ -65,6 +65,9 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
     if config.method.trains:
         config = _with_samples(config, len(data.samples))
     check_positions(model, data.samples)
+    made_of = {"model": {"path": config.model.path, "sha256": inputs.digest(config.model)}, "data": data.fingerprints}
+    if rank() == 0:
+        inputs.same_as_before(folder, made_of)
     pad = pad_id(tokenizer)
     scoring = Scoring(config, data, tokenizer, pad, folder)
     scoring.check()
@@ -99,6 +102,7 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
         with engine.full_weights():
             _save_trained(model, tokenizer, config, folder)
     facts = {
+        "model": made_of["model"],
         "data": {"fingerprints": data.fingerprints, "report": data.report.as_dict()},
         "total_steps": config.total_steps if config.method.trains else 0,
         "last_step": config.last_step if config.method.trains else 0,
