@@ -169,14 +169,14 @@ def _tuned_weights(name: str, base: PreTrainedModel) -> Weights:
         return _weights(_load(name))
     import copy
 
-    from peft import PeftModel
-
-    import mora  # noqa: F401, registers MoRA with PEFT
+    from mora.evaluate.adapted import merged
     from mora.train.model import LOAD_ERRORS
 
     wide = copy.deepcopy(base).float()
     try:
-        return _weights(PeftModel.from_pretrained(wide, name).merge_and_unload())
+        return _weights(merged(wide, name))
+    except ConfigError:
+        raise
     except (*LOAD_ERRORS, RuntimeError) as error:  # the last: an adapter of another base
         raise ConfigError(f"adapter {name!r} does not load into BASE: {one_line(error):.300}") from error
 

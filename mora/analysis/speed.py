@@ -22,6 +22,7 @@ BENCH = ROOT / "results" / "bench"
 RUNS = ROOT / "results" / "runs"
 PEAK_FLOPS = 989e12  # of an H100 SXM, dense bf16, NVIDIA's data sheet
 UTILISATION = 0.40  # assumed where nothing was measured: the frozen 7B model reaches it in docs/performance.md
+EARLIER_NAMES = {"llama_1.3b": "llama_1b3"}  # of a shape in results/bench, as configs/model has it now
 STEADY = 1.1  # the longest step over the shortest; beyond it the CPU or another program held the GPU up
 
 
@@ -181,14 +182,19 @@ def _runs() -> tuple[Measured, ...]:
 @lru_cache
 def _passes() -> tuple[Measured, ...]:
     """Of `python -m mora.bench step`: forward and backward without update, fused layers and graphs. Not the other ways of
-    computing the same."""
+    computing the same.
+
+    Raises: ConfigError for a shape that configs/model does not have: its measurement would be passed over in silence.
+    """
     found = []
     for path in sorted(BENCH.glob("step-*.json")):
         result = json.loads(path.read_text())
         for scenario in result["scenarios"]:
             plain = [c for c in scenario["cases"] if c["ms"] and c["r"] and not c["stock"] and c["form"] == "auto"]
-            if (CONFIG_DIR / "model" / f"{scenario['shape']}.yaml").is_file():
-                found += [_of_pass(case, scenario, result["hardware"]["device"]) for case in plain]
+            model = EARLIER_NAMES.get(scenario["shape"], scenario["shape"])
+            if not (CONFIG_DIR / "model" / f"{model}.yaml").is_file():
+                raise ConfigError(f"{path}: shape {model!r} has no configs/model/{model}.yaml: name it as there")
+            found += [_of_pass(case, scenario | {"shape": model}, result["hardware"]["device"]) for case in plain]
     return tuple(found)
 
 

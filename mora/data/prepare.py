@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from mora.config.data_schema import ChatData, MetaMathData, PretrainData, ReadingData
 from mora.config.lock import locked
 
-from . import chat, metamath, overlap, packing, reading_comprehension, sources
+from . import chat, metamath, overlap, packing, reading_comprehension, sources, tokens
 from .encoders import BlockEncoder, ConversationEncoder
 from .records import DataError
 from .report import Report
@@ -61,7 +61,7 @@ def prepare(
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Over the ids of a text with all of the tokenizer's habits in it, and its whole vocabulary."""
-    probe = tokenizer("It's 3.5 %, isn't it?\n\n  Yes: naïve [1] <|user|>\n")["input_ids"]
+    probe = tokens.encode(tokenizer, "It's 3.5 %, isn't it?\n\n  Yes: naïve [1] <|user|>\n")
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     facts = [list(probe), vocabulary, tokenizer.eos_token_id, tokenizer.bos_token_id]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
@@ -92,9 +92,9 @@ def _make(
 
         pieces = shop.encode("blocks", rows["corpus"], encoder, rows_per_piece=10_000, enough=enough)
         return pieces.shards, pieces.report
-    is_chat = isinstance(data, ChatData)
-    encode = chat.encode if is_chat else metamath.encode
-    talks = ConversationEncoder(tokenizer, encode, data.max_length, index, data.overlap.action == "drop", not is_chat)
+    encode = {"chat": chat.encode, "metamath": metamath.encode}[data.kind]
+    one_answer = data.kind == "metamath"
+    talks = ConversationEncoder(tokenizer, encode, data.max_length, index, data.overlap.action == "drop", one_answer)
     pieces = shop.encode("samples", rows["corpus"], talks)
     if data.packing == "none":
         return pieces.shards, pieces.report

@@ -9,6 +9,7 @@ import uuid
 from transformers import PreTrainedTokenizerBase
 
 from mora.config.data_schema import UuidData
+from mora.data import tokens
 from mora.data.records import DataError
 from mora.data.samples import IGNORE, Sample
 
@@ -36,10 +37,10 @@ def encode(pair: Pair, tokenizer: PreTrainedTokenizerBase, loss_on: str) -> Samp
     """
     key, value = pair
     encoded = tokenizer(f"{key}:{value}", return_offsets_mapping=True)
-    ids = list(encoded["input_ids"])
-    starts = [start for start, _ in encoded["offset_mapping"]]
+    ids = tokens.without_appended_eos(tokenizer, f"{key}:{value}", list(encoded["input_ids"]))
+    starts = [start for start, _ in encoded["offset_mapping"]][: len(ids)]
     first = next((i for i, start in enumerate(starts) if start > len(key)), None)
-    prompt = list(tokenizer(f"{key}:")["input_ids"])
+    prompt = tokens.encode(tokenizer, f"{key}:")
     if first is None or ids[:first] != prompt:
         raise DataError(
             f"the tokenizer joins the colon with the value in {key}:{value}: prompts would not match training"

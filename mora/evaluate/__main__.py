@@ -16,7 +16,6 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import mora  # noqa: F401  registers MoRA with PEFT, so that its adapters load
 from mora.config import source
 from mora.config.arguments import device, positive_int
 from mora.config.compose import CONFIG_DIR, ConfigError, one_line
@@ -25,8 +24,10 @@ from mora.train.log import replace_file
 from mora.train.model import DTYPES, LOAD_ERRORS, load_model
 
 from . import result, samples
+from .adapted import merged, tokenizer_of
 from .harness import Settings, evaluate_model
 
+MAX_LENGTH = "most tokens of prompt and answer; default: 2048, and more where a task's answers want it"
 PACKAGES = ("torch", "transformers", "peft", "lm_eval", "datasets")
 
 
@@ -59,7 +60,8 @@ def run(options: argparse.Namespace) -> Path:
     identity = fingerprint(model)
     settings = Settings(
         batch_size=options.batch_size,
-        max_length=options.max_length,
+        max_length=options.max_length or Settings.max_length,
+        most=options.max_length,
         limit=options.limit,
         data_dir=options.data_dir,
         journal=folder / "journal.jsonl",
@@ -95,7 +97,8 @@ def run(options: argparse.Namespace) -> Path:
 def load(name: str, precision: str, revision: str | None = None) -> tuple[Any, Any]:
     """A model of configs/model by its name, an adapter's folder merged into its base, or a checkpoint's folder or hub id.
 
-    `revision`: of a hub id; None: its main branch. An adapter's base is taken at the one that adapter_config.json names.
+    `revision`: of a hub id; None: its main branch. An adapter's base is taken at the one that adapter_config.json names, and
+    the tokenizer from the adapter's folder where it has one.
 
     Raises: ConfigError where it cannot be loaded.
     """
@@ -109,8 +112,6 @@ def load(name: str, precision: str, revision: str | None = None) -> tuple[Any, A
             at = revision or "main"
             model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, revision=at)
             return model, AutoTokenizer.from_pretrained(name, revision=at)
-        from peft import PeftModel
-
         settings = json.loads(adapter.read_text())
         base = settings["base_model_name_or_path"]
         if not base:
@@ -120,10 +121,11 @@ def load(name: str, precision: str, revision: str | None = None) -> tuple[Any, A
             )
             raise ConfigError(f"{adapter}: base_model_name_or_path is empty: {advice}")
         model, tokenizer = load(base, "fp32", settings.get("revision"))  # merged in fp32, cast once
-        return PeftModel.from_pretrained(model, name).merge_and_unload().to(dtype), tokenizer
+        tokenizer = tokenizer_of(name, tokenizer, model)
+        return merged(model, name).to(dtype), tokenizer
     except ConfigError:  # of the adapter's base; it says enough
         raise
-    except (*LOAD_ERRORS, KeyError, RuntimeError) as error:  # the last two: an adapter without its base, or of another
+    except (*LOAD_ERRORS, KeyError, RuntimeError, AttributeError) as error:  # the last: an adapter of another base
         reason = f"{one_line(error):.300}"
         parts = [str(part) for part in (Path(name) / "adapter", Path(name) / "model") if part.is_dir()]
         if parts:
@@ -154,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data-dir", help="folder of local records; default: MORA_DATA_DIR, else the hub")
     parser.add_argument("--limit", type=positive_int, help="only the first documents of each task")
     parser.add_argument("--batch-size", type=positive_int, default=64)
-    parser.add_argument("--max-length", type=positive_int, default=2048, help="tokens of prompt and answer")
+    parser.add_argument("--max-length", type=positive_int, help=MAX_LENGTH)
     parser.add_argument("--precision", choices=sorted(DTYPES), help="default: bf16 on a GPU, fp32 on a CPU")
     parser.add_argument("--device", type=device, help="default: cuda where there is one")
     parser.add_argument("--output", help="default: outputs/evaluation/MODEL")

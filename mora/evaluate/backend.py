@@ -17,13 +17,15 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from mora.data.tokens import without_appended_eos
+
 from .choices import LogLikelihood
 from .generation import LOOK_EVERY, NanLogits, fixed_steps_suit, greedy
 from .journal import Journal
 from .records import NotFinite
+from .window import for_answers
 
 TOKEN_IDS = "\x00token-ids "  # a text that starts so is a list of token ids: blocks of packed text have no other form
-PROMPT_TOKENS = 1024  # of a prompt are kept in any case; MATH's answers alone may have 2 048
 TEXTS_AT_ONCE = 1000  # for the tokenizer: it is slower with the millions of tokens of all texts in memory
 SHORTEST = 0.8  # of the longest input's length, within a batch
 CACHE_OVER_WEIGHTS = 2  # in bytes: a step reads both, so that with a larger cache more rows hardly write faster
@@ -49,6 +51,7 @@ class Backend(HFLM):
         batch_size: int,
         max_length: int,
         journal: Journal,
+        most: int | None = None,
     ):
         model.tie_weights = _leave_tied  # type: ignore[assignment]
         try:  # HFLM ties anew, which PEFT's modules_to_save on a tied embedding does not survive
@@ -64,6 +67,7 @@ class Backend(HFLM):
         base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         self.keeps_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
         self.journal = journal
+        self.most = most  # tokens of prompt and answer; None: as many as a task asks for
         self._pairs: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
         self._asked: list[Any] = []  # lm-eval's requests that are being answered
         self._prompts: list[str] = []  # of the batch that is being generated
@@ -71,7 +75,7 @@ class Backend(HFLM):
     def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:
         if string.startswith(TOKEN_IDS):
             return [int(i) for i in string.removeprefix(TOKEN_IDS).split()]
-        return super().tok_encode(string, *args, **kwargs)
+        return without_appended_eos(self.tokenizer, string, super().tok_encode(string, *args, **kwargs))
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[LogLikelihood, bool]]:
         """As lm-eval's, with everything tokenised beforehand. Raises: NotFinite."""
@@ -101,6 +105,7 @@ class Backend(HFLM):
         plain = [text for text in texts if not text.startswith((TOKEN_IDS, bos))]
         special = {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
         encoded = self.tokenizer(plain, return_attention_mask=False, **special)["input_ids"] if plain else []
+        encoded = [without_appended_eos(self.tokenizer, *both) for both in zip(plain, encoded, strict=True)]
         found = dict(zip(plain, encoded, strict=True))
         return [found[text] if text in found else self.tok_encode(text) for text in texts]
 
@@ -160,11 +165,10 @@ class Backend(HFLM):
         return self.model(input_ids=ids_BT, use_cache=False, logits_to_keep=kept).logits
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """As HFLM's, with room for PROMPT_TOKENS of prompt beside the longest answer asked for. Raises: NotFinite."""
-        self._asked = requests
+        """As HFLM's, within the window of `for_answers`. Raises: NotFinite."""
         window = self._max_length
-        longest = max(request.args[1].get("max_gen_toks", 0) for request in requests)
-        self._max_length = max(window, longest + PROMPT_TOKENS)
+        requests, self._max_length = for_answers(requests, window, self.most)
+        self._asked = requests
         try:
             return super().generate_until(requests, disable_tqdm=disable_tqdm)
         finally:
@@ -173,7 +177,11 @@ class Backend(HFLM):
 
     def tok_batch_encode(self, strings: list[str], *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self._prompts = list(strings)
-        return super().tok_batch_encode(strings, *args, **kwargs)
+        ids_BT, mask_BT = super().tok_batch_encode(strings, *args, **kwargs)
+        rows = zip(strings, ids_BT[:, -2:].tolist(), strict=True)
+        if all(without_appended_eos(self.tokenizer, text, ids) != ids for text, ids in rows):
+            return ids_BT[:, :-1], mask_BT[:, :-1]
+        return ids_BT, mask_BT
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **kwargs: Any) -> Tensor:
         """Prompt and generated ids, padded where a row ended. Greedy, unless `kwargs` sample: as HFLM's then.

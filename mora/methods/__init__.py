@@ -12,7 +12,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from mora.config.compose import ConfigError
-from mora.config.schema import LoraAdapter, RunConfig
+from mora.config.schema import LoraAdapter, MoraAdapter, RunConfig
 
 from . import lora, mora
 from .groups import Group, parameter_groups, trainable
@@ -34,7 +34,7 @@ def prepare(model: nn.Module, config: RunConfig) -> nn.Module:
     """The model with its adapter, if the method has one; what trains requires grad, the rest is frozen.
 
     Adapter initialisation depends on `config.seed` alone.
-    Raises: ConfigError where a target is the name of no linear module.
+    Raises: ConfigError where a target is the name of no linear module, or nothing here makes adapters of that kind.
     """
     adapter = config.method.adapter
     if adapter is None:
@@ -45,8 +45,12 @@ def prepare(model: nn.Module, config: RunConfig) -> nn.Module:
     if isinstance(adapter, LoraAdapter):
         adapted = get_peft_model(model, lora.peft_config(adapter, config.r, config.lora_alpha()))
         lora.set_up(adapted, adapter, config.seed)
-    else:
+    elif isinstance(adapter, MoraAdapter):
         adapted = get_peft_model(model, mora.peft_config(adapter, config.r))
+    else:
+        raise ConfigError(
+            f"method.adapter.kind={adapter.kind!r} ({config.method.name}): mora.methods has no code for it"
+        )
     if config.trains_rest:
         train_rest(adapted)
     return adapted

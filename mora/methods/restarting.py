@@ -8,9 +8,11 @@ from typing import Literal
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Generator, Tensor, nn
 
 from mora.adapter.layer import MoraLayer
+from mora.config.compose import ConfigError
 from mora.config.schema import LoraAdapter, MoraAdapter
 
 from .lora import first_values
@@ -43,7 +45,7 @@ class Adapted:
 
 
 def adapted_layers(model: PeftModel, adapter: LoraAdapter | MoraAdapter) -> list[Adapted]:
-    """Every adapted layer, in the model's order."""
+    """Every adapted layer, in the model's order. Raises: ConfigError for a kind that is not LoRA's or MoRA's."""
     (adapter_name,) = model.active_adapters
     init = adapter.init if isinstance(adapter, LoraAdapter) else "kaiming"
     found = []
@@ -52,6 +54,10 @@ def adapted_layers(model: PeftModel, adapter: LoraAdapter | MoraAdapter) -> list
             own = {"lora_A": layer.lora_A[adapter_name].weight, "lora_B": layer.lora_B[adapter_name].weight}
         elif isinstance(layer, MoraLayer):
             own = {"mora_M": layer.mora_M[adapter_name]}
+        elif isinstance(layer, BaseTunerLayer):
+            raise ConfigError(
+                f"method.restart: {name} is a {type(layer).__name__}, whose update no restart knows to merge"
+            )
         else:
             continue
         found.append(Adapted(name, layer, adapter_name, init, layer.get_base_layer().weight, own))

@@ -14,11 +14,12 @@ from typing import Any
 
 import yaml
 
-from mora.config import RunConfig, run_id, source
+from mora.config import ConfigError, RunConfig, run_id, source
 from mora.config.lock import locked
 from mora.config.run_id import log_path, result_path, spectrum_path
 from mora.config.source import ROOT
 
+from . import inputs
 from .result import done, result_of, stands
 
 
@@ -94,7 +95,9 @@ def warning(scale: str) -> str | None:
         return None
     if dirty is None:
         return "there is no git here: results enter tables after scripts/collect_results.py has found their commit"
-    return f"{', '.join(source.SOURCES)} are not those of the commit: results enter no table; commit first"
+    return (
+        "source that changes numbers is not that of the commit: results enter no table; commit mora/ and configs/ first"
+    )
 
 
 def launch(
@@ -110,8 +113,11 @@ def launch(
     `output`: a file for what it prints, else this terminal. `folder`: another than the run's own. `left_s`: seconds that the
     worker may go on, asked every second; when none are left it is killed with all its ranks. Interrupted, it lets the
     worker save a checkpoint; interrupted again, it does not wait for that.
+    Raises: ConfigError where the hardware or weights are not here, or the result is of others than those that are.
     """
+    inputs.check(config)
     if done(config):
+        _check_is_its_own(config)
         print(f"already done: {result_path(config)}", file=output or sys.stdout)
         return 0
     if output is None and (text := warning(config.scale.name)):
@@ -141,6 +147,15 @@ def launch(
         return STOPPED
     finally:
         del _workers[worker]
+
+
+def _check_is_its_own(config: RunConfig) -> None:
+    """Raises: ConfigError where the result was made of other weights or data under the same names."""
+    if reason := inputs.unlike(config, result_of(config) or {}):
+        raise ConfigError(
+            f"{result_path(config)} is not this run's result: {reason}; give another model a name of its own "
+            "(model.name=...), or move the result away to run again"
+        )
 
 
 def unheld(folder: Path) -> AbstractContextManager[bool]:

@@ -29,7 +29,8 @@ def make_engine(model: nn.Module, config: RunConfig) -> Engine:
         return TorchEngine(model, config.task.train, dtype, config.hardware.captures_graphs, groups)
     if importlib.util.find_spec("deepspeed") is None:
         raise ConfigError(
-            f"hardware.parallel={config.parallel} needs DeepSpeed: pip install 'mora[deepspeed]', or hardware.parallel=ddp"
+            f"hardware.parallel={config.parallel} needs DeepSpeed: pip install '.[deepspeed]' in the checkout, or take "
+            "hardware.parallel=ddp"
         )
     from .zero import ZeroEngine
 

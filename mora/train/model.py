@@ -30,8 +30,8 @@ from mora.config.compose import CONFIG_DIR, ConfigError
 from mora.config.schema import Model
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-# missing or gated; a folder without a model's config; a file that was cut
-LOAD_ERRORS = (OSError, ValueError, SafetensorError)
+# missing or gated; a folder without a model's config; a file that was cut; a quantised one whose package is not there
+LOAD_ERRORS = (OSError, ValueError, SafetensorError, ImportError)
 
 
 def load_model(

@@ -8,7 +8,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
@@ -25,10 +25,12 @@ from mora.config.run_id import log_path, result_path, run_id
 from mora.config.schema import Model, RunConfig
 from mora.data import load as load_data
 from mora.data.batches import Batches
+from mora.data.samples import Sample
 from mora.evaluate.records import NotFinite
+from mora.evaluate.window import positions
 from mora.methods import parameter_lines, parameter_table, prepare
 
-from . import log
+from . import inputs, log
 from .distributed import device_of_rank, process_group, rank, world_size
 from .engines import make_engine
 from .loop import Diverged, fit
@@ -62,6 +64,10 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
         print(data.report.text(config.task.name), flush=True)
     if config.method.trains:
         config = _with_samples(config, len(data.samples))
+    check_positions(model, data.samples)
+    made_of = {"model": {"path": config.model.path, "sha256": inputs.digest(config.model)}, "data": data.fingerprints}
+    if rank() == 0:
+        inputs.same_as_before(folder, made_of)
     pad = pad_id(tokenizer)
     scoring = Scoring(config, data, tokenizer, pad, folder)
     scoring.check()
@@ -96,6 +102,7 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
         with engine.full_weights():
             _save_trained(model, tokenizer, config, folder)
     facts = {
+        "model": made_of["model"],
         "data": {"fingerprints": data.fingerprints, "report": data.report.as_dict()},
         "total_steps": config.total_steps if config.method.trains else 0,
         "last_step": config.last_step if config.method.trains else 0,
@@ -195,6 +202,18 @@ def _with_samples(config: RunConfig, n: int) -> RunConfig:
         return config.with_samples(n)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def check_positions(model: torch.nn.Module, samples: Sequence[Sample]) -> None:
+    """Raises: ConfigError where a sequence is longer than the model has positions, before anything is trained."""
+    there = positions(model)
+    if there is None:
+        return
+    longest = getattr(samples, "longest", None) or max((len(sample.input_ids) for sample in samples), default=0)
+    if longest > there:
+        raise ConfigError(
+            f"the model has {there} positions, the longest sequence {longest} tokens: lower task.data.max_length to {there}"
+        )
 
 
 def _device(wanted: str) -> torch.device:
