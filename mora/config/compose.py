@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
+from .model_folder import identified
 from .schema import RunConfig
 
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
@@ -93,14 +94,18 @@ def validate(composed: DictConfig) -> RunConfig:
 
 
 def load(values: dict[str, Any]) -> RunConfig:
-    """Plain values, as in a run's config.yaml, as a RunConfig. A missing lr becomes the first of the grid.
+    """Plain values, as in a run's config.yaml, as a RunConfig. A missing lr becomes the first of the grid; a folder as the
+    model gets its fingerprint.
 
     Raises: ConfigError.
     """
     try:
         config = RunConfig.model_validate(values)
+        config = config.model_copy(update={"model": identified(config.model)})
     except ValidationError as error:
         raise ConfigError("; ".join(_describe(e, values) for e in error.errors())) from error
+    except ValueError as error:  # of the model's folder
+        raise ConfigError(str(error)) from error
     if config.lr is None and config.method.trains:
         config = config.model_copy(update={"lr": config.lr_grid()[0]})
     return config

@@ -11,7 +11,8 @@ from mora.data.batches import IGNORE, Batches, Sample, collate
 from mora.data.records import DataError
 from mora.data.uuid import encode, fingerprint, make_pairs
 from mora.evaluate.tasks.uuid.uuid_task import char_accuracy, score
-from mora.train.model import character_tokenizer, load_model
+from mora.models.load import load_model
+from mora.models.tokenizers import character_tokenizer
 
 
 def data(pairs=1000, seed=0, loss_on="all"):
