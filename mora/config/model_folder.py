@@ -35,7 +35,7 @@ def identified(model: Model) -> Model:
             f"model.path={model.path!r}: its fingerprint is {found}, expected model.sha256={model.sha256}: "
             "the weights are not those that the run began with; give another model.name, or the old weights"
         )
-    return model.model_copy(update={"sha256": found})
+    return model.model_copy(update={"sha256": found, "shape": None})  # a shape in the file was another model's
 
 
 def check_folder(folder: Path) -> None:

@@ -142,7 +142,8 @@ def _check_kind(where: str, found: PretrainedConfig) -> None:
 
 def _check_shape(config: Model, found: PretrainedConfig) -> None:
     """Raises: ConfigError where another model has the name of a known one, whose results those of this one would be."""
-    for field, expected in (config.shape or {}).items():
+    pinned = known.named(config.name)
+    for field, expected in ((pinned and pinned.shape) or {}).items():
         value = getattr(found, field, expected)  # not every field is in every kind of model
         if value != expected:
             raise ConfigError(
