@@ -14,9 +14,9 @@ from mora.config import RunConfig, compose
 from mora.config.compose import CONFIG_DIR, ConfigError, load
 from mora.config.schema import MoraAdapter
 from mora.config.source import ROOT
+from mora.models.shapes import shape_of
 
 from .counts import flops_per_token, mora_operator
-from .shapes import shape_of
 
 BENCH = ROOT / "results" / "bench"
 RUNS = ROOT / "results" / "runs"

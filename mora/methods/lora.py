@@ -13,11 +13,17 @@ from mora.config.compose import ConfigError
 from mora.config.schema import LoraAdapter
 
 
-def peft_config(adapter: LoraAdapter, r: int, lora_alpha: float) -> LoraConfig:
+def peft_config(
+    adapter: LoraAdapter, r: int, lora_alpha: float, target_modules: list[str] | str, rank_pattern: dict[str, int]
+) -> LoraConfig:
+    """`rank_pattern`: kind of module -> a rank of its own, with the alpha / r of all others."""
+    alpha = adapter.lora_alpha or lora_alpha
     return LoraConfig(
         r=r,
-        lora_alpha=adapter.lora_alpha or lora_alpha,
-        target_modules=list(adapter.target_modules),
+        lora_alpha=alpha,
+        target_modules=target_modules,
+        rank_pattern=rank_pattern,
+        alpha_pattern={name: alpha * own / r for name, own in rank_pattern.items()},
         lora_dropout=adapter.dropout,
         use_dora=adapter.dora,
         task_type="CAUSAL_LM",

@@ -12,11 +12,15 @@ from mora.adapter.operators import Groups, Sharing
 from mora.config.schema import MoraAdapter
 
 
-def peft_config(adapter: MoraAdapter, r: int) -> MoraConfig:
+def peft_config(
+    adapter: MoraAdapter, r: int, target_modules: list[str] | str, rank_pattern: dict[str, int]
+) -> MoraConfig:
+    """`rank_pattern`: kind of module -> a rank of its own."""
     options = adapter.model_dump(exclude={"kind", "target_modules", "dropout"})
     return MoraConfig(
         r=r,
-        target_modules=list(adapter.target_modules),
+        target_modules=target_modules,
+        rank_pattern=rank_pattern,
         mora_dropout=adapter.dropout,
         task_type="CAUSAL_LM",
         **options,

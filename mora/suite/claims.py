@@ -151,7 +151,7 @@ def find(rows: list[list[Grid]], wanted: Row, column: str) -> Grid | None:
     """The cell of that method, operator and rank of the paper, in the column of that name."""
     for row in rows:
         for grid in row:
-            rank = grid.row.r and grid.row.r * grid.config().model.rank_scale
+            rank = grid.row.r and grid.config().model.stands_for(grid.row.r)
             same = (grid.row.method, grid.row.operator, rank) == (wanted.method, wanted.operator, wanted.r)
             if same and grid.column.name == column and grid.exists:
                 return grid

@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 from mora.config.compose import ConfigError
 from mora.config.schema import RunConfig
 from mora.methods import parameter_groups
+from mora.models.dtypes import DTYPES
 
 from .engine import TorchEngine
 from .interface import Engine
-from .model import DTYPES
 
 
 def make_engine(model: nn.Module, config: RunConfig) -> Engine:

@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from mora.config import provenance, source
-from mora.config.compose import CONFIG_DIR, ConfigError, load
+from mora.config.compose import ConfigError, load
 from mora.config.lock import locked
 from mora.config.run_id import log_path, result_path, run_id
 from mora.config.schema import Model, RunConfig
@@ -29,12 +29,15 @@ from mora.data.samples import Sample
 from mora.evaluate.records import NotFinite
 from mora.evaluate.window import positions
 from mora.methods import parameter_lines, parameter_table, prepare
+from mora.models import known
+from mora.models.fused import use_fused_layers
+from mora.models.load import load_model
+from mora.models.tokenizers import pad_id
 
 from . import inputs, log
 from .distributed import device_of_rank, process_group, rank, world_size
 from .engines import make_engine
 from .loop import Diverged, fit
-from .model import load_model, pad_id, use_fused_layers
 from .scoring import Scoring
 
 PACKAGES = ("torch", "transformers", "peft", "lm_eval", "datasets", "numpy")
@@ -142,9 +145,7 @@ def _base(model: Model) -> str | None:
     """
     if model.source == "pretrained":
         return model.path
-    written = CONFIG_DIR / "model" / f"{model.name}.yaml"
-    known = Model.model_validate(yaml.safe_load(written.read_text())) if written.is_file() else None
-    return model.name if model.model_copy(update={"path": None}) == known else None
+    return model.name if model.model_copy(update={"path": None}) == known.named(model.name) else None
 
 
 def _name_base(adapter: Path, base: str | None, config: RunConfig) -> None:

@@ -9,7 +9,8 @@ import torch
 
 from mora.config import compose
 from mora.methods import prepare
-from mora.train.model import load_model, use_fused_layers
+from mora.models.fused import use_fused_layers
+from mora.models.load import load_model
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or importlib.util.find_spec("liger_kernel") is None,

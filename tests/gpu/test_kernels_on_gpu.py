@@ -211,8 +211,8 @@ def test_loss_curves_on_smollm2_agree_within_seed_noise(monkeypatch):
     from mora.data import uuid
     from mora.data.batches import Batches
     from mora.methods import prepare
+    from mora.models.load import load_model
     from mora.train.engine import TorchEngine
-    from mora.train.model import load_model
 
     def losses(form: str, seed: int) -> Tensor:
         config = compose(["task=uuid", "method=mora", "r=8", "scale=lite", f"seed={seed}"])

@@ -7,10 +7,10 @@ import pytest
 from paper_runs import paper
 
 from mora.analysis import cost, counts, speed
-from mora.analysis.shapes import shape_of
 from mora.config import ConfigError, compose, source
 from mora.config.compose import CONFIG_DIR, load
 from mora.config.source import ROOT
+from mora.models.shapes import shape_of
 from mora.suite import experiment as experiments
 from mora.suite import plan
 

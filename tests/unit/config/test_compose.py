@@ -86,6 +86,8 @@ def test_a_typo_in_any_yaml_is_refused(path):
     overrides = [f"{k}={v}" for k, v in chosen.items() if k != "overlay"]
     if chosen["method"] not in ("fft", "none"):
         overrides.append("r=8")
+    if path.stem == "custom":
+        overrides.append("model.path=some/model")
     values = compose(overrides).model_dump()
     top = "task" if group == "overlay" else group
     values[top]["a_typo"] = 1

@@ -12,7 +12,7 @@ from mora.evaluate import __main__ as command
 from mora.evaluate import generation
 from mora.evaluate.backend import Backend, _batches, equal_parts, rows_at_once
 from mora.evaluate.journal import Journal
-from mora.train.model import load_model
+from mora.models.load import load_model
 
 
 def backend(tiny, batch_size=4, max_length=512, journal=None):

@@ -6,8 +6,8 @@ from torch.nn import functional as F
 from transformers import masking_utils
 
 from mora.data.batches import Batch
+from mora.models.load import load_model
 from mora.train.engine import token_losses
-from mora.train.model import load_model
 
 
 def masks_of(model, batch, monkeypatch):
