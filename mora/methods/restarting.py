@@ -51,7 +51,7 @@ def adapted_layers(model: PeftModel, adapter: LoraAdapter | MoraAdapter) -> list
         if isinstance(layer, LoraLayer):
             own = {"lora_A": layer.lora_A[adapter_name].weight, "lora_B": layer.lora_B[adapter_name].weight}
         elif isinstance(layer, MoraLayer):
-            own = {"mora_M": layer.mora_M[adapter_name]}
+            own = {"mora_M": layer.mora_M[adapter_name].weight}
         else:
             continue
         found.append(Adapted(name, layer, adapter_name, init, layer.get_base_layer().weight, own))
