@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,14 +13,15 @@ from torch.nn import functional as F
 from mora.config.schema import Train
 from mora.data.batches import IGNORE, Batch
 from mora.methods import Group, trainable
+from mora.restarts.optimizer import TorchState, exchanged
 
 from .attention import without_mask
 from .cuda_graph import GraphedBackward
-from .distributed import broadcast, sum_gradients
+from .distributed import sum_gradients
 from .fused_loss import linear_cross_entropy, plain_head
 
 
-class TorchEngine:
+class TorchEngine(TorchState):
     """A model, its AdamW, and one precision policy: weights, compute and gradients in `dtype`, fp32 masters of what trains.
 
     It is the policy of DeepSpeed's bf16 mode: the optimizer updates the masters, gradients are summed over micro batches and
@@ -92,14 +93,6 @@ class TorchEngine:
         """What the model computes is another function now: what was recorded of it is forgotten."""
         self._backward = GraphedBackward(self._eager, self.masters.values()) if self._graphed else self._eager
 
-    @contextmanager
-    def whole(self, parameters: Sequence[nn.Parameter], write: bool = True) -> Iterator[None]:
-        """Within, the parameters can be read whole. What rank 0 has written into them, all ranks have afterwards."""
-        yield
-        if write:
-            for p in parameters:
-                broadcast(p.data)
-
     def assign(self, parameter: nn.Parameter, value: Tensor, stale_master: bool = False) -> None:
         """Writes a whole value, the same on every rank, into the parameter and into its master.
 
@@ -152,19 +145,6 @@ class TorchEngine:
         if pairs := self._pairs():
             parameters, masters = zip(*pairs, strict=True)
             torch._foreach_copy_(parameters, masters)
-
-
-@contextmanager
-def exchanged(values: dict[nn.Parameter, Tensor]) -> Iterator[None]:
-    """Within, the parameters hold these values, and afterwards their own again."""
-    own = [(p, p.data) for p in values]
-    for p, value in values.items():
-        p.data = value
-    try:
-        yield
-    finally:
-        for p, value in own:
-            p.data = value
 
 
 def round_frozen(model: nn.Module, dtype: torch.dtype) -> dict[nn.Parameter, Tensor]:
