@@ -11,7 +11,8 @@ from mora.config.arguments import positive_int
 
 from . import claims, figures, plan, runner, settings, tables
 from . import experiment as experiments
-from .experiment import Experiment, Grid, Scale
+from .cells import CellRuns, resolve_all
+from .experiment import Experiment, Scale
 
 
 def main() -> int:
@@ -30,8 +31,11 @@ def main() -> int:
             print(plan.text(everything, args.hardware or ("gpu8" if args.scale == "paper" else "gpu1")))
             return 0
         failed = [] if args.render else runner.complete(everything, args.jobs)
+        for (name, _), group in rows.items():
+            if loaded[name].kind == "spectrum" and not args.render:
+                runner.measure_spectra([spec for row in group for spec in row])
         for (name, scale), group in rows.items():
-            print(_render(name, loaded[name], group, scale, measure=not args.render))
+            print(_render(name, loaded[name], resolve_all(group), scale))
         if args.render and not args.names:
             claims.render()
     except (ConfigError, OSError) as error:
@@ -45,7 +49,7 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def _render(name: str, experiment: Experiment, rows: list[list[Grid]], scale: Scale, measure: bool) -> str:
+def _render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale: Scale) -> str:
     if experiment.kind == "settings":
         if scale != "paper":
             return f"{name}: at scale paper only"
@@ -53,8 +57,6 @@ def _render(name: str, experiment: Experiment, rows: list[list[Grid]], scale: Sc
     elif experiment.kind == "table":
         path = tables.render(name, experiment, rows, scale, figures.output_folder(scale, "tables"))
     else:
-        if experiment.kind == "spectrum" and measure:
-            runner.measure_spectra([grid for row in rows for grid in row])
         drawn = figures.render(name, experiment, rows, scale, figures.output_folder(scale, "figures"))
         return f"figure: {_relative(drawn)}" if drawn else f"{name}, scale {scale}: nothing to draw yet"
     return f"{path.read_text()}\n{_relative(path)}"

@@ -17,8 +17,8 @@ from mora.config.source import ROOT
 from mora.train.log import replace_file
 
 from . import experiment as experiments
-from .cells import T95, Cell, cell, results
-from .experiment import Grid, Row, Scale
+from .cells import T95, Cell, CellRuns, resolve_all
+from .experiment import Row, Scale
 from .figures import MODULES, spectrum_of
 
 CLAIMS = experiments.FOLDER / "claims.yaml"
@@ -66,6 +66,10 @@ class Interval(NamedTuple):
     high: float
 
 
+def resolved(name: str, scale: Scale) -> list[list[CellRuns]]:
+    return resolve_all(experiments.grids(experiments.load(name), scale))
+
+
 def load() -> list[Claim]:
     return [Claim.model_validate(values) for values in yaml.safe_load(CLAIMS.read_text())]
 
@@ -87,8 +91,8 @@ def _comparisons(claim: Claim, scale: Scale) -> Iterator[tuple[Interval | None, 
     """Every comparison of a claim: its interval, None where a cell is missing, and the bounds that it must lie within."""
     if claim.experiment is None:
         return
-    rows = experiments.grids(experiments.load(claim.experiment), scale)
-    columns = [grid.column.name for grid in rows[0] if grid.column.name in claim.columns]
+    rows = resolved(claim.experiment, scale)
+    columns = [runs.spec.column.name for runs in rows[0] if runs.spec.column.name in claim.columns]
     higher = experiments.load(claim.experiment).unit == "percent"
     kinds = [
         (claim.order, (0.0, math.inf)),
@@ -110,10 +114,10 @@ def edges(claim: Claim, scale: Scale) -> list[str]:
     """Of the runs that a claim compares, those whose rate lies at the edge of its grid."""
     if claim.experiment is None:
         return []
-    rows = experiments.grids(experiments.load(claim.experiment), scale)
+    rows = resolved(claim.experiment, scale)
     wanted = [row for chain in (*claim.order, *claim.equal, *claim.not_worse) for row in chain]
     found = [find(rows, row, column) for row in wanted for column in claim.columns]
-    return list(dict.fromkeys(grid.label() for grid in found if grid and grid.chose_edge()))
+    return list(dict.fromkeys(runs.spec.label for runs in found if runs and runs.chose_edge))
 
 
 def judge(found: Interval | None, low: float, high: float) -> Verdict:
@@ -147,28 +151,29 @@ def difference(a: Cell | None, b: Cell | None, higher_is_better: bool = True) ->
     return Interval(center - half, center + half)
 
 
-def find(rows: list[list[Grid]], wanted: Row, column: str) -> Grid | None:
+def find(rows: list[list[CellRuns]], wanted: Row, column: str) -> CellRuns | None:
     """The cell of that method, operator and rank of the paper, in the column of that name."""
     for row in rows:
-        for grid in row:
-            rank = grid.row.r and grid.row.r * grid.config().model.rank_scale
-            same = (grid.row.method, grid.row.operator, rank) == (wanted.method, wanted.operator, wanted.r)
-            if same and grid.column.name == column and grid.exists:
-                return grid
+        for runs in row:
+            spec = runs.spec
+            rank = spec.row.r and spec.row.r * spec.config.model.rank_scale
+            same = (spec.row.method, spec.row.operator, rank) == (wanted.method, wanted.operator, wanted.r)
+            if same and spec.column.name == column and spec.exists:
+                return runs
     return None
 
 
-def _measured(grid: Grid | None) -> Cell | None:
-    if grid is None:
+def _measured(runs: CellRuns | None) -> Cell | None:
+    if runs is None:
         return None
-    if grid.experiment.kind != "spectrum":
-        return cell(grid)
+    if runs.spec.experiment.kind != "spectrum":
+        return runs.cell
     values = []
-    for config, _ in results(grid):
+    for config, _ in runs.results:
         found = spectrum_of(config)
         if found is None:
             return None
-        values.append(statistics.fmean(found["kinds"][kind][grid.column.metric] for kind in MODULES))
+        values.append(statistics.fmean(found["kinds"][kind][runs.spec.column.metric] for kind in MODULES))
     return Cell(None, tuple(values) or None)
 
 

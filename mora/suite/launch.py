@@ -157,7 +157,7 @@ def _set_aside(config: RunConfig, folder: Path) -> None:
         result = result_of(config)
         if not free or result is None or stands(result, config.scale.name):
             return
-        aside = path.parent / "unusable" / f"{run_id(config)}.{result['source']['fingerprint']}"
+        aside = path.parent / "unusable" / f"{run_id(config)}.{result.source.fingerprint}"
         aside.parent.mkdir(exist_ok=True)
         moved = {log_path(config): ".log.jsonl", spectrum_path(config): ".spectrum.json", path: ".json"}  # itself last
         for file, kind in moved.items():

@@ -9,7 +9,7 @@ from made_up import write
 from mora.config import source
 from mora.suite import claims, figures
 from mora.suite import experiment as experiments
-from mora.suite.cells import Cell
+from mora.suite.cells import Cell, resolve, resolve_all
 from mora.suite.claims import PAGE, Claim, Interval, difference, judge
 
 FASTER = {
@@ -30,9 +30,9 @@ def measure(scale, row, accuracies, at_300=None, chosen=0):
     """Every run of the row: the search, which chooses that rate, and one final run a seed with the accuracy of that seed."""
     rows = experiments.grids(experiments.load("table2"), scale)
     grid = next(g for r in rows for g in r if (g.row.method, g.row.r, g.row.operator) == (*row, None))
-    for i, config in enumerate(grid.search()):
+    for i, config in enumerate(grid.search):
         write(config, {"value_nll": abs(i - chosen)}, steps=(300, 500, 700, 900))
-    for config, accuracy in zip(grid.final(), accuracies, strict=True):
+    for config, accuracy in zip(resolve(grid).final, accuracies, strict=True):
         path = write(config, {"value_nll": config.lr, "uuid_char_acc": accuracy}, steps=(300, 500, 700, 900))
         if at_300 is not None:
             result = json.loads(path.read_text())
@@ -112,16 +112,16 @@ def test_a_column_where_both_are_saturated_does_not_count(mora, lora, counting, 
 
 def test_a_spectrum_is_the_mean_over_the_kinds_of_modules():
     grid = experiments.grids(experiments.load("figure5"), "lite")[0][0]
-    for config in (*grid.search(), *grid.final()):
+    for config in (*grid.search, *resolve(grid).final):
         write(config, {"validation_loss": config.lr})
-    for config in grid.final():
+    for config in resolve(grid).final:
         write(config, {"validation_loss": config.lr})
-        assert claims._measured(grid) is None
+        assert claims._measured(resolve(grid)) is None
         path = figures.spectrum_path(config)
         path.parent.mkdir()
         kinds = {kind: {"above_0.1": float(i)} for i, kind in enumerate(figures.MODULES)}
         path.write_text(json.dumps({"kinds": kinds, "modules": {}}))
-    assert claims._measured(grid) == Cell(None, (3.0,))
+    assert claims._measured(resolve(grid)) == Cell(None, (3.0,))
 
 
 def test_one_contradiction_is_enough_though_a_cell_is_missing():
@@ -155,8 +155,8 @@ def test_on_par_needs_the_whole_interval_within_the_margin():
 @pytest.mark.parametrize("scale", claims.SCALES)
 @pytest.mark.parametrize("claim", [c for c in claims.load() if c.ratio is None], ids=lambda c: c.says[:40])
 def test_every_claim_names_cells_that_there_are(claim, scale):
-    rows = experiments.grids(experiments.load(claim.experiment), scale)
-    columns = [grid.column.name for grid in rows[0] if grid.column.name in claim.columns]
+    rows = resolve_all(experiments.grids(experiments.load(claim.experiment), scale))
+    columns = [runs.spec.column.name for runs in rows[0] if runs.spec.column.name in claim.columns]
     assert columns
     for chain in claim.order + claim.equal + claim.not_worse:
         assert len(chain) > 1
