@@ -64,13 +64,13 @@ class CellRuns:
     @cached_property
     def cell(self) -> Cell:
         """Of the results that there are."""
-        found = [self._measured(config, result) for config, result in self.results]
+        found = [self.measured(config, result) for config, result in self.results]
         values = tuple(measured[0] for measured in found if measured)
         errors = tuple(measured[1] for measured in found if measured and measured[1] is not None)
         known = errors if len(errors) == len(values) else None
         return Cell(self.spec.paper_value, values or None, known, len(self.final))
 
-    def _measured(self, config: RunConfig, result: RunResult) -> tuple[float, float | None] | None:
+    def measured(self, config: RunConfig, result: RunResult) -> tuple[float, float | None] | None:
         """The metric in the table's unit and its standard error; a run that diverged, or has no number as its metric, is the
         worst there is."""
         metric = self.metrics(config, result).get(self.spec.column.metric)

@@ -31,7 +31,7 @@ NAMES = {
     "mora": "MoRA",
     "remora": "ReMoRA",
 }
-Scale = Literal["paper", "lite", "smoke"]
+Scale = Literal["paper", "mid", "lite", "smoke"]
 
 
 class Row(Section):

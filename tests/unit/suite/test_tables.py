@@ -171,7 +171,7 @@ def test_scores_stand_with_their_error_documents_floor_and_validation_loss(tmp_p
     text = tables.render("table1", row[0].experiment, resolve_all([row]), "lite", tmp_path / "out").read_text()
     assert "| untuned | 1,234 / 0 | - \\| 26.0 (1) |" in text
     assert "| mmlu_0shot | untuned | - | 0 | 2.5000 | 1,000 | 26.0 +- 1.0 | 25.5 = |" in text
-    assert "| gsm8k | untuned | - | 0 | 2.5000 | 1,000 | 3.0 +- 1.0 | - |" in text
+    assert "| gsm8k | untuned | - | 0 | 2.5000 | 1,000 | 3.0 +- 1.0 | 0.0 |" in text
 
 
 def test_a_perplexity_is_not_a_share():
