@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from mora.config import RunConfig
 from mora.models.shapes import Shape, shape_of
+from mora.results import RunResult
 
 from .counts import flops_per_token, frozen_adapter, number_bytes, trainable
 from .memory import Memory, fitting_micro_batch, memory
@@ -41,12 +41,12 @@ class Length:
     at_most: bool = True
 
 
-def length_of(config: RunConfig, results: Iterable[dict[str, Any]] = ()) -> Length:
+def length_of(config: RunConfig, results: Iterable[RunResult] = ()) -> Length:
     """`results`: of the same task and scale, whose own counts are taken first."""
     train, longest = config.task.train, max_length(config)
     held_out = getattr(config.task.data, "validation_sequences", 0)
     for result in results:
-        report = result.get("data", {}).get("report", {})
+        report = result.data.get("report", {})
         if report.get("sequences") and report.get("sequence_tokens"):
             known = config if config.knows_steps else config.with_samples(report["sequences"] - held_out)
             mean = report["sequence_tokens"] / report["sequences"]
@@ -89,7 +89,7 @@ class Cost:
     checkpoints: float
 
 
-def cost(config: RunConfig, results: Iterable[dict[str, Any]] = ()) -> Cost:
+def cost(config: RunConfig, results: Iterable[RunResult] = ()) -> Cost:
     """`results`: of the same task and scale, for the length of their data."""
     longest, length = max_length(config), length_of(config, results)
     flops = None if length.tokens is None else length.tokens * flops_per_token(config, longest)

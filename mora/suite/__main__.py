@@ -9,9 +9,11 @@ from pathlib import Path
 from mora.config import ConfigError
 from mora.config.arguments import positive_int
 
-from . import claims, figures, plan, runner, settings, tables
+from . import claims, figures, ledger, plan, runner, settings, tables
 from . import experiment as experiments
-from .experiment import Experiment, Grid, Scale
+from .cells import CellRuns, resolve_all
+from .contrasts import Found
+from .experiment import Experiment, Scale
 
 
 def main() -> int:
@@ -26,14 +28,22 @@ def main() -> int:
     try:
         rows = {(name, s): experiments.grids(e, s, seeds) for name, e in loaded.items() for s in scales}
         everything = experiments.only([grid for group in rows.values() for row in group for grid in row], args.only)
+        powers = [line for name, s in rows for line in claims.plan_lines(name, s, seeds)]
         if args.plan:
             print(plan.text(everything, args.hardware or ("gpu8" if args.scale == "paper" else "gpu1")))
+            print("\n".join(powers))
             return 0
+        if not args.render:
+            print("\n".join(line for line in powers if claims.WEAK in line), file=sys.stderr)
         failed = [] if args.render else runner.complete(everything, args.jobs)
-        for (name, scale), group in rows.items():
-            print(_render(name, loaded[name], group, scale, measure=not args.render))
+        for (name, _), group in rows.items():
+            if loaded[name].kind == "spectrum" and not args.render:
+                runner.measure_spectra([spec for row in group for spec in row])
+        resolved = {where: resolve_all(group) for where, group in rows.items()}
+        for (name, scale), found in resolved.items():
+            print(_render(name, loaded[name], found, scale))
         if args.render and not args.names:
-            claims.render()
+            ledger.render(found=Found(resolved))
     except (ConfigError, OSError) as error:
         print(f"mora.suite: {error}", file=sys.stderr)
         return 2
@@ -45,7 +55,7 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def _render(name: str, experiment: Experiment, rows: list[list[Grid]], scale: Scale, measure: bool) -> str:
+def _render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale: Scale) -> str:
     if experiment.kind == "settings":
         if scale != "paper":
             return f"{name}: at scale paper only"
@@ -53,8 +63,6 @@ def _render(name: str, experiment: Experiment, rows: list[list[Grid]], scale: Sc
     elif experiment.kind == "table":
         path = tables.render(name, experiment, rows, scale, figures.output_folder(scale, "tables"))
     else:
-        if experiment.kind == "spectrum" and measure:
-            runner.measure_spectra([grid for row in rows for grid in row])
         drawn = figures.render(name, experiment, rows, scale, figures.output_folder(scale, "figures"))
         return f"figure: {_relative(drawn)}" if drawn else f"{name}, scale {scale}: nothing to draw yet"
     return f"{path.read_text()}\n{_relative(path)}"

@@ -151,7 +151,8 @@ def launch(
 
 def _check_is_its_own(config: RunConfig) -> None:
     """Raises: ConfigError where the result was made of other weights or data under the same names."""
-    if reason := inputs.unlike(config, result_of(config) or {}):
+    result = result_of(config)
+    if result is not None and (reason := inputs.unlike(config, result)):
         raise ConfigError(
             f"{result_path(config)} is not this run's result: {reason}; give another model a name of its own "
             "(model.name=...), or move the result away to run again"
@@ -172,7 +173,7 @@ def _set_aside(config: RunConfig, folder: Path) -> None:
         result = result_of(config)
         if not free or result is None or stands(result, config.scale.name):
             return
-        aside = path.parent / "unusable" / f"{run_id(config)}.{result['source']['fingerprint']}"
+        aside = path.parent / "unusable" / f"{run_id(config)}.{result.source.fingerprint}"
         aside.parent.mkdir(exist_ok=True)
         moved = {log_path(config): ".log.jsonl", spectrum_path(config): ".spectrum.json", path: ".json"}  # itself last
         for file, kind in moved.items():

@@ -9,10 +9,12 @@ from mora.analysis.memory import GIB, GPU_BYTES, RESERVE
 from mora.config import RunConfig, compose, run_id
 from mora.config.compose import load
 from mora.config.schema import Hardware
+from mora.results import STORE, RunResult
 
-from .experiment import Grid
+from .cells import resolve
+from .experiment import CellSpec
 from .launch import ROOT
-from .result import read, result_of, stands, unusable, usable
+from .result import result_of, stands, unusable, usable
 
 COLUMNS = (
     f"{'run':44} {'steps':>6} {'tokens':>8} {'PFLOP':>8} {'trainable':>13} "
@@ -21,7 +23,7 @@ COLUMNS = (
 )
 
 
-def text(grids: list[Grid], hardware: str) -> str:
+def text(grids: list[CellSpec], hardware: str) -> str:
     """A line a run on the hardware of that name that has no usable result, then totals and what the numbers rest on; what
     results there are that do not count, and why.
 
@@ -29,7 +31,7 @@ def text(grids: list[Grid], hardware: str) -> str:
     Raises: ConfigError, also where a result is damaged, or that hardware cannot share out a run's batch.
     """
     chosen, measured = _hardware(hardware), _results()
-    wanted = {run_id(config): config for grid in grids for config in grid.runs(stands)}
+    wanted = {run_id(config): config for grid in grids for config in resolve(grid, stands).needed}
     found = [config for config in wanted.values() if not usable(result_of(config), config.scale.name)]
     cells = len({tuple(grid.base) for grid in grids if grid.exists})
     everything = f"{cells} cells (a task, method and rank each), {len(wanted)} runs"
@@ -57,12 +59,11 @@ def _hardware(name: str) -> Hardware:
     return compose(["task=c4", "method=fft", f"hardware={name}"]).hardware
 
 
-def _results() -> dict[tuple[str, str], list[dict[str, Any]]]:
+def _results() -> dict[tuple[str, str], list[RunResult]]:
     """Results by scale and task, for the length of their data."""
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for path in sorted((ROOT / "results" / "runs").glob("*.json")):
-        result = read(path)
-        found.setdefault((result["config"]["scale"]["name"], result["config"]["task"]["name"]), []).append(result)
+    found: dict[tuple[str, str], list[RunResult]] = {}
+    for result in STORE.all(ROOT / "results" / "runs"):
+        found.setdefault((result.scale, result.task), []).append(result)
     return found
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import yaml
 
+from mora import results
 from mora.config import provenance, source
 from mora.config.compose import ConfigError, load
 from mora.config.lock import locked
@@ -168,20 +169,20 @@ def write_result(config: RunConfig, folder: Path, facts: dict[str, Any]) -> Path
     path = result_path(config)
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = log.read(folder / "log.jsonl")
-    result = {
-        "run_id": path.stem,
-        **facts,
-        "config": config.model_dump(mode="json"),
-        "provenance": provenance.of_run(config),
-        "source": source.of_this_process(),
-        "packages": {package: version(package) for package in PACKAGES},
-        "metrics": {
-            str(row["step"]): {k: v for k, v in row.items() if k != "step"} for row in rows if "loss" not in row
-        },
-        "final_train_loss": next((row["loss"] for row in reversed(rows) if "loss" in row), None),
-    }
+    result = results.of_facts(
+        facts
+        | {
+            "run_id": path.stem,
+            "config": config.model_dump(mode="json"),
+            "provenance": provenance.of_run(config),
+            "source": source.of_this_process(),
+            "packages": {package: version(package) for package in PACKAGES},
+            "metrics": results.of_log(rows),
+            "final_train_loss": next((row["loss"] for row in reversed(rows) if "loss" in row), None),
+        }
+    )
     log.replace_file(log_path(config), (folder / "log.jsonl").read_text())
-    log.replace_file(path, json.dumps(result, indent=1, sort_keys=True) + "\n")
+    log.replace_file(path, result.text())
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return path
 

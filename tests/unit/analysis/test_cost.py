@@ -1,6 +1,5 @@
 """Steps, tokens and the plan of a whole table."""
 
-import json
 import math
 
 import pytest
@@ -11,6 +10,7 @@ from mora.config import ConfigError, compose, source
 from mora.config.compose import CONFIG_DIR, load
 from mora.config.source import ROOT
 from mora.models.shapes import shape_of
+from mora.results import RunResult, read
 from mora.suite import experiment as experiments
 from mora.suite import plan
 
@@ -20,7 +20,8 @@ def test_steps_follow_from_the_size_of_the_papers_sets(task, steps):
     config = compose([f"task={task}", "method=fft"])
     assert cost.length_of(config).steps == steps
     held_out = config.task.data.validation_sequences
-    result = {"data": {"report": {"sequences": 128_000 + held_out, "sequence_tokens": 100 * (128_000 + held_out)}}}
+    report = {"sequences": 128_000 + held_out, "sequence_tokens": 100 * (128_000 + held_out)}
+    result = RunResult.model_construct(data={"report": report})
     known = cost.length_of(config, [result])
     assert known.steps == math.ceil(config.task.train.epochs * 128_000 / 128)
     assert (known.tokens, known.at_most) == (known.steps * 128 * 100, False)
@@ -31,9 +32,9 @@ MEASURED = sorted((ROOT / "results/runs").glob("*-mora-r32-*.json"))
 
 @pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.stem)
 def test_the_steps_of_a_plan_are_those_that_were_run(path):
-    result = json.loads(path.read_text())
-    config = load(result["config"])
-    assert cost.length_of(config).steps == cost.length_of(config, [result]).steps == result["last_step"]
+    result = read(path)
+    config = load(result.config)
+    assert cost.length_of(config).steps == cost.length_of(config, [result]).steps == result.last_step
 
 
 @pytest.mark.parametrize("method", ["fft", "lora", "relora"])
