@@ -77,7 +77,6 @@ class RunResult(_Frozen):
     packages: dict[str, str] = {}
     hardware: dict[str, Any] = {}
     speed: dict[str, float] | None = None
-    model: dict[str, Any] = {}
     data: dict[str, Any] = {}
     provenance: dict[str, Any] = {}
     more: dict[str, Any] = {}

@@ -13,6 +13,7 @@ from mora.models.shapes import Shape, shape_of
 from mora.results import RunResult
 
 from .counts import flops_per_token, frozen_adapter, number_bytes, trainable
+from .gpus import H100, Gpu
 from .memory import Memory, fitting_micro_batch, memory
 from .speed import rate_of
 
@@ -89,13 +90,14 @@ class Cost:
     checkpoints: float
 
 
-def cost(config: RunConfig, results: Iterable[RunResult] = ()) -> Cost:
-    """`results`: of the same task and scale, for the length of their data."""
+def cost(config: RunConfig, results: Iterable[RunResult] = (), gpu: Gpu = H100) -> Cost:
+    """`results`: of the same task and scale, for the length of their data. On another `gpu` than an H100 the speed is scaled
+    by the peaks of both, and its source says so."""
     longest, length = max_length(config), length_of(config, results)
     flops = None if length.tokens is None else length.tokens * flops_per_token(config, longest)
     own, shape, on_cpu = trainable(config), shape_of(config.model), config.hardware.device == "cpu"
-    micro = config.micro_batch_size if on_cpu else fitting_micro_batch(config, longest)
-    needs, rate = memory(config, longest, micro or 1), None if on_cpu else rate_of(config, longest, micro or 1)
+    micro = config.micro_batch_size if on_cpu else fitting_micro_batch(config, longest, gpu.memory)
+    needs, rate = memory(config, longest, micro or 1), None if on_cpu else rate_of(config, longest, micro or 1).on(gpu)
     return Cost(
         steps=length.steps,
         tokens=length.tokens,

@@ -8,9 +8,8 @@ from mora.config import RunConfig
 from mora.models.shapes import Shape, shape_of
 
 from .counts import adapters, frozen_adapter, number_bytes, trainable
+from .gpus import H100
 
-GIB = 2**30
-GPU_BYTES = 79.1 * GIB  # of an H100 80GB, as torch reports it
 RESERVE = 0.08  # of it: the CUDA context, libraries, fragmentation
 LOSS_CHUNK_BYTES = 2**28  # of fp32 logits at a time, mora/train/fused_loss.py
 WORKSPACE_BYTES = 2**25  # that torch gives cuBLAS on Hopper, for each pair of a handle and a stream
@@ -161,8 +160,9 @@ def _loss_bytes(config: RunConfig, shape: Shape, tokens: int, wide: int, chunked
     return chunks + 2 * wide * tokens * shape.hidden
 
 
-def fitting_micro_batch(config: RunConfig, length: int) -> int | None:
-    """The largest number of sequences a pass that fits and divides a rank's share; None where not even one does.
+def fitting_micro_batch(config: RunConfig, length: int, gpu_bytes: float = H100.memory) -> int | None:
+    """The largest number of sequences a pass that fits a GPU of so many bytes and divides a rank's share; None where not
+    even one does.
 
     Where tokens are set: of the longest sequences, as many as that allows.
     """
@@ -170,4 +170,4 @@ def fitting_micro_batch(config: RunConfig, length: int) -> int | None:
     tokens = config.hardware.micro_batch_tokens
     most = config.micro_batch_size if tokens is None else min(share, max(1, tokens // length))
     sizes = (n for n in range(most, 0, -1) if share % n == 0)
-    return next((n for n in sizes if memory(config, length, n).gpu <= GPU_BYTES * (1 - RESERVE)), None)
+    return next((n for n in sizes if memory(config, length, n).gpu <= gpu_bytes * (1 - RESERVE)), None)

@@ -18,10 +18,10 @@ from mora.models.shapes import shape_of
 from mora.results import STORE
 
 from .counts import flops_per_token, mora_operator
+from .gpus import H100, Gpu
 
 BENCH = ROOT / "results" / "bench"
 RUNS = ROOT / "results" / "runs"
-PEAK_FLOPS = 989e12  # of an H100 SXM, dense bf16, NVIDIA's data sheet
 UTILISATION = 0.40  # assumed where nothing was measured: the frozen 7B model reaches it in docs/performance.md
 EARLIER_NAMES = {"llama_1.3b": "llama_1b3"}  # of a shape in results/bench, as configs/model has it now
 STEADY = 1.1  # the longest step over the shortest; beyond it the CPU or another program held the GPU up
@@ -37,6 +37,13 @@ class Rate:
     @property
     def measured(self) -> bool:
         return self.source.startswith("measured")
+
+    def on(self, gpu: Gpu) -> Rate:
+        """The same on another GPU, by the peaks of both."""
+        if gpu == H100:
+            return self
+        scaled = f"scaled by {gpu.speed:.2f}, the peaks of {gpu.name} and h100, from: {self.source}"
+        return Rate(self.seconds / gpu.speed, scaled)
 
 
 @dataclass(frozen=True)
@@ -76,8 +83,8 @@ def rate_of(config: RunConfig, length: int, micro_batch_size: int, without: str 
     found = [m for m in everything if m.name != without and m.config.model.name == config.model.name]
     if not found:
         flops = flops_per_token(config, length)
-        source = f"assumed, {UTILISATION:.0%} of {PEAK_FLOPS / 1e12:.0f} TFLOP/s"
-        return Rate(flops / (UTILISATION * PEAK_FLOPS), source)
+        source = f"assumed, {UTILISATION:.0%} of {H100.flops / 1e12:.0f} TFLOP/s"
+        return Rate(flops / (UTILISATION * H100.flops), source)
     found.sort(key=lambda m: (*_unlike(m, config), _far(m.config.r, config.r) + _far(m.tokens, tokens)))
     nearest = found[0]
     alike = [m for m in found if _unlike(m, config) == _unlike(nearest, config) and m.config.r == nearest.config.r]

@@ -34,7 +34,8 @@ def _other_weights(model: Model, result: RunResult) -> str | None:
 
     if model.source != "pretrained":
         return None
-    was, recorded, now = result.config["model"].get("path"), result.model.get("sha256"), digest(model)
+    was, now = result.config["model"].get("path"), digest(model)
+    recorded = result.data.get("model", {}).get("sha256")
     if (
         recorded is None or now is None
     ):  # a hub id, whose revision is in the run's id; or a result that did not record it

@@ -106,8 +106,7 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
         with engine.full_weights():
             _save_trained(model, tokenizer, config, folder)
     facts = {
-        "model": made_of["model"],
-        "data": {"fingerprints": data.fingerprints, "report": data.report.as_dict()},
+        "data": {"fingerprints": data.fingerprints, "report": data.report.as_dict(), "model": made_of["model"]},
         "total_steps": config.total_steps if config.method.trains else 0,
         "last_step": config.last_step if config.method.trains else 0,
         "parameters": {

@@ -9,6 +9,7 @@ from tiny_runs import tiny_config
 from torch.autograd.graph import saved_tensors_hooks
 
 from mora.analysis import counts, memory, speed
+from mora.analysis.gpus import GIB
 from mora.config import compose
 from mora.config.source import ROOT
 from mora.data.batches import Batch
@@ -94,7 +95,7 @@ def test_the_peak_of_ranks_is_within_15_percent_of_what_was_measured(check, row)
         rank += ["task.operator=sharing"] if method == "remora" else []
     shared = ["hardware=gpu1", "hardware.cuda_graphs=false", f"hardware.parallel={row['parallel']}"]
     config = compose([*run, f"method={method}", *rank, *shared, *sizes])
-    assert memory.memory(config, length).gpu / memory.GIB == pytest.approx(row["peak_gib"], rel=0.15)
+    assert memory.memory(config, length).gpu / GIB == pytest.approx(row["peak_gib"], rel=0.15)
 
 
 def test_a_graph_has_a_stream_of_its_own_and_the_chunks_are_the_losss():
@@ -120,10 +121,10 @@ def test_zero_divides_what_its_stage_divides():
 
 
 @pytest.mark.parametrize(("room", "fits"), [(1.001, 4), (0.999, 2)])
-def test_the_largest_micro_batch_that_fits_leaves_the_reserve(room, fits, monkeypatch):
+def test_the_largest_micro_batch_that_fits_leaves_the_reserve(room, fits):
     config = paper("lora", "hardware=gpu1")
-    monkeypatch.setattr(memory, "GPU_BYTES", room * memory.memory(config, 2048, 4).gpu / (1 - 0.08))
-    assert memory.fitting_micro_batch(config, 2048) == fits
+    gpu_bytes = room * memory.memory(config, 2048, 4).gpu / (1 - 0.08)
+    assert memory.fitting_micro_batch(config, 2048, gpu_bytes) == fits
 
 
 def test_tokens_bound_the_sequences_of_a_pass():

@@ -30,6 +30,10 @@ def done(config, **more):
     write(config, {"validation_loss": 1.0}, steps=(1,), last_step=1, **more)
 
 
+def model_of(config):
+    return {"model": {"path": config.model.path, "sha256": digest(config.model)}}
+
+
 def own(tmp_path, name="model", task="metamath", *more):
     return compose([f"task={task}", *OWN, f"model.path={tmp_path / name}", *more])
 
@@ -37,7 +41,7 @@ def own(tmp_path, name="model", task="metamath", *more):
 def test_the_result_of_these_weights_is_handed_back(tmp_path, capsys):
     checkpoint(tmp_path / "model")
     config = own(tmp_path)
-    done(config, model={"path": config.model.path, "sha256": digest(config.model)})
+    done(config, data=model_of(config))
     assert launch.launch(config) == 0
     assert "already done" in capsys.readouterr().out
 
@@ -46,7 +50,7 @@ def test_the_same_weights_in_another_folder_are_the_same(tmp_path):
     for name in ("model", "moved"):
         checkpoint(tmp_path / name)
     config = own(tmp_path)
-    done(config, model={"path": config.model.path, "sha256": digest(config.model)})
+    done(config, data=model_of(config))
     assert run_id(own(tmp_path, "moved")) == run_id(config)
     assert launch.launch(own(tmp_path, "moved")) == 0
 
@@ -56,14 +60,14 @@ def test_other_weights_of_that_name_are_refused(tmp_path, recorded):
     checkpoint(tmp_path / "model")
     checkpoint(tmp_path / "other", "other weights")
     config = own(tmp_path)
-    done(config, **({"model": {"path": config.model.path, "sha256": digest(config.model)}} if recorded else {}))
+    done(config, **({"data": model_of(config)} if recorded else {}))
     with pytest.raises(ConfigError, match=r"is not this run's result: .*model\.path.*model\.name="):
         launch.launch(own(tmp_path, "other"))
 
 
 def test_weights_that_have_changed_in_their_folder_are_refused(tmp_path):
     config = own(checkpoint(tmp_path / "model").parent)
-    done(config, model={"path": config.model.path, "sha256": digest(config.model)})
+    done(config, data=model_of(config))
     checkpoint(tmp_path / "model", "trained on")
     with pytest.raises(ConfigError, match="holds other weights than it was made with"):
         launch.launch(config)
