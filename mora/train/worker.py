@@ -33,11 +33,12 @@ from mora.methods import parameter_lines, parameter_table, prepare
 from mora.models import known
 from mora.models.fused import use_fused_layers
 from mora.models.load import load_model
+from mora.models.structure import fast_paths
 from mora.models.tokenizers import pad_id
 
 from . import inputs, log
 from .distributed import device_of_rank, process_group, rank, world_size
-from .engines import make_engine
+from .engines import captures_graphs, make_engine
 from .loop import Diverged, fit
 from .scoring import Scoring
 
@@ -83,6 +84,9 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
     )  # fmt: skip
     parameters = parameter_table(model)
     _print_parameters(model, config)
+    paths = fast_paths(model, fused, device.type == "cuda" and captures_graphs(config))
+    if rank() == 0:
+        print(_fast_paths_line(paths), flush=True)
     engine = make_engine(model, config)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -113,7 +117,7 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
             "trainable": sum(parameters.values()),
             "by_module": parameters,
         },
-        "hardware": _hardware(device) | _how(config) | {"fused_layers": fused},
+        "hardware": _hardware(device) | _how(config) | {"fused_layers": fused, "fast_paths": paths},
         "speed": speed,
         "wall_s": round(time.time() - started, 1),
     }
@@ -231,6 +235,12 @@ def _hardware(device: torch.device) -> dict[str, Any]:
     else:
         name, peak = platform.machine(), None
     return {"device": name, "peak_memory_bytes": peak, "runs_side_by_side": int(os.environ.get("MORA_SIDE_BY_SIDE", 1))}
+
+
+def _fast_paths_line(paths: dict[str, bool]) -> str:
+    used = ", ".join(name for name, there in paths.items() if there) or "none"
+    absent = ", ".join(name for name, there in paths.items() if not there)
+    return f"fast paths: {used}" + (f"; not used here: {absent}" if absent else "")
 
 
 def _how(config: RunConfig) -> dict[str, Any]:
