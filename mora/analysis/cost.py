@@ -30,11 +30,10 @@ class Length:
 def length_of(config: RunConfig, results: Iterable[dict[str, Any]] = ()) -> Length:
     """`results`: of the same task and scale, whose own counts are taken first."""
     train, longest = config.task.train, max_length(config)
-    held_out = getattr(config.task.data, "validation_sequences", 0)
     for result in results:
         report = result.get("data", {}).get("report", {})
         if report.get("sequences") and report.get("sequence_tokens"):
-            known = config if config.knows_steps else config.with_samples(report["sequences"] - held_out)
+            known = config if config.knows_steps else config.with_samples(report["sequences"])
             mean = report["sequence_tokens"] / report["sequences"]
             return Length(known.last_step, known.last_step * train.global_batch_size * mean, "results", at_most=False)
     if config.knows_steps:
@@ -43,7 +42,7 @@ def length_of(config: RunConfig, results: Iterable[dict[str, Any]] = ()) -> Leng
     count = SEQUENCES.get((config.scale.name, config.task.name))
     if count is None:
         return Length(None, None, "data not prepared")
-    steps = config.with_samples(count - held_out).last_step
+    steps = config.with_samples(count).last_step
     full = config.task.name in ("biomed", "finance")  # blocks too
     return Length(steps, steps * train.global_batch_size * longest, "set size", not full)
 

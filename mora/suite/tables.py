@@ -143,7 +143,21 @@ def _score(task: str, metrics: dict[str, float], unit: str) -> str:
     floor = metrics.get(f"{task}.floor")
     mark = "-" if floor is None else f"{100 * floor:.1f}{' =' if score - 1.96 * error <= 100 * floor else ''}"
     loss = f"{metrics['validation_loss']:.4f}" if "validation_loss" in metrics else "-"
-    return f"{loss} | {metrics[f'{task}.documents']:,.0f} | {score:.{digits}f} +- {error:.{digits}f} | {mark}"
+    shown = f"{score:.{digits}f} +- {error:.{digits}f}{_beside(task, metrics)}"
+    return f"{loss} | {metrics[f'{task}.documents']:,.0f} | {shown} | {mark}"
+
+
+def _beside(task: str, metrics: dict[str, float]) -> str:
+    """What else was found: how many texts hold an answer, the score of those, how likely the set's gold answers are."""
+    parts, gold = [], f"{task.removesuffix('500')}_gold"
+    if f"{task}.answered" in metrics:
+        right = metrics.get(f"{task}.score_if_answered", 0.0)
+        parts.append(f"{100 * metrics[f'{task}.answered']:.1f} % answered, {100 * right:.1f} % of these right")
+    if f"{gold}.score" in metrics:
+        parts.append(
+            f"gold answers {metrics[f'{gold}.score']:.3f} +- {metrics[f'{gold}.score_stderr']:.3f} nats a token"
+        )
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def _search_lines(experiment: Experiment, rows: list[list[Grid]]) -> list[str]:
