@@ -45,6 +45,14 @@ def _lr_grid(*, _root_: DictConfig) -> str:
 OmegaConf.register_new_resolver("lr_grid", _lr_grid, replace=True)
 
 
+def _restart_warmup(every_steps: int) -> int:
+    """${restart_warmup:N} of configs/method/: 50 steps, as the paper, but at most its largest share of an interval, 5 %."""
+    return min(50, every_steps // 20)
+
+
+OmegaConf.register_new_resolver("restart_warmup", _restart_warmup, replace=True)
+
+
 def check_sweep(arguments: Sequence[str]) -> None:
     """What Hydra would do wrongly, or refuse obscurely. Its defaults list is made before a task that is swept over is known;
     and it takes one list of rates for everything: `sweep=` goes with one value each of OF_ONE_GRID. Every run of a multirun

@@ -28,6 +28,11 @@ def run_id(config: RunConfig) -> str:
     values["task"]["data"].pop("kind")  # the task's name says it
     values["task"].pop("restart_every_steps")  # the method's restart says both
     values["task"].pop("restart_warmup_steps")
+    if config.task.train.shorten_by == 1:  # as every run before there was the field
+        values["task"]["train"].pop("shorten_by")
+    for part in values["task"]["data"].values():  # likewise
+        if isinstance(part, dict) and part.get("validation") == []:
+            part.pop("validation")
     for quiet in ("log_every_steps", "checkpoint_every_steps"):
         values["task"]["train"].pop(quiet)
     digest = hashlib.sha256(json.dumps([LAYOUT_VERSION, values], sort_keys=True).encode()).hexdigest()[:10]

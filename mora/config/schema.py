@@ -22,12 +22,14 @@ from .model_schema import Model, Rank
 class Train(Section):
     """One optimisation. `global_batch_size` counts sequences; the learning rate is a pure function of the step.
 
-    The length is given by `epochs` or by `max_steps`, the other one is null.
+    The length is given by `epochs` or by `max_steps`, the other one is null. `shorten_by` divides it and the warm-up: a
+    whole schedule in less time, as searches run it; `stop_step` ends the long one early.
     """
 
     global_batch_size: PositiveInt
     epochs: PositiveInt | None
     max_steps: PositiveInt | None
+    shorten_by: PositiveInt = 1
     stop_step: PositiveInt | None
     schedule: Literal["linear", "cosine", "constant"]
     warmup_steps: NonNegativeInt
@@ -43,9 +45,14 @@ class Train(Section):
     def total_steps(self, samples: int) -> int:
         """Optimizer updates of the whole schedule: max_steps, or the epochs laid end to end in batches of equal size."""
         if self.max_steps is not None:
-            return self.max_steps
+            return math.ceil(self.max_steps / self.shorten_by)
         assert self.epochs is not None
-        return math.ceil(self.epochs * samples / self.global_batch_size)
+        return math.ceil(self.epochs * samples / self.global_batch_size / self.shorten_by)
+
+    @property
+    def warmup(self) -> int:
+        """Updates until the first peak of the rate: warmup_steps, shortened as the run is."""
+        return math.ceil(self.warmup_steps / self.shorten_by)
 
     @model_validator(mode="after")
     def _one_length(self) -> Train:
@@ -215,10 +222,11 @@ class RunConfig(Section):
         return self
 
     def _check_steps(self) -> None:
-        warmup = self.task.train.warmup_steps
-        if warmup >= self.total_steps:
+        train = self.task.train
+        if train.warmup >= self.total_steps:
             raise ValueError(
-                f"task.train.warmup_steps={warmup}: the run has only {self.total_steps} steps; lower it or train longer"
+                f"task.train.warmup_steps={train.warmup_steps}: the run has only {self.total_steps} steps; lower it or "
+                "train longer"
             )
         _check_restart(self.method, self.total_steps)
 

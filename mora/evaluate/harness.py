@@ -182,8 +182,10 @@ def average(members: list[dict[str, float]]) -> dict[str, float]:
 
 def _facts(kept: Kept) -> dict[str, float]:
     """How many documents were scored, and what a model that knows nothing scores: in multiple choice the best constant
-    answer, else what the task says."""
+    answer, else what the task says; where some texts hold no answer, the score among those that do."""
     facts = {"documents": float(kept.header["documents"])}
+    if kept.rows and "answered" in kept.rows[0] and (told := [row["score"] for row in kept.rows if row["answered"]]):
+        facts |= {"score_if_answered": sum(told) / len(told), "score_if_answered_stderr": standard_error("mean", told)}
     if kept.rows and {"acc_sum", "score"} <= kept.rows[0].keys():
         rows = [row for row in kept.rows if row["filter"] == kept.rows[0]["filter"]]
         gold, items = [row["gold"] for row in rows], [row["score"] for row in rows]

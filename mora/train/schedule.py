@@ -21,9 +21,9 @@ def learning_rate(step: int, total_steps: int, peak: float, train: Train, restar
 
 
 def _base(step: int, total_steps: int, train: Train) -> float:
-    if step < train.warmup_steps:
-        return (step + 1) / train.warmup_steps
-    progress = (step - train.warmup_steps) / max(1, total_steps - train.warmup_steps)
+    if step < train.warmup:
+        return (step + 1) / train.warmup
+    progress = (step - train.warmup) / max(1, total_steps - train.warmup)
     left = {
         "constant": 1.0,
         "linear": 1.0 - progress,

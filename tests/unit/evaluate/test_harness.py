@@ -11,8 +11,8 @@ from mora.config import ConfigError
 from mora.config.data_schema import UuidData
 from mora.data.uuid import make_pairs
 from mora.evaluate import __main__ as command
-from mora.evaluate import samples
-from mora.evaluate.harness import Settings, evaluate_model
+from mora.evaluate import harness, samples
+from mora.evaluate.harness import Kept, Settings, evaluate_model
 from mora.evaluate.records import DataError, Source, rows
 from mora.evaluate.tasks.biomed import biomed_task
 from mora.evaluate.tasks.c4 import c4_task
@@ -95,6 +95,15 @@ def test_every_task_with_real_records_runs(tiny):
     for name, values in metrics.items():
         assert math.isfinite(values["score"]), name
     assert len(kept["finance_ner_local"].rows) == 2
+
+
+def test_the_score_of_those_texts_that_hold_an_answer():
+    rows = [{"id": i, "filter": "none", "answered": i % 2, "score": float(i == 1)} for i in range(8)]
+    facts = harness._facts(Kept({"documents": 8, "aggregation": "mean"}, rows))
+    assert facts["score_if_answered"] == 0.25
+    assert facts["score_if_answered_stderr"] == pytest.approx(0.25)
+    silent = [row | {"answered": 0.0} for row in rows]
+    assert "score_if_answered" not in harness._facts(Kept({"documents": 8, "aggregation": "mean"}, silent))
 
 
 def test_rows_of_adaptllms_schema_run_through_the_command(tiny, tmp_path, capsys):
