@@ -23,18 +23,19 @@ def main() -> int:
     except FileNotFoundError as error:
         print(f"mora.suite: {error}", file=sys.stderr)
         return 2
-    scales: list[Scale] = ["lite", "paper"] if args.render else [args.scale]
+    scales: tuple[Scale, ...] = claims.SCALES if args.render else (args.scale,)
     seeds = list(range(args.seeds)) if args.seeds else None
     try:
-        rows = {(name, s): experiments.grids(e, s, seeds) for name, e in loaded.items() for s in scales}
+        shown = [(name, s) for name, e in loaded.items() for s in scales if not args.render or e.has(s)]
+        rows = {(name, s): experiments.grids(loaded[name], s, seeds) for name, s in shown}
         everything = experiments.only([grid for group in rows.values() for row in group for grid in row], args.only)
-        powers = [line for name, s in rows for line in claims.plan_lines(name, s, seeds)]
+        powers = [] if args.render else [line for name, s in rows for line in claims.plan_lines(name, s, seeds)]
         if args.plan:
             print(plan.text(everything, args.hardware or ("gpu8" if args.scale == "paper" else "gpu1")))
             print("\n".join(powers))
             return 0
-        if not args.render:
-            print("\n".join(line for line in powers if claims.WEAK in line), file=sys.stderr)
+        for line in (line for line in powers if claims.WEAK in line):
+            print(line, file=sys.stderr)
         failed = [] if args.render else runner.complete(everything, args.jobs)
         for (name, _), group in rows.items():
             if loaded[name].kind == "spectrum" and not args.render:
