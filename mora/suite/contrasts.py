@@ -125,7 +125,7 @@ def find(rows: list[list[CellRuns]], wanted: Row, column: str) -> CellRuns | Non
     for row in rows:
         for runs in row:
             spec = runs.spec
-            rank = spec.row.r and spec.row.r * spec.config.model.rank_scale
+            rank = spec.row.r and spec.config.model.stands_for(spec.row.r)
             same = (spec.row.method, spec.row.operator, rank) == (wanted.method, wanted.operator, wanted.r)
             if same and spec.column.name == column and spec.exists:
                 return runs

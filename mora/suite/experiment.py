@@ -205,10 +205,8 @@ class CellSpec:
     def label(self) -> str:
         name = NAMES[self.row.method]
         if self.row.r is not None:
-            stands_for = (
-                f" (as {self.row.r * self.config.model.rank_scale})" if self.config.model.rank_scale > 1 else ""
-            )
-            name += f" r={self.row.r}{stands_for}"
+            stands_for = self.config.model.stands_for(self.row.r)
+            name += f" r={self.row.r}" + (f" (as {stands_for})" if stands_for != self.row.r else "")
         return name + (f", {self.row.operator}" if self.row.operator else "")
 
     @cached_property
@@ -219,7 +217,7 @@ class CellSpec:
         table = paper_tables()[self.experiment.paper]
         if self.column.name not in table["columns"]:
             return None
-        rank = (self.row.r or 0) * self.config.model.rank_scale
+        rank = 0 if self.row.r is None else self.config.model.stands_for(self.row.r)
         for row in table["rows"]:
             if "operator" in row:
                 same = row["operator"] == self.row.operator

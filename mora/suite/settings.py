@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mora.analysis.counts import mora_operator
-from mora.analysis.shapes import shape_of
+from mora.models.shapes import shape_of
 from mora.train.log import replace_file
 
 from . import latex

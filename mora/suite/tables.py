@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mora.analysis.counts import trainable as trainable_parameters
 from mora.config.run_id import format_lr, run_id
-from mora.results import Metric
+from mora.results import Metrics
 from mora.train.log import replace_file
 
 from . import latex
@@ -122,7 +122,7 @@ def _score_lines(rows: list[list[CellRuns]]) -> list[str]:
             metric = found.get(column.metric)
             if metric is not None and metric.documents is not None and column.step is None:
                 lr = "-" if config.lr is None else format_lr(config.lr)
-                shown = _score(metric, found.get("validation_loss"), unit)
+                shown = _score(column.metric, found, unit)
                 lines.append(f"| {column.name} | {runs.spec.label} | {lr} | {config.seed} | {shown} |")
     if not lines:
         return []
@@ -137,14 +137,26 @@ def _score_lines(rows: list[list[CellRuns]]) -> list[str]:
     return [*head, *lines]
 
 
-def _score(metric: Metric, loss: Metric | None, unit: str) -> str:
+def _score(name: str, metrics: Metrics, unit: str) -> str:
     """validation loss | documents | score +- its error | floor and its mark."""
-    factor, digits = (100 if unit == "percent" else 1), DIGITS[unit]
+    factor, digits, metric = (100 if unit == "percent" else 1), DIGITS[unit], metrics[name]
     score, error = factor * metric.value, factor * (math.nan if metric.stderr is None else metric.stderr)
     at_it = metric.floor is not None and score - 1.96 * error <= 100 * metric.floor
     mark = "-" if metric.floor is None else f"{100 * metric.floor:.1f}{' =' if at_it else ''}"
-    shown = "-" if loss is None else f"{loss.value:.4f}"
-    return f"{shown} | {metric.documents:,.0f} | {score:.{digits}f} +- {error:.{digits}f} | {mark}"
+    loss = f"{metrics['validation_loss'].value:.4f}" if "validation_loss" in metrics else "-"
+    shown = f"{score:.{digits}f} +- {error:.{digits}f}{_beside(name.removesuffix('.score'), metrics)}"
+    return f"{loss} | {metric.documents:,.0f} | {shown} | {mark}"
+
+
+def _beside(task: str, metrics: Metrics) -> str:
+    """What else was found: how many texts hold an answer, the score of those, how likely the set's gold answers are."""
+    parts, gold = [], metrics.get(f"{task.removesuffix('500')}_gold.score")
+    if answered := metrics.get(f"{task}.answered"):
+        right = metrics.get(f"{task}.score_if_answered")
+        parts.append(f"{100 * answered.value:.1f} % answered, {100 * right.value if right else 0:.1f} % of these right")
+    if gold:
+        parts.append(f"gold answers {gold.value:.3f} +- {gold.stderr or math.nan:.3f} nats a token")
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def _search_lines(experiment: Experiment, rows: list[list[CellRuns]]) -> list[str]:

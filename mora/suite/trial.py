@@ -227,7 +227,7 @@ def gpus(wanted: int, config: RunConfig) -> dict[str, Any]:
     """
     import torch
 
-    from mora.train.model import load_tokenizer
+    from mora.models.tokenizers import load_tokenizer
 
     found = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     if len(found) < wanted:

@@ -15,11 +15,11 @@ from mora.evaluate import samples, synthetic, teacher_forced
 from mora.evaluate.harness import Settings, evaluate_model, task_manager
 from mora.evaluate.metrics import key
 from mora.methods import merged
+from mora.models.dtypes import DTYPES
 
 from .checkpoint import kill_point
 from .distributed import alone, rank, wait_for_all
 from .interface import Engine
-from .model import DTYPES
 
 SCORED_AT_ONCE = 250  # sequences whose logits are in memory together, 1.8 GB in bf16 at SmolLM2's vocabulary
 VALIDATED_AT_ONCE = 8  # whole sequences with all their logits

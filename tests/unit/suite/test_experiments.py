@@ -184,7 +184,7 @@ def test_the_untouched_model_is_scored_once_and_searches_score_nothing(nothing_m
         if grid.row.method == "none":
             assert [config.seed for config in resolve(grid).needed] == [0]
         for config in grid.search:
-            assert (config.task.train.stop_step, config.task.evaluation.tasks) == (150, [])
+            assert (config.task.train.shorten_by, config.task.evaluation.tasks) == (3, [])
 
 
 def test_table_5_is_what_the_configs_say():

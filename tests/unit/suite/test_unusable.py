@@ -179,7 +179,7 @@ def test_two_suites_of_different_changed_source_do_not_repeat_each_others_runs_f
 @pytest.mark.parametrize(
     ("here", "expected"),
     [
-        (CHANGED, "warning: mora, configs, run.py are not those of the commit: results enter no table; commit first\n"),
+        (CHANGED, "warning: source that changes numbers is not that of the commit: results enter no table"),
         (COPIED, "warning: there is no git here: results enter tables after scripts/collect_results.py"),
     ],
 )
@@ -197,7 +197,7 @@ def test_a_single_run_on_changed_source_says_so_too(grid, monkeypatch, worker, c
     becomes(monkeypatch, CHANGED)
     worker(grid.search[0], CHANGED)
     assert launch.launch(grid.search[0]) == 0
-    assert "warning: mora, configs, run.py are not those of the commit" in capfd.readouterr().err
+    assert "warning: source that changes numbers is not that of the commit" in capfd.readouterr().err
 
 
 def without(result, field):
