@@ -86,14 +86,12 @@ class Earlier:
         return max(peaks) * MARGIN + 1.0 if peaks else unknown_gib
 
     def expected_s(self, config: RunConfig) -> float | None:
-        """From the like runs nearest in steps; None where there is none."""
+        """From the like runs nearest in steps, the fastest of them, as others shared their GPU; None where there is none."""
         times = self.times.get(_kind(config.model_dump(mode="json")))
         if not times or not config.knows_steps:
             return None
         nearest = min((abs(steps - config.last_step) for steps, _ in times))
-        return statistics.median(
-            wall * config.last_step / steps for steps, wall in times if abs(steps - config.last_step) == nearest
-        )
+        return min(wall * config.last_step / steps for steps, wall in times if abs(steps - config.last_step) == nearest)
 
 
 def _kind(config: dict[str, Any]) -> tuple:

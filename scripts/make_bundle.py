@@ -1,0 +1,208 @@
+"""Everything that runs need on a machine without network, in pieces of a given size: wheels, weights and data.
+
+python scripts/make_bundle.py OUT --models smollm2_135m qwen25_coder_0b5 --data DATA/pretrain_text DATA/gsm8k
+python scripts/make_bundle.py OUT --models smollm2_135m --has has.txt --python 3.12 --piece-mib 48
+
+OUT gets `bundle.000` and so on, `pieces.json` with their digests, and `unpack_bundle.py`, which the other machine runs. What
+is carried there piece by piece is checked there piece by piece.
+
+--has names a file that `python -m pip list --format=freeze` wrote on the other machine: what is there, in whatever version,
+is left out. Without it all wheels are taken, PyTorch's among them. Versions are those of requirements.lock; what is needed
+are the extras of pyproject.toml that --extras names, with all that they need in turn, as installed here. A package without
+a wheel for that Python is built here, if it is pure Python. Models are fetched and checked as `make model` does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import tomllib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import IO
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from mora.config import ConfigError
+from mora.config.source import ROOT
+from mora.data.sources import cache_dir
+from mora.models import files, known
+
+GLIBC = ("2_28", "2_27", "2_24", "2_17", "2_12", "2_5")
+PLATFORMS = (*(f"manylinux_{glibc}_x86_64" for glibc in GLIBC), "manylinux2014_x86_64", "manylinux1_x86_64")
+
+
+def main() -> int:
+    options = _options()
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            tree = Path(temporary)
+            _wheels(tree / "wheels", options)
+            _models(tree / "cache", options.models)
+            _data(tree / "data", options.data)
+            _manifest(tree)
+            pieces = _cut(tree, options.out, options.piece_mib * 2**20)
+    except (ConfigError, OSError, ValueError) as error:
+        print(f"make_bundle.py: {error}", file=sys.stderr)
+        return 2
+    shutil.copy(ROOT / "scripts" / "unpack_bundle.py", options.out)
+    total = sum(size for _, size in pieces.values())
+    print(f"{len(pieces)} pieces, {total / 2**20:,.1f} MiB, in {options.out}; there: python3 unpack_bundle.py . TARGET")
+    return 0
+
+
+def needed(extras: list[str]) -> set[str]:
+    """Canonical names of what these extras of pyproject.toml need, and what that needs, as installed here.
+
+    Raises: ValueError for an extra that there is not, or a package that is not installed.
+    """
+    optional = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    if unknown := [extra for extra in extras if extra not in optional]:
+        raise ValueError(f"--extras {unknown[0]}: expected some of {', '.join(optional)}")
+    found: set[str] = set()
+    open_ = [Requirement(text) for extra in extras for text in optional[extra]]
+    while open_:
+        requirement = open_.pop()
+        name = canonicalize_name(requirement.name)
+        if name in found:
+            continue
+        found.add(name)
+        try:
+            more = [Requirement(text) for text in requires(name) or []]
+        except PackageNotFoundError:
+            raise ValueError(f"{name} is not installed here: make install") from None
+        wanted = [{"extra": extra} for extra in (requirement.extras or {""})]
+        open_ += [r for r in more if r.marker is None or any(r.marker.evaluate(one) for one in wanted)]
+    return found
+
+
+def _wheels(folder: Path, options: argparse.Namespace) -> None:
+    """Raises: ValueError where a package has neither a wheel for that Python nor can be built as pure Python."""
+    folder.mkdir(parents=True)
+    listed = options.has.read_text().splitlines() if options.has else []
+    there = {str(canonicalize_name(line.split("==")[0])) for line in listed}
+    lock = re.findall(r"^([\w.-]+)==([^\s;]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    pinned = {str(canonicalize_name(name)): found for name, found in lock}
+    names = sorted(needed(options.extras) - there)
+    wanted = [*(f"{name}=={pinned.get(name) or version(name)}" for name in names), *options.also]
+    with ThreadPoolExecutor(8) as pool:
+        for requirement, _ in zip(wanted, pool.map(lambda r: _fetch(folder, r, options.python), wanted), strict=True):
+            print(requirement, flush=True)
+
+
+def _fetch(folder: Path, requirement: str, python: str) -> None:
+    pip = [sys.executable, "-m", "pip"]
+    there = [part for name in PLATFORMS for part in ("--platform", name)]
+    target = ["--only-binary=:all:", "--implementation", "cp", "--python-version", python, *there]
+    quiet = ["--quiet", "--disable-pip-version-check", "--no-deps"]
+    download = [*pip, "download", *quiet, *target, "-d", str(folder), requirement]
+    if subprocess.run(download, capture_output=True).returncode == 0:
+        return
+    built = folder / f"built-{requirement}"
+    done = subprocess.run([*pip, "wheel", *quiet, "-w", str(built), requirement], capture_output=True, text=True)
+    wheels = list(built.glob("*-none-any.whl")) if built.is_dir() else []
+    if done.returncode or not wheels:
+        raise ValueError(
+            f"{requirement}: there is no wheel for Python {python}, and none of pure Python could be built"
+        )
+    shutil.move(str(wheels[0]), folder)
+    shutil.rmtree(built)
+
+
+def _models(cache: Path, names: list[str]) -> None:
+    """Raises: ConfigError for a name that is none, and where a file cannot be had or is another."""
+    for name in names:
+        model = known.named(name)
+        if model is None or model.source != "gguf":
+            raise ConfigError(f"--models {name}: expected one whose weights are a GGUF file")
+        print(name, flush=True)
+        target = cache / files.cached(model).relative_to(cache_dir())
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(files.fetch(model), target)
+
+
+def _data(folder: Path, paths: list[Path]) -> None:
+    for path in paths:
+        if not path.is_dir():
+            raise ValueError(f"--data {path}: there is no such folder")
+        shutil.copytree(path, folder / path.resolve().name)
+
+
+def _manifest(tree: Path) -> None:
+    facts = {
+        str(path.relative_to(tree)): {"sha256": _sha256(path), "bytes": path.stat().st_size}
+        for path in sorted(tree.rglob("*"))
+        if path.is_file()
+    }
+    (tree / "manifest.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _cut(tree: Path, out: Path, piece_bytes: int) -> dict[str, tuple[str, int]]:
+    """One tar, in pieces; what lay in `out` of an earlier bundle is removed first."""
+    out.mkdir(parents=True, exist_ok=True)
+    for old in [*out.glob("bundle.[0-9]*"), out / "pieces.json"]:
+        old.unlink(missing_ok=True)
+    with tempfile.TemporaryFile() as packed:
+        with tarfile.open(fileobj=packed, mode="w") as tar:
+            for path in sorted(tree.iterdir()):
+                tar.add(path, path.name, filter=_plain)
+        packed.seek(0)
+        pieces = {}
+        for number, data in enumerate(_pieces(packed, piece_bytes)):
+            name = f"bundle.{number:03d}"
+            (out / name).write_bytes(data)
+            pieces[name] = (hashlib.sha256(data).hexdigest(), len(data))
+    (out / "pieces.json").write_text(
+        json.dumps({name: digest for name, (digest, _) in pieces.items()}, indent=1) + "\n"
+    )
+    return pieces
+
+
+def _plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    """The same bytes whoever makes it, and when."""
+    entry.mtime, entry.uid, entry.gid, entry.uname, entry.gname = 0, 0, 0, "", ""
+    entry.mode = 0o755 if entry.isdir() else 0o644
+    return entry
+
+
+def _pieces(packed: IO[bytes], size: int) -> Iterator[bytes]:
+    while data := packed.read(size):
+        yield data
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="folder of the pieces")
+    parser.add_argument("--models", nargs="*", default=[], help="names of configs/model whose weights are GGUF files")
+    parser.add_argument("--data", nargs="*", type=Path, default=[], help="folders, as they lie under MORA_DATA_DIR")
+    parser.add_argument(
+        "--extras", nargs="*", default=["suite", "deepspeed"], help="of pyproject.toml; none: no wheels"
+    )
+    parser.add_argument(
+        "--also", nargs="*", default=[], metavar="NAME==VERSION", help="more packages: liger-kernel==0.8.5"
+    )
+    parser.add_argument("--has", type=Path, help="`pip list --format=freeze` of the other machine")
+    parser.add_argument(
+        "--python", default=f"{sys.version_info.major}.{sys.version_info.minor}", help="of the other machine"
+    )
+    parser.add_argument("--piece-mib", type=int, default=1024, help="the largest piece")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

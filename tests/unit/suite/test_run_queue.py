@@ -1,0 +1,164 @@
+"""The queue of runs: order, memory, time, failures and what it leaves behind. Runs and GPUs are stood in for."""
+
+import importlib.util
+import json
+import sys
+import types
+
+import pytest
+from made_up import write
+
+from mora.config import ConfigError, compose, run_id, source
+from mora.config.source import ROOT
+
+SMOKE = "task=uuid scale=smoke method=lora r=8"
+LINES = [f"{SMOKE} seed={seed}" for seed in range(4)]
+
+
+def load():
+    spec = importlib.util.spec_from_file_location("run_queue", ROOT / "scripts" / "run_queue.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["run_queue"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+class Process:
+    """A run that ends at the second look, with a result unless its line is one of `failing`; `hanging` ones go on until
+    they are stopped."""
+
+    started: list[str]
+    failing: set[str]
+    hanging: set[str]
+
+    def __init__(self, command, env, **_):
+        self.line, self.gpu, self.looks, self.returncode = " ".join(command[2:]), env["CUDA_VISIBLE_DEVICES"], 0, None
+        Process.started.append(self.line)
+
+    def poll(self):
+        self.looks += 1
+        if self.returncode is None and self.looks > 1 and self.line not in Process.hanging:
+            self.returncode = 1 if self.line in Process.failing else 0
+            if self.returncode == 0:
+                write(
+                    compose(self.line.split()),
+                    {"value_nll": 1.0},
+                    run_id="x",
+                    wall_s=3.0,
+                    hardware={"peak_memory_bytes": 2**30},
+                )
+        return self.returncode
+
+    def terminate(self):
+        self.returncode = 130
+
+
+@pytest.fixture
+def queue(tmp_path, monkeypatch):
+    module = load()
+    Process.started, Process.failing, Process.hanging = [], set(), set()
+    monkeypatch.setattr(source, "ROOT", tmp_path)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(module, "POLL_S", 0.0)
+    monkeypatch.setattr(module, "SETTLING_S", 0.0)
+    monkeypatch.setattr(module.subprocess, "Popen", Process)
+    module.totals = {"0": 80.0}
+    monkeypatch.setattr(
+        module, "read_gpus", lambda wanted: [module.Gpu(i, total, 0.0, [50.0]) for i, total in module.totals.items()]
+    )
+
+    def run(lines, minutes=60.0, jobs=6):
+        file = tmp_path / "queue.txt"
+        file.write_text("\n".join(lines) + "\n")
+        out = tmp_path / "out"
+        out.mkdir(exist_ok=True)
+        options = types.SimpleNamespace(queue=file, minutes=minutes, out=out, gpus=[], jobs=jobs, unknown_gib=24.0)
+        code = module.Queue(options).run()
+        return code, [json.loads(line) for line in (out / "journal.jsonl").read_text().splitlines()]
+
+    run.module = module
+    return run
+
+
+def events(journal, kind):
+    return [event for event in journal if event["event"] == kind]
+
+
+def test_runs_start_in_order_as_far_as_memory_allows(queue):
+    code, journal = queue(LINES)
+    assert (code, Process.started) == (0, LINES)
+    before_the_first_end = journal[: [e["event"] for e in journal].index("end")]
+    assert len(events(before_the_first_end, "start")) == 3, "24 GiB each, of 80"
+    assert events(journal, "sum")[0] | {"held_gpu_min": 0, "at": 0, "run_min": 0} == {
+        "event": "sum", "at": 0, "held_gpu_min": 0, "busy_percent": 50.0, "left": [], "run_min": 0, "ended": 4,
+    }  # fmt: skip
+
+
+def test_a_line_may_claim_memory_and_what_like_runs_took_is_claimed_by_the_next(queue):
+    _, journal = queue([f"[70 GiB] {LINES[0]}", *LINES[1:]])
+    claims = [event["claim_gib"] for event in events(journal, "start")]
+    assert claims == [70.0, *[round(1.15 + 1.0, 1)] * 3], "one ended at a peak of 1 GiB"
+
+
+def test_every_gpu_is_used(queue):
+    queue.module.totals = {"0": 30.0, "1": 30.0}
+    _, journal = queue(LINES[:2])
+    assert [event["gpu"] for event in events(journal, "start")] == ["0", "1"]
+
+
+def test_wait_holds_back_what_is_below_it(queue):
+    _, journal = queue([LINES[0], "@wait", LINES[1], "# a comment", ""])
+    assert [event["event"] for event in journal] == ["queue", "start", "end", "start", "end", "sum"]
+
+
+def test_a_failure_is_tried_once_more_with_twice_the_memory(queue):
+    Process.failing = {LINES[0]}
+    code, journal = queue(LINES[:2])
+    name = run_id(compose(LINES[0].split()))
+    assert [e["claim_gib"] for e in events(journal, "start") if e["run"] == name] == [
+        24.0,
+        pytest.approx(2 * 2.15, abs=0.1),
+    ]
+    assert code == 0
+    assert events(journal, "sum")[0]["ended"] == 1
+
+
+def test_what_has_a_result_is_not_begun_again(queue):
+    write(compose(LINES[0].split()), {"value_nll": 1.0})
+    queue(LINES[:2])
+    assert Process.started == [LINES[1]]
+
+
+def test_when_the_time_is_over_nothing_starts_and_what_is_left_is_named(queue):
+    code, journal = queue(LINES[:1], minutes=0.0)
+    assert code == 1
+    assert events(journal, "start") == []
+    assert events(journal, "sum")[0]["left"] == [run_id(compose(LINES[0].split()))]
+
+
+def test_what_runs_when_the_time_is_over_is_asked_to_stop(queue, monkeypatch):
+    Process.hanging = {LINES[0]}
+    clock = iter(range(0, 10**6, 10))
+    monkeypatch.setattr(queue.module.time, "time", lambda: float(next(clock)))
+    code, journal = queue(LINES[:1], minutes=2)
+    assert code == 1
+    assert [event["event"] for event in journal] == ["queue", "start", "stopping", "end", "sum"]
+    assert journal[3]["code"] == 130
+    assert journal[4]["run_min"]["not ended"] > 0
+
+
+def test_a_run_that_cannot_end_in_time_is_not_started(queue):
+    committed = queue.module.ROOT / "results" / "runs"
+    committed.mkdir(parents=True)
+    write(compose(LINES[0].split()), {"value_nll": 1.0}, run_id="x", wall_s=600.0).rename(committed / "x.json")
+    code, journal = queue(LINES[:1], minutes=5)
+    assert code == 1
+    assert Process.started == []
+    assert events(journal, "sum")[0]["left"] == [run_id(compose(LINES[0].split()))]
+
+
+def test_a_line_that_is_no_run_is_named(tmp_path):
+    file = tmp_path / "queue.txt"
+    file.write_text(f"{LINES[0]}\ntask=uuid method=lora r=zero\n")
+    with pytest.raises(ConfigError, match=r"queue\.txt, line 2: .*r"):
+        load()._read(file)

@@ -1,0 +1,101 @@
+"""A bundle: made, cut, carried, checked and unpacked; what is missing or another is named."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+
+import pytest
+
+from mora.config.source import ROOT
+
+
+def script(name, *arguments, **env):
+    command = [sys.executable, str(ROOT / "scripts" / name), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)} | env)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """2.5 MiB of data in pieces of 1 MiB."""
+    root = tmp_path_factory.mktemp("made")
+    data = root / "gsm8k"
+    data.mkdir()
+    (data / "train.jsonl").write_bytes(os.urandom(5 * 2**19))
+    done = script("make_bundle.py", root / "pieces", "--extras", "--data", data, "--piece-mib", 1)
+    assert done.returncode == 0, done.stderr
+    return root
+
+
+def test_what_was_packed_comes_out_again(made, tmp_path):
+    assert len(list((made / "pieces").glob("bundle.*"))) == 3
+    done = script("unpack_bundle.py", made / "pieces", tmp_path / "there")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "there/data/gsm8k/train.jsonl").read_bytes() == (made / "gsm8k/train.jsonl").read_bytes()
+    shell = f". {tmp_path}/there/env.sh; echo $MORA_DATA_DIR $HF_HUB_OFFLINE $PYTHONPATH"
+    said = subprocess.run(
+        ["bash", "-c", shell], capture_output=True, text=True, cwd=tmp_path, env={"PATH": "/bin:/usr/bin"}
+    )
+    assert said.stdout.split() == [f"{tmp_path}/there/data", "1", f"{tmp_path}:{tmp_path}/there/site"]
+
+
+def test_the_same_files_make_the_same_pieces(made, tmp_path):
+    script("make_bundle.py", tmp_path, "--extras", "--data", made / "gsm8k", "--piece-mib", 1)
+    assert (tmp_path / "pieces.json").read_text() == (made / "pieces/pieces.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"), [(os.remove, "is missing"), (lambda path: path.write_bytes(b""), "is not the")]
+)
+def test_a_piece_that_is_missing_or_another_is_named(made, tmp_path, damage, said):
+    for path in (made / "pieces").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    damage(tmp_path / "bundle.001")
+    done = script("unpack_bundle.py", tmp_path, tmp_path / "there")
+    assert done.returncode == 2
+    assert f"bundle.001 {said}" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "there").exists()
+
+
+def test_nothing_is_written_outside_the_target(tmp_path):
+    import hashlib
+
+    with tarfile.open(tmp_path / "bundle.000", "w") as tar:
+        entry = tarfile.TarInfo("../outside")
+        entry.size = 1
+        tar.addfile(entry, io.BytesIO(b"x"))
+    digest = hashlib.sha256((tmp_path / "bundle.000").read_bytes()).hexdigest()
+    (tmp_path / "pieces.json").write_text(json.dumps({"bundle.000": digest}))
+    done = script("unpack_bundle.py", tmp_path, tmp_path / "there")
+    assert done.returncode == 2
+    assert "outside" in done.stderr
+    assert not (tmp_path / "outside").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--extras", "none_such"], "--extras none_such: expected some of suite"),
+        (["--extras", "--models", "none_such"], "--models none_such: expected one whose weights are a GGUF file"),
+        (["--extras", "--data", "/none/such"], "--data /none/such: there is no such folder"),
+    ],
+)
+def test_what_cannot_be_packed_is_said(tmp_path, arguments, said):
+    done = script("make_bundle.py", tmp_path / "out", *arguments)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_the_extras_need_is_what_their_packages_say():
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("make_bundle", ROOT / "scripts" / "make_bundle.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = module.needed(["suite", "deepspeed"])
+    assert {"torch", "lm-eval", "hydra-core", "antlr4-python3-runtime", "deepspeed", "ninja", "word2number"} <= found
+    assert not {"pytest", "ruff", "wandb"} & found
