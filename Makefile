@@ -18,7 +18,7 @@ PY    := $(VENV)/bin/python
 READY := $(VENV)/.ready
 endif
 
-EXPERIMENTS := $(sort $(basename $(notdir $(wildcard experiments/table*.yaml experiments/figure*.yaml))))
+EXPERIMENTS := $(sort $(basename $(notdir $(wildcard experiments/table*.yaml experiments/figure*.yaml experiments/memory.yaml))))
 SOURCES     := mora scripts $(wildcard run.py)
 SUITE        = $(PY) -m mora.suite
 OPTIONS      = --scale $(SCALE) --jobs $(JOBS) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(ONLY),--only $(ONLY)) $(if $(PLAN),--plan $(if $(HARDWARE),--hardware $(HARDWARE)))
@@ -81,6 +81,7 @@ check: lint types ## lint, types, unit tests
 test: lint types ## lint, types, all tests
 	$(PY) -m pytest -n 2 --dist loadscope
 
+memory: SCALE = lite
 $(EXPERIMENTS): $(READY)
 	$(SUITE) $@ $(OPTIONS)
 

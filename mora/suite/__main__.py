@@ -9,7 +9,7 @@ from pathlib import Path
 from mora.config import ConfigError
 from mora.config.arguments import positive_int
 
-from . import claims, figures, plan, runner, settings, tables
+from . import claims, figures, memory, plan, runner, settings, tables
 from . import experiment as experiments
 from .experiment import Experiment, Grid, Scale
 
@@ -55,7 +55,8 @@ def _render(name: str, experiment: Experiment, rows: list[list[Grid]], scale: Sc
     else:
         if experiment.kind == "spectrum" and measure:
             runner.measure_spectra([grid for row in rows for grid in row])
-        drawn = figures.render(name, experiment, rows, scale, figures.output_folder(scale, "figures"))
+        draw = memory.render if experiment.kind == "memory" else figures.render
+        drawn = draw(name, experiment, rows, scale, figures.output_folder(scale, "figures"))
         return f"figure: {_relative(drawn)}" if drawn else f"{name}, scale {scale}: nothing to draw yet"
     return f"{path.read_text()}\n{_relative(path)}"
 

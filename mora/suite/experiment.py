@@ -36,12 +36,19 @@ Counts = Callable[[dict[str, Any] | None, str], Any]  # whether a result of that
 
 
 class Row(Section):
-    """A line of a table or a curve of a figure. `without`: tasks on which the paper prints a dash for it."""
+    """A line of a table or a curve of a figure. `without`: tasks on which the paper prints a dash for it.
+
+    `settings`: more overrides, which its label says. `columns`: the names of those that it has, where not all. `rates`: what
+    is searched in a column, where that is not the task's grid.
+    """
 
     method: str
     r: int | None = None
     operator: str | None = None
+    settings: list[str] = []
     without: list[str] = []
+    columns: list[str] | None = None
+    rates: dict[str, list[float]] = {}
 
     def overrides(self) -> list[str]:
         chosen = [f"method={self.method}"]
@@ -49,7 +56,7 @@ class Row(Section):
             chosen.append(f"r={self.r}")
         if self.operator is not None:
             chosen.append(f"method.adapter.operator={self.operator}")
-        return chosen
+        return chosen + self.settings
 
 
 class Column(Section):
@@ -88,7 +95,7 @@ class Experiment(Section):
     """
 
     title: str
-    kind: Literal["table", "figure", "spectrum", "settings"]
+    kind: Literal["table", "figure", "spectrum", "settings", "memory"]
     unit: Literal["percent", "perplexity", "loss"] = "percent"
     paper: str | None = None
     selection: str = "validation_loss"
@@ -162,13 +169,13 @@ class Grid:
         self.experiment, self.scale, self.at_scale, self.row, self.column = experiment, scale, at_scale, row, column
         shared = row.model_copy(update={"operator": None}) if row.operator == column.auto else row
         self.base = [f"task={column.task}", f"scale={scale}", *shared.overrides(), *column.overrides]
-        self.exists = column.task not in row.without
+        self.exists = column.task not in row.without and (row.columns is None or column.name in row.columns)
 
     def candidates(self) -> list[Candidate]:
         """Every setting that the paper searched: the rates, and the method's own where `sweep` says so."""
         settings = method_sweep(self.row.method) if self.at_scale.sweep == "method" else {}
         chosen = list(product(*([f"{key}={value}" for value in values] for key, values in settings.items())))
-        rates: list[float | None] = [*self.config().lr_grid()] or [None]
+        rates: list[float | None] = [*self.row.rates.get(self.column.name, self.config().lr_grid())] or [None]
         return [Candidate(overrides, lr) for overrides in chosen for lr in rates]
 
     def search(self) -> list[RunConfig]:
@@ -229,7 +236,9 @@ class Grid:
         if self.row.r is not None:
             stands_for = f" (as {self.row.r * config.model.rank_scale})" if config.model.rank_scale > 1 else ""
             name += f" r={self.row.r}{stands_for}"
-        return name + (f", {self.row.operator}" if self.row.operator else "")
+        more = [self.row.operator] if self.row.operator else []
+        more += [setting.rpartition(".")[2] for setting in self.row.settings]
+        return ", ".join([name, *more])
 
     def paper_value(self) -> float | None:
         """What the paper prints for this cell, if it prints anything. Scale smoke never stands beside the paper."""
