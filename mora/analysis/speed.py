@@ -14,14 +14,16 @@ from mora.config import RunConfig, compose
 from mora.config.compose import CONFIG_DIR, ConfigError, load
 from mora.config.schema import MoraAdapter
 from mora.config.source import ROOT
+from mora.models.shapes import shape_of
+from mora.results import STORE
 
 from .counts import flops_per_token, mora_operator
-from .shapes import shape_of
+from .gpus import H100, Gpu
 
 BENCH = ROOT / "results" / "bench"
 RUNS = ROOT / "results" / "runs"
-PEAK_FLOPS = 989e12  # of an H100 SXM, dense bf16, NVIDIA's data sheet
 UTILISATION = 0.40  # assumed where nothing was measured: the frozen 7B model reaches it in docs/performance.md
+EARLIER_NAMES = {"llama_1.3b": "llama_1b3"}  # of a shape in results/bench, as configs/model has it now
 STEADY = 1.1  # the longest step over the shortest; beyond it the CPU or another program held the GPU up
 
 
@@ -35,6 +37,13 @@ class Rate:
     @property
     def measured(self) -> bool:
         return self.source.startswith("measured")
+
+    def on(self, gpu: Gpu) -> Rate:
+        """The same on another GPU, by the peaks of both."""
+        if gpu == H100:
+            return self
+        scaled = f"scaled by {gpu.speed:.2f}, the peaks of {gpu.name} and h100, from: {self.source}"
+        return Rate(self.seconds / gpu.speed, scaled)
 
 
 @dataclass(frozen=True)
@@ -74,8 +83,8 @@ def rate_of(config: RunConfig, length: int, micro_batch_size: int, without: str 
     found = [m for m in everything if m.name != without and m.config.model.name == config.model.name]
     if not found:
         flops = flops_per_token(config, length)
-        source = f"assumed, {UTILISATION:.0%} of {PEAK_FLOPS / 1e12:.0f} TFLOP/s"
-        return Rate(flops / (UTILISATION * PEAK_FLOPS), source)
+        source = f"assumed, {UTILISATION:.0%} of {H100.flops / 1e12:.0f} TFLOP/s"
+        return Rate(flops / (UTILISATION * H100.flops), source)
     found.sort(key=lambda m: (*_unlike(m, config), _far(m.config.r, config.r) + _far(m.tokens, tokens)))
     nearest = found[0]
     alike = [m for m in found if _unlike(m, config) == _unlike(nearest, config) and m.config.r == nearest.config.r]
@@ -153,25 +162,24 @@ def of_row(row: dict[str, Any], device: str) -> Measured:
 def _runs() -> tuple[Measured, ...]:
     """Finished runs on one GPU that no other run shared; not those whose configuration is no longer read."""
     found = []
-    for path in sorted(RUNS.glob("*.json")):
-        result = json.loads(path.read_text())
-        speed, hardware = result.get("speed"), result.get("hardware", {})
+    for result in STORE.all(RUNS):
+        speed, hardware = result.speed, result.hardware
         alone = hardware.get("runs_side_by_side") == 1 and hardware.get("ranks") == 1
         if not speed or not alone or hardware.get("peak_memory_bytes") is None:
             continue
         try:
-            config = load(result["config"])
+            config = load(result.config)
         except ConfigError:
             continue
         if config.hardware.micro_batch_tokens is not None:  # passes of many sizes
             continue
-        report = result["data"]["report"]
+        report = result.data["report"]
         length = report["sequence_tokens"] / report["sequences"]
         passes = config.task.train.global_batch_size / config.micro_batch_size
         steady = is_steady([speed["step_s"], speed.get("fastest_s", speed["step_s"])])
         found.append(
             Measured(
-                f"run {result['run_id']}", hardware["device"], config, length, config.micro_batch_size * length,
+                f"run {result.run_id}", hardware["device"], config, length, config.micro_batch_size * length,
                 speed["step_s"] / passes, steady, True,
             )
         )  # fmt: skip
@@ -181,14 +189,19 @@ def _runs() -> tuple[Measured, ...]:
 @lru_cache
 def _passes() -> tuple[Measured, ...]:
     """Of `python -m mora.bench step`: forward and backward without update, fused layers and graphs. Not the other ways of
-    computing the same."""
+    computing the same.
+
+    Raises: ConfigError for a shape that configs/model does not have: its measurement would be passed over in silence.
+    """
     found = []
     for path in sorted(BENCH.glob("step-*.json")):
         result = json.loads(path.read_text())
         for scenario in result["scenarios"]:
             plain = [c for c in scenario["cases"] if c["ms"] and c["r"] and not c["stock"] and c["form"] == "auto"]
-            if (CONFIG_DIR / "model" / f"{scenario['shape']}.yaml").is_file():
-                found += [_of_pass(case, scenario, result["hardware"]["device"]) for case in plain]
+            model = EARLIER_NAMES.get(scenario["shape"], scenario["shape"])
+            if not (CONFIG_DIR / "model" / f"{model}.yaml").is_file():
+                raise ConfigError(f"{path}: shape {model!r} has no configs/model/{model}.yaml: name it as there")
+            found += [_of_pass(case, scenario | {"shape": model}, result["hardware"]["device"]) for case in plain]
     return tuple(found)
 
 

@@ -95,7 +95,7 @@ def _circumstances(device: torch.device) -> dict[str, Any]:
     return {
         "hardware": {"device": name, "product_tflops": step.product_tflops(device)},
         "packages": {package: version(package) for package in PACKAGES},
-        "source": source.describe(),
+        "source": source.describe(source.EVERYTHING),
     }
 
 

@@ -20,7 +20,7 @@ SHAPES: dict[str, dict[str, int]] = {
         "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
         "num_attention_heads": 32, "num_key_value_heads": 32,
     },
-    "llama_1.3b": {  # the paper's: AsyLoRA's and ReLoRA's pre-training shape
+    "llama_1b3": {  # the paper's: AsyLoRA's and ReLoRA's pre-training shape
         "vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5461, "num_hidden_layers": 24,
         "num_attention_heads": 32, "num_key_value_heads": 32,
     },

@@ -78,7 +78,7 @@ def scenarios(extent: str) -> list[Scenario]:
         Scenario("smollm2_135m", 100, 72, ALL),
         Scenario("llama2_7b", 32, 256, BAR),
         Scenario("llama2_7b", 2, 4096, BAR),
-        Scenario("llama_1.3b", 8, 1024, BAR),
+        Scenario("llama_1b3", 8, 1024, BAR),
         Scenario("llama2_7b", 8, 1024, (FLOOR, *ranks)),
     ]
 

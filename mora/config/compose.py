@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -16,6 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
+from .model_folder import identified
+from .model_schema import Model
 from .schema import RunConfig
 
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
@@ -57,6 +61,9 @@ def check_sweep(arguments: Sequence[str]) -> None:
     Raises: ConfigError.
     """
     rates = any(argument.startswith("sweep=") for argument in arguments)
+    several = bool({"-m", "--multirun"} & {*arguments}) or "hardware=slurm" in arguments
+    if rates and not several:
+        raise ConfigError("sweep= without -m would be one run: python run.py -m sweep=... for all of its runs")
     given = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
     overrides = OverridesParser.create().parse_overrides(given)
     for override in overrides:
@@ -101,17 +108,35 @@ def validate(composed: DictConfig) -> RunConfig:
 
 
 def load(values: dict[str, Any]) -> RunConfig:
-    """Plain values, as in a run's config.yaml, as a RunConfig. A missing lr becomes the first of the grid.
+    """Plain values, as in a run's config.yaml, as a RunConfig. A missing lr becomes the first of the grid; a folder as the
+    model gets its fingerprint.
 
     Raises: ConfigError.
     """
     try:
         config = RunConfig.model_validate(values)
+        config = config.model_copy(update={"model": identified(config.model)})
     except ValidationError as error:
         raise ConfigError("; ".join(_describe(e, values) for e in error.errors())) from error
+    except ValueError as error:  # of the model's folder
+        raise ConfigError(str(error)) from error
+    config = config.model_copy(update={"model": _own_revision(config.model)})
     if config.lr is None and config.method.trains:
         config = config.model_copy(update={"lr": config.lr_grid()[0]})
     return config
+
+
+def _own_revision(model: Model) -> Model:
+    """Without a revision that pins another model: `model=llama2_7b model.path=... model.name=...` begins with LLaMA-2's."""
+    of_another = _revisions().get(model.revision, model.name) != model.name
+    return model.model_copy(update={"revision": None}) if of_another else model
+
+
+@lru_cache
+def _revisions() -> dict[str | None, str]:
+    """Revision -> the name of the model of configs/ that it pins on the hub."""
+    models = [yaml.safe_load(path.read_text()) for path in sorted((CONFIG_DIR / "model").glob("*.yaml"))]
+    return {m["revision"]: m["name"] for m in models if m.get("source") == "pretrained" and m.get("revision")}
 
 
 def _describe(error: Any, values: Any) -> str:

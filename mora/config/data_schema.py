@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    model_validator,
+)
 
 
 class Section(BaseModel):
-    """A part of the configuration: unknown fields are errors, values cannot be changed."""
+    """A part of the configuration: unknown fields are errors, values cannot be changed, numbers are finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, values: Any) -> Any:
+        """Pydantic takes True for 1."""
+        for name, value in values.items() if isinstance(values, dict) else ():
+            if (
+                isinstance(value, bool)
+                and name in cls.model_fields
+                and not _takes_bool(cls.model_fields[name].annotation)
+            ):
+                raise ValueError(f"{name}={value}: expected no truth value")
+        return values
+
+
+def _takes_bool(annotation: Any) -> bool:
+    return annotation in (bool, Any) or any(_takes_bool(part) for part in get_args(annotation))
 
 
 RowFormat = Literal["messages", "instruction", "lima", "sharegpt", "openorca", "metamath", "gsm8k", "math", "text"]

@@ -1,4 +1,4 @@
-"""Which code made a result: git's commit, and a fingerprint of the files that can change results."""
+"""Which code made a result: git's commit, and a fingerprint of the files that can change its numbers."""
 
 from __future__ import annotations
 
@@ -7,19 +7,47 @@ import hashlib
 import os
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ("mora", "configs", "run.py")
 
 
-def describe() -> dict[str, Any]:
+class Files(NamedTuple):
+    """What a fingerprint covers: files and folders under the root, without the files of these suffixes."""
+
+    paths: tuple[str, ...]
+    without: tuple[str, ...] = ()
+
+
+# What can change the numbers of a run. Plans, benchmarks, renderers and documentation cannot: after a change of those a
+# checkpoint is resumed, an evaluation goes on and a result stays usable. tests/unit/config/test_source.py follows imports.
+NUMBERS = Files(
+    (
+        "mora/__init__.py",
+        "mora/adapter",
+        "mora/methods",
+        "mora/models",
+        "mora/restarts",
+        "mora/results.py",
+        "mora/data",
+        "mora/train",
+        "mora/evaluate",
+        "mora/config",
+        "configs",
+    ),
+    without=(".md",),
+)
+# Of benchmarks; of runs too until 2026-11, whose results are still brought in by it.
+EVERYTHING = Files(("mora", "configs", "run.py"))
+
+
+def describe(files: Files = NUMBERS) -> dict[str, Any]:
     """commit, fingerprint, dirty. Without git (a copied tree): commit from MORA_SOURCE_COMMIT, dirty None (unknown)."""
     commit = _git("rev-parse", "HEAD")
-    found = fingerprint_of_files()
+    found = fingerprint_of_files(files)
     if commit is None:
         return {"commit": os.environ.get("MORA_SOURCE_COMMIT"), "fingerprint": found, "dirty": None}
-    return {"commit": commit, "fingerprint": found, "dirty": found != fingerprint_of_commit(commit)}
+    return {"commit": commit, "fingerprint": found, "dirty": found != fingerprint_of_commit(commit, files)}
 
 
 @functools.cache
@@ -28,28 +56,29 @@ def of_this_process() -> dict[str, Any]:
     return describe()
 
 
-def fingerprint_of_files() -> str:
-    """Over path and git blob hash of every source file in the work tree."""
+def fingerprint_of_files(files: Files = NUMBERS) -> str:
+    """16 hex digits over path and git blob hash of every one of these files in the work tree."""
     lines = []
-    for name in SOURCES:
+    for name in files.paths:
         path = ROOT / name
         for file in [path] if path.is_file() else sorted(path.rglob("*")):
-            if file.is_file() and "__pycache__" not in file.parts:
+            if file.is_file() and "__pycache__" not in file.parts and file.suffix not in files.without:
                 data = file.read_bytes()
                 blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
                 lines.append(f"{file.relative_to(ROOT).as_posix()} {blob}")
     return _digest(lines)
 
 
-def fingerprint_of_commit(commit: str) -> str | None:
+def fingerprint_of_commit(commit: str, files: Files = NUMBERS) -> str | None:
     """The same over a commit; None where git does not know it."""
-    listing = _git("ls-tree", "-r", "--full-tree", commit, "--", *SOURCES)
+    listing = _git("ls-tree", "-r", "--full-tree", commit, "--", *files.paths)
     if listing is None:
         return None
     lines = []
     for line in listing.splitlines():
         meta, path = line.split("\t")
-        lines.append(f"{path} {meta.split()[2]}")
+        if Path(path).suffix not in files.without:
+            lines.append(f"{path} {meta.split()[2]}")
     return _digest(lines)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedTokenizerBase
 
+from . import tokens as token_ids
 from .records import Conversation
 from .samples import IGNORE, Sample
 
@@ -23,7 +24,7 @@ def encode(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, max_l
     turns, eos = conversation.turns, str(tokenizer.eos_token)
 
     def tokens(text: str) -> list[int]:
-        return list(tokenizer(text, truncation=True, max_length=max_length)["input_ids"])
+        return token_ids.encode(tokenizer, text, max_length)
 
     ids = tokens(text_of(turns, eos).strip())
     labels = list(ids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedTokenizerBase
 
+from . import tokens
 from .records import Conversation
 from .samples import IGNORE, Sample
 
@@ -34,8 +35,6 @@ def encode(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, max_l
     """
     (_, query), (_, response) = conversation.turns
     prompt = prompt_of(query)
-    ids = list(
-        tokenizer(f"{prompt}{response}{tokenizer.eos_token}", truncation=True, max_length=max_length)["input_ids"]
-    )
-    n_prompt = min(len(tokenizer(prompt, truncation=True, max_length=max_length)["input_ids"]), len(ids))
+    ids = tokens.encode(tokenizer, f"{prompt}{response}{tokenizer.eos_token}", max_length)
+    n_prompt = min(len(tokens.encode(tokenizer, prompt)), len(ids))
     return Sample(ids, [IGNORE] * n_prompt + ids[n_prompt:], n_prompt)

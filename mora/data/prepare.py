@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from mora.config.data_schema import ChatData, MetaMathData, PretrainData, ReadingData
 from mora.config.lock import locked
 
-from . import chat, metamath, overlap, packing, reading_comprehension, sources
+from . import chat, metamath, overlap, packing, reading_comprehension, sources, tokens
 from .encoders import BlockEncoder, ConversationEncoder
 from .records import DataError
 from .report import Report
@@ -99,7 +99,7 @@ def _check_enough(data: PreparedData, there_are: int) -> None:
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Over the ids of a text with all of the tokenizer's habits in it, and its whole vocabulary."""
-    probe = tokenizer("It's 3.5 %, isn't it?\n\n  Yes: naïve [1] <|user|>\n")["input_ids"]
+    probe = tokens.encode(tokenizer, "It's 3.5 %, isn't it?\n\n  Yes: naïve [1] <|user|>\n")
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     facts = [list(probe), vocabulary, tokenizer.eos_token_id, tokenizer.bos_token_id]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
@@ -153,9 +153,9 @@ def _conversations(
 ) -> Made:
     """One sample a row. Held out: the first rows of `held_out`; without any, one row each of some families, whose other
     rows are not trained on either."""
-    is_chat, n = isinstance(data, ChatData), data.validation_sequences
-    encode = chat.encode if is_chat else metamath.encode
-    talks = ConversationEncoder(tokenizer, encode, data.max_length, index, data.overlap.action == "drop", not is_chat)
+    encode, n = {"chat": chat.encode, "metamath": metamath.encode}[data.kind], data.validation_sequences
+    one_answer = data.kind == "metamath"
+    talks = ConversationEncoder(tokenizer, encode, data.max_length, index, data.overlap.action == "drop", one_answer)
     pieces = shop.encode("samples", rows, talks)
     samples, left_out = pieces.samples, np.zeros(0, np.int64)
     if held_out:

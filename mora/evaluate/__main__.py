@@ -13,20 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import mora  # noqa: F401  registers MoRA with PEFT, so that its adapters load
 from mora.config import source
 from mora.config.arguments import device, positive_int
-from mora.config.compose import CONFIG_DIR, ConfigError, one_line
-from mora.config.schema import Model
+from mora.config.compose import ConfigError
+from mora.models.dtypes import DTYPES
+from mora.models.load import load_any
 from mora.train.log import replace_file
-from mora.train.model import DTYPES, LOAD_ERRORS, load_model
 
 from . import result, samples
 from .harness import Settings, evaluate_model
 
+MAX_LENGTH = "most tokens of prompt and answer; default: 2048, and more where a task's answers want it"
 PACKAGES = ("torch", "transformers", "peft", "lm_eval", "datasets")
 
 
@@ -51,7 +49,7 @@ def run(options: argparse.Namespace) -> Path:
     where = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     on_gpu = torch.device(where).type == "cuda"
     precision = options.precision or ("bf16" if on_gpu else "fp32")
-    model, tokenizer = load(options.model, precision)
+    model, tokenizer = load_any(options.model, precision)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token_id = tokenizer.eos_token_id
     model = model.to(where)
@@ -59,7 +57,8 @@ def run(options: argparse.Namespace) -> Path:
     identity = fingerprint(model)
     settings = Settings(
         batch_size=options.batch_size,
-        max_length=options.max_length,
+        max_length=options.max_length or Settings.max_length,
+        most=options.max_length,
         limit=options.limit,
         data_dir=options.data_dir,
         journal=folder / "journal.jsonl",
@@ -92,47 +91,6 @@ def run(options: argparse.Namespace) -> Path:
     return folder / "result.json"
 
 
-def load(name: str, precision: str, revision: str | None = None) -> tuple[Any, Any]:
-    """A model of configs/model by its name, an adapter's folder merged into its base, or a checkpoint's folder or hub id.
-
-    `revision`: of a hub id; None: its main branch. An adapter's base is taken at the one that adapter_config.json names.
-
-    Raises: ConfigError where it cannot be loaded.
-    """
-    known = CONFIG_DIR / "model" / f"{name}.yaml"
-    if known.is_file():
-        return load_model(Model.model_validate(yaml.safe_load(known.read_text())), precision)
-    dtype = DTYPES[precision]
-    try:
-        adapter = Path(name) / "adapter_config.json"
-        if not adapter.is_file():
-            at = revision or "main"
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, revision=at)
-            return model, AutoTokenizer.from_pretrained(name, revision=at)
-        from peft import PeftModel
-
-        settings = json.loads(adapter.read_text())
-        base = settings["base_model_name_or_path"]
-        if not base:
-            whole = Path(name).resolve().parent / "model"
-            advice = (
-                f"give {whole}, the merged model" if whole.is_dir() else "write the base model's folder or id there"
-            )
-            raise ConfigError(f"{adapter}: base_model_name_or_path is empty: {advice}")
-        model, tokenizer = load(base, "fp32", settings.get("revision"))  # merged in fp32, cast once
-        return PeftModel.from_pretrained(model, name).merge_and_unload().to(dtype), tokenizer
-    except ConfigError:  # of the adapter's base; it says enough
-        raise
-    except (*LOAD_ERRORS, KeyError, RuntimeError) as error:  # the last two: an adapter without its base, or of another
-        reason = f"{one_line(error):.300}"
-        parts = [str(part) for part in (Path(name) / "adapter", Path(name) / "model") if part.is_dir()]
-        if parts:
-            raise ConfigError(f"model {name!r} is the folder of a run: give {' or '.join(parts)}") from error
-        if Path(name).is_absolute() and not Path(name).exists():
-            raise ConfigError(f"model {name!r}: there is no such folder; give a folder, hub id or name") from error
-        raise ConfigError(f"model {name!r} cannot be loaded ({reason}): give a folder, hub id or name") from error
-
-
 def _short(model: Path) -> str:
     """The name of its scores: of what a run left, in adapter/ or model/, the run's."""
     return model.resolve().parent.name if model.name in ("adapter", "model") else model.name
@@ -154,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data-dir", help="folder of local records; default: MORA_DATA_DIR, else the hub")
     parser.add_argument("--limit", type=positive_int, help="only the first documents of each task")
     parser.add_argument("--batch-size", type=positive_int, default=64)
-    parser.add_argument("--max-length", type=positive_int, default=2048, help="tokens of prompt and answer")
+    parser.add_argument("--max-length", type=positive_int, help=MAX_LENGTH)
     parser.add_argument("--precision", choices=sorted(DTYPES), help="default: bf16 on a GPU, fp32 on a CPU")
     parser.add_argument("--device", type=device, help="default: cuda where there is one")
     parser.add_argument("--output", help="default: outputs/evaluation/MODEL")

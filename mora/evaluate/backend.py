@@ -14,16 +14,22 @@ from typing import Any, TypeVar
 import torch
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
+
+from mora.data.batches import Batch
+from mora.data.tokens import without_appended_eos
+from mora.train.engine import hidden_states
+from mora.train.fused_loss import groups
 
 from .choices import LogLikelihood
 from .generation import LOOK_EVERY, NanLogits, fixed_steps_suit, greedy
 from .journal import Journal
 from .records import NotFinite
+from .window import for_answers
 
 TOKEN_IDS = "\x00token-ids "  # a text that starts so is a list of token ids: blocks of packed text have no other form
-PROMPT_TOKENS = 1024  # of a prompt are kept in any case; MATH's answers alone may have 2 048
 TEXTS_AT_ONCE = 1000  # for the tokenizer: it is slower with the millions of tokens of all texts in memory
 SHORTEST = 0.8  # of the longest input's length, within a batch
 CACHE_OVER_WEIGHTS = 2  # in bytes: a step reads both, so that with a larger cache more rows hardly write faster
@@ -49,6 +55,7 @@ class Backend(HFLM):
         batch_size: int,
         max_length: int,
         journal: Journal,
+        most: int | None = None,
     ):
         model.tie_weights = _leave_tied  # type: ignore[assignment]
         try:  # HFLM ties anew, which PEFT's modules_to_save on a tied embedding does not survive
@@ -64,6 +71,7 @@ class Backend(HFLM):
         base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         self.keeps_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
         self.journal = journal
+        self.most = most  # tokens of prompt and answer; None: as many as a task asks for
         self._pairs: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
         self._asked: list[Any] = []  # lm-eval's requests that are being answered
         self._prompts: list[str] = []  # of the batch that is being generated
@@ -71,7 +79,7 @@ class Backend(HFLM):
     def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:
         if string.startswith(TOKEN_IDS):
             return [int(i) for i in string.removeprefix(TOKEN_IDS).split()]
-        return super().tok_encode(string, *args, **kwargs)
+        return without_appended_eos(self.tokenizer, string, super().tok_encode(string, *args, **kwargs))
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[LogLikelihood, bool]]:
         """As lm-eval's, with everything tokenised beforehand. Raises: NotFinite."""
@@ -101,6 +109,7 @@ class Backend(HFLM):
         plain = [text for text in texts if not text.startswith((TOKEN_IDS, bos))]
         special = {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
         encoded = self.tokenizer(plain, return_attention_mask=False, **special)["input_ids"] if plain else []
+        encoded = [without_appended_eos(self.tokenizer, *both) for both in zip(plain, encoded, strict=True)]
         found = dict(zip(plain, encoded, strict=True))
         return [found[text] if text in found else self.tok_encode(text) for text in texts]
 
@@ -139,12 +148,10 @@ class Backend(HFLM):
         for row, ids in enumerate(inputs):
             ids_BT[row, : len(ids)] = torch.tensor(ids)  # padded at the right, where causal attention looks at nothing
         ends = [len(ids) for ids in inputs]
-        first = min(end - len(w) for end, options in zip(ends, wanted, strict=True) for w in options)
-        logits_BTV = self._logits(ids_BT.to(self.device), first)
+        spans = [slice(end - max(map(len, options)), end) for end, options in zip(ends, wanted, strict=True)]
         nats, greedy = [], []
-        for row, (end, options) in enumerate(zip(ends, wanted, strict=True)):
-            start = end - max(map(len, options)) - first
-            logprobs_TV = torch.log_softmax(logits_BTV[row, start : end - first].float(), dim=-1)
+        for logits_TV, options in zip(self._logits(ids_BT.to(self.device), spans), wanted, strict=True):
+            logprobs_TV = torch.log_softmax(logits_TV.float(), dim=-1)
             said_T = logprobs_TV.argmax(-1)
             for option in options:
                 target_T = torch.tensor(option, device=self.device)
@@ -152,19 +159,27 @@ class Backend(HFLM):
                 greedy.append((said_T[-len(option) :] == target_T).all())
         return list(zip(torch.stack(nats).tolist(), torch.stack(greedy).tolist(), strict=True))
 
-    def _logits(self, ids_BT: Tensor, first: int) -> Tensor:
-        """Logits of positions from `first` on."""
-        if not self.keeps_logits:
-            return self.model(input_ids=ids_BT, use_cache=False).logits[:, first:]
-        kept = torch.arange(first, ids_BT.shape[1], device=ids_BT.device)
-        return self.model(input_ids=ids_BT, use_cache=False, logits_to_keep=kept).logits
+    def _logits(self, ids_BT: Tensor, spans: list[slice]) -> Iterator[Tensor]:
+        """Of every row, the logits (T, V) of its span; where the head is a product, of a chunk of rows at a time."""
+        found = hidden_states(self.model, Batch(ids_BT, ids_BT))
+        if found is None:
+            first = min(span.start for span in spans) if self.keeps_logits else 0
+            kept = {"logits_to_keep": torch.arange(first, ids_BT.shape[1], device=ids_BT.device)} if first else {}
+            logits_BTV = self.model(input_ids=ids_BT, use_cache=False, **kept).logits
+            for logits_TV, span in zip(logits_BTV, spans, strict=True):
+                yield logits_TV[span.start - first : span.stop - first]
+            return
+        hidden_BTH, weight_VH = found
+        rows = [hidden_TH[span] for hidden_TH, span in zip(hidden_BTH, spans, strict=True)]
+        for group in groups([len(row) for row in rows], weight_VH):
+            logits_NV = F.linear(torch.cat(rows[group]), weight_VH)
+            yield from logits_NV.split([len(row) for row in rows[group]])
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """As HFLM's, with room for PROMPT_TOKENS of prompt beside the longest answer asked for. Raises: NotFinite."""
-        self._asked = requests
+        """As HFLM's, within the window of `for_answers`. Raises: NotFinite."""
         window = self._max_length
-        longest = max(request.args[1].get("max_gen_toks", 0) for request in requests)
-        self._max_length = max(window, longest + PROMPT_TOKENS)
+        requests, self._max_length = for_answers(requests, window, self.most)
+        self._asked = requests
         try:
             return super().generate_until(requests, disable_tqdm=disable_tqdm)
         finally:
@@ -173,7 +188,11 @@ class Backend(HFLM):
 
     def tok_batch_encode(self, strings: list[str], *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self._prompts = list(strings)
-        return super().tok_batch_encode(strings, *args, **kwargs)
+        ids_BT, mask_BT = super().tok_batch_encode(strings, *args, **kwargs)
+        rows = zip(strings, ids_BT[:, -2:].tolist(), strict=True)
+        if all(without_appended_eos(self.tokenizer, text, ids) != ids for text, ids in rows):
+            return ids_BT[:, :-1], mask_BT[:, :-1]
+        return ids_BT, mask_BT
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **kwargs: Any) -> Tensor:
         """Prompt and generated ids, padded where a row ended. Greedy, unless `kwargs` sample: as HFLM's then.

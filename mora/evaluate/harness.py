@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from transformers import PreTrainedTokenizerBase
 
 from .aggregate import floor, standard_error
 from .journal import Journal
+from .metrics import facts as facts_of
+from .metrics import key
+from .window import PROMPT_TOKENS, positions
 
 TASKS = Path(__file__).parent / "tasks"
 
@@ -25,11 +29,13 @@ class Settings:
     """What is equal for all models that are to be compared, and where data and progress lie.
 
     `metadata` reaches the data loaders of the tasks. `limit` takes the first documents of each task. With `journal`, batches
-    already answered under the same `identity` are not computed again.
+    already answered under the same `identity` are not computed again. `max_length`: tokens of prompt and answer; where an
+    answer may be long, more are taken, but never more than `most`.
     """
 
     batch_size: int
     max_length: int = 2048
+    most: int | None = None
     limit: int | None = None
     data_dir: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -39,6 +45,19 @@ class Settings:
     def resumable(self, journal: Path, identity: str) -> Settings:
         """The same, with progress kept in `journal`."""
         return replace(self, journal=journal, identity=identity)
+
+    def within(self, model: torch.nn.Module) -> Settings:
+        """The same, for a model that may have fewer positions. Says so, and what follows from it."""
+        there = positions(model)
+        if there is None or there >= (self.most or self.max_length + PROMPT_TOKENS):
+            return self
+        print(
+            f"the model has {there} positions: a prompt is cut at the left where it and its answer have more; an answer to "
+            f"be written has at most {there // 2}",
+            file=sys.stderr,
+            flush=True,
+        )
+        return replace(self, max_length=min(self.max_length, there), most=there)
 
 
 @dataclass(frozen=True)
@@ -65,14 +84,16 @@ def evaluate_model(
 
     from .backend import Backend
 
+    settings = settings.within(model)
     manager = task_manager(tasks, tokenizer, settings)
-    journal = Journal(settings.journal, f"{settings.identity}|{settings.batch_size}|{settings.max_length}")
+    window = f"{settings.max_length}" + (f" {settings.most}" if settings.most else "")
+    journal = Journal(settings.journal, f"{settings.identity}|{settings.batch_size}|{window}")
     was_training = model.training
     model.eval()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
         result = simple_evaluate(
-            model=Backend(model, tokenizer, settings.batch_size, settings.max_length, journal),
+            model=Backend(model, tokenizer, settings.batch_size, settings.max_length, journal, settings.most),
             tasks=tasks,
             task_manager=manager,
             limit=settings.limit,
@@ -160,8 +181,8 @@ def average(members: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _facts(kept: Kept) -> dict[str, float]:
-    """How many documents were scored; where they are multiple choice, what a constant answer scores; where some texts hold
-    no answer, the score among those that do."""
+    """How many documents were scored, and what a model that knows nothing scores: in multiple choice the best constant
+    answer, else what the task says; where some texts hold no answer, the score among those that do."""
     facts = {"documents": float(kept.header["documents"])}
     if kept.rows and "answered" in kept.rows[0] and (told := [row["score"] for row in kept.rows if row["answered"]]):
         facts |= {"score_if_answered": sum(told) / len(told), "score_if_answered_stderr": standard_error("mean", told)}
@@ -169,21 +190,23 @@ def _facts(kept: Kept) -> dict[str, float]:
         rows = [row for row in kept.rows if row["filter"] == kept.rows[0]["filter"]]
         gold, items = [row["gold"] for row in rows], [row["score"] for row in rows]
         facts["floor"] = floor(kept.header["aggregation"], gold, items)
+    elif (known := facts_of(key(kept.header["task"], kept.header["headline"])).floor) is not None:
+        facts["floor"] = known
     return facts
 
 
 def _with_errors(values: dict[str, Any], kept: Kept) -> dict[str, float]:
     """lm-eval's values as `metric`, or `metric:filter`, and our own standard errors."""
     out = {}
-    for key, value in values.items():
-        metric, _, chosen = key.partition(",")
+    for name, value in values.items():
+        metric, _, chosen = name.partition(",")
         rows = [row for row in kept.rows if row["filter"] == (chosen or "none")]
         if not isinstance(value, (int, float)) or not rows or metric not in rows[0]:
             continue
-        name = metric if chosen == "none" else f"{metric}:{chosen}"
+        named = metric if chosen == "none" else f"{metric}:{chosen}"
         aggregation = kept.header["aggregation"] if metric == "score" else "mean"
         clusters = [row["cluster"] for row in rows]
         clustered = None if clusters[0] is None else clusters
-        out[name] = float(value)
-        out[f"{name}_stderr"] = standard_error(aggregation, [row[metric] for row in rows], clustered)
+        out[named] = float(value)
+        out[f"{named}_stderr"] = standard_error(aggregation, [row[metric] for row in rows], clustered)
     return out

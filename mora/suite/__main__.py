@@ -6,12 +6,18 @@ import argparse
 import sys
 from pathlib import Path
 
+from mora.analysis.gpus import H100, KNOWN, Gpu, gpu
 from mora.config import ConfigError
 from mora.config.arguments import positive_int
 
-from . import claims, figures, memory, plan, runner, settings, tables
+from . import claims, commands, figures, launch, ledger, memory, overrides, plan, runner, settings, slurm, tables
 from . import experiment as experiments
-from .experiment import Experiment, Grid, Scale
+from .cells import CellRuns, resolve, resolve_all
+from .contrasts import Found
+from .experiment import CellSpec, Experiment, Scale
+from .result import result_of, stands
+
+Rows = dict[tuple[str, Scale], list[list[CellSpec]]]
 
 
 def main() -> int:
@@ -21,19 +27,8 @@ def main() -> int:
     except FileNotFoundError as error:
         print(f"mora.suite: {error}", file=sys.stderr)
         return 2
-    scales: list[Scale] = ["lite", "paper"] if args.render else [args.scale]
-    seeds = list(range(args.seeds)) if args.seeds else None
     try:
-        rows = {(name, s): experiments.grids(e, s, seeds) for name, e in loaded.items() for s in scales}
-        everything = experiments.only([grid for group in rows.values() for row in group for grid in row], args.only)
-        if args.plan:
-            print(plan.text(everything, args.hardware or ("gpu8" if args.scale == "paper" else "gpu1")))
-            return 0
-        failed = [] if args.render else runner.complete(everything, args.jobs)
-        for (name, scale), group in rows.items():
-            print(_render(name, loaded[name], group, scale, measure=not args.render))
-        if args.render and not args.names:
-            claims.render()
+        failed = _do(args, loaded)
     except (ConfigError, OSError) as error:
         print(f"mora.suite: {error}", file=sys.stderr)
         return 2
@@ -45,31 +40,108 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def _render(name: str, experiment: Experiment, rows: list[list[Grid]], scale: Scale, measure: bool) -> str:
+def _do(args: argparse.Namespace, loaded: dict[str, Experiment]) -> list[str]:
+    """Plans, hands in, or runs and renders. Returns the runs that failed."""
+    own, job = slurm.split(args.set)
+    overrides.check(own, args.results)
+    given = overrides.given(args, own)
+    if job and args.hardware != "slurm":
+        raise ConfigError(f"--set {slurm.PREFIX}{next(iter(job))}: expected it with --hardware slurm alone")
+    changed = {name: overrides.applied(experiment, given) for name, experiment in loaded.items()}
+    scales: list[Scale] = ["lite", "paper"] if args.render else [args.scale]
+    seeds = list(range(args.seeds)) if args.seeds else None
+    rows: Rows = {(name, s): experiments.grids(e, s, seeds) for name, e in changed.items() for s in scales}
+    everything = experiments.only([grid for group in rows.values() for row in group for grid in row], args.only)
+    powers = [line for name, s in rows for line in claims.plan_lines(name, s, seeds)]
+    if args.plan:
+        print("\n".join([_plan(args, everything, own), *(powers if args.plan == "table" else [])]))
+        return []
+    if args.hardware == "slurm" and not slurm.in_job():
+        _hand_in(args, everything, job)
+        return []
+    failed: list[str] = []
+    if not args.render:
+        if args.force:
+            _repeat(everything)
+        _say_what_is_there(everything, args)
+        print("\n".join(line for line in powers if claims.WEAK in line), file=sys.stderr)
+        failed = runner.complete(everything, args.jobs, patient=args.hardware != "slurm")
+        for (name, _), group in rows.items():
+            if loaded[name].kind == "spectrum":
+                runner.measure_spectra([spec for row in group for spec in row])
+    resolved = {where: resolve_all(group) for where, group in rows.items()}
+    for (name, scale), found in resolved.items():
+        print(_render(name, loaded[name], found, scale, args.results))
+    if args.render and not args.names:
+        ledger.render(found=Found(resolved))
+    return failed
+
+
+def _plan(args: argparse.Namespace, grids: list[CellSpec], own: list[str]) -> str:
+    if args.plan == "commands":
+        return commands.text(grids, args.gpu)
+    return plan.text(grids, args.hardware or ("gpu8" if args.scale == "paper" else "gpu1"), own, args.gpu)
+
+
+def _hand_in(args: argparse.Namespace, grids: list[CellSpec], job: dict[str, str]) -> None:
+    """One array job of `--jobs` tasks; nothing where nothing is missing."""
+    if not runner.plan(grids):
+        print("nothing is missing: no job was handed in")
+        return
+    hardware = grids[0].config.hardware
+    rest = [text for text in sys.argv[1:] if not text.startswith(slurm.PREFIX)]
+    command = ["-m", "mora.suite", *rest, "--jobs", "1"]
+    logs = launch.run_folder(grids[0].config).parent / "slurm"
+    number = slurm.submit(slurm.script(command, hardware, args.jobs, job, logs), logs)
+    print(
+        f"job {number}, {args.jobs} tasks: {logs}/{number}_*.out; the same command again hands in what is still missing"
+    )
+
+
+def _repeat(grids: list[CellSpec]) -> None:
+    """Every result of these cells is set aside."""
+    wanted = [c for grid in grids for c in (*grid.search, *resolve(grid, stands).final)]
+    moved = [path for config in wanted if (path := launch.repeat(config))]
+    if moved:
+        go_on = "to go on after a stop, start without FORCE=1 (--force)"
+        print(f"{len(moved)} results were set aside, into {moved[0].parent}; {go_on}")
+
+
+def _say_what_is_there(grids: list[CellSpec], args: argparse.Namespace) -> None:
+    """Where nothing is run: that, and why."""
+    wanted = {str(launch.result_path(c)): c for grid in grids for c in (*grid.search, *resolve(grid, stands).final)}
+    there = [path for path, config in wanted.items() if result_of(config) is not None]
+    if there and not runner.plan(grids):
+        again = "FORCE=1 (--force) runs them again, RESULTS=FOLDER (--results FOLDER) in a folder of their own"
+        print(f"nothing was run: all {len(there)} results are there, in {Path(there[0]).parent}; {again}")
+
+
+def _render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale: Scale, results: Path | None) -> str:
+    def folder(kind: str) -> Path:
+        return figures.output_folder(scale, kind) if results is None else results.resolve() / kind
+
     if experiment.kind == "settings":
         if scale != "paper":
             return f"{name}: at scale paper only"
-        path = settings.render(name, experiment, figures.output_folder("paper", "tables"))
+        path = settings.render(name, experiment, folder("tables"))
     elif experiment.kind == "table":
-        path = tables.render(name, experiment, rows, scale, figures.output_folder(scale, "tables"))
+        path = tables.render(name, experiment, rows, scale, folder("tables"))
     else:
-        if experiment.kind == "spectrum" and measure:
-            runner.measure_spectra([grid for row in rows for grid in row])
         draw = memory.render if experiment.kind == "memory" else figures.render
-        drawn = draw(name, experiment, rows, scale, figures.output_folder(scale, "figures"))
+        drawn = draw(name, experiment, rows, scale, folder("figures"))
         return f"figure: {_relative(drawn)}" if drawn else f"{name}, scale {scale}: nothing to draw yet"
     return f"{path.read_text()}\n{_relative(path)}"
 
 
 def _relative(path: Path) -> Path:
-    return path.relative_to(experiments.ROOT)
+    return path.relative_to(experiments.ROOT) if path.is_relative_to(experiments.ROOT) else path
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m mora.suite", description=__doc__)
     parser.add_argument("names", nargs="*", help="experiments; all of them if none is named")
     parser.add_argument("--scale", choices=["smoke", "lite", "paper"], default="paper")
-    parser.add_argument("--jobs", type=positive_int, default=1, help="runs side by side")
+    parser.add_argument("--jobs", type=positive_int, default=1, help="runs side by side; with --hardware slurm: nodes")
     parser.add_argument("--seeds", type=positive_int, help="seeds 0 to N-1, instead of the experiment's")
     parser.add_argument(
         "--only",
@@ -79,12 +151,29 @@ def _arguments() -> argparse.Namespace:
         help="run (or plan) these cells alone: task=metamath,biomed method=lora,mora r=8 (of Table 4: operator=sharing); "
         "the whole table is rendered",
     )
-    parser.add_argument(
-        "--plan", action="store_true", help="print the runs that are missing and what they cost; start none"
+    where = (
+        "of the runs or their plan: a name in configs/hardware; default auto, of plans gpu8 at scale paper, else gpu1"
     )
-    parser.add_argument("--hardware", help="of the plan: a name in configs/hardware (gpu8 for scale paper, else gpu1)")
+    parser.add_argument("--hardware", metavar="NAME", help=where)
+    settings = (
+        "of every run, that change no result: hardware.micro_batch_size=16; of jobs: hydra.launcher.partition=NAME"
+    )
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help=settings)
+    planned = "start nothing: print the runs that are missing and what they cost, or the command of each"
+    parser.add_argument("--plan", nargs="?", const="table", choices=["table", "commands"], help=planned)
+    known = f"of the plan: {', '.join(KNOWN)}, or by hand GIB,TFLOPS"
+    parser.add_argument("--gpu", type=_gpu, default=H100, help=known)
+    parser.add_argument("--force", action="store_true", help="run again what has results, which are kept in earlier/")
+    parser.add_argument("--results", type=Path, metavar="FOLDER", help="for runs, tables, figures, instead of results/")
     parser.add_argument("--render", action="store_true", help="only render lite and paper results again")
     return parser.parse_args()
+
+
+def _gpu(text: str) -> Gpu:
+    try:
+        return gpu(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which GPU each of several runs side by side gets. No torch: it would hold memory on every one of them."""
+"""What GPUs there are, and which of them each of several runs side by side gets. No torch: it would hold memory on each."""
 
 from __future__ import annotations
 
@@ -9,33 +9,52 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from queue import SimpleQueue
 
+MIB = 2**20
+
 
 def visible() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; none where there is no NVIDIA driver."""
     if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [name for name in named.split(",") if name.strip()]
+    return _asked("index")
+
+
+def memory() -> float | None:
+    """Bytes of the smallest GPU here; None where there is none."""
+    sizes = [float(size) * MIB for size in _asked("memory.total") if size.replace(".", "").isdigit()]
+    return min(sizes) if sizes and visible() else None
+
+
+def _asked(what: str) -> list[str]:
+    """One value of nvidia-smi a GPU."""
     if shutil.which("nvidia-smi") is None:
         return []
-    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    command = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits"]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     return found.stdout.split() if found.returncode == 0 else []
 
 
 class Places:
-    """`jobs` places for runs, spread evenly over the GPUs."""
+    """Places for runs of `ranks` processes each: `jobs` of them, but no more than there are sets of GPUs where a run takes
+    several, since runs of several GPUs share none. Runs of one GPU are spread evenly, several on one where `jobs` says so.
+    """
 
-    def __init__(self, jobs: int, gpus: list[str]):
-        self.jobs, self.on_one_gpu = jobs, -(-jobs // max(1, len(gpus)))
+    def __init__(self, jobs: int, gpus: list[str], ranks: int = 1):
+        sets = (
+            [gpus[i : i + ranks] for i in range(0, len(gpus) - ranks + 1, ranks)] if ranks > 1 else [[g] for g in gpus]
+        )
+        self.jobs = min(jobs, max(1, len(sets))) if ranks > 1 and gpus else jobs
+        self.on_one_gpu = -(-self.jobs // max(1, len(sets)))
         self._free: SimpleQueue[str | None] = SimpleQueue()
-        for i in range(jobs):
-            self._free.put(gpus[i % len(gpus)] if gpus else None)
+        for i in range(self.jobs):
+            self._free.put(",".join(sets[i % len(sets)]) if sets else None)
 
     @contextmanager
     def take(self, ranks: int) -> Iterator[dict[str, str]]:
-        """The environment of a run in one of the places. A run of several ranks sees every GPU."""
-        gpu = self._free.get()
+        """The environment of a run in one of the places. A run of other ranks than they are for sees every GPU."""
+        gpus = self._free.get()
         try:
-            alone = {"CUDA_VISIBLE_DEVICES": gpu} if gpu is not None and ranks == 1 else {}
-            yield {"MORA_SIDE_BY_SIDE": str(self.on_one_gpu), **alone}
+            own = {"CUDA_VISIBLE_DEVICES": gpus} if gpus is not None and ranks == gpus.count(",") + 1 else {}
+            yield {"MORA_SIDE_BY_SIDE": str(self.on_one_gpu), **own}
         finally:
-            self._free.put(gpu)
+            self._free.put(gpus)

@@ -14,11 +14,12 @@ from typing import Any
 
 import yaml
 
-from mora.config import RunConfig, run_id, source
+from mora.config import ConfigError, RunConfig, run_id, source
 from mora.config.lock import locked
 from mora.config.run_id import log_path, result_path, spectrum_path
 from mora.config.source import ROOT
 
+from . import fit, inputs
 from .result import done, result_of, stands
 
 
@@ -94,7 +95,9 @@ def warning(scale: str) -> str | None:
         return None
     if dirty is None:
         return "there is no git here: results enter tables after scripts/collect_results.py has found their commit"
-    return f"{', '.join(source.SOURCES)} are not those of the commit: results enter no table; commit first"
+    return (
+        "source that changes numbers is not that of the commit: results enter no table; commit mora/ and configs/ first"
+    )
 
 
 def launch(
@@ -105,13 +108,17 @@ def launch(
     left_s: Callable[[], float] | None = None,
 ) -> int:
     """Runs the worker to its end and returns its exit code, or STOPPED; a run whose result stands is not repeated, one that
-    does not is set aside.
+    does not is set aside. Where the micro batch is left open, it is the plan's largest that fits, and halved each time that
+    it did not.
 
     `output`: a file for what it prints, else this terminal. `folder`: another than the run's own. `left_s`: seconds that the
     worker may go on, asked every second; when none are left it is killed with all its ranks. Interrupted, it lets the
     worker save a checkpoint; interrupted again, it does not wait for that.
+    Raises: ConfigError where the hardware or weights are not here, or the result is of others than those that are.
     """
+    inputs.check(config)
     if done(config):
+        _check_is_its_own(config)
         print(f"already done: {result_path(config)}", file=output or sys.stdout)
         return 0
     if output is None and (text := warning(config.scale.name)):
@@ -119,10 +126,33 @@ def launch(
     folder = folder or run_folder(config)
     folder.mkdir(parents=True, exist_ok=True)
     _set_aside(config, folder)
-    write_config(config, folder / "config.yaml")
-    lr = "" if config.lr is None else f" lr={config.lr:g}"
+    now = fit.fitted(config)
+    while True:
+        write_config(now, folder / "config.yaml")
+        _announce(now, folder, output)
+        code = _work(now, folder, output, env, left_s)
+        smaller = fit.halved(now) if fit.ran_out_of_memory(folder) and code and fit.left_open(config) else None
+        if smaller is None or code == STOPPED:
+            return code
+        print(
+            f"{run_id(config)}: out of GPU memory with {now.micro_batch_size} sequences a pass; again with "
+            f"{smaller.micro_batch_size}, from the last checkpoint (the result does not change)",
+            file=output or sys.stderr,
+            flush=True,
+        )
+        now = smaller
+
+
+def _announce(config: RunConfig, folder: Path, output: Any) -> None:
+    lr = "" if config.lr is None else f" lr={config.lr:g},"
     steps = f"{config.last_step} steps" if config.knows_steps else f"{config.task.train.epochs} epochs"
     print(f"{run_id(config)}: {steps},{lr} folder {folder}", file=output or sys.stdout, flush=True)
+
+
+def _work(
+    config: RunConfig, folder: Path, output: Any, env: dict[str, str] | None, left_s: Callable[[], float] | None
+) -> int:
+    """One worker, to its end. Returns its exit code, or STOPPED."""
     worker = subprocess.Popen(
         [*_starter(config), "-m", "mora.train", str(folder)],
         stdout=output,
@@ -143,6 +173,16 @@ def launch(
         del _workers[worker]
 
 
+def _check_is_its_own(config: RunConfig) -> None:
+    """Raises: ConfigError where the result was made of other weights or data under the same names."""
+    result = result_of(config)
+    if result is not None and (reason := inputs.unlike(config, result)):
+        raise ConfigError(
+            f"{result_path(config)} is not this run's result: {reason}; give another model a name of its own "
+            "(model.name=...), or move the result away to run again"
+        )
+
+
 def unheld(folder: Path) -> AbstractContextManager[bool]:
     """Whether no worker, of this suite or another, is at the run: while it lives it locks the run's folder. None can begin
     before this ends; others may ask meanwhile."""
@@ -152,17 +192,35 @@ def unheld(folder: Path) -> AbstractContextManager[bool]:
 def _set_aside(config: RunConfig, folder: Path) -> None:
     """Moves a result that does not stand, with its log and spectrum, to `unusable/` beside it, named by its source too. Not
     while a worker is at the run: it began with that."""
-    path = result_path(config)
     with unheld(folder) as free:
         result = result_of(config)
-        if not free or result is None or stands(result, config.scale.name):
-            return
-        aside = path.parent / "unusable" / f"{run_id(config)}.{result['source']['fingerprint']}"
-        aside.parent.mkdir(exist_ok=True)
-        moved = {log_path(config): ".log.jsonl", spectrum_path(config): ".spectrum.json", path: ".json"}  # itself last
-        for file, kind in moved.items():
-            with suppress(FileNotFoundError):  # another suite may be doing the same
-                os.replace(file, f"{aside}{kind}")
+        if free and result is not None and not stands(result, config.scale.name):
+            _move(config, "unusable", result.source.fingerprint)
+
+
+def repeat(config: RunConfig) -> Path | None:
+    """Moves the run's result, whatever it is worth, to `earlier/` beside it, so that the run is done again. Returns where it
+    is now; None where there is none, or a worker is at the run."""
+    folder = run_folder(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    with unheld(folder) as free:
+        if not free or not result_path(config).is_file():
+            return None
+        there = result_path(config).parent / "earlier"
+        number = len(list(there.glob(f"{run_id(config)}.*[0-9].json"))) + 1
+        return _move(config, "earlier", str(number))
+
+
+def _move(config: RunConfig, where: str, mark: str) -> Path:
+    """The result with its log and spectrum into a folder beside it."""
+    path = result_path(config)
+    aside = path.parent / where / f"{run_id(config)}.{mark}"
+    aside.parent.mkdir(exist_ok=True)
+    moved = {log_path(config): ".log.jsonl", spectrum_path(config): ".spectrum.json", path: ".json"}  # itself last
+    for file, kind in moved.items():
+        with suppress(FileNotFoundError):  # another suite may be doing the same
+            os.replace(file, f"{aside}{kind}")
+    return Path(f"{aside}.json")
 
 
 def _wait(worker: subprocess.Popen[bytes], left_s: Callable[[], float] | None) -> int:

@@ -7,7 +7,6 @@ import io
 import math
 import statistics
 import textwrap
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,14 +21,15 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
 from mora.analysis.counts import mora_operator, square_size, trainable
-from mora.analysis.shapes import shape_of
 from mora.config import RunConfig
 from mora.config.data_schema import UuidData
 from mora.config.run_id import format_lr, run_id
+from mora.models.shapes import shape_of
+from mora.results import Metrics
 from mora.train.log import replace_file
 
-from .cells import results
-from .experiment import Experiment, Grid
+from .cells import CellRuns
+from .experiment import CellSpec, Experiment
 
 BITS_A_PAIR = 122  # of a version-4 UUID that are random
 KNOWN = 0.99  # of the tokens of all values, teacher-forced
@@ -63,32 +63,32 @@ class Outcome:
     """Of one run. `metrics`: by step. A run that diverged has none."""
 
     config: RunConfig
-    metrics: dict[int, dict[str, float]]
+    metrics: dict[int, Metrics]
 
     @cached_property
     def steps(self) -> float | None:
         """Until KNOWN of the tokens are; None where the run ended first."""
         before, share = 0, 0.0
         for step in sorted(self.metrics):
-            now = self.metrics[step].get("value_token_acc")
-            if now is None:
+            found = self.metrics[step].get("value_token_acc")
+            if found is None:
                 continue
-            if now >= KNOWN:
-                return before + (step - before) * (KNOWN - share) / (now - share)
-            before, share = step, now
+            if found.value >= KNOWN:
+                return before + (step - before) * (KNOWN - share) / (found.value - share)
+            before, share = step, found.value
         return None
 
     @property
     def mean_nats(self) -> float:
         """Nats a value, over all measurements."""
-        found = [values["value_nll"] for values in self.metrics.values() if "value_nll" in values]
+        found = [values["value_nll"].value for values in self.metrics.values() if "value_nll" in values]
         return statistics.fmean(found) if found else math.inf
 
     @property
     def accuracy(self) -> float:
         """Of the digits, in percent, at the end."""
-        last = self.metrics[max(self.metrics)] if self.metrics else {}
-        return 100 * float(last.get("uuid_char_acc", 0.0))
+        last = self.metrics[max(self.metrics)].get("uuid_char_acc") if self.metrics else None
+        return 100 * last.value if last else 0.0
 
     @property
     def shown(self) -> str:
@@ -99,16 +99,24 @@ class Outcome:
 class Arm:
     """A cell, and the runs of it that were made, by seed."""
 
-    grid: Grid
-    runs: dict[int, Outcome]
+    found: CellRuns
+
+    @property
+    def spec(self) -> CellSpec:
+        return self.found.spec
+
+    @cached_property
+    def runs(self) -> dict[int, Outcome]:
+        made = [(config, result.metrics if result.status == "done" else {}) for config, result in self.found.results]
+        return {config.seed: Outcome(config, metrics) for config, metrics in made}
 
     @cached_property
     def trainable(self) -> int:
-        return trainable(self.grid.config())
+        return trainable(self.spec.config)
 
     @property
     def pairs(self) -> int:
-        data = self.grid.config().task.data
+        data = self.spec.config.task.data
         assert isinstance(data, UuidData)
         return data.pairs
 
@@ -120,40 +128,33 @@ class Arm:
     @property
     def kind(self) -> str:
         """The operator of MoRA; of the others what they are: "LoRA", "LoRA, A frozen", "FFT"."""
-        config = self.grid.config()
-        if self.grid.row.method == "mora":
+        config = self.spec.config
+        if config.method.name == "mora":
             return mora_operator(config, shape_of(config.model).hidden)
-        if self.grid.row.method == "lora":
+        if config.method.name == "lora":
             return "LoRA, A frozen" if getattr(config.method.adapter, "freeze_a", False) else "LoRA"
-        return self.grid.row.method.upper()
+        return config.method.name.upper()
 
     @property
     def side(self) -> int | None:
         """Of M in a module of the model's width."""
-        config = self.grid.config()
-        if self.grid.row.method != "mora":
+        config = self.spec.config
+        if config.method.name != "mora":
             return None
         hidden = shape_of(config.model).hidden
         return square_size(hidden, hidden, config.r or 0, "floor", self.kind == "rotation")
 
 
-def arms(rows: list[list[Grid]]) -> list[Arm]:
+def arms(rows: list[list[CellRuns]]) -> list[Arm]:
     """Every cell that there is, column by column."""
-    cells = [grid for column in zip(*rows, strict=True) for grid in column if grid.exists]
-    return [Arm(grid, {o.config.seed: o for o in _outcomes(grid)}) for grid in cells]
-
-
-def _outcomes(grid: Grid) -> Iterator[Outcome]:
-    for config, result in results(grid):
-        done = result["status"] == "done"
-        yield Outcome(config, {int(step): values for step, values in result["metrics"].items()} if done else {})
+    return [Arm(found) for column in zip(*rows, strict=True) for found in column if found.spec.exists]
 
 
 def partner(arm: Arm, among: list[Arm]) -> Arm | None:
     """The LoRA of the same column and model whose number of parameters is the nearest; None of LoRA and of full training."""
     if arm.kind not in MARKERS:
         return None
-    same = [a for a in among if a.kind == "LoRA" and a.grid.column == arm.grid.column]
+    same = [a for a in among if a.kind == "LoRA" and a.spec.column == arm.spec.column]
     return min(same, key=lambda a: abs(a.trainable - arm.trainable), default=None)
 
 
@@ -168,7 +169,7 @@ def ratio(lora: Outcome, other: Outcome) -> tuple[float, int] | None:
     return steps[0] / steps[1], (lora.steps is None) - (other.steps is None)
 
 
-def render(name: str, experiment: Experiment, rows: list[list[Grid]], scale: str, folder: Path) -> Path | None:
+def render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale: str, folder: Path) -> Path | None:
     """Writes `folder/<name>-<scale>.svg`, `.md` and `.csv`; returns the picture's path, or None where nothing was run."""
     found = arms(rows)
     if not any(arm.runs for arm in found):
@@ -184,7 +185,7 @@ def render(name: str, experiment: Experiment, rows: list[list[Grid]], scale: str
 def _draw(experiment: Experiment, found: list[Arm], path: Path) -> list[str]:
     """The figure. Returns what neither arm reached, for the caption."""
     figure, ax = plt.subplots(figsize=(8, 5), layout="constrained")
-    models = list(dict.fromkeys(arm.grid.config().model.name for arm in found))
+    models = list(dict.fromkeys(arm.spec.config.model.name for arm in found))
     colours = {model: f"C{i}" for i, model in enumerate(models)}
     undecided = []
     for arm in found:
@@ -193,9 +194,9 @@ def _draw(experiment: Experiment, found: list[Arm], path: Path) -> list[str]:
             assert lora is not None
             value = ratio(lora.runs[seed], arm.runs[seed])
             if value is None:
-                undecided.append(f"{arm.grid.label()} at {arm.grid.column.name}, seed {seed}")
+                undecided.append(f"{arm.spec.label} at {arm.spec.column.name}, seed {seed}")
             else:
-                _dot(ax, lora, arm.kind, value, colours[arm.grid.config().model.name], named=i == 0)
+                _dot(ax, lora, arm.kind, value, colours[arm.spec.config.model.name], named=i == 0)
     ax.axhline(1, color="grey", lw=0.8)
     _scales(ax)
     ax.set(ylabel="steps to 99 %: LoRA's over the other's\n(above 1 LoRA is slower)")
@@ -219,7 +220,7 @@ def _dot(ax: Axes, lora: Arm, kind: str, value: tuple[float, int], colour: str, 
     if bound:
         ax.annotate("", (x, y * 1.12**bound), (x, y), arrowprops={"arrowstyle": "->", "color": colour})
     if named:
-        ax.annotate(f"r={lora.grid.row.r}", (x, y), (6, -2), textcoords="offset points", fontsize=7, color="grey")
+        ax.annotate(f"r={lora.spec.row.r}", (x, y), (6, -2), textcoords="offset points", fontsize=7, color="grey")
 
 
 def _scales(ax: Axes) -> None:
@@ -262,13 +263,13 @@ def _markdown(picture: str, experiment: Experiment, found: list[Arm], scale: str
 
 
 def _line(arm: Arm) -> list[str]:
-    grid, runs = arm.grid, [arm.runs[seed] for seed in sorted(arm.runs)]
-    about = [grid.column.name, grid.label(), grid.config().model.name, str(arm.side or "-")]
+    spec, runs = arm.spec, [arm.runs[seed] for seed in sorted(arm.runs)]
+    about = [spec.column.name, spec.label, spec.config.model.name, str(arm.side or "-")]
     about += [f"{arm.trainable:,}", f"{arm.bits:.3f}"]
     if not runs:
         return [*about, "-", "not run", "", ""]
-    best = grid.best()
-    rate = f"{format_lr(best.lr)}{', edge' if grid.chose_edge() else ''}" if best and best.lr else "-"
+    best = arm.found.best
+    rate = f"{format_lr(best.lr)}{', edge' if arm.found.chose_edge else ''}" if best and best.lr else "-"
     nats, accuracy = [f"{o.mean_nats:.1f}" for o in runs], [f"{o.accuracy:.1f}" for o in runs]
     return [*about, rate, ", ".join(o.shown for o in runs), ", ".join(nats), ", ".join(accuracy)]
 
@@ -280,10 +281,10 @@ def _csv(found: list[Arm]) -> str:
     writer.writerow(CSV_COLUMNS)
     for arm in found:
         for seed, o in sorted(arm.runs.items()):
-            row, config = arm.grid.row, o.config
-            about = [config.model.name, arm.grid.column.name, arm.pairs, row.method, row.r or "", row.operator or ""]
+            row, config = arm.spec.row, o.config
+            about = [config.model.name, arm.spec.column.name, arm.pairs, row.method, row.r or "", row.operator or ""]
             about += [" ".join(row.settings), arm.trainable, f"{arm.bits:.4f}", format_lr(config.lr or 0)]
             steps = "" if o.steps is None else f"{o.steps:.1f}"
             found_ = [steps, config.last_step, f"{o.mean_nats:.4f}", f"{o.accuracy:.4f}", run_id(config)]
-            writer.writerow([*about, arm.grid.chose_edge(), seed, *found_])
+            writer.writerow([*about, arm.found.chose_edge, seed, *found_])
     return out.getvalue()

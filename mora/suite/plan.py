@@ -2,43 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from mora.analysis.cost import Cost, cost
-from mora.analysis.memory import GIB, GPU_BYTES, RESERVE
+from mora.analysis.gpus import GIB, H100, Gpu
+from mora.analysis.memory import RESERVE
 from mora.config import RunConfig, compose, run_id
 from mora.config.compose import load
-from mora.config.schema import Hardware
+from mora.config.schema import Hardware, LoraAdapter
+from mora.results import STORE, RunResult
 
-from .experiment import Grid
+from .cells import resolve
+from .experiment import CellSpec
 from .launch import ROOT
-from .result import read, result_of, stands, unusable, usable
+from .result import result_of, stands, unusable, usable
 
-COLUMNS = (
-    f"{'run':44} {'steps':>6} {'tokens':>8} {'PFLOP':>8} {'trainable':>13} "
-    f"{'weights':>8} {'grads':>6} {'optim':>6} {'activ':>6} {'logits':>6} {'GiB/GPU':>8} {'micro':>6} {'shadow':>7} "
-    f"{'GPU-h':>8} {'disk':>6}"
+NAME = 58  # characters of a run's name and what of its method is not in it
+HEAD = (  # name, unit, width
+    ("steps", "", 6),
+    ("tokens", "M", 8),
+    ("compute", "PFLOP", 9),
+    ("trainable", "", 13),
+    ("weights", "GiB", 8),
+    ("grads", "GiB", 6),
+    ("optim", "GiB", 6),
+    ("activ", "GiB", 6),
+    ("logits", "GiB", 6),
+    ("a GPU", "GiB", 8),
+    ("micro", "seq", 6),
+    ("shadow", "GiB", 7),
+    ("time", "GPU-h", 8),
+    ("disk", "GiB", 7),
+)
+COLUMNS = "\n".join(
+    f"{first:{NAME}} " + " ".join(f"{part[row]:>{part[2]}}" for part in HEAD) for row, first in ((0, "run"), (1, ""))
 )
 
 
-def text(grids: list[Grid], hardware: str) -> str:
+def text(grids: list[CellSpec], hardware: str, settings: Sequence[str] = (), gpu: Gpu = H100) -> str:
     """A line a run on the hardware of that name that has no usable result, then totals and what the numbers rest on; what
-    results there are that do not count, and why.
+    results there are that do not count, and why. `settings`: overrides of the hardware.
 
     Final runs whose setting is not chosen yet are counted at the first of the grid.
     Raises: ConfigError, also where a result is damaged, or that hardware cannot share out a run's batch.
     """
-    chosen, measured = _hardware(hardware), _results()
-    wanted = {run_id(config): config for grid in grids for config in grid.runs(stands)}
+    chosen, measured = _hardware(hardware, settings), _results()
+    wanted = {run_id(config): config for grid in grids for config in resolve(grid, stands).needed}
     found = [config for config in wanted.values() if not usable(result_of(config), config.scale.name)]
     cells = len({tuple(grid.base) for grid in grids if grid.exists})
     everything = f"{cells} cells (a task, method and rank each), {len(wanted)} runs"
     if not found:
         return f"{everything}; nothing is missing"
     runs = [load(c.model_dump(mode="json") | {"hardware": chosen.model_dump()}) for c in found]
-    costs = [(run, cost(run, measured.get((run.scale.name, run.task.name), []))) for run in runs]
+    costs = [(run, cost(run, measured.get((run.scale.name, run.task.name), []), gpu)) for run in runs]
     lines = [COLUMNS, *(_line(run, needs) for run, needs in costs), "", f"{everything}; missing:"]
-    return "\n".join([*lines, *_totals(costs, chosen), *_unusable(found)])
+    return "\n".join([*lines, *_totals(costs, chosen, gpu), *_unusable(found)])
 
 
 def _unusable(missing: list[RunConfig]) -> list[str]:
@@ -52,17 +71,28 @@ def _unusable(missing: list[RunConfig]) -> list[str]:
     return lines
 
 
-def _hardware(name: str) -> Hardware:
-    """Of configs/hardware, whatever the task."""
-    return compose(["task=c4", "method=fft", f"hardware={name}"]).hardware
+def _hardware(name: str, settings: Sequence[str]) -> Hardware:
+    """Of configs/hardware, whatever the task: its batch is checked when a run of it is put there."""
+    whatever = ["task.train.global_batch_size=55440"]
+    own = [text for text in settings if text.startswith("hardware.")]
+    return compose(["task=c4", "method=fft", f"hardware={name}", *whatever, *own]).hardware
 
 
-def _results() -> dict[tuple[str, str], list[dict[str, Any]]]:
+def name_of(run: RunConfig) -> str:
+    """The run's id, and what its method was given beside its rank and rate: only the hash tells that."""
+    more = []
+    if isinstance(run.method.adapter, LoraAdapter) and run.method.adapter.lr_ratio != 1:
+        more.append(f"ratio={run.method.adapter.lr_ratio:g}")
+    if run.method.restart is not None:
+        more.append(f"every={run.method.restart.every_steps}")
+    return " ".join([run_id(run), *more])
+
+
+def _results() -> dict[tuple[str, str], list[RunResult]]:
     """Results by scale and task, for the length of their data."""
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for path in sorted((ROOT / "results" / "runs").glob("*.json")):
-        result = read(path)
-        found.setdefault((result["config"]["scale"]["name"], result["config"]["task"]["name"]), []).append(result)
+    found: dict[tuple[str, str], list[RunResult]] = {}
+    for result in STORE.all(ROOT / "results" / "runs"):
+        found.setdefault((result.scale, result.task), []).append(result)
     return found
 
 
@@ -71,9 +101,9 @@ def _line(run: RunConfig, found: Cost) -> str:
     parts = [f"{part / GIB:{width}.1f}" for part, width in _sized(m)]
     micro = str(found.micro_batch_size) if found.micro_batch_size else "none"
     return (
-        f"{run_id(run):44} {_count(found.steps):>6} {_bounded(found):>8} {_number(found.flops, 1e15):>8} "
+        f"{name_of(run):{NAME}} {_count(found.steps):>6} {_bounded(found):>8} {_number(found.flops, 1e15):>9} "
         f"{found.trainable:>13,} {' '.join(parts)} {m.gpu / GIB:8.1f} {micro:>6} {m.shadow / GIB:7.1f} "
-        f"{_number(found.gpu_hours, 1):>8} {found.disk / GIB:6.1f}"
+        f"{_number(found.gpu_hours, 1):>8} {found.disk / GIB:7.1f}"
     )
 
 
@@ -86,15 +116,19 @@ def _count(value: int | None) -> str:
 
 
 def _number(value: float | None, unit: float) -> str:
-    return "?" if value is None else f"{value / unit:,.1f}"
+    if value is None:
+        return "?"
+    return f"{value / unit:,.{1 if value >= 10 * unit else 3}f}"
 
 
 def _bounded(found: Cost) -> str:
-    """Tokens in millions; `<` where sequences may be shorter than the longest."""
-    return "?" if found.tokens is None else f"{'<' if found.at_most else ''}{found.tokens / 1e6:,.0f}M"
+    """Millions of tokens; `<` where sequences may be shorter than the longest."""
+    if found.tokens is None:
+        return "?"
+    return f"{'<' if found.at_most else ''}{found.tokens / 1e6:,.{0 if found.tokens >= 1e7 else 1}f}"
 
 
-def _totals(costs: list[tuple[RunConfig, Cost]], hardware: Hardware) -> list[str]:
+def _totals(costs: list[tuple[RunConfig, Cost]], hardware: Hardware, gpu: Gpu) -> list[str]:
     flops = sum(found.flops or 0 for _, found in costs)
     unknown = sum(found.flops is None for _, found in costs)
     too_large = [run_id(run) for run, found in costs if found.micro_batch_size is None]
@@ -102,7 +136,7 @@ def _totals(costs: list[tuple[RunConfig, Cost]], hardware: Hardware) -> list[str
     lines = [
         f"{len(costs)} runs, {flops / 1e18:,.1f} EFLOP, {_hours(costs, hardware)}; {disk:,.0f} GiB of adapters and whole "
         f"models are left, and up to {checkpoints:,.0f} GiB of checkpoints a run on the way.",
-        f"micro: {_micro(hardware)}; set it with hardware.micro_batch_size. Memory in GiB at that size, shadow in CPU "
+        f"micro: {_micro(hardware, gpu)}; set it with hardware.micro_batch_size. Memory in GiB at that size, shadow in CPU "
         "memory of rank 0.",
         "Tokens marked < take every sequence for as long as the longest. Evaluation is not counted.",
     ]
@@ -111,7 +145,7 @@ def _totals(costs: list[tuple[RunConfig, Cost]], hardware: Hardware) -> list[str
         sources[found.rate_source] = sources.get(found.rate_source, 0) + 1
     lines += [f"speed of {n} runs: {source}" for source, n in sources.items()]
     if hardware.world_size > 1 and hardware.device != "cpu":
-        lines.append("Several GPUs are extrapolated from one: what they say to each other is not in the hours.")
+        lines.append("Several GPUs are extrapolated from one: their communication is not in the hours.")
     if unknown:
         lines.append(f"{unknown} runs have data whose size is known after `make data`.")
     if too_large:
@@ -128,7 +162,7 @@ def _hours(costs: list[tuple[RunConfig, Cost]], hardware: Hardware) -> str:
     return f"{hours:,.0f} GPU hours of training at most on {on}"
 
 
-def _micro(hardware: Hardware) -> str:
+def _micro(hardware: Hardware, gpu: Gpu) -> str:
     if hardware.device == "cpu":
         return f"the sequences a pass of a rank that are set; how much memory {hardware.name} has is not known"
-    return f"the most sequences a pass of a rank that fits {GPU_BYTES / GIB:.0f} GiB less {RESERVE:.0%}"
+    return f"the most sequences a pass of a rank that fits {gpu.memory / GIB:.0f} GiB ({gpu.name}) less {RESERVE:.0%}"

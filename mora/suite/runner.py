@@ -13,11 +13,15 @@ from pathlib import Path
 from mora.config import RunConfig, run_id
 from mora.config.run_id import spectrum_path
 
-from .experiment import Grid
+from . import inputs
+from .cells import resolve
+from .experiment import CellSpec
 from .gpus import Places, visible
 from .launch import ROOT, STOPPED, interrupt_on_sigterm, launch, run_folder, stop_workers, unheld, warning
+from .progress import Progress
 from .result import done, result_of, stands
 
+NODES_WAIT_S = 120.0
 POLL_S = 5.0  # how often a run that another suite is doing is looked at
 
 
@@ -26,48 +30,63 @@ def missing(configs: Iterable[RunConfig]) -> list[RunConfig]:
     return list({run_id(c): c for c in configs if not done(c)}.values())
 
 
-def plan(grids: list[Grid]) -> list[RunConfig]:
+def plan(grids: list[CellSpec]) -> list[RunConfig]:
     """What can be run now: the searches first, since other runs wait for them, and the runs at the rates they chose.
 
     On changed source its own results choose, too: they decide what it runs, and no table.
     """
-    return missing([*(c for grid in grids for c in grid.search()), *(c for grid in grids for c in grid.final(stands))])
+    finals = (c for grid in grids for c in resolve(grid, stands).final)
+    return missing([*(c for grid in grids for c in grid.search), *finals])
 
 
-def complete(grids: list[Grid], jobs: int) -> list[str]:
+def complete(grids: list[CellSpec], jobs: int, patient: bool = True) -> list[str]:
     """Runs everything that is missing, `jobs` at once; what can be run is asked anew whenever a run ends, so that the
     final runs of a cell do not wait for the searches of others. Returns the ids of the runs that failed.
 
-    A run that another process holds is left to it, and looked at again while a place is free.
+    A run that another process holds is left to it, and looked at again while a place is free; not `patient`: no more, once
+    nothing else is left to do. Of several nodes, each calls it: they do the runs in one order.
     Raises: KeyboardInterrupt on SIGTERM or Ctrl-C, after the workers have saved their checkpoints.
     """
     interrupt_on_sigterm()
-    gpus = visible()
-    pool, places = ThreadPoolExecutor(jobs), Places(jobs, gpus)
+    first = plan(grids)
+    for config in {c.hardware: c for c in first}.values():
+        inputs.check(config)
+    if first and (text := warning(grids[0].scale)):
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+    gpus, several = visible(), max((c.hardware.processes for c in first), default=1)
+    nodes = max((c.hardware.nodes for c in first), default=1)
+    places = Places(1 if nodes > 1 else jobs, gpus, several)  # the nodes of a run do the runs in one order
+    jobs, pool, progress = places.jobs, ThreadPoolExecutor(places.jobs), Progress(len(first))
     running: dict[Future[int], RunConfig] = {}
     failed: list[str] = []
     finished: set[str] = set()  # not begun again, though a suite of other source may replace their results
-    if plan(grids) and (text := warning(grids[0].scale)):
-        print(f"warning: {text}", file=sys.stderr, flush=True)
     announced: list[str] = []
     try:
         while todo := [c for c in plan(grids) if run_id(c) not in {*failed, *finished}]:
+            progress.more(len(todo))
             ours = {run_id(c) for c in running.values()}
             others = [c for c in todo if run_id(c) not in ours]
             free = [c for c in others if not held(c) and not done(c)]  # the other process may just have ended it
             if not ours:
                 announced = _announce(free, others, jobs, gpus, announced)
             for config in free[: jobs - len(running)]:
+                progress.begin(config)
                 running[pool.submit(_run, config, places)] = config
+            if not running and not patient:
+                break
             if not running:
                 time.sleep(POLL_S)
                 continue
-            for ended in wait(running, POLL_S if len(running) < jobs else None, FIRST_COMPLETED).done:
+            while not (over := wait(running, POLL_S, FIRST_COMPLETED).done) and len(running) == jobs:
+                progress.say(running.values())
+            for ended in over:
                 config = running.pop(ended)
                 if ended.result():
                     failed.append(run_id(config))
                 elif done(config):
                     finished.add(run_id(config))
+                progress.end(config, done(config))
+                print(f"  {progress.whole()}", flush=True)
     except KeyboardInterrupt:
         pool.shutdown(wait=False, cancel_futures=True)
         stop_workers()
@@ -93,9 +112,9 @@ def _announce(
 
 
 def held(config: RunConfig) -> bool:
-    """Whether a worker, of this suite or another, is at the run now."""
+    """Whether a worker, of this suite or another, is at the run now; never of a run on several nodes: others join it."""
     folder = run_folder(config)
-    if not (folder / ".lock").is_file():
+    if config.hardware.nodes > 1 or not (folder / ".lock").is_file():
         return False
     with unheld(folder) as free:
         return not free
@@ -110,15 +129,17 @@ def _was_held(folder: Path) -> bool:
 def _run(config: RunConfig, places: Places) -> int:
     """The worker's exit code; 0 too where another process holds the run or was faster, 1 where its result does not stand."""
     if held(config):
-        print(f"{run_id(config)}: elsewhere", flush=True)
+        print(f"{run_id(config)}: skipped (another process runs it, or has done it)", flush=True)
         return 0
     folder = run_folder(config)
     folder.mkdir(parents=True, exist_ok=True)
     threads = str(max(1, (os.cpu_count() or 1) // places.jobs))
     with open(folder / "output.txt", "a") as output, places.take(config.hardware.world_size) as env:
         code = launch(config, output, {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads), **env})
+    if code == 0 and config.hardware.nodes > 1:
+        _wait_for_result(config)
     if code and (done(config) or held(config) or _was_held(folder)):
-        print(f"{run_id(config)}: elsewhere", flush=True)
+        print(f"{run_id(config)}: skipped (another process runs it, or has done it)", flush=True)
         return 0
     if code == 0 and result_of(config) is not None and not done(config):
         print(
@@ -128,17 +149,24 @@ def _run(config: RunConfig, places: Places) -> int:
         )
         return 1
     failed = f"FAILED with exit code {code}, see {folder / 'output.txt'}"
-    word = {0: (result_of(config) or {}).get("status", "done"), STOPPED: "stopped"}.get(code, failed)
+    word = {0: getattr(result_of(config), "status", "done"), STOPPED: "stopped"}.get(code, failed)
     print(f"{run_id(config)}: {word}", file=sys.stdout if code == 0 else sys.stderr, flush=True)
     return code
 
 
-def measure_spectra(grids: list[Grid]) -> None:
+def _wait_for_result(config: RunConfig) -> None:
+    """The first node writes it, the others are done a little earlier: all plan the next run with it."""
+    until = time.monotonic() + NODES_WAIT_S
+    while result_of(config) is None and time.monotonic() < until:
+        time.sleep(1.0)
+
+
+def measure_spectra(grids: list[CellSpec]) -> None:
     """The spectra of finished runs whose weights are still in their folders; those that there are stay."""
-    for config in (c for grid in grids for c in grid.final(stands)):
+    for config in (c for grid in grids for c in resolve(grid, stands).final):
         path, folder = spectrum_path(config), run_folder(config)
         result = result_of(config)
-        if path.is_file() or result is None or result["status"] != "done" or not (folder / "config.yaml").is_file():
+        if path.is_file() or result is None or result.status != "done" or not (folder / "config.yaml").is_file():
             continue
         command = [sys.executable, "-m", "mora.analysis.spectrum", "--run", str(folder), "--out", str(path)]
         print(f"{run_id(config)}: spectrum", flush=True)

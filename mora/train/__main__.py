@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import traceback
@@ -13,6 +14,7 @@ import yaml
 
 from mora.config.compose import ConfigError, load, one_line
 
+from .log import replace_file
 from .loop import Interrupted
 from .restart import RestartFailed
 from .worker import run
@@ -53,6 +55,8 @@ def main() -> int:
 def _out_of_memory(folder: Path, error: torch.OutOfMemoryError) -> str:
     config = load(yaml.safe_load((folder / "config.yaml").read_text()))
     hardware, first = config.hardware, str(error).splitlines()[0]
+    # for the launcher, which may choose a smaller one: torchrun gives it no exit code of a rank's
+    replace_file(folder / "out_of_memory.json", json.dumps({"micro_batch_size": config.micro_batch_size}))
     name, micro = "micro_batch_size", config.micro_batch_size
     share = config.task.train.global_batch_size // hardware.world_size
     smaller = max((n for n in range(1, micro // 2 + 1) if share % n == 0), default=0)

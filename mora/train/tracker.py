@@ -13,7 +13,7 @@ from mora.config.run_id import run_id
 from mora.config.schema import RunConfig
 
 Rows = list[dict[str, Any]]
-EXTRA = "pip install 'mora[trackers]', or tracker=none"
+EXTRA = "pip install '.[trackers]' in the checkout, or tracker=none"
 
 
 def start_tracker(

@@ -8,7 +8,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
@@ -18,21 +18,28 @@ from typing import Any
 import torch
 import yaml
 
+from mora import results
 from mora.config import provenance, source
-from mora.config.compose import CONFIG_DIR, ConfigError, load
+from mora.config.compose import ConfigError, load
 from mora.config.lock import locked
 from mora.config.run_id import log_path, result_path, run_id
 from mora.config.schema import Model, RunConfig
 from mora.data import load as load_data
 from mora.data.batches import Batches
+from mora.data.samples import Sample
 from mora.evaluate.records import NotFinite
+from mora.evaluate.window import positions
 from mora.methods import parameter_lines, parameter_table, prepare
+from mora.models import known
+from mora.models.fused import use_fused_layers
+from mora.models.load import load_model
+from mora.models.structure import fast_paths
+from mora.models.tokenizers import pad_id
 
-from . import log
+from . import inputs, log
 from .distributed import device_of_rank, process_group, rank, world_size
-from .engines import make_engine
+from .engines import captures_graphs, make_engine
 from .loop import Diverged, fit
-from .model import load_model, pad_id, use_fused_layers
 from .scoring import Scoring
 
 PACKAGES = ("torch", "transformers", "peft", "lm_eval", "datasets", "numpy")
@@ -62,6 +69,10 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
         print(data.report.text(config.task.name), flush=True)
     if config.method.trains:
         config = _with_samples(config, len(data.samples))
+    check_positions(model, data.samples)
+    made_of = {"model": {"path": config.model.path, "sha256": inputs.digest(config.model)}, "data": data.fingerprints}
+    if rank() == 0:
+        inputs.same_as_before(folder, made_of)
     pad = pad_id(tokenizer)
     scoring = Scoring(config, data, tokenizer, pad, folder)
     scoring.check()
@@ -73,6 +84,9 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
     )  # fmt: skip
     parameters = parameter_table(model)
     _print_parameters(model, config)
+    paths = fast_paths(model, fused, device.type == "cuda" and captures_graphs(config))
+    if rank() == 0:
+        print(_fast_paths_line(paths), flush=True)
     engine = make_engine(model, config)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -96,14 +110,14 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
         with engine.full_weights():
             _save_trained(model, tokenizer, config, folder)
     facts = {
-        "data": {"fingerprints": data.fingerprints, "report": data.report.as_dict()},
+        "data": {"fingerprints": data.fingerprints, "report": data.report.as_dict(), "model": made_of["model"]},
         "total_steps": config.total_steps if config.method.trains else 0,
         "last_step": config.last_step if config.method.trains else 0,
         "parameters": {
             "trainable": sum(parameters.values()),
             "by_module": parameters,
         },
-        "hardware": _hardware(device) | _how(config) | {"fused_layers": fused},
+        "hardware": _hardware(device) | _how(config) | {"fused_layers": fused, "fast_paths": paths},
         "speed": speed,
         "wall_s": round(time.time() - started, 1),
     }
@@ -135,9 +149,7 @@ def _base(model: Model) -> str | None:
     """
     if model.source == "pretrained":
         return model.path
-    written = CONFIG_DIR / "model" / f"{model.name}.yaml"
-    known = Model.model_validate(yaml.safe_load(written.read_text())) if written.is_file() else None
-    return model.name if model.model_copy(update={"path": None}) == known else None
+    return model.name if model.model_copy(update={"path": None}) == known.named(model.name) else None
 
 
 def _name_base(adapter: Path, base: str | None, config: RunConfig) -> None:
@@ -160,20 +172,20 @@ def write_result(config: RunConfig, folder: Path, facts: dict[str, Any]) -> Path
     path = result_path(config)
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = log.read(folder / "log.jsonl")
-    result = {
-        "run_id": path.stem,
-        **facts,
-        "config": config.model_dump(mode="json"),
-        "provenance": provenance.of_run(config),
-        "source": source.of_this_process(),
-        "packages": {package: version(package) for package in PACKAGES},
-        "metrics": {
-            str(row["step"]): {k: v for k, v in row.items() if k != "step"} for row in rows if "loss" not in row
-        },
-        "final_train_loss": next((row["loss"] for row in reversed(rows) if "loss" in row), None),
-    }
+    result = results.of_facts(
+        facts
+        | {
+            "run_id": path.stem,
+            "config": config.model_dump(mode="json"),
+            "provenance": provenance.of_run(config),
+            "source": source.of_this_process(),
+            "packages": {package: version(package) for package in PACKAGES},
+            "metrics": results.of_log(rows),
+            "final_train_loss": next((row["loss"] for row in reversed(rows) if "loss" in row), None),
+        }
+    )
     log.replace_file(log_path(config), (folder / "log.jsonl").read_text())
-    log.replace_file(path, json.dumps(result, indent=1, sort_keys=True) + "\n")
+    log.replace_file(path, result.text())
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return path
 
@@ -197,6 +209,18 @@ def _with_samples(config: RunConfig, n: int) -> RunConfig:
         raise ConfigError(str(error)) from error
 
 
+def check_positions(model: torch.nn.Module, samples: Sequence[Sample]) -> None:
+    """Raises: ConfigError where a sequence is longer than the model has positions, before anything is trained."""
+    there = positions(model)
+    if there is None:
+        return
+    longest = getattr(samples, "longest", None) or max((len(sample.input_ids) for sample in samples), default=0)
+    if longest > there:
+        raise ConfigError(
+            f"the model has {there} positions, the longest sequence {longest} tokens: lower task.data.max_length to {there}"
+        )
+
+
 def _device(wanted: str) -> torch.device:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError("hardware.device='cuda': torch sees no GPU here; use hardware=cpu or hardware=auto")
@@ -211,6 +235,12 @@ def _hardware(device: torch.device) -> dict[str, Any]:
     else:
         name, peak = platform.machine(), None
     return {"device": name, "peak_memory_bytes": peak, "runs_side_by_side": int(os.environ.get("MORA_SIDE_BY_SIDE", 1))}
+
+
+def _fast_paths_line(paths: dict[str, bool]) -> str:
+    used = ", ".join(name for name, there in paths.items() if there) or "none"
+    absent = ", ".join(name for name, there in paths.items() if not there)
+    return f"fast paths: {used}" + (f"; not used here: {absent}" if absent else "")
 
 
 def _how(config: RunConfig) -> dict[str, Any]:

@@ -234,7 +234,7 @@ def test_bad_input_is_refused_before_a_worker_starts(tmp_path, overrides, expect
     ("overrides", "expected"),
     [
         (["model=llama2_7b", "model.path=/no/such/folder"], "model.path='/no/such/folder' cannot be loaded"),
-        (["hardware=gpu1"], "hardware.device='cuda': torch sees no GPU here"),
+        (["hardware=gpu1"], "hardware.device='cuda', hardware.processes=1 (hardware=gpu1): there is no GPU here"),
     ],
 )
 def test_bad_input_is_refused_before_training(tmp_path, overrides, expected):

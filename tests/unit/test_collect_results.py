@@ -12,9 +12,10 @@ from mora.config.source import ROOT
 
 @pytest.fixture
 def collect(tmp_path, monkeypatch):
-    """Runs the script over `from/` into `into/`; of two commits, one of a fingerprint that is known here."""
+    """Runs the script over `from/` into `into/`; the fingerprints of a commit here are "known" and "known-old"."""
     (tmp_path / "from").mkdir()
-    monkeypatch.setattr(source, "fingerprint_of_commit", lambda commit: "known")
+    of = {source.NUMBERS: "known", source.EVERYTHING: "known-old"}
+    monkeypatch.setattr(source, "fingerprint_of_commit", lambda commit, files: of[files])
 
     def run(*more):
         folders = [str(tmp_path / "from"), "--into", str(tmp_path / "into")]
@@ -32,8 +33,10 @@ def bring(folder, loss, fingerprint="known"):
     (folder / "a.log.jsonl").write_text(json.dumps({"step": 1, "loss": loss}) + "\n")
 
 
-def test_a_result_of_a_known_commit_is_brought_in_with_it(collect, tmp_path):
-    bring(tmp_path / "from", 1.0)
+@pytest.mark.parametrize("fingerprint", ["known", "known-old"])
+def test_a_result_of_a_known_commit_is_brought_in_with_it(collect, tmp_path, fingerprint):
+    """Until 2026-11 the fingerprint of a run covered everything; those results are brought in as well."""
+    bring(tmp_path / "from", 1.0, fingerprint)
     assert collect() == 0
     found = json.loads((tmp_path / "into" / "a.json").read_text())
     assert found["source"]["dirty"] is False

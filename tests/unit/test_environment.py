@@ -94,8 +94,66 @@ def test_conda_uses_the_lowest_supported_python_and_the_lock() -> None:
     assert pip == {"pip": ["-r requirements.lock"]}
 
 
-def test_make_lists_exactly_the_experiments_that_exist() -> None:
+def make(*arguments: str) -> subprocess.CompletedProcess[str]:
     clean = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEFILES")}
-    listing = subprocess.run(["make"], cwd=ROOT, env=clean, capture_output=True, text=True, check=True).stdout
-    listed = re.findall(r"^  (\S+) +its missing runs", listing, flags=re.MULTILINE)
-    assert set(listed) == {path.stem for path in (ROOT / "experiments").glob("*.yaml")} - {"claims"}
+    return subprocess.run(["make", *arguments], cwd=ROOT, env=clean, capture_output=True, text=True, check=False)
+
+
+def test_make_lists_exactly_the_experiments_that_exist_with_their_titles() -> None:
+    titles = {
+        path.stem: yaml.safe_load(path.read_text())["title"]
+        for path in (ROOT / "experiments").glob("*.yaml")
+        if path.stem != "claims"
+    }
+    listed = dict(re.findall(r"^  ((?:table|figure)\d+) +(.+)$", make().stdout, flags=re.MULTILINE))
+    assert listed == titles
+
+
+@pytest.mark.parametrize("given", ["scale=lite", "SEED=3", "METHOD=lora", "HARDWERE=gpu8", "table=1"])
+def test_a_variable_that_nothing_reads_is_refused(given: str) -> None:
+    refused = make("-n", "table1", "PY=python", given)
+    assert refused.returncode != 0
+    assert f"there is no variable {given.split('=')[0]}; there are SCALE" in refused.stderr
+
+
+@pytest.mark.parametrize("target", ["demo", "scores"])
+def test_a_target_with_a_scale_of_its_own_takes_no_other(target: str) -> None:
+    refused = make("-n", target, "PY=python", "SCALE=lite")
+    assert refused.returncode != 0
+    assert f"`make {target}` has a scale of its own" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "passed"),
+    [
+        ("PLAN=1", "--plan"),
+        ("PLAN=yes", "--plan"),
+        ("PLAN=0", ""),
+        ("PLAN=no", ""),
+        ("PLAN=commands", "--plan commands"),
+        ("HARDWARE=gpu8", "--hardware gpu8"),
+        ("SET=hardware.micro_batch_size=16 tracker=wandb", "--set hardware.micro_batch_size=16 tracker=wandb"),
+        ("GPU=a100-80", "--gpu a100-80"),
+        ("FORCE=1", "--force"),
+        ("FORCE=0", ""),
+        ("RESULTS=/tmp/mine", "--results /tmp/mine"),
+        ("ONLY=task=uuid r=8", "--only task=uuid r=8"),
+        ("SEEDS=3", "--seeds 3"),
+    ],
+)
+def test_what_make_passes_on(given: str, passed: str) -> None:
+    done = make("-n", "table1", "PY=python", "SCALE=lite", given)
+    assert done.returncode == 0, done.stderr
+    assert " ".join(done.stdout.split()) == f"python -m mora.suite table1 --scale lite --jobs 1 {passed}".strip()
+
+
+@pytest.mark.parametrize("given", ["PLAN=maybe", "FORCE=again", "QUICK=2"])
+def test_yes_and_no_are_one_and_zero(given: str) -> None:
+    assert "expected 1 or 0" in make("-n", "bench" if "QUICK" in given else "table1", "PY=python", given).stderr
+
+
+def test_without_a_scale_it_is_said_which_is_taken() -> None:
+    said, command = make("-n", "table1", "PY=python").stdout.splitlines()
+    assert said.startswith('echo "SCALE=paper, as none was given')
+    assert command.startswith("python -m mora.suite table1 --scale paper")
+    assert "none was given" not in make("-n", "table1", "PY=python", "SCALE=paper").stdout

@@ -8,15 +8,17 @@ from paper_runs import paper
 from tiny_runs import tiny_config
 from torch.autograd.graph import saved_tensors_hooks
 
-from mora.analysis import counts, memory, shapes, speed
+from mora.analysis import counts, memory, speed
+from mora.analysis.gpus import GIB
 from mora.config import compose
 from mora.config.source import ROOT
 from mora.data.batches import Batch
 from mora.methods import prepare
+from mora.models import known, shapes
+from mora.models.load import load_model
 from mora.train import fused_loss
 from mora.train.engine import token_losses
 from mora.train.engines import checkpoint_layers
-from mora.train.model import load_model
 
 BENCH = sorted(speed.BENCH.glob("step-*.json"))
 
@@ -26,7 +28,7 @@ def test_memory_is_within_15_percent_of_what_was_measured(path):
     checked = 0
     for scenario in json.loads(path.read_text())["scenarios"]:
         for case in scenario["cases"]:
-            counted = case["r"] and case.get("activation_bytes") and scenario["shape"] in shapes.SHAPES
+            counted = case["r"] and case.get("activation_bytes") and scenario["shape"] in known.names()
             if not counted or case["stock"] or case["form"] == "reference":  # the plan counts what the kernels keep
                 continue
             operator = [f"method.adapter.operator={case['operator']}"] if case["method"] == "mora" else []
@@ -93,7 +95,7 @@ def test_the_peak_of_ranks_is_within_15_percent_of_what_was_measured(check, row)
         rank += ["task.operator=sharing"] if method == "remora" else []
     shared = ["hardware=gpu1", "hardware.cuda_graphs=false", f"hardware.parallel={row['parallel']}"]
     config = compose([*run, f"method={method}", *rank, *shared, *sizes])
-    assert memory.memory(config, length).gpu / memory.GIB == pytest.approx(row["peak_gib"], rel=0.15)
+    assert memory.memory(config, length).gpu / GIB == pytest.approx(row["peak_gib"], rel=0.15)
 
 
 def test_a_graph_has_a_stream_of_its_own_and_the_chunks_are_the_losss():
@@ -119,10 +121,10 @@ def test_zero_divides_what_its_stage_divides():
 
 
 @pytest.mark.parametrize(("room", "fits"), [(1.001, 4), (0.999, 2)])
-def test_the_largest_micro_batch_that_fits_leaves_the_reserve(room, fits, monkeypatch):
+def test_the_largest_micro_batch_that_fits_leaves_the_reserve(room, fits):
     config = paper("lora", "hardware=gpu1")
-    monkeypatch.setattr(memory, "GPU_BYTES", room * memory.memory(config, 2048, 4).gpu / (1 - 0.08))
-    assert memory.fitting_micro_batch(config, 2048) == fits
+    gpu_bytes = room * memory.memory(config, 2048, 4).gpu / (1 - 0.08)
+    assert memory.fitting_micro_batch(config, 2048, gpu_bytes) == fits
 
 
 def test_tokens_bound_the_sequences_of_a_pass():

@@ -9,7 +9,7 @@ from paper_runs import paper
 
 from mora.analysis import counts, speed
 from mora.bench import plan
-from mora.config import compose
+from mora.config import ConfigError, compose
 
 LARGE = ["task=metamath", "hardware=gpu1", "hardware.cuda_graphs=false"]
 CASES = {case.name: case for case in plan.cases(smoke=False)} | {
@@ -165,3 +165,21 @@ def test_the_committed_measurements_are_read():
     assert all(m.seconds > 0 and m.tokens > 0 for m in (*passes, *speed._runs()))
     lora = next(m for m in passes if m.name == "lora r=8" and m.config.model.name == "llama2_7b")
     assert lora.seconds == pytest.approx(0.66, rel=0.1)
+
+
+@pytest.mark.parametrize(("method", "r"), [("remora", 128), ("lora", 128)])
+def test_the_measured_1b3_shape_is_found_by_its_name_in_configs(method, r):
+    config = compose(["task=c4", f"method={method}", f"r={r}", "model=llama_1b3", "hardware=gpu1"])
+    rate = speed.rate_of(config, 512, 8)
+    assert "assumed" not in rate.source
+    assert "H100" in rate.source
+
+
+def test_a_measurement_of_an_unknown_shape_is_not_passed_over(tmp_path, monkeypatch):
+    case = {"name": "lora r=8", "method": "lora", "r": 8, "ms": [1.0], "stock": False, "form": "auto"}
+    scenario = {"shape": "llama_9b", "cases": [case], "batch_size": 1, "length": 8}
+    result = {"scenarios": [scenario], "hardware": {"device": "x"}}
+    (tmp_path / "step-x.json").write_text(json.dumps(result))
+    monkeypatch.setattr(speed, "BENCH", tmp_path)
+    with pytest.raises(ConfigError, match=r"shape 'llama_9b' has no configs/model/llama_9b\.yaml"):
+        speed._passes.__wrapped__()

@@ -25,6 +25,14 @@ from mora.config.source import ROOT
         (["task=uuid", "method=mora", "r=8", "+task.train.epoch=1"], "task.train.epoch: there is no such field"),
         (["task=uuid", "method=mora", "r=8", "task.train.epochs=many"], "task.train.epochs='many'"),
         (["task=uuid", "method=mora", "r=8", "lr=-1"], "lr=-1: input should be greater than 0"),
+        (["task=uuid", "method=mora", "r=8", "lr=inf"], "lr=inf: input should be a finite number"),
+        (
+            ["task=uuid", "method=mora", "r=8", "task.train.adam_eps=nan"],
+            "adam_eps=nan: input should be a finite number",
+        ),
+        (["task=uuid", "method=mora", "r=true"], "r=True: expected no truth value"),
+        (["task=uuid", "method=mora", "r=8", "seed=false"], "seed=False: expected no truth value"),
+        (["task=uuid", "method=mora", "r=8", "task.train.max_grad_norm=true"], "max_grad_norm=True: expected no truth"),
         (
             ["task=uuid", "method=mora", "r=8", "method.adapter.operator=twist"],
             "method.adapter.operator='twist': input should be",
@@ -81,6 +89,8 @@ def test_a_typo_in_any_yaml_is_refused(path):
     overrides = [f"{k}={v}" for k, v in chosen.items() if k != "overlay"]
     if chosen["method"] not in ("fft", "none"):
         overrides.append("r=8")
+    if path.stem == "custom":
+        overrides.append("model.path=some/model")
     values = compose(overrides).model_dump()
     top = "task" if group == "overlay" else group
     values[top]["a_typo"] = 1

@@ -12,7 +12,7 @@ from mora.data.batches import Batches
 from mora.data.packing import blocks
 from mora.data.records import DataError
 from mora.data.samples import StoredSamples
-from mora.train.model import load_tokenizer
+from mora.models.tokenizers import load_tokenizer
 
 
 def config(task, *overrides):

@@ -19,6 +19,7 @@ from mora.evaluate.tasks.c4 import c4_task
 from mora.evaluate.tasks.finance import finance_local
 from mora.evaluate.tasks.metamath import metamath_task
 from mora.evaluate.tasks.mmlu import mmlu_task
+from mora.models.load import load_any
 
 real = pytest.mark.skipif("MORA_DATA_DIR" not in os.environ, reason="MORA_DATA_DIR is not set")
 
@@ -40,7 +41,7 @@ def test_perplexity_is_exp_of_the_models_own_loss(tiny, tmp_path):
 def test_a_folder_without_a_model_is_refused(tmp_path):
     (tmp_path / "note.txt").write_text("no model")
     with pytest.raises(ConfigError, match=rf"^model '{tmp_path}' cannot be loaded \(.*give a folder, hub id or name$"):
-        command.load(str(tmp_path), "fp32")
+        load_any(str(tmp_path), "fp32")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from mora.config.data_schema import UuidData
 from mora.data.uuid import make_pairs
 from mora.evaluate.choices import LogLikelihood
 from mora.evaluate.harness import Settings, task_manager
-from mora.train.model import character_tokenizer
+from mora.models.tokenizers import character_tokenizer
 
 real = pytest.mark.skipif("MORA_DATA_DIR" not in os.environ, reason="MORA_DATA_DIR is not set")
 

@@ -6,9 +6,10 @@ import pytest
 from made_up import write
 
 from mora.config import compose, run_id, source
-from mora.config.run_id import result_path
+from mora.results import typed
 from mora.suite import experiment as experiments
 from mora.suite import memory
+from mora.suite.cells import resolve, resolve_all
 from mora.suite.memory import Outcome
 
 EXPERIMENT = experiments.load("memory")
@@ -17,19 +18,19 @@ LARGE = ["task.data.pairs=6500", "task.train.global_batch_size=650"]
 DECOUPLE = "method.adapter.operator=decouple"
 
 
-def rows(scale="lite"):
-    return experiments.grids(EXPERIMENT, scale)
+def rows():
+    return resolve_all(experiments.grids(EXPERIMENT, "lite"))
 
 
 def cells(name="memory"):
-    return [grid for row in experiments.grids(experiments.load(name), "lite") for grid in row if grid.exists]
+    return [spec for row in experiments.grids(experiments.load(name), "lite") for spec in row if spec.exists]
 
 
 def outcome(known):
     """Of token accuracies, 50 steps apart."""
     config = compose(["task=uuid", "method=lora", "r=1", "scale=lite"])
-    metrics = {50 * (i + 1): {"value_token_acc": share, "value_nll": 1.0} for i, share in enumerate(known)}
-    return Outcome(config, metrics)
+    rows = {50 * (i + 1): {"value_token_acc": share, "value_nll": 1.0} for i, share in enumerate(known)}
+    return Outcome(config, {step: typed(row) for step, row in rows.items()})
 
 
 @pytest.mark.parametrize(
@@ -45,25 +46,25 @@ def outcome(known):
 def test_the_searches_are_those_of_the_campaign(overrides, rates):
     asked = ["task=uuid", "scale=lite", *overrides, "task.train.stop_step=300"]
     wanted = [run_id(compose([*asked, f"lr={rate}"])) for rate in rates.split()]
-    assert wanted in [[run_id(config) for config in grid.search()] for grid in cells()]
+    assert wanted in [[run_id(config) for config in spec.search] for spec in cells()]
 
 
 @pytest.mark.parametrize(("method", "rate"), [("lora", "1e-2"), ("mora", "3e-3")])
 def test_three_times_the_steps_need_no_search(method, rate):
     config = compose(["task=uuid", "scale=lite", "task.train.epochs=300", f"method={method}", "r=1", f"lr={rate}"])
-    (cell,) = [grid for grid in cells() if grid.row.method == method and "3000" in grid.column.name]
-    assert cell.search() == []
-    assert run_id(cell.final()[0]) == run_id(config)
+    (cell,) = [spec for spec in cells() if spec.row.method == method and "3000 steps" in spec.column.name]
+    assert cell.search == []
+    assert run_id(resolve(cell).final[0]) == run_id(config)
 
 
 def test_the_runs_of_table_2_are_cells():
-    here = {run_id(config) for grid in cells() for config in grid.runs()}
-    for grid in cells("table2"):
-        assert {run_id(config) for config in grid.runs()} <= here, grid.label()
+    here = {run_id(config) for spec in cells() for config in resolve(spec).needed}
+    for spec in cells("table2"):
+        assert {run_id(config) for config in resolve(spec).needed} <= here, spec.label
 
 
 def test_loads_are_from_a_thirtieth_to_half_a_bit():
-    bits = sorted(arm.bits for arm in memory.arms(rows()) if arm.grid.row.r == 1)
+    bits = sorted(arm.bits for arm in memory.arms(rows()) if arm.spec.row.r == 1)
     assert bits[0] < 0.035
     assert 0.49 < bits[-1] < 0.55
     frozen = [arm for arm in memory.arms(rows()) if arm.kind == "LoRA, A frozen"]
@@ -91,11 +92,11 @@ def test_a_ratio_is_a_bound_where_one_of_the_two_did_not_get_there():
 def test_the_figure_pairs_seeds_and_names_what_neither_reached(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "ROOT", tmp_path)
     assert memory.render("memory", EXPERIMENT, rows(), "lite", tmp_path / "out") is None
-    chosen = [grid for grid in cells() if grid.row.r == 8 and grid.column.name == "1000 pairs"]
-    for grid in chosen:
-        for config in grid.search():
+    chosen = [spec for spec in cells() if spec.row.r == 8 and spec.column.name == "1000 pairs"]
+    for spec in chosen:
+        for config in spec.search:
             write(config, {"value_nll": abs(config.lr - 3e-3)})
-        for config in grid.final():
+        for config in resolve(spec).final:
             share = 0.9 if config.seed == 2 else 0.995
             write(config, {"value_token_acc": share, "value_nll": 2.0, "uuid_char_acc": 0.75}, steps=(500,))
     path = memory.render("memory", EXPERIMENT, rows(), "lite", tmp_path / "out")
@@ -108,8 +109,7 @@ def test_the_figure_pairs_seeds_and_names_what_neither_reached(tmp_path, monkeyp
     with open(path.with_suffix(".csv")) as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 9
-    assert {line["run"] for line in lines} == {run_id(c) for grid in chosen for c in grid.final()}
+    assert {line["run"] for line in lines} == {run_id(c) for spec in chosen for c in resolve(spec).final}
     assert [line["steps_to_99"] for line in lines if line["seed"] == "2"] == [""] * 3
-    assert result_path(chosen[0].final()[0]).is_file()
     memory.render("memory", EXPERIMENT, rows(), "lite", tmp_path / "out")
     assert path.read_bytes() == first

@@ -10,8 +10,8 @@ from mora.config import compose
 from mora.data import uuid
 from mora.data.batches import Batches
 from mora.methods import merged, prepare
+from mora.models.load import load_model
 from mora.train.engine import TorchEngine
-from mora.train.model import load_model
 
 
 def _engine(method: list[str], dtype: torch.dtype) -> tuple[TorchEngine, Batches]:

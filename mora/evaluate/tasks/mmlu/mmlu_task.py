@@ -7,6 +7,7 @@ from typing import Any
 
 import datasets
 
+from mora.data import tokens
 from mora.data.files import read_cells
 from mora.evaluate.choices import as_test_split
 from mora.evaluate.records import DataError, Record, Row, Source, data_folder, enough, rows, text, texts, wrong
@@ -40,12 +41,12 @@ def load(
 
     @functools.cache
     def head_tokens(subject: str, n: int) -> int:
-        return len(tokenizer(_head(subject, dev.get(subject, [])[:n], chat))["input_ids"])
+        return len(tokens.encode(tokenizer, _head(subject, dev.get(subject, [])[:n], chat)))
 
     def fits(asked: str, row: Row, n: int) -> bool:
         """Only a prompt that could be too long is tokenised whole: a token is at least a byte."""
         surely = tokenizer is None or head_tokens(row["subject"], n) + len(_tail(row, chat).encode()) < max_length
-        return surely or len(tokenizer(asked)["input_ids"]) <= max_length
+        return surely or len(tokens.encode(tokenizer, asked)) <= max_length
 
     docs = []
     for row in _rows("test", data_dir, chosen):

@@ -1,0 +1,53 @@
+"""The micro batch of a run whose configuration leaves it open: the plan's largest that fits, halved where not. No torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from mora.config import ConfigError, RunConfig
+
+from .gpus import memory
+
+MARK = "out_of_memory.json"  # what a worker leaves in the run's folder: mora/train/__main__.py
+
+
+def left_open(config: RunConfig) -> bool:
+    """Whether nobody has said how much goes through the model at once."""
+    return config.hardware.micro_batch_size is None and config.hardware.micro_batch_tokens is None
+
+
+def fitted(config: RunConfig, gpu_bytes: float | None = None) -> RunConfig:
+    """On a GPU, with the largest micro batch that should fit; 1 where the plan says that none does, since a plan may err.
+    As it is on a CPU, or where the model's shape is not known. `gpu_bytes`: of a GPU that need not be here."""
+    if config.hardware.device == "cpu" or not left_open(config) or not config.method.trains:
+        return config
+    if (there := gpu_bytes or memory()) is None:
+        return config
+    from mora.analysis.cost import max_length
+    from mora.analysis.memory import fitting_micro_batch
+
+    try:
+        micro = fitting_micro_batch(config, max_length(config), there) or 1
+    except (ConfigError, ValueError):  # a shape or method that the plan cannot count
+        return config
+    return config if micro == config.micro_batch_size else _with(config, micro)
+
+
+def halved(config: RunConfig) -> RunConfig | None:
+    """With the next smaller micro batch, at most half, that divides a rank's share; None where it is 1."""
+    share, micro = config.task.train.global_batch_size // config.hardware.world_size, config.micro_batch_size
+    smaller = max((n for n in range(1, micro // 2 + 1) if share % n == 0), default=None)
+    return None if smaller is None else _with(config, smaller)
+
+
+def ran_out_of_memory(folder: Path) -> bool:
+    """Whether the last worker said so. Asked once: the mark is removed."""
+    mark = folder / MARK
+    found = mark.is_file() and "micro_batch_size" in json.loads(mark.read_text())
+    mark.unlink(missing_ok=True)
+    return found
+
+
+def _with(config: RunConfig, micro: int) -> RunConfig:
+    return config.model_copy(update={"hardware": config.hardware.model_copy(update={"micro_batch_size": micro})})

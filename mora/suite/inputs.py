@@ -1,0 +1,61 @@
+"""Before a run is started, or its result handed back: whether there is what it names. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mora.config import ConfigError, RunConfig
+from mora.config.schema import Model
+from mora.results import RunResult
+
+from .gpus import visible
+
+
+def check(config: RunConfig) -> None:
+    """Raises: ConfigError where the hardware or the weights that the run names are not here."""
+    hardware, path = config.hardware, config.model.path
+    if hardware.device == "cuda" and hardware.rendezvous != "slurm" and (there := len(visible())) < hardware.processes:
+        seen = f"there are {there}" if there else "there is no GPU"
+        raise ConfigError(
+            f"hardware.device='cuda', hardware.processes={hardware.processes} (hardware={hardware.name}): {seen} here; use "
+            "hardware=auto or hardware=cpu, or another number of processes"
+        )
+    if path is not None and _is_local(path) and not Path(path).exists():
+        raise ConfigError(f"model.path={path!r} does not exist: expected the folder of a checkpoint, or a hub id")
+
+
+def unlike(config: RunConfig, result: RunResult) -> str | None:
+    """What lies here and did not make the result of this run's id; None where all is alike, or not here to be compared."""
+    return _other_weights(config.model, result) or _other_files(result)
+
+
+def _other_weights(model: Model, result: RunResult) -> str | None:
+    from mora.train.inputs import digest
+
+    if model.source != "pretrained":
+        return None
+    was, now = result.config["model"].get("path"), digest(model)
+    recorded = result.data.get("model", {}).get("sha256")
+    if (
+        recorded is None or now is None
+    ):  # a hub id, whose revision is in the run's id; or a result that did not record it
+        return None if model.path == was else f"its model.path was {was!r}, this one is {model.path!r}"
+    return None if now == recorded else f"model.path={model.path!r} holds other weights than it was made with"
+
+
+def _other_files(result: RunResult) -> str | None:
+    from mora.data import sources
+
+    groups = result.data.get("fingerprints", {}).get("sources", {})
+    for facts in (facts for group in groups.values() for facts in group if "files" in facts):
+        found = {path.name: sources.sha256(path) for path in sources.match(facts["files"])}
+        if not found and Path(facts["files"]).is_absolute():
+            return f"there is no file {facts['files']} any more"
+        if found and found != facts["sha256"]:
+            return f"{facts['files']} has another content than it was made with"
+    return None
+
+
+def _is_local(path: str) -> bool:
+    """No hub id, which is NAME or OWNER/NAME."""
+    return path.startswith(("/", ".", "~")) or path.count("/") > 1

@@ -1,0 +1,57 @@
+"""What `--hardware`, `--set` and `--results` change in the runs of an experiment, and what they may not."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from mora.config import ConfigError, compose, run_id
+
+from .experiment import Column, Experiment
+
+WHOLE_GROUPS = ("hardware", "tracker")  # of configs/, that change no result
+
+
+def given(args: argparse.Namespace, settings: Sequence[str]) -> list[str]:
+    """As overrides of every run. A plan as a table puts its runs on hardware of its own, afterwards.
+
+    Raises: ConfigError for what is no KEY=VALUE.
+    """
+    for text in settings:
+        if "=" not in text or text.startswith(("+", "~")):
+            raise ConfigError(f"--set {text}: expected KEY=VALUE, for example hardware.micro_batch_size=16")
+    elsewhere = args.plan == "table"
+    own = [text for text in settings if not (elsewhere and text.startswith("hardware"))]
+    hardware = [f"hardware={args.hardware}"] if args.hardware and not elsewhere else []
+    where = [f"scale.results_dir={args.results.resolve() / 'runs'}"] if args.results else []
+    return [*hardware, *own, *where]
+
+
+def check(settings: Sequence[str], results: Path | None) -> None:
+    """Raises: ConfigError where a setting makes other runs, which no table would find, unless results lie in a folder of
+    their own."""
+    plain = ["task=metamath", "method=mora", "r=8", "scale=smoke"]
+    for text in settings:
+        if text.split("=")[0] in WHOLE_GROUPS or text.startswith("hardware."):
+            continue
+        if results is None and run_id(compose([*plain, text])) != run_id(compose(plain)):
+            raise ConfigError(
+                f"--set {text} changes what is measured: its results would stand in no table of results/; give a folder of "
+                "their own, RESULTS=FOLDER (--results FOLDER)"
+            )
+
+
+def applied(experiment: Experiment, overrides: list[str]) -> Experiment:
+    """The experiment, with these overrides in all of its runs."""
+
+    def changed(columns: list[Column]) -> list[Column]:
+        return [c.model_copy(update={"overrides": [*c.overrides, *overrides]}) for c in columns]
+
+    if not overrides:
+        return experiment
+    scales = {
+        name: at.model_copy(update={"columns": at.columns and changed(at.columns)})
+        for name, at in experiment.scales.items()
+    }
+    return experiment.model_copy(update={"columns": changed(experiment.columns), "scales": scales})

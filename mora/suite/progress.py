@@ -1,0 +1,83 @@
+"""What a suite says of its runs while they go on: how many are done, where the present ones are, how long it may take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from mora.config import RunConfig, run_id
+from mora.train import log
+
+from .launch import run_folder
+
+EVERY_S = 60.0
+
+
+class Progress:
+    """`say` prints, at most once in EVERY_S, a line a running run and the whole's. `total`: runs that are known of."""
+
+    def __init__(self, total: int, clock: Callable[[], float] = time.monotonic):
+        self.total, self.done, self._clock = total, 0, clock
+        self._started = self._said = clock()
+        self._begun: dict[str, tuple[float, int]] = {}
+
+    def begin(self, config: RunConfig) -> None:
+        self._begun[run_id(config)] = (self._clock(), _last_row(config).get("step", 0))
+
+    def end(self, config: RunConfig, ended_well: bool) -> None:
+        self._begun.pop(run_id(config), None)
+        self.done += ended_well
+
+    def more(self, planned: int) -> None:
+        """So many runs are not done yet."""
+        self.total = max(self.total, self.done + planned)
+
+    def say(self, running: Iterable[RunConfig]) -> None:
+        if self._clock() - self._said < EVERY_S:
+            return
+        self._said = self._clock()
+        for config in running:
+            print(f"  {self.line(config)}", flush=True)
+        print(f"  {self.whole()}", flush=True)
+
+    def whole(self) -> str:
+        """`3/12 runs, about 2 h 10 min left`; without a guess before the first has ended."""
+        text = f"{self.done}/{self.total} runs"
+        if self.done:
+            left = (self._clock() - self._started) / self.done * (self.total - self.done)
+            text += f", about {duration(left)} left"
+        return text
+
+    def line(self, config: RunConfig) -> str:
+        row, (began, first) = _last_row(config), self._begun.get(run_id(config), (self._clock(), 0))
+        if "step" not in row:
+            return f"{run_id(config)}: no step yet ({duration(self._clock() - began)})"
+        text = f"{run_id(config)}: step {row['step']}"
+        if config.knows_steps:
+            text += f"/{config.last_step}"
+        if isinstance(row.get("loss"), float):
+            text += f", loss {row['loss']:.3f}"
+        if config.knows_steps and row["step"] > first:
+            left = (self._clock() - began) / (row["step"] - first) * (config.last_step - row["step"])
+            text += f", about {duration(left)} left"
+        return text
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `5 min`, `2 h 10 min`, `3 d 4 h`: two units at most."""
+    minutes = int(seconds // 60)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
+
+
+def _last_row(config: RunConfig) -> dict[str, Any]:
+    """Of the run's log, with a loss; {} where there is none yet."""
+    path = run_folder(config) / "log.jsonl"
+    rows = log.read(path) if path.is_file() else []
+    return next((row for row in reversed(rows) if "loss" in row), {})

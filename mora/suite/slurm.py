@@ -1,0 +1,79 @@
+"""A table as one SLURM array job: its tasks are suites that share the runs, each on a node's GPUs. No torch."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from mora.config import ConfigError
+from mora.config.compose import CONFIG_DIR
+from mora.config.schema import Hardware
+
+from .launch import ROOT
+
+PREFIX = "hydra.launcher."  # of --set: the job's own options, as run.py takes them
+OTHER_NAMES = {"timeout_min": "time", "mem_gb": "mem"}
+
+
+def in_job() -> bool:
+    """Whether this process is one of a job, and is to run things rather than to hand them in."""
+    return "SLURM_JOB_ID" in os.environ
+
+
+def split(settings: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Those of the runs, and the options of the job."""
+    own = [text for text in settings if not text.startswith(PREFIX)]
+    job = [text.removeprefix(PREFIX).partition("=") for text in settings if text.startswith(PREFIX)]
+    return own, {key: value for key, _, value in job}
+
+
+def script(command: Sequence[str], hardware: Hardware, tasks: int, options: dict[str, str], logs: Path) -> str:
+    """sbatch's input: `tasks` times `command`, of Python's arguments, on `hardware.nodes` nodes each.
+
+    Raises: ConfigError for several tasks of several nodes: one could not tell another's run from one to join.
+    """
+    if tasks > 1 and hardware.nodes > 1:
+        raise ConfigError(
+            f"JOBS={tasks} with hardware.nodes={hardware.nodes}: expected JOBS=1 where a run takes several nodes"
+        )
+    launcher = yaml.safe_load((CONFIG_DIR / "hydra" / "launcher" / "slurm.yaml").read_text())
+    wanted = {
+        "job-name": launcher["name"],
+        "array": f"1-{tasks}",
+        "nodes": str(hardware.nodes),
+        "ntasks-per-node": "1",
+        "gpus-per-node": str(hardware.processes),
+        "cpus-per-task": str(launcher["cpus_per_task"]),
+        "time": str(launcher["timeout_min"]),
+        "signal": f"TERM@{launcher['signal_delay_s']}",
+        "open-mode": "append",
+        "output": str(logs / "%A_%a.out"),
+    }
+    for key, value in options.items():
+        name = OTHER_NAMES.get(key, key).replace("_", "-")
+        wanted[name] = f"{value}G" if key == "mem_gb" else value
+    lines = [f"#SBATCH --{name}={value}" for name, value in wanted.items()]
+    run = f"srun --unbuffered {shlex.join([sys.executable, *command])}"
+    begin = [f"cd {shlex.quote(str(ROOT))}", "export SUBMITIT_EXECUTOR=slurm"]  # what the nodes of a run meet by
+    return "\n".join(["#!/bin/bash", *lines, "", *begin, run, ""])
+
+
+def submit(text: str, logs: Path) -> str:
+    """Hands the job in; its number. Raises: ConfigError where there is no SLURM, or it refuses."""
+    if shutil.which("sbatch") is None:
+        raise ConfigError(
+            "hardware=slurm: there is no sbatch in PATH; start it on a SLURM cluster, or use hardware=gpu8"
+        )
+    logs.mkdir(parents=True, exist_ok=True)
+    (logs / "job.sh").write_text(text)
+    answer = subprocess.run(["sbatch", "--parsable"], input=text, capture_output=True, text=True, check=False)
+    if answer.returncode:
+        raise ConfigError(f"sbatch refused {logs / 'job.sh'}: {answer.stderr.strip()}")
+    return answer.stdout.strip().split(";")[0]

@@ -1,0 +1,40 @@
+"""What a run was made of: the weights and data that its configuration only names. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from mora.config.compose import ConfigError
+from mora.config.schema import Model
+from mora.data.sources import sha256
+
+from .log import replace_file
+
+OF_A_CHECKPOINT = (".safetensors", ".bin", ".json", ".model", ".txt", ".jinja")
+
+
+def digest(model: Model) -> str | None:
+    """sha256 over the files of a checkpoint's folder; None for any other model, which its configuration pins."""
+    if model.source != "pretrained" or model.path is None or not Path(model.path).is_dir():
+        return None
+    files = sorted(path for path in Path(model.path).iterdir() if path.suffix in OF_A_CHECKPOINT and path.is_file())
+    return hashlib.sha256("\n".join(f"{path.name} {sha256(path)}" for path in files).encode()).hexdigest()
+
+
+def same_as_before(folder: Path, inputs: dict[str, Any]) -> None:
+    """Remembers in the run's folder what it is made of.
+
+    Raises: ConfigError where it has checkpoints that were made of something else.
+    """
+    path = folder / "inputs.json"
+    before = json.loads(path.read_text()) if path.is_file() else inputs
+    if before != inputs and any((folder / "checkpoints").glob("step_*")):
+        changed = ", ".join(key for key in inputs if before.get(key) != inputs[key])
+        raise ConfigError(
+            f"{folder} holds a checkpoint made of other inputs ({changed}): bring back what it was started with, or remove "
+            "the folder to start anew"
+        )
+    replace_file(path, json.dumps(inputs, indent=1, sort_keys=True) + "\n")

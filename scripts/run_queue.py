@@ -1,0 +1,294 @@
+"""Keeps GPUs busy with a list of runs until they are done or the time is over; started again, here or elsewhere, it goes on.
+
+python scripts/run_queue.py QUEUE --minutes 25
+python scripts/run_queue.py QUEUE --minutes 25 --out DIR    # the journal and a copy of every result, to carry away
+
+QUEUE has one run a line, as the arguments of run.py: `task=c4 method=lora r=128 lr=2e-3 seed=1 scale=lite`. Empty lines and
+what follows a # are passed over. Earlier lines go first. The file is read again whenever a run may start, so lines can be
+added while the queue runs. A line may begin with `[30 GiB]`, the memory that it claims. `@wait` on a line of its own ends
+the part that may start until everything above it has ended.
+
+A run starts on the GPU with the most room, where the memory that like runs have taken (the peak in their results, their
+evaluation included, and 15 %) fits beside what already runs there, and where the driver reports it as free; a run like no
+other claims --unknown-gib. A run that fails is tried once more with twice the claim. A run that like runs could not end in
+the time left is not started. When the time is over every run is asked to save a checkpoint (MORA_OUTPUT_DIR) and ends.
+
+DIR/journal.jsonl has a line an event; the last one sums up: GPU minutes held, in runs that ended, in runs that did not
+("wasted", until another machine takes up their checkpoints), and how busy the driver saw the GPUs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mora.config import ConfigError, RunConfig, compose, run_id
+from mora.config.run_id import log_path, result_path, spectrum_path
+from mora.config.source import ROOT
+from mora.results import STORE, RunResult, read
+
+GIB = 2**30
+POLL_S = 2.0
+SAVING_S = 60.0  # how long a run may take to save its checkpoint
+SETTLING_S = 25.0  # how long a run that has just started may not yet hold the memory it will hold
+MARGIN = 1.15  # of the memory of like runs
+CLAIM = re.compile(r"\[(\d+) GiB\]\s*")
+
+
+@dataclass
+class Gpu:
+    index: str
+    total_gib: float
+    used_gib: float = 0.0
+    busy: list[float] = field(default_factory=list)  # utilisation in percent, a sample a poll
+
+
+@dataclass
+class Job:
+    line: str
+    config: RunConfig
+    claim_gib: float
+    expected_s: float | None
+    process: subprocess.Popen[bytes]
+    gpu: Gpu
+    started: float
+
+
+class Earlier:
+    """What the committed results tell of runs like one: same task, model, method and rank."""
+
+    def __init__(self) -> None:
+        self.peaks: dict[tuple, list[float]] = {}
+        self.times: dict[tuple, list[tuple[int, float]]] = {}  # steps and seconds of a run
+        for result in STORE.all(ROOT / "results" / "runs"):
+            self.add(result)
+
+    def add(self, result: RunResult) -> None:
+        kind = _kind(result.config)
+        if result.peak_memory_bytes:
+            self.peaks.setdefault(kind, []).append(result.peak_memory_bytes / GIB)
+        if result.wall_s and result.last_step:
+            self.times.setdefault(kind, []).append((result.last_step, result.wall_s))
+
+    def claim_gib(self, config: RunConfig, unknown_gib: float) -> float:
+        peaks = self.peaks.get(_kind(config.model_dump(mode="json")))
+        return max(peaks) * MARGIN + 1.0 if peaks else unknown_gib
+
+    def expected_s(self, config: RunConfig) -> float | None:
+        """From the like runs nearest in steps; None where there is none."""
+        times = self.times.get(_kind(config.model_dump(mode="json")))
+        if not times or not config.knows_steps:
+            return None
+        nearest = min((abs(steps - config.last_step) for steps, _ in times))
+        return statistics.median(
+            wall * config.last_step / steps for steps, wall in times if abs(steps - config.last_step) == nearest
+        )
+
+
+def _kind(config: dict[str, Any]) -> tuple:
+    task = config["task"]
+    size = (task["train"]["global_batch_size"], task["data"].get("pairs"))
+    return (task["name"], config["model"]["name"], config["method"]["name"], config["r"], *size)
+
+
+def main() -> int:
+    options = _options()
+    try:
+        _read(options.queue)
+    except (ConfigError, OSError) as error:
+        sys.exit(f"run_queue.py: {error}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    queue = Queue(options)
+    signal.signal(signal.SIGTERM, lambda *_: queue.stop("asked to stop"))
+    signal.signal(signal.SIGINT, lambda *_: queue.stop("asked to stop"))
+    return queue.run()
+
+
+class Queue:
+    def __init__(self, options: argparse.Namespace):
+        self.options = options
+        self.ends = time.time() + 60 * options.minutes - SAVING_S
+        self.began = time.time()
+        self.gpus = read_gpus(options.gpus)
+        if not self.gpus:
+            sys.exit("run_queue.py: nvidia-smi shows no GPU of --gpus; the queue is for GPUs, run.py runs anywhere")
+        self.earlier = Earlier()
+        self.running: list[Job] = []
+        self.tries: dict[str, int] = {}
+        self.ended: dict[str, str] = {}  # run id -> how it ended
+        self.spent_s = {"ended": 0.0, "not ended": 0.0}
+        self.stopping = False
+
+    def run(self) -> int:
+        self.note(event="queue", gpus=[gpu.index for gpu in self.gpus], minutes=self.options.minutes)
+        while True:
+            self._collect()
+            if not self.stopping and time.time() >= self.ends:
+                self.stop("the time is over")
+            if not self.stopping:
+                self._start()
+            if not self.running and (self.stopping or not self._waiting()):
+                break
+            time.sleep(POLL_S)
+            for gpu in read_gpus(self.options.gpus):
+                mine = next(g for g in self.gpus if g.index == gpu.index)
+                mine.used_gib = gpu.used_gib
+                mine.busy += gpu.busy
+        held_s = (time.time() - self.began) * len(self.gpus)
+        busy = statistics.fmean(b for gpu in self.gpus for b in gpu.busy) if any(g.busy for g in self.gpus) else 0.0
+        left = [run_id(config) for _, config in self._waiting()]
+        self.note(
+            event="sum", held_gpu_min=round(held_s / 60, 2), busy_percent=round(busy, 1), left=left,
+            run_min={how: round(seconds / 60, 2) for how, seconds in self.spent_s.items()},
+            ended=sum(how == "done" for how in self.ended.values()),
+        )  # fmt: skip
+        return 0 if not left else 1
+
+    def stop(self, why: str) -> None:
+        """Asks every run to save a checkpoint and end; nothing starts any more."""
+        if self.stopping:
+            return
+        self.stopping = True
+        self.note(event="stopping", why=why, running=[run_id(job.config) for job in self.running])
+        for job in self.running:
+            job.process.terminate()
+
+    def note(self, **event: Any) -> None:
+        line = json.dumps({"at": round(time.time() - self.began, 1), **event})
+        print(line, flush=True)
+        with open(self.options.out / "journal.jsonl", "a") as file:
+            file.write(line + "\n")
+
+    def _waiting(self) -> list[tuple[str, RunConfig]]:
+        """What may start now: not done, not running, not given up, and before the first @wait with open runs above it."""
+        running = {run_id(job.config) for job in self.running}
+        open_, before = [], False
+        for line, config in _read(self.options.queue):
+            if config is None:
+                if before:
+                    break
+                continue
+            name = run_id(config)
+            if name in running:
+                before = True
+            elif name not in self.ended and not result_path(config).is_file():
+                before = True
+                open_.append((line, config))
+        return open_
+
+    def _start(self) -> None:
+        for line, config in self._waiting():
+            if len(self.running) >= self.options.jobs * len(self.gpus):
+                return
+            expected = self.earlier.expected_s(config)
+            if expected is not None and time.time() + expected > self.ends + SAVING_S:
+                continue
+            named = CLAIM.match(line)
+            claim = float(named[1]) if named else self.earlier.claim_gib(config, self.options.unknown_gib)
+            claim *= 2 ** self.tries.get(run_id(config), 0)
+            gpu = max(self.gpus, key=self._room)
+            if self._room(gpu) < min(claim, 0.9 * gpu.total_gib):
+                return  # in order: what is large is not passed by for ever
+            self._launch(line, config, gpu, claim, expected)
+
+    def _room(self, gpu: Gpu) -> float:
+        """GiB that nobody claims and, runs that have not yet taken theirs set aside, nobody uses."""
+        jobs = [job for job in self.running if job.gpu is gpu]
+        if sum(job.gpu is gpu for job in self.running) >= self.options.jobs:
+            return -1.0
+        claimed = sum(job.claim_gib for job in jobs)
+        settling = sum(job.claim_gib for job in jobs if time.time() - job.started < SETTLING_S)
+        return 0.97 * gpu.total_gib - max(claimed, gpu.used_gib + settling)
+
+    def _launch(self, line: str, config: RunConfig, gpu: Gpu, claim: float, expected: float | None) -> None:
+        output = open(self.options.out / f"{run_id(config)}.txt", "ab")  # noqa: SIM115 - the process keeps it
+        beside = 1 + sum(job.gpu is gpu for job in self.running)
+        env = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu.index, "MORA_SIDE_BY_SIDE": str(beside)}
+        env.setdefault("OMP_NUM_THREADS", "2")
+        command = [sys.executable, str(ROOT / "run.py"), *CLAIM.sub("", line).split()]
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, env=env)
+        output.close()
+        self.running.append(Job(line, config, claim, expected, process, gpu, time.time()))
+        self.note(event="start", run=run_id(config), gpu=gpu.index, claim_gib=round(claim, 1), beside=beside)
+
+    def _collect(self) -> None:
+        for job in [job for job in self.running if job.process.poll() is not None]:
+            self.running.remove(job)
+            name, seconds, code = run_id(job.config), time.time() - job.started, job.process.returncode
+            result = result_path(job.config)
+            done = code == 0 and result.is_file()
+            self.spent_s["ended" if done else "not ended"] += seconds
+            self.note(event="end", run=name, code=code, wall_s=round(seconds, 1), gpu=job.gpu.index)
+            if done:
+                self.ended[name] = "done"
+                self.earlier.add(read(result))
+                for path in (result, log_path(job.config), spectrum_path(job.config)):
+                    if path.is_file():
+                        shutil.copy(path, self.options.out)
+            elif not self.stopping:
+                self.tries[name] = self.tries.get(name, 0) + 1
+                if self.tries[name] > 1:
+                    self.ended[name] = "failed"
+
+
+def _read(path: Path) -> list[tuple[str, RunConfig | None]]:
+    """The runs of the file, None for @wait. Raises: ConfigError that names the line."""
+    found: list[tuple[str, RunConfig | None]] = []
+    for number, text in enumerate(path.read_text().splitlines(), 1):
+        line = text.split("#")[0].strip()
+        if line == "@wait":
+            found.append((line, None))
+        elif line:
+            if line not in _composed:
+                try:
+                    _composed[line] = compose(CLAIM.sub("", line).split())
+                except ConfigError as error:
+                    raise ConfigError(f"{path}, line {number}: {error}") from error
+            found.append((line, _composed[line]))
+    return found
+
+
+_composed: dict[str, RunConfig] = {}
+
+
+def read_gpus(wanted: list[str]) -> list[Gpu]:
+    """Of nvidia-smi; none where there is no driver."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = [
+        "nvidia-smi",
+        "--query-gpu=index,memory.total,memory.used,utilization.gpu",
+        "--format=csv,noheader,nounits",
+    ]
+    rows = [row.split(", ") for row in subprocess.run(query, capture_output=True, text=True).stdout.splitlines()]
+    return [
+        Gpu(index, float(total) / 1024, float(used) / 1024, [float(busy)])
+        for index, total, used, busy in rows
+        if not wanted or index in wanted
+    ]
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("queue", type=Path, help="a file with one run a line")
+    parser.add_argument("--minutes", type=float, default=60.0, help="how long the queue may run, saving included")
+    parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "queue", help="journal, output and results")
+    parser.add_argument("--gpus", type=lambda text: text.split(","), default=[], help="indices, 0,1; all if not given")
+    parser.add_argument("--jobs", type=int, default=6, help="at most so many runs side by side on one GPU")
+    parser.add_argument("--unknown-gib", type=float, default=24.0, help="claimed by a run like no other")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""Models with few positions: what does not fit is cut by a rule that is said before the first answer."""
+
+import dataclasses
+
+import pytest
+import torch
+from transformers import BloomConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, OPTConfig, OPTForCausalLM
+
+from mora.config.compose import ConfigError
+from mora.data.samples import Sample
+from mora.evaluate.harness import Settings, evaluate_model
+from mora.evaluate.window import for_answers, positions
+from mora.models.tokenizers import character_tokenizer
+from mora.train.worker import check_positions
+
+
+def small(kind):
+    torch.manual_seed(0)
+    special = {"vocab_size": len(character_tokenizer()), "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    if kind == "gpt2":
+        return GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, n_positions=128, **special)).eval()
+    sizes = {
+        "hidden_size": 32,
+        "word_embed_proj_dim": 32,
+        "ffn_dim": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    return OPTForCausalLM(OPTConfig(max_position_embeddings=128, **sizes, **special)).eval()
+
+
+@pytest.mark.parametrize(
+    ("config", "there"),
+    [
+        (GPT2Config(n_positions=77), 77),
+        (OPTConfig(max_position_embeddings=78), 78),
+        (LlamaConfig(), None),
+        (BloomConfig(), None),
+    ],
+)
+def test_only_a_table_of_positions_is_a_limit(config, there):
+    module = torch.nn.Module()
+    module.config = config
+    assert positions(module) == there
+
+
+@dataclasses.dataclass
+class Request:
+    arguments: tuple
+
+    @property
+    def args(self):
+        return self.arguments
+
+
+@pytest.mark.parametrize(
+    ("answers", "most", "expected", "total"),
+    [
+        ([512], None, [512], 2048),
+        ([2048, 5], None, [2048, 5], 3072),
+        ([512], 2048, [512], 2048),
+        ([2048, 5], 2048, [1024, 5], 2048),
+        ([512], 256, [128], 256),
+    ],
+)
+def test_a_prompt_keeps_at_least_half_of_what_there_is(answers, most, expected, total):
+    made, found = for_answers(
+        [Request(("q", {"max_gen_toks": n})) for n in answers], 2048 if most != 256 else 256, most
+    )
+    assert ([r.args[1]["max_gen_toks"] for r in made], found) == (expected, total)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt"])
+@pytest.mark.parametrize("task", ["metamath_gsm8k", "mmlu_tulu_0shot"])
+def test_it_is_scored_to_the_end_and_said_first(kind, task, tmp_path, capsys):
+    from mora.evaluate import synthetic
+
+    synthetic.write(tmp_path)
+    metrics, _ = evaluate_model(
+        small(kind), character_tokenizer(), [task], Settings(2, limit=1, data_dir=str(tmp_path))
+    )
+    assert metrics[task]["documents"] >= 1
+    said = capsys.readouterr().err
+    assert said.startswith("the model has 128 positions: a prompt is cut at the left")
+
+
+def test_a_training_sequence_that_is_too_long_is_refused_before_training():
+    samples = [Sample([1] * 129, [1] * 129)]
+    with pytest.raises(
+        ConfigError, match=r"128 positions, the longest sequence 129 tokens: lower task.data.max_length"
+    ):
+        check_positions(small("gpt2"), samples)
+    check_positions(small("gpt2"), [Sample([1] * 128, [1] * 128)])

@@ -1,0 +1,126 @@
+"""A result is handed back for the weights and files that made it, on hardware that is here; else it is said what differs."""
+
+import pytest
+from made_up import write
+
+from mora.config import ConfigError, compose, source
+from mora.config.run_id import run_id
+from mora.suite import inputs, launch
+from mora.train.inputs import digest, same_as_before
+
+OWN = ["method=mora", "r=8", "model=llama2_7b", "model.name=mine"]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(source, "ROOT", tmp_path)
+    monkeypatch.setenv("MORA_OUTPUT_DIR", str(tmp_path / "outputs"))
+    monkeypatch.setenv("MORA_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(launch, "_starter", lambda config: ["/bin/false"])
+
+
+def checkpoint(folder, weights="weights"):
+    folder.mkdir(exist_ok=True)
+    (folder / "model.safetensors").write_text(weights)
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def done(config, **more):
+    write(config, {"validation_loss": 1.0}, steps=(1,), last_step=1, **more)
+
+
+def model_of(config):
+    return {"model": {"path": config.model.path, "sha256": digest(config.model)}}
+
+
+def own(tmp_path, name="model", task="metamath", *more):
+    return compose([f"task={task}", *OWN, f"model.path={tmp_path / name}", *more])
+
+
+def test_the_result_of_these_weights_is_handed_back(tmp_path, capsys):
+    checkpoint(tmp_path / "model")
+    config = own(tmp_path)
+    done(config, data=model_of(config))
+    assert launch.launch(config) == 0
+    assert "already done" in capsys.readouterr().out
+
+
+def test_the_same_weights_in_another_folder_are_the_same(tmp_path):
+    for name in ("model", "moved"):
+        checkpoint(tmp_path / name)
+    config = own(tmp_path)
+    done(config, data=model_of(config))
+    assert run_id(own(tmp_path, "moved")) == run_id(config)
+    assert launch.launch(own(tmp_path, "moved")) == 0
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_other_weights_of_that_name_are_refused(tmp_path, recorded):
+    checkpoint(tmp_path / "model")
+    checkpoint(tmp_path / "other", "other weights")
+    config = own(tmp_path)
+    done(config, **({"data": model_of(config)} if recorded else {}))
+    with pytest.raises(ConfigError, match=r"is not this run's result: .*model\.path.*model\.name="):
+        launch.launch(own(tmp_path, "other"))
+
+
+def test_weights_that_have_changed_in_their_folder_are_refused(tmp_path):
+    config = own(checkpoint(tmp_path / "model").parent)
+    done(config, data=model_of(config))
+    checkpoint(tmp_path / "model", "trained on")
+    with pytest.raises(ConfigError, match="holds other weights than it was made with"):
+        launch.launch(config)
+
+
+def test_a_folder_that_does_not_exist_is_said_before_anything_is_handed_back(tmp_path):
+    config = own(tmp_path, "nowhere")
+    done(config)
+    with pytest.raises(ConfigError, match=r"nowhere' does not exist"):
+        launch.launch(config)
+
+
+def test_a_hub_id_is_no_folder(tmp_path):
+    inputs.check(compose(["task=metamath", *OWN, "model.path=some/model"]))
+
+
+def test_a_data_file_with_another_content_is_refused(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("{}\n")
+    config = compose(["task=metamath", "method=lora", "r=8", "scale=smoke"])
+    from mora.data.sources import sha256
+
+    facts = {"files": str(rows), "sha256": {rows.name: sha256(rows)}, "max_rows": None}
+    done(config, data={"fingerprints": {"sources": {"corpus": [facts]}}})
+    assert launch.launch(config) == 0
+    rows.write_text("{}\n{}\n")
+    with pytest.raises(ConfigError, match=r"rows\.jsonl has another content than it was made with"):
+        launch.launch(config)
+    rows.unlink()
+    with pytest.raises(ConfigError, match=r"there is no file .*rows\.jsonl any more"):
+        launch.launch(config)
+
+
+def test_hardware_is_looked_at_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(inputs, "visible", lambda: ["0"])
+    config = compose(["task=uuid", "method=mora", "r=8", "scale=smoke", "hardware=gpu8"])
+    done(config)
+    with pytest.raises(ConfigError, match=r"hardware\.processes=8 \(hardware=gpu8\): there are 1 here"):
+        launch.launch(config)
+
+
+def test_a_checkpoint_of_other_inputs_is_not_resumed(tmp_path):
+    first, other = {"model": None, "data": {"prepared": "a"}}, {"model": None, "data": {"prepared": "b"}}
+    same_as_before(tmp_path, first)
+    same_as_before(tmp_path, other)  # nothing was trained yet
+    (tmp_path / "checkpoints" / "step_00000001").mkdir(parents=True)
+    same_as_before(tmp_path, other)
+    with pytest.raises(ConfigError, match=r"checkpoint made of other inputs \(data\)"):
+        same_as_before(tmp_path, first)
+
+
+def test_another_model_does_not_inherit_a_revision(tmp_path):
+    assert compose(["task=metamath", "method=fft"]).model.revision is not None
+    assert compose(["task=metamath", "method=fft", "model.path=/a/local/llama"]).model.revision is not None
+    assert own(tmp_path).model.revision is None
+    assert own(tmp_path, "model", "metamath", "model.revision=v2").model.revision == "v2"
