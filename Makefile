@@ -33,7 +33,7 @@ endif
 yes = $(if $(filter 1 yes true,$($(1))),1,$(if $(filter-out 0 no false,$($(1))),$(error $(1)=$($(1)): expected 1 or 0)))
 PLANNED = $(if $(filter commands,$(PLAN)),--plan commands,$(if $(call yes,PLAN),--plan))
 
-EXPERIMENTS := $(sort $(basename $(notdir $(wildcard experiments/table*.yaml experiments/figure*.yaml))))
+EXPERIMENTS := $(sort $(basename $(notdir $(wildcard experiments/table*.yaml experiments/figure*.yaml experiments/memory.yaml))))
 SOURCES     := mora scripts $(wildcard run.py)
 SUITE        = $(PY) -m mora.suite
 HARDWARES    = $(if $(HARDWARE),--hardware $(HARDWARE)) $(if $(SET),--set $(SET)) $(if $(GPU),--gpu $(GPU))
@@ -109,6 +109,8 @@ check: lint types ## lint, types, unit tests
 test: lint types ## lint, types, all tests
 	$(PY) -m pytest -n 2 --dist loadscope
 
+memory: SCALE = lite
+memory: SAY_SCALE =
 $(EXPERIMENTS): $(READY)
 	$(SAY_SCALE)
 	$(SUITE) $@ $(OPTIONS)

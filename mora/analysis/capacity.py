@@ -171,20 +171,23 @@ def measure() -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m mora.analysis.capacity", description=__doc__)
-    parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of capacity.json and capacity.svg")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of capacity.json, .svg and .md")
     parser.add_argument("--render", action="store_true", help="draw again what was measured")
     args = parser.parse_args(arguments)
-    from .capacity_figure import draw
+    from .capacity_figure import draw, table
 
     path = args.out / "capacity.json"
     if args.render and not path.is_file():
         print(f"mora.analysis.capacity: {path} is not there: measure first, without --render", file=sys.stderr)
         return 2
     if not args.render:
-        args.out.mkdir(parents=True, exist_ok=True)
         torch.set_num_threads(1)
-        replace_file(path, json.dumps(measure(), indent=1, sort_keys=True) + "\n")
-    print(draw(json.loads(path.read_text()), path.with_suffix(".svg")))
+        measured = json.dumps(measure(), indent=1, sort_keys=True)
+        args.out.mkdir(parents=True, exist_ok=True)
+        replace_file(path, f"{measured}\n")
+    found = json.loads(path.read_text())
+    replace_file(path.with_suffix(".md"), table(found))
+    print(draw(found, path.with_suffix(".svg")))
     return 0
 
 

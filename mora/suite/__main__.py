@@ -10,7 +10,7 @@ from mora.analysis.gpus import H100, KNOWN, Gpu, gpu
 from mora.config import ConfigError
 from mora.config.arguments import positive_int
 
-from . import claims, commands, figures, launch, ledger, overrides, plan, runner, settings, slurm, tables
+from . import claims, commands, figures, launch, ledger, memory, overrides, plan, runner, settings, slurm, tables
 from . import experiment as experiments
 from .cells import CellRuns, resolve, resolve_all
 from .contrasts import Found
@@ -129,7 +129,8 @@ def _render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale
     elif experiment.kind == "table":
         path = tables.render(name, experiment, rows, scale, folder("tables"))
     else:
-        drawn = figures.render(name, experiment, rows, scale, folder("figures"))
+        draw = memory.render if experiment.kind == "memory" else figures.render
+        drawn = draw(name, experiment, rows, scale, folder("figures"))
         return f"figure: {_relative(drawn)}" if drawn else f"{name}, scale {scale}: nothing to draw yet"
     return f"{path.read_text()}\n{_relative(path)}"
 

@@ -35,12 +35,19 @@ Scale = Literal["paper", "mid", "lite", "smoke"]
 
 
 class Row(Section):
-    """A line of a table or a curve of a figure. `without`: tasks on which the paper prints a dash for it."""
+    """A line of a table or a curve of a figure. `without`: tasks on which the paper prints a dash for it.
+
+    `settings`: more overrides, which its label says. `columns`: the names of those that it has, where not all. `rates`: what
+    is searched in a column, where that is not the task's grid.
+    """
 
     method: str
     r: int | None = None
     operator: str | None = None
+    settings: list[str] = []
     without: list[str] = []
+    columns: list[str] | None = None
+    rates: dict[str, list[float]] = {}
 
     def overrides(self) -> list[str]:
         chosen = [f"method={self.method}"]
@@ -48,7 +55,7 @@ class Row(Section):
             chosen.append(f"r={self.r}")
         if self.operator is not None:
             chosen.append(f"method.adapter.operator={self.operator}")
-        return chosen
+        return chosen + self.settings
 
 
 class Column(Section):
@@ -87,7 +94,7 @@ class Experiment(Section):
     """
 
     title: str
-    kind: Literal["table", "figure", "spectrum", "settings"]
+    kind: Literal["table", "figure", "spectrum", "settings", "memory"]
     unit: Literal["percent", "perplexity", "loss"] = "percent"
     paper: str | None = None
     selection: str = "validation_loss"
@@ -170,7 +177,8 @@ class CellSpec:
 
     @property
     def exists(self) -> bool:
-        return self.column.task not in self.row.without
+        named = self.row.columns is None or self.column.name in self.row.columns
+        return named and self.column.task not in self.row.without
 
     @cached_property
     def config(self) -> RunConfig:
@@ -182,7 +190,7 @@ class CellSpec:
         """Every setting that the paper searched: the rates, and the method's own where `sweep` says so."""
         settings = method_sweep(self.row.method) if self.at_scale.sweep == "method" else {}
         chosen = list(product(*([f"{key}={value}" for value in values] for key, values in settings.items())))
-        rates: list[float | None] = [*self.config.lr_grid()] or [None]
+        rates: list[float | None] = [*self.row.rates.get(self.column.name, self.config.lr_grid())] or [None]
         return [Candidate(overrides, lr) for overrides in chosen for lr in rates]
 
     @cached_property
@@ -207,7 +215,9 @@ class CellSpec:
         if self.row.r is not None:
             stands_for = self.config.model.stands_for(self.row.r)
             name += f" r={self.row.r}" + (f" (as {stands_for})" if stands_for != self.row.r else "")
-        return name + (f", {self.row.operator}" if self.row.operator else "")
+        more = [self.row.operator] if self.row.operator else []
+        more += [setting.rpartition(".")[2] for setting in self.row.settings]
+        return ", ".join([name, *more])
 
     @cached_property
     def paper_value(self) -> float | None:

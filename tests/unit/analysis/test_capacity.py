@@ -1,11 +1,14 @@
 """The toys of docs/capacity.md: equal parameters, the best fits, a memory that learns, and the committed result."""
 
+import json
+import math
+
 import pytest
 import torch
 
 from mora.adapter.operators import OPERATORS
 from mora.analysis import capacity
-from mora.analysis.capacity import LABELS, D
+from mora.analysis.capacity import LABELS, RESULTS, D
 
 
 @pytest.mark.parametrize("r", capacity.MEMORY_RANKS)
@@ -54,3 +57,19 @@ def test_a_light_load_is_learnt_and_a_heavy_one_is_not_by_a_linear_map():
 def test_render_without_a_measurement_says_what_to_do(tmp_path, capsys):
     assert capacity.main(["--render", "--out", str(tmp_path)]) == 2
     assert "measure first" in capsys.readouterr().err
+
+
+def test_the_committed_figure_and_table_are_those_of_the_committed_measurement(tmp_path):
+    (tmp_path / "capacity.json").write_text((RESULTS / "capacity.json").read_text())
+    assert capacity.main(["--render", "--out", str(tmp_path)]) == 0
+    for name in ("capacity.svg", "capacity.md"):
+        assert (tmp_path / name).read_bytes() == (RESULTS / name).read_bytes()
+
+
+def test_the_committed_measurement_is_whole_and_of_clean_source():
+    measured = json.loads((RESULTS / "capacity.json").read_text())
+    assert measured["source"]["dirty"] is False
+    cells = {(row["arm"], row["r"], row["load"]) for row in measured["associative_memory"]}
+    assert cells == {(name, r, load) for name in LABELS for r in capacity.MEMORY_RANKS for load in capacity.LOADS}
+    assert all(len(row["steps"]) == len(capacity.SEEDS) for row in measured["associative_memory"])
+    assert all(math.isfinite(row["share"]) for row in measured["linear_teacher"])

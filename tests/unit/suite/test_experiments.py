@@ -20,7 +20,7 @@ from mora.config.run_id import result_path
 from mora.config.source import ROOT
 from mora.suite import __main__ as suite
 from mora.suite import experiment as experiments
-from mora.suite import figures, launch, runner, settings, tables
+from mora.suite import figures, launch, memory, runner, settings, tables
 from mora.suite.cells import resolve, resolve_all
 from mora.suite.experiment import CellSpec
 from mora.suite.gpus import Places
@@ -56,7 +56,7 @@ def nothing_measured(tmp_path, monkeypatch):
 
 
 def test_the_experiments_are_the_tables_and_figures_of_the_paper():
-    expected = [*(f"figure{n}" for n in (2, 3, 4, 5)), *(f"table{n}" for n in range(1, 8))]
+    expected = [*(f"figure{n}" for n in (2, 3, 4, 5)), "memory", *(f"table{n}" for n in range(1, 8))]
     assert expected == NAMES
 
 
@@ -229,9 +229,9 @@ def test_a_run_of_another_process_is_left_to_it(tmp_path, monkeypatch):
 def test_rendered_results_are_what_the_measured_ones_give(tmp_path):
     """results/tables and results/figures hold nothing but what `make render` writes, byte for byte, and all of it."""
     for name, scale in CELLS:
-        experiment, kind = experiments.load(name), "figures" if name.startswith("figure") else "tables"
+        experiment, kind = experiments.load(name), "tables" if name.startswith("table") else "figures"
         if scale != "smoke":
-            draw = figures.render if kind == "figures" else tables.render
+            draw = tables.render if kind == "tables" else memory.render if name == "memory" else figures.render
             draw(name, experiment, resolve_all(experiments.grids(experiment, scale)), scale, tmp_path / kind)
     settings.render("table5", experiments.load("table5"), tmp_path / "tables")
     rendered = {p.relative_to(tmp_path): p.read_bytes() for p in sorted(tmp_path.rglob("*.*"))}

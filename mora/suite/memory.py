@@ -1,0 +1,290 @@
+"""The memory study: steps until pairs are known, against the bits that a trainable parameter has to store."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+import textwrap
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
+
+from mora.analysis.counts import mora_operator, square_size, trainable
+from mora.config import RunConfig
+from mora.config.data_schema import UuidData
+from mora.config.run_id import format_lr, run_id
+from mora.models.shapes import shape_of
+from mora.results import Metrics
+from mora.train.log import replace_file
+
+from .cells import CellRuns
+from .experiment import CellSpec, Experiment
+
+BITS_A_PAIR = 122  # of a version-4 UUID that are random
+KNOWN = 0.99  # of the tokens of all values, teacher-forced
+MARKERS = {"sharing": "o", "decouple": "s", "rotation": "D", "LoRA, A frozen": "P"}
+CAPTION = (
+    "Known: 99 % of the values' tokens are the most likely ones, every earlier one given; linear between two measurements, "
+    "50 steps apart. `>` n: not within the n steps of the run, where nats a value, the mean over all measurements, tell "
+    "more. Bits: 122 a pair over the trainable parameters. Accuracy: of the digits, by generation, at the end."
+)
+CSV_COLUMNS = [
+    *(
+        "model",
+        "column",
+        "pairs",
+        "method",
+        "r",
+        "operator",
+        "settings",
+        "trainable",
+        "bits_a_parameter",
+        "lr",
+        "edge",
+        "seed",
+    ),
+    *("steps_to_99", "last_step", "mean_nats", "accuracy", "run"),
+]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one run. `metrics`: by step. A run that diverged has none."""
+
+    config: RunConfig
+    metrics: dict[int, Metrics]
+
+    @cached_property
+    def steps(self) -> float | None:
+        """Until KNOWN of the tokens are; None where the run ended first."""
+        before, share = 0, 0.0
+        for step in sorted(self.metrics):
+            found = self.metrics[step].get("value_token_acc")
+            if found is None:
+                continue
+            if found.value >= KNOWN:
+                return before + (step - before) * (KNOWN - share) / (found.value - share)
+            before, share = step, found.value
+        return None
+
+    @property
+    def mean_nats(self) -> float:
+        """Nats a value, over all measurements."""
+        found = [values["value_nll"].value for values in self.metrics.values() if "value_nll" in values]
+        return statistics.fmean(found) if found else math.inf
+
+    @property
+    def accuracy(self) -> float:
+        """Of the digits, in percent, at the end."""
+        last = self.metrics[max(self.metrics)].get("uuid_char_acc") if self.metrics else None
+        return 100 * last.value if last else 0.0
+
+    @property
+    def shown(self) -> str:
+        return f"> {self.config.last_step}" if self.steps is None else f"{self.steps:.0f}"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A cell, and the runs of it that were made, by seed."""
+
+    found: CellRuns
+
+    @property
+    def spec(self) -> CellSpec:
+        return self.found.spec
+
+    @cached_property
+    def runs(self) -> dict[int, Outcome]:
+        made = [(config, result.metrics if result.status == "done" else {}) for config, result in self.found.results]
+        return {config.seed: Outcome(config, metrics) for config, metrics in made}
+
+    @cached_property
+    def trainable(self) -> int:
+        return trainable(self.spec.config)
+
+    @property
+    def pairs(self) -> int:
+        data = self.spec.config.task.data
+        assert isinstance(data, UuidData)
+        return data.pairs
+
+    @property
+    def bits(self) -> float:
+        """To store, a trainable parameter."""
+        return BITS_A_PAIR * self.pairs / self.trainable
+
+    @property
+    def kind(self) -> str:
+        """The operator of MoRA; of the others what they are: "LoRA", "LoRA, A frozen", "FFT"."""
+        config = self.spec.config
+        if config.method.name == "mora":
+            return mora_operator(config, shape_of(config.model).hidden)
+        if config.method.name == "lora":
+            return "LoRA, A frozen" if getattr(config.method.adapter, "freeze_a", False) else "LoRA"
+        return config.method.name.upper()
+
+    @property
+    def side(self) -> int | None:
+        """Of M in a module of the model's width."""
+        config = self.spec.config
+        if config.method.name != "mora":
+            return None
+        hidden = shape_of(config.model).hidden
+        return square_size(hidden, hidden, config.r or 0, "floor", self.kind == "rotation")
+
+
+def arms(rows: list[list[CellRuns]]) -> list[Arm]:
+    """Every cell that there is, column by column."""
+    return [Arm(found) for column in zip(*rows, strict=True) for found in column if found.spec.exists]
+
+
+def partner(arm: Arm, among: list[Arm]) -> Arm | None:
+    """The LoRA of the same column and model whose number of parameters is the nearest; None of LoRA and of full training."""
+    if arm.kind not in MARKERS:
+        return None
+    same = [a for a in among if a.kind == "LoRA" and a.spec.column == arm.spec.column]
+    return min(same, key=lambda a: abs(a.trainable - arm.trainable), default=None)
+
+
+def ratio(lora: Outcome, other: Outcome) -> tuple[float, int] | None:
+    """LoRA's steps over the other's, and which bound that is: 0 none, 1 from below (LoRA did not get there), -1 from above.
+
+    None where neither got there.
+    """
+    if lora.steps is None and other.steps is None:
+        return None
+    steps = [o.steps or float(o.config.last_step) for o in (lora, other)]
+    return steps[0] / steps[1], (lora.steps is None) - (other.steps is None)
+
+
+def render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale: str, folder: Path) -> Path | None:
+    """Writes `folder/<name>-<scale>.svg`, `.md` and `.csv`; returns the picture's path, or None where nothing was run."""
+    found = arms(rows)
+    if not any(arm.runs for arm in found):
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}-{scale}.svg"
+    undecided = _draw(experiment, found, path)
+    replace_file(path.with_suffix(".md"), _markdown(path.name, experiment, found, scale, undecided))
+    replace_file(path.with_suffix(".csv"), _csv(found))
+    return path
+
+
+def _draw(experiment: Experiment, found: list[Arm], path: Path) -> list[str]:
+    """The figure. Returns what neither arm reached, for the caption."""
+    figure, ax = plt.subplots(figsize=(8, 5), layout="constrained")
+    models = list(dict.fromkeys(arm.spec.config.model.name for arm in found))
+    colours = {model: f"C{i}" for i, model in enumerate(models)}
+    undecided = []
+    for arm in found:
+        lora = partner(arm, found)
+        for i, seed in enumerate(sorted(set(arm.runs) & set(lora.runs if lora else ()))):
+            assert lora is not None
+            value = ratio(lora.runs[seed], arm.runs[seed])
+            if value is None:
+                undecided.append(f"{arm.spec.label} at {arm.spec.column.name}, seed {seed}")
+            else:
+                _dot(ax, lora, arm.kind, value, colours[arm.spec.config.model.name], named=i == 0)
+    ax.axhline(1, color="grey", lw=0.8)
+    _scales(ax)
+    ax.set(ylabel="steps to 99 %: LoRA's over the other's\n(above 1 LoRA is slower)")
+    handles: list[Any] = [Line2D([], [], ls="", marker=m, color="k", label=kind) for kind, m in MARKERS.items()]
+    handles += [Line2D([], [], ls="", marker="o", color=colour, label=model) for model, colour in colours.items()]
+    handles.append(Line2D([], [], ls="", marker="$\\uparrow$", color="k", label="at least (down: at most)"))
+    ax.legend(handles=handles, fontsize=8, frameon=False)
+    ax.grid(alpha=0.3)
+    ax.set_title(textwrap.fill(experiment.title, 90), fontsize=9)
+    with matplotlib.rc_context({"svg.hashsalt": "mora", "svg.fonttype": "none"}):
+        figure.savefig(path, metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+    return undecided
+
+
+def _dot(ax: Axes, lora: Arm, kind: str, value: tuple[float, int], colour: str, named: bool) -> None:
+    """At LoRA's bits, kinds side by side; an arrow at a bound; where `named`, LoRA's rank beside it."""
+    y, bound = value
+    x = lora.bits * 1.04 ** list(MARKERS).index(kind)
+    ax.plot(x, y, MARKERS[kind], color=colour, alpha=0.7, ms=6)
+    if bound:
+        ax.annotate("", (x, y * 1.12**bound), (x, y), arrowprops={"arrowstyle": "->", "color": colour})
+    if named:
+        ax.annotate(f"r={lora.spec.row.r}", (x, y), (6, -2), textcoords="offset points", fontsize=7, color="grey")
+
+
+def _scales(ax: Axes) -> None:
+    """Logarithmic both, with plain numbers, and room for arrows."""
+    ax.set(xscale="log", yscale="log", xlabel="bits to store a trainable parameter (of LoRA)")
+    low, high = ax.get_ylim()
+    ax.set_ylim(min(low, 0.8) / 1.1, max(high, 1.25) * 1.1)
+    for axis, ticks in (
+        (ax.xaxis, (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)),
+        (ax.yaxis, (0.25, 0.5, 0.8, 1, 1.25, 1.5, 2, 4, 8)),
+    ):
+        axis.set_major_locator(FixedLocator(ticks))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+
+
+def _markdown(picture: str, experiment: Experiment, found: list[Arm], scale: str, undecided: list[str]) -> str:
+    lines = [f"# {experiment.title}", "", f"![{experiment.title}]({picture})", ""]
+    lines.append(
+        f"Scale {scale}. Each dot: one seed, LoRA's steps over those of the other arm, which has about as many parameters "
+        f"and the same seed. {CAPTION}"
+    )
+    if undecided:
+        lines += ["", f"Reached by neither, so not drawn: {'; '.join(undecided)}."]
+    head = [
+        "column",
+        "arm",
+        "model",
+        "side of M",
+        "trainable",
+        "bits",
+        "rate",
+        "steps to 99 %",
+        "nats a value",
+        "accuracy",
+    ]
+    lines += ["", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    lines += [f"| {' | '.join(_line(arm))} |" for arm in found]
+    return "\n".join(lines) + "\n"
+
+
+def _line(arm: Arm) -> list[str]:
+    spec, runs = arm.spec, [arm.runs[seed] for seed in sorted(arm.runs)]
+    about = [spec.column.name, spec.label, spec.config.model.name, str(arm.side or "-")]
+    about += [f"{arm.trainable:,}", f"{arm.bits:.3f}"]
+    if not runs:
+        return [*about, "-", "not run", "", ""]
+    best = arm.found.best
+    rate = f"{format_lr(best.lr)}{', edge' if arm.found.chose_edge else ''}" if best and best.lr else "-"
+    nats, accuracy = [f"{o.mean_nats:.1f}" for o in runs], [f"{o.accuracy:.1f}" for o in runs]
+    return [*about, rate, ", ".join(o.shown for o in runs), ", ".join(nats), ", ".join(accuracy)]
+
+
+def _csv(found: list[Arm]) -> str:
+    """One line a run."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for arm in found:
+        for seed, o in sorted(arm.runs.items()):
+            row, config = arm.spec.row, o.config
+            about = [config.model.name, arm.spec.column.name, arm.pairs, row.method, row.r or "", row.operator or ""]
+            about += [" ".join(row.settings), arm.trainable, f"{arm.bits:.4f}", format_lr(config.lr or 0)]
+            steps = "" if o.steps is None else f"{o.steps:.1f}"
+            found_ = [steps, config.last_step, f"{o.mean_nats:.4f}", f"{o.accuracy:.4f}", run_id(config)]
+            writer.writerow([*about, arm.found.chose_edge, seed, *found_])
+    return out.getvalue()

@@ -1,0 +1,115 @@
+"""The memory study: whose runs are its cells, when a value counts as known, which ratio is a bound."""
+
+import csv
+
+import pytest
+from made_up import write
+
+from mora.config import compose, run_id, source
+from mora.results import typed
+from mora.suite import experiment as experiments
+from mora.suite import memory
+from mora.suite.cells import resolve, resolve_all
+from mora.suite.memory import Outcome
+
+EXPERIMENT = experiments.load("memory")
+SMALL = ["task.data.pairs=150", "task.train.global_batch_size=15"]
+LARGE = ["task.data.pairs=6500", "task.train.global_batch_size=650"]
+DECOUPLE = "method.adapter.operator=decouple"
+
+
+def rows():
+    return resolve_all(experiments.grids(EXPERIMENT, "lite"))
+
+
+def cells(name="memory"):
+    return [spec for row in experiments.grids(experiments.load(name), "lite") for spec in row if spec.exists]
+
+
+def outcome(known):
+    """Of token accuracies, 50 steps apart."""
+    config = compose(["task=uuid", "method=lora", "r=1", "scale=lite"])
+    rows = {50 * (i + 1): {"value_token_acc": share, "value_nll": 1.0} for i, share in enumerate(known)}
+    return Outcome(config, {step: typed(row) for step, row in rows.items()})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "rates"),
+    [
+        (["method=lora", "r=1", *SMALL], "1e-3 3e-3 1e-2 3e-2"),
+        (["method=mora", "r=1", *SMALL], "3e-4 1e-3 3e-3 1e-2"),
+        (["method=mora", "r=1", DECOUPLE, *SMALL], "1e-3 3e-3 1e-2 3e-2"),
+        (["method=lora", "r=8", *LARGE], "3e-3 1e-2"),
+        (["method=mora", "r=8", *LARGE], "1e-3 3e-3"),
+    ],
+)
+def test_the_searches_are_those_of_the_campaign(overrides, rates):
+    asked = ["task=uuid", "scale=lite", *overrides, "task.train.stop_step=300"]
+    wanted = [run_id(compose([*asked, f"lr={rate}"])) for rate in rates.split()]
+    assert wanted in [[run_id(config) for config in spec.search] for spec in cells()]
+
+
+@pytest.mark.parametrize(("method", "rate"), [("lora", "1e-2"), ("mora", "3e-3")])
+def test_three_times_the_steps_need_no_search(method, rate):
+    config = compose(["task=uuid", "scale=lite", "task.train.epochs=300", f"method={method}", "r=1", f"lr={rate}"])
+    (cell,) = [spec for spec in cells() if spec.row.method == method and "3000 steps" in spec.column.name]
+    assert cell.search == []
+    assert run_id(resolve(cell).final[0]) == run_id(config)
+
+
+def test_the_runs_of_table_2_are_cells():
+    here = {run_id(config) for spec in cells() for config in resolve(spec).needed}
+    for spec in cells("table2"):
+        assert {run_id(config) for config in resolve(spec).needed} <= here, spec.label
+
+
+def test_loads_are_from_a_thirtieth_to_half_a_bit():
+    bits = sorted(arm.bits for arm in memory.arms(rows()) if arm.spec.row.r == 1)
+    assert bits[0] < 0.035
+    assert 0.49 < bits[-1] < 0.55
+    frozen = [arm for arm in memory.arms(rows()) if arm.kind == "LoRA, A frozen"]
+    assert frozen
+    for arm in frozen:
+        assert memory.partner(arm, memory.arms(rows())).trainable == pytest.approx(arm.trainable, rel=0.02)
+
+
+def test_steps_lie_between_the_measurements_and_are_none_where_the_run_ended_first():
+    assert outcome([0.5, 0.985, 0.995, 1.0]).steps == pytest.approx(125)
+    assert outcome([0.99]).steps == pytest.approx(50)
+    assert outcome([0.5, 0.98]).steps is None
+    assert outcome([0.5, 0.98]).shown == "> 1000"
+    assert Outcome(outcome([]).config, {}).mean_nats == float("inf")
+
+
+def test_a_ratio_is_a_bound_where_one_of_the_two_did_not_get_there():
+    fast, slow, never = outcome([0.99]), outcome([0, 0, 0, 0.99]), outcome([0.5])
+    assert memory.ratio(slow, fast) == (pytest.approx(4.0), 0)
+    assert memory.ratio(never, fast) == (pytest.approx(20.0), 1)
+    assert memory.ratio(fast, never) == (pytest.approx(0.05), -1)
+    assert memory.ratio(never, never) is None
+
+
+def test_the_figure_pairs_seeds_and_names_what_neither_reached(tmp_path, monkeypatch):
+    monkeypatch.setattr(source, "ROOT", tmp_path)
+    assert memory.render("memory", EXPERIMENT, rows(), "lite", tmp_path / "out") is None
+    chosen = [spec for spec in cells() if spec.row.r == 8 and spec.column.name == "1000 pairs"]
+    for spec in chosen:
+        for config in spec.search:
+            write(config, {"value_nll": abs(config.lr - 3e-3)})
+        for config in resolve(spec).final:
+            share = 0.9 if config.seed == 2 else 0.995
+            write(config, {"value_token_acc": share, "value_nll": 2.0, "uuid_char_acc": 0.75}, steps=(500,))
+    path = memory.render("memory", EXPERIMENT, rows(), "lite", tmp_path / "out")
+    first = path.read_bytes()
+    text = path.with_suffix(".md").read_text()
+    assert "Reached by neither, so not drawn: MoRA r=8 (as 64) at 1000 pairs, seed 2; MoRA r=8" in text
+    assert "| 1000 pairs | MoRA r=8 (as 64) | smollm2_135m | 96 | 2,415,690 | 0.051 | 3e-3 | 497, 497, > 1000 |" in text
+    assert "| 6500 pairs | LoRA r=8 (as 64) | smollm2_135m | - | 2,442,240 | 0.325 | - | not run |" in text
+    assert "LoRA r=2 (as 16), freeze_a=true" in text
+    with open(path.with_suffix(".csv")) as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 9
+    assert {line["run"] for line in lines} == {run_id(c) for spec in chosen for c in resolve(spec).final}
+    assert [line["steps_to_99"] for line in lines if line["seed"] == "2"] == [""] * 3
+    memory.render("memory", EXPERIMENT, rows(), "lite", tmp_path / "out")
+    assert path.read_bytes() == first
