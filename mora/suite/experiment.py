@@ -31,7 +31,7 @@ NAMES = {
     "mora": "MoRA",
     "remora": "ReMoRA",
 }
-Scale = Literal["paper", "lite", "smoke"]
+Scale = Literal["paper", "mid", "lite", "smoke"]
 Counts = Callable[[dict[str, Any] | None, str], Any]  # whether a result of that scale takes part in a choice
 
 

@@ -17,7 +17,7 @@ from .result import read, result_of, stands, unusable, usable
 COLUMNS = (
     f"{'run':44} {'steps':>6} {'tokens':>8} {'PFLOP':>8} {'trainable':>13} "
     f"{'weights':>8} {'grads':>6} {'optim':>6} {'activ':>6} {'logits':>6} {'GiB/GPU':>8} {'micro':>6} {'shadow':>7} "
-    f"{'GPU-h':>8} {'disk':>6}"
+    f"{'GPU time':>8} {'disk':>6}"
 )
 
 
@@ -73,7 +73,7 @@ def _line(run: RunConfig, found: Cost) -> str:
     return (
         f"{run_id(run):44} {_count(found.steps):>6} {_bounded(found):>8} {_number(found.flops, 1e15):>8} "
         f"{found.trainable:>13,} {' '.join(parts)} {m.gpu / GIB:8.1f} {micro:>6} {m.shadow / GIB:7.1f} "
-        f"{_number(found.gpu_hours, 1):>8} {found.disk / GIB:6.1f}"
+        f"{_time(found.gpu_hours):>8} {found.disk / GIB:6.1f}"
     )
 
 
@@ -87,6 +87,12 @@ def _count(value: int | None) -> str:
 
 def _number(value: float | None, unit: float) -> str:
     return "?" if value is None else f"{value / unit:,.1f}"
+
+
+def _time(hours: float | None) -> str:
+    if hours is None:
+        return "?"
+    return f"{60 * hours:.1f} min" if hours < 1 else f"{hours:,.1f} h"
 
 
 def _bounded(found: Cost) -> str:
