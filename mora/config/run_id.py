@@ -33,6 +33,7 @@ def run_id(config: RunConfig) -> str:
     for part in values["task"]["data"].values():  # likewise
         if isinstance(part, dict) and part.get("validation") == []:
             part.pop("validation")
+    values["task"].pop("overflow")  # the adapter's says it
     for quiet in ("log_every_steps", "checkpoint_every_steps"):
         values["task"]["train"].pop(quiet)
     digest = hashlib.sha256(json.dumps([LAYOUT_VERSION, values], sort_keys=True).encode()).hexdigest()[:10]

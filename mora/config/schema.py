@@ -83,6 +83,7 @@ class Task(Section):
     lr_grid: dict[Literal["fft", "lora_like", "mora", "mora_rotation"], LrGrid]
     restart_every_steps: PositiveInt | None = None  # of shorter runs than the paper's; null: the method's own
     restart_warmup_steps: NonNegativeInt | None = None
+    overflow: Literal["drop", "fold"] | None = None  # of MoRA's blocks, for a model whose modules differ much in size
 
 
 Groups = Literal["modulo", "contiguous", "contiguous-modulo", "modulo-contiguous"]
@@ -142,7 +143,7 @@ class Method(Section):
 
 
 class Scale(Section):
-    name: Literal["smoke", "lite", "paper"]
+    name: Literal["smoke", "lite", "mid", "paper"]
     precision: Literal["fp32", "bf16"]
     results_dir: str
 

@@ -18,7 +18,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m mora.data", description=__doc__)
     parser.add_argument("task", help="uuid, tulu2, metamath, biomed, finance or c4")
     parser.add_argument("overrides", nargs="*", help="as for run.py, for example task.data.packing=isolated")
-    parser.add_argument("--scale", choices=["smoke", "lite", "paper"], default="paper")
+    parser.add_argument("--scale", choices=["smoke", "lite", "mid", "paper"], default="paper")
     parser.add_argument("--workers", type=positive_int, default=None, help="processes; all cores unless given")
     args = parser.parse_intermixed_args()
     try:

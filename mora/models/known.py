@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -13,6 +14,7 @@ from mora.config.model_schema import Model
 FOLDER = CONFIG_DIR / "model"
 
 
+@cache
 def named(name: str) -> Model | None:
     """The model of configs/model/<name>.yaml; None where there is none of that name, or it is incomplete, as custom is."""
     path = FOLDER / f"{name}.yaml"

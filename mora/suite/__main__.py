@@ -142,7 +142,7 @@ def _relative(path: Path) -> Path:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m mora.suite", description=__doc__)
     parser.add_argument("names", nargs="*", help="experiments; all of them if none is named")
-    parser.add_argument("--scale", choices=["smoke", "lite", "paper"], default="paper")
+    parser.add_argument("--scale", choices=["smoke", "lite", "mid", "paper"], default="paper")
     parser.add_argument("--jobs", type=positive_int, default=1, help="runs side by side; with --hardware slurm: nodes")
     parser.add_argument("--seeds", type=positive_int, help="seeds 0 to N-1, instead of the experiment's")
     parser.add_argument(

@@ -32,7 +32,7 @@ HEAD = (  # name, unit, width
     ("a GPU", "GiB", 8),
     ("micro", "seq", 6),
     ("shadow", "GiB", 7),
-    ("time", "GPU-h", 8),
+    ("GPU time", "", 9),
     ("disk", "GiB", 7),
 )
 COLUMNS = "\n".join(
@@ -103,7 +103,7 @@ def _line(run: RunConfig, found: Cost) -> str:
     return (
         f"{name_of(run):{NAME}} {_count(found.steps):>6} {_bounded(found):>8} {_number(found.flops, 1e15):>9} "
         f"{found.trainable:>13,} {' '.join(parts)} {m.gpu / GIB:8.1f} {micro:>6} {m.shadow / GIB:7.1f} "
-        f"{_number(found.gpu_hours, 1):>8} {found.disk / GIB:7.1f}"
+        f"{_time(found.gpu_hours):>9} {found.disk / GIB:7.1f}"
     )
 
 
@@ -119,6 +119,12 @@ def _number(value: float | None, unit: float) -> str:
     if value is None:
         return "?"
     return f"{value / unit:,.{1 if value >= 10 * unit else 3}f}"
+
+
+def _time(hours: float | None) -> str:
+    if hours is None:
+        return "?"
+    return f"{60 * hours:.1f} min" if hours < 1 else f"{hours:,.1f} h"
 
 
 def _bounded(found: Cost) -> str:

@@ -19,7 +19,9 @@ def test_committed_results_keep_their_ids():
     assert len(RESULTS) > 100
     for path in RESULTS:
         result = json.loads(path.read_text())
-        assert run_id(load(result["config"])) == result["run_id"], path.name
+        config = load(result["config"])
+        assert run_id(config) == result["run_id"], path.name
+        assert shape_of(config.model).parameters > 5e7
 
 
 def test_names_are_those_of_complete_models():

@@ -98,8 +98,8 @@ def test_every_cell_composes_and_reads_what_its_runs_measure(name, scale, nothin
         assert len({run_id(config) for config in runs}) == len(runs)
         for config in runs:
             assert config.scale.name == scale
-            assert not config.knows_steps or grid.column.step is None or grid.column.step <= config.total_steps
-        evaluation = grid.config.task.evaluation
+        whole, evaluation = grid.config, grid.config.task.evaluation
+        assert not whole.knows_steps or grid.column.step is None or grid.column.step <= whole.total_steps
         if grid.experiment.kind == "table" and grid.column.task != "uuid":
             assert grid.column.metric.removesuffix(".score") in scored(evaluation.tasks)
         assert grid.column.step is None or grid.column.step in evaluation.at_steps
@@ -133,7 +133,7 @@ def test_table_1_takes_the_grids_of_the_paper(nothing_measured):
 
 
 @pytest.mark.parametrize(
-    ("other", "scale"), [(n, s) for n in ("table4", "table6", "table7") for s in ("paper", "lite")]
+    ("other", "scale"), [(n, s) for n in ("table4", "table6", "table7") for s in ("paper", "mid", "lite")]
 )
 def test_tables_share_their_runs(other, scale, nothing_measured):
     main = {run_id(config) for grid in cells_of("table1", scale) for config in resolve(grid).needed}
@@ -142,7 +142,7 @@ def test_tables_share_their_runs(other, scale, nothing_measured):
         assert {run_id(config) for config in resolve(grid).needed}.isdisjoint(main) == alone, grid.label
 
 
-@pytest.mark.parametrize(("scale", "width"), [("paper", 4096), ("lite", 576), ("smoke", 128)])
+@pytest.mark.parametrize(("scale", "width"), [("paper", 4096), ("mid", 1536), ("lite", 576), ("smoke", 128)])
 def test_what_table_4_takes_auto_for_is_what_it_becomes(scale, width):
     for grid in cells_of("table4", scale):
         assert resolve_operator(MoraConfig(r=grid.config.r, operator="auto"), width) == grid.column.auto
@@ -246,7 +246,7 @@ def test_only_what_asks_the_papers_question_stands_beside_its_number(name, scale
     asked = {grid.column.name: grid.column.metric for grid in cells_of(name, "paper")}
     for grid in cells_of(name, scale):
         if grid.paper_value is not None:
-            assert scale == "lite"
+            assert scale in ("lite", "mid")
             assert asked[grid.column.name] == grid.column.metric
             assert not grid.column.metric.split(".")[0].endswith(("_local", "500"))
 

@@ -1,0 +1,80 @@
+"""Scale mid: every cell composes, ranks fit its model, grids and searches are equal, and its code runs on a tiny Qwen2."""
+
+import itertools
+
+import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from mora.adapter.operators import square_size
+from mora.config import compose, provenance
+from mora.config.schema import MoraAdapter
+from mora.data.batches import Batch
+from mora.methods import prepare
+from mora.models.shapes import shape_of
+from mora.suite import experiment as experiments
+from mora.train.engines import make_engine
+
+
+def cells(name):
+    return [grid for row in experiments.grids(experiments.load(name), "mid") for grid in row]
+
+
+@pytest.fixture
+def nothing_measured(monkeypatch):
+    monkeypatch.setattr(experiments, "result_of", lambda config: None)
+
+
+MID = [grid for name in experiments.names() for grid in cells(name)]
+
+
+def test_at_scale_mid_every_search_is_a_whole_run_of_a_third_with_grids_of_equal_size(nothing_measured):
+    assert {grid.experiment.title.split(":")[0] for grid in MID} == {
+        "Table 1", "Table 2", "Table 4", "Table 6", "Table 7", "Figure 2", "Figure 3"
+    }  # fmt: skip
+    for grid in MID:
+        whole, searches = grid.config(), grid.search()
+        assert whole.model.name == "qwen25_coder_1b5"
+        if not whole.method.trains:
+            continue
+        rates = sorted({run.lr for run in searches})
+        assert len(rates) == len(searches) == 4, grid.label()
+        assert [b / a for a, b in itertools.pairwise(rates)] == pytest.approx([3.16] * 3, rel=0.06)
+        for run in searches:
+            assert run.task.train.stop_step is None
+            assert 3 * run.total_steps == pytest.approx(whole.total_steps, rel=0.01)
+            assert not run.task.evaluation.tasks
+            if whole.method.restart:
+                cycles = [c.total_steps / c.method.restart.every_steps for c in (whole, run)]
+                assert cycles[0] == cycles[1]
+                assert whole.method.restart.warmup_steps <= 0.05 * whole.method.restart.every_steps
+
+
+def test_at_scale_mid_no_square_is_clamped_and_no_input_is_ignored():
+    for grid in MID:
+        config = grid.config()
+        if not isinstance(config.method.adapter, MoraAdapter):
+            continue
+        assert config.method.adapter.overflow == "fold"
+        for linear in shape_of(config.model).linears:
+            r = config.model.rank_of(linear.name, config.r)
+            assert square_size(linear.in_features, linear.out_features, r, "floor") <= min(
+                linear.in_features, linear.out_features
+            )
+        assert "ours: k, v and down" in provenance.of_run(config)["task.overflow"]
+
+
+@pytest.mark.parametrize("task", ["uuid", "tulu2", "metamath", "biomed", "finance"])
+@pytest.mark.parametrize("method", ["fft", "lora", "lora_plus", "relora", "asylora", "dora", "mora", "remora"])
+def test_a_cell_of_scale_mid_runs_on_a_tiny_qwen2(task, method):
+    """Its method and rank as at scale mid, on the model's structure: prepared and trained for a step."""
+    rank = [] if method == "fft" else ["r=4"]
+    config = compose([f"task={task}", f"method={method}", "scale=mid", *rank, "scale.precision=fp32", "hardware=cpu"])
+    shape = {"vocab_size": 104, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 1}
+    torch.manual_seed(0)
+    base = Qwen2ForCausalLM(Qwen2Config(**shape, num_attention_heads=4, num_key_value_heads=2))
+    engine = make_engine(prepare(base, config), config)
+    ids = torch.randint(3, 100, (2, 12))
+    loss = engine.backward(Batch(ids, ids), 22)
+    assert torch.isfinite(loss)
+    assert engine.step(config.lr, 1.0) > 0
