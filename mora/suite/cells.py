@@ -1,4 +1,4 @@
-"""What was found for a cell: its runs and results, resolved once; the paper's number, ours over seeds, and the noise."""
+"""What was found for a cell: its runs and results, resolved once; the paper's number and ours over seeds."""
 
 from __future__ import annotations
 
@@ -7,19 +7,16 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from mora.config import ConfigError, RunConfig
 from mora.evaluate.metrics import facts
 from mora.results import Metric, Metrics, RunResult
 
+from . import verdicts
 from .experiment import Candidate, CellSpec
 from .result import result_of, usable
 
-# Student's t, two-sided 95 %, by degrees of freedom; beyond ten seeds the last one errs on the safe side
-T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-
-Noise = Literal["beyond", "within"]
 Counts = Callable[[RunResult | None, str], Any]  # whether a result of that scale takes part in a choice
 Score = float | str | None  # of a candidate: its selection metric, "diverged", or None without a result that counts
 
@@ -70,6 +67,10 @@ class CellRuns:
         known = errors if len(errors) == len(values) else None
         return Cell(self.spec.paper_value, values or None, known, len(self.final))
 
+    @cached_property
+    def at_floor(self) -> bool:
+        return at_floor([self])
+
     def measured(self, config: RunConfig, result: RunResult) -> tuple[float, float | None] | None:
         """The metric in the table's unit and its standard error; a run that diverged, or has no number as its metric, is the
         worst there is."""
@@ -81,6 +82,36 @@ class CellRuns:
             return None
         error = metric.stderr
         return factor * metric.value, None if error is None or not math.isfinite(error) else factor * error
+
+
+def at_floor(cells: list[CellRuns]) -> bool:
+    """Whether the mean over cells is within three standard errors of what knowing nothing scores, or below. False where a
+    cell was not run, or its metric has no floor."""
+    above, errors = 0.0, []
+    for runs in cells:
+        known = [m for c, r in runs.results if (m := runs.metrics(c, r).get(runs.spec.column.metric)) is not None]
+        if not known or known[0].floor is None or not all(metric.finite for metric in known):
+            return False
+        metric = known[0]
+        above += statistics.fmean(m.value for m in known) - known[0].floor
+        errors.append(
+            verdicts.share_error(metric.value, metric.documents) if metric.documents else metric.stderr or 0.0
+        )
+    return bool(cells) and above <= verdicts.AT_FLOOR * math.hypot(*errors)
+
+
+def steps_to(result: RunResult, metric: str, level: float) -> float | None:
+    """The step at which a metric that grows came to a level, linear between measurements; None where it did not."""
+    before: tuple[int, float] | None = None
+    for step in sorted(result.metrics):
+        if (found := result.metrics[step].get(metric)) is None or not found.finite:
+            continue
+        if found.value >= level:
+            if before is None:
+                return float(step)
+            return before[0] + (step - before[0]) * (level - before[1]) / (found.value - before[1])
+        before = step, found.value
+    return None
 
 
 def resolve(spec: CellSpec, counts: Counts = usable) -> CellRuns:
@@ -161,26 +192,3 @@ class Cell:
         if self.values is None or len(self.values) < 2 or math.inf in self.values:
             return None
         return statistics.stdev(self.values)
-
-    @cached_property
-    def difference(self) -> float | None:
-        """Ours minus the paper's."""
-        return None if self.mean is None or self.paper is None else self.mean - self.paper
-
-    @cached_property
-    def threshold(self) -> float | None:
-        """What the difference must exceed. The paper's number is one more run of the same kind.
-
-        Several seeds: the 95 % prediction interval, t sd sqrt(1 + 1/n). One seed: 1.96 sqrt(2) standard errors over the
-        documents, which leaves out what another seed would change. None where neither is known.
-        """
-        if self.sd is not None and self.values is not None:
-            n = len(self.values)
-            return T95[min(n - 2, len(T95) - 1)] * self.sd * math.sqrt(1 + 1 / n)
-        return 1.96 * math.sqrt(2) * self.errors[0] if self.errors else None
-
-    @cached_property
-    def noise(self) -> Noise | None:
-        if self.difference is None or self.threshold is None:
-            return None
-        return "beyond" if abs(self.difference) > self.threshold else "within"

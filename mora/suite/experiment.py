@@ -79,6 +79,13 @@ class AtScale(Section):
     sweep: Literal["lr", "method"] = "lr"
 
 
+class Reach(Section):
+    """A level of a metric that grows: a table says at which step each run came to it."""
+
+    metric: str
+    at_least: float
+
+
 class Experiment(Section):
     """`selection`: the metric, lower is better, that chooses among the runs of a search. `unit`: of the table's cells.
 
@@ -94,6 +101,7 @@ class Experiment(Section):
     columns: list[Column] = []
     scales: dict[Scale, AtScale] = {}
     notes: list[str] = []
+    reach: Reach | None = None
     settings: dict[str, str] = {}
 
     def has(self, scale: Scale) -> bool:
