@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from mora.config import ConfigError, RunConfig
 from mora.evaluate.metrics import facts
@@ -16,9 +14,7 @@ from mora.results import Metric, Metrics, RunResult
 from . import verdicts
 from .experiment import Candidate, CellSpec
 from .result import result_of, usable
-
-Counts = Callable[[RunResult | None, str], Any]  # whether a result of that scale takes part in a choice
-Score = float | str | None  # of a candidate: its selection metric, "diverged", or None without a result that counts
+from .selection import Choice, Counts, choose, last_step
 
 
 @dataclass(frozen=True)
@@ -29,8 +25,7 @@ class CellRuns:
     """
 
     spec: CellSpec
-    scores: list[tuple[Candidate, Score]]
-    best: Candidate | None
+    choice: Choice
     final: list[RunConfig]
     results: list[tuple[RunConfig, RunResult]]
 
@@ -43,16 +38,11 @@ class CellRuns:
         stand_in = self.final or [spec.run(spec.candidates[0], seed) for seed in spec.seeds]
         if not spec.at_scale.search and spec.search and not self.final:
             stand_in = stand_in[1:]  # the winner of the search is the first seed's run
-        return [*spec.search, *stand_in]
+        return [*spec.search, *self.choice.more, *stand_in]
 
     @property
-    def chose_edge(self) -> bool:
-        """Whether the chosen rate is the highest or the lowest of those searched: there might be a better one beyond."""
-        best = self.best
-        if not self.spec.search or best is None:
-            return False
-        rates = sorted(c.lr for c in self.spec.candidates if c.lr is not None and c.overrides == best.overrides)
-        return best.lr in (rates[0], rates[-1])
+    def best(self) -> Candidate | None:
+        return self.choice.best
 
     def metrics(self, config: RunConfig, result: RunResult) -> Metrics:
         """Of a final run, at the step that the column shows."""
@@ -115,50 +105,16 @@ def steps_to(result: RunResult, metric: str, level: float) -> float | None:
 
 
 def resolve(spec: CellSpec, counts: Counts = usable) -> CellRuns:
-    """Reads the results of the cell's runs. A search takes part in the choice, and a result in the cell, if it `counts`.
-
-    The candidate with the lowest selection metric at the search's last step is chosen, once all are there. A diverged run
-    counts as the worst; where all did, the first is taken, so that the cell says so.
-    """
-    scores = [(c, _score(spec, run, counts)) for c, run in zip(spec.candidates, spec.search, strict=False)]
-    best: Candidate | None = spec.candidates[0]
-    if scores:
-        losses = [score if isinstance(score, float) else math.inf for _, score in scores]
-        best = None if any(score is None for _, score in scores) else scores[losses.index(min(losses))][0]
-    final = [spec.run(best, seed) for seed in spec.seeds] if best is not None and spec.exists else []
+    """Reads the results of the cell's runs. A search takes part in the choice, and a result in the cell, if it `counts`."""
+    choice = choose(spec, counts)
+    final = [spec.run(choice.best, seed) for seed in spec.seeds] if choice.best is not None and spec.exists else []
     found = [(config, result_of(config)) for config in final]
     results = [(config, result) for config, result in found if result is not None and counts(result, spec.scale)]
-    return CellRuns(spec, scores, best, final, results)
+    return CellRuns(spec, choice, final, results)
 
 
 def resolve_all(rows: list[list[CellSpec]]) -> list[list[CellRuns]]:
     return [[resolve(spec) for spec in row] for row in rows]
-
-
-def _score(spec: CellSpec, config: RunConfig, counts: Counts) -> Score:
-    result = result_of(config)
-    if result is None or not counts(result, spec.scale):
-        return None
-    if result.status != "done":
-        return result.status
-    step, name = last_step(config, result), spec.experiment.selection
-    metric = result.metrics.get(step, {}).get(name)
-    if metric is None:
-        raise ConfigError(
-            f"{result.run_id}: no metric {name} at step {step}: remove the result, and the run is done again"
-        )
-    return metric.value if metric.finite else "diverged"
-
-
-def last_step(config: RunConfig, result: RunResult) -> int:
-    """Where the run ended: from its configuration, or where that follows from the data, from its result."""
-    if not config.method.trains:
-        return 0
-    if config.knows_steps:
-        return config.last_step
-    if result.last_step is None:
-        raise ConfigError(f"{result.run_id}: no field last_step: remove the result, and the run is done again")
-    return result.last_step
 
 
 def higher_is_better(name: str, metric: Metric | None = None) -> bool:

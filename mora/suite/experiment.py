@@ -69,7 +69,8 @@ class Column(Section):
 class AtScale(Section):
     """`search`: overrides of the runs that only choose. `sweep`: what is chosen, the rate alone or the method's whole grid.
 
-    `columns`: of this scale, where they are not those of the experiment.
+    `columns`: of this scale, where they are not those of the experiment. `repeats`: a rate at the edge of its grid adds the
+    next one, and the best two get a second seed, before the final runs.
     """
 
     seeds: list[int]
@@ -77,6 +78,7 @@ class AtScale(Section):
     columns: list[Column] | None = None
     search: list[str] = []
     sweep: Literal["lr", "method"] = "lr"
+    repeats: bool = False
 
 
 class Reach(Section):

@@ -168,9 +168,11 @@ def _notes(claim: Claim, measured: Measured, cells: list[CellRuns], verdict: Ver
         notes.append("paired over documents")
     if measured.seeds and not all(map(math.isfinite, measured.differences)):
         notes.append("a run diverged")
-    edges = dict.fromkeys(runs.spec.label for runs in cells if runs.chose_edge)
+    edges = dict.fromkeys(runs.spec.label for runs in cells if runs.choice.at_edge)
     if measured.seeds and edges and cells[0].spec.scale != "paper":  # the grids of scale paper are the paper's
         notes.append(f"at the edge of its grid: {', '.join(edges)}")
+    if turned := dict.fromkeys(runs.spec.label for runs in cells if runs.choice.reversed):
+        notes.append(f"a second seed would choose another rate: {', '.join(turned)}")
     return notes
 
 

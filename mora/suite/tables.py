@@ -20,6 +20,7 @@ from mora.train.log import replace_file
 from . import latex
 from .cells import Cell, CellRuns, steps_to
 from .experiment import Candidate, Experiment, paper_tables
+from .selection import Choice
 
 NOT_RUN = "not run"
 BASELINE = "lora"  # what a method's effect is over
@@ -253,12 +254,14 @@ def _search_lines(experiment: Experiment, rows: list[list[CellRuns]]) -> list[st
     untouched: set[str] = set()
     for runs in (runs for row in rows for runs in row):
         shown, ran = [], False
-        mark = " (chosen, at the edge of the grid)" if runs.chose_edge else " (chosen)"
-        for candidate, score in runs.scores:
+        for candidate, score in runs.choice.scores:
             value = NOT_RUN
             if score is not None:
                 value, ran = score if isinstance(score, str) else f"{score:.4g}", True
-            shown.append(f"{_candidate(candidate)}: {value}{mark if candidate == runs.best else ''}")
+            again = runs.choice.again.get(candidate)
+            value += "" if again is None else f" and {again if isinstance(again, str) else f'{again:.4g}'}"
+            value += "" if candidate in runs.spec.candidates else " (added: the best was at the edge)"
+            shown.append(f"{_candidate(candidate)}: {value}{_mark(runs.choice) if candidate == runs.best else ''}")
         if shown:
             where = f"{runs.spec.label}, {' '.join([runs.spec.column.task, *runs.spec.column.overrides])}"
             if ran:
@@ -268,6 +271,11 @@ def _search_lines(experiment: Experiment, rows: list[list[CellRuns]]) -> list[st
     head = f"Searches, each rate with its {experiment.selection} at the last step of the search (lower is better):"
     rest = ["", f"Searches of which nothing was run: {len(untouched)}."] if untouched else []
     return (["", head, "", *lines] if lines else []) + rest
+
+
+def _mark(choice: Choice) -> str:
+    said = ["chosen", *["at the edge of the grid"] * choice.at_edge, *["a second seed reverses it"] * choice.reversed]
+    return f" ({', '.join(said)})"
 
 
 def _candidate(candidate: Candidate) -> str:

@@ -54,7 +54,7 @@ def test_a_search_run_without_a_number_never_wins_and_is_taken_where_there_is_no
     search = grid.search
     for config in search:
         write_uuid(config, **{"value_nll": 2.0} | broken)
-    assert {score for _, score in resolve(grid).scores} == {"diverged"}
+    assert {score for _, score in resolve(grid).choice.scores} == {"diverged"}
     assert [config.lr for config in resolve(grid).final] == [search[0].lr] * 3
     write_uuid(search[2], 9.0)
     assert resolve(grid).best.lr == search[2].lr
