@@ -35,12 +35,16 @@ def over_seeds():
 
 
 def over_documents(first, second):
-    """By task whose score is a mean: the paired difference in points."""
+    """By task: the paired difference of a mean, in points, or of perplexities over blocks of one length, in nats a token."""
     read = [zstandard.ZstdDecompressor().decompress(Path(p).read_bytes(), 2**30).splitlines() for p in (first, second)]
     for a, b in zip(*([json.loads(line) for line in lines] for lines in read), strict=True):
-        if a["header"]["aggregation"] == "mean" and a["clusters"] is None:
+        kind = a["header"]["aggregation"]
+        if kind in ("mean", "perplexity") and a["clusters"] is None:
             assert a["header"]["prompts"] == b["header"]["prompts"], "other documents"
-            d = 100 * np.subtract(a["items"], b["items"])
+            x, y = (
+                100 * np.array(f["items"]) if kind == "mean" else -np.divide(*np.transpose(f["items"])) for f in (a, b)
+            )
+            d = x - y
             yield a["header"]["task"], stats.norm.interval(0.95, d.mean(), stats.sem(d))
 
 
@@ -52,7 +56,7 @@ def exact(right, asked):
 if __name__ == "__main__":
     if len(sys.argv) == 3:
         for task, (low, high) in over_documents(*sys.argv[1:]):
-            print(f"{task}: [{low:+.2f}, {high:+.2f}] points")
+            print(f"{task}: [{low:+.4f}, {high:+.4f}]")
     else:
         print("MoRA - LoRA, r=32: [{:+.1f}, {:+.1f}] points".format(*over_seeds()))
         print("7 of 500 right: [{:.2f}, {:.2f}] %".format(*exact(7, 500)))

@@ -9,7 +9,7 @@ import pytest
 from mora.config.source import ROOT
 from mora.evaluate import compare, documents
 from mora.evaluate.kept import Kept
-from mora.suite import ledger, verdicts
+from mora.suite import ledger, pairing, verdicts
 from mora.suite.claims import load
 
 SCRIPT = ROOT / "docs/examples/recompute.py"
@@ -35,6 +35,14 @@ def test_the_interval_over_documents_is_that_of_compare(script, tmp_path):
     found = compare.compare(*(documents.read(tmp_path / f"{name}.zst")["t"] for name in ("a", "b")))
     assert task == "t"
     assert (low, high) == pytest.approx((100 * found.low, 100 * found.high), abs=0.3)
+
+
+def test_the_interval_over_committed_documents_is_that_of_the_ledgers_pairing(script):
+    folder = ROOT / "results/documents"
+    first, second = (next(folder.glob(f"c4-{method}-r128-*-s1-*")) for method in ("relora", "lora"))
+    ((task, (low, high)),) = script["over_documents"](first, second)
+    found = pairing._of_task([documents.read(first)[task]], [documents.read(second)[task]], "nats")
+    assert (high - low) / 2 / 1.96 == pytest.approx(found, rel=0.1), "a bootstrap and a closed form"
 
 
 def test_the_exact_interval_is_the_ledgers(script):
