@@ -1,27 +1,20 @@
-"""What was found for a cell: its runs and results, resolved once; the paper's number, ours over seeds, and the noise."""
+"""What was found for a cell: its runs and results, resolved once; the paper's number and ours over seeds."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
 
 from mora.config import ConfigError, RunConfig
 from mora.evaluate.metrics import facts
 from mora.results import Metric, Metrics, RunResult
 
+from . import verdicts
 from .experiment import Candidate, CellSpec
 from .result import result_of, usable
-
-# Student's t, two-sided 95 %, by degrees of freedom; beyond ten seeds the last one errs on the safe side
-T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-
-Noise = Literal["beyond", "within"]
-Counts = Callable[[RunResult | None, str], Any]  # whether a result of that scale takes part in a choice
-Score = float | str | None  # of a candidate: its selection metric, "diverged", or None without a result that counts
+from .selection import Choice, Counts, choose, last_step
 
 
 @dataclass(frozen=True)
@@ -32,8 +25,7 @@ class CellRuns:
     """
 
     spec: CellSpec
-    scores: list[tuple[Candidate, Score]]
-    best: Candidate | None
+    choice: Choice
     final: list[RunConfig]
     results: list[tuple[RunConfig, RunResult]]
 
@@ -46,16 +38,11 @@ class CellRuns:
         stand_in = self.final or [spec.run(spec.candidates[0], seed) for seed in spec.seeds]
         if not spec.at_scale.search and spec.search and not self.final:
             stand_in = stand_in[1:]  # the winner of the search is the first seed's run
-        return [*spec.search, *stand_in]
+        return [*spec.search, *self.choice.more, *stand_in]
 
     @property
-    def chose_edge(self) -> bool:
-        """Whether the chosen rate is the highest or the lowest of those searched: there might be a better one beyond."""
-        best = self.best
-        if not self.spec.search or best is None:
-            return False
-        rates = sorted(c.lr for c in self.spec.candidates if c.lr is not None and c.overrides == best.overrides)
-        return best.lr in (rates[0], rates[-1])
+    def best(self) -> Candidate | None:
+        return self.choice.best
 
     def metrics(self, config: RunConfig, result: RunResult) -> Metrics:
         """Of a final run, at the step that the column shows."""
@@ -70,6 +57,10 @@ class CellRuns:
         known = errors if len(errors) == len(values) else None
         return Cell(self.spec.paper_value, values or None, known, len(self.final))
 
+    @cached_property
+    def at_floor(self) -> bool:
+        return at_floor([self])
+
     def measured(self, config: RunConfig, result: RunResult) -> tuple[float, float | None] | None:
         """The metric in the table's unit and its standard error; a run that diverged, or has no number as its metric, is the
         worst there is."""
@@ -83,51 +74,47 @@ class CellRuns:
         return factor * metric.value, None if error is None or not math.isfinite(error) else factor * error
 
 
-def resolve(spec: CellSpec, counts: Counts = usable) -> CellRuns:
-    """Reads the results of the cell's runs. A search takes part in the choice, and a result in the cell, if it `counts`.
+def at_floor(cells: list[CellRuns]) -> bool:
+    """Whether the mean over cells is within three standard errors of what knowing nothing scores, or below. False where a
+    cell was not run, or its metric has no floor."""
+    above, errors = 0.0, []
+    for runs in cells:
+        known = [m for c, r in runs.results if (m := runs.metrics(c, r).get(runs.spec.column.metric)) is not None]
+        if not known or known[0].floor is None or not all(metric.finite for metric in known):
+            return False
+        metric = known[0]
+        above += statistics.fmean(m.value for m in known) - known[0].floor
+        errors.append(
+            verdicts.share_error(metric.value, metric.documents) if metric.documents else metric.stderr or 0.0
+        )
+    return bool(cells) and above <= verdicts.AT_FLOOR * math.hypot(*errors)
 
-    The candidate with the lowest selection metric at the search's last step is chosen, once all are there. A diverged run
-    counts as the worst; where all did, the first is taken, so that the cell says so.
-    """
-    scores = [(c, _score(spec, run, counts)) for c, run in zip(spec.candidates, spec.search, strict=False)]
-    best: Candidate | None = spec.candidates[0]
-    if scores:
-        losses = [score if isinstance(score, float) else math.inf for _, score in scores]
-        best = None if any(score is None for _, score in scores) else scores[losses.index(min(losses))][0]
-    final = [spec.run(best, seed) for seed in spec.seeds] if best is not None and spec.exists else []
+
+def steps_to(result: RunResult, metric: str, level: float) -> float | None:
+    """The step at which a metric that grows came to a level, linear between measurements; None where it did not."""
+    before: tuple[int, float] | None = None
+    for step in sorted(result.metrics):
+        if (found := result.metrics[step].get(metric)) is None or not found.finite:
+            continue
+        if found.value >= level:
+            if before is None:
+                return float(step)
+            return before[0] + (step - before[0]) * (level - before[1]) / (found.value - before[1])
+        before = step, found.value
+    return None
+
+
+def resolve(spec: CellSpec, counts: Counts = usable) -> CellRuns:
+    """Reads the results of the cell's runs. A search takes part in the choice, and a result in the cell, if it `counts`."""
+    choice = choose(spec, counts)
+    final = [spec.run(choice.best, seed) for seed in spec.seeds] if choice.best is not None and spec.exists else []
     found = [(config, result_of(config)) for config in final]
     results = [(config, result) for config, result in found if result is not None and counts(result, spec.scale)]
-    return CellRuns(spec, scores, best, final, results)
+    return CellRuns(spec, choice, final, results)
 
 
 def resolve_all(rows: list[list[CellSpec]]) -> list[list[CellRuns]]:
     return [[resolve(spec) for spec in row] for row in rows]
-
-
-def _score(spec: CellSpec, config: RunConfig, counts: Counts) -> Score:
-    result = result_of(config)
-    if result is None or not counts(result, spec.scale):
-        return None
-    if result.status != "done":
-        return result.status
-    step, name = last_step(config, result), spec.experiment.selection
-    metric = result.metrics.get(step, {}).get(name)
-    if metric is None:
-        raise ConfigError(
-            f"{result.run_id}: no metric {name} at step {step}: remove the result, and the run is done again"
-        )
-    return metric.value if metric.finite else "diverged"
-
-
-def last_step(config: RunConfig, result: RunResult) -> int:
-    """Where the run ended: from its configuration, or where that follows from the data, from its result."""
-    if not config.method.trains:
-        return 0
-    if config.knows_steps:
-        return config.last_step
-    if result.last_step is None:
-        raise ConfigError(f"{result.run_id}: no field last_step: remove the result, and the run is done again")
-    return result.last_step
 
 
 def higher_is_better(name: str, metric: Metric | None = None) -> bool:
@@ -161,26 +148,3 @@ class Cell:
         if self.values is None or len(self.values) < 2 or math.inf in self.values:
             return None
         return statistics.stdev(self.values)
-
-    @cached_property
-    def difference(self) -> float | None:
-        """Ours minus the paper's."""
-        return None if self.mean is None or self.paper is None else self.mean - self.paper
-
-    @cached_property
-    def threshold(self) -> float | None:
-        """What the difference must exceed. The paper's number is one more run of the same kind.
-
-        Several seeds: the 95 % prediction interval, t sd sqrt(1 + 1/n). One seed: 1.96 sqrt(2) standard errors over the
-        documents, which leaves out what another seed would change. None where neither is known.
-        """
-        if self.sd is not None and self.values is not None:
-            n = len(self.values)
-            return T95[min(n - 2, len(T95) - 1)] * self.sd * math.sqrt(1 + 1 / n)
-        return 1.96 * math.sqrt(2) * self.errors[0] if self.errors else None
-
-    @cached_property
-    def noise(self) -> Noise | None:
-        if self.difference is None or self.threshold is None:
-            return None
-        return "beyond" if abs(self.difference) > self.threshold else "within"

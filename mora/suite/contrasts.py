@@ -9,7 +9,7 @@ from functools import cached_property
 
 from . import experiment as experiments
 from . import pairing, verdicts
-from .cells import CellRuns, higher_is_better, resolve, resolve_all
+from .cells import CellRuns, at_floor, higher_is_better, resolve, resolve_all
 from .claims import Claim, Contrast, Unit
 from .experiment import CellSpec, Row, Scale
 from .figures import MODULES, spectrum_of
@@ -142,13 +142,13 @@ def find(rows: list[list[CellRuns]], wanted: Row, column: str) -> CellRuns | Non
     return None
 
 
-def at_floor(measured: Measured, found: Found) -> bool:
+def nothing_known(measured: Measured) -> bool:
     """Whether nothing can be told: both rows are at what knowing nothing scores, or the untuned model is."""
     if measured.first is None or measured.second is None:
         return False
-    return all(_low(side.cells) for side in (measured.first, measured.second)) or _low(
-        [resolve(untuned(runs.spec)) for runs in measured.first.cells]
-    )
+    if at_floor(measured.first.cells) and at_floor(measured.second.cells):
+        return True
+    return at_floor([resolve(untuned(runs.spec)) for runs in measured.first.cells])
 
 
 def untuned(spec: CellSpec) -> CellSpec:
@@ -161,21 +161,6 @@ def untuned(spec: CellSpec) -> CellSpec:
         Row(method="none"),
         spec.column.model_copy(update={"overrides": free}),
     )
-
-
-def _low(cells: list[CellRuns]) -> bool:
-    """Whether the mean over the cells is within AT_FLOOR standard errors of the floor, or below."""
-    above, errors = 0.0, []
-    for runs in cells:
-        known = [m for c, r in runs.results if (m := runs.metrics(c, r).get(runs.spec.column.metric)) is not None]
-        if not known or known[0].floor is None or not all(metric.finite for metric in known):
-            return False
-        metric = known[0]
-        above += statistics.fmean(m.value for m in known) - known[0].floor
-        errors.append(
-            verdicts.share_error(metric.value, metric.documents) if metric.documents else metric.stderr or 0.0
-        )
-    return above <= verdicts.AT_FLOOR * math.hypot(*errors)
 
 
 def rare_counts(claim: Claim, measured: Measured) -> tuple[int, int, int, int] | None:

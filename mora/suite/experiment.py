@@ -76,7 +76,8 @@ class Column(Section):
 class AtScale(Section):
     """`search`: overrides of the runs that only choose. `sweep`: what is chosen, the rate alone or the method's whole grid.
 
-    `columns`: of this scale, where they are not those of the experiment.
+    `columns`: of this scale, where they are not those of the experiment. `repeats`: a rate at the edge of its grid adds the
+    next one, and the best two get a second seed, before the final runs.
     """
 
     seeds: list[int]
@@ -84,6 +85,14 @@ class AtScale(Section):
     columns: list[Column] | None = None
     search: list[str] = []
     sweep: Literal["lr", "method"] = "lr"
+    repeats: bool = False
+
+
+class Reach(Section):
+    """A level of a metric that grows: a table says at which step each run came to it."""
+
+    metric: str
+    at_least: float
 
 
 class Experiment(Section):
@@ -101,6 +110,7 @@ class Experiment(Section):
     columns: list[Column] = []
     scales: dict[Scale, AtScale] = {}
     notes: list[str] = []
+    reach: Reach | None = None
     settings: dict[str, str] = {}
 
     def has(self, scale: Scale) -> bool:

@@ -15,7 +15,7 @@ from mora.train.log import replace_file
 from . import verdicts
 from .cells import CellRuns
 from .claims import SCALES, Claim, Contrast, Ratio, Unit, load
-from .contrasts import Found, Measured, at_floor, documents, find, measure, paper_effect, rare_counts
+from .contrasts import Found, Measured, documents, find, measure, nothing_known, paper_effect, rare_counts
 from .experiment import NAMES, Row, Scale
 from .verdicts import ALPHA, Estimate, Interval, Judged, Variance, Verdict
 
@@ -62,7 +62,7 @@ def _of_table(table: list[Claim], scale: Scale, found: Found) -> list[Outcome]:
     judged: dict[int, Judged] = {}
     kept: list[Verdict] = []
     for i, (claim, measured, estimate) in enumerate(zip(table, every, estimates, strict=True)):
-        kept.append("not run" if estimate is None else "floor" if at_floor(measured, found) else "undecided")
+        kept.append("not run" if estimate is None else "floor" if nothing_known(measured) else "undecided")
         if estimate is not None and kept[i] == "undecided" and measured.complete:
             gap = _gap(claim, rows, shared[claim.unit])
             judged[i] = _exact(claim, measured, verdicts.judge(claim.test, estimate, claim.margin, gap))
@@ -168,9 +168,11 @@ def _notes(claim: Claim, measured: Measured, cells: list[CellRuns], verdict: Ver
         notes.append("paired over documents")
     if measured.seeds and not all(map(math.isfinite, measured.differences)):
         notes.append("a run diverged")
-    edges = dict.fromkeys(runs.spec.label for runs in cells if runs.chose_edge)
+    edges = dict.fromkeys(runs.spec.label for runs in cells if runs.choice.at_edge)
     if measured.seeds and edges and cells[0].spec.scale != "paper":  # the grids of scale paper are the paper's
         notes.append(f"at the edge of its grid: {', '.join(edges)}")
+    if turned := dict.fromkeys(runs.spec.label for runs in cells if runs.choice.reversed):
+        notes.append(f"a second seed would choose another rate: {', '.join(turned)}")
     return notes
 
 

@@ -22,8 +22,8 @@ from .claims import Unit
 def error(first: list[CellRuns], second: list[CellRuns], seeds: list[int], unit: Unit) -> float | None:
     """The standard error of the mean difference over columns and seeds, in the claim's unit.
 
-    None where a run's scores are not kept, the two rows did not score the same documents, or a column shows an earlier step.
-    Columns, and the tasks of a group, count as independent.
+    Of the seeds whose scores are kept. None where no seed's are, the two rows did not score the same documents, or a column
+    shows an earlier step. Columns, and the tasks of a group, count as independent.
     """
     columns: list[float] = []
     for a, b in zip(first, second, strict=True):
@@ -41,7 +41,7 @@ def error(first: list[CellRuns], second: list[CellRuns], seeds: list[int], unit:
 def _of_task(first: list[Kept | None], second: list[Kept | None], unit: Unit) -> float | None:
     """Over documents, of the difference that is the mean over seeds."""
     pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
-    if len(pairs) < len(first) or any(a.header["prompts"] != b.header["prompts"] for a, b in pairs):
+    if not pairs or any(a.header["prompts"] != b.header["prompts"] for a, b in pairs):
         return None
     kind, clusters = pairs[0][0].header["aggregation"], [row["cluster"] for row in pairs[0][0].rows]
     clustered = None if clusters[0] is None else clusters

@@ -35,8 +35,10 @@ def plan(grids: list[CellSpec]) -> list[RunConfig]:
 
     On changed source its own results choose, too: they decide what it runs, and no table.
     """
-    finals = (c for grid in grids for c in resolve(grid, stands).final)
-    return missing([*(c for grid in grids for c in grid.search), *finals])
+    found = [resolve(grid, stands) for grid in grids]
+    further = (c for runs in found for c in runs.choice.more)
+    finals = (c for runs in found if not runs.choice.more for c in runs.final)
+    return missing([*(c for grid in grids for c in grid.search), *further, *finals])
 
 
 def complete(grids: list[CellSpec], jobs: int, patient: bool = True) -> list[str]:

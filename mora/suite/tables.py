@@ -6,38 +6,66 @@ import csv
 import io
 import math
 import re
+import statistics
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from mora.analysis.counts import trainable as trainable_parameters
+from mora.analysis.gpus import GIB
 from mora.config.run_id import format_lr, run_id
 from mora.results import Metrics
 from mora.train.log import replace_file
 
 from . import latex
-from .cells import Cell, CellRuns
+from .cells import Cell, CellRuns, steps_to
 from .experiment import Candidate, Experiment, paper_tables
+from .selection import Choice
 
 NOT_RUN = "not run"
+BASELINE = "lora"  # what a method's effect is over
 DIGITS = {"percent": 1, "perplexity": 2}  # as the paper prints them
 CSV_COLUMNS = [
     *("method", "r", "operator", "column", "task", "setting", "lr"),
-    *("paper", "mean", "sd", "n", "n_planned", "difference", "noise", "threshold", "trainable", "seeds", "runs"),
+    *(
+        "paper",
+        "mean",
+        "sd",
+        "n",
+        "n_planned",
+        "effect_paper",
+        "effect",
+        "floor",
+        "trainable",
+        "ms_a_step",
+        "gib",
+        "reached",
+        "seeds",
+        "runs",
+    ),
 ]
 CAPTIONS = {"smollm2_135m": "SmolLM2-135M-Instruct, dequantised from Q4_1"}
 STACK = ("torch", "transformers", "peft")
-MARKS = {"beyond": "*", "within": "~", None: "?"}
-SIGNS = {"+-": "$\\pm$", "-": "$-$", "|": "$\\vert$", "*": "$^{*}$", "~": "$^{\\sim}$", "?": "$^{?}$"}  # of LaTeX
+SIGNS = {"+-": "$\\pm$", "-": "$-$", "|": "$\\vert$", "~": "$\\sim$", ">": "$>$"}  # of LaTeX
 LEGEND = (
-    "Each cell: paper | ours, mean +- sd (n seeds, or n of m) | difference. `*` the difference exceeds the noise, `~` it "
-    "does not, `?` the noise is not known. Noise: over seeds, the 95 % prediction interval of one more run; with one seed, "
-    "1.96 sqrt(2) standard errors over the evaluation's documents."
+    "Each cell: paper | ours, mean +- sd (n seeds, or n of m) | the method's effect over LoRA at the same r: the paper's; "
+    "ours. In italics (in LaTeX grey): ours is within three standard errors of what knowing nothing scores, or below. "
+    "ms: of a step, `~` where several runs shared the GPU. GiB: the most allocated."
 )
+
+
+class Shown(NamedTuple):
+    """A cell and the method's effect over LoRA at the same r, the paper's and ours, where both rows have a number."""
+
+    cell: Cell
+    effect_paper: float | None
+    effect: float | None
+    at_floor: bool
 
 
 def render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale: str, folder: Path) -> Path:
     """Writes `folder/<name>-<scale>.md`, `.tex` and `.csv`; returns the Markdown's path."""
-    cells = [[runs.cell if runs.spec.exists else None for runs in row] for row in rows]
+    cells = [[_shown(rows, i, j) for j in range(len(row))] for i, row in enumerate(rows)]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{scale}.md"
     replace_file(path, _markdown(experiment, rows, cells, scale))
@@ -46,18 +74,78 @@ def render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale:
     return path
 
 
-def _markdown(experiment: Experiment, rows: list[list[CellRuns]], cells: list[list[Cell | None]], scale: str) -> str:
+def _shown(rows: list[list[CellRuns]], i: int, j: int) -> Shown | None:
+    runs = rows[i][j]
+    if not runs.spec.exists:
+        return None
+    wanted = runs.spec.row.model_copy(update={"method": BASELINE, "operator": None, "without": []})
+    other = [
+        row[j].cell
+        for row in rows
+        if row[j].spec.row.model_copy(update={"without": []}) == wanted and row[j].spec.exists
+    ]
+    if runs.spec.row.r is None or runs.spec.row.method == BASELINE or not other:
+        return Shown(runs.cell, None, None, runs.at_floor)
+    return Shown(
+        runs.cell, _minus(runs.cell.paper, other[0].paper), _minus(runs.cell.mean, other[0].mean), runs.at_floor
+    )
+
+
+def _minus(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None or math.isinf(a) or math.isinf(b) else a - b
+
+
+def _markdown(experiment: Experiment, rows: list[list[CellRuns]], cells: list[list[Shown | None]], scale: str) -> str:
     lines = [f"# {experiment.title}", "", f"Scale {scale}, {models(rows)}. {LEGEND}", ""]
-    lines.append("| method | trainable | " + " | ".join(runs.spec.column.name for runs in rows[0]) + " |")
-    lines.append("|" + "---|" * (2 + len(rows[0])))
+    head = _head(experiment, rows)
+    lines.append(f"| {' | '.join(head)} |")
+    lines.append("|" + "---|" * len(head))
     for row, found in zip(rows, cells, strict=True):
-        shown = [_words(c, DIGITS[experiment.unit]).replace("|", "\\|") for c in found]
-        lines.append(f"| {row[0].spec.label} | {trainable(row)} | " + " | ".join(shown) + " |")
+        shown = [_italic(_words(c, DIGITS[experiment.unit]).replace("|", "\\|"), c) for c in found]
+        lines.append(f"| {' | '.join([row[0].spec.label, trainable(row), *shown, *_beyond(experiment, row)])} |")
     for note in [*notes(experiment), *_stacks(rows)]:
         lines += ["", note]
     lines += _score_lines(rows)
     lines += _search_lines(experiment, rows)
     return "\n".join(lines) + "\n"
+
+
+def _head(experiment: Experiment, rows: list[list[CellRuns]]) -> list[str]:
+    reached = [f"step of {experiment.reach.at_least:.0%}"] if experiment.reach else []
+    return ["method", "trainable", *(runs.spec.column.name for runs in rows[0]), *reached, "ms", "GiB"]
+
+
+def _beyond(experiment: Experiment, row: list[CellRuns]) -> list[str]:
+    """What stands beside the scores: steps to a level, every seed; time and memory, one a model or rank."""
+    reached = [_reached(experiment, row[0]) or "-"] if experiment.reach else []
+    times, memory = (list(dict.fromkeys(text for runs in row if (text := said(runs)))) for said in (_ms, _gib))
+    return [*reached, " / ".join(times) or "-", " / ".join(memory) or "-"]
+
+
+def _reached(experiment: Experiment, runs: CellRuns) -> str:
+    reach, found = experiment.reach, []
+    for _, result in runs.results if reach else []:
+        step = steps_to(result, reach.metric, reach.at_least) if reach else None
+        found.append(f"> {max(result.metrics)}" if step is None else f"{step:.0f}")
+    return ", ".join(found)
+
+
+def _ms(runs: CellRuns) -> str:
+    """The median over the runs that had a GPU for themselves; where none had, over all, marked."""
+    timed = [(result, 1e3 * result.speed["step_s"]) for _, result in runs.results if result.speed]
+    alone = [ms for result, ms in timed if result.hardware.get("runs_side_by_side") == 1]
+    if alone:
+        return f"{statistics.median(alone):.0f}"
+    return f"~{statistics.median(ms for _, ms in timed):.0f}" if timed else ""
+
+
+def _gib(runs: CellRuns) -> str:
+    peaks = [result.peak_memory_bytes for _, result in runs.results if result.peak_memory_bytes]
+    return f"{max(peaks) / GIB:.1f}" if peaks else ""
+
+
+def _italic(text: str, shown: Shown | None) -> str:
+    return f"*{text}*" if shown is not None and shown.at_floor else text
 
 
 def _stacks(rows: list[list[CellRuns]]) -> list[str]:
@@ -88,21 +176,22 @@ def trainable(row: list[CellRuns]) -> str:
     return " / ".join(dict.fromkeys(counts))
 
 
-def _words(found: Cell | None, digits: int) -> str:
-    """paper | mean +- sd (n) | difference and its mark."""
-    if found is None:
+def _words(shown: Shown | None, digits: int) -> str:
+    """paper | mean +- sd (n) | effect over LoRA: the paper's; ours."""
+    if shown is None:
         return "-"
-    printed = _printed(found.paper, digits)
+    found, printed = shown.cell, _printed(shown.cell.paper, digits)
     if found.mean is None or found.values is None:
         return f"{printed} | {NOT_RUN}"
     count = str(n) if (n := len(found.values)) >= found.seeds else f"{n} of {found.seeds}"
     if math.isinf(found.mean):
         return f"{printed} | diverged ({count})"
     spread = f" +- {found.sd:.{digits}f}" if found.sd is not None else ""
-    ours = f"{found.mean:.{digits}f}{spread} ({count})"
-    if found.difference is None:
-        return f"{printed} | {ours}"
-    return f"{printed} | {ours} | {found.difference:+.{digits}f}{MARKS[found.noise]}"
+    ours = f"{printed} | {found.mean:.{digits}f}{spread} ({count})"
+    if shown.effect is None:
+        return ours
+    of_paper = "-" if shown.effect_paper is None else f"{shown.effect_paper:+.{digits}f}"
+    return f"{ours} | {of_paper}; {shown.effect:+.{digits}f}"
 
 
 def _printed(value: float | None, digits: int) -> str:
@@ -165,12 +254,14 @@ def _search_lines(experiment: Experiment, rows: list[list[CellRuns]]) -> list[st
     untouched: set[str] = set()
     for runs in (runs for row in rows for runs in row):
         shown, ran = [], False
-        mark = " (chosen, at the edge of the grid)" if runs.chose_edge else " (chosen)"
-        for candidate, score in runs.scores:
+        for candidate, score in runs.choice.scores:
             value = NOT_RUN
             if score is not None:
                 value, ran = score if isinstance(score, str) else f"{score:.4g}", True
-            shown.append(f"{_candidate(candidate)}: {value}{mark if candidate == runs.best else ''}")
+            again = runs.choice.again.get(candidate)
+            value += "" if again is None else f" and {again if isinstance(again, str) else f'{again:.4g}'}"
+            value += "" if candidate in runs.spec.candidates else " (added: the best was at the edge)"
+            shown.append(f"{_candidate(candidate)}: {value}{_mark(runs.choice) if candidate == runs.best else ''}")
         if shown:
             where = f"{runs.spec.label}, {' '.join([runs.spec.column.task, *runs.spec.column.overrides])}"
             if ran:
@@ -182,29 +273,43 @@ def _search_lines(experiment: Experiment, rows: list[list[CellRuns]]) -> list[st
     return (["", head, "", *lines] if lines else []) + rest
 
 
+def _mark(choice: Choice) -> str:
+    said = ["chosen", *["at the edge of the grid"] * choice.at_edge, *["a second seed reverses it"] * choice.reversed]
+    return f" ({', '.join(said)})"
+
+
 def _candidate(candidate: Candidate) -> str:
     """`ratio=16.0 1e-4`: what it overrides, without the path, and its rate."""
     words = [f"{key.rpartition('.')[2]}={value}" for key, _, value in (o.partition("=") for o in candidate.overrides)]
     return " ".join([*words, format_lr(candidate.lr or 0)])
 
 
-def _latex(experiment: Experiment, rows: list[list[CellRuns]], cells: list[list[Cell | None]], scale: str) -> str:
+def _latex(experiment: Experiment, rows: list[list[CellRuns]], cells: list[list[Shown | None]], scale: str) -> str:
     digits = DIGITS[experiment.unit]
     lines = [
-        [latex.escape(row[0].spec.label), trainable(row), *(_latex_cell(c, digits) for c in found)]
+        [
+            *(latex.escape(row[0].spec.label), trainable(row)),
+            *(_latex_cell(c, digits) for c in found),
+            *(_signs(text) for text in _beyond(experiment, row)),
+        ]
         for row, found in zip(rows, cells, strict=True)
     ]
-    head = ["method", "trainable", *(latex.escape(runs.spec.column.name) for runs in rows[0])]
+    head = [latex.escape(text) for text in _head(experiment, rows)]
     above = [f"{experiment.title}; scale {scale}, {models(rows)}.", LEGEND, *notes(experiment)]
-    return latex.table(above, f"lr{'c' * len(rows[0])}", head, lines)
+    return latex.table(above, f"lr{'c' * (len(head) - 2)}", head, lines)
 
 
-def _latex_cell(found: Cell | None, digits: int) -> str:
+def _latex_cell(shown: Shown | None, digits: int) -> str:
     """What `_words` says, with LaTeX's signs."""
-    return re.sub(r"\+-|[-|*~?]", lambda sign: SIGNS[sign[0]], _words(found, digits))
+    text = _signs(_words(shown, digits))
+    return f"\\textcolor{{gray}}{{{text}}}" if shown is not None and shown.at_floor else text
 
 
-def _csv(rows: list[list[CellRuns]], cells: list[list[Cell | None]]) -> str:
+def _signs(text: str) -> str:
+    return re.sub(r"\+-|[-|~>]", lambda sign: SIGNS[sign[0]], text)
+
+
+def _csv(rows: list[list[CellRuns]], cells: list[list[Shown | None]]) -> str:
     """One line a cell; fields are empty where there is nothing."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -216,9 +321,8 @@ def _csv(rows: list[list[CellRuns]], cells: list[list[Cell | None]]) -> str:
     return out.getvalue()
 
 
-def _csv_line(runs: CellRuns, c: Cell) -> list[str]:
-    spec, best = runs.spec, runs.best
-    measured = c.values is not None
+def _csv_line(runs: CellRuns, shown: Shown) -> list[str]:
+    spec, best, c = runs.spec, runs.best, shown.cell
 
     def number(value: float | None) -> str:
         return "" if value is None else f"{value:.4f}"
@@ -236,10 +340,13 @@ def _csv_line(runs: CellRuns, c: Cell) -> list[str]:
         number(c.sd),
         str(len(c.values)) if c.values else "",
         str(c.seeds),
-        number(c.difference),
-        c.noise or "",
-        number(c.threshold if measured else None),
+        number(shown.effect_paper),
+        number(shown.effect),
+        "at" if shown.at_floor else "",
         trainable([runs]).replace(",", ""),
+        _ms(runs),
+        _gib(runs),
+        _reached(spec.experiment, runs),
         " ".join(f"{v:.4f}" for v in c.values or ()),
         " ".join(run_id(run) for run, _ in runs.results),
     ]

@@ -1,0 +1,137 @@
+"""Which setting of a search the final runs take, and the runs that the choice still asks for.
+
+The lowest selection metric at the search's last step wins. Where the experiment `repeats` its searches, a rate at the edge
+of its grid adds the next one, and then the best two get a second seed: the lower mean of both wins. Until those runs are
+made, the first seed's choice stands, and is marked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from mora.config import ConfigError, RunConfig
+from mora.results import RunResult
+
+from .experiment import Candidate, CellSpec
+from .result import result_of
+
+MOST_ADDED = 2  # rates, beyond an edge
+
+Counts = Callable[[RunResult | None, str], Any]  # whether a result of that scale takes part in a choice
+Score = float | str | None  # of a candidate: its selection metric, "diverged", or None without a result that counts
+
+
+@dataclass(frozen=True)
+class Choice:
+    """`scores`: of every candidate on the first seed, added ones last. `again`: of the best two on the second.
+
+    `best`: None while the search is not whole. `more`: runs beyond the search that are missing.
+    """
+
+    scores: list[tuple[Candidate, Score]]
+    again: dict[Candidate, Score]
+    best: Candidate | None
+    more: list[RunConfig]
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the rate is the highest or the lowest of those searched: there might be a better one beyond."""
+        return bool(self.scores) and self.best is not None and _edge(self.best, [c for c, _ in self.scores]) != 0
+
+    @property
+    def reversed(self) -> bool:
+        """Whether the second seed alone would have chosen the other of the best two."""
+        if None in self.again.values() or len(self.again) < 2:
+            return False
+        first, second = self.again  # the first seed's order
+        return _loss(self.again[second]) < _loss(self.again[first])
+
+
+def choose(spec: CellSpec, counts: Counts) -> Choice:
+    """A diverged run counts as the worst; where all did, the first is taken, so that the cell says so."""
+    scores = [(c, _score(spec, run, counts)) for c, run in zip(spec.candidates, spec.search, strict=False)]
+    if not scores:
+        return Choice([], {}, spec.candidates[0], [])
+    if any(score is None for _, score in scores):
+        return Choice(scores, {}, None, [])
+    if not spec.at_scale.repeats or len(spec.at_scale.seeds) < 2:
+        return Choice(scores, {}, _lowest(scores), [])
+    more = _widen(spec, scores, counts)
+    if more:
+        return Choice(scores, {}, _lowest(scores), more)
+    best_two = sorted(scores, key=lambda pair: _loss(pair[1]))[:2]
+    runs = {c: spec.run(c, spec.at_scale.seeds[1], searching=True) for c, _ in best_two}
+    again = {c: _score(spec, run, counts) for c, run in runs.items()}
+    more = [runs[c] for c, score in again.items() if score is None]
+    if more:
+        return Choice(scores, again, _lowest(scores), more)
+    means: list[tuple[Candidate, Score]] = [(c, _loss(score) + _loss(again[c])) for c, score in best_two]
+    return Choice(scores, again, _lowest(means), [])
+
+
+def _widen(spec: CellSpec, scores: list[tuple[Candidate, Score]], counts: Counts) -> list[RunConfig]:
+    """Adds the scores of rates beyond the edge, while the best is there. Returns the run that is missing for that."""
+    for _ in range(MOST_ADDED):
+        best = _lowest(scores)
+        beyond = _edge(best, [c for c, _ in scores])
+        if not beyond or best.lr is None:
+            return []
+        added = Candidate(best.overrides, next_rate(best.lr, beyond))
+        run = spec.run(added, spec.at_scale.seeds[0], searching=True)
+        score = _score(spec, run, counts)
+        if score is None:
+            return [run]
+        scores.append((added, score))
+    return []
+
+
+def next_rate(lr: float, beyond: int) -> float:
+    """The next of 1, 3, 10, 30 and so on, upwards for 1 and downwards for -1."""
+    half_decades = round(2 * math.log10(lr)) + beyond
+    return float(f"{10 ** (half_decades / 2):.0e}")
+
+
+def _edge(chosen: Candidate, candidates: list[Candidate]) -> int:
+    """1 of the highest rate, -1 of the lowest, 0 within."""
+    rates = sorted(c.lr for c in candidates if c.lr is not None and c.overrides == chosen.overrides)
+    if chosen.lr is None or not rates:
+        return 0
+    return 1 if chosen.lr == rates[-1] else -1 if chosen.lr == rates[0] else 0
+
+
+def _lowest(scores: list[tuple[Candidate, Score]]) -> Candidate:
+    losses = [_loss(score) for _, score in scores]
+    return scores[losses.index(min(losses))][0]
+
+
+def _loss(score: Score) -> float:
+    return score if isinstance(score, float) else math.inf
+
+
+def _score(spec: CellSpec, config: RunConfig, counts: Counts) -> Score:
+    result = result_of(config)
+    if result is None or not counts(result, spec.scale):
+        return None
+    if result.status != "done":
+        return result.status
+    step, name = last_step(config, result), spec.experiment.selection
+    metric = result.metrics.get(step, {}).get(name)
+    if metric is None:
+        raise ConfigError(
+            f"{result.run_id}: no metric {name} at step {step}: remove the result, and the run is done again"
+        )
+    return metric.value if metric.finite else "diverged"
+
+
+def last_step(config: RunConfig, result: RunResult) -> int:
+    """Where the run ended: from its configuration, or where that follows from the data, from its result."""
+    if not config.method.trains:
+        return 0
+    if config.knows_steps:
+        return config.last_step
+    if result.last_step is None:
+        raise ConfigError(f"{result.run_id}: no field last_step: remove the result, and the run is done again")
+    return result.last_step

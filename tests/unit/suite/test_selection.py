@@ -1,0 +1,114 @@
+"""A choice that repeats: rates beyond an edge, a second seed of the best two, and what stands until they are run."""
+
+import math
+
+import pytest
+from made_up import write
+
+from mora.config import source
+from mora.suite import experiment as experiments
+from mora.suite import runner, tables
+from mora.suite.cells import resolve, resolve_all
+from mora.suite.result import stands
+from mora.suite.selection import next_rate
+
+
+@pytest.fixture
+def spec(tmp_path, monkeypatch):
+    """LoRA r=1 in mathematics, Table 1 at scale lite: four rates, three seeds."""
+    monkeypatch.setattr(source, "ROOT", tmp_path)
+    rows = experiments.grids(experiments.load("table1"), "lite")
+    (row,) = (row for row in rows if (row[0].row.method, row[0].row.r) == ("lora", 1))
+    found = next(cell for cell in row if cell.column.task == "metamath")
+    assert found.at_scale.repeats
+    assert len(found.search) == 4
+    return found
+
+
+def measure(runs, losses):
+    for config, loss in zip(runs, losses, strict=True):
+        write(config, {"validation_loss": loss})
+
+
+def again(spec, losses):
+    more = resolve(spec).choice.more
+    measure(more, losses)
+    return more
+
+
+def test_a_rate_within_its_grid_is_repeated_on_a_second_seed_before_the_finals(spec):
+    measure(spec.search, (3.0, 1.0, 1.1, 4.0))
+    found = resolve(spec)
+    assert [c for c in found.choice.more] == [spec.search[i].model_copy(update={"seed": 1}) for i in (1, 2)]
+    assert found.best == spec.candidates[1], "what the first seed chose stands until then"
+    assert runner.plan([spec]) == found.choice.more
+    again(spec, (1.0, 1.2))
+    found = resolve(spec)
+    assert (found.choice.more, found.best, found.choice.reversed) == ([], spec.candidates[1], False)
+    assert [c.seed for c in runner.plan([spec])] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("losses", "chosen"), [((1.3, 0.9), 2), ((1.04, 1.0), 1)])
+def test_a_second_seed_that_reverses_the_choice_is_marked(spec, tmp_path, losses, chosen):
+    measure(spec.search, (3.0, 1.0, 1.1, 4.0))
+    again(spec, losses)
+    found = resolve(spec)
+    assert (found.best, found.choice.reversed) == (spec.candidates[chosen], True), "the lower mean wins"
+    row = resolve_all([[spec]])
+    text = tables.render("table1", spec.experiment, row, "lite", tmp_path / "out").read_text()
+    assert "(chosen, a second seed reverses it)" in text
+    assert f"1.1 and {losses[1]:.4g}" in text
+
+
+def test_a_rate_at_the_edge_adds_the_next_until_it_is_inside(spec, tmp_path):
+    measure(spec.search, (4.0, 3.0, 2.0, 1.0))
+    top = spec.candidates[-1].lr
+    (added,) = resolve(spec).choice.more
+    assert added == spec.search[0].model_copy(update={"lr": next_rate(top, 1)})
+    assert resolve(spec).choice.at_edge
+    measure([added], [1.5])
+    found = resolve(spec)
+    assert not found.choice.at_edge
+    assert [c.lr for c in found.choice.more] == [top, added.lr]
+    text = tables.render("table1", spec.experiment, resolve_all([[spec]]), "lite", tmp_path / "out").read_text()
+    assert "1.5 (added: the best was at the edge)" in text
+
+
+def test_no_more_than_two_rates_are_added_and_the_edge_stays_marked(spec):
+    measure(spec.search, (1.0, 2.0, 3.0, 4.0))
+    for loss in (0.9, 0.8):
+        again(spec, [loss])
+    found = resolve(spec)
+    assert [c.seed for c in found.choice.more] == [1, 1]
+    assert found.choice.at_edge
+
+
+def test_a_diverged_second_seed_loses(spec):
+    measure(spec.search, (3.0, 1.0, 1.1, 4.0))
+    first, second = resolve(spec).choice.more
+    write(first, {}, status="diverged")
+    measure([second], [1.2])
+    assert resolve(spec).best == spec.candidates[2]
+
+
+def test_a_second_seed_of_changed_source_is_as_if_it_were_not_there(spec):
+    measure(spec.search, (3.0, 1.0, 1.1, 4.0))
+    for config in resolve(spec).choice.more:
+        write(config, {"validation_loss": 1.0}, dirty=True)
+    assert len(resolve(spec).choice.more) == 2
+    assert len(resolve(spec, stands).choice.more) == 2
+
+
+def test_with_one_seed_nothing_is_repeated(spec):
+    measure(spec.search, (3.0, 1.0, 1.1, 4.0))
+    (row,) = (r for r in experiments.grids(experiments.load("table1"), "lite", seeds=[0]) if r[0].row == spec.row)
+    alone = next(cell for cell in row if cell.column == spec.column)
+    assert resolve(alone).choice.more == []
+
+
+@pytest.mark.parametrize(
+    ("lr", "above", "below"), [(1e-3, 3e-3, 3e-4), (3e-4, 1e-3, 1e-4), (3e-2, 1e-1, 1e-2), (4e-3, 1e-2, 1e-3)]
+)
+def test_the_next_rate_is_half_a_decade_on(lr, above, below):
+    assert math.isclose(next_rate(lr, 1), above)
+    assert math.isclose(next_rate(lr, -1), below)
