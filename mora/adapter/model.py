@@ -37,6 +37,10 @@ class MoraModel(BaseTuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         check_all_found(self.peft_config[adapter_name], model)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+        layers = [m for m in model.modules() if isinstance(m, MoraLayer) and adapter_name in m.operator]
+        self.peft_config[adapter_name]._sizes = {
+            (layer.in_features, layer.out_features): layer.operator[adapter_name].r_hat for layer in layers
+        }
         self._report_ignored_inputs(model, self.peft_config[adapter_name], adapter_name)
 
     def _prepare_model(self, config: MoraConfig, model: nn.Module) -> None:
