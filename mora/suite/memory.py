@@ -269,7 +269,7 @@ def _line(arm: Arm) -> list[str]:
     if not runs:
         return [*about, "-", "not run", "", ""]
     best = arm.found.best
-    rate = f"{format_lr(best.lr)}{', edge' if arm.found.chose_edge else ''}" if best and best.lr else "-"
+    rate = f"{format_lr(best.lr)}{', edge' if arm.found.choice.at_edge else ''}" if best and best.lr else "-"
     nats, accuracy = [f"{o.mean_nats:.1f}" for o in runs], [f"{o.accuracy:.1f}" for o in runs]
     return [*about, rate, ", ".join(o.shown for o in runs), ", ".join(nats), ", ".join(accuracy)]
 
@@ -286,5 +286,5 @@ def _csv(found: list[Arm]) -> str:
             about += [" ".join(row.settings), arm.trainable, f"{arm.bits:.4f}", format_lr(config.lr or 0)]
             steps = "" if o.steps is None else f"{o.steps:.1f}"
             found_ = [steps, config.last_step, f"{o.mean_nats:.4f}", f"{o.accuracy:.4f}", run_id(config)]
-            writer.writerow([*about, arm.found.chose_edge, seed, *found_])
+            writer.writerow([*about, arm.found.choice.at_edge, seed, *found_])
     return out.getvalue()

@@ -1,0 +1,53 @@
+"""What an adapter's README.md says of MoRA, below what PEFT writes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .config import MoraConfig
+
+BEGIN, END = "<!-- mora:begin -->", "<!-- mora:end -->"
+
+TEXT = """{begin}
+## MoRA
+
+This is a [MoRA](https://arxiv.org/abs/2405.12130) adapter: a square matrix a layer between two operators without parameters.
+
+- base model: {base}, revision {revision}
+- operator {operator}, r = {r} (as many parameters as LoRA of that rank), r_hat = {sizes}
+- written by mora {version}
+
+```python
+import mora  # tells PEFT what MoRA is; without it PEFT says KeyError: 'MORA'
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base!r}), "this folder")
+```
+
+Without that package it runs merged, or as a LoRA adapter: `mora-export FOLDER OUTPUT --to merged`, or `--to lora --rank 64`.
+{end}"""
+
+
+def write_card(folder: Path, config: MoraConfig, sizes: dict[tuple[int, int], int]) -> None:
+    """Adds the section to `folder`/README.md, or renews it. sizes: (in_features, out_features) -> r_hat."""
+    section = TEXT.format(
+        begin=BEGIN,
+        end=END,
+        base=config.base_model_name_or_path or "unknown",
+        revision=config.revision or "main",
+        operator=config.operator,
+        r=config.r,
+        sizes=", ".join(f"{r_hat} ({k} x {d})" for (k, d), r_hat in sorted(sizes.items())),
+        version=config.mora_version,
+    )
+    path = folder / "README.md"
+    text = path.read_text() if path.exists() else ""
+    if BEGIN in text:
+        text = re.sub(f"{BEGIN}.*{END}", lambda _: section, text, flags=re.DOTALL)
+    else:
+        text = f"{text.rstrip()}\n\n{section}\n".lstrip()
+    path.write_text(text)

@@ -1,0 +1,143 @@
+"""mora-export ADAPTER OUTPUT --to merged | --to lora --rank 64
+
+Makes of a MoRA adapter folder what needs no MoRA: the merged model, or a LoRA adapter, for PEFT and servers such as vLLM.
+A LoRA is exact from a certain rank on and an approximation below; how far off it is at which rank is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import PeftConfig, PeftModel, save_as_lora
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer
+
+from .config import MoraConfig
+from .layer import MoraLayer
+
+CLASSES = {
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "FEATURE_EXTRACTION": "AutoModel",
+}
+
+
+class ExportError(ValueError):
+    """What cannot be exported, in one line."""
+
+
+def load(adapter: str, base: str | None = None) -> PeftModel:
+    """The base model with a MoRA adapter on it, on the CPU in the dtype of its checkpoint.
+
+    base: folder or hub id, by default the one that the adapter names.
+    Raises: ExportError.
+    """
+    try:
+        config = PeftConfig.from_pretrained(adapter)
+    except (KeyError, ValueError, OSError) as error:
+        raise ExportError(f"{adapter} is no adapter that PEFT can read: {error}") from error
+    if not isinstance(config, MoraConfig):
+        raise ExportError(f"{adapter} is a {config.peft_type} adapter, not MoRA")
+    where = base or config.base_model_name_or_path
+    if not where:
+        raise ExportError(f"{adapter} names no base model: say which with --base")
+    revision = config.revision if base is None else None
+    try:
+        name = (
+            CLASSES.get(str(config.task_type))
+            or ((AutoConfig.from_pretrained(where, revision=revision).architectures or ["AutoModel"])[0])
+        )
+        model = getattr(transformers, name).from_pretrained(where, revision=revision, dtype="auto")
+    except OSError as error:
+        raise ExportError(
+            f"the base model {where} cannot be read: {str(error).splitlines()[0]}; --base says another"
+        ) from error
+    return PeftModel.from_pretrained(model, adapter)
+
+
+@torch.no_grad()
+def conversion_errors(model: nn.Module, ranks: list[int], adapter: str = "default") -> dict[int, tuple[float, float]]:
+    """rank -> (|dW - dW_rank| / |dW| over all layers, that of the worst layer), dW_rank being the best of that rank."""
+    squares: dict[int, list[tuple[float, float]]] = {rank: [] for rank in ranks}
+    for module in model.modules():
+        if isinstance(module, MoraLayer) and adapter in module.mora_M:
+            energy = torch.linalg.svdvals(module._wide_delta_weight(adapter).double()).square()
+            for rank in ranks:
+                squares[rank].append((energy[rank:].sum().item(), energy.sum().item()))
+    found = {}
+    for rank, layers in squares.items():
+        lost, whole = (sum(values) for values in zip(*layers, strict=True))
+        worst = max((beyond / all_ for beyond, all_ in layers if all_), default=0.0)
+        found[rank] = ((lost / whole) ** 0.5 if whole else 0.0, worst**0.5)
+    return found
+
+
+def export(adapter: str, output: str, to: str, rank: int | float | None = None, base: str | None = None) -> None:
+    """Writes the merged model, or the LoRA of `rank` (an integer, or the share of the energy to keep, below 1), to `output`.
+
+    Raises: ExportError.
+    """
+    if to == "lora" and not rank:
+        raise ExportError("--to lora needs --rank: an integer, or the share of the energy to keep, such as 0.99")
+    model = load(adapter, base)
+    if to == "merged":
+        model.merge_and_unload(safe_merge=True).save_pretrained(output)
+        _copy_tokenizer(adapter, model.peft_config["default"].base_model_name_or_path if base is None else base, output)
+        return
+    assert rank is not None
+    limit = max(min(m.in_features, m.out_features) for m in model.modules() if isinstance(m, MoraLayer))
+    shown = sorted(
+        {r for r in (2**i for i in range(3, 13)) if r < limit} | ({rank} if isinstance(rank, int) else set())
+    )
+    print(f"{'rank':>6}  {'error':>7}  {'worst layer':>11}")
+    for each, (error, worst) in conversion_errors(model, shown).items():
+        print(f"{each:6}  {error:7.4f}  {worst:11.4f}")
+    try:
+        save_as_lora(output, model, rank=rank)
+    except (TypeError, ValueError) as error:
+        raise ExportError(str(error)) from error
+
+
+def _copy_tokenizer(adapter: str, base: str, output: str) -> None:
+    for source in (adapter, base):
+        try:
+            AutoTokenizer.from_pretrained(source).save_pretrained(output)
+            return
+        except (OSError, ValueError):
+            continue
+
+
+def _rank(text: str) -> int | float:
+    value: int | float = float(text) if "." in text else int(text)
+    if value <= 0 or (isinstance(value, float) and value > 1):
+        raise argparse.ArgumentTypeError(f"{text}: expected a positive integer, or a share of the energy up to 1.0")
+    return value
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser: Any = argparse.ArgumentParser(prog="mora-export", description=(__doc__ or "").partition("\n\n")[2])
+    parser.add_argument("adapter", help="folder or hub id of a MoRA adapter")
+    parser.add_argument("output", help="folder to write")
+    parser.add_argument("--to", choices=("merged", "lora"), required=True)
+    parser.add_argument("--rank", type=_rank, help="of the LoRA: an integer, or the share of the energy to keep (0.99)")
+    parser.add_argument("--base", help="folder or hub id of the base model, where the adapter's own is not meant")
+    args = parser.parse_args(arguments)
+    if Path(args.output).exists() and any(Path(args.output).iterdir()):
+        parser.error(f"{args.output} is not empty")
+    try:
+        export(args.adapter, args.output, args.to, args.rank, args.base)
+    except ExportError as error:
+        sys.exit(f"mora-export: {error}")
+    print(f"written: {args.output}")
+
+
+if __name__ == "__main__":
+    main()

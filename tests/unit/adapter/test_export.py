@@ -1,0 +1,87 @@
+"""mora-export, and what a saved adapter says of itself."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
+
+import mora
+from mora.adapter.export import conversion_errors, main
+
+
+@pytest.fixture
+def saved(make_llama, adapt, tokens, tmp_path):
+    """(folder of the base, folder of the adapter, logits of the adapted model)."""
+    make_llama().save_pretrained(tmp_path / "base")
+    model = adapt(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), target_modules=["q_proj", "down_proj"])
+    model.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "base", tmp_path / "adapter", model.eval()(tokens).logits
+
+
+def test_the_merged_model_needs_no_mora(saved, tokens, tmp_path, capsys):
+    _, adapter, expected = saved
+    main([str(adapter), str(tmp_path / "out"), "--to", "merged"])
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(merged(tokens).logits, expected, rtol=1e-4, atol=1e-4)
+    assert not (tmp_path / "out" / "adapter_config.json").exists()
+    assert capsys.readouterr().out == f"written: {tmp_path / 'out'}\n"
+
+
+def test_the_lora_has_the_error_that_was_printed(saved, tmp_path, capsys):
+    base, adapter, _ = saved
+    main([str(adapter), str(tmp_path / "out"), "--to", "lora", "--rank", "8", "--base", str(base)])
+    printed = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines()[1:-1])
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["r"]) == ("LORA", 8)
+    lora = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "out")
+    whole = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
+    lost = total = 0.0
+    deltas = {n: m.get_delta_weight("default") for n, m in whole.named_modules() if hasattr(m, "mora_M")}
+    for name, module in lora.named_modules():
+        if hasattr(module, "lora_A"):
+            lost += (deltas[name] - module.get_delta_weight("default")).square().sum().item()
+            total += deltas[name].square().sum().item()
+    assert float(printed["8"]) == pytest.approx((lost / total) ** 0.5, abs=1e-4)
+    assert float(printed["8"]) > 0.1
+    errors = conversion_errors(whole, [4, 8, 17])
+    assert errors[4] > errors[8] > errors[17]
+    assert errors[17] == pytest.approx((0, 0), abs=1e-6)  # r_hat = sqrt((96 + 64) 2) = 17
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--to", "lora"], "--to lora needs --rank"),
+        (["--to", "merged", "--base", "nowhere"], "the base model nowhere cannot be read"),
+        (["--to", "lora", "--rank", "1000"], "1000"),
+    ],
+)
+def test_what_cannot_be_exported_is_one_line(arguments, why, saved, tmp_path):
+    with pytest.raises(SystemExit, match=f"mora-export: .*{why}"):
+        main([str(saved[1]), str(tmp_path / "out"), *arguments])
+
+
+def test_other_adapters_and_folders_that_are_not_empty_are_refused(make_llama, tmp_path, capsys):
+    get_peft_model(make_llama(), LoraConfig()).save_pretrained(tmp_path / "lora")
+    with pytest.raises(SystemExit, match=r"is a .*LORA adapter, not MoRA"):
+        main([str(tmp_path / "lora"), str(tmp_path / "out"), "--to", "merged"])
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "lora"), str(tmp_path / "lora"), "--to", "merged"])
+    assert "is not empty" in capsys.readouterr().err
+
+
+def test_the_card_says_what_the_adapter_is_and_needs(saved, make_llama, adapt):
+    base, adapter, _ = saved
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
+    model.save_pretrained(adapter)  # once more: the section is renewed, not repeated
+    card = (adapter / "README.md").read_text()
+    assert card.count("## MoRA") == 1
+    assert "library_name: peft" in card
+    for fact in (str(base), "revision main", "operator sharing, r = 2", "r_hat = 16 (64 x 64), 17 (96 x 64)",
+                 "import mora", "KeyError: 'MORA'", "mora-export"):  # fmt: skip
+        assert fact in card
+    assert json.loads((adapter / "adapter_config.json").read_text())["mora_version"] == mora.__version__
