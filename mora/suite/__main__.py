@@ -53,13 +53,13 @@ def _do(args: argparse.Namespace, loaded: dict[str, Experiment]) -> list[str]:
     if args.plan:
         print(_plan(args, everything, own))
         return []
+    if args.force and not args.render:
+        _repeat(everything)
     if args.hardware == "slurm" and not slurm.in_job():
-        _hand_in(args, everything, job)
+        _hand_in(args, everything, own, job)
         return []
     failed: list[str] = []
     if not args.render:
-        if args.force:
-            _repeat(everything)
         _say_what_is_there(everything, args)
         failed = runner.complete(everything, args.jobs, patient=args.hardware != "slurm")
     for (name, scale), group in rows.items():
@@ -75,16 +75,14 @@ def _plan(args: argparse.Namespace, grids: list[Grid], own: list[str]) -> str:
     return plan.text(grids, args.hardware or ("gpu8" if args.scale == "paper" else "gpu1"), own, args.gpu)
 
 
-def _hand_in(args: argparse.Namespace, grids: list[Grid], job: dict[str, str]) -> None:
+def _hand_in(args: argparse.Namespace, grids: list[Grid], own: list[str], job: dict[str, str]) -> None:
     """One array job of `--jobs` tasks; nothing where nothing is missing."""
     if not runner.plan(grids):
         print("nothing is missing: no job was handed in")
         return
     hardware = compose([*grids[0].base]).hardware
-    rest = [text for text in sys.argv[1:] if not text.startswith(slurm.PREFIX)]
-    command = ["-m", "mora.suite", *rest, "--jobs", "1"]
     logs = launch.run_folder(grids[0].config()).parent / "slurm"
-    number = slurm.submit(slurm.script(command, hardware, args.jobs, job, logs), logs)
+    number = slurm.submit(slurm.script(slurm.command(args, own), hardware, args.jobs, job, logs), logs)
     print(
         f"job {number}, {args.jobs} tasks: {logs}/{number}_*.out; the same command again hands in what is still missing"
     )
