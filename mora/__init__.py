@@ -16,15 +16,18 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["MoraConfig", "MoraLayer", "MoraModel"]
+__all__ = ["MoraConfig", "MoraLayer", "MoraModel", "RestartCallback"]
 
 if TYPE_CHECKING:
     from mora.adapter import MoraConfig, MoraLayer, MoraModel
+    from mora.restarts.callback import RestartCallback
+
+_HOME = {"RestartCallback": "mora.restarts.callback"}  # else mora.adapter
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        return getattr(importlib.import_module("mora.adapter"), name)
+        return getattr(importlib.import_module(_HOME.get(name, "mora.adapter")), name)
     raise AttributeError(f"module 'mora' has no attribute {name!r}")
 
 

@@ -126,8 +126,8 @@ def _row(name: str, config: RunConfig, outcome: Outcome) -> dict[str, Any]:
         row |= {"restarts": len(restarts)} | {key: restarts[-1][f"restart_{key}"] for key in ("kept", "rounding")}
         row |= {"restart_s": max(r["restart_s"] for r in restarts), "all_restart_s": [r["restart_s"] for r in restarts]}
     if outcome.result is not None:
-        row |= {"trainable": outcome.result["parameters"]["trainable"], "device": outcome.result["hardware"]["device"]}
-        row |= {"metrics": outcome.result["metrics"]}
+        row |= {"trainable": outcome.result.parameters.trainable, "device": outcome.result.hardware["device"]}
+        row |= {"metrics": {step: {k: m.value for k, m in at.items()} for step, at in outcome.result.metrics.items()}}
     if outcome.status != "done":
         return row | {"last_words": outcome.words}
     steps = config.last_step if config.method.trains else 0

@@ -64,7 +64,7 @@ def random_update(in_features: int, out_features: int, operator: Any, r: int, se
     """A PEFT model of one Linear without bias, with a random normal M."""
     base = nn.Sequential(nn.Linear(in_features, out_features, bias=False))
     model = get_peft_model(base, MoraConfig(r=r, target_modules=["0"], operator=operator))
-    M = layer_of(model).mora_M["default"]
+    M = layer_of(model).get_parameter("mora_M.default.weight")
     with torch.no_grad():
         M.normal_(generator=torch.Generator().manual_seed(seed))
     return model

@@ -36,6 +36,7 @@ from typing import Any
 from mora.config import ConfigError, RunConfig, compose, run_id
 from mora.config.run_id import log_path, result_path, spectrum_path
 from mora.config.source import ROOT
+from mora.results import STORE, RunResult, read
 
 GIB = 2**30
 POLL_S = 2.0
@@ -70,15 +71,15 @@ class Earlier:
     def __init__(self) -> None:
         self.peaks: dict[tuple, list[float]] = {}
         self.times: dict[tuple, list[tuple[int, float]]] = {}  # steps and seconds of a run
-        for path in (ROOT / "results" / "runs").glob("*.json"):
-            self.add(json.loads(path.read_text()))
+        for result in STORE.all(ROOT / "results" / "runs"):
+            self.add(result)
 
-    def add(self, result: dict[str, Any]) -> None:
-        kind = _kind(result["config"])
-        if peak := result["hardware"].get("peak_memory_bytes"):
-            self.peaks.setdefault(kind, []).append(peak / GIB)
-        if (wall := result.get("wall_s")) and (steps := result.get("last_step")):
-            self.times.setdefault(kind, []).append((steps, wall))
+    def add(self, result: RunResult) -> None:
+        kind = _kind(result.config)
+        if result.peak_memory_bytes:
+            self.peaks.setdefault(kind, []).append(result.peak_memory_bytes / GIB)
+        if result.wall_s and result.last_step:
+            self.times.setdefault(kind, []).append((result.last_step, result.wall_s))
 
     def claim_gib(self, config: RunConfig, unknown_gib: float) -> float:
         peaks = self.peaks.get(_kind(config.model_dump(mode="json")))
@@ -231,7 +232,7 @@ class Queue:
             self.note(event="end", run=name, code=code, wall_s=round(seconds, 1), gpu=job.gpu.index)
             if done:
                 self.ended[name] = "done"
-                self.earlier.add(json.loads(result.read_text()))
+                self.earlier.add(read(result))
                 for path in (result, log_path(job.config), spectrum_path(job.config)):
                     if path.is_file():
                         shutil.copy(path, self.options.out)

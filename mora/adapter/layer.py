@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -12,8 +13,31 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from . import kernels
+from .base import linear_shape, quantisation_of
 from .config import MoraConfig
 from .operators import OPERATORS, Groups, Operator, square_size
+
+
+class MoraSquare(nn.Module):
+    """The matrix M of one adapter on one layer, `weight` (r_hat, r_hat).
+
+    A module of its own, called wherever M is needed, so that what works on modules reaches M as it does any weight:
+    offloading's hooks, DeepSpeed's, FSDP's wrapping.
+    """
+
+    def __init__(self, r_hat: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(r_hat, r_hat))
+
+    def forward(self, x: Tensor, operator: Operator, scaling: float, **options: Any) -> Tensor:
+        """What `kernels.adapted_linear` makes of x (..., in_features) and M; `options` are its own."""
+        M = self.weight
+        if M.is_meta and not x.is_meta:
+            raise RuntimeError(f"M is on the meta device, x on {x.device}: the adapter's weights were never loaded")
+        if not kernels.is_reference():
+            return kernels.adapted_linear(x, M, operator, scaling, **options)
+        y = operator.decompress(nn.functional.linear(operator.compress(x), M))
+        return y if scaling == 1.0 else y * scaling
 
 
 class MoraLayer(BaseTunerLayer):
@@ -22,15 +46,18 @@ class MoraLayer(BaseTunerLayer):
     adapter_layer_names = ("mora_M",)
     other_param_names = ("r", "operator", "scaling", "mora_dropout")
 
-    def __init__(self, base_layer: nn.Module) -> None:
+    def __init__(self, base_layer: nn.Module, **quantisation: Any) -> None:
+        """quantisation: what `peft.utils.get_quantization_kwargs(model)` gives."""
         self.base_layer = base_layer
+        self.quantization_backend = quantisation_of(self.get_base_layer(), **quantisation)
         self.r: dict[str, int] = {}
         self.operator: dict[str, Operator] = {}
         self.scaling: dict[str, float] = {}
         self.mora_dropout = nn.ModuleDict({})
-        self.mora_M = nn.ParameterDict({})
+        self.mora_M = nn.ModuleDict({})
         self._disable_adapters = False
         self.merged_adapters = []
+        self.rounding: dict[str, float] = {}
         self.in_features, self.out_features = linear_shape(self.get_base_layer())
 
     def update_layer(self, adapter_name: str, r: int, config: MoraConfig, inference_mode: bool = False) -> None:
@@ -40,7 +67,7 @@ class MoraLayer(BaseTunerLayer):
         self.operator[adapter_name] = operator
         self.scaling[adapter_name] = 1.0  # MoRA has no alpha
         self.mora_dropout[adapter_name] = nn.Dropout(config.mora_dropout) if config.mora_dropout else nn.Identity()
-        self.mora_M[adapter_name] = nn.Parameter(torch.empty(operator.r_hat, operator.r_hat))
+        self.mora_M[adapter_name] = MoraSquare(operator.r_hat)
         self.reset_mora_parameters(adapter_name, config.init_weights)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
@@ -77,10 +104,11 @@ class MoraLayer(BaseTunerLayer):
     @torch.no_grad()
     def reset_mora_parameters(self, adapter_name: str, init_weights: bool = True) -> None:
         """M = 0, so that the adapter adds nothing; with init_weights=False a random M of comparable size, for tests."""
+        M: Tensor = self.mora_M[adapter_name].weight
         if init_weights:
-            nn.init.zeros_(self.mora_M[adapter_name])
+            nn.init.zeros_(M)
         else:
-            nn.init.normal_(self.mora_M[adapter_name], std=self.operator[adapter_name].r_hat ** -0.5)
+            nn.init.normal_(M, std=self.operator[adapter_name].r_hat ** -0.5)
 
     def set_groups(self, adapter_name: str, groups: Groups) -> None:
         """Changes the group kind of a sharing adapter (Appendix B). The meaning of M changes: merge and reset first."""
@@ -101,13 +129,16 @@ class MoraLayer(BaseTunerLayer):
                 self.scaling[adapter] = 1.0 if scale is None else self.scaling[adapter] / scale
 
     def get_delta_weight(self, adapter: str) -> Tensor:
-        """What the adapter adds to the base weight: same shape, layout and dtype as that weight, computed in fp32."""
-        return self._wide_delta_weight(adapter).to(self.get_base_layer().weight.dtype)
+        """What the adapter adds to the base weight: its shape and layout, computed in fp32, in its dtype (M's where the
+        base is quantised)."""
+        delta = self._wide_delta_weight(adapter)
+        owner: Any = self.get_base_layer() if self.quantization_backend is None else self.mora_M[adapter]
+        return delta.to(owner.weight.dtype)
 
     def _wide_delta_weight(self, adapter: str) -> Tensor:
         if adapter not in self.mora_M:
             raise ValueError(f"no adapter {adapter!r} on this layer; there are {sorted(self.mora_M)}")
-        M = self.mora_M[adapter]
+        M: Tensor = self.mora_M[adapter].weight
         M = M.to(torch.promote_types(M.dtype, torch.float32))
         delta = self.operator[adapter].delta_weight(M) * self.scaling[adapter]
         return delta.mT if isinstance(self.get_base_layer(), Conv1D) else delta
@@ -117,19 +148,34 @@ class MoraLayer(BaseTunerLayer):
 
 
 class MoraLinear(nn.Module, MoraLayer):
-    """MoRA on a `torch.nn.Linear` or a `transformers` `Conv1D`."""
+    """MoRA on a linear module: `torch.nn.Linear`, a `transformers` `Conv1D`, or a quantised one that PEFT knows."""
 
-    def __init__(self, base_layer: nn.Module, adapter_name: str, r: int, config: MoraConfig) -> None:
+    def __init__(
+        self, base_layer: nn.Module, adapter_name: str, r: int, config: MoraConfig, **quantisation: Any
+    ) -> None:
         super().__init__()
-        MoraLayer.__init__(self, base_layer)
+        MoraLayer.__init__(self, base_layer, **quantisation)
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, r, config, inference_mode=config.inference_mode)
 
+    @property
+    def weight(self) -> Tensor:
+        """What the layer multiplies by, the adapters included, for a model that reads it and does not call the layer.
+
+        So do torch.nn.MultiheadAttention and the fast path of TransformerEncoderLayer. Dropout is left out. Where the base
+        weight is quantised, or elsewhere (split by DeepSpeed, offloaded), it is what PEFT returns: the base's.
+        """
+        adapters, weight = self._adapters_now(), super().weight
+        elsewhere = weight.is_meta or weight.numel() != self.in_features * self.out_features
+        if elsewhere or self.quantization_backend is not None:
+            return weight
+        for name in adapters:
+            weight = weight + self.get_delta_weight(name)
+        return weight
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if self.disable_adapters and self.merged:
-            self.unmerge()
-        adapters = [name for name in self.active_adapters if name in self.mora_M]
-        if self.disable_adapters or self.merged or not adapters:
+        adapters = self._adapters_now()
+        if not adapters:
             return self.base_layer(x, *args, **kwargs)
         if not args and not kwargs and self._can_join_base(adapters[0], x):
             result = self._with_base(adapters.pop(0), x)
@@ -140,30 +186,34 @@ class MoraLinear(nn.Module, MoraLayer):
             result = result + self._adapter_output(adapter, x)
         return result.to(dtype)
 
+    def _adapters_now(self) -> list[str]:
+        """The adapters that must be added to what the base weight gives: the active ones, unless merged or disabled."""
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        if self.disable_adapters or self.merged:
+            return []
+        return [name for name in self.active_adapters if name in self.mora_M]
+
     def _adapter_output(self, adapter: str, x: Tensor) -> Tensor:
         """What one adapter adds, without the base: dropout, then the operator around M, then the scaling."""
-        M, operator, scaling = self.mora_M[adapter], self.operator[adapter], self.scaling[adapter]
-        if not kernels.is_reference():
-            x = self.mora_dropout[adapter](x)
-            return kernels.adapted_linear(x, M, operator, scaling, dtype=self._compute_dtype(M, x))
-        x = self.mora_dropout[adapter](self._cast_input_dtype(x, M.dtype))
-        y = operator.decompress(nn.functional.linear(operator.compress(x), M))
-        return y if scaling == 1.0 else y * scaling
+        square, operator, scaling = self.mora_M[adapter], self.operator[adapter], self.scaling[adapter]
+        M: Tensor = square.weight
+        if kernels.is_reference():
+            return square(self.mora_dropout[adapter](self._cast_input_dtype(x, M.dtype)), operator, scaling)
+        return square(self.mora_dropout[adapter](x), operator, scaling, dtype=self._compute_dtype(M, x))
 
     def _with_base(self, adapter: str, x: Tensor) -> Tensor:
         """The base output and one adapter's in one function. Only where `_can_join_base`."""
         base: Any = self.base_layer
-        M = self.mora_M[adapter]
-        weight_KD = base.weight if isinstance(base, Conv1D) else base.weight.mT
-        return kernels.adapted_linear(
+        square: Any = self.mora_M[adapter]
+        return square(
             x,
-            M,
             self.operator[adapter],
             self.scaling[adapter],
-            weight_KD=weight_KD,
+            weight_KD=base.weight if isinstance(base, Conv1D) else base.weight.mT,
             bias=base.bias,
             dropout=self._dropout_now(adapter),
-            dtype=self._compute_dtype(M, x),
+            dtype=self._compute_dtype(square.weight, x),
         )
 
     def _can_join_base(self, adapter: str, x: Tensor) -> bool:
@@ -196,6 +246,7 @@ class MoraLinear(nn.Module, MoraLayer):
             return torch.get_autocast_dtype(device)
         return M.dtype if getattr(self, "cast_input_dtype_enabled", True) else x.dtype
 
+    @torch.inference_mode(False)  # what it makes may be trained on later
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Adds the active adapters, or those named, to the base weight. The sum is taken in fp32 and cast once an adapter.
@@ -208,6 +259,7 @@ class MoraLinear(nn.Module, MoraLayer):
             self._add_to_base(adapter, sign=1, safe=safe_merge)
             self.merged_adapters.append(adapter)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def unmerge(self) -> None:
         """Subtracts what `merge` added; exact only up to the rounding of the base dtype."""
@@ -218,30 +270,25 @@ class MoraLinear(nn.Module, MoraLayer):
             self._add_to_base(self.merged_adapters.pop(), sign=-1, safe=False)
 
     def _add_to_base(self, adapter: str, sign: int, safe: bool) -> None:
-        weight = self.get_base_layer().weight
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        merged = (weight.data.to(wide) + sign * self._wide_delta_weight(adapter).to(wide)).to(weight.dtype)
+        before = self.get_base_weight()
+        wide = torch.promote_types(before.dtype, torch.float32)
+        delta = sign * self._wide_delta_weight(adapter).to(wide)
+        merged = (before.to(wide) + delta).to(before.dtype)
         if safe and not torch.isfinite(merged).all():
-            raise ValueError(f"the merged weight is not finite in {weight.dtype}: adapter {adapter!r} holds bad values")
-        weight.data = merged
+            raise ValueError(f"the merged weight is not finite in {before.dtype}: adapter {adapter!r} holds bad values")
+        if self.quantization_backend is None:
+            weight = self.get_base_layer().weight
+            weight.data.copy_(merged)
+            took = bool(((weight.data == merged) | merged.isnan()).all())
+        else:
+            before = before.clone()
+            self.set_base_weight(merged)
+            error = self.get_base_weight().to(wide) - (before.to(wide) + delta)
+            self.rounding[adapter] = (error.norm() / delta.norm()).item() if delta.any() else 0.0
+            took = math.isfinite(self.rounding[adapter])
+        if not took:
+            kind = type(self.get_base_layer()).__qualname__
+            raise RuntimeError(f"the base weight of this {kind} did not take the merged values of adapter {adapter!r}")
 
     def __repr__(self) -> str:
         return "mora." + super().__repr__()
-
-
-def linear_shape(module: nn.Module) -> tuple[int, int]:
-    """(in_features, out_features) of a module that MoRA can adapt.
-
-    Raises: TypeError, with the class named, for anything that is not a floating-point linear module.
-    """
-    name = f"{type(module).__module__}.{type(module).__qualname__}"
-    if isinstance(module, Conv1D):
-        return module.weight.shape[0], module.weight.shape[1]
-    if not isinstance(module, nn.Linear):
-        raise TypeError(
-            f"MoRA adapts torch.nn.Linear and transformers Conv1D, not {name}: leave it out of target_modules"
-        )
-    dtype = module.weight.dtype  # fp8 counts as floating point
-    if not dtype.is_floating_point or dtype.itemsize < 2 or "bitsandbytes" in name:
-        raise TypeError(f"MoRA does not adapt quantised modules, got {name}: load the base model in bf16, fp16 or fp32")
-    return module.in_features, module.out_features

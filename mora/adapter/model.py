@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import re
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, get_quantization_kwargs
 from peft.utils.other import get_pattern_key
 from torch import nn
 
@@ -31,6 +33,7 @@ class MoraModel(BaseTuner):
 
     # PEFT calls its injection hooks for the first adapter of a model only, so neither is used here.
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        check_all_found(self.peft_config[adapter_name], model)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         self._report_ignored_inputs(model, self.peft_config[adapter_name], adapter_name)
 
@@ -68,6 +71,14 @@ class MoraModel(BaseTuner):
             )
         yield
 
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: MoraConfig, adapter_name: str, state_dict: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Up to version 0.1.0 M was saved as `mora_M`, now as `mora_M.weight`."""
+        renamed = {f"{key}.weight" if key.endswith(".mora_M") else key: value for key, value in state_dict.items()}
+        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, renamed)
+
     def _create_and_replace(
         self,
         config: MoraConfig,
@@ -86,10 +97,54 @@ class MoraModel(BaseTuner):
             raise TypeError(
                 f"{current_key} already carries a {type(target).__qualname__}: MoRA cannot be put on top of it"
             )
-        module = MoraLinear(target, adapter_name, r, config)
+        module = MoraLinear(target, adapter_name, r, config, **get_quantization_kwargs(self.model))
         if adapter_name not in self.active_adapters:
             module.requires_grad_(False)
         self._replace_module(parent, target_name, module, target)
+
+
+def check_all_found(config: MoraConfig, model: nn.Module) -> None:
+    """That nothing asked for is left out without a word, as PEFT does where another target is found.
+
+    Warns of a target that names no module.
+    Raises: ValueError where experts are asked for that are parameters, not linear modules (transformers 5).
+    """
+    experts = [name for name in expert_parameters(model) if not _excluded(config, name)]
+    targets = config.target_modules
+    names = [name for name, _ in model.named_modules()]
+    if isinstance(targets, str):
+        missing = []
+        asked = experts if targets.lower() == "all-linear" else [e for e in experts if re.fullmatch(targets, e)]
+    else:
+        missing = [t for t in sorted(targets or ()) if not any(f".{name}".endswith(f".{t}") for name in names)]
+        asked = experts if missing else [e for e in experts for t in targets or () if f".{e}".endswith(f".{t}")]
+    if asked:
+        raise ValueError(
+            f"target_modules={targets!r} asks for experts, which are parameters here ({asked[0]} and {len(asked) - 1} more) "
+            "and which MoRA does not adapt: name the linear modules alone, or leave the experts out on purpose with "
+            "exclude_modules='.*experts.*'"
+        )
+    if missing and len(missing) < len(targets or ()):
+        warnings.warn(f"target_modules: no module is called {', '.join(missing)}", stacklevel=2)
+
+
+def expert_parameters(model: nn.Module) -> list[str]:
+    """The weights of experts that no linear module holds, by name."""
+    found = []
+    for name, module in model.named_modules():
+        if "expert" not in f"{name} {type(module).__qualname__}".lower() or isinstance(
+            module, (nn.Linear, BaseTunerLayer)
+        ):
+            continue
+        found += [f"{name}.{p}" for p, value in module.named_parameters(recurse=False) if value.dim() >= 2]
+    return found
+
+
+def _excluded(config: MoraConfig, name: str) -> bool:
+    excluded = config.exclude_modules
+    if isinstance(excluded, str):
+        return re.fullmatch(excluded, name) is not None
+    return any(f".{part}." in f".{name}." for part in excluded or ())
 
 
 def hidden_size(model: nn.Module) -> int:

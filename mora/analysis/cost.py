@@ -7,15 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from mora.config import RunConfig
+from mora.models.shapes import Shape, shape_of
+from mora.results import RunResult
 
 from .counts import flops_per_token, frozen_adapter, number_bytes, trainable
 from .gpus import H100, Gpu
 from .memory import Memory, fitting_micro_batch, memory
-from .shapes import SEQUENCES, Shape, shape_of
 from .speed import rate_of
+
+# Training sequences where the data decide. A result of the task and scale, where there is one, is asked first.
+SEQUENCES: dict[tuple[str, str], int] = {
+    ("paper", "tulu2"): 326_154 - 256,  # allenai/tulu-v2-sft-mixture; the paper says 326k; less what is held out
+    ("paper", "metamath"): 395_000 - 6_750,  # meta-math/MetaMathQA; the paper says 395k; less 256 of some 15k questions
+    ("paper", "biomed"): 213_333,  # configs/task/biomed.yaml, from kongds/MoRA issue 5
+    ("paper", "finance"): 213_333,  # configs/task/finance.yaml
+    ("lite", "tulu2"): 19_951,  # docs/LOG.md, as prepared from the stand-ins; so the next three
+    ("lite", "metamath"): 14_439,
+    ("lite", "biomed"): 4_515,
+    ("lite", "finance"): 14_106,
+    ("smoke", "tulu2"): 64,  # rows of configs/overlay/smoke_tulu2.yaml, less the eight held out
+    ("smoke", "metamath"): 64,
+}
 
 
 @dataclass(frozen=True)
@@ -28,14 +42,13 @@ class Length:
     at_most: bool = True
 
 
-def length_of(config: RunConfig, results: Iterable[dict[str, Any]] = ()) -> Length:
+def length_of(config: RunConfig, results: Iterable[RunResult] = ()) -> Length:
     """`results`: of the same task and scale, whose own counts are taken first."""
     train, longest = config.task.train, max_length(config)
-    held_out = getattr(config.task.data, "validation_sequences", 0)
     for result in results:
-        report = result.get("data", {}).get("report", {})
+        report = result.data.get("report", {})
         if report.get("sequences") and report.get("sequence_tokens"):
-            known = config if config.knows_steps else config.with_samples(report["sequences"] - held_out)
+            known = config if config.knows_steps else config.with_samples(report["sequences"])
             mean = report["sequence_tokens"] / report["sequences"]
             return Length(known.last_step, known.last_step * train.global_batch_size * mean, "results", at_most=False)
     if config.knows_steps:
@@ -44,7 +57,7 @@ def length_of(config: RunConfig, results: Iterable[dict[str, Any]] = ()) -> Leng
     count = SEQUENCES.get((config.scale.name, config.task.name))
     if count is None:
         return Length(None, None, "data not prepared")
-    steps = config.with_samples(count - held_out).last_step
+    steps = config.with_samples(count).last_step
     full = config.task.name in ("biomed", "finance")  # blocks too
     return Length(steps, steps * train.global_batch_size * longest, "set size", not full)
 
@@ -76,7 +89,7 @@ class Cost:
     checkpoints: float
 
 
-def cost(config: RunConfig, results: Iterable[dict[str, Any]] = (), gpu: Gpu = H100) -> Cost:
+def cost(config: RunConfig, results: Iterable[RunResult] = (), gpu: Gpu = H100) -> Cost:
     """`results`: of the same task and scale, for the length of their data. On another `gpu` than an H100 the speed is scaled
     by the peaks of both, and its source says so."""
     longest, length = max_length(config), length_of(config, results)

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from mora.config import RunConfig
 from mora.config.schema import LoraAdapter, MoraAdapter
-
-from .shapes import Linear, shape_of
+from mora.models.shapes import Linear, shape_of
 
 TRAINED_HEAD = 8  # FLOPs a weight and token: forward, both gradients, and the logits once more in backward
 MAX_GROUP = 8  # operator=auto: sharing up to this many inputs a group, mora/adapter/model.py
@@ -34,8 +33,12 @@ def adapters(config: RunConfig) -> dict[str, tuple[Linear, Adapter]]:
     settings, shape = config.method.adapter, shape_of(config.model)
     if settings is None:
         return {}
-    wrapped = [linear for linear in shape.linears if linear.name in settings.target_modules]
+    wrapped = [linear for linear in shape.linears if _is_target(linear.name, config.target_modules)]
     return {linear.name: (linear, adapter(config, linear, shape.hidden)) for linear in wrapped}
+
+
+def _is_target(name: str, targets: list[str] | str) -> bool:
+    return targets == "all-linear" or any(f".{name}".endswith(f".{target}") for target in targets)
 
 
 def adapter(config: RunConfig, linear: Linear, width: int) -> Adapter:
@@ -44,7 +47,8 @@ def adapter(config: RunConfig, linear: Linear, width: int) -> Adapter:
     LoRA under dropout keeps a masked copy of its input and a byte mask. MoRA keeps f_comp(x), or x where that is no larger
     or where its blocks are multiplied without a copy; its dropout is drawn again in backward (mora/adapter/kernels.py).
     """
-    k, d, r, settings = linear.in_features, linear.out_features, config.r or 0, config.method.adapter
+    k, d, settings = linear.in_features, linear.out_features, config.method.adapter
+    r = config.model.rank_of(linear.name, config.r or 0)
     if isinstance(settings, LoraAdapter):
         frozen = r * k if settings.freeze_a else 0
         parameters = r * (k + d) + (d if settings.dora else 0) - frozen

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mora.config import RunConfig
+from mora.models.shapes import Shape, shape_of
 
 from .counts import adapters, frozen_adapter, number_bytes, trainable
 from .gpus import H100
-from .shapes import Shape, shape_of
 
 RESERVE = 0.08  # of it: the CUDA context, libraries, fragmentation
 LOSS_CHUNK_BYTES = 2**28  # of fp32 logits at a time, mora/train/fused_loss.py
@@ -119,9 +119,9 @@ def _saved(config: RunConfig, shape: Shape, fused: bool) -> tuple[float, float]:
     of the gate where not fused), and what the adapters or trained weights read. liger's norm keeps x as it is, its gate the
     two factors, its rotary embedding nothing. Gradient checkpointing: every layer's input, and one layer at a time.
     """
-    h, i = shape.hidden, shape.mlp
+    h, i, q = shape.hidden, shape.mlp, shape.queries
     trains_norms = config.method.adapter is None or config.trains_rest
-    layer: float = (2 if fused else 4) * h + 2 * h + 2 * shape.kv + (2 if fused else 3) * i
+    layer: float = (2 if fused else 4) * h + 2 * q + 2 * shape.kv + (2 if fused else 3) * i
     if config.method.adapter is None:
         layer += 2 * h + i  # inputs of q, k, v, of gate and up, and of down
     else:
@@ -137,7 +137,9 @@ def _saved_by_adapters(config: RunConfig) -> float:
     """Of one layer: what each keeps of its own, and every input once that one of its readers keeps."""
     found = adapters(config)
     own = sum(adapter.saved for _, adapter in found.values())
-    for readers in INPUTS:
+    together = [readers for readers in INPUTS if found.keys() & {*readers}]
+    alone = [(name,) for name in found if name != "o_proj" and not any(name in readers for readers in INPUTS)]
+    for readers in (*together, *alone):
         sizes = [found[name][0].in_features for name in readers if name in found and found[name][1].keeps_input]
         own += max(sizes, default=0)
     return own

@@ -8,6 +8,7 @@ what stands in --out already is then left as it is.
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import json
 import sys
@@ -24,9 +25,10 @@ from transformers.pytorch_utils import Conv1D
 
 from mora.config import run_id, source
 from mora.config.arguments import device
-from mora.config.compose import CONFIG_DIR, ConfigError, load, one_line
+from mora.config.compose import ConfigError, load, one_line
 from mora.config.lock import locked
-from mora.config.schema import Model
+from mora.models.load import LOAD_ERRORS, load_model, load_weights, merged_with
+from mora.models.shapes import end_of
 from mora.train.log import replace_file
 
 THRESHOLD = 0.1  # Figure 5 counts singular values above it
@@ -97,17 +99,11 @@ def by_kind(modules: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]
     paths = {name: tuple(p for p in name.removesuffix(".weight").split(".") if not p.isdigit()) for name in modules}
     groups: dict[str, list[dict[str, float]]] = defaultdict(list)
     for name, values in modules.items():
-        groups[_end(paths[name], {*paths.values()})].append(values)
+        groups[".".join(end_of(paths[name], {*paths.values()}))].append(values)
     return {
         kind: {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]} | {"layers": len(rows)}
         for kind, rows in groups.items()
     }
-
-
-def _end(path: tuple[str, ...], paths: set[tuple[str, ...]]) -> str:
-    """As little of the end of a path as tells it from the others: q_proj, but attn.c_proj where mlp.c_proj is there too."""
-    ends = (path[-n:] for n in range(1, len(path)))
-    return ".".join(next((end for end in ends if sum(p[-len(end) :] == end for p in paths) == 1), path))
 
 
 def _by_shape(names: list[str], base: Weights, tuned: Weights, at_once: int = 2**26) -> Iterator[list[str]]:
@@ -124,8 +120,6 @@ def _by_shape(names: list[str], base: Weights, tuned: Weights, at_once: int = 2*
 
 def of_run(folder: Path) -> Pair:
     """A run's folder: its merged model where it has written one, else its adapter. Raises: ConfigError."""
-    from mora.train.model import load_model
-
     config, tuned = load(yaml.safe_load((folder / "config.yaml").read_text())), _trained(folder)
     base, _ = load_model(config.model, config.scale.precision)
     names = (config.model.name, f"{run_id(config)}/{tuned.name}")
@@ -134,7 +128,7 @@ def of_run(folder: Path) -> Pair:
 
 def of_models(base: str, tuned: str) -> Pair:
     """Two models, or a model and an adapter, by name. Raises: ConfigError."""
-    loaded = _load(base)
+    loaded = load_weights(base, "fp32")
     return Pair((base, tuned), _weights(loaded), _tuned_weights(tuned, loaded))
 
 
@@ -148,33 +142,12 @@ def _trained(folder: Path) -> Path:
     return tuned
 
 
-def _load(name: str) -> PreTrainedModel:
-    """A model of configs/model, a folder or a hub id, in fp32 on the CPU."""
-    from transformers import AutoModelForCausalLM
-
-    from mora.train.model import LOAD_ERRORS, load_model
-
-    path = CONFIG_DIR / "model" / f"{name}.yaml"
-    if path.is_file():
-        return load_model(Model.model_validate(yaml.safe_load(path.read_text())), "fp32")[0]
-    try:
-        return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-    except LOAD_ERRORS as error:
-        raise ConfigError(f"{name!r} cannot be loaded: {one_line(error):.300}") from error
-
-
 def _tuned_weights(name: str, base: PreTrainedModel) -> Weights:
     """Weights of a checkpoint, or of a copy of `base` with the adapter in folder `name` merged in fp32."""
     if not (Path(name) / "adapter_config.json").is_file():
-        return _weights(_load(name))
-    import copy
-
-    from mora.evaluate.adapted import merged
-    from mora.train.model import LOAD_ERRORS
-
-    wide = copy.deepcopy(base).float()
+        return _weights(load_weights(name, "fp32"))
     try:
-        return _weights(merged(wide, name))
+        return _weights(merged_with(copy.deepcopy(base), name))
     except ConfigError:
         raise
     except (*LOAD_ERRORS, RuntimeError) as error:  # the last: an adapter of another base

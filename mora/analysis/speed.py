@@ -14,10 +14,11 @@ from mora.config import RunConfig, compose
 from mora.config.compose import CONFIG_DIR, ConfigError, load
 from mora.config.schema import MoraAdapter
 from mora.config.source import ROOT
+from mora.models.shapes import shape_of
+from mora.results import STORE
 
 from .counts import flops_per_token, mora_operator
 from .gpus import H100, Gpu
-from .shapes import shape_of
 
 BENCH = ROOT / "results" / "bench"
 RUNS = ROOT / "results" / "runs"
@@ -161,25 +162,24 @@ def of_row(row: dict[str, Any], device: str) -> Measured:
 def _runs() -> tuple[Measured, ...]:
     """Finished runs on one GPU that no other run shared; not those whose configuration is no longer read."""
     found = []
-    for path in sorted(RUNS.glob("*.json")):
-        result = json.loads(path.read_text())
-        speed, hardware = result.get("speed"), result.get("hardware", {})
+    for result in STORE.all(RUNS):
+        speed, hardware = result.speed, result.hardware
         alone = hardware.get("runs_side_by_side") == 1 and hardware.get("ranks") == 1
         if not speed or not alone or hardware.get("peak_memory_bytes") is None:
             continue
         try:
-            config = load(result["config"])
+            config = load(result.config)
         except ConfigError:
             continue
         if config.hardware.micro_batch_tokens is not None:  # passes of many sizes
             continue
-        report = result["data"]["report"]
+        report = result.data["report"]
         length = report["sequence_tokens"] / report["sequences"]
         passes = config.task.train.global_batch_size / config.micro_batch_size
         steady = is_steady([speed["step_s"], speed.get("fastest_s", speed["step_s"])])
         found.append(
             Measured(
-                f"run {result['run_id']}", hardware["device"], config, length, config.micro_batch_size * length,
+                f"run {result.run_id}", hardware["device"], config, length, config.micro_batch_size * length,
                 speed["step_s"] / passes, steady, True,
             )
         )  # fmt: skip

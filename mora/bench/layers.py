@@ -30,7 +30,7 @@ def sweep(device: torch.device, smoke: bool) -> None:
         for case in (Case("mora", 8, "sharing"), Case("mora", 256, "sharing"), Case("mora", 8, "rotation")):
             operator, r = case.operator, 2 if smoke else case.r
             layer = MoraLinear(base, "default", r, MoraConfig(r=r, operator=operator, init_weights=False)).to(device)
-            layer.mora_M["default"].data = layer.mora_M["default"].data.to(dtype)
+            layer.mora_M["default"].weight.data = layer.mora_M["default"].weight.data.to(dtype)
             for mib in chunks if operator == "rotation" else chunks[-1:]:
                 kernels.CHUNK_BYTES = mib * 2**20
                 part = f" parts of {mib} MiB" if operator == "rotation" else ""

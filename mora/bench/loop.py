@@ -19,8 +19,8 @@ from mora.adapter import MoraConfig
 from mora.config.schema import Train
 from mora.data.batches import Batches
 from mora.data.samples import IGNORE, Sample
+from mora.models.fused import use_fused_layers
 from mora.train.engine import TorchEngine
-from mora.train.model import use_fused_layers
 
 from .models import SHAPES, build_base
 

@@ -14,14 +14,14 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from mora.analysis import memory, speed
-from mora.analysis.shapes import SHAPES
 from mora.config import RunConfig, compose
 from mora.data.batches import Batch
 from mora.methods import prepare
+from mora.models.dtypes import DTYPES
+from mora.models.fused import use_fused_layers
 from mora.train.engines import make_engine
 from mora.train.interface import Engine
 from mora.train.log import replace_file
-from mora.train.model import DTYPES, use_fused_layers
 
 from .models import build, twin_of
 from .step import milliseconds
@@ -196,7 +196,7 @@ def _step(engine: Engine, batches: list[Batch], case: Case) -> None:
 
 
 def _architecture(config: RunConfig, length: int) -> dict[str, Any]:
-    found = config.model.architecture or SHAPES[config.model.name]
+    found = config.model.architecture or config.model.shape or {}
     return {"max_position_embeddings": max(length, 1024)} | found
 
 

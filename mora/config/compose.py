@@ -18,7 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from .schema import Model, RunConfig
+from .model_folder import identified
+from .model_schema import Model
+from .schema import RunConfig
 
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
 OF_ONE_GRID = ("task", "method", "r", "scale", "model")  # what a grid of rates depends on
@@ -41,6 +43,14 @@ def _lr_grid(*, _root_: DictConfig) -> str:
 
 
 OmegaConf.register_new_resolver("lr_grid", _lr_grid, replace=True)
+
+
+def _restart_warmup(every_steps: int) -> int:
+    """${restart_warmup:N} of configs/method/: 50 steps, as the paper, but at most its largest share of an interval, 5 %."""
+    return min(50, every_steps // 20)
+
+
+OmegaConf.register_new_resolver("restart_warmup", _restart_warmup, replace=True)
 
 
 def check_sweep(arguments: Sequence[str]) -> None:
@@ -98,14 +108,18 @@ def validate(composed: DictConfig) -> RunConfig:
 
 
 def load(values: dict[str, Any]) -> RunConfig:
-    """Plain values, as in a run's config.yaml, as a RunConfig. A missing lr becomes the first of the grid.
+    """Plain values, as in a run's config.yaml, as a RunConfig. A missing lr becomes the first of the grid; a folder as the
+    model gets its fingerprint.
 
     Raises: ConfigError.
     """
     try:
         config = RunConfig.model_validate(values)
+        config = config.model_copy(update={"model": identified(config.model)})
     except ValidationError as error:
         raise ConfigError("; ".join(_describe(e, values) for e in error.errors())) from error
+    except ValueError as error:  # of the model's folder
+        raise ConfigError(str(error)) from error
     config = config.model_copy(update={"model": _own_revision(config.model)})
     if config.lr is None and config.method.trains:
         config = config.model_copy(update={"lr": config.lr_grid()[0]})

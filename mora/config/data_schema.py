@@ -76,10 +76,14 @@ Source = Annotated[HubSource | FileSource | SyntheticSource, Field(discriminator
 
 
 class Corpus(Section):
-    """Rows of `sources`, one after the other; of `local`, if all of its files are there, where a source is on the hub."""
+    """Rows of `sources`, one after the other; of `local`, if all of its files are there, where a source is on the hub.
+
+    `validation`: rows that are held out where `local` is taken; without them, documents of the corpus itself are.
+    """
 
     sources: Annotated[list[Source], Field(min_length=1)]
     local: list[FileSource]
+    validation: list[FileSource] = []
 
 
 class Overlap(Section):

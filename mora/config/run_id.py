@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from . import source
+from .model_schema import Model
 from .schema import RunConfig
 
 LAYOUT_VERSION = 1  # of the hash itself
@@ -18,13 +20,19 @@ def run_id(config: RunConfig) -> str:
     Left out of the hash: the hardware, the tracker, where weights and results lie, and how often things are logged or saved.
     """
     values = config.model_dump(
-        mode="json", exclude={"hardware": True, "tracker": True, "scale": {"results_dir"}, "model": {"path"}}
+        mode="json", exclude={"hardware": True, "tracker": True, "scale": {"results_dir"}, "model": True}
     )
+    values["model"] = _identity(config.model)
     values["task"].pop("lr_grid")
     values["method"].pop("lr_grid")
     values["task"]["data"].pop("kind")  # the task's name says it
     values["task"].pop("restart_every_steps")  # the method's restart says both
     values["task"].pop("restart_warmup_steps")
+    if config.task.train.shorten_by == 1:  # as every run before there was the field
+        values["task"]["train"].pop("shorten_by")
+    for part in values["task"]["data"].values():  # likewise
+        if isinstance(part, dict) and part.get("validation") == []:
+            part.pop("validation")
     for quiet in ("log_every_steps", "checkpoint_every_steps"):
         values["task"]["train"].pop(quiet)
     digest = hashlib.sha256(json.dumps([LAYOUT_VERSION, values], sort_keys=True).encode()).hexdigest()[:10]
@@ -34,6 +42,19 @@ def run_id(config: RunConfig) -> str:
     if config.lr is not None:
         parts.append(f"lr{format_lr(config.lr)}")
     return "-".join([*parts, f"s{config.seed}", digest])
+
+
+def _identity(model: Model) -> dict[str, Any]:
+    """What of a model can change a result, as layout 1 has it: its source's first name, and one factor for all ranks."""
+    told = {"name", "source", "revision", "sha256", "init_seed", "architecture", "tokenizer"}
+    values = model.model_dump(mode="json", include=told)
+    if model.source == "gguf":
+        values["source"] = "gguf_package"
+    factors = {divmod(paper, ours) for ours, paper in model.ranks.items()} or {(1, 0)}
+    whole = len(factors) == 1 and min(factors)[1] == 0
+    values["rank_scale"] = min(factors)[0] if whole else {str(ours): paper for ours, paper in model.ranks.items()}
+    later = model.model_dump(mode="json", include={"dtype", "tie_head", "rank_caps", "target_modules"})
+    return values | {key: value for key, value in later.items() if value not in (None, {})}
 
 
 def result_path(config: RunConfig) -> Path:

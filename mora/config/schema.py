@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     Field,
@@ -16,19 +16,20 @@ from pydantic import (
 )
 
 from .data_schema import Section, TaskData, UuidData
-
-Rank = PositiveInt
+from .model_schema import Model, Rank
 
 
 class Train(Section):
     """One optimisation. `global_batch_size` counts sequences; the learning rate is a pure function of the step.
 
-    The length is given by `epochs` or by `max_steps`, the other one is null.
+    The length is given by `epochs` or by `max_steps`, the other one is null. `shorten_by` divides it and the warm-up: a
+    whole schedule in less time, as searches run it; `stop_step` ends the long one early.
     """
 
     global_batch_size: PositiveInt
     epochs: PositiveInt | None
     max_steps: PositiveInt | None
+    shorten_by: PositiveInt = 1
     stop_step: PositiveInt | None
     schedule: Literal["linear", "cosine", "constant"]
     warmup_steps: NonNegativeInt
@@ -44,9 +45,14 @@ class Train(Section):
     def total_steps(self, samples: int) -> int:
         """Optimizer updates of the whole schedule: max_steps, or the epochs laid end to end in batches of equal size."""
         if self.max_steps is not None:
-            return self.max_steps
+            return math.ceil(self.max_steps / self.shorten_by)
         assert self.epochs is not None
-        return math.ceil(self.epochs * samples / self.global_batch_size)
+        return math.ceil(self.epochs * samples / self.global_batch_size / self.shorten_by)
+
+    @property
+    def warmup(self) -> int:
+        """Updates until the first peak of the rate: warmup_steps, shortened as the run is."""
+        return math.ceil(self.warmup_steps / self.shorten_by)
 
     @model_validator(mode="after")
     def _one_length(self) -> Train:
@@ -135,36 +141,6 @@ class Method(Section):
     restart: Restart | None
 
 
-class Model(Section):
-    """Which weights. `rank_scale`: r on this model has the parameter share of rank_scale * r on LLaMA-2-7B.
-
-    source: "init" draws the weights on the CPU in fp32; "init_on_device" on the run's device in its precision, for shapes
-    that would take minutes: other values on another device. `tokenizer`, for those two alone: a hub id or folder, or the
-    name of another model; null: characters.
-    """
-
-    name: str
-    source: Literal["init", "init_on_device", "gguf_package", "pretrained"]
-    path: str | None
-    revision: str | None
-    sha256: str | None
-    rank_scale: PositiveInt
-    init_seed: int | None
-    architecture: dict[str, Any] | None
-    tokenizer: str | None = None
-
-    @model_validator(mode="after")
-    def _check_path(self) -> Model:
-        if self.source == "pretrained" and self.path is None:
-            raise ValueError("path=null: expected the folder or hub id of the weights (source=pretrained)")
-        if self.source in ("init", "init_on_device") and self.path is not None:
-            raise ValueError(
-                f"path={self.path!r}: {self.name} draws its weights and would not read it; leave path out, or take "
-                "model=llama2_7b with this model.path and a model.name of its own"
-            )
-        return self
-
-
 class Scale(Section):
     name: Literal["smoke", "lite", "paper"]
     precision: Literal["fp32", "bf16"]
@@ -246,10 +222,11 @@ class RunConfig(Section):
         return self
 
     def _check_steps(self) -> None:
-        warmup = self.task.train.warmup_steps
-        if warmup >= self.total_steps:
+        train = self.task.train
+        if train.warmup >= self.total_steps:
             raise ValueError(
-                f"task.train.warmup_steps={warmup}: the run has only {self.total_steps} steps; lower it or train longer"
+                f"task.train.warmup_steps={train.warmup_steps}: the run has only {self.total_steps} steps; lower it or "
+                "train longer"
             )
         _check_restart(self.method, self.total_steps)
 
@@ -337,14 +314,26 @@ class RunConfig(Section):
             grid = self.task.lr_grid.get("mora_rotation", grid)
         if isinstance(grid, list):
             return grid
-        paper_rank = (self.r or 1) * self.model.rank_scale
+        paper_rank = self.model.stands_for(self.r or 1)
         return grid[min(grid, key=lambda r: abs(math.log(r / paper_rank)))]
 
     def lora_alpha(self) -> float:
         """max(16, R / 2) at the rank R that r stands for, with the alpha / r ratio kept (Table 5: 16 at 8, 128 at 256)."""
         assert self.r is not None
-        paper_rank = self.r * self.model.rank_scale
-        return max(16, paper_rank / 2) / self.model.rank_scale
+        paper_rank = self.model.stands_for(self.r)
+        return max(16, paper_rank / 2) * self.r / paper_rank
+
+    @property
+    def rank_pattern(self) -> dict[str, int]:
+        """The kinds of modules whose rank is not r, but the model's cap for them."""
+        return {name: cap for name, cap in self.model.rank_caps.items() if self.r is not None and cap < self.r}
+
+    @property
+    def target_modules(self) -> list[str] | str:
+        """What carries adapters: as the model's modules are called, else as the method says; none without an adapter."""
+        if self.method.adapter is None:
+            return []
+        return self.model.target_modules or self.method.adapter.target_modules
 
 
 def _check_restart(method: Method, total_steps: int) -> None:

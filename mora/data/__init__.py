@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 from mora.config.data_schema import UuidData
 from mora.config.schema import RunConfig
 
-from .records import DataError
 from .report import Report
-from .samples import Sample, hold_out
+from .samples import Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,13 +37,8 @@ def load(config: RunConfig, tokenizer: PreTrainedTokenizerBase, workers: int | N
         return _uuid(data, tokenizer)
     from .prepare import prepare
 
-    samples, fingerprints, report = prepare(data, tokenizer, workers)
-    if data.validation_sequences >= len(samples):
-        raise DataError(
-            f"task.data.validation_sequences={data.validation_sequences}: the data have only {len(samples)} sequences"
-        )
-    training, validation = hold_out(samples, data.validation_sequences)
-    return TrainingData(training, fingerprints, report, validation)
+    made = prepare(data, tokenizer, workers)
+    return TrainingData(made.training, made.fingerprints, made.report, made.validation)
 
 
 def _uuid(data: UuidData, tokenizer: PreTrainedTokenizerBase) -> TrainingData:

@@ -9,7 +9,7 @@ import sys
 from mora.config import compose
 from mora.config.arguments import positive_int
 from mora.config.compose import ConfigError
-from mora.train.model import load_tokenizer
+from mora.models.tokenizers import load_tokenizer
 
 from . import load
 

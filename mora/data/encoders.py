@@ -45,6 +45,7 @@ class ConversationEncoder:
             if len(sample.input_ids) == self.max_length:
                 made.report.notes[f"cut at {self.max_length} tokens"] += 1
             made.samples.append(sample)
+            made.families.append(talk.family)
             count(made.report, kind_of(record, format), sample)
         return made
 

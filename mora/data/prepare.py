@@ -7,8 +7,9 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from mora.config.data_schema import ChatData, MetaMathData, PretrainData, ReadingData
@@ -18,33 +19,44 @@ from . import chat, metamath, overlap, packing, reading_comprehension, sources, 
 from .encoders import BlockEncoder, ConversationEncoder
 from .records import DataError
 from .report import Report
-from .samples import StoredSamples
+from .samples import StoredSamples, Subset, hold_out, hold_out_families
 from .sources import Rows
-from .workshop import Workshop
+from .workshop import Made, Workshop
 
-RECIPE_VERSION = 1  # raised by hand when prepared samples change
+RECIPE_VERSION, BLOCKS_VERSION = 2, 1  # raised by hand when prepared samples change; the second: of PretrainData
 PreparedData = ChatData | MetaMathData | ReadingData | PretrainData
+RowsByName = dict[str, list[Rows]]
 
 
-def prepare(
-    data: PreparedData, tokenizer: PreTrainedTokenizerBase, workers: int | None = None
-) -> tuple[StoredSamples, dict[str, Any], Report]:
-    """Samples, fingerprints of what they are made of, and the report. Made on the first call, then read from the cache.
+class Prepared(NamedTuple):
+    """`fingerprints`: of what the samples are made of."""
+
+    training: StoredSamples | Subset
+    validation: StoredSamples | Subset
+    fingerprints: dict[str, Any]
+    report: Report
+
+
+def prepare(data: PreparedData, tokenizer: PreTrainedTokenizerBase, workers: int | None = None) -> Prepared:
+    """Made on the first call, then read from the cache.
 
     Of several processes one prepares and the others wait. A stopped preparation goes on where it was.
     Raises: DataError.
     """
     if tokenizer.eos_token_id is None:
         raise DataError(f"the tokenizer {tokenizer.name_or_path!r} has no EOS token: set eos_token in its config")
-    rows = {name: sources.resolve(corpus) for name, corpus in _corpora(data).items()}
+    corpora = _corpora(data)
+    rows = {name: sources.resolve(corpus) for name, corpus in corpora.items()}
+    held_out = {name: sources.resolve_held_out(corpus) for name, corpus in corpora.items()}
     index = overlap.build(data.overlap) if not isinstance(data, PretrainData) else overlap.Index()
     fingerprints = {
         "sources": {name: [source.facts for source in group] for name, group in rows.items()},
         "held_out": index.facts,
         "tokenizer": tokenizer_fingerprint(tokenizer),
     }
-    recipe = data.model_dump(mode="json", exclude={"validation_sequences"})
-    made_of = [RECIPE_VERSION, recipe, fingerprints]
+    if any(held_out.values()):
+        fingerprints["validation"] = {name: [source.facts for source in group] for name, group in held_out.items()}
+    made_of = [*_recipe(data), fingerprints]
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     fingerprints["prepared"] = key
     folder = sources.cache_dir() / "data" / f"{data.kind}-{key}"
@@ -52,11 +64,37 @@ def prepare(
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):  # one process at a time prepares a data set
         if not done.is_file():
-            shards, report = _make(data, tokenizer, Workshop(folder, len(tokenizer), workers), rows, index)
-            _finish(folder, done, shards, report, rows, index)
+            shop = Workshop(folder, len(tokenizer), workers)
+            made = _make(data, tokenizer, shop, rows, held_out, index)
+            if not isinstance(data, PretrainData):
+                _check_held_out(data, made)
+            _finish(folder, done, made, rows, index)
     facts = json.loads(done.read_text())
-    samples = StoredSamples([folder / name for name in facts["shards"]])
-    return samples, fingerprints, Report.from_dict(facts["report"])
+    samples, apart = (
+        StoredSamples([folder / name for name in facts.get(part, ())]) for part in ("shards", "validation")
+    )
+    report = Report.from_dict(facts["report"])
+    if isinstance(data, PretrainData):
+        _check_enough(data, len(samples))
+        return Prepared(*hold_out(samples, data.validation_sequences), fingerprints, report)
+    left_out = facts["left_out"]
+    training = Subset(samples, np.delete(np.arange(len(samples)), left_out)) if left_out else samples
+    return Prepared(training, apart, fingerprints, report)
+
+
+def _recipe(data: PreparedData) -> list[Any]:
+    if isinstance(data, PretrainData):  # blocks are held out of what is prepared
+        apart: Any = {"validation_sequences": True, "corpus": {"validation"}}
+        return [BLOCKS_VERSION, data.model_dump(mode="json", exclude=apart)]
+    return [RECIPE_VERSION, data.model_dump(mode="json")]
+
+
+def _check_enough(data: PreparedData, there_are: int) -> None:
+    """Raises: DataError where nothing would be left to train on."""
+    if data.validation_sequences >= max(1, there_are):
+        raise DataError(
+            f"task.data.validation_sequences={data.validation_sequences}: the data have only {there_are} sequences"
+        )
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -73,16 +111,26 @@ def _corpora(data: PreparedData) -> dict[str, Any]:
     return {"corpus": data.corpus}
 
 
+def _check_held_out(data: PreparedData, made: Made) -> None:
+    """Raises: DataError where something was to be held out, and nothing is."""
+    if data.validation_sequences and not len(StoredSamples(made.validation)):
+        raise DataError(
+            f"task.data.validation_sequences={data.validation_sequences}: not one sequence came of what is held out; give "
+            "more rows, or 0, which holds out none"
+        )
+
+
 def _make(
     data: PreparedData,
     tokenizer: PreTrainedTokenizerBase,
     shop: Workshop,
-    rows: dict[str, list[Rows]],
+    rows: RowsByName,
+    held_out: RowsByName,
     index: overlap.Index,
-) -> tuple[list[Path], Report]:
+) -> Made:
     """The shards of the finished data set, and what went into it."""
     if isinstance(data, ReadingData):
-        return reading_comprehension.make(data, tokenizer, shop, rows, index)
+        return reading_comprehension.make(data, tokenizer, shop, rows, held_out, index)
     if isinstance(data, PretrainData):
         wanted = data.max_sequences
         encoder = BlockEncoder(tokenizer, data.max_length)
@@ -91,34 +139,60 @@ def _make(
             return wanted is not None and report.tokens["text"] >= wanted * data.max_length
 
         pieces = shop.encode("blocks", rows["corpus"], encoder, rows_per_piece=10_000, enough=enough)
-        return pieces.shards, pieces.report
-    encode = {"chat": chat.encode, "metamath": metamath.encode}[data.kind]
+        return Made(pieces.shards, pieces.report)
+    return _conversations(data, tokenizer, shop, rows["corpus"], held_out["corpus"], index)
+
+
+def _conversations(
+    data: ChatData | MetaMathData,
+    tokenizer: PreTrainedTokenizerBase,
+    shop: Workshop,
+    rows: list[Rows],
+    held_out: list[Rows],
+    index: overlap.Index,
+) -> Made:
+    """One sample a row. Held out: the first rows of `held_out`; without any, one row each of some families, whose other
+    rows are not trained on either."""
+    encode, n = {"chat": chat.encode, "metamath": metamath.encode}[data.kind], data.validation_sequences
     one_answer = data.kind == "metamath"
     talks = ConversationEncoder(tokenizer, encode, data.max_length, index, data.overlap.action == "drop", one_answer)
-    pieces = shop.encode("samples", rows["corpus"], talks)
+    pieces = shop.encode("samples", rows, talks)
+    samples, left_out = pieces.samples, np.zeros(0, np.int64)
+    if held_out:
+        chosen = shop.encode("held_out", held_out, talks).samples[:n]
+    else:
+        families = samples.families
+        if len(samples):
+            _check_enough(data, len(np.unique(families)))
+        drawn, left_out = hold_out_families(families, n)
+        chosen = [samples[int(i)] for i in drawn]
+        pieces.report.notes["rows left out of training: held out, or of a question that is"] += len(left_out)
+    validation = shop.write("validation", chosen)
     if data.packing == "none":
-        return pieces.shards, pieces.report
-    samples = pieces.samples
-    packed = packing.bins(samples.lengths, data.max_length)
-    return shop.write("packed", (packing.join([samples[i] for i in group]) for group in packed)), pieces.report
+        return Made(pieces.shards, pieces.report, validation, left_out.tolist())
+    kept = np.delete(np.arange(len(samples)), left_out)
+    packed = packing.bins(samples.lengths[kept], data.max_length)
+    joined = (packing.join([samples[int(kept[i])] for i in group]) for group in packed)
+    return Made(shop.write("packed", joined), pieces.report, validation)
 
 
-def _finish(
-    folder: Path, done: Path, shards: list[Path], report: Report, rows: dict[str, list[Rows]], index: overlap.Index
-) -> None:
+def _finish(folder: Path, done: Path, made: Made, rows: RowsByName, index: overlap.Index) -> None:
     """Writes what was made, last of all, and removes the pieces that nobody needs any more."""
-    samples = StoredSamples(shards)
+    samples, report = StoredSamples(made.training), made.report
     if len(samples) == 0:
         names = ", ".join(json.dumps(source.facts) for group in rows.values() for source in group)
         why = "; ".join(f"{reason}: {n}" for reason, n in report.dropped.items()) or "too little text for one sequence"
         raise DataError(f"no training sequence came of {names:.300}: {why}")
     report.notes.update(f"not compared with evaluation set {name}" for name in index.missing)
-    report.sequences, report.sequence_tokens = len(samples), samples.tokens
-    report.loss_tokens, report.longest = samples.loss_tokens, samples.longest
+    lengths = np.delete(samples.lengths, made.left_out)
+    report.sequences, report.sequence_tokens, report.longest = len(lengths), int(lengths.sum()), int(lengths.max())
+    report.loss_tokens = samples.loss_tokens - sum(samples[i].n_loss for i in made.left_out)
+    parts = {"shards": made.training, "validation": made.validation}
+    names_of = {part: [shard.name for shard in shards] for part, shards in parts.items()}
     partial = folder / ".done.json"
-    partial.write_text(json.dumps({"shards": [shard.name for shard in shards], "report": report.as_dict()}, indent=1))
+    partial.write_text(json.dumps({**names_of, "left_out": made.left_out, "report": report.as_dict()}, indent=1))
     os.replace(partial, done)
-    kept = {shard.name for shard in shards}
+    kept = {name for group in names_of.values() for name in group}
     for entry in folder.iterdir():
         if entry.is_dir() and entry.name not in kept:
             shutil.rmtree(entry)

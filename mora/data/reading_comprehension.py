@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -29,11 +29,11 @@ from . import mining, packing, records
 from .encoders import count, without_overlaps
 from .mining import Example, Keywords
 from .overlap import Index
-from .records import Record
+from .records import DataError, Record
 from .report import Report
-from .samples import Sample, StoredSamples
+from .samples import Sample, Subset
 from .sources import Rows
-from .workshop import Encoded, Workshop
+from .workshop import Encoded, Encoder, Made, Workshop
 
 ROOM_FOR_QUESTIONS = 200  # tokens of max_length that the body leaves free
 CLASSIFY = 0.8  # share of NLI examples that ask for the relation; the others ask for the second sentence
@@ -176,55 +176,87 @@ def _plain(text: str, tokenizer: PreTrainedTokenizerBase) -> Sample:
 
 
 def make(
-    data: ReadingData, tokenizer: PreTrainedTokenizerBase, shop: Workshop, rows: dict[str, list[Rows]], index: Index
-) -> tuple[list[Path], Report]:
-    """Texts and instructions, shuffled by document and packed. The instructions end at their share of tokens."""
+    data: ReadingData,
+    tokenizer: PreTrainedTokenizerBase,
+    shop: Workshop,
+    rows: dict[str, list[Rows]],
+    held_out: dict[str, list[Rows]],
+    index: Index,
+) -> Made:
+    """Texts and instructions, shuffled by document and packed. The instructions end at their share of tokens.
+
+    Held out are whole documents in the same mix: of `held_out`, or where that is empty, drawn from the others.
+    """
     ratio = data.instruction_tokens_per_text_token
     wanted = None if data.max_sequences is None else data.max_sequences * data.max_length / (1 + ratio)
-    keywords = _keywords(data, tokenizer, shop.folder, rows["texts"])
-    encoder = TextEncoder(tokenizer, keywords, data, index)
-
-    def enough_texts(report: Report) -> bool:
-        return wanted is not None and report.tokens["texts"] >= wanted
-
-    texts = shop.encode("texts", rows["texts"], encoder, rows_per_piece=200, enough=enough_texts)
-    used_texts = _up_to(texts.samples, wanted)
-    goal = ratio * used_texts.tokens
+    apart = data.validation_sequences * data.max_length / (1 + ratio)
+    encoder = TextEncoder(tokenizer, _keywords(data, tokenizer, shop.folder, rows["texts"]), data, index)
+    texts = _stream(shop, "texts", (rows["texts"], held_out["texts"]), encoder, 200, wanted, apart)
+    goal = ratio * texts.training.lengths.sum()
     talks = InstructionEncoder(tokenizer, index, data.overlap.action == "drop")
-
-    def enough_talk(report: Report) -> bool:
-        return report.tokens["instructions"] >= goal
-
-    instructions = shop.encode("instructions", rows["instructions"], talks, enough=enough_talk)
-    used_talk = _up_to(instructions.samples, goal)
-    report = texts.report + instructions.report
-    for name, used in (("texts", used_texts), ("instructions", used_talk)):
-        report.documents[name], report.tokens[name] = used.documents, used.tokens
-    if used_talk.tokens < goal:
-        report.notes["instruction tokens short of their share: the instructions ran out"] += int(
-            goal - used_talk.tokens
-        )
-    packed = _packed(data, texts.samples, instructions.samples, used_texts, used_talk, report)
-    return shop.write("packed", islice(packed, data.max_sequences)), report
+    both = rows["instructions"], held_out["instructions"]
+    talk = _stream(shop, "instructions", both, talks, 1000, goal, ratio * apart)
+    report = texts.report + talk.report
+    for name, used in (("texts", texts.training), ("instructions", talk.training)):
+        report.documents[name], report.tokens[name] = len(used), int(used.lengths.sum())
+    if report.tokens["instructions"] < goal:
+        short = int(goal - report.tokens["instructions"])
+        report.notes["instruction tokens short of their share: the instructions ran out"] += short
+    packed = _packed(data, texts.training, talk.training, report)
+    validation = islice(_packed(data, texts.validation, talk.validation, Report()), data.validation_sequences)
+    training = shop.write("packed", islice(packed, data.max_sequences))
+    return Made(training, report, shop.write("validation", validation))
 
 
-@dataclass(frozen=True)
-class _Used:
-    documents: int
-    tokens: int
+class _Stream(NamedTuple):
+    """The documents of one part of the mix, not yet packed."""
+
+    training: Subset
+    validation: Subset
+    report: Report
 
 
-def _up_to(samples: StoredSamples, tokens: float | None) -> _Used:
+def _stream(
+    shop: Workshop,
+    name: str,
+    rows: tuple[list[Rows], list[Rows]],
+    encoder: Encoder,
+    rows_per_piece: int,
+    wanted: float | None,
+    apart: float,
+) -> _Stream:
+    """Documents of `wanted` tokens together (None: all there are) to train on, and of `apart` tokens that are held out.
+
+    `rows`: to train on, and to hold out; where there are none of the latter, a draw that is alike for every run.
+    """
+    drawn = 0 if rows[1] else apart
+    most = None if wanted is None else wanted + drawn
+
+    def enough(report: Report) -> bool:
+        return most is not None and report.tokens[name] >= most
+
+    pieces = shop.encode(name, rows[0], encoder, rows_per_piece, enough)
+    samples, order = pieces.samples, np.arange(_up_to(pieces.samples.lengths, most))
+    if rows[1]:
+        others = shop.encode(f"held_out_{name}", rows[1], encoder, rows_per_piece).samples
+        validation = Subset(others, np.arange(_up_to(others.lengths, apart)))
+        return _Stream(Subset(samples, order), validation, pieces.report)
+    shuffled = np.random.default_rng(0).permutation(order)
+    n = _up_to(samples.lengths[shuffled], drawn)
+    if drawn and n == len(order) > 0:
+        raise DataError(f"task.data.validation_sequences: all {n} documents of the {name} would be held out; lower it")
+    return _Stream(Subset(samples, np.sort(shuffled[n:])), Subset(samples, np.sort(shuffled[:n])), pieces.report)
+
+
+def _up_to(lengths: np.ndarray, tokens: float | None) -> int:
     """How many of the first documents have `tokens` tokens together; all of them for None."""
-    total = np.concatenate([[0], np.cumsum(samples.lengths)])
-    n = len(samples) if tokens is None else min(len(samples), int(np.searchsorted(total, tokens)))
-    return _Used(n, int(total[n]))
+    if tokens is None:
+        return len(lengths)
+    return min(len(lengths), int(np.searchsorted(np.concatenate([[0], np.cumsum(lengths)]), tokens)))
 
 
-def _packed(
-    data: ReadingData, texts: StoredSamples, talk: StoredSamples, used_texts: _Used, used_talk: _Used, report: Report
-) -> Iterator[Sample]:
-    n, m = used_texts.documents, used_talk.documents
+def _packed(data: ReadingData, texts: Subset, talk: Subset, report: Report) -> Iterator[Sample]:
+    n, m = len(texts), len(talk)
     order = np.random.default_rng(data.seed).permutation(n + m).tolist()
 
     def at(i: int) -> Sample:
@@ -233,7 +265,7 @@ def _packed(
     if data.packing == "blocks":
         yield from packing.blocks((at(i).input_ids for i in order), data.max_length)
         return
-    lengths = np.concatenate([texts.lengths[:n], talk.lengths[:m]])[order]
+    lengths = np.concatenate([texts.lengths, talk.lengths])[order]
     over = np.maximum(lengths - data.max_length, 0)
     report.notes[f"cut at {data.max_length} tokens"] += int(np.count_nonzero(over))
     report.notes[f"tokens cut off at {data.max_length}"] += int(over.sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,14 +31,24 @@ class Record:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns as (role, content). MetaMath's rows are one user turn (the query) and one assistant turn (the response)."""
+    """Turns as (role, content). MetaMath's rows are one user turn (the query) and one assistant turn (the response).
+
+    `origin`: the question that the row asks in its own words, or rephrases, where its format says so.
+    """
 
     turns: list[tuple[str, str]]
+    origin: str = ""
 
     @property
     def question(self) -> str:
         """What the user says: the part that is compared with evaluation sets."""
         return "\n".join(content for role, content in self.turns if role == "user")
+
+    @property
+    def family(self) -> int:
+        """Equal for rows of one origin, which must not be parted when some are held out; 64 bits."""
+        text = " ".join((self.origin or "\n".join(content for _, content in self.turns)).split())
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], signed=True)
 
 
 @dataclass(frozen=True)
@@ -148,7 +159,9 @@ def _openorca(record: Record) -> Conversation:
 
 
 def _metamath(record: Record) -> Conversation:
-    return Conversation([("user", _string(record, "query")), ("assistant", _string(record, "response"))])
+    query, origin = _string(record, "query"), record.row.get("original_question")
+    turns = [("user", query), ("assistant", _string(record, "response"))]
+    return Conversation(turns, origin if isinstance(origin, str) and origin.strip() else query)
 
 
 def _gsm8k(record: Record) -> Conversation:
@@ -157,7 +170,8 @@ def _gsm8k(record: Record) -> Conversation:
     if "####" not in answer:
         raise DataError(f"{record.where}: field 'answer' has no '#### ' before its result")
     result = answer.rpartition("####")[2].strip()
-    return Conversation([("user", _string(record, "question")), ("assistant", f"{answer}\nThe answer is: {result}")])
+    question = _string(record, "question")
+    return Conversation([("user", question), ("assistant", f"{answer}\nThe answer is: {result}")], question)
 
 
 def _math(record: Record) -> Conversation:
@@ -166,7 +180,8 @@ def _math(record: Record) -> Conversation:
     result = _last_boxed(solution)
     if result is None:
         raise DataError(f"{record.where}: field 'solution' has no \\boxed{{}} result")
-    return Conversation([("user", _string(record, "problem")), ("assistant", f"{solution}\nThe answer is: {result}")])
+    problem = _string(record, "problem")
+    return Conversation([("user", problem), ("assistant", f"{solution}\nThe answer is: {result}")], problem)
 
 
 def _last_boxed(solution: str) -> str | None:

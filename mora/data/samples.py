@@ -33,8 +33,9 @@ class Sample:
         return sum(label != IGNORE for label in self.labels[1:])
 
 
-def write_shard(folder: Path, samples: Iterable[Sample], vocabulary: int) -> None:
-    """Writes samples as flat arrays: ids.npy, ends.npy and, where some token has no loss or a member starts, flags.npy."""
+def write_shard(folder: Path, samples: Iterable[Sample], vocabulary: int, families: Sequence[int] = ()) -> None:
+    """Writes samples as flat arrays: ids.npy, ends.npy and, where some token has no loss or a member starts, flags.npy;
+    and families.npy, where families are given, one a sample."""
     dtype = np.uint16 if vocabulary <= 1 << 16 else np.uint32
     ids, flags, ends, total = [], [], [], 0
     for sample in samples:
@@ -52,6 +53,8 @@ def write_shard(folder: Path, samples: Iterable[Sample], vocabulary: int) -> Non
     joined = np.concatenate(flags) if flags else np.zeros(0, np.uint8)
     if not (joined == _LOSS).all():
         np.save(folder / "flags.npy", joined)
+    if len(families):
+        np.save(folder / "families.npy", np.asarray(families, dtype=np.int64))
 
 
 class StoredSamples(Sequence[Sample]):
@@ -75,6 +78,14 @@ class StoredSamples(Sequence[Sample]):
     def lengths(self) -> np.ndarray:
         """Tokens of every sample."""
         return np.concatenate([np.zeros(0, np.int64), *(np.diff(ends, prepend=0) for ends in self._ends)])
+
+    @property
+    def families(self) -> np.ndarray:
+        """Of every sample, as they were written."""
+        kept = [
+            np.load(shard / "families.npy") for shard, ends in zip(self.shards, self._ends, strict=True) if len(ends)
+        ]
+        return np.concatenate([np.zeros(0, np.int64), *kept])
 
     @property
     def tokens(self) -> int:
@@ -131,7 +142,8 @@ class Subset(Sequence[Sample]):
 
     def __init__(self, samples: StoredSamples, indices: np.ndarray):
         self.samples, self.indices = samples, indices
-        self.longest = int(samples.lengths[indices].max(initial=0))
+        self.lengths = samples.lengths[indices]
+        self.longest = int(self.lengths.max(initial=0))
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -150,3 +162,10 @@ def hold_out(samples: StoredSamples, n: int) -> tuple[Subset, Subset]:
     """Training and validation samples; the n of validation are drawn the same way for every run."""
     order = np.random.default_rng(0).permutation(len(samples))
     return Subset(samples, np.sort(order[n:])), Subset(samples, np.sort(order[:n]))
+
+
+def hold_out_families(families: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """The indices of the first samples of n families, drawn the same way for every run; and those of all their samples."""
+    names, first = np.unique(families, return_index=True)
+    drawn = np.random.default_rng(0).permutation(len(names))[:n]
+    return np.sort(first[drawn]), np.flatnonzero(np.isin(families, names[drawn]))

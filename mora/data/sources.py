@@ -58,18 +58,33 @@ def data_dir() -> Path | None:
 
 def resolve(corpus: Corpus) -> list[Rows]:
     """The corpus's sources; local files instead of the hub's where all are there. Raises: DataError."""
-    from_hub = any(isinstance(source, HubSource) for source in corpus.sources)
-    if not corpus.local or not from_hub:
-        return [resolve_source(source) for source in corpus.sources]
-    absent = [source.files for source in corpus.local if not match(source.files)]
-    if not absent:
+    if takes_local(corpus):
         return [resolve_source(source) for source in corpus.local]
     try:
         return [resolve_source(source) for source in corpus.sources]
     except MissingData as error:
+        absent = [source.files for source in corpus.local if not match(source.files)]
+        if not absent:
+            raise
         raise MissingData(
             f"{error}; or put {' and '.join(absent)} into {data_dir() or '$MORA_DATA_DIR'}/, taken instead at this scale"
         ) from error
+
+
+def takes_local(corpus: Corpus) -> bool:
+    """Whether local files stand in for the hub's: there are some for it, and all of them are there."""
+    from_hub = any(isinstance(source, HubSource) for source in corpus.sources)
+    return from_hub and bool(corpus.local) and all(match(source.files) for source in corpus.local)
+
+
+def resolve_held_out(corpus: Corpus) -> list[Rows]:
+    """The files of held-out rows beside the local ones, where these are taken; else none. Raises: DataError."""
+    if not takes_local(corpus):
+        return []
+    try:
+        return [resolve_source(source) for source in corpus.validation]
+    except MissingData as error:
+        raise MissingData(f"{error}; or hold out training documents: validation=[] beside its local files") from error
 
 
 def resolve_source(source: Source) -> Rows:

@@ -10,7 +10,6 @@ from transformers import PreTrainedTokenizerBase
 
 from mora.config.data_schema import UuidData
 from mora.data import tokens
-from mora.data.records import DataError
 from mora.data.samples import IGNORE, Sample
 
 Pair = tuple[str, str]
@@ -33,17 +32,15 @@ def fingerprint(pairs: list[Pair]) -> str:
 def encode(pair: Pair, tokenizer: PreTrainedTokenizerBase, loss_on: str) -> Sample:
     """`key:value` without EOS (official). loss_on "all" puts the loss on every token, "value" only on the value's.
 
-    Raises: DataError where no token begins with the value.
+    It begins with the tokens of `key:` alone, as a prompt does. Where the tokenizer would join the colon with the value, the
+    two are encoded apart.
     """
     key, value = pair
-    encoded = tokenizer(f"{key}:{value}", return_offsets_mapping=True)
-    ids = tokens.without_appended_eos(tokenizer, f"{key}:{value}", list(encoded["input_ids"]))
-    starts = [start for start, _ in encoded["offset_mapping"]][: len(ids)]
-    first = next((i for i, start in enumerate(starts) if start > len(key)), None)
     prompt = tokens.encode(tokenizer, f"{key}:")
-    if first is None or ids[:first] != prompt:
-        raise DataError(
-            f"the tokenizer joins the colon with the value in {key}:{value}: prompts would not match training"
+    ids = tokens.encode(tokenizer, f"{key}:{value}")
+    if ids[: len(prompt)] != prompt:
+        ids = prompt + tokens.without_appended_eos(
+            tokenizer, value, list(tokenizer(value, add_special_tokens=False)["input_ids"])
         )
-    labels = ids if loss_on == "all" else [IGNORE] * first + ids[first:]
-    return Sample(ids, labels, n_prompt=first)
+    labels = ids if loss_on == "all" else [IGNORE] * len(prompt) + ids[len(prompt) :]
+    return Sample(ids, labels, n_prompt=len(prompt))

@@ -27,10 +27,11 @@ PIECES_A_PROCESS = 4  # at least: a process needs several seconds to start, a pi
 
 @dataclass
 class Encoded:
-    """What a piece of rows became."""
+    """What a piece of rows became. `families`: of every sample (Conversation.family), where the recipe needs them."""
 
     samples: list[Sample] = field(default_factory=list)
     report: Report = field(default_factory=Report)
+    families: list[int] = field(default_factory=list)
 
 
 class Encoder(Protocol):
@@ -49,6 +50,17 @@ class Pieces:
     @property
     def samples(self) -> StoredSamples:
         return StoredSamples(self.shards)
+
+
+@dataclass(frozen=True)
+class Made:
+    """The shards of a data set. `left_out`: samples of the training shards that no run trains on: what is held out, and
+    their families."""
+
+    training: list[Path]
+    report: Report
+    validation: list[Path] = field(default_factory=list)
+    left_out: list[int] = field(default_factory=list)
 
 
 class Workshop:
@@ -170,7 +182,7 @@ def _work(job: _Job, encoder: Encoder | None = None) -> Path:
     partial = job.folder.with_name(f".partial-{job.folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
     encoded = encode(job.records, job.format)
-    write_shard(partial, encoded.samples, job.vocabulary)
+    write_shard(partial, encoded.samples, job.vocabulary, encoded.families)
     (partial / "report.json").write_text(json.dumps(encoded.report.as_dict()))
     shutil.rmtree(job.folder, ignore_errors=True)
     os.rename(partial, job.folder)

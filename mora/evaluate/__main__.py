@@ -13,18 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mora.config import source
 from mora.config.arguments import device, positive_int
-from mora.config.compose import CONFIG_DIR, ConfigError, one_line
-from mora.config.schema import Model
+from mora.config.compose import ConfigError
+from mora.models.dtypes import DTYPES
+from mora.models.load import load_any
 from mora.train.log import replace_file
-from mora.train.model import DTYPES, LOAD_ERRORS, load_model
 
 from . import result, samples
-from .adapted import merged, tokenizer_of
 from .harness import Settings, evaluate_model
 
 MAX_LENGTH = "most tokens of prompt and answer; default: 2048, and more where a task's answers want it"
@@ -52,7 +49,7 @@ def run(options: argparse.Namespace) -> Path:
     where = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     on_gpu = torch.device(where).type == "cuda"
     precision = options.precision or ("bf16" if on_gpu else "fp32")
-    model, tokenizer = load(options.model, precision)
+    model, tokenizer = load_any(options.model, precision)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token_id = tokenizer.eos_token_id
     model = model.to(where)
@@ -92,47 +89,6 @@ def run(options: argparse.Namespace) -> Path:
         error = values.get("score_stderr", math.nan)
         print(f"{name}: {shown}" + ("" if math.isnan(error) else f"  (+- {error:.4f})"))
     return folder / "result.json"
-
-
-def load(name: str, precision: str, revision: str | None = None) -> tuple[Any, Any]:
-    """A model of configs/model by its name, an adapter's folder merged into its base, or a checkpoint's folder or hub id.
-
-    `revision`: of a hub id; None: its main branch. An adapter's base is taken at the one that adapter_config.json names, and
-    the tokenizer from the adapter's folder where it has one.
-
-    Raises: ConfigError where it cannot be loaded.
-    """
-    known = CONFIG_DIR / "model" / f"{name}.yaml"
-    if known.is_file():
-        return load_model(Model.model_validate(yaml.safe_load(known.read_text())), precision)
-    dtype = DTYPES[precision]
-    try:
-        adapter = Path(name) / "adapter_config.json"
-        if not adapter.is_file():
-            at = revision or "main"
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, revision=at)
-            return model, AutoTokenizer.from_pretrained(name, revision=at)
-        settings = json.loads(adapter.read_text())
-        base = settings["base_model_name_or_path"]
-        if not base:
-            whole = Path(name).resolve().parent / "model"
-            advice = (
-                f"give {whole}, the merged model" if whole.is_dir() else "write the base model's folder or id there"
-            )
-            raise ConfigError(f"{adapter}: base_model_name_or_path is empty: {advice}")
-        model, tokenizer = load(base, "fp32", settings.get("revision"))  # merged in fp32, cast once
-        tokenizer = tokenizer_of(name, tokenizer, model)
-        return merged(model, name).to(dtype), tokenizer
-    except ConfigError:  # of the adapter's base; it says enough
-        raise
-    except (*LOAD_ERRORS, KeyError, RuntimeError, AttributeError) as error:  # the last: an adapter of another base
-        reason = f"{one_line(error):.300}"
-        parts = [str(part) for part in (Path(name) / "adapter", Path(name) / "model") if part.is_dir()]
-        if parts:
-            raise ConfigError(f"model {name!r} is the folder of a run: give {' or '.join(parts)}") from error
-        if Path(name).is_absolute() and not Path(name).exists():
-            raise ConfigError(f"model {name!r}: there is no such folder; give a folder, hub id or name") from error
-        raise ConfigError(f"model {name!r} cannot be loaded ({reason}): give a folder, hub id or name") from error
 
 
 def _short(model: Path) -> str:

@@ -14,10 +14,14 @@ from typing import Any, TypeVar
 import torch
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from mora.data.batches import Batch
 from mora.data.tokens import without_appended_eos
+from mora.train.engine import hidden_states
+from mora.train.fused_loss import groups
 
 from .choices import LogLikelihood
 from .generation import LOOK_EVERY, NanLogits, fixed_steps_suit, greedy
@@ -144,12 +148,10 @@ class Backend(HFLM):
         for row, ids in enumerate(inputs):
             ids_BT[row, : len(ids)] = torch.tensor(ids)  # padded at the right, where causal attention looks at nothing
         ends = [len(ids) for ids in inputs]
-        first = min(end - len(w) for end, options in zip(ends, wanted, strict=True) for w in options)
-        logits_BTV = self._logits(ids_BT.to(self.device), first)
+        spans = [slice(end - max(map(len, options)), end) for end, options in zip(ends, wanted, strict=True)]
         nats, greedy = [], []
-        for row, (end, options) in enumerate(zip(ends, wanted, strict=True)):
-            start = end - max(map(len, options)) - first
-            logprobs_TV = torch.log_softmax(logits_BTV[row, start : end - first].float(), dim=-1)
+        for logits_TV, options in zip(self._logits(ids_BT.to(self.device), spans), wanted, strict=True):
+            logprobs_TV = torch.log_softmax(logits_TV.float(), dim=-1)
             said_T = logprobs_TV.argmax(-1)
             for option in options:
                 target_T = torch.tensor(option, device=self.device)
@@ -157,12 +159,21 @@ class Backend(HFLM):
                 greedy.append((said_T[-len(option) :] == target_T).all())
         return list(zip(torch.stack(nats).tolist(), torch.stack(greedy).tolist(), strict=True))
 
-    def _logits(self, ids_BT: Tensor, first: int) -> Tensor:
-        """Logits of positions from `first` on."""
-        if not self.keeps_logits:
-            return self.model(input_ids=ids_BT, use_cache=False).logits[:, first:]
-        kept = torch.arange(first, ids_BT.shape[1], device=ids_BT.device)
-        return self.model(input_ids=ids_BT, use_cache=False, logits_to_keep=kept).logits
+    def _logits(self, ids_BT: Tensor, spans: list[slice]) -> Iterator[Tensor]:
+        """Of every row, the logits (T, V) of its span; where the head is a product, of a chunk of rows at a time."""
+        found = hidden_states(self.model, Batch(ids_BT, ids_BT))
+        if found is None:
+            first = min(span.start for span in spans) if self.keeps_logits else 0
+            kept = {"logits_to_keep": torch.arange(first, ids_BT.shape[1], device=ids_BT.device)} if first else {}
+            logits_BTV = self.model(input_ids=ids_BT, use_cache=False, **kept).logits
+            for logits_TV, span in zip(logits_BTV, spans, strict=True):
+                yield logits_TV[span.start - first : span.stop - first]
+            return
+        hidden_BTH, weight_VH = found
+        rows = [hidden_TH[span] for hidden_TH, span in zip(hidden_BTH, spans, strict=True)]
+        for group in groups([len(row) for row in rows], weight_VH):
+            logits_NV = F.linear(torch.cat(rows[group]), weight_VH)
+            yield from logits_NV.split([len(row) for row in rows[group]])
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """As HFLM's, within the window of `for_answers`. Raises: NotFinite."""

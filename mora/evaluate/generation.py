@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+from mora.models.structure import takes_long_masks
+
 from .fixed_steps import WARM_UP, FixedSteps, best
 
 LOOK_EVERY = 8  # tokens between two looks at what was generated: each waits for the GPU
@@ -184,10 +186,8 @@ _uncaptured: set[type] = set()  # models of which a capture failed
 
 
 def fixed_steps_suit(model: Any) -> bool:
-    """Whether the model, on a GPU, takes a mask of four dimensions: a Llama whose attention is torch's."""
-    config, device = getattr(model, "config", None), next(model.parameters()).device
-    known = getattr(config, "model_type", "") == "llama" and getattr(config, "_attn_implementation", "") == "sdpa"
-    return known and device.type == "cuda"
+    """Whether the model is on a GPU and takes a mask of four dimensions."""
+    return next(model.parameters()).device.type == "cuda" and takes_long_masks(model)
 
 
 @torch.no_grad()

@@ -15,6 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from .aggregate import floor, standard_error
 from .journal import Journal
+from .metrics import facts as facts_of
+from .metrics import key
 from .window import PROMPT_TOKENS, positions
 
 TASKS = Path(__file__).parent / "tasks"
@@ -179,27 +181,32 @@ def average(members: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _facts(kept: Kept) -> dict[str, float]:
-    """How many documents were scored and, where they are multiple choice, what a constant answer scores."""
+    """How many documents were scored, and what a model that knows nothing scores: in multiple choice the best constant
+    answer, else what the task says; where some texts hold no answer, the score among those that do."""
     facts = {"documents": float(kept.header["documents"])}
+    if kept.rows and "answered" in kept.rows[0] and (told := [row["score"] for row in kept.rows if row["answered"]]):
+        facts |= {"score_if_answered": sum(told) / len(told), "score_if_answered_stderr": standard_error("mean", told)}
     if kept.rows and {"acc_sum", "score"} <= kept.rows[0].keys():
         rows = [row for row in kept.rows if row["filter"] == kept.rows[0]["filter"]]
         gold, items = [row["gold"] for row in rows], [row["score"] for row in rows]
         facts["floor"] = floor(kept.header["aggregation"], gold, items)
+    elif (known := facts_of(key(kept.header["task"], kept.header["headline"])).floor) is not None:
+        facts["floor"] = known
     return facts
 
 
 def _with_errors(values: dict[str, Any], kept: Kept) -> dict[str, float]:
     """lm-eval's values as `metric`, or `metric:filter`, and our own standard errors."""
     out = {}
-    for key, value in values.items():
-        metric, _, chosen = key.partition(",")
+    for name, value in values.items():
+        metric, _, chosen = name.partition(",")
         rows = [row for row in kept.rows if row["filter"] == (chosen or "none")]
         if not isinstance(value, (int, float)) or not rows or metric not in rows[0]:
             continue
-        name = metric if chosen == "none" else f"{metric}:{chosen}"
+        named = metric if chosen == "none" else f"{metric}:{chosen}"
         aggregation = kept.header["aggregation"] if metric == "score" else "mean"
         clusters = [row["cluster"] for row in rows]
         clustered = None if clusters[0] is None else clusters
-        out[name] = float(value)
-        out[f"{name}_stderr"] = standard_error(aggregation, [row[metric] for row in rows], clustered)
+        out[named] = float(value)
+        out[f"{named}_stderr"] = standard_error(aggregation, [row[metric] for row in rows], clustered)
     return out

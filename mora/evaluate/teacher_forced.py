@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mora.data.batches import IGNORE, Sample, collate
-from mora.train.engine import token_losses
+from mora.data.batches import IGNORE, Batch, Sample, collate
+from mora.train.engine import hidden_states, token_losses
+from mora.train.fused_loss import parts
 from mora.train.interface import Engine
 
 
@@ -24,13 +26,23 @@ def score(engine: Engine, samples: Sequence[Sample], pad_id: int, batch_size: in
         # Found on the host, so that the GPU is not waited for.
         known = F.pad(batch.labels[:, 1:] != IGNORE, (0, 1)).flatten().nonzero()[:, 0]
         labels = batch.labels.flatten()[known + 1].to(engine.device)
-        logits = engine.model(input_ids=batch.input_ids.to(engine.device), use_cache=False).logits.flatten(0, 1)
-        logits = logits[known.to(engine.device)].float()
-        nll = F.cross_entropy(logits, labels, reduction="sum")
-        found.append(torch.stack([nll.double(), (logits.argmax(-1) == labels).sum().double()]))
+        for logits, right in _logits(engine.model, batch.to(engine.device), known.to(engine.device), labels):
+            nll = F.cross_entropy(logits, right, reduction="sum")
+            found.append(torch.stack([nll.double(), (logits.argmax(-1) == right).sum().double()]))
         tokens += labels.numel()
     nats, hits = torch.stack(found).sum(0).tolist()
     return {"value_nll": nats / len(samples), "value_token_acc": hits / tokens}
+
+
+def _logits(model: nn.Module, batch: Batch, known: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits in fp32 at the flat positions `known`, a chunk at a time, and their labels."""
+    states = hidden_states(model, batch)
+    if states is None:
+        yield model(input_ids=batch.input_ids, use_cache=False).logits.flatten(0, 1)[known].float(), labels
+        return
+    hidden, weight = states[0].flatten(0, 1)[known], states[1]
+    for part in parts(hidden, weight):
+        yield F.linear(hidden[part], weight).float(), labels[part]
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from mora.config.compose import ConfigError
@@ -34,19 +35,21 @@ def prepare(model: nn.Module, config: RunConfig) -> nn.Module:
     """The model with its adapter, if the method has one; what trains requires grad, the rest is frozen.
 
     Adapter initialisation depends on `config.seed` alone.
-    Raises: ConfigError where a target is the name of no linear module, or nothing here makes adapters of that kind.
+    Raises: ConfigError where a target is the name of no linear module, there is none at all, or nothing here makes
+        adapters of that kind.
     """
     adapter = config.method.adapter
     if adapter is None:
         return model.requires_grad_(config.method.trains)
     assert config.r is not None
-    _check_targets(model, adapter.target_modules)
+    _check_targets(model, config.target_modules)
     torch.manual_seed(config.seed)
     if isinstance(adapter, LoraAdapter):
-        adapted = get_peft_model(model, lora.peft_config(adapter, config.r, config.lora_alpha()))
+        settings = lora.peft_config(adapter, config.r, config.lora_alpha(), config.target_modules, config.rank_pattern)
+        adapted = get_peft_model(model, settings)
         lora.set_up(adapted, adapter, config.seed)
     elif isinstance(adapter, MoraAdapter):
-        adapted = get_peft_model(model, mora.peft_config(adapter, config.r))
+        adapted = get_peft_model(model, mora.peft_config(adapter, config.r, config.target_modules, config.rank_pattern))
     else:
         raise ConfigError(
             f"method.adapter.kind={adapter.kind!r} ({config.method.name}): mora.methods has no code for it"
@@ -56,14 +59,21 @@ def prepare(model: nn.Module, config: RunConfig) -> nn.Module:
     return adapted
 
 
-def _check_targets(model: nn.Module, targets: list[str]) -> None:
+def _check_targets(model: nn.Module, targets: list[str] | str) -> None:
     """PEFT passes over a name that matches nothing, as long as another one does."""
-    linear = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
-    for target in targets:
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    modules = [(name, module) for name, module in model.named_modules() if module is not head]
+    linear = [name for name, module in modules if isinstance(module, (nn.Linear, Conv1D))]
+    if not linear:
+        raise ConfigError(
+            "the model has no linear module beside its head: there is nothing that an adapter could be on"
+        )
+    for target in targets if isinstance(targets, list) else []:
         if not any(f".{name}".endswith(f".{target}") for name in linear):
             known = ", ".join(dict.fromkeys(name.rsplit(".", 1)[-1] for name in linear))
             raise ConfigError(
-                f"method.adapter.target_modules: no linear module is called {target!r}; there are {known}"
+                f"method.adapter.target_modules: no linear module is called {target!r}; there are {known}; "
+                "model.target_modules=all-linear takes all of them"
             )
 
 

@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from peft import PeftModel
 from torch import nn
 
 from mora.config.schema import LoraAdapter, RunConfig
-
-
-@dataclass(frozen=True)
-class Group:
-    """Parameters with one learning rate, `lr_scale` times the run's. `adapter`: a restart resets their moments."""
-
-    parameters: dict[str, nn.Parameter] = field(default_factory=dict)
-    lr_scale: float = 1.0
-    adapter: bool = False
+from mora.restarts.layers import Group
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
@@ -11,13 +9,20 @@ from torch import Generator, Tensor
 
 from mora.config.compose import ConfigError
 from mora.config.schema import LoraAdapter
+from mora.restarts.layers import kaiming_a
 
 
-def peft_config(adapter: LoraAdapter, r: int, lora_alpha: float) -> LoraConfig:
+def peft_config(
+    adapter: LoraAdapter, r: int, lora_alpha: float, target_modules: list[str] | str, rank_pattern: dict[str, int]
+) -> LoraConfig:
+    """`rank_pattern`: kind of module -> a rank of its own, with the alpha / r of all others."""
+    alpha = adapter.lora_alpha or lora_alpha
     return LoraConfig(
         r=r,
-        lora_alpha=adapter.lora_alpha or lora_alpha,
-        target_modules=list(adapter.target_modules),
+        lora_alpha=alpha,
+        target_modules=target_modules,
+        rank_pattern=rank_pattern,
+        alpha_pattern={name: alpha * own / r for name, own in rank_pattern.items()},
         lora_dropout=adapter.dropout,
         use_dora=adapter.dora,
         task_type="CAUSAL_LM",
@@ -33,29 +38,19 @@ def set_up(model: PeftModel, adapter: LoraAdapter, seed: int) -> None:
             for name in layer.active_adapters:
                 weight = layer.lora_A[name].weight
                 if adapter.init != "kaiming":
-                    weight.copy_(first_a(weight.shape, adapter.init, generator))
+                    weight.copy_(first_a(weight.shape, generator, adapter.init))
                 weight.requires_grad_(not adapter.freeze_a)
 
 
-def first_a(shape: tuple[int, ...], init: str, generator: Generator) -> Tensor:
+def first_a(shape: tuple[int, ...], generator: Generator, init: str) -> Tensor:
     """A of LoRA before training, shape (r, in_features), fp32 on the CPU.
 
     "kaiming": uniform in +-1/sqrt(in_features), as PEFT; "orthonormal": orthonormal rows, from the QR decomposition of a
     Gaussian matrix (A_rand of arXiv:2402.16842).
     """
-    r, in_features = shape
     if init == "kaiming":
-        bound = 1 / math.sqrt(in_features)
-        return torch.rand(r, in_features, generator=generator) * (2 * bound) - bound
+        return kaiming_a(shape, generator)
+    r, in_features = shape
     if r > in_features:
         raise ConfigError(f"r={r}: {r} orthonormal rows do not fit into in_features={in_features}; lower r")
     return torch.linalg.qr(torch.randn(in_features, r, generator=generator))[0].T
-
-
-def first_values(layer: LoraLayer, name: str, init: str, generator: Generator) -> dict[str, Tensor]:
-    """The adapter's parameters before training: A as `init` says, B zero."""
-    r = layer.r[name]  # sizes of the module, not of its tensors: ZeRO-3 leaves those empty
-    return {
-        "lora_A": first_a((r, layer.in_features), init, generator),
-        "lora_B": torch.zeros(layer.out_features, r),
-    }

@@ -17,12 +17,13 @@ def parameter_table(model: nn.Module) -> dict[str, int]:
     return dict(sorted(table.items(), key=lambda item: -item[1]))
 
 
-def lora_table(model: nn.Module, r: int) -> dict[str, int]:
+def lora_table(model: nn.Module) -> dict[str, int]:
     """LoRA's parameters, r (in_features + out_features), in the modules that carry an adapter, by kind."""
     table: dict[str, int] = {}
     for name, layer in model.named_modules():
         if isinstance(layer, BaseTunerLayer):
             kind = _kind(name)
+            (r,) = layer.r.values()
             table[kind] = table.get(kind, 0) + r * (layer.in_features + layer.out_features)
     return table
 
@@ -32,7 +33,7 @@ def parameter_lines(model: nn.Module, r: int | None) -> list[str]:
 
     Before an engine splits the weights.
     """
-    lora = {} if r is None else lora_table(model, r)
+    lora = {} if r is None else lora_table(model)
     ours: dict[str, int] = {}
     for name, count in parameter_table(model).items():
         module = next((kind for kind in lora if name.startswith(f"{kind}.")), name)  # lora_A and lora_B in one line

@@ -7,15 +7,17 @@ import sys
 from pathlib import Path
 
 from mora.analysis.gpus import H100, KNOWN, Gpu, gpu
-from mora.config import ConfigError, compose
+from mora.config import ConfigError
 from mora.config.arguments import positive_int
 
-from . import claims, commands, figures, launch, overrides, plan, runner, settings, slurm, tables
+from . import claims, commands, figures, launch, ledger, overrides, plan, runner, settings, slurm, tables
 from . import experiment as experiments
-from .experiment import Experiment, Grid, Scale
+from .cells import CellRuns, resolve, resolve_all
+from .contrasts import Found
+from .experiment import CellSpec, Experiment, Scale
 from .result import result_of, stands
 
-Rows = dict[tuple[str, Scale], list[list[Grid]]]
+Rows = dict[tuple[str, Scale], list[list[CellSpec]]]
 
 
 def main() -> int:
@@ -50,8 +52,9 @@ def _do(args: argparse.Namespace, loaded: dict[str, Experiment]) -> list[str]:
     seeds = list(range(args.seeds)) if args.seeds else None
     rows: Rows = {(name, s): experiments.grids(e, s, seeds) for name, e in changed.items() for s in scales}
     everything = experiments.only([grid for group in rows.values() for row in group for grid in row], args.only)
+    powers = [line for name, s in rows for line in claims.plan_lines(name, s, seeds)]
     if args.plan:
-        print(_plan(args, everything, own))
+        print("\n".join([_plan(args, everything, own), *(powers if args.plan == "table" else [])]))
         return []
     if args.force and not args.render:
         _repeat(everything)
@@ -61,54 +64,57 @@ def _do(args: argparse.Namespace, loaded: dict[str, Experiment]) -> list[str]:
     failed: list[str] = []
     if not args.render:
         _say_what_is_there(everything, args)
+        print("\n".join(line for line in powers if claims.WEAK in line), file=sys.stderr)
         failed = runner.complete(everything, args.jobs, patient=args.hardware != "slurm")
-    for (name, scale), group in rows.items():
-        print(_render(name, loaded[name], group, scale, args.results, measure=not args.render))
+        for (name, _), group in rows.items():
+            if loaded[name].kind == "spectrum":
+                runner.measure_spectra([spec for row in group for spec in row])
+    resolved = {where: resolve_all(group) for where, group in rows.items()}
+    for (name, scale), found in resolved.items():
+        print(_render(name, loaded[name], found, scale, args.results))
     if args.render and not args.names:
-        claims.render()
+        ledger.render(found=Found(resolved))
     return failed
 
 
-def _plan(args: argparse.Namespace, grids: list[Grid], own: list[str]) -> str:
+def _plan(args: argparse.Namespace, grids: list[CellSpec], own: list[str]) -> str:
     if args.plan == "commands":
         return commands.text(grids, args.gpu)
     return plan.text(grids, args.hardware or ("gpu8" if args.scale == "paper" else "gpu1"), own, args.gpu)
 
 
-def _hand_in(args: argparse.Namespace, grids: list[Grid], own: list[str], job: dict[str, str]) -> None:
+def _hand_in(args: argparse.Namespace, grids: list[CellSpec], own: list[str], job: dict[str, str]) -> None:
     """One array job of `--jobs` tasks; nothing where nothing is missing."""
     if not runner.plan(grids):
         print("nothing is missing: no job was handed in")
         return
-    hardware = compose([*grids[0].base]).hardware
-    logs = launch.run_folder(grids[0].config()).parent / "slurm"
-    number = slurm.submit(slurm.script(slurm.command(args, own), hardware, args.jobs, job, logs), logs)
+    logs = launch.run_folder(grids[0].config).parent / "slurm"
+    script = slurm.script(slurm.command(args, own), grids[0].config.hardware, args.jobs, job, logs)
+    number = slurm.submit(script, logs)
     print(
         f"job {number}, {args.jobs} tasks: {logs}/{number}_*.out; the same command again hands in what is still missing"
     )
 
 
-def _repeat(grids: list[Grid]) -> None:
+def _repeat(grids: list[CellSpec]) -> None:
     """Every result of these cells is set aside."""
-    wanted = [c for grid in grids for c in (*grid.search(), *grid.final(stands))]
+    wanted = [c for grid in grids for c in (*grid.search, *resolve(grid, stands).final)]
     moved = [path for config in wanted if (path := launch.repeat(config))]
     if moved:
         go_on = "to go on after a stop, start without FORCE=1 (--force)"
         print(f"{len(moved)} results were set aside, into {moved[0].parent}; {go_on}")
 
 
-def _say_what_is_there(grids: list[Grid], args: argparse.Namespace) -> None:
+def _say_what_is_there(grids: list[CellSpec], args: argparse.Namespace) -> None:
     """Where nothing is run: that, and why."""
-    wanted = {str(launch.result_path(c)): c for grid in grids for c in (*grid.search(), *grid.final(stands))}
+    wanted = {str(launch.result_path(c)): c for grid in grids for c in (*grid.search, *resolve(grid, stands).final)}
     there = [path for path, config in wanted.items() if result_of(config) is not None]
     if there and not runner.plan(grids):
         again = "FORCE=1 (--force) runs them again, RESULTS=FOLDER (--results FOLDER) in a folder of their own"
         print(f"nothing was run: all {len(there)} results are there, in {Path(there[0]).parent}; {again}")
 
 
-def _render(
-    name: str, experiment: Experiment, rows: list[list[Grid]], scale: Scale, results: Path | None, measure: bool
-) -> str:
+def _render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale: Scale, results: Path | None) -> str:
     def folder(kind: str) -> Path:
         return figures.output_folder(scale, kind) if results is None else results.resolve() / kind
 
@@ -119,8 +125,6 @@ def _render(
     elif experiment.kind == "table":
         path = tables.render(name, experiment, rows, scale, folder("tables"))
     else:
-        if experiment.kind == "spectrum" and measure:
-            runner.measure_spectra([grid for row in rows for grid in row])
         drawn = figures.render(name, experiment, rows, scale, folder("figures"))
         return f"figure: {_relative(drawn)}" if drawn else f"{name}, scale {scale}: nothing to draw yet"
     return f"{path.read_text()}\n{_relative(path)}"

@@ -1,32 +1,24 @@
-"""The claims ledger: sentences of the paper as predicates over results, each with a verdict from statistics."""
+"""Sentences of the paper, each with the one contrast that decides it, and how likely the planned runs are to decide it."""
 
 from __future__ import annotations
 
-import json
-import math
-import statistics
-from collections.abc import Iterator
-from itertools import pairwise
-from pathlib import Path
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Literal
 
 import yaml
 
 from mora.config.data_schema import Section
-from mora.config.source import ROOT
-from mora.train.log import replace_file
 
 from . import experiment as experiments
-from .cells import T95, Cell, cell, results
-from .experiment import Grid, Row, Scale
-from .figures import MODULES, spectrum_of
+from . import verdicts
+from .experiment import Row, Scale
+from .verdicts import Design, Test
 
 CLAIMS = experiments.FOLDER / "claims.yaml"
-BENCH = ROOT / "results" / "bench"
-PAGE, BEGIN, END = ROOT / "README.md", "<!-- claims:begin -->", "<!-- claims:end -->"
-SCALES: tuple[Scale, ...] = ("lite", "paper")
+WEAK = f"UNDER {verdicts.ENOUGH}"
+SCALES: tuple[Scale, ...] = ("lite", "mid", "paper")
 
-Verdict = Literal["shown", "contradicted", "undecided", "not run"]
+Unit = Literal["points", "nats", "values"]
 
 
 class Ratio(Section):
@@ -38,170 +30,75 @@ class Ratio(Section):
     at_most: float
 
 
+class Contrast(Section):
+    """`first` minus `second`. `columns`: of this contrast, where they are not the claim's."""
+
+    first: Row
+    second: Row
+    columns: list[str] | None = None
+
+
+class Plan(Section):
+    """What the power is computed from, in the claim's unit. seed_sd: None where it is not known."""
+
+    effect: float
+    seed_sd: float | None = None
+    document_se: float = 0.0
+
+
 class Claim(Section):
-    """The form is described at the top of experiments/claims.yaml."""
+    """The form is described at the top of experiments/claims.yaml. `decided`: what was, after which results, dated."""
 
     says: str
     where: str
-    experiment: str | None = None
+    experiment: str = ""
     columns: list[str] = []
-    order: list[list[Row]] = []
-    equal: list[list[Row]] = []
-    not_worse: list[list[Row]] = []
+    first: Row | None = None
+    second: Row | None = None
+    gap: Row | None = None
+    test: Test = "order"
     margin: float = 0.0
-    saturated: float | None = None
+    unit: Unit = "points"
+    plan: Plan = Plan(effect=0.0)
+    also: list[Contrast] = []
+    decided: str | None = None
     ratio: Ratio | None = None
 
-    def reached(self, cell: Cell | None) -> bool:
-        """Whether the cell has come to `saturated`."""
-        if self.saturated is None or cell is None or cell.mean is None:
-            return False
-        return cell.mean >= self.saturated
+    @property
+    def primary(self) -> Contrast:
+        """Of every claim but a ratio."""
+        return Contrast.model_validate({"first": self.first, "second": self.second})
 
 
-class Interval(NamedTuple):
-    """95 % of a difference, first minus second, turned so that higher is better."""
+class Ledger(Section):
+    """`fixed_by`: the commit that wrote down contrasts and margins."""
 
-    low: float
-    high: float
-
-
-def load() -> list[Claim]:
-    return [Claim.model_validate(values) for values in yaml.safe_load(CLAIMS.read_text())]
+    fixed_by: str
+    claims: list[Claim]
 
 
-def verdict(claim: Claim, scale: Scale) -> Verdict:
-    """Contradicted where one comparison is; else not run where a cell is missing; else shown where every one is."""
-    if claim.ratio is not None:
-        return _together(_ratios(claim.ratio))
-    return _together([judge(interval, *bounds) for interval, bounds in _comparisons(claim, scale)])
+def load() -> Ledger:
+    return Ledger.model_validate(yaml.safe_load(CLAIMS.read_text()))
 
 
-def _together(found: list[Verdict]) -> Verdict:
-    if not found or "not run" in found:
-        return "contradicted" if "contradicted" in found else "not run"
-    return "contradicted" if "contradicted" in found else "undecided" if "undecided" in found else "shown"
+def power_of(claim: Claim, table: Sequence[Claim], seeds: int) -> float:
+    """That of the claim's test at so many seeds, where all claims of the table are judged together."""
+    plan = claim.plan
+    return verdicts.power(
+        claim.test, Design(plan.effect, plan.seed_sd, plan.document_se, seeds, len(table)), claim.margin
+    )
 
 
-def _comparisons(claim: Claim, scale: Scale) -> Iterator[tuple[Interval | None, tuple[float, float]]]:
-    """Every comparison of a claim: its interval, None where a cell is missing, and the bounds that it must lie within."""
-    if claim.experiment is None:
-        return
-    rows = experiments.grids(experiments.load(claim.experiment), scale)
-    columns = [grid.column.name for grid in rows[0] if grid.column.name in claim.columns]
-    higher = experiments.load(claim.experiment).unit == "percent"
-    kinds = [
-        (claim.order, (0.0, math.inf)),
-        (claim.equal, (-claim.margin, claim.margin)),
-        (claim.not_worse, (-claim.margin, math.inf)),
-    ]
-    for chains, bounds in kinds:
-        for chain in chains:
-            for first, second in pairwise(chain):
-                pairs = [[_measured(find(rows, row, column)) for row in (first, second)] for column in columns]
-                telling = [pair for pair in pairs if not all(map(claim.reached, pair))]
-                for a, b in telling:
-                    yield difference(a, b, higher), bounds
-                if pairs and not telling:
-                    yield Interval(-math.inf, math.inf), bounds
-
-
-def edges(claim: Claim, scale: Scale) -> list[str]:
-    """Of the runs that a claim compares, those whose rate lies at the edge of its grid."""
-    if claim.experiment is None:
+def plan_lines(name: str, scale: Scale, seeds: list[int] | None = None) -> list[str]:
+    """The power of each claim on this experiment, at the seeds that are planned."""
+    table = [claim for claim in load().claims if claim.experiment == name]
+    at = experiments.load(name).scales.get(scale)
+    if at is None or scale not in SCALES:
         return []
-    rows = experiments.grids(experiments.load(claim.experiment), scale)
-    wanted = [row for chain in (*claim.order, *claim.equal, *claim.not_worse) for row in chain]
-    found = [find(rows, row, column) for row in wanted for column in claim.columns]
-    return list(dict.fromkeys(grid.label() for grid in found if grid and grid.chose_edge()))
-
-
-def judge(found: Interval | None, low: float, high: float) -> Verdict:
-    """Whether the difference lies in low..high: surely, surely not, or not known at this number of seeds."""
-    if found is None:
-        return "not run"
-    if found.low > low and found.high <= high:
-        return "shown"
-    return "contradicted" if found.high < low or found.low > high else "undecided"
-
-
-def difference(a: Cell | None, b: Cell | None, higher_is_better: bool = True) -> Interval | None:
-    """The 95 % interval of a - b; None where one was not run.
-
-    Several seeds each: t at the smaller number of them less one (at least as wide as Welch's). Else the standard errors over
-    the evaluation's documents; where there are none either, it is unbounded.
-    """
-    if a is None or b is None or a.values is None or b.values is None or a.mean is None or b.mean is None:
-        return None
-    if math.isinf(a.mean) or math.isinf(b.mean):  # diverged: worse than whatever did not
-        return Interval(-math.inf, math.inf) if a.mean == b.mean else Interval(b.mean - a.mean, b.mean - a.mean)
-    n = min(len(a.values), len(b.values))
-    if n > 1:
-        spread = math.sqrt(sum(statistics.variance(c.values) / len(c.values) for c in (a, b) if c.values))
-        half = T95[min(n - 2, len(T95) - 1)] * spread
-    elif a.errors and b.errors:
-        half = 1.96 * math.hypot(a.errors[0], b.errors[0])
-    else:
-        half = math.inf
-    center = (a.mean - b.mean) * (1 if higher_is_better else -1)
-    return Interval(center - half, center + half)
-
-
-def find(rows: list[list[Grid]], wanted: Row, column: str) -> Grid | None:
-    """The cell of that method, operator and rank of the paper, in the column of that name."""
-    for row in rows:
-        for grid in row:
-            rank = grid.row.r and grid.row.r * grid.config().model.rank_scale
-            same = (grid.row.method, grid.row.operator, rank) == (wanted.method, wanted.operator, wanted.r)
-            if same and grid.column.name == column and grid.exists:
-                return grid
-    return None
-
-
-def _measured(grid: Grid | None) -> Cell | None:
-    if grid is None:
-        return None
-    if grid.experiment.kind != "spectrum":
-        return cell(grid)
-    values = []
-    for config, _ in results(grid):
-        found = spectrum_of(config)
-        if found is None:
-            return None
-        values.append(statistics.fmean(found["kinds"][kind][grid.column.metric] for kind in MODULES))
-    return Cell(None, tuple(values) or None)
-
-
-def _ratios(ratio: Ratio) -> list[Verdict]:
-    """A verdict a benchmark of that shape: the times' ratio, with the range of the slower case's rounds as its error."""
-    found: list[Verdict] = []
-    for path in sorted(BENCH.glob("step-*.json")):
-        result = json.loads(path.read_text())
-        for scenario in result["scenarios"] if result["source"]["dirty"] is False else []:
-            times = {case["name"]: case["ms"] for case in scenario["cases"] if case["ms"]}
-            if scenario["shape"] != ratio.shape or not {ratio.slow, ratio.fast} <= times.keys():
-                continue
-            fast = statistics.median(times[ratio.fast])
-            slowness = Interval(min(times[ratio.slow]) / fast, max(times[ratio.slow]) / fast)
-            found.append(judge(slowness, 0.0, ratio.at_most))
-    return found
-
-
-def table() -> str:
-    """The ledger as Markdown. The grids of scale paper are the paper's; ours of scale lite may have been too narrow."""
-    lines = ["| the paper says | where | scale lite | scale paper |", "|---|---|---|---|"]
-    for claim in load():
-        lite, paper = (str(verdict(claim, scale)) for scale in SCALES)
-        if lite != "not run" and (narrow := edges(claim, "lite")):
-            lite += f"; at the edge of its grid: {', '.join(narrow)}"
-        lines.append(f"| {claim.says} | {claim.where} | {'-' if claim.ratio else lite} | {paper} |")
-    return "\n".join(lines)
-
-
-def render(page: Path = PAGE) -> None:
-    """Writes the ledger between its two markers. Raises: ValueError where the page has lost them."""
-    text = page.read_text()
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"{page.name}: expected the lines {BEGIN!r} and {END!r} once each")
-    head, tail = text.split(BEGIN)[0], text.split(END)[1]
-    replace_file(page, f"{head}{BEGIN}\n{table()}\n{END}{tail}")
+    n, lines = len(seeds or at.seeds), []
+    for claim in table:
+        found = power_of(claim, table, n)
+        plan = f"a difference of {claim.plan.effect:g}" if claim.test == "order" else f"a margin of {claim.margin:g}"
+        weak = "" if found >= verdicts.ENOUGH else f"; {WEAK}: these runs will most likely not decide it"
+        lines.append(f"power {found:.2f} at {n} seed{'s' * (n > 1)}, {plan} {claim.unit}: {claim.says}{weak}")
+    return lines

@@ -8,11 +8,12 @@ from mora.analysis.gpus import H100, Gpu
 from mora.config import RunConfig, run_id
 
 from . import fit
-from .experiment import Candidate, Grid
+from .cells import resolve
+from .experiment import Candidate, CellSpec
 from .result import done, stands
 
 
-def text(grids: list[Grid], gpu: Gpu = H100) -> str:
+def text(grids: list[CellSpec], gpu: Gpu = H100) -> str:
     """A line a run, with the largest micro batch that fits `gpu` where none is set.
 
     The final runs of a cell whose search is not complete are not known yet: they are counted in a comment.
@@ -20,13 +21,13 @@ def text(grids: list[Grid], gpu: Gpu = H100) -> str:
     lines: dict[str, str] = {}
     waiting = 0
     for grid in grids:
-        searches = zip(grid.candidates(), grid.search(), strict=False)
+        runs = resolve(grid, stands)
+        searches = zip(grid.candidates, grid.search, strict=False)
         for candidate, config in searches:
             _add(lines, config, [*grid.base, *candidate.overrides, *grid.at_scale.search], gpu)
-        best = grid.best(stands)
-        for config in grid.final(stands) if best else []:
-            _add(lines, config, [*grid.base, *_of(best)], gpu)
-        waiting += bool(grid.exists and best is None)
+        for config in runs.final:
+            _add(lines, config, [*grid.base, *_of(runs.best)], gpu)
+        waiting += bool(grid.exists and runs.best is None)
     more = f"# and the final runs of {waiting} cells, once these have chosen their rates: ask again then"
     return "\n".join([*lines.values(), *([more] if waiting else [])]) or "# nothing is missing"
 

@@ -1,20 +1,20 @@
-"""Experiments: the data in experiments/*.yaml as rows and columns, and each cell as the runs it needs."""
+"""Experiments: the data in experiments/*.yaml as rows and columns, and each cell as the runs it needs. No result is read."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from itertools import product
 from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from mora.config import ConfigError, RunConfig, compose
+from mora.config import ConfigError, RunConfig
 from mora.config.data_schema import Section
 from mora.config.source import ROOT
 
-from .result import result_of, usable
+from .composition import compose
 
 FOLDER = ROOT / "experiments"
 PAPER = ROOT / "results" / "paper" / "tables.yaml"
@@ -31,8 +31,7 @@ NAMES = {
     "mora": "MoRA",
     "remora": "ReMoRA",
 }
-Scale = Literal["paper", "lite", "smoke"]
-Counts = Callable[[dict[str, Any] | None, str], Any]  # whether a result of that scale takes part in a choice
+Scale = Literal["paper", "mid", "lite", "smoke"]
 
 
 class Row(Section):
@@ -114,7 +113,7 @@ def paper_tables() -> dict[str, Any]:
     return yaml.safe_load(PAPER.read_text())
 
 
-def grids(experiment: Experiment, scale: Scale, seeds: list[int] | None = None) -> list[list[Grid]]:
+def grids(experiment: Experiment, scale: Scale, seeds: list[int] | None = None) -> list[list[CellSpec]]:
     """Rows of cells; a row leaves out the columns of a task that it is `without`. `seeds` instead of the experiment's."""
     if scale not in experiment.scales:
         return []
@@ -122,10 +121,10 @@ def grids(experiment: Experiment, scale: Scale, seeds: list[int] | None = None) 
     if seeds:
         at = at.model_copy(update={"seeds": seeds})
     columns = at.columns or experiment.columns
-    return [[Grid(experiment, scale, at, row, column) for column in columns] for row in at.rows]
+    return [[CellSpec(experiment, scale, at, row, column) for column in columns] for row in at.rows]
 
 
-def only(found: list[Grid], filters: list[str]) -> list[Grid]:
+def only(found: list[CellSpec], filters: list[str]) -> list[CellSpec]:
     """The cells that every filter lets pass; a filter is `task=`, `method=`, `r=` or `operator=` with values between commas.
 
     Raises: ConfigError for another key, or a value that no cell has.
@@ -141,13 +140,6 @@ def only(found: list[Grid], filters: list[str]) -> list[Grid]:
     return [grid for grid in found if all(str(value(grid)) in values for value, values in chosen)]
 
 
-def last_step(config: RunConfig, result: dict[str, Any]) -> int:
-    """Where the run ended: from its configuration, or where that follows from the data, from its result."""
-    if not config.method.trains:
-        return 0
-    return config.last_step if config.knows_steps else result["last_step"]
-
-
 class Candidate(NamedTuple):
     """One point of a search."""
 
@@ -155,82 +147,65 @@ class Candidate(NamedTuple):
     lr: float | None
 
 
-class Grid:
-    """The runs behind one cell of an experiment at one scale."""
+@dataclass(frozen=True)
+class CellSpec:
+    """One cell of an experiment at one scale: which runs it needs, whatever was run. `cells.resolve` says what was."""
 
-    def __init__(self, experiment: Experiment, scale: Scale, at_scale: AtScale, row: Row, column: Column):
-        self.experiment, self.scale, self.at_scale, self.row, self.column = experiment, scale, at_scale, row, column
+    experiment: Experiment
+    scale: Scale
+    at_scale: AtScale
+    row: Row
+    column: Column
+
+    @cached_property
+    def base(self) -> list[str]:
+        """The overrides that all of its runs share."""
+        row, column = self.row, self.column
         shared = row.model_copy(update={"operator": None}) if row.operator == column.auto else row
-        self.base = [f"task={column.task}", f"scale={scale}", *shared.overrides(), *column.overrides]
-        self.exists = column.task not in row.without
+        return [f"task={column.task}", f"scale={self.scale}", *shared.overrides(), *column.overrides]
 
+    @property
+    def exists(self) -> bool:
+        return self.column.task not in self.row.without
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The run at the first rate of the grid and seed 0."""
+        return compose(self.base)
+
+    @cached_property
     def candidates(self) -> list[Candidate]:
         """Every setting that the paper searched: the rates, and the method's own where `sweep` says so."""
         settings = method_sweep(self.row.method) if self.at_scale.sweep == "method" else {}
         chosen = list(product(*([f"{key}={value}" for value in values] for key, values in settings.items())))
-        rates: list[float | None] = [*self.config().lr_grid()] or [None]
+        rates: list[float | None] = [*self.config.lr_grid()] or [None]
         return [Candidate(overrides, lr) for overrides in chosen for lr in rates]
 
+    @cached_property
     def search(self) -> list[RunConfig]:
         """One run a candidate, on the first seed; none where there is nothing to choose."""
-        candidates = self.candidates()
-        if not self.exists or len(candidates) < 2:
+        if not self.exists or len(self.candidates) < 2:
             return []
-        return [self._run(c, self.at_scale.seeds[0], searching=True) for c in candidates]
+        return [self.run(c, self.at_scale.seeds[0], searching=True) for c in self.candidates]
 
-    def scores(self, counts: Counts = usable) -> list[tuple[Candidate, float | str | None]]:
-        """Every candidate of the search and its selection metric, "diverged", or None without a result that counts."""
-        return [(c, self._score(run, counts)) for c, run in zip(self.candidates(), self.search(), strict=False)]
-
-    def best(self, counts: Counts = usable) -> Candidate | None:
-        """The candidate with the lowest selection metric at the search's last step; None while the search is not complete.
-
-        A diverged run counts as the worst; where all did, the first is taken, so that the cell says so.
-        """
-        if not self.search():
-            return self.candidates()[0]
-        candidates, scores = zip(*self.scores(counts), strict=True)
-        if None in scores:
-            return None
-        losses = [score if isinstance(score, float) else math.inf for score in scores]
-        return candidates[losses.index(min(losses))]
-
-    def chose_edge(self) -> bool:
-        """Whether the chosen rate is the highest or the lowest of those searched: there might be a better one beyond."""
-        if not self.search() or (best := self.best()) is None:
-            return False
-        rates = sorted(c.lr for c in self.candidates() if c.lr is not None and c.overrides == best.overrides)
-        return best.lr in (rates[0], rates[-1])
-
-    def final(self, counts: Counts = usable) -> list[RunConfig]:
-        """The runs that enter the cell, one a seed; none until the candidate is chosen."""
-        if not self.exists or (best := self.best(counts)) is None:
-            return []
-        return [self._run(best, seed) for seed in self._seeds()]
-
-    def _seeds(self) -> list[int]:
+    @property
+    def seeds(self) -> list[int]:
         """Those of the scale; the first alone where nothing is trained, for no seed changes anything there."""
-        return self.at_scale.seeds if self.config().method.trains else self.at_scale.seeds[:1]
+        return self.at_scale.seeds if self.config.method.trains else self.at_scale.seeds[:1]
 
-    def runs(self, counts: Counts = usable) -> list[RunConfig]:
-        """All that the cell may need, its rate chosen or not yet: what a plan counts."""
-        candidates = self.candidates()
-        if not self.exists:
-            return []
-        final = self.final(counts)
-        stand_in = final or [self._run(candidates[0], seed) for seed in self._seeds()]
-        if not self.at_scale.search and self.search() and not final:
-            stand_in = stand_in[1:]  # the winner of the search is the first seed's run
-        return [*self.search(), *stand_in]
+    def run(self, candidate: Candidate, seed: int, searching: bool = False) -> RunConfig:
+        more = [*candidate.overrides, *(self.at_scale.search if searching else [])]
+        return compose([*self.base, *more]).model_copy(update={"lr": candidate.lr, "seed": seed})
 
+    @cached_property
     def label(self) -> str:
-        config = self.config()
         name = NAMES[self.row.method]
         if self.row.r is not None:
-            stands_for = f" (as {self.row.r * config.model.rank_scale})" if config.model.rank_scale > 1 else ""
-            name += f" r={self.row.r}{stands_for}"
+            stands_for = self.config.model.stands_for(self.row.r)
+            name += f" r={self.row.r}" + (f" (as {stands_for})" if stands_for != self.row.r else "")
         return name + (f", {self.row.operator}" if self.row.operator else "")
 
+    @cached_property
     def paper_value(self) -> float | None:
         """What the paper prints for this cell, if it prints anything. Scale smoke never stands beside the paper."""
         if self.experiment.paper is None or self.scale == "smoke":
@@ -238,7 +213,7 @@ class Grid:
         table = paper_tables()[self.experiment.paper]
         if self.column.name not in table["columns"]:
             return None
-        rank = (self.row.r or 0) * self.config().model.rank_scale
+        rank = 0 if self.row.r is None else self.config.model.stands_for(self.row.r)
         for row in table["rows"]:
             if "operator" in row:
                 same = row["operator"] == self.row.operator
@@ -248,35 +223,13 @@ class Grid:
                 return row["values"][table["columns"].index(self.column.name)]
         return None
 
-    def config(self) -> RunConfig:
-        """The run at the first rate of the grid and seed 0."""
-        return _composed(tuple(self.base))
 
-    def _run(self, candidate: Candidate, seed: int, searching: bool = False) -> RunConfig:
-        more = [*candidate.overrides, *(self.at_scale.search if searching else [])]
-        return _composed((*self.base, *more)).model_copy(update={"lr": candidate.lr, "seed": seed})
-
-    def _score(self, config: RunConfig, counts: Counts) -> float | str | None:
-        result = result_of(config)
-        if result is None or not counts(result, self.scale):
-            return None
-        if result["status"] != "done":
-            return str(result["status"])
-        score = float(result["metrics"][str(last_step(config, result))][self.experiment.selection])
-        return score if math.isfinite(score) else "diverged"
-
-
-FILTERS: dict[str, Callable[[Grid], str | int | None]] = {
+FILTERS: dict[str, Callable[[CellSpec], str | int | None]] = {
     "task": lambda grid: grid.column.task,
     "method": lambda grid: grid.row.method,
     "r": lambda grid: dict(text.split("=", 1) for text in grid.base).get("r"),  # the row's, or in Table 4 the column's
     "operator": lambda grid: grid.row.operator,
 }
-
-
-@lru_cache(maxsize=4096)
-def _composed(overrides: tuple[str, ...]) -> RunConfig:
-    return compose(overrides)
 
 
 def method_sweep(method: str) -> dict[str, list[str]]:

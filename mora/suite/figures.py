@@ -17,10 +17,11 @@ from matplotlib.axes import Axes
 
 from mora.config import ConfigError, RunConfig
 from mora.config.run_id import log_path, run_id, spectrum_path
+from mora.results import RunResult, Source
 from mora.train import log
 
-from .cells import results
-from .experiment import Experiment, Grid
+from .cells import CellRuns
+from .experiment import Experiment
 from .launch import ROOT
 from .tables import NOT_RUN, models, notes
 
@@ -36,19 +37,19 @@ CAPTIONS = {
 }
 
 
-def render(name: str, experiment: Experiment, rows: list[list[Grid]], scale: str, folder: Path) -> Path | None:
+def render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale: str, folder: Path) -> Path | None:
     """Writes `folder/<name>-<scale>.svg`, a panel a column, and `.md`, its caption; returns the picture's path, or None
     where there is nothing to draw yet."""
     panels = list(zip(*rows, strict=True))
-    if not any(_shown(grid) for panel in panels for grid in panel):
+    if not any(_shown(runs) for panel in panels for runs in panel):
         return None
     figure, axes = plt.subplots(1, len(panels), figsize=(6.4 * len(panels), 4.0), squeeze=False, layout="constrained")
     draw = _spectra if experiment.kind == "spectrum" else _losses
     figure.suptitle(textwrap.fill(experiment.title, 80 * len(panels)), fontsize=9)
     for ax, panel in zip(axes[0], panels, strict=True):
         draw(ax, list(panel))
-        missing = ", ".join(grid.label() for grid in panel if not _shown(grid))
-        about = f"scale {scale}, {panel[0].column.name}"
+        missing = ", ".join(runs.spec.label for runs in panel if not _shown(runs))
+        about = f"scale {scale}, {panel[0].spec.column.name}"
         ax.set_title(about + (f"; not run: {missing}" if missing else ""), fontsize=9)
         ax.grid(alpha=0.3)
         if ax.lines or ax.patches:
@@ -62,7 +63,7 @@ def render(name: str, experiment: Experiment, rows: list[list[Grid]], scale: str
     return path
 
 
-def _caption(picture: str, experiment: Experiment, panels: list[tuple[Grid, ...]], scale: str) -> str:
+def _caption(picture: str, experiment: Experiment, panels: list[tuple[CellRuns, ...]], scale: str) -> str:
     """The picture with what it shows, of which runs, and of which commits these are."""
     about = f"Scale {scale}, {models(panels)}. {CAPTIONS[experiment.kind]}"
     lines = [f"# {experiment.title}", "", f"![{experiment.title}]({picture})", "", about]
@@ -71,42 +72,46 @@ def _caption(picture: str, experiment: Experiment, panels: list[tuple[Grid, ...]
     spectrum = experiment.kind == "spectrum"
     lines += ["", "| panel | shown | run | commit |" + (" of the spectrum |" if spectrum else "")]
     lines.append("|" + "---|" * (5 if spectrum else 4))
-    for grid in (grid for panel in panels for grid in panel):
-        shown = _shown(grid)
+    for runs in (runs for panel in panels for runs in panel):
+        shown = _shown(runs)
         if not shown:
-            lines.append(f"| {grid.column.name} | {grid.label()} | {NOT_RUN} | |" + (" |" if spectrum else ""))
+            lines.append(f"| {runs.spec.column.name} | {runs.spec.label} | {NOT_RUN} | |" + (" |" if spectrum else ""))
         for config, result in shown:
-            cells = [grid.column.name, grid.label(), run_id(config), _commit(result)]
-            cells += [_commit(spectrum_of(config) or {})] if spectrum else []
+            cells = [runs.spec.column.name, runs.spec.label, run_id(config), _commit(result.source)]
+            cells += [_commit(_source_of(spectrum_of(config)))] if spectrum else []
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _commit(measured: dict[str, Any]) -> str:
-    """Spectra did not always carry their source."""
-    if "source" not in measured:
+def _commit(source: Source | None) -> str:
+    if source is None:
         return "source not recorded"
-    return f"{(measured['source']['commit'] or 'unknown')[:10]}{', changed' if measured['source']['dirty'] else ''}"
+    return f"{(source.commit or 'unknown')[:10]}{', changed' if source.dirty else ''}"
 
 
-def _shown(grid: Grid) -> list[tuple[RunConfig, dict[str, Any]]]:
+def _source_of(spectrum: dict[str, Any] | None) -> Source | None:
+    """Spectra did not always carry their source."""
+    return Source.model_validate(spectrum["source"]) if spectrum and "source" in spectrum else None
+
+
+def _shown(runs: CellRuns) -> list[tuple[RunConfig, RunResult]]:
     """The runs of a curve or of bars, with their results; none unless all of them are there and can be drawn."""
-    found = results(grid)
-    if len(found) < len(grid.final()):
+    found = runs.results
+    if len(found) < len(runs.final):
         return []
-    if grid.experiment.kind == "spectrum":
+    if runs.spec.experiment.kind == "spectrum":
         return found if all(spectrum_path(config).is_file() for config, _ in found) else []
-    return found if all(result["status"] == "done" for _, result in found) else []
+    return found if all(result.status == "done" for _, result in found) else []
 
 
-def _losses(axes: Axes, panel: list[Grid]) -> None:
+def _losses(axes: Axes, panel: list[CellRuns]) -> None:
     drawn = []
-    for i, grid in enumerate(panel):
-        if not _shown(grid):
+    for i, runs in enumerate(panel):
+        if not _shown(runs):
             continue
-        curves = _curves(grid)
+        curves = _curves(runs)
         steps = np.arange(1, curves.shape[1] + 1)
-        line = axes.plot(steps, curves.mean(0), ls=STYLES[i % len(STYLES)], lw=1.6, label=grid.label())[0]
+        line = axes.plot(steps, curves.mean(0), ls=STYLES[i % len(STYLES)], lw=1.6, label=runs.spec.label)[0]
         if len(curves) > 1:
             axes.fill_between(steps, curves.min(0), curves.max(0), color=line.get_color(), alpha=0.2, lw=0)
         drawn.append(curves)
@@ -117,14 +122,14 @@ def _losses(axes: Axes, panel: list[Grid]) -> None:
     axes.set(xlabel="step", ylabel="training loss (nats a token)")
 
 
-def _spectra(axes: Axes, panel: list[Grid]) -> None:
+def _spectra(axes: Axes, panel: list[CellRuns]) -> None:
     width = 0.8 / len(panel)
-    for i, grid in enumerate(panel):
-        found = [spectrum_of(config) for config, _ in _shown(grid)]
+    for i, runs in enumerate(panel):
+        found = [spectrum_of(config) for config, _ in _shown(runs)]
         if not found:
             continue
-        heights = [np.mean([s["kinds"][kind][grid.column.metric] for s in found if s]) for kind in MODULES]
-        axes.bar(np.arange(len(MODULES)) + (i - (len(panel) - 1) / 2) * width, heights, width, label=grid.label())
+        heights = [np.mean([s["kinds"][kind][runs.spec.column.metric] for s in found if s]) for kind in MODULES]
+        axes.bar(np.arange(len(MODULES)) + (i - (len(panel) - 1) / 2) * width, heights, width, label=runs.spec.label)
     axes.set_xticks(range(len(MODULES)), [kind.removesuffix("_proj") for kind in MODULES])
     axes.set(ylabel="singular values of delta W above 0.1")
 
@@ -138,10 +143,10 @@ def spectrum_of(config: Any) -> dict[str, Any] | None:
         raise ConfigError(f"{path} is damaged ({error}): remove it, and the spectrum is measured again") from error
 
 
-def _curves(grid: Grid) -> np.ndarray:
+def _curves(runs: CellRuns) -> np.ndarray:
     """Training loss, (seeds, steps), smoothed."""
     curves = []
-    for config, _ in _shown(grid):
+    for config, _ in _shown(runs):
         rows = log.read(log_path(config))
         curves.append(_smooth([row["loss"] for row in rows if "loss" in row]))
     return np.array(curves)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from mora.config import ConfigError, RunConfig
 from mora.config.schema import Model
+from mora.results import RunResult
 
 from .gpus import visible
 
@@ -24,18 +24,18 @@ def check(config: RunConfig) -> None:
         raise ConfigError(f"model.path={path!r} does not exist: expected the folder of a checkpoint, or a hub id")
 
 
-def unlike(config: RunConfig, result: dict[str, Any]) -> str | None:
+def unlike(config: RunConfig, result: RunResult) -> str | None:
     """What lies here and did not make the result of this run's id; None where all is alike, or not here to be compared."""
     return _other_weights(config.model, result) or _other_files(result)
 
 
-def _other_weights(model: Model, result: dict[str, Any]) -> str | None:
+def _other_weights(model: Model, result: RunResult) -> str | None:
     from mora.train.inputs import digest
 
     if model.source != "pretrained":
         return None
-    was, now = result["config"]["model"].get("path"), digest(model)
-    recorded = result.get("data", {}).get("model", {}).get("sha256")
+    was, now = result.config["model"].get("path"), digest(model)
+    recorded = result.data.get("model", {}).get("sha256")
     if (
         recorded is None or now is None
     ):  # a hub id, whose revision is in the run's id; or a result that did not record it
@@ -43,10 +43,10 @@ def _other_weights(model: Model, result: dict[str, Any]) -> str | None:
     return None if now == recorded else f"model.path={model.path!r} holds other weights than it was made with"
 
 
-def _other_files(result: dict[str, Any]) -> str | None:
+def _other_files(result: RunResult) -> str | None:
     from mora.data import sources
 
-    groups = result.get("data", {}).get("fingerprints", {}).get("sources", {})
+    groups = result.data.get("fingerprints", {}).get("sources", {})
     for facts in (facts for group in groups.values() for facts in group if "files" in facts):
         found = {path.name: sources.sha256(path) for path in sources.match(facts["files"])}
         if not found and Path(facts["files"]).is_absolute():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -176,7 +175,8 @@ def _work(
 
 def _check_is_its_own(config: RunConfig) -> None:
     """Raises: ConfigError where the result was made of other weights or data under the same names."""
-    if reason := inputs.unlike(config, json.loads(result_path(config).read_text())):
+    result = result_of(config)
+    if result is not None and (reason := inputs.unlike(config, result)):
         raise ConfigError(
             f"{result_path(config)} is not this run's result: {reason}; give another model a name of its own "
             "(model.name=...), or move the result away to run again"
@@ -195,7 +195,7 @@ def _set_aside(config: RunConfig, folder: Path) -> None:
     with unheld(folder) as free:
         result = result_of(config)
         if free and result is not None and not stands(result, config.scale.name):
-            _move(config, "unusable", result["source"]["fingerprint"])
+            _move(config, "unusable", result.source.fingerprint)
 
 
 def repeat(config: RunConfig) -> Path | None:

@@ -11,10 +11,12 @@ from mora.analysis.memory import RESERVE
 from mora.config import RunConfig, compose, run_id
 from mora.config.compose import load
 from mora.config.schema import Hardware, LoraAdapter
+from mora.results import STORE, RunResult
 
-from .experiment import Grid
+from .cells import resolve
+from .experiment import CellSpec
 from .launch import ROOT
-from .result import read, result_of, stands, unusable, usable
+from .result import result_of, stands, unusable, usable
 
 NAME = 58  # characters of a run's name and what of its method is not in it
 HEAD = (  # name, unit, width
@@ -38,7 +40,7 @@ COLUMNS = "\n".join(
 )
 
 
-def text(grids: list[Grid], hardware: str, settings: Sequence[str] = (), gpu: Gpu = H100) -> str:
+def text(grids: list[CellSpec], hardware: str, settings: Sequence[str] = (), gpu: Gpu = H100) -> str:
     """A line a run on the hardware of that name that has no usable result, then totals and what the numbers rest on; what
     results there are that do not count, and why. `settings`: overrides of the hardware.
 
@@ -46,7 +48,7 @@ def text(grids: list[Grid], hardware: str, settings: Sequence[str] = (), gpu: Gp
     Raises: ConfigError, also where a result is damaged, or that hardware cannot share out a run's batch.
     """
     chosen, measured = _hardware(hardware, settings), _results()
-    wanted = {run_id(config): config for grid in grids for config in grid.runs(stands)}
+    wanted = {run_id(config): config for grid in grids for config in resolve(grid, stands).needed}
     found = [config for config in wanted.values() if not usable(result_of(config), config.scale.name)]
     cells = len({tuple(grid.base) for grid in grids if grid.exists})
     everything = f"{cells} cells (a task, method and rank each), {len(wanted)} runs"
@@ -86,12 +88,11 @@ def name_of(run: RunConfig) -> str:
     return " ".join([run_id(run), *more])
 
 
-def _results() -> dict[tuple[str, str], list[dict[str, Any]]]:
+def _results() -> dict[tuple[str, str], list[RunResult]]:
     """Results by scale and task, for the length of their data."""
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for path in sorted((ROOT / "results" / "runs").glob("*.json")):
-        result = read(path)
-        found.setdefault((result["config"]["scale"]["name"], result["config"]["task"]["name"]), []).append(result)
+    found: dict[tuple[str, str], list[RunResult]] = {}
+    for result in STORE.all(ROOT / "results" / "runs"):
+        found.setdefault((result.scale, result.task), []).append(result)
     return found
 
 

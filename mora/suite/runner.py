@@ -14,7 +14,8 @@ from mora.config import RunConfig, run_id
 from mora.config.run_id import spectrum_path
 
 from . import inputs
-from .experiment import Grid
+from .cells import resolve
+from .experiment import CellSpec
 from .gpus import Places, visible
 from .launch import ROOT, STOPPED, interrupt_on_sigterm, launch, run_folder, stop_workers, unheld, warning
 from .progress import Progress
@@ -29,15 +30,16 @@ def missing(configs: Iterable[RunConfig]) -> list[RunConfig]:
     return list({run_id(c): c for c in configs if not done(c)}.values())
 
 
-def plan(grids: list[Grid]) -> list[RunConfig]:
+def plan(grids: list[CellSpec]) -> list[RunConfig]:
     """What can be run now: the searches first, since other runs wait for them, and the runs at the rates they chose.
 
     On changed source its own results choose, too: they decide what it runs, and no table.
     """
-    return missing([*(c for grid in grids for c in grid.search()), *(c for grid in grids for c in grid.final(stands))])
+    finals = (c for grid in grids for c in resolve(grid, stands).final)
+    return missing([*(c for grid in grids for c in grid.search), *finals])
 
 
-def complete(grids: list[Grid], jobs: int, patient: bool = True) -> list[str]:
+def complete(grids: list[CellSpec], jobs: int, patient: bool = True) -> list[str]:
     """Runs everything that is missing, `jobs` at once; what can be run is asked anew whenever a run ends, so that the
     final runs of a cell do not wait for the searches of others. Returns the ids of the runs that failed.
 
@@ -147,7 +149,7 @@ def _run(config: RunConfig, places: Places) -> int:
         )
         return 1
     failed = f"FAILED with exit code {code}, see {folder / 'output.txt'}"
-    word = {0: (result_of(config) or {}).get("status", "done"), STOPPED: "stopped"}.get(code, failed)
+    word = {0: getattr(result_of(config), "status", "done"), STOPPED: "stopped"}.get(code, failed)
     print(f"{run_id(config)}: {word}", file=sys.stdout if code == 0 else sys.stderr, flush=True)
     return code
 
@@ -159,12 +161,12 @@ def _wait_for_result(config: RunConfig) -> None:
         time.sleep(1.0)
 
 
-def measure_spectra(grids: list[Grid]) -> None:
+def measure_spectra(grids: list[CellSpec]) -> None:
     """The spectra of finished runs whose weights are still in their folders; those that there are stay."""
-    for config in (c for grid in grids for c in grid.final(stands)):
+    for config in (c for grid in grids for c in resolve(grid, stands).final):
         path, folder = spectrum_path(config), run_folder(config)
         result = result_of(config)
-        if path.is_file() or result is None or result["status"] != "done" or not (folder / "config.yaml").is_file():
+        if path.is_file() or result is None or result.status != "done" or not (folder / "config.yaml").is_file():
             continue
         command = [sys.executable, "-m", "mora.analysis.spectrum", "--run", str(folder), "--out", str(path)]
         print(f"{run_id(config)}: spectrum", flush=True)

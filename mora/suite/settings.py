@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mora.analysis.counts import mora_operator
-from mora.analysis.shapes import shape_of
-from mora.config import compose
+from mora.models.shapes import shape_of
 from mora.train.log import replace_file
 
 from . import latex
+from .composition import compose
 from .experiment import Experiment, paper_tables
 
 LORA_LIKE = ("lora", "lora_plus", "relora", "asylora", "dora")

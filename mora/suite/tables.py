@@ -11,11 +11,12 @@ from pathlib import Path
 
 from mora.analysis.counts import trainable as trainable_parameters
 from mora.config.run_id import format_lr, run_id
+from mora.results import Metrics
 from mora.train.log import replace_file
 
 from . import latex
-from .cells import Cell, cell, metrics, results
-from .experiment import Candidate, Experiment, Grid, paper_tables
+from .cells import Cell, CellRuns
+from .experiment import Candidate, Experiment, paper_tables
 
 NOT_RUN = "not run"
 DIGITS = {"percent": 1, "perplexity": 2}  # as the paper prints them
@@ -34,9 +35,9 @@ LEGEND = (
 )
 
 
-def render(name: str, experiment: Experiment, rows: list[list[Grid]], scale: str, folder: Path) -> Path:
+def render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale: str, folder: Path) -> Path:
     """Writes `folder/<name>-<scale>.md`, `.tex` and `.csv`; returns the Markdown's path."""
-    cells = [[cell(grid) if grid.exists else None for grid in row] for row in rows]
+    cells = [[runs.cell if runs.spec.exists else None for runs in row] for row in rows]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{scale}.md"
     replace_file(path, _markdown(experiment, rows, cells, scale))
@@ -45,13 +46,13 @@ def render(name: str, experiment: Experiment, rows: list[list[Grid]], scale: str
     return path
 
 
-def _markdown(experiment: Experiment, rows: list[list[Grid]], cells: list[list[Cell | None]], scale: str) -> str:
+def _markdown(experiment: Experiment, rows: list[list[CellRuns]], cells: list[list[Cell | None]], scale: str) -> str:
     lines = [f"# {experiment.title}", "", f"Scale {scale}, {models(rows)}. {LEGEND}", ""]
-    lines.append("| method | trainable | " + " | ".join(grid.column.name for grid in rows[0]) + " |")
+    lines.append("| method | trainable | " + " | ".join(runs.spec.column.name for runs in rows[0]) + " |")
     lines.append("|" + "---|" * (2 + len(rows[0])))
     for row, found in zip(rows, cells, strict=True):
         shown = [_words(c, DIGITS[experiment.unit]).replace("|", "\\|") for c in found]
-        lines.append(f"| {row[0].label()} | {trainable(row)} | " + " | ".join(shown) + " |")
+        lines.append(f"| {row[0].spec.label} | {trainable(row)} | " + " | ".join(shown) + " |")
     for note in [*notes(experiment), *_stacks(rows)]:
         lines += ["", note]
     lines += _score_lines(rows)
@@ -59,15 +60,15 @@ def _markdown(experiment: Experiment, rows: list[list[Grid]], cells: list[list[C
     return "\n".join(lines) + "\n"
 
 
-def _stacks(rows: list[list[Grid]]) -> list[str]:
+def _stacks(rows: list[list[CellRuns]]) -> list[str]:
     """The versions that the cells were made with, more than one line where they differ."""
-    found = [result.get("packages", {}) for row in rows for grid in row for _, result in results(grid)]
+    found = [result.packages for row in rows for runs in row for _, result in runs.results]
     shown = (", ".join(f"{name} {made[name]}" for name in STACK if name in made) for made in found)
     return [f"Made with {text}." for text in dict.fromkeys(shown) if text]
 
 
-def models(rows: Iterable[Iterable[Grid]]) -> str:
-    names = dict.fromkeys(grid.config().model.name for row in rows for grid in row)
+def models(rows: Iterable[Iterable[CellRuns]]) -> str:
+    names = dict.fromkeys(runs.spec.config.model.name for row in rows for runs in row)
     return ", ".join(CAPTIONS.get(name, name) for name in names)
 
 
@@ -78,12 +79,12 @@ def notes(experiment: Experiment) -> list[str]:
     return [f"The paper with itself: {text}" for text in chosen]
 
 
-def trainable(row: list[Grid]) -> str:
+def trainable(row: list[CellRuns]) -> str:
     """The counts that the row's runs report, or what their configuration comes to, one a model or rank."""
     counts = []
-    for grid in row:
-        measured = [result["parameters"]["trainable"] for _, result in results(grid)]
-        counts += [f"{count:,}" for count in measured or [trainable_parameters(grid.config())]]
+    for runs in row:
+        measured = [result.parameters.trainable for _, result in runs.results]
+        counts += [f"{count:,}" for count in measured or [trainable_parameters(runs.spec.config)]]
     return " / ".join(dict.fromkeys(counts))
 
 
@@ -111,18 +112,18 @@ def _printed(value: float | None, digits: int) -> str:
     return "100" if value == 100 else f"{value:.{digits}f}"
 
 
-def _score_lines(rows: list[list[Grid]]) -> list[str]:
-    """Every final run's score with its standard error and the floor, where the metric has a number of documents."""
-    lines, unit = [], rows[0][0].experiment.unit
-    for grid in (grid for row in rows for grid in row):
-        for config, result in results(grid):
-            found = metrics(grid, config, result)
-            task = grid.column.metric.removesuffix(".score")
-            if f"{task}.documents" in found:
+def _score_lines(rows: list[list[CellRuns]]) -> list[str]:
+    """Every final run's score with its standard error and the floor, where the column shows a task's score at the end."""
+    lines, unit = [], rows[0][0].spec.experiment.unit
+    for runs in (runs for row in rows for runs in row):
+        column = runs.spec.column
+        for config, result in runs.results:
+            found = runs.metrics(config, result)
+            metric = found.get(column.metric)
+            if metric is not None and metric.documents is not None and column.step is None:
                 lr = "-" if config.lr is None else format_lr(config.lr)
-                lines.append(
-                    f"| {grid.column.name} | {grid.label()} | {lr} | {config.seed} | {_score(task, found, unit)} |"
-                )
+                shown = _score(column.metric, found, unit)
+                lines.append(f"| {column.name} | {runs.spec.label} | {lr} | {config.seed} | {shown} |")
     if not lines:
         return []
     head = [
@@ -136,30 +137,42 @@ def _score_lines(rows: list[list[Grid]]) -> list[str]:
     return [*head, *lines]
 
 
-def _score(task: str, metrics: dict[str, float], unit: str) -> str:
+def _score(name: str, metrics: Metrics, unit: str) -> str:
     """validation loss | documents | score +- its error | floor and its mark."""
-    factor, digits = (100 if unit == "percent" else 1), DIGITS[unit]
-    score, error = (factor * float(metrics[f"{task}.{name}"]) for name in ("score", "score_stderr"))
-    floor = metrics.get(f"{task}.floor")
-    mark = "-" if floor is None else f"{100 * floor:.1f}{' =' if score - 1.96 * error <= 100 * floor else ''}"
-    loss = f"{metrics['validation_loss']:.4f}" if "validation_loss" in metrics else "-"
-    return f"{loss} | {metrics[f'{task}.documents']:,.0f} | {score:.{digits}f} +- {error:.{digits}f} | {mark}"
+    factor, digits, metric = (100 if unit == "percent" else 1), DIGITS[unit], metrics[name]
+    score, error = factor * metric.value, factor * (math.nan if metric.stderr is None else metric.stderr)
+    at_it = metric.floor is not None and score - 1.96 * error <= 100 * metric.floor
+    mark = "-" if metric.floor is None else f"{100 * metric.floor:.1f}{' =' if at_it else ''}"
+    loss = f"{metrics['validation_loss'].value:.4f}" if "validation_loss" in metrics else "-"
+    shown = f"{score:.{digits}f} +- {error:.{digits}f}{_beside(name.removesuffix('.score'), metrics)}"
+    return f"{loss} | {metric.documents:,.0f} | {shown} | {mark}"
 
 
-def _search_lines(experiment: Experiment, rows: list[list[Grid]]) -> list[str]:
+def _beside(task: str, metrics: Metrics) -> str:
+    """What else was found: how many texts hold an answer, the score of those, how likely the set's gold answers are."""
+    parts, gold = [], metrics.get(f"{task.removesuffix('500')}_gold.score")
+    if answered := metrics.get(f"{task}.answered"):
+        right = metrics.get(f"{task}.score_if_answered")
+        parts.append(f"{100 * answered.value:.1f} % answered, {100 * right.value if right else 0:.1f} % of these right")
+    if gold:
+        parts.append(f"gold answers {gold.value:.3f} +- {gold.stderr or math.nan:.3f} nats a token")
+    return f" ({'; '.join(parts)})" if parts else ""
+
+
+def _search_lines(experiment: Experiment, rows: list[list[CellRuns]]) -> list[str]:
     """Every candidate of every search that was begun, the losing ones too: learning-rate curves. Of usable results alone."""
     lines: dict[str, None] = {}
     untouched: set[str] = set()
-    for grid in (grid for row in rows for grid in row):
-        best, shown, ran = grid.best(), [], False
-        mark = " (chosen, at the edge of the grid)" if grid.chose_edge() else " (chosen)"
-        for candidate, score in grid.scores():
+    for runs in (runs for row in rows for runs in row):
+        shown, ran = [], False
+        mark = " (chosen, at the edge of the grid)" if runs.chose_edge else " (chosen)"
+        for candidate, score in runs.scores:
             value = NOT_RUN
             if score is not None:
                 value, ran = score if isinstance(score, str) else f"{score:.4g}", True
-            shown.append(f"{_candidate(candidate)}: {value}{mark if candidate == best else ''}")
+            shown.append(f"{_candidate(candidate)}: {value}{mark if candidate == runs.best else ''}")
         if shown:
-            where = f"{grid.label()}, {' '.join([grid.column.task, *grid.column.overrides])}"
+            where = f"{runs.spec.label}, {' '.join([runs.spec.column.task, *runs.spec.column.overrides])}"
             if ran:
                 lines[f"- {where}: {', '.join(shown)}"] = None
             else:
@@ -175,13 +188,13 @@ def _candidate(candidate: Candidate) -> str:
     return " ".join([*words, format_lr(candidate.lr or 0)])
 
 
-def _latex(experiment: Experiment, rows: list[list[Grid]], cells: list[list[Cell | None]], scale: str) -> str:
+def _latex(experiment: Experiment, rows: list[list[CellRuns]], cells: list[list[Cell | None]], scale: str) -> str:
     digits = DIGITS[experiment.unit]
     lines = [
-        [latex.escape(row[0].label()), trainable(row), *(_latex_cell(c, digits) for c in found)]
+        [latex.escape(row[0].spec.label), trainable(row), *(_latex_cell(c, digits) for c in found)]
         for row, found in zip(rows, cells, strict=True)
     ]
-    head = ["method", "trainable", *(latex.escape(grid.column.name) for grid in rows[0])]
+    head = ["method", "trainable", *(latex.escape(runs.spec.column.name) for runs in rows[0])]
     above = [f"{experiment.title}; scale {scale}, {models(rows)}.", LEGEND, *notes(experiment)]
     return latex.table(above, f"lr{'c' * len(rows[0])}", head, lines)
 
@@ -191,31 +204,31 @@ def _latex_cell(found: Cell | None, digits: int) -> str:
     return re.sub(r"\+-|[-|*~?]", lambda sign: SIGNS[sign[0]], _words(found, digits))
 
 
-def _csv(rows: list[list[Grid]], cells: list[list[Cell | None]]) -> str:
+def _csv(rows: list[list[CellRuns]], cells: list[list[Cell | None]]) -> str:
     """One line a cell; fields are empty where there is nothing."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
     for row, found in zip(rows, cells, strict=True):
-        for grid, c in zip(row, found, strict=True):
+        for runs, c in zip(row, found, strict=True):
             if c is not None:
-                writer.writerow(_csv_line(grid, c))
+                writer.writerow(_csv_line(runs, c))
     return out.getvalue()
 
 
-def _csv_line(grid: Grid, c: Cell) -> list[str]:
-    config, best = grid.config(), grid.best()
+def _csv_line(runs: CellRuns, c: Cell) -> list[str]:
+    spec, best = runs.spec, runs.best
     measured = c.values is not None
 
     def number(value: float | None) -> str:
         return "" if value is None else f"{value:.4f}"
 
     return [
-        grid.row.method,
-        "" if config.r is None else str(config.r),
-        grid.row.operator or "",
-        grid.column.name,
-        grid.column.task,
+        spec.row.method,
+        "" if spec.config.r is None else str(spec.config.r),
+        spec.row.operator or "",
+        spec.column.name,
+        spec.column.task,
         " ".join(best.overrides) if best else "",
         format_lr(best.lr) if best and best.lr else "",
         "" if c.paper is None else f"{c.paper:g}",
@@ -226,7 +239,7 @@ def _csv_line(grid: Grid, c: Cell) -> list[str]:
         number(c.difference),
         c.noise or "",
         number(c.threshold if measured else None),
-        trainable([grid]).replace(",", ""),
+        trainable([runs]).replace(",", ""),
         " ".join(f"{v:.4f}" for v in c.values or ()),
-        " ".join(run_id(run) for run, _ in results(grid)),
+        " ".join(run_id(run) for run, _ in runs.results),
     ]

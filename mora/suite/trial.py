@@ -19,6 +19,7 @@ from typing import Any
 
 from mora.config import RunConfig
 from mora.config.compose import ConfigError
+from mora.results import RunResult
 from mora.train import log
 
 from .gpus import Places, visible
@@ -44,14 +45,14 @@ class Outcome:
     code: int | None
     seconds: float = 0.0
     rows: list[dict[str, Any]] = field(default_factory=list)
-    result: dict[str, Any] | None = None
+    result: RunResult | None = None
     words: str = ""
 
     @property
     def status(self) -> str:
         if self.code is None:
             return "not run"
-        return self.result["status"] if self.code == 0 and self.result else "failed"
+        return self.result.status if self.code == 0 and self.result else "failed"
 
     @property
     def losses(self) -> list[float]:
@@ -65,10 +66,11 @@ class Outcome:
     def measured(self) -> dict[str, Any]:
         """The run's speed, peak_gib, wall_s, and launch_s, the part of it before and after the worker's own time: Python's
         imports, torchrun, the ranks joining. As far as the run came."""
-        result = self.result or {}
-        speed, peak = result.get("speed") or {}, (result.get("hardware") or {}).get("peak_memory_bytes")
-        launch = {"launch_s": self.seconds - result["wall_s"]} if "wall_s" in result else {}
-        return {**speed, "peak_gib": peak and peak / GIB, "wall_s": self.seconds, **launch}
+        if self.result is None:
+            return {"peak_gib": None, "wall_s": self.seconds}
+        peak, wall_s = self.result.peak_memory_bytes, self.result.wall_s
+        launch = {} if wall_s is None else {"launch_s": self.seconds - wall_s}
+        return {**(self.result.speed or {}), "peak_gib": peak and peak / GIB, "wall_s": self.seconds, **launch}
 
 
 class Trials:
@@ -225,7 +227,7 @@ def gpus(wanted: int, config: RunConfig) -> dict[str, Any]:
     """
     import torch
 
-    from mora.train.model import load_tokenizer
+    from mora.models.tokenizers import load_tokenizer
 
     found = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     if len(found) < wanted:

@@ -14,8 +14,23 @@ from torch import Tensor
 
 from mora.config.compose import ConfigError
 from mora.data.batches import Batch
+from mora.restarts.ranks import everywhere, rank, wait_for_all, world_size
 
 from .interface import Steps
+
+__all__ = [
+    "OfThisRank",
+    "alone",
+    "device_of_rank",
+    "everywhere",
+    "on_any_rank",
+    "process_group",
+    "rank",
+    "sum_gradients",
+    "sum_over_ranks",
+    "wait_for_all",
+    "world_size",
+]
 
 
 @contextmanager
@@ -62,14 +77,6 @@ def device_of_rank(device: torch.device) -> torch.device:
     return device
 
 
-def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
 def sum_over_ranks(value: Tensor) -> Tensor:
     """In place. All ranks must call."""
     if world_size() > 1:
@@ -90,31 +97,11 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
             g.copy_(summed.view_as(g))
 
 
-def broadcast(value: Tensor) -> Tensor:
-    """In place, from rank 0. All ranks must call."""
-    if world_size() > 1:
-        dist.broadcast(value, src=0)
-    return value
-
-
 def on_any_rank(flag: bool, device: torch.device) -> bool:
     """Whether some rank says so. All ranks must call; `device` is the rank's own. Waits for the device."""
     if world_size() == 1:
         return flag
     return bool(sum_over_ranks(torch.tensor(float(flag), device=device)).item())
-
-
-def everywhere(value: float) -> list[float]:
-    """Each rank's value, in the order of the ranks. All ranks must call."""
-    values: list[float] = [value] * world_size()
-    if world_size() > 1:
-        dist.all_gather_object(values, value)
-    return values
-
-
-def wait_for_all() -> None:
-    """Until every rank has come here. All ranks must call."""
-    everywhere(0.0)
 
 
 class OfThisRank:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,14 +13,15 @@ from torch.nn import functional as F
 from mora.config.schema import Train
 from mora.data.batches import IGNORE, Batch
 from mora.methods import Group, trainable
+from mora.models.structure import can_be_captured, needs_no_mask, plain_head, without_mask
+from mora.restarts.optimizer import TorchState, exchanged
 
-from .attention import without_mask
 from .cuda_graph import GraphedBackward
-from .distributed import broadcast, sum_gradients
-from .fused_loss import linear_cross_entropy, plain_head
+from .distributed import sum_gradients
+from .fused_loss import linear_cross_entropy
 
 
-class TorchEngine:
+class TorchEngine(TorchState):
     """A model, its AdamW, and one precision policy: weights, compute and gradients in `dtype`, fp32 masters of what trains.
 
     It is the policy of DeepSpeed's bf16 mode: the optimizer updates the masters, gradients are summed over micro batches and
@@ -55,7 +56,7 @@ class TorchEngine:
         )
         self._masters_of = {p: self.masters[name] for name, p in self.parameters.items()}
         self._stale: dict[nn.Parameter, Tensor] = {}
-        self._graphed = cuda_graphs and self.device.type == "cuda"
+        self._graphed = cuda_graphs and self.device.type == "cuda" and can_be_captured(model)
         self.computation_changed()
 
     def backward(self, batch: Batch, loss_tokens: int) -> Tensor:
@@ -91,14 +92,6 @@ class TorchEngine:
     def computation_changed(self) -> None:
         """What the model computes is another function now: what was recorded of it is forgotten."""
         self._backward = GraphedBackward(self._eager, self.masters.values()) if self._graphed else self._eager
-
-    @contextmanager
-    def whole(self, parameters: Sequence[nn.Parameter], write: bool = True) -> Iterator[None]:
-        """Within, the parameters can be read whole. What rank 0 has written into them, all ranks have afterwards."""
-        yield
-        if write:
-            for p in parameters:
-                broadcast(p.data)
 
     def assign(self, parameter: nn.Parameter, value: Tensor, stale_master: bool = False) -> None:
         """Writes a whole value, the same on every rank, into the parameter and into its master.
@@ -154,19 +147,6 @@ class TorchEngine:
             torch._foreach_copy_(parameters, masters)
 
 
-@contextmanager
-def exchanged(values: dict[nn.Parameter, Tensor]) -> Iterator[None]:
-    """Within, the parameters hold these values, and afterwards their own again."""
-    own = [(p, p.data) for p in values]
-    for p, value in values.items():
-        p.data = value
-    try:
-        yield
-    finally:
-        for p, value in own:
-            p.data = value
-
-
 def round_frozen(model: nn.Module, dtype: torch.dtype) -> dict[nn.Parameter, Tensor]:
     """Brings what does not train to the dtype of the computation. Returns the values that were rounded: of an A that stays
     as it is, which PEFT makes in fp32.
@@ -188,15 +168,28 @@ def _with_master(parameter: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:
 
 def token_losses(model: nn.Module, batch: Batch) -> Tensor:
     """Cross-entropy of every label in nats, fp32, shape (B, T - 1), 0 where there is no label."""
-    head = plain_head(model)
-    if head is not None:
-        trunk, weight = head
-        with without_mask(trunk) if batch.position_ids is None else nullcontext():
-            output = trunk(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
-        hidden = output.last_hidden_state[:, :-1]
+    found = hidden_states(model, batch)
+    if found is not None:
+        hidden, weight = found[0][:, :-1], found[1]
         labels = batch.labels[:, 1:]
         return linear_cross_entropy(hidden.flatten(0, 1), weight, labels.flatten(), IGNORE).view(labels.shape)
-    logits = model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits
+    logits = model(**_inputs(batch), use_cache=False).logits
     labels = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORE)  # the labels are shifted, not the large logits
     flat = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="none")
     return flat.view(labels.shape)[:, :-1]
+
+
+def hidden_states(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor] | None:
+    """Hidden states (B, T, H) of which logits are the product with the head's weight (V, H); None where they are not."""
+    head = plain_head(model)
+    if head is None:
+        return None
+    trunk, weight = head
+    alone = batch.position_ids is None and needs_no_mask(model, batch.input_ids.shape[1])
+    with without_mask(trunk) if alone else nullcontext():
+        return trunk(**_inputs(batch), use_cache=False).last_hidden_state, weight
+
+
+def _inputs(batch: Batch) -> dict[str, Tensor]:
+    positions = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
+    return {"input_ids": batch.input_ids, **positions}

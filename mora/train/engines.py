@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 from mora.config.compose import ConfigError
 from mora.config.schema import RunConfig
 from mora.methods import parameter_groups
+from mora.models.dtypes import DTYPES
 
 from .engine import TorchEngine
 from .interface import Engine
-from .model import DTYPES
 
 
 def make_engine(model: nn.Module, config: RunConfig) -> Engine:
@@ -25,8 +25,8 @@ def make_engine(model: nn.Module, config: RunConfig) -> Engine:
     dtype, groups = DTYPES[config.scale.precision], parameter_groups(model, config)
     if config.hardware.gradient_checkpointing:
         checkpoint_layers(model)
-    if not config.parallel.startswith("zero") or not config.method.trains:
-        return TorchEngine(model, config.task.train, dtype, config.hardware.captures_graphs, groups)
+    if not _is_zero(config):
+        return TorchEngine(model, config.task.train, dtype, captures_graphs(config), groups)
     if importlib.util.find_spec("deepspeed") is None:
         raise ConfigError(
             f"hardware.parallel={config.parallel} needs DeepSpeed: pip install '.[deepspeed]' in the checkout, or take "
@@ -36,6 +36,15 @@ def make_engine(model: nn.Module, config: RunConfig) -> Engine:
 
     stage = {"zero1": 1, "zero2": 2, "zero3": 3}[config.parallel]
     return ZeroEngine(model, config.task.train, dtype, groups, stage, config.hardware.offload)
+
+
+def captures_graphs(config: RunConfig) -> bool:
+    """Whether, on a GPU, the engine captures steps of a model that can be captured."""
+    return config.hardware.captures_graphs and not _is_zero(config)
+
+
+def _is_zero(config: RunConfig) -> bool:
+    return config.parallel.startswith("zero") and config.method.trains
 
 
 def checkpoint_layers(model: nn.Module) -> None:

@@ -6,33 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 
 from mora.adapter import kernels
 
 CHUNK_BYTES = 256 * 2**20  # of fp32 logits: 2048 tokens of LLaMA-2's vocabulary
-
-
-def plain_head(model: nn.Module) -> tuple[nn.Module, Tensor] | None:
-    """The model under the head and the head's weight (V, H); None where logits are more than their product.
-
-    So for architectures other than Llama, which may scale or cap their logits, and for a head that is adapted, hooked (as
-    ZeRO-3 does, which gathers the weight) or biased. `model` may be wrapped: by PEFT, by DeepSpeed's engine, by both.
-    """
-    model = getattr(model, "module", model)  # DeepSpeed's engine
-    causal = model.get_base_model() if isinstance(model, PeftModel) else model
-    if not isinstance(causal, PreTrainedModel) or causal.config.model_type != "llama":
-        return None
-    head = causal.get_output_embeddings()
-    if type(head) is not nn.Linear or head.bias is not None:
-        return None
-    if head._forward_hooks or head._forward_pre_hooks or "forward" in head.__dict__:
-        return None
-    return causal.model, head.weight
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
@@ -54,7 +34,7 @@ class _FrozenHead(torch.autograd.Function):
     ) -> Tensor:
         losses = hidden.new_empty(labels.shape, dtype=torch.float32)
         gradient = torch.empty_like(hidden) if wants_gradient and hidden.requires_grad else None
-        for part in _parts(hidden, weight):
+        for part in parts(hidden, weight):
             logits = F.linear(hidden[part], weight)
             losses[part], residual = _losses_and_residual(logits, labels[part], ignore_index, gradient is not None)
             if gradient is not None:
@@ -75,7 +55,7 @@ class _TrainedHead(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
         losses = hidden.new_empty(labels.shape, dtype=torch.float32)
-        for part in _parts(hidden, weight):
+        for part in parts(hidden, weight):
             logits = F.linear(hidden[part], weight)
             losses[part], _ = _losses_and_residual(logits, labels[part], ignore_index, False)
         ctx.save_for_backward(hidden, weight, labels)
@@ -88,7 +68,7 @@ class _TrainedHead(torch.autograd.Function):
         hidden, weight, labels = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
-        for part in _parts(hidden, weight):
+        for part in parts(hidden, weight):
             logits = F.linear(hidden[part], weight)
             _, residual = _losses_and_residual(logits, labels[part], ctx.ignore_index, True)
             torch.mm(residual, weight, out=grad_hidden[part])
@@ -97,10 +77,22 @@ class _TrainedHead(torch.autograd.Function):
         return (grad_hidden * grad_losses.unsqueeze(1)).to(hidden.dtype), grad_weight.to(weight.dtype), None, None
 
 
-def _parts(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
+def parts(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
+    """Rows of hidden (N, H), as many at a time as have CHUNK_BYTES of logits."""
     size = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
     for start in range(0, len(hidden), size):
         yield slice(start, start + size)
+
+
+def groups(lengths: list[int], weight: Tensor) -> Iterator[slice]:
+    """Rows of so many tokens each, in order: as many at a time as have CHUNK_BYTES of logits, but at least one."""
+    most, start, tokens = CHUNK_BYTES // (4 * weight.shape[0]), 0, 0
+    for i, length in enumerate(lengths):
+        if i > start and tokens + length > most:
+            yield slice(start, i)
+            start, tokens = i, 0
+        tokens += length
+    yield slice(start, len(lengths))
 
 
 def _losses_and_residual(logits: Tensor, labels: Tensor, ignore_index: int, residual: bool) -> tuple[Tensor, Tensor]:

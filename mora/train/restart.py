@@ -1,248 +1,44 @@
-"""Merge and start again: the adapter goes into the base weights, and its next life begins at zero (section 5.3).
-
-The exact sum lives in an fp32 shadow on the CPU of rank 0. The running base is that shadow cast once, so rounding errors
-do not add up from restart to restart. A layer at a time is summed on the device: on a CPU a 7B model would take minutes.
-"""
+"""The restarts of a run: when they come, and how a run that was cut goes on. What they do is `mora.restarts`."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
-
-import torch
-from peft import PeftModel
-from torch import Generator, Tensor
-
 from mora.config.schema import RunConfig
-from mora.methods import mora
-from mora.methods.restarting import Adapted, adapted_layers
+from mora.methods.restarting import adapted_layers
+from mora.restarts.restart import Restart, RestartFailed, describe, round_stochastically
 
 from .checkpoint import kill_point
-from .distributed import everywhere, rank
 from .interface import Engine
 
-
-class RestartFailed(RuntimeError):
-    """A restart left something as it must not be. Training on would give a wrong result, so the run ends."""
+__all__ = ["RestartFailed", "Restarts", "adapted_layers", "describe", "round_stochastically"]
 
 
-@dataclass
-class _Kept:
-    """How much of the update the running base took up, in sums of squares and products over all layers.
-
-    They stay on the device until all are there: a wait for it after each of some hundred layers would be most of the time.
-    """
-
-    sums: Tensor
-
-    def add(self, old: Tensor, new: Tensor, shadow: Tensor, delta: Tensor) -> None:
-        new = new.float()
-        change, error = new - old.float(), new - shadow
-        pairs = ((delta, delta), (delta, change), (error, error))
-        self.sums += torch.stack([(a * b).sum(-1).sum(dtype=torch.float64) for a, b in pairs])
-
-    def facts(self) -> dict[str, float]:
-        update, product, error = self.sums.tolist()
-        size = update or 1.0
-        return {"restart_kept": product / size, "restart_rounding": (error / size) ** 0.5}
-
-
-class _Promises:
-    """Conditions that are still on the device, each with what is wrong where it does not hold. Read all at once."""
-
-    def __init__(self, device: torch.device):
-        self._device = device
-        self._held: list[Tensor] = []
-        self._otherwise: list[str] = []
-
-    def add(self, held: Tensor, otherwise: str) -> None:
-        self._held.append(held.to(self._device, non_blocking=True))
-        self._otherwise.append(otherwise)
-
-    def broken(self) -> list[str]:
-        held = torch.stack(self._held).tolist() if self._held else []
-        return [otherwise for ok, otherwise in zip(held, self._otherwise, strict=True) if not ok]
-
-
-@dataclass
-class Restarts:
+class Restarts(Restart):
     """The restarts of one run. Inactive for methods without a `restart` block. All ranks must call every method."""
 
-    engine: Engine
-    config: RunConfig
-    count: int = 0
-    shadow: dict[str, Tensor] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.settings, adapter = self.config.method.restart, self.config.method.adapter
-        self.layers: list[Adapted] = []
+    def __init__(self, engine: Engine, config: RunConfig):
+        super().__init__(engine, config.method.restart, [], config.seed)
+        self.config, self._done = config, 0
         if self.settings is not None:
-            assert adapter is not None
-            self.layers = adapted_layers(self._model, adapter)
+            assert config.method.adapter is not None
+            self.layers = adapted_layers(self._model, config.method.adapter)
 
-    @property
-    def _model(self) -> PeftModel:
-        assert isinstance(self.engine.model, PeftModel)
-        return self.engine.model
-
-    def due(self, done: int) -> bool:
+    def due(self, done: int, last: int | None = None) -> bool:
         """After `done` updates; never after the last one, where an empty adapter would be left."""
-        return self.settings is not None and done % self.settings.every_steps == 0 and done < self.config.last_step
+        return super().due(done, self.config.last_step if last is None else last)
 
-    def apply(self, done: int) -> dict[str, float]:
-        """Restarts, checks that it took, and says what the running base keeps of the update.
-
-        restart_kept: the projection of what the running base changed on the update; 1 is all of it.
-        restart_rounding: the distance of the running base from the exact sum, over the size of the update.
-        restart_s: seconds that it took, the checks included.
-        Raises: RestartFailed.
-        """
-        assert self.settings is not None
-        started, others = time.perf_counter(), self._moments_of_others()
-        self.count += 1
-        facts = self._merge()
-        kill_point("between_merge_and_reinit", done)
-        self._reinitialise()
-        self._switch_groups()
-        self.engine.computation_changed()
-        self._check(others)
+    def apply(self, done: int = 0) -> dict[str, float]:
+        """As `Restart.apply`, after `done` updates."""
+        self._done = done
+        facts = super().apply()
         kill_point("after_restart", done)
-        return {"restart": float(self.count), **facts, "restart_s": round(time.perf_counter() - started, 3)}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"count": self.count, "shadow": self.shadow}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The merged base and the group kind as they were saved; the engine loads adapter and moments itself."""
-        self.count = state["count"]
-        if not self.count:
-            return
-        noise = self._generator("noise")
-        for layer in self.layers:
-            with self.engine.whole([layer.base]):
-                if rank() == 0:
-                    self.shadow[layer.name] = state["shadow"][layer.name].clone()
-                    layer.base.data.copy_(self._cast(self.shadow[layer.name], layer.base.dtype, noise))
-        self._switch_groups()
+        return facts
 
     def resume(self, done: int) -> None:
         """Once the engine, too, has loaded a checkpoint of `done` updates. Stale masters are what it loaded."""
         if self.settings is not None and self.settings.stale_masters and self.due(done):
             self._reinitialise()
 
-    @torch.no_grad()
     def _merge(self) -> dict[str, float]:
-        kept, noise = _Kept(torch.zeros(3, dtype=torch.float64, device=self.engine.device)), self._generator("noise")
-        promises = _Promises(self.engine.device)
-        with self.engine.full_precision():
-            for layer in self.layers:
-                with self.engine.whole([layer.base, *layer.adapter.values()]):
-                    if rank() == 0:
-                        self._merge_layer(layer, kept, noise, promises)
-        self._require(promises)
-        return kept.facts()
-
-    def _merge_layer(self, layer: Adapted, kept: _Kept, noise: Generator, promises: _Promises) -> None:
-        delta, old = layer.delta_weight(), layer.base.data.clone()
-        promises.add(torch.isfinite(delta).all(), f"the update of {layer.name} is not finite")
-        exact = self.shadow.get(layer.name, old).to(old.device, torch.float32) + delta
-        new = self._cast(exact, old.dtype, noise)
-        kept.add(old, new, exact, delta)
-        layer.base.data.copy_(new)
-        took = (layer.base.data == new).all()
-        promises.add(took, f"the base weight of {layer.name} did not take the merged values")
-        if layer.name in self.shadow:
-            self.shadow[layer.name].copy_(exact)  # in its own memory: new pages take longer than the copy
-        else:
-            self.shadow[layer.name] = exact.to("cpu", copy=True)
-
-    def _cast(self, shadow: Tensor, dtype: torch.dtype, noise: Generator) -> Tensor:
-        assert self.settings is not None
-        if self.settings.merge_rounding == "stochastic" and dtype == torch.bfloat16:
-            return round_stochastically(shadow.cpu(), noise).to(shadow.device)
-        return shadow.to(dtype)
-
-    @torch.no_grad()
-    def _reinitialise(self) -> None:
-        """The same values on every rank, in the parameters and in the optimizer's own copies of them; moments and step 0."""
-        assert self.settings is not None
-        for layer, values in self._first_values():
-            for name, p in layer.adapter.items():
-                self.engine.assign(p, values[name], stale_master=self.settings.stale_masters)
-        for state in self.engine.optimizer_states(adapter=True):
-            for value in state.values():
-                value.zero_()
-
-    def _first_values(self) -> Iterator[tuple[Adapted, dict[str, Tensor]]]:
-        generator = self._generator("init")
-        for layer in self.layers:
-            yield layer, layer.first_values(generator)
-
-    def _switch_groups(self) -> None:
-        groups = self.settings.groups if self.settings else None
-        if groups:
-            mora.set_groups(self._model, groups[self.count % len(groups)])
-
-    def _generator(self, purpose: str) -> Generator:
-        """A pure function of the run's seed, the restart and the purpose: a resumed run draws the same."""
-        number = {"init": 0, "noise": 1}[purpose]
-        return torch.Generator().manual_seed((self.config.seed * 1_000_003 + self.count) * 2 + number + (1 << 48))
-
-    def _moments_of_others(self) -> list[float]:
-        """A sum of every tensor of the optimizer's state that a restart must leave alone."""
-        states = self.engine.optimizer_states(adapter=False)
-        sums = [state[key].double().sum().to(self.engine.device) for state in states for key in sorted(state)]
-        return torch.stack(sums).tolist() if sums else []
-
-    @torch.no_grad()
-    def _check(self, others: list[float]) -> None:
-        """Everything that a restart promises, read back from where it lies.
-
-        Raises: RestartFailed.
-        """
-        assert self.settings is not None
-        device = self.engine.device
-        promises, fingerprint = _Promises(device), torch.zeros((), dtype=torch.float64, device=device)
-        for layer, values in self._first_values():
-            values = {name: value.to(device) for name, value in values.items()}
-            with self.engine.whole([layer.base, *layer.adapter.values()], write=False):
-                promises.add(~layer.delta_weight().any(), f"the adapter of {layer.name} still adds to the output")
-                for name, p in layer.adapter.items():
-                    same = (p.data == values[name].to(p.dtype)).all()
-                    promises.add(same, f"{name} of {layer.name} does not have its first values")
-                    fingerprint += p.double().sum()
-                fingerprint += layer.base.double().sum()
-            if self.settings.stale_masters:
-                continue
-            for name, p in layer.adapter.items():
-                renewed = (self.engine.master(p).to(device) == values[name]).all()
-                promises.add(renewed, f"the optimizer's copy of {name} of {layer.name} was not renewed")
-        for state in self.engine.optimizer_states(adapter=True):
-            for value in state.values():
-                promises.add(~value.any(), "moments or step of the adapter are not zero")
-        unchanged = torch.tensor(self._moments_of_others() == others)
-        promises.add(unchanged, "moments of parameters outside the adapter were changed")
-        self._require(promises)
-        found = everywhere(float(fingerprint))
-        if len(set(found)) > 1:
-            raise RestartFailed(f"restart {self.count}: the ranks hold different weights: sums {found}")
-
-    def _require(self, promises: _Promises) -> None:
-        if broken := promises.broken():
-            raise RestartFailed(f"restart {self.count}: {broken[0]}")
-
-
-def describe(facts: dict[str, float]) -> str:
-    """What `Restarts.apply` returns, as a line for people."""
-    return (
-        f"restart {facts['restart']:.0f} in {facts['restart_s']:.1f} s; the base keeps {facts['restart_kept']:.4f} of the "
-        f"update, and lies {facts['restart_rounding']:.2g} of its size from the exact sum"
-    )
-
-
-def round_stochastically(wide: Tensor, generator: Generator) -> Tensor:
-    """fp32 to bf16, up or down with the probability that keeps the expected value. On the CPU."""
-    noise = torch.randint(0, 1 << 16, wide.shape, dtype=torch.int32, generator=generator)
-    return ((wide.view(torch.int32) + noise) & -(1 << 16)).view(torch.float32).to(torch.bfloat16)
+        facts = super()._merge()
+        kill_point("between_merge_and_reinit", self._done)
+        return facts

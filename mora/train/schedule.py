@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from mora.config.schema import Restart, Train
+from mora.restarts.schedule import jagged
 
 
 def learning_rate(step: int, total_steps: int, peak: float, train: Train, restart: Restart | None = None) -> float:
@@ -19,15 +20,10 @@ def learning_rate(step: int, total_steps: int, peak: float, train: Train, restar
     return peak * _official_hf(step, total_steps, train, restart)
 
 
-def jagged(base: float, step: int, restart: Restart) -> float:
-    """base * min(1, (step mod R) / w) after the first restart: the schedule underneath goes on (ReLoRA, section 3)."""
-    return base * min(1.0, (step % restart.every_steps) / max(1, restart.warmup_steps))
-
-
 def _base(step: int, total_steps: int, train: Train) -> float:
-    if step < train.warmup_steps:
-        return (step + 1) / train.warmup_steps
-    progress = (step - train.warmup_steps) / max(1, total_steps - train.warmup_steps)
+    if step < train.warmup:
+        return (step + 1) / train.warmup
+    progress = (step - train.warmup) / max(1, total_steps - train.warmup)
     left = {
         "constant": 1.0,
         "linear": 1.0 - progress,

@@ -13,12 +13,13 @@ from mora.config.source import of_this_process
 from mora.data import TrainingData
 from mora.evaluate import samples, synthetic, teacher_forced
 from mora.evaluate.harness import Settings, evaluate_model, task_manager
+from mora.evaluate.metrics import key
 from mora.methods import merged
+from mora.models.dtypes import DTYPES
 
 from .checkpoint import kill_point
 from .distributed import alone, rank, wait_for_all
 from .interface import Engine
-from .model import DTYPES
 
 SCORED_AT_ONCE = 250  # sequences whose logits are in memory together, 1.8 GB in bf16 at SmolLM2's vocabulary
 VALIDATED_AT_ONCE = 8  # whole sequences with all their logits
@@ -66,7 +67,7 @@ class Scoring:
         return metrics
 
     def _tasks(self, engine: Engine, step: int, last: bool) -> dict[str, float]:
-        """`task.metric` of the merged model; the metrics of uuid carry its name already. Kept samples go to the folder."""
+        """`task.metric` of the merged model. Kept samples go to the folder."""
         kill_point("in_evaluation", step)
         if last:
             engine.computation_changed()  # the memory of its graphs is free for generation
@@ -78,8 +79,4 @@ class Scoring:
             scores, kept = evaluate_model(engine.model, self.tokenizer, self.plan.tasks, settings)
         if rank() == 0:
             samples.write(self.folder, kept)
-        return {
-            metric if task == "uuid" else f"{task}.{metric}": value
-            for task, values in scores.items()
-            for metric, value in values.items()
-        }
+        return {key(task, metric): value for task, values in scores.items() for metric, value in values.items()}

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 import yaml
 
+from mora import results
 from mora.config import provenance, source
-from mora.config.compose import CONFIG_DIR, ConfigError, load
+from mora.config.compose import ConfigError, load
 from mora.config.lock import locked
 from mora.config.run_id import log_path, result_path, run_id
 from mora.config.schema import Model, RunConfig
@@ -29,12 +30,16 @@ from mora.data.samples import Sample
 from mora.evaluate.records import NotFinite
 from mora.evaluate.window import positions
 from mora.methods import parameter_lines, parameter_table, prepare
+from mora.models import known
+from mora.models.fused import use_fused_layers
+from mora.models.load import load_model
+from mora.models.structure import fast_paths
+from mora.models.tokenizers import pad_id
 
 from . import inputs, log
 from .distributed import device_of_rank, process_group, rank, world_size
-from .engines import make_engine
+from .engines import captures_graphs, make_engine
 from .loop import Diverged, fit
-from .model import load_model, pad_id, use_fused_layers
 from .scoring import Scoring
 
 PACKAGES = ("torch", "transformers", "peft", "lm_eval", "datasets", "numpy")
@@ -79,6 +84,9 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
     )  # fmt: skip
     parameters = parameter_table(model)
     _print_parameters(model, config)
+    paths = fast_paths(model, fused, device.type == "cuda" and captures_graphs(config))
+    if rank() == 0:
+        print(_fast_paths_line(paths), flush=True)
     engine = make_engine(model, config)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -109,7 +117,7 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
             "trainable": sum(parameters.values()),
             "by_module": parameters,
         },
-        "hardware": _hardware(device) | _how(config) | {"fused_layers": fused},
+        "hardware": _hardware(device) | _how(config) | {"fused_layers": fused, "fast_paths": paths},
         "speed": speed,
         "wall_s": round(time.time() - started, 1),
     }
@@ -141,9 +149,7 @@ def _base(model: Model) -> str | None:
     """
     if model.source == "pretrained":
         return model.path
-    written = CONFIG_DIR / "model" / f"{model.name}.yaml"
-    known = Model.model_validate(yaml.safe_load(written.read_text())) if written.is_file() else None
-    return model.name if model.model_copy(update={"path": None}) == known else None
+    return model.name if model.model_copy(update={"path": None}) == known.named(model.name) else None
 
 
 def _name_base(adapter: Path, base: str | None, config: RunConfig) -> None:
@@ -166,20 +172,20 @@ def write_result(config: RunConfig, folder: Path, facts: dict[str, Any]) -> Path
     path = result_path(config)
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = log.read(folder / "log.jsonl")
-    result = {
-        "run_id": path.stem,
-        **facts,
-        "config": config.model_dump(mode="json"),
-        "provenance": provenance.of_run(config),
-        "source": source.of_this_process(),
-        "packages": {package: version(package) for package in PACKAGES},
-        "metrics": {
-            str(row["step"]): {k: v for k, v in row.items() if k != "step"} for row in rows if "loss" not in row
-        },
-        "final_train_loss": next((row["loss"] for row in reversed(rows) if "loss" in row), None),
-    }
+    result = results.of_facts(
+        facts
+        | {
+            "run_id": path.stem,
+            "config": config.model_dump(mode="json"),
+            "provenance": provenance.of_run(config),
+            "source": source.of_this_process(),
+            "packages": {package: version(package) for package in PACKAGES},
+            "metrics": results.of_log(rows),
+            "final_train_loss": next((row["loss"] for row in reversed(rows) if "loss" in row), None),
+        }
+    )
     log.replace_file(log_path(config), (folder / "log.jsonl").read_text())
-    log.replace_file(path, json.dumps(result, indent=1, sort_keys=True) + "\n")
+    log.replace_file(path, result.text())
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return path
 
@@ -229,6 +235,12 @@ def _hardware(device: torch.device) -> dict[str, Any]:
     else:
         name, peak = platform.machine(), None
     return {"device": name, "peak_memory_bytes": peak, "runs_side_by_side": int(os.environ.get("MORA_SIDE_BY_SIDE", 1))}
+
+
+def _fast_paths_line(paths: dict[str, bool]) -> str:
+    used = ", ".join(name for name, there in paths.items() if there) or "none"
+    absent = ", ".join(name for name, there in paths.items() if not there)
+    return f"fast paths: {used}" + (f"; not used here: {absent}" if absent else "")
 
 
 def _how(config: RunConfig) -> dict[str, Any]:

@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from mora.config.schema import Train
 from mora.data.batches import Batch
 from mora.methods import Group
+from mora.restarts.optimizer import exchanged
+from mora.restarts.zero import MOMENTS, ZeroState
 
-from .distributed import broadcast, rank, world_size
-from .engine import exchanged, round_frozen, token_losses
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from .distributed import rank, world_size
+from .engine import round_frozen, token_losses
 
 
-class ZeroEngine:
+class ZeroEngine(ZeroState):
     """As `TorchEngine`, whose methods it has, with the optimizer (stages 1, 2) and the weights (3) split over the ranks."""
 
     def __init__(
@@ -47,9 +47,7 @@ class ZeroEngine:
             backend = "nccl" if self.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
             os.environ.setdefault("LOCAL_RANK", "0")
-        self.model, self.groups, self.stage = model, list(groups), stage
         self.parameters = {name: p for group in groups for name, p in group.parameters.items()}
-        self._shows_masters = False
         self._frozen = round_frozen(model, compute_dtype)
         first = {p: p.detach().float().clone() for p in self.parameters.values() if compute_dtype != torch.float32}
         for p in self.parameters.values():
@@ -69,7 +67,7 @@ class ZeroEngine:
             config=settings(stage, offload, train.max_grad_norm),
             dist_init_required=False,
         )
-        self._zero = self.engine.optimizer
+        super().__init__(model, self.engine.optimizer, groups, stage, self.device)
         self._make_states()
         for p, value in first.items():
             self._set_master(p, value)
@@ -99,52 +97,6 @@ class ZeroEngine:
         self.engine.step()
         return torch.as_tensor(self.engine.get_global_grad_norm(), device=self.device)
 
-    def computation_changed(self) -> None:
-        """Nothing is recorded here."""
-
-    @contextmanager
-    def whole(self, parameters: Sequence[nn.Parameter], write: bool = True) -> Iterator[None]:
-        split = [p for p in parameters if hasattr(p, "ds_id")]
-        masters = {p: self.master(p) for p in parameters if p.requires_grad and self._shows_masters}
-        with deepspeed.zero.GatheredParameters(split, modifier_rank=0 if write else None, enabled=bool(split)):
-            with exchanged(masters):
-                yield
-            if write and not split:
-                for p in parameters:
-                    broadcast(p.data)
-
-    def assign(self, parameter: nn.Parameter, value: Tensor, stale_master: bool = False) -> None:
-        with self.whole([parameter]):
-            parameter.data.copy_(value)
-        if not stale_master and parameter.requires_grad:
-            self._set_master(parameter, value.to(self.device, torch.float32))
-
-    def _set_master(self, parameter: nn.Parameter, value: Tensor, moment: str | None = None) -> None:
-        """This rank's part of the master, or of a moment. DeepSpeed's own call fails where ranks do not divide the size."""
-        if self.stage < 3:
-            parameter.set_full_hp_param(value, moment)  # type: ignore[attr-defined]
-            return
-        size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
-        padded = nn.functional.pad(value.flatten(), (0, size * world_size() - value.numel()))
-        self._zero.set_local_hp_param(padded.narrow(0, size * rank(), size), parameter, moment)
-
-    def master(self, parameter: nn.Parameter) -> Tensor:
-        if parameter.requires_grad:
-            return safe_get_full_fp32_param(parameter)
-        with self.whole([parameter], write=False):
-            return parameter.detach().clone()
-
-    def optimizer_states(self, adapter: bool) -> list[dict[str, Tensor]]:
-        states = self._zero.optimizer.state
-        return [states[flat] for flat, group in self._flat_groups() if group.adapter == adapter and flat in states]
-
-    def _flat_groups(self) -> list[tuple[nn.Parameter, Group]]:
-        """This rank's flat fp32 tensors, as the inner optimizer sees them, each with the group that it is a part of."""
-        if self.stage < 3:
-            return list(zip(self._zero.single_partition_of_fp32_groups, self.groups, strict=True))
-        owner = self._zero.sub_group_to_group_id
-        return [(flat, self.groups[owner[i]]) for i, flat in enumerate(self._zero.fp32_partitioned_groups_flat)]
-
     def state_dict(self) -> dict[str, Any]:
         """Whole tensors, gathered one by one; only rank 0 keeps them, on the CPU."""
         weights: dict[str, Tensor] = {}
@@ -171,15 +123,6 @@ class ZeroEngine:
         for flat, group in self._flat_groups():
             first = next(iter(group.parameters))
             self._zero.optimizer.state[flat]["step"].fill_(float(state["optimizer"][first]["step"]))
-
-    @contextmanager
-    def full_precision(self) -> Iterator[None]:
-        """Within, `whole` shows the masters of what trains; what is written into those is lost."""
-        self._shows_masters = True
-        try:
-            yield
-        finally:
-            self._shows_masters = False
 
     @contextmanager
     def full_weights(self) -> Iterator[None]:

@@ -11,11 +11,11 @@ from ranks import on_ranks
 from tiny_runs import random_batches, tiny_config
 
 from mora.methods import parameter_groups, prepare, train_rest
+from mora.models.load import load_model
+from mora.models.structure import plain_head
 from mora.train.distributed import OfThisRank, rank, sum_over_ranks
 from mora.train.engine import TorchEngine, token_losses
 from mora.train.engines import checkpoint_layers
-from mora.train.fused_loss import plain_head
-from mora.train.model import load_model
 from mora.train.restart import RestartFailed, Restarts
 
 PARALLEL = ["ddp", "zero1", "zero2", "zero3"]

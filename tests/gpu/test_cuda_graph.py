@@ -9,8 +9,8 @@ from mora.config import compose
 from mora.data import uuid
 from mora.data.batches import Batches
 from mora.methods import prepare
+from mora.models.load import load_model
 from mora.train.engine import TorchEngine
-from mora.train.model import load_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 STEPS = 12

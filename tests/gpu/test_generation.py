@@ -6,22 +6,25 @@ import warnings
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from mora.evaluate.generation import fixed_steps_suit, greedy
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-def test_a_captured_step_makes_the_tokens_that_transformers_makes(monkeypatch):
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_a_captured_step_makes_the_tokens_that_transformers_makes(family, monkeypatch):
     """Rows of different lengths, more tokens than a cache grows by at once, rows that stop at different times."""
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
     torch.manual_seed(0)
-    config = LlamaConfig(
+    more = {"sliding_window": None} if family == "mistral" else {"head_dim": 16} if family == "qwen3" else {}
+    config = AutoConfig.for_model(
+        family,
         vocab_size=211, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=1024, initializer_range=0.2,
+        num_key_value_heads=2, max_position_embeddings=1024, initializer_range=0.2, **more,
     )  # fmt: skip
-    model = LlamaForCausalLM(config).cuda().eval()
+    model = AutoModelForCausalLM.from_config(config).cuda().eval()
     ids = torch.randint(3, 211, (6, 20), device="cuda")
     mask = torch.ones_like(ids)
     for row, padded in enumerate((0, 3, 0, 7, 19, 1)):

@@ -97,7 +97,7 @@ def make_layer(kind: str, dropout: float = 0.0) -> MoraLinear:
     linear = nn.Linear(576, out, bias=False).bfloat16().requires_grad_(False)
     config = MoraConfig(r=r, operator=operator, mora_dropout=dropout, init_weights=False)
     layer = MoraLinear(linear, "default", r, config).cuda()
-    layer.mora_M["default"].data = layer.mora_M["default"].data.bfloat16()
+    layer.mora_M["default"].weight.data = layer.mora_M["default"].weight.data.bfloat16()
     return layer
 
 
@@ -112,7 +112,7 @@ def step(layer: nn.Module, x: Tensor, M: Tensor) -> tuple[Tensor, Tensor, Tensor
 def test_where_M_lies_makes_no_difference(kind):
     """In DeepSpeed's buffers M may lie at any even address."""
     layer = make_layer(kind)
-    M, x = layer.mora_M["default"], torch.randn(300, 576, dtype=torch.bfloat16)
+    M, x = layer.mora_M["default"].weight, torch.randn(300, 576, dtype=torch.bfloat16)
     expected = step(layer, x, M)
     for offset in (1, 4):
         buffer = torch.empty(M.numel() + 4, dtype=M.dtype)
@@ -127,11 +127,11 @@ def test_where_M_lies_makes_no_difference(kind):
 def test_a_layer_equals_the_reference(operator, autocast):
     layer, x = make_layer(operator), torch.randn(4, 50, 576, dtype=torch.bfloat16)
     if autocast:
-        layer.mora_M["default"].data = layer.mora_M["default"].data.float()
+        layer.mora_M["default"].weight.data = layer.mora_M["default"].weight.data.float()
     results = []
     for form in ("auto", "reference"):
         with kernels.use(form), torch.autocast("cuda", torch.bfloat16, enabled=autocast):
-            results.append(step(layer, x, layer.mora_M["default"]))
+            results.append(step(layer, x, layer.mora_M["default"].weight))
     for actual, reference in zip(*results, strict=True):
         assert actual.dtype == reference.dtype
         assert relative_error(actual, reference.double()) < 2e-2  # two roundings to bf16 apart
@@ -140,7 +140,7 @@ def test_a_layer_equals_the_reference(operator, autocast):
 @pytest.mark.parametrize("operator", KINDS)
 def test_a_compiled_layer_has_no_graph_break_and_the_same_values(operator):
     layer, x = make_layer(operator), torch.randn(4, 50, 576, dtype=torch.bfloat16)
-    M = layer.mora_M["default"]
+    M = layer.mora_M["default"].weight
     torch.set_default_device(None)  # a default device is itself a graph break for some tensor methods
     compiled = torch.compile(layer, fullgraph=True)
     for actual, expected in zip(step(compiled, x, M), step(layer, x, M), strict=True):
@@ -151,7 +151,7 @@ def test_a_compiled_layer_has_no_graph_break_and_the_same_values(operator):
 @pytest.mark.parametrize("operator", KINDS)
 def test_checkpointing_gives_the_same_gradients(operator, dropout):
     layer = make_layer(operator, dropout)
-    x, M = torch.randn(4, 50, 576, dtype=torch.bfloat16), layer.mora_M["default"]
+    x, M = torch.randn(4, 50, 576, dtype=torch.bfloat16), layer.mora_M["default"].weight
     results = []
     for forward in (layer, lambda x: checkpoint(layer, x, use_reentrant=False)):
         torch.manual_seed(5)
@@ -164,7 +164,7 @@ def test_checkpointing_gives_the_same_gradients(operator, dropout):
 def test_a_step_captured_in_a_graph_repeats_on_new_input_with_new_dropout(operator):
     for dropout in (0.0, 0.25):
         layer = make_layer(operator, dropout)
-        x, M = torch.randn(4, 50, 576, dtype=torch.bfloat16), layer.mora_M["default"]
+        x, M = torch.randn(4, 50, 576, dtype=torch.bfloat16), layer.mora_M["default"].weight
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -211,8 +211,8 @@ def test_loss_curves_on_smollm2_agree_within_seed_noise(monkeypatch):
     from mora.data import uuid
     from mora.data.batches import Batches
     from mora.methods import prepare
+    from mora.models.load import load_model
     from mora.train.engine import TorchEngine
-    from mora.train.model import load_model
 
     def losses(form: str, seed: int) -> Tensor:
         config = compose(["task=uuid", "method=mora", "r=8", "scale=lite", f"seed={seed}"])

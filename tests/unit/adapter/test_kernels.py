@@ -220,7 +220,7 @@ def test_second_derivatives_are_refused_by_the_fused_function_and_given_by_the_r
 ):
     layer = mora_layers(adapt(make_mlp()))["0"]
 
-    M = layer.mora_M["default"]
+    M = layer.mora_M["default"].weight
 
     def take_it() -> None:
         (first,) = torch.autograd.grad(layer(x).pow(3).sum(), M, create_graph=True)
@@ -358,7 +358,7 @@ def test_a_module_used_twice_adds_both_gradients(make_mlp, adapt, mora_layers):
     gradients = []
     for form in ("auto", "reference"):
         with kernels.use(form):
-            gradients.append(torch.autograd.grad(layer(layer(x)).square().sum(), layer.mora_M["default"])[0])
+            gradients.append(torch.autograd.grad(layer(layer(x)).square().sum(), layer.mora_M["default"].weight)[0])
     torch.testing.assert_close(*gradients)
 
 
@@ -373,7 +373,7 @@ def test_autocast_gives_the_dtypes_and_values_of_the_reference(operator, mode, m
                 y = model(x)
             model.zero_grad()
             y.float().square().sum().backward()
-        results.append((y, mora_layers(model)["0"].mora_M["default"].grad))
+        results.append((y, mora_layers(model)["0"].mora_M["default"].weight.grad))
     with torch.autocast("cpu", torch.bfloat16):
         assert mora_layers(model)["0"](x.to(next(model.parameters()).dtype)).grad_fn.dtype == torch.bfloat16
     (y, grad), (expected, expected_grad) = results

@@ -62,7 +62,7 @@ def trainable(model: nn.Module) -> set[str]:
 def test_the_chosen_modules_are_adapted_and_no_others(options, expected, make_llama, mora_layers):
     model = get_peft_model(make_llama(), MoraConfig(r=2, **options))
     assert set(mora_layers(model)) == expected
-    assert trainable(model) == {f"{name}.mora_M.default" for name in expected}
+    assert trainable(model) == {f"{name}.mora_M.default.weight" for name in expected}
 
 
 def test_rank_pattern_gives_named_modules_their_own_r(make_llama, mora_layers):
@@ -73,7 +73,7 @@ def test_rank_pattern_gives_named_modules_their_own_r(make_llama, mora_layers):
         rank_pattern={r"layers\.1.*q_proj": 8, "k_proj": 1},
     )
     layers = mora_layers(get_peft_model(make_llama(), config))
-    assert {name: (layer.r["default"], len(layer.mora_M["default"])) for name, layer in layers.items()} == {
+    assert {name: (layer.r["default"], len(layer.mora_M["default"].weight)) for name, layer in layers.items()} == {
         "model.layers.0.self_attn.q_proj": (2, 16),  # sqrt(128 * 2)
         "model.layers.1.self_attn.q_proj": (8, 32),  # sqrt(128 * 8)
         "model.layers.0.self_attn.k_proj": (1, 9),  # sqrt(96 * 1)
@@ -163,14 +163,14 @@ def test_conv1d_of_gpt2_is_adapted_and_merged_in_its_own_layout(tokens, adapt, m
 def test_a_new_adapter_is_zero_and_leaves_the_output_bit_identical(operator, make_llama, tokens, mora_layers):
     expected = make_llama()(tokens).logits
     model = get_peft_model(make_llama(), MoraConfig(r=2, target_modules="all-linear", operator=operator))
-    assert all(layer.mora_M["default"].count_nonzero() == 0 for layer in mora_layers(model).values())
+    assert all(layer.mora_M["default"].weight.count_nonzero() == 0 for layer in mora_layers(model).values())
     assert torch.equal(model(tokens).logits, expected)
 
 
 def test_a_zero_adapter_gets_a_gradient_at_once(make_llama, tokens, mora_layers):
     model = get_peft_model(make_llama(), MoraConfig(r=2, target_modules="all-linear"))
     model(tokens, labels=tokens).loss.backward()
-    assert all(layer.mora_M["default"].grad.count_nonzero() > 0 for layer in mora_layers(model).values())
+    assert all(layer.mora_M["default"].weight.grad.count_nonzero() > 0 for layer in mora_layers(model).values())
 
 
 def test_dropout_acts_in_training_on_the_adapter_only(make_mlp, adapt, x):
@@ -186,7 +186,7 @@ def test_dropout_acts_in_training_on_the_adapter_only(make_mlp, adapt, x):
 
 def test_a_bfloat16_base_gets_float32_adapters_and_answers_in_bfloat16(make_mlp, adapt, mora_layers, x):
     model = adapt(make_mlp(torch.bfloat16))
-    assert {layer.mora_M["default"].dtype for layer in mora_layers(model).values()} == {torch.float32}
+    assert {layer.mora_M["default"].weight.dtype for layer in mora_layers(model).values()} == {torch.float32}
     y = model(x.bfloat16())
     assert y.dtype == torch.bfloat16
     reference = adapt(make_mlp())
@@ -198,7 +198,7 @@ def test_a_bfloat16_base_gets_float32_adapters_and_answers_in_bfloat16(make_mlp,
 def test_adapters_take_the_dtype_of_the_base_where_peft_is_told_not_to_choose(dtype, make_mlp, mora_layers, x):
     config = MoraConfig(r=2, target_modules=["0"])
     model = get_peft_model(make_mlp(dtype), config, autocast_adapter_dtype=False)
-    assert mora_layers(model)["0"].mora_M["default"].dtype == dtype
+    assert mora_layers(model)["0"].mora_M["default"].weight.dtype == dtype
     assert model(x.to(dtype)).dtype == dtype
 
 
@@ -210,8 +210,8 @@ def test_autocast_computes_in_bfloat16_and_trains_float32_adapters(make_mlp, ada
     assert_close(y.float(), model(x), tolerance=0.05)
     y.sum().backward()
     for layer in mora_layers(model).values():
-        assert layer.mora_M["default"].grad.dtype == torch.float32
-        assert layer.mora_M["default"].grad.count_nonzero() > 0
+        assert layer.mora_M["default"].weight.grad.dtype == torch.float32
+        assert layer.mora_M["default"].weight.grad.count_nonzero() > 0
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(make_llama, adapt, tokens, mora_layers):
@@ -224,7 +224,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(make_llama, adapt, toke
             enable({"use_reentrant": False})
             assert any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
         model(tokens, labels=tokens).loss.backward()
-        return [layer.mora_M["default"].grad for layer in mora_layers(model).values()]
+        return [layer.mora_M["default"].weight.grad for layer in mora_layers(model).values()]
 
     assert_close(gradients(checkpointing=True), gradients(checkpointing=False), tolerance=1e-6)
 
@@ -237,7 +237,7 @@ def test_a_compiled_layer_equals_the_eager_one_without_a_graph_break(operator, m
 
     def output_and_gradient(module: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
         y = module(x)
-        return y, torch.autograd.grad(y.square().sum(), layer.mora_M["default"])[0]
+        return y, torch.autograd.grad(y.square().sum(), layer.mora_M["default"].weight)[0]
 
     assert_close(output_and_gradient(compiled), output_and_gradient(layer))
 
@@ -251,7 +251,7 @@ def test_a_model_can_be_duplicated_and_the_duplicate_is_independent(duplicate, m
     twin = duplicate(model)
     assert torch.equal(twin(x), expected)
     with torch.no_grad():
-        mora_layers(twin)["0"].mora_M["default"].zero_()
+        mora_layers(twin)["0"].mora_M["default"].weight.zero_()
     assert not torch.equal(twin(x), expected)
     assert torch.equal(model(x), expected)
 
@@ -261,7 +261,7 @@ def test_a_model_can_be_duplicated_and_the_duplicate_is_independent(duplicate, m
 )
 def test_bias_chooses_which_biases_train(bias, biases, make_mlp, adapt):
     model = adapt(make_mlp(), target_modules=["0"], bias=bias)
-    assert trainable(model) == {"0.mora_M.default"} | biases
+    assert trainable(model) == {"0.mora_M.default.weight"} | biases
 
 
 # --- several adapters ------------------------------------------------------------------------------------------------
@@ -284,7 +284,7 @@ def two(make_mlp, adapt):
 
 
 def test_adding_an_adapter_changes_neither_the_output_nor_what_trains(two, make_mlp, x):
-    assert trainable(two) == {"0.mora_M.default", "2.mora_M.default"}
+    assert trainable(two) == {"0.mora_M.default.weight", "2.mora_M.default.weight"}
     expected = two(x)
     two.delete_adapter("second")
     assert torch.equal(two(x), expected)
@@ -293,15 +293,15 @@ def test_adding_an_adapter_changes_neither_the_output_nor_what_trains(two, make_
 def test_an_adapter_added_to_a_layer_by_hand_does_not_train_until_it_is_active(two, mora_layers):
     layer = mora_layers(two)["0"]
     layer.update_layer("third", 2, two.peft_config["default"])
-    assert not layer.mora_M["third"].requires_grad
+    assert not layer.mora_M["third"].weight.requires_grad
     layer.set_adapter("third")
-    assert layer.mora_M["third"].requires_grad
+    assert layer.mora_M["third"].weight.requires_grad
 
 
 def test_set_adapter_switches_output_and_what_trains(two, x):
     first = two(x)
     two.set_adapter("second")
-    assert trainable(two) == {"2.mora_M.second", "4.mora_M.second"}
+    assert trainable(two) == {"2.mora_M.second.weight", "4.mora_M.second.weight"}
     assert not torch.allclose(two(x), first)
     two.set_adapter("default")
     assert torch.equal(two(x), first)
@@ -313,7 +313,12 @@ def test_two_active_adapters_add_up_in_each_layer(two, mora_layers):
     h = torch.randn(3, 32)
     delta = layer.get_delta_weight("default") + layer.get_delta_weight("second")
     assert_close(layer(h), layer.base_layer(h) + h @ delta.T)
-    assert trainable(two) == {"0.mora_M.default", "2.mora_M.default", "2.mora_M.second", "4.mora_M.second"}
+    assert trainable(two) == {
+        "0.mora_M.default.weight",
+        "2.mora_M.default.weight",
+        "2.mora_M.second.weight",
+        "4.mora_M.second.weight",
+    }
 
 
 def test_a_batch_with_an_adapter_a_row_is_refused(two, x):
@@ -363,7 +368,7 @@ def test_the_delta_weight_of_an_unknown_adapter_is_refused_with_the_known_names(
 
 def test_set_groups_gives_M_the_meaning_of_the_other_kind_of_groups(make_mlp, adapt, mora_layers, x):
     layer, other = (mora_layers(adapt(make_mlp(), groups=g))["0"] for g in ("modulo", "contiguous"))
-    other.mora_M["default"] = layer.mora_M["default"]
+    other.mora_M["default"].weight = layer.mora_M["default"].weight
     assert not torch.allclose(layer(x), other(x))
     layer.set_groups("default", "contiguous")
     assert torch.equal(layer(x), other(x))
@@ -460,7 +465,7 @@ def test_unload_gives_the_base_model_back(two, make_mlp, x):
 def test_a_safe_merge_of_values_that_are_not_finite_raises_and_touches_nothing(value, layer):
     before = layer.base_layer.weight.clone()
     with torch.no_grad():
-        layer.mora_M["default"][0, 0] = value
+        layer.mora_M["default"].weight[0, 0] = value
     with pytest.raises(ValueError, match=r"merged weight is not finite .*'default'"):
         layer.merge(safe_merge=True)
     assert torch.equal(layer.base_layer.weight, before)
@@ -471,7 +476,7 @@ def test_a_safe_merge_sees_a_sum_that_overflows_the_dtype_of_the_base(make_mlp, 
     layer = mora_layers(adapt(make_mlp(torch.float16)))["0"]
     with torch.no_grad():
         layer.base_layer.weight.fill_(60_000)
-        layer.mora_M["default"].fill_(60_000)
+        layer.mora_M["default"].weight.fill_(60_000)
     with pytest.raises(ValueError, match=r"not finite in torch\.float16"):
         layer.merge(safe_merge=True)
     assert layer.base_layer.weight.isfinite().all()
@@ -479,7 +484,7 @@ def test_a_safe_merge_sees_a_sum_that_overflows_the_dtype_of_the_base(make_mlp, 
 
 def test_a_bfloat16_base_is_merged_in_float32_and_rounded_once(make_mlp, adapt, mora_layers):
     layer = mora_layers(adapt(make_mlp(torch.bfloat16)))["2"]
-    delta = layer.operator["default"].delta_weight(layer.mora_M["default"].detach())
+    delta = layer.operator["default"].delta_weight(layer.mora_M["default"].weight.detach())
     expected = (layer.base_layer.weight.float() + delta).bfloat16()
     rounded_twice = (layer.base_layer.weight.float() + delta.bfloat16().float()).bfloat16()
     assert not torch.equal(expected, rounded_twice)

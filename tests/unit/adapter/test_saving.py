@@ -37,9 +37,9 @@ def test_one_tensor_a_layer_is_saved_under_the_name_mora_M(make_llama, adapt, mo
     model = adapt(make_llama(), target_modules="all-linear")
     model.save_pretrained(tmp_path)
     tensors = saved_tensors(tmp_path)
-    assert set(tensors) == {f"{name}.mora_M" for name in mora_layers(model)}
+    assert set(tensors) == {f"{name}.mora_M.weight" for name in mora_layers(model)}
     for name, layer in mora_layers(model).items():
-        assert torch.equal(tensors[f"{name}.mora_M"], layer.mora_M["default"])
+        assert torch.equal(tensors[f"{name}.mora_M.weight"], layer.mora_M["default"].weight)
 
 
 @pytest.mark.parametrize(("r", "operator"), [(1, "rotation"), (8, "sharing")])
@@ -75,7 +75,7 @@ def test_a_loaded_adapter_trains_on_where_asked_to(make_mlp, adapt, x, tmp_path)
     model = PeftModel.from_pretrained(make_mlp(), tmp_path, is_trainable=True)
     model(x).sum().backward()
     gradients = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
-    assert set(gradients) == {"base_model.model.0.mora_M.default", "base_model.model.2.mora_M.default"}
+    assert set(gradients) == {"base_model.model.0.mora_M.default.weight", "base_model.model.2.mora_M.default.weight"}
     assert all(grad.count_nonzero() > 0 for grad in gradients.values())
 
 
@@ -86,7 +86,7 @@ def test_modules_to_save_are_trained_and_saved_next_to_the_adapter(make_mlp, ada
     optimizer.step()
     model.save_pretrained(tmp_path)
     tensors = saved_tensors(tmp_path)
-    assert set(tensors) == {"0.mora_M", "2.mora_M", "4.weight", "4.bias"}
+    assert set(tensors) == {"0.mora_M.weight", "2.mora_M.weight", "4.weight", "4.bias"}
     assert not torch.equal(tensors["4.weight"], make_mlp()[4].weight)
     assert torch.equal(PeftModel.from_pretrained(make_mlp(), tmp_path)(x), model(x))
 
@@ -101,7 +101,7 @@ def test_trained_biases_are_saved(bias, biases, make_mlp, adapt, x, tmp_path):
             if name.endswith("bias") and parameter.requires_grad:
                 parameter.add_(1.0)
     model.save_pretrained(tmp_path)
-    assert set(saved_tensors(tmp_path)) == {"0.mora_M"} | biases
+    assert set(saved_tensors(tmp_path)) == {"0.mora_M.weight"} | biases
     assert torch.equal(PeftModel.from_pretrained(make_mlp(), tmp_path)(x), model(x))
 
 

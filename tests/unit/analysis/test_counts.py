@@ -12,12 +12,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mora.adapter import MoraConfig, gather, operators
 from mora.adapter.model import MAX_GROUP, resolve_operator
-from mora.analysis import counts, shapes
+from mora.analysis import counts
 from mora.config import compose
 from mora.data.batches import Batch
 from mora.methods import parameter_table, prepare
+from mora.models import shapes
+from mora.models.load import load_model
 from mora.train.engine import token_losses
-from mora.train.model import load_model
 
 METHODS = ["fft", "lora", "lora_plus", "asylora", "dora", "mora"]
 
@@ -50,7 +51,7 @@ def test_trainable_parameters_of_pretraining_are_those_of_the_model():
 def test_the_large_models_are_right_without_their_weights(name, r):
     config = paper("mora", f"r={r}", f"model={name}")
     with torch.device("meta"):
-        model = LlamaForCausalLM(LlamaConfig(**shapes.SHAPES[name]))
+        model = LlamaForCausalLM(LlamaConfig(**config.model.shape))
         assert shapes.shape_of(config.model).parameters == sum(p.numel() for p in model.parameters())
         width = model.config.hidden_size
         adapted = get_peft_model(model, MoraConfig(r=r, target_modules="all-linear"))

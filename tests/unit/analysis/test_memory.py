@@ -8,16 +8,17 @@ from paper_runs import paper
 from tiny_runs import tiny_config
 from torch.autograd.graph import saved_tensors_hooks
 
-from mora.analysis import counts, memory, shapes, speed
+from mora.analysis import counts, memory, speed
 from mora.analysis.gpus import GIB
 from mora.config import compose
 from mora.config.source import ROOT
 from mora.data.batches import Batch
 from mora.methods import prepare
+from mora.models import known, shapes
+from mora.models.load import load_model
 from mora.train import fused_loss
 from mora.train.engine import token_losses
 from mora.train.engines import checkpoint_layers
-from mora.train.model import load_model
 
 BENCH = sorted(speed.BENCH.glob("step-*.json"))
 
@@ -27,7 +28,7 @@ def test_memory_is_within_15_percent_of_what_was_measured(path):
     checked = 0
     for scenario in json.loads(path.read_text())["scenarios"]:
         for case in scenario["cases"]:
-            counted = case["r"] and case.get("activation_bytes") and scenario["shape"] in shapes.SHAPES
+            counted = case["r"] and case.get("activation_bytes") and scenario["shape"] in known.names()
             if not counted or case["stock"] or case["form"] == "reference":  # the plan counts what the kernels keep
                 continue
             operator = [f"method.adapter.operator={case['operator']}"] if case["method"] == "mora" else []

@@ -16,7 +16,7 @@ from mora.analysis import spectrum
 from mora.config import run_id, source
 from mora.config.compose import ConfigError
 from mora.methods import prepare
-from mora.train.model import load_model
+from mora.models.load import load_model, load_weights
 
 CPU = torch.device("cpu")
 
@@ -93,7 +93,7 @@ def test_the_merged_model_gives_what_its_adapter_gives(tmp_path):
     adapted = get_peft_model(model, MoraConfig(r=4, target_modules="all-linear", init_weights=False))
     adapted.save_pretrained(str(tmp_path / "adapter"))
     adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
-    base = spectrum._load(str(tmp_path / "base"))
+    base = load_weights(str(tmp_path / "base"), "fp32")
     one, other = (
         spectrum.spectra(spectrum._weights(base), spectrum._tuned_weights(str(tmp_path / name), base), CPU)
         for name in ("adapter", "merged")

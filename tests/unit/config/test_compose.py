@@ -50,7 +50,10 @@ from mora.config.source import ROOT
         (["task=uuid", "method=mora", "r=8", "hardware=cpu2", "hardware.parallel=none"], "2 ranks need ddp"),
         (["task=uuid", "method=mora", "r=8", "hardware=cpu2", "hardware.nodes=2"], "set hardware.rendezvous=HOST:PORT"),
         (["task=uuid", "method=relora", "r=8", "method.restart.every_steps=1000"], "would never restart; lower it"),
-        (["task=uuid", "method=relora", "r=8", "method.restart.every_steps=50"], "leaves no step at the full rate"),
+        (
+            ["task=uuid", "method=relora", "r=8", "method.restart.every_steps=50", "method.restart.warmup_steps=50"],
+            "leaves no step at the full rate",
+        ),
         (
             ["task=uuid", "method=remora", "r=8", "+task.restart_every_steps=500", "method.adapter.groups=contiguous"],
             "expected [contiguous, ...]",
@@ -86,6 +89,8 @@ def test_a_typo_in_any_yaml_is_refused(path):
     overrides = [f"{k}={v}" for k, v in chosen.items() if k != "overlay"]
     if chosen["method"] not in ("fft", "none"):
         overrides.append("r=8")
+    if path.stem == "custom":
+        overrides.append("model.path=some/model")
     values = compose(overrides).model_dump()
     top = "task" if group == "overlay" else group
     values[top]["a_typo"] = 1
@@ -172,6 +177,30 @@ def test_run_ids_depend_on_what_changes_the_result_and_on_nothing_else():
         assert run_id(compose(base + other)) != name
 
 
+@pytest.mark.parametrize(
+    ("overrides", "every", "warmup"),
+    [
+        (["task=metamath", "r=8"], 2000, 50),
+        (["task=metamath", "r=8", "method.restart.every_steps=1000"], 1000, 50),
+        (["task=metamath", "r=32", "scale=lite"], 250, 12),
+        (["task=biomed", "r=32", "scale=lite"], 100, 5),
+        (["task=c4", "r=128", "scale=lite"], 400, 10),
+    ],
+)
+def test_a_restart_warms_up_for_the_papers_share_of_its_interval(overrides, every, warmup):
+    restart = compose([*overrides, "method=relora"]).method.restart
+    assert (restart.every_steps, restart.warmup_steps) == (every, warmup)
+    assert 0.025 <= warmup / every <= 0.05
+
+
+def test_runs_of_before_a_field_was_there_keep_their_ids():
+    memory = ["task=uuid", "method=mora", "r=1", "lr=3e-2", "scale=lite", "task.train.stop_step=300"]
+    assert run_id(compose(memory)) == "uuid-mora-r1-lr3e-2-s0-d5a4a82489"
+    pretraining = ["task=c4", "method=lora", "r=128", "lr=2e-3", "scale=lite"]
+    assert run_id(compose(pretraining)) == "c4-lora-r128-lr2e-3-s0-fc28930487"
+    assert run_id(compose([*memory, "task.train.shorten_by=3"])) != run_id(compose(memory))
+
+
 def test_a_written_config_loads_as_the_same_run():
     config = compose(["task=uuid", "method=lora", "r=8", "scale=lite"])
     assert load(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
@@ -230,7 +259,7 @@ def test_grids_are_those_of_table_5(task, method, r, grid):
 @pytest.mark.parametrize("scale", ["lite", "paper"])
 @pytest.mark.parametrize(
     ("task", "sequences"),
-    [("tulu2", 19_695), ("metamath", 14_439), ("biomed", 4_259), ("finance", 13_850), ("c4", 89_320)],
+    [("tulu2", 19_951), ("metamath", 14_439), ("biomed", 4_515), ("finance", 14_106), ("c4", 89_320)],
 )
 def test_a_run_that_restarts_is_long_enough_to(task, scale, sequences):
     config = compose([f"task={task}", f"scale={scale}", "method=remora", "r=8"])

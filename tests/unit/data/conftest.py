@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from mora.train.model import character_tokenizer
+from mora.models.tokenizers import character_tokenizer
 
 
 @pytest.fixture(autouse=True)

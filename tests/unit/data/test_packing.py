@@ -8,8 +8,8 @@ from mora.config import compose
 from mora.data import packing
 from mora.data.batches import Batches, balanced, collate
 from mora.data.samples import IGNORE, Sample, StoredSamples, write_shard
+from mora.models.load import load_model
 from mora.train.engine import token_losses
-from mora.train.model import load_model
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Preparation: cached by content, the same by one process or several, going on where it was, refusing what is empty."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,7 @@ from mora.data.batches import Batches
 from mora.data.packing import blocks
 from mora.data.records import DataError
 from mora.data.samples import StoredSamples
-from mora.train.model import load_tokenizer
+from mora.models.tokenizers import load_tokenizer
 
 
 def config(task, *overrides):
@@ -53,10 +54,10 @@ def test_other_content_recipe_or_tokenizer_is_prepared_anew(tmp_path, characters
 def test_several_processes_make_what_one_makes(tmp_path, characters):
     path = write(tmp_path / "a.jsonl", [{"query": f"q{i}", "response": f"a{i}"} for i in range(2500)])
     data = config("metamath", f"task.data.corpus.sources={corpus(path, 'metamath')}").task.data
-    alone, _, report = prepare.prepare(data, characters, workers=1)
+    alone, _, _, report = prepare.prepare(data, characters, workers=1)
     (tmp_path / "cache").rename(tmp_path / "first")
     stored = StoredSamples([tmp_path / "first" / shard.relative_to(tmp_path / "cache") for shard in alone.shards])
-    together, _, same = prepare.prepare(data, characters, workers=2)
+    together, _, _, same = prepare.prepare(data, characters, workers=2)
     assert len(together) == 2500
     assert len(together.shards) == 3
     assert list(together) == list(stored)
@@ -79,7 +80,7 @@ def test_a_stopped_preparation_goes_on_where_it_was(tmp_path, characters, monkey
         prepare.prepare(data, characters, workers=1)
     made = []
     monkeypatch.setattr(workshop, "write_shard", lambda folder, *rest: (made.append(folder.name), real(folder, *rest)))
-    samples, _, _ = prepare.prepare(data, characters, workers=1)
+    samples = prepare.prepare(data, characters, workers=1).training
     assert made == [".partial-samples-00002"]
     assert len(samples) == 2500
 
@@ -152,12 +153,88 @@ def test_what_is_held_out_is_not_trained_on_and_always_the_same(characters):
     data = load(config("metamath", "task.data.validation_sequences=10", "seed=5"), characters)
     again = load(config("metamath", "task.data.validation_sequences=10"), characters)
     assert (len(data.samples), len(data.validation)) == (62, 10)
-    assert list(data.validation) == list(again.validation) == data.validation[:10]
+    assert list(data.validation) == list(again.validation)
     ids = [tuple(s.input_ids) for s in (*data.samples, *data.validation)]
     assert sorted(ids) == sorted(tuple(s.input_ids) for s in whole.samples)
     assert Batches(data.samples, 0, 4, 4, 0).longest == max(len(s.input_ids) for s in data.samples)
     with pytest.raises(DataError, match="validation_sequences=72: the data have only 72 sequences"):
         load(config("metamath", "task.data.validation_sequences=72"), characters)
+
+
+def test_rephrasings_of_a_held_out_question_are_not_trained_on(tmp_path, characters):
+    rows = [
+        {"query": f"{way} {i}?", "response": "a", "original_question": f"How  many {i}?"}
+        for way in ("Again", "Turned", "How many")
+        for i in range(40)
+    ]
+    path = write(tmp_path / "a.jsonl", [*rows, {"query": "How many 0?", "response": "b"}])
+    overrides = [f"task.data.corpus.sources={corpus(path, 'metamath')}", "task.data.validation_sequences=10"]
+    for packing in ("none", "isolated"):
+        data = load(config("metamath", *overrides, f"task.data.packing={packing}"), characters)
+        held, trained = (
+            [number for s in part for number in re.findall(r" (\d+)\?", characters.decode(s.input_ids))]
+            for part in (data.validation, data.samples)
+        )
+        assert len(set(held)) == len(held) == len(data.validation) == 10
+        assert set(trained) == {str(i) for i in range(40)} - set(held)
+        left_out = data.report.notes["rows left out of training: held out, or of a question that is"]
+        assert left_out == 30 + ("0" in held)  # that question was asked once more
+        assert len(trained) == 121 - left_out
+        assert data.report.sequences == len(data.samples)
+        assert data.report.loss_tokens == sum(s.n_loss for s in data.samples)
+
+
+def hub(format, local, validation):
+    """Overrides of a corpus whose hub set is not there, with local files instead and held-out ones beside them."""
+    source = f"{{kind: hub, id: no/set, files: '*', revision: main, format: {format}, max_rows: null}}"
+    return f"{{sources: [{source}], local: {corpus(local, format)}, validation: {corpus(validation, format)}}}"
+
+
+def test_held_out_files_are_taken_beside_local_ones_and_no_training_row_is_lost(tmp_path, characters):
+    def talks(name, n):
+        made = [{"instruction": f"{name} {i}", "input": "", "output": "a"} for i in range(n)]
+        return write(tmp_path / f"{name}.jsonl", made)
+
+    given = hub("instruction", talks("train", 30), talks("apart", 20))
+    overrides = [f"task.data.corpus={given}", "task.data.validation_sequences=12"]
+    data = load(config("tulu2", *overrides), characters)
+    assert (len(data.samples), len(data.validation)) == (30, 12)
+    assert all("apart" in characters.decode(s.input_ids) for s in data.validation)
+    assert list(data.fingerprints["validation"]["corpus"][0]["sha256"]) == ["apart.jsonl"]
+    (tmp_path / "apart.jsonl").unlink()
+    with pytest.raises(
+        DataError, match=r"no file matches .*apart.jsonl; or hold out training documents: validation=\[\]"
+    ):
+        load(config("tulu2", *overrides), characters)
+
+
+@pytest.mark.parametrize("files", [True, False])
+def test_no_document_of_the_mix_is_held_out_in_part(tmp_path, characters, files):
+    def texts(name, first, n):
+        made = [{"text": f"<{i}> " + "word " * 20} for i in range(first, first + n)]
+        return write(tmp_path / f"{name}.jsonl", made)
+
+    train, apart = texts("train", 0, 200), texts("apart", 500, 50)
+    given = hub("text", train, apart) if files else f"{{sources: {corpus(train, 'text')}, local: []}}"
+    overrides = [f"task.data.texts={given}", "task.data.instruction_tokens_per_text_token=0"]
+    data = load(config("biomed", *overrides, "task.data.validation_sequences=4"), characters)
+    held, trained = (
+        {int(number) for s in part for number in re.findall(r"<(\d+)>", characters.decode(s.input_ids))}
+        for part in (data.validation, data.samples)
+    )
+    assert held
+    assert held.isdisjoint(trained)
+    assert data.report.documents["texts"] == (200 if files else 200 - len(held))
+    if files:
+        assert min(held) >= 500
+    else:
+        assert 3 * 512 <= len(data.validation) * 512 <= 4 * 512
+        with pytest.raises(DataError, match="all 200 documents of the texts would be held out; lower it"):
+            load(config("biomed", *overrides, "task.data.validation_sequences=4000"), characters)
+
+
+def test_blocks_of_c4_and_their_key_are_as_they_were(characters):
+    assert load(config("c4"), characters).fingerprints["prepared"] == "8b0db9473e26e0fb"
 
 
 @pytest.mark.parametrize(("task", "part"), [("metamath", "corpus"), ("biomed", "texts"), ("biomed", "instructions")])

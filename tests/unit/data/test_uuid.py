@@ -1,17 +1,19 @@
+import hashlib
+import json
 import statistics
 import uuid as stdlib_uuid
 
 import pytest
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
 from mora.config import compose
 from mora.config.data_schema import UuidData
 from mora.data.batches import IGNORE, Batches, Sample, collate
-from mora.data.records import DataError
 from mora.data.uuid import encode, fingerprint, make_pairs
 from mora.evaluate.tasks.uuid.uuid_task import char_accuracy, score
-from mora.train.model import character_tokenizer, load_model
+from mora.models.load import load_model
+from mora.models.tokenizers import character_tokenizer
 
 
 def data(pairs=1000, seed=0, loss_on="all"):
@@ -55,12 +57,27 @@ def test_samples_are_key_colon_value_without_an_end_token(loss_on):
     assert sample.labels == wanted
 
 
-@pytest.mark.parametrize("merges", [[(":", "2")], [("1", ":"), ("1:", "2")]])
-def test_a_tokenizer_that_joins_the_colon_with_the_value_is_refused(merges):
+@pytest.mark.parametrize("merges", [[(":", "2")], [("1", ":"), ("1:", "2")], [("2", "1")]])
+@pytest.mark.parametrize("first", [None, "1"])
+def test_training_begins_with_the_prompt_whatever_the_tokenizer_joins(merges, first):
     vocabulary = {token: i for i, token in enumerate(["1", "2", ":", *("".join(pair) for pair in merges)])}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocabulary, merges)))
-    with pytest.raises(DataError, match="the tokenizer joins the colon with the value in 1:2"):
-        encode(("1", "2"), tokenizer, "value")
+    whole = Tokenizer(models.BPE(vocabulary, merges))
+    if first is not None:  # as a BOS token
+        whole.post_processor = processors.TemplateProcessing(f"{first} $A", special_tokens=[(first, vocabulary[first])])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=whole)
+    sample = encode(("1", "21"), tokenizer, "value")
+    prompt = tokenizer("1:")["input_ids"]
+    assert sample.input_ids[: sample.n_prompt] == prompt
+    assert sample.labels == [IGNORE] * len(prompt) + sample.input_ids[len(prompt) :]
+    assert tokenizer.decode(sample.input_ids).replace(" ", "") == f"{first or ''}1:21"
+
+
+def test_smollm2s_ids_are_those_of_the_committed_results(smollm2):
+    samples = [encode(pair, smollm2, "value") for pair in make_pairs(data())]
+    ids = json.dumps([[s.input_ids, s.labels, s.n_prompt] for s in samples])
+    assert (
+        hashlib.sha256(ids.encode()).hexdigest() == "30a22d057a25bf343289d6ceb70b1aaa6f19bc707137a38f8bd5dd92af67a5ef"
+    )
 
 
 def test_the_tiny_tokenizer_keeps_its_special_ids_out_of_the_text():

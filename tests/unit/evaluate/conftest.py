@@ -3,7 +3,7 @@
 import pytest
 
 from mora.config import compose
-from mora.train.model import load_model
+from mora.models.load import load_model
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCau
 
 from mora import MoraConfig
 from mora.config import compose
-from mora.evaluate import __main__ as command
 from mora.evaluate import generation
 from mora.evaluate.backend import Backend, _batches, equal_parts, rows_at_once
 from mora.evaluate.journal import Journal
-from mora.train.model import load_model
+from mora.models.load import load_any, load_model
 
 
 def backend(tiny, batch_size=4, max_length=512, journal=None):
@@ -240,7 +239,7 @@ def test_a_cut_evaluation_goes_on_and_repeats_the_uninterrupted_one(tiny, tmp_pa
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]) + '{"key": "cut')
     lm, calls = backend(tiny, 1, journal=Journal(path, "model")), []
     plain = lm._logits
-    monkeypatch.setattr(lm, "_logits", lambda ids, first: (calls.append(1), plain(ids, first))[1])
+    monkeypatch.setattr(lm, "_logits", lambda ids, spans: (calls.append(1), plain(ids, spans))[1])
     assert lm._loglikelihood_tokens(REQUESTS, disable_tqdm=True) == whole
     assert len(calls) == 2  # four distinct inputs, two of them already answered
     assert not Journal(path, "another model").known
@@ -251,7 +250,7 @@ def test_memory_adapter_and_merged_model_agree(tiny, tmp_path):
 
     load_model(compose(["task=uuid", "method=none", "scale=smoke"]).model, "fp32")[0].save_pretrained(tmp_path / "base")
     tiny[1].save_pretrained(tmp_path / "base")
-    base, tokenizer = command.load(str(tmp_path / "base"), "fp32")
+    base, tokenizer = load_any(str(tmp_path / "base"), "fp32")
     model = get_peft_model(base, MoraConfig(r=2, target_modules="all-linear"))
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -259,7 +258,7 @@ def test_memory_adapter_and_merged_model_agree(tiny, tmp_path):
                 p.normal_(0, 0.05)
     model.save_pretrained(tmp_path / "adapter")
     in_memory = backend((model.eval(), tokenizer))._loglikelihood_tokens(REQUESTS, disable_tqdm=True)
-    from_folder = backend(command.load(str(tmp_path / "adapter"), "fp32"))._loglikelihood_tokens(
+    from_folder = backend(load_any(str(tmp_path / "adapter"), "fp32"))._loglikelihood_tokens(
         REQUESTS, disable_tqdm=True
     )
     untouched = backend(tiny)._loglikelihood_tokens(REQUESTS, disable_tqdm=True)

@@ -11,14 +11,15 @@ from mora.config import ConfigError
 from mora.config.data_schema import UuidData
 from mora.data.uuid import make_pairs
 from mora.evaluate import __main__ as command
-from mora.evaluate import samples
-from mora.evaluate.harness import Settings, evaluate_model
+from mora.evaluate import harness, samples
+from mora.evaluate.harness import Kept, Settings, evaluate_model
 from mora.evaluate.records import DataError, Source, rows
 from mora.evaluate.tasks.biomed import biomed_task
 from mora.evaluate.tasks.c4 import c4_task
 from mora.evaluate.tasks.finance import finance_local
 from mora.evaluate.tasks.metamath import metamath_task
 from mora.evaluate.tasks.mmlu import mmlu_task
+from mora.models.load import load_any
 
 real = pytest.mark.skipif("MORA_DATA_DIR" not in os.environ, reason="MORA_DATA_DIR is not set")
 
@@ -40,7 +41,7 @@ def test_perplexity_is_exp_of_the_models_own_loss(tiny, tmp_path):
 def test_a_folder_without_a_model_is_refused(tmp_path):
     (tmp_path / "note.txt").write_text("no model")
     with pytest.raises(ConfigError, match=rf"^model '{tmp_path}' cannot be loaded \(.*give a folder, hub id or name$"):
-        command.load(str(tmp_path), "fp32")
+        load_any(str(tmp_path), "fp32")
 
 
 @pytest.mark.parametrize(
@@ -94,6 +95,15 @@ def test_every_task_with_real_records_runs(tiny):
     for name, values in metrics.items():
         assert math.isfinite(values["score"]), name
     assert len(kept["finance_ner_local"].rows) == 2
+
+
+def test_the_score_of_those_texts_that_hold_an_answer():
+    rows = [{"id": i, "filter": "none", "answered": i % 2, "score": float(i == 1)} for i in range(8)]
+    facts = harness._facts(Kept({"documents": 8, "aggregation": "mean"}, rows))
+    assert facts["score_if_answered"] == 0.25
+    assert facts["score_if_answered_stderr"] == pytest.approx(0.25)
+    silent = [row | {"answered": 0.0} for row in rows]
+    assert "score_if_answered" not in harness._facts(Kept({"documents": 8, "aggregation": "mean"}, silent))
 
 
 def test_rows_of_adaptllms_schema_run_through_the_command(tiny, tmp_path, capsys):

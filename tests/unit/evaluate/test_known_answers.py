@@ -10,8 +10,9 @@ import pytest
 
 from mora.config.data_schema import UuidData
 from mora.data.uuid import make_pairs
+from mora.evaluate.choices import LogLikelihood
 from mora.evaluate.harness import Settings, task_manager
-from mora.train.model import character_tokenizer
+from mora.models.tokenizers import character_tokenizer
 
 real = pytest.mark.skipif("MORA_DATA_DIR" not in os.environ, reason="MORA_DATA_DIR is not set")
 
@@ -177,6 +178,22 @@ def test_gold_and_empty_texts_of_adaptllms_rows(name, tmp_path):
     right = scores(task, docs, [[f" {answer}\nAnd so on"] for answer in gold])
     assert set(right.values()) == {1.0}
     assert set(scores(task, docs, [[""]] * len(docs)).values()) == {0.0}
+
+
+@real
+@pytest.mark.parametrize(("name", "n", "fitting"), [("gsm8k", 1319, 1290), ("math", 5000, 1200)])
+def test_gold_answers_are_training_rows_and_score_nats_a_token(name, n, fitting):
+    tokenizer = character_tokenizer()  # whose window of 2 048 is one of characters
+    task, docs = loaded(f"metamath_{name}_gold")
+    assert len(docs) == n
+    assert all(task.doc_to_text(doc).endswith("### Response:") for doc in docs)
+    assert all("\nThe answer is: " in task.doc_to_target(doc) for doc in docs)
+    answers = [[(LogLikelihood(-2.0 * len(doc["answer"]), len(doc["answer"])), False)] for doc in docs]
+    nats = sum(2.0 * len(doc["answer"]) for doc in docs) / n
+    assert scores(task, docs, answers) == {"score": 2.0, "nats": pytest.approx(nats)}
+    _, short = loaded(f"metamath_{name}_gold", tokenizer)
+    assert fitting < len(short) <= n
+    assert max(len(tokenizer(doc["prompt"] + doc["answer"])["input_ids"]) for doc in short) <= 2048
 
 
 @real

@@ -12,7 +12,7 @@ from mora.evaluate.tasks.c4 import c4_task
 from mora.evaluate.tasks.finance import finance_local, finance_task
 from mora.evaluate.tasks.metamath import metamath_task
 from mora.evaluate.tasks.mmlu import mmlu_task
-from mora.train.model import character_tokenizer
+from mora.models.tokenizers import character_tokenizer
 
 ABSTRACT = {"QUESTION": "Does it?", "CONTEXTS": ["We asked."], "LABELS": ["AIM"], "final_decision": "yes"}
 TALK = {"conv_questions": ["what were sales?"], "executed_answers": [4.0]}

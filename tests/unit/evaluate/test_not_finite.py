@@ -13,9 +13,9 @@ from mora.evaluate import __main__ as command
 from mora.evaluate import choices, generation
 from mora.evaluate.harness import Settings, evaluate_model
 from mora.evaluate.records import NotFinite
+from mora.models.load import load_model
 from mora.suite.launch import write_config
 from mora.train import worker
-from mora.train.model import load_model
 
 ROWS = {
     "USMLE": [{"input": f"Which{mark} Answer:", "options": ["one", "the other"], "gold_index": 1} for mark in "?!~"],

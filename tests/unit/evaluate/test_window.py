@@ -10,7 +10,7 @@ from mora.config.compose import ConfigError
 from mora.data.samples import Sample
 from mora.evaluate.harness import Settings, evaluate_model
 from mora.evaluate.window import for_answers, positions
-from mora.train.model import character_tokenizer
+from mora.models.tokenizers import character_tokenizer
 from mora.train.worker import check_positions
 
 

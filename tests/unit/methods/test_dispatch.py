@@ -9,7 +9,7 @@ from tiny_runs import tiny_config
 from mora.config import ConfigError
 from mora.methods import prepare
 from mora.methods.restarting import adapted_layers
-from mora.train.model import load_model
+from mora.models.load import load_model
 
 
 def test_a_kind_without_code_is_refused():

@@ -8,7 +8,7 @@ from peft.tuners.lora import LoraLayer
 from tiny_runs import random_batches, tiny_config, tiny_engine, train_step
 from torch.nn import functional as F
 
-from mora.train.model import load_model
+from mora.models.load import load_model
 
 STEPS, LR = 8, 3e-3
 

@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mora.config import compose
 from mora.methods import parameter_groups, prepare, train_rest, trainable
-from mora.train.model import load_model
+from mora.models.load import load_model
 
 
 # Counted by hand: 2 V h for embeddings and head, a layer 4 h h + 3 h f + 2 h, the last norm h.

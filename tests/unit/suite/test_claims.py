@@ -2,23 +2,32 @@
 
 import json
 import math
+import sys
 
 import pytest
 from made_up import write
 
 from mora.config import source
-from mora.suite import claims, figures
+from mora.evaluate import metrics
+from mora.suite import __main__ as suite
+from mora.suite import claims, contrasts, figures, ledger
 from mora.suite import experiment as experiments
-from mora.suite.cells import Cell
-from mora.suite.claims import PAGE, Claim, Interval, difference, judge
+from mora.suite.cells import resolve, resolve_all
+from mora.suite.claims import Claim, load
+from mora.suite.contrasts import Found, find, measure, untuned
 
+MORA, LORA = {"method": "mora", "r": 8}, {"method": "lora", "r": 8}
 FASTER = {
     "says": "MoRA is faster",
     "where": "a test",
     "experiment": "table2",
-    "columns": ["step_500"],
-    "order": [[{"method": "mora", "r": 8}, {"method": "lora", "r": 8}]],
+    "columns": ["step_300", "step_500"],
+    "first": MORA,
+    "second": LORA,
+    "plan": {"effect": 10, "seed_sd": 2},
 }
+BETTER = FASTER | {"experiment": "table1", "columns": ["mmlu_0shot"]}
+STEPS = (300, 500, 700, 900)
 
 
 @pytest.fixture(autouse=True)
@@ -26,18 +35,38 @@ def nothing_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "ROOT", tmp_path)
 
 
-def measure(scale, row, accuracies, at_300=None, chosen=0):
-    """Every run of the row: the search, which chooses that rate, and one final run a seed with the accuracy of that seed."""
-    rows = experiments.grids(experiments.load("table2"), scale)
-    grid = next(g for r in rows for g in r if (g.row.method, g.row.r, g.row.operator) == (*row, None))
-    for i, config in enumerate(grid.search()):
-        write(config, {"value_nll": abs(i - chosen)}, steps=(300, 500, 700, 900))
-    for config, accuracy in zip(grid.final(), accuracies, strict=True):
-        path = write(config, {"value_nll": config.lr, "uuid_char_acc": accuracy}, steps=(300, 500, 700, 900))
-        if at_300 is not None:
-            result = json.loads(path.read_text())
-            result["metrics"]["300"]["uuid_char_acc"] = at_300
-            path.write_text(json.dumps(result))
+def cell_of(name, scale, row, column=0):
+    rows = experiments.grids(experiments.load(name), scale)
+    return next(r[column] for r in rows if (r[0].row.method, r[0].row.r, r[0].row.operator) == (*row, None))
+
+
+def run_all(spec, metrics_of, chosen=1, **more):
+    """The search, which chooses that rate, and a final run a seed with what `metrics_of` gives for it."""
+    for i, config in enumerate(spec.search):
+        write(config, {spec.experiment.selection: abs(i - chosen)}, steps=STEPS)
+    for config, found in zip(resolve(spec).final, metrics_of, strict=False):
+        write(config, {spec.experiment.selection: 1.0, **found}, steps=STEPS, **more)
+
+
+def memorised(method, accuracies, **more):
+    """Of Table 2's row at r=1, which stands for 8."""
+    run_all(
+        cell_of("table2", "lite", (method, 1)), [{"uuid_char_acc": a, "documents": 1000.0} for a in accuracies], **more
+    )
+
+
+def answered(method, shares, stderr=0.005, floor=0.25, r=1):
+    name = "mmlu_tulu_0shot"
+    values = [
+        {f"{name}.score": s, f"{name}.score_stderr": stderr, f"{name}.documents": 14042.0, f"{name}.floor": floor}
+        for s in shares
+    ]
+    run_all(cell_of("table1", "lite", (method, r)), values)
+
+
+def said(claim, scale="lite", **changed):
+    (outcome,) = ledger.judge([Claim.model_validate(claim | changed)], scale)
+    return outcome
 
 
 @pytest.mark.parametrize(
@@ -48,122 +77,151 @@ def measure(scale, row, accuracies, at_300=None, chosen=0):
         ((0.50, 0.90, 0.70), (0.60, 0.65, 0.70), "undecided"),
     ],
 )
-def test_an_order_is_judged_over_seeds(mora, lora, expected):
-    claim = Claim.model_validate(FASTER)
-    assert claims.verdict(claim, "lite") == "not run"
-    measure("lite", ("mora", 1), mora)
-    assert claims.verdict(claim, "lite") == "not run"
-    measure("lite", ("lora", 1), lora)
-    assert claims.verdict(claim, "lite") == expected
-    assert claims.verdict(claim, "paper") == "not run"
+def test_an_order_is_judged_over_paired_seeds(mora, lora, expected):
+    assert said(FASTER).verdict == "not run"
+    memorised("mora", mora)
+    assert said(FASTER).verdict == "not run"
+    memorised("lora", lora)
+    found = said(FASTER)
+    assert found.verdict == expected
+    assert found.effect == pytest.approx(100 * sum(a - b for a, b in zip(mora, lora, strict=True)) / 3)
+    assert found.interval.low < found.effect < found.interval.high
+    assert (found.seeds, found.planned, found.model) == (3, 3, "smollm2_135m")
+    assert said(FASTER, "paper").verdict == "not run"
 
 
-def test_the_interval_is_that_of_a_t_test_at_the_smaller_sample():
-    a, b = Cell(None, (52.0, 53.0, 54.0)), Cell(None, (50.0, 50.0, 50.0))
-    half = 4.303 * math.sqrt(1 / 3)
-    assert difference(a, b) == pytest.approx((3 - half, 3 + half))
-    assert difference(a, b, higher_is_better=False) == pytest.approx((-3 - half, -3 + half))
+def test_an_effect_is_the_mean_over_the_columns_beside_the_papers():
+    memorised("mora", (0.90, 0.91, 0.92))
+    memorised("lora", (0.50, 0.51, 0.52))
+    every = FASTER | {"columns": ["step_300", "step_500", "step_700", "step_900"]}
+    assert said(every).paper == pytest.approx((10.1 + 15.7 + 87.4 + 100 - 9.9 - 10.0 - 10.7 - 54.2) / 4)
+    assert said(every).effect == pytest.approx(40.0)
+    assert (said(every).first, said(every).second) == ("MoRA r=1 (as 8)", "LoRA r=1 (as 8)")
 
 
-def test_the_fewer_seeds_of_the_two_decide():
-    half = 12.706 * math.sqrt(1 / 3 + 0.5 / 2)
-    assert difference(Cell(None, (52.0, 53.0, 54.0)), Cell(None, (50.0, 51.0))) == pytest.approx(
-        (2.5 - half, 2.5 + half)
-    )
+def test_a_claim_waits_for_every_planned_seed():
+    memorised("mora", (0.90, 0.91))
+    memorised("lora", (0.50, 0.51, 0.52))
+    found = said(FASTER)
+    assert found.verdict == "undecided"
+    assert found.notes == ["2 of 3 seeds, judged when all are there"]
+
+
+def test_a_diverged_seed_decides_nothing_and_is_said():
+    memorised("lora", (0.50, 0.51, 0.52))
+    run_all(cell_of("table3", "lite", ("mora", 128)), [{"c4_perplexity_local.score": "inf"}] * 3)
+    run_all(cell_of("table3", "lite", ("lora", 128)), [{"c4_perplexity_local.score": 60.0}] * 3)
+    claim = FASTER | {"experiment": "table3", "columns": ["llama_60m_local"], "unit": "nats"}
+    found = said(claim, first={"method": "mora", "r": 128}, second={"method": "lora", "r": 128})
+    assert found.verdict == "undecided"
+    assert "a run diverged" in found.notes
+
+
+def test_perplexities_are_compared_in_nats_and_lower_is_better():
+    for method, scores in (("mora", (60.0, 60.1, 59.9)), ("lora", (66.0, 66.1, 65.9))):
+        run_all(cell_of("table3", "lite", (method, 128)), [{"c4_perplexity_local.score": s} for s in scores])
+    claim = FASTER | {"experiment": "table3", "columns": ["llama_250m", "llama_60m_local"], "unit": "nats"}
+    found = said(claim, first={"method": "mora", "r": 128}, second={"method": "lora", "r": 128})
+    assert found.verdict == "shown"
+    assert found.effect == pytest.approx(math.log(60 / 66), abs=1e-3)
+    assert found.paper == pytest.approx(math.log(28.54 / 33.40))
 
 
 @pytest.mark.parametrize(
-    ("kind", "mora", "lora", "expected"),
+    ("mora", "lora", "expected"),
     [
-        ("equal", (0.50, 0.51, 0.52), (0.51, 0.52, 0.53), "shown"),
-        ("equal", (0.90, 0.91, 0.92), (0.51, 0.52, 0.53), "contradicted"),
-        ("not_worse", (0.50, 0.51, 0.52), (0.51, 0.52, 0.53), "shown"),
-        ("not_worse", (0.90, 0.91, 0.92), (0.51, 0.52, 0.53), "shown"),
-        ("not_worse", (0.50, 0.51, 0.52), (0.90, 0.91, 0.92), "contradicted"),
+        ((0.500, 0.502, 0.504), (0.501, 0.503, 0.505), "equal"),
+        ((0.600, 0.602, 0.604), (0.501, 0.503, 0.505), "contradicted"),
+        ((0.500, 0.520, 0.540), (0.520, 0.500, 0.530), "undecided"),
     ],
 )
-def test_a_margin_is_allowed_to_both_sides_or_below_alone(kind, mora, lora, expected):
-    claim = {key: value for key, value in FASTER.items() if key != "order"} | {kind: FASTER["order"], "margin": 5.0}
-    measure("lite", ("mora", 1), mora)
-    measure("lite", ("lora", 1), lora)
-    assert claims.verdict(Claim.model_validate(claim), "lite") == expected
+def test_an_equality_needs_both_one_sided_tests(mora, lora, expected):
+    answered("mora", mora)
+    answered("lora", lora)
+    assert said(BETTER, test="equal", margin=2.0).verdict == expected
 
 
-@pytest.mark.parametrize(
-    ("mora", "lora", "counting", "all_columns"),
-    [
-        ((0.99, 0.995, 1.0), (0.99, 0.995, 1.0), "shown", "undecided"),  # both know everything at step 500
-        ((0.98, 0.98, 0.98), (1.0, 1.0, 1.0), "contradicted", "contradicted"),
-        ((0.98, 0.99, 1.0), (0.98, 0.97, 0.98), "undecided", "undecided"),
-    ],
-)
-def test_a_column_where_both_are_saturated_does_not_count(mora, lora, counting, all_columns):
-    claim = Claim.model_validate(FASTER | {"columns": ["step_300", "step_500"]})
-    measure("lite", ("mora", 1), mora, at_300=0.9)
-    assert claims.verdict(claim.model_copy(update={"saturated": 99}), "lite") == "not run"
-    measure("lite", ("lora", 1), lora, at_300=0.5)
-    assert claims.verdict(claim.model_copy(update={"saturated": 99}), "lite") == counting
-    assert claims.verdict(claim, "lite") == all_columns
-    nothing_left = claim.model_copy(update={"saturated": 50})
-    assert claims.verdict(nothing_left, "lite") == "undecided"
-    of_another_scale = claim.model_copy(update={"columns": ["step_1"]})
-    assert claims.verdict(of_another_scale, "lite") == "not run"
+def test_a_gap_is_closed_only_where_there_was_one():
+    closes = BETTER | {"test": "closes", "margin": 2.0, "gap": LORA, "second": {"method": "fft"}}
+    closes |= {"first": {"method": "lora", "r": 256}}
+    run_all(cell_of("table1", "lite", ("fft", None)), mmlu((0.60, 0.601, 0.602)))
+    run_all(cell_of("table1", "lite", ("lora", 32)), mmlu((0.60, 0.601, 0.602)))
+    answered("lora", (0.60, 0.601, 0.602))
+    assert said(closes).verdict == "undecided", "nothing was to be closed"
+    answered("lora", (0.40, 0.402, 0.401))
+    assert said(closes).verdict == "shown"
 
 
-def test_a_spectrum_is_the_mean_over_the_kinds_of_modules():
-    grid = experiments.grids(experiments.load("figure5"), "lite")[0][0]
-    for config in (*grid.search(), *grid.final()):
-        write(config, {"validation_loss": config.lr})
-    for config in grid.final():
-        write(config, {"validation_loss": config.lr})
-        assert claims._measured(grid) is None
-        path = figures.spectrum_path(config)
-        path.parent.mkdir()
-        kinds = {kind: {"above_0.1": float(i)} for i, kind in enumerate(figures.MODULES)}
+def mmlu(shares):
+    return [{"mmlu_tulu_0shot.score": share} for share in shares]
+
+
+def test_at_the_floor_there_is_no_verdict():
+    answered("mora", (0.25, 0.252, 0.254))
+    answered("lora", (0.251, 0.253, 0.255))
+    assert said(BETTER, test="equal", margin=2.0).verdict == "floor", "two models that know nothing are not equal"
+    answered("mora", (0.45, 0.452, 0.454))
+    assert said(BETTER).verdict == "shown"
+    (nothing,) = resolve(untuned(cell_of("table1", "lite", ("mora", 1)))).final
+    name = "mmlu_tulu_0shot"
+    facts = {"score": 0.255, "score_stderr": 0.004, "documents": 14042.0, "floor": 0.25}
+    write(nothing, {f"{name}.{key}": value for key, value in facts.items()})
+    assert said(BETTER).verdict == "floor", "the untuned model knows nothing"
+
+
+def test_rare_answers_are_judged_exactly_too():
+    name = "metamath_gsm8k"
+    table = {"mora": 12, "lora": 1}
+    for method, right in table.items():
+        scored = {f"{name}.score": right / 1319, f"{name}.score_stderr": 0.001, f"{name}.documents": 1319.0}
+        run_all(cell_of("table1", "lite", (method, 1), column=2), [scored] * 3)
+    claim = Claim.model_validate(FASTER | {"experiment": "table1", "columns": ["gsm8k"]})
+    measured = measure(claim, claim.primary, Found().rows("table1", "lite"))
+    assert contrasts.rare_counts(claim, measured) == (36, 3957, 3, 3957)
+    assert contrasts.rare_counts(claim.model_copy(update={"unit": "nats"}), measured) is None
+
+
+def test_the_claims_of_a_table_hold_together():
+    memorised("mora", (0.500, 0.51, 0.52))
+    memorised("lora", (0.48, 0.505, 0.51))
+    alone, *_ = ledger.judge([Claim.model_validate(FASTER)], "lite")
+    many = ledger.judge([Claim.model_validate(FASTER | {"says": str(i)}) for i in range(20)], "lite")
+    assert alone.interval.low < alone.effect
+    assert len({outcome.verdict for outcome in many}) == 1
+
+
+def test_a_spectrum_is_the_mean_over_the_kinds_of_modules_and_one_of_them_decides_nothing():
+    for method, count in (("mora", 300.0), ("lora", 100.0)):
+        spec = cell_of("figure5", "lite", (method, 128))
+        run_all(spec, [{}])
+        path = figures.spectrum_path(resolve(spec).final[0])
+        path.parent.mkdir(exist_ok=True)
+        kinds = {kind: {"above_0.1": count + i} for i, kind in enumerate(figures.MODULES)}
         path.write_text(json.dumps({"kinds": kinds, "modules": {}}))
-    assert claims._measured(grid) == Cell(None, (3.0,))
-
-
-def test_one_contradiction_is_enough_though_a_cell_is_missing():
-    assert claims._together(["shown", "not run", "contradicted"]) == "contradicted"
-    assert claims._together(["shown", "not run", "undecided"]) == "not run"
-    assert claims._together(["shown", "undecided"]) == "undecided"
-
-
-def test_one_seed_is_judged_by_its_errors_and_undecided_without():
-    a, b = Cell(None, (52.0,), (0.3,)), Cell(None, (50.0,), (0.4,))
-    assert difference(a, b) == pytest.approx((2 - 1.96 * 0.5, 2 + 1.96 * 0.5))
-    assert judge(difference(Cell(None, (52.0,)), b), 0.0, math.inf) == "undecided"
-    assert difference(Cell(None, None), b) is None
-
-
-def test_a_diverged_run_is_worse_than_one_that_did_not():
-    diverged, done = Cell(None, (math.inf,)), Cell(None, (30.0,))
-    assert judge(difference(done, diverged, higher_is_better=False), 0.0, math.inf) == "shown"
-    assert judge(difference(diverged, done, higher_is_better=False), 0.0, math.inf) == "contradicted"
-    assert judge(difference(diverged, diverged, higher_is_better=False), 0.0, math.inf) == "undecided"
-
-
-def test_on_par_needs_the_whole_interval_within_the_margin():
-    assert judge(Interval(-0.5, 0.5), -1, 1) == "shown"
-    assert judge(Interval(-0.5, 1.5), -1, 1) == "undecided"
-    assert judge(Interval(1.5, 2.5), -1, 1) == "contradicted"
-    assert judge(None, -1, 1) == "not run"
-    assert judge(Interval(0, 0), 0, math.inf) == "undecided", "equal is not better"
+    (claim,) = (c for c in load().claims if c.experiment == "figure5")
+    (found,) = ledger.judge([claim], "lite")
+    assert (found.effect, found.verdict) == (200.0, "undecided")
 
 
 @pytest.mark.parametrize("scale", claims.SCALES)
-@pytest.mark.parametrize("claim", [c for c in claims.load() if c.ratio is None], ids=lambda c: c.says[:40])
-def test_every_claim_names_cells_that_there_are(claim, scale):
-    rows = experiments.grids(experiments.load(claim.experiment), scale)
-    columns = [grid.column.name for grid in rows[0] if grid.column.name in claim.columns]
-    assert columns
-    for chain in claim.order + claim.equal + claim.not_worse:
-        assert len(chain) > 1
-        for row in chain:
-            assert all(claims.find(rows, row, column) is not None for column in columns), row
-    every = {c.name for at in experiments.load(claim.experiment).scales.values() for c in at.columns or []}
-    assert set(claim.columns) <= every | {c.name for c in experiments.load(claim.experiment).columns}
+def test_every_claim_names_cells_that_there_are(scale):
+    found = Found()
+    for claim in (c for c in load().claims if c.ratio is None):
+        rows = found.rows(claim.experiment, scale)
+        for contrast in [claim.primary, *claim.also] if rows else []:
+            wanted = [contrast.first, contrast.second, *([claim.gap] if claim.gap else [])]
+            columns = [runs.spec.column.name for runs in rows[0]]
+            for column in (c for c in contrast.columns or claim.columns if c in columns):
+                assert all(find(rows, row, column) for row in wanted), (claim.says, column)
+        every = {c.name for at in experiments.load(claim.experiment).scales.values() for c in at.columns or []}
+        assert set(claim.columns) <= every | {c.name for c in experiments.load(claim.experiment).columns}
+
+
+def test_the_metric_of_every_claim_has_a_direction():
+    found = Found()
+    for claim in (c for c in load().claims if c.ratio is None and c.unit != "values"):
+        columns = {runs.spec.column.metric for runs in found.rows(claim.experiment, "paper")[0]}
+        assert all(metrics.facts(metric).higher_is_better is not None for metric in columns)
 
 
 ROUNDS = [([100.0, 101.0], "shown"), ([105.0, 109.0], "contradicted"), ([99.0, 109.0], "undecided")]
@@ -171,36 +229,64 @@ ROUNDS = [([100.0, 101.0], "shown"), ([105.0, 109.0], "contradicted"), ([99.0, 1
 
 @pytest.mark.parametrize(("times", "expected"), ROUNDS)
 def test_a_ratio_of_times_is_judged_by_the_range_of_the_rounds(tmp_path, monkeypatch, times, expected):
-    monkeypatch.setattr(claims, "BENCH", tmp_path)
-    (claim,) = (c for c in claims.load() if c.ratio is not None)
-    assert claims.verdict(claim, "paper") == "not run"
+    monkeypatch.setattr(ledger, "BENCH", tmp_path)
+    (claim,) = (c for c in load().claims if c.ratio is not None)
+    assert ledger.judge([claim], "paper")[0].verdict == "not run"
     cases = [{"name": claim.ratio.slow, "ms": times}, {"name": claim.ratio.fast, "ms": [99.0, 100.0, 101.0]}]
     for dirty in (True, False):
         bench = {"source": {"dirty": dirty}, "scenarios": [{"shape": claim.ratio.shape, "cases": cases}]}
         (tmp_path / "step-test.json").write_text(json.dumps(bench))
-        assert claims.verdict(claim, "paper") == ("not run" if dirty else expected)
+        assert ledger.judge([claim], "paper")[0].verdict == ("not run" if dirty else expected)
 
 
-def test_a_rate_at_the_edge_of_its_grid_is_told_beside_the_verdict(monkeypatch):
-    claim = Claim.model_validate(FASTER)
-    monkeypatch.setattr(claims, "load", lambda: [claim])
-    measure("lite", ("mora", 1), (0.90, 0.91, 0.92), chosen=1)
-    assert claims.edges(claim, "lite") == []
-    measure("lite", ("lora", 1), (0.50, 0.51, 0.52), chosen=0)
-    assert claims.edges(claim, "lite") == ["LoRA r=1 (as 8)"]
-    assert "| shown; at the edge of its grid: LoRA r=1 (as 8) | not run |" in claims.table()
+def test_a_rate_at_the_edge_of_its_grid_is_told_beside_the_verdict():
+    memorised("mora", (0.90, 0.91, 0.92))
+    memorised("lora", (0.50, 0.51, 0.52), chosen=0)
+    assert said(FASTER).notes == ["at the edge of its grid: LoRA r=1 (as 8)"]
 
 
-def test_the_ledger_is_written_between_its_markers(tmp_path):
-    page = tmp_path / "README.md"
-    page.write_text(f"before\n{claims.BEGIN}\nold\n{claims.END}\nafter\n")
-    claims.render(page)
-    assert page.read_text() == f"before\n{claims.BEGIN}\n{claims.table()}\n{claims.END}\nafter\n"
+def test_power_is_said_with_the_plan_and_before_any_run(monkeypatch, capsys):
+    lines = claims.plan_lines("table3", "lite")
+    assert len(lines) == 3
+    assert sum("UNDER 0.8" in line for line in lines) == 2
+    assert "power 1.00 at 3 seeds, a difference of 0.05 nats: In pretraining ReLoRA" in lines[2]
+    assert claims.plan_lines("table3", "smoke") == claims.plan_lines("table5", "lite") == []
+    assert claims.plan_lines("table3", "lite", seeds=[0]) != lines
+    monkeypatch.setattr(sys, "argv", ["mora.suite", "table3", "--scale", "lite", "--plan"])
+    assert suite.main() == 0
+    assert "\n".join(lines) in capsys.readouterr().out
+    monkeypatch.setattr(suite.runner, "complete", lambda specs, jobs: [])
+    monkeypatch.setattr(suite, "_render", lambda *_: "")
+    monkeypatch.setattr(sys, "argv", ["mora.suite", "table3", "--scale", "lite"])
+    assert suite.main() == 0
+    assert capsys.readouterr().err.count("UNDER 0.8") == 2
+
+
+def test_the_ledger_is_written_between_its_markers_and_in_full(tmp_path):
+    page, full = tmp_path / "README.md", tmp_path / "claims.md"
+    page.write_text(f"before\n{ledger.BEGIN}\nold\n{ledger.END}\nafter\n")
+    ledger.render(page, full)
+    assert page.read_text() == f"before\n{ledger.BEGIN}\n{ledger.table()}\n{ledger.END}\nafter\n"
+    assert full.read_text() == ledger.page()
     page.write_text("no markers")
     with pytest.raises(ValueError, match="once each"):
-        claims.render(page)
+        ledger.render(page, full)
+
+
+def test_the_ledger_never_says_the_papers_rank_without_ours():
+    memorised("mora", (0.90, 0.91, 0.92))
+    memorised("lora", (0.50, 0.51, 0.52))
+    assert "lite: MoRA r=1 (the paper's 8) - LoRA r=1 (the paper's 8) | **shown**" in ledger.table()
+    assert "(as " not in ledger.page()
 
 
 def test_the_readme_shows_what_the_results_give(monkeypatch):
     monkeypatch.undo()
-    assert f"{claims.BEGIN}\n{claims.table()}\n{claims.END}" in PAGE.read_text()
+    assert f"{ledger.BEGIN}\n{ledger.table()}\n{ledger.END}" in ledger.PAGE.read_text()
+    assert ledger.FULL.read_text() == ledger.page()
+
+
+def test_rows_are_found_by_the_papers_rank():
+    rows = resolve_all(experiments.grids(experiments.load("table2"), "lite"))
+    assert find(rows, Claim.model_validate(FASTER).first, "step_300").spec.row.r == 1
+    assert find(rows, experiments.Row(method="mora", r=999), "step_300") is None

@@ -21,7 +21,8 @@ from mora.config.source import ROOT
 from mora.suite import __main__ as suite
 from mora.suite import experiment as experiments
 from mora.suite import figures, launch, runner, settings, tables
-from mora.suite.experiment import Grid
+from mora.suite.cells import resolve, resolve_all
+from mora.suite.experiment import CellSpec
 from mora.suite.gpus import Places
 
 NAMES = experiments.names()
@@ -31,7 +32,7 @@ PRINTED = {"table1": 76, "table2": 20, "table3": 8, "table4": 8, "table6": 25, "
 SHA256 = "8979c3d2770202514c34107a3f0ba5b7495cc358970097b8228f29662b4c181e"
 
 
-def cells_of(name, scale) -> list[Grid]:
+def cells_of(name, scale) -> list[CellSpec]:
     return [grid for row in experiments.grids(experiments.load(name), scale) for grid in row]
 
 
@@ -75,7 +76,7 @@ def test_counts_below_one_are_refused(flag, value, monkeypatch, capsys):
 
 
 def test_a_damaged_result_is_named(nothing_measured, tmp_path):
-    config = cells_of("figure2", "smoke")[0].final()[0]
+    config = resolve(cells_of("figure2", "smoke")[0]).final[0]
     path = result_path(config)
     path.parent.mkdir(parents=True)
     path.write_text('{"run_id"')
@@ -92,13 +93,13 @@ def test_every_cell_composes_and_reads_what_its_runs_measure(name, scale, nothin
     for grid in cells_of(name, scale):
         if not grid.exists:
             continue
-        runs = grid.runs()
-        assert runs, grid.label()
+        runs = resolve(grid).needed
+        assert runs, grid.label
         assert len({run_id(config) for config in runs}) == len(runs)
         for config in runs:
             assert config.scale.name == scale
             assert not config.knows_steps or grid.column.step is None or grid.column.step <= config.total_steps
-        evaluation = grid.config().task.evaluation
+        evaluation = grid.config.task.evaluation
         if grid.experiment.kind == "table" and grid.column.task != "uuid":
             assert grid.column.metric.removesuffix(".score") in scored(evaluation.tasks)
         assert grid.column.step is None or grid.column.step in evaluation.at_steps
@@ -109,10 +110,10 @@ def test_every_cell_composes_and_reads_what_its_runs_measure(name, scale, nothin
 def test_every_printed_number_stands_beside_our_cell_or_not_run(name, tmp_path, nothing_measured):
     experiment = experiments.load(name)
     rows = experiments.grids(experiment, "paper")
-    path = tables.render(name, experiment, rows, "paper", tmp_path / "out")
+    path = tables.render(name, experiment, resolve_all(rows), "paper", tmp_path / "out")
     printed = [row["values"] for row in experiments.paper_tables()[name]["rows"]]
     assert sum(value is not None for values in printed for value in values) == PRINTED[name]
-    shown = [[grid.paper_value() for grid in row] for row in rows]
+    shown = [[grid.paper_value for grid in row] for row in rows]
     assert shown == printed
     with open(path.with_suffix(".csv")) as file:
         assert sum(line["paper"] != "" for line in csv.DictReader(file)) == PRINTED[name]
@@ -128,23 +129,23 @@ def test_table_1_takes_the_grids_of_the_paper(nothing_measured):
     grids = [grid for grid in cells_of("table1", "paper") if grid.exists]
     trained = {(grid.column.task, grid.row.method, grid.row.r) for grid in grids}
     assert len(trained) == 51
-    assert len({run_id(config) for grid in grids for config in grid.runs()}) == 128
+    assert len({run_id(config) for grid in grids for config in resolve(grid).needed}) == 128
 
 
 @pytest.mark.parametrize(
     ("other", "scale"), [(n, s) for n in ("table4", "table6", "table7") for s in ("paper", "lite")]
 )
 def test_tables_share_their_runs(other, scale, nothing_measured):
-    main = {run_id(config) for grid in cells_of("table1", scale) for config in grid.runs()}
+    main = {run_id(config) for grid in cells_of("table1", scale) for config in resolve(grid).needed}
     for grid in cells_of(other, scale):
         alone = other == "table4" and grid.row.operator != grid.column.auto
-        assert {run_id(config) for config in grid.runs()}.isdisjoint(main) == alone, grid.label()
+        assert {run_id(config) for config in resolve(grid).needed}.isdisjoint(main) == alone, grid.label
 
 
 @pytest.mark.parametrize(("scale", "width"), [("paper", 4096), ("lite", 576), ("smoke", 128)])
 def test_what_table_4_takes_auto_for_is_what_it_becomes(scale, width):
     for grid in cells_of("table4", scale):
-        assert resolve_operator(MoraConfig(r=grid.config().r, operator="auto"), width) == grid.column.auto
+        assert resolve_operator(MoraConfig(r=grid.config.r, operator="auto"), width) == grid.column.auto
 
 
 def test_only_some_cells_run(nothing_measured):
@@ -159,7 +160,7 @@ def test_only_some_cells_run(nothing_measured):
 @pytest.mark.parametrize(("scale", "r"), [("paper", 8), ("lite", 1)])
 def test_some_operators_of_table_4_run_at_the_rank_of_its_column(scale, r, nothing_measured):
     chosen = experiments.only(cells_of("table4", scale), ["operator=sharing,truncation", f"r={r}"])
-    assert [(g.row.operator, g.column.name, g.config().r) for g in chosen] == [
+    assert [(g.row.operator, g.column.name, g.config.r) for g in chosen] == [
         ("truncation", "r8", r), ("sharing", "r8", r)
     ]  # fmt: skip
 
@@ -181,9 +182,9 @@ def test_a_filter_that_no_cell_can_pass_is_refused(filters, complaint, nothing_m
 def test_the_untouched_model_is_scored_once_and_searches_score_nothing(nothing_measured):
     for grid in cells_of("table1", "lite"):
         if grid.row.method == "none":
-            assert [config.seed for config in grid.runs()] == [0]
-        for config in grid.search():
-            assert (config.task.train.stop_step, config.task.evaluation.tasks) == (150, [])
+            assert [config.seed for config in resolve(grid).needed] == [0]
+        for config in grid.search:
+            assert (config.task.train.shorten_by, config.task.evaluation.tasks) == (3, [])
 
 
 def test_table_5_is_what_the_configs_say():
@@ -213,7 +214,7 @@ def test_every_inconsistency_of_the_paper_is_shown_somewhere():
 def test_a_run_of_another_process_is_left_to_it(tmp_path, monkeypatch):
     monkeypatch.setenv("MORA_OUTPUT_DIR", str(tmp_path))
     grid = cells_of("table2", "smoke")[0]
-    config = grid.final()[0]
+    config = resolve(grid).final[0]
     assert not runner.held(config)
     folder = launch.run_folder(config)
     folder.mkdir(parents=True)
@@ -231,7 +232,7 @@ def test_rendered_results_are_what_the_measured_ones_give(tmp_path):
         experiment, kind = experiments.load(name), "figures" if name.startswith("figure") else "tables"
         if scale != "smoke":
             draw = figures.render if kind == "figures" else tables.render
-            draw(name, experiment, experiments.grids(experiment, scale), scale, tmp_path / kind)
+            draw(name, experiment, resolve_all(experiments.grids(experiment, scale)), scale, tmp_path / kind)
     settings.render("table5", experiments.load("table5"), tmp_path / "tables")
     rendered = {p.relative_to(tmp_path): p.read_bytes() for p in sorted(tmp_path.rglob("*.*"))}
     results = ROOT / "results"
@@ -244,7 +245,7 @@ def test_only_what_asks_the_papers_question_stands_beside_its_number(name, scale
     """The same metric as at scale paper, of the rank that stands for the paper's; at scale smoke nothing."""
     asked = {grid.column.name: grid.column.metric for grid in cells_of(name, "paper")}
     for grid in cells_of(name, scale):
-        if grid.paper_value() is not None:
+        if grid.paper_value is not None:
             assert scale == "lite"
             assert asked[grid.column.name] == grid.column.metric
             assert not grid.column.metric.split(".")[0].endswith(("_local", "500"))
@@ -253,29 +254,29 @@ def test_only_what_asks_the_papers_question_stands_beside_its_number(name, scale
 def test_a_curve_needs_every_seed_to_its_end_and_committed_source(nothing_measured):
     grid = cells_of("figure3", "lite")[0]
     rows = [{"step": step, "loss": 1.0} for step in (1, 2)]
-    for config in grid.search():
+    for config in grid.search:
         write(config, {"value_nll": config.lr}, steps=(300,))
-    for config in grid.final():
+    for config in resolve(grid).final:
         write(config, {}, log_rows=rows)
-    assert figures._curves(grid).shape == (3, 2)
-    last = grid.final()[-1]
+    assert figures._curves(resolve(grid)).shape == (3, 2)
+    last = resolve(grid).final[-1]
     for unusable in ({"dirty": True}, {"status": "diverged"}):
         write(last, {}, **unusable)
-        assert figures._shown(grid) == []
+        assert figures._shown(resolve(grid)) == []
     write(last, {})
-    write(grid.search()[-1], {"value_nll": 9.0}, dirty=True)
-    assert figures._shown(grid) == []
+    write(grid.search[-1], {"value_nll": 9.0}, dirty=True)
+    assert figures._shown(resolve(grid)) == []
 
 
 def test_a_figure_has_a_caption_that_names_its_runs_and_their_commits(tmp_path, nothing_measured):
     experiment = experiments.load("figure4")
     rows = experiments.grids(experiment, "smoke")
-    assert figures.render("figure4", experiment, rows, "smoke", tmp_path) is None
+    assert figures.render("figure4", experiment, resolve_all(rows), "smoke", tmp_path) is None
     assert list(tmp_path.glob("figure4*")) == [], "no caption of nothing"
-    done = rows[0][0].final()[0]
+    done = resolve(rows[0][0]).final[0]
     made = {"commit": "0123456789abcdef", "fingerprint": "", "dirty": True}
     write(done, {}, log_rows=[{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}], source=made)
-    path = figures.render("figure4", experiment, rows, "smoke", tmp_path)
+    path = figures.render("figure4", experiment, resolve_all(rows), "smoke", tmp_path)
     title = "Figure 4: training loss of pretraining from random weights; the runs of Table 3"
     assert title in re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", path.read_text()))
     caption = path.with_suffix(".md").read_text()
@@ -289,12 +290,12 @@ def test_a_caption_says_where_a_spectrum_has_no_source(tmp_path, nothing_measure
     rows = experiments.grids(experiment, "smoke")
     kinds = {kind: {"above_0.1": 1.0} for kind in figures.MODULES}
     made = {"commit": "fedcba9876543210", "fingerprint": "", "dirty": False}
-    old, new = (row[0].final()[0] for row in rows[:2])
+    old, new = (resolve(row[0]).final[0] for row in rows[:2])
     for config, spectrum in ((old, {"kinds": kinds}), (new, {"kinds": kinds, "source": made})):
         write(config, {})
         figures.spectrum_path(config).parent.mkdir(exist_ok=True)
         figures.spectrum_path(config).write_text(json.dumps(spectrum))
-    caption = figures.render("figure5", experiment, rows, "smoke", tmp_path).with_suffix(".md").read_text()
+    caption = figures.render("figure5", experiment, resolve_all(rows), "smoke", tmp_path).with_suffix(".md").read_text()
     assert f"| {run_id(old)} | unknown | source not recorded |\n" in caption
     assert f"| {run_id(new)} | unknown | fedcba9876 |\n" in caption
     assert "| tiny | ReLoRA r=8 | not run | | |\n" in caption
@@ -303,7 +304,7 @@ def test_a_caption_says_where_a_spectrum_has_no_source(tmp_path, nothing_measure
 def test_spectra_are_measured_once_and_of_finished_runs_alone(tmp_path, monkeypatch, nothing_measured):
     monkeypatch.setenv("MORA_OUTPUT_DIR", str(tmp_path / "outputs"))
     grids = cells_of("figure5", "smoke")
-    configs = [grid.final()[0] for grid in grids]
+    configs = [resolve(grid).final[0] for grid in grids]
     for config, status in zip(configs, ("done", "done", "diverged"), strict=False):  # the last was not run
         write(config, {}, status=status)
     for config in configs:
@@ -324,7 +325,7 @@ def test_two_suites_on_one_folder_share_the_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "POLL_S", 0.05)
     monkeypatch.setattr(runner, "interrupt_on_sigterm", lambda: None)
     grids = [row[0] for row in experiments.grids(experiments.load("table2"), "smoke")]
-    elsewhere, *ours = (grid.final()[0] for grid in grids)
+    elsewhere, *ours = (resolve(grid).final[0] for grid in grids)
     started = []
 
     def fake(config, output, env):
@@ -356,9 +357,9 @@ def test_final_runs_do_not_wait_for_the_searches_of_other_cells(tmp_path, monkey
     monkeypatch.setenv("MORA_OUTPUT_DIR", str(tmp_path / "outputs"))
     monkeypatch.setattr(source, "ROOT", tmp_path)
     monkeypatch.setattr(runner, "interrupt_on_sigterm", lambda: None)
-    grids = [row[0] for row in experiments.grids(experiments.load("table2"), "lite") if row[0].search()][:2]
-    slow, first_final = run_id(grids[1].search()[-1]), threading.Event()
-    searches = {run_id(c) for grid in grids for c in grid.search()}
+    grids = [row[0] for row in experiments.grids(experiments.load("table2"), "lite") if row[0].search][:2]
+    slow, first_final = run_id(grids[1].search[-1]), threading.Event()
+    searches = {run_id(c) for grid in grids for c in grid.search}
     done = []
 
     def fake(config, output, env):
@@ -372,14 +373,14 @@ def test_final_runs_do_not_wait_for_the_searches_of_other_cells(tmp_path, monkey
 
     monkeypatch.setattr(runner, "launch", fake)
     assert runner.complete(grids, jobs=2) == []
-    assert sorted(done) == sorted({run_id(c) for grid in grids for c in (*grid.search(), *grid.final())})
-    assert done.index(slow) > min(done.index(run_id(c)) for c in grids[0].final())
+    assert sorted(done) == sorted({run_id(c) for grid in grids for c in (*grid.search, *resolve(grid).final)})
+    assert done.index(slow) > min(done.index(run_id(c)) for c in resolve(grids[0]).final)
 
 
 def test_a_run_that_lost_a_race_for_its_folder_has_not_failed(tmp_path, monkeypatch):
     monkeypatch.setenv("MORA_OUTPUT_DIR", str(tmp_path / "outputs"))
     monkeypatch.setattr(source, "ROOT", tmp_path)
-    config = cells_of("table2", "smoke")[0].final()[0]
+    config = resolve(cells_of("table2", "smoke")[0]).final[0]
 
     def lost(config, output, env):
         output.write(
@@ -396,9 +397,9 @@ def test_a_run_that_lost_a_race_for_its_folder_has_not_failed(tmp_path, monkeypa
 
 def test_pretraining_at_lite_scale_is_run_once_and_judged_after_a_restart():
     def runs(name):
-        return {run_id(config) for grid in cells_of(name, "lite") for config in grid.search()}
+        return {run_id(config) for grid in cells_of(name, "lite") for config in grid.search}
 
-    searches = [config for grid in cells_of("table3", "lite") for config in grid.search()]
+    searches = [config for grid in cells_of("table3", "lite") for config in grid.search]
     assert runs("figure4") == runs("table3")
     assert runs("figure5") < runs("table3")
     restarting = [config for config in searches if config.method.restart]

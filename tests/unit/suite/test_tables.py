@@ -10,9 +10,10 @@ from matplotlib.mathtext import MathTextParser
 from mora.config import source
 from mora.config.run_id import format_lr
 from mora.config.source import ROOT
+from mora.results import typed
 from mora.suite import cells, tables
 from mora.suite import experiment as experiments
-from mora.suite.cells import Cell, cell
+from mora.suite.cells import Cell, resolve, resolve_all
 
 STEPS = (300, 500, 700, 900)
 
@@ -34,66 +35,66 @@ def write_uuid(run, value_nll, accuracy=0.5, **more):
 
 def test_the_rate_with_the_lowest_selection_metric_is_chosen_once_all_are_there(row):
     grid = row[0]
-    search = grid.search()
+    search = grid.search
     assert {c.last_step for c in search} == {300}
     for config, nll in zip(search[:2], (3.0, 1.0), strict=True):
         write_uuid(config, nll)
-    assert grid.best() is None
-    assert grid.final() == []
+    assert resolve(grid).best is None
+    assert resolve(grid).final == []
     for config in search[2:]:
         write_uuid(config, 0.5, status="diverged")
-    assert grid.best().lr == search[1].lr
-    assert [(c.seed, c.lr, c.last_step) for c in grid.final()] == [(s, search[1].lr, 1000) for s in (0, 1, 2)]
+    assert resolve(grid).best.lr == search[1].lr
+    assert [(c.seed, c.lr, c.last_step) for c in resolve(grid).final] == [(s, search[1].lr, 1000) for s in (0, 1, 2)]
 
 
 @pytest.mark.parametrize("broken", [{"status": "diverged"}, {"value_nll": "nan"}, {"value_nll": "inf"}])
 def test_a_search_run_without_a_number_never_wins_and_is_taken_where_there_is_no_other(row, broken):
     grid = row[0]
-    search = grid.search()
+    search = grid.search
     for config in search:
         write_uuid(config, **{"value_nll": 2.0} | broken)
-    assert {score for _, score in grid.scores()} == {"diverged"}
-    assert [config.lr for config in grid.final()] == [search[0].lr] * 3
+    assert {score for _, score in resolve(grid).scores} == {"diverged"}
+    assert [config.lr for config in resolve(grid).final] == [search[0].lr] * 3
     write_uuid(search[2], 9.0)
-    assert grid.best().lr == search[2].lr
+    assert resolve(grid).best.lr == search[2].lr
 
 
 def test_a_search_of_changed_source_enters_no_table(row, tmp_path):
     grid = row[0]
-    for i, config in enumerate(grid.search()):
+    for i, config in enumerate(grid.search):
         write_uuid(config, 1.0 + i, dirty=i == 1)
-    assert grid.best() is None, "a run of changed source takes no part in the choice"
-    write_uuid(grid.search()[1], 2.0)
-    for config in grid.final():
+    assert resolve(grid).best is None, "a run of changed source takes no part in the choice"
+    write_uuid(grid.search[1], 2.0)
+    for config in resolve(grid).final:
         write_uuid(config, 1.0)
-    assert cell(grid).values == (50.0,) * 3
-    write_uuid(grid.search()[1], 0.1, dirty=True)
-    assert cell(grid).values is None
-    text = tables.render("table2", grid.experiment, [row], "lite", tmp_path / "out").read_text()
+    assert resolve(grid).cell.values == (50.0,) * 3
+    write_uuid(grid.search[1], 0.1, dirty=True)
+    assert resolve(grid).cell.values is None
+    text = tables.render("table2", grid.experiment, resolve_all([row]), "lite", tmp_path / "out").read_text()
     assert text.count("not run") == 4 + 1
 
 
 def test_a_cell_takes_the_seeds_that_were_run_on_committed_source_and_says_how_many(row, tmp_path):
     grid = row[3]
-    for i, config in enumerate(grid.search()):
+    for i, config in enumerate(grid.search):
         write_uuid(config, 1.0 if i == 1 else 3.0 + i)
-    finals = grid.final()
-    assert cell(grid).values is None
+    finals = resolve(grid).final
+    assert resolve(grid).cell.values is None
     for config, accuracy in zip(finals[:2], (0.4, 0.5), strict=True):
         write_uuid(config, 1.0, accuracy)
     smoke = finals[2].model_dump(mode="json") | {"scale": {"name": "smoke"}}
     for unusable in ({"dirty": True}, {"dirty": None}, {"status": "failed"}, {"config": smoke}):
         write_uuid(finals[2], 1.0, 0.9, **unusable)
-        assert cell(grid).values == pytest.approx([40, 50])
-    path = tables.render("table2", grid.experiment, [row], "lite", tmp_path / "out")
+        assert resolve(grid).cell.values == pytest.approx([40, 50])
+    path = tables.render("table2", grid.experiment, resolve_all([row]), "lite", tmp_path / "out")
     assert "| LoRA r=1 (as 8) | 1,234 | 9.9 \\| 45.0 +- 7.1 (2 of 3) \\| +35.1~ |" in path.read_text()
-    write_uuid(grid.search()[-1], 9.0, dirty=True)
-    assert cell(grid).values is None, "a search that is not whole chooses nothing"
-    write_uuid(grid.search()[-1], 9.0)
+    write_uuid(grid.search[-1], 9.0, dirty=True)
+    assert resolve(grid).cell.values is None, "a search that is not whole chooses nothing"
+    write_uuid(grid.search[-1], 9.0)
     write_uuid(finals[2], 1.0, 0.6)
-    assert cell(grid).values == pytest.approx([40, 50, 60])
-    path = tables.render("table2", grid.experiment, [row], "lite", tmp_path / "out")
-    first, best, *_ = (format_lr(config.lr) for config in grid.search())
+    assert resolve(grid).cell.values == pytest.approx([40, 50, 60])
+    path = tables.render("table2", grid.experiment, resolve_all([row]), "lite", tmp_path / "out")
+    first, best, *_ = (format_lr(config.lr) for config in grid.search)
     assert "| LoRA r=1 (as 8) | 1,234 | 9.9 \\| 50.0 +- 10.0 (3) \\| +40.1~ |" in path.read_text()
     assert f"{first}: 3, {best}: 1 (chosen), " in path.read_text()
     assert "nothing was run" not in path.read_text()
@@ -104,23 +105,23 @@ def test_a_cell_takes_the_seeds_that_were_run_on_committed_source_and_says_how_m
         f"lora,1,,step_300,uuid,,{best},9.9,50.0000,10.0000,3,3,40.1000,within,49.6868,1234,40.0000 50.0000 60.0000"
     )
     assert line.startswith(expected)
-    write_uuid(grid.search()[0], 0.5)
-    path = tables.render("table2", grid.experiment, [row], "lite", tmp_path / "out")
+    write_uuid(grid.search[0], 0.5)
+    path = tables.render("table2", grid.experiment, resolve_all([row]), "lite", tmp_path / "out")
     assert f"{first}: 0.5 (chosen, at the edge of the grid), {best}: 1, " in path.read_text()
 
 
 def test_a_table_says_with_which_versions_its_cells_were_made(row, tmp_path):
-    for i, config in enumerate(row[0].search()):
+    for i, config in enumerate(row[0].search):
         write_uuid(config, float(i))
-    for config, torch in zip(row[0].final(), ("2.11.0", "2.13.0", "2.11.0"), strict=True):
+    for config, torch in zip(resolve(row[0]).final, ("2.11.0", "2.13.0", "2.11.0"), strict=True):
         write_uuid(config, 1.0, packages={"torch": torch, "peft": "0.21.0", "numpy": "2.5.2"})
-    text = tables.render("table2", row[0].experiment, [row], "lite", tmp_path / "out").read_text()
+    text = tables.render("table2", row[0].experiment, resolve_all([row]), "lite", tmp_path / "out").read_text()
     made = [line for line in text.splitlines() if line.startswith("Made with")]
     assert made == ["Made with torch 2.11.0, peft 0.21.0.", "Made with torch 2.13.0, peft 0.21.0."]
 
 
 def test_a_row_that_was_not_run_says_so(row, tmp_path):
-    text = tables.render("table2", row[0].experiment, [row], "lite", tmp_path / "out").read_text()
+    text = tables.render("table2", row[0].experiment, resolve_all([row]), "lite", tmp_path / "out").read_text()
     assert text.count("not run") == 4
     assert text.endswith("\nSearches of which nothing was run: 1.\n")
     assert "| LoRA r=1 (as 8) | 305,280 |" in text
@@ -139,21 +140,21 @@ def test_noise_is_the_prediction_interval_over_seeds_or_the_error_over_documents
 def test_a_diverged_run_is_the_worst_there_is(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "ROOT", tmp_path)
     grid = row_of("table3", "paper", method="mora", r=128)[0]
-    write(grid.final()[0], {}, status="diverged")
-    assert cell(grid).values == (float("inf"),)
-    write(grid.final()[0], {"c4_perplexity.score": "inf", "c4_perplexity.score_stderr": "nan"})
-    assert cell(grid) == Cell(28.54, (float("inf"),))
+    write(resolve(grid).final[0], {}, status="diverged")
+    assert resolve(grid).cell.values == (float("inf"),)
+    write(resolve(grid).final[0], {"c4_perplexity.score": "inf", "c4_perplexity.score_stderr": "nan"})
+    assert resolve(grid).cell == Cell(28.54, (float("inf"),))
     grid = row_of("table1", "paper", method="fft")[2]
-    write(grid.final()[0], {}, status="diverged")
-    assert cell(grid).values == (0.0,)
+    write(resolve(grid).final[0], {}, status="diverged")
+    assert resolve(grid).cell.values == (0.0,)
 
 
 def test_one_row_spans_tasks_and_a_standard_error_marks_what_is_beyond_it(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "ROOT", tmp_path)
     row = row_of("table1", "paper", method="fft")
     metrics = {"metamath_gsm8k.score": 0.60, "metamath_gsm8k.score_stderr": 0.01, "metamath_math.score": 0.2}
-    write(row[2].final()[0], metrics)
-    text = tables.render("table1", row[0].experiment, [row], "paper", tmp_path / "out").read_text()
+    write(resolve(row[2]).final[0], metrics)
+    text = tables.render("table1", row[0].experiment, resolve_all([row]), "paper", tmp_path / "out").read_text()
     assert "| 50.6 \\| not run | 51.3 \\| not run | 66.6 \\| 60.0 (1) \\| -6.6* | 20.1 \\| 20.0 (1) \\| -0.1? |" in text
 
 
@@ -165,16 +166,28 @@ def test_several_seeds_beyond_the_table_of_t_take_its_last_value():
 def test_scores_stand_with_their_error_documents_floor_and_validation_loss(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "ROOT", tmp_path)
     row = row_of("table1", "lite", method="none")
-    write(row[0].final()[0], scores("mmlu_tulu_0shot", 0.26, floor=0.255))
-    write(row[2].final()[0], scores("metamath_gsm8k", 0.03))
-    text = tables.render("table1", row[0].experiment, [row], "lite", tmp_path / "out").read_text()
+    write(resolve(row[0]).final[0], scores("mmlu_tulu_0shot", 0.26, floor=0.255))
+    write(resolve(row[2]).final[0], scores("metamath_gsm8k", 0.03))
+    text = tables.render("table1", row[0].experiment, resolve_all([row]), "lite", tmp_path / "out").read_text()
     assert "| untuned | 1,234 / 0 | - \\| 26.0 (1) |" in text
     assert "| mmlu_0shot | untuned | - | 0 | 2.5000 | 1,000 | 26.0 +- 1.0 | 25.5 = |" in text
-    assert "| gsm8k | untuned | - | 0 | 2.5000 | 1,000 | 3.0 +- 1.0 | - |" in text
+    assert "| gsm8k | untuned | - | 0 | 2.5000 | 1,000 | 3.0 +- 1.0 | 0.0 |" in text
+
+
+def test_answered_texts_and_gold_answers_stand_beside_a_score():
+    found = scores("metamath_math500", 0.03, answered=0.5, score_if_answered=0.06)
+    assert tables._beside("metamath_math500", found) == " (50.0 % answered, 6.0 % of these right)"
+    found |= scores("metamath_math_gold", 0.9)
+    line = tables._score("metamath_math500", found, "percent")
+    assert line.endswith(
+        "| 3.0 +- 1.0 (50.0 % answered, 6.0 % of these right; gold answers 0.900 +- 0.010 nats a token) | -"
+    )
+    assert tables._beside("metamath_gsm8k", scores("metamath_gsm8k", 0.0, answered=0.0)).startswith(" (0.0 % answered")
 
 
 def test_a_perplexity_is_not_a_share():
-    line = tables._score("c4_perplexity", scores("c4_perplexity", 55.268), "perplexity")
+    found = typed(scores("c4_perplexity", 55.268))
+    line = tables._score(found["c4_perplexity.score"], found["validation_loss"], "perplexity")
     assert line == "2.5000 | 1,000 | 55.27 +- 0.01 | -"
 
 

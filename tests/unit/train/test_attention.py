@@ -6,12 +6,13 @@ from torch.nn import functional as F
 from transformers import masking_utils
 
 from mora.data.batches import Batch
+from mora.models.load import load_model
 from mora.train.engine import token_losses
-from mora.train.model import load_model
 
 
 def masks_of(model, batch, monkeypatch):
     """The losses, and the mask of every attention."""
+    token_losses(model, batch)  # asks the model once whether it needs a mask
     seen, real = [], F.scaled_dot_product_attention
 
     def attend(*args, attn_mask=None, **kwargs):

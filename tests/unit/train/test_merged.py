@@ -7,8 +7,9 @@ import torch
 
 from mora.config import compose
 from mora.methods import merged, prepare
+from mora.models.dtypes import DTYPES
+from mora.models.load import load_model
 from mora.train.engine import TorchEngine
-from mora.train.model import DTYPES, load_model
 
 
 @pytest.mark.parametrize("method", [["method=lora", "r=4"], ["method=mora", "r=4"], ["method=fft"]], ids=lambda m: m[0])

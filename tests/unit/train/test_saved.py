@@ -12,8 +12,8 @@ from mora.config import ConfigError, compose
 from mora.evaluate import __main__ as command
 from mora.evaluate import synthetic
 from mora.methods import prepare
+from mora.models.load import load_any, load_model
 from mora.train.engines import make_engine
-from mora.train.model import load_model
 from mora.train.worker import _base, _save_trained
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
@@ -41,7 +41,7 @@ def saved(folder, *overrides):
 
 def test_an_adapter_is_loaded_with_its_base(tmp_path):
     trained = saved(tmp_path, "task=uuid")
-    model, tokenizer = command.load(str(tmp_path / "adapter"), "fp32")
+    model, tokenizer = load_any(str(tmp_path / "adapter"), "fp32")
     torch.testing.assert_close(logits(model), trained)
     assert tokenizer("a1")["input_ids"] == [13, 4]
     assert (tmp_path / "adapter/tokenizer.json").is_file()
@@ -54,18 +54,18 @@ def test_an_adapter_is_loaded_with_its_base(tmp_path):
 
 def test_a_merged_model_is_loaded_and_its_adapter_alone_is_not(tmp_path):
     trained = saved(tmp_path, "task=c4")
-    model, tokenizer = command.load(str(tmp_path / "model"), "fp32")
+    model, tokenizer = load_any(str(tmp_path / "model"), "fp32")
     torch.testing.assert_close(logits(model), trained)
     assert tokenizer("a1")["input_ids"] == [13, 4]
     with pytest.raises(
         ConfigError, match=rf"base_model_name_or_path is empty: give {tmp_path}/model, the merged model"
     ):
-        command.load(str(tmp_path / "adapter"), "fp32")
+        load_any(str(tmp_path / "adapter"), "fp32")
 
 
 def test_full_fine_tuning_leaves_its_model(tmp_path):
     trained = saved(tmp_path, "task=uuid", "method=fft", "r=null")
-    model, _ = command.load(str(tmp_path / "model"), "fp32")
+    model, _ = load_any(str(tmp_path / "model"), "fp32")
     torch.testing.assert_close(logits(model), trained)
     assert not (tmp_path / "adapter").exists()
 
@@ -73,7 +73,7 @@ def test_full_fine_tuning_leaves_its_model(tmp_path):
 def test_another_model_may_not_have_the_name_of_a_known_one(tmp_path):
     saved(tmp_path, "task=uuid", "method=fft", "r=null")
     given = ["task=uuid", "method=none", "scale=smoke", "model=llama2_7b", f"model.path={tmp_path}/model"]
-    with pytest.raises(ConfigError, match=r"model' is not llama2_7b: its vocab_size is 104, expected 32000; give "):
+    with pytest.raises(ConfigError, match=r"model' is not llama2_7b: its vocab_size is 104, expected 32000; take "):
         load_model(compose(given).model, "fp32")
     load_model(compose([*given, "model.name=mine"]).model, "fp32")
 
@@ -86,9 +86,9 @@ def test_what_a_run_left_is_scored_under_the_runs_name():
 def test_the_folder_of_a_run_is_no_model(tmp_path):
     saved(tmp_path, "task=uuid")
     with pytest.raises(ConfigError, match=f"is the folder of a run: give {tmp_path}/adapter$"):
-        command.load(str(tmp_path), "fp32")
+        load_any(str(tmp_path), "fp32")
     with pytest.raises(ConfigError, match="there is no such folder"):
-        command.load(str(tmp_path / "nothing"), "fp32")
+        load_any(str(tmp_path / "nothing"), "fp32")
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,16 @@ def test_linear_and_cosine_fall_to_the_floor():
     assert rates("constant")[-1] == 2.0
 
 
+def test_a_shortened_run_has_the_whole_schedule_in_less_time():
+    train = compose(["task=metamath", "method=fft", "task.train.shorten_by=3"]).task.train
+    assert (train.warmup, train.total_steps(12_800)) == (100, 100)  # of 300 and 300
+    train = train.model_copy(update={"schedule": "cosine", "warmup_steps": 30})
+    curve = [learning_rate(step, 100, 2.0, train) for step in range(100)]
+    assert curve[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
+    assert curve[55] == pytest.approx(1.0)
+    assert curve[-1] < 1e-2
+
+
 def pretraining(kind, total=10_000):
     """The paper's 10 000 steps (section 5.3), peak 1."""
     train = compose(["task=uuid", "method=fft"]).task.train

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
 
@@ -10,6 +11,7 @@ import datasets
 from lm_eval.tasks.hendrycks_math.utils import is_equiv, last_boxed_only_string, remove_boxed
 
 from mora.data import metamath
+from mora.data.records import conversation
 from mora.evaluate.choices import as_test_split
 from mora.evaluate.records import Record, Row, Source, data_folder, rows, text, wrong
 
@@ -43,16 +45,49 @@ def load_gsm8k(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Data
 
 def load_math(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
     """The 5 000 problems: one file, or the hub's seven subjects."""
-    found: list[Record] = []
-    folder = data_folder(data_dir)
-    one_file = folder is not None and (folder / "math/test.jsonl").is_file()
-    for subject in SUBJECTS[:1] if one_file else SUBJECTS:
-        found += rows(Source("math/test.jsonl", MATH_FIELDS, "EleutherAI/hendrycks_math", subject), data_dir)
-    return as_test_split([_math_doc(record) for record in found])
+    return as_test_split([_math_doc(record) for record in _math_rows(data_dir)])
 
 
 def load_math500(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
     return as_test_split([_math_doc(record) for record in rows(MATH500, data_dir)])
+
+
+def load_gsm8k_gold(data_dir: str | None = None, **known: Any) -> dict[str, datasets.Dataset]:
+    return as_test_split(_gold_docs(rows(GSM8K, data_dir), "gsm8k", **known))
+
+
+def load_math_gold(data_dir: str | None = None, **known: Any) -> dict[str, datasets.Dataset]:
+    """Of all 5 000 problems."""
+    return as_test_split(_gold_docs(_math_rows(data_dir), "math", **known))
+
+
+def _math_rows(data_dir: str | None) -> list[Record]:
+    folder = data_folder(data_dir)
+    one_file = folder is not None and (folder / "math/test.jsonl").is_file()
+    found: list[Record] = []
+    for subject in SUBJECTS[:1] if one_file else SUBJECTS:
+        found += rows(Source("math/test.jsonl", MATH_FIELDS, "EleutherAI/hendrycks_math", subject), data_dir)
+    return found
+
+
+def _gold_docs(
+    found: Iterable[Record], format: str, tokenizer: Any = None, max_length: int = 2048, **_: Any
+) -> list[Row]:
+    """Prompt and answer as a training row of `format` has them. Those that do not fit into `max_length` are left out."""
+    docs: list[Row] = []
+    for record in found:
+        question, answer = conversation(record, format).turns
+        docs.append({"prompt": metamath.prompt_of(question[1]), "answer": answer[1]})
+    if tokenizer is None:
+        return docs
+    ids = tokenizer([doc["prompt"] + doc["answer"] for doc in docs])["input_ids"]
+    return [doc for doc, own in zip(docs, ids, strict=True) if len(own) <= max_length]
+
+
+def score_gold(doc: Row, results: list[tuple[float, bool]]) -> dict[str, float]:
+    """`score`: nats a token of the gold answer, `nats` of all of it. A plain HFLM counts no tokens: both are the latter."""
+    value, _ = results[0]
+    return {"score": -value / getattr(value, "n_tokens", 1), "nats": -float(value)}
 
 
 def score_gsm8k(doc: Row, results: list[str]) -> dict[str, float]:

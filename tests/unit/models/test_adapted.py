@@ -11,8 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from mora import MoraConfig
 from mora.analysis import spectrum
 from mora.config.compose import ConfigError
-from mora.evaluate.__main__ import load
-from mora.train.model import character_tokenizer
+from mora.models.load import load_any as load
+from mora.models.tokenizers import character_tokenizer
 
 
 def tiny_llama():

@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM
 
 from mora.config import compose
 from mora.methods import prepare
+from mora.models.gguf import as_folder
+from mora.models.load import load_model
 from mora.train.engines import make_engine
-from mora.train.model import gguf_as_folder, load_model
 from mora.train.restart import Restarts
 from mora.train.worker import _save_trained
 
@@ -19,7 +20,7 @@ from mora.train.worker import _save_trained
 @pytest.mark.parametrize("method", ["relora", "remora"])
 def test_a_restarted_run_leaves_a_plain_model(method, tmp_path):
     config = compose(["task=uuid", "scale=lite", f"method={method}", "r=8", "lr=1e-3"])
-    assert "quantization_config" not in json.loads((gguf_as_folder(config.model) / "config.json").read_text())
+    assert "quantization_config" not in json.loads((as_folder(config.model) / "config.json").read_text())
     model, tokenizer = load_model(config.model, "bf16")
     model = prepare(model, config)
     engine = make_engine(model, config)
@@ -32,6 +33,6 @@ def test_a_restarted_run_leaves_a_plain_model(method, tmp_path):
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.bfloat16)
     assert getattr(saved.config, "quantization_config", None) is None
     for name in ("adapter_config.json", "README.md"):
-        assert str(gguf_as_folder(config.model)) not in (tmp_path / "adapter" / name).read_text()
+        assert str(as_folder(config.model)) not in (tmp_path / "adapter" / name).read_text()
     last = restarts.layers[-1].name.removeprefix("base_model.model.")
     assert torch.equal(saved.get_parameter(f"{last}.weight"), restarts.shadow[restarts.layers[-1].name].bfloat16())

@@ -1,0 +1,48 @@
+"""What a MoRA layer may sit on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft.utils import resolve_quantization_backend
+from peft.utils.quantization_utils import QuantizationBackend
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.distributed.tensor import DTensor
+from transformers.pytorch_utils import Conv1D
+
+PLAIN = (Tensor, nn.Parameter, FakeTensor, DTensor)
+
+
+def quantisation_of(module: nn.Module, **options: object) -> QuantizationBackend | None:
+    """PEFT's backend for a quantised linear module; None for one in floating point.
+
+    options: what `peft.utils.get_quantization_kwargs(model)` gives.
+    Raises: TypeError, with the class named, for anything else: what is no linear module, or is quantised in a way that
+        PEFT does not know, even where it reports a floating-point dtype.
+    """
+    weight = getattr(module, "weight", None)
+    name = f"{type(module).__module__}.{type(module).__qualname__}"
+    backend = resolve_quantization_backend(module, **options)
+    if backend is not None and backend.layer_type == "linear":
+        return backend
+    if not isinstance(module, (nn.Linear, Conv1D)):
+        raise TypeError(
+            f"MoRA adapts torch.nn.Linear and transformers Conv1D, not {name}: leave it out of target_modules"
+        )
+    assert weight is not None
+    is_float = weight.dtype.is_floating_point and weight.dtype.itemsize >= 2  # fp8 counts as floating point
+    if not is_float or type(weight) not in PLAIN:
+        raise TypeError(
+            f"MoRA does not adapt these quantised modules, got {name} with a weight of {type(weight).__name__}, "
+            f"{weight.dtype}: load the base model in bf16, fp16 or fp32, or quantise it with bitsandbytes, torchao or HQQ"
+        )
+    return None
+
+
+def linear_shape(module: Any) -> tuple[int, int]:
+    """(in_features, out_features) of a module that MoRA can adapt, of the whole weight where DeepSpeed has split it."""
+    if isinstance(module, Conv1D):
+        in_features, out_features = getattr(module.weight, "ds_shape", module.weight.shape)
+        return in_features, out_features
+    return module.in_features, module.out_features

@@ -1,0 +1,98 @@
+"""The figure of mora.analysis.capacity: the same bytes from the same measurements."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+from .capacity import LABELS
+
+COLOURS = {
+    "lora": "#1f4e9c",
+    "lora_frozen_a": "#7fa8e0",
+    "sharing": "#c0392b",
+    "decouple": "#e67e22",
+    "rotation": "#f1b24a",
+    "projections": "#7d3c98",
+    "tied_2r": "#1e8449",
+    "tied_4r": "#82c99a",
+}
+SHIFT = 1.025  # arms side by side, by which each load is multiplied
+
+
+def draw(measured: dict[str, Any], path: Path) -> Path:
+    """Writes the SVG and returns its path."""
+    figure, axes = plt.subplot_mosaic(
+        [["teacher", "steps 2", "steps 8"], ["legend", "accuracy 2", "accuracy 8"]],
+        figsize=(15, 8),
+        layout="constrained",
+    )
+    _teacher(axes["teacher"], measured["linear_teacher"])
+    memory, settings = measured["associative_memory"], measured["settings"]
+    for r in sorted({row["r"] for row in memory}):
+        of_rank = [row for row in memory if row["r"] == r]
+        _steps(axes[f"steps {r}"], of_rank, settings["steps"])
+        _accuracy(axes[f"accuracy {r}"], of_rank)
+        parameters = 2 * r * settings["D"]
+        axes[f"steps {r}"].set_title(f"associative memory, {parameters:,} parameters (LoRA r={r})", fontsize=10)
+    axes["legend"].axis("off")
+    axes["legend"].legend(*axes["accuracy 2"].get_legend_handles_labels(), loc="center", frameon=False)
+    with matplotlib.rc_context({"svg.hashsalt": "mora", "svg.fonttype": "none"}):
+        figure.savefig(path, metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+    return path
+
+
+def _teacher(ax: Axes, rows: list[dict[str, Any]]) -> None:
+    """The share of the teacher's energy against its rank; the Gaussian teacher at the right end."""
+    ranks = list(dict.fromkeys(row["teacher"] for row in rows))
+    for r, style in zip(sorted({row["r"] for row in rows}), (":", "--", "-"), strict=True):
+        for name, colour in (("lora", COLOURS["lora"]), ("sharing", COLOURS["sharing"])):
+            shares = [
+                statistics.mean(
+                    row["share"] for row in rows if (row["teacher"], row["r"], row["arm"]) == (rank, r, name)
+                )
+                for rank in ranks
+            ]
+            ax.plot(range(len(ranks)), shares, style, color=colour, marker="o", ms=3, label=f"{LABELS[name]}, r={r}")
+    ax.set_xticks(range(len(ranks)), ["Gaussian" if rank is None else str(rank) for rank in ranks])
+    ax.set(xlabel="rank of the teacher, equal singular values", ylabel="share of its energy, best fit", yscale="log")
+    ax.set_title("linear teacher (MoRA's other operators: as sharing)", fontsize=10)
+    ax.legend(fontsize=8)
+    ax.grid(alpha=0.3)
+
+
+def _steps(ax: Axes, rows: list[dict[str, Any]], most: int) -> None:
+    never = 1.35 * most
+    ax.axhline(never, color="grey", lw=0.5)
+    _arms(ax, rows, "steps", never)
+    ax.text(rows[0]["load"], 1.04 * never, f"not within {most} steps", color="grey", fontsize=8)
+    ax.set(ylabel="steps until 99 % of the keys are known", ylim=(0, 1.55 * most))
+
+
+def _accuracy(ax: Axes, rows: list[dict[str, Any]]) -> None:
+    _arms(ax, rows, "accuracy", 0.0)
+    ax.set(ylabel="keys known in the end", ylim=(0, 1.05))
+
+
+def _arms(ax: Axes, rows: list[dict[str, Any]], field: str, absent: float) -> None:
+    """A dot a seed, a line through the medians."""
+    for i, (name, label) in enumerate(LABELS.items()):
+        own = [row for row in rows if row["arm"] == name]
+        loads = [row["load"] * SHIFT ** (i - len(LABELS) / 2) for row in own]
+        values = [[absent if v is None else v for v in row[field]] for row in own]
+        ax.plot(loads, [statistics.median(v) for v in values], color=COLOURS[name], lw=1.2, label=label)
+        for load, seeds in zip(loads, values, strict=True):
+            ax.plot([load] * len(seeds), seeds, ".", color=COLOURS[name], ms=5)
+    ticks = sorted({row["load"] for row in rows})
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.set(xlabel="load: bits to store a trainable parameter")
+    ax.grid(alpha=0.3)

@@ -1,0 +1,79 @@
+"""A model given as a folder: whether it is one, and what tells it from every other. No torch, nothing but JSON is read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from .model_schema import Model
+from .source import ROOT
+
+KNOWN = ROOT / "configs" / "model"
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
+SAMPLES, SAMPLE_BYTES = 64, 4096  # of a weights file, for its fingerprint
+
+
+def identified(model: Model) -> Model:
+    """The model, with its fingerprint where its weights are a folder's and its name is none of configs/model.
+
+    Raises: ValueError where the folder is not one of a causal language model with its tokenizer, or not the one that it was.
+    """
+    folder = Path(model.path or "")
+    if model.source != "pretrained" or (KNOWN / f"{model.name}.yaml").is_file():
+        return model
+    if not folder.is_dir():
+        if folder.is_absolute():
+            raise ValueError(f"model.path={model.path!r}: there is no such folder; give a folder or hub id")
+        return model
+    check_folder(folder)
+    found = fingerprint(folder)
+    if model.sha256 not in (None, found):
+        raise ValueError(
+            f"model.path={model.path!r}: its fingerprint is {found}, expected model.sha256={model.sha256}: "
+            "the weights are not those that the run began with; give another model.name, or the old weights"
+        )
+    return model.model_copy(update={"sha256": found, "shape": None})  # a shape in the file was another model's
+
+
+def check_folder(folder: Path) -> None:
+    """Raises: ValueError, with what is missing or wrong."""
+    where = f"model.path={str(folder)!r}"
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{where} has no config.json: expected a checkpoint's folder of transformers") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{where}/config.json cannot be read ({error})") from error
+    kind = config.get("model_type")
+    if config.get("is_encoder_decoder"):
+        raise ValueError(f"{where} is an encoder-decoder ({kind}): expected a causal language model")
+    if "vision_config" in config or "audio_config" in config or _is_image_model(config):
+        raise ValueError(f"{where} is no language model alone ({kind}): expected a causal one that reads only text")
+    if not any(path for pattern in WEIGHTS for path in folder.glob(pattern)):
+        raise ValueError(f"{where} has no weights: expected {' or '.join(WEIGHTS)}")
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        raise ValueError(
+            f"{where} has no tokenizer: expected one of {', '.join(TOKENIZERS)}; save it there, "
+            "tokenizer.save_pretrained(folder)"
+        )
+
+
+def _is_image_model(config: dict[str, Any]) -> bool:
+    """No words, but pictures."""
+    return "vocab_size" not in config and ("image_size" in config or "num_channels" in config)
+
+
+def fingerprint(folder: Path) -> str:
+    """64 hex digits over config.json and samples of every weights file: two sets of trained weights never share them all."""
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(path for pattern in WEIGHTS for path in folder.glob(pattern)):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            for i in range(SAMPLES):
+                file.seek(size * i // SAMPLES)
+                digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()

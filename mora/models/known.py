@@ -1,0 +1,29 @@
+"""The models of configs/model, by name. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from mora.config.compose import CONFIG_DIR
+from mora.config.model_schema import Model
+
+FOLDER = CONFIG_DIR / "model"
+
+
+def named(name: str) -> Model | None:
+    """The model of configs/model/<name>.yaml; None where there is none of that name, or it is incomplete, as custom is."""
+    path = FOLDER / f"{name}.yaml"
+    if Path(name).name != name or not path.is_file():
+        return None
+    try:
+        return Model.model_validate(yaml.safe_load(path.read_text()))
+    except ValidationError:
+        return None
+
+
+def names() -> list[str]:
+    """Of the models in configs/model."""
+    return [path.stem for path in sorted(FOLDER.glob("*.yaml")) if named(path.stem)]

@@ -1,0 +1,177 @@
+"""Weights of a model, and adapters merged into them: from random numbers, a GGUF file, a hub id or a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from mora.config.compose import ConfigError, one_line
+from mora.config.model_schema import Model
+
+from . import known
+from .adapted import merged, tokenizer_of
+from .dtypes import DTYPES
+from .gguf import as_folder
+from .tokenizers import cannot_load, load_tokenizer, revision_of
+
+# missing or gated; a folder without a model's config; a file that was cut; a quantised one whose package is not there
+LOAD_ERRORS = (OSError, ValueError, SafetensorError, ImportError)
+
+
+def load_model(
+    config: Model, precision: str, device: torch.device | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The base model in the dtype of `precision`, and its tokenizer. On the CPU; on `device` with source=init_on_device.
+
+    Raises: ConfigError where weights are missing, gated or not the pinned ones, with what to do.
+    """
+    dtype = DTYPES[precision]
+    tokenizer = load_tokenizer(config)
+    if config.source == "init":
+        model = _random_model(config, tokenizer, torch.device("cpu"), torch.float32)
+        for p in model.parameters():  # not the buffers: the frequencies of the rotary embedding stay fp32
+            p.data = p.data.to(dtype)
+        return model, tokenizer
+    if config.source == "init_on_device":
+        return _random_model(config, tokenizer, device or torch.device("cpu"), dtype), tokenizer
+    where = as_folder(config) if config.source == "gguf" else config.path
+    assert where is not None
+    try:
+        found = AutoConfig.from_pretrained(where, revision=revision_of(config))
+        _check_kind(str(where), found)
+        _check_shape(config, found)
+        model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, revision=revision_of(config))
+    except ConfigError:
+        raise
+    except (*LOAD_ERRORS, KeyError, RuntimeError) as error:
+        raise cannot_load(where, error) from error
+    return model, tokenizer
+
+
+def load_any(name: str, precision: str, revision: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """`load_weights` of that name, and the tokenizer beside them; an adapter's base's where the adapter has none of its own.
+
+    Raises: ConfigError.
+    """
+    with _errors_of(name):
+        model = load_weights(name, precision, revision)
+        tokenizer = _tokenizer(name, revision)
+        return model, tokenizer_of(name, tokenizer, model) if _base_of(name) else tokenizer
+
+
+def load_weights(name: str, precision: str, revision: str | None = None) -> PreTrainedModel:
+    """A model of configs/model by its name, an adapter's folder merged into its base, or a checkpoint's folder or hub id.
+
+    `revision`: of a hub id; None: its main branch. An adapter's base is taken at the one that adapter_config.json names.
+
+    Raises: ConfigError where it cannot be loaded.
+    """
+    if (model := known.named(name)) is not None:
+        return load_model(model, precision)[0]
+    with _errors_of(name):
+        if (base := _base_of(name)) is not None:  # merged in fp32, cast once
+            return merged_with(load_weights(base[0], "fp32", base[1]), name).to(DTYPES[precision])
+        return AutoModelForCausalLM.from_pretrained(name, dtype=DTYPES[precision], revision=revision or "main")
+
+
+def merged_with(base: PreTrainedModel, adapter: str) -> PreTrainedModel:
+    """`base`, whose weights are changed, with the adapter in that folder merged into it in fp32. Raises: as `merged`."""
+    return merged(base.float(), adapter)
+
+
+def _tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
+    if (model := known.named(name)) is not None:
+        return load_tokenizer(model)
+    if (base := _base_of(name)) is not None:
+        return _tokenizer(*base)
+    return AutoTokenizer.from_pretrained(name, revision=revision or "main")
+
+
+def _base_of(name: str) -> tuple[str, str | None] | None:
+    """The model that an adapter's folder belongs to, and its revision; None of what is no adapter. Raises: ConfigError."""
+    path = Path(name) / "adapter_config.json"
+    if not path.is_file():
+        return None
+    settings: dict[str, Any] = json.loads(path.read_text())
+    if base := settings["base_model_name_or_path"]:
+        return base, settings.get("revision")
+    whole = Path(name).resolve().parent / "model"
+    advice = f"give {whole}, the merged model" if whole.is_dir() else "write the base model's folder or id there"
+    raise ConfigError(f"{path}: base_model_name_or_path is empty: {advice}")
+
+
+@contextmanager
+def _errors_of(name: str) -> Iterator[None]:
+    """Within, what goes wrong in loading that model is a ConfigError of one line."""
+    try:
+        yield
+    except ConfigError:  # of the adapter's base; it says enough
+        raise
+    except (*LOAD_ERRORS, KeyError, RuntimeError, AttributeError) as error:  # the last: an adapter of another base
+        parts = [str(part) for part in (Path(name) / "adapter", Path(name) / "model") if part.is_dir()]
+        if parts:
+            raise ConfigError(f"model {name!r} is the folder of a run: give {' or '.join(parts)}") from error
+        if Path(name).is_absolute() and not Path(name).exists():
+            raise ConfigError(f"model {name!r}: there is no such folder; give a folder, hub id or name") from error
+        reason = f"{one_line(error):.300}"
+        raise ConfigError(f"model {name!r} cannot be loaded ({reason}): give a folder, hub id or name") from error
+
+
+def _check_kind(where: str, found: PretrainedConfig) -> None:
+    """Raises: ConfigError where the model does more than to go on with a text."""
+    kind = found.model_type
+    if found.is_encoder_decoder:
+        raise ConfigError(f"model.path={where!r} is an encoder-decoder ({kind}): expected a causal language model")
+    if hasattr(found, "vision_config") or hasattr(found, "audio_config"):
+        raise ConfigError(
+            f"model.path={where!r} is no language model alone ({kind}): expected one that reads only text"
+        )
+
+
+def _check_shape(config: Model, found: PretrainedConfig) -> None:
+    """Raises: ConfigError where another model has the name of a known one, whose results those of this one would be."""
+    pinned = known.named(config.name)
+    for field, expected in ((pinned and pinned.shape) or {}).items():
+        value = getattr(found, field, expected)  # not every field is in every kind of model
+        if value != expected:
+            raise ConfigError(
+                f"model.path={config.path!r} is not {config.name}: its {field} is {value}, expected {expected}; take "
+                "model=custom with this model.path, so that its results are not taken for those of this one"
+            )
+
+
+def _random_model(
+    config: Model, tokenizer: PreTrainedTokenizerBase, device: torch.device, dtype: torch.dtype
+) -> LlamaForCausalLM:
+    """A Llama drawn on `device` in `dtype`; the same values whatever was drawn before."""
+    vocabulary = (config.architecture or {})["vocab_size"]
+    if len(tokenizer) > vocabulary:
+        raise ConfigError(
+            f"model.tokenizer={config.tokenizer!r} has {len(tokenizer)} tokens, more than "
+            f"model.architecture.vocab_size={vocabulary}: take another, or raise it"
+        )
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
+            torch.manual_seed(config.init_seed or 0)
+            return LlamaForCausalLM(LlamaConfig(**(config.architecture or {}), **special))
+    finally:
+        torch.set_default_dtype(before)

@@ -1,0 +1,174 @@
+"""What a model's structure allows a run to compute in a faster way, found by asking the model, not by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+WITHOUT_MASK = "sdpa_without_mask"  # transformers makes no mask for a function that it does not know
+AttentionInterface.register(WITHOUT_MASK, sdpa_attention_forward)
+PROBED = 12  # tokens
+_probed: WeakKeyDictionary[nn.Module, dict[str, bool]] = WeakKeyDictionary()
+
+
+def causal_model(model: nn.Module) -> PreTrainedModel | None:
+    """What lies under PEFT's wrapper and DeepSpeed's engine, or either; None where that is no model of transformers."""
+    model = getattr(model, "module", model)  # DeepSpeed's engine
+    found = model.get_base_model() if isinstance(model, PeftModel) else model
+    return found if isinstance(found, PreTrainedModel) else None
+
+
+def plain_head(model: nn.Module) -> tuple[nn.Module, Tensor] | None:
+    """The model under the head and the head's weight (V, H); None where logits are more than their product.
+
+    So for models that scale or cap their logits, and for a head that is adapted, hooked (as ZeRO-3 does, which gathers the
+    weight) or biased. `model` may be wrapped: by PEFT, by DeepSpeed's engine, by both.
+    """
+    causal = causal_model(model)
+    if causal is None:
+        return None
+    head, trunk = causal.get_output_embeddings(), causal.base_model
+    if type(head) is not nn.Linear or head.bias is not None or trunk is causal:
+        return None
+    if head._forward_hooks or head._forward_pre_hooks or "forward" in head.__dict__:
+        return None
+    if not _ask(causal, "plain head", lambda: _multiplies(causal, trunk, head.weight)):
+        return None
+    return trunk, head.weight
+
+
+def needs_no_mask(model: nn.Module, length: int) -> bool:
+    """Whether attention over sequences of `length` tokens, causal and without padding before their end, is the same where no
+    mask is made: torch's attention, which sees all that came before.
+    """
+    causal = causal_model(model)
+    if causal is None or not _sees_everything(causal.config, length):
+        return False
+    return _ask(causal, "no mask", lambda: _equal_without_mask(causal))
+
+
+def can_be_captured(model: nn.Module) -> bool:
+    """Whether a step can be a CUDA graph: the host has nothing to look at or to choose."""
+    return plain_head(model) is not None and needs_no_mask(model, PROBED)
+
+
+def takes_long_masks(model: nn.Module) -> bool:
+    """Whether the model takes a mask of four dimensions, as captured decoding gives it over a cache with room to grow."""
+    causal = causal_model(model)
+    if causal is None or not _sees_everything(causal.config, None):
+        return False
+    return _ask(causal, "long masks", lambda: _equal_with_long_mask(causal))
+
+
+@contextmanager
+def without_mask(trunk: nn.Module) -> Iterator[None]:
+    """Within, every row of a batch is one sequence, causal and without padding before its end (`needs_no_mask`).
+
+    transformers looks for packed sequences in the positions: on a GPU the host waits for the device in every pass. Under
+    capture, where it may not wait, it makes a mask, with which attention repeats keys and values, keeps the mask once a
+    layer and takes a slower kernel than FlashAttention.
+    """
+    config: Any = trunk.config
+    before = config._attn_implementation
+    config._attn_implementation = WITHOUT_MASK
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def fast_paths(model: nn.Module, fused_layers: bool, captures: bool) -> dict[str, bool]:
+    """Which fast paths a run with this model has. `captures`: its hardware captures the steps of models that let it."""
+    return {
+        "fused norms and gates": fused_layers,
+        "head and loss in chunks": plain_head(model) is not None,
+        "attention without mask": can_be_captured(model),
+        "captured steps": captures and can_be_captured(model),
+        "captured decoding": next(model.parameters()).device.type == "cuda" and takes_long_masks(model),
+    }
+
+
+def _ask(causal: PreTrainedModel, question: str, answer: Any) -> bool:
+    """`answer()`, asked once a model, on a handful of tokens and with nothing left behind: no gradient, no random number."""
+    known = _probed.setdefault(causal, {})
+    if question not in known:
+        modes = [(module, module.training) for module in causal.modules()]
+        causal.eval()
+        try:
+            with torch.no_grad():
+                known[question] = answer()
+        except (TypeError, ValueError, AttributeError, IndexError, NotImplementedError, RuntimeError):
+            known[question] = False  # a model that cannot be asked so has no such path
+        finally:
+            for module, training in modes:
+                module.training = training
+    return known[question]
+
+
+def _multiplies(causal: PreTrainedModel, trunk: nn.Module, weight: Tensor) -> bool:
+    """Whether logits are hidden @ weight.T, of hidden states so large that a cap would show. The trunk does not compute."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(1, 4, weight.shape[1], generator=generator).to(weight)
+    product = F.linear(hidden, weight)
+    hidden = hidden * (100 / product.float().abs().max().clamp(min=1e-6)).to(weight.dtype)
+    before = trunk.__dict__.get("forward")
+    trunk.__dict__["forward"] = lambda *_, **__: BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden)
+    try:
+        logits = causal(input_ids=torch.ones((1, 4), dtype=torch.long, device=weight.device), use_cache=False).logits
+    finally:
+        del trunk.__dict__["forward"]
+        if before is not None:
+            trunk.__dict__["forward"] = before
+    return _close(logits, F.linear(hidden, weight))
+
+
+def _sees_everything(config: Any, length: int | None) -> bool:
+    """Whether attention is torch's and no window is narrower than `length` tokens; None: than any."""
+    if getattr(config, "_attn_implementation", "") != "sdpa":
+        return False
+    if getattr(config, "use_sliding_window", True) is False:
+        return True
+    widths = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return all(width is None or (length is not None and length <= width) for width in widths)
+
+
+def _ids(causal: PreTrainedModel) -> Tensor:
+    """(2, PROBED), none of them a special token's where there are enough others."""
+    ids = torch.arange(2 * PROBED) % max(1, causal.config.vocab_size // 2) + causal.config.vocab_size // 4
+    return ids.view(2, PROBED).to(causal.device)
+
+
+def _equal_without_mask(causal: PreTrainedModel) -> bool:
+    trunk, ids = causal.base_model, _ids(causal)
+    usual = trunk(input_ids=ids, use_cache=False).last_hidden_state
+    with without_mask(trunk):
+        return _close(trunk(input_ids=ids, use_cache=False).last_hidden_state, usual)
+
+
+def _equal_with_long_mask(causal: PreTrainedModel) -> bool:
+    """The last token's logits where the mask (B, 1, T, T) is given, with padding at the left of one row, and as usual."""
+    ids = _ids(causal)
+    mask = torch.ones_like(ids)
+    mask[1, :3] = 0
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    usual = causal(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits[:, -1]
+    seen = torch.ones((PROBED, PROBED), dtype=torch.bool, device=ids.device).tril() & mask[:, None, None, :].bool()
+    given = causal(input_ids=ids, attention_mask=seen, position_ids=positions, use_cache=False).logits[:, -1]
+    return _close(given, usual)
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    """To the rounding of their dtype, and finite."""
+    tolerance = 2e-2 if one.dtype == torch.bfloat16 else 1e-3
+    scale = other.float().abs().max()
+    return bool(((one.float() - other.float()).abs().max() <= tolerance * scale).item())

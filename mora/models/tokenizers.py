@@ -1,0 +1,69 @@
+"""The tokenizer of a model."""
+
+from __future__ import annotations
+
+import string
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from mora.config.compose import ConfigError, one_line
+from mora.config.model_schema import Model
+
+from . import known
+from .gguf import as_folder
+
+
+def load_tokenizer(config: Model) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model, without its weights.
+
+    Raises: ConfigError where there is none, or it has no token that ends a text.
+    """
+    if config.source in ("init", "init_on_device"):
+        if config.tokenizer is None:
+            return character_tokenizer()
+        if (other := known.named(config.tokenizer)) is not None:
+            return load_tokenizer(other)
+    where = as_folder(config) if config.source == "gguf" else (config.tokenizer or config.path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, revision=revision_of(config))
+    except (OSError, ValueError, KeyError, TypeError) as error:  # missing or gated; of a class that wants more files
+        raise cannot_load(where, error, "tokenizer" if config.tokenizer else "path") from error
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(
+            f"the tokenizer of {str(where)!r} has no EOS token, which ends a text: set eos_token in its "
+            "tokenizer_config.json"
+        )
+    return tokenizer
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The padding token, or EOS where there is none. Labels mask the padding, so the choice changes no loss."""
+    return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+
+
+def character_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a printable character, after <pad>, <s> and </s>, which no text can contain."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", *string.printable])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def revision_of(config: Model) -> str:
+    return config.revision if config.source == "pretrained" and config.revision else "main"
+
+
+def cannot_load(where: object, error: Exception, field: str = "path") -> ConfigError:
+    return ConfigError(
+        f"model.{field}={str(where)!r} cannot be loaded ({one_line(error):.300}): give a local folder, or a hub id whose "
+        "licence is accepted there and log in; scale=lite has a model that comes as a PyPI package"
+    )

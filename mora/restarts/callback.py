@@ -1,0 +1,203 @@
+"""ReLoRA and ReMoRA for `transformers.Trainer` and whatever is built on it, TRL's `SFTTrainer` among others."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from mora.adapter.operators import Groups
+
+from .layers import Adapted, sharing_layers
+from .ranks import rank, wait_for_all
+from .restart import Restart, describe
+from .schedule import jagged
+from .supported import check_supported
+from .trainer import optimizer_state
+
+logger = logging.getLogger(__name__)
+
+FILE = "restarts.safetensors"
+
+
+@dataclass(frozen=True)
+class _Settings:
+    every_steps: int
+    warmup_steps: int
+    groups: Sequence[Groups] | None
+    merge_rounding: Literal["nearest", "stochastic"]
+    stale_masters: bool = False
+
+
+class RestartCallback(TrainerCallback):
+    """Every `every_steps` updates the adapter is merged into the base weights and starts again (section 5.3 of the paper).
+
+        trainer = Trainer(model=get_peft_model(model, MoraConfig(...)), callbacks=[RestartCallback(every_steps=2000)], ...)
+
+    With PEFT's LoRA it is ReLoRA, with MoRA ReMoRA. A restart merges in fp32, re-initialises the adapter alike on all ranks,
+    renews the optimizer's copies of it, zeroes its moments, and checks all of that; the learning rate then climbs from 0 to
+    its schedule. One process, DDP, and DeepSpeed ZeRO-1 to 3.
+
+    A checkpoint of the Trainer holds the adapter alone; this adds the merged base to it, `restarts.safetensors` (fp32, as
+    large as the adapted weights), and resuming reads it. What was trained is `model.merge_and_unload()`: the adapter by
+    itself fits the merged base, not the one that training began with.
+
+    Args:
+        every_steps: updates from restart to restart; there is none after the last update.
+        warmup_steps: of the learning rate after a restart.
+        groups: of a sharing MoRA, its kinds of groups in turn, the first being the adapter's own; None: always the same.
+        merge_rounding: of the exact sum to the dtype of the base, "nearest" or "stochastic" (bf16 alone).
+        resume_from: the checkpoint to resume from, where it does not lie in `args.output_dir`.
+
+    Raises, when training begins: ValueError where a restart could not be right, with what to do instead (FSDP, a quantised
+    base, an optimizer other than AdamW, ...). Raises, later: `RestartFailed` where a check does not hold.
+    """
+
+    def __init__(
+        self,
+        every_steps: int,
+        warmup_steps: int = 50,
+        groups: Sequence[Groups] | None = ("modulo", "contiguous"),
+        merge_rounding: Literal["nearest", "stochastic"] = "nearest",
+        resume_from: str | os.PathLike[str] | None = None,
+    ):
+        if not isinstance(every_steps, int) or isinstance(every_steps, bool) or every_steps <= 0:
+            raise ValueError(f"every_steps={every_steps!r}: expected a positive number of updates")
+        if not isinstance(warmup_steps, int) or not 0 <= warmup_steps < every_steps:
+            raise ValueError(f"warmup_steps={warmup_steps!r}: expected 0 <= warmup_steps < every_steps={every_steps}")
+        if merge_rounding not in ("nearest", "stochastic"):
+            raise ValueError(f"merge_rounding={merge_rounding!r}: expected 'nearest' or 'stochastic'")
+        self._settings = _Settings(every_steps, warmup_steps, groups, merge_rounding)
+        self._resume_from = resume_from
+        self._restart: Restart | None = None
+        self.history: list[dict[str, float]] = []  # what each restart said, `Restart.apply`
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        model, optimizer, scheduler = kwargs["model"], kwargs["optimizer"], kwargs["lr_scheduler"]
+        layers = check_supported(args, model)
+        settings = self._settings_for(model, layers)
+        self._restart = Restart(optimizer_state(model, optimizer, layers), settings, layers, args.seed)
+        self.history = []
+        if state.global_step:
+            self._resume(Path(args.output_dir), state.global_step)
+        rewarm(scheduler, settings)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        assert self._restart is not None
+        if self._restart.due(state.global_step, state.max_steps):
+            self.history.append(facts := self._restart.apply())
+            if rank() == 0:
+                logger.info("step %d: %s", state.global_step, describe(facts))
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        assert self._restart is not None
+        if rank() == 0:
+            save(Path(args.output_dir) / f"checkpoint-{state.global_step}", self._restart, state.global_step)
+        wait_for_all()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._restart is not None and self._restart.count and rank() == 0:
+            logger.warning(
+                "%d restarts went into the base weights, which a saved adapter does not hold: keep the model with "
+                "model.merge_and_unload().save_pretrained(folder)",
+                self._restart.count,
+            )
+
+    def _settings_for(self, model: PeftModel, layers: list[Adapted]) -> _Settings:
+        """Without groups where none of the layers has any. Raises: ValueError where the adapter has not the first kind."""
+        name, groups = layers[0].adapter_name, self._settings.groups
+        sharing = sharing_layers(model, name)
+        if not sharing or not groups:
+            return _Settings(
+                self._settings.every_steps, self._settings.warmup_steps, None, self._settings.merge_rounding
+            )
+        own = model.peft_config[name].groups
+        if own not in groups:
+            raise ValueError(f"groups={tuple(groups)}: the adapter's own kind, {own!r}, must be among them")
+        return self._settings
+
+    def _resume(self, output_dir: Path, step: int) -> None:
+        assert self._restart is not None
+        folder = Path(self._resume_from or output_dir / f"checkpoint-{step}")
+        count, shadow = load(folder, step)
+        self._restart.load_state_dict({"count": count, "shadow": shadow})
+
+
+def save(folder: Path, restart: Restart, step: int) -> None:
+    """Writes what `load` reads, whole or not at all."""
+    partial = folder / f".{FILE}"
+    save_file(restart.shadow, partial, metadata={"count": str(restart.count), "step": str(step)})
+    with open(partial, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, folder / FILE)
+
+
+def load(folder: Path, step: int) -> tuple[int, dict[str, torch.Tensor]]:
+    """(restarts so far, the merged base weights in fp32 by module) of the checkpoint of `step`. Raises: ValueError."""
+    path = folder / FILE
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is missing, without which the merged base of step {step} is lost: resume from a checkpoint that was "
+            "written with RestartCallback, or say where it lies, RestartCallback(resume_from=folder)"
+        )
+    with safe_open(path, framework="pt") as file:
+        facts = file.metadata()
+        if int(facts["step"]) != step:
+            raise ValueError(f"{path} is of step {facts['step']}, the Trainer resumes step {step}")
+        return int(facts["count"]), {name: file.get_tensor(name) for name in file.keys()}
+
+
+def restore_base(model: nn.Module, checkpoint: str | os.PathLike[str]) -> None:
+    """Writes the merged base of a checkpoint into `model`, a PEFT model on the original base with that checkpoint's adapter.
+
+    Raises: ValueError where the file is missing or is of another model.
+    """
+    folder = Path(checkpoint)
+    step = int(folder.name.rpartition("-")[2])
+    _, shadow = load(folder, step)
+    modules = dict(model.named_modules())
+    if unknown := [name for name in shadow if name not in modules]:
+        raise ValueError(f"{folder / FILE} holds {unknown[0]}, which this model has not")
+    with torch.no_grad():
+        for name, value in shadow.items():
+            modules[name].get_base_layer().weight.copy_(value)
+
+
+def rewarm(scheduler: Any, settings: _Settings) -> None:
+    """The learning rate of the scheduler climbs from 0 after every restart; it stays a pure function of the step."""
+    while not isinstance(scheduler, LambdaLR):
+        scheduler = getattr(scheduler, "scheduler", None)
+        if scheduler is None:
+            raise ValueError(
+                "lr_scheduler_type: restarts need a schedule that is a function of the step (linear, cosine, constant, ...)"
+            )
+    if any(hasattr(function, "rhythm") for function in scheduler.lr_lambdas):
+        raise ValueError("the scheduler already has restarts: give the Trainer one RestartCallback")
+    scheduler.lr_lambdas = [_rewarmed(function, settings) for function in scheduler.lr_lambdas]
+    rates = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+    scheduler._last_lr = [base * rate(scheduler.last_epoch) for base, rate in rates]
+    for group, lr in zip(scheduler.optimizer.param_groups, scheduler._last_lr, strict=True):
+        group["lr"] = lr
+
+
+def _rewarmed(function: Callable[[int], float], settings: _Settings) -> Callable[[int], float]:
+    def rate(step: int) -> float:
+        return jagged(function(step), step, settings)
+
+    rate.rhythm = settings  # type: ignore[attr-defined]
+    return rate

@@ -1,0 +1,64 @@
+"""What a restart reads and writes of a model and its torch optimizer, on one rank or more (data parallelism)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from .ranks import broadcast
+
+
+class TorchState:
+    """A model every rank holds whole, and a torch optimizer of its parameters themselves."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, adapter: Sequence[nn.Parameter]):
+        self.model, self.optimizer = model, optimizer
+        self.device = adapter[0].device
+        self._adapter = set(adapter)
+
+    @contextmanager
+    def whole(self, parameters: Sequence[nn.Parameter], write: bool = True) -> Iterator[None]:
+        """Within, the parameters can be read whole. What rank 0 has written into them, all ranks have afterwards."""
+        yield
+        if write:
+            for p in parameters:
+                broadcast(p.data)
+
+    def assign(self, parameter: nn.Parameter, value: Tensor, stale_master: bool = False) -> None:
+        """Writes a whole value, the same on every rank, into the parameter and into its master.
+
+        stale_master: the next update goes on from the old master, as where nobody refreshed it.
+        """
+        assert not stale_master, "a parameter that is its own master has no stale one"
+        parameter.data.copy_(value)
+
+    def master(self, parameter: nn.Parameter) -> Tensor:
+        """The whole value that the optimizer updates, or that of a parameter which does not train."""
+        return parameter.detach()
+
+    def optimizer_states(self, adapter: bool) -> list[dict[str, Tensor]]:
+        """What this process holds of the moments and steps of adapters, or of everything else. May be written to."""
+        return [state for p, state in self.optimizer.state.items() if (p in self._adapter) == adapter]
+
+    def full_precision(self) -> AbstractContextManager[None]:
+        """Within, what trains holds its masters: to save or merge them unrounded. The model does not compute then."""
+        return nullcontext()
+
+    def computation_changed(self) -> None:
+        """What was recorded of the forward pass does not hold any more. Nothing is recorded here."""
+
+
+@contextmanager
+def exchanged(values: dict[nn.Parameter, Tensor]) -> Iterator[None]:
+    """Within, the parameters hold these values, and afterwards their own again."""
+    own = [(p, p.data) for p in values]
+    for p, value in values.items():
+        p.data = value
+    try:
+        yield
+    finally:
+        for p, value in own:
+            p.data = value

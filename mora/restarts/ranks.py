@@ -1,0 +1,34 @@
+"""What ranks say to each other, and nothing where there is only one."""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+from torch import Tensor
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def broadcast(value: Tensor) -> Tensor:
+    """In place, from rank 0. All ranks must call."""
+    if world_size() > 1:
+        dist.broadcast(value, src=0)
+    return value
+
+
+def everywhere(value: float) -> list[float]:
+    """Each rank's value, in the order of the ranks. All ranks must call."""
+    values: list[float] = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def wait_for_all() -> None:
+    """Until every rank has come here. All ranks must call."""
+    everywhere(0.0)

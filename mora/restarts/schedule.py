@@ -1,0 +1,22 @@
+"""The learning rate after a restart."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Rhythm(Protocol):
+    """A restart every `every_steps` updates; the rate then climbs for `warmup_steps`."""
+
+    @property
+    def every_steps(self) -> int: ...
+
+    @property
+    def warmup_steps(self) -> int: ...
+
+
+def jagged(base: float, step: int, rhythm: Rhythm) -> float:
+    """base * min(1, (step mod R) / w) after the first restart: the schedule underneath goes on (ReLoRA, section 3)."""
+    if step < rhythm.every_steps:
+        return base
+    return base * min(1.0, (step % rhythm.every_steps) / max(1, rhythm.warmup_steps))

@@ -1,0 +1,81 @@
+"""What a restart reads and writes where DeepSpeed has split the optimizer (stages 1, 2) and the weights (3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.utils import safe_get_full_fp32_param
+from torch import Tensor, nn
+
+from .layers import Group
+from .optimizer import exchanged
+from .ranks import broadcast, rank, world_size
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class ZeroState:
+    """As `optimizer.TorchState`, over DeepSpeed's ZeRO optimizer `zero`. `groups`: its parameter groups, in its order."""
+
+    def __init__(self, model: nn.Module, zero: Any, groups: Sequence[Group], stage: int, device: torch.device):
+        self.model, self.groups, self.stage, self.device = model, list(groups), stage, device
+        self._zero, self._shows_masters = zero, False
+
+    def computation_changed(self) -> None:
+        """Nothing is recorded here."""
+
+    @contextmanager
+    def whole(self, parameters: Sequence[nn.Parameter], write: bool = True) -> Iterator[None]:
+        split = [p for p in parameters if hasattr(p, "ds_id")]
+        masters = {p: self.master(p) for p in parameters if p.requires_grad and self._shows_masters}
+        with deepspeed.zero.GatheredParameters(split, modifier_rank=0 if write else None, enabled=bool(split)):
+            with exchanged(masters):
+                yield
+            if write and not split:
+                for p in parameters:
+                    broadcast(p.data)
+
+    def assign(self, parameter: nn.Parameter, value: Tensor, stale_master: bool = False) -> None:
+        with self.whole([parameter]):
+            parameter.data.copy_(value)
+        if not stale_master and parameter.requires_grad:
+            self._set_master(parameter, value.to(self.device, torch.float32))
+
+    def _set_master(self, parameter: nn.Parameter, value: Tensor, moment: str | None = None) -> None:
+        """This rank's part of the master, or of a moment. DeepSpeed's own call fails where ranks do not divide the size."""
+        if self.stage < 3:
+            parameter.set_full_hp_param(value, moment)  # type: ignore[attr-defined]
+            return
+        size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+        padded = nn.functional.pad(value.flatten(), (0, size * world_size() - value.numel()))
+        self._zero.set_local_hp_param(padded.narrow(0, size * rank(), size), parameter, moment)
+
+    def master(self, parameter: nn.Parameter) -> Tensor:
+        if parameter.requires_grad:
+            return safe_get_full_fp32_param(parameter)
+        with self.whole([parameter], write=False):
+            return parameter.detach().clone()
+
+    def optimizer_states(self, adapter: bool) -> list[dict[str, Tensor]]:
+        states = self._zero.optimizer.state
+        return [states[flat] for flat, group in self._flat_groups() if group.adapter == adapter and flat in states]
+
+    def _flat_groups(self) -> list[tuple[nn.Parameter, Group]]:
+        """This rank's flat fp32 tensors, as the inner optimizer sees them, each with the group that it is a part of."""
+        if self.stage < 3:
+            return list(zip(self._zero.single_partition_of_fp32_groups, self.groups, strict=True))
+        owner = self._zero.sub_group_to_group_id
+        return [(flat, self.groups[owner[i]]) for i, flat in enumerate(self._zero.fp32_partitioned_groups_flat)]
+
+    @contextmanager
+    def full_precision(self) -> Iterator[None]:
+        """Within, `whole` shows the masters of what trains; what is written into those is lost."""
+        self._shows_masters = True
+        try:
+            yield
+        finally:
+            self._shows_masters = False

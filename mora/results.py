@@ -1,0 +1,223 @@
+"""The result of a run, typed: written once, checked when it is read, and read once a process."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from mora.config import ConfigError, RunConfig
+from mora.config.run_id import result_path
+from mora.evaluate import metrics
+
+FORMAT: Literal[2] = 2
+FACTS = ("_stderr", ".documents", ".floor")  # endings of what a flat row says about its other entries
+
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), ser_json_inf_nan="strings")
+
+
+class Metric(_Frozen):
+    """`stderr` over `documents`, where they were counted. `floor`: what a model that knows nothing scores.
+
+    `higher_is_better` and `floor` are those of the metric's task; None where it does not say.
+    """
+
+    value: float
+    stderr: float | None = None
+    documents: Count | None = None
+    higher_is_better: bool | None = None
+    floor: float | None = None
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.value)
+
+
+Metrics = dict[str, Metric]
+
+
+class Parameters(_Frozen):
+    trainable: Count
+    by_module: dict[str, int] = {}
+
+
+class Source(_Frozen):
+    """dirty: None where the commit is not known."""
+
+    commit: str | None = None
+    dirty: bool | None
+    fingerprint: str
+
+
+class RunResult(_Frozen):
+    """`metrics` by step. `config` as it was written: an old one may be no configuration of today. `more`: facts that nothing
+    here reads. Unknown fields are errors."""
+
+    format: Literal[2] = FORMAT
+    run_id: str = ""
+    status: Literal["done", "diverged", "failed"]
+    reason: str | None = None
+    config: dict[str, Any]
+    metrics: dict[Count, Metrics]
+    parameters: Parameters
+    source: Source
+    total_steps: Count | None = None
+    last_step: Count | None = None
+    final_train_loss: float | None = None
+    wall_s: float | None = None
+    packages: dict[str, str] = {}
+    hardware: dict[str, Any] = {}
+    speed: dict[str, float] | None = None
+    data: dict[str, Any] = {}
+    provenance: dict[str, Any] = {}
+    more: dict[str, Any] = {}
+
+    @field_validator("config")
+    @classmethod
+    def _names_its_scale_and_task(cls, config: dict[str, Any]) -> dict[str, Any]:
+        for section in ("scale", "task"):
+            if not isinstance(config.get(section), dict) or not isinstance(config[section].get("name"), str):
+                raise ValueError(f"no field {section}.name")
+        return config
+
+    @property
+    def scale(self) -> str:
+        return str(self.config["scale"]["name"])
+
+    @property
+    def task(self) -> str:
+        return str(self.config["task"]["name"])
+
+    @property
+    def peak_memory_bytes(self) -> int | None:
+        return self.hardware.get("peak_memory_bytes")
+
+    def text(self) -> str:
+        """The file's content."""
+        return self.model_dump_json(indent=1) + "\n"
+
+
+def of_facts(facts: Mapping[str, Any]) -> RunResult:
+    """A result of what a worker knows; what has no field of its own goes to `more`."""
+    known = {name: value for name, value in facts.items() if name in RunResult.model_fields}
+    more = {name: value for name, value in facts.items() if name not in RunResult.model_fields}
+    return RunResult.model_validate(known | ({"more": more} if more else {}))
+
+
+def typed(row: Mapping[str, Any]) -> Metrics:
+    """A row of a log, where a metric's error, documents and floor stand beside it under names of their own."""
+    return {name: _metric(name, row) for name in row if name != "documents" and not name.endswith(FACTS)}
+
+
+def of_log(rows: Iterable[Mapping[str, Any]]) -> dict[int, Metrics]:
+    """The rows of a log that are evaluations, by step."""
+    return {row["step"]: typed({k: v for k, v in row.items() if k != "step"}) for row in rows if "loss" not in row}
+
+
+def _metric(name: str, row: Mapping[str, Any]) -> Metric:
+    task, dot, metric = name.partition(".")
+    about, known = metrics.facts(name), f"{name}_stderr" in row
+    documents = row.get(f"{task}.documents" if dot else "documents") if known else None
+    floor = row.get(f"{task}.floor") if metric == "score" else None
+    return Metric(
+        value=row[name],
+        stderr=row.get(f"{name}_stderr"),
+        documents=documents,
+        higher_is_better=about.higher_is_better,
+        floor=about.floor if floor is None else floor,
+    )
+
+
+def migrate(values: dict[str, Any]) -> dict[str, Any]:
+    """A result of format 1, whose metrics are flat rows, as one of today's.
+
+    Raises: ValueError, with the field, where it is of neither format.
+    """
+    version = values.get("format", 1)
+    if version == FORMAT:
+        return values
+    if version != 1:
+        raise ValueError(f"format={version!r}: expected 1 or {FORMAT}; this is of another version of the suite")
+    for field in ("metrics", "source.dirty", "source.fingerprint"):
+        _require(values, field)
+    rows = values["metrics"]
+    if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
+        raise ValueError("metrics: expected an object of steps")
+    known = {k: v for k, v in values.items() if k in RunResult.model_fields}
+    more = {k: v for k, v in values.items() if k not in RunResult.model_fields}
+    return known | {"format": FORMAT, "metrics": {step: typed(row) for step, row in rows.items()}, "more": more}
+
+
+def _require(values: Any, field: str) -> None:
+    for name in field.split("."):
+        if not isinstance(values, dict) or name not in values:
+            raise ValueError(f"no field {field}")
+        values = values[name]
+
+
+def read(path: Path) -> RunResult:
+    """Raises: ConfigError, one line with the field, where the file is no result."""
+    try:
+        values = json.loads(path.read_text())
+        if not isinstance(values, dict):
+            raise ValueError("expected an object")
+        return RunResult.model_validate(migrate(values))
+    except ValidationError as error:
+        raise _damaged(path, _first(error)) from error
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, " ".join(str(error).split())) from error
+
+
+def _damaged(path: Path, why: str) -> ConfigError:
+    return ConfigError(f"{path} is damaged ({why[:300]}): remove it, and the run is done again")
+
+
+def _first(error: ValidationError) -> str:
+    found, *rest = error.errors()
+    field = ".".join(str(part) for part in found["loc"])
+    many = f"; {len(rest)} more fields" if rest else ""
+    if found["type"] == "missing":
+        return f"no field {field}{many}"
+    if found["type"] == "extra_forbidden":
+        return f"{field}: there is no such field{many}"
+    return f"{field}={str(found['input'])[:80]!r}: {found['msg'].removeprefix('Value error, ')}{many}"
+
+
+class ResultStore:
+    """Results by their path, each parsed once: again only where the file has changed, as while a suite runs."""
+
+    def __init__(self) -> None:
+        self._read: dict[Path, tuple[tuple[int, int, int], RunResult]] = {}
+
+    def at(self, path: Path) -> RunResult | None:
+        """None where there is no file. Raises: ConfigError where it is damaged."""
+        try:
+            found = path.stat()
+        except FileNotFoundError:
+            return None
+        signature = (found.st_ino, found.st_mtime_ns, found.st_size)
+        if path not in self._read or self._read[path][0] != signature:
+            self._read[path] = signature, read(path)
+        return self._read[path][1]
+
+    def of(self, config: RunConfig) -> RunResult | None:
+        """The result of this very run. Raises: ConfigError where its file is damaged."""
+        return self.at(result_path(config))
+
+    def all(self, folder: Path) -> Iterator[RunResult]:
+        """Raises: ConfigError where one is damaged."""
+        for path in sorted(folder.glob("*.json")):
+            if (found := self.at(path)) is not None:
+                yield found
+
+
+STORE = ResultStore()

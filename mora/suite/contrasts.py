@@ -1,0 +1,214 @@
+"""What the results say of one contrast: its differences by seed and their errors, and whether a floor hides it."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass
+from functools import cached_property
+
+from . import experiment as experiments
+from . import verdicts
+from .cells import CellRuns, higher_is_better, resolve, resolve_all
+from .claims import Claim, Contrast, Unit
+from .experiment import CellSpec, Row, Scale
+from .figures import MODULES, spectrum_of
+
+
+class Found:
+    """The resolved tables that claims are judged on, each once."""
+
+    def __init__(self, resolved: dict[tuple[str, Scale], list[list[CellRuns]]] | None = None) -> None:
+        self._rows = dict(resolved or {})
+
+    def rows(self, name: str, scale: Scale) -> list[list[CellRuns]]:
+        if (name, scale) not in self._rows:
+            self._rows[name, scale] = resolve_all(experiments.grids(experiments.load(name), scale))
+        return self._rows[name, scale]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One row of a contrast: the mean over its columns, by seed, and its error over the documents."""
+
+    values: dict[int, float]
+    errors: dict[int, float]
+    cells: list[CellRuns]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A contrast at a scale. Differences are turned so that higher is better, `sign` turns them back. None: not run."""
+
+    first: Side | None
+    second: Side | None
+    sign: int
+
+    @cached_property
+    def seeds(self) -> list[int]:
+        """Those that both rows have."""
+        if self.first is None or self.second is None:
+            return []
+        return [seed for seed in self.first.values if seed in self.second.values]
+
+    @cached_property
+    def differences(self) -> list[float]:
+        first, second = (side.values if side else {} for side in (self.first, self.second))
+        return [self.sign * (first[seed] - second[seed]) for seed in self.seeds]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every planned seed was run."""
+        return 0 < self.planned <= len(self.seeds)
+
+    @property
+    def planned(self) -> int:
+        cells = [runs for side in (self.first, self.second) if side for runs in side.cells]
+        return max((len(runs.spec.seeds) for runs in cells), default=0)
+
+    @property
+    def document_se(self) -> float | None:
+        """Of one seed: of both rows, as if they had scored different documents."""
+        if self.first is None or self.second is None or len(self.seeds) != 1:
+            return None
+        (seed,) = self.seeds
+        errors = [side.errors.get(seed) for side in (self.first, self.second)]
+        return math.hypot(*(e for e in errors if e is not None)) if None not in errors else None
+
+
+def measure(claim: Claim, contrast: Contrast, rows: list[list[CellRuns]]) -> Measured:
+    there = {runs.spec.column.name: runs.spec.column for row in rows for runs in row}
+    columns = [name for name in contrast.columns or claim.columns if name in there]
+    first, second = (_side(claim, rows, row, columns) for row in (contrast.first, contrast.second))
+    higher = claim.unit == "values" or not columns or higher_is_better(there[columns[0]].metric)
+    return Measured(first, second, 1 if higher else -1)
+
+
+def _side(claim: Claim, rows: list[list[CellRuns]], row: Row, columns: list[str]) -> Side | None:
+    cells = [runs for name in columns if (runs := find(rows, row, name)) is not None]
+    if not columns or len(cells) < len(columns):
+        return None
+    measured = [_by_seed(runs, claim.unit) for runs in cells]
+    seeds = [seed for seed in measured[0] if all(seed in m for m in measured)]
+    values = {seed: statistics.fmean(m[seed][0] for m in measured) for seed in seeds}
+    errors = {}
+    for seed in seeds:
+        known = [error for m in measured if (error := m[seed][1]) is not None]
+        if len(known) == len(cells):
+            errors[seed] = math.hypot(*known) / len(cells)
+    return Side(values, errors, cells)
+
+
+def _by_seed(runs: CellRuns, unit: Unit) -> dict[int, tuple[float, float | None]]:
+    """The value and its error over the documents, in the claim's unit."""
+    if unit == "values":
+        spectra = {config.seed: spectrum_of(config) for config, _ in runs.results}
+        name = runs.spec.column.metric
+        return {s: (statistics.fmean(f["kinds"][k][name] for k in MODULES), None) for s, f in spectra.items() if f}
+    found: dict[int, tuple[float, float | None]] = {}
+    for config, result in runs.results:
+        if (measured := runs.measured(config, result)) is None:
+            continue
+        value, error = measured
+        if unit == "nats":
+            found[config.seed] = (math.log(value), None if error is None else error / value)
+            continue
+        metric = runs.metrics(config, result).get(runs.spec.column.metric)
+        if error is not None and metric is not None and metric.documents:
+            error = max(error, 100 * verdicts.share_error(metric.value, metric.documents))
+        found[config.seed] = (value, error)
+    return found
+
+
+def find(rows: list[list[CellRuns]], wanted: Row, column: str) -> CellRuns | None:
+    """The cell of that method, operator and rank of the paper, in the column of that name."""
+    for row in rows:
+        for runs in row:
+            spec = runs.spec
+            rank = spec.row.r and spec.config.model.stands_for(spec.row.r)
+            same = (spec.row.method, spec.row.operator, rank) == (wanted.method, wanted.operator, wanted.r)
+            if same and spec.column.name == column and spec.exists:
+                return runs
+    return None
+
+
+def at_floor(measured: Measured, found: Found) -> bool:
+    """Whether nothing can be told: both rows are at what knowing nothing scores, or the untuned model is."""
+    if measured.first is None or measured.second is None:
+        return False
+    return all(_low(side.cells) for side in (measured.first, measured.second)) or _low(
+        [resolve(untuned(runs.spec)) for runs in measured.first.cells]
+    )
+
+
+def untuned(spec: CellSpec) -> CellSpec:
+    """The cell of the model that nothing was done to, in the same column."""
+    free = [text for text in spec.column.overrides if not text.startswith(("r=", "method"))]
+    return CellSpec(
+        spec.experiment,
+        spec.scale,
+        spec.at_scale,
+        Row(method="none"),
+        spec.column.model_copy(update={"overrides": free}),
+    )
+
+
+def _low(cells: list[CellRuns]) -> bool:
+    """Whether the mean over the cells is within AT_FLOOR standard errors of the floor, or below."""
+    above, errors = 0.0, []
+    for runs in cells:
+        known = [m for c, r in runs.results if (m := runs.metrics(c, r).get(runs.spec.column.metric)) is not None]
+        if not known or known[0].floor is None or not all(metric.finite for metric in known):
+            return False
+        metric = known[0]
+        above += statistics.fmean(m.value for m in known) - known[0].floor
+        errors.append(
+            verdicts.share_error(metric.value, metric.documents) if metric.documents else metric.stderr or 0.0
+        )
+    return above <= verdicts.AT_FLOOR * math.hypot(*errors)
+
+
+def rare_counts(claim: Claim, measured: Measured) -> tuple[int, int, int, int] | None:
+    """Right answers and answers of both rows, over the shared seeds, where one of them has few right or few wrong."""
+    if claim.unit != "points" or measured.first is None or measured.second is None:
+        return None
+    counts: list[int] = []
+    for side in (measured.first, measured.second):
+        if len(side.cells) != 1:
+            return None
+        (runs,) = side.cells
+        known = [runs.metrics(c, r).get(runs.spec.column.metric) for c, r in runs.results if c.seed in measured.seeds]
+        if not all(m is not None and m.finite and m.documents for m in known):
+            return None
+        counts += [sum(round(m.value * m.documents) for m in known if m and m.documents)]
+        counts += [sum(m.documents for m in known if m and m.documents)]
+    first, n_first, second, n_second = counts
+    rare = min(first, n_first - first, second, n_second - second) < verdicts.RARE
+    return (first, n_first, second, n_second) if rare else None
+
+
+def documents(sides: list[Side]) -> int | None:
+    """Of one row, the most that a seed scored."""
+    if not sides:
+        return None
+    found = []
+    for runs in sides[0].cells:
+        known = [runs.metrics(config, result).get(runs.spec.column.metric) for config, result in runs.results]
+        found.append(max((metric.documents or 0 for metric in known if metric), default=0))
+    steps = {runs.spec.column.metric for runs in sides[0].cells}
+    return (found[0] if len(steps) == 1 else sum(found)) or None
+
+
+def paper_effect(claim: Claim, contrast: Contrast, found: Found) -> float | None:
+    """What the paper prints, first minus second, over the same columns and in the same unit."""
+    rows = found.rows(claim.experiment, "paper")
+    names = [runs.spec.column.name for runs in (rows[0] if rows else [])]
+    differences = []
+    for column in (name for name in contrast.columns or claim.columns if name in names):
+        cells = [find(rows, row, column) for row in (contrast.first, contrast.second)]
+        values = [cell.spec.paper_value for cell in cells if cell is not None]
+        if len(values) < 2 or values[0] is None or values[1] is None:
+            return None
+        a, b = (math.log(v) if claim.unit == "nats" else v for v in values if v is not None)
+        differences.append(a - b)
+    return statistics.fmean(differences) if differences else None

@@ -1,0 +1,309 @@
+"""The ledger: a verdict a claim, from the committed results, as README's table and in full in results/claims.md."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mora.config.source import ROOT
+from mora.train.log import replace_file
+
+from . import verdicts
+from .cells import CellRuns
+from .claims import SCALES, Claim, Contrast, Ratio, Unit, load
+from .contrasts import Found, Measured, at_floor, documents, find, measure, paper_effect, rare_counts
+from .experiment import NAMES, Row, Scale
+from .verdicts import ALPHA, Estimate, Interval, Judged, Variance, Verdict
+
+BENCH = ROOT / "results" / "bench"
+PAGE, BEGIN, END = ROOT / "README.md", "<!-- claims:begin -->", "<!-- claims:end -->"
+FULL = ROOT / "results" / "claims.md"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the results say of a contrast. `interval`: 95 %, of an equality 90 %, as two one-sided tests at 5 % have it."""
+
+    verdict: Verdict
+    first: str
+    second: str
+    model: str
+    effect: float | None = None
+    interval: Interval | None = None
+    seeds: int = 0
+    planned: int = 0
+    documents: int | None = None
+    paper: float | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def judge(claims: Iterable[Claim], scale: Scale, found: Found | None = None) -> list[Outcome]:
+    """One outcome a claim. The claims of one experiment share the variance of a seed, and hold together (Holm)."""
+    found, claims = found or Found(), list(claims)
+    outcomes: dict[int, Outcome] = {}
+    for name in dict.fromkeys(claim.experiment for claim in claims):
+        table = [claim for claim in claims if claim.experiment == name]
+        for claim, outcome in zip(table, _of_table(table, scale, found), strict=True):
+            outcomes[id(claim)] = outcome
+    return [outcomes[id(claim)] for claim in claims]
+
+
+def _of_table(table: list[Claim], scale: Scale, found: Found) -> list[Outcome]:
+    if not table[0].experiment:
+        return [_of_ratio(claim.ratio, scale) for claim in table if claim.ratio]
+    rows = found.rows(table[0].experiment, scale)
+    every = [measure(claim, claim.primary, rows) for claim in table]
+    shared = {unit: _variance(table, every, unit) for unit in {claim.unit for claim in table}}
+    estimates = [_estimate(claim, m, shared[claim.unit]) for claim, m in zip(table, every, strict=True)]
+    judged: dict[int, Judged] = {}
+    kept: list[Verdict] = []
+    for i, (claim, measured, estimate) in enumerate(zip(table, every, estimates, strict=True)):
+        kept.append("not run" if estimate is None else "floor" if at_floor(measured, found) else "undecided")
+        if estimate is not None and kept[i] == "undecided" and measured.complete:
+            gap = _gap(claim, rows, shared[claim.unit])
+            judged[i] = _exact(claim, measured, verdicts.judge(claim.test, estimate, claim.margin, gap))
+    for i, verdict in zip(judged, verdicts.decide(list(judged.values())), strict=True):
+        kept[i] = verdict
+    return [
+        _outcome(claim, claim.primary, measured, estimate, verdict, rows, found)
+        for claim, measured, estimate, verdict in zip(table, every, estimates, kept, strict=True)
+    ]
+
+
+def _gap(claim: Claim, rows: list[list[CellRuns]], of_table: Variance | None) -> Estimate | None:
+    if claim.gap is None or claim.second is None:
+        return None
+    return _estimate(claim, measure(claim, Contrast(first=claim.second, second=claim.gap), rows), of_table)
+
+
+def _variance(table: list[Claim], every: list[Measured], unit: Unit) -> Variance | None:
+    return verdicts.pooled(
+        [verdicts.variance(m.differences) for claim, m in zip(table, every, strict=True) if claim.unit == unit]
+    )
+
+
+def _estimate(claim: Claim, measured: Measured, of_table: Variance | None) -> Estimate | None:
+    """None where no seed has both rows."""
+    if not measured.seeds:
+        return None
+    return verdicts.estimate(measured.differences, of_table, measured.document_se, claim.plan.seed_sd)
+
+
+def also(claim: Claim, scale: Scale, found: Found) -> list[Outcome]:
+    """The contrasts that are shown beside the primary one, each with its own seeds' variance. They get no verdict."""
+    if not claim.experiment:
+        return []
+    rows, outcomes = found.rows(claim.experiment, scale), []
+    for contrast in claim.also:
+        measured = measure(claim, contrast, rows)
+        estimate = _estimate(claim, measured, None)
+        verdict: Verdict = "not run" if estimate is None else "undecided"
+        outcomes.append(_outcome(claim, contrast, measured, estimate, verdict, rows, found))
+    return outcomes
+
+
+def _exact(claim: Claim, measured: Measured, judged: Judged) -> Judged:
+    """Of a share with few right or wrong answers, an order needs Fisher's test too."""
+    counts = rare_counts(claim, measured)
+    if counts is None or claim.test != "order":
+        return judged
+    return Judged(max(judged.p, verdicts.exact(*counts)[1]), judged.verdict)
+
+
+def _outcome(
+    claim: Claim,
+    contrast: Contrast,
+    measured: Measured,
+    estimate: Estimate | None,
+    verdict: Verdict,
+    rows: list[list[CellRuns]],
+    found: Found,
+) -> Outcome:
+    names = [_name(rows, row) for row in (contrast.first, contrast.second)]
+    sides = [side for side in (measured.first, measured.second) if side is not None]
+    cells = [runs for side in sides for runs in side.cells]
+    model = ", ".join(dict.fromkeys(runs.spec.config.model.name for row in rows for runs in row)) if rows else ""
+    effect = interval = None
+    if estimate is not None:
+        effect = measured.sign * estimate.effect
+        low, high = estimate.interval(1 - ALPHA if claim.test == "order" else 1 - 2 * ALPHA)
+        if claim.test == "order" and (counts := rare_counts(claim, measured)) is not None:
+            exact = verdicts.exact(*counts)[0]
+            low, high = min(low, 100 * measured.sign * exact.low), max(high, 100 * measured.sign * exact.high)
+        interval = Interval(*sorted((measured.sign * low, measured.sign * high)))
+    return Outcome(
+        verdict,
+        names[0],
+        names[1],
+        model,
+        effect,
+        interval,
+        len(measured.seeds),
+        measured.planned,
+        documents(sides),
+        paper_effect(claim, contrast, found),
+        _notes(claim, measured, cells, verdict),
+    )
+
+
+def _name(rows: list[list[CellRuns]], wanted: Row) -> str:
+    for row in rows:
+        if row and find([row], wanted, row[0].spec.column.name):
+            return row[0].spec.label
+    return NAMES[wanted.method]
+
+
+def _notes(claim: Claim, measured: Measured, cells: list[CellRuns], verdict: Verdict) -> list[str]:
+    notes = []
+    if measured.seeds and not measured.complete:
+        waiting = "" if verdict == "floor" else ", judged when all are there"
+        notes.append(f"{len(measured.seeds)} of {measured.planned} seeds{waiting}")
+    elif len(measured.seeds) == 1 and claim.plan.seed_sd is not None:
+        notes.append(f"one seed: its sd of {claim.plan.seed_sd:g} is assumed")
+    if measured.seeds and not all(map(math.isfinite, measured.differences)):
+        notes.append("a run diverged")
+    edges = dict.fromkeys(runs.spec.label for runs in cells if runs.chose_edge)
+    if measured.seeds and edges and cells[0].spec.scale != "paper":  # the grids of scale paper are the paper's
+        notes.append(f"at the edge of its grid: {', '.join(edges)}")
+    return notes
+
+
+def _of_ratio(ratio: Ratio, scale: Scale) -> Outcome:
+    """The times' ratio, with the range of the slower case's rounds as its interval. It stands at scale paper."""
+    measured: list[Interval] = []
+    for path in sorted(BENCH.glob("step-*.json")) if scale == "paper" else []:
+        result = json.loads(path.read_text())
+        for scenario in result["scenarios"] if result["source"]["dirty"] is False else []:
+            times = {case["name"]: case["ms"] for case in scenario["cases"] if case["ms"]}
+            if scenario["shape"] == ratio.shape and {ratio.slow, ratio.fast} <= times.keys():
+                fast = statistics.median(times[ratio.fast])
+                measured.append(Interval(min(times[ratio.slow]) / fast, max(times[ratio.slow]) / fast))
+    if not measured:
+        return Outcome("not run", ratio.slow, ratio.fast, "")
+    worst = max(measured, key=lambda interval: interval.high)
+    above = [interval.low > ratio.at_most for interval in measured]
+    verdict: Verdict = "contradicted" if any(above) else "shown" if worst.high <= ratio.at_most else "undecided"
+    notes = ["of this suite's kernels, random weights"]
+    return Outcome(
+        verdict, ratio.slow, ratio.fast, ratio.shape, statistics.fmean(worst), worst, 0, 0, None, 1.03, notes
+    )
+
+
+def rows_of(claims: list[Claim], found: Found) -> list[tuple[Claim, Scale, Outcome]]:
+    """Every claim at every scale at which something was run; once, as not run, where nothing was."""
+    by_scale = {scale: judge(claims, scale, found) for scale in SCALES}
+    lines: list[tuple[Claim, Scale, Outcome]] = []
+    for i, claim in enumerate(claims):
+        there = [(claim, scale, by_scale[scale][i]) for scale in SCALES if by_scale[scale][i].verdict != "not run"]
+        lines += there or [(claim, "paper", by_scale["paper"][i])]
+    return lines
+
+
+def table(found: Found | None = None) -> str:
+    """README's ledger."""
+    lines = [
+        "| the paper says | here | verdict | effect, ours | seeds, documents | effect, the paper's |",
+        "|" + "---|" * 6,
+    ]
+    for claim, scale, outcome in rows_of(load().claims, found or Found()):
+        if outcome.verdict == "not run":
+            lines.append(f"| {claim.says} ({claim.where}) | - | not run | - | - | {_number(outcome.paper, claim)} |")
+            continue
+        cells = [
+            f"{claim.says} ({claim.where})",
+            f"{scale}: {ours(outcome.first)} - {ours(outcome.second)}",
+            _said(outcome),
+            _effect(claim, outcome),
+            _count(outcome),
+            _number(outcome.paper, claim),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def ours(label: str) -> str:
+    """`r=1 (as 8)` in words: never the paper's rank without ours."""
+    return label.replace("(as ", "(the paper's ")
+
+
+def _said(outcome: Outcome) -> str:
+    return "; ".join([f"**{outcome.verdict}**", *outcome.notes])
+
+
+def _effect(claim: Claim, outcome: Outcome) -> str:
+    if outcome.effect is None or outcome.interval is None:
+        return "-"
+    low, high = outcome.interval
+    span = "[?]" if math.isinf(low) else f"[{_number(low, claim)}, {_number(high, claim)}]"
+    return f"{_number(outcome.effect, claim)} {span} {claim.unit if claim.ratio is None else 'times'}"
+
+
+def _number(value: float | None, claim: Claim) -> str:
+    if value is None:
+        return "-"
+    if claim.ratio is not None:
+        return f"{value:.2f}"
+    return f"{value:+.{ {'points': 1, 'nats': 3, 'values': 0}[claim.unit] }f}"
+
+
+def _count(outcome: Outcome) -> str:
+    if not outcome.planned:
+        return "-"
+    n = str(outcome.seeds) if outcome.seeds >= outcome.planned else f"{outcome.seeds} of {outcome.planned}"
+    return f"{n}, {outcome.documents:,}" if outcome.documents else n
+
+
+def page(found: Found | None = None) -> str:
+    """The ledger in full: what is compared, on which model, what was decided when, and contrasts that are not judged."""
+    found, ledger = found or Found(), load()
+    lines = [
+        "# What the results say of the paper",
+        "",
+        f"Contrasts and margins: `experiments/claims.yaml`, fixed by commit {ledger.fixed_by}. Rules: `docs/claims.md`.",
+        "Effect: first minus second, with its 95 % interval (of an equality 90 %, as two one-sided tests at 5 % have it).",
+    ]
+    for claim, scale, outcome in rows_of(ledger.claims, found):
+        lines += ["", f"## {claim.says}", "", f"{claim.where}. {_rule(claim)}"]
+        if claim.decided:
+            lines += ["", f"Decided: {claim.decided}"]
+        if outcome.verdict == "not run":
+            lines += ["", f"Not run; the paper's effect: {_number(outcome.paper, claim)}."]
+            continue
+        lines += ["", "| scale, model | first | second | effect, ours | the paper's | seeds, documents | verdict |"]
+        lines.append("|" + "---|" * 7)
+        shown = [(outcome, _said(outcome))]
+        shown += [(o, "; ".join(["not judged", *o.notes])) for o in also(claim, scale, found) if o.verdict != "not run"]
+        for o, said in shown:
+            cells = [f"{scale}, {o.model}", ours(o.first), ours(o.second), _effect(claim, o)]
+            lines.append(f"| {' | '.join([*cells, _number(o.paper, claim), _count(o), said])} |")
+    return "\n".join(lines) + "\n"
+
+
+def _rule(claim: Claim) -> str:
+    if claim.ratio is not None:
+        return f"The ratio of two times is at most {claim.ratio.at_most:g}."
+    over = (
+        f"{claim.unit}, mean over {', '.join(claim.columns)}"
+        if len(claim.columns) > 1
+        else f"{claim.unit}, {claim.columns[0]}"
+    )
+    rules = {
+        "order": "the first is better",
+        "equal": f"the two differ by less than {claim.margin:g}",
+        "closes": f"the gap at the low rank is shown, and the first is at most {claim.margin:g} worse",
+    }
+    return f"Shown where {rules[claim.test]} ({over})."
+
+
+def render(page_path: Path = PAGE, full: Path = FULL, found: Found | None = None) -> None:
+    """Writes the ledger between its two markers, and in full. Raises: ValueError where the page has lost the markers."""
+    text, found = page_path.read_text(), found or Found()
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ValueError(f"{page_path.name}: expected the lines {BEGIN!r} and {END!r} once each")
+    head, tail = text.split(BEGIN)[0], text.split(END)[1]
+    replace_file(page_path, f"{head}{BEGIN}\n{table(found)}\n{END}{tail}")
+    replace_file(full, page(found))

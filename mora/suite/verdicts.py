@@ -1,0 +1,192 @@
+"""The statistics of a claim: an estimate of one contrast, its p-value, its verdict, and the power of a design. Pure.
+
+Every difference is turned so that higher is better for the contrast's first row. Distributions and exact intervals are
+scipy's. Seeds are paired. Where they are few, the variance of their differences is pooled over the contrasts of a table, as
+in an analysis of variance: its degrees of freedom add up. Documents are a second source of error, where their scores are
+kept; the degrees of freedom stay those of the seeds, which errs on the safe side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from scipy import special, stats
+
+ALPHA = 0.05
+ENOUGH = 0.8  # of power
+FEW = 5  # seeds; below, the variance is pooled
+RARE = 10  # right or wrong answers; below, a difference of shares is judged exactly
+AT_FLOOR = 3.0  # standard errors
+
+Test = Literal["order", "equal", "closes"]
+Verdict = Literal["shown", "contradicted", "equal", "undecided", "floor", "not run"]
+
+
+class Variance(NamedTuple):
+    """Of a seed's paired difference."""
+
+    value: float
+    df: float
+
+
+class Interval(NamedTuple):
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A difference with its standard error, and the degrees of freedom of that. se: inf where it is not known."""
+
+    effect: float
+    se: float
+    df: float
+
+    def interval(self, level: float = 1 - ALPHA) -> Interval:
+        if math.isinf(self.se) or math.isinf(self.effect):
+            return Interval(-math.inf, math.inf)
+        at = 0.5 + level / 2
+        half = self.se * float(special.ndtri(at) if math.isinf(self.df) else special.stdtrit(self.df, at))
+        return Interval(self.effect - half, self.effect + half)
+
+    def above(self, bound: float) -> float:
+        """The one-sided p-value of the difference being no larger than `bound`."""
+        return self._tail(bound - self.effect)
+
+    def below(self, bound: float) -> float:
+        """The one-sided p-value of the difference being no smaller than `bound`."""
+        return self._tail(self.effect - bound)
+
+    def _tail(self, distance: float) -> float:
+        if math.isinf(self.se) or math.isnan(distance):
+            return 1.0
+        z = distance / self.se
+        return float(special.ndtr(z) if math.isinf(self.df) else special.stdtr(self.df, z))
+
+
+def variance(differences: Sequence[float]) -> Variance | None:
+    """None of one seed, or where a run diverged."""
+    if len(differences) < 2 or not all(map(math.isfinite, differences)):
+        return None
+    return Variance(float(np.var(differences, ddof=1)), len(differences) - 1)
+
+
+def pooled(found: Sequence[Variance | None]) -> Variance | None:
+    """The mean, weighted by degrees of freedom. None of nothing."""
+    known = [v for v in found if v is not None]
+    df = sum(v.df for v in known)
+    return Variance(sum(v.df * v.value for v in known) / df, df) if known else None
+
+
+def estimate(
+    differences: Sequence[float], of_table: Variance | None, document_se: float | None, seed_sd: float | None
+) -> Estimate:
+    """The mean over seeds and its error: over seeds, and over documents where `document_se` is given.
+
+    `of_table`: the variance pooled over the contrasts of the table, taken where there are fewer than FEW seeds. One seed,
+    or seeds that do not differ at all: the standard deviation that the plan assumed. Without any error nothing is decided.
+    """
+    n, effect = len(differences), float(np.mean(differences))
+    own = variance(differences)
+    chosen = of_table if own is not None and n < FEW and of_table is not None else own
+    if seed_sd is not None and (n == 1 or (chosen is not None and chosen.value == 0)):
+        chosen = Variance(seed_sd**2, math.inf)
+    if chosen is None:
+        return Estimate(effect, math.inf, 1.0)
+    total = chosen.value / n + (document_se or 0.0) ** 2
+    return Estimate(effect, math.sqrt(total) if total > 0 else math.inf, chosen.df)
+
+
+class Judged(NamedTuple):
+    """The p-value of the verdict that is nearest, and that verdict."""
+
+    p: float
+    verdict: Verdict
+
+
+def judge(test: Test, found: Estimate, margin: float = 0.0, gap: Estimate | None = None) -> Judged:
+    """Before any correction. `gap`: for `closes`, what is to be closed."""
+    if test == "order":
+        return Judged(2 * min(found.above(0), found.below(0)), "shown" if found.effect > 0 else "contradicted")
+    outside = Judged(2 * found.below(-margin), "contradicted")
+    if test == "equal":
+        equal = Judged(max(found.above(-margin), found.below(margin)), "equal")
+        return min(equal, outside, Judged(2 * found.above(margin), "contradicted"), key=lambda j: j.p)
+    p_gap = 1.0 if gap is None else min(1.0, 2 * gap.above(0))
+    nearest = min(Judged(found.above(-margin), "shown"), outside, key=lambda j: j.p)
+    return Judged(max(nearest.p, p_gap), nearest.verdict)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values that hold for all comparisons together (Holm 1979)."""
+    m, order = len(p_values), np.argsort(p_values, kind="stable")
+    stepped = np.maximum.accumulate([(m - rank) * p_values[i] for rank, i in enumerate(order)])
+    adjusted = np.empty(m)
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return [float(p) for p in adjusted]
+
+
+def decide(found: Sequence[Judged]) -> list[Verdict]:
+    """The verdicts of a table's claims, which hold together."""
+    adjusted = holm([judged.p for judged in found])
+    return [judged.verdict if p <= ALPHA else "undecided" for judged, p in zip(found, adjusted, strict=True)]
+
+
+def exact(first: int, n_first: int, second: int, n_second: int, level: float = 1 - ALPHA) -> tuple[Interval, float]:
+    """The interval of a difference of two shares, of the exact (Clopper-Pearson) interval of each, and Fisher's two-sided p.
+
+    The limits are combined by their squares (Zou and Donner 2008), which is right also where a share is 0 or 1.
+    """
+    shares = (first / n_first, second / n_second)
+    limits = [stats.binomtest(k, n).proportion_ci(level, "exact") for k, n in ((first, n_first), (second, n_second))]
+    (p1, p2), ((l1, u1), (l2, u2)) = shares, ((c.low, c.high) for c in limits)
+    low = p1 - p2 - math.hypot(p1 - l1, u2 - p2)
+    high = p1 - p2 + math.hypot(u1 - p1, p2 - l2)
+    p = float(stats.fisher_exact([[first, n_first - first], [second, n_second - second]]).pvalue)
+    return Interval(float(low), float(high)), p
+
+
+def share_error(share: float, documents: int) -> float:
+    """A standard error that is not zero where all or none are right (Agresti and Coull 1998)."""
+    adjusted = (share * documents + 2) / (documents + 4)
+    return math.sqrt(adjusted * (1 - adjusted) / (documents + 4))
+
+
+class Design(NamedTuple):
+    """What a plan gives: the difference to be found, the errors, the seeds, and how many claims the table judges."""
+
+    effect: float
+    seed_sd: float | None
+    document_se: float
+    seeds: int
+    claims: int = 1
+
+
+def power(test: Test, design: Design, margin: float = 0.0) -> float:
+    """The chance of the right verdict where the difference is `design.effect`, at ALPHA over the number of claims: with
+    Holm's correction at least this. 0 where no error is known.
+    """
+    effect, sd, document_se, n, claims = design
+    if sd is None:
+        return 0.0
+    se, alpha = math.sqrt(sd**2 / n + document_se**2), ALPHA / claims
+    if se == 0:
+        return 0.0
+    df = math.inf if n == 1 else (n - 1) * (claims if n < FEW else 1)
+    if test == "order":
+        return _beyond(effect / se, alpha / 2, df)
+    inside = _beyond((effect + margin) / se, alpha, df)
+    if test == "closes":
+        return inside
+    return max(0.0, inside + _beyond((margin - effect) / se, alpha, df) - 1)
+
+
+def _beyond(shift: float, alpha: float, df: float) -> float:
+    """The chance that a t statistic shifted by so many standard errors exceeds its critical value."""
+    if math.isinf(df):
+        return float(stats.norm.sf(stats.norm.isf(alpha) - shift))
+    return float(stats.nct.sf(stats.t.isf(alpha, df), df, shift))

@@ -1,0 +1,174 @@
+"""RestartCallback in one process: step by step as the suite's loop, resumed, and refused where it could not be right."""
+
+from __future__ import annotations
+
+import pytest
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from trainer_runs import (
+    EVERY,
+    LR,
+    STEPS,
+    WARMUP,
+    arguments,
+    assert_as_the_suite,
+    of_the_suite,
+    run_config,
+    trainer_for,
+    weights,
+)
+
+from mora import MoraConfig, RestartCallback
+from mora.methods import prepare
+from mora.restarts.callback import FILE, restore_base
+from mora.restarts.restart import RestartFailed
+from mora.restarts.supported import check_supported
+from mora.train.model import load_model
+
+
+@pytest.mark.parametrize("method", ["relora", "remora"])
+def test_every_step_leaves_the_weights_that_the_suites_loop_leaves(method, tmp_path):
+    trainer, restart, watch = trainer_for(method, tmp_path)
+    trainer.train()
+    assert_as_the_suite(watch.steps, of_the_suite(method))
+    assert [facts["restart"] for facts in restart.history] == [1, 2, 3]
+    base = [LR * (1 - t / STEPS) for t in range(STEPS)]
+    jagged = [lr * (1 if t < EVERY else min(1, t % EVERY / WARMUP)) for t, lr in enumerate(base)]
+    assert watch.rates == pytest.approx(jagged)
+
+
+@pytest.mark.parametrize(
+    ("method", "stop"), [("relora", 8), ("remora", 6)], ids=["right after a restart", "between two"]
+)
+def test_a_resumed_run_goes_on_as_the_one_that_was_not_cut(method, stop, tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 2}
+    trainer_for(method, tmp_path, stop=stop, **options)[0].train()
+    trainer, restart, watch = trainer_for(method, tmp_path, **options)
+    trainer.train(resume_from_checkpoint=True)
+    assert_as_the_suite(watch.steps, of_the_suite(method)[stop:])
+    assert restart.history[-1]["restart"] == 3
+
+
+def test_the_merged_base_of_a_checkpoint_can_be_put_under_its_adapter(tmp_path):
+    trainer, _, watch = trainer_for("remora", tmp_path, save_strategy="steps", save_steps=6)
+    trainer.train()
+    from peft import PeftModel
+
+    base = load_model(run_config("remora").model, "fp32")[0]
+    model = PeftModel.from_pretrained(base, tmp_path / "checkpoint-6")
+    restore_base(model, tmp_path / "checkpoint-6")
+    assert_as_the_suite([weights(model)], [watch.steps[5]])
+
+
+def test_a_checkpoint_without_the_merged_base_is_refused(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 2}
+    trainer_for("remora", tmp_path, stop=6, **options)[0].train()
+    (tmp_path / "checkpoint-6" / FILE).unlink()
+    with pytest.raises(ValueError, match=r"restarts\.safetensors is missing"):
+        trainer_for("remora", tmp_path, **options)[0].train(resume_from_checkpoint=True)
+    moved = (tmp_path / "checkpoint-6").rename(tmp_path / "elsewhere")
+    (tmp_path / "checkpoint-4" / FILE).rename(moved / FILE)
+    trainer, restart, _ = trainer_for("remora", tmp_path, **options)
+    restart._resume_from = moved
+    with pytest.raises(ValueError, match="is of step 4, the Trainer resumes step 6"):
+        trainer.train(resume_from_checkpoint=str(moved))
+
+
+def test_modules_to_save_keep_their_moments(tmp_path):
+    trainer, _, _ = trainer_for("remora", tmp_path, stop=EVERY)
+    trainer.model.base_model.model.model.norm.requires_grad_(True)
+    trainer.train()
+    norm = trainer.model.base_model.model.model.norm.weight
+    state = trainer.optimizer.optimizer.state
+    assert state[norm]["step"] == EVERY
+    assert state[norm]["exp_avg"].any()
+    assert not any(v.any() for p, s in state.items() if p is not norm for v in s.values())
+
+
+def test_a_restart_that_does_not_take_ends_the_training(tmp_path, monkeypatch):
+    trainer, _, _ = trainer_for("remora", tmp_path)
+    monkeypatch.setattr("mora.restarts.optimizer.TorchState.assign", lambda self, parameter, value, stale_master: None)
+    with pytest.raises(RestartFailed, match="still adds to the output"):
+        trainer.train()
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def config():
+    return run_config("remora")
+
+
+@pytest.fixture
+def base(config):
+    return load_model(config.model, "fp32")[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [({"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2},
+      "load_best_model_at_end"),
+     ({"optim": "adafactor"}, "optim: the state of .*Adafactor is not known"),
+     ({"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps", "eval_steps": 2}, "lr_scheduler_type")],
+    ids=["best", "optimizer", "scheduler"],
+)  # fmt: skip
+def test_arguments_under_which_a_restart_would_not_be_right_are_refused(options, why, tmp_path):
+    from trainer_runs import rows
+    from transformers import Trainer
+
+    config = run_config("remora")
+    model = prepare(load_model(config.model, "fp32")[0], config)
+    args = arguments(tmp_path, config, **options)
+    data = rows()
+    trainer = Trainer(
+        model=model, args=args, train_dataset=data, eval_dataset=data, callbacks=[RestartCallback(EVERY, WARMUP)]
+    )
+    with pytest.raises(ValueError, match=why):
+        trainer.train()
+
+
+def test_fsdp_is_refused(base, config, tmp_path):
+    args = arguments(tmp_path, config)
+    args.fsdp = "full_shard"
+    with pytest.raises(ValueError, match="under FSDP no rank holds a base weight"):
+        check_supported(args, base)
+
+
+@pytest.mark.parametrize(
+    ("peft_config", "why"),
+    [
+        (LoraConfig(use_dora=True), "use_dora"),
+        (LoraConfig(init_lora_weights="orthogonal"), "init_lora_weights='orthogonal'"),
+        (LoraConfig(target_modules=["embed_tokens"]), "Embedding"),
+        (MoraConfig(r=2, init_weights=False), "init_weights=False"),
+        (None, "expected a PEFT model"),
+    ],
+    ids=["DoRA", "initialisation", "embedding", "random M", "no adapter"],
+)
+def test_adapters_whose_restart_is_not_defined_are_refused(peft_config, why, base, config, tmp_path):
+    model = base if peft_config is None else get_peft_model(base, peft_config)
+    with pytest.raises(ValueError, match=f"RestartCallback: .*{why}"):
+        check_supported(arguments(tmp_path, config), model)
+
+
+def test_a_weight_that_two_modules_share_is_refused(config, tmp_path):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+            self.b.weight = self.a.weight
+
+    model = get_peft_model(Tied(), MoraConfig(r=1, target_modules=["a"]))
+    with pytest.raises(ValueError, match="a shares its weight with another module"):
+        check_supported(arguments(tmp_path, config), model)
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [({"every_steps": 0}, "every_steps=0"), ({"every_steps": 4, "warmup_steps": 4}, "warmup_steps=4"),
+     ({"every_steps": 4, "warmup_steps": 1, "merge_rounding": "up"}, "merge_rounding='up'")],
+)  # fmt: skip
+def test_settings_without_a_meaning_are_refused(options, field):
+    with pytest.raises(ValueError, match=field):
+        RestartCallback(**options)
