@@ -17,12 +17,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mora.config.compose import ConfigError, check_sweep, one_line, validate
 from mora.suite.launch import interrupt_on_sigterm, launch
+from mora.suite.rates import default as default_rate
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="config")
 def main(composed: DictConfig) -> None:
     try:
         config = validate(composed)
+        if composed.lr is None and config.method.trains:
+            config, source = default_rate(config)
+            print(f"lr={config.lr:g}: {source}")
     except ConfigError as error:
         sys.exit(f"run.py: {error}")
     interrupt_on_sigterm()

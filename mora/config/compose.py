@@ -108,7 +108,7 @@ def validate(composed: DictConfig) -> RunConfig:
 
 
 def load(values: dict[str, Any]) -> RunConfig:
-    """Plain values, as in a run's config.yaml, as a RunConfig. A missing lr becomes the first of the grid; a folder as the
+    """Plain values, as in a run's config.yaml, as a RunConfig. A missing lr becomes the middle of the grid; a folder as the
     model gets its fingerprint.
 
     Raises: ConfigError.
@@ -122,7 +122,8 @@ def load(values: dict[str, Any]) -> RunConfig:
         raise ConfigError(str(error)) from error
     config = config.model_copy(update={"model": _own_revision(config.model)})
     if config.lr is None and config.method.trains:
-        config = config.model_copy(update={"lr": config.lr_grid()[0]})
+        grid = config.lr_grid()
+        config = config.model_copy(update={"lr": grid[len(grid) // 2]})
     return config
 
 

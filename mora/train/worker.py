@@ -21,7 +21,7 @@ import yaml
 from mora import results
 from mora.config import provenance, source
 from mora.config.compose import ConfigError, load
-from mora.config.lock import locked
+from mora.config.lock import holder, locked
 from mora.config.run_id import log_path, result_path, run_id
 from mora.config.schema import Model, RunConfig
 from mora.data import load as load_data
@@ -36,7 +36,7 @@ from mora.models.load import load_model
 from mora.models.structure import fast_paths
 from mora.models.tokenizers import pad_id
 
-from . import inputs, log
+from . import inputs, log, says
 from .distributed import device_of_rank, process_group, rank, world_size
 from .engines import captures_graphs, make_engine
 from .loop import Diverged, fit
@@ -87,6 +87,7 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
     paths = fast_paths(model, fused, device.type == "cuda" and captures_graphs(config))
     if rank() == 0:
         print(_fast_paths_line(paths), flush=True)
+        print(says.beginning(config, device, model, folder), flush=True)
     engine = make_engine(model, config)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -121,7 +122,11 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
         "speed": speed,
         "wall_s": round(time.time() - started, 1),
     }
-    return write_result(config, folder, status | facts) if rank() == 0 else folder
+    if rank() > 0:
+        return folder
+    path = write_result(config, folder, status | facts)
+    print(says.ending(config, folder, facts["wall_s"]), flush=True)
+    return path
 
 
 def _save_trained(model: Any, tokenizer: Any, config: RunConfig, folder: Path) -> None:
@@ -198,7 +203,8 @@ def _hold(folder: Path) -> Iterator[None]:
         return
     with locked(folder, wait=False) as ours:
         if not ours:
-            raise ConfigError(f"{folder} is held by another process of the same run: wait for it or stop it")
+            who = holder(folder)
+            raise ConfigError(f"{folder} is held by another process of the same run ({who}): wait for it or stop it")
         yield
 
 

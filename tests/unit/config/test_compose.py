@@ -137,8 +137,8 @@ def test_what_else_is_swept_over_goes_with_a_grid():
 
 
 def test_without_lr_the_first_of_the_grid_is_taken():
-    assert compose(["task=uuid", "method=lora", "r=8"]).lr == 1e-4
-    assert compose(["task=uuid", "method=mora", "r=8"]).lr == 5e-5
+    assert compose(["task=uuid", "method=lora", "r=8"]).lr == 2e-4
+    assert compose(["task=uuid", "method=mora", "r=8"]).lr == 1e-4
     assert compose(["task=uuid", "method=none"]).lr is None
 
 
