@@ -51,6 +51,11 @@ def main() -> int:
             print(f"{path.name}: there already")
         else:
             result["source"] |= {"commit": commit, "dirty": False}
+            documents = path.parent.parent / "documents" / f"{path.stem}.jsonl.zst"
+            for scores in (documents, path.with_suffix(".jsonl.zst")):  # as in results/, or all in one folder
+                if scores.is_file():
+                    (options.into.parent / "documents").mkdir(exist_ok=True)
+                    replace_file(options.into.parent / "documents" / scores.name, scores.read_bytes())
             if log.is_file():
                 replace_file(options.into / log.name, log.read_text())
             replace_file(there, json.dumps(result, indent=1, sort_keys=True) + "\n")

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from mora.config import ConfigError, RunConfig, compose, run_id
-from mora.config.run_id import log_path, result_path, spectrum_path
+from mora.config.run_id import documents_path, log_path, result_path, spectrum_path
 from mora.config.source import ROOT
 from mora.results import STORE, RunResult, read
 
@@ -233,7 +233,7 @@ class Queue:
             if done:
                 self.ended[name] = "done"
                 self.earlier.add(read(result))
-                for path in (result, log_path(job.config), spectrum_path(job.config)):
+                for path in (result, log_path(job.config), spectrum_path(job.config), documents_path(job.config)):
                     if path.is_file():
                         shutil.copy(path, self.options.out)
             elif not self.stopping:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Literal, get_args, get_type_hints
+from dataclasses import InitVar, dataclass, field, fields
+from typing import Any, Literal, get_args, get_type_hints
 
 from peft.config import PeftConfig
 from peft.utils import PeftType
@@ -24,14 +24,15 @@ class MoraConfig(PeftConfig):
         split: of contiguous groups whose size does not come out even: "uneven" (official) or "padded" (Algorithm 1).
         pad: what fills the last block or group: "circular" (the first inputs again, official) or "zeros".
         pairs: the planes that "rotation" turns: "half_split" (j, j + r_hat/2; official) or "interleaved" (2j, 2j+1; Eq. 10).
-        overflow: blocks of "decouple" and "rotation" beyond the last output: "drop" (official; their inputs are ignored) or
-            "fold" (added to the first output blocks).
+        overflow: blocks of "decouple" and "rotation" beyond the last output, in modules that are wider than their output:
+            "fold" (added to the first output blocks) or "drop" (official; their inputs are ignored).
         rhat_rounding: "floor" (the paper) or "official" (to nearest, which can exceed LoRA's budget).
         rank_pattern: module name or regular expression -> r.
         mora_dropout: dropout on the adapter's input.
         init_weights: True sets M to zero, so that the adapter starts as a no-op; False draws it at random, for tests.
-        bias, modules_to_save, exclude_modules, layers_to_transform, layers_pattern: as in PEFT's LoraConfig; `bias` is
-            "none", "all" or "mora_only".
+        bias, modules_to_save, trainable_token_indices, exclude_modules, layers_to_transform, layers_pattern: as in PEFT's
+            LoraConfig; `bias` is "none", "all" or "mora_only".
+        target_parameters, ensure_weight_tying: LoraConfig's; refused.
     """
 
     r: int = field(default=8, metadata={"help": "Rank of the LoRA with the same number of trainable parameters."})
@@ -42,7 +43,7 @@ class MoraConfig(PeftConfig):
     split: Literal["uneven", "padded"] = "uneven"
     pad: Literal["circular", "zeros"] = "circular"
     pairs: Literal["half_split", "interleaved"] = "half_split"
-    overflow: Literal["drop", "fold"] = "drop"
+    overflow: Literal["drop", "fold"] = "fold"
     rhat_rounding: Literal["floor", "official"] = "floor"
     rank_pattern: dict[str, int] = field(default_factory=dict)
     mora_dropout: float = 0.0
@@ -51,9 +52,22 @@ class MoraConfig(PeftConfig):
     modules_to_save: list[str] | None = None
     layers_to_transform: list[int] | int | None = None
     layers_pattern: list[str] | str | None = None
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = None
+    target_parameters: InitVar[Any] = None
+    ensure_weight_tying: InitVar[Any] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, target_parameters: Any, ensure_weight_tying: Any) -> None:
         super().__post_init__()
+        if target_parameters:
+            raise ValueError(
+                f"target_parameters={target_parameters!r}: MoRA adapts linear modules, not bare parameters such as fused "
+                "experts; name modules in target_modules, or use LoRA for these"
+            )
+        if ensure_weight_tying:
+            raise ValueError(
+                f"ensure_weight_tying={ensure_weight_tying!r}: MoRA does not adapt embeddings, so there is nothing to tie; "
+                "an adapted head is untied when it is merged"
+            )
         self.peft_type = PeftType.MORA
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -58,6 +59,7 @@ class MoraLayer(BaseTunerLayer):
         self._disable_adapters = False
         self.merged_adapters = []
         self.rounding: dict[str, float] = {}
+        self.adapter_of_row: tuple[str, ...] | None = None  # `mixing.adapter_of_each_row`
         self.in_features, self.out_features = linear_shape(self.get_base_layer())
 
     def update_layer(self, adapter_name: str, r: int, config: MoraConfig, inference_mode: bool = False) -> None:
@@ -82,7 +84,7 @@ class MoraLayer(BaseTunerLayer):
                 f"{self.out_features} has no room for: leave it out of target_modules, or use operator='sharing'"
             )
         r_hat = min(wanted, limit // 2 * 2 if even else limit)
-        if r_hat < wanted:
+        if r_hat < wanted and not config.inference_mode:
             warnings.warn(
                 f"MoRA r={r} asks for r_hat={wanted} on a layer of in_features={self.in_features}, out_features="
                 f"{self.out_features}; r_hat is clamped to {r_hat}, so M has {r_hat**2:,} parameters where LoRA of the "
@@ -101,10 +103,15 @@ class MoraLayer(BaseTunerLayer):
             overflow=config.overflow,
         )
 
+    def matrix(self, adapter_name: str) -> Tensor:
+        """M of an adapter, a parameter, (r_hat, r_hat)."""
+        square: Any = self.mora_M[adapter_name]
+        return square.weight
+
     @torch.no_grad()
     def reset_mora_parameters(self, adapter_name: str, init_weights: bool = True) -> None:
         """M = 0, so that the adapter adds nothing; with init_weights=False a random M of comparable size, for tests."""
-        M: Tensor = self.mora_M[adapter_name].weight
+        M = self.matrix(adapter_name)
         if init_weights:
             nn.init.zeros_(M)
         else:
@@ -138,9 +145,11 @@ class MoraLayer(BaseTunerLayer):
     def _wide_delta_weight(self, adapter: str) -> Tensor:
         if adapter not in self.mora_M:
             raise ValueError(f"no adapter {adapter!r} on this layer; there are {sorted(self.mora_M)}")
-        M: Tensor = self.mora_M[adapter].weight
-        M = M.to(torch.promote_types(M.dtype, torch.float32))
-        delta = self.operator[adapter].delta_weight(M) * self.scaling[adapter]
+        M = self.matrix(adapter)
+        delta = (
+            self.operator[adapter].delta_weight(M.to(torch.promote_types(M.dtype, torch.float32)))
+            * self.scaling[adapter]
+        )
         return delta.mT if isinstance(self.get_base_layer(), Conv1D) else delta
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
@@ -174,6 +183,8 @@ class MoraLinear(nn.Module, MoraLayer):
         return weight
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self.adapter_of_row is not None:
+            return self._each_row(self.adapter_of_row, x, self.base_layer(x, *args, **kwargs))
         adapters = self._adapters_now()
         if not adapters:
             return self.base_layer(x, *args, **kwargs)
@@ -185,6 +196,18 @@ class MoraLinear(nn.Module, MoraLayer):
         for adapter in adapters:
             result = result + self._adapter_output(adapter, x)
         return result.to(dtype)
+
+    def _each_row(self, names: Sequence[str], x: Tensor, result: Tensor) -> Tensor:
+        """`result`, the base output, with each row's adapter added to it."""
+        copies, rest = divmod(len(x), len(names))
+        if rest:
+            raise ValueError(f"adapter_names: {len(names)} names for a batch of {len(x)} rows: expected one name a row")
+        for name in dict.fromkeys(names):
+            if name in self.mora_M:
+                chosen = torch.tensor([n == name for n in names for _ in range(copies)], device=x.device)
+                update = self._adapter_output(name, x[chosen]).to(result.dtype)
+                result = result.index_add(0, chosen.nonzero().squeeze(-1), update)
+        return result
 
     def _adapters_now(self) -> list[str]:
         """The adapters that must be added to what the base weight gives: the active ones, unless merged or disabled."""

@@ -6,8 +6,9 @@ import logging
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import cache
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
@@ -17,6 +18,7 @@ from torch import nn
 
 from .config import MoraConfig
 from .layer import MoraLayer, MoraLinear
+from .mixing import adapter_of_each_row, add_weighted
 from .operators import square_size
 
 logger = logging.getLogger(__name__)
@@ -43,6 +45,8 @@ class MoraModel(BaseTuner):
             logger.info("MoRA operator auto -> %s at r=%d", config.operator, config.r)
 
     def _report_ignored_inputs(self, model: nn.Module, config: MoraConfig, adapter_name: str) -> None:
+        if config.inference_mode:  # whoever trained it was told
+            return
         ignored = Counter()
         for module in model.modules():
             if isinstance(module, MoraLayer) and adapter_name in module.operator:
@@ -55,21 +59,47 @@ class MoraModel(BaseTuner):
                 if config.operator != "truncation"
                 else ("operator='sharing' or 'rotation' uses them")
             )
-            logger.warning(
-                "MoRA operator %s ignores %d of %d inputs (%.0f %%) of %d modules with %d outputs; %s.",
-                config.operator, n, k, 100 * n / k, count, d, advice,
-            )  # fmt: skip
+            _warn_once(
+                f"MoRA operator {config.operator} ignores {n} of {k} inputs ({100 * n / k:.0f} %) of {count} modules with "
+                f"{d} outputs; {advice}."
+            )
 
     @contextmanager
     def _enable_peft_forward_hooks(
-        self, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any
+        self, *args: Any, adapter_names: Sequence[str] | None = None, num_beams: int | None = None, **kwargs: Any
     ) -> Iterator[None]:
-        """PEFT enters it around forward and generate, and would drop `adapter_names` without a word."""
-        if adapter_names is not None:
+        """PEFT enters it around forward and generate."""
+        with nullcontext() if adapter_names is None else adapter_of_each_row(self, adapter_names, num_beams or 1):
+            yield
+
+    def add_weighted_adapter(
+        self,
+        adapters: Sequence[str],
+        weights: Sequence[float],
+        adapter_name: str,
+        combination_type: str = "linear",
+        **kwargs: Any,
+    ) -> None:
+        """As LoRA's: a new, frozen adapter. "linear" is exact here; PEFT's other combinations are for low ranks.
+
+        Raises: ValueError as `mixing.add_weighted`, and for another combination.
+        """
+        if combination_type != "linear":
             raise ValueError(
-                "adapter_names: MoRA has one choice of adapters for a whole batch; use set_adapter instead"
+                f"combination_type={combination_type!r}: MoRA has 'linear', which is exact for equal operators"
             )
-        yield
+        if adapter_name not in self.peft_config:  # as PEFT
+            add_weighted(self, adapters, weights, adapter_name)
+
+    def _check_merge_allowed(self) -> None:
+        """A head that is tied to the embedding gets a weight of its own: the embedding must not take up the update."""
+        bases: list[Any] = [m.get_base_layer() for m in self.model.modules() if isinstance(m, MoraLayer)]
+        own = {id(base) for base in bases}
+        others = [m for m in self.model.modules() if id(m) not in own]
+        shared = {id(p) for module in others for p in module.parameters(recurse=False)}
+        for base in bases:
+            if id(base.weight) in shared:
+                base.weight = nn.Parameter(base.weight.detach().clone(), base.weight.requires_grad)
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
@@ -101,6 +131,11 @@ class MoraModel(BaseTuner):
         if adapter_name not in self.active_adapters:
             module.requires_grad_(False)
         self._replace_module(parent, target_name, module, target)
+
+
+@cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
 
 
 def check_all_found(config: MoraConfig, model: nn.Module) -> None:

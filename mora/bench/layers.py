@@ -29,7 +29,9 @@ def sweep(device: torch.device, smoke: bool) -> None:
         print(f"{name:6} {'frozen':24} {_time(base, x, g, device):.3f} ms")
         for case in (Case("mora", 8, "sharing"), Case("mora", 256, "sharing"), Case("mora", 8, "rotation")):
             operator, r = case.operator, 2 if smoke else case.r
-            layer = MoraLinear(base, "default", r, MoraConfig(r=r, operator=operator, init_weights=False)).to(device)
+            layer = MoraLinear(
+                base, "default", r, MoraConfig(r=r, operator=operator, overflow="drop", init_weights=False)
+            ).to(device)
             layer.mora_M["default"].weight.data = layer.mora_M["default"].weight.data.to(dtype)
             for mib in chunks if operator == "rotation" else chunks[-1:]:
                 kernels.CHUNK_BYTES = mib * 2**20

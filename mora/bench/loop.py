@@ -161,7 +161,7 @@ def _ours(plan: Plan, data: list[list[int]], micro_tokens: int, device: torch.de
     base = build_base(plan.shape, device, dtype)
     if device.type == "cuda":
         use_fused_layers(base)
-    config = MoraConfig(r=8, operator="auto", target_modules="all-linear", mora_dropout=0.0)
+    config = MoraConfig(r=8, operator="auto", overflow="drop", target_modules="all-linear", mora_dropout=0.0)
     model: nn.Module = get_peft_model(base, config).train()
     train = Train(global_batch_size=plan.global_batch_size, **TRAIN)  # type: ignore[arg-type]
     engine = TorchEngine(model, train, dtype)

@@ -89,7 +89,9 @@ def with_method(base: LlamaForCausalLM, case: Case) -> nn.Module:
         return twin
     config: LoraConfig | MoraConfig
     if case.method == "mora":
-        config = MoraConfig(r=case.r, operator=case.operator, target_modules="all-linear", init_weights=False)
+        config = MoraConfig(
+            r=case.r, operator=case.operator, overflow="drop", target_modules="all-linear", init_weights=False
+        )
     else:
         config = LoraConfig(
             r=case.r,

@@ -27,7 +27,7 @@ def identified(model: Model) -> Model:
     if not folder.is_dir():
         if folder.is_absolute():
             raise ValueError(f"model.path={model.path!r}: there is no such folder; give a folder or hub id")
-        return model
+        return model.model_copy(update={"shape": None})
     check_folder(folder)
     found = fingerprint(folder)
     if model.sha256 not in (None, found):

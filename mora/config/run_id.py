@@ -73,6 +73,12 @@ def spectrum_path(config: RunConfig) -> Path:
     return path.parent.parent / "spectra" / path.name
 
 
+def documents_path(config: RunConfig) -> Path:
+    """Where the score of every document of the run's evaluation is written, and looked for."""
+    path = result_path(config)
+    return path.parent.parent / "documents" / f"{path.stem}.jsonl.zst"
+
+
 def format_lr(lr: float) -> str:
     """3e-4, 2.5e-4: the shortest scientific form."""
     mantissa, exponent = f"{lr:.3e}".split("e")

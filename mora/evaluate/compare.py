@@ -1,4 +1,5 @@
-"""python -m mora.evaluate.compare RUN_A RUN_B ...: is a difference more than chance? From kept samples."""
+"""python -m mora.evaluate.compare RUN_A RUN_B ...: is a difference more than chance? From kept samples, or the scores in
+results/documents alone."""
 
 from __future__ import annotations
 
@@ -11,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from . import samples
+from . import documents, samples
 from .aggregate import aggregate, bootstrap
-from .harness import Kept
+from .kept import Kept
 from .records import DataError
 
 DRAWS = 10_000
@@ -74,6 +75,10 @@ def compare(a: Kept, b: Kept, draws: int = DRAWS) -> Comparison:
     )
 
 
+def _read(path: Path) -> dict[str, Kept]:
+    return documents.read(path) if path.name.endswith(documents.SUFFIX) else samples.read(path)
+
+
 def two_sided_p(drawn: np.ndarray) -> float:
     """How often the resampled difference lies on the far side of zero, doubled; never below 1 in the number of draws."""
     tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
@@ -103,11 +108,11 @@ def table(baseline: str, others: list[str]) -> str:
 
     A task that cannot be compared is said below. Raises: DataError where none can.
     """
-    first = samples.read(Path(baseline))
+    first = _read(Path(baseline))
     lines: list[tuple[str, Comparison]] = []
     left_out: dict[str, None] = {}
     for other in others:
-        second = samples.read(Path(other))
+        second = _read(Path(other))
         shared = [task for task in first if task in second]
         if not shared:
             raise DataError(f"{baseline} and {other} share no task")
@@ -154,8 +159,8 @@ def _item(value: Any) -> Any:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m mora.evaluate.compare", description=__doc__)
-    parser.add_argument("baseline", help="a folder with samples/")
-    parser.add_argument("run", nargs="+", help="folders to compare with it")
+    parser.add_argument("baseline", help="a folder with samples/, or a file of results/documents")
+    parser.add_argument("run", nargs="+", help="those to compare with it")
     options = parser.parse_args(arguments)
     try:
         print(table(options.baseline, options.run))

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .aggregate import floor, standard_error
 from .journal import Journal
+from .kept import Kept
 from .metrics import facts as facts_of
 from .metrics import key
 from .window import PROMPT_TOKENS, positions
@@ -58,14 +59,6 @@ class Settings:
             flush=True,
         )
         return replace(self, max_length=min(self.max_length, there), most=there)
-
-
-@dataclass(frozen=True)
-class Kept:
-    """The scored documents of one task: a header that says how `score` is aggregated, and a row a document."""
-
-    header: dict[str, Any]
-    rows: list[dict[str, Any]]
 
 
 def evaluate_model(

@@ -31,9 +31,20 @@ def key(task: str, metric: str) -> str:
     return metric if metric.startswith(f"{task}_") else f"{task}.{metric}"
 
 
+def members(task: str) -> list[str]:
+    """The tasks of a group, else the task itself."""
+    groups = {values["group"]: values["task"] for values in _files() if "group" in values}
+    return groups.get(task, [task])
+
+
+@lru_cache
+def _files() -> list[dict[str, Any]]:
+    return [_read(path) for path in sorted(TASKS.rglob("*.yaml"))]
+
+
 @lru_cache
 def _known() -> dict[str, Facts]:
-    files = [_read(path) for path in sorted(TASKS.rglob("*.yaml"))]
+    files = _files()
     found: dict[str, Facts] = {}
     for values in (v for v in files if "metric_list" in v):
         about = values.get("metadata") or {}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mora.train.log import replace_file
 
-from .harness import Kept
+from .kept import Kept
 from .records import DataError
 
 

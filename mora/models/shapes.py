@@ -61,11 +61,13 @@ class Shape:
 
 
 def shape_of(model: Model) -> Shape:
-    """From the configuration; of a checkpoint's folder, from its config.json, and then transformers is imported.
+    """From the configuration, or by the name of a known model, as earlier results have it; of a checkpoint's folder, from
+    its config.json, and then transformers is imported.
 
     Raises: ValueError for a model whose shape is not known without its weights.
     """
-    if (fields := model.architecture or model.shape) is not None:
+    pinned = known.named(model.name)
+    if (fields := model.architecture or model.shape or (pinned.shape if pinned else None)) is not None:
         return llama(fields)
     if model.source == "pretrained" and (Path(model.path or "") / "config.json").is_file():
         return _of_folder(str(model.path))

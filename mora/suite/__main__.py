@@ -48,11 +48,12 @@ def _do(args: argparse.Namespace, loaded: dict[str, Experiment]) -> list[str]:
     if job and args.hardware != "slurm":
         raise ConfigError(f"--set {slurm.PREFIX}{next(iter(job))}: expected it with --hardware slurm alone")
     changed = {name: overrides.applied(experiment, given) for name, experiment in loaded.items()}
-    scales: list[Scale] = ["lite", "paper"] if args.render else [args.scale]
+    scales: tuple[Scale, ...] = claims.SCALES if args.render else (args.scale,)
     seeds = list(range(args.seeds)) if args.seeds else None
-    rows: Rows = {(name, s): experiments.grids(e, s, seeds) for name, e in changed.items() for s in scales}
+    shown = [(name, s) for name, e in changed.items() for s in scales if not args.render or e.has(s)]
+    rows: Rows = {(name, s): experiments.grids(changed[name], s, seeds) for name, s in shown}
     everything = experiments.only([grid for group in rows.values() for row in group for grid in row], args.only)
-    powers = [line for name, s in rows for line in claims.plan_lines(name, s, seeds)]
+    powers = [] if args.render else [line for name, s in rows for line in claims.plan_lines(name, s, seeds)]
     if args.plan:
         print("\n".join([_plan(args, everything, own), *(powers if args.plan == "table" else [])]))
         return []
@@ -64,7 +65,8 @@ def _do(args: argparse.Namespace, loaded: dict[str, Experiment]) -> list[str]:
     failed: list[str] = []
     if not args.render:
         _say_what_is_there(everything, args)
-        print("\n".join(line for line in powers if claims.WEAK in line), file=sys.stderr)
+        for line in (line for line in powers if claims.WEAK in line):
+            print(line, file=sys.stderr)
         failed = runner.complete(everything, args.jobs, patient=args.hardware != "slurm")
         for (name, _), group in rows.items():
             if loaded[name].kind == "spectrum":

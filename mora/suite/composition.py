@@ -1,4 +1,4 @@
-"""Many configurations in little time: Hydra composes each choice of groups once, and a cell's values are set on a copy.
+"""Many configurations in little time: Hydra composes each choice of groups once, and what a cell sets is set in its result.
 
 What a cell's overrides give is what `mora.config.compose` gives for them; a test compares the two.
 """
@@ -6,12 +6,13 @@ What a cell's overrides give is what `mora.config.compose` gives for them; a tes
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
-from functools import lru_cache
+from functools import cache, lru_cache, reduce
+from typing import Any, NamedTuple
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -22,8 +23,15 @@ from mora.config.compose import CONFIG_DIR, one_line, validate
 METHOD_ALONE = "task=uuid"  # any task: a method's file sets the section `method` and nothing else
 
 
+class Base(NamedTuple):
+    """A composition of groups, not resolved: what refers to a value that a cell sets takes it. `plain`: its own values."""
+
+    config: DictConfig
+    plain: dict[str, Any]
+
+
 def compose(overrides: Sequence[str]) -> RunConfig:
-    """The run that `python run.py OVERRIDES` would start. Raises: ConfigError."""
+    """The run that `python run.py OVERRIDES` would start. Not from two threads at once. Raises: ConfigError."""
     return _composed(tuple(overrides))
 
 
@@ -31,24 +39,37 @@ def compose(overrides: Sequence[str]) -> RunConfig:
 def _composed(overrides: tuple[str, ...]) -> RunConfig:
     groups = [text for text in overrides if (CONFIG_DIR / text.partition("=")[0]).is_dir()]
     method = next((text for text in groups if text.startswith("method=")), "method=none")
+    changed: list[str] = []
     try:
-        config = deepcopy(_of_groups(tuple(text for text in groups if text != method)))
-        config.method = _of_groups((METHOD_ALONE,), method).method
-        for override in _parser().parse_overrides([text for text in overrides if text not in groups]):
-            OmegaConf.update(config, override.key_or_group, override.value(), force_add=False)
+        base = _base(tuple(text for text in groups if text != method), method)
+        try:
+            for override in (_parsed(text) for text in overrides if text not in groups):
+                OmegaConf.update(base.config, override.key_or_group, override.value(), merge=False)
+                changed.append(override.key_or_group)
+            return validate(base.config)
+        finally:
+            for key in changed:
+                OmegaConf.update(base.config, key, reduce(dict.__getitem__, key.split("."), base.plain), merge=False)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(one_line(error)) from error
-    return validate(config)
 
 
-@lru_cache
+@cache
+def _base(groups: tuple[str, ...], method: str) -> Base:
+    values: Any = OmegaConf.to_container(_of_groups(groups))
+    plain = values | {"method": OmegaConf.to_container(_of_groups((METHOD_ALONE,), method).method)}
+    config = OmegaConf.create(plain)
+    OmegaConf.set_struct(config, True)
+    return Base(config, plain)
+
+
+@cache
 def _of_groups(groups: tuple[str, ...], method: str = "method=none") -> DictConfig:
-    """Not resolved: what refers to a value that a cell sets takes it."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         return hydra.compose("config", overrides=[*groups, method])
 
 
-@lru_cache
-def _parser() -> OverridesParser:
-    return OverridesParser.create()
+@lru_cache(maxsize=1024)
+def _parsed(text: str) -> Override:
+    return OverridesParser.create().parse_override(text)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from . import experiment as experiments
-from . import verdicts
+from . import pairing, verdicts
 from .cells import CellRuns, higher_is_better, resolve, resolve_all
 from .claims import Claim, Contrast, Unit
 from .experiment import CellSpec, Row, Scale
@@ -43,6 +43,7 @@ class Measured:
     first: Side | None
     second: Side | None
     sign: int
+    unit: Unit
 
     @cached_property
     def seeds(self) -> list[int]:
@@ -66,9 +67,18 @@ class Measured:
         cells = [runs for side in (self.first, self.second) if side for runs in side.cells]
         return max((len(runs.spec.seeds) for runs in cells), default=0)
 
+    @cached_property
+    def paired_se(self) -> float | None:
+        """Over documents that both rows scored, where their scores are kept."""
+        if self.first is None or self.second is None or not self.seeds:
+            return None
+        return pairing.error(self.first.cells, self.second.cells, self.seeds, self.unit)
+
     @property
     def document_se(self) -> float | None:
-        """Of one seed: of both rows, as if they had scored different documents."""
+        """Paired; else, of one seed, of both rows as if they had scored different documents."""
+        if self.paired_se is not None:
+            return self.paired_se
         if self.first is None or self.second is None or len(self.seeds) != 1:
             return None
         (seed,) = self.seeds
@@ -81,7 +91,7 @@ def measure(claim: Claim, contrast: Contrast, rows: list[list[CellRuns]]) -> Mea
     columns = [name for name in contrast.columns or claim.columns if name in there]
     first, second = (_side(claim, rows, row, columns) for row in (contrast.first, contrast.second))
     higher = claim.unit == "values" or not columns or higher_is_better(there[columns[0]].metric)
-    return Measured(first, second, 1 if higher else -1)
+    return Measured(first, second, 1 if higher else -1, claim.unit)
 
 
 def _side(claim: Claim, rows: list[list[CellRuns]], row: Row, columns: list[str]) -> Side | None:

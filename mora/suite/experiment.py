@@ -96,6 +96,10 @@ class Experiment(Section):
     notes: list[str] = []
     settings: dict[str, str] = {}
 
+    def has(self, scale: Scale) -> bool:
+        """Whether there is something to show at the scale."""
+        return scale in self.scales or (self.kind == "settings" and scale == "paper")
+
 
 def load(name: str) -> Experiment:
     """Raises: FileNotFoundError that lists the experiments there are."""

@@ -16,7 +16,7 @@ import yaml
 
 from mora.config import ConfigError, RunConfig, run_id, source
 from mora.config.lock import locked
-from mora.config.run_id import log_path, result_path, spectrum_path
+from mora.config.run_id import documents_path, log_path, result_path, spectrum_path
 from mora.config.source import ROOT
 
 from . import fit, inputs
@@ -218,7 +218,8 @@ def _move(config: RunConfig, where: str, mark: str) -> Path:
     path = result_path(config)
     aside = path.parent / where / f"{run_id(config)}.{mark}"
     aside.parent.mkdir(exist_ok=True)
-    moved = {log_path(config): ".log.jsonl", spectrum_path(config): ".spectrum.json", path: ".json"}  # itself last
+    moved = {log_path(config): ".log.jsonl", spectrum_path(config): ".spectrum.json"}
+    moved |= {documents_path(config): ".documents.jsonl.zst", path: ".json"}  # itself last
     for file, kind in moved.items():
         with suppress(FileNotFoundError):  # another suite may be doing the same
             os.replace(file, f"{aside}{kind}")

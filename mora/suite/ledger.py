@@ -164,6 +164,8 @@ def _notes(claim: Claim, measured: Measured, cells: list[CellRuns], verdict: Ver
         notes.append(f"{len(measured.seeds)} of {measured.planned} seeds{waiting}")
     elif len(measured.seeds) == 1 and claim.plan.seed_sd is not None:
         notes.append(f"one seed: its sd of {claim.plan.seed_sd:g} is assumed")
+    if measured.paired_se is not None:
+        notes.append("paired over documents")
     if measured.seeds and not all(map(math.isfinite, measured.differences)):
         notes.append("a run diverged")
     edges = dict.fromkeys(runs.spec.label for runs in cells if runs.chose_edge)

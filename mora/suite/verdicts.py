@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 ALPHA = 0.05
 ENOUGH = 0.8  # of power
@@ -141,6 +141,8 @@ def exact(first: int, n_first: int, second: int, n_second: int, level: float = 1
 
     The limits are combined by their squares (Zou and Donner 2008), which is right also where a share is 0 or 1.
     """
+    from scipy import stats  # a second to import, for what is seldom asked
+
     shares = (first / n_first, second / n_second)
     limits = [stats.binomtest(k, n).proportion_ci(level, "exact") for k, n in ((first, n_first), (second, n_second))]
     (p1, p2), ((l1, u1), (l2, u2)) = shares, ((c.low, c.high) for c in limits)
@@ -188,5 +190,5 @@ def power(test: Test, design: Design, margin: float = 0.0) -> float:
 def _beyond(shift: float, alpha: float, df: float) -> float:
     """The chance that a t statistic shifted by so many standard errors exceeds its critical value."""
     if math.isinf(df):
-        return float(stats.norm.sf(stats.norm.isf(alpha) - shift))
-    return float(stats.nct.sf(stats.t.isf(alpha, df), df, shift))
+        return float(special.ndtr(shift + special.ndtri(alpha)))
+    return 1 - float(special.nctdtr(df, shift, -special.stdtrit(df, alpha)))

@@ -22,11 +22,12 @@ from mora import results
 from mora.config import provenance, source
 from mora.config.compose import ConfigError, load
 from mora.config.lock import holder, locked
-from mora.config.run_id import log_path, result_path, run_id
+from mora.config.run_id import documents_path, log_path, result_path, run_id
 from mora.config.schema import Model, RunConfig
 from mora.data import load as load_data
 from mora.data.batches import Batches
 from mora.data.samples import Sample
+from mora.evaluate import documents, samples
 from mora.evaluate.records import NotFinite
 from mora.evaluate.window import positions
 from mora.methods import parameter_lines, parameter_table, prepare
@@ -125,7 +126,7 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
     if rank() > 0:
         return folder
     path = write_result(config, folder, status | facts)
-    print(says.ending(config, folder, facts["wall_s"]), flush=True)
+    print(says.ending(config, folder, time.time() - started), flush=True)
     return path
 
 
@@ -173,7 +174,8 @@ def _name_base(adapter: Path, base: str | None, config: RunConfig) -> None:
 
 
 def write_result(config: RunConfig, folder: Path, facts: dict[str, Any]) -> Path:
-    """`<results_dir>/<run_id>.json` and its raw log beside it; the checkpoints are then removed. Returns the JSON's path."""
+    """`<results_dir>/<run_id>.json`, its raw log beside it, and but at smoke its documents' scores; the checkpoints are then
+    removed. Returns the JSON's path."""
     path = result_path(config)
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = log.read(folder / "log.jsonl")
@@ -190,6 +192,8 @@ def write_result(config: RunConfig, folder: Path, facts: dict[str, Any]) -> Path
         }
     )
     log.replace_file(log_path(config), (folder / "log.jsonl").read_text())
+    if config.scale.name != "smoke" and (folder / "samples").is_dir():
+        documents.write(documents_path(config), samples.read(folder))
     log.replace_file(path, result.text())
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return path

@@ -151,6 +151,8 @@ def test_the_direction_of_a_metric_is_its_tasks():
 
 
 def test_every_metric_of_the_committed_results_has_a_direction():
-    names = {name for found in results.STORE.all(ROOT / "results/runs") for at in found.metrics.values() for name in at}
+    folders = [ROOT / "results/runs", *(ROOT / "results/outdated").iterdir()]
+    committed = [found for folder in folders for found in results.STORE.all(folder)]
+    names = {name for found in committed for at in found.metrics.values() for name in at}
     assert len(names) > 20
     assert [name for name in names if metrics.facts(name).higher_is_better is None] == []

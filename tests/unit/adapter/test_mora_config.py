@@ -7,11 +7,12 @@ import re
 import warnings
 
 import pytest
-from peft import LoraConfig, PeftType, get_peft_config, get_peft_model
+from peft import LoraConfig, PeftModel, PeftType, get_peft_config, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from torch import nn
 
 from mora import MoraConfig, MoraModel
+from mora.adapter import model as model_file
 from mora.adapter.register import register
 
 # --- values that are refused -----------------------------------------------------------------------------------------
@@ -219,7 +220,8 @@ def test_rotation_of_a_layer_that_is_one_wide_is_refused_with_what_to_do(shape):
 
 @pytest.fixture
 def reports(caplog):
-    """What the model logged as a warning while it was built."""
+    """What the model logged as a warning while it was built, in a process that has not said it before."""
+    model_file._warn_once.cache_clear()
     caplog.set_level(logging.INFO, "mora.adapter.model")
     return lambda: [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
 
@@ -230,7 +232,7 @@ def narrowing() -> nn.Sequential:
 
 def test_inputs_that_rotation_ignores_are_counted_in_one_warning_a_shape(reports):
     # r_hat = floor(sqrt(80)) = 8: two of the eight blocks of inputs have outputs.
-    get_peft_model(narrowing(), MoraConfig(r=1, target_modules=["0", "1", "2"], operator="rotation"))
+    get_peft_model(narrowing(), MoraConfig(r=1, target_modules=["0", "1", "2"], operator="rotation", overflow="drop"))
     (report,) = reports()
     assert report.startswith("MoRA operator rotation ignores 48 of 64 inputs (75 %) of 2 modules with 16 outputs;")
     assert "overflow='fold'" in report
@@ -249,8 +251,25 @@ def test_nothing_is_reported_where_every_input_is_used(options, reports):
     assert reports() == []
 
 
+def test_ignored_inputs_are_reported_once_and_to_whoever_trains(reports, tmp_path):
+    config = MoraConfig(r=1, target_modules=["0"], operator="rotation", overflow="drop")
+    for _ in range(2):
+        get_peft_model(narrowing(), config).save_pretrained(tmp_path)
+    assert len(reports()) == 1
+    model_file._warn_once.cache_clear()
+    PeftModel.from_pretrained(narrowing(), tmp_path)
+    assert len(reports()) == 1
+    PeftModel.from_pretrained(narrowing(), tmp_path, is_trainable=True)
+    assert len(reports()) == 2
+
+
+def test_by_default_no_input_is_ignored(reports):
+    get_peft_model(narrowing(), MoraConfig(r=1, target_modules=["0", "1", "2"], operator="rotation"))
+    assert reports() == []
+
+
 def test_ignored_inputs_are_reported_for_an_adapter_that_is_added_later(reports):
     model = get_peft_model(narrowing(), MoraConfig(r=1, target_modules=["0"], operator="sharing"))
-    model.add_adapter("second", MoraConfig(r=1, target_modules=["0"], operator="rotation"))
+    model.add_adapter("second", MoraConfig(r=1, target_modules=["0"], operator="rotation", overflow="drop"))
     (report,) = reports()
     assert "ignores 48 of 64 inputs" in report

@@ -255,7 +255,7 @@ def test_power_is_said_with_the_plan_and_before_any_run(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["mora.suite", "table3", "--scale", "lite", "--plan"])
     assert suite.main() == 0
     assert "\n".join(lines) in capsys.readouterr().out
-    monkeypatch.setattr(suite.runner, "complete", lambda specs, jobs: [])
+    monkeypatch.setattr(suite.runner, "complete", lambda specs, jobs, patient: [])
     monkeypatch.setattr(suite, "_render", lambda *_: "")
     monkeypatch.setattr(sys, "argv", ["mora.suite", "table3", "--scale", "lite"])
     assert suite.main() == 0

@@ -8,7 +8,7 @@ from mora.config.run_id import run_id
 from mora.suite import inputs, launch
 from mora.train.inputs import digest, same_as_before
 
-OWN = ["method=mora", "r=8", "model=llama2_7b", "model.name=mine"]
+OWN = ["method=mora", "r=8", "model=llama2_7b"]
 
 
 @pytest.fixture(autouse=True)
@@ -119,8 +119,9 @@ def test_a_checkpoint_of_other_inputs_is_not_resumed(tmp_path):
         same_as_before(tmp_path, first)
 
 
-def test_another_model_does_not_inherit_a_revision(tmp_path):
+def test_another_model_does_not_inherit_a_revision():
     assert compose(["task=metamath", "method=fft"]).model.revision is not None
     assert compose(["task=metamath", "method=fft", "model.path=/a/local/llama"]).model.revision is not None
-    assert own(tmp_path).model.revision is None
-    assert own(tmp_path, "model", "metamath", "model.revision=v2").model.revision == "v2"
+    mine = ["model.name=mine", "model.path=some/model"]
+    assert compose(["task=metamath", "method=fft", *mine]).model.revision is None
+    assert compose(["task=metamath", "method=fft", *mine, "model.revision=v2"]).model.revision == "v2"

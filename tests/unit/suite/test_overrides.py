@@ -14,6 +14,7 @@ from mora.config.source import ROOT
 from mora.suite import __main__ as suite
 from mora.suite import commands, fit, launch, overrides, progress, runner, slurm
 from mora.suite import experiment as experiments
+from mora.suite.cells import resolve
 from mora.suite.gpus import Places
 
 
@@ -27,7 +28,7 @@ def test_hardware_and_micro_batch_change_where_runs_are_done_and_not_which(name)
     plain = cells(name)
     placed = cells(name, given=["hardware=cpu2", "hardware.micro_batch_size=2"])
     for before, after in zip(plain, placed, strict=True):
-        for one, other in zip(before.runs(), after.runs(), strict=True):
+        for one, other in zip(resolve(before).needed, resolve(after).needed, strict=True):
             assert run_id(one) == run_id(other)
             assert (other.hardware.name, other.hardware.processes, other.micro_batch_size) == ("cpu2", 2, 2)
 
@@ -115,12 +116,12 @@ def test_the_commands_of_a_plan_are_those_runs(monkeypatch, tmp_path):
     lines = commands.text(grids).splitlines()
     assert lines[-1].startswith("# and the final runs of ")
     made = {run_id(compose(shlex.split(line)[2:])) for line in lines[:-1]}
-    assert made == {run_id(c) for grid in grids for c in (*grid.search(), *grid.final())}
-    for config in (c for grid in grids for c in grid.search()):
+    assert made == {run_id(c) for grid in grids for c in (*grid.search, *resolve(grid).final)}
+    for config in (c for grid in grids for c in grid.search):
         write(config, {grids[0].experiment.selection: 1.0})
     lines = commands.text(grids).splitlines()
     made = {run_id(compose(shlex.split(line)[2:])) for line in lines}
-    assert made == {run_id(c) for grid in grids for c in grid.final()}
+    assert made == {run_id(c) for grid in grids for c in resolve(grid).final}
 
 
 def test_a_command_has_the_micro_batch_that_fits(monkeypatch, tmp_path):
@@ -134,7 +135,7 @@ def test_a_command_has_the_micro_batch_that_fits(monkeypatch, tmp_path):
     ][:1]
     for line in commands.text([grid], gpu("48,300")).splitlines()[:1]:
         config = compose(shlex.split(line)[2:])
-        assert config.micro_batch_size == fit.fitted(grid.config(), 48 * 2**30).micro_batch_size < 128
+        assert config.micro_batch_size == fit.fitted(grid.config, 48 * 2**30).micro_batch_size < 128
 
 
 SLURM = [
@@ -202,7 +203,7 @@ def test_runs_of_several_gpus_share_none():
 def test_progress_says_where_runs_are_and_how_long_it_takes(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("MORA_OUTPUT_DIR", str(tmp_path))
     now = [0.0]
-    config = cells()[0].final()[0]
+    config = resolve(cells()[0]).final[0]
     said = progress.Progress(3, clock=lambda: now[0])
     said.begin(config)
     now[0] = 61.0

@@ -175,19 +175,20 @@ def test_scores_stand_with_their_error_documents_floor_and_validation_loss(tmp_p
 
 
 def test_answered_texts_and_gold_answers_stand_beside_a_score():
-    found = scores("metamath_math500", 0.03, answered=0.5, score_if_answered=0.06)
+    found = typed(scores("metamath_math500", 0.03, answered=0.5, score_if_answered=0.06))
     assert tables._beside("metamath_math500", found) == " (50.0 % answered, 6.0 % of these right)"
-    found |= scores("metamath_math_gold", 0.9)
-    line = tables._score("metamath_math500", found, "percent")
+    found |= typed(scores("metamath_math_gold", 0.9))
+    line = tables._score("metamath_math500.score", found, "percent")
     assert line.endswith(
-        "| 3.0 +- 1.0 (50.0 % answered, 6.0 % of these right; gold answers 0.900 +- 0.010 nats a token) | -"
+        "| 3.0 +- 1.0 (50.0 % answered, 6.0 % of these right; gold answers 0.900 +- 0.010 nats a token) | 0.0"
     )
-    assert tables._beside("metamath_gsm8k", scores("metamath_gsm8k", 0.0, answered=0.0)).startswith(" (0.0 % answered")
+    nothing = typed(scores("metamath_gsm8k", 0.0, answered=0.0))
+    assert tables._beside("metamath_gsm8k", nothing).startswith(" (0.0 % answered")
 
 
 def test_a_perplexity_is_not_a_share():
     found = typed(scores("c4_perplexity", 55.268))
-    line = tables._score(found["c4_perplexity.score"], found["validation_loss"], "perplexity")
+    line = tables._score("c4_perplexity.score", found, "perplexity")
     assert line == "2.5000 | 1,000 | 55.27 +- 0.01 | -"
 
 

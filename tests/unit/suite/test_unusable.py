@@ -61,7 +61,7 @@ def test_the_plan_names_what_does_not_count_and_counts_it_as_missing(grid, name,
     measure([config], **broken)
     text = plan.text([grid], "gpu1")
     assert f"{run_id(config)} does not count: {reason}; run again, and kept in unusable/" in text
-    assert re.search(rf"^{run_id(config)} .*M .*\d", text, re.M), "no line with its cost"
+    assert re.search(rf"^{run_id(config)} +[\d,]+ +\S+", text, re.M), "no line with its cost"
     assert "7 runs; missing:" in text
     assert run_id(config) in [run_id(c) for c in runner.plan([grid])]
     assert (resolve(grid).best is None) == (name == "search")

@@ -1,0 +1,67 @@
+"""The score of every document of a run, beside its result: `results/documents/<run_id>.jsonl.zst`, a line a task.
+
+Enough to compute every interval again, and no text: a line holds the task, how its score is aggregated, a hash of its
+prompts in order, the items that are aggregated (0 or 1; log-likelihood and tokens; labels), and their clusters if any.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+from mora.train.log import replace_file
+
+from .kept import Kept
+from .records import DataError
+
+SUFFIX = ".jsonl.zst"
+LEVEL = 19
+DIGITS = 6  # of a log-likelihood
+
+
+def write(path: Path, kept: dict[str, Kept]) -> None:
+    """The headline of every task that has one, whole or not at all. Nothing where no task has."""
+    lines = [_line(task) for task in kept.values() if task.rows and task.header.get("headline") in task.rows[0]]
+    if lines:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, zstandard.ZstdCompressor(level=LEVEL).compress("".join(lines).encode()))
+
+
+def read(path: Path) -> dict[str, Kept]:
+    """Every task's documents. Raises: DataError where the file is damaged."""
+    try:
+        text = zstandard.ZstdDecompressor().decompress(path.read_bytes(), max_output_size=2**30).decode()
+        return {found["header"]["task"]: _kept(found) for found in map(json.loads, text.splitlines())}
+    except (zstandard.ZstdError, ValueError, LookupError, TypeError) as error:
+        raise DataError(f"{path} holds no documents' scores, or was cut ({error}): score the model again") from error
+
+
+def _line(kept: Kept) -> str:
+    chosen = [row for row in kept.rows if row.get("filter", "none") == kept.rows[0].get("filter", "none")]
+    clusters = [row["cluster"] for row in chosen]
+    items = [_short(row[kept.header["headline"]]) for row in chosen]
+    values = {"header": kept.header, "items": items, "clusters": None if clusters[0] is None else clusters}
+    return json.dumps(values, separators=(",", ":")) + "\n"
+
+
+def _short(item: Any) -> Any:
+    if isinstance(item, (list, tuple)):
+        return [_short(part) for part in item]
+    if isinstance(item, float):
+        return (
+            int(item)
+            if item.is_integer()
+            else float(f"{item:.{DIGITS}g}")
+            if abs(item) < 1
+            else round(item, DIGITS - 2)
+        )
+    return item
+
+
+def _kept(found: dict[str, Any]) -> Kept:
+    header, items, clusters = found["header"], found["items"], found["clusters"] or [None] * len(found["items"])
+    headline = header["headline"]
+    return Kept(header, [{"cluster": c, headline: item} for c, item in zip(clusters, items, strict=True)])

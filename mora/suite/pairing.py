@@ -1,0 +1,78 @@
+"""The error of a difference over documents that both rows scored, from the scores in results/documents."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from mora.config import RunConfig
+from mora.config.run_id import documents_path
+from mora.evaluate import documents
+from mora.evaluate.aggregate import bootstrap, standard_error
+from mora.evaluate.kept import Kept
+from mora.evaluate.metrics import members
+
+from .cells import CellRuns
+from .claims import Unit
+
+
+def error(first: list[CellRuns], second: list[CellRuns], seeds: list[int], unit: Unit) -> float | None:
+    """The standard error of the mean difference over columns and seeds, in the claim's unit.
+
+    None where a run's scores are not kept, the two rows did not score the same documents, or a column shows an earlier step.
+    Columns, and the tasks of a group, count as independent.
+    """
+    columns: list[float] = []
+    for a, b in zip(first, second, strict=True):
+        if a.spec.column.step is not None:
+            return None
+        tasks = members(a.spec.column.metric.removesuffix(".score"))
+        errors = [_of_task(_kept(a, seeds, task), _kept(b, seeds, task), unit) for task in tasks]
+        known = [e for e in errors if e is not None]
+        if len(known) < len(errors):
+            return None
+        columns.append(math.hypot(*known) / len(known))
+    return math.hypot(*columns) / len(columns) if columns else None
+
+
+def _of_task(first: list[Kept | None], second: list[Kept | None], unit: Unit) -> float | None:
+    """Over documents, of the difference that is the mean over seeds."""
+    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    if len(pairs) < len(first) or any(a.header["prompts"] != b.header["prompts"] for a, b in pairs):
+        return None
+    kind, clusters = pairs[0][0].header["aggregation"], [row["cluster"] for row in pairs[0][0].rows]
+    clustered = None if clusters[0] is None else clusters
+    if kind == "mean":
+        items = np.mean([np.subtract(_items(a), _items(b)) for a, b in pairs], axis=0)
+        return _scale(unit) * standard_error(kind, items.tolist(), clustered)
+    drawn = [[bootstrap(kind, _items(kept), clustered) for kept in pair] for pair in pairs]
+    turn = np.log if unit == "nats" else np.asarray
+    differences = np.mean([turn(a) - turn(b) for a, b in drawn], axis=0)
+    return _scale(unit) * float(np.std(differences, ddof=1))
+
+
+def _scale(unit: Unit) -> float:
+    return 100.0 if unit == "points" else 1.0
+
+
+def _items(kept: Kept) -> list:
+    found = [row[kept.header["headline"]] for row in kept.rows]
+    return [tuple(item) if isinstance(item, list) else item for item in found]
+
+
+def _kept(runs: CellRuns, seeds: list[int], task: str) -> list[Kept | None]:
+    by_seed = {config.seed: config for config, _ in runs.results}
+    return [_of_run(by_seed[seed]).get(task) for seed in seeds]
+
+
+def _of_run(config: RunConfig) -> dict[str, Kept]:
+    path = documents_path(config)
+    return _read(path, path.stat().st_mtime_ns) if path.is_file() else {}
+
+
+@lru_cache(maxsize=64)
+def _read(path: Path, changed: int) -> dict[str, Kept]:
+    return documents.read(path)
