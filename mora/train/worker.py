@@ -169,6 +169,8 @@ def _name_base(adapter: Path, base: str | None, config: RunConfig) -> None:
         "Its weights alone mean nothing: the rest of the model was trained or overridden; a merged one is in ../model."
         if base is None
         else f"`python -m mora.evaluate FOLDER --task TASK` loads it with its base, {base} (of configs/model, or the hub).",
+        "In your own code `import mora` before PEFT loads it, for MoRA is no method of PEFT's own; a base that is no hub id "
+        "is loaded by `mora.models.load.load_any(FOLDER, 'fp32')`, which gives the merged model and the tokenizer.",
     ]
     log.replace_file(adapter / "README.md", "\n".join(lines) + "\n")
 
