@@ -49,7 +49,7 @@ PEFT_SOURCE := $(or $(TMPDIR),/tmp)/mora-peft-tests
 .DEFAULT_GOAL := help
 # JOBS runs things side by side; make itself does one thing at a time.
 .NOTPARALLEL:
-.PHONY: help install demo data model lint types format check test peft-tests all scores render bench clean $(EXPERIMENTS)
+.PHONY: help install demo data model lint types format check numbers test peft-tests all scores render bench clean $(EXPERIMENTS)
 
 help: ## this list
 	@echo 'usage: make TARGET [SCALE=paper|mid|lite|smoke] [HARDWARE=name] [PLAN=1] [JOBS=n] [SEEDS=n] [ONLY="..."] [VENV=.venv | PY=python]'
@@ -107,6 +107,10 @@ format: $(READY) ## let ruff mend what it can
 
 check: lint types ## lint, types, unit tests
 	$(PY) -m pytest tests/unit
+
+numbers: $(READY) ## the tests of numbers alone; ATEN_CPU_CAPABILITY=default|avx2 computes them as other CPUs do
+	$(PY) -m pytest -n 2 tests/fidelity tests/unit/methods tests/unit/train/test_restart.py tests/unit/train/test_engine.py \
+		tests/distributed/test_zero.py
 
 test: lint types ## lint, types, all tests
 	$(PY) -m pytest -n 2 --dist loadscope

@@ -17,12 +17,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mora.config.compose import ConfigError, check_sweep, one_line, validate
 from mora.suite.launch import interrupt_on_sigterm, launch
+from mora.suite.rates import default as default_rate
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="config")
 def main(composed: DictConfig) -> None:
     try:
         config = validate(composed)
+        if composed.lr is None and config.method.trains:
+            config, source = default_rate(config)
+            print(f"lr={config.lr:g}: {source}")
     except ConfigError as error:
         sys.exit(f"run.py: {error}")
     interrupt_on_sigterm()
@@ -34,7 +38,30 @@ def main(composed: DictConfig) -> None:
         sys.exit(code)
 
 
+HELP = """python run.py task=NAME method=NAME [r=N] [scale=paper|lite|smoke] [KEY=VALUE ...]
+
+One run: train, evaluate, one result JSON in results/runs. -m makes a multirun of values between commas, or of sweep=lr.
+
+  task      uuid tulu2 metamath biomed finance c4        what is learned, and how it is scored
+  method    none fft lora lora_plus asylora relora dora mora remora
+  r         the LoRA rank, or the one whose number of parameters MoRA has; none and fft take none
+  scale     smoke: tiny, CPU, minutes; lite: 135M, one GPU; paper (default): the paper's models
+  lr        without: the rate that a search of this cell chose, else the middle of its grid; printed
+  seed      of initialisation, order and dropout
+  hardware  auto cpu cpu2 gpu1 gpu8 multinode slurm; hardware.micro_batch_size=N
+  model     a name in configs/model, or model=custom model.path=FOLDER_OR_HUB_ID
+  tracker   none tensorboard wandb
+
+python run.py task=uuid method=mora r=8 scale=smoke
+python run.py task=uuid method=mora r=8 scale=smoke --cfg job    prints every setting and runs nothing
+python run.py --hydra-help                                       Hydra's own options
+"""
+
+
 if __name__ == "__main__":
+    if {"-h", "--help"} & {*sys.argv[1:]}:
+        print(HELP, end="")
+        sys.exit(0)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         sys.exit(
             "run.py: started under torchrun. It starts the ranks itself: python run.py ... hardware=gpu8; or run "

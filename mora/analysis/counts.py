@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from mora.config import RunConfig
+from mora.config import ConfigError, RunConfig
 from mora.config.schema import LoraAdapter, MoraAdapter
 from mora.models.shapes import Linear, shape_of
 
@@ -56,7 +56,8 @@ def adapter(config: RunConfig, linear: Linear, width: int) -> Adapter:
         masked = needs_x * k + k / number_bytes(config) if settings.dropout else 0
         saved = masked + r + (2 * d if settings.dora else 0)
         return Adapter(parameters, r * (k + d), saved, needs_x and not settings.dropout, frozen)
-    assert isinstance(settings, MoraAdapter)
+    if not isinstance(settings, MoraAdapter):
+        raise ConfigError(f"what an adapter of method {config.method.name} costs is not known")
     operator = mora_operator(config, width)
     even = operator == "rotation"
     r_hat = square_size(k, d, r, settings.rhat_rounding, even)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ def validate(composed: DictConfig) -> RunConfig:
 
 
 def load(values: dict[str, Any]) -> RunConfig:
-    """Plain values, as in a run's config.yaml, as a RunConfig. A missing lr becomes the first of the grid; a folder as the
+    """Plain values, as in a run's config.yaml, as a RunConfig. A missing lr becomes the middle of the grid; a folder as the
     model gets its fingerprint.
 
     Raises: ConfigError.
@@ -122,7 +123,8 @@ def load(values: dict[str, Any]) -> RunConfig:
         raise ConfigError(str(error)) from error
     config = config.model_copy(update={"model": _own_revision(config.model)})
     if config.lr is None and config.method.trains:
-        config = config.model_copy(update={"lr": config.lr_grid()[0]})
+        grid = config.lr_grid()
+        config = config.model_copy(update={"lr": grid[len(grid) // 2]})
     return config
 
 
@@ -167,4 +169,31 @@ def _field(loc: tuple[Any, ...], values: Any) -> str:
 def one_line(error: Exception) -> str:
     text, *_ = str(error).split("Config search path:")  # Hydra's, and no help
     text = re.sub(r"\.\s*To append to your config use \S+", ": there is no such field", text)  # none can be added
-    return " ".join(text.split())
+    return " ".join(text.split()) + _meant(text)
+
+
+MEANT = {  # what other programs call it
+    "rank": "r",
+    "lora_r": "r",
+    "learning_rate": "lr",
+    "epochs": "task.train.epochs",
+    "num_train_epochs": "task.train.epochs",
+    "max_steps": "task.train.max_steps (with task.train.epochs=null)",
+    "batch_size": "task.train.global_batch_size",
+    "per_device_train_batch_size": "hardware.micro_batch_size",
+    "lora_alpha": "method.adapter.lora_alpha",
+    "target_modules": "method.adapter.target_modules",
+}
+
+
+def _meant(text: str) -> str:
+    """`; did you mean ...`, of a group's choice or a field that does not exist; else nothing."""
+    if choice := re.search(r"Could not find '(\w+)/([^']*)'", text):
+        group, wanted = choice.groups()
+        names = [path.stem for path in (CONFIG_DIR / group).glob("*.yaml")]
+        by_part = [name for name in names if wanted and name.startswith(wanted.lower())]
+        near = by_part or get_close_matches(wanted.lower(), names, 1, 0.5)
+        return f"; did you mean {group}={near[0]}?" if near else ""
+    if (field := re.search(r"Could not override '([\w.]+)'", text)) and field[1].split(".")[-1] in MEANT:
+        return f"; did you mean {MEANT[field[1].split('.')[-1]]}?"
+    return ""

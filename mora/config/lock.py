@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,4 +23,16 @@ def locked(folder: Path, shared: bool = False, wait: bool = True) -> Iterator[bo
             ours = True
         except BlockingIOError:
             ours = False
+        if ours and not shared:
+            lock.truncate(0)
+            lock.write(f"{os.getpid()} on {socket.gethostname()}")
+            lock.flush()
         yield ours
+
+
+def holder(folder: Path) -> str:
+    """Who took the folder's lock last, alone: `PID on HOST`."""
+    try:
+        return (folder / ".lock").read_text() or "unknown"
+    except OSError:
+        return "unknown"

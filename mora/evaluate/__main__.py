@@ -20,6 +20,7 @@ from mora.config.compose import ConfigError
 from mora.models.dtypes import DTYPES
 from mora.models.load import load_any
 from mora.train.log import replace_file
+from mora.train.says import quiet
 
 from . import result, samples
 from .harness import Settings, evaluate_model
@@ -30,6 +31,7 @@ PACKAGES = ("torch", "transformers", "peft", "lm_eval", "datasets")
 
 def main(arguments: list[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
+    quiet()
     try:
         print(run(options))
     except (ConfigError, OSError) as error:

@@ -181,7 +181,7 @@ class Backend(HFLM):
         requests, self._max_length = for_answers(requests, window, self.most)
         self._asked = requests
         try:
-            return super().generate_until(requests, disable_tqdm=disable_tqdm)
+            return super().generate_until(requests, disable_tqdm=disable_tqdm or not sys.stderr.isatty())
         finally:
             self._max_length = window
             self._asked = []

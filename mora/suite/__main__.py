@@ -57,13 +57,13 @@ def _do(args: argparse.Namespace, loaded: dict[str, Experiment]) -> list[str]:
     if args.plan:
         print("\n".join([_plan(args, everything, own), *(powers if args.plan == "table" else [])]))
         return []
+    if args.force and not args.render:
+        _repeat(everything)
     if args.hardware == "slurm" and not slurm.in_job():
-        _hand_in(args, everything, job)
+        _hand_in(args, everything, own, job)
         return []
     failed: list[str] = []
     if not args.render:
-        if args.force:
-            _repeat(everything)
         _say_what_is_there(everything, args)
         for line in (line for line in powers if claims.WEAK in line):
             print(line, file=sys.stderr)
@@ -85,16 +85,14 @@ def _plan(args: argparse.Namespace, grids: list[CellSpec], own: list[str]) -> st
     return plan.text(grids, args.hardware or ("gpu8" if args.scale == "paper" else "gpu1"), own, args.gpu)
 
 
-def _hand_in(args: argparse.Namespace, grids: list[CellSpec], job: dict[str, str]) -> None:
+def _hand_in(args: argparse.Namespace, grids: list[CellSpec], own: list[str], job: dict[str, str]) -> None:
     """One array job of `--jobs` tasks; nothing where nothing is missing."""
     if not runner.plan(grids):
         print("nothing is missing: no job was handed in")
         return
-    hardware = grids[0].config.hardware
-    rest = [text for text in sys.argv[1:] if not text.startswith(slurm.PREFIX)]
-    command = ["-m", "mora.suite", *rest, "--jobs", "1"]
     logs = launch.run_folder(grids[0].config).parent / "slurm"
-    number = slurm.submit(slurm.script(command, hardware, args.jobs, job, logs), logs)
+    script = slurm.script(slurm.command(args, own), grids[0].config.hardware, args.jobs, job, logs)
+    number = slurm.submit(script, logs)
     print(
         f"job {number}, {args.jobs} tasks: {logs}/{number}_*.out; the same command again hands in what is still missing"
     )

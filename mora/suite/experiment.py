@@ -221,7 +221,7 @@ class CellSpec:
 
     @cached_property
     def label(self) -> str:
-        name = NAMES[self.row.method]
+        name = NAMES.get(self.row.method, self.row.method)
         if self.row.r is not None:
             stands_for = self.config.model.stands_for(self.row.r)
             name += f" r={self.row.r}" + (f" (as {stands_for})" if stands_for != self.row.r else "")

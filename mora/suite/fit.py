@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from mora.config import ConfigError, RunConfig
 
-from .gpus import memory
+from .gpus import memory, visible
 
+CPU_FLOPS = 10e9  # of a core a second, assumed: bf16 on CPUs that do not know it
 MARK = "out_of_memory.json"  # what a worker leaves in the run's folder: mora/train/__main__.py
 
 
@@ -47,6 +49,22 @@ def ran_out_of_memory(folder: Path) -> bool:
     found = mark.is_file() and "micro_batch_size" in json.loads(mark.read_text())
     mark.unlink(missing_ok=True)
     return found
+
+
+def too_slow(config: RunConfig) -> str | None:
+    """That a run which is meant for a GPU is about to go on a CPU, and how long that may take."""
+    if config.scale.name == "smoke" or config.hardware.device == "cuda" or visible():
+        return None
+    from mora.analysis.cost import length_of, max_length
+    from mora.analysis.counts import flops_per_token
+
+    text = f"scale {config.scale.name} is meant for a GPU, and there is none here"
+    try:
+        tokens = length_of(config).tokens or 0
+        hours = tokens * flops_per_token(config, max_length(config)) / (CPU_FLOPS * (os.cpu_count() or 1)) / 3600
+    except (ConfigError, ValueError):  # a shape or method that the plan cannot count
+        return text
+    return f"{text}: about {hours:,.0f} hours; SCALE=smoke (scale=smoke) shows the path in minutes"
 
 
 def _with(config: RunConfig, micro: int) -> RunConfig:

@@ -126,6 +126,8 @@ def launch(
     folder = folder or run_folder(config)
     folder.mkdir(parents=True, exist_ok=True)
     _set_aside(config, folder)
+    if text := fit.too_slow(config):
+        print(f"note: {text}", file=output or sys.stderr, flush=True)
     now = fit.fitted(config)
     while True:
         write_config(now, folder / "config.yaml")
@@ -158,7 +160,7 @@ def _work(
         stdout=output,
         stderr=output and subprocess.STDOUT,
         cwd=ROOT,
-        env={**os.environ, **(env or {})},
+        env={**os.environ, **(env or {}), "MORA_LAUNCHER": str(os.getpid())},
         start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
     )
     _workers[worker] = False

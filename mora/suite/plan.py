@@ -8,7 +8,7 @@ from typing import Any
 from mora.analysis.cost import Cost, cost
 from mora.analysis.gpus import GIB, H100, Gpu
 from mora.analysis.memory import RESERVE
-from mora.config import RunConfig, compose, run_id
+from mora.config import ConfigError, RunConfig, compose, run_id
 from mora.config.compose import load
 from mora.config.schema import Hardware, LoraAdapter
 from mora.results import STORE, RunResult
@@ -55,9 +55,16 @@ def text(grids: list[CellSpec], hardware: str, settings: Sequence[str] = (), gpu
     if not found:
         return f"{everything}; nothing is missing"
     runs = [load(c.model_dump(mode="json") | {"hardware": chosen.model_dump()}) for c in found]
-    costs = [(run, cost(run, measured.get((run.scale.name, run.task.name), []), gpu)) for run in runs]
-    lines = [COLUMNS, *(_line(run, needs) for run, needs in costs), "", f"{everything}; missing:"]
-    return "\n".join([*lines, *_totals(costs, chosen, gpu), *_unusable(found)])
+    costs: list[tuple[RunConfig, Cost]] = []
+    unknown = []
+    for run in runs:
+        try:
+            costs.append((run, cost(run, measured.get((run.scale.name, run.task.name), []), gpu)))
+        except (ConfigError, ValueError) as error:  # a model or method that cannot be counted without its weights
+            unknown.append(f"{name_of(run):{NAME}} cost unknown: {error}")
+    lines = [COLUMNS, *(_line(run, needs) for run, needs in costs), *unknown, "", f"{everything}; missing:"]
+    totals = _totals(costs, chosen, gpu) if costs else []
+    return "\n".join([*lines, *totals, *_unusable(found)])
 
 
 def _unusable(missing: list[RunConfig]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shlex
 import shutil
@@ -41,7 +42,7 @@ def script(command: Sequence[str], hardware: Hardware, tasks: int, options: dict
     """
     if tasks > 1 and hardware.nodes > 1:
         raise ConfigError(
-            f"JOBS={tasks} with hardware.nodes={hardware.nodes}: expected JOBS=1 where a run takes several nodes"
+            f"JOBS={tasks}, hardware.nodes={hardware.nodes}: expected JOBS=1 where a run takes several nodes"
         )
     launcher = yaml.safe_load((CONFIG_DIR / "hydra" / "launcher" / "slurm.yaml").read_text())
     wanted = {
@@ -63,6 +64,16 @@ def script(command: Sequence[str], hardware: Hardware, tasks: int, options: dict
     run = f"srun --unbuffered {shlex.join([sys.executable, *command])}"
     begin = [f"cd {shlex.quote(str(ROOT))}", "export SUBMITIT_EXECUTOR=slurm"]  # what the nodes of a run meet by
     return "\n".join(["#!/bin/bash", *lines, "", *begin, run, ""])
+
+
+def command(args: argparse.Namespace, own: Sequence[str]) -> list[str]:
+    """Python's arguments of one task: the suite as it was asked for, one run at a time; FORCE is done by then."""
+    words = ["-m", "mora.suite", *args.names, "--scale", args.scale, "--hardware", "slurm", "--jobs", "1"]
+    words += ["--seeds", str(args.seeds)] if args.seeds else []
+    words += ["--results", str(args.results.resolve())] if args.results else []
+    for option, values in (("--only", args.only), ("--set", own)):
+        words += [option, *values] if values else []
+    return words
 
 
 def submit(text: str, logs: Path) -> str:

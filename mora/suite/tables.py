@@ -172,7 +172,10 @@ def trainable(row: list[CellRuns]) -> str:
     counts = []
     for runs in row:
         measured = [result.parameters.trainable for _, result in runs.results]
-        counts += [f"{count:,}" for count in measured or [trainable_parameters(runs.spec.config)]]
+        try:
+            counts += [f"{count:,}" for count in measured or [trainable_parameters(runs.spec.config)]]
+        except ValueError:  # a ConfigError too: a model or method that cannot be counted without its weights
+            counts.append("unknown")
     return " / ".join(dict.fromkeys(counts))
 
 

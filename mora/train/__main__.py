@@ -14,9 +14,11 @@ import yaml
 
 from mora.config.compose import ConfigError, load, one_line
 
+from . import orphan
 from .log import replace_file
 from .loop import Interrupted
 from .restart import RestartFailed
+from .says import quiet
 from .worker import run
 
 
@@ -27,6 +29,8 @@ def main() -> int:
     if not (folder / "config.yaml").is_file():
         print(f"mora.train: {folder} has no config.yaml: start the run through run.py", file=sys.stderr)
         return 2
+    orphan.watch()
+    quiet()
     try:
         result = run(folder)
         if int(os.environ.get("RANK", 0)) == 0:

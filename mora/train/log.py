@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,8 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def replace_file(path: Path, content: str | bytes) -> None:
-    """Writes a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
+    """Writes a file whole or not at all; several processes, also of several machines, may do it at once."""
+    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
     with open(partial, "wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
         file.flush()

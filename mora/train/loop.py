@@ -26,6 +26,7 @@ from .distributed import OfThisRank, everywhere, on_any_rank, rank, sum_over_ran
 from .interface import Engine, Steps
 from .log import RunLog
 from .restart import Restarts, describe
+from .says import Minutely
 from .schedule import learning_rate
 from .tracker import start_tracker
 
@@ -87,6 +88,7 @@ def _train(
         measure(start, saved=True)
 
     quiet = rank() > 0 or None  # None: where the output is no terminal
+    minutely = Minutely(config.last_step, active=rank() == 0)
     progress = tqdm(range(start, config.last_step), initial=start, total=config.last_step, disable=quiet, unit="step")
     for step in progress:
         lr = learning_rate(step, config.total_steps, config.lr, train, config.method.restart)
@@ -111,6 +113,7 @@ def _train(
         saving = done % train.checkpoint_every_steps == 0 or scored or stopping
         if due or saving:
             last = rows.write()[-1]
+            minutely.say(last)
             progress.set_postfix(loss=f"{last['loss']:.4f}", lr=f"{lr:.2e}", tokens_per_s=f"{speed.end():,.0f}")
         if saving:
             _save(rows.checkpoints, done, engine, restarts, config)

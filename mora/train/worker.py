@@ -21,7 +21,7 @@ import yaml
 from mora import results
 from mora.config import provenance, source
 from mora.config.compose import ConfigError, load
-from mora.config.lock import locked
+from mora.config.lock import holder, locked
 from mora.config.run_id import documents_path, log_path, result_path, run_id
 from mora.config.schema import Model, RunConfig
 from mora.data import load as load_data
@@ -37,7 +37,7 @@ from mora.models.load import load_model
 from mora.models.structure import fast_paths
 from mora.models.tokenizers import pad_id
 
-from . import inputs, log
+from . import inputs, log, says
 from .distributed import device_of_rank, process_group, rank, world_size
 from .engines import captures_graphs, make_engine
 from .loop import Diverged, fit
@@ -88,6 +88,7 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
     paths = fast_paths(model, fused, device.type == "cuda" and captures_graphs(config))
     if rank() == 0:
         print(_fast_paths_line(paths), flush=True)
+        print(says.beginning(config, device, model, folder), flush=True)
     engine = make_engine(model, config)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -122,7 +123,11 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
         "speed": speed,
         "wall_s": round(time.time() - started, 1),
     }
-    return write_result(config, folder, status | facts) if rank() == 0 else folder
+    if rank() > 0:
+        return folder
+    path = write_result(config, folder, status | facts)
+    print(says.ending(config, folder, time.time() - started), flush=True)
+    return path
 
 
 def _save_trained(model: Any, tokenizer: Any, config: RunConfig, folder: Path) -> None:
@@ -164,6 +169,8 @@ def _name_base(adapter: Path, base: str | None, config: RunConfig) -> None:
         "Its weights alone mean nothing: the rest of the model was trained or overridden; a merged one is in ../model."
         if base is None
         else f"`python -m mora.evaluate FOLDER --task TASK` loads it with its base, {base} (of configs/model, or the hub).",
+        "In your own code `import mora` before PEFT loads it, for MoRA is no method of PEFT's own; a base that is no hub id "
+        "is loaded by `mora.models.load.load_any(FOLDER, 'fp32')`, which gives the merged model and the tokenizer.",
     ]
     log.replace_file(adapter / "README.md", "\n".join(lines) + "\n")
 
@@ -202,7 +209,8 @@ def _hold(folder: Path) -> Iterator[None]:
         return
     with locked(folder, wait=False) as ours:
         if not ours:
-            raise ConfigError(f"{folder} is held by another process of the same run: wait for it or stop it")
+            who = holder(folder)
+            raise ConfigError(f"{folder} is held by another process of the same run ({who}): wait for it or stop it")
         yield
 
 

@@ -87,9 +87,12 @@ def test_every_extra_that_is_named_exists() -> None:
     assert named <= PROJECT["optional-dependencies"].keys()
 
 
-def test_what_a_model_names_as_its_package_is_locked() -> None:
-    """`revision` of a packaged model is what the message about missing weights asks pip for."""
+def test_what_a_model_names_as_its_package_is_locked_or_pinned_by_digest() -> None:
+    """A requirement of configs/model is what messages ask for, and what is fetched."""
     models = [yaml.safe_load(path.read_text()) for path in (ROOT / "configs" / "model").glob("*.yaml")]
-    packages = [model["revision"] for model in models if model.get("source") == "gguf_package"]
-    assert packages
-    assert wrong(packages) == []
+    packaged = [m for m in models if any("requirement" in file for file in m.get("files") or [])]
+    assert packaged
+    for model in packaged:
+        assert model["sha256"], model["name"]
+        for requirement in (file["requirement"] for file in model["files"] if "requirement" in file):
+            assert "==" in requirement, f"{model['name']}: {requirement} is no exact pin"

@@ -137,8 +137,8 @@ def test_what_else_is_swept_over_goes_with_a_grid():
 
 
 def test_without_lr_the_first_of_the_grid_is_taken():
-    assert compose(["task=uuid", "method=lora", "r=8"]).lr == 1e-4
-    assert compose(["task=uuid", "method=mora", "r=8"]).lr == 5e-5
+    assert compose(["task=uuid", "method=lora", "r=8"]).lr == 2e-4
+    assert compose(["task=uuid", "method=mora", "r=8"]).lr == 1e-4
     assert compose(["task=uuid", "method=none"]).lr is None
 
 
@@ -284,3 +284,33 @@ def test_what_trains_nothing_needs_no_warm_up():
 def test_several_tasks_at_once_are_refused():
     with pytest.raises(ConfigError, match=r"^task=uuid,c4: expected one task a call"):
         check_sweep(["-m", "task=uuid,c4", "method=lora", "r=8"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "meant"),
+    [
+        (["task=uuid", "method=morra", "r=8"], "method=mora"),
+        (["task=uuid", "method=MoRA", "r=8"], "method=mora"),
+        (["task=uuid", "method=mora", "r=8", "model=smollm2"], "model=smollm2_135m"),
+        (["task=metamat", "method=mora", "r=8"], "task=metamath"),
+        (["task=uuid", "method=mora", "rank=8"], "r"),
+        (["task=uuid", "method=mora", "r=8", "epochs=3"], "task.train.epochs"),
+        (["task=uuid", "method=mora", "r=8", "batch_size=4"], "task.train.global_batch_size"),
+        (["task=uuid", "method=mora", "r=8", "learning_rate=1e-4"], "lr"),
+    ],
+)
+def test_what_was_meant_is_named(overrides, meant):
+    with pytest.raises(ConfigError) as error:
+        compose(overrides)
+    assert str(error.value).endswith(f"did you mean {meant}?")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_run_py_explains_itself_without_composing_anything(flag):
+    done = subprocess.run([sys.executable, str(ROOT / "run.py"), flag], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert done.stdout.startswith("python run.py task=NAME method=NAME")
+    for group in ("task", "method", "hardware", "tracker"):
+        for path in (CONFIG_DIR / group).glob("*.yaml"):
+            assert f" {path.stem}" in done.stdout

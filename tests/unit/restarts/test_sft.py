@@ -8,7 +8,7 @@ from trainer_runs import EVERY, STEPS, WARMUP, Watch, assert_as_the_suite, of_th
 from mora import MoraConfig, RestartCallback
 from mora.train.model import load_model
 
-trl = pytest.importorskip("trl", reason="needs trl: pip install 'mora[dev]'")
+trl = pytest.importorskip("trl", reason="needs trl: pip install '.[dev]'")
 
 
 def test_every_step_leaves_the_weights_that_the_suites_loop_leaves(tmp_path):

@@ -25,11 +25,10 @@ def test_the_plans_largest_that_fits_is_taken(memory, micro, monkeypatch):
     assert run_id(found) == run_id(compose(GPU1))
 
 
-def test_what_is_set_or_on_a_cpu_or_of_an_unknown_shape_stays(monkeypatch):
+def test_what_is_set_or_on_a_cpu_stays(monkeypatch):
     monkeypatch.setattr(fit, "memory", lambda: 10 * GIB)
-    own = "model.name=mine model.path=a/b"
-    for more in ("hardware.micro_batch_size=64", "hardware.micro_batch_tokens=512", own):
-        config = compose([*GPU1, *more.split()])
+    for more in ("hardware.micro_batch_size=64", "hardware.micro_batch_tokens=512"):
+        config = compose([*GPU1, more])
         assert fit.fitted(config) == config
     cpu = compose([*GPU1[:-1], "hardware=cpu"])
     assert fit.fitted(cpu) == cpu
@@ -124,3 +123,13 @@ def test_hardware_that_is_not_here_is_no_reason_to_halve(worker, monkeypatch):
     hardware = worker.hardware.model_copy(update={"device": "cuda"})
     with pytest.raises(ConfigError, match="there is no GPU here"):
         launch.launch(worker.model_copy(update={"hardware": hardware}))
+
+
+def test_a_long_run_on_a_cpu_is_said_before_it_begins(monkeypatch):
+    monkeypatch.setattr(fit, "visible", lambda: [])
+    lite = compose(["task=uuid", "method=mora", "r=8", "scale=lite"])
+    said = fit.too_slow(lite)
+    assert said.startswith("scale lite is meant for a GPU, and there is none here: about ")
+    assert fit.too_slow(compose(["task=uuid", "method=mora", "r=8", "scale=smoke"])) is None
+    monkeypatch.setattr(fit, "visible", lambda: ["0"])
+    assert fit.too_slow(lite) is None

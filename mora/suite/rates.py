@@ -1,0 +1,42 @@
+"""The learning rate of a run that names none. No torch."""
+
+from __future__ import annotations
+
+from mora.config import RunConfig
+
+from . import experiment as experiments
+from .cells import resolve
+from .experiment import CellSpec
+
+
+def default(config: RunConfig) -> tuple[RunConfig, str]:
+    """The run with the rate that a search of its cell chose, else the middle of its grid, and where that is from.
+
+    A cell is a task, method, rank, operator and model at one scale; its results are those of results/.
+    Raises: ConfigError where a result is damaged.
+    """
+    for name in experiments.names():
+        experiment = experiments.load(name)
+        for spec in (spec for row in experiments.grids(experiment, config.scale.name) for spec in row):
+            if not _may_be(spec, config) or not spec.search or not _same_cell(spec.config, config):
+                continue
+            found = resolve(spec)
+            if found.best is not None and found.best.lr is not None:
+                chosen = config.model_copy(update={"lr": found.best.lr})
+                return chosen, f"the best of {len(found.scores)} that {name} tried at scale {config.scale.name}"
+    return (
+        config,
+        f"the middle of the grid {', '.join(f'{lr:g}' for lr in config.lr_grid())}, of which none was tried yet",
+    )
+
+
+def _may_be(spec: CellSpec, config: RunConfig) -> bool:
+    """Before anything is composed."""
+    return spec.exists and (spec.column.task, spec.row.method) == (config.task.name, config.method.name)
+
+
+def _same_cell(one: RunConfig, other: RunConfig) -> bool:
+    def what(run: RunConfig) -> tuple[object, ...]:
+        return run.r, getattr(run.method.adapter, "operator", None), run.model.name, run.scale.name
+
+    return what(one) == what(other)

@@ -1,0 +1,35 @@
+"""A worker whose launcher was killed ends as if it had been asked to: nobody else could stop it, or knows that it runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+
+EVERY_S = 5.0
+
+
+def watch() -> None:
+    """Begins to look after the process that MORA_LAUNCHER names; nothing where it is not set, as under a bare torchrun."""
+    launcher = os.environ.get("MORA_LAUNCHER", "")
+    if launcher.isdigit():
+        threading.Thread(target=_until_it_is_gone, args=(int(launcher), _born(int(launcher))), daemon=True).start()
+
+
+def _until_it_is_gone(pid: int, born: str | None) -> None:
+    while _born(pid) == born and born is not None:
+        time.sleep(EVERY_S)
+    print(f"mora.train: the process that started this run (pid {pid}) is gone: stopping", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)  # the loop saves a checkpoint and ends
+
+
+def _born(pid: int) -> str | None:
+    """When the process was started, in ticks; None where there is none."""
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            state, *rest = stat.read().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state == "Z" else rest[18]

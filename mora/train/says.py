@@ -1,0 +1,90 @@
+"""What a run says of itself: what it is when it begins, where it is while no terminal shows a bar, what came of it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mora.config.run_id import result_path
+from mora.config.schema import RunConfig
+
+from . import checkpoint, log
+from .distributed import world_size
+
+EVERY_S = 60.0
+
+
+def quiet() -> None:
+    """Without what libraries say that nobody here can act on."""
+    from transformers.utils import logging as transformers_logging
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    transformers_logging.disable_progress_bar()
+    for name in ("lm_eval", "lm-eval", "DeepSpeed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def beginning(config: RunConfig, device: torch.device, model: Any, folder: Path) -> str:
+    """Device, precision, model, batch, rate, operator, where it goes on, where its result will be."""
+    name, ranks = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu", world_size()
+    where = f"{name} x {ranks}, {config.parallel}" if ranks > 1 else name
+    lines = [f"on {where}, {config.scale.precision}: {config.model.name}"]
+    if config.method.trains:
+        start = checkpoint.latest_step(folder / "checkpoints")
+        begin = f"goes on after step {start}" if start else "from the beginning"
+        lines.append(f"{_batch(config)}; lr {config.lr:g}; {config.last_step} steps, {begin}")
+    adapters = getattr(model, "peft_config", {}).values()
+    if operators := {operator for c in adapters if (operator := getattr(c, "operator", None))}:
+        lines.append(f"operator: {', '.join(sorted(operators))}")
+    return "\n".join([*lines, f"result will be in {result_path(config)}"])
+
+
+def _batch(config: RunConfig) -> str:
+    size, tokens = config.task.train.global_batch_size, config.hardware.micro_batch_tokens
+    if tokens is not None:
+        return f"{size} sequences a step, {tokens} tokens a pass"
+    micro, ranks = config.micro_batch_size, world_size()
+    return f"{size} sequences a step: {micro} a pass, {size // (micro * ranks)} passes, {ranks} ranks"
+
+
+def ending(config: RunConfig, folder: Path, seconds: float) -> str:
+    """Scores with their errors, time, what was saved and where, and what one may do next."""
+    rows = [row for row in log.read(folder / "log.jsonl") if "loss" not in row]
+    scores = [_score(key, rows[-1]) for key in rows[-1] if _is_score(key)] if rows else []
+    lines = [f"{', '.join(scores) or 'no scores'}; {seconds:.0f} s"]
+    saved = [folder / part for part in ("adapter", "model") if (folder / part).is_dir()]
+    lines += [f"saved: {path}" for path in saved]
+    if saved:
+        lines.append(f"next: python -m mora.evaluate {saved[0]} --task TASK")
+    return "\n".join(lines)
+
+
+def _is_score(key: str) -> bool:
+    return key != "step" and not key.endswith(("_stderr", ".documents", ".floor"))
+
+
+def _score(key: str, row: dict[str, Any]) -> str:
+    value, error = row[key], row.get(f"{key}_stderr")
+    if not isinstance(value, float):
+        return f"{key} {value}"
+    return f"{key} {value:.4f}" + (f" +- {error:.4f}" if isinstance(error, float) else "")
+
+
+class Minutely:
+    """Where no terminal shows a bar, `say` prints a line a minute."""
+
+    def __init__(self, total: int, active: bool):
+        self.total, self.active = total, active and not sys.stderr.isatty()
+        self._said = time.monotonic()
+
+    def say(self, row: dict[str, Any]) -> None:
+        """`row`: of the log, of a step."""
+        if self.active and time.monotonic() - self._said >= EVERY_S:
+            self._said = time.monotonic()
+            print(f"step {row['step']}/{self.total}: loss {row['loss']:.4f}, lr {row['lr']:.2e}", flush=True)

@@ -1,0 +1,37 @@
+"""A model or method whose cost cannot be counted has a line of its own in a plan and `unknown` in a table, no traceback."""
+
+import pytest
+
+from mora.config import ConfigError, compose, source
+from mora.suite import experiment as experiments
+from mora.suite import overrides, plan, tables
+from mora.suite.cells import resolve
+
+
+@pytest.fixture
+def spec(tmp_path, monkeypatch):
+    monkeypatch.setattr(source, "ROOT", tmp_path)
+    own = overrides.applied(experiments.load("table1"), ["model=custom", "model.path=some/model"])
+    return next(spec for row in experiments.grids(own, "paper") for spec in row if spec.row.method == "mora")
+
+
+def test_a_plan_names_the_run_and_the_reason(spec):
+    text = plan.text([spec], "gpu8")
+    assert " cost unknown: model.name='model': its shape is not known without its weights" in text
+    assert "; missing:" in text
+
+
+def test_a_table_says_unknown(spec):
+    assert tables.trainable([resolve(spec)]) == "unknown"
+
+
+def test_a_method_without_a_formula_is_refused_by_name(monkeypatch):
+    from types import SimpleNamespace
+
+    from mora.analysis import counts
+
+    config = compose(["task=metamath", "method=mora", "r=8"])
+    unknown = SimpleNamespace(kind="vera", target_modules=["q_proj"])
+    other = config.method.model_copy(update={"name": "vera", "adapter": unknown})
+    with pytest.raises(ConfigError, match="what an adapter of method vera costs is not known"):
+        counts.trainable(config.model_copy(update={"method": other}))

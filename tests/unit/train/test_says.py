@@ -1,0 +1,51 @@
+"""What a run says when it begins and when it has ended, and a line a minute between where no bar is shown."""
+
+import json
+
+import torch
+from tiny_runs import tiny_config
+
+from mora.config.run_id import result_path
+from mora.methods import prepare
+from mora.models.load import load_model
+from mora.train import says
+
+
+def test_the_beginning_names_what_decides_the_result_and_where_it_will_be(tmp_path):
+    config = tiny_config("mora", "hardware.micro_batch_size=4")
+    model = prepare(load_model(config.model, "fp32")[0], config)
+    said = says.beginning(config, torch.device("cpu"), model, tmp_path).splitlines()
+    size, steps = config.task.train.global_batch_size, config.last_step
+    assert said == [
+        "on cpu, fp32: tiny",
+        f"{size} sequences a step: 4 a pass, {size // 4} passes, 1 ranks; lr 0.01; {steps} steps, from the beginning",
+        "operator: sharing",
+        f"result will be in {result_path(config)}",
+    ]
+
+
+def test_the_end_names_scores_errors_time_and_what_to_do_next(tmp_path):
+    rows = [
+        {"step": 3, "loss": 1.0},
+        {"step": 3, "uuid_char_acc": 0.5, "uuid_char_acc_stderr": 0.01, "uuid.documents": 8.0, "value_nll": 2.0},
+    ]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "adapter").mkdir()
+    assert says.ending(tiny_config("mora"), tmp_path, 61.4).splitlines() == [
+        "uuid_char_acc 0.5000 +- 0.0100, value_nll 2.0000; 61 s",
+        f"saved: {tmp_path}/adapter",
+        f"next: python -m mora.evaluate {tmp_path}/adapter --task TASK",
+    ]
+
+
+def test_a_line_a_minute_where_there_is_no_terminal(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(says.time, "monotonic", lambda: now[0])
+    line = says.Minutely(300, active=True)
+    for step in range(1, 9):
+        now[0] += 20.0
+        line.say({"step": step, "loss": 2.0, "lr": 1e-3})
+    assert capsys.readouterr().out.splitlines() == [
+        "step 3/300: loss 2.0000, lr 1.00e-03",
+        "step 6/300: loss 2.0000, lr 1.00e-03",
+    ]
