@@ -23,7 +23,7 @@ def default(config: RunConfig) -> tuple[RunConfig, str]:
             found = resolve(spec)
             if found.best is not None and found.best.lr is not None:
                 chosen = config.model_copy(update={"lr": found.best.lr})
-                return chosen, f"the best of {len(found.scores)} that {name} tried at scale {config.scale.name}"
+                return chosen, f"the best of {len(found.choice.scores)} that {name} tried at scale {config.scale.name}"
     return (
         config,
         f"the middle of the grid {', '.join(f'{lr:g}' for lr in config.lr_grid())}, of which none was tried yet",
