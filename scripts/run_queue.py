@@ -6,12 +6,14 @@ python scripts/run_queue.py QUEUE --minutes 25 --out DIR    # the journal and a 
 QUEUE has one run a line, as the arguments of run.py: `task=c4 method=lora r=128 lr=2e-3 seed=1 scale=lite`. Empty lines and
 what follows a # are passed over. Earlier lines go first. The file is read again whenever a run may start, so lines can be
 added while the queue runs. A line may begin with `[30 GiB]`, the memory that it claims. `@wait` on a line of its own ends
-the part that may start until everything above it has ended.
+the part that may start until everything above it has ended. `@experiment table1 mid task=metamath method=lora,mora` stands
+for all runs of these cells that are missing: searches, then what they choose, as they come.
 
 A run starts on the GPU with the most room, where the memory that like runs have taken (the peak in their results, their
 evaluation included, and 15 %) fits beside what already runs there, and where the driver reports it as free; a run like no
-other claims --unknown-gib. A run that fails is tried once more with twice the claim. A run that like runs could not end in
-the time left is not started. When the time is over every run is asked to save a checkpoint (MORA_OUTPUT_DIR) and ends.
+other claims what the plan says of its training, or --unknown-gib. A run that fails is tried once more with twice the claim.
+A run that like runs could not end in the time left is not started. When the time is over every run is asked to save a
+checkpoint (MORA_OUTPUT_DIR) and ends.
 
 DIR/journal.jsonl has a line an event; the last one sums up: GPU minutes held, in runs that ended, in runs that did not
 ("wasted", until another machine takes up their checkpoints), and how busy the driver saw the GPUs.
@@ -23,6 +25,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import statistics
@@ -30,13 +33,18 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from mora.analysis.cost import max_length
+from mora.analysis.memory import memory
 from mora.config import ConfigError, RunConfig, compose, run_id
 from mora.config.run_id import documents_path, log_path, result_path, spectrum_path
 from mora.config.source import ROOT
 from mora.results import STORE, RunResult, read
+from mora.suite import commands
+from mora.suite import experiment as experiments
 
 GIB = 2**30
 POLL_S = 2.0
@@ -82,8 +90,13 @@ class Earlier:
             self.times.setdefault(kind, []).append((result.last_step, result.wall_s))
 
     def claim_gib(self, config: RunConfig, unknown_gib: float) -> float:
-        peaks = self.peaks.get(_kind(config.model_dump(mode="json")))
-        return max(peaks) * MARGIN + 1.0 if peaks else unknown_gib
+        """Of like runs, else by the plan; `unknown_gib` where that does not know the model's shape."""
+        if peaks := self.peaks.get(_kind(config.model_dump(mode="json"))):
+            return max(peaks) * MARGIN + 1.0
+        try:
+            return memory(config, max_length(config), config.micro_batch_size).gpu / GIB * MARGIN + 2.0
+        except (ConfigError, ValueError):
+            return unknown_gib
 
     def expected_s(self, config: RunConfig) -> float | None:
         """From the like runs nearest in steps, the fastest of them, as others shared their GPU; None where there is none."""
@@ -127,6 +140,7 @@ class Queue:
         self.ended: dict[str, str] = {}  # run id -> how it ended
         self.spent_s = {"ended": 0.0, "not ended": 0.0}
         self.stopping = False
+        self._read_at: tuple[tuple[int, int, int], list[tuple[str, RunConfig | None]]] = ((0, 0, 0), [])
 
     def run(self) -> int:
         self.note(event="queue", gpus=[gpu.index for gpu in self.gpus], minutes=self.options.minutes)
@@ -172,7 +186,7 @@ class Queue:
         """What may start now: not done, not running, not given up, and before the first @wait with open runs above it."""
         running = {run_id(job.config) for job in self.running}
         open_, before = [], False
-        for line, config in _read(self.options.queue):
+        for line, config in self._lines():
             if config is None:
                 if before:
                     break
@@ -184,6 +198,13 @@ class Queue:
                 before = True
                 open_.append((line, config))
         return open_
+
+    def _lines(self) -> list[tuple[str, RunConfig | None]]:
+        """Of the file, read again where it has changed or a run has ended."""
+        state = (self.options.queue.stat().st_mtime_ns, len(self.ended), sum(self.tries.values()))
+        if state != self._read_at[0]:
+            self._read_at = (state, _read(self.options.queue))
+        return self._read_at[1]
 
     def _start(self) -> None:
         for line, config in self._waiting():
@@ -214,7 +235,7 @@ class Queue:
         beside = 1 + sum(job.gpu is gpu for job in self.running)
         env = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu.index, "MORA_SIDE_BY_SIDE": str(beside)}
         env.setdefault("OMP_NUM_THREADS", "2")
-        command = [sys.executable, str(ROOT / "run.py"), *CLAIM.sub("", line).split()]
+        command = [sys.executable, str(ROOT / "run.py"), *shlex.split(CLAIM.sub("", line))]
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, env=env)
         output.close()
         self.running.append(Job(line, config, claim, expected, process, gpu, time.time()))
@@ -245,19 +266,28 @@ def _read(path: Path) -> list[tuple[str, RunConfig | None]]:
     found: list[tuple[str, RunConfig | None]] = []
     for number, text in enumerate(path.read_text().splitlines(), 1):
         line = text.split("#")[0].strip()
-        if line == "@wait":
-            found.append((line, None))
-        elif line:
-            if line not in _composed:
-                try:
-                    _composed[line] = compose(CLAIM.sub("", line).split())
-                except ConfigError as error:
-                    raise ConfigError(f"{path}, line {number}: {error}") from error
-            found.append((line, _composed[line]))
+        try:
+            if line == "@wait":
+                found.append((line, None))
+            elif line.startswith("@experiment "):
+                found += [(one, _compose(one)) for one in _missing(*line.split()[1:])]
+            elif line:
+                found.append((line, _compose(line)))
+        except (ConfigError, FileNotFoundError, TypeError) as error:
+            raise ConfigError(f"{path}, line {number}: {error}") from error
     return found
 
 
-_composed: dict[str, RunConfig] = {}
+@cache
+def _compose(line: str) -> RunConfig:
+    return compose(shlex.split(CLAIM.sub("", line)))
+
+
+def _missing(name: str, scale: str, *only: str) -> list[str]:
+    """A line a run of the experiment that is missing and can begin now. Raises: ConfigError, FileNotFoundError."""
+    rows = experiments.grids(experiments.load(name), cast(experiments.Scale, scale))
+    cells = experiments.only([cell for row in rows for cell in row], list(only))
+    return [shlex.join(words) for words in commands.arguments(cells).values()]
 
 
 def read_gpus(wanted: list[str]) -> list[Gpu]:
