@@ -21,7 +21,8 @@ def test_the_rate_that_a_search_chose(monkeypatch, tmp_path):
         write(config, {spec.experiment.selection: 5.0 - (i == 1)}, steps=(300, 500, 700, 900))
     chosen, where = rates.default(compose(RUN))
     assert chosen.lr == spec.search[1].lr
-    assert where == f"the best of {len(spec.search)} that table2 tried at scale lite"
+    assert where.startswith(f"the best of {len(spec.search)} that ")  # of whichever experiment has that cell
+    assert where.endswith(" tried at scale lite")
     assert "middle of the grid" in rates.default(compose([*RUN, "model.name=mine"]))[1], (
         "of another model it says nothing"
     )
