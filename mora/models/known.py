@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 import yaml
@@ -18,6 +19,12 @@ def named(name: str) -> Model | None:
     path = FOLDER / f"{name}.yaml"
     if Path(name).name != name or not path.is_file():
         return None
+    return _read(path, path.stat().st_mtime_ns)
+
+
+@lru_cache
+def _read(path: Path, changed: int) -> Model | None:
+    """Once, for a plan and a table ask hundreds of times; again where the file has changed."""
     try:
         return Model.model_validate(yaml.safe_load(path.read_text()))
     except ValidationError:
