@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -81,10 +82,14 @@ def group_weighted_f1(items: Sequence[tuple[str, str, str]]) -> float:
     return aggregate("group_weighted_f1", items)
 
 
+@lru_cache(maxsize=4)
 def resample(counts: int, draws: int, seed: int = 0) -> np.ndarray:
-    """How often each of `counts` clusters is drawn with replacement: int64 (draws, counts), rows sum to `counts`."""
+    """How often each of `counts` clusters is drawn with replacement: int64 (draws, counts), rows sum to `counts`. Read only:
+    the same for every model that scored as many."""
     rng = np.random.default_rng([seed, counts])
-    return rng.multinomial(counts, np.full(counts, 1 / counts), size=draws)
+    drawn = rng.multinomial(counts, np.full(counts, 1 / counts), size=draws)
+    drawn.flags.writeable = False
+    return drawn
 
 
 def bootstrap(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 import yaml
@@ -14,12 +14,17 @@ from mora.config.model_schema import Model
 FOLDER = CONFIG_DIR / "model"
 
 
-@cache
 def named(name: str) -> Model | None:
     """The model of configs/model/<name>.yaml; None where there is none of that name, or it is incomplete, as custom is."""
     path = FOLDER / f"{name}.yaml"
     if Path(name).name != name or not path.is_file():
         return None
+    return _read(path, path.stat().st_mtime_ns)
+
+
+@lru_cache
+def _read(path: Path, changed: int) -> Model | None:
+    """Once, for a plan and a table ask hundreds of times; again where the file has changed."""
     try:
         return Model.model_validate(yaml.safe_load(path.read_text()))
     except ValidationError:
