@@ -1,7 +1,7 @@
 """Keeps GPUs busy with a list of runs until they are done or the time is over; started again, here or elsewhere, it goes on.
 
 python scripts/run_queue.py QUEUE --minutes 25
-python scripts/run_queue.py QUEUE --minutes 25 --out DIR    # the journal and a copy of every result, in runs/, documents/, spectra/
+python scripts/run_queue.py QUEUE --minutes 25 --out DIR    # journal, and copies of results, documents, spectra
 
 QUEUE has one run a line, as the arguments of run.py: `task=c4 method=lora r=128 lr=2e-3 seed=1 scale=lite`. Empty lines and
 what follows a # are passed over. Earlier lines go first. The file is read again whenever a run may start, so lines can be
