@@ -13,8 +13,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from mora import RestartCallback
 from mora.methods import prepare
+from mora.models.load import load_model
 from mora.restarts.layers import adapted_layers
-from mora.train.model import load_model
 from mora.train.restart import Restarts
 from mora.train.schedule import learning_rate
 

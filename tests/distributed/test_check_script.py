@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from mora.results import RunResult
 from mora.suite.trial import Outcome, last_words
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,7 +122,7 @@ def test_what_should_be_equal_is_and_what_only_rounds_elsewhere_stays_within_noi
     def outcome(loss=0.0, norm=1.0, last=0.0):
         rows = [{"loss": value + loss, "grad_norm": norm} for value in same]
         rows[-2]["loss"] += last
-        return Outcome(0, rows=rows, result={"status": "done"})
+        return Outcome(0, rows=rows, result=RunResult.model_construct(status="done"))
 
     base = differences.get("from_plain", 0.04)
     alone = {"one": outcome(differences.get("from_one", 0.0)), "plain": outcome(base), "halved": outcome(base + 0.02)}

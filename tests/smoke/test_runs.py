@@ -119,7 +119,7 @@ def test_the_untuned_model_is_evaluated_only(tmp_path):
     assert code == 0, output
     (result,) = results(tmp_path)
     assert result["parameters"]["trainable"] == 0
-    assert 0 <= result["metrics"]["0"]["uuid_char_acc"] < 0.2
+    assert 0 <= result["metrics"]["0"]["uuid_char_acc"]["value"] < 0.2
     journal = (folder_of(tmp_path, "method=none") / "journal-0.jsonl").read_text()
     made_by = json.loads(journal.splitlines()[0])["identity"]
     assert result["source"]["fingerprint"] in made_by, "other code must not take these answers for its own"
@@ -148,7 +148,8 @@ def test_an_output_folder_that_cannot_be_made_is_refused_in_one_line(tmp_path):
     (tmp_path / "outputs").write_text("a file")
     code, output = finish(start(tmp_path, "method=fft"))
     assert code != 0
-    assert re.fullmatch(r"run.py: \[Errno 20\] Not a directory: .*\n", output)
+    assert re.search(r"^run.py: \[Errno 20\] Not a directory: .*\n\Z", output, re.M)
+    assert "Traceback" not in output
 
 
 def test_a_stop_while_the_worker_still_loads_is_said_to_be_one(tmp_path):
@@ -234,7 +235,7 @@ def test_bad_input_is_refused_before_a_worker_starts(tmp_path, overrides, expect
     ("overrides", "expected"),
     [
         (["model=llama2_7b", "model.path=/no/such/folder"], "model.path='/no/such/folder' cannot be loaded"),
-        (["hardware=gpu1"], "hardware.device='cuda', hardware.processes=1 (hardware=gpu1): there is no GPU here"),
+        (["hardware=gpu1"], "hardware.device='cuda': torch sees no GPU here"),
     ],
 )
 def test_bad_input_is_refused_before_training(tmp_path, overrides, expected):

@@ -139,6 +139,10 @@ def test_only_a_run_that_had_the_gpu_alone_counts(tmp_path, monkeypatch):
     config = paper("lora", "hardware=gpu1", "task.train.global_batch_size=8", "hardware.micro_batch_size=4")
     result = {
         "run_id": "twin",
+        "status": "done",
+        "metrics": {},
+        "parameters": {"trainable": 1},
+        "source": {"commit": None, "dirty": False, "fingerprint": ""},
         "config": config.model_dump(mode="json"),
         "data": {"report": {"sequences": 10, "sequence_tokens": 1000}},
         "speed": {"step_s": 2.0, "fastest_s": 1.9, "tokens_per_s": 400.0},

@@ -9,7 +9,8 @@ from mora.data.prepare import tokenizer_fingerprint
 from mora.data.records import Conversation
 from mora.evaluate.backend import Backend
 from mora.evaluate.journal import Journal
-from mora.train.model import character_tokenizer, load_model
+from mora.models.load import load_model
+from mora.models.tokenizers import character_tokenizer
 
 TALK = Conversation([("user", "2+2?"), ("assistant", "four. The answer is: 4")])
 TEMPLATES = {"plain": "$A", "bos": "<s> $A"}

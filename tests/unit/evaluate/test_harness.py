@@ -99,11 +99,12 @@ def test_every_task_with_real_records_runs(tiny):
 
 def test_the_score_of_those_texts_that_hold_an_answer():
     rows = [{"id": i, "filter": "none", "answered": i % 2, "score": float(i == 1)} for i in range(8)]
-    facts = harness._facts(Kept({"documents": 8, "aggregation": "mean"}, rows))
+    header = {"task": "metamath_gsm8k", "headline": "score", "documents": 8, "aggregation": "mean"}
+    facts = harness._facts(Kept(header, rows))
     assert facts["score_if_answered"] == 0.25
     assert facts["score_if_answered_stderr"] == pytest.approx(0.25)
     silent = [row | {"answered": 0.0} for row in rows]
-    assert "score_if_answered" not in harness._facts(Kept({"documents": 8, "aggregation": "mean"}, silent))
+    assert "score_if_answered" not in harness._facts(Kept(header, silent))
 
 
 def test_rows_of_adaptllms_schema_run_through_the_command(tiny, tmp_path, capsys):

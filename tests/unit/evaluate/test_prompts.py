@@ -33,8 +33,13 @@ def test_mmlu_drops_shots_that_do_not_fit(tmp_path):
         (tmp_path / "mmlu" / split).mkdir(parents=True)
         (tmp_path / "mmlu" / split / f"anatomy_{split}.csv").write_text("q?,a,b,c,d,B\n" * rows)
 
-    def words(text):
-        return {"input_ids": list(text)}
+    class Characters:
+        eos_token_id, eos_token = None, None
+
+        def __call__(self, text):
+            return {"input_ids": list(text)}
+
+    words = Characters()
 
     def shots(max_length):
         docs = mmlu_task.load(5, True, data_dir=str(tmp_path), tokenizer=words, max_length=max_length)["test"]

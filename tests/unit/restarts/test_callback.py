@@ -20,10 +20,10 @@ from trainer_runs import (
 
 from mora import MoraConfig, RestartCallback
 from mora.methods import prepare
+from mora.models.load import load_model
 from mora.restarts.callback import FILE, restore_base
 from mora.restarts.restart import RestartFailed
 from mora.restarts.supported import check_supported
-from mora.train.model import load_model
 
 
 @pytest.mark.parametrize("method", ["relora", "remora"])

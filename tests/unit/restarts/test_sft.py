@@ -6,7 +6,7 @@ import pytest
 from trainer_runs import EVERY, STEPS, WARMUP, Watch, assert_as_the_suite, of_the_suite, rows, run_config, sft_arguments
 
 from mora import MoraConfig, RestartCallback
-from mora.train.model import load_model
+from mora.models.load import load_model
 
 trl = pytest.importorskip("trl", reason="needs trl: pip install '.[dev]'")
 

@@ -53,6 +53,10 @@ class Process:
         self.returncode = 130
 
 
+def no_plan(*_):
+    raise ValueError("a shape that is not known: --unknown-gib is claimed")
+
+
 @pytest.fixture
 def queue(tmp_path, monkeypatch):
     module = load()
@@ -62,6 +66,7 @@ def queue(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "POLL_S", 0.0)
     monkeypatch.setattr(module, "SETTLING_S", 0.0)
     monkeypatch.setattr(module.subprocess, "Popen", Process)
+    monkeypatch.setattr(module, "memory", no_plan)
     module.totals = {"0": 80.0}
     monkeypatch.setattr(
         module, "read_gpus", lambda wanted: [module.Gpu(i, total, 0.0, [50.0]) for i, total in module.totals.items()]
