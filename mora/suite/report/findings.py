@@ -105,9 +105,8 @@ def _set_extents(found: Iterable[Finding]) -> None:
     reach: dict[str, float] = {}
     for f in found:
         o = f.outcome
-        values = [o.effect, *([] if f.unit == "times" else [o.paper]), *(o.interval or ())]
+        values = [o.effect, o.paper, *(o.interval or ())]
         known = [abs(v - f.centre) for v in values if v is not None and math.isfinite(v)]
-        known += [f.claim.ratio.at_most - 1] if f.claim.ratio else []
         reach[f.unit] = max([reach.get(f.unit, 0.0), *known])
     for f in found:
         f.extent = reach[f.unit] or 1.0

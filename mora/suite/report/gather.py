@@ -143,10 +143,17 @@ class Gathered:
             for scale in self.scales
             if experiment.has(scale)
         ]
+        self._folders = sorted(folders)
         self.runs: dict[str, Run] = {}
         for shown in self.shown:
             for cell in shown.cells:
                 self._add(shown, cell)
+
+    @property
+    def unused(self) -> list[str]:
+        """Results that nothing takes, of searches or settings that are no longer those of an experiment."""
+        there = [path.stem for folder in self._folders for path in sorted(folder.glob("*.json"))]
+        return [name for name in there if name not in self.runs and f"{name}.json" not in self.damaged]
 
     def of_kind(self, *kinds: str) -> list[Shown]:
         return [shown for shown in self.shown if shown.kind in kinds]

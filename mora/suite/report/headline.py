@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..figures import output_folder
+from .. import ledger
 from . import findings, pictures, style
 from .gather import Gathered
 
-STEM = "claims"
 
-
-def render(gathered: Gathered, folder: Path) -> Path:
-    """Writes `claims.pdf` and `claims.svg` into the folder; returns the latter's path."""
+def render(gathered: Gathered, page: Path = ledger.FULL) -> Path:
+    """Writes the picture beside the ledger, under its name, as PDF and SVG; returns the latter's path."""
     with style.in_print():
-        style.printed(pictures.forest(findings.of_claims(gathered)), folder / STEM)
-    return (folder / STEM).with_suffix(".svg")
+        style.printed(pictures.forest(findings.of_claims(gathered)), page.with_suffix(""))
+    return page.with_suffix(".svg")
 
 
 if __name__ == "__main__":
-    print(f"figure: {render(Gathered(), output_folder('lite', 'figures'))}")
+    print(f"figure: {render(Gathered())}")

@@ -54,7 +54,7 @@ def _forest_panel(ax: Axes, unit: str, found: list[Finding]) -> None:
         if o.interval is not None and math.isfinite(o.interval.low):
             ax.plot(o.interval, (y, y), color=colour, lw=1.5, solid_capstyle="butt")
         ax.plot(o.effect, y, "o", color=colour)
-        if o.paper is not None and unit != "times":
+        if o.paper is not None:
             ax.plot(o.paper, y, "D", mfc="none", color="k")
     ax.axvline(found[0].centre, color="k", lw=0.6)
     ax.set_ylim(len(found) - 0.5, -0.5)

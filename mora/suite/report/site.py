@@ -69,7 +69,9 @@ class Site:
         self._page(
             "runs.html", curves=self._curves(), runs=list(self.gathered.runs.values()), damaged=self.gathered.damaged
         )
-        self._page("decisions.html", sections=decisions.sections(), missing=self._missing())
+        self._page(
+            "decisions.html", sections=decisions.sections(), missing=self._missing(), unused=self.gathered.unused
+        )
         for run in self.gathered.runs.values():
             self._run(run)
         for path in (self.folder / "runs").glob("*.html"):

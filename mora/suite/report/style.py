@@ -30,6 +30,7 @@ SCREEN = BASE | {"svg.fonttype": "none", "path.simplify_threshold": 0.5}
 PIXELS = 1.5  # of the page, a point of a picture
 KEPT = "run-"  # how names begin that a page looks for
 LONG = re.compile(r"-?\d+\.\d{3,}")
+PLACES = re.compile(r' (?:d|x|y)="[^"]*"')
 NAMES = re.compile(rf' id="(?!{KEPT}|[mpc][0-9a-f]{{10}})[^"]*"')
 
 
@@ -46,6 +47,7 @@ def inline(figure: Figure, name: str, label: str) -> str:
 
     `name`: sets apart the marks that several pictures of one page define.
     """
+    _settle(figure)
     out = io.StringIO()
     with plt.rc_context(SCREEN | {"svg.hashsalt": name}):
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -61,6 +63,7 @@ def inline(figure: Figure, name: str, label: str) -> str:
 
 def printed(figure: Figure, stem: Path) -> None:
     """Writes `stem`.pdf, with its fonts, and `stem`.svg, with letters as outlines. Closes the figure."""
+    _settle(figure)
     stem.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(stem.with_suffix(".pdf"), metadata={"CreationDate": None, "Creator": None, "Producer": None})
     out = io.StringIO()
@@ -69,6 +72,14 @@ def printed(figure: Figure, stem: Path) -> None:
     plt.close(figure)
 
 
+def _settle(figure: Figure) -> None:
+    """Lays the panels out once, to four places: the solver's last digits differ from figure to figure."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for ax in figure.axes:
+        ax.set_position(tuple(round(edge, 4) for edge in ax.get_position().bounds))
+
+
 def _shortened(svg: str) -> str:
-    """Two decimals are a hundredth of a point."""
-    return LONG.sub(lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), svg)
+    """Paths and places to two decimals, a hundredth of a point; scales are left as they are."""
+    return PLACES.sub(lambda found: LONG.sub(lambda n: f"{float(n[0]):.2f}".rstrip("0").rstrip("."), found[0]), svg)
