@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import html
 import json
 import re
+import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
@@ -47,7 +50,7 @@ class Page(HTMLParser):
         outermost = tag == "svg" and "svg" not in self._open
         if outermost and not (given.get("aria-label") or given.get("aria-hidden")):
             self.unnamed.append(str(attrs))
-        if tag in ("input", "table") and tag == "input" and "label" not in self._open:
+        if tag == "input" and "label" not in self._open:
             self.unnamed.append(str(attrs))
         if tag not in VOID:
             self._open.append(tag)
@@ -124,8 +127,6 @@ def test_every_claim_is_on_the_first_page_with_its_verdict(site: Path, gathered:
 
 
 def test_the_numbers_of_a_table_are_those_of_its_csv(site: Path) -> None:
-    import csv
-
     text = (site / "tables.html").read_text()
     lines = list(csv.DictReader((site / "files/table2-lite.csv").read_text().splitlines()))
     measured = [line for line in lines if line["mean"]]
@@ -183,25 +184,47 @@ def test_links_into_the_repository_become_words() -> None:
     assert made.count("<a ") == 1
 
 
-def _has_chromium() -> bool:
-    import shutil
+in_a_browser = pytest.mark.skipif(shutil.which(CHROMIUM) is None, reason="there is no chromium: no page is opened")
+PRESS = """<script>addEventListener("load", () => {
+  const table = document.getElementById("t-table2-lite"), field = document.querySelector("[data-table=t-table2-lite]");
+  const head = [...table.tHead.rows[0].cells].find((cell) => cell.innerText.startsWith("step 900"));
+  head.firstChild.click(); head.firstChild.click();
+  field.value = "mora r="; field.dispatchEvent(new Event("input"));
+  const rows = [...table.tBodies[0].rows].filter((row) => !row.hidden && row.cells[5].dataset.order);
+  document.title = JSON.stringify(rows.map((row) => [row.cells[0].innerText, +row.cells[5].dataset.order]));
+});</script>"""
 
-    return shutil.which(CHROMIUM) is not None
 
-
-@pytest.mark.skipif(not _has_chromium(), reason="there is no chromium here: pages are not opened in a browser")
-@pytest.mark.parametrize("page", ["tables.html", "runs.html"])
-def test_a_browser_runs_the_page_without_an_error(site: Path, page: str, tmp_path: Path) -> None:
-    """The scripts turn table heads into buttons, and hide the curves of searches; a failing one would do neither."""
+def _opened(page: Path, profile: Path) -> tuple[str, list[str]]:
+    """The page as the browser has it, and the errors that it says."""
     options = [
         "--headless=new",
         "--no-sandbox",
         "--disable-gpu",
-        f"--user-data-dir={tmp_path}",
+        f"--user-data-dir={profile}",
         "--enable-logging=stderr",
     ]
-    command = [CHROMIUM, *options, "--virtual-time-budget=5000", "--dump-dom", f"file://{site / page}"]
+    command = [CHROMIUM, *options, "--virtual-time-budget=5000", "--dump-dom", f"file://{page}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert '<th scope="col"><button type="button">' in done.stdout
-    assert ("display: none" in done.stdout) == (page == "runs.html")
-    assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line and "rror" in line]
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+@in_a_browser
+def test_the_curves_of_searches_are_hidden_until_they_are_chosen(site: Path, tmp_path: Path) -> None:
+    text, errors = _opened(site / "runs.html", tmp_path)
+    assert not errors
+    assert 0 < text.count("display: none") < text.count("data-run=")
+
+
+@in_a_browser
+def test_a_table_sorts_downwards_and_filters(site: Path, tmp_path: Path) -> None:
+    page = tmp_path / "tables.html"
+    page.write_text((site / "tables.html").read_text().replace("</body>", f"{PRESS}</body>"))
+    for name in ("report.js", "report.css"):
+        shutil.copy(site / name, tmp_path)
+    text, errors = _opened(page, tmp_path / "profile")
+    assert not errors
+    rows = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", text)[1]))  # type: ignore[index]
+    assert len(rows) > 3
+    assert all(label.startswith("MoRA r=") for label, _ in rows)
+    assert [value for _, value in rows] == sorted((value for _, value in rows), reverse=True)
