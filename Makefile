@@ -49,7 +49,7 @@ PEFT_SOURCE := $(or $(TMPDIR),/tmp)/mora-peft-tests
 .DEFAULT_GOAL := help
 # JOBS runs things side by side; make itself does one thing at a time.
 .NOTPARALLEL:
-.PHONY: help install demo data model lint types format check numbers test peft-tests all scores render bench clean $(EXPERIMENTS)
+.PHONY: help install demo data model lint types format check numbers test peft-tests all scores render report bench clean $(EXPERIMENTS)
 
 help: ## this list
 	@echo 'usage: make TARGET [SCALE=paper|mid|lite|smoke] [HARDWARE=name] [PLAN=1] [JOBS=n] [SEEDS=n] [ONLY="..."] [VENV=.venv | PY=python]'
@@ -85,6 +85,7 @@ endif
 
 demo: $(READY) ## UUID memory on a tiny model, CPU, minutes: Table 2 and Figures 2 and 3 at SCALE=smoke
 	$(NO_SCALE)$(SUITE) table2 figure2 figure3 --scale smoke --jobs 2 $(PLANNED)
+	$(if $(PLANNED),,$(SUITE).report --scale smoke)
 
 data: $(READY) ## prepare the training data of TASK at SCALE and print what they are
 	@$(if $(TASK),,echo "make data TASK=uuid|tulu2|metamath|biomed|finance|c4 [SCALE=paper|mid|lite|smoke]" >&2; exit 2)
@@ -138,7 +139,11 @@ scores: $(READY) ## score the untouched lite model on the tasks of Table 1 (one 
 
 render: $(READY) ## write results/ anew from the measured JSON, and docs/DEVIATIONS.md from configs/
 	$(SUITE) --render
+	$(SUITE).report.headline
 	$(PY) -m mora.config.provenance
+
+report: $(READY) ## everything measured as pages with tables, figures and runs: results/report/index.html (SCALE: that one alone)
+	$(SUITE).report $(if $(filter file,$(origin SCALE)),,--scale $(SCALE))
 
 bench: $(READY) ## what every method costs on this GPU: results/bench/ and docs/performance.md (QUICK=1: the bars alone)
 	$(PY) -m mora.bench step $(if $(call yes,QUICK),--quick)

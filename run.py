@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from mora.config.compose import ConfigError, check_sweep, one_line, validate
+from mora.config.run_id import log_path
 from mora.suite.launch import interrupt_on_sigterm, launch
 from mora.suite.rates import default as default_rate
 
@@ -36,6 +37,8 @@ def main(composed: DictConfig) -> None:
         sys.exit(f"run.py: {error}")
     if code:
         sys.exit(code)
+    shown = "make report SCALE=smoke" if config.scale.name == "smoke" else "make report"
+    print(f"log: {log_path(config)}; `{shown}` shows the runs of tables and figures as pages")
 
 
 HELP = """python run.py task=NAME method=NAME [r=N] [scale=paper|mid|lite|smoke] [KEY=VALUE ...]

@@ -197,9 +197,12 @@ class ResultStore:
 
     def __init__(self) -> None:
         self._read: dict[Path, tuple[tuple[int, int, int], RunResult]] = {}
+        self._left_out: frozenset[Path] = frozenset()
 
     def at(self, path: Path) -> RunResult | None:
         """None where there is no file. Raises: ConfigError where it is damaged."""
+        if path in self._left_out:
+            return None
         try:
             found = path.stat()
         except FileNotFoundError:
@@ -208,6 +211,17 @@ class ResultStore:
         if path not in self._read or self._read[path][0] != signature:
             self._read[path] = signature, read(path)
         return self._read[path][1]
+
+    def leave_out_damaged(self, folder: Path) -> dict[str, str]:
+        """Why, by file name, of those that are damaged; from now on they are as if they were not there."""
+        damaged: dict[Path, str] = {}
+        for path in sorted(folder.glob("*.json")):
+            try:
+                self.at(path)
+            except ConfigError as error:
+                damaged[path] = str(error).replace(f"{path.parent}/", "")
+        self._left_out |= damaged.keys()
+        return {path.name: why for path, why in damaged.items()}
 
     def of(self, config: RunConfig) -> RunResult | None:
         """The result of this very run. Raises: ConfigError where its file is damaged."""

@@ -55,10 +55,15 @@ def _overrides(spec: CellSpec, config: RunConfig) -> tuple[str, ...]:
 def _add(found: dict[str, list[str]], config: RunConfig, overrides: list[str], gpu: Gpu) -> None:
     if done(config):
         return
-    lr = [] if config.lr is None else [f"lr={config.lr:.10g}"]
     size = fit.fitted(config, gpu.memory).hardware.micro_batch_size if fit.left_open(config) else None
     micro = [f"hardware.micro_batch_size={size}"] if size else []
-    found.setdefault(run_id(config), [*_last_of_each(overrides), *lr, f"seed={config.seed}", *micro])
+    found.setdefault(run_id(config), [*words(config, overrides), *micro])
+
+
+def words(config: RunConfig, overrides: list[str]) -> list[str]:
+    """What run.py is given for a run of a cell with these overrides."""
+    lr = [] if config.lr is None else [f"lr={config.lr:.10g}"]
+    return [*_last_of_each(overrides), *lr, f"seed={config.seed}"]
 
 
 def _last_of_each(overrides: list[str]) -> list[str]:

@@ -14,6 +14,7 @@ matplotlib.use("Agg")
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from mora.config import ConfigError, RunConfig
 from mora.config.run_id import log_path, run_id, spectrum_path
@@ -26,6 +27,7 @@ from .launch import ROOT
 from .tables import NOT_RUN, models, notes
 
 SMOOTHING_STEPS = 5
+POINTS = 250  # of a curve where every seed has its own
 FALL = 0.15  # the share of a run whose first fall is left above the panel: what sets methods apart comes after it
 STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))  # as many as Figure 4 has curves
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj")  # in the order of Figure 5
@@ -41,19 +43,9 @@ def render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale:
     """Writes `folder/<name>-<scale>.svg`, a panel a column, and `.md`, its caption; returns the picture's path, or None
     where there is nothing to draw yet."""
     panels = list(zip(*rows, strict=True))
-    if not any(_shown(runs) for panel in panels for runs in panel):
+    figure = drawn(experiment, rows, scale)
+    if figure is None:
         return None
-    figure, axes = plt.subplots(1, len(panels), figsize=(6.4 * len(panels), 4.0), squeeze=False, layout="constrained")
-    draw = _spectra if experiment.kind == "spectrum" else _losses
-    figure.suptitle(textwrap.fill(experiment.title, 80 * len(panels)), fontsize=9)
-    for ax, panel in zip(axes[0], panels, strict=True):
-        draw(ax, list(panel))
-        missing = ", ".join(runs.spec.label for runs in panel if not _shown(runs))
-        about = f"scale {scale}, {panel[0].spec.column.name}"
-        ax.set_title(about + (f"; not run: {missing}" if missing else ""), fontsize=9)
-        ax.grid(alpha=0.3)
-        if ax.lines or ax.patches:
-            ax.legend(frameon=False, fontsize=9)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{scale}.svg"
     with matplotlib.rc_context({"svg.hashsalt": "mora", "svg.fonttype": "none"}):
@@ -61,6 +53,29 @@ def render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale:
     plt.close(figure)
     log.replace_file(path.with_suffix(".md"), _caption(path.name, experiment, panels, scale))
     return path
+
+
+def drawn(
+    experiment: Experiment, rows: list[list[CellRuns]], scale: str, width: float = 6.4, every_seed: bool = False
+) -> Figure | None:
+    """A panel of `width` inches a column; a line or a dot a seed where `every_seed`; None where there is nothing yet."""
+    panels = list(zip(*rows, strict=True))
+    if not any(_shown(runs) for panel in panels for runs in panel):
+        return None
+    size = (width * len(panels), 0.625 * width)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
+    draw = _spectra if experiment.kind == "spectrum" else _losses
+    small = 9 if width > 4 else 7
+    figure.suptitle(textwrap.fill(experiment.title, int(12.5 * width) * len(panels)), fontsize=small)
+    for ax, panel in zip(axes[0], panels, strict=True):
+        draw(ax, list(panel), every_seed)
+        missing = ", ".join(runs.spec.label for runs in panel if not _shown(runs))
+        about = f"scale {scale}, {panel[0].spec.column.name}"
+        ax.set_title(about + (f"; not run: {missing}" if missing else ""), fontsize=small)
+        ax.grid(alpha=0.3)
+        if ax.lines or ax.patches:
+            ax.legend(frameon=False, fontsize=small)
+    return figure
 
 
 def _caption(picture: str, experiment: Experiment, panels: list[tuple[CellRuns, ...]], scale: str) -> str:
@@ -104,16 +119,19 @@ def _shown(runs: CellRuns) -> list[tuple[RunConfig, RunResult]]:
     return found if all(result.status == "done" for _, result in found) else []
 
 
-def _losses(axes: Axes, panel: list[CellRuns]) -> None:
+def _losses(axes: Axes, panel: list[CellRuns], every_seed: bool) -> None:
     drawn = []
     for i, runs in enumerate(panel):
         if not _shown(runs):
             continue
         curves = _curves(runs)
-        steps = np.arange(1, curves.shape[1] + 1)
+        apart = max(1, curves.shape[1] // POINTS) if every_seed else 1  # many lines, so fewer points in each
+        steps, curves = np.arange(1, curves.shape[1] + 1)[::apart], curves[:, ::apart]
         line = axes.plot(steps, curves.mean(0), ls=STYLES[i % len(STYLES)], lw=1.6, label=runs.spec.label)[0]
         if len(curves) > 1:
             axes.fill_between(steps, curves.min(0), curves.max(0), color=line.get_color(), alpha=0.2, lw=0)
+        for curve in curves if every_seed else ():
+            axes.plot(steps, curve, color=line.get_color(), lw=0.5, alpha=0.7)
         drawn.append(curves)
     if drawn:
         after = [curves[:, int(FALL * curves.shape[1]) :] for curves in drawn]
@@ -122,14 +140,17 @@ def _losses(axes: Axes, panel: list[CellRuns]) -> None:
     axes.set(xlabel="step", ylabel="training loss (nats a token)")
 
 
-def _spectra(axes: Axes, panel: list[CellRuns]) -> None:
+def _spectra(axes: Axes, panel: list[CellRuns], every_seed: bool) -> None:
     width = 0.8 / len(panel)
     for i, runs in enumerate(panel):
         found = [spectrum_of(config) for config, _ in _shown(runs)]
         if not found:
             continue
-        heights = [np.mean([s["kinds"][kind][runs.spec.column.metric] for s in found if s]) for kind in MODULES]
-        axes.bar(np.arange(len(MODULES)) + (i - (len(panel) - 1) / 2) * width, heights, width, label=runs.spec.label)
+        counts = np.array([[s["kinds"][kind][runs.spec.column.metric] for kind in MODULES] for s in found if s])
+        places = np.arange(len(MODULES)) + (i - (len(panel) - 1) / 2) * width
+        axes.bar(places, counts.mean(0), width, label=runs.spec.label)
+        for seed in counts if every_seed else ():
+            axes.plot(places, seed, ".", color="k", ms=3)
     axes.set_xticks(range(len(MODULES)), [kind.removesuffix("_proj") for kind in MODULES])
     axes.set(ylabel="singular values of delta W above 0.1")
 

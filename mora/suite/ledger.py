@@ -215,15 +215,17 @@ def table(found: Found | None = None) -> str:
     ]
     for claim, scale, outcome in rows_of(load().claims, found or Found()):
         if outcome.verdict == "not run":
-            lines.append(f"| {claim.says} ({claim.where}) | - | not run | - | - | {_number(outcome.paper, claim)} |")
+            lines.append(
+                f"| {claim.says} ({claim.where}) | - | not run | - | - | {number_text(outcome.paper, claim)} |"
+            )
             continue
         cells = [
             f"{claim.says} ({claim.where})",
             f"{scale}: {ours(outcome.first)} - {ours(outcome.second)}",
-            _said(outcome),
-            _effect(claim, outcome),
-            _count(outcome),
-            _number(outcome.paper, claim),
+            verdict_text(outcome),
+            effect_text(claim, outcome),
+            count_text(outcome),
+            number_text(outcome.paper, claim),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -234,19 +236,19 @@ def ours(label: str) -> str:
     return label.replace("(as ", "(the paper's ")
 
 
-def _said(outcome: Outcome) -> str:
+def verdict_text(outcome: Outcome) -> str:
     return "; ".join([f"**{outcome.verdict}**", *outcome.notes])
 
 
-def _effect(claim: Claim, outcome: Outcome) -> str:
+def effect_text(claim: Claim, outcome: Outcome) -> str:
     if outcome.effect is None or outcome.interval is None:
         return "-"
     low, high = outcome.interval
-    span = "[?]" if math.isinf(low) else f"[{_number(low, claim)}, {_number(high, claim)}]"
-    return f"{_number(outcome.effect, claim)} {span} {claim.unit if claim.ratio is None else 'times'}"
+    span = "[?]" if math.isinf(low) else f"[{number_text(low, claim)}, {number_text(high, claim)}]"
+    return f"{number_text(outcome.effect, claim)} {span} {claim.unit if claim.ratio is None else 'times'}"
 
 
-def _number(value: float | None, claim: Claim) -> str:
+def number_text(value: float | None, claim: Claim) -> str:
     if value is None:
         return "-"
     if claim.ratio is not None:
@@ -254,7 +256,7 @@ def _number(value: float | None, claim: Claim) -> str:
     return f"{value:+.{ {'points': 1, 'nats': 3, 'values': 0}[claim.unit] }f}"
 
 
-def _count(outcome: Outcome) -> str:
+def count_text(outcome: Outcome) -> str:
     if not outcome.planned:
         return "-"
     n = str(outcome.seeds) if outcome.seeds >= outcome.planned else f"{outcome.seeds} of {outcome.planned}"
@@ -271,23 +273,23 @@ def page(found: Found | None = None) -> str:
         "Effect: first minus second, with its 95 % interval (of an equality 90 %, as two one-sided tests at 5 % have it).",
     ]
     for claim, scale, outcome in rows_of(ledger.claims, found):
-        lines += ["", f"## {claim.says}", "", f"{claim.where}. {_rule(claim)}"]
+        lines += ["", f"## {claim.says}", "", f"{claim.where}. {rule_text(claim)}"]
         if claim.decided:
             lines += ["", f"Decided: {claim.decided}"]
         if outcome.verdict == "not run":
-            lines += ["", f"Not run; the paper's effect: {_number(outcome.paper, claim)}."]
+            lines += ["", f"Not run; the paper's effect: {number_text(outcome.paper, claim)}."]
             continue
         lines += ["", "| scale, model | first | second | effect, ours | the paper's | seeds, documents | verdict |"]
         lines.append("|" + "---|" * 7)
-        shown = [(outcome, _said(outcome))]
+        shown = [(outcome, verdict_text(outcome))]
         shown += [(o, "; ".join(["not judged", *o.notes])) for o in also(claim, scale, found) if o.verdict != "not run"]
         for o, said in shown:
-            cells = [f"{scale}, {o.model}", ours(o.first), ours(o.second), _effect(claim, o)]
-            lines.append(f"| {' | '.join([*cells, _number(o.paper, claim), _count(o), said])} |")
+            cells = [f"{scale}, {o.model}", ours(o.first), ours(o.second), effect_text(claim, o)]
+            lines.append(f"| {' | '.join([*cells, number_text(o.paper, claim), count_text(o), said])} |")
     return "\n".join(lines) + "\n"
 
 
-def _rule(claim: Claim) -> str:
+def rule_text(claim: Claim) -> str:
     if claim.ratio is not None:
         return f"The ratio of two times is at most {claim.ratio.at_most:g}."
     over = (

@@ -17,6 +17,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
@@ -176,15 +177,18 @@ def render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale:
         return None
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{scale}.svg"
-    undecided = _draw(experiment, found, path)
+    figure, undecided = drawn(experiment, found)
+    with matplotlib.rc_context({"svg.hashsalt": "mora", "svg.fonttype": "none"}):
+        figure.savefig(path, metadata={"Date": None, "Creator": None})
+    plt.close(figure)
     replace_file(path.with_suffix(".md"), _markdown(path.name, experiment, found, scale, undecided))
     replace_file(path.with_suffix(".csv"), _csv(found))
     return path
 
 
-def _draw(experiment: Experiment, found: list[Arm], path: Path) -> list[str]:
-    """The figure. Returns what neither arm reached, for the caption."""
-    figure, ax = plt.subplots(figsize=(8, 5), layout="constrained")
+def drawn(experiment: Experiment, found: list[Arm], width: float = 8) -> tuple[Figure, list[str]]:
+    """The figure, `width` inches wide, and what neither arm reached, for the caption."""
+    figure, ax = plt.subplots(figsize=(width, 0.625 * width), layout="constrained")
     models = list(dict.fromkeys(arm.spec.config.model.name for arm in found))
     colours = {model: f"C{i}" for i, model in enumerate(models)}
     undecided = []
@@ -206,10 +210,7 @@ def _draw(experiment: Experiment, found: list[Arm], path: Path) -> list[str]:
     ax.legend(handles=handles, fontsize=8, frameon=False)
     ax.grid(alpha=0.3)
     ax.set_title(textwrap.fill(experiment.title, 90), fontsize=9)
-    with matplotlib.rc_context({"svg.hashsalt": "mora", "svg.fonttype": "none"}):
-        figure.savefig(path, metadata={"Date": None, "Creator": None})
-    plt.close(figure)
-    return undecided
+    return figure, undecided
 
 
 def _dot(ax: Axes, lora: Arm, kind: str, value: tuple[float, int], colour: str, named: bool) -> None:

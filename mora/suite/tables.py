@@ -65,7 +65,7 @@ class Shown(NamedTuple):
 
 def render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale: str, folder: Path) -> Path:
     """Writes `folder/<name>-<scale>.md`, `.tex` and `.csv`; returns the Markdown's path."""
-    cells = [[_shown(rows, i, j) for j in range(len(row))] for i, row in enumerate(rows)]
+    cells = [[shown_of(rows, i, j) for j in range(len(row))] for i, row in enumerate(rows)]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{scale}.md"
     replace_file(path, _markdown(experiment, rows, cells, scale))
@@ -74,7 +74,8 @@ def render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale:
     return path
 
 
-def _shown(rows: list[list[CellRuns]], i: int, j: int) -> Shown | None:
+def shown_of(rows: list[list[CellRuns]], i: int, j: int) -> Shown | None:
+    """What stands in row i, column j; None where the experiment leaves that cell out."""
     runs = rows[i][j]
     if not runs.spec.exists:
         return None
@@ -97,12 +98,12 @@ def _minus(a: float | None, b: float | None) -> float | None:
 
 def _markdown(experiment: Experiment, rows: list[list[CellRuns]], cells: list[list[Shown | None]], scale: str) -> str:
     lines = [f"# {experiment.title}", "", f"Scale {scale}, {models(rows)}. {LEGEND}", ""]
-    head = _head(experiment, rows)
+    head = heading(experiment, rows)
     lines.append(f"| {' | '.join(head)} |")
     lines.append("|" + "---|" * len(head))
     for row, found in zip(rows, cells, strict=True):
         shown = [_italic(_words(c, DIGITS[experiment.unit]).replace("|", "\\|"), c) for c in found]
-        lines.append(f"| {' | '.join([row[0].spec.label, trainable(row), *shown, *_beyond(experiment, row)])} |")
+        lines.append(f"| {' | '.join([row[0].spec.label, trainable(row), *shown, *beyond(experiment, row)])} |")
     for note in [*notes(experiment), *_stacks(rows)]:
         lines += ["", note]
     lines += _score_lines(rows)
@@ -110,12 +111,13 @@ def _markdown(experiment: Experiment, rows: list[list[CellRuns]], cells: list[li
     return "\n".join(lines) + "\n"
 
 
-def _head(experiment: Experiment, rows: list[list[CellRuns]]) -> list[str]:
+def heading(experiment: Experiment, rows: list[list[CellRuns]]) -> list[str]:
+    """The names of the columns, those of `beyond` last."""
     reached = [f"step of {experiment.reach.at_least:.0%}"] if experiment.reach else []
     return ["method", "trainable", *(runs.spec.column.name for runs in rows[0]), *reached, "ms", "GiB"]
 
 
-def _beyond(experiment: Experiment, row: list[CellRuns]) -> list[str]:
+def beyond(experiment: Experiment, row: list[CellRuns]) -> list[str]:
     """What stands beside the scores: steps to a level, every seed; time and memory, one a model or rank."""
     reached = [_reached(experiment, row[0]) or "-"] if experiment.reach else []
     times, memory = (list(dict.fromkeys(text for runs in row if (text := said(runs)))) for said in (_ms, _gib))
@@ -293,11 +295,11 @@ def _latex(experiment: Experiment, rows: list[list[CellRuns]], cells: list[list[
         [
             *(latex.escape(row[0].spec.label), trainable(row)),
             *(_latex_cell(c, digits) for c in found),
-            *(_signs(text) for text in _beyond(experiment, row)),
+            *(_signs(text) for text in beyond(experiment, row)),
         ]
         for row, found in zip(rows, cells, strict=True)
     ]
-    head = [latex.escape(text) for text in _head(experiment, rows)]
+    head = [latex.escape(text) for text in heading(experiment, rows)]
     above = [f"{experiment.title}; scale {scale}, {models(rows)}.", LEGEND, *notes(experiment)]
     return latex.table(above, f"lr{'c' * (len(head) - 2)}", head, lines)
 

@@ -1,0 +1,41 @@
+"""python -m mora.suite.report [--scale smoke]: everything measured as a static site; make report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from mora.config import ConfigError
+
+from .. import claims
+from ..figures import output_folder
+from .gather import ALL, Gathered
+from .site import Site
+
+
+def main() -> int:
+    args = _arguments()
+    scales = args.scale or claims.SCALES
+    folder = args.to or output_folder("smoke" if set(scales) == {"smoke"} else "lite", "report")
+    try:
+        first = Site(folder.resolve(), Gathered(scales)).build()
+    except (ConfigError, OSError) as error:
+        print(f"mora.suite.report: {error}", file=sys.stderr)
+        return 2
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    print(f"the report, {size / 1e6:.1f} MB: open {first}")
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m mora.suite.report", description=__doc__)
+    parser.add_argument("--scale", nargs="+", choices=ALL, help=f"default: {', '.join(claims.SCALES)}")
+    parser.add_argument(
+        "--to", type=Path, metavar="FOLDER", help="default: results/report; of smoke outputs/smoke/report"
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""What was decided after results were seen, and where the suite differs from its sources: the project's own pages."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from markdown_it import MarkdownIt
+
+from ..experiment import ROOT
+
+DECIDED = "What was decided after results were seen"
+CHANGED = "What changed when these rules came"
+LINK = re.compile(r"\[([^\]]+)\]\((?!https?:)[^)]*\)")
+
+
+class Section(NamedTuple):
+    title: str
+    html: str
+    source: str
+
+
+def sections() -> list[Section]:
+    """The dated decisions of docs/claims.md, the whole of docs/DEVIATIONS.md by its sections, and the log's topics."""
+    claims = _parts("docs/claims.md")
+    found = [part for part in claims if part.title.startswith((DECIDED, CHANGED))]
+    return [*found, *_parts("docs/DEVIATIONS.md"), *_dated("docs/LOG.md")]
+
+
+def _parts(name: str) -> list[Section]:
+    text = (ROOT / name).read_text()
+    blocks = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
+    return [Section(title.strip(), html(body), name) for title, _, body in (block.partition("\n") for block in blocks)]
+
+
+def _dated(name: str) -> list[Section]:
+    """Sections that begin with a date: what was tried, negative results too."""
+    return [part for part in _parts(name) if re.match(r"\d{4}-\d\d-\d\d", part.title)]
+
+
+def html(markdown: str) -> str:
+    """Links into the repository become their words, so that the page stands alone; tables scroll by themselves."""
+    made = MarkdownIt("commonmark", {"html": False}).enable("table").render(LINK.sub(r"\1", markdown))
+    made = made.replace("<table>", '<div class="wide" tabindex="0" role="region" aria-label="table"><table>')
+    return re.sub(r"<(/?)h([1-4])>", lambda m: f"<{m[1]}h{int(m[2]) + 2}>", made.replace("</table>", "</table></div>"))

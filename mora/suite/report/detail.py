@@ -1,0 +1,118 @@
+"""A run's page: its configuration with where each value comes from, its scores, and what it ran on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from mora.analysis.gpus import GIB
+from mora.results import Metric
+
+from .gather import Run, end
+
+
+class Setting(NamedTuple):
+    """A value of the configuration. `source`: paper, official, ours or override, with the place."""
+
+    name: str
+    value: str
+    source: str
+
+
+class Score(NamedTuple):
+    step: int
+    name: str
+    value: str
+    error: str
+    documents: str
+    floor: str
+
+
+def settings(run: Run) -> list[Setting]:
+    """Every value that the run had, by its dotted name."""
+    provenance = run.result.provenance
+    given = {text.partition("=")[0] for text in run.overrides}
+    found = []
+    for name, value in flat(run.result.config):
+        known = _source(provenance, name)
+        found.append(Setting(name, value, known or ("of the command" if name in given else "")))
+    return found
+
+
+def _source(provenance: dict[str, Any], name: str) -> str:
+    """Of the value, or of the block that it belongs to."""
+    while name:
+        if isinstance(source := provenance.get(name), str):
+            return source
+        name = name.rpartition(".")[0]
+    return ""
+
+
+def flat(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Leaves by dotted name; a list of plain values is one leaf."""
+    if isinstance(values, dict) and values:
+        for name, value in values.items():
+            yield from flat(value, f"{prefix}.{name}" if prefix else str(name))
+    elif isinstance(values, list) and any(isinstance(value, dict) for value in values):
+        for i, value in enumerate(values):
+            yield from flat(value, f"{prefix}.{i}")
+    else:
+        yield prefix, ", ".join(map(str, values)) if isinstance(values, list) else str(values)
+
+
+def scores(run: Run) -> list[Score]:
+    """At every step at which more than the held-out loss was measured, and at the last."""
+    found, last = [], max(run.result.metrics, default=0)
+    for step, metrics in sorted(run.result.metrics.items()):
+        if step == last or set(metrics) - {"validation_loss"}:
+            found += [_score(step, name, metric) for name, metric in sorted(metrics.items())]
+    return found
+
+
+def _score(step: int, name: str, metric: Metric) -> Score:
+    return Score(
+        step,
+        name,
+        f"{metric.value:.6g}",
+        "" if metric.stderr is None else f"{metric.stderr:.3g}",
+        "" if metric.documents is None else f"{metric.documents:,}",
+        "" if metric.floor is None else f"{metric.floor:.3g}",
+    )
+
+
+def facts(run: Run) -> list[tuple[str, str]]:
+    """What it ran on and came to, as one reads it."""
+    r = run.result
+    source = f"{(r.source.commit or 'unknown')[:10]}, source {r.source.fingerprint}"
+    lines: list[tuple[str, object]] = [
+        ("status", r.status if r.reason is None else f"{r.status}: {r.reason}"),
+        ("steps", end(run)),
+        ("restarts", restarts(run)),
+        ("trainable parameters", f"{r.parameters.trainable:,}"),
+        ("final training loss", r.final_train_loss),
+        ("wall time", None if r.wall_s is None else f"{r.wall_s:,.0f} s"),
+        ("step time", None if not r.speed or "step_s" not in r.speed else f"{1e3 * r.speed['step_s']:.0f} ms (median)"),
+        (
+            "tokens a second",
+            None if not r.speed or "tokens_per_s" not in r.speed else f"{r.speed['tokens_per_s']:,.0f}",
+        ),
+        ("peak memory", None if not r.peak_memory_bytes else f"{r.peak_memory_bytes / GIB:.2f} GiB"),
+        *((f"hardware: {name.replace('_', ' ')}", v) for name, v in r.hardware.items() if name != "peak_memory_bytes"),
+        ("packages", ", ".join(f"{name} {version}" for name, version in r.packages.items())),
+        ("commit", source + (", changed" if r.source.dirty else "")),
+    ]
+    return [(name, str(value)) for name, value in lines if value not in (None, "")]
+
+
+def restarts(run: Run) -> str:
+    """`4, every 400 steps`; empty where the method has none."""
+    restart = run.result.config.get("method", {}).get("restart")
+    if not isinstance(restart, dict) or not restart.get("every_steps"):
+        return ""
+    every = int(restart["every_steps"])
+    return f"{max(0, (end(run) - 1) // every)}, every {every} steps"
+
+
+def data(run: Run) -> list[tuple[str, str]]:
+    """Fingerprints and counts of the training data."""
+    return list(flat(run.result.data)) if run.result.data else []

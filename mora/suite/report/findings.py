@@ -1,0 +1,126 @@
+"""The claims as the page shows them: a line each, with where its marks stand, and the runs that are its evidence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from mora.config.run_id import run_id
+
+from .. import ledger
+from ..claims import Claim, load
+from ..contrasts import measure
+from ..experiment import Scale
+from ..ledger import Outcome
+from .gather import Gathered
+
+SHORT = 62  # letters of a claim beside a print figure
+
+
+@dataclass
+class Finding:
+    """A claim at a scale. `extent`: how far its unit's axis reaches from its centre."""
+
+    number: int
+    claim: Claim
+    scale: Scale
+    outcome: Outcome
+    also: list[Outcome]
+    runs: dict[str, list[str]]
+    extent: float = 1.0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def anchor(self) -> str:
+        return f"claim-{self.number}-{self.scale}"
+
+    @property
+    def unit(self) -> str:
+        return self.claim.unit if self.claim.ratio is None else "times"
+
+    @property
+    def centre(self) -> float:
+        return 0.0 if self.claim.ratio is None else 1.0
+
+    @property
+    def effect(self) -> str:
+        return ledger.effect_text(self.claim, self.outcome)
+
+    @property
+    def paper(self) -> str:
+        return ledger.number_text(self.outcome.paper, self.claim)
+
+    def text(self, outcome: Outcome) -> str:
+        """The effect of this contrast, or of one beside it."""
+        return ledger.effect_text(self.claim, outcome)
+
+    def paper_of(self, outcome: Outcome) -> str:
+        return ledger.number_text(outcome.paper, self.claim)
+
+    @property
+    def rule(self) -> str:
+        return ledger.rule_text(self.claim)
+
+    @property
+    def n(self) -> str:
+        """`3 seeds`, `1 of 3 seeds`."""
+        o = self.outcome
+        if not o.planned:
+            return "not run" if o.verdict == "not run" else "benchmark"
+        return f"{o.seeds} seeds" if o.seeds >= o.planned else f"{o.seeds} of {o.planned} seeds"
+
+    @property
+    def short(self) -> str:
+        says = self.claim.says
+        return says if len(says) <= SHORT else says[: SHORT - 1].rsplit(" ", 1)[0] + " …"
+
+    def at(self, value: float | None) -> float | None:
+        """In percent of the axis, kept within it; None where there is nothing to show."""
+        if value is None or math.isnan(value):
+            return None
+        return round(50 + 48 * max(-1.0, min(1.0, (value - self.centre) / self.extent)), 2)
+
+    @property
+    def label(self) -> str:
+        """Of the marks, for who cannot see them."""
+        if self.outcome.effect is None:
+            return f"not run here; the paper's effect: {self.paper}"
+        return f"ours {self.effect}; the paper's {self.paper}; {self.outcome.verdict}"
+
+
+def of_claims(gathered: Gathered) -> list[Finding]:
+    """Every claim at every scale at which something was run; once, as not run, where nothing was."""
+    claims = load().claims
+    found = []
+    for claim, scale, outcome in ledger.rows_of(claims, gathered.found):
+        number = claims.index(claim) + 1
+        also = [o for o in ledger.also(claim, scale, gathered.found) if o.verdict != "not run"]
+        found.append(Finding(number, claim, scale, outcome, also, _runs(gathered, claim, scale)))
+    _set_extents(found)
+    return found
+
+
+def _set_extents(found: Iterable[Finding]) -> None:
+    reach: dict[str, float] = {}
+    for f in found:
+        o = f.outcome
+        values = [o.effect, o.paper, *(o.interval or ())]
+        known = [abs(v - f.centre) for v in values if v is not None and math.isfinite(v)]
+        reach[f.unit] = max([reach.get(f.unit, 0.0), *known])
+    for f in found:
+        f.extent = reach[f.unit] or 1.0
+
+
+def _runs(gathered: Gathered, claim: Claim, scale: Scale) -> dict[str, list[str]]:
+    """The runs of both rows of the primary contrast, by the row's label."""
+    if not claim.experiment:
+        return {}
+    rows = gathered.found.rows(claim.experiment, scale)
+    measured = measure(claim, claim.primary, rows)
+    evidence: dict[str, list[str]] = {}
+    for side in (measured.first, measured.second):
+        for runs in side.cells if side else []:
+            names = evidence.setdefault(runs.spec.label, [])
+            names += [name for config, _ in runs.results if (name := run_id(config)) not in names]
+    return {label: names for label, names in evidence.items() if names}

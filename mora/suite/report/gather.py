@@ -1,0 +1,194 @@
+"""What the report shows: every experiment at every scale, resolved once, and each run with where it is used."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+from mora.config import ConfigError, RunConfig
+from mora.config.run_id import log_path, run_id
+from mora.results import STORE, RunResult
+from mora.train import log
+
+from .. import claims, commands
+from .. import experiment as experiments
+from ..cells import CellRuns
+from ..contrasts import Found
+from ..experiment import ROOT, Candidate, CellSpec, Experiment, Scale
+from ..result import result_of, usable
+from ..selection import last_step
+
+ALL: tuple[Scale, ...] = ("smoke", *claims.SCALES)
+TITLES = {
+    "smoke": "a tiny model, which shows the path alone",
+    "lite": "small models",
+    "mid": "1.5B",
+    "paper": "the paper's models",
+}
+
+
+class Use(NamedTuple):
+    """Where a run stands: in a cell, as one of its seeds or of its search."""
+
+    name: str
+    scale: Scale
+    label: str
+    column: str
+    searching: bool
+
+
+class Point(NamedTuple):
+    """Of a curve: a step and a loss."""
+
+    step: int
+    value: float
+
+
+@dataclass
+class Run:
+    """A run that a table, a figure or a search takes. `overrides`: what run.py is given for it."""
+
+    config: RunConfig
+    result: RunResult
+    label: str
+    overrides: list[str]
+    uses: list[Use] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return run_id(self.config)
+
+    @property
+    def command(self) -> str:
+        return shlex.join(["python", "run.py", *self.overrides])
+
+    @property
+    def searching(self) -> bool:
+        return all(use.searching for use in self.uses)
+
+    @cached_property
+    def log(self) -> list[dict[str, float]] | str:
+        """Rows of the log; why it cannot be read, where it is damaged."""
+        try:
+            return log.read(log_path(self.config))
+        except ConfigError as error:
+            return str(error).replace(f"{ROOT}/", "")
+
+    @cached_property
+    def training(self) -> list[Point]:
+        """The training loss at every step."""
+        rows = [] if isinstance(self.log, str) else self.log
+        return [Point(int(row["step"]), float(row["loss"])) for row in rows if _finite(row.get("loss"))]
+
+    @cached_property
+    def held_out(self) -> list[Point]:
+        """The loss on held-out documents."""
+        found = [(step, m.get("validation_loss")) for step, m in sorted(self.result.metrics.items())]
+        return [Point(step, metric.value) for step, metric in found if metric is not None and metric.finite]
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+@dataclass
+class Shown:
+    """An experiment at a scale."""
+
+    name: str
+    scale: Scale
+    experiment: Experiment
+    rows: list[list[CellRuns]]
+
+    @property
+    def kind(self) -> str:
+        return self.experiment.kind
+
+    @property
+    def number(self) -> str:
+        """`Table 2`, `Figure 5`, `Memory`."""
+        head = self.name.rstrip("0123456789")
+        return f"{head.capitalize()} {self.name[len(head) :]}".strip()
+
+    @property
+    def cells(self) -> Iterator[CellRuns]:
+        return (runs for row in self.rows for runs in row if runs.spec.exists)
+
+    @property
+    def measured(self) -> bool:
+        return any(runs.results for runs in self.cells)
+
+
+class Gathered:
+    """Everything at some scales. `damaged`: why a result is left out, by file name."""
+
+    def __init__(self, scales: Iterable[Scale] = claims.SCALES) -> None:
+        self.scales = tuple(scales)
+        folders = {
+            ROOT / "results" / "runs",
+            *([ROOT / "outputs" / "smoke" / "runs"] if "smoke" in self.scales else []),
+        }
+        self.damaged = {
+            name: why for folder in sorted(folders) for name, why in STORE.leave_out_damaged(folder).items()
+        }
+        self.found = Found()
+        self.shown = [
+            Shown(name, scale, experiment, self.found.rows(name, scale))
+            for name in experiments.names()
+            for experiment in [experiments.load(name)]
+            for scale in self.scales
+            if experiment.has(scale)
+        ]
+        self._folders = sorted(folders)
+        self.runs: dict[str, Run] = {}
+        for shown in self.shown:
+            for cell in shown.cells:
+                self._add(shown, cell)
+
+    @property
+    def unused(self) -> list[str]:
+        """Results that nothing takes, of searches or settings that are no longer those of an experiment."""
+        there = [path.stem for folder in self._folders for path in sorted(folder.glob("*.json"))]
+        return [name for name in there if name not in self.runs and f"{name}.json" not in self.damaged]
+
+    def of_kind(self, *kinds: str) -> list[Shown]:
+        return [shown for shown in self.shown if shown.kind in kinds]
+
+    def _add(self, shown: Shown, cell: CellRuns) -> None:
+        spec = cell.spec
+        for config, result in cell.results:
+            self._use(shown, spec, config, result, [*spec.base, *(cell.best.overrides if cell.best else ())], False)
+        if spec.search:
+            for candidate, _ in cell.choice.scores:
+                self._searched(shown, cell, candidate, spec.at_scale.seeds[0])
+            for candidate in cell.choice.again:
+                self._searched(shown, cell, candidate, spec.at_scale.seeds[1])
+
+    def _searched(self, shown: Shown, cell: CellRuns, candidate: Candidate, seed: int) -> None:
+        spec, config = cell.spec, cell.spec.run(candidate, seed, searching=True)
+        if (found := usable(result_of(config), spec.scale)) is not None:
+            overrides = [*spec.base, *candidate.overrides, *spec.at_scale.search]
+            self._use(shown, spec, config, found, overrides, True)
+
+    def _use(
+        self,
+        shown: Shown,
+        spec: CellSpec,
+        config: RunConfig,
+        result: RunResult,
+        overrides: list[str],
+        searching: bool,
+    ) -> None:
+        run = self.runs.setdefault(run_id(config), Run(config, result, spec.label, commands.words(config, overrides)))
+        use = Use(shown.name, shown.scale, spec.label, spec.column.name, searching)
+        if use not in run.uses:
+            run.uses.append(use)
+
+
+def end(run: Run) -> int:
+    """The run's last step."""
+    return last_step(run.config, run.result)

@@ -1,0 +1,220 @@
+"""Pictures that only the report has: the forest of claims, searches, cost beside score, and learning curves."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mora.analysis.gpus import GIB
+from mora.config.run_id import format_lr, run_id
+
+from ..cells import CellRuns
+from .findings import Finding
+from .gather import TITLES, Point, Run, Shown
+from .style import KEPT, PAGE
+
+ACROSS = 3  # panels
+POINTS = 120  # of a curve
+VERDICTS = {"shown": "C2", "equal": "C2", "contradicted": "C1"}  # others are grey
+LINES = ("-", "--", "-.", ":")
+
+
+def forest(found: Sequence[Finding]) -> Figure:
+    """Every claim that was judged: ours with its interval, and the paper's, a panel a unit."""
+    judged = [f for f in found if f.outcome.effect is not None]
+    units = list(dict.fromkeys(f.unit for f in judged))
+    heights = [sum(f.unit == unit for f in judged) + 0.6 for unit in units]
+    figure, axes = plt.subplots(
+        len(units),
+        1,
+        figsize=(PAGE, 0.32 * sum(heights) + 0.25 * len(units)),
+        squeeze=False,
+        layout="constrained",
+        gridspec_kw={"height_ratios": heights},
+    )
+    for ax, unit in zip(axes[:, 0], units, strict=True):
+        _forest_panel(ax, unit, [f for f in judged if f.unit == unit])
+    axes[0, 0].plot([], [], "o", color="k", label="ours, with its interval")
+    axes[0, 0].plot([], [], "D", mfc="none", color="k", label="the paper's")
+    figure.legend(loc="outside upper right", ncols=2)
+    return figure
+
+
+def _forest_panel(ax: Axes, unit: str, found: list[Finding]) -> None:
+    for y, f in enumerate(found):
+        o, colour = f.outcome, VERDICTS.get(f.outcome.verdict, "C6")
+        assert o.effect is not None
+        if o.interval is not None and math.isfinite(o.interval.low):
+            ax.plot(o.interval, (y, y), color=colour, lw=1.5, solid_capstyle="butt")
+        ax.plot(o.effect, y, "o", color=colour)
+        if o.paper is not None:
+            ax.plot(o.paper, y, "D", mfc="none", color="k")
+    ax.axvline(found[0].centre, color="k", lw=0.6)
+    ax.set_ylim(len(found) - 0.5, -0.5)
+    ax.set_yticks(range(len(found)), [f"{f.short}\n{f.outcome.verdict}, {f.scale}, {f.n}" for f in found])
+    ax.set_xlabel(unit, labelpad=1)
+    ax.grid(axis="x", alpha=0.3)
+
+
+def searches(shown: Shown) -> Figure | None:
+    """The selection metric against the rate, a panel a search of a column, a line a method; chosen rates ringed."""
+    panels: dict[str, list[CellRuns]] = {}
+    seen: set[tuple[str, ...]] = set()
+    for runs in shown.cells:
+        if not any(isinstance(score, float) for _, score in runs.choice.scores):
+            continue
+        if (key := (runs.spec.label, *map(run_id, runs.spec.search))) not in seen:
+            seen.add(key)
+            panels.setdefault(" ".join([runs.spec.column.task, *runs.spec.column.overrides]), []).append(runs)
+    if not panels:
+        return None
+    figure, axes = _grid(len(panels), 3.0)
+    for ax, (name, cells) in zip(axes, panels.items(), strict=True):
+        for i, runs in enumerate(cells):
+            _search(ax, runs, LINES[i // 7 % 4])
+        ax.set(xscale="log", xlabel="learning rate", ylabel="held-out loss")
+        ax.set_title(_wrapped(name), fontsize=8)
+        _bounds(ax, cells)
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=2)
+    return figure
+
+
+def _bounds(ax: Axes, cells: list[CellRuns]) -> None:
+    """A tick a rate, and a panel that what has all but diverged does not flatten."""
+    scored = [(c.lr, s) for runs in cells for c, s in runs.choice.scores if c.lr and isinstance(s, float)]
+    rates, losses = sorted({lr for lr, _ in scored}), [s for _, s in scored]
+    ax.set_xticks(rates, [format_lr(lr) for lr in rates], fontsize=7)
+    ax.minorticks_off()
+    low = min(losses)
+    top = min(max(losses), low + 4 * (float(np.median(losses)) - low))
+    ax.set_ylim(low - 0.05 * (top - low), top + 0.05 * (top - low) if top > low else None)
+
+
+def _search(ax: Axes, runs: CellRuns, style: str) -> None:
+    settings = dict.fromkeys(c.overrides for c, _ in runs.choice.scores)
+    for overrides in settings:
+        line = sorted(
+            (c.lr, s) for c, s in runs.choice.scores if c.overrides == overrides and c.lr and isinstance(s, float)
+        )
+        if not line:
+            continue
+        words = ", ".join(text.rpartition(".")[2] for text in overrides)
+        drawn = ax.plot(
+            *zip(*line, strict=True), f"{style}", marker=".", label=", ".join(filter(None, [runs.spec.label, words]))
+        )
+        again = [
+            (c.lr, s)
+            for c, s in runs.choice.again.items()
+            if c.overrides == overrides and c.lr and isinstance(s, float)
+        ]
+        ax.plot([x for x, _ in again], [y for _, y in again], "x", color=drawn[0].get_color())
+        if runs.best is not None and runs.best.overrides == overrides:
+            at = [(x, y) for x, y in line if x == runs.best.lr]
+            ax.plot([x for x, _ in at], [y for _, y in at], "o", ms=9, mfc="none", color=drawn[0].get_color())
+
+
+class Cost(NamedTuple):
+    label: str
+    values: tuple[float, ...]
+    ms: list[float]
+    gib: list[float]
+    trainable: list[float]
+
+
+def costs(shown: Shown) -> Figure | None:
+    """The score of the last column, every seed, against milliseconds a step, memory and trainable parameters."""
+    found: dict[str, Cost] = {}
+    for runs in shown.cells:
+        if (
+            runs.spec.column == shown.rows[0][-1].spec.column
+            and runs.cell.values
+            and len(runs.results) == len(runs.cell.values)
+        ):
+            results = [result for _, result in runs.results]
+            found[runs.spec.label] = Cost(
+                runs.spec.label,
+                runs.cell.values,
+                [1e3 * (r.speed or {}).get("step_s", math.nan) for r in results],
+                [(r.peak_memory_bytes or math.nan) / GIB for r in results],
+                [float(r.parameters.trainable) for r in results],
+            )
+    if not found:
+        return None
+    figure, axes = _grid(3, 3.4)
+    for ax, (name, label) in zip(
+        axes, (("ms", "ms a step"), ("gib", "GiB at most"), ("trainable", "trainable parameters")), strict=True
+    ):
+        for i, cost in enumerate(found.values()):
+            ax.plot(
+                getattr(cost, name), cost.values, "osD^vP*X<>"[i % 10], color=f"C{i % 7}", alpha=0.8, label=cost.label
+            )
+        ax.set(xlabel=label, ylabel=f"{shown.rows[0][-1].spec.column.name} ({shown.experiment.unit})")
+        ax.grid(alpha=0.3)
+        if name == "trainable":
+            ax.set_xscale("log")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=7)
+    return figure
+
+
+def curves(runs: Iterable[Run], title: str) -> Figure:
+    """The training loss of runs, smoothed, each under the name that the page shows and hides it by."""
+    figure, ax = plt.subplots(figsize=(8, 4.2), layout="constrained")
+    labels: dict[str, int] = {}
+    losses: list[float] = []
+    for run in runs:
+        i = labels.setdefault(run.label, len(labels))
+        points = thinned(smoothed(run.training))
+        line = ax.plot(*zip(*points, strict=True), LINES[i // 7 % 4], color=f"C{i % 7}", lw=1)[0]
+        line.set_gid(KEPT + run.name)
+        losses += [p.value for p in points[2:]]
+    ax.set(xlabel="step", ylabel="training loss (nats a token)", title=title, ylim=(None, np.quantile(losses, 0.995)))
+    ax.grid(alpha=0.3)
+    return figure
+
+
+def smoothed(points: list[Point], steps: int = 9) -> list[Point]:
+    """The mean over the steps around each."""
+    if not points:
+        return []
+    values = np.array([p.value for p in points])
+    padded = np.pad(values, steps // 2, mode="edge")
+    return [
+        Point(p.step, float(v))
+        for p, v in zip(points, np.convolve(padded, np.ones(steps) / steps, "valid"), strict=True)
+    ]
+
+
+def thinned(points: list[Point], most: int = POINTS) -> list[Point]:
+    """Evenly chosen, the last one too."""
+    if len(points) <= most:
+        return points
+    return [points[i] for i in np.linspace(0, len(points) - 1, most).round().astype(int)]
+
+
+def title_of(shown: Shown) -> str:
+    return f"{shown.number}, scale {shown.scale} ({TITLES[shown.scale]})"
+
+
+def _grid(panels: int, height: float) -> tuple[Figure, list[Axes]]:
+    across = min(panels, ACROSS)
+    down = math.ceil(panels / across)
+    figure, axes = plt.subplots(
+        down, across, figsize=(max(5.0, 3.6 * across), height * down), squeeze=False, layout="constrained"
+    )
+    for ax in axes.flat[panels:]:
+        ax.remove()
+    return figure, list(axes.flat[:panels])
+
+
+def _wrapped(name: str) -> str:
+    """`uuid pairs=150 global_batch_size=15`: without the paths of the overrides."""
+    return textwrap.fill(" ".join(word.rpartition(".")[2] for word in name.split()), 44)
