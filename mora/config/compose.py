@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from .model_folder import identified
 from .model_schema import Model
+from .peft_file import with_settings
 from .schema import RunConfig
 
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
@@ -110,16 +111,16 @@ def validate(composed: DictConfig) -> RunConfig:
 
 def load(values: dict[str, Any]) -> RunConfig:
     """Plain values, as in a run's config.yaml, as a RunConfig. A missing lr becomes the middle of the grid; a folder as the
-    model gets its fingerprint.
+    model gets its fingerprint, a file as the method its content.
 
     Raises: ConfigError.
     """
     try:
-        config = RunConfig.model_validate(values)
+        config = RunConfig.model_validate(with_settings(values))
         config = config.model_copy(update={"model": identified(config.model)})
     except ValidationError as error:
         raise ConfigError("; ".join(_describe(e, values) for e in error.errors())) from error
-    except ValueError as error:  # of the model's folder
+    except ValueError as error:  # of the model's folder, or the method's file
         raise ConfigError(str(error)) from error
     config = config.model_copy(update={"model": _own_revision(config.model)})
     if config.lr is None and config.method.trains:

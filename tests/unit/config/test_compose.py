@@ -80,15 +80,18 @@ RUNS = sorted(
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda p: f"{p.parent.name}/{p.stem}")
-def test_a_typo_in_any_yaml_is_refused(path):
+def test_a_typo_in_any_yaml_is_refused(path, tmp_path):
     group, name = path.parent.name, path.stem
     chosen = {"task": "uuid", "method": "mora", "scale": "smoke", group: name}
     if group == "overlay":
         scale, task = name.split("_")
         chosen = {"task": task, "method": "mora", "scale": scale}
     overrides = [f"{k}={v}" for k, v in chosen.items() if k != "overlay"]
-    if chosen["method"] not in ("fft", "none"):
+    if chosen["method"] not in ("fft", "none", "peft"):
         overrides.append("r=8")
+    if chosen["method"] == "peft":
+        (file := tmp_path / "adapter_config.json").write_text('{"peft_type": "VERA"}')
+        overrides.append(f"method.config={file}")
     if path.stem == "custom":
         overrides.append("model.path=some/model")
     values = compose(overrides).model_dump()
