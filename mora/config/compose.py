@@ -62,6 +62,7 @@ def check_sweep(arguments: Sequence[str]) -> None:
 
     Raises: ConfigError.
     """
+    _check_form(arguments)
     rates = any(argument.startswith("sweep=") for argument in arguments)
     several = bool({"-m", "--multirun"} & {*arguments}) or "hardware=slurm" in arguments
     if rates and not several:
@@ -82,6 +83,16 @@ def check_sweep(arguments: Sequence[str]) -> None:
         of_runs = [override for override in overrides if not override.key_or_group.startswith("hydra")]
         for run in BasicSweeper.split_arguments(of_runs, max_batch_size=None)[0]:
             compose(run)
+
+
+def _check_form(arguments: Sequence[str]) -> None:
+    """Raises: ConfigError for a setting with dashes, as other programs have it, or one that a blank has cut in two."""
+    for before, argument in zip(("", *arguments), arguments, strict=False):
+        name, _, value = argument.lstrip("-").partition("=")
+        if argument.startswith("--") and (name in RunConfig.model_fields or name in MEANT):
+            raise ConfigError(f"{argument}: settings have no dashes: {MEANT.get(name, name)}={value or 'VALUE'}")
+        if not argument.startswith(("-", "~")) and "=" not in argument and not before.startswith("-"):
+            raise ConfigError(f"{argument!r}: expected KEY=VALUE; a list has no blanks: method=lora,mora")
 
 
 def compose(overrides: Sequence[str]) -> RunConfig:
@@ -170,7 +181,9 @@ def _field(loc: tuple[Any, ...], values: Any) -> str:
 def one_line(error: Exception) -> str:
     text, *_ = str(error).split("Config search path:")  # Hydra's, and no help
     text = re.sub(r"\.\s*To append to your config use \S+", ": there is no such field", text)  # none can be added
-    return " ".join(text.split()) + _meant(text)
+    text, grammar, _ = text.partition("See https://hydra.cc/docs/")
+    hint = "; put a setting with braces, brackets or blanks between quotes: 'KEY=[A, B]'" if grammar else ""
+    return " ".join(text.split()) + _meant(text) + hint
 
 
 MEANT = {  # what other programs call it

@@ -16,7 +16,9 @@ from . import load
 def parse(arguments: list[str] | None = None, prog: str = "python -m mora.data") -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("task", help="uuid, tulu2, metamath, biomed, finance or c4")
-    parser.add_argument("overrides", nargs="*", help="as for run.py, for example task.data.packing=isolated")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], help="as for run.py, for example task.data.packing=isolated"
+    )
     parser.add_argument("--scale", choices=["smoke", "lite", "mid", "paper"], default="paper")
     parser.add_argument("--workers", type=positive_int, default=None, help="processes; all cores unless given")
     return parser.parse_intermixed_args(arguments)

@@ -78,6 +78,12 @@ def test_wrong_arguments_end_with_2_and_name_the_command(wrong, capsys):
     assert f"mora {wrong[0]}: error: " in capsys.readouterr().err
 
 
+def test_only_what_is_needed_is_asked_for(capsys):
+    with pytest.raises(SystemExit):
+        main(["data"])
+    assert capsys.readouterr().err.endswith("the following arguments are required: task\n")
+
+
 def test_plan_starts_nothing(capsys):
     assert main(["plan", "table2", "--scale", "smoke", "--only", "method=fft", "--results", "/nonexistent/none"]) == 0
     assert "uuid-fft" in capsys.readouterr().out

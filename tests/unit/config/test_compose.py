@@ -309,6 +309,30 @@ def test_what_was_meant_is_named(overrides, meant):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--task", "uuid", "--r", "8"], "--task: settings have no dashes: task=VALUE"),
+        (["task=uuid", "--learning_rate=1e-4"], "--learning_rate=1e-4: settings have no dashes: lr=1e-4"),
+        (["-m", "task=uuid", "method=lora,", "mora"], "'mora': expected KEY=VALUE; a list has no blanks"),
+        (
+            ["task=uuid", "method=mora", "r=8", "task.data.pairs=[{kind:"],
+            "put a setting with braces, brackets or blanks ",
+        ),
+    ],
+)
+def test_a_setting_in_another_programs_form_is_refused_with_ours(arguments, said):
+    ran = subprocess.run([sys.executable, str(ROOT / "run.py"), *arguments], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 1
+    assert said in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("options", [["--cfg", "job"], ["--info", "defaults"], ["~tracker", "--package", "model"]])
+def test_hydras_own_options_are_let_through(options):
+    check_sweep(["task=uuid", "method=mora", "r=8", *options])
+
+
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_run_py_explains_itself_without_composing_anything(flag):
     done = subprocess.run([sys.executable, str(ROOT / "run.py"), flag], capture_output=True, text=True, timeout=60)
