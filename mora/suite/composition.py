@@ -1,12 +1,19 @@
 """Many configurations in little time: Hydra composes each choice of groups once, and what a cell sets is set in its result.
 
-What a cell's overrides give is what `mora.config.compose` gives for them; a test compares the two.
+What a cell's overrides give is what `mora.config.compose` gives for them; a test compares the two. What was composed is kept
+in the cache under a hash of `configs/` and of the code that reads it, so that the next process need not ask Hydra.
 """
 
 from __future__ import annotations
 
+import atexit
+import hashlib
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache, lru_cache, reduce
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import hydra
@@ -17,8 +24,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import mora.config as config_code
 from mora.config import ConfigError, RunConfig
 from mora.config.compose import CONFIG_DIR, one_line, validate
+from mora.data.sources import cache_dir
+from mora.train.log import replace_file
 
 METHOD_ALONE = "task=uuid"  # any task: a method's file sets the section `method` and nothing else
 
@@ -37,6 +47,40 @@ def compose(overrides: Sequence[str]) -> RunConfig:
 
 @lru_cache(maxsize=4096)
 def _composed(overrides: tuple[str, ...]) -> RunConfig:
+    kept, key = _kept(), json.dumps(overrides)
+    if key in kept:
+        return RunConfig.model_validate(kept[key])
+    config = _compose(overrides)
+    if not any(
+        text.startswith("model.") for text in overrides
+    ):  # of a folder it says more than the overrides: its digest
+        kept[key] = config.model_dump(mode="json")
+    return config
+
+
+@cache
+def _kept() -> dict[str, Any]:
+    """Overrides -> the configuration, as this source composes them; written again when the process ends with more."""
+    digest = hashlib.sha256(version("hydra-core").encode())
+    for file in sorted([*CONFIG_DIR.rglob("*.yaml"), *Path(config_code.__file__).parent.glob("*.py")]):
+        digest.update(f"{file.name}\n".encode() + file.read_bytes())
+    path = cache_dir() / "compositions" / f"{digest.hexdigest()[:16]}.json"
+    try:
+        kept: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):  # none yet, or damaged: composed again
+        kept = {}
+    atexit.register(_write, path, kept, len(kept))
+    return kept
+
+
+def _write(path: Path, kept: dict[str, Any], before: int) -> None:
+    if len(kept) > before:
+        with suppress(OSError):  # a cache that cannot be written is none
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, json.dumps(kept))
+
+
+def _compose(overrides: tuple[str, ...]) -> RunConfig:
     groups = [text for text in overrides if (CONFIG_DIR / text.partition("=")[0]).is_dir()]
     method = next((text for text in groups if text.startswith("method=")), "method=none")
     changed: list[str] = []

@@ -14,7 +14,7 @@ from mora.config import RunConfig, run_id
 from mora.config.run_id import spectrum_path
 
 from . import inputs
-from .cells import resolve
+from .cells import CellRuns, resolve
 from .experiment import CellSpec
 from .gpus import Places, visible
 from .launch import ROOT, STOPPED, interrupt_on_sigterm, launch, run_folder, stop_workers, unheld, warning
@@ -30,15 +30,25 @@ def missing(configs: Iterable[RunConfig]) -> list[RunConfig]:
     return list({run_id(c): c for c in configs if not done(c)}.values())
 
 
-def plan(grids: list[CellSpec]) -> list[RunConfig]:
+def plan(grids: list[CellSpec], said: set[str] | None = None) -> list[RunConfig]:
     """What can be run now: the searches first, since other runs wait for them, and the runs at the rates they chose.
 
-    On changed source its own results choose, too: they decide what it runs, and no table.
+    On changed source its own results choose, too: they decide what it runs, and no table. With `said`, which keeps ids, it
+    is printed once why a run is added to a search.
     """
     found = [resolve(grid, stands) for grid in grids]
+    if said is not None:
+        for cell in found:
+            _say_why(cell, said)
     further = (c for runs in found for c in runs.choice.more)
     finals = (c for runs in found if not runs.choice.more for c in runs.final)
     return missing([*(c for grid in grids for c in grid.search), *further, *finals])
+
+
+def _say_why(cell: CellRuns, said: set[str]) -> None:
+    for config in (c for c in cell.choice.more if run_id(c) not in said):
+        said.add(run_id(config))
+        print(f"{cell.spec.column.task} {cell.spec.label}: {cell.choice.reason(config)}", flush=True)
 
 
 def complete(grids: list[CellSpec], jobs: int, patient: bool = True) -> list[str]:
@@ -63,8 +73,9 @@ def complete(grids: list[CellSpec], jobs: int, patient: bool = True) -> list[str
     failed: list[str] = []
     finished: set[str] = set()  # not begun again, though a suite of other source may replace their results
     announced: list[str] = []
+    said: set[str] = set()
     try:
-        while todo := [c for c in plan(grids) if run_id(c) not in {*failed, *finished}]:
+        while todo := [c for c in plan(grids, said) if run_id(c) not in {*failed, *finished}]:
             progress.more(len(todo))
             ours = {run_id(c) for c in running.values()}
             others = [c for c in todo if run_id(c) not in ours]

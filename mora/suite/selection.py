@@ -41,6 +41,14 @@ class Choice:
         """Whether the rate is the highest or the lowest of those searched: there might be a better one beyond."""
         return bool(self.scores) and self.best is not None and _edge(self.best, [c for c, _ in self.scores]) != 0
 
+    def reason(self, run: RunConfig) -> str:
+        """Why the run is one of `more`."""
+        assert self.best is not None
+        if self.again:
+            return f"the rate {run.lr:g} is one of the best two, and is tried on seed {run.seed} too"
+        edge = "highest" if (run.lr or 0) > (self.best.lr or 0) else "lowest"
+        return f"the best rate, {self.best.lr:g}, is the {edge} that was tried: {run.lr:g} is added"
+
     @property
     def reversed(self) -> bool:
         """Whether the second seed alone would have chosen the other of the best two."""

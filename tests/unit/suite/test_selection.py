@@ -112,3 +112,17 @@ def test_with_one_seed_nothing_is_repeated(spec):
 def test_the_next_rate_is_half_a_decade_on(lr, above, below):
     assert math.isclose(next_rate(lr, 1), above)
     assert math.isclose(next_rate(lr, -1), below)
+
+
+def test_it_is_said_once_why_a_run_is_added(spec, capsys):
+    said = set()
+    measure(spec.search, (4.0, 3.0, 2.0, 1.0))
+    runner.plan([spec], said)
+    runner.plan([spec], said)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line == "metamath LoRA r=1 (as 8): the best rate, 0.01, is the highest that was tried: 0.03 is added"
+    again(spec, (1.5,))
+    runner.plan([spec], said)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith("the rate 0.01 is one of the best two, and is tried on seed 1 too")
+    assert second.endswith("the rate 0.03 is one of the best two, and is tried on seed 1 too")
