@@ -46,7 +46,8 @@ HELP = """python run.py task=NAME method=NAME [r=N] [scale=paper|mid|lite|smoke]
 One run: train, evaluate, one result JSON in results/runs. -m makes a multirun of values between commas, or of sweep=lr.
 
   task      uuid tulu2 metamath biomed finance c4        what is learned, and how it is scored
-  method    none fft lora lora_plus asylora relora dora mora remora
+  method    none fft lora lora_plus asylora relora dora mora remora; or any other of PEFT's:
+            peft method.config=adapter_config.json
   r         the LoRA rank, or the one whose number of parameters MoRA has; none and fft take none
   scale     smoke: tiny, CPU, minutes; lite: 135M and mid: 1.5B, one GPU; paper (default): the paper's models
   lr        without: the rate that a search of this cell chose, else the middle of its grid; printed

@@ -58,7 +58,8 @@ def load(adapter: str, base: str | None = None) -> PeftModel:
         model = getattr(transformers, name).from_pretrained(where, revision=revision, dtype="auto")
     except OSError as error:
         raise ExportError(
-            f"the base model {where} cannot be read: {str(error).splitlines()[0]}; --base says another"
+            f"the base model {where} cannot be read: {str(error).splitlines()[0]}; --base says another; of an adapter of "
+            "the replication suite, whose bases have names there, `mora merge FOLDER` makes the merged model"
         ) from error
     return PeftModel.from_pretrained(model, adapter)
 

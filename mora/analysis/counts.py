@@ -33,8 +33,14 @@ def adapters(config: RunConfig) -> dict[str, tuple[Linear, Adapter]]:
     settings, shape = config.method.adapter, shape_of(config.model)
     if settings is None:
         return {}
+    _check_known(config)
     wrapped = [linear for linear in shape.linears if _is_target(linear.name, config.target_modules)]
     return {linear.name: (linear, adapter(config, linear, shape.hidden)) for linear in wrapped}
+
+
+def _check_known(config: RunConfig) -> None:
+    if not isinstance(config.method.adapter, (LoraAdapter, MoraAdapter)):
+        raise ConfigError(f"what an adapter of method {config.method.name} costs is not known")
 
 
 def _is_target(name: str, targets: list[str] | str) -> bool:
@@ -56,8 +62,8 @@ def adapter(config: RunConfig, linear: Linear, width: int) -> Adapter:
         masked = needs_x * k + k / number_bytes(config) if settings.dropout else 0
         saved = masked + r + (2 * d if settings.dora else 0)
         return Adapter(parameters, r * (k + d), saved, needs_x and not settings.dropout, frozen)
-    if not isinstance(settings, MoraAdapter):
-        raise ConfigError(f"what an adapter of method {config.method.name} costs is not known")
+    _check_known(config)
+    assert isinstance(settings, MoraAdapter)
     operator = mora_operator(config, width)
     even = operator == "rotation"
     r_hat = square_size(k, d, r, settings.rhat_rounding, even)

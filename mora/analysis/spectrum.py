@@ -1,13 +1,7 @@
-"""python -m mora.analysis.spectrum BASE TUNED: singular values of delta W = W_tuned - W_base, by module (Figure 5).
-
-BASE and TUNED are a checkpoint folder, a hub id, or the name of a model of configs/model; TUNED may also be an adapter
-folder, whose update is then merged in fp32. Instead of both: --run RUN_DIR, a run's folder, which says what it started from;
-what stands in --out already is then left as it is.
-"""
+"""python -m mora.analysis.spectrum BASE TUNED: singular values of delta W, by module. What is what: arguments.py."""
 
 from __future__ import annotations
 
-import argparse
 import copy
 import hashlib
 import json
@@ -24,12 +18,13 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from mora.config import run_id, source
-from mora.config.arguments import device
 from mora.config.compose import ConfigError, load, one_line
 from mora.config.lock import locked
 from mora.models.load import LOAD_ERRORS, load_model, load_weights, merged_with
 from mora.models.shapes import end_of
 from mora.train.log import replace_file
+
+from .arguments import parse
 
 THRESHOLD = 0.1  # Figure 5 counts singular values above it
 RELATIVE = 0.01  # of the largest
@@ -185,25 +180,18 @@ def _measure(pair: Pair, device: str, out: Path | None) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m mora.analysis.spectrum", description=__doc__)
-    parser.add_argument("base", nargs="?", help="what training started from")
-    parser.add_argument("tuned", nargs="?", help="what it ended with")
-    parser.add_argument("--run", type=Path, help="a run's folder instead of both")
-    parser.add_argument("--out", type=Path, help="also write every module's measures to this JSON file")
-    parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args(arguments)
-    if (args.run is None) == (args.tuned is None):
-        parser.error("give BASE and TUNED, or --run RUN_DIR")
+    args = parse(arguments)
+    where = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         if args.run is None:
-            _measure(of_models(args.base, args.tuned), args.device, args.out)
+            _measure(of_models(args.base, args.tuned), where, args.out)
             return 0
         _trained(args.run)  # first: nothing is waited for or written in a folder that is no run's
         with locked(args.run):  # its worker takes that lock too
             if args.out is not None and args.out.is_file():
                 print(f"{args.out} is there already: remove it, and it is measured again")
             else:
-                _measure(of_run(args.run), args.device, args.out)
+                _measure(of_run(args.run), where, args.out)
     except ConfigError as error:
         print(f"mora.analysis.spectrum: {error}", file=sys.stderr)
         return 2

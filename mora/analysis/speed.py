@@ -122,7 +122,7 @@ def _operator(config: RunConfig) -> str | None:
 
 
 def _drops(config: RunConfig) -> bool:
-    return bool(config.method.adapter and config.method.adapter.dropout)
+    return bool(getattr(config.method.adapter, "dropout", None))
 
 
 def _far(one: float | None, other: float | None) -> float:

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from .model_folder import identified
 from .model_schema import Model
+from .peft_file import with_settings
 from .schema import RunConfig
 
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
@@ -61,6 +62,7 @@ def check_sweep(arguments: Sequence[str]) -> None:
 
     Raises: ConfigError.
     """
+    _check_form(arguments)
     rates = any(argument.startswith("sweep=") for argument in arguments)
     several = bool({"-m", "--multirun"} & {*arguments}) or "hardware=slurm" in arguments
     if rates and not several:
@@ -81,6 +83,16 @@ def check_sweep(arguments: Sequence[str]) -> None:
         of_runs = [override for override in overrides if not override.key_or_group.startswith("hydra")]
         for run in BasicSweeper.split_arguments(of_runs, max_batch_size=None)[0]:
             compose(run)
+
+
+def _check_form(arguments: Sequence[str]) -> None:
+    """Raises: ConfigError for a setting with dashes, as other programs have it, or one that a blank has cut in two."""
+    for before, argument in zip(("", *arguments), arguments, strict=False):
+        name, _, value = argument.lstrip("-").partition("=")
+        if argument.startswith("--") and (name in RunConfig.model_fields or name in MEANT):
+            raise ConfigError(f"{argument}: settings have no dashes: {MEANT.get(name, name)}={value or 'VALUE'}")
+        if not argument.startswith(("-", "~")) and "=" not in argument and not before.startswith("-"):
+            raise ConfigError(f"{argument!r}: expected KEY=VALUE; a list has no blanks: method=lora,mora")
 
 
 def compose(overrides: Sequence[str]) -> RunConfig:
@@ -110,16 +122,16 @@ def validate(composed: DictConfig) -> RunConfig:
 
 def load(values: dict[str, Any]) -> RunConfig:
     """Plain values, as in a run's config.yaml, as a RunConfig. A missing lr becomes the middle of the grid; a folder as the
-    model gets its fingerprint.
+    model gets its fingerprint, a file as the method its content.
 
     Raises: ConfigError.
     """
     try:
-        config = RunConfig.model_validate(values)
+        config = RunConfig.model_validate(with_settings(values))
         config = config.model_copy(update={"model": identified(config.model)})
     except ValidationError as error:
         raise ConfigError("; ".join(_describe(e, values) for e in error.errors())) from error
-    except ValueError as error:  # of the model's folder
+    except ValueError as error:  # of the model's folder, or the method's file
         raise ConfigError(str(error)) from error
     config = config.model_copy(update={"model": _own_revision(config.model)})
     if config.lr is None and config.method.trains:
@@ -169,7 +181,9 @@ def _field(loc: tuple[Any, ...], values: Any) -> str:
 def one_line(error: Exception) -> str:
     text, *_ = str(error).split("Config search path:")  # Hydra's, and no help
     text = re.sub(r"\.\s*To append to your config use \S+", ": there is no such field", text)  # none can be added
-    return " ".join(text.split()) + _meant(text)
+    text, grammar, _ = text.partition("See https://hydra.cc/docs/")
+    hint = "; put a setting with braces, brackets or blanks between quotes: 'KEY=[A, B]'" if grammar else ""
+    return " ".join(text.split()) + _meant(text) + hint
 
 
 MEANT = {  # what other programs call it

@@ -25,6 +25,7 @@ def run_id(config: RunConfig) -> str:
     values["model"] = _identity(config.model)
     values["task"].pop("lr_grid")
     values["method"].pop("lr_grid")
+    values["method"].pop("config")  # its content is the adapter's
     values["task"]["data"].pop("kind")  # the task's name says it
     values["task"].pop("restart_every_steps")  # the method's restart says both
     values["task"].pop("restart_warmup_steps")
@@ -37,7 +38,7 @@ def run_id(config: RunConfig) -> str:
     for quiet in ("log_every_steps", "checkpoint_every_steps"):
         values["task"]["train"].pop(quiet)
     digest = hashlib.sha256(json.dumps([LAYOUT_VERSION, values], sort_keys=True).encode()).hexdigest()[:10]
-    parts: list[str] = [config.task.name, config.method.name]
+    parts: list[str] = [config.task.name, config.method.label]
     if config.r is not None:
         parts.append(f"r{config.r}")
     if config.lr is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
@@ -115,6 +115,21 @@ class MoraAdapter(Section):
     rhat_rounding: Literal["floor", "official"]
 
 
+class PeftAdapter(Section):
+    """Any other method of PEFT's. `settings`: what its adapter_config.json says, read from method.config."""
+
+    kind: Literal["peft"]
+    settings: dict[str, Any]
+
+    @property
+    def peft_type(self) -> str:
+        return str(self.settings["peft_type"])
+
+    @property
+    def target_modules(self) -> list[str] | str | None:
+        return self.settings.get("target_modules")
+
+
 class Restart(Section):
     """Every `every_steps` updates the adapter is merged into the base weights and starts again from its first state.
 
@@ -134,12 +149,23 @@ class Restart(Section):
 
 
 class Method(Section):
-    name: Literal["none", "fft", "lora", "lora_plus", "asylora", "dora", "relora", "mora", "remora"]
+    name: Literal["none", "fft", "lora", "lora_plus", "asylora", "dora", "relora", "mora", "remora", "peft"]
     result_version: PositiveInt
     trains: bool
     lr_grid: Literal["fft", "lora_like", "mora"] | None
-    adapter: Annotated[LoraAdapter | MoraAdapter, Field(discriminator="kind")] | None
+    adapter: Annotated[LoraAdapter | MoraAdapter | PeftAdapter, Field(discriminator="kind")] | None
     restart: Restart | None
+    config: str | None = None  # of peft: the path that its settings were read from
+
+    @property
+    def label(self) -> str:
+        """As run ids have it: of peft, with its kind."""
+        return f"peft_{self.adapter.peft_type.lower()}" if isinstance(self.adapter, PeftAdapter) else self.name
+
+    @property
+    def has_rank(self) -> bool:
+        """Whether r says how large it is; a method of PEFT's may have something else, which its settings say."""
+        return self.adapter is not None and not isinstance(self.adapter, PeftAdapter)
 
 
 class Scale(Section):
@@ -206,9 +232,10 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
         train, data = self.task.train, self.task.data
-        if (self.r is not None) and self.method.adapter is None:
-            raise ValueError(f"r={self.r}: method {self.method.name} has no rank; leave r out")
-        if self.r is None and self.method.adapter is not None:
+        if self.r is not None and not self.method.has_rank:
+            why = "has no rank" if self.method.adapter is None else "takes its size from method.config"
+            raise ValueError(f"r={self.r}: method {self.method.name} {why}; leave r out")
+        if self.r is None and self.method.has_rank:
             raise ValueError(f"r is missing: method {self.method.name} needs one, for example r=8")
         if not self.method.trains and self.lr is not None:
             raise ValueError(f"lr={self.lr}: method {self.method.name} trains nothing; leave lr out")
@@ -334,6 +361,8 @@ class RunConfig(Section):
         """What carries adapters: as the model's modules are called, else as the method says; none without an adapter."""
         if self.method.adapter is None:
             return []
+        if isinstance(self.method.adapter, PeftAdapter):
+            return self.method.adapter.target_modules or "all-linear"
         return self.model.target_modules or self.method.adapter.target_modules
 
 
@@ -341,8 +370,10 @@ def _check_restart(method: Method, total_steps: int) -> None:
     restart, adapter = method.restart, method.adapter
     if restart is None:
         return
-    if adapter is None or (isinstance(adapter, LoraAdapter) and adapter.dora):
-        raise ValueError(f"method.restart: {method.name} has no adapter whose update can be added to the base weights")
+    if adapter is None or isinstance(adapter, PeftAdapter) or (isinstance(adapter, LoraAdapter) and adapter.dora):
+        raise ValueError(
+            f"method.restart: {method.name} has no adapter whose update a restart knows to add to the base weights"
+        )
     if isinstance(adapter, LoraAdapter) and adapter.freeze_a:
         raise ValueError("method.adapter.freeze_a=true: a restart draws A anew, and a frozen one is in no checkpoint")
     if restart.every_steps >= total_steps:

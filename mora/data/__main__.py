@@ -9,18 +9,25 @@ import sys
 from mora.config import compose
 from mora.config.arguments import positive_int
 from mora.config.compose import ConfigError
-from mora.models.tokenizers import load_tokenizer
 
 from . import load
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m mora.data", description=__doc__)
+def parse(arguments: list[str] | None = None, prog: str = "python -m mora.data") -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("task", help="uuid, tulu2, metamath, biomed, finance or c4")
-    parser.add_argument("overrides", nargs="*", help="as for run.py, for example task.data.packing=isolated")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], help="as for run.py, for example task.data.packing=isolated"
+    )
     parser.add_argument("--scale", choices=["smoke", "lite", "mid", "paper"], default="paper")
     parser.add_argument("--workers", type=positive_int, default=None, help="processes; all cores unless given")
-    args = parser.parse_intermixed_args()
+    return parser.parse_intermixed_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parse(arguments)
+    from mora.models.tokenizers import load_tokenizer  # torch, which an answer about the arguments does not wait for
+
     try:
         config = compose([f"task={args.task}", f"scale={args.scale}", "method=none", *args.overrides])
         data = load(config, load_tokenizer(config.model), args.workers)

@@ -157,11 +157,15 @@ def _item(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m mora.evaluate.compare", description=__doc__)
+def parse(arguments: list[str] | None = None, prog: str = "python -m mora.evaluate.compare") -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("baseline", help="a folder with samples/, or a file of results/documents")
     parser.add_argument("run", nargs="+", help="those to compare with it")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
     try:
         print(table(options.baseline, options.run))
     except DataError as error:

@@ -7,11 +7,14 @@ import json
 import os
 import sys
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
+
+from mora.config.compose import ConfigError
 
 from .aggregate import floor, standard_error
 from .journal import Journal
@@ -106,23 +109,31 @@ def evaluate_model(
     return {name: values for name, values in metrics.items() if values}, kept
 
 
+def check_names(tasks: list[str]) -> None:
+    """Before anything is loaded. Raises: ConfigError for a name that neither we nor lm-eval have."""
+    _manager(tasks)
+
+
 def task_manager(tasks: list[str], tokenizer: PreTrainedTokenizerBase, settings: Settings) -> Any:
     """Our tasks, and lm-eval's own catalogue (seconds to index) only where a name is not ours.
 
     Raises: ConfigError for a name that neither knows.
     """
+    metadata = {"data_dir": settings.data_dir, "tokenizer": tokenizer, "max_length": settings.max_length}
+    return _manager(tasks, metadata | settings.metadata)
+
+
+def _manager(tasks: list[str], metadata: dict[str, Any] | None = None) -> Any:
     from lm_eval.tasks import TaskManager
 
-    from mora.config.compose import ConfigError
-
-    metadata = {"data_dir": settings.data_dir, "tokenizer": tokenizer, "max_length": settings.max_length}
-    metadata |= settings.metadata
     manager = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata)
     ours = sorted(manager.all_tasks)
     if not set(tasks) <= set(ours):
         manager = TaskManager(include_path=str(TASKS), metadata=metadata)
-        if unknown := set(tasks) - set(manager.all_tasks):
-            raise ConfigError(f"tasks={sorted(unknown)}: not known to lm-eval; ours are {', '.join(ours)}")
+        if unknown := sorted(set(tasks) - set(manager.all_tasks)):
+            near = get_close_matches(unknown[0], ours, 1) or get_close_matches(unknown[0], manager.all_tasks, 1)
+            meant = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"tasks={unknown}: not known to lm-eval{meant}; ours are {', '.join(ours)}")
     return manager
 
 

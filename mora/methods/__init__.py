@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from mora.config.compose import ConfigError
-from mora.config.schema import LoraAdapter, MoraAdapter, RunConfig
+from mora.config.schema import LoraAdapter, MoraAdapter, PeftAdapter, RunConfig
 
-from . import lora, mora
+from . import any_peft, lora, mora
 from .groups import Group, parameter_groups, trainable
 from .parameters import parameter_lines, parameter_table
 
@@ -41,22 +41,43 @@ def prepare(model: nn.Module, config: RunConfig) -> nn.Module:
     adapter = config.method.adapter
     if adapter is None:
         return model.requires_grad_(config.method.trains)
-    assert config.r is not None
-    _check_targets(model, config.target_modules)
+    if not isinstance(adapter, PeftAdapter):
+        _check_targets(model, config.target_modules)
     torch.manual_seed(config.seed)
-    if isinstance(adapter, LoraAdapter):
-        settings = lora.peft_config(adapter, config.r, config.lora_alpha(), config.target_modules, config.rank_pattern)
-        adapted = get_peft_model(model, settings)
-        lora.set_up(adapted, adapter, config.seed)
-    elif isinstance(adapter, MoraAdapter):
-        adapted = get_peft_model(model, mora.peft_config(adapter, config.r, config.target_modules, config.rank_pattern))
-    else:
-        raise ConfigError(
-            f"method.adapter.kind={adapter.kind!r} ({config.method.name}): mora.methods has no code for it"
-        )
+    adapted = _adapted(model, config)
     if config.trains_rest:
         train_rest(adapted)
     return adapted
+
+
+def _adapted(model: nn.Module, config: RunConfig) -> PeftModel:
+    adapter, targets = config.method.adapter, config.target_modules
+    if isinstance(adapter, PeftAdapter):
+        made = any_peft.adapted(model, adapter, targets)
+        _check_merge(made, adapter)
+        return made
+    assert config.r is not None
+    if isinstance(adapter, LoraAdapter):
+        made = get_peft_model(
+            model, lora.peft_config(adapter, config.r, config.lora_alpha(), targets, config.rank_pattern)
+        )
+        lora.set_up(made, adapter, config.seed)
+        return made
+    if isinstance(adapter, MoraAdapter):
+        return get_peft_model(model, mora.peft_config(adapter, config.r, targets, config.rank_pattern))
+    raise ConfigError(
+        f"method.adapter.kind={getattr(adapter, 'kind', None)!r} ({config.method.name}): mora.methods has no code for it"
+    )
+
+
+def _check_merge(model: PeftModel, adapter: PeftAdapter) -> None:
+    """Evaluation merges: what cannot be merged would be found after hours. Raises: ConfigError."""
+    dtype = next(model.parameters()).dtype
+    try:
+        with merged(model, dtype):
+            pass
+    except any_peft.REFUSED as error:
+        raise any_peft.refused(adapter, error) from error
 
 
 def _check_targets(model: nn.Module, targets: list[str] | str) -> None:

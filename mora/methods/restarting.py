@@ -10,14 +10,14 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from mora.adapter.layer import MoraLayer
 from mora.config.compose import ConfigError
-from mora.config.schema import LoraAdapter, MoraAdapter
+from mora.config.schema import LoraAdapter, MoraAdapter, PeftAdapter
 from mora.restarts import layers
 from mora.restarts.layers import Adapted
 
 from .lora import first_a
 
 
-def adapted_layers(model: PeftModel, adapter: LoraAdapter | MoraAdapter) -> list[Adapted]:
+def adapted_layers(model: PeftModel, adapter: LoraAdapter | MoraAdapter | PeftAdapter) -> list[Adapted]:
     """Every adapted layer, in the model's order. Raises: ConfigError for a kind that is not LoRA's or MoRA's."""
     for name, layer in model.named_modules():
         if isinstance(layer, BaseTunerLayer) and not isinstance(layer, (LoraLayer, MoraLayer)):

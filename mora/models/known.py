@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 
@@ -34,3 +35,10 @@ def _read(path: Path, changed: int) -> Model | None:
 def names() -> list[str]:
     """Of the models in configs/model."""
     return [path.stem for path in sorted(FOLDER.glob("*.yaml")) if named(path.stem)]
+
+
+def meant(name: str) -> str:
+    """`; did you mean ...`, of what is nearly the name of a known model; else nothing."""
+    begun = [one for one in names() if one.startswith(name.lower())]
+    near = begun or get_close_matches(name.lower(), names(), 1)
+    return f"; did you mean {near[0]}? configs/model has {', '.join(names())}" if name and near else ""

@@ -130,7 +130,8 @@ def _errors_of(name: str) -> Iterator[None]:
         if Path(name).is_absolute() and not Path(name).exists():
             raise ConfigError(f"model {name!r}: there is no such folder; give a folder, hub id or name") from error
         reason = f"{one_line(error):.300}"
-        raise ConfigError(f"model {name!r} cannot be loaded ({reason}): give a folder, hub id or name") from error
+        advice = f"give a folder, hub id or name{known.meant(name)}"
+        raise ConfigError(f"model {name!r} cannot be loaded ({reason}): {advice}") from error
 
 
 def _check_kind(where: str, found: PretrainedConfig) -> None:

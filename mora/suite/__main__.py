@@ -6,12 +6,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from mora.analysis.gpus import H100, KNOWN, Gpu, gpu
 from mora.config import ConfigError
-from mora.config.arguments import positive_int
 
 from . import claims, commands, figures, launch, ledger, memory, overrides, plan, runner, settings, slurm, tables
 from . import experiment as experiments
+from .arguments import parse
 from .cells import CellRuns, resolve, resolve_all
 from .contrasts import Found
 from .experiment import CellSpec, Experiment, Scale
@@ -20,8 +19,8 @@ from .result import result_of, stands
 Rows = dict[tuple[str, Scale], list[list[CellSpec]]]
 
 
-def main() -> int:
-    args = _arguments()
+def main(arguments: list[str] | None = None) -> int:
+    args = parse(arguments)
     try:
         loaded = {name: experiments.load(name) for name in args.names or experiments.names()}
     except FileNotFoundError as error:
@@ -135,45 +134,6 @@ def _render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale
 
 def _relative(path: Path) -> Path:
     return path.relative_to(experiments.ROOT) if path.is_relative_to(experiments.ROOT) else path
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m mora.suite", description=__doc__)
-    parser.add_argument("names", nargs="*", help="experiments; all of them if none is named")
-    parser.add_argument("--scale", choices=["smoke", "lite", "mid", "paper"], default="paper")
-    parser.add_argument("--jobs", type=positive_int, default=1, help="runs side by side; with --hardware slurm: nodes")
-    parser.add_argument("--seeds", type=positive_int, help="seeds 0 to N-1, instead of the experiment's")
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE,...",
-        help="run (or plan) these cells alone: task=metamath,biomed method=lora,mora r=8 (of Table 4: operator=sharing); "
-        "the whole table is rendered",
-    )
-    where = (
-        "of the runs or their plan: a name in configs/hardware; default auto, of plans gpu8 at scale paper, else gpu1"
-    )
-    parser.add_argument("--hardware", metavar="NAME", help=where)
-    settings = (
-        "of every run, that change no result: hardware.micro_batch_size=16; of jobs: hydra.launcher.partition=NAME"
-    )
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help=settings)
-    planned = "start nothing: print the runs that are missing and what they cost, or the command of each"
-    parser.add_argument("--plan", nargs="?", const="table", choices=["table", "commands"], help=planned)
-    known = f"of the plan: {', '.join(KNOWN)}, or by hand GIB,TFLOPS"
-    parser.add_argument("--gpu", type=_gpu, default=H100, help=known)
-    parser.add_argument("--force", action="store_true", help="run again what has results, which are kept in earlier/")
-    parser.add_argument("--results", type=Path, metavar="FOLDER", help="for runs, tables, figures, instead of results/")
-    parser.add_argument("--render", action="store_true", help="only render lite and paper results again")
-    return parser.parse_args()
-
-
-def _gpu(text: str) -> Gpu:
-    try:
-        return gpu(text)
-    except ConfigError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 if __name__ == "__main__":

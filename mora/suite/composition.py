@@ -30,6 +30,7 @@ from mora.config.compose import CONFIG_DIR, one_line, validate
 from mora.data.sources import cache_dir
 from mora.train.log import replace_file
 
+OF_A_FILE = ("model.", "method.config=")  # say more than they write: a folder's digest, a file's content
 METHOD_ALONE = "task=uuid"  # any task: a method's file sets the section `method` and nothing else
 
 
@@ -51,9 +52,7 @@ def _composed(overrides: tuple[str, ...]) -> RunConfig:
     if key in kept:
         return RunConfig.model_validate(kept[key])
     config = _compose(overrides)
-    if not any(
-        text.startswith("model.") for text in overrides
-    ):  # of a folder it says more than the overrides: its digest
+    if not any(text.startswith(OF_A_FILE) for text in overrides):
         kept[key] = config.model_dump(mode="json")
     return config
 

@@ -221,12 +221,13 @@ class CellSpec:
 
     @cached_property
     def label(self) -> str:
-        name = NAMES.get(self.row.method, self.row.method)
+        name = NAMES.get(self.row.method) or self.config.method.label
         if self.row.r is not None:
             stands_for = self.config.model.stands_for(self.row.r)
             name += f" r={self.row.r}" + (f" (as {stands_for})" if stands_for != self.row.r else "")
         more = [self.row.operator] if self.row.operator else []
-        more += [setting.rpartition(".")[2] for setting in self.row.settings]
+        told = (setting for setting in self.row.settings if not setting.startswith("method.config="))  # by the name
+        more += [setting.rpartition(".")[2] for setting in told]
         return ", ".join([name, *more])
 
     @cached_property

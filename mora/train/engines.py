@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mora.config.compose import ConfigError
-from mora.config.schema import RunConfig
+from mora.config.schema import PeftAdapter, RunConfig
 from mora.methods import parameter_groups
 from mora.models.dtypes import DTYPES
 
@@ -39,8 +39,11 @@ def make_engine(model: nn.Module, config: RunConfig) -> Engine:
 
 
 def captures_graphs(config: RunConfig) -> bool:
-    """Whether, on a GPU, the engine captures steps of a model that can be captured."""
-    return config.hardware.captures_graphs and not _is_zero(config)
+    """Whether, on a GPU, the engine captures steps of a model that can be captured. Not of any PEFT method's layers, which
+    may do what no graph can hold."""
+    return (
+        config.hardware.captures_graphs and not _is_zero(config) and not isinstance(config.method.adapter, PeftAdapter)
+    )
 
 
 def _is_zero(config: RunConfig) -> bool:

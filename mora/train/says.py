@@ -61,7 +61,7 @@ def ending(config: RunConfig, folder: Path, seconds: float) -> str:
     saved = [folder / part for part in ("adapter", "model") if (folder / part).is_dir()]
     lines += [f"saved: {path}" for path in saved]
     if saved:
-        lines.append(f"next: python -m mora.evaluate {saved[0]} --task TASK")
+        lines.append(f"next: mora generate {saved[0]} PROMPT, or mora evaluate {saved[0]} --task TASK")
     return "\n".join(lines)
 
 

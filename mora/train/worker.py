@@ -28,6 +28,7 @@ from mora.data import load as load_data
 from mora.data.batches import Batches
 from mora.data.samples import Sample
 from mora.evaluate import documents, samples
+from mora.evaluate.harness import check_names
 from mora.evaluate.records import NotFinite
 from mora.evaluate.window import positions
 from mora.methods import parameter_lines, parameter_table, prepare
@@ -64,6 +65,8 @@ def run(folder: Path) -> Path:
 
 def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
     started = time.time()
+    if config.task.evaluation.tasks:
+        check_names(config.task.evaluation.tasks)
     model, tokenizer = load_model(config.model, config.scale.precision, device)
     data = load_data(config, tokenizer)
     if rank() == 0:
@@ -168,9 +171,10 @@ def _name_base(adapter: Path, base: str | None, config: RunConfig) -> None:
         f"Adapter of the run {run_id(config)}, trained on {config.model.name}.",
         "Its weights alone mean nothing: the rest of the model was trained or overridden; a merged one is in ../model."
         if base is None
-        else f"`python -m mora.evaluate FOLDER --task TASK` loads it with its base, {base} (of configs/model, or the hub).",
-        "In your own code `import mora` before PEFT loads it, for MoRA is no method of PEFT's own; a base that is no hub id "
-        "is loaded by `mora.models.load.load_any(FOLDER, 'fp32')`, which gives the merged model and the tokenizer.",
+        else f"Its base is {base}, of configs/model or the hub. `mora merge FOLDER` writes a model that needs no PEFT, "
+        "`mora generate FOLDER PROMPT` answers, `mora evaluate FOLDER --task TASK` scores.",
+        "In your own code `import mora` before PEFT loads it, else PEFT, which has no MoRA, says KeyError: 'MORA'. "
+        "A base that is no hub id is loaded by `mora.models.load.load_any(FOLDER, 'fp32')`: merged model and tokenizer.",
     ]
     log.replace_file(adapter / "README.md", "\n".join(lines) + "\n")
 

@@ -37,6 +37,8 @@ USE = """
     peft.PeftModel.from_pretrained(torch.nn.Sequential(torch.nn.Linear(8, 8)), "adapter").merge_and_unload()
     RestartCallback(every_steps=2, warmup_steps=1)
     from mora.adapter.export import main
+    from mora.__main__ import main as of_the_suite
+    assert of_the_suite(["table", "table1"]) == of_the_suite([]) == 2
 """
 
 
@@ -81,6 +83,7 @@ def test_it_names_its_version_its_dependencies_and_its_command(wheel):
     assert names == {"torch", "transformers", "peft", "aenum"}
     commands = next(archive.read(n).decode() for n in archive.namelist() if n.endswith("entry_points.txt"))
     assert "mora-export = mora.adapter.export:main" in commands
+    assert "mora = mora.__main__:main" in commands
 
 
 def dependencies() -> set[str]:
@@ -109,3 +112,4 @@ def test_it_works_where_only_its_dependencies_are(wheel, tmp_path):
     command = [sys.executable, "-S", "-c", textwrap.dedent(USE)]
     used = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert used.returncode == 0, used.stderr
+    assert used.stderr.count("mora: this is the adapter alone") == 2

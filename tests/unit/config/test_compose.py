@@ -80,15 +80,18 @@ RUNS = sorted(
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda p: f"{p.parent.name}/{p.stem}")
-def test_a_typo_in_any_yaml_is_refused(path):
+def test_a_typo_in_any_yaml_is_refused(path, tmp_path):
     group, name = path.parent.name, path.stem
     chosen = {"task": "uuid", "method": "mora", "scale": "smoke", group: name}
     if group == "overlay":
         scale, task = name.split("_")
         chosen = {"task": task, "method": "mora", "scale": scale}
     overrides = [f"{k}={v}" for k, v in chosen.items() if k != "overlay"]
-    if chosen["method"] not in ("fft", "none"):
+    if chosen["method"] not in ("fft", "none", "peft"):
         overrides.append("r=8")
+    if chosen["method"] == "peft":
+        (file := tmp_path / "adapter_config.json").write_text('{"peft_type": "VERA"}')
+        overrides.append(f"method.config={file}")
     if path.stem == "custom":
         overrides.append("model.path=some/model")
     values = compose(overrides).model_dump()
@@ -304,6 +307,30 @@ def test_what_was_meant_is_named(overrides, meant):
         compose(overrides)
     assert str(error.value).endswith(f"did you mean {meant}?")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--task", "uuid", "--r", "8"], "--task: settings have no dashes: task=VALUE"),
+        (["task=uuid", "--learning_rate=1e-4"], "--learning_rate=1e-4: settings have no dashes: lr=1e-4"),
+        (["-m", "task=uuid", "method=lora,", "mora"], "'mora': expected KEY=VALUE; a list has no blanks"),
+        (
+            ["task=uuid", "method=mora", "r=8", "task.data.pairs=[{kind:"],
+            "put a setting with braces, brackets or blanks ",
+        ),
+    ],
+)
+def test_a_setting_in_another_programs_form_is_refused_with_ours(arguments, said):
+    ran = subprocess.run([sys.executable, str(ROOT / "run.py"), *arguments], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 1
+    assert said in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("options", [["--cfg", "job"], ["--info", "defaults"], ["~tracker", "--package", "model"]])
+def test_hydras_own_options_are_let_through(options):
+    check_sweep(["task=uuid", "method=mora", "r=8", *options])
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])

@@ -6,7 +6,7 @@ import pytest
 
 from mora.config import source
 from mora.evaluate import __main__ as command
-from mora.evaluate import synthetic
+from mora.evaluate import outside, synthetic
 from mora.evaluate.journal import Journal
 
 
@@ -26,7 +26,7 @@ def evaluate(tmp_path):
 @pytest.fixture
 def unscored(monkeypatch):
     """From here on, a call that scores something fails."""
-    return lambda: monkeypatch.setattr(command, "evaluate_model", None)
+    return lambda: monkeypatch.setattr(outside, "evaluate_model", None)
 
 
 def test_a_second_call_adds_its_tasks(evaluate, tmp_path):

@@ -38,3 +38,14 @@ def test_a_wrong_override_is_refused_in_one_line(wrong):
 def test_a_cell_shares_what_it_composed():
     spec = experiments.grids(experiments.load("table2"), "lite")[1][0]
     assert resolve(spec).spec.config is spec.config
+
+
+def test_a_method_that_is_a_file_is_read_again_in_the_next_process(tmp_path):
+    overrides = ("task=uuid", "scale=smoke", "method=peft", f"method.config={tmp_path}/adapter_config.json")
+    found = []
+    for r in (4, 8):
+        (tmp_path / "adapter_config.json").write_text(f'{{"peft_type": "VERA", "r": {r}}}')
+        composition._composed.cache_clear()  # of this process
+        found.append(composition.compose(overrides))
+    assert [config.method.adapter.settings["r"] for config in found] == [4, 8]
+    assert found[1] == compose(overrides)

@@ -176,8 +176,7 @@ def test_a_table_is_handed_in_once_and_what_is_missing_again(monkeypatch, tmp_pa
     assert "#SBATCH --partition=gpu\n" in script
     assert "hydra.launcher" not in script
     *_, last = script.splitlines()
-    monkeypatch.setattr(sys, "argv", shlex.split(last)[4:])
-    assert suite._arguments().hardware == "slurm"
+    assert suite.parse(shlex.split(last)[5:]).hardware == "slurm"
     started = []
     fake_worker(monkeypatch, started)
     monkeypatch.setenv("SLURM_JOB_ID", "77")  # a task of the job

@@ -35,3 +35,19 @@ def test_a_method_without_a_formula_is_refused_by_name(monkeypatch):
     other = config.method.model_copy(update={"name": "vera", "adapter": unknown})
     with pytest.raises(ConfigError, match="what an adapter of method vera costs is not known"):
         counts.trainable(config.model_copy(update={"method": other}))
+
+
+def test_any_method_of_pefts_stands_in_a_plan_and_a_table_by_a_row_alone(tmp_path, monkeypatch):
+    (tmp_path / "vera.json").write_text('{"peft_type": "VERA", "r": 8}')
+    row = f"{{method: peft, settings: ['method.config={tmp_path}/vera.json']}}"
+    (tmp_path / "own.yaml").write_text(
+        "title: own\nkind: table\ncolumns: [{name: score, task: uuid, metric: uuid_char_acc}]\n"
+        f"scales: {{smoke: {{seeds: [0], rows: [{row}]}}}}\n"
+    )
+    monkeypatch.setattr(experiments, "FOLDER", tmp_path)
+    monkeypatch.setattr(source, "ROOT", tmp_path)
+    ((spec,),) = experiments.grids(experiments.load("own"), "smoke")
+    assert " cost unknown: what an adapter of method peft costs is not known" in plan.text([spec], "cpu")
+    assert tables.trainable([resolve(spec)]) == "unknown"
+    assert "uuid-peft_vera-" in plan.text([spec], "cpu")
+    assert spec.label == "peft_vera"

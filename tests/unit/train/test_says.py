@@ -34,7 +34,7 @@ def test_the_end_names_scores_errors_time_and_what_to_do_next(tmp_path):
     assert says.ending(tiny_config("mora"), tmp_path, 61.4).splitlines() == [
         "uuid_char_acc 0.5000 +- 0.0100, value_nll 2.0000; 61 s",
         f"saved: {tmp_path}/adapter",
-        f"next: python -m mora.evaluate {tmp_path}/adapter --task TASK",
+        f"next: mora generate {tmp_path}/adapter PROMPT, or mora evaluate {tmp_path}/adapter --task TASK",
     ]
 
 

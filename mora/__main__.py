@@ -1,0 +1,81 @@
+"""mora COMMAND ...: what the suite does, by name. `mora COMMAND --help` says what each takes."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from difflib import get_close_matches
+from pathlib import Path
+from typing import NamedTuple
+
+from mora import __version__
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Command(NamedTuple):
+    """`module` has main(arguments); `parser`, by default the same, has parse(arguments, prog) and imports no torch."""
+
+    help: str
+    module: str
+    parser: str | None = None
+
+
+COMMANDS = {
+    "table": Command(
+        "missing runs of a table or figure, then the table", "mora.suite.__main__", "mora.suite.arguments"
+    ),
+    "plan": Command("what those runs would cost; none is started", "mora.suite.__main__", "mora.suite.arguments"),
+    "data": Command("prepare a task's training data and print what they are", "mora.data.__main__"),
+    "evaluate": Command("score a checkpoint or adapter", "mora.evaluate.__main__"),
+    "compare": Command("is a difference between two evaluations more than chance?", "mora.evaluate.compare"),
+    "merge": Command("a run's adapter, merged into its base: a model that needs no PEFT", "mora.command.merge"),
+    "generate": Command("what a run's model answers to a prompt", "mora.command.generate"),
+    "spectrum": Command(
+        "singular values of what training changed", "mora.analysis.spectrum", "mora.analysis.arguments"
+    ),
+}
+TRAIN = "one run: train, evaluate, one result (run.py)"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code: 0; 1 where runs failed; 2 for what cannot be asked."""
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if not (ROOT / "run.py").is_file() or importlib.util.find_spec("mora.suite") is None:
+        print(
+            "mora: this is the adapter alone, to be imported; `mora-export --help` merges one or makes a LoRA of it. The "
+            "commands of the replication suite run in a checkout of its repository, after `make install` there",
+            file=sys.stderr,
+        )
+        return 2
+    if name in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if name == "--version":
+        print(f"mora {__version__}")
+        return 0
+    if name == "train":
+        script = str(ROOT / "run.py")
+        os.execv(sys.executable, [sys.executable, script, *rest])
+    if name not in COMMANDS:
+        near = get_close_matches(name, ["train", *COMMANDS], 1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        print(f"mora: there is no command {name!r}{meant}; there are train, {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    if name == "plan" and not any(argument.split("=")[0] == "--plan" for argument in rest):
+        rest = [*rest, "--plan"]
+    command = COMMANDS[name]
+    importlib.import_module(command.parser or command.module).parse(rest, f"mora {name}")  # --help ends here
+    return importlib.import_module(command.module).main(rest) or 0
+
+
+def _help() -> str:
+    commands = {"train": TRAIN, **{name: command.help for name, command in COMMANDS.items()}}
+    lines = [f"  {name:10} {text}" for name, text in commands.items()]
+    return "\n".join(["usage: mora COMMAND ...    (or python -m mora); mora COMMAND --help", "", *lines])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

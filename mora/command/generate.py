@@ -1,0 +1,78 @@
+"""What a model answers to a prompt. The prompt goes in as it stands: a run knows the form that it was trained on."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from mora.config.arguments import device, positive_int
+from mora.config.compose import ConfigError
+
+from . import trained
+
+
+def parse(arguments: list[str] | None = None, prog: str = "mora generate") -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
+    parser.add_argument(
+        "run", help="a run's id or folder, an adapter's or checkpoint's folder, a hub id or a known model"
+    )
+    parser.add_argument("prompt", nargs="+", help="one or more; each is answered alone")
+    parser.add_argument("--max-tokens", type=positive_int, default=128, help="of an answer; default: 128")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0, the default: the likeliest token each time")
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn at a temperature above 0")
+    parser.add_argument("--precision", choices=["bf16", "fp32"], help="default: bf16 on a GPU, fp32 on a CPU")
+    parser.add_argument("--device", type=device, help="default: cuda where there is one")
+    options = parser.parse_args(arguments)
+    if options.temperature < 0:
+        parser.error(f"--temperature {options.temperature}: expected 0 or more")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    try:
+        for answer in answers(parse(arguments)):
+            print(answer)
+    except (ConfigError, OSError) as error:
+        print(f"mora generate: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def answers(options: argparse.Namespace) -> list[str]:
+    """One a prompt, without the prompt. An adapter is merged into its base first.
+
+    Raises: ConfigError where the model cannot be loaded, or a prompt is empty.
+    """
+    found = trained.find(options.run)
+    import torch
+
+    from mora.models.load import load_any
+    from mora.models.tokenizers import pad_id
+    from mora.train.says import quiet
+
+    quiet()
+    where = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    precision = options.precision or ("fp32" if torch.device(where).type == "cpu" else "bf16")
+    model, tokenizer = load_any(options.run if found is None else str(found), precision)
+    model = model.to(where).eval()
+    torch.manual_seed(options.seed)
+    sampling = {"do_sample": True, "temperature": options.temperature} if options.temperature else {"do_sample": False}
+    written = []
+    for prompt in options.prompt:
+        ids = tokenizer(prompt)["input_ids"]
+        if ids and ids[-1] == tokenizer.eos_token_id:
+            ids = ids[:-1]  # some tokenizers end every text: the answer would begin after its end
+        if not ids:
+            raise ConfigError(f"prompt {prompt!r}: expected a text with at least one token")
+        given = torch.tensor([ids], device=where)
+        made = model.generate(
+            given,
+            attention_mask=torch.ones_like(given),
+            max_new_tokens=options.max_tokens,
+            pad_token_id=pad_id(tokenizer),
+            **sampling,
+        )
+        written.append(tokenizer.decode(made[0, len(ids) :], skip_special_tokens=True))
+    return written

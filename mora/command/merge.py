@@ -1,0 +1,58 @@
+"""A run's adapter, merged into its base: a checkpoint that needs neither PEFT nor mora."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from mora.config.compose import ConfigError
+
+from . import trained
+
+
+def parse(arguments: list[str] | None = None, prog: str = "mora merge") -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
+    parser.add_argument("run", help="a run's id, its folder, or the folder of any PEFT adapter that can be merged")
+    parser.add_argument("output", nargs="?", type=Path, help="folder to write; default: merged/ beside the adapter")
+    parser.add_argument("--precision", choices=["bf16", "fp32"], help="default: the run's")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    try:
+        print(merge(parse(arguments)))
+    except (ConfigError, OSError) as error:
+        print(f"mora merge: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def merge(options: argparse.Namespace) -> Path:
+    """Adds in fp32, rounds once, writes weights and tokenizer. Returns their folder, whole or not there.
+
+    Raises: ConfigError where there is no adapter, its base cannot be loaded, or something is in the way.
+    """
+    folder = trained.find(options.run)
+    if folder is None:
+        raise trained.unknown(options.run)
+    if not trained.is_adapter(folder):
+        raise ConfigError(f"{folder} is a whole model already: the run changed more than an adapter")
+    output: Path = options.output or folder.parent / "merged"
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(f"{output} is there already: remove it, or give another folder")
+    from mora.models.load import load_any
+    from mora.train.says import quiet
+
+    quiet()
+    model, tokenizer = load_any(str(folder), options.precision or trained.precision(folder))
+    partial = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        os.replace(partial, output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return output

@@ -1,0 +1,59 @@
+"""Where the model of a run lies. No torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from difflib import get_close_matches
+from pathlib import Path
+
+import yaml
+
+from mora.config.compose import ConfigError
+from mora.config.source import ROOT
+
+
+def outputs() -> Path:
+    """The folder of the runs' folders."""
+    return Path(os.environ.get("MORA_OUTPUT_DIR", ROOT / "outputs"))
+
+
+def find(name: str) -> Path | None:
+    """The folder of a model or adapter: of a run, by its id or folder, or that folder itself; None of what is none of these.
+
+    A run that changed more than its adapter left the whole model, which is then meant.
+    Raises: ConfigError where it is the folder of a run that has left nothing.
+    """
+    for folder in (outputs() / name, Path(name)):
+        if (folder / "config.yaml").is_file():
+            left = [folder / part for part in ("model", "adapter") if (folder / part).is_dir()]
+            if not left:
+                raise ConfigError(
+                    f"{folder} holds neither adapter/ nor model/: the run has not ended, or trained nothing"
+                )
+            return left[0]
+    folder = Path(name)
+    return folder if any((folder / file).is_file() for file in ("adapter_config.json", "config.json")) else None
+
+
+def unknown(name: str) -> ConfigError:
+    """That it is no run, and which may have been meant."""
+    runs = sorted(path.parent.name for path in outputs().glob("*/config.yaml"))
+    near = get_close_matches(name, runs, 3, 0.5) or runs[:3]
+    there = f"; there are {len(runs)} in {outputs()}, such as {', '.join(near)}" if runs else f"; {outputs()} has none"
+    return ConfigError(f"{name!r}: expected a run's id or folder, or a folder with an adapter{there}")
+
+
+def is_adapter(folder: Path) -> bool:
+    return (folder / "adapter_config.json").is_file()
+
+
+def precision(folder: Path) -> str:
+    """Of the run that left it there; fp32 where no run did."""
+    config = folder.parent / "config.yaml"
+    return str(yaml.safe_load(config.read_text())["scale"]["precision"]) if config.is_file() else "fp32"
+
+
+def base(folder: Path) -> str:
+    """The base that an adapter's folder names."""
+    return str(json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path"))

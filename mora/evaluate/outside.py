@@ -1,0 +1,90 @@
+"""Scores of a checkpoint or adapter outside a run: `python -m mora.evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mora.config import source
+from mora.models.load import load_any
+from mora.train.log import replace_file
+
+from . import result, samples
+from .harness import Settings, check_names, evaluate_model
+
+PACKAGES = ("torch", "transformers", "peft", "lm_eval", "datasets")
+
+
+def run(options: argparse.Namespace) -> Path:
+    """Evaluates and writes `<output>/result.json` and `<output>/samples/`. Returns the JSON's path.
+
+    Tasks are added to those that the folder already has of the same weights and settings.
+    Raises: ConfigError; OSError where nothing can be written there.
+    """
+    started, code = time.time(), source.of_this_process()
+    where = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    on_gpu = torch.device(where).type == "cuda"
+    check_names(options.task)
+    precision = options.precision or ("bf16" if on_gpu else "fp32")
+    model, tokenizer = load_any(options.model, precision)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token_id = tokenizer.eos_token_id
+    model = model.to(where)
+    folder = Path(options.output or Path("outputs/evaluation") / _short(Path(options.model)))
+    identity = fingerprint(model)
+    settings = Settings(
+        batch_size=options.batch_size,
+        max_length=options.max_length or Settings.max_length,
+        most=options.max_length,
+        limit=options.limit,
+        data_dir=options.data_dir,
+        journal=folder / "journal.jsonl",
+        identity=f"{identity}|{precision}|{code['fingerprint']}",  # other code, other answers
+    )
+    new: dict[str, Any] = {
+        "model": {"name": options.model, "fingerprint": identity, "precision": precision},
+        "settings": {k: getattr(settings, k) for k in ("batch_size", "max_length", "limit")},
+    }
+    result.known(folder, new)  # refuses before anything is scored
+    metrics, kept = evaluate_model(model, tokenizer, options.task, settings)
+    facts = {
+        "source": code,
+        "packages": {package: version(package) for package in PACKAGES},
+        "hardware": torch.cuda.get_device_name(where) if on_gpu else "cpu",
+        "wall_s": round(time.time() - started, 1),
+    }
+    new["metrics"] = {
+        name: {k: None if math.isnan(v) else v for k, v in values.items()} for name, values in metrics.items()
+    }
+    new["tasks"] = {name: k.header | facts for name, k in kept.items()}
+    joined = result.joined(folder, new)
+    samples.write(folder, kept)
+    replace_file(folder / "result.json", json.dumps(joined, indent=1, sort_keys=True) + "\n")
+    (folder / "journal.jsonl").unlink(missing_ok=True)
+    for name, values in metrics.items():
+        shown = "  ".join(f"{k} {v:.4f}" for k, v in values.items() if not k.endswith("_stderr"))
+        error = values.get("score_stderr", math.nan)
+        print(f"{name}: {shown}" + ("" if math.isnan(error) else f"  (+- {error:.4f})"))
+    return folder / "result.json"
+
+
+def _short(model: Path) -> str:
+    """The name of its scores: of what a run left, in adapter/ or model/, the run's."""
+    return model.resolve().parent.name if model.name in ("adapter", "model") else model.name
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """16 hex digits over every weight's name and bytes."""
+    digest = hashlib.sha256()
+    for key, tensor in model.state_dict().items():
+        digest.update(key.encode())
+        digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
