@@ -108,8 +108,8 @@ def test_the_figure_pairs_seeds_and_names_what_neither_reached(tmp_path, monkeyp
     assert "LoRA r=2 (as 16), freeze_a=true" in text
     with open(path.with_suffix(".csv")) as file:
         lines = list(csv.DictReader(file))
-    assert len(lines) == 9
+    assert len(lines) == 12
     assert {line["run"] for line in lines} == {run_id(c) for spec in chosen for c in resolve(spec).final}
-    assert [line["steps_to_99"] for line in lines if line["seed"] == "2"] == [""] * 3
+    assert [line["steps_to_99"] for line in lines if line["seed"] == "2"] == [""] * 4
     memory.render("memory", EXPERIMENT, rows(), "lite", tmp_path / "out")
     assert path.read_bytes() == first
