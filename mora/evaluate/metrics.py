@@ -26,6 +26,11 @@ def facts(name: str) -> Facts:
     return _known().get(name.partition(":")[0], Facts(None, None))
 
 
+def beside(task: str) -> str | None:
+    """The task whose score is shown with that of this one, as its file says; None where it says none."""
+    return _companions().get(task)
+
+
 def key(task: str, metric: str) -> str:
     """A task's metric among those of a run: `task.metric`, or its own name where that begins with the task's."""
     return metric if metric.startswith(f"{task}_") else f"{task}.{metric}"
@@ -58,6 +63,13 @@ def _known() -> dict[str, Facts]:
         whole = sum(f for f in floors if f is not None) / len(floors) if None not in floors else None
         found[f"{values['group']}.score"] = Facts(members[0].higher_is_better, whole)
     return found
+
+
+@lru_cache
+def _companions() -> dict[str, str]:
+    files = [_read(path) for path in sorted(TASKS.rglob("*.yaml"))]
+    named = [(values["task"], values.get("metadata") or {}) for values in files if "metric_list" in values]
+    return {task: about["beside"] for task, about in named if "beside" in about}
 
 
 def _read(path: Path) -> dict[str, Any]:

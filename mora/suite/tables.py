@@ -14,6 +14,7 @@ from typing import NamedTuple
 from mora.analysis.counts import trainable as trainable_parameters
 from mora.analysis.gpus import GIB
 from mora.config.run_id import format_lr, run_id
+from mora.evaluate.metrics import beside as companion
 from mora.results import Metrics
 from mora.train.log import replace_file
 
@@ -244,7 +245,7 @@ def _score(name: str, metrics: Metrics, unit: str) -> str:
 
 def _beside(task: str, metrics: Metrics) -> str:
     """What else was found: how many texts hold an answer, the score of those, how likely the set's gold answers are."""
-    parts, gold = [], metrics.get(f"{task.removesuffix('500')}_gold.score")
+    parts, gold = [], metrics.get(f"{companion(task)}.score")
     if answered := metrics.get(f"{task}.answered"):
         right = metrics.get(f"{task}.score_if_answered")
         parts.append(f"{100 * answered.value:.1f} % answered, {100 * right.value if right else 0:.1f} % of these right")
