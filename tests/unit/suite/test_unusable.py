@@ -152,7 +152,7 @@ def test_source_that_changes_under_a_suite_ends_in_a_failure_and_in_no_second_ru
     grid, worker, tmp_path, capfd, monkeypatch
 ):
     config = grid.search[0]
-    monkeypatch.setattr(runner, "plan", lambda grids: runner.missing([config]))
+    monkeypatch.setattr(runner, "plan", lambda grids, said=None: runner.missing([config]))
     worker(config, CHANGED)
     assert runner.complete([grid], 1) == [run_id(config)]
     assert (tmp_path / "started").read_text() == "x"
