@@ -74,7 +74,11 @@ def _do(args: argparse.Namespace, loaded: dict[str, Experiment]) -> list[str]:
     for (name, scale), found in resolved.items():
         print(_render(name, loaded[name], found, scale, args.results))
     if args.render and not args.names:
-        ledger.render(found=Found(resolved))
+        from .report import headline  # draws, which nothing else here needs before
+
+        judged = Found(resolved)
+        ledger.render(found=judged)
+        headline.render(judged)
     return failed
 
 

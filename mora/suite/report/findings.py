@@ -10,10 +10,9 @@ from mora.config.run_id import run_id
 
 from .. import ledger
 from ..claims import Claim, load
-from ..contrasts import measure
+from ..contrasts import Found, measure
 from ..experiment import Scale
 from ..ledger import Outcome
-from .gather import Gathered
 
 SHORT = 62  # letters of a claim beside a print figure
 
@@ -89,14 +88,14 @@ class Finding:
         return f"ours {self.effect}; the paper's {self.paper}; {self.outcome.verdict}"
 
 
-def of_claims(gathered: Gathered) -> list[Finding]:
+def of_claims(resolved: Found) -> list[Finding]:
     """Every claim at every scale at which something was run; once, as not run, where nothing was."""
     claims = load().claims
     found = []
-    for claim, scale, outcome in ledger.rows_of(claims, gathered.found):
+    for claim, scale, outcome in ledger.rows_of(claims, resolved):
         number = claims.index(claim) + 1
-        also = [o for o in ledger.also(claim, scale, gathered.found) if o.verdict != "not run"]
-        found.append(Finding(number, claim, scale, outcome, also, _runs(gathered, claim, scale)))
+        also = [o for o in ledger.also(claim, scale, resolved) if o.verdict != "not run"]
+        found.append(Finding(number, claim, scale, outcome, also, _runs(resolved, claim, scale)))
     _set_extents(found)
     return found
 
@@ -112,11 +111,11 @@ def _set_extents(found: Iterable[Finding]) -> None:
         f.extent = reach[f.unit] or 1.0
 
 
-def _runs(gathered: Gathered, claim: Claim, scale: Scale) -> dict[str, list[str]]:
+def _runs(resolved: Found, claim: Claim, scale: Scale) -> dict[str, list[str]]:
     """The runs of both rows of the primary contrast, by the row's label."""
     if not claim.experiment:
         return {}
-    rows = gathered.found.rows(claim.experiment, scale)
+    rows = resolved.rows(claim.experiment, scale)
     measured = measure(claim, claim.primary, rows)
     evidence: dict[str, list[str]] = {}
     for side in (measured.first, measured.second):

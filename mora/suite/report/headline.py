@@ -1,20 +1,16 @@
-"""python -m mora.suite.report.headline: README's picture, every claim that was judged; make render."""
+"""README's picture: every claim that was judged. `make render` writes it beside the ledger."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from .. import ledger
+from ..contrasts import Found
 from . import findings, pictures, style
-from .gather import Gathered
 
 
-def render(gathered: Gathered, page: Path = ledger.FULL) -> Path:
+def render(found: Found, page: Path = ledger.FULL) -> Path:
     """Writes the picture beside the ledger, under its name, as PDF and SVG; returns the latter's path."""
     with style.in_print():
-        style.printed(pictures.forest(findings.of_claims(gathered)), page.with_suffix(""))
+        style.printed(pictures.forest(findings.of_claims(found)), page.with_suffix(""))
     return page.with_suffix(".svg")
-
-
-if __name__ == "__main__":
-    print(f"figure: {render(Gathered())}")

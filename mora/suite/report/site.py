@@ -50,7 +50,7 @@ class Site:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self.claims = findings.of_claims(gathered) if set(gathered.scales) - {"smoke"} else []
+        self.claims = findings.of_claims(gathered.found) if set(gathered.scales) - {"smoke"} else []
 
     def build(self) -> Path:
         """Returns the first page. Raises: ConfigError where the folder holds something else."""

@@ -120,7 +120,7 @@ def test_every_picture_and_field_has_a_name(pages: dict[Path, Page]) -> None:
 
 def test_every_claim_is_on_the_first_page_with_its_verdict(site: Path, gathered: Gathered) -> None:
     text = (site / "index.html").read_text()
-    for finding in findings.of_claims(gathered):
+    for finding in findings.of_claims(gathered.found):
         assert f'href="#{finding.anchor}"' in text
         assert f'id="{finding.anchor}"' in text
         assert finding.outcome.effect is None or finding.effect in text
@@ -139,7 +139,7 @@ def test_the_first_page_of_the_project_has_the_picture_that_the_results_give(
     gathered: Gathered, tmp_path: Path
 ) -> None:
     """Byte for byte, with fonts that a printer can take."""
-    headline.render(gathered, tmp_path / "claims.md")
+    headline.render(gathered.found, tmp_path / "claims.md")
     for end in (".svg", ".pdf"):
         assert (tmp_path / f"claims{end}").read_bytes() == (ROOT / f"results/claims{end}").read_bytes(), "make render"
     pdf = (tmp_path / "claims.pdf").read_bytes()
