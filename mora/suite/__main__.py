@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mora.config import ConfigError
+from mora.config import ConfigError, RunConfig
 
 from . import claims, commands, figures, launch, ledger, memory, overrides, plan, runner, settings, slurm, tables
 from . import experiment as experiments
@@ -103,20 +103,24 @@ def _hand_in(args: argparse.Namespace, grids: list[CellSpec], own: list[str], jo
 
 def _repeat(grids: list[CellSpec]) -> None:
     """Every result of these cells is set aside."""
-    wanted = [c for grid in grids for c in (*grid.search, *resolve(grid, stands).final)]
-    moved = [path for config in wanted if (path := launch.repeat(config))]
+    moved = [path for config in _known(grids) if (path := launch.repeat(config))]
     if moved:
         go_on = "to go on after a stop, start without FORCE=1 (--force)"
         print(f"{len(moved)} results were set aside, into {moved[0].parent}; {go_on}")
 
 
+def _known(grids: list[CellSpec]) -> list[RunConfig]:
+    """Every run of these cells that is known by now: of their searches, and the final ones of the rates that stand."""
+    resolved = [resolve(grid, stands) for grid in grids]
+    return [run.config for cell in resolved for run in (*cell.searched, *cell.finals)]
+
+
 def _say_what_is_there(grids: list[CellSpec], args: argparse.Namespace) -> None:
     """Where nothing is run: that, and why."""
-    wanted = {str(launch.result_path(c)): c for grid in grids for c in (*grid.search, *resolve(grid, stands).final)}
-    there = [path for path, config in wanted.items() if result_of(config) is not None]
+    there = {str(launch.result_path(config)) for config in _known(grids) if result_of(config) is not None}
     if there and not runner.plan(grids):
         again = "FORCE=1 (--force) runs them again, RESULTS=FOLDER (--results FOLDER) in a folder of their own"
-        print(f"nothing was run: all {len(there)} results are there, in {Path(there[0]).parent}; {again}")
+        print(f"nothing was run: all {len(there)} results are there, in {Path(min(there)).parent}; {again}")
 
 
 def _render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale: Scale, results: Path | None) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from mora.config import ConfigError, RunConfig
 from mora.evaluate.metrics import facts
@@ -15,6 +17,13 @@ from . import verdicts
 from .experiment import Candidate, CellSpec
 from .result import result_of, usable
 from .selection import Choice, Counts, choose, last_step
+
+
+class CellRun(NamedTuple):
+    """A run of a cell, made or not, and what run.py is given for it beside its rate and seed."""
+
+    config: RunConfig
+    overrides: list[str]
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,27 @@ class CellRuns:
     @property
     def best(self) -> Candidate | None:
         return self.choice.best
+
+    @property
+    def searched(self) -> list[CellRun]:
+        """Every run that the choice rests on or asks for: the search itself, then rates beyond its edge and second seeds."""
+        first, choice = self.spec.at_scale.seeds[0], self.choice
+        if not self.spec.search:
+            return []
+        runs = [(candidate, first) for candidate, _ in choice.scores]
+        if not choice.again:  # what is asked for is a rate
+            runs += [(Candidate(choice.best.overrides, c.lr), first) for c in choice.more if choice.best]
+        runs += [(candidate, self.spec.at_scale.seeds[1]) for candidate in choice.again]
+        more = self.spec.at_scale.search
+        return [
+            CellRun(self.spec.run(c, seed, searching=True), [*self.spec.base, *c.overrides, *more]) for c, seed in runs
+        ]
+
+    @property
+    def finals(self) -> list[CellRun]:
+        """The final runs; none until the candidate is chosen."""
+        overrides = [*self.spec.base, *(self.best.overrides if self.best else ())]
+        return [CellRun(config, overrides) for config in self.final]
 
     def metrics(self, config: RunConfig, result: RunResult) -> Metrics:
         """Of a final run, at the step that the column shows."""
@@ -111,6 +141,18 @@ def resolve(spec: CellSpec, counts: Counts = usable) -> CellRuns:
     found = [(config, result_of(config)) for config in final]
     results = [(config, result) for config, result in found if result is not None and counts(result, spec.scale)]
     return CellRuns(spec, choice, final, results)
+
+
+def in_order(found: Sequence[CellRuns]) -> Iterator[CellRun]:
+    """The runs as they are begun: searches, since other runs wait for them, what their choices ask for beyond, then the
+    final runs of the cells that have chosen for good."""
+    for cell in found:
+        yield from cell.searched[: len(cell.spec.search)]
+    for cell in found:
+        yield from cell.searched[len(cell.spec.search) :]
+    for cell in found:
+        if not cell.choice.more:
+            yield from cell.finals
 
 
 def resolve_all(rows: list[list[CellSpec]]) -> list[list[CellRuns]]:

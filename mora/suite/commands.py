@@ -8,7 +8,7 @@ from mora.analysis.gpus import H100, Gpu
 from mora.config import RunConfig, run_id
 
 from . import fit
-from .cells import resolve
+from .cells import in_order, resolve
 from .experiment import CellSpec
 from .result import done, stands
 
@@ -25,39 +25,18 @@ def text(grids: list[CellSpec], gpu: Gpu = H100) -> str:
 
 
 def arguments(grids: list[CellSpec], gpu: Gpu = H100) -> dict[str, list[str]]:
-    """What run.py is given for each run that is missing and can begin now, by the run's id.
-
-    Searches come first, then what a choice asks for beyond them, then the final runs of the cells that have chosen.
-    """
+    """What run.py is given for each run that is missing and can begin now, by the run's id, in the order of `in_order`."""
     found: dict[str, list[str]] = {}
-    resolved = [resolve(grid, stands) for grid in grids]
-    for runs in resolved:
-        for candidate, config in zip(runs.spec.candidates, runs.spec.search, strict=False):
-            _add(found, config, [*runs.spec.base, *candidate.overrides, *runs.spec.at_scale.search], gpu)
-    for runs in resolved:
-        for config in runs.choice.more:
-            _add(found, config, [*runs.spec.base, *_overrides(runs.spec, config), *runs.spec.at_scale.search], gpu)
-    for runs in (runs for runs in resolved if not runs.choice.more):
-        for config in runs.final:
-            _add(found, config, [*runs.spec.base, *(runs.best.overrides if runs.best else ())], gpu)
+    for run in in_order([resolve(grid, stands) for grid in grids]):
+        if run_id(run.config) not in found and not done(run.config):
+            found[run_id(run.config)] = [*words(*run), *_micro_batch(run.config, gpu)]
     return found
 
 
-def _overrides(spec: CellSpec, config: RunConfig) -> tuple[str, ...]:
-    """Of the candidate whose search run this is, at whatever rate."""
-    return next(
-        c.overrides
-        for c in spec.candidates
-        if spec.run(c._replace(lr=config.lr), config.seed, searching=True) == config
-    )
-
-
-def _add(found: dict[str, list[str]], config: RunConfig, overrides: list[str], gpu: Gpu) -> None:
-    if done(config):
-        return
+def _micro_batch(config: RunConfig, gpu: Gpu) -> list[str]:
+    """Where it is left open, the largest that fits."""
     size = fit.fitted(config, gpu.memory).hardware.micro_batch_size if fit.left_open(config) else None
-    micro = [f"hardware.micro_batch_size={size}"] if size else []
-    found.setdefault(run_id(config), [*words(config, overrides), *micro])
+    return [f"hardware.micro_batch_size={size}"] if size else []
 
 
 def words(config: RunConfig, overrides: list[str]) -> list[str]:

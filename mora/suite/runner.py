@@ -14,7 +14,7 @@ from mora.config import RunConfig, run_id
 from mora.config.run_id import spectrum_path
 
 from . import inputs
-from .cells import CellRuns, resolve
+from .cells import CellRuns, in_order, resolve
 from .experiment import CellSpec
 from .gpus import Places, visible
 from .launch import ROOT, STOPPED, interrupt_on_sigterm, launch, run_folder, stop_workers, unheld, warning
@@ -31,7 +31,7 @@ def missing(configs: Iterable[RunConfig]) -> list[RunConfig]:
 
 
 def plan(grids: list[CellSpec], said: set[str] | None = None) -> list[RunConfig]:
-    """What can be run now: the searches first, since other runs wait for them, and the runs at the rates they chose.
+    """What can be run now, in the order in which it is begun.
 
     On changed source its own results choose, too: they decide what it runs, and no table. With `said`, which keeps ids, it
     is printed once why a run is added to a search.
@@ -40,9 +40,7 @@ def plan(grids: list[CellSpec], said: set[str] | None = None) -> list[RunConfig]
     if said is not None:
         for cell in found:
             _say_why(cell, said)
-    further = (c for runs in found for c in runs.choice.more)
-    finals = (c for runs in found if not runs.choice.more for c in runs.final)
-    return missing([*(c for grid in grids for c in grid.search), *further, *finals])
+    return missing(run.config for run in in_order(found))
 
 
 def _say_why(cell: CellRuns, said: set[str]) -> None:

@@ -16,9 +16,9 @@ from mora.train import log
 
 from .. import claims, commands
 from .. import experiment as experiments
-from ..cells import CellRuns
+from ..cells import CellRun, CellRuns
 from ..contrasts import Found
-from ..experiment import ROOT, Candidate, CellSpec, Experiment, Scale
+from ..experiment import ROOT, CellSpec, Experiment, Scale
 from ..result import result_of, usable
 from ..selection import last_step
 
@@ -159,31 +159,22 @@ class Gathered:
         return [shown for shown in self.shown if shown.kind in kinds]
 
     def _add(self, shown: Shown, cell: CellRuns) -> None:
-        spec = cell.spec
-        for config, result in cell.results:
-            self._use(shown, spec, config, result, [*spec.base, *(cell.best.overrides if cell.best else ())], False)
-        if spec.search:
-            for candidate, _ in cell.choice.scores:
-                self._searched(shown, cell, candidate, spec.at_scale.seeds[0])
-            for candidate in cell.choice.again:
-                self._searched(shown, cell, candidate, spec.at_scale.seeds[1])
-
-    def _searched(self, shown: Shown, cell: CellRuns, candidate: Candidate, seed: int) -> None:
-        spec, config = cell.spec, cell.spec.run(candidate, seed, searching=True)
-        if (found := usable(result_of(config), spec.scale)) is not None:
-            overrides = [*spec.base, *candidate.overrides, *spec.at_scale.search]
-            self._use(shown, spec, config, found, overrides, True)
+        scale = cell.spec.scale
+        for searching, runs in ((False, cell.finals), (True, cell.searched)):
+            for run in runs:
+                if (found := usable(result_of(run.config), scale)) is not None:
+                    self._use(shown, cell.spec, run, found, searching)
 
     def _use(
         self,
         shown: Shown,
         spec: CellSpec,
-        config: RunConfig,
+        made: CellRun,
         result: RunResult,
-        overrides: list[str],
         searching: bool,
     ) -> None:
-        run = self.runs.setdefault(run_id(config), Run(config, result, spec.label, commands.words(config, overrides)))
+        new = Run(made.config, result, spec.label, commands.words(*made))
+        run = self.runs.setdefault(run_id(made.config), new)
         use = Use(shown.name, shown.scale, spec.label, spec.column.name, searching)
         if use not in run.uses:
             run.uses.append(use)

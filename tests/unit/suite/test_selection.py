@@ -5,10 +5,12 @@ import math
 import pytest
 from made_up import write
 
-from mora.config import source
+from mora.config import compose, source
+from mora.suite import __main__ as suite
 from mora.suite import experiment as experiments
 from mora.suite import runner, tables
-from mora.suite.cells import resolve, resolve_all
+from mora.suite.cells import in_order, resolve, resolve_all
+from mora.suite.commands import words
 from mora.suite.result import stands
 from mora.suite.selection import next_rate
 
@@ -126,3 +128,14 @@ def test_it_is_said_once_why_a_run_is_added(spec, capsys):
     first, second = capsys.readouterr().out.splitlines()
     assert first.endswith("the rate 0.01 is one of the best two, and is tried on seed 1 too")
     assert second.endswith("the rate 0.03 is one of the best two, and is tried on seed 1 too")
+
+
+def test_what_is_begun_and_what_is_repeated_includes_what_a_choice_asked_for(spec):
+    measure(spec.search, (4.0, 3.0, 2.0, 1.0))
+    asked = [*again(spec, (1.5,)), *again(spec, (1.0, 1.2))]
+    assert len(asked) == 3
+    cell = resolve(spec)
+    assert [run.config for run in cell.searched] == [*spec.search, *asked]
+    assert [run.config for run in in_order([cell])] == [*spec.search, *asked, *cell.final]
+    assert all(compose([*words(*run)]) == run.config for run in in_order([cell]))
+    assert [config.seed for config in suite._known([spec])] == [0, 0, 0, 0, 0, 1, 1, 0, 1, 2], "FORCE=1 sets all aside"
