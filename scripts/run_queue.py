@@ -43,7 +43,7 @@ from mora.config import ConfigError, RunConfig, compose, run_id
 from mora.config.run_id import documents_path, log_path, result_path, spectrum_path
 from mora.config.source import ROOT
 from mora.results import STORE, RunResult, read
-from mora.suite import commands
+from mora.suite import commands, gpus
 from mora.suite import experiment as experiments
 
 GIB = 2**30
@@ -64,10 +64,8 @@ class Gpu:
 
 @dataclass
 class Job:
-    line: str
     config: RunConfig
     claim_gib: float
-    expected_s: float | None
     process: subprocess.Popen[bytes]
     gpu: Gpu
     started: float
@@ -219,18 +217,18 @@ class Queue:
             gpu = max(self.gpus, key=self._room)
             if self._room(gpu) < min(claim, 0.9 * gpu.total_gib):
                 return  # in order: what is large is not passed by for ever
-            self._launch(line, config, gpu, claim, expected)
+            self._launch(line, config, gpu, claim)
 
     def _room(self, gpu: Gpu) -> float:
         """GiB that nobody claims and, runs that have not yet taken theirs set aside, nobody uses."""
         jobs = [job for job in self.running if job.gpu is gpu]
-        if sum(job.gpu is gpu for job in self.running) >= self.options.jobs:
+        if len(jobs) >= self.options.jobs:
             return -1.0
         claimed = sum(job.claim_gib for job in jobs)
         settling = sum(job.claim_gib for job in jobs if time.time() - job.started < SETTLING_S)
         return 0.97 * gpu.total_gib - max(claimed, gpu.used_gib + settling)
 
-    def _launch(self, line: str, config: RunConfig, gpu: Gpu, claim: float, expected: float | None) -> None:
+    def _launch(self, line: str, config: RunConfig, gpu: Gpu, claim: float) -> None:
         output = open(self.options.out / f"{run_id(config)}.txt", "ab")  # noqa: SIM115 - the process keeps it
         beside = 1 + sum(job.gpu is gpu for job in self.running)
         env = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu.index, "MORA_SIDE_BY_SIDE": str(beside)}
@@ -238,7 +236,7 @@ class Queue:
         command = [sys.executable, str(ROOT / "run.py"), *shlex.split(CLAIM.sub("", line))]
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, env=env)
         output.close()
-        self.running.append(Job(line, config, claim, expected, process, gpu, time.time()))
+        self.running.append(Job(config, claim, process, gpu, time.time()))
         self.note(event="start", run=run_id(config), gpu=gpu.index, claim_gib=round(claim, 1), beside=beside)
 
     def _collect(self) -> None:
@@ -293,15 +291,8 @@ def _missing(name: str, scale: str, *only: str) -> list[str]:
 
 
 def read_gpus(wanted: list[str]) -> list[Gpu]:
-    """Of nvidia-smi; none where there is no driver."""
-    if shutil.which("nvidia-smi") is None:
-        return []
-    query = [
-        "nvidia-smi",
-        "--query-gpu=index,memory.total,memory.used,utilization.gpu",
-        "--format=csv,noheader,nounits",
-    ]
-    rows = [row.split(", ") for row in subprocess.run(query, capture_output=True, text=True).stdout.splitlines()]
+    """Those of `wanted`, or all; none where there is no driver."""
+    rows = gpus.query("index", "memory.total", "memory.used", "utilization.gpu")
     return [
         Gpu(index, float(total) / 1024, float(used) / 1024, [float(busy)])
         for index, total, used, busy in rows

@@ -14,7 +14,6 @@ import shlex
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -54,20 +53,16 @@ class _Joined:
     """The pieces as one file to read from."""
 
     def __init__(self, pieces: list[Path]):
-        self._bytes, self._left = self._all(pieces), b""
+        self._files = (piece.open("rb") for piece in pieces)
+        self._file = next(self._files)
 
     def read(self, size: int) -> bytes:
-        while len(self._left) < size and (more := next(self._bytes, b"")):
-            self._left += more
-        found, self._left = self._left[:size], self._left[size:]
+        found = self._file.read(size)
+        while len(found) < size and (following := next(self._files, None)):
+            self._file.close()
+            self._file = following
+            found += self._file.read(size - len(found))
         return found
-
-    @staticmethod
-    def _all(pieces: list[Path]) -> Iterator[bytes]:
-        for piece in pieces:
-            with piece.open("rb") as file:
-                while data := file.read(2**20):
-                    yield data
 
 
 def _check_files(target: Path) -> None:

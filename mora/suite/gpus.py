@@ -16,22 +16,22 @@ def visible() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; none where there is no NVIDIA driver."""
     if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [name for name in named.split(",") if name.strip()]
-    return _asked("index")
+    return [index for (index,) in query("index")]
 
 
 def memory() -> float | None:
     """Bytes of the smallest GPU here; None where there is none."""
-    sizes = [float(size) * MIB for size in _asked("memory.total") if size.replace(".", "").isdigit()]
+    sizes = [float(size) * MIB for (size,) in query("memory.total") if size.replace(".", "").isdigit()]
     return min(sizes) if sizes and visible() else None
 
 
-def _asked(what: str) -> list[str]:
-    """One value of nvidia-smi a GPU."""
+def query(*what: str) -> list[list[str]]:
+    """These values of nvidia-smi, a row a GPU; none where there is no NVIDIA driver."""
     if shutil.which("nvidia-smi") is None:
         return []
-    command = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits"]
+    command = ["nvidia-smi", f"--query-gpu={','.join(what)}", "--format=csv,noheader,nounits"]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return found.stdout.split() if found.returncode == 0 else []
+    return [row.split(", ") for row in found.stdout.splitlines()] if found.returncode == 0 else []
 
 
 class Places:

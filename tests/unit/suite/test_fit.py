@@ -100,7 +100,8 @@ def test_the_worker_says_that_it_ran_out_of_memory(tmp_path, monkeypatch, capsys
 
 
 def test_memory_is_that_of_the_smallest_gpu(monkeypatch):
-    monkeypatch.setattr(gpus, "_asked", lambda what: ["81559", "24564"] if what == "memory.total" else ["0", "1"])
+    answers = {"memory.total": [["81559"], ["24564"]], "index": [["0"], ["1"]]}
+    monkeypatch.setattr(gpus, "query", answers.__getitem__)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert gpus.memory() == 24564 * 2**20
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
