@@ -5,12 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import hydra
-import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -20,7 +18,6 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from .model_folder import identified
-from .model_schema import Model
 from .peft_file import with_settings
 from .schema import RunConfig
 
@@ -133,24 +130,10 @@ def load(values: dict[str, Any]) -> RunConfig:
         raise ConfigError("; ".join(_describe(e, values) for e in error.errors())) from error
     except ValueError as error:  # of the model's folder, or the method's file
         raise ConfigError(str(error)) from error
-    config = config.model_copy(update={"model": _own_revision(config.model)})
     if config.lr is None and config.method.trains:
         grid = config.lr_grid()
         config = config.model_copy(update={"lr": grid[len(grid) // 2]})
     return config
-
-
-def _own_revision(model: Model) -> Model:
-    """Without a revision that pins another model: `model=llama2_7b model.path=... model.name=...` begins with LLaMA-2's."""
-    of_another = _revisions().get(model.revision, model.name) != model.name
-    return model.model_copy(update={"revision": None}) if of_another else model
-
-
-@lru_cache
-def _revisions() -> dict[str | None, str]:
-    """Revision -> the name of the model of configs/ that it pins on the hub."""
-    models = [yaml.safe_load(path.read_text()) for path in sorted((CONFIG_DIR / "model").glob("*.yaml"))]
-    return {m["revision"]: m["name"] for m in models if m.get("source") == "pretrained" and m.get("revision")}
 
 
 def _describe(error: Any, values: Any) -> str:

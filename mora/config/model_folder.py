@@ -1,11 +1,14 @@
-"""A model given as a folder: whether it is one, and what tells it from every other. No torch, nothing but JSON is read."""
+"""A model given by path: whether it is one, and what tells it from every other. No torch; of weights only samples are read."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from .model_schema import Model
 from .source import ROOT
@@ -19,9 +22,13 @@ SAMPLES, SAMPLE_BYTES = 64, 4096  # of a weights file, for its fingerprint
 def identified(model: Model) -> Model:
     """The model, with its fingerprint where its weights are a folder's and its name is none of configs/model.
 
+    `model=llama2_7b model.name=mine model.path=...` begins with LLaMA-2's shape and revision, which are not its own.
+
     Raises: ValueError where the folder is not one of a causal language model with its tokenizer, or not the one that it was.
     """
     folder = Path(model.path or "")
+    if _revisions().get(model.revision, model.name) != model.name:
+        model = model.model_copy(update={"revision": None})
     if model.source != "pretrained" or (KNOWN / f"{model.name}.yaml").is_file():
         return model
     if not folder.is_dir():
@@ -35,7 +42,14 @@ def identified(model: Model) -> Model:
             f"model.path={model.path!r}: its fingerprint is {found}, expected model.sha256={model.sha256}: "
             "the weights are not those that the run began with; give another model.name, or the old weights"
         )
-    return model.model_copy(update={"sha256": found, "shape": None})  # a shape in the file was another model's
+    return model.model_copy(update={"sha256": found, "shape": None})
+
+
+@cache
+def _revisions() -> dict[str | None, str]:
+    """Revision -> the name of the model of configs/ that it pins on the hub."""
+    models = [yaml.safe_load(path.read_text()) for path in sorted(KNOWN.glob("*.yaml"))]
+    return {m["revision"]: m["name"] for m in models if m.get("source") == "pretrained" and m.get("revision")}
 
 
 def check_folder(folder: Path) -> None:

@@ -39,8 +39,6 @@ def encode(pair: Pair, tokenizer: PreTrainedTokenizerBase, loss_on: str) -> Samp
     prompt = tokens.encode(tokenizer, f"{key}:")
     ids = tokens.encode(tokenizer, f"{key}:{value}")
     if ids[: len(prompt)] != prompt:
-        ids = prompt + tokens.without_appended_eos(
-            tokenizer, value, list(tokenizer(value, add_special_tokens=False)["input_ids"])
-        )
+        ids = prompt + list(tokenizer(value, add_special_tokens=False)["input_ids"])
     labels = ids if loss_on == "all" else [IGNORE] * len(prompt) + ids[len(prompt) :]
     return Sample(ids, labels, n_prompt=len(prompt))

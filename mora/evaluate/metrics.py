@@ -28,7 +28,7 @@ def facts(name: str) -> Facts:
 
 def beside(task: str) -> str | None:
     """The task whose score is shown with that of this one, as its file says; None where it says none."""
-    return _companions().get(task)
+    return next(((v.get("metadata") or {}).get("beside") for v in _files() if v.get("task") == task), None)
 
 
 def key(task: str, metric: str) -> str:
@@ -63,13 +63,6 @@ def _known() -> dict[str, Facts]:
         whole = sum(f for f in floors if f is not None) / len(floors) if None not in floors else None
         found[f"{values['group']}.score"] = Facts(members[0].higher_is_better, whole)
     return found
-
-
-@lru_cache
-def _companions() -> dict[str, str]:
-    files = [_read(path) for path in sorted(TASKS.rglob("*.yaml"))]
-    named = [(values["task"], values.get("metadata") or {}) for values in files if "metric_list" in values]
-    return {task: about["beside"] for task, about in named if "beside" in about}
 
 
 def _read(path: Path) -> dict[str, Any]:
