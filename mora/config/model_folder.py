@@ -1,4 +1,4 @@
-"""A model given by path: whether it is one, and what tells it from every other. No torch; of weights only samples are read."""
+"""A model given by path: whether it is one, and what tells it from every other. No torch; weights are only sampled."""
 
 from __future__ import annotations
 
