@@ -191,21 +191,22 @@ def drawn(experiment: Experiment, found: list[Arm], width: float = 8) -> tuple[F
     figure, ax = plt.subplots(figsize=(width, 0.625 * width), layout="constrained")
     models = list(dict.fromkeys(arm.spec.config.model.name for arm in found))
     colours = {model: f"C{i}" for i, model in enumerate(models)}
-    undecided = []
+    undecided, shown = [], set()
     for arm in found:
-        lora = partner(arm, found)
+        lora, model = partner(arm, found), arm.spec.config.model.name
         for i, seed in enumerate(sorted(set(arm.runs) & set(lora.runs if lora else ()))):
             assert lora is not None
             value = ratio(lora.runs[seed], arm.runs[seed])
             if value is None:
                 undecided.append(f"{arm.spec.label} at {arm.spec.column.name}, seed {seed}")
             else:
-                _dot(ax, lora, arm.kind, value, colours[arm.spec.config.model.name], named=i == 0)
+                _dot(ax, lora, arm.kind, value, colours[model], named=i == 0)
+                shown |= {arm.kind, model}
     ax.axhline(1, color="grey", lw=0.8)
     _scales(ax)
     ax.set(ylabel="steps to 99 %: LoRA's over the other's\n(above 1 LoRA is slower)")
-    handles: list[Any] = [Line2D([], [], ls="", marker=m, color="k", label=kind) for kind, m in MARKERS.items()]
-    handles += [Line2D([], [], ls="", marker="o", color=colour, label=model) for model, colour in colours.items()]
+    marks = [(kind, marker, "k") for kind, marker in MARKERS.items()] + [(name, "o", c) for name, c in colours.items()]
+    handles: list[Any] = [Line2D([], [], ls="", marker=m, color=c, label=name) for name, m, c in marks if name in shown]
     handles.append(Line2D([], [], ls="", marker="$\\uparrow$", color="k", label="at least (down: at most)"))
     ax.legend(handles=handles, fontsize=8, frameon=False)
     ax.grid(alpha=0.3)
