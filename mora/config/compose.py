@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -44,9 +46,12 @@ def _lr_grid(*, _root_: DictConfig) -> str:
 OmegaConf.register_new_resolver("lr_grid", _lr_grid, replace=True)
 
 
-def _restart_warmup(every_steps: int) -> int:
-    """${restart_warmup:N} of configs/method/: 50 steps, as the paper, but at most its largest share of an interval, 5 %."""
-    return min(50, every_steps // 20)
+def _restart_warmup(every_steps: Any) -> int:
+    """${restart_warmup:N} of configs/method/: 50 steps, as the paper, but at most its largest share of an interval, 5 %.
+
+    Of what is no number of steps 0: the check of every_steps says what is wrong.
+    """
+    return min(50, every_steps // 20) if isinstance(every_steps, int) else 0
 
 
 OmegaConf.register_new_resolver("restart_warmup", _restart_warmup, replace=True)
@@ -64,8 +69,7 @@ def check_sweep(arguments: Sequence[str]) -> None:
     several = bool({"-m", "--multirun"} & {*arguments}) or "hardware=slurm" in arguments
     if rates and not several:
         raise ConfigError("sweep= without -m would be one run: python run.py -m sweep=... for all of its runs")
-    given = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
-    overrides = OverridesParser.create().parse_overrides(given)
+    overrides = [_parsed(text) for text in arguments if text.startswith("~") or ("=" in text and text[0] != "-")]
     for override in overrides:
         if rates and override.key_or_group in OF_ONE_GRID and override.is_sweep_override():
             raise ConfigError(
@@ -87,9 +91,29 @@ def _check_form(arguments: Sequence[str]) -> None:
     for before, argument in zip(("", *arguments), arguments, strict=False):
         name, _, value = argument.lstrip("-").partition("=")
         if argument.startswith("--") and (name in RunConfig.model_fields or name in MEANT):
-            raise ConfigError(f"{argument}: settings have no dashes: {MEANT.get(name, name)}={value or 'VALUE'}")
-        if not argument.startswith(("-", "~")) and "=" not in argument and not before.startswith("-"):
-            raise ConfigError(f"{argument!r}: expected KEY=VALUE; a list has no blanks: method=lora,mora")
+            raise ConfigError(f"{short(argument)}: settings have no dashes: {MEANT.get(name, name)}={value or 'VALUE'}")
+        key = argument.partition("=")[0] if "=" in argument or argument.startswith("~") else ""
+        if not argument.startswith("-") and not key.strip("+~ ") and not before.startswith("-"):
+            raise ConfigError(f"{short(repr(argument))}: expected KEY=VALUE; a list has no blanks: method=lora,mora")
+
+
+def _parsed(argument: str) -> Override:
+    """Raises: ConfigError for what Hydra's grammar has not, or a group's choice that is no name."""
+    try:
+        (override,) = OverridesParser.create().parse_overrides([argument])
+        value = override.value()
+    except (HydraException, ValueError, RecursionError) as error:  # of Hydra; a number of thousands of digits; brackets
+        raise ConfigError(f"{short(argument)}: {one_line(error)}") from error
+    chooses = override.key_or_group in _groups() and not override.is_sweep_override()
+    names = value if isinstance(value, list) else [value]
+    if chooses and not all(isinstance(name, (str, QuotedString, type(None))) for name in names):
+        raise ConfigError(f"{short(argument)}: expected the name of a file in configs/{override.key_or_group}")
+    return override
+
+
+@cache
+def _groups() -> set[str]:
+    return {path.name for path in CONFIG_DIR.iterdir() if path.is_dir()}
 
 
 def compose(overrides: Sequence[str]) -> RunConfig:
@@ -97,6 +121,8 @@ def compose(overrides: Sequence[str]) -> RunConfig:
 
     Raises: ConfigError.
     """
+    for text in overrides:
+        _parsed(text)
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
@@ -127,13 +153,20 @@ def load(values: dict[str, Any]) -> RunConfig:
         config = RunConfig.model_validate(with_settings(values))
         config = config.model_copy(update={"model": identified(config.model)})
     except ValidationError as error:
-        raise ConfigError("; ".join(_describe(e, values) for e in error.errors())) from error
+        raise ConfigError(described(error, values)) from error
     except ValueError as error:  # of the model's folder, or the method's file
         raise ConfigError(str(error)) from error
     if config.lr is None and config.method.trains:
         grid = config.lr_grid()
         config = config.model_copy(update={"lr": grid[len(grid) // 2]})
     return config
+
+
+def described(error: ValidationError, values: Any, most: int = 5) -> str:
+    """In a line, every field that is wrong; of many, the first ones."""
+    found = [_describe(e, values) for e in error.errors()]
+    more = [f"{len(found) - most} more fields"] if len(found) > most else []
+    return "; ".join([*found[:most], *more])
 
 
 def _describe(error: Any, values: Any) -> str:
@@ -146,7 +179,12 @@ def _describe(error: Any, values: Any) -> str:
         return f"{where}: there is no such field"
     if error["type"] == "missing":
         return f"{where} is missing"
-    return f"{where}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+    return f"{where}={short(repr(error['input']))}: {short(error['msg'][0].lower() + error['msg'][1:], 500)}"
+
+
+def short(text: str, most: int = 100) -> str:
+    """The text, without the middle of a long one."""
+    return text if len(text) <= most else f"{text[: most * 2 // 3]} ... {text[-most // 4 :]}"
 
 
 def _field(loc: tuple[Any, ...], values: Any) -> str:
@@ -165,6 +203,7 @@ def one_line(error: Exception) -> str:
     text, *_ = str(error).split("Config search path:")  # Hydra's, and no help
     text = re.sub(r"\.\s*To append to your config use \S+", ": there is no such field", text)  # none can be added
     text, grammar, _ = text.partition("See https://hydra.cc/docs/")
+    text = short(text, 1000)
     hint = "; put a setting with braces, brackets or blanks between quotes: 'KEY=[A, B]'" if grammar else ""
     return " ".join(text.split()) + _meant(text) + hint
 

@@ -11,7 +11,7 @@ from typing import Any
 from mora.config.compose import ConfigError
 from mora.data import sources
 from mora.data.files import read_json, read_rows, record_of
-from mora.data.records import DataError, Record, wrong
+from mora.data.records import DataError, Record, there, wrong
 
 Row = dict[str, Any]
 
@@ -76,8 +76,7 @@ def check(found: Iterable[Record], fields: tuple[str, ...], where: str) -> Itera
         empty = False
         for field in fields:
             if record.row.get(field) is None:
-                there = ", ".join(map(str, record.row))
-                raise DataError(f"{record.where}: field {field!r} is missing; the row has {there}")
+                raise DataError(f"{record.where}: field {field!r} is missing; the row has {there(record)}")
         yield record
     if empty:
         raise DataError(f"{where}: there are no rows")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -32,6 +33,10 @@ from .tokenizers import cannot_load, load_tokenizer, revision_of
 
 # missing or gated; a folder without a model's config; a file that was cut; a quantised one whose package is not there
 LOAD_ERRORS = (OSError, ValueError, SafetensorError, ImportError)
+
+
+# of a shape: sizes that do not fit, of the wrong kind, below 1, or beyond the memory
+NOT_BUILT = (StrictDataclassError, ValueError, TypeError, ArithmeticError, AttributeError, KeyError, RuntimeError)
 
 
 def load_model(
@@ -161,8 +166,11 @@ def _random_model(
     config: Model, tokenizer: PreTrainedTokenizerBase, device: torch.device, dtype: torch.dtype
 ) -> LlamaForCausalLM:
     """A Llama drawn on `device` in `dtype`; the same values whatever was drawn before."""
-    vocabulary = (config.architecture or {})["vocab_size"]
-    if len(tokenizer) > vocabulary:
+    fields = config.architecture or {}
+    if unknown := sorted(fields.keys() - vars(LlamaConfig()).keys()):
+        raise ConfigError(f"model.architecture.{unknown[0]}: LlamaConfig has no such field")
+    vocabulary = fields.get("vocab_size", LlamaConfig().vocab_size)
+    if isinstance(vocabulary, int) and len(tokenizer) > vocabulary:
         raise ConfigError(
             f"model.tokenizer={config.tokenizer!r} has {len(tokenizer)} tokens, more than "
             f"model.architecture.vocab_size={vocabulary}: take another, or raise it"
@@ -173,6 +181,9 @@ def _random_model(
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
             torch.manual_seed(config.init_seed or 0)
-            return LlamaForCausalLM(LlamaConfig(**(config.architecture or {}), **special))
+            return LlamaForCausalLM(LlamaConfig(**fields, **special))
+    except NOT_BUILT as error:
+        shown = ", ".join(f"{name}={value}" for name, value in fields.items())
+        raise ConfigError(f"model.architecture cannot be built ({one_line(error):.300}): it is {shown:.500}") from error
     finally:
         torch.set_default_dtype(before)

@@ -72,7 +72,7 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
     if rank() == 0:
         print(data.report.text(config.task.name), flush=True)
     if config.method.trains:
-        config = _with_samples(config, len(data.samples))
+        config = with_samples(config, len(data.samples))
     check_positions(model, data.samples)
     made_of = {"model": {"path": config.model.path, "sha256": inputs.digest(config.model)}, "data": data.fingerprints}
     if rank() == 0:
@@ -218,7 +218,8 @@ def _hold(folder: Path) -> Iterator[None]:
         yield
 
 
-def _with_samples(config: RunConfig, n: int) -> RunConfig:
+def with_samples(config: RunConfig, n: int) -> RunConfig:
+    """Raises: ConfigError where the schedule does not fit into the steps that `n` sequences make."""
     try:
         return config.with_samples(n)
     except ValueError as error:
