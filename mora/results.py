@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,8 +12,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from mora.config import ConfigError, RunConfig
-from mora.config.run_id import result_path
+from mora.config.run_id import log_path, result_path
+from mora.config.seal import FIELD, sealed, unsealed
 from mora.evaluate import metrics
+from mora.train import log
 
 FORMAT: Literal[2] = 2
 FACTS = ("_stderr", ".documents", ".floor")  # endings of what a flat row says about its other entries
@@ -74,6 +77,7 @@ class RunResult(_Frozen):
     last_step: Count | None = None
     final_train_loss: float | None = None
     wall_s: float | None = None
+    log_sha256: str | None = None
     packages: dict[str, str] = {}
     hardware: dict[str, Any] = {}
     speed: dict[str, float] | None = None
@@ -102,8 +106,8 @@ class RunResult(_Frozen):
         return self.hardware.get("peak_memory_bytes")
 
     def text(self) -> str:
-        """The file's content."""
-        return self.model_dump_json(indent=1) + "\n"
+        """The file's content, sealed."""
+        return json.dumps(sealed(json.loads(self.model_dump_json())), indent=1, ensure_ascii=False) + "\n"
 
 
 def of_facts(facts: Mapping[str, Any]) -> RunResult:
@@ -135,6 +139,19 @@ def _metric(name: str, row: Mapping[str, Any]) -> Metric:
         higher_is_better=about.higher_is_better,
         floor=about.floor if floor is None else floor,
     )
+
+
+def log_digest(text: str) -> str:
+    """By which a result knows its log."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def log_of(config: RunConfig, result: RunResult) -> list[dict[str, Any]]:
+    """The rows of the log beside the result; none where there is none. Raises: ConfigError where it is damaged."""
+    path, rows = log_path(config), log.read(log_path(config))
+    if rows and result.log_sha256 not in (None, log_digest(path.read_text())):
+        raise ConfigError(f"{path} is damaged: it is not the log that its result was written with; bring it back")
+    return rows
 
 
 def migrate(values: dict[str, Any]) -> dict[str, Any]:
@@ -170,10 +187,12 @@ def read(path: Path) -> RunResult:
         values = json.loads(path.read_text())
         if not isinstance(values, dict):
             raise ValueError("expected an object")
-        return RunResult.model_validate(migrate(values))
+        found = RunResult.model_validate(migrate({key: value for key, value in values.items() if key != FIELD}))
+        unsealed(values)  # last: an edited field that is wrong says more
+        return found
     except ValidationError as error:
         raise _damaged(path, _first(error)) from error
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, IsADirectoryError) as error:
         raise _damaged(path, " ".join(str(error).split())) from error
 
 

@@ -157,14 +157,28 @@ def sha256(path: Path) -> str:
     stat = path.stat()
     key = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
     known = cache_dir() / "sha256.txt"
-    known.parent.mkdir(parents=True, exist_ok=True)
-    with open(known, "a+") as file:
+    try:
+        known.parent.mkdir(parents=True, exist_ok=True)
+        opened = open(known, "a+", errors="replace")  # noqa: SIM115
+    except OSError:  # a cache that cannot be written is none
+        return _digest(path)
+    with opened as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
-        lines = [line for line in file.read().splitlines() if line.startswith(f"{json.dumps(key)} ")]
-        if lines:
-            return lines[-1].rsplit(" ", 1)[1]
-        with open(path, "rb") as content:
-            digest = hashlib.file_digest(content, "sha256").hexdigest()
-        file.write(f"{json.dumps(key)} {digest}\n")
+        kept = [line.removeprefix(f"{json.dumps(key)} ") for line in file if line.startswith(f"{json.dumps(key)} ")]
+        for digest, check in (line.split() for line in kept if len(line.split()) == 2):
+            if check == _check(digest):
+                return digest
+        digest = _digest(path)
+        file.write(f"{json.dumps(key)} {digest} {_check(digest)}\n")
     return digest
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _check(digest: str) -> str:
+    """By which a damaged line of the cache is known."""
+    return hashlib.sha256(digest.encode()).hexdigest()[:8]

@@ -24,6 +24,7 @@ from transformers import (
 
 from mora.config.compose import ConfigError, one_line
 from mora.config.model_schema import Model
+from mora.data import manifest
 
 from . import known
 from .adapted import merged, tokenizer_of
@@ -89,6 +90,10 @@ def load_weights(name: str, precision: str, revision: str | None = None) -> PreT
     """
     if (model := known.named(name)) is not None:
         return load_model(model, precision)[0]
+    if wrong := manifest.damage(Path(name)):
+        raise ConfigError(
+            f"{wrong}: train again, or bring back a copy; an edited one loads without its {manifest.NAME}"
+        )
     with _errors_of(name):
         if (base := _base_of(name)) is not None:  # merged in fp32, cast once
             return merged_with(load_weights(base[0], "fp32", base[1]), name).to(DTYPES[precision])

@@ -10,9 +10,8 @@ from functools import cached_property
 from typing import NamedTuple
 
 from mora.config import ConfigError, RunConfig
-from mora.config.run_id import log_path, run_id
-from mora.results import STORE, RunResult
-from mora.train import log
+from mora.config.run_id import run_id
+from mora.results import STORE, RunResult, log_of
 
 from .. import claims, commands
 from .. import experiment as experiments
@@ -74,7 +73,7 @@ class Run:
     def log(self) -> list[dict[str, float]] | str:
         """Rows of the log; why it cannot be read, where it is damaged."""
         try:
-            return log.read(log_path(self.config))
+            return log_of(self.config, self.result)
         except ConfigError as error:
             return str(error).replace(f"{ROOT}/", "")
 
