@@ -26,9 +26,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 import mora.config as config_code
 from mora.config import ConfigError, RunConfig
-from mora.config.compose import CONFIG_DIR, one_line, validate
-from mora.data.sources import cache_dir
-from mora.train.log import replace_file
+from mora.config.hydra_compose import hydra_line, validate
+from mora.config.source import CONFIG_DIR
+from mora.io import cache_dir, replace_file
 
 OF_A_FILE = ("model.", "method.config=")  # say more than they write: a folder's digest, a file's content
 METHOD_ALONE = "task=uuid"  # any task: a method's file sets the section `method` and nothing else
@@ -94,7 +94,7 @@ def _compose(overrides: tuple[str, ...]) -> RunConfig:
             for key in changed:
                 OmegaConf.update(base.config, key, reduce(dict.__getitem__, key.split("."), base.plain), merge=False)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(one_line(error)) from error
+        raise ConfigError(hydra_line(error)) from error
 
 
 @cache

@@ -10,13 +10,16 @@ from typing import Any
 
 import matplotlib
 
+from mora.errors import DamagedFileError
+from mora.io import replace_file
+
 matplotlib.use("Agg")
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mora.config import ConfigError, RunConfig
+from mora.config import RunConfig
 from mora.config.run_id import log_path, run_id, spectrum_path
 from mora.results import RunResult, Source
 from mora.train import log
@@ -51,7 +54,7 @@ def render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale:
     with matplotlib.rc_context({"svg.hashsalt": "mora", "svg.fonttype": "none"}):
         figure.savefig(path, metadata={"Date": None, "Creator": None})
     plt.close(figure)
-    log.replace_file(path.with_suffix(".md"), _caption(path.name, experiment, panels, scale))
+    replace_file(path.with_suffix(".md"), _caption(path.name, experiment, panels, scale))
     return path
 
 
@@ -161,7 +164,7 @@ def spectrum_of(config: Any) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_text()) if path.is_file() else None
     except ValueError as error:
-        raise ConfigError(f"{path} is damaged ({error}): remove it, and the spectrum is measured again") from error
+        raise DamagedFileError(f"{path} is damaged ({error}): remove it, and the spectrum is measured again") from error
 
 
 def _curves(runs: CellRuns) -> np.ndarray:

@@ -21,13 +21,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
-from mora.analysis.counts import mora_operator, square_size, trainable
 from mora.config import RunConfig
 from mora.config.data_schema import UuidData
 from mora.config.run_id import format_lr, run_id
+from mora.io import replace_file
 from mora.models.shapes import shape_of
+from mora.planner.counts import mora_operator, square_size, trainable
 from mora.results import Metrics
-from mora.train.log import replace_file
 
 from .cells import CellRuns
 from .experiment import CellSpec, Experiment

@@ -9,9 +9,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mora.analysis.counts import mora_operator
+from mora.io import replace_file
 from mora.models.shapes import shape_of
-from mora.train.log import replace_file
+from mora.planner.counts import mora_operator
 
 from . import latex
 from .composition import compose

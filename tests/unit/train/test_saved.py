@@ -7,12 +7,13 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from mora.analysis.cost import cost
 from mora.config import ConfigError, compose
+from mora.errors import ModelError
 from mora.evaluate import __main__ as command
 from mora.evaluate import outside, synthetic
 from mora.methods import prepare
 from mora.models.load import load_any, load_model
+from mora.planner.cost import cost
 from mora.train.engines import make_engine
 from mora.train.worker import _base, _save_trained
 
@@ -85,9 +86,9 @@ def test_what_a_run_left_is_scored_under_the_runs_name():
 
 def test_the_folder_of_a_run_is_no_model(tmp_path):
     saved(tmp_path, "task=uuid")
-    with pytest.raises(ConfigError, match=f"is the folder of a run: give {tmp_path}/adapter$"):
+    with pytest.raises(ModelError, match=f"is the folder of a run: give {tmp_path}/adapter$"):
         load_any(str(tmp_path), "fp32")
-    with pytest.raises(ConfigError, match="there is no such folder"):
+    with pytest.raises(ModelError, match="there is no such folder"):
         load_any(str(tmp_path / "nothing"), "fp32")
 
 

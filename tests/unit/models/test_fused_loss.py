@@ -10,10 +10,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mora import MoraConfig
 from mora.data.batches import IGNORE, Batch
+from mora.models import fused_loss
+from mora.models.fused_loss import linear_cross_entropy
+from mora.models.losses import token_losses
 from mora.models.structure import plain_head
-from mora.train import fused_loss
-from mora.train.engine import token_losses
-from mora.train.fused_loss import linear_cross_entropy
 
 
 def llama(**more) -> LlamaForCausalLM:
