@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from mora.config import RunConfig, compose
+from mora.config import RunConfig
+from mora.config.composition import compose
 from mora.config.load import load
 from mora.config.schema import MoraAdapter
 from mora.config.source import CONFIG_DIR, ROOT

@@ -58,9 +58,7 @@ def test_a_merged_model_is_loaded_and_its_adapter_alone_is_not(tmp_path):
     model, tokenizer = load_any(str(tmp_path / "model"), "fp32")
     torch.testing.assert_close(logits(model), trained)
     assert tokenizer("a1")["input_ids"] == [13, 4]
-    with pytest.raises(
-        ConfigError, match=rf"base_model_name_or_path is empty: give {tmp_path}/model, the merged model"
-    ):
+    with pytest.raises(ModelError, match=rf"base_model_name_or_path is empty: give {tmp_path}/model, the merged model"):
         load_any(str(tmp_path / "adapter"), "fp32")
 
 
