@@ -12,8 +12,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mora.analysis.gpus import GIB
 from mora.config.run_id import format_lr, run_id
+from mora.planner.gpus import GIB
 
 from ..cells import CellRuns
 from .findings import Finding

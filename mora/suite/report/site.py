@@ -12,7 +12,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from mora.config import ConfigError
-from mora.train.log import replace_file
+from mora.io import replace_file
 
 from .. import figures, memory
 from . import chart, decisions, detail, findings, grid, pictures, style

@@ -10,20 +10,20 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from mora.analysis.cost import cost
 from mora.config import ConfigError, compose
 from mora.data.batches import IGNORE, Batch, Sample
-from mora.evaluate import teacher_forced
+from mora.errors import ModelError
 from mora.evaluate.backend import Backend
 from mora.evaluate.journal import Journal
 from mora.methods import merged, prepare
-from mora.models import structure
+from mora.models import fused_loss, structure
 from mora.models.fused import built_as_llama
 from mora.models.load import load_any, load_model
+from mora.models.losses import token_losses
 from mora.models.shapes import shape_of
 from mora.models.tokenizers import character_tokenizer
-from mora.train import fused_loss
-from mora.train.engine import token_losses
+from mora.planner.cost import cost
+from mora.train import teacher_forced
 from mora.train.engines import make_engine
 from mora.train.worker import _save_trained
 
@@ -193,7 +193,7 @@ def test_a_tokenizer_without_an_end_token_is_refused(folder_of, tmp_path):
         if (path := folder / name).is_file():
             values = {k: v for k, v in json.loads(path.read_text()).items() if k != "eos_token"}
             path.write_text(json.dumps(values))
-    with pytest.raises(ConfigError, match="has no EOS token, which ends a text: set eos_token in its") as error:
+    with pytest.raises(ModelError, match="has no EOS token, which ends a text: set eos_token in its") as error:
         load_model(run_of(folder, "method=none").model, "fp32")
     assert "\n" not in str(error.value)
 

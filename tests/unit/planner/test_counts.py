@@ -13,11 +13,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mora.adapter import MoraConfig, gather, operators
 from mora.adapter.model import MAX_GROUP, resolve_operator
-from mora.analysis import counts
 from mora.config import compose
 from mora.methods import parameter_table, prepare
 from mora.models import shapes
 from mora.models.load import load_model
+from mora.planner import counts
 
 METHODS = ["fft", "lora", "lora_plus", "asylora", "dora", "mora"]
 

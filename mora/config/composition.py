@@ -24,11 +24,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import mora.config as config_code
-from mora.config import ConfigError, RunConfig
-from mora.config.compose import CONFIG_DIR, one_line, validate
-from mora.data.sources import cache_dir
-from mora.train.log import replace_file
+from mora.errors import ConfigError
+from mora.io import cache_dir, replace_file
+
+from .hydra_compose import hydra_line, validate
+from .schema import RunConfig
+from .source import CONFIG_DIR
 
 OF_A_FILE = ("model.", "method.config=")  # say more than they write: a folder's digest, a file's content
 METHOD_ALONE = "task=uuid"  # any task: a method's file sets the section `method` and nothing else
@@ -61,7 +62,7 @@ def _composed(overrides: tuple[str, ...]) -> RunConfig:
 def _kept() -> dict[str, Any]:
     """Overrides -> the configuration, as this source composes them; written again when the process ends with more."""
     digest = hashlib.sha256(version("hydra-core").encode())
-    for file in sorted([*CONFIG_DIR.rglob("*.yaml"), *Path(config_code.__file__).parent.glob("*.py")]):
+    for file in sorted([*CONFIG_DIR.rglob("*.yaml"), *Path(__file__).parent.glob("*.py")]):
         digest.update(f"{file.name}\n".encode() + file.read_bytes())
     path = cache_dir() / "compositions" / f"{digest.hexdigest()[:16]}.json"
     try:
@@ -94,7 +95,7 @@ def _compose(overrides: tuple[str, ...]) -> RunConfig:
             for key in changed:
                 OmegaConf.update(base.config, key, reduce(dict.__getitem__, key.split("."), base.plain), merge=False)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(one_line(error)) from error
+        raise ConfigError(hydra_line(error)) from error
 
 
 @cache

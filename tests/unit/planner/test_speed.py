@@ -7,9 +7,9 @@ from itertools import product
 import pytest
 from paper_runs import paper
 
-from mora.analysis import counts, speed
 from mora.bench import plan
 from mora.config import ConfigError, compose
+from mora.planner import counts, speed
 
 LARGE = ["task=metamath", "hardware=gpu1", "hardware.cuda_graphs=false"]
 CASES = {case.name: case for case in plan.cases(smoke=False)} | {

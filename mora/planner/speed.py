@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from mora.config import RunConfig, compose
-from mora.config.compose import CONFIG_DIR, ConfigError, load
+from mora.config import RunConfig
+from mora.config.composition import compose
+from mora.config.load import load
 from mora.config.schema import MoraAdapter
-from mora.config.source import ROOT
+from mora.config.source import CONFIG_DIR, ROOT
+from mora.errors import ConfigError, MoraError
 from mora.models.shapes import shape_of
 from mora.results import STORE
 
@@ -169,7 +171,7 @@ def _runs() -> tuple[Measured, ...]:
             continue
         try:
             config = load(result.config)
-        except ConfigError:
+        except MoraError:
             continue
         if config.hardware.micro_batch_tokens is not None:  # passes of many sizes
             continue

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from mora.config.lock import locked
+from mora.io import locked
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,7 @@
 
 import pytest
 
-from mora.config import ConfigError, compose
-from mora.suite import composition
+from mora.config import ConfigError, compose, composition
 from mora.suite import experiment as experiments
 from mora.suite.cells import resolve
 

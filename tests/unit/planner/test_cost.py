@@ -5,11 +5,11 @@ import math
 import pytest
 from paper_runs import paper
 
-from mora.analysis import cost, counts, speed
 from mora.config import ConfigError, compose, source
-from mora.config.compose import CONFIG_DIR, load
-from mora.config.source import ROOT
+from mora.config.load import load
+from mora.config.source import CONFIG_DIR, ROOT
 from mora.models.shapes import shape_of
+from mora.planner import cost, counts, speed
 from mora.results import RunResult, read
 from mora.suite import experiment as experiments
 from mora.suite import plan

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mora.data.batches import IGNORE, Batch, Sample, collate
-from mora.train.engine import hidden_states, token_losses
-from mora.train.fused_loss import parts
+from mora.models.fused_loss import parts
+from mora.models.losses import hidden_states, token_losses
 from mora.train.interface import Engine
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from mora.config.compose import ConfigError
+from mora.errors import ConfigError
 
 GIB = 2**30
 

@@ -18,7 +18,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mora.config import RunConfig
-from mora.config.compose import ConfigError
+from mora.errors import ConfigError
+from mora.io import replace_file
 from mora.results import RunResult
 from mora.train import log
 
@@ -162,8 +163,8 @@ class Table:
         if self.out is not None:
             self.out.mkdir(parents=True, exist_ok=True)
             whole = {"name": self.name, **self.facts, "rows": self.rows}
-            log.replace_file(self.out / f"{self.name}.json", json.dumps(whole, indent=1) + "\n")
-            log.replace_file(self.out / f"{self.name}.md", self._markdown())
+            replace_file(self.out / f"{self.name}.json", json.dumps(whole, indent=1) + "\n")
+            replace_file(self.out / f"{self.name}.md", self._markdown())
 
     def _line(self, row: dict[str, Any]) -> str:
         widths = {key: max(len(key), 10) for key in self.columns}

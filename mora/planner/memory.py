@@ -11,7 +11,7 @@ from .counts import adapters, frozen_adapter, number_bytes, trainable
 from .gpus import H100
 
 RESERVE = 0.08  # of it: the CUDA context, libraries, fragmentation
-LOSS_CHUNK_BYTES = 2**28  # of fp32 logits at a time, mora/train/fused_loss.py
+LOSS_CHUNK_BYTES = 2**28  # of fp32 logits at a time, mora/models/fused_loss.py
 WORKSPACE_BYTES = 2**25  # that torch gives cuBLAS on Hopper, for each pair of a handle and a stream
 HANDLES = 2  # of cuBLAS: of the thread that runs forward and of autograd's
 BUCKET = 5e8  # gradients that DeepSpeed reduces at a time, its default; their place is taken whole

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -15,18 +14,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import ValidationError
 
-from .model_folder import identified
-from .peft_file import with_settings
+from mora.errors import ConfigError, MoraError
+
+from .load import load
 from .schema import RunConfig
+from .source import CONFIG_DIR
 
-CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
 OF_ONE_GRID = ("task", "method", "r", "scale", "model")  # what a grid of rates depends on
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be run. The message is one line: field, value, what was expected."""
 
 
 def _lr_grid(*, _root_: DictConfig) -> str:
@@ -37,7 +32,7 @@ def _lr_grid(*, _root_: DictConfig) -> str:
     values: Any = OmegaConf.to_container(OmegaConf.masked_copy(_root_, list(RunConfig.model_fields)), resolve=True)
     try:
         return ",".join(f"{lr:g}" for lr in load(values).lr_grid()) or "null"
-    except ConfigError:
+    except MoraError:
         return "null"
 
 
@@ -102,7 +97,7 @@ def compose(overrides: Sequence[str]) -> RunConfig:
         with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             return validate(hydra.compose("config", overrides=list(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(one_line(error)) from error
+        raise ConfigError(hydra_line(error)) from error
 
 
 def validate(composed: DictConfig) -> RunConfig:
@@ -114,54 +109,11 @@ def validate(composed: DictConfig) -> RunConfig:
         values: Any = OmegaConf.to_container(composed, resolve=True)
         return load(values)
     except OmegaConfBaseException as error:
-        raise ConfigError(one_line(error)) from error
+        raise ConfigError(hydra_line(error)) from error
 
 
-def load(values: dict[str, Any]) -> RunConfig:
-    """Plain values, as in a run's config.yaml, as a RunConfig. A missing lr becomes the middle of the grid; a folder as the
-    model gets its fingerprint, a file as the method its content.
-
-    Raises: ConfigError.
-    """
-    try:
-        config = RunConfig.model_validate(with_settings(values))
-        config = config.model_copy(update={"model": identified(config.model)})
-    except ValidationError as error:
-        raise ConfigError("; ".join(_describe(e, values) for e in error.errors())) from error
-    except ValueError as error:  # of the model's folder, or the method's file
-        raise ConfigError(str(error)) from error
-    if config.lr is None and config.method.trains:
-        grid = config.lr_grid()
-        config = config.model_copy(update={"lr": grid[len(grid) // 2]})
-    return config
-
-
-def _describe(error: Any, values: Any) -> str:
-    where = _field(error["loc"], values)
-    if not where:
-        return error["msg"].removeprefix("Value error, ")
-    if error["type"] == "value_error" and isinstance(error["input"], dict):  # a section's own check names its fields
-        return f"{where}: {error['msg'].removeprefix('Value error, ')}"
-    if error["type"] == "extra_forbidden":
-        return f"{where}: there is no such field"
-    if error["type"] == "missing":
-        return f"{where} is missing"
-    return f"{where}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
-
-
-def _field(loc: tuple[Any, ...], values: Any) -> str:
-    """The field as the user writes it: pydantic puts the kind of a section between its name and its fields."""
-    parts: list[str] = []
-    for i, part in enumerate(loc):
-        section = values if isinstance(values, dict) else {}
-        if part == section.get("kind") and i < len(loc) - 1:
-            continue
-        parts.append(str(part))
-        values = values[part] if isinstance(values, list) else section.get(part)
-    return ".".join(parts)
-
-
-def one_line(error: Exception) -> str:
+def hydra_line(error: Exception) -> str:
+    """Return what Hydra or OmegaConf says as one line that helps: the field or choice, and what was meant."""
     text, *_ = str(error).split("Config search path:")  # Hydra's, and no help
     text = re.sub(r"\.\s*To append to your config use \S+", ": there is no such field", text)  # none can be added
     text, grammar, _ = text.partition("See https://hydra.cc/docs/")

@@ -10,10 +10,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mora import MoraConfig
 from mora.data.batches import IGNORE, Batch
+from mora.models import fused_loss
+from mora.models.fused_loss import linear_cross_entropy
+from mora.models.losses import token_losses
 from mora.models.structure import plain_head
-from mora.train import fused_loss
-from mora.train.engine import token_losses
-from mora.train.fused_loss import linear_cross_entropy
 
 
 def llama(**more) -> LlamaForCausalLM:
@@ -29,6 +29,7 @@ def llama(**more) -> LlamaForCausalLM:
 @pytest.mark.parametrize("rows", [1, 37])
 def test_losses_and_gradients_equal_torchs(rows, trained, dtype, tolerance, monkeypatch):
     monkeypatch.setattr(fused_loss, "CHUNK_BYTES", 4 * 50 * 10)  # ten tokens a chunk
+    torch.manual_seed(0)
     hidden = torch.randn(rows, 16, dtype=dtype, requires_grad=True)
     weight = torch.randn(50, 16, dtype=dtype, requires_grad=trained)
     labels = torch.randint(50, (rows,))
@@ -78,7 +79,7 @@ def test_the_engines_losses_are_those_of_the_models_own_logits(kind, monkeypatch
 
     assert plain_head(model) is not None
     chunked = losses_and_gradients()
-    monkeypatch.setattr("mora.train.engine.plain_head", lambda model: None)
+    monkeypatch.setattr("mora.models.losses.plain_head", lambda model: None)
     whole = losses_and_gradients()
     torch.testing.assert_close(chunked, whole)
 

@@ -8,16 +8,15 @@ from paper_runs import paper
 from tiny_runs import tiny_config
 from torch.autograd.graph import saved_tensors_hooks
 
-from mora.analysis import counts, memory, speed
-from mora.analysis.gpus import GIB
 from mora.config import compose
 from mora.config.source import ROOT
 from mora.data.batches import Batch
 from mora.methods import prepare
-from mora.models import known, shapes
+from mora.models import fused_loss, known, shapes
 from mora.models.load import load_model
-from mora.train import fused_loss
-from mora.train.engine import token_losses
+from mora.models.losses import token_losses
+from mora.planner import counts, memory, speed
+from mora.planner.gpus import GIB
 from mora.train.engines import checkpoint_layers
 
 BENCH = sorted(speed.BENCH.glob("step-*.json"))
