@@ -49,7 +49,7 @@ PEFT_SOURCE := $(or $(TMPDIR),/tmp)/mora-peft-tests
 .DEFAULT_GOAL := help
 # JOBS runs things side by side; make itself does one thing at a time.
 .NOTPARALLEL:
-.PHONY: help install demo data model lint types format check numbers test peft-tests all scores render report bench clean $(EXPERIMENTS)
+.PHONY: help install demo data model lint types format check numbers test peft-tests all scores render report docs bench clean $(EXPERIMENTS)
 
 help: ## this list
 	@echo 'usage: make TARGET [SCALE=paper|mid|lite|smoke] [HARDWARE=name] [PLAN=1] [JOBS=n] [SEEDS=n] [ONLY="..."] [VENV=.venv | PY=python]'
@@ -144,6 +144,9 @@ render: $(READY) ## write results/ anew from the measured JSON, and docs/DEVIATI
 report: $(READY) ## everything measured as pages with tables, figures and runs: results/report/index.html (SCALE: that one alone)
 	$(SUITE).report $(if $(filter file,$(origin SCALE)),,--scale $(SCALE))
 
+docs: $(READY) ## build the documentation into site/, strictly: a dead link or an unknown name fails
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
 bench: $(READY) ## what every method costs on this GPU: results/bench/ and docs/performance.md (QUICK=1: the bars alone)
 	$(PY) -m mora.bench step $(if $(call yes,QUICK),--quick)
 	$(if $(call yes,QUICK),,$(PY) -m mora.bench loop)
@@ -152,5 +155,5 @@ bench: $(READY) ## what every method costs on this GPU: results/bench/ and docs/
 	$(PY) -m mora.bench render
 
 clean: ## remove caches and build leftovers; keeps the environment, outputs/ and results/
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find mora tests -name __pycache__ -type d -prune -exec rm -rf {} +

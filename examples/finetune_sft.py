@@ -32,7 +32,8 @@ def main(model_name: str, rows: str, output: str) -> None:
             learning_rate=3e-4,
             lr_scheduler_type="cosine",
             warmup_steps=3,
-            max_length=256,
+            max_length=128,
+            gradient_checkpointing=False,  # a small model has room for its activations
             logging_steps=5,
             save_steps=10,
             bf16=torch.cuda.is_available(),  # SFTConfig asks for bf16, which the Trainer refuses on a CPU

@@ -15,7 +15,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from mora import MoraConfig
 
-MAX_LENGTH = 256
+MAX_LENGTH = 128
 
 
 def main(model_name: str, rows: str, output: str) -> None:
