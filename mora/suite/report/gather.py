@@ -110,9 +110,7 @@ class Shown:
 
     @property
     def number(self) -> str:
-        """`Table 2`, `Figure 5`, `Memory`."""
-        head = self.name.rstrip("0123456789")
-        return f"{head.capitalize()} {self.name[len(head) :]}".strip()
+        return number_of(self.name)
 
     @property
     def cells(self) -> Iterator[CellRuns]:
@@ -178,6 +176,12 @@ class Gathered:
         use = Use(shown.name, shown.scale, spec.label, spec.column.name, searching)
         if use not in run.uses:
             run.uses.append(use)
+
+
+def number_of(experiment: str) -> str:
+    """`Table 2`, `Figure 5`, `Memory`."""
+    head = experiment.rstrip("0123456789")
+    return f"{head.capitalize()} {experiment[len(head) :]}".strip()
 
 
 def end(run: Run) -> int:
