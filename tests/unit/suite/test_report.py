@@ -191,6 +191,6 @@ def test_curves_are_smoothed_without_bending_a_line_and_thinned_to_their_ends() 
 
 
 def test_links_into_the_repository_become_words() -> None:
-    made = decisions.html("see [the page](../results/claims.md) and [arXiv](https://arxiv.org)")
+    made = decisions.html("see [the page](../results/claims.md) and [arXiv](https://arxiv.org)", "a title")
     assert "the page and" in made
     assert made.count("<a ") == 1
