@@ -15,6 +15,7 @@ from mora.config import ConfigError
 from mora.train.log import replace_file
 
 from .. import figures, memory
+from ..experiment import ROOT
 from . import chart, decisions, detail, findings, grid, pack, pictures, style
 from .gather import TITLES, Gathered, Run, Shown
 
@@ -31,10 +32,11 @@ PAGES = {
 
 
 class Picture:
-    """For a page: its heading, the SVG, and the print files' stem where there are any."""
+    """For a page: its heading, the SVG, and the print files' stem where there are any; or why there is no picture."""
 
-    def __init__(self, title: str, svg: str, anchor: str, caption: str = "", stem: str | None = None):
-        self.title, self.svg, self.anchor, self.caption, self.stem = title, Markup(svg), anchor, caption, stem
+    def __init__(self, title: str, svg: str, anchor: str, caption: str = "", stem: str = "", problem: str = ""):
+        self.title, self.svg, self.anchor = title, Markup(svg), anchor
+        self.caption, self.stem, self.problem = caption, stem, problem
 
 
 class Site:
@@ -114,26 +116,33 @@ class Site:
         )  # fmt: skip
 
     def _tables(self) -> None:
-        found = [grid.of_table(shown, self.files) for shown in self.gathered.of_kind("table")]
+        found = [grid.of_table(shown, self.files, self.gathered.damaged) for shown in self.gathered.of_kind("table")]
         given = [(shown, *grid.of_settings(shown, self.files)) for shown in self.gathered.of_kind("settings")]
         self._page("tables.html", tables=found, given=given, runs=self.gathered.runs)
 
     def _figures(self) -> list[Picture]:
         found = []
         for shown in self.gathered.of_kind("figure", "spectrum", "memory"):
-            stem = f"{shown.name}-{shown.scale}"
-            with style.on_screen():
-                figure = _drawn(shown, None)
-            if figure is None:
-                continue
-            title = pictures.title_of(shown)
-            svg = style.inline(figure, stem, f"{title}: {shown.experiment.title}")
-            with style.in_print():
-                if (again := _drawn(shown, style.COLUMN)) is not None:
-                    style.printed(again, self.files / stem)
-            caption = figures.CAPTIONS.get(shown.kind, memory.CAPTION)
-            found.append(Picture(title, svg, stem, f"{shown.experiment.title}. {caption}".replace("`", ""), stem))
+            anchor, title = f"{shown.name}-{shown.scale}", pictures.title_of(shown)
+            try:
+                picture = self._figure(shown, anchor, title)
+            except ConfigError as error:
+                picture = Picture(title, "", anchor, problem=str(error).replace(f"{ROOT}/", ""))
+            found += [picture] if picture else []
         return found
+
+    def _figure(self, shown: Shown, stem: str, title: str) -> Picture | None:
+        """For the page and for print; None where nothing was run. Raises: ConfigError where a log or spectrum is damaged."""
+        with style.on_screen():
+            figure = _drawn(shown, None)
+        if figure is None:
+            return None
+        svg = style.inline(figure, stem, f"{title}: {shown.experiment.title}")
+        with style.in_print():
+            if (again := _drawn(shown, style.COLUMN)) is not None:
+                style.printed(again, self.files / stem)
+        caption = figures.CAPTIONS.get(shown.kind, memory.CAPTION).replace("`", "")
+        return Picture(title, svg, stem, f"{shown.experiment.title}. {caption}", stem)
 
     def _each(self, draw: Callable[[Shown], Figure | None], what: str) -> list[Picture]:
         found = []
