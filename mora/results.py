@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from mora.config import ConfigError, RunConfig
-from mora.config.run_id import log_path, result_path
+from mora.config import RunConfig
+from mora.config.run_id import result_path
 from mora.config.seal import FIELD, sealed, unsealed
+from mora.errors import DamagedFileError, MoraError
 from mora.evaluate import metrics
-from mora.train import log
 
 FORMAT: Literal[2] = 2
 FACTS = ("_stderr", ".documents", ".floor")  # endings of what a flat row says about its other entries
@@ -146,14 +146,6 @@ def log_digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def log_of(config: RunConfig, result: RunResult) -> list[dict[str, Any]]:
-    """The rows of the log beside the result; none where there is none. Raises: ConfigError where it is damaged."""
-    path, rows = log_path(config), log.read(log_path(config))
-    if rows and result.log_sha256 not in (None, log_digest(path.read_text())):
-        raise ConfigError(f"{path} is damaged: it is not the log that its result was written with; bring it back")
-    return rows
-
-
 def migrate(values: dict[str, Any]) -> dict[str, Any]:
     """A result of format 1, whose metrics are flat rows, as one of today's.
 
@@ -182,7 +174,7 @@ def _require(values: Any, field: str) -> None:
 
 
 def read(path: Path) -> RunResult:
-    """Raises: ConfigError, one line with the field, where the file is no result."""
+    """Raises: DamagedFileError, one line with the field, where the file is no result."""
     try:
         values = json.loads(path.read_text())
         if not isinstance(values, dict):
@@ -196,8 +188,8 @@ def read(path: Path) -> RunResult:
         raise _damaged(path, " ".join(str(error).split())) from error
 
 
-def _damaged(path: Path, why: str) -> ConfigError:
-    return ConfigError(f"{path} is damaged ({why[:300]}): remove it, and the run is done again")
+def _damaged(path: Path, why: str) -> DamagedFileError:
+    return DamagedFileError(f"{path} is damaged ({why[:300]}): remove it, and the run is done again")
 
 
 def _first(error: ValidationError) -> str:
@@ -219,7 +211,7 @@ class ResultStore:
         self._left_out: frozenset[Path] = frozenset()
 
     def at(self, path: Path) -> RunResult | None:
-        """None where there is no file. Raises: ConfigError where it is damaged."""
+        """None where there is no file. Raises: DamagedFileError where it is damaged."""
         if path in self._left_out:
             return None
         try:
@@ -237,17 +229,21 @@ class ResultStore:
         for path in sorted(folder.glob("*.json")):
             try:
                 self.at(path)
-            except ConfigError as error:
+            except MoraError as error:
                 damaged[path] = str(error).replace(f"{path.parent}/", "")
         self._left_out |= damaged.keys()
         return {path.name: why for path, why in damaged.items()}
 
+    def leave_out(self, path: Path) -> None:
+        """From now on the result is as if it were not there."""
+        self._left_out |= {path}
+
     def of(self, config: RunConfig) -> RunResult | None:
-        """The result of this very run. Raises: ConfigError where its file is damaged."""
+        """The result of this very run. Raises: DamagedFileError where its file is damaged."""
         return self.at(result_path(config))
 
     def all(self, folder: Path) -> Iterator[RunResult]:
-        """Raises: ConfigError where one is damaged."""
+        """Raises: DamagedFileError where one is damaged."""
         for path in sorted(folder.glob("*.json")):
             if (found := self.at(path)) is not None:
                 yield found

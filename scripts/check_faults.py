@@ -32,12 +32,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from mora.checks.runner import Table
 from mora.config import ConfigError
 from mora.config.arguments import positive_int
 from mora.config.source import ROOT
 from mora.faults import kills, suites
 from mora.suite.launch import interrupt_on_sigterm
-from mora.suite.trial import Table
 
 ROOM = 4 * 2**30  # bytes free in memory, without which runs write to TMPDIR
 KILLS = {

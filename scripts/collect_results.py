@@ -20,7 +20,7 @@ from typing import Any
 
 from mora.config.seal import sealed, unsealed
 from mora.config.source import EVERYTHING, NUMBERS, ROOT, fingerprint_of_commit
-from mora.train.log import replace_file
+from mora.io import replace_file
 
 
 def main() -> int:

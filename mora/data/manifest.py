@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mora.config.seal import sealed, unsealed
-from mora.train.log import replace_file
-
-from .sources import sha256
+from mora.io import replace_file, sha256
 
 NAME = "sha256.json"
 

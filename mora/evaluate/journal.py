@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mora.config.seal import sealed, unsealed
+from mora.io import replace_file
 
 
 class Journal:
@@ -35,9 +36,7 @@ class Journal:
             lines = whole
         else:
             lines = [_line({"identity": identity})]
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text("".join(lines))
-        os.replace(partial, path)
+        replace_file(path, "".join(lines))
 
     def _keep(self, row: dict[str, Any]) -> bool:
         self.known[row["key"]] = row["answer"]

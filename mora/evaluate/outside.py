@@ -15,8 +15,8 @@ import torch
 
 from mora.config import source
 from mora.config.seal import sealed
+from mora.io import replace_file
 from mora.models.load import load_any
-from mora.train.log import replace_file
 
 from . import result, samples
 from .harness import Settings, check_names, evaluate_model

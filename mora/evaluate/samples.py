@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from mora.config.seal import sealed, unsealed
-from mora.train.log import replace_file
+from mora.io import replace_file
 
 from .kept import Kept
 from .records import DataError

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from omegaconf.errors import OmegaConfBaseException
 
-from mora.config.compose import ConfigError, check_sweep, compose, one_line, short
-from mora.config.source import ROOT
+from mora.config.hydra_compose import check_sweep, compose, hydra_line
+from mora.errors import MoraError, short
+from mora.io import ROOT
 from mora.suite import inputs
 from mora.suite.rates import default as default_rate
 
@@ -89,8 +90,8 @@ def ask(line: tuple[list[str], list[str]]) -> None:
         if not any(re.match(r"lr=(?!null$)", argument) for argument in arguments) and config.method.trains:
             config, _ = default_rate(config)
         inputs.check(config)
-    except (ConfigError, HydraException, OmegaConfBaseException, OSError) as error:
-        raise Refused(one_line(error), names(odd)) from error
+    except (MoraError, HydraException, OmegaConfBaseException, OSError) as error:
+        raise Refused(hydra_line(error), names(odd)) from error
 
 
 def names(odd: list[str]) -> list[str]:

@@ -15,7 +15,6 @@ from hypothesis.strategies import SearchStrategy
 
 from mora import results
 from mora.adapter import MoraConfig
-from mora.config import ConfigError
 from mora.config.data_schema import RowFormat, SyntheticSource
 from mora.config.peft_file import NAME, with_settings
 from mora.config.schema import PeftAdapter
@@ -23,6 +22,7 @@ from mora.config.source import ROOT
 from mora.data import synthetic as made_up
 from mora.data.files import read_rows
 from mora.data.records import Record, parse
+from mora.errors import MoraError
 from mora.evaluate import synthetic
 from mora.evaluate.tasks.biomed import biomed_task
 from mora.evaluate.tasks.c4 import c4_task
@@ -147,7 +147,7 @@ def _ask_result(scratch: Path, values: Any) -> None:
     file.write_bytes(values if isinstance(values, bytes) else _text(values))
     try:
         results.read(file).text()
-    except ConfigError as error:
+    except MoraError as error:
         raise Refused(str(error), ["result.json is damaged ("]) from error
 
 
@@ -172,7 +172,7 @@ def _ask_row(row: tuple[str, Any]) -> None:
         return  # the reader of files refuses it
     try:
         parse(Record("here:1", row[1]), row[0])
-    except ConfigError as error:
+    except MoraError as error:
         raise Refused(str(error), ["here:1"]) from error
 
 
@@ -206,7 +206,7 @@ def _ask_rows(scratch: Path, name: str, data: bytes) -> None:
     file.write_bytes(data)
     try:
         list(read_rows(file))
-    except ConfigError as error:
+    except MoraError as error:
         raise Refused(str(error), [str(file)]) from error
 
 
@@ -241,7 +241,7 @@ def _ask_task(scratch: Path, name: str, data: bytes) -> None:
     file.write_bytes(data)
     try:
         LOADERS[name](str(scratch / "task_files"))
-    except ConfigError as error:
+    except MoraError as error:
         raise Refused(str(error), [name]) from error
     finally:
         file.write_bytes(whole)
@@ -257,5 +257,5 @@ def _experiment() -> dict[str, Any]:
 def _ask_experiment(values: Any) -> None:
     try:
         experiment.checked("table2", values)
-    except ConfigError as error:
+    except MoraError as error:
         raise Refused(str(error), ["experiments/table2.yaml"]) from error

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-from mora.config import ConfigError, compose
+from mora.config import compose
 from mora.config.schema import RunConfig
 from mora.data import load as load_data
 from mora.data.batches import Batches
+from mora.errors import MoraError
 from mora.methods import prepare
 from mora.models.load import load_model
 from mora.models.tokenizers import pad_id
@@ -95,7 +96,7 @@ def ask(scratch: Path, line: tuple[list[str], list[str]]) -> None:
     try:
         config = compose(line[0])
         _set_up(config, scratch)
-    except ConfigError as error:
+    except MoraError as error:
         raise Refused(str(error), [*names(line[1]), "task.train.global_batch_size"]) from error
 
 

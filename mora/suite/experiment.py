@@ -12,11 +12,11 @@ import yaml
 from pydantic import ValidationError
 
 from mora.config import ConfigError, RunConfig
-from mora.config.compose import described, one_line
+from mora.config.composition import compose
 from mora.config.data_schema import Section
+from mora.config.load import described
 from mora.config.source import ROOT
-
-from .composition import compose
+from mora.errors import one_line
 
 FOLDER = ROOT / "experiments"
 PAPER = ROOT / "results" / "paper" / "tables.yaml"

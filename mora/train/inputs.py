@@ -7,12 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mora.config.compose import ConfigError
 from mora.config.schema import Model
 from mora.config.seal import sealed, unsealed
-from mora.data.sources import sha256
-
-from .log import replace_file
+from mora.errors import DamagedFileError
+from mora.io import replace_file, sha256
 
 OF_A_CHECKPOINT = (".safetensors", ".bin", ".json", ".model", ".txt", ".jinja")
 
@@ -28,20 +26,20 @@ def digest(model: Model) -> str | None:
 def same_as_before(folder: Path, inputs: dict[str, Any]) -> None:
     """Remembers in the run's folder what it is made of.
 
-    Raises: ConfigError where it has checkpoints that were made of something else.
+    Raises: DamagedFileError where it has checkpoints that were made of something else.
     """
     path = folder / "inputs.json"
     begun = any((folder / "checkpoints").glob("step_*"))
     try:
         before = unsealed(json.loads(path.read_text())) if begun and path.is_file() else inputs
     except (ValueError, AttributeError) as error:
-        raise ConfigError(
+        raise DamagedFileError(
             f"{path} is damaged ({error}), and says what the checkpoints there are made of: remove it, if weights and data "
             "are as they were, or the folder to start anew"
         ) from error
     if before != inputs and begun:
         changed = ", ".join(key for key in inputs if before.get(key) != inputs[key])
-        raise ConfigError(
+        raise DamagedFileError(
             f"{folder} holds a checkpoint made of other inputs ({changed}): bring back what it was started with, or remove "
             "the folder to start anew"
         )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
-from mora.config.compose import ConfigError
+from mora.errors import DamagedFileError
+from mora.io import replace_file
 
 
 class RunLog:
@@ -40,7 +39,7 @@ class RunLog:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a log; a last line that was cut by a crash is left out. Raises: ConfigError where another is damaged."""
+    """The rows of a log without a last line that a crash cut off. Raises: DamagedFileError where another is damaged."""
     if not path.is_file():
         return []
     rows = []
@@ -48,8 +47,8 @@ def read(path: Path) -> list[dict[str, Any]]:
         if line.endswith("\n"):
             rows.append(_row(line))
             if rows[-1] is None:
-                raise ConfigError(
-                    f"{path}:{number} is damaged: remove the file; a run writes it again from its checkpoint"
+                raise DamagedFileError(
+                    f"{path}:{number} is damaged: restore it, or do its run again; one that has a checkpoint writes it anew"
                 )
     return rows
 
@@ -61,16 +60,6 @@ def _row(line: str) -> Any:
     except ValueError:
         return None
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
-
-
-def replace_file(path: Path, content: str | bytes) -> None:
-    """Writes a file whole or not at all; several processes, also of several machines, may do it at once."""
-    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
-    with open(partial, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -4,8 +4,7 @@ import logging
 
 import pytest
 
-from mora.config import ConfigError
-from mora.config.compose import compose
+from mora.config import ConfigError, compose
 from mora.data.records import DataError, Record, parse
 from mora.faults import command_lines, fuzzing
 from mora.faults.inputs import Refused, fuzz

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from mora.config import ConfigError
+from mora.errors import DamagedFileError
 from mora.train import checkpoint, log
 
 
@@ -96,7 +96,7 @@ def test_whatever_lies_in_place_of_a_checkpoint_is_passed_over(tmp_path, damage,
 def test_a_damaged_line_within_the_log_is_named(tmp_path, line):
     path = tmp_path / "log.jsonl"
     path.write_bytes(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n'.encode("latin-1"))
-    with pytest.raises(ConfigError, match=rf"^{path}:2 is damaged: remove the file; a run writes it again"):
+    with pytest.raises(DamagedFileError, match=rf"^{path}:2 is damaged: restore it, or do its run again"):
         log.read(path)
 
 
