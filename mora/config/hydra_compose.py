@@ -84,6 +84,8 @@ def check_sweep(arguments: Sequence[str]) -> None:
 def _check_form(arguments: Sequence[str]) -> None:
     """Raises: ConfigError for a setting with dashes, as other programs have it, or one that a blank has cut in two."""
     for before, argument in zip(("", *arguments), arguments, strict=False):
+        if argument.startswith("--exp"):  # argparse takes a beginning for the whole
+            raise ConfigError("--experimental-rerun would run what a pickle says; give the settings themselves")
         name, _, value = argument.lstrip("-").partition("=")
         if argument.startswith("--") and (name in RunConfig.model_fields or name in MEANT):
             raise ConfigError(f"{short(argument)}: settings have no dashes: {MEANT.get(name, name)}={value or 'VALUE'}")
