@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from mora.analysis.gpus import GIB
+from mora.planner.gpus import GIB
 from mora.results import Metric
 
 from .gather import Run, end

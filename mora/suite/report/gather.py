@@ -11,9 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from mora.config import ConfigError, RunConfig
+from mora.config import RunConfig
 from mora.config.run_id import log_path, run_id
-from mora.data.records import DataError
+from mora.errors import DataError, MoraError
 from mora.evaluate import documents
 from mora.results import STORE, RunResult
 from mora.train import log
@@ -79,7 +79,7 @@ class Run:
         """Rows of the log; why it cannot be read, where it is damaged."""
         try:
             return log.read(log_path(self.config))
-        except ConfigError as error:
+        except MoraError as error:
             return str(error).replace(f"{ROOT}/", "")
 
     @cached_property

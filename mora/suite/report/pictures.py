@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mora.analysis.gpus import GIB
 from mora.config.run_id import format_lr, run_id
+from mora.planner.gpus import GIB
 
 from ..cells import CellRuns
 from .findings import Finding

@@ -11,8 +11,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from mora.config import ConfigError
-from mora.train.log import replace_file
+from mora.errors import ConfigError, MoraError
+from mora.io import replace_file
 
 from .. import figures, memory
 from ..experiment import ROOT
@@ -126,7 +126,7 @@ class Site:
             anchor, title = f"{shown.name}-{shown.scale}", pictures.title_of(shown)
             try:
                 picture = self._figure(shown, anchor, title)
-            except ConfigError as error:
+            except MoraError as error:
                 picture = Picture(title, "", anchor, problem=str(error).replace(f"{ROOT}/", ""))
             found += [picture] if picture else []
         return found

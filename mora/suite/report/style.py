@@ -18,7 +18,7 @@ from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from mora.train.log import replace_file
+from mora.io import replace_file
 
 from . import svg
 

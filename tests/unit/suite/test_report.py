@@ -13,6 +13,7 @@ import pytest
 
 from mora.config import ConfigError
 from mora.config.source import ROOT
+from mora.errors import DamagedFileError
 from mora.results import ResultStore
 from mora.suite.report import decisions, findings, headline, pack, pictures, svg
 from mora.suite.report.gather import Gathered, Point
@@ -167,7 +168,7 @@ def test_a_damaged_result_is_named_and_stops_nothing(tmp_path: Path) -> None:
     values.pop("status")
     (tmp_path / "damaged.json").write_text(json.dumps(values))
     store = ResultStore()
-    with pytest.raises(ConfigError, match="no field status"):
+    with pytest.raises(DamagedFileError, match="no field status"):
         list(store.all(tmp_path))
     assert store.leave_out_damaged(tmp_path)["damaged.json"].startswith("damaged.json is damaged (no field status)")
     assert [result.run_id for result in store.all(tmp_path)] == [values["run_id"]]
