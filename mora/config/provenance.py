@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from .compose import CONFIG_DIR
 from .schema import RunConfig
-from .source import ROOT
+from .source import CONFIG_DIR, ROOT
 
 DEVIATIONS = ROOT / "docs/DEVIATIONS.md"
 

@@ -8,7 +8,7 @@ import sys
 
 from mora.config import compose
 from mora.config.arguments import positive_int
-from mora.config.compose import ConfigError
+from mora.errors import MoraError
 
 from . import load
 
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = compose([f"task={args.task}", f"scale={args.scale}", "method=none", *args.overrides])
         data = load(config, load_tokenizer(config.model), args.workers)
-    except (ConfigError, OSError) as error:
+    except (MoraError, OSError) as error:
         print(f"mora.data: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -5,6 +5,7 @@ from made_up import write
 
 from mora.config import ConfigError, compose, source
 from mora.config.run_id import run_id
+from mora.errors import DamagedFileError
 from mora.suite import inputs, launch
 from mora.train.inputs import digest, same_as_before
 
@@ -88,7 +89,7 @@ def test_a_data_file_with_another_content_is_refused(tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text("{}\n")
     config = compose(["task=metamath", "method=lora", "r=8", "scale=smoke"])
-    from mora.data.sources import sha256
+    from mora.io import sha256
 
     facts = {"files": str(rows), "sha256": {rows.name: sha256(rows)}, "max_rows": None}
     done(config, data={"fingerprints": {"sources": {"corpus": [facts]}}})
@@ -115,7 +116,7 @@ def test_a_checkpoint_of_other_inputs_is_not_resumed(tmp_path):
     same_as_before(tmp_path, other)  # nothing was trained yet
     (tmp_path / "checkpoints" / "step_00000001").mkdir(parents=True)
     same_as_before(tmp_path, other)
-    with pytest.raises(ConfigError, match=r"checkpoint made of other inputs \(data\)"):
+    with pytest.raises(DamagedFileError, match=r"checkpoint made of other inputs \(data\)"):
         same_as_before(tmp_path, first)
 
 
