@@ -61,6 +61,13 @@ def test_what_exists_is_found(name):
     assert HOOKS["exists"](name)
 
 
+def test_the_map_has_every_package_in_the_order_of_imports():
+    rooms = re.findall(r"^\| `mora/(\w+)(?:\.py)?` \|", (ROOT / "docs/architecture.md").read_text(), re.MULTILINE)
+    floor_of = runpy.run_path(str(ROOT / "tests/unit/test_architecture.py"))["FLOOR_OF"]
+    assert sorted(rooms) == sorted(floor_of)
+    assert rooms == sorted(rooms, key=floor_of.get), "a package stands above one that it imports"
+
+
 def test_the_configuration_reference_has_every_field_with_type_value_and_source():
     from mora.config import schema
 
