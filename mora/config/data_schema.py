@@ -58,9 +58,9 @@ class FileSource(Section):
 
     kind: Literal["files"]
     files: str
-    sha256: str | None
+    sha256: str | None = None
     format: RowFormat
-    max_rows: PositiveInt | None
+    max_rows: PositiveInt | None = None
 
 
 class SyntheticSource(Section):

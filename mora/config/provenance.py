@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from omegaconf import OmegaConf
 
 from .schema import RunConfig
 from .source import CONFIG_DIR, ROOT
@@ -56,7 +57,7 @@ def of_run(config: RunConfig) -> dict[str, str]:
             continue
         known, value = _at(values, path)
         if known:
-            same = _is_reference(setting.value) or _plain(value) == _plain(setting.value)
+            same = _plain(value) == _plain(_resolved(setting, config))
             found[path] = setting.source if same else f"override: {value!r}; {setting.source}"
     return found
 
@@ -116,8 +117,14 @@ def _at(values: Any, path: str) -> tuple[bool, Any]:
     return True, values
 
 
-def _is_reference(value: Any) -> bool:
-    return isinstance(value, str) and "${" in value
+def _resolved(setting: Setting, config: RunConfig) -> Any:
+    """Its value; of a reference to other values of the run, ${...}, what it gives there."""
+    if not isinstance(setting.value, str) or "${" not in setting.value:
+        return setting.value
+    run = OmegaConf.create(config.model_dump(mode="json", exclude_none=True))  # as files have what is not there
+    OmegaConf.update(run, setting.path, setting.value)
+    found = OmegaConf.select(run, setting.path)
+    return OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
 
 
 def _plain(value: Any) -> Any:

@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from .data_schema import Section, TaskData, UuidData
-from .model_schema import Model, Rank
+from .model_schema import Model, Rank, Targets
 
 
 class Train(Section):
@@ -58,7 +58,8 @@ class Train(Section):
     def _one_length(self) -> Train:
         if (self.epochs is None) == (self.max_steps is None):
             raise ValueError(
-                f"epochs={self.epochs} and max_steps={self.max_steps}: give one of them, the other as null"
+                f"epochs={self.epochs} and max_steps={self.max_steps}: give one of them, the other as null: "
+                f"task.train.{'epochs' if self.max_steps else 'max_steps'}=null"
             )
         return self
 
@@ -93,7 +94,7 @@ class LoraAdapter(Section):
     """`init` and `freeze_a` are of A; `lr_ratio`: the rate of B and of one-dimensional parameters over that of A."""
 
     kind: Literal["lora"]
-    target_modules: list[str]
+    target_modules: Targets
     dropout: Annotated[float, Field(ge=0, lt=1)]
     lora_alpha: PositiveFloat | None
     init: Literal["kaiming", "orthonormal"]
@@ -104,7 +105,7 @@ class LoraAdapter(Section):
 
 class MoraAdapter(Section):
     kind: Literal["mora"]
-    target_modules: list[str]
+    target_modules: Targets
     dropout: Annotated[float, Field(ge=0, lt=1)]
     operator: Literal["auto", "truncation", "sharing", "decouple", "rotation"]
     groups: Groups
@@ -358,12 +359,12 @@ class RunConfig(Section):
 
     @property
     def target_modules(self) -> list[str] | str:
-        """What carries adapters: as the model's modules are called, else as the method says; none without an adapter."""
+        """What carries adapters; none without one."""
         if self.method.adapter is None:
             return []
         if isinstance(self.method.adapter, PeftAdapter):
             return self.method.adapter.target_modules or "all-linear"
-        return self.model.target_modules or self.method.adapter.target_modules
+        return self.method.adapter.target_modules
 
 
 def _check_restart(method: Method, total_steps: int) -> None:
