@@ -50,6 +50,12 @@ class Train(Section):
         return math.ceil(self.epochs * samples / self.global_batch_size / self.shorten_by)
 
     @property
+    def length(self) -> str:
+        """The setting that gives it."""
+        given = f"epochs={self.epochs}" if self.max_steps is None else f"max_steps={self.max_steps}"
+        return f"task.train.{given}" + (f", shorten_by={self.shorten_by}" if self.shorten_by > 1 else "")
+
+    @property
     def warmup(self) -> int:
         """Updates until the first peak of the rate: warmup_steps, shortened as the run is."""
         return math.ceil(self.warmup_steps / self.shorten_by)
@@ -255,9 +261,9 @@ class RunConfig(Section):
         if train.warmup >= self.total_steps:
             raise ValueError(
                 f"task.train.warmup_steps={train.warmup_steps}: the run has only {self.total_steps} steps; lower it or "
-                "train longer"
+                f"train longer than {train.length}"
             )
-        _check_restart(self.method, self.total_steps)
+        _check_restart(self.method, self.total_steps, train.length)
 
     @property
     def n_samples(self) -> int | None:
@@ -367,7 +373,7 @@ class RunConfig(Section):
         return self.method.adapter.target_modules
 
 
-def _check_restart(method: Method, total_steps: int) -> None:
+def _check_restart(method: Method, total_steps: int, length: str) -> None:
     restart, adapter = method.restart, method.adapter
     if restart is None:
         return
@@ -379,8 +385,8 @@ def _check_restart(method: Method, total_steps: int) -> None:
         raise ValueError("method.adapter.freeze_a=true: a restart draws A anew, and a frozen one is in no checkpoint")
     if restart.every_steps >= total_steps:
         raise ValueError(
-            f"method.restart.every_steps={restart.every_steps}: the run has only {total_steps} steps and would never "
-            "restart; lower it with method.restart.every_steps=N"
+            f"method.restart.every_steps={restart.every_steps}: the run has only {total_steps} steps ({length}) and "
+            "would never restart; lower it with method.restart.every_steps=N"
         )
     if restart.warmup_steps >= restart.every_steps:
         raise ValueError(
