@@ -139,7 +139,6 @@ scores: $(READY) ## score the untouched lite model on the tasks of Table 1 (one 
 
 render: $(READY) ## write results/ anew from the measured JSON, and docs/DEVIATIONS.md from configs/
 	$(SUITE) --render
-	$(PY) -m mora.config.provenance
 
 report: $(READY) ## everything measured as pages with tables, figures and runs: results/report/index.html (SCALE: that one alone)
 	$(SUITE).report $(if $(filter file,$(origin SCALE)),,--scale $(SCALE))

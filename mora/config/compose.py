@@ -8,11 +8,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import hydra
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
@@ -59,6 +54,9 @@ def check_sweep(arguments: Sequence[str]) -> None:
 
     Raises: ConfigError.
     """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
     _check_form(arguments)
     rates = any(argument.startswith("sweep=") for argument in arguments)
     several = bool({"-m", "--multirun"} & {*arguments}) or "hardware=slurm" in arguments
@@ -97,6 +95,10 @@ def compose(overrides: Sequence[str]) -> RunConfig:
 
     Raises: ConfigError.
     """
+    import hydra  # a fifth of a second, which who only reads a configuration need not wait for
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):

@@ -8,11 +8,10 @@ from functools import cached_property, lru_cache
 from itertools import product
 from typing import Any, Literal, NamedTuple
 
-import yaml
-
 from mora.config import ConfigError, RunConfig
 from mora.config.data_schema import Section
 from mora.config.source import ROOT
+from mora.config.yaml_file import read_yaml
 
 from .composition import compose
 
@@ -122,7 +121,7 @@ def load(name: str) -> Experiment:
     """Raises: FileNotFoundError that lists the experiments there are."""
     if name not in names():
         raise FileNotFoundError(f"there is no experiment {name!r}; there are {', '.join(names())}")
-    return Experiment.model_validate(yaml.safe_load((FOLDER / f"{name}.yaml").read_text()))
+    return Experiment.model_validate(read_yaml(FOLDER / f"{name}.yaml"))
 
 
 def names() -> list[str]:
@@ -131,7 +130,7 @@ def names() -> list[str]:
 
 @lru_cache
 def paper_tables() -> dict[str, Any]:
-    return yaml.safe_load(PAPER.read_text())
+    return read_yaml(PAPER)
 
 
 def grids(experiment: Experiment, scale: Scale, seeds: list[int] | None = None) -> list[list[CellSpec]]:
@@ -262,5 +261,5 @@ def method_sweep(method: str) -> dict[str, list[str]]:
     path = SWEEPS / f"{method}.yaml"
     if not path.is_file():
         return {}
-    values = yaml.safe_load(path.read_text())
+    values = read_yaml(path)
     return {key: str(value).split(",") for key, value in values.items() if key not in ("defaults", "lr")}

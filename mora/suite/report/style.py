@@ -62,13 +62,17 @@ def inline(figure: Figure, name: str, label: str) -> str:
 
 
 def printed(figure: Figure, stem: Path) -> None:
-    """Writes `stem`.pdf, with its fonts, and `stem`.svg, with letters as outlines. Closes the figure."""
+    """Writes `stem`.svg, with letters as outlines, and `stem`.pdf, with its fonts; neither where the first is there and
+    equal, for embedding fonts takes as long as all else. Closes the figure."""
     _settle(figure)
     stem.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(stem.with_suffix(".pdf"), metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    svg, pdf = stem.with_suffix(".svg"), stem.with_suffix(".pdf")
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    replace_file(stem.with_suffix(".svg"), _shortened(out.getvalue()))
+    drawn = _shortened(out.getvalue())
+    if not (pdf.is_file() and svg.is_file() and svg.read_text() == drawn):
+        figure.savefig(pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None})
+        replace_file(svg, drawn)
     plt.close(figure)
 
 
