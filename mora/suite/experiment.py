@@ -16,6 +16,7 @@ from mora.config.composition import compose
 from mora.config.data_schema import Section
 from mora.config.load import described
 from mora.config.source import ROOT
+from mora.config.yaml_file import read_yaml
 from mora.errors import one_line
 
 FOLDER = ROOT / "experiments"
@@ -125,7 +126,7 @@ def load(name: str) -> Experiment:
     if name not in names():
         raise FileNotFoundError(f"there is no experiment {name!r}; there are {', '.join(names())}")
     try:
-        values = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+        values = read_yaml(FOLDER / f"{name}.yaml")
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"experiments/{name}.yaml cannot be read: {one_line(error):.300}") from error
     return checked(name, values)
@@ -145,7 +146,7 @@ def names() -> list[str]:
 
 @lru_cache
 def paper_tables() -> dict[str, Any]:
-    return yaml.safe_load(PAPER.read_text())
+    return read_yaml(PAPER)
 
 
 def grids(experiment: Experiment, scale: Scale, seeds: list[int] | None = None) -> list[list[CellSpec]]:
@@ -276,5 +277,5 @@ def method_sweep(method: str) -> dict[str, list[str]]:
     path = SWEEPS / f"{method}.yaml"
     if not path.is_file():
         return {}
-    values = yaml.safe_load(path.read_text())
+    values = read_yaml(path)
     return {key: str(value).split(",") for key, value in values.items() if key not in ("defaults", "lr")}
