@@ -40,6 +40,8 @@ def _describe(error: Any, values: Any) -> str:
         return f"{where}: {error['msg'].removeprefix('Value error, ')}"
     if error["type"] == "extra_forbidden":
         return f"{where}: there is no such field"
+    if error["type"] == "union_tag_invalid":
+        return f"{where}.kind={error['ctx']['tag']!r}: expected one of {error['ctx']['expected_tags']}"
     if error["type"] == "missing":
         return f"{where} is missing"
     return f"{where}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"

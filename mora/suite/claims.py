@@ -7,7 +7,7 @@ from typing import Literal
 
 import yaml
 
-from mora.config.data_schema import Section
+from mora.frozen import FrozenModel
 
 from . import experiment as experiments
 from . import verdicts
@@ -21,7 +21,7 @@ SCALES: tuple[Scale, ...] = ("lite", "mid", "paper")
 Unit = Literal["points", "nats", "values"]
 
 
-class Ratio(Section):
+class Ratio(FrozenModel):
     """Of the median times of two cases of the step benchmark, by their names."""
 
     shape: str
@@ -30,7 +30,7 @@ class Ratio(Section):
     at_most: float
 
 
-class Contrast(Section):
+class Contrast(FrozenModel):
     """`first` minus `second`. `columns`: of this contrast, where they are not the claim's."""
 
     first: Row
@@ -38,7 +38,7 @@ class Contrast(Section):
     columns: list[str] | None = None
 
 
-class Plan(Section):
+class Plan(FrozenModel):
     """What the power is computed from, in the claim's unit. seed_sd: None where it is not known."""
 
     effect: float
@@ -46,7 +46,7 @@ class Plan(Section):
     document_se: float = 0.0
 
 
-class Claim(Section):
+class Claim(FrozenModel):
     """The form is described at the top of experiments/claims.yaml. `decided`: what was, after which results, dated."""
 
     says: str
@@ -70,7 +70,7 @@ class Claim(Section):
         return Contrast.model_validate({"first": self.first, "second": self.second})
 
 
-class Ledger(Section):
+class Ledger(FrozenModel):
     """`fixed_by`: the commit that wrote down contrasts and margins."""
 
     fixed_by: str

@@ -17,8 +17,9 @@ from mora.config.data_schema import UuidData
 from mora.config.run_id import format_lr, run_id
 from mora.io import replace_file
 from mora.models.shapes import shape_of
-from mora.planner.counts import mora_operator, square_size, trainable
+from mora.planner.counts import operator_of, trainable
 from mora.results import Metrics
+from mora.sizes import r_hat_for
 
 from .cells import CellRuns
 from .experiment import CellSpec, Experiment
@@ -125,8 +126,8 @@ class Arm:
     def kind(self) -> str:
         """The operator of MoRA; of the others what they are: "LoRA", "LoRA, A frozen", "FFT"."""
         config = self.spec.config
-        if config.method.name == "mora":
-            return mora_operator(config, shape_of(config.model).hidden)
+        if operator := operator_of(config):
+            return operator
         if config.method.name == "lora":
             return "LoRA, A frozen" if getattr(config.method.adapter, "freeze_a", False) else "LoRA"
         return config.method.name.upper()
@@ -138,7 +139,7 @@ class Arm:
         if config.method.name != "mora":
             return None
         hidden = shape_of(config.model).hidden
-        return square_size(hidden, hidden, config.r or 0, "floor", self.kind == "rotation")
+        return r_hat_for(hidden, hidden, config.r or 0, "floor", self.kind == "rotation")
 
 
 def arms(rows: list[list[CellRuns]]) -> list[Arm]:

@@ -14,26 +14,28 @@ CHANGED = "What changed when these rules came"
 LINK = re.compile(r"\[([^\]]+)\]\((?!https?:)[^)]*\)")
 
 
-class Section(NamedTuple):
+class FrozenModel(NamedTuple):
     title: str
     html: str
     source: str
 
 
-def sections() -> list[Section]:
+def sections() -> list[FrozenModel]:
     """The dated decisions of docs/claims.md, the whole of docs/DEVIATIONS.md by its sections, and the log's topics."""
     claims = _parts("docs/claims.md")
     found = [part for part in claims if part.title.startswith((DECIDED, CHANGED))]
     return [*found, *_parts("docs/DEVIATIONS.md"), *_dated("docs/LOG.md")]
 
 
-def _parts(name: str) -> list[Section]:
+def _parts(name: str) -> list[FrozenModel]:
     text = (ROOT / name).read_text()
     blocks = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
-    return [Section(title.strip(), html(body), name) for title, _, body in (block.partition("\n") for block in blocks)]
+    return [
+        FrozenModel(title.strip(), html(body), name) for title, _, body in (block.partition("\n") for block in blocks)
+    ]
 
 
-def _dated(name: str) -> list[Section]:
+def _dated(name: str) -> list[FrozenModel]:
     """Sections that begin with a date: what was tried, negative results too."""
     return [part for part in _parts(name) if re.match(r"\d{4}-\d\d-\d\d", part.title)]
 
