@@ -224,6 +224,10 @@ class ResultStore:
         self._left_out |= damaged.keys()
         return {path.name: why for path, why in damaged.items()}
 
+    def leave_out(self, path: Path) -> None:
+        """From now on the result is as if it were not there."""
+        self._left_out |= {path}
+
     def of(self, config: RunConfig) -> RunResult | None:
         """The result of this very run. Raises: DamagedFileError where its file is damaged."""
         return self.at(result_path(config))

@@ -5,8 +5,8 @@
     M_RR  the trainable square matrix  R = r_hat
     N     number of blocks of r_hat inputs, ceil(K / R)
 
-Every operator keeps Eq. 3, `decompress(compress(x) @ M.T) == x @ delta_weight(M).T`, for any leading dimensions of x and any
-dtype. `delta_weight` is built from the same pieces as the forward pass: `_pad` and `_fold_pad`, `_sum_groups` and
+Every operator keeps Eq. 3, `decompress(compress(x) @ M.T) == x @ delta_weight(M).T`, for any leading dimensions of x and
+any dtype. `delta_weight` is built from the same pieces as the forward pass: `_pad` and `_fold_pad`, `_sum_groups` and
 `_spread_groups`, `_rotate` by +angle and by -angle are pairs of a linear map and its adjoint, so that only the place of a
 block in the output is said twice.
 The adjoints of whole maps, which the backward pass of `kernels.py` uses, are put together from the same pairs.
@@ -31,7 +31,7 @@ Overflow = Literal["drop", "fold"]
 
 @dataclass(frozen=True)
 class Operator:
-    """f_comp and f_decomp for one layer shape. Holds no tensor: it may be pickled, compared and used as a key."""
+    """f_comp and f_decomp for one shape of layer. Holds no tensor, so it can be pickled, compared and used as a key."""
 
     in_features: int
     out_features: int
@@ -51,32 +51,32 @@ class Operator:
             )
 
     def compress(self, x: Tensor) -> Tensor:
-        """f_comp: (..., in_features) -> (..., r_hat), or (..., N, r_hat) for operators that work on blocks."""
+        """Apply f_comp: (..., in_features) -> (..., r_hat), or (..., N, r_hat) for operators that work on blocks."""
         raise NotImplementedError
 
     def decompress(self, z: Tensor) -> Tensor:
-        """f_decomp: what `compress` returns, multiplied by M, -> (..., out_features)."""
+        """Apply f_decomp to what `compress` returns after multiplication by M: -> (..., out_features)."""
         raise NotImplementedError
 
     def compress_adjoint(self, c: Tensor) -> Tensor:
-        """The transposed linear map of `compress`: what that returns -> (..., in_features)."""
+        """Apply the transpose of `compress`: from what that returns to (..., in_features)."""
         raise NotImplementedError
 
     def decompress_adjoint(self, y: Tensor) -> Tensor:
-        """The transposed linear map of `decompress`: (..., out_features) -> what `compress` returns."""
+        """Apply the transpose of `decompress`: from (..., out_features) to what `compress` returns."""
         raise NotImplementedError
 
     def delta_weight(self, M: Tensor) -> Tensor:
-        """The matrix of Eq. 3: (r_hat, r_hat) -> (out_features, in_features), in M's dtype."""
+        """Return the ΔW of Eq. 3: (r_hat, r_hat) -> (out_features, in_features), in the dtype of M."""
         raise NotImplementedError
 
     def ignored_inputs(self) -> int:
-        """How many input dimensions can never change the output, whatever M is."""
+        """Return how many input dimensions can never change the output, whatever M is."""
         return 0
 
 
 class Truncation(Operator):
-    """Eq. 4 and 5: the first r_hat inputs act on the first r_hat outputs."""
+    """Eq. 4 and 5: M acts on the first r_hat inputs and writes the first r_hat outputs."""
 
     def compress(self, x: Tensor) -> Tensor:
         return x[..., : self.r_hat]
@@ -98,10 +98,11 @@ class Truncation(Operator):
 
 
 class Sharing(Operator):
-    """Eq. 6 and 7: inputs of a group are summed, outputs of a group share a row. Appendix B names two kinds of groups.
+    """Eq. 6 and 7: the inputs of a group are summed, and the outputs of a group share a row of M.
 
-    groups "modulo": indices equal modulo r_hat (Algorithm 1, type 0; official type 1); "contiguous": neighbouring indices
-    (type 1; official type 2). A pair "in-out" mixes them, as the official types 3 and 4 do.
+    Appendix B names two kinds of groups. "modulo": indices that are equal modulo r_hat (Algorithm 1, type 0; official
+    type 1). "contiguous": neighbouring indices (type 1; official type 2). A pair "in-out" mixes them, as official types 3
+    and 4 do.
     """
 
     def compress(self, x: Tensor) -> Tensor:
@@ -139,7 +140,7 @@ class Sharing(Operator):
 
 
 class Decouple(Operator):
-    """Eq. 8: M acts on every block of r_hat inputs by itself; delta_weight is block diagonal."""
+    """Eq. 8: M acts on each block of r_hat inputs separately, so ΔW is block diagonal."""
 
     @property
     def n_blocks(self) -> int:
@@ -200,7 +201,7 @@ class Decouple(Operator):
 
 
 class Rotation(Decouple):
-    """Eq. 9-11: as Decouple, with block i of the input rotated by its index, a^i = R_i x^i and P^i = M R_i."""
+    """Eq. 9 to 11: as Decouple, with block i of the input rotated by its own angle: a^i = R_i x^i and P^i = M R_i."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -21,7 +21,7 @@ Groups = Literal["modulo", "contiguous", "contiguous-modulo", "modulo-contiguous
 
 
 class Mora(Family):
-    """The options of `mora.MoraConfig`, which documents them."""
+    """The options of `mora.adapter.config.MoraConfig`, which documents them."""
 
     has_known_cost: ClassVar[bool] = True
 

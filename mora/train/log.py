@@ -53,7 +53,7 @@ def read(path: Path) -> list[dict[str, Any]]:
                 rows.append(json.loads(line))
             except json.JSONDecodeError as error:
                 raise DamagedFileError(
-                    f"{path}:{number} is damaged: remove {path.parent}, and begin the run anew"
+                    f"{path}:{number} is damaged: restore it, or do its run again from the start"
                 ) from error
     return rows
 

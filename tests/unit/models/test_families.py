@@ -106,6 +106,19 @@ def test_the_loss_is_that_of_transformers_and_paths_are_those_that_are_right(fam
     assert built_as_llama(model) == as_llama
 
 
+def test_layers_that_are_fused_already_are_known(folder_of):
+    """liger-kernel's classes stay in transformers' module, so the process's next model is made with them."""
+    model = load_model(run_of(folder_of("qwen2"), "method=none").model, "fp32")[0]
+    for layer in model.model.layers:
+        fused = torch.nn.Module()
+        fused.__class__ = type("LigerSwiGLUMLP", (torch.nn.Module,), {"__module__": "liger_kernel.transformers.swiglu"})
+        fused.gate_proj, fused.up_proj, fused.down_proj = layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj
+        layer.mlp = fused
+    assert built_as_llama(model)
+    layer.mlp.__class__ = torch.nn.Module
+    assert not built_as_llama(model)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", ["mora", "lora"])
 def test_a_family_trains_two_steps_merges_and_evaluates(family, method, folder_of, tmp_path):
