@@ -13,11 +13,11 @@ from pydantic import ValidationError
 
 from mora.config import ConfigError, RunConfig
 from mora.config.composition import compose
-from mora.config.data_schema import Section
 from mora.config.load import described
 from mora.config.source import ROOT
 from mora.config.yaml_file import read_yaml
 from mora.errors import one_line
+from mora.frozen import FrozenModel
 
 FOLDER = ROOT / "experiments"
 PAPER = ROOT / "results" / "paper" / "tables.yaml"
@@ -37,7 +37,7 @@ NAMES = {
 Scale = Literal["paper", "mid", "lite", "smoke"]
 
 
-class Row(Section):
+class Row(FrozenModel):
     """A line of a table or a curve of a figure. `without`: tasks on which the paper prints a dash for it.
 
     `settings`: more overrides, which its label says. `columns`: the names of those that it has, where not all. `rates`: what
@@ -61,7 +61,7 @@ class Row(Section):
         return chosen + self.settings
 
 
-class Column(Section):
+class Column(FrozenModel):
     """What is read of a run: a metric at a step (null: the last). In a figure: a panel.
 
     A column that carries the name of a column of the paper stands beside its number; any other has no number of the paper.
@@ -76,7 +76,7 @@ class Column(Section):
     auto: str | None = None
 
 
-class AtScale(Section):
+class AtScale(FrozenModel):
     """`search`: overrides of the runs that only choose. `sweep`: what is chosen, the rate alone or the method's whole grid.
 
     `columns`: of this scale, where they are not those of the experiment. `repeats`: a rate at the edge of its grid adds the
@@ -91,14 +91,14 @@ class AtScale(Section):
     repeats: bool = False
 
 
-class Reach(Section):
+class Reach(FrozenModel):
     """A level of a metric that grows: a table says at which step each run came to it."""
 
     metric: str
     at_least: float
 
 
-class Experiment(Section):
+class Experiment(FrozenModel):
     """`selection`: the metric, lower is better, that chooses among the runs of a search. `unit`: of the table's cells.
 
     `notes`: the first words of the paper's inconsistencies with itself that concern this experiment.
