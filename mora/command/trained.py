@@ -12,6 +12,8 @@ import yaml
 from mora.config.compose import ConfigError
 from mora.config.source import ROOT
 
+PARTS = {"model": "config.json", "adapter": "adapter_config.json"}  # of a run's folder
+
 
 def outputs() -> Path:
     """The folder of the runs' folders."""
@@ -26,7 +28,7 @@ def find(name: str) -> Path | None:
     """
     for folder in (outputs() / name, Path(name)):
         if (folder / "config.yaml").is_file():
-            left = [folder / part for part in ("model", "adapter") if (folder / part).is_dir()]
+            left = [folder / part for part, file in PARTS.items() if (folder / part / file).is_file()]
             if not left:
                 raise ConfigError(
                     f"{folder} holds neither adapter/ nor model/: the run has not ended, or trained nothing"

@@ -90,7 +90,19 @@ def check_sweep(arguments: Sequence[str]) -> None:
             compose(run)
 
 
-OPTIONS_WITH_VALUE = set("-c --cfg -p --package -cp --config-path -cn --config-name -cd --config-dir -i --info".split())
+OPTIONS_WITH_VALUE = {
+    "-c",
+    "--cfg",
+    "-p",
+    "--package",
+    "-cp",
+    "--config-path",
+    "-cn",
+    "--config-name",
+    "-cd",
+    "--config-dir",
+}
+OPTIONS_WITH_VALUE |= {"-i", "--info"}
 
 
 def _check_form(arguments: Sequence[str]) -> None:
@@ -110,7 +122,7 @@ def _check_form(arguments: Sequence[str]) -> None:
         elif equals and value.endswith(","):
             raise ConfigError(f"{argument!r} ends in a comma: {_blank('')}")
         elif equals and not argument.startswith("hydra"):
-            _check_grammar(argument)
+            check_override(argument)
         before = argument
     if "--resolve" in arguments and not {"--cfg", "-c"} & {*arguments}:
         raise ConfigError("--resolve: expected with --cfg job alone; a setting r is r=8, without dashes")
@@ -125,7 +137,8 @@ def _blank(before: str) -> str:
     return "a list has no blanks: method=lora,mora"
 
 
-def _check_grammar(argument: str) -> None:
+def check_override(argument: str) -> None:
+    """Raises: ConfigError for a setting that Hydra cannot read, or a group's choice that is no name."""
     try:
         override = OverridesParser.create().parse_override(argument)
     except HydraException as error:
@@ -146,7 +159,7 @@ def compose(overrides: Sequence[str]) -> RunConfig:
     Raises: ConfigError.
     """
     for override in overrides:
-        _check_grammar(override)
+        check_override(override)
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):

@@ -105,7 +105,8 @@ def _targets(model: nn.Module, targets: list[str] | str) -> dict[str, nn.Module]
 def _check_rank(r: int, targets: dict[str, nn.Module]) -> None:
     """Raises: ConfigError where r is more than the rank of any module: a low-rank adapter would have none to spare, and MoRA
     far fewer parameters than it stands for."""
-    sides = {name: min(module.weight.shape) for name, module in targets.items() if module.weight.ndim == 2}
+    weights = {name: weight for name, module in targets.items() if isinstance(weight := module.weight, torch.Tensor)}
+    sides = {name: min(weight.shape) for name, weight in weights.items() if weight.ndim == 2}
     widest = max(sides, key=sides.__getitem__, default=None)
     if widest is not None and r > sides[widest]:
         raise ConfigError(f"r={r}: the largest module, {widest}, has rank {sides[widest]} at most; lower r")
