@@ -1,5 +1,5 @@
 # `make` prints this file's targets. Every target that runs Python first makes the environment.
-# PY=python uses the environment you are in (conda, a virtual environment) instead; nothing is installed unless you ask for it.
+# PY=python uses the active environment (conda, a virtual environment) instead; then nothing is installed unless you ask.
 
 SCALE  ?= paper
 JOBS   ?= 1
@@ -23,7 +23,7 @@ PY    := $(VENV)/bin/python
 READY := $(VENV)/.ready
 endif
 
-# A variable that nothing reads, misspelt or in lower case, would start something else than was meant.
+# A variable that nothing reads, misspelt or in lower case, would start something other than what was meant.
 VARIABLES := SCALE TASK JOBS PLAN SEEDS ONLY HARDWARE SET GPU FORCE RESULTS QUICK MODEL VENV PYTHON PY READY
 GIVEN     := $(strip $(foreach name,$(.VARIABLES),$(if $(findstring command,$(origin $(name))),$(name))))
 ifneq ($(filter-out $(VARIABLES),$(GIVEN)),)
@@ -47,23 +47,23 @@ PEFT        := $(shell sed -n 's/^peft==//p' requirements.lock)
 PEFT_SOURCE := $(or $(TMPDIR),/tmp)/mora-peft-tests
 
 .DEFAULT_GOAL := help
-# JOBS runs things side by side; make itself does one thing at a time.
+# JOBS runs jobs in parallel; make itself does one thing at a time.
 .NOTPARALLEL:
-.PHONY: help install demo data model lint types format check numbers test peft-tests all scores render report bench clean $(EXPERIMENTS)
+.PHONY: help install demo data model lint types format check numbers test peft-tests all scores render report docs bench clean $(EXPERIMENTS)
 
-help: ## this list
+help: ## print this list
 	@echo 'usage: make TARGET [SCALE=paper|mid|lite|smoke] [HARDWARE=name] [PLAN=1] [JOBS=n] [SEEDS=n] [ONLY="..."] [VENV=.venv | PY=python]'
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@for name in $(EXPERIMENTS); do printf "  %-10s %s\n" $$name "$$(sed -n 's/^title: *"*\([^"]*\).*/\1/p' experiments/$$name.yaml)"; done
 	@echo
-	@echo "  A table or figure first runs what is missing. On what: HARDWARE=gpu8 (configs/hardware), SET=\"hardware.micro_batch_size=16\";"
-	@echo "  HARDWARE=slurm SET=\"hydra.launcher.partition=NAME\" JOBS=4 hands in one array job of four nodes."
-	@echo "  FORCE=1 runs again what has results, which are kept; RESULTS=folder starts with none, in that folder."
-	@echo "  PLAN=1 prints the runs that are missing and their cost, PLAN=commands the command of each; none is started."
+	@echo "  A table or figure first runs what is missing. Where: HARDWARE=gpu8 (configs/hardware), SET=\"hardware.micro_batch_size=16\";"
+	@echo "  HARDWARE=slurm SET=\"hydra.launcher.partition=NAME\" JOBS=4 submits one array job of four nodes."
+	@echo "  FORCE=1 repeats runs that have results, and keeps those; RESULTS=folder starts without results, in that folder."
+	@echo "  PLAN=1 prints the missing runs and their cost, PLAN=commands the command of each; none is started."
 	@echo "  GPU=a100-80 (or GiB,TFLOP/s: GPU=48,362) plans for another GPU than an H100."
-	@echo "  JOBS=n runs n side by side. SEEDS=n takes the seeds 0 to n-1."
-	@echo "  ONLY=\"task=metamath,biomed method=lora,mora r=8\" runs or plans these cells alone."
+	@echo "  JOBS=n runs n jobs in parallel. SEEDS=n takes seeds 0 to n-1."
+	@echo "  ONLY=\"task=metamath,biomed method=lora,mora r=8\" limits the command to these cells."
 
 # The lock decides every version, so that the order of the steps does not.
 define INSTALL
@@ -78,45 +78,45 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	$(INSTALL)
 	@touch $@
 
-install: $(READY) ## the environment, with the exact versions of requirements.lock
+install: $(READY) ## create the environment with the exact versions of requirements.lock
 ifndef READY
 	$(INSTALL)
 endif
 
-demo: $(READY) ## UUID memory on a tiny model, CPU, minutes: Table 2 and Figures 2 and 3 at SCALE=smoke
+demo: $(READY) ## memorise UUIDs with a tiny model on a CPU, in minutes: Table 2 and Figures 2 and 3 at SCALE=smoke
 	$(NO_SCALE)$(SUITE) table2 figure2 figure3 --scale smoke --jobs 2 $(PLANNED)
 	$(if $(PLANNED),,$(SUITE).report --scale smoke)
 
-data: $(READY) ## prepare the training data of TASK at SCALE and print what they are
+data: $(READY) ## prepare the training data of TASK at SCALE and describe them
 	@$(if $(TASK),,echo "make data TASK=uuid|tulu2|metamath|biomed|finance|c4 [SCALE=paper|mid|lite|smoke]" >&2; exit 2)
 	$(PY) -m mora.data $(TASK) --scale $(SCALE)
 
-model: $(READY) ## fetch and check the model MODEL of configs/model (MODEL=qwen25_coder_1b5); scale lite's comes with `install`
+model: $(READY) ## fetch and verify MODEL, a file of configs/model (MODEL=qwen25_coder_1b5); scale lite's model comes with `install`
 	@$(if $(MODEL),,echo "make model MODEL=NAME: a file of configs/model" >&2; exit 2)
 	$(PY) -m mora.models $(MODEL)
 
-lint: $(READY) ## ruff: rules and format
+lint: $(READY) ## check rules and format with ruff
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-types: $(READY) ## mypy
+types: $(READY) ## check types with mypy
 	$(PY) -m mypy $(SOURCES)
 
-format: $(READY) ## let ruff mend what it can
+format: $(READY) ## fix formatting and what else ruff can
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-check: lint types ## lint, types, unit tests
+check: lint types ## run lint, types and unit tests
 	$(PY) -m pytest tests/unit
 
-numbers: $(READY) ## a short pass of the numeric tests; ATEN_CPU_CAPABILITY=default|avx2 computes them as other CPUs do
+numbers: $(READY) ## a short run of the numeric tests; ATEN_CPU_CAPABILITY=default|avx2 computes as other CPUs do
 	$(PY) -m pytest -n 2 tests/fidelity tests/unit/methods/test_oracle.py tests/unit/train/test_engine.py \
 		tests/distributed/test_zero.py::test_in_bf16_the_loss_stays_beside_that_of_fp32
 
-test: lint types ## lint, types, all tests
+test: lint types ## run lint, types and all tests
 	$(PY) -m pytest -n 2 --dist loadscope
 
-peft-tests: $(READY) ## PEFT's own tests of custom models, of the locked version, on MoRA (fetches its source from PyPI)
+peft-tests: $(READY) ## run PEFT's own tests of custom models on MoRA (fetches the locked version's source from PyPI)
 	$(PY) -m pip download --disable-pip-version-check --quiet --no-deps --no-binary :all: --no-build-isolation --dest $(PEFT_SOURCE) peft==$(PEFT)
 	tar -xzf $(PEFT_SOURCE)/peft-$(PEFT).tar.gz -C $(PEFT_SOURCE) && touch $(PEFT_SOURCE)/peft-$(PEFT)/tests/__init__.py
 	cd $(PEFT_SOURCE)/peft-$(PEFT) && PYTHONPATH=$(CURDIR):$(CURDIR)/tests/peft_suite HF_HUB_OFFLINE=1 $(if $(findstring /,$(PY)),$(abspath $(PY)),$(PY)) -m pytest -q -p plugin -o addopts="" tests/test_custom_models.py
@@ -130,27 +130,30 @@ $(EXPERIMENTS): $(READY)
 table% figure%:
 	@echo "experiments/$@.yaml does not exist: this experiment is not there yet; \`make\` lists those that are" >&2; exit 1
 
-all: $(READY) ## every table and figure
+all: $(READY) ## run every table and figure
 	$(SAY_SCALE)
 	$(SUITE) $(EXPERIMENTS) $(OPTIONS)
 
-scores: $(READY) ## score the untouched lite model on the tasks of Table 1 (one GPU; MORA_DATA_DIR): the table's first row
+scores: $(READY) ## score the untuned model of scale lite on the tasks of Table 1, its first row (one GPU; MORA_DATA_DIR)
 	$(NO_SCALE)$(SUITE) table1 --scale lite --only method=none --jobs $(JOBS) $(PLANNED)
 
 render: $(READY) ## write results/ anew from the measured JSON, and docs/DEVIATIONS.md from configs/
 	$(SUITE) --render
 	$(PY) -m mora.config.provenance
 
-report: $(READY) ## everything measured as pages with tables, figures and runs: results/report/index.html (SCALE: that one alone)
+report: $(READY) ## write everything measured as pages: results/report/index.html (SCALE=: one scale only)
 	$(SUITE).report $(if $(filter file,$(origin SCALE)),,--scale $(SCALE))
 
-bench: $(READY) ## what every method costs on this GPU: results/bench/ and docs/performance.md (QUICK=1: the bars alone)
+docs: $(READY) ## build the documentation into site/, strictly: a dead link or an unknown name fails
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
+bench: $(READY) ## measure what every method costs on this GPU: results/bench/, docs/performance.md (QUICK=1: only cases with a bar)
 	$(PY) -m mora.bench step $(if $(call yes,QUICK),--quick)
 	$(if $(call yes,QUICK),,$(PY) -m mora.bench loop)
 	$(if $(call yes,QUICK),,$(PY) -m mora.bench evaluation)
 	$(if $(call yes,QUICK),,$(PY) -m mora.bench plan)
 	$(PY) -m mora.bench render
 
-clean: ## remove caches and build leftovers; keeps the environment, outputs/ and results/
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+clean: ## remove caches and build products; keep the environment, outputs/ and results/
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find mora tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -15,8 +15,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from mora.config.compose import ConfigError, check_sweep, one_line, validate
+from mora.config.hydra_compose import check_sweep, hydra_line, validate
 from mora.config.run_id import log_path
+from mora.errors import MoraError
 from mora.suite.launch import interrupt_on_sigterm, launch
 from mora.suite.rates import default as default_rate
 
@@ -28,12 +29,12 @@ def main(composed: DictConfig) -> None:
         if composed.lr is None and config.method.trains:
             config, source = default_rate(config)
             print(f"lr={config.lr:g}: {source}")
-    except ConfigError as error:
+    except MoraError as error:
         sys.exit(f"run.py: {error}")
     interrupt_on_sigterm()
     try:
         code = launch(config)
-    except (ConfigError, OSError) as error:
+    except (MoraError, OSError) as error:
         sys.exit(f"run.py: {error}")
     if code:
         sys.exit(code)
@@ -78,5 +79,5 @@ if __name__ == "__main__":
     try:
         check_sweep(sys.argv[1:])
         main()
-    except (ConfigError, HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"run.py: {one_line(error)}")
+    except (MoraError, HydraException, OmegaConfBaseException) as error:
+        sys.exit(f"run.py: {hydra_line(error)}")

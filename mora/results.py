@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from mora.config import ConfigError, RunConfig
+from mora.config import RunConfig
 from mora.config.run_id import result_path
+from mora.errors import DamagedFileError, MoraError
 from mora.evaluate import metrics
 
 FORMAT: Literal[2] = 2
@@ -165,7 +166,7 @@ def _require(values: Any, field: str) -> None:
 
 
 def read(path: Path) -> RunResult:
-    """Raises: ConfigError, one line with the field, where the file is no result."""
+    """Raises: DamagedFileError, one line with the field, where the file is no result."""
     try:
         values = json.loads(path.read_text())
         if not isinstance(values, dict):
@@ -177,8 +178,8 @@ def read(path: Path) -> RunResult:
         raise _damaged(path, " ".join(str(error).split())) from error
 
 
-def _damaged(path: Path, why: str) -> ConfigError:
-    return ConfigError(f"{path} is damaged ({why[:300]}): remove it, and the run is done again")
+def _damaged(path: Path, why: str) -> DamagedFileError:
+    return DamagedFileError(f"{path} is damaged ({why[:300]}): remove it, and the run is done again")
 
 
 def _first(error: ValidationError) -> str:
@@ -200,7 +201,7 @@ class ResultStore:
         self._left_out: frozenset[Path] = frozenset()
 
     def at(self, path: Path) -> RunResult | None:
-        """None where there is no file. Raises: ConfigError where it is damaged."""
+        """None where there is no file. Raises: DamagedFileError where it is damaged."""
         if path in self._left_out:
             return None
         try:
@@ -218,17 +219,21 @@ class ResultStore:
         for path in sorted(folder.glob("*.json")):
             try:
                 self.at(path)
-            except ConfigError as error:
+            except MoraError as error:
                 damaged[path] = str(error).replace(f"{path.parent}/", "")
         self._left_out |= damaged.keys()
         return {path.name: why for path, why in damaged.items()}
 
+    def leave_out(self, path: Path) -> None:
+        """From now on the result is as if it were not there."""
+        self._left_out |= {path}
+
     def of(self, config: RunConfig) -> RunResult | None:
-        """The result of this very run. Raises: ConfigError where its file is damaged."""
+        """The result of this very run. Raises: DamagedFileError where its file is damaged."""
         return self.at(result_path(config))
 
     def all(self, folder: Path) -> Iterator[RunResult]:
-        """Raises: ConfigError where one is damaged."""
+        """Raises: DamagedFileError where one is damaged."""
         for path in sorted(folder.glob("*.json")):
             if (found := self.at(path)) is not None:
                 yield found

@@ -22,9 +22,10 @@ import os
 import sys
 from typing import Any
 
-from mora.config import ConfigError, RunConfig, compose
+from mora.checks.runner import Outcome, Table, Trials, add_options, gpus, start_trials
+from mora.config import RunConfig, compose
 from mora.config.source import ROOT
-from mora.suite.trial import Outcome, Table, Trials, add_options, gpus, start_trials
+from mora.errors import MoraError
 
 METHODS = ("none", "fft", "lora", "lora_plus", "asylora", "dora", "relora", "mora", "remora")
 WITHOUT_RANK = ("none", "fft")
@@ -216,5 +217,5 @@ if __name__ == "__main__":
     os.chdir(ROOT)
     try:
         sys.exit(main())
-    except ConfigError as error:
+    except MoraError as error:
         sys.exit(f"check_gpu.py: {error}")

@@ -34,9 +34,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
-from mora.config import ConfigError, RunConfig, compose
+from mora.checks.runner import Outcome, Table, Trials, add_options, gpus, start_trials
+from mora.config import RunConfig, compose
 from mora.config.source import ROOT
-from mora.suite.trial import Outcome, Table, Trials, add_options, gpus, start_trials
+from mora.errors import MoraError
 
 METHODS = {"relora": 8, "remora": 8, "mora": 8, "lora": 8, "fft": None}
 PARALLEL = ("ddp", "zero1", "zero2", "zero3")
@@ -227,5 +228,5 @@ if __name__ == "__main__":
     os.chdir(ROOT)
     try:
         sys.exit(main())
-    except ConfigError as error:
+    except MoraError as error:
         sys.exit(f"check_multi_gpu.py: {error}")

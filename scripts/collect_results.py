@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mora.config.source import EVERYTHING, NUMBERS, ROOT, fingerprint_of_commit
-from mora.train.log import replace_file
+from mora.io import replace_file
 
 
 def main() -> int:

@@ -44,16 +44,16 @@ in layers of in x out features. "exact" means below 1e-5. LoRA of rank {r} has a
 
 - **Prefer merging.** `model.merge_and_unload()` loses nothing but one rounding to the base's dtype, costs nothing at
   inference and leaves a plain checkpoint: `save_pretrained` it and give vLLM that path, as for any other model.
-- Convert to LoRA only where one base model must serve several adapters at once, as vLLM does with `--enable-lora`.
+- Convert to LoRA only if one base model must serve several adapters at once, as vLLM does with `--enable-lora`.
 - With `operator="sharing"` (or "truncation") ΔW has rank r_hat = floor(sqrt((in + out) r)), so the conversion is exact at
   k >= r_hat. Take the largest r_hat among the layers as k.
-- vLLM's `--max-lora-rank` is 16 unless set and cannot exceed 512 (vLLM 0.14): above that, merge.
-- With `operator="rotation"` (or "decouple") ΔW has full rank, up to inputs that are ignored where in > out. No smaller k is
+- vLLM's `--max-lora-rank` is 16 by default and cannot exceed 512 (vLLM 0.14); above that, merge.
+- With `operator="rotation"` (or "decouple") ΔW has full rank, up to inputs that are ignored if in > out. No smaller k is
   exact and the error falls slowly: merge.
-- k = r is no choice: a LoRA with as many parameters as M loses most of the update.
+- Do not choose k = r: a LoRA with as many parameters as M loses most of the update.
 - A converted adapter is k / r times as large as M: k (in + out) numbers where M has r_hat².
 - The spectrum of a random M falls slowly; a trained one's may fall faster. `convert_to_lora(model, rank=0.99)` finds for
-  each layer the smallest k that keeps 99 % of the squared norm (in `rank_pattern`); then convert all layers with one
+  each layer the smallest k that keeps 99% of the squared norm (in `rank_pattern`); then convert all layers with one
   integer k.
 - Score the converted model, not the one it came from.
 - A conversion needs `bias="none"`; `modules_to_save` are carried over.

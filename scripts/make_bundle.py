@@ -35,7 +35,8 @@ from packaging.utils import canonicalize_name
 
 from mora.config import ConfigError
 from mora.config.source import ROOT
-from mora.data.sources import cache_dir
+from mora.errors import MoraError
+from mora.io import cache_dir
 from mora.models import files, known
 
 GLIBC = ("2_28", "2_27", "2_24", "2_17", "2_12", "2_5")
@@ -52,7 +53,7 @@ def main() -> int:
             _data(tree / "data", options.data)
             _manifest(tree)
             pieces = _cut(tree, options.out, options.piece_mib * 2**20)
-    except (ConfigError, OSError, ValueError) as error:
+    except (MoraError, OSError, ValueError) as error:
         print(f"make_bundle.py: {error}", file=sys.stderr)
         return 2
     shutil.copy(ROOT / "scripts" / "unpack_bundle.py", options.out)

@@ -37,11 +37,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
-from mora.analysis.cost import max_length
-from mora.analysis.memory import memory
 from mora.config import ConfigError, RunConfig, compose, run_id
 from mora.config.run_id import documents_path, log_path, result_path, spectrum_path
 from mora.config.source import ROOT
+from mora.errors import MoraError
+from mora.planner.cost import max_length
+from mora.planner.memory import memory
 from mora.results import STORE, RunResult, read
 from mora.suite import commands, gpus
 from mora.suite import experiment as experiments
@@ -93,7 +94,7 @@ class Earlier:
             return max(peaks) * MARGIN + 1.0
         try:
             return memory(config, max_length(config), config.micro_batch_size).gpu / GIB * MARGIN + 2.0
-        except (ConfigError, ValueError):
+        except ValueError:
             return unknown_gib
 
     def expected_s(self, config: RunConfig) -> float | None:
@@ -115,7 +116,7 @@ def main() -> int:
     options = _options()
     try:
         _read(options.queue)
-    except (ConfigError, OSError) as error:
+    except (MoraError, OSError) as error:
         sys.exit(f"run_queue.py: {error}")
     options.out.mkdir(parents=True, exist_ok=True)
     queue = Queue(options)
@@ -273,7 +274,7 @@ def _read(path: Path) -> list[tuple[str, RunConfig | None]]:
                 found += [(one, _compose(one)) for one in _missing(*line.split()[1:])]
             elif line:
                 found.append((line, _compose(line)))
-        except (ConfigError, FileNotFoundError, TypeError) as error:
+        except (MoraError, FileNotFoundError, TypeError) as error:
             raise ConfigError(f"{path}, line {number}: {error}") from error
     return found
 

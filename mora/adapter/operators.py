@@ -5,8 +5,8 @@
     M_RR  the trainable square matrix  R = r_hat
     N     number of blocks of r_hat inputs, ceil(K / R)
 
-Every operator keeps Eq. 3, `decompress(compress(x) @ M.T) == x @ delta_weight(M).T`, for any leading dimensions of x and any
-dtype. `delta_weight` is built from the same pieces as the forward pass: `_pad` and `_fold_pad`, `_sum_groups` and
+Every operator keeps Eq. 3, `decompress(compress(x) @ M.T) == x @ delta_weight(M).T`, for any leading dimensions of x and
+any dtype. `delta_weight` is built from the same pieces as the forward pass: `_pad` and `_fold_pad`, `_sum_groups` and
 `_spread_groups`, `_rotate` by +angle and by -angle are pairs of a linear map and its adjoint, so that only the place of a
 block in the output is said twice.
 The adjoints of whole maps, which the backward pass of `kernels.py` uses, are put together from the same pairs.
@@ -31,11 +31,18 @@ Rounding = Literal["floor", "official"]
 
 
 def square_size(in_features: int, out_features: int, r: int, rounding: Rounding = "floor", even: bool = False) -> int:
-    """r_hat = floor(sqrt((d + k) r)): the side of M at LoRA's parameter count for rank r (section 4).
+    """Return r_hat = floor(sqrt((d + k) r)): the side of M at LoRA's parameter count for rank r (section 4).
 
-    rounding: "floor" is the paper; "official" is `int(sqrt(...) + 0.5)`, the official code, which can exceed LoRA's budget.
-    even: round down to an even number, which rotation needs for its pairs.
-    Returns a positive int that is not yet clamped to min(in_features, out_features).
+    Args:
+        in_features: The paper's k.
+        out_features: The paper's d.
+        r: Rank of the LoRA to match.
+        rounding: "floor" is the paper. "official" is `int(sqrt(...) + 0.5)`, as in the official code, which can exceed
+            LoRA's parameter count.
+        even: Round down to an even number, which rotation needs for its pairs.
+
+    Returns:
+        A positive integer, not yet clamped to min(in_features, out_features).
     """
     area = (in_features + out_features) * r
     r_hat = math.isqrt(area) if rounding == "floor" else int(math.sqrt(area) + 0.5)
@@ -44,7 +51,7 @@ def square_size(in_features: int, out_features: int, r: int, rounding: Rounding 
 
 @dataclass(frozen=True)
 class Operator:
-    """f_comp and f_decomp for one layer shape. Holds no tensor: it may be pickled, compared and used as a key."""
+    """f_comp and f_decomp for one shape of layer. Holds no tensor, so it can be pickled, compared and used as a key."""
 
     in_features: int
     out_features: int
@@ -64,32 +71,32 @@ class Operator:
             )
 
     def compress(self, x: Tensor) -> Tensor:
-        """f_comp: (..., in_features) -> (..., r_hat), or (..., N, r_hat) for operators that work on blocks."""
+        """Apply f_comp: (..., in_features) -> (..., r_hat), or (..., N, r_hat) for operators that work on blocks."""
         raise NotImplementedError
 
     def decompress(self, z: Tensor) -> Tensor:
-        """f_decomp: what `compress` returns, multiplied by M, -> (..., out_features)."""
+        """Apply f_decomp to what `compress` returns after multiplication by M: -> (..., out_features)."""
         raise NotImplementedError
 
     def compress_adjoint(self, c: Tensor) -> Tensor:
-        """The transposed linear map of `compress`: what that returns -> (..., in_features)."""
+        """Apply the transpose of `compress`: from what that returns to (..., in_features)."""
         raise NotImplementedError
 
     def decompress_adjoint(self, y: Tensor) -> Tensor:
-        """The transposed linear map of `decompress`: (..., out_features) -> what `compress` returns."""
+        """Apply the transpose of `decompress`: from (..., out_features) to what `compress` returns."""
         raise NotImplementedError
 
     def delta_weight(self, M: Tensor) -> Tensor:
-        """The matrix of Eq. 3: (r_hat, r_hat) -> (out_features, in_features), in M's dtype."""
+        """Return the ΔW of Eq. 3: (r_hat, r_hat) -> (out_features, in_features), in the dtype of M."""
         raise NotImplementedError
 
     def ignored_inputs(self) -> int:
-        """How many input dimensions can never change the output, whatever M is."""
+        """Return how many input dimensions can never change the output, whatever M is."""
         return 0
 
 
 class Truncation(Operator):
-    """Eq. 4 and 5: the first r_hat inputs act on the first r_hat outputs."""
+    """Eq. 4 and 5: M acts on the first r_hat inputs and writes the first r_hat outputs."""
 
     def compress(self, x: Tensor) -> Tensor:
         return x[..., : self.r_hat]
@@ -111,10 +118,11 @@ class Truncation(Operator):
 
 
 class Sharing(Operator):
-    """Eq. 6 and 7: inputs of a group are summed, outputs of a group share a row. Appendix B names two kinds of groups.
+    """Eq. 6 and 7: the inputs of a group are summed, and the outputs of a group share a row of M.
 
-    groups "modulo": indices equal modulo r_hat (Algorithm 1, type 0; official type 1); "contiguous": neighbouring indices
-    (type 1; official type 2). A pair "in-out" mixes them, as the official types 3 and 4 do.
+    Appendix B names two kinds of groups. "modulo": indices that are equal modulo r_hat (Algorithm 1, type 0; official
+    type 1). "contiguous": neighbouring indices (type 1; official type 2). A pair "in-out" mixes them, as official types 3
+    and 4 do.
     """
 
     def compress(self, x: Tensor) -> Tensor:
@@ -152,7 +160,7 @@ class Sharing(Operator):
 
 
 class Decouple(Operator):
-    """Eq. 8: M acts on every block of r_hat inputs by itself; delta_weight is block diagonal."""
+    """Eq. 8: M acts on each block of r_hat inputs separately, so ΔW is block diagonal."""
 
     @property
     def n_blocks(self) -> int:
@@ -213,7 +221,7 @@ class Decouple(Operator):
 
 
 class Rotation(Decouple):
-    """Eq. 9-11: as Decouple, with block i of the input rotated by its index, a^i = R_i x^i and P^i = M R_i."""
+    """Eq. 9 to 11: as Decouple, with block i of the input rotated by its own angle: a^i = R_i x^i and P^i = M R_i."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 
 from mora.adapter.operators import OPERATORS
 from mora.config import source
-from mora.train.log import replace_file
+from mora.io import replace_file
 
 RESULTS = source.ROOT / "results" / "analysis"
 D = 256  # inputs, outputs and classes; sqrt(2 r D) is whole for every rank below, and divides D

@@ -18,11 +18,11 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from mora.config import run_id, source
-from mora.config.compose import ConfigError, load, one_line
-from mora.config.lock import locked
+from mora.config.load import load
+from mora.errors import ConfigError, ModelError, MoraError, one_line
+from mora.io import locked, replace_file
 from mora.models.load import LOAD_ERRORS, load_model, load_weights, merged_with
 from mora.models.shapes import end_of
-from mora.train.log import replace_file
 
 from .arguments import parse
 
@@ -63,9 +63,7 @@ def spectra(base: Weights, tuned: Weights, device: torch.device) -> dict[str, di
     """
     names = [name for name in base if name in tuned]
     if not names:
-        raise ConfigError(
-            "BASE and TUNED have no linear module of one name in common: expected two of one architecture"
-        )
+        raise ModelError("BASE and TUNED have no linear module of one name in common: expected two of one architecture")
     found: dict[str, dict[str, float]] = {}
     for batch in _by_shape(names, base, tuned):
         delta = torch.stack([tuned[name].float() - base[name].float() for name in batch]).to(device)
@@ -106,7 +104,7 @@ def _by_shape(names: list[str], base: Weights, tuned: Weights, at_once: int = 2*
     shapes: dict[torch.Size, list[str]] = defaultdict(list)
     for name in names:
         if base[name].shape != tuned[name].shape:
-            raise ConfigError(f"{name}: BASE has {tuple(base[name].shape)}, TUNED {tuple(tuned[name].shape)}")
+            raise ModelError(f"{name}: BASE has {tuple(base[name].shape)}, TUNED {tuple(tuned[name].shape)}")
         shapes[base[name].shape].append(name)
     for shape, group in shapes.items():
         size = max(1, at_once // shape.numel())
@@ -143,10 +141,10 @@ def _tuned_weights(name: str, base: PreTrainedModel) -> Weights:
         return _weights(load_weights(name, "fp32"))
     try:
         return _weights(merged_with(copy.deepcopy(base), name))
-    except ConfigError:
+    except MoraError:
         raise
     except (*LOAD_ERRORS, RuntimeError) as error:  # the last: an adapter of another base
-        raise ConfigError(f"adapter {name!r} does not load into BASE: {one_line(error):.300}") from error
+        raise ModelError(f"adapter {name!r} does not load into BASE: {one_line(error):.300}") from error
 
 
 def _weights(model: PreTrainedModel) -> Weights:
@@ -192,7 +190,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"{args.out} is there already: remove it, and it is measured again")
             else:
                 _measure(of_run(args.run), where, args.out)
-    except ConfigError as error:
+    except MoraError as error:
         print(f"mora.analysis.spectrum: {error}", file=sys.stderr)
         return 2
     return 0

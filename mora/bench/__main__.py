@@ -18,7 +18,7 @@ import torch
 
 from mora.config import source
 from mora.config.arguments import positive_int
-from mora.train.log import replace_file
+from mora.io import replace_file
 
 from . import evaluation, layers, loop, plan, render, step
 

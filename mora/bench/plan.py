@@ -13,15 +13,15 @@ import torch
 from torch import nn
 from transformers import LlamaForCausalLM
 
-from mora.analysis import memory, speed
 from mora.config import RunConfig, compose
 from mora.data.batches import Batch
+from mora.io import replace_file
 from mora.methods import prepare
 from mora.models.dtypes import DTYPES
 from mora.models.fused import use_fused_layers
+from mora.planner import memory, speed
 from mora.train.engines import make_engine
 from mora.train.interface import Engine
-from mora.train.log import replace_file
 
 from .models import build, twin_of
 from .step import milliseconds

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mora.analysis import speed
 from mora.config import source
-from mora.train.log import replace_file
+from mora.io import replace_file
+from mora.planner import speed
 
 from . import plan
 from .models import weights_of

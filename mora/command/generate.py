@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from mora.config.arguments import device, positive_int
-from mora.config.compose import ConfigError
+from mora.errors import ConfigError, MoraError
 from mora.models.known import named, refused
 
 from . import trained
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         for answer in answers(parse(arguments)):
             print(answer)
-    except (ConfigError, OSError) as error:
+    except (MoraError, OSError) as error:
         print(f"mora generate: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 import sys
 from pathlib import Path
 
-from mora.config.compose import ConfigError
+from mora.errors import ConfigError, MoraError
+from mora.io import replacing
 
 from . import trained
 
@@ -24,7 +23,7 @@ def parse(arguments: list[str] | None = None, prog: str = "mora merge") -> argpa
 def main(arguments: list[str] | None = None) -> int:
     try:
         print(merge(parse(arguments)))
-    except (ConfigError, OSError) as error:
+    except (MoraError, OSError) as error:
         print(f"mora merge: {error}", file=sys.stderr)
         return 2
     return 0
@@ -48,11 +47,7 @@ def merge(options: argparse.Namespace) -> Path:
 
     quiet()
     model, tokenizer = load_any(str(folder), options.precision or trained.precision(folder))
-    partial = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
+    with replacing(output) as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-        os.replace(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return output

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from difflib import get_close_matches
 from pathlib import Path
 
 import yaml
 
-from mora.config.compose import ConfigError
-from mora.config.source import ROOT
+from mora.errors import ConfigError
+from mora.io import output_dir
 
 PARTS = {"model": "config.json", "adapter": "adapter_config.json"}  # of a run's folder
-
-
-def outputs() -> Path:
-    """The folder of the runs' folders."""
-    return Path(os.environ.get("MORA_OUTPUT_DIR", ROOT / "outputs"))
 
 
 def find(name: str) -> Path | None:
@@ -26,7 +20,7 @@ def find(name: str) -> Path | None:
     A run that changed more than its adapter left the whole model, which is then meant.
     Raises: ConfigError where it is the folder of a run that has left nothing.
     """
-    for folder in (outputs() / name, Path(name)):
+    for folder in (output_dir() / name, Path(name)):
         if (folder / "config.yaml").is_file():
             left = [folder / part for part, file in PARTS.items() if (folder / part / file).is_file()]
             if not left:
@@ -40,9 +34,13 @@ def find(name: str) -> Path | None:
 
 def unknown(name: str) -> ConfigError:
     """That it is no run, and which may have been meant."""
-    runs = sorted(path.parent.name for path in outputs().glob("*/config.yaml"))
+    runs = sorted(path.parent.name for path in output_dir().glob("*/config.yaml"))
     near = get_close_matches(name, runs, 3, 0.5) or runs[:3]
-    there = f"; there are {len(runs)} in {outputs()}, such as {', '.join(near)}" if runs else f"; {outputs()} has none"
+    there = (
+        f"; there are {len(runs)} in {output_dir()}, such as {', '.join(near)}"
+        if runs
+        else f"; {output_dir()} has none"
+    )
     return ConfigError(f"{name!r}: expected a run's id or folder, or a folder with an adapter{there}")
 
 

@@ -7,13 +7,12 @@ import re
 import types
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from .data_schema import Section
 from .schema import RunConfig
+from .source import CONFIG_DIR
 
-CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
 ALSO_CALLED = {  # in other programs -> here
     "alpha": "method.adapter.lora_alpha (MoRA has none)",
     "batch_size": "task.train.global_batch_size",

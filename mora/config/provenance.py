@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import yaml
 from omegaconf import OmegaConf
 
-from .compose import CONFIG_DIR
+from . import resolvers  # noqa: F401  (registers what configs/ refer to)
 from .schema import RunConfig
-from .source import ROOT
+from .source import CONFIG_DIR, ROOT
 
 DEVIATIONS = ROOT / "docs/DEVIATIONS.md"
 

@@ -9,7 +9,9 @@ import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parents[2]
+from mora.io import ROOT
+
+CONFIG_DIR = ROOT / "configs"
 
 
 class Files(NamedTuple):
@@ -24,6 +26,8 @@ class Files(NamedTuple):
 NUMBERS = Files(
     (
         "mora/__init__.py",
+        "mora/errors.py",
+        "mora/io.py",
         "mora/adapter",
         "mora/methods",
         "mora/models",

@@ -30,7 +30,7 @@ class TrainingData:
 def load(config: RunConfig, tokenizer: PreTrainedTokenizerBase, workers: int | None = None) -> TrainingData:
     """The data of the run's task, prepared on the first call with these data and this tokenizer.
 
-    Raises: DataError, which is a ConfigError, naming file, line and field where data cannot be used.
+    Raises: DataError, naming file, line and field where data cannot be used.
     """
     data = config.task.data
     if isinstance(data, UuidData):

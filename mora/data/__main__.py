@@ -8,7 +8,7 @@ import sys
 
 from mora.config import compose
 from mora.config.arguments import positive_int
-from mora.config.compose import ConfigError
+from mora.errors import MoraError
 
 from . import load
 
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         )  # torch, which an answer about the arguments does not wait for
 
         data = load(config, load_tokenizer(config.model), args.workers)
-    except (ConfigError, OSError) as error:
+    except (MoraError, OSError) as error:
         print(f"mora.data: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -8,10 +8,12 @@ from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
+from mora.errors import DataError
+
 from . import records
 from .overlap import Index
 from .packing import blocks
-from .records import Conversation, DataError, Document, Record
+from .records import Conversation, Document, Record
 from .report import Report
 from .samples import IGNORE, Sample
 from .workshop import Encoded

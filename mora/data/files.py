@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mora.config.compose import one_line
+from mora.errors import DataError, one_line
 
-from .records import DataError, Record
+from .records import Record
 
 BLOCK_BYTES = 1 << 20
 _ESCAPED_HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # of a surrogate pair, in JSON; the other half may follow

@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from mora.config.data_schema import HubSource, Overlap
+from mora.errors import DataError, MissingData
 
 from . import sources
 from .files import read_cells, read_json, read_rows, read_text, record_of
-from .records import DataError, MissingData, Record, wrong
+from .records import Record, wrong
 
 NGRAM = 13  # words in a row that are compared, as in GPT-3's check; a shorter question must be the whole text
 SHARE = 0.5  # of a question's runs that the row must hold: phrases and drawings that many questions share do not count

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,11 +12,11 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from mora.config.data_schema import ChatData, MetaMathData, PretrainData, ReadingData
-from mora.config.lock import locked
+from mora.errors import DataError
+from mora.io import cache_dir, locked, replace_file
 
 from . import chat, metamath, overlap, packing, reading_comprehension, sources, tokens
 from .encoders import BlockEncoder, ConversationEncoder
-from .records import DataError
 from .report import Report
 from .samples import StoredSamples, Subset, hold_out, hold_out_families
 from .sources import Rows
@@ -59,7 +58,7 @@ def prepare(data: PreparedData, tokenizer: PreTrainedTokenizerBase, workers: int
     made_of = [*_recipe(data), fingerprints]
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     fingerprints["prepared"] = key
-    folder = sources.cache_dir() / "data" / f"{data.kind}-{key}"
+    folder = cache_dir() / "data" / f"{data.kind}-{key}"
     done = folder / "done.json"
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):  # one process at a time prepares a data set
@@ -189,9 +188,7 @@ def _finish(folder: Path, done: Path, made: Made, rows: RowsByName, index: overl
     report.loss_tokens = samples.loss_tokens - sum(samples[i].n_loss for i in made.left_out)
     parts = {"shards": made.training, "validation": made.validation}
     names_of = {part: [shard.name for shard in shards] for part, shards in parts.items()}
-    partial = folder / ".done.json"
-    partial.write_text(json.dumps({**names_of, "left_out": made.left_out, "report": report.as_dict()}, indent=1))
-    os.replace(partial, done)
+    replace_file(done, json.dumps({**names_of, "left_out": made.left_out, "report": report.as_dict()}, indent=1))
     kept = {name for group in names_of.values() for name in group}
     for entry in folder.iterdir():
         if entry.is_dir() and entry.name not in kept:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import random
 import re
 from collections import Counter
@@ -24,12 +23,14 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from mora.config.data_schema import ReadingData
+from mora.errors import DataError
+from mora.io import replacing
 
 from . import mining, packing, records
 from .encoders import count, without_overlaps
 from .mining import Example, Keywords
 from .overlap import Index
-from .records import DataError, Record
+from .records import Record
 from .report import Report
 from .samples import Sample, Subset
 from .sources import Rows
@@ -282,8 +283,7 @@ def _keywords(data: ReadingData, tokenizer: PreTrainedTokenizerBase, folder: Pat
         first = islice(((record, source.format) for source in rows for record in source), data.keyword_documents)
         texts = (records.document(record, format).text for record, format in first)
         learnt = mining.learn_keywords(texts, tokenizer.get_vocab())
-        partial = folder / ".keywords.json"
-        learnt.tokenizer.save(str(partial))
-        os.replace(partial, kept)
+        with replacing(kept) as partial:
+            learnt.tokenizer.save(str(partial))
     trained = Tokenizer.from_file(str(kept))
     return mining.keywords_of(trained, tokenizer.get_vocab())

@@ -8,17 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mora.config.compose import ConfigError
+from mora.errors import DataError
 
 ROLES = ("system", "user", "assistant")
-
-
-class DataError(ConfigError):
-    """Data that cannot be used. The message is one line: file and line, field, what was expected."""
-
-
-class MissingData(DataError):
-    """Data that are not there: no such files, and no hub that answers."""
 
 
 @dataclass(frozen=True)

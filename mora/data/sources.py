@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -13,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from mora.config.data_schema import Corpus, FileSource, HubSource, Source, SyntheticSource
+from mora.errors import DataError, MissingData
+from mora.io import data_dir, sha256
 
 from . import synthetic
 from .files import read_rows
-from .records import DataError, MissingData, Record
+from .records import Record
 
 
 @dataclass(frozen=True)
@@ -43,17 +41,6 @@ class Rows:
             yield from synthetic.rows(self.made)
         for path in self.paths:
             yield from read_rows(path)
-
-
-def cache_dir() -> Path:
-    """MORA_CACHE_DIR, or ~/.cache/mora."""
-    return Path(os.environ.get("MORA_CACHE_DIR", Path.home() / ".cache" / "mora"))
-
-
-def data_dir() -> Path | None:
-    """MORA_DATA_DIR, where local data lie; None where it is not set."""
-    chosen = os.environ.get("MORA_DATA_DIR")
-    return Path(chosen) if chosen else None
 
 
 def resolve(corpus: Corpus) -> list[Rows]:
@@ -150,21 +137,3 @@ def missing(pattern: str) -> str:
     if Path(pattern).is_absolute() or data_dir() is not None:
         return f"no file matches {(data_dir() or Path()) / pattern}"  # an absolute pattern stands alone
     return f"{pattern}: set MORA_DATA_DIR to the folder that holds it"
-
-
-def sha256(path: Path) -> str:
-    """Of a file's bytes; remembered in the cache under path, size and time of change, as files may be large."""
-    stat = path.stat()
-    key = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
-    known = cache_dir() / "sha256.txt"
-    known.parent.mkdir(parents=True, exist_ok=True)
-    with open(known, "a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        lines = [line for line in file.read().splitlines() if line.startswith(f"{json.dumps(key)} ")]
-        if lines:
-            return lines[-1].rsplit(" ", 1)[1]
-        with open(path, "rb") as content:
-            digest = hashlib.file_digest(content, "sha256").hexdigest()
-        file.write(f"{json.dumps(key)} {digest}\n")
-    return digest

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from mora.config.arguments import device, model, positive_int
-from mora.config.compose import ConfigError
+from mora.errors import MoraError
 
 MAX_LENGTH = "most tokens of prompt and answer; default: 2048, and more where a task's answers want it"
 
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     quiet()
     try:
         print(run(options))
-    except (ConfigError, OSError) as error:
+    except (MoraError, OSError) as error:
         sys.exit(f"mora.evaluate: {error}")
     except KeyboardInterrupt:
         print("mora.evaluate: stopped; start it again to go on", file=sys.stderr)

@@ -20,13 +20,13 @@ from transformers import PreTrainedTokenizerBase
 
 from mora.data.batches import Batch
 from mora.data.tokens import without_appended_eos
-from mora.train.engine import hidden_states
-from mora.train.fused_loss import groups
+from mora.errors import NonFiniteError
+from mora.models.fused_loss import groups
+from mora.models.losses import hidden_states
 
 from .choices import LogLikelihood
 from .generation import LOOK_EVERY, NanLogits, fixed_steps_suit, greedy
 from .journal import Journal
-from .records import NotFinite
 from .window import for_answers
 
 TOKEN_IDS = "\x00token-ids "  # a text that starts so is a list of token ids: blocks of packed text have no other form
@@ -82,7 +82,7 @@ class Backend(HFLM):
         return without_appended_eos(self.tokenizer, string, super().tok_encode(string, *args, **kwargs))
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[LogLikelihood, bool]]:
-        """As lm-eval's, with everything tokenised beforehand. Raises: NotFinite."""
+        """As lm-eval's, with everything tokenised beforehand. Raises: NonFiniteError."""
         self._asked = requests
         pairs = [request.args for request in requests]
         with _tokenizers_on_all_cores():
@@ -176,7 +176,7 @@ class Backend(HFLM):
             yield from logits_NV.split([len(row) for row in rows[group]])
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """As HFLM's, within the window of `for_answers`. Raises: NotFinite."""
+        """As HFLM's, within the window of `for_answers`. Raises: NonFiniteError."""
         window = self._max_length
         requests, self._max_length = for_answers(requests, window, self.most)
         self._asked = requests
@@ -283,9 +283,9 @@ def _batches(inputs: list[tuple[int, ...]], size: int) -> list[list[tuple[int, .
     return batches
 
 
-def _not_finite(request: Any, what: str) -> NotFinite:
+def _not_finite(request: Any, what: str) -> NonFiniteError:
     where = f"task {request.task_name}, document {request.doc_id}: " if request is not None else ""
-    return NotFinite(f"{where}{what}: the model's weights are damaged, or its training diverged")
+    return NonFiniteError(f"{where}{what}: the model's weights are damaged, or its training diverged")
 
 
 @contextmanager

@@ -7,7 +7,9 @@ from typing import Any
 
 import datasets
 
-from .records import DataError, NotFinite, Record, text, texts, wrong
+from mora.errors import NonFiniteError
+
+from .records import DataError, Record, text, texts, wrong
 
 Doc = dict[str, Any]
 
@@ -45,11 +47,11 @@ def score(doc: Doc, results: list[tuple[float, bool]]) -> dict[str, Any]:
 
     Under a plain HFLM, which knows no token counts, options are compared by their sums.
 
-    Raises: NotFinite, which of our own Backend no value is.
+    Raises: NonFiniteError, which of our own Backend no value is.
     """
     sums = [value for value, _ in results]
     if not all(map(math.isfinite, sums)):
-        raise NotFinite(f"the log-likelihoods of the options are {sums} after {doc['prompt'][-60:]!r}")
+        raise NonFiniteError(f"the log-likelihoods of the options are {sums} after {doc['prompt'][-60:]!r}")
     means = [value / getattr(value, "n_tokens", 1) for value in sums]
     gold = doc["gold"]
     return {

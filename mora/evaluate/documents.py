@@ -12,7 +12,7 @@ from typing import Any
 
 import zstandard
 
-from mora.train.log import replace_file
+from mora.io import replace_file
 
 from .kept import Kept
 from .records import DataError

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from mora.config.compose import ConfigError
+from mora.errors import ConfigError
 
 from .aggregate import floor, standard_error
 from .journal import Journal

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mora.io import replace_file
+
 
 class Journal:
     """Answers of batches, one JSON line each, by a hash of the batch's content.
@@ -31,9 +33,7 @@ class Journal:
             lines = whole
         else:
             lines = [_line({"identity": identity})]
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text("".join(lines))
-        os.replace(partial, path)
+        replace_file(path, "".join(lines))
 
     def answer(self, batch: Any, compute: Callable[[], Any]) -> Any:
         """The stored answer to `batch` (JSON values), or that of `compute`, which is then stored."""

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from mora.config import source
+from mora.io import replace_file
 from mora.models.load import load_any
-from mora.train.log import replace_file
 
 from . import result, samples
 from .harness import Settings, check_names, evaluate_model

@@ -8,16 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mora.config.compose import ConfigError
-from mora.data import sources
+from mora import io
 from mora.data.files import read_json, read_rows, record_of
-from mora.data.records import DataError, Record, wrong
+from mora.data.records import Record, wrong
+from mora.errors import DataError
 
 Row = dict[str, Any]
-
-
-class NotFinite(ConfigError):
-    """A model's numbers are NaN or infinite: its answers mean nothing. The message is one line: task and document."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +29,7 @@ class Source:
 
 def data_folder(data_dir: str | None = None) -> Path | None:
     """`data_dir`, else MORA_DATA_DIR, else None."""
-    return Path(data_dir) if data_dir else sources.data_dir()
+    return Path(data_dir) if data_dir else io.data_dir()
 
 
 def raw_folder(data_dir: str | None) -> Path:

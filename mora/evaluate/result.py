@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mora.config.compose import ConfigError
+from mora.errors import ConfigError, DamagedFileError
 
 Result = dict[str, Any]  # model, settings, metrics by task or group, and by task what was scored, by which code, where
 
@@ -29,7 +29,7 @@ def known(folder: Path, new: Result) -> Result | None:
         same_weights = model["fingerprint"] == new["model"]["fingerprint"]
         found["metrics"], found["tasks"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is no result of an evaluation, or was cut: {ELSEWHERE}") from error
+        raise DamagedFileError(f"{path} is no result of an evaluation, or was cut: {ELSEWHERE}") from error
     if not same_weights:
         raise ConfigError(f"{held}, other weights: {ELSEWHERE}")
     other = [f"{k}={settings.get(k)}, not {value}" for k, value in new["settings"].items() if settings.get(k) != value]

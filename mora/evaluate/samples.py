@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mora.train.log import replace_file
+from mora.io import replace_file
 
 from .kept import Kept
 from .records import DataError

@@ -12,8 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from mora.config.compose import ConfigError
 from mora.config.schema import LoraAdapter, MoraAdapter, PeftAdapter, RunConfig
+from mora.errors import ConfigError
 
 from . import any_peft, lora, mora
 from .groups import Group, parameter_groups, trainable

@@ -8,8 +8,8 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 
-from mora.config.compose import ConfigError, one_line
 from mora.config.schema import PeftAdapter
+from mora.errors import ConfigError, one_line
 
 REFUSED = (TypeError, ValueError, KeyError, AttributeError, NotImplementedError, RuntimeError)  # by PEFT, of settings
 

@@ -7,8 +7,8 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Generator, Tensor
 
-from mora.config.compose import ConfigError
 from mora.config.schema import LoraAdapter
+from mora.errors import ConfigError
 from mora.restarts.layers import kaiming_a
 
 

@@ -9,8 +9,8 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from mora.adapter.layer import MoraLayer
-from mora.config.compose import ConfigError
 from mora.config.schema import LoraAdapter, MoraAdapter, PeftAdapter
+from mora.errors import ConfigError
 from mora.restarts import layers
 from mora.restarts.layers import Adapted
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from mora.config.compose import ConfigError, one_line
 from mora.config.model_schema import Model
+from mora.errors import ConfigError, MoraError, one_line
 
 from . import known
 from .shapes import shape_of
@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
                 f"{options.name!r}: expected the name of a model in configs/model: {', '.join(known.names())}"
             )
         print(f"{model.name}: {_fetched(model)}; {shape_of(model).parameters:,} parameters")
-    except (ConfigError, OSError, ValueError) as error:
+    except (MoraError, OSError, ValueError) as error:
         print(f"mora.models: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -10,13 +10,13 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import mora  # noqa: F401  registers MoRA with PEFT, so that its adapters load
-from mora.config.compose import ConfigError
+from mora.errors import ModelError
 
 
 def with_adapter(base: nn.Module, folder: Path | str) -> Any:
     """The PEFT model of `base` and the adapter in `folder`.
 
-    Raises: ConfigError where a weight of the adapter finds no module, or a module finds no weight: its scores would be those
+    Raises: ModelError where a weight of the adapter finds no module, or a module finds no weight: its scores would be those
     of the base, or of a part of it. What PEFT raises, for a folder that it cannot read.
     """
     from peft import PeftModel
@@ -27,7 +27,7 @@ def with_adapter(base: nn.Module, folder: Path | str) -> Any:
     for keys, what in ((loaded.unexpected_keys, "names no module of its base"), (missing, "is missing in it")):
         if keys:
             more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
-            raise ConfigError(
+            raise ModelError(
                 f"adapter {str(folder)!r} does not fit its base: {keys[0]} {what}{more}; give the base it was trained "
                 "on, in adapter_config.json as base_model_name_or_path"
             )
@@ -35,13 +35,13 @@ def with_adapter(base: nn.Module, folder: Path | str) -> Any:
 
 
 def merged(base: nn.Module, folder: Path | str) -> Any:
-    """`base` with the adapter in `folder` merged into it. Raises: ConfigError, also for a kind that has no merged form."""
+    """`base` with the adapter in `folder` merged into it. Raises: ModelError, also for a kind that has no merged form."""
     from peft import PeftConfig
 
     config = PeftConfig.from_pretrained(folder)
     if config.is_prompt_learning or config.is_adaption_prompt:
         kind = config.peft_type.value  # type: ignore[union-attr]
-        raise ConfigError(
+        raise ModelError(
             f"adapter {str(folder)!r} is of kind {kind}, which cannot be merged into weights: expected one that can, "
             "such as LoRA or MoRA"
         )
@@ -51,14 +51,14 @@ def merged(base: nn.Module, folder: Path | str) -> Any:
 def tokenizer_of(folder: Path | str, base: PreTrainedTokenizerBase, model: nn.Module) -> PreTrainedTokenizerBase:
     """The tokenizer beside an adapter, which it was trained with; its base's where there is none.
 
-    Raises: ConfigError where it has more tokens than the model has embeddings.
+    Raises: ModelError where it has more tokens than the model has embeddings.
     """
     if not (Path(folder) / "tokenizer_config.json").is_file():
         return base
     own = AutoTokenizer.from_pretrained(folder)
     embeddings: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[operator]
     if len(own) > len(embeddings):
-        raise ConfigError(
+        raise ModelError(
             f"the tokenizer in {str(folder)!r} has {len(own)} tokens, its base {len(embeddings)} embeddings: expected the "
             "base that the adapter was trained on, or the tokenizer without what was added"
         )

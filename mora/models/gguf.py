@@ -19,10 +19,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
-from mora.config.compose import ConfigError, one_line
-from mora.config.lock import locked
 from mora.config.model_schema import Model
-from mora.data.sources import cache_dir
+from mora.errors import ModelError, one_line
+from mora.io import cache_dir, locked
 
 from . import files
 from .dtypes import DTYPES
@@ -33,7 +32,7 @@ BLOCK = 2**19  # quantised bytes that a thread takes at a time
 def as_folder(model: Model) -> Path:
     """The folder of the model's checkpoint, which transformers loads; one process makes it, on the first call.
 
-    Raises: ConfigError where the file is missing, not the one that is pinned, or not readable.
+    Raises: ModelError where the file is missing, not the one that is pinned, or not readable.
     """
     dtype = model.dtype or "fp32"
     tied = {True: "-tied", False: "-untied", None: ""}[model.tie_head]
@@ -50,7 +49,7 @@ def as_folder(model: Model) -> Path:
 
 
 def tokenizer_of(model: Model) -> Any:
-    """The tokenizer in the model's file, whose weights are not unpacked. Raises: ConfigError where it is missing."""
+    """The tokenizer in the model's file, whose weights are not unpacked. Raises: ModelError where it is missing."""
     file = files.find(model)
     return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
 
@@ -64,7 +63,7 @@ def _convert(file: Path, folder: Path, dtype: torch.dtype, tie_head: bool | None
                 plain = _plain_model(file, reader, dtype, tie_head)
                 AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(done)
         except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError) as error:
-            raise ConfigError(f"{file} cannot be read as GGUF: {one_line(error):.300}") from error
+            raise ModelError(f"{file} cannot be read as GGUF: {one_line(error):.300}") from error
         plain.save_pretrained(done)
         shutil.move(done, folder)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from mora.config.compose import CONFIG_DIR
 from mora.config.model_schema import Model
+from mora.config.source import CONFIG_DIR
 
 FOLDER = CONFIG_DIR / "model"
 

@@ -21,8 +21,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from mora.config.compose import ConfigError, one_line
 from mora.config.model_schema import Model
+from mora.errors import ConfigError, ModelError, MoraError, one_line
 
 from . import known
 from .adapted import merged, tokenizer_of
@@ -39,7 +39,7 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The base model in the dtype of `precision`, and its tokenizer. On the CPU; on `device` with source=init_on_device.
 
-    Raises: ConfigError where weights are missing, gated or not the pinned ones, with what to do.
+    Raises: ModelError where weights are missing, gated or not the pinned ones, with what to do.
     """
     dtype = DTYPES[precision]
     tokenizer = load_tokenizer(config)
@@ -57,7 +57,7 @@ def load_model(
         _check_kind(str(where), found)
         _check_shape(config, found)
         model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, revision=revision_of(config))
-    except ConfigError:
+    except MoraError:
         raise
     except (*LOAD_ERRORS, KeyError, RuntimeError) as error:
         raise cannot_load(where, error) from error
@@ -67,7 +67,7 @@ def load_model(
 def load_any(name: str, precision: str, revision: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """`load_weights` of that name, and the tokenizer beside them; an adapter's base's where the adapter has none of its own.
 
-    Raises: ConfigError.
+    Raises: ModelError.
     """
     with _errors_of(name):
         model = load_weights(name, precision, revision)
@@ -80,7 +80,7 @@ def load_weights(name: str, precision: str, revision: str | None = None) -> PreT
 
     `revision`: of a hub id; None: its main branch. An adapter's base is taken at the one that adapter_config.json names.
 
-    Raises: ConfigError where it cannot be loaded.
+    Raises: ModelError where it cannot be loaded.
     """
     if (model := known.named(name)) is not None:
         return load_model(model, precision)[0]
@@ -104,7 +104,7 @@ def _tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
 
 
 def _base_of(name: str) -> tuple[str, str | None] | None:
-    """The model that an adapter's folder belongs to, and its revision; None of what is no adapter. Raises: ConfigError."""
+    """The model that an adapter's folder belongs to, and its revision; None of what is no adapter. Raises: ModelError."""
     path = Path(name) / "adapter_config.json"
     if not path.is_file():
         return None
@@ -113,29 +113,29 @@ def _base_of(name: str) -> tuple[str, str | None] | None:
         return base, settings.get("revision")
     whole = Path(name).resolve().parent / "model"
     advice = f"give {whole}, the merged model" if whole.is_dir() else "write the base model's folder or id there"
-    raise ConfigError(f"{path}: base_model_name_or_path is empty: {advice}")
+    raise ModelError(f"{path}: base_model_name_or_path is empty: {advice}")
 
 
 @contextmanager
 def _errors_of(name: str) -> Iterator[None]:
-    """Within, what goes wrong in loading that model is a ConfigError of one line."""
+    """Within, what goes wrong in loading that model is a ModelError of one line."""
     try:
         yield
-    except ConfigError:  # of the adapter's base; it says enough
+    except MoraError:  # of the adapter's base; it says enough
         raise
     except (*LOAD_ERRORS, KeyError, RuntimeError, AttributeError) as error:  # the last: an adapter of another base
         parts = [str(part) for part in (Path(name) / "adapter", Path(name) / "model") if part.is_dir()]
         if parts:
-            raise ConfigError(f"model {name!r} is the folder of a run: give {' or '.join(parts)}") from error
+            raise ModelError(f"model {name!r} is the folder of a run: give {' or '.join(parts)}") from error
         if Path(name).is_absolute() and not Path(name).exists():
-            raise ConfigError(f"model {name!r}: there is no such folder; give a folder, hub id or name") from error
+            raise ModelError(f"model {name!r}: there is no such folder; give a folder, hub id or name") from error
         reason = f"{one_line(error):.300}"
         advice = f"give a folder, hub id or name{known.meant(name)}"
-        raise ConfigError(f"model {name!r} cannot be loaded ({reason}): {advice}") from error
+        raise ModelError(f"model {name!r} cannot be loaded ({reason}): {advice}") from error
 
 
 def _check_kind(where: str, found: PretrainedConfig) -> None:
-    """Raises: ConfigError where the model does more than to go on with a text."""
+    """Raises: ModelError where the model does more than to go on with a text."""
     kind = found.model_type
     if found.is_encoder_decoder:
         raise ConfigError(f"model.path={where!r} is an encoder-decoder ({kind}): expected a causal language model")
@@ -146,7 +146,7 @@ def _check_kind(where: str, found: PretrainedConfig) -> None:
 
 
 def _check_shape(config: Model, found: PretrainedConfig) -> None:
-    """Raises: ConfigError where another model has the name of a known one, whose results those of this one would be."""
+    """Raises: ModelError where another model has the name of a known one, whose results those of this one would be."""
     pinned = known.named(config.name)
     for field, expected in ((pinned and pinned.shape) or {}).items():
         value = getattr(found, field, expected)  # not every field is in every kind of model

@@ -6,8 +6,8 @@ import string
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from mora.config.compose import ConfigError, one_line
 from mora.config.model_schema import Model
+from mora.errors import ModelError, one_line
 
 from . import known
 from .gguf import as_folder
@@ -16,7 +16,7 @@ from .gguf import as_folder
 def load_tokenizer(config: Model) -> PreTrainedTokenizerBase:
     """The tokenizer of the model, without its weights.
 
-    Raises: ConfigError where there is none, or it has no token that ends a text.
+    Raises: ModelError where there is none, or it has no token that ends a text.
     """
     if config.source in ("init", "init_on_device"):
         if config.tokenizer is None:
@@ -29,7 +29,7 @@ def load_tokenizer(config: Model) -> PreTrainedTokenizerBase:
     except (OSError, ValueError, KeyError, TypeError) as error:  # missing or gated; of a class that wants more files
         raise cannot_load(where, error, "tokenizer" if config.tokenizer else "path") from error
     if tokenizer.eos_token_id is None:
-        raise ConfigError(
+        raise ModelError(
             f"the tokenizer of {str(where)!r} has no EOS token, which ends a text: set eos_token in its "
             "tokenizer_config.json"
         )
@@ -62,8 +62,8 @@ def revision_of(config: Model) -> str:
     return config.revision if config.source == "pretrained" and config.revision else "main"
 
 
-def cannot_load(where: object, error: Exception, field: str = "path") -> ConfigError:
-    return ConfigError(
+def cannot_load(where: object, error: Exception, field: str = "path") -> ModelError:
+    return ModelError(
         f"model.{field}={str(where)!r} cannot be loaded ({one_line(error):.300}): give a local folder, or a hub id whose "
         "licence is accepted there and log in; scale=lite has a model that comes as a PyPI package"
     )

@@ -1,4 +1,4 @@
-"""ReLoRA and ReMoRA for `transformers.Trainer` and whatever is built on it, TRL's `SFTTrainer` among others."""
+"""ReLoRA and ReMoRA for `transformers.Trainer` and trainers built on it, such as TRL's `SFTTrainer`."""
 
 from __future__ import annotations
 
@@ -41,27 +41,31 @@ class _Settings:
 
 
 class RestartCallback(TrainerCallback):
-    """Every `every_steps` updates the adapter is merged into the base weights and starts again (section 5.3 of the paper).
+    """Merge the adapter into the base weights at intervals and start it again (section 5.3 of the paper).
 
-        trainer = Trainer(model=get_peft_model(model, MoraConfig(...)), callbacks=[RestartCallback(every_steps=2000)], ...)
+        trainer = Trainer(model=get_peft_model(model, MoraConfig(...)), callbacks=[RestartCallback(every_steps=2000)],
+        ...)
 
-    With PEFT's LoRA it is ReLoRA, with MoRA ReMoRA. A restart merges in fp32, re-initialises the adapter alike on all ranks,
-    renews the optimizer's copies of it, zeroes its moments, and checks all of that; the learning rate then climbs from 0 to
-    its schedule. One process, DDP, and DeepSpeed ZeRO-1 to 3.
+    With PEFT's LoRA this is ReLoRA, with MoRA ReMoRA. A restart merges in fp32, re-initialises the adapter with the same
+    values on every rank, renews the optimizer's copies of it, zeroes its moments, and verifies all of that. The learning
+    rate then climbs from zero back to its schedule. Works in one process, under DDP, and under DeepSpeed ZeRO-1 to 3.
 
-    A checkpoint of the Trainer holds the adapter alone; this adds the merged base to it, `restarts.safetensors` (fp32, as
-    large as the adapted weights), and resuming reads it. What was trained is `model.merge_and_unload()`: the adapter by
-    itself fits the merged base, not the one that training began with.
+    A checkpoint of the Trainer holds the adapter only. The callback adds the merged base to it as `restarts.safetensors`
+    (fp32, as large as the adapted weights), and resuming reads that file. What was trained is `model.merge_and_unload()`:
+    the adapter alone fits the merged base, not the one that training began with.
 
     Args:
-        every_steps: updates from restart to restart; there is none after the last update.
-        warmup_steps: of the learning rate after a restart.
-        groups: of a sharing MoRA, its kinds of groups in turn, the first being the adapter's own; None: always the same.
-        merge_rounding: of the exact sum to the dtype of the base, "nearest" or "stochastic" (bf16 alone).
-        resume_from: the checkpoint to resume from, where it does not lie in `args.output_dir`.
+        every_steps: Optimizer updates between restarts. There is no restart after the last update.
+        warmup_steps: Updates in which the learning rate climbs back after a restart.
+        groups: Kinds of groups that a sharing MoRA goes through, one per restart, the adapter's own among them. None
+            keeps one kind.
+        merge_rounding: How the exact sum is rounded to the dtype of the base: "nearest", or "stochastic" (bf16 only).
+        resume_from: The checkpoint to resume from, if it is not in `args.output_dir`.
 
-    Raises, when training begins: ValueError where a restart could not be right, with what to do instead (FSDP, a quantised
-    base, an optimizer other than AdamW, ...). Raises, later: `RestartFailed` where a check does not hold.
+    Raises:
+        ValueError: When training begins, if a restart could not be correct (FSDP, a quantised base, an optimizer other
+            than AdamW, ...). The message says what to do instead.
+        RestartFailed: When a check after a restart does not hold. Training ends.
     """
 
     def __init__(
@@ -163,9 +167,14 @@ def load(folder: Path, step: int) -> tuple[int, dict[str, torch.Tensor]]:
 
 
 def restore_base(model: nn.Module, checkpoint: str | os.PathLike[str]) -> None:
-    """Writes the merged base of a checkpoint into `model`, a PEFT model on the original base with that checkpoint's adapter.
+    """Write the merged base of a checkpoint into a model.
 
-    Raises: ValueError where the file is missing or is of another model.
+    Args:
+        model: A PEFT model on the original base, with the adapter of that checkpoint.
+        checkpoint: A folder `checkpoint-N` that was written with `RestartCallback`.
+
+    Raises:
+        ValueError: If `restarts.safetensors` is missing or belongs to another model.
     """
     folder = Path(checkpoint)
     step = int(folder.name.rpartition("-")[2])

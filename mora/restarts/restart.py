@@ -21,7 +21,7 @@ from .ranks import everywhere, rank
 
 
 class RestartFailed(RuntimeError):
-    """A restart left something as it must not be. Training on would give a wrong result, so the run ends."""
+    """Raised when a restart did not do what it must. Continuing would give a wrong result, so the run ends."""
 
 
 @dataclass

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from mora.config import ConfigError, RunConfig
+from mora.errors import MoraError
 
 from . import claims, commands, figures, launch, ledger, memory, overrides, plan, runner, settings, slurm, tables
 from . import experiment as experiments
@@ -37,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     try:
         failed = _do(args, loaded)
-    except (ConfigError, OSError) as error:
+    except (MoraError, OSError) as error:
         print(f"mora.suite: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

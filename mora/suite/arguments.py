@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mora.analysis.gpus import H100, KNOWN, Gpu, gpu
-from mora.config import ConfigError
 from mora.config.arguments import positive_int
+from mora.errors import MoraError
+from mora.planner.gpus import H100, KNOWN, Gpu, gpu
 
 
 def parse(arguments: list[str] | None = None, prog: str = "python -m mora.suite") -> argparse.Namespace:
@@ -45,5 +45,5 @@ def parse(arguments: list[str] | None = None, prog: str = "python -m mora.suite"
 def _gpu(text: str) -> Gpu:
     try:
         return gpu(text)
-    except ConfigError as error:
+    except MoraError as error:
         raise argparse.ArgumentTypeError(str(error)) from error

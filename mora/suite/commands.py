@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shlex
 
-from mora.analysis.gpus import H100, Gpu
 from mora.config import RunConfig, run_id
+from mora.planner.gpus import H100, Gpu
 
 from . import fit
 from .cells import in_order, resolve

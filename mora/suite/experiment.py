@@ -12,11 +12,10 @@ from typing import Any, Literal, NamedTuple
 import yaml
 
 from mora.config import ConfigError, RunConfig
+from mora.config.composition import compose
 from mora.config.data_schema import Section
 from mora.config.hints import near
 from mora.config.source import ROOT
-
-from .composition import compose
 
 FOLDER = ROOT / "experiments"
 PAPER = ROOT / "results" / "paper" / "tables.yaml"

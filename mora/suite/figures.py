@@ -6,18 +6,14 @@ from __future__ import annotations
 import json
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import numpy as np
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from mora.config import ConfigError, RunConfig
+from mora.config import RunConfig
 from mora.config.run_id import log_path, run_id, spectrum_path
+from mora.errors import DamagedFileError
+from mora.io import replace_file
 from mora.results import RunResult, Source
 from mora.train import log
 
@@ -25,6 +21,10 @@ from .cells import CellRuns
 from .experiment import Experiment
 from .launch import ROOT
 from .tables import NOT_RUN, models, notes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SMOOTHING_STEPS = 5
 POINTS = 250  # of a curve where every seed has its own
@@ -48,10 +48,13 @@ def render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale:
         return None
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{scale}.svg"
+    import matplotlib
+    from matplotlib import pyplot as plt
+
     with matplotlib.rc_context({"svg.hashsalt": "mora", "svg.fonttype": "none"}):
         figure.savefig(path, metadata={"Date": None, "Creator": None})
     plt.close(figure)
-    log.replace_file(path.with_suffix(".md"), _caption(path.name, experiment, panels, scale))
+    replace_file(path.with_suffix(".md"), _caption(path.name, experiment, panels, scale))
     return path
 
 
@@ -63,6 +66,9 @@ def drawn(
     if not any(_shown(runs) for panel in panels for runs in panel):
         return None
     size = (width * len(panels), 0.625 * width)
+    from matplotlib import pyplot as plt  # a second that a plan need not wait for
+
+    plt.switch_backend("Agg")
     figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
     draw = _spectra if experiment.kind == "spectrum" else _losses
     small = 9 if width > 4 else 7
@@ -161,7 +167,7 @@ def spectrum_of(config: Any) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_text()) if path.is_file() else None
     except ValueError as error:
-        raise ConfigError(f"{path} is damaged ({error}): remove it, and the spectrum is measured again") from error
+        raise DamagedFileError(f"{path} is damaged ({error}): remove it, and the spectrum is measured again") from error
 
 
 def _curves(runs: CellRuns) -> np.ndarray:

@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from mora.config import ConfigError, RunConfig
+from mora.config import RunConfig
 
 from .gpus import memory, visible
 
@@ -26,12 +26,12 @@ def fitted(config: RunConfig, gpu_bytes: float | None = None) -> RunConfig:
         return config
     if (there := gpu_bytes or memory()) is None:
         return config
-    from mora.analysis.cost import max_length
-    from mora.analysis.memory import fitting_micro_batch
+    from mora.planner.cost import max_length
+    from mora.planner.memory import fitting_micro_batch
 
     try:
         micro = fitting_micro_batch(config, max_length(config), there) or 1
-    except (ConfigError, ValueError):  # a shape or method that the plan cannot count
+    except ValueError:  # a shape or method that the plan cannot count
         return config
     return config if micro == config.micro_batch_size else _with(config, micro)
 
@@ -55,14 +55,14 @@ def too_slow(config: RunConfig) -> str | None:
     """That a run which is meant for a GPU is about to go on a CPU, and how long that may take."""
     if config.scale.name == "smoke" or config.hardware.device == "cuda" or visible():
         return None
-    from mora.analysis.cost import length_of, max_length
-    from mora.analysis.counts import flops_per_token
+    from mora.planner.cost import length_of, max_length
+    from mora.planner.counts import flops_per_token
 
     text = f"scale {config.scale.name} is meant for a GPU, and there is none here"
     try:
         tokens = length_of(config).tokens or 0
         hours = tokens * flops_per_token(config, max_length(config)) / (CPU_FLOPS * (os.cpu_count() or 1)) / 3600
-    except (ConfigError, ValueError):  # a shape or method that the plan cannot count
+    except ValueError:  # a shape or method that the plan cannot count
         return text
     return f"{text}: about {hours:,.0f} hours; SCALE=smoke (scale=smoke) shows the path in minutes"
 

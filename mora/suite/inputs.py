@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mora.config import ConfigError, RunConfig
 from mora.config.schema import Model
+from mora.io import sha256
 from mora.results import RunResult
 
 from .gpus import visible
@@ -52,7 +53,7 @@ def _other_files(result: RunResult) -> str | None:
 
     groups = result.data.get("fingerprints", {}).get("sources", {})
     for facts in (facts for group in groups.values() for facts in group if "files" in facts):
-        found = {path.name: sources.sha256(path) for path in sources.match(facts["files"])}
+        found = {path.name: sha256(path) for path in sources.match(facts["files"])}
         if not found and Path(facts["files"]).is_absolute():
             return f"there is no file {facts['files']} any more"
         if found and found != facts["sha256"]:

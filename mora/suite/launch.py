@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -15,9 +14,9 @@ from typing import Any
 import yaml
 
 from mora.config import ConfigError, RunConfig, run_id, source
-from mora.config.lock import locked
 from mora.config.run_id import documents_path, log_path, result_path, spectrum_path
 from mora.config.source import ROOT
+from mora.io import locked, output_dir, replace_file
 
 from . import fit, inputs
 from .result import done, result_of, stands
@@ -25,7 +24,7 @@ from .result import done, result_of, stands
 
 def run_folder(config: RunConfig) -> Path:
     """Where the run works: outputs/<run_id>, or MORA_OUTPUT_DIR/<run_id> for a larger disk."""
-    return Path(os.environ.get("MORA_OUTPUT_DIR", ROOT / "outputs")) / run_id(config)
+    return output_dir() / run_id(config)
 
 
 STOPPED = 130  # exit code of a run that was asked to stop, as of a shell's command after Ctrl-C
@@ -248,6 +247,4 @@ def write_config(config: RunConfig, path: Path) -> None:
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     if path.is_file() and path.read_text() == text:
         return
-    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
-    partial.write_text(text)
-    os.replace(partial, path)
+    replace_file(path, text)

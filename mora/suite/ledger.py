@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mora.config.source import ROOT
-from mora.train.log import replace_file
+from mora.io import replace_file
 
 from . import verdicts
 from .cells import CellRuns

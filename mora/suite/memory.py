@@ -10,27 +10,22 @@ import textwrap
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
-
-from mora.analysis.counts import mora_operator, square_size, trainable
 from mora.config import RunConfig
 from mora.config.data_schema import UuidData
 from mora.config.run_id import format_lr, run_id
+from mora.io import replace_file
 from mora.models.shapes import shape_of
+from mora.planner.counts import mora_operator, square_size, trainable
 from mora.results import Metrics
-from mora.train.log import replace_file
 
 from .cells import CellRuns
 from .experiment import CellSpec, Experiment
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 BITS_A_PAIR = 122  # of a version-4 UUID that are random
 KNOWN = 0.99  # of the tokens of all values, teacher-forced
@@ -178,6 +173,9 @@ def render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{scale}.svg"
     figure, undecided = drawn(experiment, found)
+    import matplotlib
+    from matplotlib import pyplot as plt
+
     with matplotlib.rc_context({"svg.hashsalt": "mora", "svg.fonttype": "none"}):
         figure.savefig(path, metadata={"Date": None, "Creator": None})
     plt.close(figure)
@@ -188,6 +186,10 @@ def render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale:
 
 def drawn(experiment: Experiment, found: list[Arm], width: float = 8) -> tuple[Figure, list[str]]:
     """The figure, `width` inches wide, and what neither arm reached, for the caption."""
+    from matplotlib import pyplot as plt  # a second that a plan need not wait for
+    from matplotlib.lines import Line2D
+
+    plt.switch_backend("Agg")
     figure, ax = plt.subplots(figsize=(width, 0.625 * width), layout="constrained")
     models = list(dict.fromkeys(arm.spec.config.model.name for arm in found))
     colours = {model: f"C{i}" for i, model in enumerate(models)}
@@ -227,6 +229,8 @@ def _dot(ax: Axes, lora: Arm, kind: str, value: tuple[float, int], colour: str, 
 
 def _scales(ax: Axes) -> None:
     """Logarithmic both, with plain numbers, and room for arrows."""
+    from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
+
     ax.set(xscale="log", yscale="log", xlabel="bits to store a trainable parameter (of LoRA)")
     low, high = ax.get_ylim()
     ax.set_ylim(min(low, 0.8) / 1.1, max(high, 1.25) * 1.1)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mora.config import ConfigError, compose, run_id
-from mora.config.compose import check_override
+from mora.config.hydra_compose import check_override
 
 from .experiment import Column, Experiment
 

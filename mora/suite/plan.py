@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mora.analysis.cost import Cost, cost
-from mora.analysis.gpus import GIB, H100, Gpu
-from mora.analysis.memory import RESERVE
-from mora.config import ConfigError, RunConfig, compose, run_id
-from mora.config.compose import load
+from mora.config import RunConfig, compose, run_id
+from mora.config.load import load
 from mora.config.schema import Hardware, LoraAdapter
+from mora.planner.cost import Cost, cost
+from mora.planner.gpus import GIB, H100, Gpu
+from mora.planner.memory import RESERVE
 from mora.results import STORE, RunResult
 
 from .cells import resolve
@@ -60,7 +60,7 @@ def text(grids: list[CellSpec], hardware: str, settings: Sequence[str] = (), gpu
     for run in runs:
         try:
             costs.append((run, cost(run, measured.get((run.scale.name, run.task.name), []), gpu)))
-        except (ConfigError, ValueError) as error:  # a model or method that cannot be counted without its weights
+        except ValueError as error:  # a model or method that cannot be counted without its weights
             unknown.append(f"{name_of(run):{NAME}} cost unknown: {error}")
     lines = [COLUMNS, *(_line(run, needs) for run, needs in costs), *unknown, "", f"{everything}; missing:"]
     totals = _totals(costs, chosen, gpu) if costs else []

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mora.config import ConfigError, RunConfig
+from mora.errors import DamagedFileError
 from mora.results import RunResult
 
 from .experiment import Candidate, CellSpec
@@ -141,5 +142,5 @@ def last_step(config: RunConfig, result: RunResult) -> int:
     if config.knows_steps:
         return config.last_step
     if result.last_step is None:
-        raise ConfigError(f"{result.run_id}: no field last_step: remove the result, and the run is done again")
+        raise DamagedFileError(f"{result.run_id}: no field last_step: remove the result, and the run is done again")
     return result.last_step

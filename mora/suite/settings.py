@@ -9,12 +9,12 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mora.analysis.counts import mora_operator
+from mora.config.composition import compose
+from mora.io import replace_file
 from mora.models.shapes import shape_of
-from mora.train.log import replace_file
+from mora.planner.counts import mora_operator
 
 from . import latex
-from .composition import compose
 from .experiment import Experiment, paper_tables
 
 LORA_LIKE = ("lora", "lora_plus", "relora", "asylora", "dora")

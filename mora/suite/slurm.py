@@ -14,8 +14,9 @@ from pathlib import Path
 import yaml
 
 from mora.config import ConfigError
-from mora.config.compose import CONFIG_DIR
 from mora.config.schema import Hardware
+from mora.config.source import CONFIG_DIR
+from mora.errors import MoraError
 
 from .launch import ROOT
 
@@ -86,5 +87,5 @@ def submit(text: str, logs: Path) -> str:
     (logs / "job.sh").write_text(text)
     answer = subprocess.run(["sbatch", "--parsable"], input=text, capture_output=True, text=True, check=False)
     if answer.returncode:
-        raise ConfigError(f"sbatch refused {logs / 'job.sh'}: {answer.stderr.strip()}")
+        raise MoraError(f"sbatch refused {logs / 'job.sh'}: {answer.stderr.strip()}")
     return answer.stdout.strip().split(";")[0]

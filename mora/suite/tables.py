@@ -11,12 +11,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from mora.analysis.counts import trainable as trainable_parameters
-from mora.analysis.gpus import GIB
 from mora.config.run_id import format_lr, run_id
 from mora.evaluate.metrics import beside as companion
+from mora.io import replace_file
+from mora.planner.counts import trainable as trainable_parameters
+from mora.planner.gpus import GIB
 from mora.results import Metrics
-from mora.train.log import replace_file
 
 from . import latex
 from .cells import Cell, CellRuns, steps_to

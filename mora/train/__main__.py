@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 import yaml
 
-from mora.config.compose import ConfigError, load, one_line
+from mora.config.load import load
+from mora.errors import MoraError, one_line
+from mora.io import replace_file
 
 from . import orphan
-from .log import replace_file
 from .loop import Interrupted
 from .restart import RestartFailed
 from .says import quiet
@@ -35,7 +36,7 @@ def main() -> int:
         result = run(folder)
         if int(os.environ.get("RANK", 0)) == 0:
             print(f"result: {result}")
-    except ConfigError as error:
+    except MoraError as error:
         print(f"mora.train: {error}", file=sys.stderr)
         return 2
     except torch.OutOfMemoryError as error:

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mora.config.compose import ConfigError
 from mora.data.batches import Batch
+from mora.errors import ConfigError
 from mora.restarts.ranks import everywhere, rank, wait_for_all, world_size
 
 from .interface import Steps

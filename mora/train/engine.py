@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mora.config.schema import Train
-from mora.data.batches import IGNORE, Batch
+from mora.data.batches import Batch
 from mora.methods import Group, trainable
-from mora.models.structure import can_be_captured, needs_no_mask, plain_head, without_mask
+from mora.models.losses import token_losses
+from mora.models.structure import can_be_captured
 from mora.restarts.optimizer import TorchState, exchanged
 
 from .cuda_graph import GraphedBackward
 from .distributed import sum_gradients
-from .fused_loss import linear_cross_entropy
 
 
 class TorchEngine(TorchState):
@@ -164,32 +163,3 @@ def _with_master(parameter: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:
     master = nn.Parameter(parameter.detach().float().clone())
     parameter.data = parameter.data.to(dtype)
     return master
-
-
-def token_losses(model: nn.Module, batch: Batch) -> Tensor:
-    """Cross-entropy of every label in nats, fp32, shape (B, T - 1), 0 where there is no label."""
-    found = hidden_states(model, batch)
-    if found is not None:
-        hidden, weight = found[0][:, :-1], found[1]
-        labels = batch.labels[:, 1:]
-        return linear_cross_entropy(hidden.flatten(0, 1), weight, labels.flatten(), IGNORE).view(labels.shape)
-    logits = model(**_inputs(batch), use_cache=False).logits
-    labels = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORE)  # the labels are shifted, not the large logits
-    flat = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="none")
-    return flat.view(labels.shape)[:, :-1]
-
-
-def hidden_states(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor] | None:
-    """Hidden states (B, T, H) of which logits are the product with the head's weight (V, H); None where they are not."""
-    head = plain_head(model)
-    if head is None:
-        return None
-    trunk, weight = head
-    alone = batch.position_ids is None and needs_no_mask(model, batch.input_ids.shape[1])
-    with without_mask(trunk) if alone else nullcontext():
-        return trunk(**_inputs(batch), use_cache=False).last_hidden_state, weight
-
-
-def _inputs(batch: Batch) -> dict[str, Tensor]:
-    positions = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
-    return {"input_ids": batch.input_ids, **positions}

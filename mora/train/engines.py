@@ -8,8 +8,8 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from mora.config.compose import ConfigError
 from mora.config.schema import PeftAdapter, RunConfig
+from mora.errors import ConfigError
 from mora.methods import parameter_groups
 from mora.models.dtypes import DTYPES
 

@@ -7,11 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mora.config.compose import ConfigError
 from mora.config.schema import Model
-from mora.data.sources import sha256
-
-from .log import replace_file
+from mora.errors import DamagedFileError
+from mora.io import replace_file, sha256
 
 OF_A_CHECKPOINT = (".safetensors", ".bin", ".json", ".model", ".txt", ".jinja")
 
@@ -27,13 +25,13 @@ def digest(model: Model) -> str | None:
 def same_as_before(folder: Path, inputs: dict[str, Any]) -> None:
     """Remembers in the run's folder what it is made of.
 
-    Raises: ConfigError where it has checkpoints that were made of something else.
+    Raises: DamagedFileError where it has checkpoints that were made of something else.
     """
     path = folder / "inputs.json"
     before = json.loads(path.read_text()) if path.is_file() else inputs
     if before != inputs and any((folder / "checkpoints").glob("step_*")):
         changed = ", ".join(key for key in inputs if before.get(key) != inputs[key])
-        raise ConfigError(
+        raise DamagedFileError(
             f"{folder} holds a checkpoint made of other inputs ({changed}): bring back what it was started with, or remove "
             "the folder to start anew"
         )

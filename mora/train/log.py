@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
-from mora.config.compose import ConfigError
+from mora.errors import DamagedFileError
+from mora.io import replace_file
 
 
 class RunLog:
@@ -44,7 +43,7 @@ class RunLog:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a log; a last line that was cut by a crash is left out. Raises: ConfigError where another is damaged."""
+    """The rows of a log without a last line that a crash cut off. Raises: DamagedFileError where another is damaged."""
     if not path.is_file():
         return []
     rows = []
@@ -53,20 +52,10 @@ def read(path: Path) -> list[dict[str, Any]]:
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError as error:
-                raise ConfigError(
-                    f"{path}:{number} is damaged: remove {path.parent}, and begin the run anew"
+                raise DamagedFileError(
+                    f"{path}:{number} is damaged: restore it, or do its run again from the start"
                 ) from error
     return rows
-
-
-def replace_file(path: Path, content: str | bytes) -> None:
-    """Writes a file whole or not at all; several processes, also of several machines, may do it at once."""
-    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
-    with open(partial, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from mora.config.compose import ConfigError
 from mora.config.run_id import run_id
 from mora.config.schema import RunConfig
 from mora.config.source import of_this_process
+from mora.errors import ConfigError, DamagedFileError
 
 from . import checkpoint
 from .checkpoint import kill_point
@@ -197,7 +197,7 @@ def _resume(folder: Path, engine: Engine, restarts: Restarts, config: RunConfig)
 
     The number of ranks may be another one than before: a checkpoint holds whole tensors. The code may not, but at scale
     smoke: no commit would have made the result.
-    Raises: ConfigError where the checkpoint is of another run or code, or the ranks see different ones.
+    Raises: DamagedFileError where the checkpoint is of another run or code; ConfigError where the ranks see different ones.
     """
     state = checkpoint.load_latest(folder)
     start = 0 if state is None else state["step"]
@@ -207,13 +207,13 @@ def _resume(folder: Path, engine: Engine, restarts: Restarts, config: RunConfig)
         )
     if state is not None:
         if state["run_id"] != run_id(config):
-            raise ConfigError(
+            raise DamagedFileError(
                 f"{folder} holds a checkpoint of {state['run_id']}, not of {run_id(config)}: start the changed run through "
                 "run.py, which gives it a folder of its own"
             )
         code = of_this_process()["fingerprint"]
         if state["source"] != code and config.scale.name != "smoke":
-            raise ConfigError(
+            raise DamagedFileError(
                 f"{folder} holds a checkpoint that other code has made (fingerprint {state['source']}, now {code}): go on "
                 "with the commit that it was started from, or remove the folder to start anew"
             )

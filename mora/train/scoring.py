@@ -11,12 +11,13 @@ from mora.config.run_id import run_id
 from mora.config.schema import RunConfig
 from mora.config.source import of_this_process
 from mora.data import TrainingData
-from mora.evaluate import samples, synthetic, teacher_forced
+from mora.evaluate import samples, synthetic
 from mora.evaluate.harness import Settings, evaluate_model, task_manager
 from mora.evaluate.metrics import key
 from mora.methods import merged
 from mora.models.dtypes import DTYPES
 
+from . import teacher_forced
 from .checkpoint import kill_point
 from .distributed import alone, rank, wait_for_all
 from .interface import Engine

@@ -8,9 +8,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from mora.config.compose import ConfigError, one_line
 from mora.config.run_id import run_id
 from mora.config.schema import RunConfig
+from mora.errors import ConfigError, one_line
 
 Rows = list[dict[str, Any]]
 EXTRA = "pip install '.[trackers]' in the checkout, or tracker=none"

@@ -20,17 +20,17 @@ import yaml
 
 from mora import results
 from mora.config import provenance, source
-from mora.config.compose import ConfigError, load
-from mora.config.lock import holder, locked
+from mora.config.load import load
 from mora.config.run_id import documents_path, log_path, result_path, run_id
 from mora.config.schema import Model, RunConfig
 from mora.data import load as load_data
 from mora.data.batches import Batches
 from mora.data.samples import Sample
+from mora.errors import ConfigError, MoraError, NonFiniteError
 from mora.evaluate import documents, samples
 from mora.evaluate.harness import check_names
-from mora.evaluate.records import NotFinite
 from mora.evaluate.window import positions
+from mora.io import holder, locked, replace_file
 from mora.methods import parameter_lines, parameter_table, prepare
 from mora.models import known
 from mora.models.fused import use_fused_layers
@@ -51,7 +51,7 @@ def run(folder: Path) -> Path:
     """Runs `folder/config.yaml` to its end, from its last checkpoint if there is one; not again where there is a result.
 
     Returns the path of the result.
-    Raises: ConfigError, and what `fit` raises except Diverged and NotFinite, which become a result of its own.
+    Raises: ConfigError, and what `fit` raises except Diverged and NonFiniteError, which become a result of its own.
     """
     source.of_this_process()
     config = load(yaml.safe_load((folder / "config.yaml").read_text()))
@@ -105,7 +105,7 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
             rows = log.RunLog(folder / "log.jsonl", from_step=-1, write=rank() == 0)
             rows.add(step=0, **scoring(engine, 0))
             rows.flush()
-    except (Diverged, NotFinite) as error:  # the second: of weights that the last update has ruined
+    except (Diverged, NonFiniteError) as error:  # the second: of weights that the last update has ruined
         if not config.method.trains:
             raise
         status = {"status": "diverged", "reason": str(error)}
@@ -166,7 +166,7 @@ def _name_base(adapter: Path, base: str | None, config: RunConfig) -> None:
     path = adapter / "adapter_config.json"
     revision = config.model.revision if base and config.model.source == "pretrained" else None
     values = json.loads(path.read_text()) | {"base_model_name_or_path": base, "revision": revision}
-    log.replace_file(path, json.dumps(values, indent=2, sort_keys=True) + "\n")
+    replace_file(path, json.dumps(values, indent=2, sort_keys=True) + "\n")
     lines = [
         f"Adapter of the run {run_id(config)}, trained on {config.model.name}.",
         "Its weights alone mean nothing: the rest of the model was trained or overridden; a merged one is in ../model."
@@ -176,7 +176,7 @@ def _name_base(adapter: Path, base: str | None, config: RunConfig) -> None:
         "In your own code `import mora` before PEFT loads it, else PEFT, which has no MoRA, says KeyError: 'MORA'. "
         "A base that is no hub id is loaded by `mora.models.load.load_any(FOLDER, 'fp32')`: merged model and tokenizer.",
     ]
-    log.replace_file(adapter / "README.md", "\n".join(lines) + "\n")
+    replace_file(adapter / "README.md", "\n".join(lines) + "\n")
 
 
 def write_result(config: RunConfig, folder: Path, facts: dict[str, Any]) -> Path:
@@ -197,24 +197,24 @@ def write_result(config: RunConfig, folder: Path, facts: dict[str, Any]) -> Path
             "final_train_loss": next((row["loss"] for row in reversed(rows) if "loss" in row), None),
         }
     )
-    log.replace_file(log_path(config), (folder / "log.jsonl").read_text())
+    replace_file(log_path(config), (folder / "log.jsonl").read_text())
     if config.scale.name != "smoke" and (folder / "samples").is_dir():
         documents.write(documents_path(config), samples.read(folder))
-    log.replace_file(path, result.text())
+    replace_file(path, result.text())
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return path
 
 
 @contextmanager
 def _hold(folder: Path) -> Iterator[None]:
-    """Keeps a second process out of the run's folder. Raises: ConfigError where one is there."""
+    """Keeps a second process out of the run's folder. Raises: MoraError where one is there."""
     if int(os.environ.get("RANK", 0)) > 0:  # the first rank holds it for all
         yield
         return
     with locked(folder, wait=False) as ours:
         if not ours:
             who = holder(folder)
-            raise ConfigError(f"{folder} is held by another process of the same run ({who}): wait for it or stop it")
+            raise MoraError(f"{folder} is held by another process of the same run ({who}): wait for it or stop it")
         yield
 
 

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from mora.config.schema import Train
 from mora.data.batches import Batch
 from mora.methods import Group
+from mora.models.losses import token_losses
 from mora.restarts.optimizer import exchanged
 from mora.restarts.zero import MOMENTS, ZeroState
 
 from .distributed import rank, world_size
-from .engine import round_frozen, token_losses
+from .engine import round_frozen
 
 
 class ZeroEngine(ZeroState):

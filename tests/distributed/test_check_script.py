@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from mora.checks.runner import Outcome, last_words
 from mora.results import RunResult
-from mora.suite.trial import Outcome, last_words
 
 ROOT = Path(__file__).resolve().parents[2]
 

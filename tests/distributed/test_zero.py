@@ -12,9 +12,10 @@ from tiny_runs import random_batches, tiny_config
 
 from mora.methods import parameter_groups, prepare, train_rest
 from mora.models.load import load_model
+from mora.models.losses import token_losses
 from mora.models.structure import plain_head
 from mora.train.distributed import OfThisRank, rank, sum_over_ranks
-from mora.train.engine import TorchEngine, token_losses
+from mora.train.engine import TorchEngine
 from mora.train.engines import checkpoint_layers
 from mora.train.restart import RestartFailed, Restarts
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from mora.data.batches import IGNORE
-from mora.train.fused_loss import linear_cross_entropy
+from mora.models.fused_loss import linear_cross_entropy
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import sys
 
 import pytest
 import torch
@@ -23,7 +24,16 @@ WIDTHS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.fixture(params=["llama", "mistral", "qwen2", "qwen3"])
+def family(request):
+    """A family whose classes are its own again after the test: liger-kernel replaces them for the whole process."""
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(request.param, **WIDTHS))
+    module = sys.modules[f"transformers.models.{request.param}.modeling_{request.param}"]
+    before = dict(vars(module))
+    yield request.param
+    vars(module).update(before)
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_logits_and_gradients_are_those_of_plain_layers(family, tied):
     config = compose(["task=uuid", "method=mora", "r=8", "scale=smoke"])
@@ -42,3 +52,9 @@ def test_logits_and_gradients_are_those_of_plain_layers(family, tied):
         outcomes.append([logits.detach(), *(p.grad for p in model.parameters() if p.requires_grad)])
     for plain, other in zip(*outcomes, strict=True):
         torch.testing.assert_close(other, plain, rtol=1e-3, atol=1e-4)
+
+
+def test_a_second_model_of_the_process_is_known_to_be_fused(family):
+    config = AutoConfig.for_model(family, **WIDTHS)
+    assert use_fused_layers(AutoModelForCausalLM.from_config(config))
+    assert use_fused_layers(AutoModelForCausalLM.from_config(config))

@@ -10,9 +10,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mora.analysis import speed
 from mora.bench import __main__ as bench
 from mora.bench import evaluation, plan, render
+from mora.planner import speed
 
 
 @pytest.fixture

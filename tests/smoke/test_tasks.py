@@ -81,7 +81,7 @@ def test_every_task_trains_on_real_rows(tmp_path, monkeypatch, task):
 
 
 def test_a_schedule_that_does_not_fit_the_data_is_refused(tmp_path, monkeypatch):
-    from mora.config.compose import ConfigError
+    from mora.errors import ConfigError
 
     base = ["task=metamath", "scale=smoke", "method=mora", "r=8"]
     with pytest.raises(ConfigError, match=r"task.train.warmup_steps=16: the run has only 16 steps"):

@@ -6,8 +6,8 @@ import random
 import pytest
 
 from mora import results
-from mora.config import ConfigError
 from mora.config.source import ROOT
+from mora.errors import DamagedFileError, MoraError
 from mora.evaluate import metrics
 from mora.results import Metric, ResultStore, RunResult
 
@@ -83,7 +83,7 @@ def test_a_file_that_is_no_result_is_said_in_one_line_with_the_field(tmp_path, o
     path = tmp_path / "run.json"
     path.write_text(damage(old, new))
     before = path.read_bytes()
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(DamagedFileError) as error:
         results.read(path)
     text = str(error.value)
     assert text.startswith(f"{path} is damaged (")
@@ -95,7 +95,7 @@ def test_a_file_that_is_no_result_is_said_in_one_line_with_the_field(tmp_path, o
 
 def test_bytes_that_are_no_text_are_said_in_one_line(tmp_path):
     (tmp_path / "run.json").write_bytes(b"\xff\xfe\x00{")
-    with pytest.raises(ConfigError, match="is damaged"):
+    with pytest.raises(DamagedFileError, match="is damaged"):
         results.read(tmp_path / "run.json")
 
 
@@ -113,7 +113,7 @@ def test_whatever_is_cut_or_swapped_gives_a_result_or_one_line(tmp_path, old, ne
         path.write_text(content)
         try:
             read += isinstance(results.read(path), RunResult)
-        except ConfigError as error:
+        except MoraError as error:
             said.append(str(error))
     assert not any("\n" in text for text in said)
     assert 0 < read < len(damaged)

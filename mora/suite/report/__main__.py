@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mora.config import ConfigError
+from mora.errors import MoraError
 
 from .. import claims
 from ..figures import output_folder
@@ -20,7 +20,7 @@ def main() -> int:
     folder = args.to or output_folder("smoke" if set(scales) == {"smoke"} else "lite", "report")
     try:
         first = Site(folder.resolve(), Gathered(scales)).build()
-    except (ConfigError, OSError) as error:
+    except (MoraError, OSError) as error:
         print(f"mora.suite.report: {error}", file=sys.stderr)
         return 2
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

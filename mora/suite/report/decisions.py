@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from html import escape
 from typing import NamedTuple
 
 from markdown_it import MarkdownIt
@@ -30,7 +32,10 @@ def sections() -> list[Section]:
 def _parts(name: str) -> list[Section]:
     text = (ROOT / name).read_text()
     blocks = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
-    return [Section(title.strip(), html(body), name) for title, _, body in (block.partition("\n") for block in blocks)]
+    return [
+        Section(title.strip(), html(body, title.strip()), name)
+        for title, _, body in (block.partition("\n") for block in blocks)
+    ]
 
 
 def _dated(name: str) -> list[Section]:
@@ -38,8 +43,11 @@ def _dated(name: str) -> list[Section]:
     return [part for part in _parts(name) if re.match(r"\d{4}-\d\d-\d\d", part.title)]
 
 
-def html(markdown: str) -> str:
-    """Links into the repository become their words, so that the page stands alone; tables scroll by themselves."""
+def html(markdown: str, title: str) -> str:
+    """Links into the repository become their words, so that the page stands alone; tables scroll by themselves, each under
+    a name of its own."""
     made = MarkdownIt("commonmark", {"html": False}).enable("table").render(LINK.sub(r"\1", markdown))
-    made = made.replace("<table>", '<div class="wide" tabindex="0" role="region" aria-label="table"><table>')
+    numbers = itertools.count(1)
+    opened = '<div class="wide" tabindex="0" role="region" aria-label="{}, table {}"><table>'
+    made = re.sub("<table>", lambda _: opened.format(escape(title), next(numbers)), made)
     return re.sub(r"<(/?)h([1-4])>", lambda m: f"<{m[1]}h{int(m[2]) + 2}>", made.replace("</table>", "</table></div>"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from mora.analysis.gpus import GIB
+from mora.planner.gpus import GIB
 from mora.results import Metric
 
 from .gather import Run, end
@@ -61,9 +61,9 @@ def flat(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def scores(run: Run) -> list[Score]:
-    """At every step at which more than the held-out loss was measured, and at the last."""
+    """At the last step, and then back at each at which more than the held-out loss was measured."""
     found, last = [], max(run.result.metrics, default=0)
-    for step, metrics in sorted(run.result.metrics.items()):
+    for step, metrics in sorted(run.result.metrics.items(), reverse=True):
         if step == last or set(metrics) - {"validation_loss"}:
             found += [_score(step, name, metric) for name, metric in sorted(metrics.items())]
     return found

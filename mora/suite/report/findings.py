@@ -8,18 +8,20 @@ from dataclasses import dataclass, field
 
 from mora.config.run_id import run_id
 
+from .. import experiment as experiments
 from .. import ledger
 from ..claims import Claim, load
 from ..contrasts import Found, measure
 from ..experiment import Scale
 from ..ledger import Outcome
+from .gather import number_of
 
 SHORT = 62  # letters of a claim beside a print figure
 
 
 @dataclass
 class Finding:
-    """A claim at a scale. `extent`: how far its unit's axis reaches from its centre."""
+    """A claim at a scale. `extent`: how far its axis, which the claims of an experiment share, reaches from its centre."""
 
     number: int
     claim: Claim
@@ -33,6 +35,16 @@ class Finding:
     @property
     def anchor(self) -> str:
         return f"claim-{self.number}-{self.scale}"
+
+    @property
+    def source(self) -> str:
+        """`Table 2`; of a ratio, the benchmark."""
+        return number_of(self.claim.experiment) if self.claim.experiment else "Step benchmark"
+
+    @property
+    def title(self) -> str:
+        """Of the axis."""
+        return experiments.load(self.claim.experiment).title if self.claim.experiment else "Time of a step, benchmark"
 
     @property
     def unit(self) -> str:
@@ -106,9 +118,9 @@ def _set_extents(found: Iterable[Finding]) -> None:
         o = f.outcome
         values = [o.effect, o.paper, *(o.interval or ())]
         known = [abs(v - f.centre) for v in values if v is not None and math.isfinite(v)]
-        reach[f.unit] = max([reach.get(f.unit, 0.0), *known])
+        reach[f.source] = max([reach.get(f.source, 0.0), *known])
     for f in found:
-        f.extent = reach[f.unit] or 1.0
+        f.extent = reach[f.source] or 1.0
 
 
 def _runs(resolved: Found, claim: Claim, scale: Scale) -> dict[str, list[str]]:

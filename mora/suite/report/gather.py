@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
-from mora.config import ConfigError, RunConfig
+from mora.config import RunConfig
 from mora.config.run_id import log_path, run_id
+from mora.errors import MoraError
+from mora.evaluate import documents
 from mora.results import STORE, RunResult
 from mora.train import log
 
@@ -75,7 +79,7 @@ class Run:
         """Rows of the log; why it cannot be read, where it is damaged."""
         try:
             return log.read(log_path(self.config))
-        except ConfigError as error:
+        except MoraError as error:
             return str(error).replace(f"{ROOT}/", "")
 
     @cached_property
@@ -110,9 +114,7 @@ class Shown:
 
     @property
     def number(self) -> str:
-        """`Table 2`, `Figure 5`, `Memory`."""
-        head = self.name.rstrip("0123456789")
-        return f"{head.capitalize()} {self.name[len(head) :]}".strip()
+        return number_of(self.name)
 
     @property
     def cells(self) -> Iterator[CellRuns]:
@@ -124,7 +126,7 @@ class Shown:
 
 
 class Gathered:
-    """Everything at some scales. `damaged`: why a result is left out, by file name."""
+    """Everything at some scales. `damaged`: why a file is left out, by its name."""
 
     def __init__(self, scales: Iterable[Scale] = claims.SCALES) -> None:
         self.scales = tuple(scales)
@@ -135,6 +137,8 @@ class Gathered:
         self.damaged = {
             name: why for folder in sorted(folders) for name, why in STORE.leave_out_damaged(folder).items()
         }
+        for folder in sorted(folders):
+            self.damaged |= _without_evidence(folder)
         self.found = Found()
         self.shown = [
             Shown(name, scale, experiment, self.found.rows(name, scale))
@@ -148,6 +152,7 @@ class Gathered:
         for shown in self.shown:
             for cell in shown.cells:
                 self._add(shown, cell)
+        self.damaged |= {f"{name}.log.jsonl": run.log for name, run in self.runs.items() if isinstance(run.log, str)}
 
     @property
     def unused(self) -> list[str]:
@@ -178,6 +183,26 @@ class Gathered:
         use = Use(shown.name, shown.scale, spec.label, spec.column.name, searching)
         if use not in run.uses:
             run.uses.append(use)
+
+
+def _without_evidence(folder: Path) -> dict[str, str]:
+    """Leaves out the results whose documents' scores or spectrum is damaged, as claims rest on them; why, by file name."""
+    damaged = {}
+    for kind, pattern in (("documents", "*.jsonl.zst"), ("spectra", "*.json")):
+        for path in sorted((folder.parent / kind).glob(pattern)):
+            try:
+                documents.read(path) if kind == "documents" else json.loads(path.read_text())
+            except ValueError as error:
+                result = f"{path.name.partition('.json')[0]}.json"
+                STORE.leave_out(folder / result)
+                damaged[result] = f"{kind}/{path.name} is damaged: {error}".replace(f"{folder.parent}/", "")
+    return damaged
+
+
+def number_of(experiment: str) -> str:
+    """`Table 2`, `Figure 5`, `Memory`."""
+    head = experiment.rstrip("0123456789")
+    return f"{head.capitalize()} {experiment[len(head) :]}".strip()
 
 
 def end(run: Run) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +27,7 @@ class Seed(NamedTuple):
 
 
 class CellView(NamedTuple):
-    """`state`: measured, diverged, not run; none where the experiment leaves the cell out. `order`: what is sorted by."""
+    """`state`: measured, diverged, not run, damaged; none where there is no such cell. `order`: what is sorted by."""
 
     state: str
     paper: str
@@ -65,8 +66,8 @@ class TableView:
     files: dict[str, str]
 
 
-def of_table(shown: Shown, files: Path) -> TableView:
-    """Writes the table into `files` as Markdown, LaTeX and CSV."""
+def of_table(shown: Shown, files: Path, damaged: Collection[str] = ()) -> TableView:
+    """Writes the table into `files` as Markdown, LaTeX and CSV. `damaged`: the names of files that are."""
     rows, experiment = shown.rows, shown.experiment
     path = tables.render(shown.name, experiment, rows, shown.scale, files)
     columns = [runs.spec.column.name for runs in rows[0]]
@@ -74,7 +75,7 @@ def of_table(shown: Shown, files: Path) -> TableView:
         Line(
             row[0].spec.label,
             tables.trainable(row),
-            [_cell(rows, i, j) for j in range(len(row))],
+            [_cell(rows, i, j, damaged) for j in range(len(row))],
             tables.beyond(experiment, row),
         )
         for i, row in enumerate(rows)
@@ -86,7 +87,7 @@ def of_table(shown: Shown, files: Path) -> TableView:
         title=experiment.title,
         scale=shown.scale,
         models=tables.models(rows),
-        measured=sum(cell.state != "not run" for cell in cells),
+        measured=sum(cell.state not in ("not run", "damaged") for cell in cells),
         wanted=len(cells),
         head=columns,
         beyond=tables.heading(experiment, rows)[2 + len(columns) :],
@@ -105,14 +106,16 @@ def _files(path: Path) -> dict[str, str]:
     return {kind: path.with_suffix(end).name for kind, end in (("Markdown", ".md"), ("CSV", ".csv"), ("LaTeX", ".tex"))}
 
 
-def _cell(rows: list[list[CellRuns]], i: int, j: int) -> CellView:
+def _cell(rows: list[list[CellRuns]], i: int, j: int, damaged: Collection[str]) -> CellView:
     runs, shown = rows[i][j], tables.shown_of(rows, i, j)
     if shown is None:
         return CellView("none", "", "", "", "", False, "", "", [])
     digits, cell = DIGITS.get(runs.spec.experiment.unit, 4), shown.cell
     paper = "" if cell.paper is None else f"paper {cell.paper:.{digits}f}"
     if cell.mean is None or cell.values is None:
-        return CellView("not run", paper, "not run", "", "", False, "", "", [])
+        lost = any(f"{run_id(config)}.json" in damaged for config in (*runs.spec.search, *runs.final))
+        state = "damaged" if lost else "not run"
+        return CellView(state, paper, state, "", "", False, "", "", [])
     count = f"{n}" if (n := len(cell.values)) >= cell.seeds else f"{n} of {cell.seeds}"
     if not math.isfinite(cell.mean):
         return CellView(

@@ -11,43 +11,47 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from mora.analysis.gpus import GIB
 from mora.config.run_id import format_lr, run_id
+from mora.planner.gpus import GIB
 
 from ..cells import CellRuns
 from .findings import Finding
 from .gather import TITLES, Point, Run, Shown
-from .style import KEPT, PAGE
+from .style import KEPT, PAGE, Look, looks
 
-ACROSS = 3  # panels
+ACROSS = 2  # panels
 POINTS = 120  # of a curve
+HELD_OUT = "-held-out"  # ends the name of such a curve
 VERDICTS = {"shown": "C2", "equal": "C2", "contradicted": "C1"}  # others are grey
-LINES = ("-", "--", "-.", ":")
+SELECTIONS = {"validation_loss": "held-out loss (nats a token)", "value_nll": "loss of the values (nats a value)"}
 
 
 def forest(found: Sequence[Finding]) -> Figure:
-    """Every claim that was judged: ours with its interval, and the paper's, a panel a unit."""
+    """Every claim that was judged: ours with its interval, and the paper's, a panel a table."""
     judged = [f for f in found if f.outcome.effect is not None]
-    units = list(dict.fromkeys(f.unit for f in judged))
-    heights = [sum(f.unit == unit for f in judged) + 0.6 for unit in units]
+    panels: dict[str, list[Finding]] = {}
+    for f in judged:
+        panels.setdefault(f.source, []).append(f)
+    heights = [len(panel) + 0.6 for panel in panels.values()]
     figure, axes = plt.subplots(
-        len(units),
+        len(panels),
         1,
-        figsize=(PAGE, 0.32 * sum(heights) + 0.25 * len(units)),
+        figsize=(PAGE, 0.32 * sum(heights) + 0.25 * len(panels)),
         squeeze=False,
         layout="constrained",
         gridspec_kw={"height_ratios": heights},
     )
-    for ax, unit in zip(axes[:, 0], units, strict=True):
-        _forest_panel(ax, unit, [f for f in judged if f.unit == unit])
+    for ax, (source, panel) in zip(axes[:, 0], panels.items(), strict=True):
+        _forest_panel(ax, f"{source}: {panel[0].unit}", panel)
     axes[0, 0].plot([], [], "o", color="k", label="ours, with its interval")
     axes[0, 0].plot([], [], "D", mfc="none", color="k", label="the paper's")
     figure.legend(loc="outside upper right", ncols=2)
     return figure
 
 
-def _forest_panel(ax: Axes, unit: str, found: list[Finding]) -> None:
+def _forest_panel(ax: Axes, label: str, found: list[Finding]) -> None:
     for y, f in enumerate(found):
         o, colour = f.outcome, VERDICTS.get(f.outcome.verdict, "C6")
         assert o.effect is not None
@@ -59,7 +63,7 @@ def _forest_panel(ax: Axes, unit: str, found: list[Finding]) -> None:
     ax.axvline(found[0].centre, color="k", lw=0.6)
     ax.set_ylim(len(found) - 0.5, -0.5)
     ax.set_yticks(range(len(found)), [f"{f.short}\n{f.outcome.verdict}, {f.scale}, {f.n}" for f in found])
-    ax.set_xlabel(unit, labelpad=1)
+    ax.set_xlabel(label, labelpad=1)
     ax.grid(axis="x", alpha=0.3)
 
 
@@ -76,14 +80,17 @@ def searches(shown: Shown) -> Figure | None:
     if not panels:
         return None
     figure, axes = _grid(len(panels), 3.0)
+    look = looks({runs.spec.label: runs.spec.row.method for cells in panels.values() for runs in cells})
+    metric = shown.experiment.selection
     for ax, (name, cells) in zip(axes, panels.items(), strict=True):
-        for i, runs in enumerate(cells):
-            _search(ax, runs, LINES[i // 7 % 4])
-        ax.set(xscale="log", xlabel="learning rate", ylabel="held-out loss")
+        for runs in cells:
+            _search(ax, runs, look[runs.spec.label])
+        ax.set(xscale="log", xlabel="learning rate", ylabel=SELECTIONS.get(metric, metric))
         ax.set_title(_wrapped(name), fontsize=8)
         _bounds(ax, cells)
         ax.grid(alpha=0.3)
-        ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=2)
+    handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(3, len(axes) + 1), fontsize=8)
     return figure
 
 
@@ -98,7 +105,7 @@ def _bounds(ax: Axes, cells: list[CellRuns]) -> None:
     ax.set_ylim(low - 0.05 * (top - low), top + 0.05 * (top - low) if top > low else None)
 
 
-def _search(ax: Axes, runs: CellRuns, style: str) -> None:
+def _search(ax: Axes, runs: CellRuns, look: Look) -> None:
     settings = dict.fromkeys(c.overrides for c, _ in runs.choice.scores)
     for overrides in settings:
         line = sorted(
@@ -107,22 +114,21 @@ def _search(ax: Axes, runs: CellRuns, style: str) -> None:
         if not line:
             continue
         words = ", ".join(text.rpartition(".")[2] for text in overrides)
-        drawn = ax.plot(
-            *zip(*line, strict=True), f"{style}", marker=".", label=", ".join(filter(None, [runs.spec.label, words]))
-        )
+        label = ", ".join(filter(None, [runs.spec.label, words]))
+        ax.plot(*zip(*line, strict=True), **look._asdict(), ms=4, label=label)
         again = [
             (c.lr, s)
             for c, s in runs.choice.again.items()
             if c.overrides == overrides and c.lr and isinstance(s, float)
         ]
-        ax.plot([x for x, _ in again], [y for _, y in again], "x", color=drawn[0].get_color())
+        ax.plot([x for x, _ in again], [y for _, y in again], "x", color=look.color)
         if runs.best is not None and runs.best.overrides == overrides:
             at = [(x, y) for x, y in line if x == runs.best.lr]
-            ax.plot([x for x, _ in at], [y for _, y in at], "o", ms=9, mfc="none", color=drawn[0].get_color())
+            ax.plot([x for x, _ in at], [y for _, y in at], "o", ms=10, mfc="none", color=look.color)
 
 
 class Cost(NamedTuple):
-    label: str
+    method: str
     values: tuple[float, ...]
     ms: list[float]
     gib: list[float]
@@ -140,7 +146,7 @@ def costs(shown: Shown) -> Figure | None:
         ):
             results = [result for _, result in runs.results]
             found[runs.spec.label] = Cost(
-                runs.spec.label,
+                runs.spec.row.method,
                 runs.cell.values,
                 [1e3 * (r.speed or {}).get("step_s", math.nan) for r in results],
                 [(r.peak_memory_bytes or math.nan) / GIB for r in results],
@@ -148,37 +154,48 @@ def costs(shown: Shown) -> Figure | None:
             )
     if not found:
         return None
+    look = looks({label: cost.method for label, cost in found.items()})
     figure, axes = _grid(3, 3.4)
     for ax, (name, label) in zip(
         axes, (("ms", "ms a step"), ("gib", "GiB at most"), ("trainable", "trainable parameters")), strict=True
     ):
-        for i, cost in enumerate(found.values()):
-            ax.plot(
-                getattr(cost, name), cost.values, "osD^vP*X<>"[i % 10], color=f"C{i % 7}", alpha=0.8, label=cost.label
-            )
+        for row, cost in found.items():
+            ax.plot(getattr(cost, name), cost.values, alpha=0.8, label=row, **look[row]._replace(ls="")._asdict())
         ax.set(xlabel=label, ylabel=f"{shown.rows[0][-1].spec.column.name} ({shown.experiment.unit})")
         ax.grid(alpha=0.3)
         if name == "trainable":
             ax.set_xscale("log")
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=7)
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
 
-def curves(runs: Iterable[Run], title: str) -> Figure:
-    """The training loss of runs, smoothed, each under the name that the page shows and hides it by."""
-    figure, ax = plt.subplots(figsize=(8, 4.2), layout="constrained")
-    labels: dict[str, int] = {}
+def curves(runs: Iterable[Run]) -> Figure:
+    """The training loss of runs, smoothed, and the loss held out, where any was; named, so that the page can hide each."""
+    runs = list(runs)
+    held = [run for run in runs if run.held_out]
+    look = looks({run.label: run.config.method.name for run in runs})
+    figure, axes = _grid(1 + bool(held), 3.6)
+    _curves(axes[0], "training loss (nats a token)", look, [(run, thinned(smoothed(run.training))) for run in runs], "")
+    if held:
+        _curves(axes[1], "held-out loss (nats a token)", look, [(run, run.held_out) for run in held], HELD_OUT)
+    handles = [Line2D([], [], color=kind.color, ls=kind.ls) for kind in look.values()]
+    figure.legend(handles, look, loc="outside lower center", ncols=len(axes) + 1, fontsize=8)
+    return figure
+
+
+def _curves(ax: Axes, label: str, look: dict[str, Look], lines: list[tuple[Run, list[Point]]], suffix: str) -> None:
+    """A ring where a held-out loss is least. The first fall of the curves may lie above the panel."""
     losses: list[float] = []
-    for run in runs:
-        i = labels.setdefault(run.label, len(labels))
-        points = thinned(smoothed(run.training))
-        line = ax.plot(*zip(*points, strict=True), LINES[i // 7 % 4], color=f"C{i % 7}", lw=1)[0]
-        line.set_gid(KEPT + run.name)
-        losses += [p.value for p in points[2:]]
-    ax.set(xlabel="step", ylabel="training loss (nats a token)", title=title, ylim=(None, np.quantile(losses, 0.995)))
+    for run, points in lines:
+        values = [p.value for p in points]
+        ring = [int(np.argmin(values))] if suffix else []
+        kind = look[run.label]._replace(marker="o" if suffix else "")._asdict()
+        line = ax.plot(*zip(*points, strict=True), lw=1, ms=6, mfc="none", markevery=ring, **kind)[0]
+        line.set_gid(KEPT + run.name + suffix)
+        losses += values[len(values) // 20 :]
+    ax.set(xlabel="step", ylabel=label, ylim=(None, np.quantile(losses, 0.995)))
     ax.grid(alpha=0.3)
-    return figure
 
 
 def smoothed(points: list[Point], steps: int = 9) -> list[Point]:

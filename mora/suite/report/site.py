@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from mora.config import ConfigError
-from mora.train.log import replace_file
+from mora.errors import ConfigError, MoraError
+from mora.io import replace_file
 
 from .. import figures, memory
-from . import chart, decisions, detail, findings, grid, pictures, style
+from ..experiment import ROOT
+from . import chart, decisions, detail, findings, grid, pack, pictures, style
 from .gather import TITLES, Gathered, Run, Shown
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -31,18 +32,18 @@ PAGES = {
 
 
 class Picture:
-    """For a page: its heading, the SVG, and the print files' stem where there are any."""
+    """For a page: its heading, the SVG, and the print files' stem where there are any; or why there is no picture."""
 
-    def __init__(self, title: str, svg: str, anchor: str, caption: str = "", stem: str | None = None):
-        self.title, self.svg, self.anchor, self.caption, self.stem = title, Markup(svg), anchor, caption, stem
+    def __init__(self, title: str, svg: str, anchor: str, caption: str = "", stem: str = "", problem: str = ""):
+        self.title, self.svg, self.anchor = title, Markup(svg), anchor
+        self.caption, self.stem, self.problem = caption, stem, problem
 
 
 class Site:
-    """The folder that is written. `build` leaves nothing in it of an earlier report."""
+    """The folder that is written."""
 
     def __init__(self, folder: Path, gathered: Gathered) -> None:
-        self.folder, self.gathered, self.files = folder, gathered, folder / "files"
-        self._written: set[Path] = set()
+        self.folder, self.gathered = folder, gathered
         self._templates = Environment(
             loader=FileSystemLoader(TEMPLATES),
             autoescape=True,
@@ -53,16 +54,34 @@ class Site:
         self.claims = findings.of_claims(gathered.found) if set(gathered.scales) - {"smoke"} else []
 
     def build(self) -> Path:
-        """Returns the first page. Raises: ConfigError where the folder holds something else."""
-        if self.folder.is_dir() and any(self.folder.iterdir()) and not (self.folder / ASSETS[0]).is_file():
-            raise ConfigError(f"--to {self.folder}: it holds other files than a report; name a new or an empty folder")
-        (self.folder / "runs").mkdir(parents=True, exist_ok=True)
-        self.files.mkdir(exist_ok=True)
+        """Returns the first page, once all is written; nothing of an earlier report stays. Raises: ConfigError where the
+        folder holds something else."""
+        there = self.folder
+        if there.is_dir() and any(there.iterdir()) and not (there / ASSETS[0]).is_file():
+            raise ConfigError(f"--to {there}: it holds other files than a report; name a new or an empty folder")
+        there.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".report-", dir=there.parent) as partial:
+            self.folder = Path(partial) / there.name
+            self.files.mkdir(parents=True)
+            self._all()
+            if there.exists():
+                there.rename(Path(partial) / "before")
+            self.folder.rename(there)
+        self.folder = there
+        return there / "index.html"
+
+    @property
+    def files(self) -> Path:
+        """Where what can be downloaded lies."""
+        return self.folder / "files"
+
+    def _all(self) -> None:
         for name in ASSETS:
             self._write(name, (TEMPLATES / name).read_text())
-        self._findings()
+        drawn = self._figures()
+        self._findings([picture.anchor for picture in drawn])
         self._tables()
-        self._page("figures.html", pictures=self._figures())
+        self._page("figures.html", pictures=drawn)
         self._page(
             "costs.html", searches=self._each(pictures.searches, "search"), costs=self._each(pictures.costs, "cost")
         )
@@ -72,53 +91,58 @@ class Site:
         self._page(
             "decisions.html", sections=decisions.sections(), missing=self._missing(), unused=self.gathered.unused
         )
-        for run in self.gathered.runs.values():
-            self._run(run)
-        for path in (self.folder / "runs").glob("*.html"):
-            if path not in self._written:
-                path.unlink()
-        return self.folder / "index.html"
+        self._page("run.html")
+        self._write("runs.js", pack.script({name: self._run(run) for name, run in sorted(self.gathered.runs.items())}))
 
     def _write(self, name: str, text: str) -> None:
-        path = self.folder / name
-        replace_file(path, text)
-        self._written.add(path)
+        replace_file(self.folder / name, text)
 
-    def _page(self, name: str, template: str | None = None, root: str = "", **values: Any) -> None:
-        page = self._templates.get_template(template or name)
-        known = {"pages": PAGES, "here": name, "root": root, "titles": TITLES, "scales": self.gathered.scales}
-        self._write(name, page.render(known | values))
+    def _page(self, name: str, **values: Any) -> None:
+        known = {"pages": PAGES, "here": name, "titles": TITLES, "scales": self.gathered.scales}
+        self._write(name, self._templates.get_template(name).render(known | values))
 
-    def _findings(self) -> None:
+    def _findings(self, figures: list[str]) -> None:
+        """`figures`: the anchors of those that there are."""
         judged = [f for f in self.claims if f.outcome.effect is not None]
         if judged:
             with style.in_print():
                 style.printed(pictures.forest(self.claims), self.files / "claims")
-        units = [(unit, list(group)) for unit, group in groupby(sorted(self.claims, key=_order), key=lambda f: f.unit)]
-        self._page("index.html", units=units, judged=judged, claims=self.claims, damaged=self.gathered.damaged,
-                   shown=self.gathered.shown, runs=self.gathered.runs)  # fmt: skip
+        axes: dict[str, list[findings.Finding]] = {}
+        for f in sorted(self.claims, key=lambda f: f.outcome.effect is None):
+            axes.setdefault(f.source, []).append(f)
+        self._page(
+            "index.html", axes=sorted(axes.values(), key=lambda found: min(f.number for f in found)), judged=judged,
+            claims=self.claims, figures=figures, damaged=self.gathered.damaged, runs=self.gathered.runs,
+        )  # fmt: skip
 
     def _tables(self) -> None:
-        found = [grid.of_table(shown, self.files) for shown in self.gathered.of_kind("table")]
+        found = [grid.of_table(shown, self.files, self.gathered.damaged) for shown in self.gathered.of_kind("table")]
         given = [(shown, *grid.of_settings(shown, self.files)) for shown in self.gathered.of_kind("settings")]
         self._page("tables.html", tables=found, given=given, runs=self.gathered.runs)
 
     def _figures(self) -> list[Picture]:
         found = []
         for shown in self.gathered.of_kind("figure", "spectrum", "memory"):
-            stem = f"{shown.name}-{shown.scale}"
-            with style.on_screen():
-                figure = _drawn(shown, None)
-            if figure is None:
-                continue
-            title = pictures.title_of(shown)
-            svg = style.inline(figure, stem, f"{title}: {shown.experiment.title}")
-            with style.in_print():
-                if (again := _drawn(shown, style.COLUMN)) is not None:
-                    style.printed(again, self.files / stem)
-            caption = figures.CAPTIONS.get(shown.kind, memory.CAPTION)
-            found.append(Picture(title, svg, stem, f"{shown.experiment.title}. {caption}", stem))
+            anchor, title = f"{shown.name}-{shown.scale}", pictures.title_of(shown)
+            try:
+                picture = self._figure(shown, anchor, title)
+            except MoraError as error:
+                picture = Picture(title, "", anchor, problem=str(error).replace(f"{ROOT}/", ""))
+            found += [picture] if picture else []
         return found
+
+    def _figure(self, shown: Shown, stem: str, title: str) -> Picture | None:
+        """For the page and for print; None where nothing was run. Raises: DamagedFileError for a damaged log or spectrum."""
+        with style.on_screen():
+            figure = _drawn(shown, None)
+        if figure is None:
+            return None
+        svg = style.inline(figure, stem, f"{title}: {shown.experiment.title}")
+        with style.in_print():
+            if (again := _drawn(shown, style.COLUMN)) is not None:
+                style.printed(again, self.files / stem)
+        caption = figures.CAPTIONS.get(shown.kind, memory.CAPTION).replace("`", "")
+        return Picture(title, svg, stem, f"{shown.experiment.title}. {caption}", stem)
 
     def _each(self, draw: Callable[[Shown], Figure | None], what: str) -> list[Picture]:
         found = []
@@ -140,14 +164,14 @@ class Site:
         found = []
         for i, (name, runs) in enumerate(groups.items()):
             with style.on_screen():
-                svg = style.inline(pictures.curves(runs, name), f"curves-{i}", f"Learning curves of {name}")
+                svg = style.inline(pictures.curves(runs), f"curves-{i}", f"Learning curves of {name}")
             found.append((Picture(name, svg, f"curves-{i}"), runs))
         return found
 
-    def _run(self, run: Run) -> None:
-        self._page(
-            f"runs/{run.name}.html", "run.html", "../", run=run, chart=chart.of_run(run), settings=detail.settings(run),
-            scores=detail.scores(run), facts=detail.facts(run), data=detail.data(run),
+    def _run(self, run: Run) -> str:
+        return self._templates.get_template("one_run.html").render(
+            run=run, chart=chart.of_run(run), settings=detail.settings(run), scores=detail.scores(run),
+            facts=detail.facts(run), data=detail.data(run),
         )  # fmt: skip
 
     def _missing(self) -> list[tuple[Shown, int, int]]:
@@ -160,16 +184,17 @@ class Site:
         return found
 
 
-def _order(found: findings.Finding) -> tuple[int, bool, int]:
-    """By unit; what was not run last."""
-    return ("points", "nats", "values", "times").index(found.unit), found.outcome.effect is None, found.number
-
-
 def _drawn(shown: Shown, width: float | None) -> Figure | None:
-    """Figures 2 to 5 and the memory study, every seed visible; `width` in inches, of a page where None."""
+    """Figures 2 to 5 and the memory study, every seed visible, without their titles, which the page or the paper has in a
+    caption; `width` in inches, of a page where None."""
     if shown.kind != "memory":
-        return figures.drawn(shown.experiment, shown.rows, shown.scale, width or 6.4, every_seed=True)
+        figure = figures.drawn(shown.experiment, shown.rows, shown.scale, width or 6.4, every_seed=True)
+        if figure is not None:
+            figure.suptitle("")
+        return figure
     found = memory.arms(shown.rows)
     if not any(arm.runs for arm in found):
         return None
-    return memory.drawn(shown.experiment, found, width or 8)[0]
+    figure = memory.drawn(shown.experiment, found, width or 8)[0]
+    figure.axes[0].set_title("")
+    return figure

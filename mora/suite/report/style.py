@@ -7,18 +7,28 @@ import re
 from contextlib import AbstractContextManager
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 from cycler import cycler
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from mora.train.log import replace_file
+from mora.io import replace_file
+
+from . import svg
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")  # Okabe and Ito 2008
+METHODS = {
+    "fft": "#000000", "none": "#7F7F7F", "lora": COLOURS[0], "mora": COLOURS[1], "relora": COLOURS[5], "remora": COLOURS[4],
+    "dora": COLOURS[3], "lora_plus": COLOURS[2], "asylora": COLOURS[6],
+}  # fmt: skip
+DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 2)))
+MARKERS = "os^Dv*XP<>"
 COLUMN, PAGE = 3.35, 6.9  # inches, of a column and of a page of two
 BASE: dict[str, Any] = {
     "axes.prop_cycle": cycler(color=COLOURS),
@@ -26,12 +36,29 @@ BASE: dict[str, Any] = {
     "legend.frameon": False,
 }
 PRINT = BASE | {"font.size": 7, "pdf.fonttype": 42, "svg.fonttype": "path", "lines.linewidth": 1, "lines.markersize": 4}
-SCREEN = BASE | {"svg.fonttype": "none", "path.simplify_threshold": 0.5}
+SCREEN = BASE | {"font.size": 9, "svg.fonttype": "none", "path.simplify_threshold": 0.5}
 PIXELS = 1.5  # of the page, a point of a picture
+LEAST = 0.7  # of its width: below, a picture scrolls rather than having letters that cannot be read
+UNDATED = {"Date": None, "Creator": None}
 KEPT = "run-"  # how names begin that a page looks for
-LONG = re.compile(r"-?\d+\.\d{3,}")
-PLACES = re.compile(r' (?:d|x|y)="[^"]*"')
-NAMES = re.compile(rf' id="(?!{KEPT}|[mpc][0-9a-f]{{10}})[^"]*"')
+
+
+class Look(NamedTuple):
+    """Of a row: its method's colour, and a line and a mark that set it apart from the method's other rows."""
+
+    color: str
+    ls: Any
+    marker: str
+
+
+def looks(methods: dict[str, str]) -> dict[str, Look]:
+    """By label, of the method of each: the same on every picture but for how many rows of a method it shows."""
+    found: dict[str, Look] = {}
+    for label, method in methods.items():
+        i = sum(methods[other] == method for other in found)
+        colour = METHODS.get(method, COLOURS[6])
+        found[label] = Look(colour, DASHES[i % len(DASHES)], MARKERS[i % len(MARKERS)])
+    return found
 
 
 def on_screen() -> AbstractContextManager[None]:
@@ -49,26 +76,28 @@ def inline(figure: Figure, name: str, label: str) -> str:
     """
     _settle(figure)
     out = io.StringIO()
+    for patch in (figure.patch, *(ax.patch for ax in figure.axes)):
+        patch.set_alpha(0)
     with plt.rc_context(SCREEN | {"svg.hashsalt": name}):
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        FigureCanvasSVG(figure).print_svg(out, metadata=UNDATED)
     plt.close(figure)
-    svg = out.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = NAMES.sub("", svg).replace("#000000", "currentColor")
-    svg = _shortened(svg)
-    width = f"{PIXELS * 72 * figure.get_size_inches()[0]:.0f}px"
-    opened = f'<svg class="picture" role="img" aria-label="{escape(label)}" style="max-width: {width}" viewBox='
-    return re.sub(r"\n\s*", "\n", re.sub(r"<svg [^>]*?viewBox=", opened, svg, count=1))
+    drawn = out.getvalue()
+    drawn = svg.bare(svg.shortened(drawn[drawn.index("<svg") :], KEPT)).replace("#000000", "currentColor")
+    width = PIXELS * 72 * figure.get_size_inches()[0]
+    size = f"max-width: {width:.0f}px; min-width: {LEAST * width:.0f}px"
+    opened = f'<svg class="picture" role="img" aria-label="{escape(label)}" style="{size}" viewBox='
+    return re.sub(r"<svg [^>]*?viewBox=", opened, drawn, count=1)
 
 
 def printed(figure: Figure, stem: Path) -> None:
     """Writes `stem`.pdf, with its fonts, and `stem`.svg, with letters as outlines. Closes the figure."""
     _settle(figure)
     stem.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(stem.with_suffix(".pdf"), metadata={"CreationDate": None, "Creator": None, "Producer": None})
-    out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    replace_file(stem.with_suffix(".svg"), _shortened(out.getvalue()))
+    pdf, out = io.BytesIO(), io.StringIO()
+    FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    replace_file(stem.with_suffix(".pdf"), pdf.getvalue())
+    FigureCanvasSVG(figure).print_svg(out, metadata=UNDATED)
+    replace_file(stem.with_suffix(".svg"), svg.shortened(out.getvalue()))
     plt.close(figure)
 
 
@@ -78,8 +107,3 @@ def _settle(figure: Figure) -> None:
     figure.set_layout_engine("none")
     for ax in figure.axes:
         ax.set_position(tuple(round(edge, 4) for edge in ax.get_position().bounds))
-
-
-def _shortened(svg: str) -> str:
-    """Paths and places to two decimals, a hundredth of a point; scales are left as they are."""
-    return PLACES.sub(lambda found: LONG.sub(lambda n: f"{float(n[0]):.2f}".rstrip("0").rstrip("."), found[0]), svg)

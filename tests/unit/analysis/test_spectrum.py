@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, OPTCon
 from mora.adapter import MoraConfig
 from mora.analysis import spectrum
 from mora.config import run_id, source
-from mora.config.compose import ConfigError
+from mora.errors import ModelError
 from mora.methods import prepare
 from mora.models.load import load_model, load_weights
 
@@ -60,10 +60,10 @@ def test_batches_give_what_single_matrices_give():
 
 
 def test_other_architectures_are_refused_in_one_line():
-    with pytest.raises(ConfigError, match="one architecture"):
+    with pytest.raises(ModelError, match="one architecture"):
         spectrum.spectra({"model.layers.0.a.weight": torch.zeros(2, 2)}, {"b": torch.zeros(2, 2)}, CPU)
     name = "model.layers.0.a.weight"
-    with pytest.raises(ConfigError, match=r"BASE has \(2, 2\), TUNED \(2, 3\)"):
+    with pytest.raises(ModelError, match=r"BASE has \(2, 2\), TUNED \(2, 3\)"):
         spectrum.spectra({name: torch.zeros(2, 2)}, {name: torch.zeros(2, 3)}, CPU)
 
 

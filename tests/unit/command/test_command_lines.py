@@ -13,7 +13,7 @@ import pytest
 
 from mora.__main__ import main
 from mora.config import ConfigError, compose
-from mora.config.compose import check_sweep
+from mora.config.hydra_compose import check_sweep
 
 ROOT = Path(__file__).resolve().parents[3]
 LIMIT_CPU_S = 5.0  # of a process that has not imported torch, on an old CPU

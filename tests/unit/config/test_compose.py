@@ -6,8 +6,9 @@ import pytest
 import yaml
 
 from mora.config import ConfigError, compose, run_id
-from mora.config.compose import CONFIG_DIR, check_sweep, load
-from mora.config.source import ROOT
+from mora.config.hydra_compose import check_sweep
+from mora.config.load import load
+from mora.config.source import CONFIG_DIR, ROOT
 
 
 @pytest.mark.parametrize(

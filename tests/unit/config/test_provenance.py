@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from mora.config import compose, provenance
-from mora.config.compose import CONFIG_DIR
+from mora.config.source import CONFIG_DIR
 
 FILES = [p for group in ("task", "method", "overlay") for p in sorted((CONFIG_DIR / group).glob("*.yaml"))]
 SOURCE = re.compile(r"#.*\b(paper|official|ours): \S")

@@ -9,7 +9,7 @@ from mora.data import packing
 from mora.data.batches import Batches, balanced, collate
 from mora.data.samples import IGNORE, Sample, StoredSamples, write_shard
 from mora.models.load import load_model
-from mora.train.engine import token_losses
+from mora.models.losses import token_losses
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from mora.config import compose
 from mora.data import load, prepare, workshop
 from mora.data.batches import Batches
 from mora.data.packing import blocks
-from mora.data.records import DataError
 from mora.data.samples import StoredSamples
+from mora.errors import DataError
 from mora.models.tokenizers import load_tokenizer
 
 

@@ -12,7 +12,9 @@ import zstandard
 from mora.config import compose
 from mora.config.data_schema import Corpus, FileSource, HubSource, Overlap
 from mora.data import files, overlap, sources
-from mora.data.records import DataError, MissingData, Record, parse
+from mora.data.records import Record, parse
+from mora.errors import DataError, MissingData
+from mora.io import sha256
 
 ROWS = [{"text": "one"}, {"text": "zwei ü"}]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
@@ -255,10 +257,10 @@ def test_a_csv_field_in_quotes_keeps_its_line_break(tmp_path):
 def test_a_changed_file_has_another_sha256(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(LINES)
-    first = sources.sha256(path)
-    assert sources.sha256(path) == first
+    first = sha256(path)
+    assert sha256(path) == first
     path.write_bytes(LINES + b"\n")
-    assert sources.sha256(path) != first
+    assert sha256(path) != first
 
 
 QUESTION = "Natalia sold clips to 48 of her friends in April and then she sold half as many clips in May"

@@ -7,9 +7,9 @@ import os
 import pytest
 import torch
 
-from mora.config import ConfigError
 from mora.config.data_schema import UuidData
 from mora.data.uuid import make_pairs
+from mora.errors import ModelError
 from mora.evaluate import __main__ as command
 from mora.evaluate import harness, samples
 from mora.evaluate.harness import Kept, Settings, evaluate_model
@@ -40,7 +40,7 @@ def test_perplexity_is_exp_of_the_models_own_loss(tiny, tmp_path):
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
     (tmp_path / "note.txt").write_text("no model")
-    with pytest.raises(ConfigError, match=rf"^model '{tmp_path}' cannot be loaded \(.*give a folder, hub id or name$"):
+    with pytest.raises(ModelError, match=rf"^model '{tmp_path}' cannot be loaded \(.*give a folder, hub id or name$"):
         load_any(str(tmp_path), "fp32")
 
 

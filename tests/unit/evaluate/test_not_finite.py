@@ -9,10 +9,10 @@ import torch
 from tiny_runs import tiny_config
 
 from mora.config import compose
+from mora.errors import NonFiniteError
 from mora.evaluate import __main__ as command
 from mora.evaluate import choices, generation
 from mora.evaluate.harness import Settings, evaluate_model
-from mora.evaluate.records import NotFinite
 from mora.models.load import load_model
 from mora.suite.launch import write_config
 from mora.train import worker
@@ -45,13 +45,15 @@ def settings(tmp_path):
 )
 def test_the_document_is_named(broken, settings, task, what):
     for _ in range(2):  # the second time from the journal, where it is in there
-        with pytest.raises(NotFinite, match=f"^task {task}, document 2: {what}: the model's weights are damaged, or"):
+        with pytest.raises(
+            NonFiniteError, match=f"^task {task}, document 2: {what}: the model's weights are damaged, or"
+        ):
             evaluate_model(*broken, [task], settings)
 
 
 def test_the_document_is_named_where_a_batch_is_written_in_parts(broken, settings, monkeypatch):
     monkeypatch.setattr("mora.evaluate.backend.rows_at_once", lambda *_: 2)
-    with pytest.raises(NotFinite, match=r"^task finance_ner, document 2: a logit is NaN"):
+    with pytest.raises(NonFiniteError, match=r"^task finance_ner, document 2: a logit is NaN"):
         evaluate_model(*broken, ["finance_ner"], settings)
 
 
@@ -94,7 +96,7 @@ def test_nan_in_a_later_token_is_found_and_not_that_of_a_row_that_has_ended(fixe
 
 
 def test_options_of_another_backend_are_refused_too():
-    with pytest.raises(NotFinite, match=r"the log-likelihoods of the options are \[nan, -1.0\] after 'Which\?'"):
+    with pytest.raises(NonFiniteError, match=r"the log-likelihoods of the options are \[nan, -1.0\] after 'Which\?'"):
         choices.score({"prompt": "Which?", "gold": 1}, [(math.nan, False), (-1.0, False)])
 
 
@@ -105,11 +107,11 @@ def test_a_run_whose_last_update_ruined_the_weights_diverged(method, tmp_path, m
     write_config(config, tmp_path / "config.yaml")
 
     def ruined(*_):
-        raise NotFinite("task uuid, document 0: a logit is NaN")
+        raise NonFiniteError("task uuid, document 0: a logit is NaN")
 
     monkeypatch.setattr("mora.train.scoring.Scoring.__call__", ruined)
     if method == "none":
-        with pytest.raises(NotFinite):
+        with pytest.raises(NonFiniteError):
             worker.run(tmp_path)
         return
     result = json.loads(worker.run(tmp_path).read_text())

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import BloomConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, OPTConfig, OPTForCausalLM
 
-from mora.config.compose import ConfigError
 from mora.data.samples import Sample
+from mora.errors import ConfigError
 from mora.evaluate.harness import Settings, evaluate_model
 from mora.evaluate.window import for_answers, positions
 from mora.models.tokenizers import character_tokenizer

@@ -7,12 +7,12 @@ import torch
 from peft import BOFTConfig, C3AConfig, IA3Config, OFTConfig, PeftModel, VeraConfig
 from tiny_runs import TINY, random_batches, train_step
 
-from mora.analysis import counts
 from mora.config import ConfigError, compose
-from mora.config.compose import load
+from mora.config.load import load
 from mora.config.run_id import run_id
 from mora.methods import merged, parameter_groups, parameter_lines, prepare
 from mora.models.load import load_model
+from mora.planner import counts
 from mora.suite.plan import name_of
 from mora.train.engine import TorchEngine
 from mora.train.worker import _save_trained

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mora import MoraConfig
 from mora.analysis import spectrum
-from mora.config.compose import ConfigError
+from mora.errors import ModelError
 from mora.models.load import load_any as load
 from mora.models.tokenizers import character_tokenizer
 
@@ -71,15 +71,15 @@ def test_one_that_fits_in_part_or_not_at_all_is_refused(base, kind, change, said
     folder, _ = adapter(base, CONFIGS[kind])
     file = folder / "adapter_model.safetensors"
     save_file(change(load_file(file)), file)
-    with pytest.raises(ConfigError, match=rf"does not fit its base: \S*layers\S* {said}"):
+    with pytest.raises(ModelError, match=rf"does not fit its base: \S*layers\S* {said}"):
         load(str(folder), "fp32")
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ModelError, match=said):
         spectrum.of_models(str(base), str(folder))
 
 
 def test_a_kind_without_a_merged_form_is_refused_in_a_line(base):
     folder, _ = adapter(base, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
-    with pytest.raises(ConfigError, match="is of kind PROMPT_TUNING, which cannot be merged"):
+    with pytest.raises(ModelError, match="is of kind PROMPT_TUNING, which cannot be merged"):
         load(str(folder), "fp32")
 
 
@@ -97,7 +97,7 @@ def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(base):
     own = character_tokenizer()
     own.add_tokens(["<tool>"])
     own.save_pretrained(folder)
-    with pytest.raises(ConfigError, match="has 104 tokens, its base 103 embeddings"):
+    with pytest.raises(ModelError, match="has 104 tokens, its base 103 embeddings"):
         load(str(folder), "fp32")
 
 
@@ -106,5 +106,5 @@ def test_a_checkpoint_that_needs_a_missing_package_is_refused_in_a_line(base):
     path.write_text(
         json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "gptq", "bits": 4}})
     )
-    with pytest.raises(ConfigError, match="cannot be loaded"):
+    with pytest.raises(ModelError, match="cannot be loaded"):
         load(str(base), "fp32")

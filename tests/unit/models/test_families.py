@@ -10,20 +10,20 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from mora.analysis.cost import cost
 from mora.config import ConfigError, compose
 from mora.data.batches import IGNORE, Batch, Sample
-from mora.evaluate import teacher_forced
+from mora.errors import ModelError
 from mora.evaluate.backend import Backend
 from mora.evaluate.journal import Journal
 from mora.methods import merged, prepare
-from mora.models import structure
+from mora.models import fused_loss, structure
 from mora.models.fused import built_as_llama
 from mora.models.load import load_any, load_model
+from mora.models.losses import token_losses
 from mora.models.shapes import shape_of
 from mora.models.tokenizers import character_tokenizer
-from mora.train import fused_loss
-from mora.train.engine import token_losses
+from mora.planner.cost import cost
+from mora.train import teacher_forced
 from mora.train.engines import make_engine
 from mora.train.worker import _save_trained
 
@@ -106,6 +106,19 @@ def test_the_loss_is_that_of_transformers_and_paths_are_those_that_are_right(fam
     assert built_as_llama(model) == as_llama
 
 
+def test_layers_that_are_fused_already_are_known(folder_of):
+    """liger-kernel's classes stay in transformers' module, so the process's next model is made with them."""
+    model = load_model(run_of(folder_of("qwen2"), "method=none").model, "fp32")[0]
+    for layer in model.model.layers:
+        fused = torch.nn.Module()
+        fused.__class__ = type("LigerSwiGLUMLP", (torch.nn.Module,), {"__module__": "liger_kernel.transformers.swiglu"})
+        fused.gate_proj, fused.up_proj, fused.down_proj = layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj
+        layer.mlp = fused
+    assert built_as_llama(model)
+    layer.mlp.__class__ = torch.nn.Module
+    assert not built_as_llama(model)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", ["mora", "lora"])
 def test_a_family_trains_two_steps_merges_and_evaluates(family, method, folder_of, tmp_path):
@@ -180,7 +193,7 @@ def test_a_tokenizer_without_an_end_token_is_refused(folder_of, tmp_path):
         if (path := folder / name).is_file():
             values = {k: v for k, v in json.loads(path.read_text()).items() if k != "eos_token"}
             path.write_text(json.dumps(values))
-    with pytest.raises(ConfigError, match="has no EOS token, which ends a text: set eos_token in its") as error:
+    with pytest.raises(ModelError, match="has no EOS token, which ends a text: set eos_token in its") as error:
         load_model(run_of(folder, "method=none").model, "fp32")
     assert "\n" not in str(error.value)
 

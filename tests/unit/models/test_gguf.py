@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mora.config import ConfigError
 from mora.config.model_schema import Model
+from mora.errors import ModelError
 from mora.models import gguf
 from mora.models.load import load_model
 from mora.models.tokenizers import load_tokenizer
@@ -127,11 +127,11 @@ def test_a_checkpoint_is_made_once_and_whole(model, monkeypatch, tmp_path):
 
 def test_what_is_no_gguf_file_or_another_is_refused_and_nothing_is_written(model, tmp_path):
     config = model("llama")
-    with pytest.raises(ConfigError, match=r"llama\.gguf has sha256"):
+    with pytest.raises(ModelError, match=r"llama\.gguf has sha256"):
         gguf.as_folder(config.model_copy(update={"sha256": "0" * 64}))
     (tmp_path / "llama.gguf").write_bytes(b"nothing")
     config = config.model_copy(update={"sha256": hashlib.sha256(b"nothing").hexdigest()})
-    with pytest.raises(ConfigError, match=r"llama\.gguf cannot be read as GGUF: "):
+    with pytest.raises(ModelError, match=r"llama\.gguf cannot be read as GGUF: "):
         gguf.as_folder(config)
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.name != ".lock"] == []
     assert library.GGUFReader.__name__ == "GGUFReader"

@@ -5,12 +5,12 @@ import json
 import pytest
 
 from mora.adapter.operators import square_size
-from mora.analysis.cost import cost
 from mora.config import ConfigError, compose, run_id
-from mora.config.compose import load
+from mora.config.load import load
 from mora.config.source import ROOT
 from mora.models import known
 from mora.models.shapes import shape_of
+from mora.planner.cost import cost
 
 RESULTS = sorted((ROOT / "results/runs").glob("*.json"))
 

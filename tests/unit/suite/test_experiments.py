@@ -18,6 +18,7 @@ from mora.adapter.model import resolve_operator
 from mora.config import ConfigError, run_id, source
 from mora.config.run_id import result_path
 from mora.config.source import ROOT
+from mora.errors import DamagedFileError
 from mora.suite import __main__ as suite
 from mora.suite import experiment as experiments
 from mora.suite import figures, launch, memory, runner, settings, tables
@@ -80,7 +81,7 @@ def test_a_damaged_result_is_named(nothing_measured, tmp_path):
     path = result_path(config)
     path.parent.mkdir(parents=True)
     path.write_text('{"run_id"')
-    with pytest.raises(ConfigError, match=rf"^{path} is damaged \(.*\): remove it"):
+    with pytest.raises(DamagedFileError, match=rf"^{path} is damaged \(.*\): remove it"):
         launch.result_of(config)
 
 

@@ -7,9 +7,9 @@ from itertools import pairwise
 import pytest
 from made_up import write
 
-from mora.analysis import gpus as known
 from mora.config import ConfigError, compose, source
 from mora.config.run_id import result_path, run_id
+from mora.planner import gpus as known
 from mora.suite import fit, gpus, inputs, launch
 
 GPU1 = ["task=metamath", "method=mora", "r=8", "hardware=gpu1"]

@@ -7,6 +7,7 @@ from made_up import write
 
 from mora.config import ConfigError, compose, source
 from mora.config.run_id import run_id
+from mora.errors import DamagedFileError, MoraError
 from mora.suite import inputs, launch
 from mora.train.inputs import digest, same_as_before
 
@@ -94,7 +95,7 @@ def test_a_place_that_does_not_hold_the_known_file_is_said_before_its_result_is_
     config = compose(["task=uuid", "method=mora", "r=1", "scale=lite", f"model.path={tmp_path / 'mine'}"])
     there(tmp_path / "mine")
     done(config)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(MoraError, match=said):
         launch.launch(config)
 
 
@@ -106,7 +107,7 @@ def test_a_data_file_with_another_content_is_refused(tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text("{}\n")
     config = compose(["task=metamath", "method=lora", "r=8", "scale=smoke"])
-    from mora.data.sources import sha256
+    from mora.io import sha256
 
     facts = {"files": str(rows), "sha256": {rows.name: sha256(rows)}, "max_rows": None}
     done(config, data={"fingerprints": {"sources": {"corpus": [facts]}}})
@@ -133,7 +134,7 @@ def test_a_checkpoint_of_other_inputs_is_not_resumed(tmp_path):
     same_as_before(tmp_path, other)  # nothing was trained yet
     (tmp_path / "checkpoints" / "step_00000001").mkdir(parents=True)
     same_as_before(tmp_path, other)
-    with pytest.raises(ConfigError, match=r"checkpoint made of other inputs \(data\)"):
+    with pytest.raises(DamagedFileError, match=r"checkpoint made of other inputs \(data\)"):
         same_as_before(tmp_path, first)
 
 

@@ -126,7 +126,7 @@ def test_the_commands_of_a_plan_are_those_runs(monkeypatch, tmp_path):
 
 def test_a_command_has_the_micro_batch_that_fits(monkeypatch, tmp_path):
     monkeypatch.setattr(source, "ROOT", tmp_path)
-    from mora.analysis.gpus import gpu
+    from mora.planner.gpus import gpu
 
     (grid,) = [
         g

@@ -3,7 +3,7 @@
 import pytest
 
 from mora.config import run_id
-from mora.config.compose import load
+from mora.config.load import load
 from mora.config.source import ROOT
 from mora.results import of_log, read
 from mora.train import log

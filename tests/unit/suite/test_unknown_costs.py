@@ -28,7 +28,7 @@ def test_a_table_says_unknown(spec):
 def test_a_method_without_a_formula_is_refused_by_name(monkeypatch):
     from types import SimpleNamespace
 
-    from mora.analysis import counts
+    from mora.planner import counts
 
     config = compose(["task=metamath", "method=mora", "r=8"])
     unknown = SimpleNamespace(kind="vera", target_modules=["q_proj"])

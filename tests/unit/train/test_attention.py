@@ -7,7 +7,7 @@ from transformers import masking_utils
 
 from mora.data.batches import Batch
 from mora.models.load import load_model
-from mora.train.engine import token_losses
+from mora.models.losses import token_losses
 
 
 def masks_of(model, batch, monkeypatch):

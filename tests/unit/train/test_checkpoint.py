@@ -4,7 +4,7 @@ import resource
 import pytest
 import torch
 
-from mora.config import ConfigError
+from mora.errors import DamagedFileError
 from mora.train import checkpoint, log
 
 
@@ -52,7 +52,7 @@ def test_a_disk_that_fills_up_while_torch_writes_is_said_to_be_full(tmp_path):
 def test_a_damaged_line_within_the_log_is_named(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 1}\n{"ste\n{"step": 3}\n')
-    with pytest.raises(ConfigError, match=rf"^{path}:2 is damaged: remove {tmp_path}, and begin the run anew"):
+    with pytest.raises(DamagedFileError, match=rf"^{path}:2 is damaged: restore it, or do its run again"):
         log.read(path)
 
 

@@ -10,7 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from mora.config import run_id
 from mora.methods import prepare
 from mora.models.load import load_model
-from mora.train.engine import token_losses
+from mora.models.losses import token_losses
 from mora.train.engines import make_engine
 
 ON = "hardware.gradient_checkpointing=true"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_runs import random_batches, tiny_config, tiny_engine
 
-from mora.config import ConfigError
+from mora.errors import DamagedFileError
 from mora.train import log, loop
 from mora.train.checkpoint import latest_step
 from mora.train.loop import Diverged, Interrupted, fit
@@ -194,5 +194,5 @@ def test_a_run_does_not_go_on_with_other_code_but_at_scale_smoke(scale, tmp_path
     if scale == "smoke":
         fit(tiny_engine(config), random_batches(), config, tmp_path, lambda _: {})
         return
-    with pytest.raises(ConfigError, match=r"that other code has made .*, now another\): go on with the commit"):
+    with pytest.raises(DamagedFileError, match=r"that other code has made .*, now another\): go on with the commit"):
         fit(tiny_engine(config), random_batches(), config, tmp_path, lambda _: {})

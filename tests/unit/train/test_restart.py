@@ -4,9 +4,9 @@ import pytest
 import torch
 from tiny_runs import random_batches, tiny_config, tiny_engine, train_step
 
-from mora.config.compose import ConfigError
+from mora.errors import ConfigError
+from mora.models.losses import token_losses
 from mora.train import restart as restarting
-from mora.train.engine import token_losses
 from mora.train.restart import RestartFailed, Restarts, round_stochastically
 
 EVERY = ["method.restart.every_steps=4", "method.restart.warmup_steps=1"]

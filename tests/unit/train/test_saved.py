@@ -7,12 +7,13 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from mora.analysis.cost import cost
 from mora.config import ConfigError, compose
+from mora.errors import ModelError
 from mora.evaluate import __main__ as command
 from mora.evaluate import outside, synthetic
 from mora.methods import prepare
 from mora.models.load import load_any, load_model
+from mora.planner.cost import cost
 from mora.train.engines import make_engine
 from mora.train.worker import _base, _save_trained
 
@@ -57,9 +58,7 @@ def test_a_merged_model_is_loaded_and_its_adapter_alone_is_not(tmp_path):
     model, tokenizer = load_any(str(tmp_path / "model"), "fp32")
     torch.testing.assert_close(logits(model), trained)
     assert tokenizer("a1")["input_ids"] == [13, 4]
-    with pytest.raises(
-        ConfigError, match=rf"base_model_name_or_path is empty: give {tmp_path}/model, the merged model"
-    ):
+    with pytest.raises(ModelError, match=rf"base_model_name_or_path is empty: give {tmp_path}/model, the merged model"):
         load_any(str(tmp_path / "adapter"), "fp32")
 
 
@@ -85,9 +84,9 @@ def test_what_a_run_left_is_scored_under_the_runs_name():
 
 def test_the_folder_of_a_run_is_no_model(tmp_path):
     saved(tmp_path, "task=uuid")
-    with pytest.raises(ConfigError, match=f"is the folder of a run: give {tmp_path}/adapter$"):
+    with pytest.raises(ModelError, match=f"is the folder of a run: give {tmp_path}/adapter$"):
         load_any(str(tmp_path), "fp32")
-    with pytest.raises(ConfigError, match="there is no such folder"):
+    with pytest.raises(ModelError, match="there is no such folder"):
         load_any(str(tmp_path / "nothing"), "fp32")
 
 

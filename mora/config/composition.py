@@ -1,0 +1,119 @@
+"""Many configurations in little time: Hydra composes each choice of groups once, and what a cell sets is set in its result.
+
+What a cell's overrides give is what `mora.config.compose` gives for them; a test compares the two. What was composed is kept
+in the cache under a hash of `configs/` and of the code that reads it, so that the next process need not ask Hydra.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache, lru_cache, reduce
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mora.errors import ConfigError
+from mora.io import cache_dir, replace_file
+
+from .hydra_compose import hydra_line, validate
+from .schema import RunConfig
+from .source import CONFIG_DIR
+
+OF_A_FILE = ("model.", "method.config=")  # say more than they write: a folder's digest, a file's content
+METHOD_ALONE = "task=uuid"  # any task: a method's file sets the section `method` and nothing else
+
+
+class Base(NamedTuple):
+    """A composition of groups, not resolved: what refers to a value that a cell sets takes it. `plain`: its own values."""
+
+    config: DictConfig
+    plain: dict[str, Any]
+
+
+def compose(overrides: Sequence[str]) -> RunConfig:
+    """The run that `python run.py OVERRIDES` would start. Not from two threads at once. Raises: ConfigError."""
+    return _composed(tuple(overrides))
+
+
+@lru_cache(maxsize=4096)
+def _composed(overrides: tuple[str, ...]) -> RunConfig:
+    kept, key = _kept(), json.dumps(overrides)
+    if key in kept:
+        return RunConfig.model_validate(kept[key])
+    config = _compose(overrides)
+    if not any(text.startswith(OF_A_FILE) for text in overrides):
+        kept[key] = config.model_dump(mode="json")
+    return config
+
+
+@cache
+def _kept() -> dict[str, Any]:
+    """Overrides -> the configuration, as this source composes them; written again when the process ends with more."""
+    digest = hashlib.sha256(version("hydra-core").encode())
+    for file in sorted([*CONFIG_DIR.rglob("*.yaml"), *Path(__file__).parent.glob("*.py")]):
+        digest.update(f"{file.name}\n".encode() + file.read_bytes())
+    path = cache_dir() / "compositions" / f"{digest.hexdigest()[:16]}.json"
+    try:
+        kept: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):  # none yet, or damaged: composed again
+        kept = {}
+    atexit.register(_write, path, kept, len(kept))
+    return kept
+
+
+def _write(path: Path, kept: dict[str, Any], before: int) -> None:
+    if len(kept) > before:
+        with suppress(OSError):  # a cache that cannot be written is none
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, json.dumps(kept))
+
+
+def _compose(overrides: tuple[str, ...]) -> RunConfig:
+    groups = [text for text in overrides if (CONFIG_DIR / text.partition("=")[0]).is_dir()]
+    method = next((text for text in groups if text.startswith("method=")), "method=none")
+    changed: list[str] = []
+    try:
+        base = _base(tuple(text for text in groups if text != method), method)
+        try:
+            for override in (_parsed(text) for text in overrides if text not in groups):
+                OmegaConf.update(base.config, override.key_or_group, override.value(), merge=False)
+                changed.append(override.key_or_group)
+            return validate(base.config)
+        finally:
+            for key in changed:
+                OmegaConf.update(base.config, key, reduce(dict.__getitem__, key.split("."), base.plain), merge=False)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(hydra_line(error)) from error
+
+
+@cache
+def _base(groups: tuple[str, ...], method: str) -> Base:
+    values: Any = OmegaConf.to_container(_of_groups(groups))
+    plain = values | {"method": OmegaConf.to_container(_of_groups((METHOD_ALONE,), method).method)}
+    config = OmegaConf.create(plain)
+    OmegaConf.set_struct(config, True)
+    return Base(config, plain)
+
+
+@cache
+def _of_groups(groups: tuple[str, ...], method: str = "method=none") -> DictConfig:
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return hydra.compose("config", overrides=[*groups, method])
+
+
+@lru_cache(maxsize=1024)
+def _parsed(text: str) -> Override:
+    return OverridesParser.create().parse_override(text)

@@ -1,0 +1,179 @@
+"""Hydra's composition, checked and made typed: overrides in, RunConfig out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mora.errors import ConfigError, MoraError
+
+from . import hints, resolvers  # noqa: F401  (the second registers what configs/ refer to)
+from .load import load
+from .schema import RunConfig
+from .source import CONFIG_DIR
+
+OF_ONE_GRID = ("task", "method", "r", "scale", "model")  # what a grid of rates depends on
+
+
+def _lr_grid(*, _root_: DictConfig) -> str:
+    """${lr_grid:} of configs/sweep/: the rates of the composed task, method and rank, as Hydra sweeps over them.
+
+    Of what cannot be run: null, so that the one run that is then started says in a line what is wrong.
+    """
+    values: Any = OmegaConf.to_container(OmegaConf.masked_copy(_root_, list(RunConfig.model_fields)), resolve=True)
+    try:
+        return ",".join(f"{lr:g}" for lr in load(values).lr_grid()) or "null"
+    except ConfigError:
+        return "null"
+
+
+OmegaConf.register_new_resolver("lr_grid", _lr_grid, replace=True)
+
+
+def check_sweep(arguments: Sequence[str]) -> None:
+    """What Hydra would do wrongly, or refuse obscurely. Its defaults list is made before a task that is swept over is known;
+    and it takes one list of rates for everything: `sweep=` goes with one value each of OF_ONE_GRID. Every run of a multirun
+    is composed here, so that a wrong value is found before the first one starts.
+
+    Raises: ConfigError.
+    """
+    _check_form(arguments)
+    rates = any(argument.startswith("sweep=") for argument in arguments)
+    several = bool({"-m", "--multirun"} & {*arguments}) or "hardware=slurm" in arguments
+    if rates and not several:
+        raise ConfigError("sweep= without -m would be one run: python run.py -m sweep=... for all of its runs")
+    given = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
+    overrides = OverridesParser.create().parse_overrides(given)
+    for override in overrides:
+        if rates and override.key_or_group in OF_ONE_GRID and override.is_sweep_override():
+            raise ConfigError(
+                f"{override.input_line}: expected one value beside sweep=, whose rates depend on it; "
+                "give one task, method, r and scale a call"
+            )
+        if override.key_or_group == "task" and override.is_sweep_override():
+            raise ConfigError(
+                f"{override.input_line}: expected one task a call; several methods, ranks and seeds may be given"
+            )
+    if {"-m", "--multirun"} & {*arguments}:
+        of_runs = [override for override in overrides if not override.key_or_group.startswith("hydra")]
+        for run in BasicSweeper.split_arguments(of_runs, max_batch_size=None)[0]:
+            compose(run)
+
+
+OPTIONS_WITH_VALUE = {
+    "-c",
+    "--cfg",
+    "-p",
+    "--package",
+    "-cp",
+    "--config-path",
+    "-cn",
+    "--config-name",
+    "-cd",
+    "--config-dir",
+}
+OPTIONS_WITH_VALUE |= {"-i", "--info"}
+
+
+def _check_form(arguments: Sequence[str]) -> None:
+    """What Hydra's grammar would refuse in its own words. Raises: ConfigError for a setting with dashes, as other programs
+    have it, one that a blank has cut in two, or one without its end; where neither task nor method is given."""
+    before = ""
+    for argument in arguments:
+        name, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-"):
+            if argument.startswith("--") and (name in RunConfig.model_fields or name in hints.ALSO_CALLED):
+                name = hints.ALSO_CALLED.get(name, name)
+                raise ConfigError(f"{argument}: settings have no dashes: {name}={value or 'VALUE'}")
+        elif not equals and not argument.startswith("~") and before not in OPTIONS_WITH_VALUE:
+            if before.startswith("-"):
+                raise ConfigError(f"{before} {argument}: settings have no dashes: {before.lstrip('-')}={argument}")
+            raise ConfigError(f"{argument!r}: expected KEY=VALUE; {_blank(before)}")
+        elif equals and value.endswith(","):
+            raise ConfigError(f"{argument!r} ends in a comma: {_blank('')}")
+        elif equals and not argument.startswith("hydra"):
+            check_override(argument)
+        before = argument
+    if "--resolve" in arguments and not {"--cfg", "-c"} & {*arguments}:
+        raise ConfigError("--resolve: expected with --cfg job alone; a setting r is r=8, without dashes")
+    given = {argument.lstrip("+").split("=")[0] for argument in arguments}
+    if not {"task", "method"} & given and not any(argument.startswith("-") for argument in arguments):
+        raise ConfigError("task and method are missing: python run.py task=uuid method=mora r=8; --help lists both")
+
+
+def _blank(before: str) -> str:
+    if any(before.count(begin) > before.count(end) for begin, end in ("[]", "{}")):
+        return "a setting with braces, brackets or blanks stands between quotes: 'KEY=[A, B]'"
+    return "a list has no blanks: method=lora,mora"
+
+
+def check_override(argument: str) -> None:
+    """Raises: ConfigError for a setting that Hydra cannot read, or a group's choice that is no name."""
+    try:
+        override = OverridesParser.create().parse_override(argument)
+    except HydraException as error:
+        said = " ".join(str(error).split("See https://hydra.cc/docs/")[0].split())
+        raise ConfigError(
+            f"{argument}: cannot be read ({said:.80}): brackets, braces and quotes that open must close, and the whole "
+            "setting stands between quotes: 'KEY=[A, B]'"
+        ) from error
+    group = override.key_or_group
+    named = override.is_sweep_override() or isinstance(override.value(), str)
+    if (CONFIG_DIR / group).is_dir() and not override.is_delete() and not named:
+        raise ConfigError(f"{argument}: expected a name; there are {', '.join(hints.choices(group))}")
+
+
+def compose(overrides: Sequence[str]) -> RunConfig:
+    """The run that `python run.py OVERRIDES` would start.
+
+    Raises: ConfigError.
+    """
+    for override in overrides:
+        check_override(override)
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            return validate(hydra.compose("config", overrides=list(overrides)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(hydra_line(error)) from error
+
+
+def validate(composed: DictConfig) -> RunConfig:
+    """A Hydra config, resolved, as a RunConfig with its learning rate filled in.
+
+    Raises: ConfigError.
+    """
+    try:
+        values: Any = OmegaConf.to_container(composed, resolve=True)
+        return load(values)
+    except OmegaConfBaseException as error:
+        raise ConfigError(hydra_line(error)) from error
+
+
+def hydra_line(error: Exception) -> str:
+    """Return what Hydra or OmegaConf says as one line that helps: the field or choice, and what was meant."""
+    if isinstance(error, MoraError):  # is one already
+        return str(error)
+    text, *_ = str(error).split("Config search path:")  # Hydra's, and no help
+    text = re.sub(r"\.\s*To append to your config use .*", ": there is no such field", text)  # none can be added
+    text = text.removeprefix("In 'config': ")
+    if several := re.match(r"Ambiguous value for argument '(.*?)'\s*1\.", text):
+        return f"{several[1]}: several values are several runs: python run.py -m ...; a list is KEY=[A,B]"
+    return " ".join(text.split()) + _meant(text)
+
+
+def _meant(text: str) -> str:
+    if found := re.search(r"Could not find '(\w+)/([^']*)'", text):
+        return hints.choice(*found.groups())
+    if found := re.search(r"Could not override '([\w.]+)'", text):
+        return hints.field(found[1])
+    return ""

@@ -1,0 +1,61 @@
+"""A run's configuration from plain values, as its config.yaml has them: typed, checked and complete. No Hydra, no torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from mora.errors import ConfigError
+
+from . import hints
+from .model_folder import identified
+from .peft_file import with_settings
+from .schema import RunConfig
+
+
+def load(values: dict[str, Any]) -> RunConfig:
+    """Plain values, as in a run's config.yaml, as a RunConfig. A missing lr becomes the middle of the grid; a folder as the
+    model gets its fingerprint, a file as the method its content.
+
+    Raises: ConfigError.
+    """
+    try:
+        config = RunConfig.model_validate(with_settings(values))
+        config = config.model_copy(update={"model": identified(config.model)})
+    except ValidationError as error:
+        raise ConfigError("; ".join(_describe(e, values) for e in error.errors())) from error
+    except ValueError as error:  # of the model's folder, or the method's file
+        raise ConfigError(str(error)) from error
+    if config.lr is None and config.method.trains:
+        grid = config.lr_grid()
+        config = config.model_copy(update={"lr": grid[len(grid) // 2]})
+    return config
+
+
+def _describe(error: Any, values: Any) -> str:
+    where = _field(error["loc"], values)
+    if not where:
+        return error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error" and isinstance(error["input"], dict):  # a section's own check names its fields
+        return f"{where}: {error['msg'].removeprefix('Value error, ')}"
+    if error["type"] == "union_tag_invalid":
+        return f"{where}.kind={error['ctx']['tag']!r}: expected {error['ctx']['expected_tags']}"
+    if error["type"] == "extra_forbidden":
+        return f"{where}: there is no such field{hints.field(where)}"
+    if error["type"] == "missing":
+        return f"{where} is missing"
+    said = error["msg"].removeprefix("Value error, ")
+    return f"{where}={error['input']!r}: {said[0].lower()}{said[1:]}"
+
+
+def _field(loc: tuple[Any, ...], values: Any) -> str:
+    """The field as the user writes it: pydantic puts the kind of a section, and the type it tried, between the names."""
+    parts: list[str] = []
+    for i, part in enumerate(loc):
+        section = values if isinstance(values, dict) else {}
+        if (part == section.get("kind") and i < len(loc) - 1) or (isinstance(part, str) and "[" in part):
+            continue
+        parts.append(str(part))
+        values = values[part] if isinstance(values, list) else section.get(part)
+    return ".".join(parts)

@@ -1,0 +1,111 @@
+"""Files and folders that every part shares: where they are, written whole or not at all, locked, and known by a digest."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def cache_dir() -> Path:
+    """Return MORA_CACHE_DIR, or ~/.cache/mora: what can be made again."""
+    return Path(os.environ.get("MORA_CACHE_DIR", Path.home() / ".cache" / "mora"))
+
+
+def data_dir() -> Path | None:
+    """Return MORA_DATA_DIR, where local data are; None if it is not set."""
+    chosen = os.environ.get("MORA_DATA_DIR")
+    return Path(chosen) if chosen else None
+
+
+def output_dir() -> Path:
+    """Return MORA_OUTPUT_DIR, or outputs/ of the checkout: where runs work."""
+    return Path(os.environ.get("MORA_OUTPUT_DIR", ROOT / "outputs"))
+
+
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all; several processes, also of several machines, may do it at once."""
+    with replacing(path) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Context manager: yield a path beside `path`, for a file or a folder, that takes its place if nothing goes wrong.
+
+    Otherwise nothing is left of it. A file is on the disk before it has its name.
+    """
+    partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
+    try:
+        yield partial
+        if partial.is_file():
+            with open(partial, "rb") as file:
+                os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path, shared: bool = False, wait: bool = True) -> Iterator[bool]:
+    """Context manager: hold the folder's lock, by which processes keep out of each other's way, if that is possible.
+
+    The system frees it, however the process ends.
+
+    Args:
+        folder: must exist.
+        shared: others may share the lock, none may have it alone.
+        wait: until it is free, so that True is yielded.
+
+    Yields:
+        Whether the lock is held.
+    """
+    kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+    with open(folder / ".lock", "a") as lock:
+        try:
+            fcntl.flock(lock, kind)
+            ours = True
+        except BlockingIOError:
+            ours = False
+        if ours and not shared:
+            lock.truncate(0)
+            lock.write(f"{os.getpid()} on {socket.gethostname()}")
+            lock.flush()
+        yield ours
+
+
+def holder(folder: Path) -> str:
+    """Return who took the folder's lock last, alone: `PID on HOST`."""
+    try:
+        return (folder / ".lock").read_text() or "unknown"
+    except OSError:
+        return "unknown"
+
+
+def sha256(path: Path) -> str:
+    """Return the digest of a file's bytes; the cache remembers it by path, size and time of change: files may be large."""
+    stat = path.stat()
+    key = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
+    folder = cache_dir() / "sha256"
+    folder.mkdir(parents=True, exist_ok=True)
+    known = folder / "known.txt"
+    with locked(folder):
+        lines = known.read_text().splitlines() if known.is_file() else []
+        if remembered := [line for line in lines if line.startswith(f"{json.dumps(key)} ")]:
+            return remembered[-1].rsplit(" ", 1)[1]
+        with open(path, "rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        with open(known, "a") as file:
+            file.write(f"{json.dumps(key)} {digest}\n")
+    return digest

@@ -1,0 +1,173 @@
+"""Memory of a run on one GPU, by component, counted from what the engines keep and what autograd saves for backward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mora.config import RunConfig
+from mora.models.shapes import Shape, shape_of
+
+from .counts import adapters, frozen_adapter, number_bytes, trainable
+from .gpus import H100
+
+RESERVE = 0.08  # of it: the CUDA context, libraries, fragmentation
+LOSS_CHUNK_BYTES = 2**28  # of fp32 logits at a time, mora/models/fused_loss.py
+WORKSPACE_BYTES = 2**25  # that torch gives cuBLAS on Hopper, for each pair of a handle and a stream
+HANDLES = 2  # of cuBLAS: of the thread that runs forward and of autograd's
+BUCKET = 5e8  # gradients that DeepSpeed reduces at a time, its default; their place is taken whole
+LIVE = 1e9  # weights that ZeRO-3 leaves gathered, DeepSpeed's default
+INPUTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("down_proj",))  # who reads the same one
+
+# o_proj's input is attention's output, which attention keeps by itself.
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one GPU, each at its most; `shadow` lies in the CPU memory of rank 0.
+
+    `held`: what there is of gradients before backward begins, from earlier micro batches. `workspaces`: of cuBLAS, and of
+    DeepSpeed. `recomputed`: what of the activations gradient checkpointing makes anew, once the logits are gone.
+    """
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float
+    shadow: float
+    held: float
+    workspaces: float
+    recomputed: float
+
+    @property
+    def gpu(self) -> float:
+        """At the peak of a step: where backward begins, or where it has freed the activations and made all gradients."""
+        return self.weights + self.optimizer + max(self.held + self.moving, self.gradients) + self.workspaces
+
+    @property
+    def moving(self) -> float:
+        """Of activations and logits at the most."""
+        return self.activations + self.logits - min(self.recomputed, self.logits)
+
+
+def memory(
+    config: RunConfig,
+    length: int,
+    micro_batch_size: int | None = None,
+    fused: bool = True,
+    chunked_loss: bool = True,
+) -> Memory:
+    """Of a step on sequences of `length` tokens. `fused`: liger-kernel's norms and gate. `chunked_loss`: fused_loss.py's.
+
+    hardware.offload is not counted: what it would move to the CPU is taken for memory of the GPU.
+    """
+    shape, ranks, stage = shape_of(config.model), config.hardware.world_size, config.parallel
+    own, own_frozen, wide = trainable(config), frozen_adapter(config), number_bytes(config)
+    frozen = shape.parameters - (own if config.method.adapter is None else shape.rest if config.trains_rest else 0)
+    split = {name: ranks if stage in stages else 1 for name, stages in SPLIT.items()}
+    size = micro_batch_size or config.micro_batch_size
+    weights = wide * (frozen + own + own_frozen) / split["weights"]
+    if wide == 2:
+        weights += 4 * own_frozen  # its fp32 values, which are saved: mora/train/engine.py, round_frozen
+    if stage.startswith("zero"):  # sums of gradients in fp32, at stage 3 at all times; those in bf16 are not kept
+        gradients, optimizer = 4 * own / split["gradients"], 12 * own / split["optimizer"]
+        held = gradients if stage == "zero3" else gradients * _sums_held(config, size)
+    else:  # in bf16: gradients in bf16 until they are added up in fp32, and fp32 masters
+        gradients, optimizer = (6.0, 12.0) if wide == 2 else (4.0, 8.0)
+        gradients, optimizer = gradients * own, optimizer * own
+        held = 4.0 * own * _sums_held(config, size)
+    tokens = size * length
+    logits = _loss_bytes(config, shape, tokens, wide, chunked_loss)
+    shadow = 4 * shape.in_layers if config.method.restart else 0
+    kept, recomputed = (wide * tokens * numbers for numbers in _saved(config, shape, fused))
+    workspaces = _workspaces(config, shape)
+    return Memory(weights, gradients, optimizer, kept + recomputed, logits, shadow, held, workspaces, recomputed)
+
+
+def _workspaces(config: RunConfig, shape: Shape) -> float:
+    """Of cuBLAS; and of DeepSpeed the place where gradients are reduced, and what ZeRO-3 leaves gathered."""
+    streams = 2 if _captures(config) else 1  # a graph is captured on a stream of its own
+    cublas, wide = float(HANDLES * streams * WORKSPACE_BYTES), number_bytes(config)
+    gathered = wide * min(shape.parameters, LIVE) if config.parallel == "zero3" else 0
+    bucket = {"zero1": 4, "zero2": wide, "zero3": 4}.get(config.parallel, 0) * BUCKET
+    return cublas + bucket + gathered
+
+
+def _captures(config: RunConfig) -> bool:
+    return config.hardware.captures_graphs and not config.parallel.startswith("zero")
+
+
+def _sums_held(config: RunConfig, micro_batch_size: int) -> int:
+    """Copies of the gradients that lie there when backward begins: the sums; and one more while a graph is captured."""
+    if _captures(config):
+        return 2
+    passes = config.task.train.global_batch_size / (micro_batch_size * config.hardware.world_size)
+    return int(passes > 1 or config.hardware.micro_batch_tokens is not None)
+
+
+SPLIT = {
+    "optimizer": ("zero1", "zero2", "zero3"),
+    "gradients": ("zero2", "zero3"),
+    "weights": ("zero3",),
+}  # what which stage of ZeRO divides by the ranks
+
+
+def _saved(config: RunConfig, shape: Shape, fused: bool) -> tuple[float, float]:
+    """Numbers of the compute dtype that backward needs, a token, over all layers: kept from forward, and made anew.
+
+    A layer: its two norms (x, twice as wide in fp32 where not fused), q, k, v and attention's output, gate and up (and silu
+    of the gate where not fused), and what the adapters or trained weights read. liger's norm keeps x as it is, its gate the
+    two factors, its rotary embedding nothing. Gradient checkpointing: every layer's input, and one layer at a time.
+    """
+    h, i, q = shape.hidden, shape.mlp, shape.queries
+    trains_norms = config.method.adapter is None or config.trains_rest
+    layer: float = (2 if fused else 4) * h + 2 * q + 2 * shape.kv + (2 if fused else 3) * i
+    if config.method.adapter is None:
+        layer += 2 * h + i  # inputs of q, k, v, of gate and up, and of down
+    else:
+        layer += _saved_by_adapters(config)
+    if trains_norms and not fused:
+        layer += 2 * h  # what their weights are multiplied with
+    if config.hardware.gradient_checkpointing:
+        return h * (shape.layers + 2), layer
+    return layer * shape.layers + 2 * h, 0.0
+
+
+def _saved_by_adapters(config: RunConfig) -> float:
+    """Of one layer: what each keeps of its own, and every input once that one of its readers keeps."""
+    found = adapters(config)
+    own = sum(adapter.saved for _, adapter in found.values())
+    together = [readers for readers in INPUTS if found.keys() & {*readers}]
+    alone = [(name,) for name in found if name != "o_proj" and not any(name in readers for readers in INPUTS)]
+    for readers in (*together, *alone):
+        sizes = [found[name][0].in_features for name in readers if name in found and found[name][1].keeps_input]
+        own += max(sizes, default=0)
+    return own
+
+
+def _loss_bytes(config: RunConfig, shape: Shape, tokens: int, wide: int, chunked: bool) -> float:
+    """Of the logits, two chunks, as one is made before the last is dropped; and hidden states beside those that are kept.
+
+    A head that trains: its gradient's sum in fp32, and what one chunk adds to it. Where no chunks are made, as under ZeRO-3,
+    the whole logits: the logarithms of the probabilities, their gradient and that of the logits.
+    """
+    whole = float(tokens * shape.vocabulary)
+    if not chunked or config.parallel == "zero3":
+        return whole * 12
+    chunks = min(2 * LOSS_CHUNK_BYTES / 4, whole) * wide
+    if config.method.adapter is None or config.trains_rest:
+        return chunks + wide * tokens * shape.hidden + (4 + wide) * shape.head
+    return chunks + 2 * wide * tokens * shape.hidden
+
+
+def fitting_micro_batch(config: RunConfig, length: int, gpu_bytes: float = H100.memory) -> int | None:
+    """The largest number of sequences a pass that fits a GPU of so many bytes and divides a rank's share; None where not
+    even one does.
+
+    Where tokens are set: of the longest sequences, as many as that allows.
+    """
+    share = config.task.train.global_batch_size // config.hardware.world_size
+    tokens = config.hardware.micro_batch_tokens
+    most = config.micro_batch_size if tokens is None else min(share, max(1, tokens // length))
+    sizes = (n for n in range(most, 0, -1) if share % n == 0)
+    return next((n for n in sizes if memory(config, length, n).gpu <= gpu_bytes * (1 - RESERVE)), None)

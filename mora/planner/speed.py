@@ -1,0 +1,222 @@
+"""Seconds a token of a run, from what was measured on a GPU: real steps, finished runs, forward and backward alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from mora.config import RunConfig
+from mora.config.composition import compose
+from mora.config.load import load
+from mora.config.schema import MoraAdapter
+from mora.config.source import CONFIG_DIR, ROOT
+from mora.errors import ConfigError, MoraError
+from mora.models.shapes import shape_of
+from mora.results import STORE
+
+from .counts import flops_per_token, mora_operator
+from .gpus import H100, Gpu
+
+BENCH = ROOT / "results" / "bench"
+RUNS = ROOT / "results" / "runs"
+UTILISATION = 0.40  # assumed where nothing was measured: the frozen 7B model reaches it in docs/performance.md
+EARLIER_NAMES = {"llama_1.3b": "llama_1b3"}  # of a shape in results/bench, as configs/model has it now
+STEADY = 1.1  # the longest step over the shortest; beyond it the CPU or another program held the GPU up
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Seconds a token on one GPU, forward, backward and update, and what that was taken from."""
+
+    seconds: float
+    source: str
+
+    @property
+    def measured(self) -> bool:
+        return self.source.startswith("measured")
+
+    def on(self, gpu: Gpu) -> Rate:
+        """The same on another GPU, by the peaks of both."""
+        if gpu == H100:
+            return self
+        scaled = f"scaled by {gpu.speed:.2f}, the peaks of {gpu.name} and h100, from: {self.source}"
+        return Rate(self.seconds / gpu.speed, scaled)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a run of that configuration took on one GPU: `seconds` a micro batch of `tokens`, in sequences of `length`, its
+    share of the update included. whole: with update and fused layers. steady: its steps took equally long."""
+
+    name: str
+    device: str
+    config: RunConfig
+    length: float
+    tokens: float
+    seconds: float
+    steady: bool
+    whole: bool
+
+
+def is_steady(seconds: Sequence[float]) -> bool:
+    return max(seconds) <= STEADY * min(seconds)
+
+
+def rate_of(config: RunConfig, length: int, micro_batch_size: int, without: str = "") -> Rate:
+    """The speed of the nearest measurement of the same model; an assumed share of the GPU's peak where there is none. Where
+    another method was measured, or one that trains other parts, the source says "extrapolated from" and not "measured".
+
+    Nearest: first the same method (restarts and learning rates aside), on its own or with all else that trains; then real
+    steps before passes alone, steady before disturbed ones; then equal graphs, checkpointing, operator and dropout; then
+    rank and tokens a micro batch, both as ratios. Checkpointing and length are made equal by the FLOPs of the base model,
+    rank is not: what an adapter multiplies is little, and its time hardly follows it (rank 256 for 8 costs LoRA on the 7B
+    shape 8 %, where FLOPs say 14; MoRA on the small model is faster at the larger rank).
+
+    Where cases alike in all else were measured at two sizes of micro batch, a line through the nearest two: a small model's
+    pass has a part that no tokens shorten. `without`: the name of a case that is to be predicted from the others.
+    """
+    tokens = micro_batch_size * length
+    everything = (*_real_steps(), *_runs(), *_passes())
+    found = [m for m in everything if m.name != without and m.config.model.name == config.model.name]
+    if not found:
+        flops = flops_per_token(config, length)
+        source = f"assumed, {UTILISATION:.0%} of {H100.flops / 1e12:.0f} TFLOP/s"
+        return Rate(flops / (UTILISATION * H100.flops), source)
+    found.sort(key=lambda m: (*_unlike(m, config), _far(m.config.r, config.r) + _far(m.tokens, tokens)))
+    nearest = found[0]
+    alike = [m for m in found if _unlike(m, config) == _unlike(nearest, config) and m.config.r == nearest.config.r]
+    seconds = _at(tokens, alike) / tokens
+    work = flops_per_token(config, length, own=False) / flops_per_token(nearest.config, nearest.length, own=False)
+    if _unlike(nearest, config)[:2] != (False, False):
+        return Rate(seconds * work, f"extrapolated from {nearest.name}, {nearest.device}")
+    return Rate(seconds * work, f"measured, {nearest.device}, {nearest.name}")
+
+
+def family(method: str) -> str:
+    """The method whose step costs the same."""
+    return {"lora_plus": "lora", "relora": "lora", "asylora": "lora", "remora": "mora"}.get(method, method)
+
+
+def _unlike(case: Measured, config: RunConfig) -> tuple[bool, ...]:
+    """In what a case differs from the run, the most weighty first."""
+    one, other = case.config, config
+    return (
+        family(one.method.name) != family(other.method.name),
+        one.trains_rest != other.trains_rest,
+        not case.whole,
+        not case.steady,
+        one.hardware.captures_graphs != other.hardware.captures_graphs,
+        one.hardware.gradient_checkpointing != other.hardware.gradient_checkpointing,
+        _operator(one) != _operator(other),
+        _drops(one) != _drops(other),
+    )
+
+
+def _operator(config: RunConfig) -> str | None:
+    if not isinstance(config.method.adapter, MoraAdapter):
+        return None
+    return mora_operator(config, shape_of(config.model).hidden)
+
+
+def _drops(config: RunConfig) -> bool:
+    return bool(getattr(config.method.adapter, "dropout", None))
+
+
+def _far(one: float | None, other: float | None) -> float:
+    return abs(math.log((one or 1) / (other or 1)))
+
+
+def _at(tokens: float, alike: Sequence[Measured]) -> float:
+    """Seconds of a micro batch of so many tokens; `alike` has the nearest first."""
+    near = alike[0]
+    for far in alike[1:]:
+        if far.tokens != near.tokens and far.length == near.length:
+            a_token = (far.seconds - near.seconds) / (far.tokens - near.tokens)
+            fixed = near.seconds - a_token * near.tokens
+            if a_token > 0 and fixed > 0:
+                return fixed + a_token * tokens
+    return near.seconds / near.tokens * tokens
+
+
+@lru_cache
+def _real_steps() -> tuple[Measured, ...]:
+    """Every case of `python -m mora.bench plan` that was measured."""
+    found = []
+    for path in sorted(BENCH.glob("plan-*.json")):
+        result = json.loads(path.read_text())
+        found += [of_row(row, result["hardware"]["device"]) for row in result["rows"] if row.get("step_s")]
+    return tuple(found)
+
+
+def of_row(row: dict[str, Any], device: str) -> Measured:
+    """A row of `python -m mora.bench plan`."""
+    seconds = statistics.median(row["step_s"]) / row["micro_batches"]
+    config, tokens = compose(row["overrides"]), row["batch_size"] * row["length"]
+    return Measured(row["name"], device, config, row["length"], tokens, seconds, is_steady(row["step_s"]), True)
+
+
+@lru_cache
+def _runs() -> tuple[Measured, ...]:
+    """Finished runs on one GPU that no other run shared; not those whose configuration is no longer read."""
+    found = []
+    for result in STORE.all(RUNS):
+        speed, hardware = result.speed, result.hardware
+        alone = hardware.get("runs_side_by_side") == 1 and hardware.get("ranks") == 1
+        if not speed or not alone or hardware.get("peak_memory_bytes") is None:
+            continue
+        try:
+            config = load(result.config)
+        except MoraError:
+            continue
+        if config.hardware.micro_batch_tokens is not None:  # passes of many sizes
+            continue
+        report = result.data["report"]
+        length = report["sequence_tokens"] / report["sequences"]
+        passes = config.task.train.global_batch_size / config.micro_batch_size
+        steady = is_steady([speed["step_s"], speed.get("fastest_s", speed["step_s"])])
+        found.append(
+            Measured(
+                f"run {result.run_id}", hardware["device"], config, length, config.micro_batch_size * length,
+                speed["step_s"] / passes, steady, True,
+            )
+        )  # fmt: skip
+    return tuple(found)
+
+
+@lru_cache
+def _passes() -> tuple[Measured, ...]:
+    """Of `python -m mora.bench step`: forward and backward without update, fused layers and graphs. Not the other ways of
+    computing the same.
+
+    Raises: ConfigError for a shape that configs/model does not have: its measurement would be passed over in silence.
+    """
+    found = []
+    for path in sorted(BENCH.glob("step-*.json")):
+        result = json.loads(path.read_text())
+        for scenario in result["scenarios"]:
+            plain = [c for c in scenario["cases"] if c["ms"] and c["r"] and not c["stock"] and c["form"] == "auto"]
+            model = EARLIER_NAMES.get(scenario["shape"], scenario["shape"])
+            if not (CONFIG_DIR / "model" / f"{model}.yaml").is_file():
+                raise ConfigError(f"{path}: shape {model!r} has no configs/model/{model}.yaml: name it as there")
+            found += [_of_pass(case, scenario | {"shape": model}, result["hardware"]["device"]) for case in plain]
+    return tuple(found)
+
+
+def _of_pass(case: dict[str, Any], scenario: dict[str, Any], device: str) -> Measured:
+    operator = [f"method.adapter.operator={case['operator']}"] if case["method"] == "mora" else []
+    checkpointed = str(case.get("checkpointed", False)).lower()
+    config = compose(
+        [
+            "task=metamath", "hardware=gpu1", f"model={scenario['shape']}", f"method={case['method']}", f"r={case['r']}",
+            "method.adapter.dropout=0", *operator, "hardware.cuda_graphs=false",
+            f"hardware.gradient_checkpointing={checkpointed}",
+        ]
+    )  # fmt: skip
+    tokens, ms = scenario["batch_size"] * scenario["length"], case["ms"]
+    seconds = statistics.median(ms) / 1e3
+    return Measured(case["name"], device, config, scenario["length"], tokens, seconds, is_steady(ms), False)

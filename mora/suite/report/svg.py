@@ -1,0 +1,67 @@
+"""SVG of matplotlib's in fewer bytes: paths as steps from point to point, names and groups where something needs them."""
+
+from __future__ import annotations
+
+import re
+
+LONG_PATH = 40  # points
+PATHS = re.compile(r'( d=")([^"]*)"')
+PLACES = re.compile(r' (?:x|y)="-?\d+\.\d{3,}"|translate\([^)]*\)')
+MOVED = re.compile(r' transform="translate\((-?[\d.]+) 0\)"')
+PARTS = re.compile(r"([MLCQz])([^MLCQz]*)")
+ALONE = re.compile(r"<g>\n((?:<(?:use|path)[^>]*/>|<text[^>]*>[^<]*</text>)\n)</g>\n")
+NUMBER = re.compile(r"-?\d+\.\d+")
+
+
+def shortened(svg: str, keep: str = "") -> str:
+    """What it draws is the same to a hundredth of a point, and in long paths to a tenth.
+
+    `keep`: how names begin that stay, beside those of clips, marks and letters.
+    """
+    kept = rf"[mpc][0-9a-f]{{10}}\"|DejaVu{f'|{keep}' if keep else ''}"
+    svg = re.sub(rf' id="(?!{kept})[^"]*"|<!--.*?-->\n?|<metadata>.*?</metadata>', "", svg, flags=re.DOTALL)
+    svg = PATHS.sub(lambda found: f'{found[1]}{_path(found[2])}"', svg)
+    svg = MOVED.sub(r' x="\1"', svg).replace("DejaVuSans-", "g")
+    svg = PLACES.sub(lambda found: NUMBER.sub(lambda n: _number(round(100 * float(n[0])), 100), found[0]), svg)
+    svg = re.sub(r"\n\s*", "\n", svg)
+    while (inner := ALONE.sub(r"\1", svg)) != svg:
+        svg = inner
+    return svg
+
+
+def bare(svg: str) -> str:
+    """For a page: without turns by nothing, and without the fonts that the page's style names."""
+    svg = re.sub(r"font-family: [^;\"]*;? ?| transform=\"rotate\(-?0 [^\"]*\"", "", svg)
+    return svg.replace("xlink:href", "href")
+
+
+def _path(text: str) -> str:
+    """Moves, lines and curves relative to the point before, which adds up no rounding: places are rounded, not steps."""
+    parts = [(letter, [float(n) for n in numbers.split()]) for letter, numbers in PARTS.findall(text)]
+    unit = 10 if sum(len(numbers) for _, numbers in parts) > 2 * LONG_PATH else 100
+    made, before, start, at = [], "", (0, 0), (0, 0)
+    for letter, numbers in parts:
+        name = letter.lower()
+        if name == "z":
+            at = start
+            made.append("z")
+        else:
+            places = [round(unit * n) for n in numbers]
+            steps = _joined([place - at[i % 2] for i, place in enumerate(places)], unit)
+            repeats = name == before and name != "m"
+            made.append((" " if repeats and not steps.startswith("-") else "" if repeats else name) + steps)
+            at = (places[-2], places[-1])
+            start = at if name == "m" else start
+        before = name
+    return "".join(made)
+
+
+def _joined(steps: list[int], unit: int) -> str:
+    words = [_number(step, unit) for step in steps]
+    return words[0] + "".join(word if word.startswith("-") else f" {word}" for word in words[1:])
+
+
+def _number(of: int, unit: int) -> str:
+    """`.5`, `-.25`, `3`."""
+    text = f"{of / unit:.{len(str(unit)) - 1}f}".rstrip("0").rstrip(".") or "0"
+    return re.sub(r"^(-?)0\.", r"\1.", text) if text not in ("-0", "-") else "0"

@@ -1,0 +1,57 @@
+"""How well values are known when every earlier character is given: cheap, so that it can be measured along a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mora.data.batches import IGNORE, Batch, Sample, collate
+from mora.models.fused_loss import parts
+from mora.models.losses import hidden_states, token_losses
+from mora.train.interface import Engine
+
+
+@torch.no_grad()
+def score(engine: Engine, samples: Sequence[Sample], pad_id: int, batch_size: int) -> dict[str, float]:
+    """Over the tokens after each prompt: `value_nll`, nats a sample, and `value_token_acc`, the share that is the argmax."""
+    engine.model.eval()
+    found, tokens = [], 0
+    for start in range(0, len(samples), batch_size):
+        chunk = samples[start : start + batch_size]
+        values = [Sample(s.input_ids, [IGNORE] * s.n_prompt + s.input_ids[s.n_prompt :]) for s in chunk]
+        batch = collate(values, pad_id)
+        # Found on the host, so that the GPU is not waited for.
+        known = F.pad(batch.labels[:, 1:] != IGNORE, (0, 1)).flatten().nonzero()[:, 0]
+        labels = batch.labels.flatten()[known + 1].to(engine.device)
+        for logits, right in _logits(engine.model, batch.to(engine.device), known.to(engine.device), labels):
+            nll = F.cross_entropy(logits, right, reduction="sum")
+            found.append(torch.stack([nll.double(), (logits.argmax(-1) == right).sum().double()]))
+        tokens += labels.numel()
+    nats, hits = torch.stack(found).sum(0).tolist()
+    return {"value_nll": nats / len(samples), "value_token_acc": hits / tokens}
+
+
+def _logits(model: nn.Module, batch: Batch, known: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits in fp32 at the flat positions `known`, a chunk at a time, and their labels."""
+    states = hidden_states(model, batch)
+    if states is None:
+        yield model(input_ids=batch.input_ids, use_cache=False).logits.flatten(0, 1)[known].float(), labels
+        return
+    hidden, weight = states[0].flatten(0, 1)[known], states[1]
+    for part in parts(hidden, weight):
+        yield F.linear(hidden[part], weight).float(), labels[part]
+
+
+@torch.no_grad()
+def validation_loss(engine: Engine, samples: Sequence[Sample], pad_id: int, batch_size: int) -> dict[str, float]:
+    """`validation_loss`: nats a token that carries a loss, over held-out samples."""
+    engine.model.eval()
+    found = []
+    for start in range(0, len(samples), batch_size):
+        batch = collate(list(samples[start : start + batch_size]), pad_id).to(engine.device)
+        found.append(token_losses(engine.model, batch).double().sum())
+    tokens = sum(sample.n_loss for sample in samples)
+    return {"validation_loss": float(torch.stack(found).sum()) / tokens}

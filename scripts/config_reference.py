@@ -1,0 +1,220 @@
+"""The configuration reference: every field of a run's configuration, from the schema and the files of configs/.
+
+python scripts/config_reference.py            # prints docs/reference/configuration.md; `scales`: docs/reference/scales.md
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+import textwrap
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from mora.config import provenance, schema
+from mora.config.compose import CONFIG_DIR
+
+HEAD = """# Configuration reference
+
+Generated from the schema and the files of `configs/` when this site is built. `python scripts/config_reference.py` prints
+this page.
+
+A run's configuration is composed by Hydra from `configs/config.yaml` and one file of each group, then checked against the
+schema: an unknown field or a value of the wrong type ends the command with the name of the field.
+`python run.py task=uuid method=mora r=8 scale=smoke --cfg job` prints the composed configuration of a run.
+
+On the command line a field is set by its dotted name, `task.train.epochs=1`. In the tables below, *value* lists the
+default of the schema, if there is one, and what each file of the group sets, with the source of the value: the paper, the
+official code, or us. Scales other than paper change some of them: [Deviations](../DEVIATIONS.md).
+"""
+SCALES = """# What the scales change
+
+Generated from the files of `configs/overlay/` when this site is built. Each table holds what a scale sets for a task beyond
+the task's own file, which is scale paper: [configuration reference](configuration.md). Scale mid builds on lite if its file
+says so."""
+GROUPS: dict[str, type[BaseModel]] = {
+    "task": schema.Task,
+    "method": schema.Method,
+    "model": schema.Model,
+    "scale": schema.Scale,
+}
+GROUPS |= {"hardware": schema.Hardware, "tracker": schema.Tracker}
+ROOT_FIELDS = {
+    "r": "The LoRA rank, or the rank of the LoRA whose parameter count MoRA matches. `none` and `fft` take none.",
+    "lr": "Peak learning rate. Without it: the one that a search of this cell chose, else the middle of the grid; printed.",
+    "seed": "Seeds the initialisation of the adapter, the order of the data, and dropout.",
+}
+
+
+WORDS = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null", Any: "anything"}
+SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+
+
+class _Setting(NamedTuple):
+    """A value that the file of a group sets, under its dotted path in a run's configuration."""
+
+    path: str
+    value: Any
+    source: str
+    file: str
+
+
+def page() -> str:
+    """The page as Markdown."""
+    lines = [HEAD, "## Root", "", "| field | type | value | meaning |", "|---|---|---|---|"]
+    defaults = {setting.path: setting.value for setting in _settings("")}
+    for name, text in ROOT_FIELDS.items():
+        field = schema.RunConfig.model_fields[name]
+        lines.append(
+            f"| `{name}` | {_type(field.annotation, field.metadata)} | `{_plain(defaults.get(name))}` | {text} |"
+        )
+    for group, section in GROUPS.items():
+        values = defaultdict[str, list[_Setting]](list)
+        for setting in _settings(group):
+            values[setting.path].append(setting)
+        files = [path.stem for path in _files(group)]
+        lines += ["", f"## `{group}`", "", f"Files of `configs/{group}/`: {', '.join(f'`{f}`' for f in files)}."]
+        lines += _section(group, section, values, set())
+    return "\n".join(lines) + "\n"
+
+
+def scales_page() -> str:
+    """What each scale but paper changes in each task, as Markdown."""
+    lines = [SCALES]
+    for file in sorted((CONFIG_DIR / "overlay").glob("*.yaml")):
+        scale, _, task = file.stem.partition("_")
+        lines += ["", f"## {task} at scale {scale}", "", "| field | value | source |", "|---|---|---|"]
+        for setting in provenance.settings(file):
+            cells = (f"`{setting.path}`", f"`{_plain(setting.value)}`", setting.source)
+            lines.append(f"| {' | '.join(map(_cell, cells))} |")
+    return "\n".join(lines) + "\n"
+
+
+def _files(group: str) -> list[Path]:
+    """The files of a group of configs/; of none, the root file."""
+    return sorted((CONFIG_DIR / group).rglob("*.yaml")) if group else [CONFIG_DIR / "config.yaml"]
+
+
+def _settings(group: str) -> Iterator[_Setting]:
+    for path in _files(group):
+        for setting in provenance.settings(path):
+            yield _Setting(setting.path.removeprefix("configs."), setting.value, setting.source, path.stem)
+
+
+def _section(path: str, section: type[BaseModel], values: dict[str, list[_Setting]], seen: set[type]) -> list[str]:
+    """The table of a section, then those of the sections in it."""
+    seen.add(section)
+    lines = [*_prose(section), "", "| field | type | value | meaning |", "|---|---|---|---|"]
+    texts, others = _field_texts(section), _files_of_another_kind(path, section, values)
+    for name, field in section.model_fields.items():
+        full = f"{path}.{name}"
+        settings = [setting for setting in values.get(full, []) if setting.file not in others]
+        shown = "below" if _sections(field.annotation) else _values(field, settings)
+        lines.append(f"| `{full}` | {_type(field.annotation, field.metadata)} | {shown} | {texts.get(name, '')} |")
+    for name, field in section.model_fields.items():
+        for one in _sections(field.annotation):
+            if one not in seen:
+                lines += ["", f"### `{path}.{name}`: {one.__name__}"]
+                lines += _section(f"{path}.{name}", one, values, seen)
+    return lines
+
+
+def _files_of_another_kind(path: str, section: type[BaseModel], values: dict[str, list[_Setting]]) -> set[str]:
+    """Files that choose another section than this one for `path`, by its field `kind`."""
+    kind = section.model_fields.get("kind")
+    mine = get_args(kind.annotation) if kind else ()
+    return {setting.file for setting in values.get(f"{path}.kind", []) if mine and setting.value not in mine}
+
+
+def _prose(section: type[BaseModel]) -> list[str]:
+    """The docstring of a section; none of one that it inherits."""
+    text = section.__doc__ if "__doc__" in vars(section) else None
+    return ["", inspect.cleandoc(text)] if text else []
+
+
+def _field_texts(section: type[BaseModel]) -> dict[str, str]:
+    """Field -> its docstring (the string below it), or the comment on its line."""
+    source = textwrap.dedent(inspect.getsource(section))
+    lines, found, name = source.splitlines(), dict[str, str](), None
+    body = ast.parse(source).body[0]
+    assert isinstance(body, ast.ClassDef)
+    for node in body.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            name = node.target.id
+            found[name] = _cell(lines[node.lineno - 1].partition("  # ")[2])
+        elif name and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            found[name], name = _cell(str(node.value.value)), None
+        else:
+            name = None
+    return found
+
+
+def _values(field: FieldInfo, settings: list[_Setting]) -> str:
+    """The default of the schema, if it has one, then what files of the group set, with their names and the source."""
+    parts = [] if field.is_required() else [f"`{_plain(field.get_default(call_default_factory=True))}`"]
+    grouped: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for setting in settings:
+        grouped[_plain(setting.value), setting.source].append(setting.file)
+    for (value, source), files in grouped.items():
+        if f"`{value}`" in parts and not source:
+            continue
+        names = ", ".join(files)
+        parts.append(f"`{value}`: {names}" + (f" ({source})" if source else ""))
+    return "<br>".join(_cell(part) for part in parts)
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """The sections in a type, in order."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return list(dict.fromkeys(section for part in get_args(annotation) for section in _sections(part)))
+
+
+def _type(annotation: Any, constraints: Sequence[Any] = ()) -> str:
+    """A type in words."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type(arguments[0], arguments[1:])
+    if origin is Literal:
+        text = ", ".join(f"`{value}`" for value in arguments)
+    elif origin in (Union, UnionType):
+        text = " or ".join(_type(one) for one in arguments)
+    elif origin is list:
+        text = f"list of {_type(arguments[0])}"
+    elif origin is dict:
+        text = f"map of {_type(arguments[0])} to {_type(arguments[1])}"
+    else:
+        text = WORDS.get(annotation, getattr(annotation, "__name__", str(annotation)))
+    flat = [one for each in constraints for one in (getattr(each, "metadata", None) or [each])]
+    signs = [f"{sign} {getattr(one, name)}" for one in flat for name, sign in SIGNS.items() if hasattr(one, name)]
+    return " ".join([text, *signs])
+
+
+def _plain(value: Any) -> str:
+    """A value as YAML has it, on one line."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list):
+        return f"[{', '.join(_plain(one) for one in value)}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_plain(one)}' for key, one in value.items())}}}"
+    return str(value)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    print(scales_page() if sys.argv[1:] == ["scales"] else page(), end="")

@@ -1,0 +1,111 @@
+"""Imports point one way: a room of the house knows those below it and none above."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from mora.io import ROOT
+
+# From the ground up. Rooms of one line know nothing of each other. The adapter and its restarts, which a wheel holds,
+# know torch and PEFT alone.
+FLOORS = (
+    ("errors", "adapter"),
+    ("io", "restarts"),
+    ("config",),
+    ("data",),
+    ("models",),
+    ("methods",),
+    ("evaluate",),
+    ("results",),
+    ("train", "planner"),
+    ("suite",),
+    ("analysis", "bench", "checks", "command"),  # instruments
+)
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+OF_THE_WHEEL = {"adapter", "restarts", "mora"}
+OF_THE_SUITE = FLOOR_OF.keys() - OF_THE_WHEEL
+
+
+class Import(NamedTuple):
+    where: str
+    of: str
+    room: str
+
+
+def room_of(module: str) -> str:
+    """The package or file below `mora`; "mora" of the package itself."""
+    _, *below = module.split(".")
+    return below[0] if below and below[0] != "__init__" else "mora"
+
+
+def imports(file: Path, root: Path = ROOT) -> list[Import]:
+    """Every import of this package in the file, in functions and under TYPE_CHECKING too."""
+    parts = file.relative_to(root).with_suffix("").parts
+    own, found = room_of(".".join(parts)), []
+    for node in ast.walk(ast.parse(file.read_text())):
+        modules: list[str] = []
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = [*parts[: len(parts) - node.level]] if node.level else []
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            modules = [f"{module}.{alias.name}" for alias in node.names] if module == "mora" else [module]
+        found += [
+            Import(f"{file.relative_to(root)}:{node.lineno}", own, room_of(module))
+            for module in modules
+            if module.split(".")[0] == "mora" and room_of(module) != own
+        ]
+    return found
+
+
+def all_imports() -> list[Import]:
+    """A package's `__main__` is an entry point: it stands on top, whatever it lies in."""
+    files = [file for file in sorted((ROOT / "mora").rglob("*.py")) if file.name != "__main__.py"]
+    return [found for file in files for found in imports(file)]
+
+
+def test_every_room_has_a_floor():
+    folder = ROOT / "mora"
+    rooms = {path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert rooms - {"__init__", "__main__"} == FLOOR_OF.keys()
+
+
+def test_no_arrow_points_back():
+    """`import mora` registers the adapter: whoever loads adapters may do that."""
+    arrows = [found for found in all_imports() if "mora" not in (found.of, found.room)]
+    back = [f"{a.where}: {a.of} -> {a.room}" for a in arrows if FLOOR_OF[a.room] >= FLOOR_OF[a.of]]
+    assert back == []
+    assert len(arrows) > 300
+
+
+def test_the_wheel_needs_nothing_of_the_suite():
+    inside = [found for found in all_imports() if found.of in OF_THE_WHEEL]
+    assert [f"{a.where}: {a.room}" for a in inside if a.room in OF_THE_SUITE] == []
+
+
+@pytest.mark.parametrize("line", ["from mora.suite import runner", "def f():\n    import mora.train.loop"])
+def test_an_arrow_back_is_seen(line, tmp_path):
+    file = tmp_path / "mora" / "data" / "new.py"
+    file.parent.mkdir(parents=True)
+    file.write_text(line)
+    (found,) = imports(file, tmp_path)
+    assert FLOOR_OF[found.room] > FLOOR_OF[found.of]
+
+
+@pytest.mark.parametrize(
+    ("module", "without"),
+    [
+        ("mora.train.worker", ("hydra", "omegaconf")),
+        ("mora.suite.__main__", ("torch", "transformers", "peft")),
+        ("mora.planner.cost", ("torch", "transformers", "peft")),
+        ("run", ("torch", "transformers", "peft")),
+    ],
+)
+def test_what_is_not_needed_is_not_imported(module, without):
+    code = f"import sys, {module}; print(*(name for name in {without!r} if name in sys.modules))"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (ran.returncode, ran.stdout.strip()) == (0, ""), ran.stderr

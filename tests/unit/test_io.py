@@ -1,0 +1,33 @@
+"""Who may be in a folder with whom."""
+
+import threading
+
+import pytest
+
+from mora.io import locked
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "both"), [(False, False, False), (False, True, False), (True, False, False), (True, True, True)]
+)
+def test_a_lock_is_shared_only_by_those_who_would_share_it(tmp_path, first, second, both):
+    with locked(tmp_path, shared=first) as one, locked(tmp_path, shared=second, wait=False) as two:
+        assert (one, two) == (True, both)
+    with locked(tmp_path, wait=False) as free:
+        assert free, "it is free again"
+
+
+def test_who_waits_has_it_when_the_other_leaves(tmp_path):
+    had = []
+
+    def second():
+        with locked(tmp_path) as ours:
+            had.append(ours)
+
+    with locked(tmp_path):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(0.3)
+        assert had == []
+    thread.join(10)
+    assert had == [True]
