@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -46,6 +46,12 @@ ELSE = {
     "method": "; any other of PEFT's methods is method=peft method.config=adapter_config.json",
     "model": "; a folder or hub id is model=custom model.path=PLACE",
 }
+
+
+def near(wanted: str, known: Sequence[str]) -> str:
+    """`; did you mean ...?` of the name that is nearest; nothing where none is."""
+    found = get_close_matches(wanted.lower(), known, 1, 0.65)
+    return f"; did you mean {found[0]}?" if found else ""
 
 
 def choices(group: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 
 from mora.config import ConfigError, RunConfig
 from mora.config.composition import compose
+from mora.config.hints import near
 from mora.config.load import described
 from mora.config.source import ROOT
 from mora.config.yaml_file import read_yaml
@@ -124,7 +126,7 @@ class Experiment(FrozenModel):
 def load(name: str) -> Experiment:
     """Raises: FileNotFoundError that lists the experiments there are; ConfigError where its file is not one."""
     if name not in names():
-        raise FileNotFoundError(f"there is no experiment {name!r}; there are {', '.join(names())}")
+        raise FileNotFoundError(f"there is no experiment {name!r}; there are {', '.join(names())}{near(name, names())}")
     try:
         values = read_yaml(FOLDER / f"{name}.yaml")
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -167,13 +169,28 @@ def only(found: list[CellSpec], filters: list[str]) -> list[CellSpec]:
     """
     for text in filters:
         key, _, values = text.partition("=")
-        if key not in FILTERS:
+        if key not in FILTERS or not values:
             raise ConfigError(f"--only {text}: expected {', '.join(f'{known}=VALUE,...' for known in FILTERS)}")
+        if "=" in values:
+            raise ConfigError(f"--only {text}: conditions stand apart: --only {' '.join(_apart(text))}")
         there = {str(has): None for grid in found if (has := FILTERS[key](grid)) is not None}
         if unknown := [value for value in values.split(",") if value not in there]:
-            raise ConfigError(f"--only {text}: no cell has {key}={unknown[0]}; there are {', '.join(there)}")
+            hint = _stands_for(found, unknown[0]) if key == "r" else near(unknown[0], list(there))
+            raise ConfigError(f"--only {text}: no cell has {key}={unknown[0]}; there are {', '.join(there)}{hint}")
     chosen = [(FILTERS[key], values.split(",")) for key, _, values in (text.partition("=") for text in filters)]
     return [grid for grid in found if all(str(value(grid)) in values for value, values in chosen)]
+
+
+def _apart(text: str) -> list[str]:
+    """task=uuid,c4,method=lora -> task=uuid,c4 and method=lora."""
+    return re.split(rf",(?=(?:{'|'.join(FILTERS)})=)", text)
+
+
+def _stands_for(found: list[CellSpec], r: str) -> str:
+    """Which rank of these cells stands for that one of the paper's."""
+    ranks = {(own, str(cell.config.model.stands_for(int(own)))) for cell in found if (own := FILTERS["r"](cell))}
+    ours = sorted((str(own) for own, paper in ranks if paper == r), key=int)
+    return f"; the paper's r={r} is r={ours[0]} here" if ours else ""
 
 
 class Candidate(NamedTuple):
