@@ -39,6 +39,7 @@ def _takes_bool(annotation: Any) -> bool:
 
 
 RowFormat = Literal["messages", "instruction", "lima", "sharegpt", "openorca", "metamath", "gsm8k", "math", "text"]
+MadeFormat = Literal["messages", "instruction", "metamath", "text"]  # those that data/synthetic.py makes
 HeldOut = Literal["gsm8k", "math", "mmlu", "pubmedqa", "fpb", "headline", "fiqa_sa", "ner", "convfinqa"]
 
 
@@ -58,9 +59,9 @@ class FileSource(Section):
 
     kind: Literal["files"]
     files: str
-    sha256: str | None
+    sha256: str | None = None
     format: RowFormat
-    max_rows: PositiveInt | None
+    max_rows: PositiveInt | None = None
 
 
 class SyntheticSource(Section):
@@ -69,7 +70,7 @@ class SyntheticSource(Section):
     kind: Literal["synthetic"]
     rows: PositiveInt
     seed: int
-    format: RowFormat
+    format: MadeFormat
 
 
 Source = Annotated[HubSource | FileSource | SyntheticSource, Field(discriminator="kind")]

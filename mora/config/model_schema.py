@@ -6,11 +6,21 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from .data_schema import Section
 
 Rank = PositiveInt
+
+
+def _targets(value: Any) -> Any:
+    names = isinstance(value, list) and value and all(isinstance(name, str) for name in value)
+    if value is not None and value != "all-linear" and not names:
+        raise ValueError("expected all-linear, or names of modules in brackets: [q_proj,v_proj]")
+    return value
+
+
+Targets = Annotated[list[str] | Literal["all-linear"], BeforeValidator(_targets)]
 
 
 class HubFile(Section):
@@ -75,8 +85,8 @@ class Model(Section):
     """r on this model -> the rank on LLaMA-2-7B with that share of the parameters; none: r stands for itself."""
     rank_caps: dict[str, Rank] = {}
     """The highest r of a kind of module, for every method alike: beyond it MoRA's square would not fit."""
-    target_modules: list[str] | Literal["all-linear"] | None = None
-    """Which modules carry adapters, where they are not called as the method has them."""
+    target_modules: Targets | None = None
+    """Which modules carry adapters, where they are not called as the method has them; method.adapter's default then."""
 
     @model_validator(mode="before")
     @classmethod

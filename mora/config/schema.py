@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from .data_schema import Section, TaskData, UuidData
-from .model_schema import Model, Rank
+from .model_schema import Model, Rank, Targets
 
 
 class Train(Section):
@@ -50,6 +50,12 @@ class Train(Section):
         return math.ceil(self.epochs * samples / self.global_batch_size / self.shorten_by)
 
     @property
+    def length(self) -> str:
+        """The setting that gives it."""
+        given = f"epochs={self.epochs}" if self.max_steps is None else f"max_steps={self.max_steps}"
+        return f"task.train.{given}" + (f", shorten_by={self.shorten_by}" if self.shorten_by > 1 else "")
+
+    @property
     def warmup(self) -> int:
         """Updates until the first peak of the rate: warmup_steps, shortened as the run is."""
         return math.ceil(self.warmup_steps / self.shorten_by)
@@ -58,7 +64,8 @@ class Train(Section):
     def _one_length(self) -> Train:
         if (self.epochs is None) == (self.max_steps is None):
             raise ValueError(
-                f"epochs={self.epochs} and max_steps={self.max_steps}: give one of them, the other as null"
+                f"epochs={self.epochs} and max_steps={self.max_steps}: give one of them, the other as null: "
+                f"task.train.{'epochs' if self.max_steps else 'max_steps'}=null"
             )
         return self
 
@@ -93,7 +100,7 @@ class LoraAdapter(Section):
     """`init` and `freeze_a` are of A; `lr_ratio`: the rate of B and of one-dimensional parameters over that of A."""
 
     kind: Literal["lora"]
-    target_modules: list[str]
+    target_modules: Targets
     dropout: Annotated[float, Field(ge=0, lt=1)]
     lora_alpha: PositiveFloat | None
     init: Literal["kaiming", "orthonormal"]
@@ -104,7 +111,7 @@ class LoraAdapter(Section):
 
 class MoraAdapter(Section):
     kind: Literal["mora"]
-    target_modules: list[str]
+    target_modules: Targets
     dropout: Annotated[float, Field(ge=0, lt=1)]
     operator: Literal["auto", "truncation", "sharing", "decouple", "rotation"]
     groups: Groups
@@ -254,9 +261,9 @@ class RunConfig(Section):
         if train.warmup >= self.total_steps:
             raise ValueError(
                 f"task.train.warmup_steps={train.warmup_steps}: the run has only {self.total_steps} steps; lower it or "
-                "train longer"
+                f"train longer than {train.length}"
             )
-        _check_restart(self.method, self.total_steps)
+        _check_restart(self.method, self.total_steps, train.length)
 
     @property
     def n_samples(self) -> int | None:
@@ -358,15 +365,15 @@ class RunConfig(Section):
 
     @property
     def target_modules(self) -> list[str] | str:
-        """What carries adapters: as the model's modules are called, else as the method says; none without an adapter."""
+        """What carries adapters; none without one."""
         if self.method.adapter is None:
             return []
         if isinstance(self.method.adapter, PeftAdapter):
             return self.method.adapter.target_modules or "all-linear"
-        return self.model.target_modules or self.method.adapter.target_modules
+        return self.method.adapter.target_modules
 
 
-def _check_restart(method: Method, total_steps: int) -> None:
+def _check_restart(method: Method, total_steps: int, length: str) -> None:
     restart, adapter = method.restart, method.adapter
     if restart is None:
         return
@@ -378,8 +385,8 @@ def _check_restart(method: Method, total_steps: int) -> None:
         raise ValueError("method.adapter.freeze_a=true: a restart draws A anew, and a frozen one is in no checkpoint")
     if restart.every_steps >= total_steps:
         raise ValueError(
-            f"method.restart.every_steps={restart.every_steps}: the run has only {total_steps} steps and would never "
-            "restart; lower it with method.restart.every_steps=N"
+            f"method.restart.every_steps={restart.every_steps}: the run has only {total_steps} steps ({length}) and "
+            "would never restart; lower it with method.restart.every_steps=N"
         )
     if restart.warmup_steps >= restart.every_steps:
         raise ValueError(

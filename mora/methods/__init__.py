@@ -42,7 +42,7 @@ def prepare(model: nn.Module, config: RunConfig) -> nn.Module:
     if adapter is None:
         return model.requires_grad_(config.method.trains)
     if not isinstance(adapter, PeftAdapter):
-        _check_targets(model, config.target_modules)
+        _check_rank(config.r or 0, _targets(model, config.target_modules))
     torch.manual_seed(config.seed)
     adapted = _adapted(model, config)
     if config.trains_rest:
@@ -80,22 +80,36 @@ def _check_merge(model: PeftModel, adapter: PeftAdapter) -> None:
         raise any_peft.refused(adapter, error) from error
 
 
-def _check_targets(model: nn.Module, targets: list[str] | str) -> None:
-    """PEFT passes over a name that matches nothing, as long as another one does."""
+def _targets(model: nn.Module, targets: list[str] | str) -> dict[str, nn.Module]:
+    """The modules that will carry an adapter, by name. Raises: ConfigError; PEFT passes over a name that matches nothing, as
+    long as another one does."""
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     modules = [(name, module) for name, module in model.named_modules() if module is not head]
-    linear = [name for name, module in modules if isinstance(module, (nn.Linear, Conv1D))]
+    linear = {name: module for name, module in modules if isinstance(module, (nn.Linear, Conv1D))}
     if not linear:
         raise ConfigError(
             "the model has no linear module beside its head: there is nothing that an adapter could be on"
         )
-    for target in targets if isinstance(targets, list) else []:
-        if not any(f".{name}".endswith(f".{target}") for name in linear):
-            known = ", ".join(dict.fromkeys(name.rsplit(".", 1)[-1] for name in linear))
-            raise ConfigError(
-                f"method.adapter.target_modules: no linear module is called {target!r}; there are {known}; "
-                "model.target_modules=all-linear takes all of them"
-            )
+    if not isinstance(targets, list):
+        return linear
+    found = {target: [name for name in linear if f".{name}".endswith(f".{target}")] for target in targets}
+    if unknown := [target for target, names in found.items() if not names]:
+        known = ", ".join(dict.fromkeys(name.rsplit(".", 1)[-1] for name in linear))
+        raise ConfigError(
+            f"method.adapter.target_modules: no linear module is called {unknown[0]!r}; there are {known}; "
+            "method.adapter.target_modules=all-linear takes all of them"
+        )
+    return {name: linear[name] for names in found.values() for name in names}
+
+
+def _check_rank(r: int, targets: dict[str, nn.Module]) -> None:
+    """Raises: ConfigError where r is more than the rank of any module: a low-rank adapter would have none to spare, and MoRA
+    far fewer parameters than it stands for."""
+    weights = {name: getattr(module, "weight", None) for name, module in targets.items()}
+    sides = {name: min(w.shape) for name, w in weights.items() if isinstance(w, torch.Tensor) and w.ndim == 2}
+    widest = max(sides, key=sides.__getitem__, default=None)
+    if widest is not None and r > sides[widest]:
+        raise ConfigError(f"r={r}: the largest module, {widest}, has rank {sides[widest]} at most; lower r")
 
 
 def train_rest(model: nn.Module) -> None:

@@ -18,7 +18,9 @@ def peft_config(adapter: PeftAdapter, target_modules: list[str] | str) -> PeftCo
     """Raises: ConfigError for a method that PEFT does not have, or one that adapts no modules, or a field it has not."""
     known = {kind.value: found for kind, found in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     if (found := known.get(adapter.peft_type)) is None:
-        raise ConfigError(f"method.config: peft_type={adapter.peft_type!r}: expected one of {', '.join(sorted(known))}")
+        raise ConfigError(
+            f"method.config: peft_type={adapter.peft_type!r:.200}: expected one of {', '.join(sorted(known))}"
+        )
     names = {field.name for field in fields(found)}
     settings = {key: value for key, value in adapter.settings.items() if key != "peft_type"}
     if unknown := sorted(settings.keys() - names):

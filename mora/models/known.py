@@ -6,11 +6,11 @@ from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 
-import yaml
 from pydantic import ValidationError
 
 from mora.config.model_schema import Model
 from mora.config.source import CONFIG_DIR
+from mora.config.yaml_file import read_yaml
 
 FOLDER = CONFIG_DIR / "model"
 
@@ -27,7 +27,7 @@ def named(name: str) -> Model | None:
 def _read(path: Path, changed: int) -> Model | None:
     """Once, for a plan and a table ask hundreds of times; again where the file has changed."""
     try:
-        return Model.model_validate(yaml.safe_load(path.read_text()))
+        return Model.model_validate(read_yaml(path))
     except ValidationError:
         return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mora.config import ConfigError, RunConfig
 from mora.config.schema import LoraAdapter, MoraAdapter
@@ -18,7 +19,7 @@ ALIGNMENT = 8  # numbers that a compressed block is padded to, mora/adapter/gath
 class Adapter:
     """One module's adapter: what trains, multiply-adds a token, and what backward needs a token beyond what the base keeps:
     `saved` numbers of its own, and the module's input where `keeps_input`, which all modules that read it keep once.
-    `frozen`: parameters that do not train.
+    `frozen`: parameters that do not train. `ignored`: inputs that can never change the output.
     """
 
     parameters: int
@@ -26,6 +27,7 @@ class Adapter:
     saved: float
     keeps_input: bool
     frozen: int = 0
+    ignored: int = 0
 
 
 def adapters(config: RunConfig) -> dict[str, tuple[Linear, Adapter]]:
@@ -75,7 +77,8 @@ def adapter(config: RunConfig, linear: Linear, width: int) -> Adapter:
     compressed = blocks * math.ceil(r_hat / ALIGNMENT) * ALIGNMENT
     in_place = blocks > 1 and not settings.dropout and k == d == compressed == blocks * r_hat
     keeps_x = in_place or compressed >= k
-    return Adapter(r_hat**2, blocks * r_hat**2, 0 if keeps_x else compressed, keeps_x)
+    ignored = 0 if operator == "sharing" else max(k - blocks * r_hat, 0)
+    return Adapter(r_hat**2, blocks * r_hat**2, 0 if keeps_x else compressed, keeps_x, ignored=ignored)
 
 
 def number_bytes(config: RunConfig) -> int:
@@ -99,6 +102,26 @@ def mora_operator(config: RunConfig, width: int) -> str:
         return settings.operator
     r_hat = square_size(width, width, config.r, settings.rhat_rounding, even=False)
     return "rotation" if width > MAX_GROUP * r_hat else "sharing"
+
+
+class Square(NamedTuple):
+    """MoRA's M in a model: its side `r_hat` in a module of the model's `width`, and the share of all modules' inputs that
+    can never change an output.
+    """
+
+    r_hat: int
+    width: int
+    ignored: float
+
+
+def square(config: RunConfig) -> Square | None:
+    """None of a method without M. Raises: ValueError where the model's shape is not known without its weights."""
+    if not isinstance(config.method.adapter, MoraAdapter):
+        return None
+    width, found = shape_of(config.model).hidden, adapters(config).values()
+    side = math.isqrt(adapter(config, Linear("", width, width, 1), width).parameters)
+    inputs = sum(linear.in_features * linear.count for linear, _ in found)
+    return Square(side, width, sum(own.ignored * linear.count for linear, own in found) / inputs)
 
 
 def trainable(config: RunConfig) -> int:

@@ -9,11 +9,15 @@ from itertools import product
 from typing import Any, Literal, NamedTuple
 
 import yaml
+from pydantic import ValidationError
 
 from mora.config import ConfigError, RunConfig
 from mora.config.composition import compose
 from mora.config.data_schema import Section
+from mora.config.load import described
 from mora.config.source import ROOT
+from mora.config.yaml_file import read_yaml
+from mora.errors import one_line
 
 FOLDER = ROOT / "experiments"
 PAPER = ROOT / "results" / "paper" / "tables.yaml"
@@ -118,10 +122,22 @@ class Experiment(Section):
 
 
 def load(name: str) -> Experiment:
-    """Raises: FileNotFoundError that lists the experiments there are."""
+    """Raises: FileNotFoundError that lists the experiments there are; ConfigError where its file is not one."""
     if name not in names():
         raise FileNotFoundError(f"there is no experiment {name!r}; there are {', '.join(names())}")
-    return Experiment.model_validate(yaml.safe_load((FOLDER / f"{name}.yaml").read_text()))
+    try:
+        values = read_yaml(FOLDER / f"{name}.yaml")
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"experiments/{name}.yaml cannot be read: {one_line(error):.300}") from error
+    return checked(name, values)
+
+
+def checked(name: str, values: Any) -> Experiment:
+    """Raises: ConfigError with every field that is wrong."""
+    try:
+        return Experiment.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"experiments/{name}.yaml: {described(error, values)}") from error
 
 
 def names() -> list[str]:
@@ -130,7 +146,7 @@ def names() -> list[str]:
 
 @lru_cache
 def paper_tables() -> dict[str, Any]:
-    return yaml.safe_load(PAPER.read_text())
+    return read_yaml(PAPER)
 
 
 def grids(experiment: Experiment, scale: Scale, seeds: list[int] | None = None) -> list[list[CellSpec]]:
@@ -261,5 +277,5 @@ def method_sweep(method: str) -> dict[str, list[str]]:
     path = SWEEPS / f"{method}.yaml"
     if not path.is_file():
         return {}
-    values = yaml.safe_load(path.read_text())
+    values = read_yaml(path)
     return {key: str(value).split(",") for key, value in values.items() if key not in ("defaults", "lr")}

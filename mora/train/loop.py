@@ -45,8 +45,8 @@ def fit(engine: Engine, batches: Steps, config: RunConfig, folder: Path, evaluat
 
     Returns the speed of this process (`Speed.facts`); None where it had no step to do.
 
-    `evaluate(step)` is asked after every update, and first of all by a run that begins at a checkpoint whose evaluation is
-    not in the log; it returns {} where nothing is due. Rows go to `folder/log.jsonl`.
+    `evaluate(step)` is asked after every update, and first of all by a run that begins at a checkpoint, which is written
+    before the evaluation of its step; it returns {} where nothing is due. Rows go to `folder/log.jsonl`.
     Dropout is a pure function of (seed, step), as the batches are, so a resumed run repeats the uninterrupted one.
 
     All ranks call it with the whole data; each takes its share of the micro batches, rank 0 writes.
@@ -54,8 +54,8 @@ def fit(engine: Engine, batches: Steps, config: RunConfig, folder: Path, evaluat
     Raises: Diverged with step, rate and last good checkpoint; Interrupted; RestartFailed.
     """
     saved, restarts = folder / "checkpoints", Restarts(engine, config)
-    start = _resume(saved, engine, restarts, config)
-    log = RunLog(folder / "log.jsonl", from_step=start, write=rank() == 0)
+    start, text = _resume(saved, engine, restarts, config)
+    log = RunLog(folder / "log.jsonl", text, write=rank() == 0)
     with start_tracker(config, folder, from_step=start, active=rank() == 0) as track:
         return _train(engine, OfThisRank(batches), config, evaluate, restarts, _Rows(log, track, saved), start)
 
@@ -83,7 +83,7 @@ def _train(
             engine.model.train()
             speed.start()
 
-    if start > 0 and not on_any_rank(rows.log.evaluated, engine.device):  # rank 0 alone has read the log
+    if start > 0:
         measure(start, saved=True)
 
     progress = Progress(config, start, active=rank() == 0)
@@ -111,7 +111,7 @@ def _train(
         if due or saving:
             progress.say(rows.write()[-1], speed.end())
         if saving:
-            _save(rows.checkpoints, done, engine, restarts, config)
+            _save(rows.checkpoints, done, engine, restarts, config, rows.log.text)
         if stopping:
             raise Interrupted(
                 f"stopped by signal after step {done}; a checkpoint was saved, start the same run to go on"
@@ -175,20 +175,21 @@ class _Rows:
                 )
 
 
-def _save(folder: Path, done: int, engine: Engine, restarts: Restarts, config: RunConfig) -> None:
+def _save(folder: Path, done: int, engine: Engine, restarts: Restarts, config: RunConfig, log: str) -> None:
     """Everything that the next steps depend on; the data and the dropout are functions of the step.
 
     No rank goes on, or ends, before it is written: the others would wait in vain for it.
     """
     code = of_this_process()["fingerprint"]
-    state = engine.state_dict() | {"restart": restarts.state_dict(), "run_id": run_id(config), "source": code}
+    of_run = {"restart": restarts.state_dict(), "run_id": run_id(config), "source": code, "log": log}
+    state = engine.state_dict() | of_run
     if rank() == 0:
         checkpoint.save(folder, done, state)
     wait_for_all()
 
 
-def _resume(folder: Path, engine: Engine, restarts: Restarts, config: RunConfig) -> int:
-    """Loads the newest good checkpoint, if there is one. Returns the steps that are done.
+def _resume(folder: Path, engine: Engine, restarts: Restarts, config: RunConfig) -> tuple[int, str]:
+    """Loads the newest good checkpoint, if there is one. Returns the steps that are done, and the log of them.
 
     The number of ranks may be another one than before: a checkpoint holds whole tensors. The code may not, but at scale
     smoke: no commit would have made the result.
@@ -201,6 +202,11 @@ def _resume(folder: Path, engine: Engine, restarts: Restarts, config: RunConfig)
             f"the ranks find checkpoints of steps {everywhere(start)} in {folder}: they must share the folder"
         )
     if state is not None:
+        if missing := {"run_id", "source", "restart", "log"} - state.keys():
+            raise ConfigError(
+                f"{folder} holds a checkpoint without {', '.join(sorted(missing))}, of another version of the code or of "
+                "something else: remove the folder to start anew"
+            )
         if state["run_id"] != run_id(config):
             raise DamagedFileError(
                 f"{folder} holds a checkpoint of {state['run_id']}, not of {run_id(config)}: start the changed run through "
@@ -215,7 +221,7 @@ def _resume(folder: Path, engine: Engine, restarts: Restarts, config: RunConfig)
         restarts.load_state_dict(state["restart"])
         engine.load_state_dict(state)
         restarts.resume(start)
-    return start
+    return start, "" if state is None else state["log"]
 
 
 class _StopSignal:

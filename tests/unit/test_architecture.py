@@ -23,7 +23,7 @@ FLOORS = (
     ("results",),
     ("train", "planner"),
     ("suite",),
-    ("analysis", "bench", "checks", "command"),  # instruments
+    ("analysis", "bench", "checks", "command", "faults"),  # instruments
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 OF_THE_WHEEL = {"adapter", "restarts", "mora"}

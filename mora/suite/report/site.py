@@ -132,7 +132,7 @@ class Site:
         return found
 
     def _figure(self, shown: Shown, stem: str, title: str) -> Picture | None:
-        """For the page and for print; None where nothing was run. Raises: ConfigError where a log or spectrum is damaged."""
+        """For the page and for print; None where nothing was run. Raises: DamagedFileError for a damaged log or spectrum."""
         with style.on_screen():
             figure = _drawn(shown, None)
         if figure is None:
