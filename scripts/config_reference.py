@@ -35,9 +35,9 @@ official code, or us. Scales other than paper change some of them: [Deviations](
 """
 SCALES = """# What the scales change
 
-Generated from the files of `configs/overlay/` when this site is built. Each table holds what a scale sets for a task beyond
-the task's own file, which is scale paper: [configuration reference](configuration.md). Scale mid builds on lite if its file
-says so."""
+Generated from the files of `configs/` when this site is built. Each table holds what a scale sets for a task beyond the
+task's own file, which is scale paper: [configuration reference](configuration.md). Scale mid builds on lite if its file says
+so."""
 GROUPS: dict[str, type[BaseModel]] = {
     "task": schema.Task,
     "method": schema.Method,
@@ -87,8 +87,7 @@ def page() -> str:
 def scales_page() -> str:
     """What each scale but paper changes in each task, as Markdown."""
     lines = [SCALES]
-    for file in sorted((CONFIG_DIR / "overlay").glob("*.yaml")):
-        scale, _, task = file.stem.partition("_")
+    for task, scale, file in sorted(_at_scales()):
         lines += ["", f"## {task} at scale {scale}", "", "| field | value | source |", "|---|---|---|"]
         for setting in provenance.settings(file):
             cells = (f"`{setting.path}`", f"`{_plain(setting.value)}`", setting.source)
@@ -96,9 +95,18 @@ def scales_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def _at_scales() -> Iterator[tuple[str, str, Path]]:
+    """Task, scale and file of what a scale changes."""
+    for file in CONFIG_DIR.glob("task/*/*.yaml"):
+        yield file.parent.name, file.stem, file
+    for file in CONFIG_DIR.glob("overlay/*.yaml"):
+        scale, _, task = file.stem.partition("_")
+        yield task, scale, file
+
+
 def _files(group: str) -> list[Path]:
     """The files of a group of configs/; of none, the root file."""
-    return sorted((CONFIG_DIR / group).rglob("*.yaml")) if group else [CONFIG_DIR / "config.yaml"]
+    return sorted((CONFIG_DIR / group).glob("*.yaml")) if group else [CONFIG_DIR / "config.yaml"]
 
 
 def _settings(group: str) -> Iterator[_Setting]:

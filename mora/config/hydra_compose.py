@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mora.errors import ConfigError, MoraError, one_line, short
 
-from . import hints
+from . import hints, resolvers  # noqa: F401  (the second registers what configs/ refer to)
 from .load import load
 from .schema import RunConfig
 from .source import CONFIG_DIR
@@ -34,31 +34,11 @@ def _lr_grid(*, _root_: DictConfig) -> str:
     values: Any = OmegaConf.to_container(OmegaConf.masked_copy(_root_, list(RunConfig.model_fields)), resolve=True)
     try:
         return ",".join(f"{lr:g}" for lr in load(values).lr_grid()) or "null"
-    except MoraError:
+    except ConfigError:
         return "null"
 
 
 OmegaConf.register_new_resolver("lr_grid", _lr_grid, replace=True)
-
-
-def _restart_warmup(every_steps: Any) -> int:
-    """${restart_warmup:N} of configs/method/: 50 steps, as the paper, but at most its largest share of an interval, 5 %.
-
-    Of what is no number of steps 0: the check of every_steps says what is wrong.
-    """
-    return min(50, every_steps // 20) if isinstance(every_steps, int) else 0
-
-
-OmegaConf.register_new_resolver("restart_warmup", _restart_warmup, replace=True)
-
-
-def _of_model(field: str, otherwise: Any, *, _root_: DictConfig) -> Any:
-    """${of_model:FIELD,VALUE} of configs/method/: what the model says, else the method's own value."""
-    own = OmegaConf.select(_root_, f"model.{field}")
-    return otherwise if own is None else own
-
-
-OmegaConf.register_new_resolver("of_model", _of_model, replace=True)
 
 
 def check_sweep(arguments: Sequence[str]) -> None:
@@ -73,7 +53,7 @@ def check_sweep(arguments: Sequence[str]) -> None:
     several = bool({"-m", "--multirun"} & {*arguments}) or "hardware=slurm" in arguments
     if rates and not several:
         raise ConfigError("sweep= without -m would be one run: python run.py -m sweep=... for all of its runs")
-    overrides = [_parsed(text) for text in arguments if text.startswith("~") or ("=" in text and text[0] != "-")]
+    overrides = [parse_override(text) for text in arguments if text.startswith("~") or ("=" in text and text[0] != "-")]
     for override in overrides:
         if rates and override.key_or_group in OF_ONE_GRID and override.is_sweep_override():
             raise ConfigError(
@@ -117,7 +97,7 @@ def _check_form(arguments: Sequence[str]) -> None:
         elif equals and value.endswith(","):
             raise ConfigError(f"{short(repr(argument))} ends in a comma: {_blank('')}")
         elif equals and not argument.startswith("hydra"):
-            _parsed(argument)
+            parse_override(argument)
         before = argument
     if "--resolve" in arguments and not {"--cfg", "-c"} & {*arguments}:
         raise ConfigError("--resolve: expected with --cfg job alone; a setting r is r=8, without dashes")
@@ -132,7 +112,7 @@ def _blank(before: str) -> str:
     return "a list has no blanks: method=lora,mora"
 
 
-def _parsed(argument: str) -> Override:
+def parse_override(argument: str) -> Override:
     """Raises: ConfigError for what Hydra's grammar has not, or a group's choice that is no name."""
     try:
         (override,) = OverridesParser.create().parse_overrides([argument])
@@ -162,7 +142,7 @@ def compose(overrides: Sequence[str]) -> RunConfig:
     Raises: ConfigError.
     """
     for text in overrides:
-        _parsed(text)
+        parse_override(text)
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 from omegaconf import OmegaConf
 
+from . import resolvers  # noqa: F401  (registers what configs/ refer to)
 from .schema import RunConfig
 from .source import CONFIG_DIR, ROOT
 from .yaml_file import SafeLoader, read_yaml

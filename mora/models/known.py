@@ -37,6 +37,18 @@ def names() -> list[str]:
     return [path.stem for path in sorted(FOLDER.glob("*.yaml")) if named(path.stem)]
 
 
+def refused(name: str) -> str | None:
+    """Why this can be no model: a path where nothing lies, or what is nearly the name of a known one; None where it may be,
+    as every OWNER/NAME of the hub."""
+    if Path(name).exists():
+        return (
+            None if Path(name).is_dir() else f"{name!r} is a file: expected a folder, hub id or name in configs/model"
+        )
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        return f"{name!r}: there is no such folder; give a folder, hub id or name in configs/model"
+    return f"{name!r}: there is no such model{near}" if "/" not in name and (near := meant(name)) else None
+
+
 def meant(name: str) -> str:
     """`; did you mean ...`, of what is nearly the name of a known model; else nothing."""
     begun = [one for one in names() if one.startswith(name.lower())]

@@ -18,11 +18,20 @@ from .contrasts import Found
 from .experiment import CellSpec, Experiment, Scale
 from .result import result_of, stands
 
+DEFAULT_SCALE = (
+    "scale paper, as none was given: the paper's models and data on its hardware; --scale lite or smoke for less"
+)
 Rows = dict[tuple[str, Scale], list[list[CellSpec]]]
 
 
 def main(arguments: list[str] | None = None) -> int:
     args = parse(arguments)
+    if not args.names and not args.render:
+        print(f"mora.suite: expected the name of an experiment: {', '.join(experiments.names())}", file=sys.stderr)
+        return 2
+    if args.scale is None:
+        args.scale = "paper"
+        print(DEFAULT_SCALE, file=sys.stderr)
     try:
         loaded = {name: experiments.load(name) for name in args.names or experiments.names()}
     except FileNotFoundError as error:

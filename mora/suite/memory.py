@@ -16,8 +16,7 @@ from mora.config import RunConfig
 from mora.config.data_schema import UuidData
 from mora.config.run_id import format_lr, run_id
 from mora.io import replace_file
-from mora.models.shapes import shape_of
-from mora.planner.counts import mora_operator, square, trainable
+from mora.planner.counts import operator_of, square, trainable
 from mora.results import Metrics
 
 from .cells import CellRuns
@@ -127,8 +126,8 @@ class Arm:
     def kind(self) -> str:
         """The operator of MoRA; of the others what they are: "LoRA", "LoRA, A frozen", "FFT"."""
         config = self.spec.config
-        if config.method.name == "mora":
-            return mora_operator(config, shape_of(config.model).hidden)
+        if operator := operator_of(config):
+            return operator
         if config.method.name == "lora":
             return "LoRA, A frozen" if getattr(config.method.adapter, "freeze_a", False) else "LoRA"
         return config.method.name.upper()

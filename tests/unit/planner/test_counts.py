@@ -13,12 +13,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mora.adapter import MoraConfig, gather, operators
 from mora.adapter.layer import MoraLayer
-from mora.adapter.model import MAX_GROUP, resolve_operator
 from mora.config import compose
 from mora.methods import parameter_table, prepare
 from mora.models import shapes
 from mora.models.load import load_model
 from mora.planner import counts
+from mora.sizes import auto_operator, r_hat_for
 
 METHODS = ["fft", "lora", "lora_plus", "asylora", "dora", "mora"]
 
@@ -54,17 +54,9 @@ def test_the_large_models_are_right_without_their_weights(name, r):
         model = LlamaForCausalLM(LlamaConfig(**config.model.shape))
         assert shapes.shape_of(config.model).parameters == sum(p.numel() for p in model.parameters())
         width = model.config.hidden_size
-        adapted = get_peft_model(model, MoraConfig(r=r, target_modules="all-linear"))
+        adapted = get_peft_model(model, MoraConfig(r=r, operator="auto", target_modules="all-linear"))
     assert counts.trainable(config) == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-    assert counts.mora_operator(config, width) == resolve_operator(MoraConfig(r=r, operator="auto"), width)
-    assert counts.MAX_GROUP == MAX_GROUP
-
-
-@pytest.mark.parametrize("rounding", ["floor", "official"])
-@pytest.mark.parametrize("even", [False, True])
-def test_the_side_of_m_is_the_adapters(rounding, even):
-    for k, d, r in [(4096, 11008, 8), (576, 192, 1), (11008, 4096, 256), (3, 5, 1)]:
-        assert counts.square_size(k, d, r, rounding, even) == operators.square_size(k, d, r, rounding, even)
+    assert counts.operator_of(config) == adapted.peft_config["default"].operator == auto_operator(width, r)
 
 
 @pytest.mark.parametrize("operator", sorted(operators.OPERATORS))
@@ -132,7 +124,7 @@ def test_mora_keeps_its_compressed_input_or_the_modules_own():
 @pytest.mark.parametrize("operator", ["sharing", "decouple", "rotation"])
 def test_what_mora_keeps_is_what_its_kernels_make(operator):
     for (name, (k, d)), overflow, r in itertools.product(SIZES.items(), ("drop", "fold"), (1, 8, 256)):
-        r_hat = min(operators.square_size(k, d, r, "floor", operator == "rotation"), min(k, d))
+        r_hat = min(r_hat_for(k, d, r, "floor", operator == "rotation"), min(k, d))
         maps = gather.maps(operators.OPERATORS[operator](k, d, r_hat, overflow=overflow))
         width = maps.compress.width
         assert kept(name, operator, 0.05, overflow, r) == ((width, False) if width < k else (0, True))
