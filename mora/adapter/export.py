@@ -70,7 +70,7 @@ def conversion_errors(model: nn.Module, ranks: list[int], adapter: str = "defaul
     squares: dict[int, list[tuple[float, float]]] = {rank: [] for rank in ranks}
     for module in model.modules():
         if isinstance(module, MoraLayer) and adapter in module.mora_M:
-            energy = torch.linalg.svdvals(module._wide_delta_weight(adapter).double()).square()
+            energy = torch.linalg.svdvals(module.fp32_delta_weight(adapter).double()).square()
             for rank in ranks:
                 squares[rank].append((energy[rank:].sum().item(), energy.sum().item()))
     found = {}

@@ -14,7 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .gather import Gather, aligned
+from mora.sizes import aligned
+
+from .gather import Gather
 from .operators import rotation_table
 
 TILE = 4096  # outputs of one program, 32 a thread

@@ -34,7 +34,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .gather import Gather, Maps, aligned, maps
+from mora.sizes import aligned
+
+from .gather import Gather, Maps, maps
 from .operators import Operator
 
 if TYPE_CHECKING:

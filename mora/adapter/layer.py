@@ -13,10 +13,12 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from mora.sizes import r_hat_for
+
 from . import kernels
 from .base import linear_shape, quantisation_of
 from .config import MoraConfig
-from .operators import OPERATORS, Groups, Operator, square_size
+from .operators import OPERATORS, Groups, Operator
 
 
 class MoraSquare(nn.Module):
@@ -76,7 +78,7 @@ class MoraLayer(BaseTunerLayer):
 
     def _make_operator(self, r: int, config: MoraConfig) -> Operator:
         even = config.operator == "rotation"
-        wanted = square_size(self.in_features, self.out_features, r, config.rhat_rounding, even)
+        wanted = r_hat_for(self.in_features, self.out_features, r, config.rhat_rounding, even)
         limit = min(self.in_features, self.out_features)
         if even and limit < 2:
             raise ValueError(
@@ -143,11 +145,11 @@ class MoraLayer(BaseTunerLayer):
         Raises:
             ValueError: If there is no adapter of that name.
         """
-        delta = self._wide_delta_weight(adapter)
+        delta = self.fp32_delta_weight(adapter)
         owner: Any = self.get_base_layer() if self.quantization_backend is None else self.mora_M[adapter]
         return delta.to(owner.weight.dtype)
 
-    def _wide_delta_weight(self, adapter: str) -> Tensor:
+    def fp32_delta_weight(self, adapter: str) -> Tensor:
         if adapter not in self.mora_M:
             raise ValueError(f"no adapter {adapter!r} on this layer; there are {sorted(self.mora_M)}")
         M = self.matrix(adapter)
@@ -300,7 +302,7 @@ class MoraLinear(nn.Module, MoraLayer):
     def _add_to_base(self, adapter: str, sign: int, safe: bool) -> None:
         before = self.get_base_weight()
         wide = torch.promote_types(before.dtype, torch.float32)
-        delta = sign * self._wide_delta_weight(adapter).to(wide)
+        delta = sign * self.fp32_delta_weight(adapter).to(wide)
         merged = (before.to(wide) + delta).to(before.dtype)
         if safe and not torch.isfinite(merged).all():
             raise ValueError(f"the merged weight is not finite in {before.dtype}: adapter {adapter!r} holds bad values")

@@ -16,14 +16,13 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, get_q
 from peft.utils.other import get_pattern_key
 from torch import nn
 
+from mora.sizes import auto_operator
+
 from .config import MoraConfig
 from .layer import MoraLayer, MoraLinear
 from .mixing import adapter_of_each_row, add_weighted
-from .operators import square_size
 
 logger = logging.getLogger(__name__)
-
-MAX_GROUP = 8  # ours: the paper shares groups of 4 at r=128 and calls 16, at r=8, too many (section 4)
 
 
 class MoraModel(BaseTuner):
@@ -45,7 +44,7 @@ class MoraModel(BaseTuner):
 
     def _prepare_model(self, config: MoraConfig, model: nn.Module) -> None:
         if config.operator == "auto":
-            config.operator = resolve_operator(config, hidden_size(model))
+            config.operator = auto_operator(hidden_size(model), config.r, config.rhat_rounding)
             logger.info("MoRA operator auto -> %s at r=%d", config.operator, config.r)
 
     def _report_ignored_inputs(self, model: nn.Module, config: MoraConfig, adapter_name: str) -> None:
@@ -226,9 +225,3 @@ def hidden_size(model: nn.Module) -> int:
             return getattr(config, name)
     widths = Counter(m.in_features for m in model.modules() if isinstance(m, nn.Linear))
     return widths.most_common(1)[0][0] if widths else 1
-
-
-def resolve_operator(config: MoraConfig, width: int) -> str:
-    """Resolve operator="auto": "rotation" if a sharing group would hold more than 8 inputs, else "sharing"."""
-    r_hat = square_size(width, width, config.r, config.rhat_rounding)
-    return "rotation" if width > MAX_GROUP * r_hat else "sharing"

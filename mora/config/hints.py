@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import re
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from .data_schema import Section
+from mora.frozen import FrozenModel
+
 from .schema import RunConfig
 from .source import CONFIG_DIR
 
@@ -47,6 +48,12 @@ ELSE = {
 }
 
 
+def near(wanted: str, known: Sequence[str]) -> str:
+    """`; did you mean ...?` of the name that is nearest; nothing where none is."""
+    found = get_close_matches(wanted.lower(), known, 1, 0.65)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
 def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
 
@@ -81,16 +88,16 @@ def fields() -> tuple[str, ...]:
     return tuple(dict.fromkeys(_fields(RunConfig, "")))
 
 
-def _fields(section: type[Section], prefix: str) -> Iterator[str]:
+def _fields(section: type[FrozenModel], prefix: str) -> Iterator[str]:
     for name, info in section.model_fields.items():
         yield prefix + name
         for part in _sections(info.annotation):
             yield from _fields(part, f"{prefix}{name}.")
 
 
-def _sections(annotation: Any) -> list[type[Section]]:
+def _sections(annotation: Any) -> list[type[FrozenModel]]:
     """Those that a field may hold itself, not in a list."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
+    if isinstance(annotation, type) and issubclass(annotation, FrozenModel):
         return [annotation]
     if get_origin(annotation) in (Annotated, Union, types.UnionType):
         return [section for part in get_args(annotation) for section in _sections(part)]

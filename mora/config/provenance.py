@@ -1,6 +1,5 @@
-"""Where each value of a run comes from: the comment on its line in configs/, or `override`. Also docs/DEVIATIONS.md.
-
-python -m mora.config.provenance     # writes docs/DEVIATIONS.md anew
+"""Where each value of a run comes from: the comment on its line in configs/, or `override`. Also docs/DEVIATIONS.md, which
+`make render` writes anew.
 """
 
 from __future__ import annotations
@@ -12,8 +11,10 @@ from typing import Any, NamedTuple
 import yaml
 from omegaconf import OmegaConf
 
+from . import resolvers  # noqa: F401  (registers what configs/ refer to)
 from .schema import RunConfig
 from .source import CONFIG_DIR, ROOT
+from .yaml_file import SafeLoader, read_yaml
 
 DEVIATIONS = ROOT / "docs/DEVIATIONS.md"
 
@@ -31,7 +32,7 @@ def settings(file: Path) -> list[Setting]:
     text = file.read_text()
     lines, group = text.splitlines(), file.parent.name
     prefix = "" if group == "overlay" else f"{group}."
-    node = yaml.compose(text, yaml.SafeLoader)
+    node = yaml.compose(text, SafeLoader)
     return list(_leaves(node, prefix, lines)) if isinstance(node, yaml.MappingNode) else []
 
 
@@ -91,7 +92,7 @@ def _bases(file: Path) -> list[Path]:
     """The files of the same folder that the file's defaults list names."""
     if not file.is_file():
         return []
-    defaults = (yaml.safe_load(file.read_text()) or {}).get("defaults", [])
+    defaults = (read_yaml(file) or {}).get("defaults", [])
     return [file.with_name(f"{name}.yaml") for name in defaults if isinstance(name, str) and name != "_self_"]
 
 
@@ -134,8 +135,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(v) for v in value]
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
-
-
-if __name__ == "__main__":
-    DEVIATIONS.write_text(deviations())
-    print(DEVIATIONS)

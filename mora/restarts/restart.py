@@ -188,17 +188,17 @@ class Restart:
     def _reinitialise(self) -> None:
         """The same values on every rank, in the parameters and in the optimizer's own copies of them; moments and step 0."""
         assert self.settings is not None
-        for layer, values in self._first_values():
+        for layer, values in self._initial_states():
             for name, p in layer.adapter.items():
                 self.engine.assign(p, values[name], stale_master=self.settings.stale_masters)
         for state in self.engine.optimizer_states(adapter=True):
             for value in state.values():
                 value.zero_()
 
-    def _first_values(self) -> Iterator[tuple[Adapted, dict[str, Tensor]]]:
+    def _initial_states(self) -> Iterator[tuple[Adapted, dict[str, Tensor]]]:
         generator = self._generator("init")
         for layer in self.layers:
-            yield layer, layer.first_values(generator)
+            yield layer, layer.initial_state(generator)
 
     def _switch_groups(self) -> None:
         groups = self.settings.groups if self.settings else None
@@ -225,7 +225,7 @@ class Restart:
         assert self.settings is not None
         device = self.engine.device
         promises, fingerprint = _Promises(device), torch.zeros((), dtype=torch.float64, device=device)
-        for layer, values in self._first_values():
+        for layer, values in self._initial_states():
             values = {name: value.to(device) for name, value in values.items()}
             with self.engine.whole([layer.base, *layer.adapter.values()], write=False):
                 promises.add(~layer.delta_weight().any(), f"the adapter of {layer.name} still adds to the output")
