@@ -36,7 +36,7 @@ official code, or us. Scales other than paper change some of them: [Deviations](
 """
 SCALES = """# What the scales change
 
-Generated from the files of `configs/overlay/` when this site is built. Each table holds what a scale sets for a task beyond
+Generated from the folders of `configs/task/` when this site is built. Each table holds what a scale sets for a task beyond
 the task's own file, which is scale paper: [configuration reference](configuration.md). Scale mid builds on lite if its file
 says so."""
 GROUPS: dict[str, type[BaseModel]] = {
@@ -88,8 +88,8 @@ def page() -> str:
 def scales_page() -> str:
     """What each scale but paper changes in each task, as Markdown."""
     lines = [SCALES]
-    for file in sorted((CONFIG_DIR / "overlay").glob("*.yaml")):
-        scale, _, task = file.stem.partition("_")
+    for file in sorted((CONFIG_DIR / "task").glob("*/*.yaml")):
+        scale, task = file.stem, file.parent.name
         lines += ["", f"## {task} at scale {scale}", "", "| field | value | source |", "|---|---|---|"]
         for setting in provenance.settings(file):
             cells = (f"`{setting.path}`", f"`{_plain(setting.value)}`", setting.source)
@@ -99,7 +99,7 @@ def scales_page() -> str:
 
 def _files(group: str) -> list[Path]:
     """The files of a group of configs/; of none, the root file."""
-    return sorted((CONFIG_DIR / group).rglob("*.yaml")) if group else [CONFIG_DIR / "config.yaml"]
+    return sorted((CONFIG_DIR / group).glob("*.yaml")) if group else [CONFIG_DIR / "config.yaml"]
 
 
 def _settings(group: str) -> Iterator[_Setting]:
