@@ -139,7 +139,6 @@ scores: $(READY) ## score the untuned model of scale lite on the tasks of Table 
 
 render: $(READY) ## write results/ anew from the measured JSON, and docs/DEVIATIONS.md from configs/
 	$(SUITE) --render
-	$(PY) -m mora.config.provenance
 
 report: $(READY) ## write everything measured as pages: results/report/index.html (SCALE=: one scale only)
 	$(SUITE).report $(if $(filter file,$(origin SCALE)),,--scale $(SCALE))

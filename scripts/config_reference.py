@@ -19,7 +19,6 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from mora.config import provenance, schema
-from mora.config.source import CONFIG_DIR
 
 HEAD = """# Configuration reference
 
@@ -36,9 +35,9 @@ official code, or us. Scales other than paper change some of them: [Deviations](
 """
 SCALES = """# What the scales change
 
-Generated from the folders of `configs/task/` when this site is built. Each table holds what a scale sets for a task beyond
-the task's own file, which is scale paper: [configuration reference](configuration.md). Scale mid builds on lite if its file
-says so."""
+Generated from the files of `configs/` when this site is built. Each table holds what a scale sets for a task beyond the
+task's own file, which is scale paper: [configuration reference](configuration.md). Scale mid builds on lite if its file says
+so."""
 GROUPS: dict[str, type[BaseModel]] = {
     "task": schema.Task,
     "method": schema.Method,
@@ -53,6 +52,7 @@ ROOT_FIELDS = {
 }
 
 
+CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 WORDS = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null", Any: "anything"}
 SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
@@ -68,13 +68,12 @@ class _Setting(NamedTuple):
 
 def page() -> str:
     """The page as Markdown."""
-    lines = [HEAD, "## Root", "", "| field | type | value | meaning |", "|---|---|---|---|"]
+    lines = [HEAD, "## Root", "", _row("field", "type", "meaning", "value"), "|---|---|---|---|"]
     defaults = {setting.path: setting.value for setting in _settings("")}
     for name, text in ROOT_FIELDS.items():
         field = schema.RunConfig.model_fields[name]
-        lines.append(
-            f"| `{name}` | {_type(field.annotation, field.metadata)} | `{_plain(defaults.get(name))}` | {text} |"
-        )
+        kind, value = _type(field.annotation, field.metadata), f"`{_plain(defaults.get(name))}`"
+        lines.append(_row(f"`{name}`", kind, text, value))
     for group, section in GROUPS.items():
         values = defaultdict[str, list[_Setting]](list)
         for setting in _settings(group):
@@ -88,13 +87,18 @@ def page() -> str:
 def scales_page() -> str:
     """What each scale but paper changes in each task, as Markdown."""
     lines = [SCALES]
-    for file in sorted((CONFIG_DIR / "task").glob("*/*.yaml")):
-        scale, task = file.stem, file.parent.name
+    for task, scale, file in sorted(_at_scales()):
         lines += ["", f"## {task} at scale {scale}", "", "| field | value | source |", "|---|---|---|"]
         for setting in provenance.settings(file):
             cells = (f"`{setting.path}`", f"`{_plain(setting.value)}`", setting.source)
             lines.append(f"| {' | '.join(map(_cell, cells))} |")
     return "\n".join(lines) + "\n"
+
+
+def _at_scales() -> Iterator[tuple[str, str, Path]]:
+    """Task, scale and file of what a scale changes."""
+    for file in CONFIG_DIR.glob("task/*/*.yaml"):
+        yield file.parent.name, file.stem, file
 
 
 def _files(group: str) -> list[Path]:
@@ -111,13 +115,15 @@ def _settings(group: str) -> Iterator[_Setting]:
 def _section(path: str, section: type[BaseModel], values: dict[str, list[_Setting]], seen: set[type]) -> list[str]:
     """The table of a section, then those of the sections in it."""
     seen.add(section)
-    lines = [*_prose(section), "", "| field | type | value | meaning |", "|---|---|---|---|"]
     texts, others = _field_texts(section), _files_of_another_kind(path, section, values)
+    meaning = ["meaning"] if any(texts.values()) else []
+    lines = [*_prose(section), "", _row("field", "type", *meaning, "value"), "|---" * (3 + len(meaning)) + "|"]
     for name, field in section.model_fields.items():
         full = f"{path}.{name}"
         settings = [setting for setting in values.get(full, []) if setting.file not in others]
         shown = "below" if _sections(field.annotation) else _values(field, settings)
-        lines.append(f"| `{full}` | {_type(field.annotation, field.metadata)} | {shown} | {texts.get(name, '')} |")
+        text = [texts.get(name, "")] if meaning else []
+        lines.append(_row(f"`{full}`", _type(field.annotation, field.metadata), *text, shown))
     for name, field in section.model_fields.items():
         for one in _sections(field.annotation):
             if one not in seen:
@@ -195,6 +201,10 @@ def _type(annotation: Any, constraints: Sequence[Any] = ()) -> str:
     flat = [one for each in constraints for one in (getattr(each, "metadata", None) or [each])]
     signs = [f"{sign} {getattr(one, name)}" for one in flat for name, sign in SIGNS.items() if hasattr(one, name)]
     return " ".join([text, *signs])
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _plain(value: Any) -> str:

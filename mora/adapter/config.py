@@ -13,6 +13,15 @@ import mora
 
 from .card import write_card
 
+UNSCALED = "M's output is added as it is; tune the learning rate instead"
+INSTEAD = dict.fromkeys(("lora_alpha", "mora_alpha", "alpha_pattern", "use_rslora"), UNSCALED) | {  # of LoRA's options
+    "lora_dropout": "use mora_dropout",
+    "dropout": "use mora_dropout",
+    "init_lora_weights": "use init_weights; M = 0 by default",
+    "use_dora": "for DoRA use LoraConfig(use_dora=True)",
+    "rank": "use r",
+}
+
 
 @dataclass
 class MoraConfig(PeftConfig):
@@ -75,41 +84,50 @@ class MoraConfig(PeftConfig):
     target_parameters: InitVar[Any] = None
     ensure_weight_tying: InitVar[Any] = None
 
+    def __new__(cls, *_: Any, **options: Any) -> MoraConfig:
+        for name in options.keys() & INSTEAD.keys():
+            raise TypeError(f"MoraConfig has no {name}: {INSTEAD[name]}")
+        return super().__new__(cls)
+
     def __post_init__(self, target_parameters: Any, ensure_weight_tying: Any) -> None:
         super().__post_init__()
         if target_parameters:
             raise ValueError(
-                f"target_parameters={target_parameters!r}: MoRA adapts linear modules, not bare parameters such as fused "
-                "experts; name modules in target_modules, or use LoRA for these"
+                f"target_parameters={target_parameters!r:.200}: MoRA adapts linear modules, not bare parameters such as "
+                "fused experts; name modules in target_modules, or use LoRA for these"
             )
         if ensure_weight_tying:
             raise ValueError(
-                f"ensure_weight_tying={ensure_weight_tying!r}: MoRA does not adapt embeddings, so there is nothing to tie; "
-                "an adapted head is untied when it is merged"
+                f"ensure_weight_tying={ensure_weight_tying!r:.200}: MoRA does not adapt embeddings, so there is nothing to "
+                "tie; an adapted head is untied when it is merged"
             )
         self.peft_type = PeftType.MORA
         self.mora_version = self.mora_version or mora.__version__
         self._sizes: dict[tuple[int, int], int] = {}  # (in_features, out_features) -> r_hat, where the model has put it
+        for name in ("target_modules", "exclude_modules"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str) and not _are_names(value):
+                raise ValueError(f"{name}={value!r:.200}: expected a list of names, a regular expression or None")
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)
         if isinstance(self.exclude_modules, list):
             self.exclude_modules = set(self.exclude_modules)
         self._check_choices()
         if not isinstance(self.rank_pattern, dict):
-            raise ValueError(f"rank_pattern={self.rank_pattern!r}: expected a dict, module name -> r")
+            raise ValueError(f"rank_pattern={self.rank_pattern!r:.200}: expected a dict, module name -> r")
         for name, r in {"r": self.r, **{f"rank_pattern[{k!r}]": v for k, v in self.rank_pattern.items()}}.items():
             if not isinstance(r, int) or isinstance(r, bool) or r <= 0:
-                raise ValueError(f"{name}={r!r}: expected a positive integer, the rank of the LoRA to match")
+                raise ValueError(f"{name}={r!r:.200}: expected a positive integer, the rank of the LoRA to match")
         if not isinstance(self.mora_dropout, (int, float)) or not 0 <= self.mora_dropout < 1:
-            raise ValueError(f"mora_dropout={self.mora_dropout!r}: expected 0 <= mora_dropout < 1")
+            raise ValueError(f"mora_dropout={self.mora_dropout!r:.200}: expected 0 <= mora_dropout < 1")
         if not isinstance(self.init_weights, bool):  # LoRA's "gaussian" and others would pass for True
             raise ValueError(
-                f"init_weights={self.init_weights!r}: expected True (M = 0) or False (M random, for tests)"
+                f"init_weights={self.init_weights!r:.200}: expected True (M = 0) or False (M random, for tests)"
             )
         if isinstance(self.target_modules, str) and (self.layers_to_transform is not None or self.layers_pattern):
             raise ValueError(
                 f"layers_to_transform and layers_pattern need target_modules as a list of names, got the string "
-                f"{self.target_modules!r}"
+                f"{self.target_modules!r:.200}"
             )
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
@@ -122,4 +140,8 @@ class MoraConfig(PeftConfig):
         for f in fields(self):
             choices = get_args(hints[f.name])
             if choices and all(isinstance(c, str) for c in choices) and getattr(self, f.name) not in choices:
-                raise ValueError(f"{f.name}={getattr(self, f.name)!r}: expected one of {', '.join(choices)}")
+                raise ValueError(f"{f.name}={getattr(self, f.name)!r:.200}: expected one of {', '.join(choices)}")
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, (list, tuple, set)) and all(isinstance(name, str) for name in value)

@@ -14,6 +14,7 @@ from pydantic import (
 from mora.frozen import FrozenModel
 
 RowFormat = Literal["messages", "instruction", "lima", "sharegpt", "openorca", "metamath", "gsm8k", "math", "text"]
+MadeFormat = Literal["messages", "instruction", "metamath", "text"]  # those that data/synthetic.py makes
 HeldOut = Literal["gsm8k", "math", "mmlu", "pubmedqa", "fpb", "headline", "fiqa_sa", "ner", "convfinqa"]
 
 
@@ -33,9 +34,9 @@ class FileSource(FrozenModel):
 
     kind: Literal["files"]
     files: str
-    sha256: str | None
+    sha256: str | None = None
     format: RowFormat
-    max_rows: PositiveInt | None
+    max_rows: PositiveInt | None = None
 
 
 class SyntheticSource(FrozenModel):
@@ -44,7 +45,7 @@ class SyntheticSource(FrozenModel):
     kind: Literal["synthetic"]
     rows: PositiveInt
     seed: int
-    format: RowFormat
+    format: MadeFormat
 
 
 Source = Annotated[HubSource | FileSource | SyntheticSource, Field(discriminator="kind")]

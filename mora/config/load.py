@@ -6,8 +6,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mora.errors import ConfigError
+from mora.errors import ConfigError, short
 
+from . import hints
 from .model_folder import identified
 from .peft_file import with_settings
 from .schema import RunConfig
@@ -23,7 +24,7 @@ def load(values: dict[str, Any]) -> RunConfig:
         config = RunConfig.model_validate(with_settings(values))
         config = config.model_copy(update={"model": identified(config.model)})
     except ValidationError as error:
-        raise ConfigError("; ".join(_describe(e, values) for e in error.errors())) from error
+        raise ConfigError(described(error, values)) from error
     except ValueError as error:  # of the model's folder, or the method's file
         raise ConfigError(str(error)) from error
     if config.lr is None and config.method.trains:
@@ -32,27 +33,35 @@ def load(values: dict[str, Any]) -> RunConfig:
     return config
 
 
+def described(error: ValidationError, values: Any, most: int = 5) -> str:
+    """In a line, every field that is wrong; of many, the first ones."""
+    found = [_describe(e, values) for e in error.errors()]
+    more = [f"{len(found) - most} more fields"] if len(found) > most else []
+    return "; ".join([*found[:most], *more])
+
+
 def _describe(error: Any, values: Any) -> str:
     where = _field(error["loc"], values)
     if not where:
         return error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error" and isinstance(error["input"], dict):  # a section's own check names its fields
         return f"{where}: {error['msg'].removeprefix('Value error, ')}"
-    if error["type"] == "extra_forbidden":
-        return f"{where}: there is no such field"
     if error["type"] == "union_tag_invalid":
-        return f"{where}.kind={error['ctx']['tag']!r}: expected one of {error['ctx']['expected_tags']}"
+        return f"{where}.kind={error['ctx']['tag']!r}: expected {error['ctx']['expected_tags']}"
+    if error["type"] == "extra_forbidden":
+        return f"{where}: there is no such field{hints.field(where)}"
     if error["type"] == "missing":
         return f"{where} is missing"
-    return f"{where}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+    said = error["msg"].removeprefix("Value error, ")
+    return f"{where}={short(repr(error['input']))}: {short(said[0].lower() + said[1:], 500)}"
 
 
 def _field(loc: tuple[Any, ...], values: Any) -> str:
-    """The field as the user writes it: pydantic puts the kind of a section between its name and its fields."""
+    """The field as the user writes it: pydantic puts the kind of a section, and the type it tried, between the names."""
     parts: list[str] = []
     for i, part in enumerate(loc):
         section = values if isinstance(values, dict) else {}
-        if part == section.get("kind") and i < len(loc) - 1:
+        if (part == section.get("kind") and i < len(loc) - 1) or (isinstance(part, str) and "[" in part):
             continue
         parts.append(str(part))
         values = values[part] if isinstance(values, list) else section.get(part)

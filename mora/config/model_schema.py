@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
+from mora.families.base import Targets
 from mora.frozen import FrozenModel
 
 Rank = PositiveInt
@@ -75,8 +76,8 @@ class Model(FrozenModel):
     """r on this model -> the rank on LLaMA-2-7B with that share of the parameters; none: r stands for itself."""
     rank_caps: dict[str, Rank] = {}
     """The highest r of a kind of module, for every method alike: beyond it MoRA's square would not fit."""
-    target_modules: list[str] | Literal["all-linear"] | None = None
-    """Which modules carry adapters, where they are not called as the method has them."""
+    target_modules: Targets | None = None
+    """Which modules carry adapters, where they are not called as the method has them; method.adapter's default then."""
 
     @model_validator(mode="before")
     @classmethod

@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from mora.families import Family, families
+from mora.families.base import Targets
 from mora.families.mora import Groups
 from mora.frozen import FrozenModel
 
@@ -54,6 +55,12 @@ class Train(FrozenModel):
         return math.ceil(self.epochs * samples / self.global_batch_size / self.shorten_by)
 
     @property
+    def length(self) -> str:
+        """The setting that gives it."""
+        given = f"epochs={self.epochs}" if self.max_steps is None else f"max_steps={self.max_steps}"
+        return f"task.train.{given}" + (f", shorten_by={self.shorten_by}" if self.shorten_by > 1 else "")
+
+    @property
     def warmup(self) -> int:
         """Updates until the first peak of the rate: warmup_steps, shortened as the run is."""
         return math.ceil(self.warmup_steps / self.shorten_by)
@@ -62,7 +69,8 @@ class Train(FrozenModel):
     def _one_length(self) -> Train:
         if (self.epochs is None) == (self.max_steps is None):
             raise ValueError(
-                f"epochs={self.epochs} and max_steps={self.max_steps}: give one of them, the other as null"
+                f"epochs={self.epochs} and max_steps={self.max_steps}: give one of them, the other as null: "
+                f"task.train.{'epochs' if self.max_steps else 'max_steps'}=null"
             )
         return self
 
@@ -225,9 +233,9 @@ class RunConfig(FrozenModel):
         if train.warmup >= self.total_steps:
             raise ValueError(
                 f"task.train.warmup_steps={train.warmup_steps}: the run has only {self.total_steps} steps; lower it or "
-                "train longer"
+                f"train longer than {train.length}"
             )
-        _check_restart(self.method, self.total_steps)
+        _check_restart(self.method, self.total_steps, train.length)
 
     @property
     def n_samples(self) -> int | None:
@@ -328,14 +336,12 @@ class RunConfig(FrozenModel):
         return {name: cap for name, cap in self.model.rank_caps.items() if self.r is not None and cap < self.r}
 
     @property
-    def target_modules(self) -> list[str] | str:
-        """What carries adapters: as the model's modules are called, else as the method says; none without an adapter."""
-        if self.method.adapter is None:
-            return []
-        return self.method.adapter.modules(self.model.target_modules)
+    def target_modules(self) -> Targets:
+        """What carries adapters; none without one."""
+        return [] if self.method.adapter is None else self.method.adapter.modules
 
 
-def _check_restart(method: Method, total_steps: int) -> None:
+def _check_restart(method: Method, total_steps: int, length: str) -> None:
     restart = method.restart
     if restart is None:
         return
@@ -346,8 +352,8 @@ def _check_restart(method: Method, total_steps: int) -> None:
     method.adapter.check_restarts(method.name, restart.groups)  # type: ignore[arg-type]
     if restart.every_steps >= total_steps:
         raise ValueError(
-            f"method.restart.every_steps={restart.every_steps}: the run has only {total_steps} steps and would never "
-            "restart; lower it with method.restart.every_steps=N"
+            f"method.restart.every_steps={restart.every_steps}: the run has only {total_steps} steps ({length}) and "
+            "would never restart; lower it with method.restart.every_steps=N"
         )
     if restart.warmup_steps >= restart.every_steps:
         raise ValueError(

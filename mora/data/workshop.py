@@ -17,6 +17,7 @@ from typing import Protocol
 
 from tqdm import tqdm
 
+from . import manifest
 from .records import Record
 from .report import Report
 from .samples import Sample, StoredSamples, write_shard
@@ -104,6 +105,7 @@ class Workshop:
             shard = self.folder / f"{name}-{len(shards):05d}"
             shutil.rmtree(shard, ignore_errors=True)
             write_shard(shard, chunk, self.vocabulary)
+            manifest.write(shard)
             shards.append(shard)
         return shards
 
@@ -155,7 +157,7 @@ class _Job:
 
     @property
     def is_done(self) -> bool:
-        return (self.folder / "report.json").is_file()
+        return (self.folder / "report.json").is_file() and manifest.damage(self.folder) is None
 
 
 _encoder: Encoder | None = None  # of a worker process
@@ -184,6 +186,7 @@ def _work(job: _Job, encoder: Encoder | None = None) -> Path:
     encoded = encode(job.records, job.format)
     write_shard(partial, encoded.samples, job.vocabulary, encoded.families)
     (partial / "report.json").write_text(json.dumps(encoded.report.as_dict()))
+    manifest.write(partial)
     shutil.rmtree(job.folder, ignore_errors=True)
     os.rename(partial, job.folder)
     return job.folder

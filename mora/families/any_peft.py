@@ -38,7 +38,8 @@ class AnyPeft(Family):
         """With the kind of method that the file names."""
         return f"{method}_{self.peft_type.lower()}" if method == "peft" else method
 
-    def modules(self, of_model: Targets | None) -> Targets:
+    @property
+    def modules(self) -> Targets:
         return self.settings.get("target_modules") or "all-linear"
 
     def wrap(self, model: nn.Module, size: Size, seed: int) -> PeftModel:

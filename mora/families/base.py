@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
+
+from pydantic import BeforeValidator
 
 from mora.errors import ConfigError
 from mora.frozen import FrozenModel
@@ -14,7 +16,15 @@ if TYPE_CHECKING:
 
     from mora.restarts.layers import Adapted
 
-Targets = list[str] | str
+
+def _module_names(value: Any) -> Any:
+    names = isinstance(value, list) and value and all(isinstance(name, str) for name in value)
+    if value is not None and value != "all-linear" and not names:
+        raise ValueError("expected all-linear, or names of modules in brackets: [q_proj,v_proj]")
+    return value
+
+
+Targets = Annotated[list[str] | Literal["all-linear"], BeforeValidator(_module_names)]
 
 
 class Size(NamedTuple):
@@ -30,7 +40,7 @@ class Size(NamedTuple):
 class Footprint:
     """What the adapter of one module takes: parameters that train, multiply-adds a token, and what backward needs a token
     beyond what the base keeps: `saved` numbers of its own, and the module's input if `keeps_input`, which all modules that
-    read it keep once. `frozen`: parameters that do not train.
+    read it keep once. `frozen`: parameters that do not train. `ignored`: inputs that can never change the output.
     """
 
     parameters: int
@@ -38,6 +48,7 @@ class Footprint:
     saved: float
     keeps_input: bool
     frozen: int = 0
+    ignored: int = 0
 
 
 class Family(FrozenModel):
@@ -70,9 +81,10 @@ class Family(FrozenModel):
         """Return how run ids call the method."""
         return method
 
-    def modules(self, of_model: Targets | None) -> Targets:
-        """Return what carries adapters: as the model calls it, else the field `target_modules`, else all linear modules."""
-        return of_model or getattr(self, "target_modules", None) or "all-linear"
+    @property
+    def modules(self) -> Targets:
+        """Return what carries adapters: the field `target_modules`, else all linear modules."""
+        return getattr(self, "target_modules", None) or "all-linear"
 
     def search_spaces(self, name: str) -> list[str]:
         """Return keys of a task's search spaces, the first that the task has counts; `name`: the method's own."""
@@ -96,13 +108,14 @@ class Family(FrozenModel):
         """Return the PEFT model of `model`, initialised by torch's global seed and `seed`.
 
         Raises:
-            ConfigError: A target is the name of no linear module, or there is no linear module at all.
+            ConfigError: A target is the name of no linear module, there is no linear module at all, or r exceeds the rank
+                of every module.
         """
         from peft import get_peft_model
 
-        from .tools.targets import check_targets
+        from .tools.targets import check_rank, targeted
 
-        check_targets(model, size.target_modules)
+        check_rank(size.r or 0, targeted(model, size.target_modules))
         adapted = get_peft_model(model, self.peft_config(size))  # type: ignore[arg-type]
         self.after_wrapping(adapted, seed)
         return adapted

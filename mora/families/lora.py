@@ -9,7 +9,7 @@ from pydantic import Field, PositiveFloat
 
 from mora.errors import ConfigError
 
-from .base import Family, Footprint, Size
+from .base import Family, Footprint, Size, Targets
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -24,7 +24,7 @@ class Lora(Family):
     has_known_cost: ClassVar[bool] = True
 
     kind: Literal["lora"]
-    target_modules: list[str]
+    target_modules: Targets
     dropout: Annotated[float, Field(ge=0, lt=1)]
     lora_alpha: PositiveFloat | None
     init: Literal["kaiming", "orthonormal"]

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from mora.sizes import aligned, auto_operator, r_hat_for
 
-from .base import Family, Footprint, Size
+from .base import Family, Footprint, Size, Targets
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -26,7 +26,7 @@ class Mora(Family):
     has_known_cost: ClassVar[bool] = True
 
     kind: Literal["mora"]
-    target_modules: list[str]
+    target_modules: Targets
     dropout: Annotated[float, Field(ge=0, lt=1)]
     operator: Literal["auto", "truncation", "sharing", "decouple", "rotation"]
     groups: Groups
@@ -58,7 +58,8 @@ class Mora(Family):
         compressed = blocks * aligned(r_hat)
         in_place = blocks > 1 and not self.dropout and k == d == compressed == blocks * r_hat
         keeps_x = in_place or compressed >= k
-        return Footprint(r_hat**2, blocks * r_hat**2, 0 if keeps_x else compressed, keeps_x)
+        ignored = 0 if operator == "sharing" else max(k - blocks * r_hat, 0)
+        return Footprint(r_hat**2, blocks * r_hat**2, 0 if keeps_x else compressed, keeps_x, ignored=ignored)
 
     def check_restarts(self, method: str, groups: list[str] | None) -> None:
         if groups and groups[0] != self.groups:

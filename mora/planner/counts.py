@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 from mora.config import ConfigError, RunConfig
 from mora.families.base import Footprint
+from mora.families.mora import Mora
 from mora.models.shapes import Linear, shape_of
 
 TRAINED_HEAD = 8  # FLOPs a weight and token: forward, both gradients, and the logits once more in backward
@@ -46,6 +50,26 @@ def operator_of(config: RunConfig) -> str | None:
     if config.method.adapter is None:
         return None
     return config.method.adapter.operator_for(shape_of(config.model).hidden, config.r or 0)
+
+
+class Square(NamedTuple):
+    """MoRA's M in a model: its side `r_hat` in a module of the model's `width`, and the share of all modules' inputs that
+    can never change an output.
+    """
+
+    r_hat: int
+    width: int
+    ignored: float
+
+
+def square(config: RunConfig) -> Square | None:
+    """None of a method without M. Raises: ValueError where the model's shape is not known without its weights."""
+    if not isinstance(config.method.adapter, Mora):
+        return None
+    width, found = shape_of(config.model).hidden, adapters(config).values()
+    side = math.isqrt(adapter(config, Linear("", width, width, 1), width).parameters)
+    inputs = sum(linear.in_features * linear.count for linear, _ in found)
+    return Square(side, width, sum(own.ignored * linear.count for linear, own in found) / inputs)
 
 
 def trainable(config: RunConfig) -> int:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import yaml
-
+from mora.config.yaml_file import read_yaml
 from mora.frozen import FrozenModel
 
 from . import experiment as experiments
@@ -78,7 +77,7 @@ class Ledger(FrozenModel):
 
 
 def load() -> Ledger:
-    return Ledger.model_validate(yaml.safe_load(CLAIMS.read_text()))
+    return Ledger.model_validate(read_yaml(CLAIMS))
 
 
 def power_of(claim: Claim, table: Sequence[Claim], seeds: int) -> float:

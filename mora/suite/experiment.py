@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -9,10 +10,15 @@ from itertools import product
 from typing import Any, Literal, NamedTuple
 
 import yaml
+from pydantic import ValidationError
 
 from mora.config import ConfigError, RunConfig
 from mora.config.composition import compose
+from mora.config.hints import near
+from mora.config.load import described
 from mora.config.source import ROOT
+from mora.config.yaml_file import read_yaml
+from mora.errors import one_line
 from mora.frozen import FrozenModel
 
 FOLDER = ROOT / "experiments"
@@ -118,10 +124,22 @@ class Experiment(FrozenModel):
 
 
 def load(name: str) -> Experiment:
-    """Raises: FileNotFoundError that lists the experiments there are."""
+    """Raises: FileNotFoundError that lists the experiments there are; ConfigError where its file is not one."""
     if name not in names():
-        raise FileNotFoundError(f"there is no experiment {name!r}; there are {', '.join(names())}")
-    return Experiment.model_validate(yaml.safe_load((FOLDER / f"{name}.yaml").read_text()))
+        raise FileNotFoundError(f"there is no experiment {name!r}; there are {', '.join(names())}{near(name, names())}")
+    try:
+        values = read_yaml(FOLDER / f"{name}.yaml")
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"experiments/{name}.yaml cannot be read: {one_line(error):.300}") from error
+    return checked(name, values)
+
+
+def checked(name: str, values: Any) -> Experiment:
+    """Raises: ConfigError with every field that is wrong."""
+    try:
+        return Experiment.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"experiments/{name}.yaml: {described(error, values)}") from error
 
 
 def names() -> list[str]:
@@ -130,7 +148,7 @@ def names() -> list[str]:
 
 @lru_cache
 def paper_tables() -> dict[str, Any]:
-    return yaml.safe_load(PAPER.read_text())
+    return read_yaml(PAPER)
 
 
 def grids(experiment: Experiment, scale: Scale, seeds: list[int] | None = None) -> list[list[CellSpec]]:
@@ -151,13 +169,28 @@ def only(found: list[CellSpec], filters: list[str]) -> list[CellSpec]:
     """
     for text in filters:
         key, _, values = text.partition("=")
-        if key not in FILTERS:
+        if key not in FILTERS or not values:
             raise ConfigError(f"--only {text}: expected {', '.join(f'{known}=VALUE,...' for known in FILTERS)}")
+        if "=" in values:
+            raise ConfigError(f"--only {text}: conditions stand apart: --only {' '.join(_apart(text))}")
         there = {str(has): None for grid in found if (has := FILTERS[key](grid)) is not None}
         if unknown := [value for value in values.split(",") if value not in there]:
-            raise ConfigError(f"--only {text}: no cell has {key}={unknown[0]}; there are {', '.join(there)}")
+            hint = _stands_for(found, unknown[0]) if key == "r" else near(unknown[0], list(there))
+            raise ConfigError(f"--only {text}: no cell has {key}={unknown[0]}; there are {', '.join(there)}{hint}")
     chosen = [(FILTERS[key], values.split(",")) for key, _, values in (text.partition("=") for text in filters)]
     return [grid for grid in found if all(str(value(grid)) in values for value, values in chosen)]
+
+
+def _apart(text: str) -> list[str]:
+    """task=uuid,c4,method=lora -> task=uuid,c4 and method=lora."""
+    return re.split(rf",(?=(?:{'|'.join(FILTERS)})=)", text)
+
+
+def _stands_for(found: list[CellSpec], r: str) -> str:
+    """Which rank of these cells stands for that one of the paper's."""
+    ranks = {(own, str(cell.config.model.stands_for(int(own)))) for cell in found if (own := FILTERS["r"](cell))}
+    ours = sorted((str(own) for own, paper in ranks if paper == r), key=int)
+    return f"; the paper's r={r} is r={ours[0]} here" if ours else ""
 
 
 class Candidate(NamedTuple):
@@ -261,5 +294,5 @@ def method_sweep(method: str) -> dict[str, list[str]]:
     path = SWEEPS / f"{method}.yaml"
     if not path.is_file():
         return {}
-    values = yaml.safe_load(path.read_text())
+    values = read_yaml(path)
     return {key: str(value).split(",") for key, value in values.items() if key not in ("defaults", "lr")}

@@ -25,7 +25,7 @@ FLOORS = (
     ("results",),
     ("train", "planner"),
     ("suite",),
-    ("analysis", "bench", "checks", "command"),  # instruments
+    ("analysis", "bench", "checks", "command", "faults"),  # instruments
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 OF_THE_WHEEL = {"sizes", "adapter", "restarts", "mora"}
@@ -101,7 +101,7 @@ def test_an_arrow_back_is_seen(line, tmp_path):
 @pytest.mark.parametrize(
     ("module", "without"),
     [
-        ("mora.train.worker", ("hydra", "omegaconf")),
+        ("mora.train.worker", ("hydra",)),
         ("mora.suite.__main__", ("torch", "transformers", "peft")),
         ("mora.planner.cost", ("torch", "transformers", "peft")),
         ("run", ("torch", "transformers", "peft")),

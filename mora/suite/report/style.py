@@ -90,14 +90,19 @@ def inline(figure: Figure, name: str, label: str) -> str:
 
 
 def printed(figure: Figure, stem: Path) -> None:
-    """Writes `stem`.pdf, with its fonts, and `stem`.svg, with letters as outlines. Closes the figure."""
+    """Writes `stem`.svg, with letters as outlines, and `stem`.pdf, with its fonts; neither where the first is there and
+    equal, for embedding fonts takes as long as all else. Closes the figure."""
     _settle(figure)
     stem.parent.mkdir(parents=True, exist_ok=True)
-    pdf, out = io.BytesIO(), io.StringIO()
-    FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None})
-    replace_file(stem.with_suffix(".pdf"), pdf.getvalue())
+    shown, pdf = stem.with_suffix(".svg"), stem.with_suffix(".pdf")
+    out = io.StringIO()
     FigureCanvasSVG(figure).print_svg(out, metadata=UNDATED)
-    replace_file(stem.with_suffix(".svg"), svg.shortened(out.getvalue()))
+    drawn = svg.shortened(out.getvalue())
+    if not (pdf.is_file() and shown.is_file() and shown.read_text() == drawn):
+        embedded = io.BytesIO()
+        FigureCanvasPdf(figure).print_pdf(embedded, metadata={"CreationDate": None, "Creator": None, "Producer": None})
+        replace_file(pdf, embedded.getvalue())
+        replace_file(shown, drawn)
     plt.close(figure)
 
 

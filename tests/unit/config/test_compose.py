@@ -39,8 +39,8 @@ from mora.config.source import CONFIG_DIR, ROOT
             "method.adapter.operator='twist': input should be",
         ),
         (
-            ["task=tulu2", "method=mora", "r=8", "task.data.corpus.sources=[{kind: files, files: a, format: x}]"],
-            "task.data.corpus.sources.0.sha256 is missing; task.data.corpus.sources.0.format='x': input should",
+            ["task=tulu2", "method=mora", "r=8", "task.data.corpus.sources=[{kind: files, format: x}]"],
+            "task.data.corpus.sources.0.files is missing; task.data.corpus.sources.0.format='x': input should",
         ),
         (["task=uuid", "method=mora", "r=8", "hardware.micro_batch_size=7"], "is not divisible by"),
         (["task=uuid", "method=mora", "r=8", "hardware=cpu2", "hardware.micro_batch_size=8"], "=8 x 2 ranks: choose"),
@@ -315,10 +315,10 @@ def test_what_was_meant_is_named(overrides, meant):
     [
         (["--task", "uuid", "--r", "8"], "--task: settings have no dashes: task=VALUE"),
         (["task=uuid", "--learning_rate=1e-4"], "--learning_rate=1e-4: settings have no dashes: lr=1e-4"),
-        (["-m", "task=uuid", "method=lora,", "mora"], "'mora': expected KEY=VALUE; a list has no blanks"),
+        (["-m", "task=uuid", "method=lora,", "mora"], "'method=lora,' ends in a comma: a list has no blanks: "),
         (
             ["task=uuid", "method=mora", "r=8", "task.data.pairs=[{kind:"],
-            "put a setting with braces, brackets or blanks ",
+            "task.data.pairs=[{kind:: cannot be read (no viable alternative at input '[{kind:'): brackets, braces and ",
         ),
     ],
 )

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mora.adapter import MoraConfig, gather, operators
+from mora.adapter.layer import MoraLayer
 from mora.config import compose
 from mora.methods import parameter_table, prepare
 from mora.models import shapes
@@ -56,6 +57,27 @@ def test_the_large_models_are_right_without_their_weights(name, r):
         adapted = get_peft_model(model, MoraConfig(r=r, operator="auto", target_modules="all-linear"))
     assert counts.trainable(config) == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     assert counts.operator_of(config) == adapted.peft_config["default"].operator == auto_operator(width, r)
+
+
+@pytest.mark.parametrize("operator", sorted(operators.OPERATORS))
+@pytest.mark.parametrize("overflow", ["drop", "fold"])
+def test_the_square_and_the_inputs_that_it_ignores_are_the_adapters(operator, overflow):
+    """SmolLM2 has modules that are wider, narrower and as wide as their inputs."""
+    chosen = [f"method.adapter.operator={operator}", f"method.adapter.overflow={overflow}"]
+    config = paper("mora", "r=8", "model=smollm2_135m", *chosen)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**config.model.shape))
+        settings = MoraConfig(r=8, operator=operator, overflow=overflow, target_modules="all-linear")
+        layers = [m for m in get_peft_model(model, settings).modules() if isinstance(m, MoraLayer)]
+    made = [layer.operator["default"] for layer in layers]
+    found = counts.square(config)
+    ignored = sum(op.ignored_inputs() for op in made) / sum(op.in_features for op in made)
+    assert found == (made[0].r_hat, made[0].in_features, pytest.approx(ignored))
+    assert (ignored > 0) == (operator == "truncation" or (operator != "sharing" and overflow == "drop"))
+
+
+def test_another_method_has_no_square():
+    assert counts.square(paper("lora", "r=8")) is None
 
 
 SHAPED = [("fft", []), ("lora", []), ("mora", ["operator=sharing"]), ("mora", ["operator=decouple"])]
