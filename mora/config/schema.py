@@ -31,21 +31,21 @@ class Train(FrozenModel):
     whole schedule in less time, as searches run it; `stop_step` ends the long one early.
     """
 
-    global_batch_size: PositiveInt
-    epochs: PositiveInt | None
-    max_steps: PositiveInt | None
-    shorten_by: PositiveInt = 1
-    stop_step: PositiveInt | None
-    schedule: Literal["linear", "cosine", "constant"]
-    warmup_steps: NonNegativeInt
-    min_lr_ratio: Annotated[float, Field(ge=0, le=1)]
-    weight_decay: NonNegativeFloat
-    adam_beta1: Annotated[float, Field(ge=0, lt=1)]
-    adam_beta2: Annotated[float, Field(ge=0, lt=1)]
-    adam_eps: PositiveFloat
-    max_grad_norm: PositiveFloat
-    log_every_steps: PositiveInt
-    checkpoint_every_steps: PositiveInt
+    global_batch_size: PositiveInt  # sequences per update
+    epochs: PositiveInt | None  # passes over the data; null if max_steps says the length
+    max_steps: PositiveInt | None  # updates; null if epochs says the length
+    shorten_by: PositiveInt = 1  # divides length and warm-up, so that a search runs a whole schedule
+    stop_step: PositiveInt | None  # ends the run early without changing the schedule
+    schedule: Literal["linear", "cosine", "constant"]  # of the learning rate after warm-up
+    warmup_steps: NonNegativeInt  # updates until the learning rate reaches its peak
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)]  # last learning rate over the peak
+    weight_decay: NonNegativeFloat  # AdamW's
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)]  # AdamW's
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)]  # AdamW's
+    adam_eps: PositiveFloat  # AdamW's
+    max_grad_norm: PositiveFloat  # gradients are clipped to this norm
+    log_every_steps: PositiveInt  # how often the log is written; every step is in it
+    checkpoint_every_steps: PositiveInt  # updates between checkpoints
 
     def total_steps(self, samples: int) -> int:
         """Optimizer updates of the whole schedule: max_steps, or the epochs laid end to end in batches of equal size."""
@@ -77,9 +77,9 @@ class Train(FrozenModel):
 
 class Evaluation(FrozenModel):
     tasks: list[str]
-    at_steps: list[PositiveInt]
-    batch_size: PositiveInt
-    loss_every_steps: PositiveInt
+    at_steps: list[PositiveInt]  # updates after which the tasks are scored, besides the last
+    batch_size: PositiveInt  # documents scored at once
+    loss_every_steps: PositiveInt  # updates between measurements of the loss
 
 
 LrGrid = list[PositiveFloat] | dict[Rank, list[PositiveFloat]]
@@ -114,12 +114,12 @@ class Restart(FrozenModel):
     under DeepSpeed.
     """
 
-    every_steps: PositiveInt
-    warmup_steps: NonNegativeInt
-    schedule: Literal["jagged", "official_hf"]
-    groups: Annotated[list[Groups], Field(min_length=1)] | None
-    merge_rounding: Literal["nearest", "stochastic"]
-    stale_masters: bool
+    every_steps: PositiveInt  # updates between restarts
+    warmup_steps: NonNegativeInt  # updates in which the learning rate climbs back
+    schedule: Literal["jagged", "official_hf"]  # jagged: the schedule continues; official_hf: a new cosine
+    groups: Annotated[list[Groups], Field(min_length=1)] | None  # kinds that a sharing operator goes through
+    merge_rounding: Literal["nearest", "stochastic"]  # from the exact sum to the dtype of the base
+    stale_masters: bool  # leave the optimizer's copy as it was: the official bug
 
 
 class Method(FrozenModel):
@@ -149,8 +149,8 @@ class Method(FrozenModel):
 
 class Scale(FrozenModel):
     name: Literal["smoke", "lite", "mid", "paper"]
-    precision: Literal["fp32", "bf16"]
-    results_dir: str
+    precision: Literal["fp32", "bf16"]  # of weights and compute; what trains has fp32 masters
+    results_dir: str  # folder of the result JSON
 
 
 class Hardware(FrozenModel):
@@ -164,16 +164,16 @@ class Hardware(FrozenModel):
     """
 
     name: str
-    device: Literal["auto", "cpu", "cuda"]
-    cuda_graphs: bool
-    micro_batch_size: PositiveInt | None
-    micro_batch_tokens: PositiveInt | None = None
-    gradient_checkpointing: bool = False
-    processes: PositiveInt = 1
-    nodes: PositiveInt = 1
-    parallel: Literal["auto", "none", "ddp", "zero1", "zero2", "zero3"] = "auto"
-    offload: bool = False
-    rendezvous: str | None = None
+    device: Literal["auto", "cpu", "cuda"]  # auto: the first GPU, or the CPU if there is none
+    cuda_graphs: bool  # capture steps of a shape that recurs as one CUDA graph
+    micro_batch_size: PositiveInt | None  # sequences of one rank in one pass; null: its whole share
+    micro_batch_tokens: PositiveInt | None = None  # instead: most padded tokens of a pass
+    gradient_checkpointing: bool = False  # compute layers again in backward: less memory, more time
+    processes: PositiveInt = 1  # of one node
+    nodes: PositiveInt = 1  # how many machines
+    parallel: Literal["auto", "none", "ddp", "zero1", "zero2", "zero3"] = "auto"  # how ranks share the work
+    offload: bool = False  # ZeRO's optimizer, and at stage 3 the weights, on the CPU
+    rendezvous: str | None = None  # host:port of the first node; slurm: the first of the job
 
     @property
     def world_size(self) -> int:
