@@ -84,7 +84,8 @@ ifndef READY
 endif
 
 demo: $(READY) ## memorise UUIDs with a tiny model on a CPU, in minutes: Table 2 and Figures 2 and 3 at SCALE=smoke
-	$(NO_SCALE)$(SUITE) table2 figure2 figure3 --scale smoke --jobs 2 $(PLANNED)
+	$(NO_SCALE)$(if $(PLANNED),,@echo "Minutes on a CPU; its own small report will be in outputs/smoke/report/index.html")
+	$(SUITE) table2 figure2 figure3 --scale smoke --jobs 2 $(PLANNED)
 	$(if $(PLANNED),,$(SUITE).report --scale smoke)
 
 data: $(READY) ## prepare the training data of TASK at SCALE and describe them

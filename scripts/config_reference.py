@@ -35,9 +35,9 @@ official code, or us. Scales other than paper change some of them: [Deviations](
 """
 SCALES = """# What the scales change
 
-Generated from the files of `configs/` when this site is built. Each table holds what a scale sets for a task beyond the
-task's own file, which is scale paper: [configuration reference](configuration.md). Scale mid builds on lite if its file says
-so."""
+Generated from the folders of `configs/task/` when this site is built. Each table holds what a scale sets for a task beyond
+the task's own file, which is scale paper: [configuration reference](configuration.md). Scale mid builds on lite if its file
+says so."""
 GROUPS: dict[str, type[BaseModel]] = {
     "task": schema.Task,
     "method": schema.Method,
@@ -87,21 +87,13 @@ def page() -> str:
 def scales_page() -> str:
     """Return the page of what each scale but paper changes in each task, as Markdown."""
     lines = [SCALES]
-    for task, scale, file in sorted(_at_scales()):
+    for file in sorted((CONFIG_DIR / "task").glob("*/*.yaml")):
+        scale, task = file.stem, file.parent.name
         lines += ["", f"## {task} at scale {scale}", "", "| field | value | source |", "|---|---|---|"]
         for setting in provenance.settings(file):
             cells = (f"`{setting.path}`", f"`{_plain(setting.value)}`", setting.source)
             lines.append(f"| {' | '.join(map(_cell, cells))} |")
     return "\n".join(lines) + "\n"
-
-
-def _at_scales() -> Iterator[tuple[str, str, Path]]:
-    """Task, scale and file of what a scale changes."""
-    for file in CONFIG_DIR.glob("task/*/*.yaml"):
-        yield file.parent.name, file.stem, file
-    for file in CONFIG_DIR.glob("overlay/*.yaml"):
-        scale, _, task = file.stem.partition("_")
-        yield task, scale, file
 
 
 def _files(group: str) -> list[Path]:

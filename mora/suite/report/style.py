@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from contextlib import AbstractContextManager
 from html import escape
@@ -59,6 +60,13 @@ def looks(methods: dict[str, str]) -> dict[str, Look]:
         colour = METHODS.get(method, COLOURS[6])
         found[label] = Look(colour, DASHES[i % len(DASHES)], MARKERS[i % len(MARKERS)])
     return found
+
+
+def legend_below(figure: Figure, handles: list[Any], labels: list[str], columns: int, size: int = 8) -> None:
+    """Below the panels, which keep their height."""
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + 0.0225 * size * math.ceil(len(labels) / columns))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=size)
 
 
 def on_screen() -> AbstractContextManager[None]:

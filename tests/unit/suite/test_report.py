@@ -18,6 +18,7 @@ from mora.results import ResultStore
 from mora.suite.report import decisions, findings, headline, pack, pictures, svg
 from mora.suite.report.gather import Gathered, Point
 from mora.suite.report.site import ASSETS, PAGES, Site
+from mora.suite.report.style import COLUMN
 
 VOID = {"meta", "link", "br", "input", "hr", "img"}
 
@@ -159,6 +160,17 @@ def test_paths_are_the_same_in_fewer_letters() -> None:
 def test_what_is_packed_comes_out() -> None:
     given = {"a": '<p>\u00b1 "1"</p>', "b": ""}
     assert pack.texts(pack.script(given)) == given
+
+
+def test_figures_for_print_are_a_column_wide_with_fonts_that_a_printer_can_take(site: Path) -> None:
+    found = {path.stem: path.read_bytes() for path in (site / "files").glob("*.pdf") if path.stem != "claims"}
+    assert {"figure2-lite", "figure3-lite", "figure4-lite", "figure5-lite", "memory-lite"} <= set(found)
+    for name, pdf in found.items():
+        width = float(re.search(rb"/MediaBox \[ ?0 0 ([\d.]+)", pdf)[1])  # type: ignore[index]
+        assert width == pytest.approx(72 * COLUMN), name
+        assert b"/FontFile2" in pdf, name
+        assert b"/Type3" not in pdf, name
+        assert f'width="{72 * COLUMN:g}pt"' in (site / f"files/{name}.svg").read_text()
 
 
 def test_a_damaged_result_is_named_and_stops_nothing(tmp_path: Path) -> None:
