@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from mora.config.run_id import run_id
-from mora.config.schema import PeftAdapter, RunConfig
+from mora.config.schema import RunConfig
 from mora.config.source import of_this_process
 from mora.errors import ConfigError, DamagedFileError
 
@@ -240,13 +240,8 @@ def _resume(folder: Path, engine: Engine, restarts: Restarts, config: RunConfig)
 
 def _dropout(config: RunConfig) -> str | None:
     """The method's setting that drops something at random; None where nothing does."""
-    adapter = config.method.adapter
-    if adapter is None:
-        return None
-    settings = adapter.settings if isinstance(adapter, PeftAdapter) else {"dropout": adapter.dropout}
-    return next(
-        (f"method.adapter.{name}={value}" for name, value in settings.items() if "dropout" in name and value), None
-    )
+    found = config.method.adapter.dropouts if config.method.adapter else {}
+    return next((f"method.adapter.{name}={value}" for name, value in found.items()), None)
 
 
 class _StopSignal:
