@@ -85,7 +85,8 @@ ifndef READY
 endif
 
 demo: $(READY) ## memorise UUIDs with a tiny model on a CPU, in minutes: Table 2 and Figures 2 and 3 at SCALE=smoke
-	$(NO_SCALE)$(SUITE) table2 figure2 figure3 --scale smoke --jobs 2 $(PLANNED)
+	$(NO_SCALE)$(if $(PLANNED),,@echo "Minutes on a CPU; its own small report will be in outputs/smoke/report/index.html")
+	$(SUITE) table2 figure2 figure3 --scale smoke --jobs 2 $(PLANNED)
 	$(if $(PLANNED),,$(SUITE).report --scale smoke)
 
 data: $(READY) ## prepare the training data of TASK at SCALE and describe them
@@ -146,7 +147,6 @@ scores: $(READY) ## score the untuned model of scale lite on the tasks of Table 
 
 render: $(READY) ## write results/ anew from the measured JSON, and docs/DEVIATIONS.md from configs/
 	$(SUITE) --render
-	$(PY) -m mora.config.provenance
 
 report: $(READY) ## write everything measured as pages: results/report/index.html (SCALE=: one scale only)
 	$(SUITE).report $(if $(filter file,$(origin SCALE)),,--scale $(SCALE))

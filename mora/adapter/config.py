@@ -13,6 +13,15 @@ import mora
 
 from .card import write_card
 
+UNSCALED = "M's output is added as it is; tune the learning rate instead"
+INSTEAD = dict.fromkeys(("lora_alpha", "mora_alpha", "alpha_pattern", "use_rslora"), UNSCALED) | {  # of LoRA's options
+    "lora_dropout": "use mora_dropout",
+    "dropout": "use mora_dropout",
+    "init_lora_weights": "use init_weights; M = 0 by default",
+    "use_dora": "for DoRA use LoraConfig(use_dora=True)",
+    "rank": "use r",
+}
+
 
 @dataclass
 class MoraConfig(PeftConfig):
@@ -74,6 +83,11 @@ class MoraConfig(PeftConfig):
     mora_version: str | None = None
     target_parameters: InitVar[Any] = None
     ensure_weight_tying: InitVar[Any] = None
+
+    def __new__(cls, *_: Any, **options: Any) -> MoraConfig:
+        for name in options.keys() & INSTEAD.keys():
+            raise TypeError(f"MoraConfig has no {name}: {INSTEAD[name]}")
+        return super().__new__(cls)
 
     def __post_init__(self, target_parameters: Any, ensure_weight_tying: Any) -> None:
         super().__post_init__()

@@ -11,12 +11,13 @@ import argparse
 from pathlib import Path
 
 from mora.config.arguments import device
+from mora.models.arguments import model
 
 
 def parse(arguments: list[str] | None = None, prog: str = "python -m mora.analysis.spectrum") -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
-    parser.add_argument("base", nargs="?", help="what training started from")
-    parser.add_argument("tuned", nargs="?", help="what it ended with")
+    parser.add_argument("base", nargs="?", type=model, help="what training started from")
+    parser.add_argument("tuned", nargs="?", type=model, help="what it ended with")
     parser.add_argument("--run", type=Path, help="a run's folder instead of both")
     parser.add_argument("--out", type=Path, help="also write every module's measures to this JSON file")
     parser.add_argument("--device", type=device, help="default: cuda where there is one")

@@ -7,6 +7,7 @@ import sys
 
 from mora.config.arguments import device, positive_int
 from mora.errors import ConfigError, MoraError
+from mora.models.known import named, refused
 
 from . import trained
 
@@ -23,6 +24,8 @@ def parse(arguments: list[str] | None = None, prog: str = "mora generate") -> ar
     parser.add_argument("--precision", choices=["bf16", "fp32"], help="default: bf16 on a GPU, fp32 on a CPU")
     parser.add_argument("--device", type=device, help="default: cuda where there is one")
     options = parser.parse_args(arguments)
+    if "" in options.prompt:
+        parser.error("prompt '': expected a text")
     if options.temperature < 0:
         parser.error(f"--temperature {options.temperature}: expected 0 or more")
     return options
@@ -46,6 +49,8 @@ def answers(options: argparse.Namespace) -> list[str]:
     Raises: ConfigError where the model cannot be loaded, or a prompt is empty.
     """
     found = trained.find(options.run)
+    if found is None and named(options.run) is None and (reason := refused(options.run)):
+        raise trained.unknown(options.run) if reason.endswith("model") else ConfigError(reason)
     import torch
 
     from mora.models.load import load_any

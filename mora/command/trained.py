@@ -11,6 +11,8 @@ import yaml
 from mora.errors import ConfigError
 from mora.io import output_dir
 
+PARTS = {"model": "config.json", "adapter": "adapter_config.json"}  # of a run's folder
+
 
 def find(name: str) -> Path | None:
     """The folder of a model or adapter: of a run, by its id or folder, or that folder itself; None of what is none of these.
@@ -20,7 +22,7 @@ def find(name: str) -> Path | None:
     """
     for folder in (output_dir() / name, Path(name)):
         if (folder / "config.yaml").is_file():
-            left = [folder / part for part in ("model", "adapter") if (folder / part).is_dir()]
+            left = [folder / part for part, file in PARTS.items() if (folder / part / file).is_file()]
             if not left:
                 raise ConfigError(
                     f"{folder} holds neither adapter/ nor model/: the run has not ended, or trained nothing"

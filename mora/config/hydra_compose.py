@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from difflib import get_close_matches
 from functools import cache
 from typing import Any
 
@@ -19,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mora.errors import ConfigError, MoraError, one_line, short
 
+from . import hints, resolvers  # noqa: F401  (the second registers what configs/ refer to)
 from .load import load
 from .schema import RunConfig
 from .source import CONFIG_DIR
@@ -34,22 +34,11 @@ def _lr_grid(*, _root_: DictConfig) -> str:
     values: Any = OmegaConf.to_container(OmegaConf.masked_copy(_root_, list(RunConfig.model_fields)), resolve=True)
     try:
         return ",".join(f"{lr:g}" for lr in load(values).lr_grid()) or "null"
-    except MoraError:
+    except ConfigError:
         return "null"
 
 
 OmegaConf.register_new_resolver("lr_grid", _lr_grid, replace=True)
-
-
-def _restart_warmup(every_steps: Any) -> int:
-    """${restart_warmup:N} of configs/method/: 50 steps, as the paper, but at most its largest share of an interval, 5 %.
-
-    Of what is no number of steps 0: the check of every_steps says what is wrong.
-    """
-    return min(50, every_steps // 20) if isinstance(every_steps, int) else 0
-
-
-OmegaConf.register_new_resolver("restart_warmup", _restart_warmup, replace=True)
 
 
 def check_sweep(arguments: Sequence[str]) -> None:
@@ -64,7 +53,7 @@ def check_sweep(arguments: Sequence[str]) -> None:
     several = bool({"-m", "--multirun"} & {*arguments}) or "hardware=slurm" in arguments
     if rates and not several:
         raise ConfigError("sweep= without -m would be one run: python run.py -m sweep=... for all of its runs")
-    overrides = [_parsed(text) for text in arguments if text.startswith("~") or ("=" in text and text[0] != "-")]
+    overrides = [parse_override(text) for text in arguments if text.startswith("~") or ("=" in text and text[0] != "-")]
     for override in overrides:
         if rates and override.key_or_group in OF_ONE_GRID and override.is_sweep_override():
             raise ConfigError(
@@ -81,30 +70,66 @@ def check_sweep(arguments: Sequence[str]) -> None:
             compose(run)
 
 
+# Hydra's options that take a value from the next argument.
+OPTIONS_WITH_VALUE = {
+    "-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir", "-i", "--info",
+}  # fmt: skip
+
+
 def _check_form(arguments: Sequence[str]) -> None:
-    """Raises: ConfigError for a setting with dashes, as other programs have it, or one that a blank has cut in two."""
-    for before, argument in zip(("", *arguments), arguments, strict=False):
+    """What Hydra's grammar would refuse in its own words. Raises: ConfigError for a setting with dashes, as other programs
+    have it, one that a blank has cut in two, or one without its end; where neither task nor method is given."""
+    before = ""
+    for argument in arguments:
+        name, equals, value = argument.lstrip("-").partition("=")
         if argument.startswith("--exp"):  # argparse takes a beginning for the whole
             raise ConfigError("--experimental-rerun would run what a pickle says; give the settings themselves")
-        name, _, value = argument.lstrip("-").partition("=")
-        if argument.startswith("--") and (name in RunConfig.model_fields or name in MEANT):
-            raise ConfigError(f"{short(argument)}: settings have no dashes: {MEANT.get(name, name)}={value or 'VALUE'}")
-        key = argument.partition("=")[0] if "=" in argument or argument.startswith("~") else ""
-        if not argument.startswith("-") and not key.strip("+~ ") and not before.startswith("-"):
-            raise ConfigError(f"{short(repr(argument))}: expected KEY=VALUE; a list has no blanks: method=lora,mora")
+        if argument.startswith("-"):
+            if argument.startswith("--") and (name in RunConfig.model_fields or name in hints.ALSO_CALLED):
+                name = hints.ALSO_CALLED.get(name, name)
+                raise ConfigError(f"{short(argument)}: settings have no dashes: {name}={value or 'VALUE'}")
+        elif not name.strip("+~ ") or (
+            not equals and not argument.startswith("~") and before not in OPTIONS_WITH_VALUE
+        ):
+            if before.startswith("-"):
+                raise ConfigError(
+                    f"{before} {short(argument)}: settings have no dashes: {before.lstrip('-')}={short(argument)}"
+                )
+            raise ConfigError(f"{short(repr(argument))}: expected KEY=VALUE; {_blank(before)}")
+        elif equals and value.endswith(","):
+            raise ConfigError(f"{short(repr(argument))} ends in a comma: {_blank('')}")
+        elif equals and not argument.startswith("hydra"):
+            parse_override(argument)
+        before = argument
+    if "--resolve" in arguments and not {"--cfg", "-c"} & {*arguments}:
+        raise ConfigError("--resolve: expected with --cfg job alone; a setting r is r=8, without dashes")
+    given = {argument.lstrip("+").split("=")[0] for argument in arguments}
+    if not {"task", "method"} & given and not any(argument.startswith("-") for argument in arguments):
+        raise ConfigError("task and method are missing: python run.py task=uuid method=mora r=8; --help lists both")
 
 
-def _parsed(argument: str) -> Override:
+def _blank(before: str) -> str:
+    if any(before.count(begin) > before.count(end) for begin, end in ("[]", "{}")):
+        return "a setting with braces, brackets or blanks stands between quotes: 'KEY=[A, B]'"
+    return "a list has no blanks: method=lora,mora"
+
+
+def parse_override(argument: str) -> Override:
     """Raises: ConfigError for what Hydra's grammar has not, or a group's choice that is no name."""
     try:
         (override,) = OverridesParser.create().parse_overrides([argument])
         value = override.value()
     except (HydraException, ValueError, RecursionError) as error:  # of Hydra; a number of thousands of digits; brackets
-        raise ConfigError(f"{short(argument)}: {one_line(error)}") from error
-    chooses = override.key_or_group in _groups() and not override.is_sweep_override()
+        said = one_line(str(error).split("See https://hydra.cc/docs/")[0])
+        raise ConfigError(
+            f"{short(argument)}: cannot be read ({said:.80}): brackets, braces and quotes that open must close, and the "
+            "whole setting stands between quotes: 'KEY=[A, B]'"
+        ) from error
+    group = override.key_or_group
     names = value if isinstance(value, list) else [value]
-    if chooses and not all(isinstance(name, (str, QuotedString, type(None))) for name in names):
-        raise ConfigError(f"{short(argument)}: expected the name of a file in configs/{override.key_or_group}")
+    named = override.is_sweep_override() or all(isinstance(name, (str, QuotedString, type(None))) for name in names)
+    if group in _groups() and not override.is_delete() and not named:
+        raise ConfigError(f"{short(argument)}: expected a name; there are {', '.join(hints.choices(group))}")
     return override
 
 
@@ -119,7 +144,7 @@ def compose(overrides: Sequence[str]) -> RunConfig:
     Raises: ConfigError.
     """
     for text in overrides:
-        _parsed(text)
+        parse_override(text)
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
@@ -142,36 +167,19 @@ def validate(composed: DictConfig) -> RunConfig:
 
 def hydra_line(error: Exception) -> str:
     """Return what Hydra or OmegaConf says as one line that helps: the field or choice, and what was meant."""
+    if isinstance(error, MoraError):
+        return str(error)
     text, *_ = str(error).split("Config search path:")  # Hydra's, and no help
-    text = re.sub(r"\.\s*To append to your config use \S+", ": there is no such field", text)  # none can be added
-    text, grammar, _ = text.partition("See https://hydra.cc/docs/")
-    text = short(text, 1000)
-    hint = "; put a setting with braces, brackets or blanks between quotes: 'KEY=[A, B]'" if grammar else ""
-    return " ".join(text.split()) + _meant(text) + hint
-
-
-MEANT = {  # what other programs call it
-    "rank": "r",
-    "lora_r": "r",
-    "learning_rate": "lr",
-    "epochs": "task.train.epochs",
-    "num_train_epochs": "task.train.epochs",
-    "max_steps": "task.train.max_steps (with task.train.epochs=null)",
-    "batch_size": "task.train.global_batch_size",
-    "per_device_train_batch_size": "hardware.micro_batch_size",
-    "lora_alpha": "method.adapter.lora_alpha",
-    "target_modules": "method.adapter.target_modules",
-}
+    text = re.sub(r"\.\s*To append to your config use .*", ": there is no such field", text)  # none can be added
+    text = short(text.removeprefix("In 'config': "), 1000)
+    if several := re.match(r"Ambiguous value for argument '(.*?)'\s*1\.", text):
+        return f"{several[1]}: several values are several runs: python run.py -m ...; a list is KEY=[A,B]"
+    return one_line(text) + _meant(text)
 
 
 def _meant(text: str) -> str:
-    """`; did you mean ...`, of a group's choice or a field that does not exist; else nothing."""
-    if choice := re.search(r"Could not find '(\w+)/([^']*)'", text):
-        group, wanted = choice.groups()
-        names = [path.stem for path in (CONFIG_DIR / group).glob("*.yaml")]
-        by_part = [name for name in names if wanted and name.startswith(wanted.lower())]
-        near = by_part or get_close_matches(wanted.lower(), names, 1, 0.5)
-        return f"; did you mean {group}={near[0]}?" if near else ""
-    if (field := re.search(r"Could not override '([\w.]+)'", text)) and field[1].split(".")[-1] in MEANT:
-        return f"; did you mean {MEANT[field[1].split('.')[-1]]}?"
+    if found := re.search(r"Could not find '(\w+)/([^']*)'", text):
+        return hints.choice(*found.groups())
+    if found := re.search(r"Could not override '([\w.]+)'", text):
+        return hints.field(found[1])
     return ""

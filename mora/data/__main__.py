@@ -26,10 +26,12 @@ def parse(arguments: list[str] | None = None, prog: str = "python -m mora.data")
 
 def main(arguments: list[str] | None = None) -> int:
     args = parse(arguments)
-    from mora.models.tokenizers import load_tokenizer  # torch, which an answer about the arguments does not wait for
-
     try:
         config = compose([f"task={args.task}", f"scale={args.scale}", "method=none", *args.overrides])
+        from mora.models.tokenizers import (
+            load_tokenizer,
+        )  # torch, which an answer about the arguments does not wait for
+
         data = load(config, load_tokenizer(config.model), args.workers)
     except (MoraError, OSError) as error:
         print(f"mora.data: {error}", file=sys.stderr)

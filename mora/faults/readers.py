@@ -17,7 +17,6 @@ from mora import results
 from mora.adapter import MoraConfig
 from mora.config.data_schema import RowFormat, SyntheticSource
 from mora.config.peft_file import NAME, with_settings
-from mora.config.schema import PeftAdapter
 from mora.config.source import ROOT
 from mora.data import synthetic as made_up
 from mora.data.files import read_rows
@@ -29,7 +28,8 @@ from mora.evaluate.tasks.c4 import c4_task
 from mora.evaluate.tasks.finance import finance_task
 from mora.evaluate.tasks.metamath import metamath_task
 from mora.evaluate.tasks.mmlu import mmlu_task
-from mora.methods.any_peft import peft_config
+from mora.families.any_peft import AnyPeft
+from mora.families.base import Size
 from mora.models.tokenizers import character_tokenizer
 from mora.suite import experiment
 
@@ -130,10 +130,10 @@ def _ask_peft(scratch: Path, values: Any) -> None:
     run = {"method": {"config": str(file), "adapter": {"kind": "peft", "settings": None}}}
     try:
         found = with_settings(run)["method"]["adapter"]
-        adapter = PeftAdapter.model_validate(found)
-        peft_config(adapter, adapter.target_modules or "all-linear")
+        adapter = AnyPeft.model_validate(found)
+        adapter.peft_config(Size(None, None, adapter.modules, {}))
     except ValueError as error:  # a ConfigError is one, too; of pydantic's, `load` makes a line
-        raise Refused(str(error).split("\n")[0], ["method.config", "PeftAdapter"]) from error
+        raise Refused(str(error).split("\n")[0], ["method.config", "AnyPeft"]) from error
 
 
 @cache

@@ -31,7 +31,11 @@ def find(model: Model) -> Path:
     """
     if model.path is not None:
         if not Path(model.path).is_file():
-            raise ConfigError(f"model.path={model.path!r} does not exist: expected the GGUF file of {model.name}")
+            there = "is a folder" if Path(model.path).is_dir() else "does not exist"
+            raise ConfigError(
+                f"model.path={model.path!r} {there}: expected the GGUF file of {model.name}; another model is model=custom "
+                "with this model.path"
+            )
         return Path(model.path)
     if (fetched := cached(model)).is_file():
         return fetched

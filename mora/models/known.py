@@ -6,11 +6,11 @@ from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 
-import yaml
 from pydantic import ValidationError
 
 from mora.config.model_schema import Model
 from mora.config.source import CONFIG_DIR
+from mora.config.yaml_file import read_yaml
 
 FOLDER = CONFIG_DIR / "model"
 
@@ -27,7 +27,7 @@ def named(name: str) -> Model | None:
 def _read(path: Path, changed: int) -> Model | None:
     """Once, for a plan and a table ask hundreds of times; again where the file has changed."""
     try:
-        return Model.model_validate(yaml.safe_load(path.read_text()))
+        return Model.model_validate(read_yaml(path))
     except ValidationError:
         return None
 
@@ -35,6 +35,18 @@ def _read(path: Path, changed: int) -> Model | None:
 def names() -> list[str]:
     """Of the models in configs/model."""
     return [path.stem for path in sorted(FOLDER.glob("*.yaml")) if named(path.stem)]
+
+
+def refused(name: str) -> str | None:
+    """Why this can be no model: a path where nothing lies, or what is nearly the name of a known one; None where it may be,
+    as every OWNER/NAME of the hub."""
+    if Path(name).exists():
+        return (
+            None if Path(name).is_dir() else f"{name!r} is a file: expected a folder, hub id or name in configs/model"
+        )
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        return f"{name!r}: there is no such folder; give a folder, hub id or name in configs/model"
+    return f"{name!r}: there is no such model{near}" if "/" not in name and (near := meant(name)) else None
 
 
 def meant(name: str) -> str:

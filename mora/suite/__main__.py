@@ -6,8 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from mora.config import ConfigError, RunConfig
+from mora.config import ConfigError, RunConfig, provenance
 from mora.errors import MoraError
+from mora.io import replace_file
 
 from . import claims, commands, figures, launch, ledger, memory, overrides, plan, runner, settings, slurm, tables
 from . import experiment as experiments
@@ -17,11 +18,20 @@ from .contrasts import Found
 from .experiment import CellSpec, Experiment, Scale
 from .result import result_of, stands
 
+DEFAULT_SCALE = (
+    "scale paper, as none was given: the paper's models and data on its hardware; --scale lite or smoke for less"
+)
 Rows = dict[tuple[str, Scale], list[list[CellSpec]]]
 
 
 def main(arguments: list[str] | None = None) -> int:
     args = parse(arguments)
+    if not args.names and not args.render:
+        print(f"mora.suite: expected the name of an experiment: {', '.join(experiments.names())}", file=sys.stderr)
+        return 2
+    if args.scale is None:
+        args.scale = "paper"
+        print(DEFAULT_SCALE, file=sys.stderr)
     try:
         loaded = {name: experiments.load(name) for name in args.names or experiments.names()}
     except FileNotFoundError as error:
@@ -80,6 +90,7 @@ def _do(args: argparse.Namespace, loaded: dict[str, Experiment]) -> list[str]:
         judged = Found(resolved)
         ledger.render(found=judged)
         headline.render(judged)
+        replace_file(provenance.DEVIATIONS, provenance.deviations())
     return failed
 
 

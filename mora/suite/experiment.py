@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -13,10 +14,12 @@ from pydantic import ValidationError
 
 from mora.config import ConfigError, RunConfig
 from mora.config.composition import compose
-from mora.config.data_schema import Section
+from mora.config.hints import near
 from mora.config.load import described
 from mora.config.source import ROOT
+from mora.config.yaml_file import read_yaml
 from mora.errors import one_line
+from mora.frozen import FrozenModel
 
 FOLDER = ROOT / "experiments"
 PAPER = ROOT / "results" / "paper" / "tables.yaml"
@@ -36,7 +39,7 @@ NAMES = {
 Scale = Literal["paper", "mid", "lite", "smoke"]
 
 
-class Row(Section):
+class Row(FrozenModel):
     """A line of a table or a curve of a figure. `without`: tasks on which the paper prints a dash for it.
 
     `settings`: more overrides, which its label says. `columns`: the names of those that it has, where not all. `rates`: what
@@ -60,7 +63,7 @@ class Row(Section):
         return chosen + self.settings
 
 
-class Column(Section):
+class Column(FrozenModel):
     """What is read of a run: a metric at a step (null: the last). In a figure: a panel.
 
     A column that carries the name of a column of the paper stands beside its number; any other has no number of the paper.
@@ -75,7 +78,7 @@ class Column(Section):
     auto: str | None = None
 
 
-class AtScale(Section):
+class AtScale(FrozenModel):
     """`search`: overrides of the runs that only choose. `sweep`: what is chosen, the rate alone or the method's whole grid.
 
     `columns`: of this scale, where they are not those of the experiment. `repeats`: a rate at the edge of its grid adds the
@@ -90,14 +93,14 @@ class AtScale(Section):
     repeats: bool = False
 
 
-class Reach(Section):
+class Reach(FrozenModel):
     """A level of a metric that grows: a table says at which step each run came to it."""
 
     metric: str
     at_least: float
 
 
-class Experiment(Section):
+class Experiment(FrozenModel):
     """`selection`: the metric, lower is better, that chooses among the runs of a search. `unit`: of the table's cells.
 
     `notes`: the first words of the paper's inconsistencies with itself that concern this experiment.
@@ -123,9 +126,9 @@ class Experiment(Section):
 def load(name: str) -> Experiment:
     """Raises: FileNotFoundError that lists the experiments there are; ConfigError where its file is not one."""
     if name not in names():
-        raise FileNotFoundError(f"there is no experiment {name!r}; there are {', '.join(names())}")
+        raise FileNotFoundError(f"there is no experiment {name!r}; there are {', '.join(names())}{near(name, names())}")
     try:
-        values = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+        values = read_yaml(FOLDER / f"{name}.yaml")
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"experiments/{name}.yaml cannot be read: {one_line(error):.300}") from error
     return checked(name, values)
@@ -145,7 +148,7 @@ def names() -> list[str]:
 
 @lru_cache
 def paper_tables() -> dict[str, Any]:
-    return yaml.safe_load(PAPER.read_text())
+    return read_yaml(PAPER)
 
 
 def grids(experiment: Experiment, scale: Scale, seeds: list[int] | None = None) -> list[list[CellSpec]]:
@@ -166,13 +169,28 @@ def only(found: list[CellSpec], filters: list[str]) -> list[CellSpec]:
     """
     for text in filters:
         key, _, values = text.partition("=")
-        if key not in FILTERS:
+        if key not in FILTERS or not values:
             raise ConfigError(f"--only {text}: expected {', '.join(f'{known}=VALUE,...' for known in FILTERS)}")
+        if "=" in values:
+            raise ConfigError(f"--only {text}: conditions stand apart: --only {' '.join(_apart(text))}")
         there = {str(has): None for grid in found if (has := FILTERS[key](grid)) is not None}
         if unknown := [value for value in values.split(",") if value not in there]:
-            raise ConfigError(f"--only {text}: no cell has {key}={unknown[0]}; there are {', '.join(there)}")
+            hint = _stands_for(found, unknown[0]) if key == "r" else near(unknown[0], list(there))
+            raise ConfigError(f"--only {text}: no cell has {key}={unknown[0]}; there are {', '.join(there)}{hint}")
     chosen = [(FILTERS[key], values.split(",")) for key, _, values in (text.partition("=") for text in filters)]
     return [grid for grid in found if all(str(value(grid)) in values for value, values in chosen)]
+
+
+def _apart(text: str) -> list[str]:
+    """task=uuid,c4,method=lora -> task=uuid,c4 and method=lora."""
+    return re.split(rf",(?=(?:{'|'.join(FILTERS)})=)", text)
+
+
+def _stands_for(found: list[CellSpec], r: str) -> str:
+    """Which rank of these cells stands for that one of the paper's."""
+    ranks = {(own, str(cell.config.model.stands_for(int(own)))) for cell in found if (own := FILTERS["r"](cell))}
+    ours = sorted((str(own) for own, paper in ranks if paper == r), key=int)
+    return f"; the paper's r={r} is r={ours[0]} here" if ours else ""
 
 
 class Candidate(NamedTuple):
@@ -276,5 +294,5 @@ def method_sweep(method: str) -> dict[str, list[str]]:
     path = SWEEPS / f"{method}.yaml"
     if not path.is_file():
         return {}
-    values = yaml.safe_load(path.read_text())
+    values = read_yaml(path)
     return {key: str(value).split(",") for key, value in values.items() if key not in ("defaults", "lr")}

@@ -21,7 +21,11 @@ def check(config: RunConfig) -> None:
             f"hardware.device='cuda', hardware.processes={hardware.processes} (hardware={hardware.name}): {seen} here; use "
             "hardware=auto or hardware=cpu, or another number of processes"
         )
-    if path is not None and _is_local(path) and not Path(path).exists():
+    if path is not None and config.model.source == "gguf":  # before a copy in the cache, or a result, is taken for it
+        from mora.models import files
+
+        files.check(config.model, files.find(config.model))
+    elif path is not None and _is_local(path) and not Path(path).exists():
         raise ConfigError(f"model.path={path!r} does not exist: expected the folder of a checkpoint, or a hub id")
 
 

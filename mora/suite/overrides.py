@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mora.config import ConfigError, compose, run_id
+from mora.config.hydra_compose import parse_override
 
 from .experiment import Column, Experiment
 
@@ -14,13 +15,7 @@ WHOLE_GROUPS = ("hardware", "tracker")  # of configs/, that change no result
 
 
 def given(args: argparse.Namespace, settings: Sequence[str]) -> list[str]:
-    """As overrides of every run. A plan as a table puts its runs on hardware of its own, afterwards.
-
-    Raises: ConfigError for what is no KEY=VALUE.
-    """
-    for text in settings:
-        if "=" not in text or text.startswith(("+", "~")):
-            raise ConfigError(f"--set {text}: expected KEY=VALUE, for example hardware.micro_batch_size=16")
+    """As overrides of every run. A plan as a table puts its runs on hardware of its own, afterwards."""
     elsewhere = args.plan == "table"
     own = [text for text in settings if not (elsewhere and text.startswith("hardware"))]
     hardware = [f"hardware={args.hardware}"] if args.hardware and not elsewhere else []
@@ -29,10 +24,13 @@ def given(args: argparse.Namespace, settings: Sequence[str]) -> list[str]:
 
 
 def check(settings: Sequence[str], results: Path | None) -> None:
-    """Raises: ConfigError where a setting makes other runs, which no table would find, unless results lie in a folder of
-    their own."""
+    """Raises: ConfigError where a setting is no KEY=VALUE, or makes other runs, which no table would find, unless results
+    lie in a folder of their own."""
     plain = ["task=metamath", "method=mora", "r=8", "scale=smoke"]
     for text in settings:
+        if "=" not in text or text.startswith(("+", "~")):
+            raise ConfigError(f"--set {text}: expected KEY=VALUE, for example hardware.micro_batch_size=16")
+        parse_override(text)
         if text.split("=")[0] in WHOLE_GROUPS or text.startswith("hardware."):
             continue
         if results is None and run_id(compose([*plain, text])) != run_id(compose(plain)):

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from mora.config.run_id import run_id
-from mora.config.schema import PeftAdapter, RunConfig
+from mora.config.schema import RunConfig
 from mora.config.source import of_this_process
 from mora.errors import ConfigError, DamagedFileError
 
@@ -25,8 +24,8 @@ from .checkpoint import kill_point
 from .distributed import OfThisRank, everywhere, on_any_rank, rank, sum_over_ranks, wait_for_all, world_size
 from .interface import Engine, Steps
 from .log import RunLog
+from .progress import Progress
 from .restart import Restarts, describe
-from .says import Minutely
 from .schedule import learning_rate
 from .tracker import start_tracker
 
@@ -87,9 +86,7 @@ def _train(
     if start > 0:
         measure(start, saved=True)
 
-    quiet = rank() > 0 or None  # None: where the output is no terminal
-    minutely = Minutely(config.last_step, active=rank() == 0)
-    progress = tqdm(range(start, config.last_step), initial=start, total=config.last_step, disable=quiet, unit="step")
+    progress = Progress(config, start, active=rank() == 0)
     for step in progress:
         lr = learning_rate(step, config.total_steps, config.lr, train, config.method.restart)
         torch.manual_seed(config.seed * 1_000_003 + step + (rank() << 40))
@@ -105,7 +102,7 @@ def _train(
             rows.check([row])
             row |= (facts := restarts.apply(done))
             if rank() == 0:
-                progress.write(f"step {done}: {describe(facts)}")
+                progress.note(f"step {done}: {describe(facts)}")
         rows.log.add(**row)
         stopping = on_any_rank(stop.asked, engine.device)
 
@@ -113,9 +110,7 @@ def _train(
         scored = done in config.task.evaluation.at_steps or done == config.last_step  # minutes, if by generation
         saving = done % train.checkpoint_every_steps == 0 or scored or stopping
         if due or saving:
-            last = rows.write()[-1]
-            minutely.say(last)
-            progress.set_postfix(loss=f"{last['loss']:.4f}", lr=f"{lr:.2e}", tokens_per_s=f"{speed.end():,.0f}")
+            progress.say(rows.write()[-1], speed.end())
         if saving:
             _save(rows.checkpoints, done, engine, restarts, config, rows.log.text)
         if stopping:
@@ -245,13 +240,8 @@ def _resume(folder: Path, engine: Engine, restarts: Restarts, config: RunConfig)
 
 def _dropout(config: RunConfig) -> str | None:
     """The method's setting that drops something at random; None where nothing does."""
-    adapter = config.method.adapter
-    if adapter is None:
-        return None
-    settings = adapter.settings if isinstance(adapter, PeftAdapter) else {"dropout": adapter.dropout}
-    return next(
-        (f"method.adapter.{name}={value}" for name, value in settings.items() if "dropout" in name and value), None
-    )
+    found = config.method.adapter.dropouts if config.method.adapter else {}
+    return next((f"method.adapter.{name}={value}" for name, value in found.items()), None)
 
 
 class _StopSignal:

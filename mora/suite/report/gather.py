@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from mora.config import RunConfig
 from mora.config.run_id import run_id
-from mora.errors import MoraError
+from mora.errors import DataError, MoraError
 from mora.evaluate import documents
 from mora.results import STORE, RunResult
 
@@ -191,7 +191,7 @@ def _without_evidence(folder: Path) -> dict[str, str]:
         for path in sorted((folder.parent / kind).glob(pattern)):
             try:
                 documents.read(path) if kind == "documents" else json.loads(path.read_text())
-            except ValueError as error:
+            except (DataError, ValueError) as error:
                 result = f"{path.name.partition('.json')[0]}.json"
                 STORE.leave_out(folder / result)
                 damaged[result] = f"{kind}/{path.name} is damaged: {error}".replace(f"{folder.parent}/", "")

@@ -273,3 +273,17 @@ def test_ignored_inputs_are_reported_for_an_adapter_that_is_added_later(reports)
     model.add_adapter("second", MoraConfig(r=1, target_modules=["0"], operator="rotation", overflow="drop"))
     (report,) = reports()
     assert "ignores 48 of 64 inputs" in report
+
+
+@pytest.mark.parametrize(
+    ("option", "instead"),
+    [
+        ("lora_alpha", "learning rate"),
+        ("mora_alpha", "learning rate"),
+        ("lora_dropout", "mora_dropout"),
+        ("rank", "use r"),
+    ],
+)
+def test_an_option_of_loras_is_refused_with_what_to_use_instead(option, instead):
+    with pytest.raises(TypeError, match=rf"^MoraConfig has no {option}: .*{instead}"):
+        MoraConfig(**{option: 16})

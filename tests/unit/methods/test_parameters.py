@@ -21,6 +21,14 @@ def test_a_target_that_is_no_linear_module_is_refused(method, wrong):
         model_of(method, f"method.adapter.target_modules=[v_proj,{wrong}]")
 
 
+@pytest.mark.parametrize("method", ["lora", "mora"])
+def test_a_rank_that_no_module_has_is_refused(method):
+    with pytest.raises(
+        ConfigError, match=r"^r=49: the largest module, .*, has rank 48 at most; lower r|rank 32 at most"
+    ):
+        model_of(method, "r=49")
+
+
 def test_lora_counts_as_peft_makes_it():
     lora = sum(parameter_table(model_of("lora")).values())
     for method in ("lora", "mora", "dora"):

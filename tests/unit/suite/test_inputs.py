@@ -1,11 +1,13 @@
 """A result is handed back for the weights and files that made it, on hardware that is here; else it is said what differs."""
 
+from pathlib import Path
+
 import pytest
 from made_up import write
 
 from mora.config import ConfigError, compose, source
 from mora.config.run_id import run_id
-from mora.errors import DamagedFileError
+from mora.errors import DamagedFileError, MoraError
 from mora.suite import inputs, launch
 from mora.train.inputs import digest, same_as_before
 
@@ -78,6 +80,22 @@ def test_a_folder_that_does_not_exist_is_said_before_anything_is_handed_back(tmp
     config = own(tmp_path, "nowhere")
     done(config)
     with pytest.raises(ConfigError, match=r"nowhere' does not exist"):
+        launch.launch(config)
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        (Path.mkdir, "is a folder: expected the GGUF file of smollm2_135m; another model is model=custom"),
+        (Path.touch, "has sha256 e3b0c44298"),
+        (str, "does not exist: expected the GGUF file"),
+    ],
+)
+def test_a_place_that_does_not_hold_the_known_file_is_said_before_its_result_is_handed_back(tmp_path, there, said):
+    config = compose(["task=uuid", "method=mora", "r=1", "scale=lite", f"model.path={tmp_path / 'mine'}"])
+    there(tmp_path / "mine")
+    done(config)
+    with pytest.raises(MoraError, match=said):
         launch.launch(config)
 
 

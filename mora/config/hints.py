@@ -1,0 +1,104 @@
+"""What was meant by a choice or a setting that does not exist. No torch."""
+
+from __future__ import annotations
+
+import functools
+import re
+import types
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from mora.frozen import FrozenModel
+
+from .schema import RunConfig
+from .source import CONFIG_DIR
+
+ALSO_CALLED = {  # in other programs -> here
+    "alpha": "method.adapter.lora_alpha (MoRA has none)",
+    "batch_size": "task.train.global_batch_size",
+    "bf16": "scale.precision",
+    "data": "task.data.corpus.sources",
+    "epochs": "task.train.epochs",
+    "fp16": "scale.precision",
+    "gpus": "hardware.processes",
+    "gradient_accumulation_steps": "hardware.micro_batch_size",
+    "learning_rate": "lr",
+    "lora_alpha": "method.adapter.lora_alpha (MoRA has none)",
+    "lora_dropout": "method.adapter.dropout",
+    "lora_r": "r",
+    "max_grad_norm": "task.train.max_grad_norm",
+    "max_steps": "task.train.max_steps (with task.train.epochs=null)",
+    "num_train_epochs": "task.train.epochs",
+    "operator": "method.adapter.operator",
+    "output": "scale.results_dir",
+    "output_dir": "scale.results_dir",
+    "per_device_train_batch_size": "hardware.micro_batch_size",
+    "rank": "r",
+    "seeds": "seed=0,1,2 with -m",
+    "size": "scale",
+    "steps": "task.train.max_steps (with task.train.epochs=null)",
+    "target_modules": "method.adapter.target_modules",
+    "wandb": "tracker=wandb",
+}
+METHODS = {"full": "fft", "lora+": "lora_plus", "untuned": "none", "base": "none", "qlora": "lora"}
+ELSE = {
+    "method": "; any other of PEFT's methods is method=peft method.config=adapter_config.json",
+    "model": "; a folder or hub id is model=custom model.path=PLACE",
+}
+
+
+def near(wanted: str, known: Sequence[str]) -> str:
+    """`; did you mean ...?` of the name that is nearest; nothing where none is."""
+    found = get_close_matches(wanted.lower(), known, 1, 0.65)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
+
+
+def choice(group: str, wanted: str) -> str:
+    """What to write instead of `group=wanted`, as the end of a message."""
+    names, low = choices(group), wanted.lower()
+    begun = [name for name in names if low and name.startswith(low)]
+    known = [METHODS[low]] if group == "method" and low in METHODS else []
+    near = known or begun or get_close_matches(low, names, 1, 0.65)
+    return ELSE.get(group, "") + (f"; did you mean {group}={near[0]}?" if near else "")
+
+
+def field(path: str) -> str:
+    """What to write instead of a setting that is not there, as the end of a message; nothing where nothing is near."""
+    group, name = path.split(".")[0], path.split(".")[-1]
+    if path in fields():
+        return f"; another {group} has it, this one has not"
+    names = [known.rpartition(".")[2] for known in fields()]
+    same = [known for known, last in zip(fields(), names, strict=True) if last == name]
+    here = [known for known in same if known.startswith(f"{group}.")] or same
+    near = [fields()[names.index(last)] for last in get_close_matches(name, names, 1, 0.75)]
+    meant = ALSO_CALLED.get(name) or next(iter([*get_close_matches(path, here, 1, 0), *near]), None)
+    return (
+        f"; did you mean {meant}?" if meant and not re.search(r"\.\d", path) else ""
+    )  # in a list no other place helps
+
+
+@functools.cache
+def fields() -> tuple[str, ...]:
+    """The dotted name of every setting of a run, whatever the kinds of its sections are."""
+    return tuple(dict.fromkeys(_fields(RunConfig, "")))
+
+
+def _fields(section: type[FrozenModel], prefix: str) -> Iterator[str]:
+    for name, info in section.model_fields.items():
+        yield prefix + name
+        for part in _sections(info.annotation):
+            yield from _fields(part, f"{prefix}{name}.")
+
+
+def _sections(annotation: Any) -> list[type[FrozenModel]]:
+    """Those that a field may hold itself, not in a list."""
+    if isinstance(annotation, type) and issubclass(annotation, FrozenModel):
+        return [annotation]
+    if get_origin(annotation) in (Annotated, Union, types.UnionType):
+        return [section for part in get_args(annotation) for section in _sections(part)]
+    return []
