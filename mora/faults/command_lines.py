@@ -25,7 +25,7 @@ from .values import typed
 TASKS = ("uuid", "tulu2", "metamath", "biomed", "finance", "c4")
 METHODS = ("none", "fft", "lora", "lora_plus", "asylora", "dora", "relora", "mora", "remora")
 SCALES = ("smoke", "lite", "mid", "paper")
-GROUPS = ("task", "method", "scale", "model", "hardware", "tracker", "sweep", "overlay")
+GROUPS = ("task", "method", "scale", "model", "hardware", "tracker", "sweep")
 OTHER = (
     "+new",
     "++new",

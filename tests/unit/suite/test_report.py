@@ -203,6 +203,17 @@ def test_curves_are_smoothed_without_bending_a_line_and_thinned_to_their_ends() 
     assert pictures.smoothed([]) == []
 
 
+def test_what_was_decided_after_results_is_there_dated_beside_deviations_the_log_and_what_was_not_run(
+    site: Path,
+) -> None:
+    text = (site / "decisions.html").read_text()
+    decided = text.partition(decisions.DECIDED)[2].partition("</section>")[0]
+    assert re.search(r"<li>20\d\d-\d\d-\d\d", decided)
+    assert text.count("<details><summary>20") == len(re.findall(r"^## 20", (ROOT / "docs/LOG.md").read_text(), re.M))
+    assert "<summary>Sources differ</summary>" in text
+    assert "<code>make table1 SCALE=paper</code>" in text
+
+
 def test_links_into_the_repository_become_words() -> None:
     made = decisions.html("see [the page](../results/claims.md) and [arXiv](https://arxiv.org)", "a title")
     assert "the page and" in made
