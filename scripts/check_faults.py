@@ -4,6 +4,7 @@ python scripts/check_faults.py kills --out results/checks       # at least 100 k
 python scripts/check_faults.py kills --kills 20 --seed 7        # fewer; the seed is printed, and repeats the draws
 python scripts/check_faults.py kills --only remora suite        # some of the cases
 python scripts/check_faults.py inputs --out results/checks      # at least 1 000 command lines, and as many files
+python scripts/check_faults.py files --out results/checks       # every file, cut, flipped, empty, a folder, another's
 
 kills: a run is started, killed by SIGKILL at a time drawn from the seed, started again, killed again, and in the end let to
 its end. Every method in one process; one whose data are prepared and whose scores are generated; ReMoRA under ZeRO-2 and 3
@@ -12,6 +13,9 @@ every kill the log is compared with the uninterrupted run's: bit for bit, on ran
 
 inputs: command lines and files made by Hypothesis are asked of the code that reads them: each is taken, or refused in a line
 that names what is wrong, within three seconds of CPU time; some command lines again through run.py, in a process.
+
+files: a run is cut in an evaluation, each of its files and of its cache is damaged in turn, and the run is gone on with.
+Each time it is refused in a line, or ends with the uninterrupted run's result.
 
 lost, doubled   steps or evaluations that are missing, or stand twice, over all kills and ends
 difference      the largest of a loss, gradient norm, rate or metric
@@ -36,13 +40,14 @@ from mora.checks.runner import Table
 from mora.config import ConfigError
 from mora.config.arguments import positive_int
 from mora.config.source import ROOT
-from mora.faults import kills, suites
+from mora.faults import files, kills, suites
 from mora.suite.launch import interrupt_on_sigterm
 
 ROOM = 4 * 2**30  # bytes free in memory, without which runs write to TMPDIR
 KILLS = {
     "case": "", "kills": "d", "runs": "d", "results": "d", "lost": "d", "doubled": "d", "difference": ".1e", "status": "",
 }  # fmt: skip
+FILES = {"file": "", "damages": "d", "healed": "d", "refused": "d", "status": ""}
 INPUTS = {
     "kind": "", "inputs": "d", "taken": "d", "refused": "d", "tracebacks": "d", "slowest_s": ".2f", "status": "",
 }  # fmt: skip
@@ -53,7 +58,7 @@ def main() -> int:
     interrupt_on_sigterm()
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
     with _scratch() as scratch:
-        table = (_kills if options.part == "kills" else _inputs)(options, seed, scratch)
+        table = {"kills": _kills, "inputs": _inputs, "files": _files}[options.part](options, seed, scratch)
     return 0 if all(row["status"] == "ok" for row in table.rows) else 1
 
 
@@ -94,6 +99,14 @@ def _inputs(options: argparse.Namespace, seed: int, scratch: Path) -> Table:
     return table
 
 
+def _files(options: argparse.Namespace, seed: int, scratch: Path) -> Table:
+    table = Table("damaged", FILES, options.out, {})
+    for found in files.damage_files(scratch, lambda name: _is_wanted(name, options.only)):
+        _add(table, asdict(found) | {"status": "wrong" if found.wrong else "ok"})
+    print(f"{sum(row['damages'] for row in table.rows)} damages")
+    return table
+
+
 def _add(table: Table, row: dict[str, Any]) -> None:
     table.add(**row)
     for line in row["wrong"]:
@@ -106,7 +119,7 @@ def _is_wanted(name: str, only: list[str]) -> bool:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["kills", "inputs"])
+    parser.add_argument("part", choices=["kills", "inputs", "files"])
     parser.add_argument("--kills", type=positive_int, default=100, help="at least so many, spread over the cases")
     parser.add_argument(
         "--inputs", type=positive_int, default=1200, help="command lines; a fifth of it of the other kinds"

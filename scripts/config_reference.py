@@ -67,7 +67,7 @@ class _Setting(NamedTuple):
 
 
 def page() -> str:
-    """The page as Markdown."""
+    """Return the page as Markdown."""
     lines = [HEAD, "## Root", "", _row("field", "type", "meaning", "value"), "|---|---|---|---|"]
     defaults = {setting.path: setting.value for setting in _settings("")}
     for name, text in ROOT_FIELDS.items():
@@ -85,7 +85,7 @@ def page() -> str:
 
 
 def scales_page() -> str:
-    """What each scale but paper changes in each task, as Markdown."""
+    """Return the page of what each scale but paper changes in each task, as Markdown."""
     lines = [SCALES]
     for file in sorted((CONFIG_DIR / "task").glob("*/*.yaml")):
         scale, task = file.stem, file.parent.name
@@ -97,7 +97,7 @@ def scales_page() -> str:
 
 
 def _files(group: str) -> list[Path]:
-    """The files of a group of configs/; of none, the root file."""
+    """Return the files of a group of configs/; of none, the root file."""
     return sorted((CONFIG_DIR / group).glob("*.yaml")) if group else [CONFIG_DIR / "config.yaml"]
 
 
@@ -108,7 +108,7 @@ def _settings(group: str) -> Iterator[_Setting]:
 
 
 def _section(path: str, section: type[BaseModel], values: dict[str, list[_Setting]], seen: set[type]) -> list[str]:
-    """The table of a section, then those of the sections in it."""
+    """Return the table of a section, then those of the sections in it."""
     seen.add(section)
     texts, others = _field_texts(section), _files_of_another_kind(path, section, values)
     meaning = ["meaning"] if any(texts.values()) else []
@@ -135,7 +135,7 @@ def _files_of_another_kind(path: str, section: type[BaseModel], values: dict[str
 
 
 def _prose(section: type[BaseModel]) -> list[str]:
-    """The docstring of a section; none of one that it inherits."""
+    """Return the docstring of a section, and none that it inherits."""
     text = section.__doc__ if "__doc__" in vars(section) else None
     return ["", inspect.cleandoc(text)] if text else []
 
@@ -158,7 +158,7 @@ def _field_texts(section: type[BaseModel]) -> dict[str, str]:
 
 
 def _values(field: FieldInfo, settings: list[_Setting]) -> str:
-    """The default of the schema, if it has one, then what files of the group set, with their names and the source."""
+    """Return the default of the schema, if it has one, then what files of the group set, with their names and the source."""
     parts = [] if field.is_required() else [f"`{_plain(field.get_default(call_default_factory=True))}`"]
     grouped: dict[tuple[str, str], list[str]] = defaultdict(list)
     for setting in settings:
@@ -172,14 +172,14 @@ def _values(field: FieldInfo, settings: list[_Setting]) -> str:
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:
-    """The sections in a type, in order."""
+    """Return the sections in a type, in order."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return list(dict.fromkeys(section for part in get_args(annotation) for section in _sections(part)))
 
 
 def _type(annotation: Any, constraints: Sequence[Any] = ()) -> str:
-    """A type in words."""
+    """Return a type in words."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _type(arguments[0], arguments[1:])
@@ -203,7 +203,7 @@ def _row(*cells: str) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A value as YAML has it, on one line."""
+    """Return a value as YAML has it, on one line."""
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -90,6 +90,7 @@ class MoraModel(BaseTuner):
             weights: One weight per adapter.
             adapter_name: Name of the new adapter. Nothing happens if it exists, as in PEFT.
             combination_type: Only "linear". PEFT's other combinations are for low ranks.
+            **kwargs: Options of those combinations, ignored.
 
         Raises:
             ValueError: For another combination, or adapters whose sum is not a MoRA adapter.
@@ -112,7 +113,7 @@ class MoraModel(BaseTuner):
         return plain
 
     def _check_merge_allowed(self) -> None:
-        """A head that is tied to the embedding gets a weight of its own: the embedding must not take up the update."""
+        """Untie adapted heads from the embedding, which must not take up the update."""
         bases: list[Any] = [layer.get_base_layer() for layer in _layers(self.model)]
         own = {id(base) for base in bases}
         others = [m for m in self.model.modules() if id(m) not in own]
@@ -174,10 +175,12 @@ def _warn_once(message: str) -> None:
 
 
 def check_all_found(config: MoraConfig, model: nn.Module) -> None:
-    """That nothing asked for is left out without a word, as PEFT does where another target is found.
+    """Check that no target is skipped silently, as PEFT does if another target is found.
 
-    Warns of a target that names no module.
-    Raises: ValueError where experts are asked for that are parameters, not linear modules (transformers 5).
+    Warns about a target that names no module.
+
+    Raises:
+        ValueError: If a target asks for experts that are parameters, not linear modules (transformers 5).
     """
     experts = [name for name in expert_parameters(model) if not _excluded(config, name)]
     targets = config.target_modules
@@ -199,7 +202,7 @@ def check_all_found(config: MoraConfig, model: nn.Module) -> None:
 
 
 def expert_parameters(model: nn.Module) -> list[str]:
-    """The weights of experts that no linear module holds, by name."""
+    """Return the names of expert weights that no linear module holds."""
     found = []
     for name, module in model.named_modules():
         if "expert" not in f"{name} {type(module).__qualname__}".lower() or isinstance(
@@ -218,7 +221,7 @@ def _excluded(config: MoraConfig, name: str) -> bool:
 
 
 def hidden_size(model: nn.Module) -> int:
-    """The width of the residual stream: from the model's config, else what most linear modules read."""
+    """Return the width of the residual stream: from the model's config, else what most linear modules read."""
     config = getattr(model, "config", None)
     for name in ("hidden_size", "n_embd", "d_model"):
         if isinstance(getattr(config, name, None), int):

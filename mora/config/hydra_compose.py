@@ -82,6 +82,8 @@ def _check_form(arguments: Sequence[str]) -> None:
     before = ""
     for argument in arguments:
         name, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("--exp"):  # argparse takes a beginning for the whole
+            raise ConfigError("--experimental-rerun would run what a pickle says; give the settings themselves")
         if argument.startswith("-"):
             if argument.startswith("--") and (name in RunConfig.model_fields or name in hints.ALSO_CALLED):
                 name = hints.ALSO_CALLED.get(name, name)

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -130,7 +131,10 @@ class Workshop:
         # Not forked from this process, whose threads and GPU context would be copied, but from one that has imported what
         # the encoder needs. The encoder is megabytes: sent at the start, it would let processes start one after the other.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one thread a process
-        tools = self.folder / "encoder.pickle"
+        private = Path(
+            tempfile.mkdtemp(prefix="mora-encoder-")
+        )  # only this user's processes write there: it is unpickled
+        tools = private / "encoder.pickle"
         tools.write_bytes(pickle.dumps(encoder))
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([type(encoder).__module__])
@@ -145,7 +149,7 @@ class Workshop:
                 yield waiting.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
-            tools.unlink()
+            shutil.rmtree(private)
 
 
 @dataclass(frozen=True)

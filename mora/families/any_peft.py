@@ -34,6 +34,10 @@ class AnyPeft(Family):
     def step_family(self) -> str:
         return f"peft_{self.peft_type.lower()}"
 
+    @property
+    def dropouts(self) -> dict[str, Any]:
+        return {name: value for name, value in self.settings.items() if "dropout" in name and value}
+
     def label(self, method: str) -> str:
         """With the kind of method that the file names."""
         return f"{method}_{self.peft_type.lower()}" if method == "peft" else method

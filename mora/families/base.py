@@ -77,6 +77,11 @@ class Family(FrozenModel):
         """Return what a list of runs says of the adapter beside method, rank and learning rate."""
         return []
 
+    @property
+    def dropouts(self) -> dict[str, Any]:
+        """Return the settings under which training drops something at random."""
+        return {name: value for name, value in self.model_dump().items() if "dropout" in name and value}
+
     def label(self, method: str) -> str:
         """Return how run ids call the method."""
         return method

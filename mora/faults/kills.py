@@ -123,7 +123,7 @@ def kill_runs(case: Case, kills: int, seed: int, scratch: Path) -> Attempts:
 def uninterrupted(case: Case, folder: Path) -> Whole:
     """Raises: RuntimeError where it fails."""
     config, started = case.config(folder), time.monotonic()
-    output = _to_its_end(case, folder, config)
+    output = to_its_end(case, folder, config)
     seconds = time.monotonic() - started
     if not result_path(config).is_file():
         raise RuntimeError(f"{case.name}: the uninterrupted run failed: {output[-1500:]}")
@@ -134,16 +134,17 @@ def run_folder(folder: Path, config: RunConfig) -> Path:
     return folder / "outputs" / run_id(config)
 
 
-def _start(case: Case, folder: Path, config: RunConfig) -> list[forked.ForkServerProcess]:
+def start(case: Case, folder: Path, config: RunConfig, **env: str) -> list[forked.ForkServerProcess]:
+    """The run's workers, with a cache of their own."""
     own = run_folder(folder, config)
     own.mkdir(parents=True, exist_ok=True)
     write_config(config, own / "config.yaml")
-    return forked.start(own, {"MORA_CACHE_DIR": str(folder / "cache")}, case.ranks)
+    return forked.start(own, {"MORA_CACHE_DIR": str(folder / "cache"), **env}, case.ranks)
 
 
-def _to_its_end(case: Case, folder: Path, config: RunConfig) -> str:
+def to_its_end(case: Case, folder: Path, config: RunConfig) -> str:
     """What the run has printed."""
-    for worker in _start(case, folder, config):
+    for worker in start(case, folder, config):
         worker.join(LIMIT_S)
         if worker.exitcode is None:
             worker.kill()
@@ -155,7 +156,7 @@ def _killed(case: Case, folder: Path, config: RunConfig, after_s: float, how: st
     """Starts the run and kills it. False where it had ended before; True once nothing of it is left."""
     if result_path(config).is_file():
         return False
-    workers, started = _start(case, folder, config), time.monotonic()
+    workers, started = start(case, folder, config), time.monotonic()
     workers[0].join(after_s)
     if workers[0].exitcode is not None:
         for worker in workers:
@@ -177,13 +178,13 @@ def _killed(case: Case, folder: Path, config: RunConfig, after_s: float, how: st
 
 def _end(case: Case, folder: Path, config: RunConfig, whole: Whole, attempts: Attempts) -> None:
     """The run to its end, once more when it has ended, and what is there then."""
-    output = _to_its_end(case, folder, config)
+    output = to_its_end(case, folder, config)
     where = f"run {attempts.runs}"
     if not result_path(config).is_file():
         attempts.wrong.append(f"{where} did not end: {output[-600:]}")
         return
     written = result_path(config).stat().st_mtime_ns
-    _to_its_end(case, folder, config)
+    to_its_end(case, folder, config)
     if result_path(config).stat().st_mtime_ns != written:
         attempts.wrong.append(f"{where}: its result was written twice")
     attempts.judge(compare(log.read(log_path(config)), whole.rows, ended=True), case.tolerance, where)

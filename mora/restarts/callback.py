@@ -143,7 +143,7 @@ class RestartCallback(TrainerCallback):
 
 
 def save(folder: Path, restart: Restart, step: int) -> None:
-    """Writes what `load` reads, whole or not at all."""
+    """Write what `load` reads, whole or not at all."""
     partial = folder / f".{FILE}"
     save_file(restart.shadow, partial, metadata={"count": str(restart.count), "step": str(step)})
     with open(partial, "rb") as file:
@@ -188,7 +188,7 @@ def restore_base(model: nn.Module, checkpoint: str | os.PathLike[str]) -> None:
 
 
 def rewarm(scheduler: Any, settings: _Settings) -> None:
-    """The learning rate of the scheduler climbs from 0 after every restart; it stays a pure function of the step."""
+    """Let the scheduler's learning rate climb from 0 after every restart; it stays a pure function of the step."""
     while not isinstance(scheduler, LambdaLR):
         scheduler = getattr(scheduler, "scheduler", None)
         if scheduler is None:

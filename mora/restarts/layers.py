@@ -30,7 +30,7 @@ class Group:
 
 
 def kaiming_a(shape: tuple[int, ...], generator: Generator) -> Tensor:
-    """A of LoRA before training, shape (r, in_features), fp32 on the CPU: uniform in +-1/sqrt(in_features), as PEFT."""
+    """Return LoRA's A before training: (r, in_features), fp32 on the CPU, uniform in +-1/sqrt(in_features), as PEFT."""
     r, in_features = shape
     bound = 1 / math.sqrt(in_features)
     return torch.rand(r, in_features, generator=generator) * (2 * bound) - bound

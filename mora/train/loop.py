@@ -19,7 +19,7 @@ from mora.config.schema import RunConfig
 from mora.config.source import of_this_process
 from mora.errors import ConfigError, DamagedFileError
 
-from . import checkpoint
+from . import checkpoint, watchdog
 from .checkpoint import kill_point
 from .distributed import OfThisRank, everywhere, on_any_rank, rank, sum_over_ranks, wait_for_all, world_size
 from .interface import Engine, Steps
@@ -94,6 +94,7 @@ def _train(
         loss = sum_over_ranks(torch.stack([engine.backward(micro, loss_tokens) for micro in batches.step(step)]).sum())
         grad_norm = engine.step(lr, train.max_grad_norm)
         done = step + 1
+        watchdog.beat()
         speed.add(loss_tokens)
         row = {"step": done, "loss": loss, "lr": lr, "grad_norm": grad_norm}
         kill_point("after_step", done)
@@ -117,6 +118,7 @@ def _train(
                 f"stopped by signal after step {done}; a checkpoint was saved, start the same run to go on"
             )
         measure(done, saving)
+        watchdog.beat()
     return speed.facts()
 
 
@@ -181,7 +183,13 @@ def _save(folder: Path, done: int, engine: Engine, restarts: Restarts, config: R
     No rank goes on, or ends, before it is written: the others would wait in vain for it.
     """
     code = of_this_process()["fingerprint"]
-    of_run = {"restart": restarts.state_dict(), "run_id": run_id(config), "source": code, "log": log}
+    of_run = {
+        "restart": restarts.state_dict(),
+        "run_id": run_id(config),
+        "source": code,
+        "log": log,
+        "ranks": world_size(),
+    }
     state = engine.state_dict() | of_run
     if rank() == 0:
         checkpoint.save(folder, done, state)
@@ -191,7 +199,8 @@ def _save(folder: Path, done: int, engine: Engine, restarts: Restarts, config: R
 def _resume(folder: Path, engine: Engine, restarts: Restarts, config: RunConfig) -> tuple[int, str]:
     """Loads the newest good checkpoint, if there is one. Returns the steps that are done, and the log of them.
 
-    The number of ranks may be another one than before: a checkpoint holds whole tensors. The code may not, but at scale
+    The number of ranks may be another one than before where nothing is drawn by rank: a checkpoint holds whole tensors. The
+    code may not, but at scale
     smoke: no commit would have made the result.
     Raises: DamagedFileError where the checkpoint is of another run or code; ConfigError where the ranks see different ones.
     """
@@ -202,7 +211,7 @@ def _resume(folder: Path, engine: Engine, restarts: Restarts, config: RunConfig)
             f"the ranks find checkpoints of steps {everywhere(start)} in {folder}: they must share the folder"
         )
     if state is not None:
-        if missing := {"run_id", "source", "restart", "log"} - state.keys():
+        if missing := {"run_id", "source", "restart", "log", "ranks"} - state.keys():
             raise ConfigError(
                 f"{folder} holds a checkpoint without {', '.join(sorted(missing))}, of another version of the code or of "
                 "something else: remove the folder to start anew"
@@ -211,6 +220,11 @@ def _resume(folder: Path, engine: Engine, restarts: Restarts, config: RunConfig)
             raise DamagedFileError(
                 f"{folder} holds a checkpoint of {state['run_id']}, not of {run_id(config)}: start the changed run through "
                 "run.py, which gives it a folder of its own"
+            )
+        if (before := state["ranks"]) != world_size() and (drops := _dropout(config)):
+            raise ConfigError(
+                f"{folder} holds a checkpoint of {before} ranks, now there are {world_size()}, and {drops}: each rank draws "
+                f"its own masks, so the run would be another; go on with {before}, or remove the folder to start anew"
             )
         code = of_this_process()["fingerprint"]
         if state["source"] != code and config.scale.name != "smoke":
@@ -222,6 +236,12 @@ def _resume(folder: Path, engine: Engine, restarts: Restarts, config: RunConfig)
         engine.load_state_dict(state)
         restarts.resume(start)
     return start, "" if state is None else state["log"]
+
+
+def _dropout(config: RunConfig) -> str | None:
+    """The method's setting that drops something at random; None where nothing does."""
+    found = config.method.adapter.dropouts if config.method.adapter else {}
+    return next((f"method.adapter.{name}={value}" for name, value in found.items()), None)
 
 
 class _StopSignal:

@@ -39,8 +39,8 @@ from mora.models.load import load_model
 from mora.models.structure import fast_paths
 from mora.models.tokenizers import pad_id
 
-from . import inputs, log, says
-from .distributed import device_of_rank, process_group, rank, world_size
+from . import inputs, log, says, watchdog
+from .distributed import device_of_rank, everywhere, process_group, rank, world_size
 from .engines import captures_graphs, make_engine
 from .loop import Diverged, fit
 from .scoring import Scoring
@@ -67,6 +67,7 @@ def run(folder: Path) -> Path:
 
 def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
     started = time.time()
+    check_same_code()
     if config.task.evaluation.tasks:
         check_names(config.task.evaluation.tasks)
     model, tokenizer = load_model(config.model, config.scale.precision, device)
@@ -100,6 +101,7 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
 
     status: dict[str, Any] = {"status": "done"}
     speed = None
+    watchdog.start(folder, rank(), world_size())
     try:
         if config.method.trains:
             speed = fit(engine, batches, config, folder, partial(scoring, engine))
@@ -116,6 +118,7 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
     if config.method.trains and status["status"] == "done":
         with engine.full_weights():
             _save_trained(model, tokenizer, config, folder)
+    watchdog.stop()
     facts = {
         "data": {"fingerprints": data.fingerprints, "report": data.report.as_dict(), "model": made_of["model"]},
         "total_steps": config.total_steps if config.method.trains else 0,
@@ -229,6 +232,14 @@ def with_samples(config: RunConfig, n: int) -> RunConfig:
         return config.with_samples(n)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def check_same_code() -> None:
+    """Raises: ConfigError where the ranks, of several machines, run different code. All ranks must call."""
+    codes = everywhere(f"fingerprint {source.of_this_process()['fingerprint']}, torch {torch.__version__}")
+    if len(set(codes)) > 1:
+        told = "; ".join(f"rank {number}: {code}" for number, code in enumerate(codes))
+        raise ConfigError(f"the ranks run different code ({told}): bring every machine to the same commit and packages")
 
 
 def check_positions(model: torch.nn.Module, samples: Sequence[Sample]) -> None:

@@ -101,7 +101,7 @@ def test_an_arrow_back_is_seen(line, tmp_path):
 @pytest.mark.parametrize(
     ("module", "without"),
     [
-        ("mora.train.worker", ("hydra", "omegaconf")),
+        ("mora.train.worker", ("hydra",)),
         ("mora.suite.__main__", ("torch", "transformers", "peft")),
         ("mora.planner.cost", ("torch", "transformers", "peft")),
         ("run", ("torch", "transformers", "peft")),

@@ -5,7 +5,8 @@ import logging
 import pytest
 
 from mora.config import ConfigError, compose
-from mora.data.records import DataError, Record, parse
+from mora.data.records import Record, parse
+from mora.errors import DataError
 from mora.faults import command_lines, fuzzing
 from mora.faults.inputs import Refused, fuzz
 from mora.models.load import load_model
