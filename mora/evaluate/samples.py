@@ -28,7 +28,13 @@ def read(folder: Path) -> dict[str, Kept]:
     for path in sorted((folder / "samples").glob("*.jsonl")):
         try:
             header, *rows = map(json.loads, path.read_text().splitlines())
-        except ValueError as error:  # of json, or for want of a header
+            if not all(isinstance(line, dict) for line in (header, *rows)):
+                raise ValueError("expected an object a line")
+            if missing := [
+                name for name in ("task", "prompts", "aggregation") if not isinstance(header.get(name), str)
+            ]:
+                raise ValueError(f"no text as {missing[0]} in the first line")
+        except (ValueError, RecursionError) as error:  # of json, or for want of a header
             raise DataError(f"{path} is no file of samples, or was cut ({error}): score the model again") from error
         found[path.stem] = Kept(header, rows)
     if not found:

@@ -48,11 +48,13 @@ def read(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     rows = []
-    for number, line in enumerate(path.read_text().splitlines(keepends=True), 1):
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(keepends=True), 1):
         if line.endswith("\n"):
             try:
                 rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
+                if not isinstance(rows[-1], dict):
+                    raise ValueError("expected an object a line")
+            except (ValueError, RecursionError) as error:
                 raise ConfigError(
                     f"{path}:{number} is damaged: remove {path.parent}, and begin the run anew"
                 ) from error
