@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mora.config.arguments import device, model
+from mora.config.arguments import device
+from mora.models.known import model
 
 
 def parse(arguments: list[str] | None = None, prog: str = "python -m mora.analysis.spectrum") -> argparse.Namespace:

@@ -11,15 +11,6 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
-def model(text: str) -> str:
-    """A folder that is there, a name in configs/model, or what may be a hub id. No torch."""
-    from mora.models.known import named, refused
-
-    if named(text) is None and (reason := refused(text)):
-        raise argparse.ArgumentTypeError(reason)
-    return text
-
-
 def device(text: str) -> str:
     """A device of torch's that is there."""
     import torch

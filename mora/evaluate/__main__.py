@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from mora.config.arguments import device, model, positive_int
+from mora.config.arguments import device, positive_int
 from mora.errors import MoraError
+from mora.models.known import model
 
 MAX_LENGTH = "most tokens of prompt and answer; default: 2048, and more where a task's answers want it"
 

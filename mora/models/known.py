@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
@@ -47,6 +48,13 @@ def refused(name: str) -> str | None:
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
         return f"{name!r}: there is no such folder; give a folder, hub id or name in configs/model"
     return f"{name!r}: there is no such model{near}" if "/" not in name and (near := meant(name)) else None
+
+
+def model(text: str) -> str:
+    """A command's argument: a folder that is there, a name in configs/model, or what may be a hub id."""
+    if named(text) is None and (reason := refused(text)):
+        raise argparse.ArgumentTypeError(reason)
+    return text
 
 
 def meant(name: str) -> str:
