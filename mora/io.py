@@ -97,15 +97,28 @@ def sha256(path: Path) -> str:
     """Return the digest of a file's bytes; the cache remembers it by path, size and time of change: files may be large."""
     stat = path.stat()
     key = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
-    folder = cache_dir() / "sha256"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder, begin = cache_dir() / "sha256", f"{json.dumps(key)} "
     known = folder / "known.txt"
-    with locked(folder):
-        lines = known.read_text().splitlines() if known.is_file() else []
-        if remembered := [line for line in lines if line.startswith(f"{json.dumps(key)} ")]:
-            return remembered[-1].rsplit(" ", 1)[1]
-        with open(path, "rb") as content:
-            digest = hashlib.file_digest(content, "sha256").hexdigest()
-        with open(known, "a") as file:
-            file.write(f"{json.dumps(key)} {digest}\n")
-    return digest
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder):
+            lines = known.read_text(errors="replace").splitlines() if known.is_file() else []
+            for digest, *check in (line.removeprefix(begin).split() for line in lines if line.startswith(begin)):
+                if check == [_check(digest)]:
+                    return digest
+            with open(known, "a") as file:
+                digest = _digest(path)
+                file.write(f"{begin}{digest} {_check(digest)}\n")
+                return digest
+    except (OSError, ValueError):  # a cache that cannot be read or written is none
+        return _digest(path)
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _check(digest: str) -> str:
+    """By which a damaged line of the cache is known."""
+    return hashlib.sha256(digest.encode()).hexdigest()[:8]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from mora.config import RunConfig
 from mora.config.run_id import result_path
+from mora.config.seal import FIELD, sealed, unsealed
 from mora.errors import DamagedFileError, MoraError
 from mora.evaluate import metrics
 
@@ -75,6 +77,7 @@ class RunResult(_Frozen):
     last_step: Count | None = None
     final_train_loss: float | None = None
     wall_s: float | None = None
+    log_sha256: str | None = None
     packages: dict[str, str] = {}
     hardware: dict[str, Any] = {}
     speed: dict[str, float] | None = None
@@ -103,8 +106,8 @@ class RunResult(_Frozen):
         return self.hardware.get("peak_memory_bytes")
 
     def text(self) -> str:
-        """The file's content."""
-        return self.model_dump_json(indent=1) + "\n"
+        """The file's content, sealed."""
+        return json.dumps(sealed(json.loads(self.model_dump_json())), indent=1, ensure_ascii=False) + "\n"
 
 
 def of_facts(facts: Mapping[str, Any]) -> RunResult:
@@ -136,6 +139,11 @@ def _metric(name: str, row: Mapping[str, Any]) -> Metric:
         higher_is_better=about.higher_is_better,
         floor=about.floor if floor is None else floor,
     )
+
+
+def log_digest(text: str) -> str:
+    """By which a result knows its log."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def migrate(values: dict[str, Any]) -> dict[str, Any]:
@@ -171,10 +179,12 @@ def read(path: Path) -> RunResult:
         values = json.loads(path.read_text())
         if not isinstance(values, dict):
             raise ValueError("expected an object")
-        return RunResult.model_validate(migrate(values))
+        found = RunResult.model_validate(migrate({key: value for key, value in values.items() if key != FIELD}))
+        unsealed(values)  # last: an edited field that is wrong says more
+        return found
     except ValidationError as error:
         raise _damaged(path, _first(error)) from error
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, IsADirectoryError) as error:
         raise _damaged(path, " ".join(str(error).split())) from error
 
 

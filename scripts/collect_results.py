@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mora.config.seal import sealed, unsealed
 from mora.config.source import EVERYTHING, NUMBERS, ROOT, fingerprint_of_commit
 from mora.io import replace_file
 
@@ -58,14 +59,14 @@ def main() -> int:
                     replace_file(options.into.parent / "documents" / scores.name, scores.read_bytes())
             if log.is_file():
                 replace_file(options.into / log.name, log.read_text())
-            replace_file(there, json.dumps(result, indent=1, sort_keys=True) + "\n")
+            replace_file(there, json.dumps(sealed(result), indent=1, sort_keys=True) + "\n")
             print(f"{path.name}: source of {commit[:10]}")
     return 1 if refused else 0
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        result = json.loads(path.read_text())
+        result = unsealed(json.loads(path.read_text()))
         if {"fingerprint", "dirty"} <= result["source"].keys():
             return result
     except (ValueError, LookupError, TypeError, AttributeError):

@@ -19,7 +19,6 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from mora.config import provenance, schema
-from mora.config.compose import CONFIG_DIR
 
 HEAD = """# Configuration reference
 
@@ -36,7 +35,7 @@ official code, or us. Scales other than paper change some of them: [Deviations](
 """
 SCALES = """# What the scales change
 
-Generated from the files of `configs/overlay/` when this site is built. Each table holds what a scale sets for a task beyond
+Generated from the folders of `configs/task/` when this site is built. Each table holds what a scale sets for a task beyond
 the task's own file, which is scale paper: [configuration reference](configuration.md). Scale mid builds on lite if its file
 says so."""
 GROUPS: dict[str, type[BaseModel]] = {
@@ -53,6 +52,7 @@ ROOT_FIELDS = {
 }
 
 
+CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 WORDS = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null", Any: "anything"}
 SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
@@ -67,14 +67,13 @@ class _Setting(NamedTuple):
 
 
 def page() -> str:
-    """The page as Markdown."""
-    lines = [HEAD, "## Root", "", "| field | type | value | meaning |", "|---|---|---|---|"]
+    """Return the page as Markdown."""
+    lines = [HEAD, "## Root", "", _row("field", "type", "meaning", "value"), "|---|---|---|---|"]
     defaults = {setting.path: setting.value for setting in _settings("")}
     for name, text in ROOT_FIELDS.items():
         field = schema.RunConfig.model_fields[name]
-        lines.append(
-            f"| `{name}` | {_type(field.annotation, field.metadata)} | `{_plain(defaults.get(name))}` | {text} |"
-        )
+        kind, value = _type(field.annotation, field.metadata), f"`{_plain(defaults.get(name))}`"
+        lines.append(_row(f"`{name}`", kind, text, value))
     for group, section in GROUPS.items():
         values = defaultdict[str, list[_Setting]](list)
         for setting in _settings(group):
@@ -86,10 +85,10 @@ def page() -> str:
 
 
 def scales_page() -> str:
-    """What each scale but paper changes in each task, as Markdown."""
+    """Return the page of what each scale but paper changes in each task, as Markdown."""
     lines = [SCALES]
-    for file in sorted((CONFIG_DIR / "overlay").glob("*.yaml")):
-        scale, _, task = file.stem.partition("_")
+    for file in sorted((CONFIG_DIR / "task").glob("*/*.yaml")):
+        scale, task = file.stem, file.parent.name
         lines += ["", f"## {task} at scale {scale}", "", "| field | value | source |", "|---|---|---|"]
         for setting in provenance.settings(file):
             cells = (f"`{setting.path}`", f"`{_plain(setting.value)}`", setting.source)
@@ -98,8 +97,8 @@ def scales_page() -> str:
 
 
 def _files(group: str) -> list[Path]:
-    """The files of a group of configs/; of none, the root file."""
-    return sorted((CONFIG_DIR / group).rglob("*.yaml")) if group else [CONFIG_DIR / "config.yaml"]
+    """Return the files of a group of configs/; of none, the root file."""
+    return sorted((CONFIG_DIR / group).glob("*.yaml")) if group else [CONFIG_DIR / "config.yaml"]
 
 
 def _settings(group: str) -> Iterator[_Setting]:
@@ -109,15 +108,17 @@ def _settings(group: str) -> Iterator[_Setting]:
 
 
 def _section(path: str, section: type[BaseModel], values: dict[str, list[_Setting]], seen: set[type]) -> list[str]:
-    """The table of a section, then those of the sections in it."""
+    """Return the table of a section, then those of the sections in it."""
     seen.add(section)
-    lines = [*_prose(section), "", "| field | type | value | meaning |", "|---|---|---|---|"]
     texts, others = _field_texts(section), _files_of_another_kind(path, section, values)
+    meaning = ["meaning"] if any(texts.values()) else []
+    lines = [*_prose(section), "", _row("field", "type", *meaning, "value"), "|---" * (3 + len(meaning)) + "|"]
     for name, field in section.model_fields.items():
         full = f"{path}.{name}"
         settings = [setting for setting in values.get(full, []) if setting.file not in others]
         shown = "below" if _sections(field.annotation) else _values(field, settings)
-        lines.append(f"| `{full}` | {_type(field.annotation, field.metadata)} | {shown} | {texts.get(name, '')} |")
+        text = [texts.get(name, "")] if meaning else []
+        lines.append(_row(f"`{full}`", _type(field.annotation, field.metadata), *text, shown))
     for name, field in section.model_fields.items():
         for one in _sections(field.annotation):
             if one not in seen:
@@ -134,7 +135,7 @@ def _files_of_another_kind(path: str, section: type[BaseModel], values: dict[str
 
 
 def _prose(section: type[BaseModel]) -> list[str]:
-    """The docstring of a section; none of one that it inherits."""
+    """Return the docstring of a section, and none that it inherits."""
     text = section.__doc__ if "__doc__" in vars(section) else None
     return ["", inspect.cleandoc(text)] if text else []
 
@@ -157,7 +158,7 @@ def _field_texts(section: type[BaseModel]) -> dict[str, str]:
 
 
 def _values(field: FieldInfo, settings: list[_Setting]) -> str:
-    """The default of the schema, if it has one, then what files of the group set, with their names and the source."""
+    """Return the default of the schema, if it has one, then what files of the group set, with their names and the source."""
     parts = [] if field.is_required() else [f"`{_plain(field.get_default(call_default_factory=True))}`"]
     grouped: dict[tuple[str, str], list[str]] = defaultdict(list)
     for setting in settings:
@@ -171,14 +172,14 @@ def _values(field: FieldInfo, settings: list[_Setting]) -> str:
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:
-    """The sections in a type, in order."""
+    """Return the sections in a type, in order."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return list(dict.fromkeys(section for part in get_args(annotation) for section in _sections(part)))
 
 
 def _type(annotation: Any, constraints: Sequence[Any] = ()) -> str:
-    """A type in words."""
+    """Return a type in words."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _type(arguments[0], arguments[1:])
@@ -197,8 +198,12 @@ def _type(annotation: Any, constraints: Sequence[Any] = ()) -> str:
     return " ".join([text, *signs])
 
 
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
 def _plain(value: Any) -> str:
-    """A value as YAML has it, on one line."""
+    """Return a value as YAML has it, on one line."""
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -87,7 +87,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 
 def origin(uri: str) -> str:
-    """The file of the repository that a page of the site was made of."""
+    """Return the file of the repository that a page of the site was made of."""
     if uri in COPIED:
         return COPIED[uri]
     return uri.removeprefix(f"{MOUNT}/") if uri.startswith(f"{MOUNT}/") else f"docs/{uri}"
@@ -102,7 +102,7 @@ def site_path(target: str) -> str:
 
 
 def resolve(page: str, link: str) -> str:
-    """A link of `page` as a path from the root of the repository."""
+    """Return a link of `page` as a path from the root of the repository."""
     return posixpath.normpath(posixpath.join(posixpath.dirname(page), link))
 
 

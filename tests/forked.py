@@ -1,25 +1,13 @@
 """Processes forked from one server that has imported the heavy packages once: a start takes a second, not eight."""
 
-import multiprocessing
 import os
 import sys
 
 from mora.config import run_id
+from mora.faults.forked import PRELOADED, context
 from mora.suite.launch import write_config
 
-context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(
-    [
-        "torch",
-        "transformers",
-        "peft",
-        "deepspeed",
-        "lm_eval.api.task",
-        "mora.train.worker",
-        "mora.train.zero",
-        "tiny_runs",
-    ]
-)
+context.set_forkserver_preload([*PRELOADED, "tiny_runs"])
 
 
 def start(config, outputs, kill_at=None):

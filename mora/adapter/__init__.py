@@ -8,12 +8,14 @@ if Version(peft.__version__) < Version("0.21.0"):  # before any import of what t
         f"MoRA needs PEFT 0.21 or newer, which saves trained biases; found {peft.__version__}: pip install -U peft"
     )
 
+from mora.sizes import r_hat_for
+
 from .config import MoraConfig
 from .layer import MoraLayer, MoraLinear
 from .model import MoraModel
-from .operators import OPERATORS, Operator, square_size
+from .operators import OPERATORS, Operator
 from .register import register
 
 register()
 
-__all__ = ["OPERATORS", "MoraConfig", "MoraLayer", "MoraLinear", "MoraModel", "Operator", "square_size"]
+__all__ = ["OPERATORS", "MoraConfig", "MoraLayer", "MoraLinear", "MoraModel", "Operator", "r_hat_for"]

@@ -33,7 +33,7 @@ Without that package it runs merged, or as a LoRA adapter: `mora-export FOLDER O
 
 
 def write_card(folder: Path, config: MoraConfig, sizes: dict[tuple[int, int], int]) -> None:
-    """Adds the section to `folder`/README.md, or renews it. sizes: (in_features, out_features) -> r_hat."""
+    """Add the section to `folder`/README.md, or renew it. sizes: (in_features, out_features) -> r_hat."""
     section = TEXT.format(
         begin=BEGIN,
         end=END,

@@ -93,37 +93,41 @@ class MoraConfig(PeftConfig):
         super().__post_init__()
         if target_parameters:
             raise ValueError(
-                f"target_parameters={target_parameters!r}: MoRA adapts linear modules, not bare parameters such as fused "
-                "experts; name modules in target_modules, or use LoRA for these"
+                f"target_parameters={target_parameters!r:.200}: MoRA adapts linear modules, not bare parameters such as "
+                "fused experts; name modules in target_modules, or use LoRA for these"
             )
         if ensure_weight_tying:
             raise ValueError(
-                f"ensure_weight_tying={ensure_weight_tying!r}: MoRA does not adapt embeddings, so there is nothing to tie; "
-                "an adapted head is untied when it is merged"
+                f"ensure_weight_tying={ensure_weight_tying!r:.200}: MoRA does not adapt embeddings, so there is nothing to "
+                "tie; an adapted head is untied when it is merged"
             )
         self.peft_type = PeftType.MORA
         self.mora_version = self.mora_version or mora.__version__
         self._sizes: dict[tuple[int, int], int] = {}  # (in_features, out_features) -> r_hat, where the model has put it
+        for name in ("target_modules", "exclude_modules"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str) and not _are_names(value):
+                raise ValueError(f"{name}={value!r:.200}: expected a list of names, a regular expression or None")
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)
         if isinstance(self.exclude_modules, list):
             self.exclude_modules = set(self.exclude_modules)
         self._check_choices()
         if not isinstance(self.rank_pattern, dict):
-            raise ValueError(f"rank_pattern={self.rank_pattern!r}: expected a dict, module name -> r")
+            raise ValueError(f"rank_pattern={self.rank_pattern!r:.200}: expected a dict, module name -> r")
         for name, r in {"r": self.r, **{f"rank_pattern[{k!r}]": v for k, v in self.rank_pattern.items()}}.items():
             if not isinstance(r, int) or isinstance(r, bool) or r <= 0:
-                raise ValueError(f"{name}={r!r}: expected a positive integer, the rank of the LoRA to match")
+                raise ValueError(f"{name}={r!r:.200}: expected a positive integer, the rank of the LoRA to match")
         if not isinstance(self.mora_dropout, (int, float)) or not 0 <= self.mora_dropout < 1:
-            raise ValueError(f"mora_dropout={self.mora_dropout!r}: expected 0 <= mora_dropout < 1")
+            raise ValueError(f"mora_dropout={self.mora_dropout!r:.200}: expected 0 <= mora_dropout < 1")
         if not isinstance(self.init_weights, bool):  # LoRA's "gaussian" and others would pass for True
             raise ValueError(
-                f"init_weights={self.init_weights!r}: expected True (M = 0) or False (M random, for tests)"
+                f"init_weights={self.init_weights!r:.200}: expected True (M = 0) or False (M random, for tests)"
             )
         if isinstance(self.target_modules, str) and (self.layers_to_transform is not None or self.layers_pattern):
             raise ValueError(
                 f"layers_to_transform and layers_pattern need target_modules as a list of names, got the string "
-                f"{self.target_modules!r}"
+                f"{self.target_modules!r:.200}"
             )
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
@@ -136,4 +140,8 @@ class MoraConfig(PeftConfig):
         for f in fields(self):
             choices = get_args(hints[f.name])
             if choices and all(isinstance(c, str) for c in choices) and getattr(self, f.name) not in choices:
-                raise ValueError(f"{f.name}={getattr(self, f.name)!r}: expected one of {', '.join(choices)}")
+                raise ValueError(f"{f.name}={getattr(self, f.name)!r:.200}: expected one of {', '.join(choices)}")
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, (list, tuple, set)) and all(isinstance(name, str) for name in value)

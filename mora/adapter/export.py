@@ -1,7 +1,7 @@
-"""mora-export ADAPTER OUTPUT --to merged | --to lora --rank 64
+"""Export an adapter: mora-export ADAPTER OUTPUT --to merged, or --to lora --rank 64.
 
-Makes of a MoRA adapter folder what needs no MoRA: the merged model, or a LoRA adapter, for PEFT and servers such as vLLM.
-A LoRA is exact from a certain rank on and an approximation below; how far off it is at which rank is printed.
+Turns a MoRA adapter folder into what needs no MoRA: the merged model, or a LoRA adapter, for PEFT and servers such as vLLM.
+A LoRA is exact from a certain rank on and an approximation below it; the error at each rank is printed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ExportError(ValueError):
 
 
 def load(adapter: str, base: str | None = None) -> PeftModel:
-    """The base model with a MoRA adapter on it, on the CPU in the dtype of its checkpoint.
+    """Load the base model with a MoRA adapter on it, on the CPU in the dtype of its checkpoint.
 
     base: folder or hub id, by default the one that the adapter names.
     Raises: ExportError.
@@ -70,7 +70,7 @@ def conversion_errors(model: nn.Module, ranks: list[int], adapter: str = "defaul
     squares: dict[int, list[tuple[float, float]]] = {rank: [] for rank in ranks}
     for module in model.modules():
         if isinstance(module, MoraLayer) and adapter in module.mora_M:
-            energy = torch.linalg.svdvals(module._wide_delta_weight(adapter).double()).square()
+            energy = torch.linalg.svdvals(module.fp32_delta_weight(adapter).double()).square()
             for rank in ranks:
                 squares[rank].append((energy[rank:].sum().item(), energy.sum().item()))
     found = {}

@@ -14,14 +14,9 @@ import functools
 import math
 from dataclasses import dataclass, replace
 
+from mora.sizes import ALIGNMENT, aligned
+
 from .operators import Decouple, Operator, Rotation, Sharing
-
-ALIGNMENT = 8  # elements: 16 bytes in bf16, what cuBLAS needs of a row for its fast kernels
-
-
-def aligned(r_hat: int) -> int:
-    """r_hat, or the next multiple of ALIGNMENT: the length in memory of a compressed block; the rest is zeros."""
-    return math.ceil(r_hat / ALIGNMENT) * ALIGNMENT
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .gather import Gather, aligned
+from mora.sizes import aligned
+
+from .gather import Gather
 from .operators import rotation_table
 
 TILE = 4096  # outputs of one program, 32 a thread
@@ -101,7 +103,7 @@ def _launcher(
 
 
 def _constants(plan: Gather, drops: bool, tile: int) -> dict[str, int]:
-    """What a kernel is compiled for, in the order of its parameters: the plan, and the shape of a tile."""
+    """Return what a kernel is compiled for, in the order of its parameters: the plan, and the shape of a tile."""
     columns = min(triton.next_power_of_2(plan.width), 512)
     return {
         "N_OUT": plan.n_out,
@@ -176,7 +178,7 @@ def _turned(
     N_SOURCE: tl.constexpr, LIMIT: tl.constexpr, MODULUS: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr,
     R: tl.constexpr, TURNED: tl.constexpr, TURN: tl.constexpr, INTERLEAVED: tl.constexpr, DROPS: tl.constexpr,
 ):  # fmt: skip
-    """What stands at `position` after block i is turned by TURN * i * theta_j in its j-th plane (Eq. 10, 11)."""
+    """Return the element at `position` after block i is rotated by TURN * i * theta_j in its j-th plane (Eq. 10, 11)."""
     block = position // R
     j = position % R
     if INTERLEAVED:
@@ -214,7 +216,7 @@ def gather_sum(
     DROPS_SOURCE: tl.constexpr, DROPS_OUT: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """A tile of `Gather`. Column arithmetic is done once a column, not once an element."""
+    """Compute a tile of `Gather`. Column arithmetic is done once per column, not once per element."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     row_ok = row < n_rows
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)

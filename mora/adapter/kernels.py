@@ -34,7 +34,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .gather import Gather, Maps, aligned, maps
+from mora.sizes import aligned
+
+from .gather import Gather, Maps, maps
 from .operators import Operator
 
 if TYPE_CHECKING:
@@ -186,7 +188,7 @@ class _AdaptedLinear(torch.autograd.Function):
 
 
 def _base_dtype(x: Tensor) -> torch.dtype:
-    """What a linear module makes of x: the dtype of autocast, where that is on and x is not fp64."""
+    """Return the dtype of a linear module's output for x: that of autocast if it is on and x is not fp64."""
     device = x.device.type
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
@@ -207,7 +209,7 @@ def _square(M: Tensor, dtype: torch.dtype, scaling: float) -> Tensor:
 
 
 def _outer(dz: Tensor, c: Tensor) -> Tensor:
-    """The sum over rows (and blocks) of dz's row times c's: (R, R)."""
+    """Return the sum over rows (and blocks) of the outer products of dz and c: (R, R)."""
     return dz.flatten(0, -2).mT @ c.flatten(0, -2)
 
 

@@ -13,10 +13,12 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from mora.sizes import r_hat_for
+
 from . import kernels
 from .base import linear_shape, quantisation_of
 from .config import MoraConfig
-from .operators import OPERATORS, Groups, Operator, square_size
+from .operators import OPERATORS, Groups, Operator
 
 
 class MoraSquare(nn.Module):
@@ -31,7 +33,7 @@ class MoraSquare(nn.Module):
         self.weight = nn.Parameter(torch.empty(r_hat, r_hat))
 
     def forward(self, x: Tensor, operator: Operator, scaling: float, **options: Any) -> Tensor:
-        """What `kernels.adapted_linear` makes of x (..., in_features) and M; `options` are its own."""
+        """Return `kernels.adapted_linear` of x (..., in_features) and M; `options` are passed on to it."""
         M = self.weight
         if M.is_meta and not x.is_meta:
             raise RuntimeError(f"M is on the meta device, x on {x.device}: the adapter's weights were never loaded")
@@ -76,7 +78,7 @@ class MoraLayer(BaseTunerLayer):
 
     def _make_operator(self, r: int, config: MoraConfig) -> Operator:
         even = config.operator == "rotation"
-        wanted = square_size(self.in_features, self.out_features, r, config.rhat_rounding, even)
+        wanted = r_hat_for(self.in_features, self.out_features, r, config.rhat_rounding, even)
         limit = min(self.in_features, self.out_features)
         if even and limit < 2:
             raise ValueError(
@@ -118,7 +120,7 @@ class MoraLayer(BaseTunerLayer):
             nn.init.normal_(M, std=self.operator[adapter_name].r_hat ** -0.5)
 
     def set_groups(self, adapter_name: str, groups: Groups) -> None:
-        """Changes the group kind of a sharing adapter (Appendix B). The meaning of M changes: merge and reset first."""
+        """Change the group kind of a sharing adapter (Appendix B). The meaning of M changes: merge and reset first."""
         self.operator[adapter_name] = replace(self.operator[adapter_name], groups=groups)
 
     def set_scale(self, adapter: str, scale: float) -> None:
@@ -143,11 +145,11 @@ class MoraLayer(BaseTunerLayer):
         Raises:
             ValueError: If there is no adapter of that name.
         """
-        delta = self._wide_delta_weight(adapter)
+        delta = self.fp32_delta_weight(adapter)
         owner: Any = self.get_base_layer() if self.quantization_backend is None else self.mora_M[adapter]
         return delta.to(owner.weight.dtype)
 
-    def _wide_delta_weight(self, adapter: str) -> Tensor:
+    def fp32_delta_weight(self, adapter: str) -> Tensor:
         if adapter not in self.mora_M:
             raise ValueError(f"no adapter {adapter!r} on this layer; there are {sorted(self.mora_M)}")
         M = self.matrix(adapter)
@@ -203,7 +205,7 @@ class MoraLinear(nn.Module, MoraLayer):
         return result.to(dtype)
 
     def _each_row(self, names: Sequence[str], x: Tensor, result: Tensor) -> Tensor:
-        """`result`, the base output, with each row's adapter added to it."""
+        """Return `result`, the base output, with each row's adapter added to it."""
         copies, rest = divmod(len(x), len(names))
         if rest:
             raise ValueError(f"adapter_names: {len(names)} names for a batch of {len(x)} rows: expected one name a row")
@@ -215,7 +217,7 @@ class MoraLinear(nn.Module, MoraLayer):
         return result
 
     def _adapters_now(self) -> list[str]:
-        """The adapters that must be added to what the base weight gives: the active ones, unless merged or disabled."""
+        """Return the adapters that must be added to the base output: the active ones, unless merged or disabled."""
         if self.disable_adapters and self.merged:
             self.unmerge()
         if self.disable_adapters or self.merged:
@@ -223,7 +225,7 @@ class MoraLinear(nn.Module, MoraLayer):
         return [name for name in self.active_adapters if name in self.mora_M]
 
     def _adapter_output(self, adapter: str, x: Tensor) -> Tensor:
-        """What one adapter adds, without the base: dropout, then the operator around M, then the scaling."""
+        """Return what one adapter adds, without the base: dropout, then the operator around M, then the scaling."""
         square, operator, scaling = self.mora_M[adapter], self.operator[adapter], self.scaling[adapter]
         M: Tensor = square.weight
         if kernels.is_reference():
@@ -231,7 +233,7 @@ class MoraLinear(nn.Module, MoraLayer):
         return square(self.mora_dropout[adapter](x), operator, scaling, dtype=self._compute_dtype(M, x))
 
     def _with_base(self, adapter: str, x: Tensor) -> Tensor:
-        """The base output and one adapter's in one function. Only where `_can_join_base`."""
+        """Return the base output plus one adapter's, computed in one function. Only if `_can_join_base`."""
         base: Any = self.base_layer
         square: Any = self.mora_M[adapter]
         return square(
@@ -277,9 +279,10 @@ class MoraLinear(nn.Module, MoraLayer):
     @torch.inference_mode(False)  # what it makes may be trained on later
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Adds the active adapters, or those named, to the base weight. The sum is taken in fp32 and cast once an adapter.
+        """Add the active adapters, or those named, to the base weight. The sum is taken in fp32 and cast once per adapter.
 
-        Raises: ValueError with safe_merge where the sum is not finite; the base weight is then untouched.
+        Raises:
+            ValueError: With safe_merge, if the sum is not finite. The base weight is then unchanged.
         """
         for adapter in check_adapters_to_merge(self, adapter_names):
             if adapter not in self.mora_M:
@@ -300,7 +303,7 @@ class MoraLinear(nn.Module, MoraLayer):
     def _add_to_base(self, adapter: str, sign: int, safe: bool) -> None:
         before = self.get_base_weight()
         wide = torch.promote_types(before.dtype, torch.float32)
-        delta = sign * self._wide_delta_weight(adapter).to(wide)
+        delta = sign * self.fp32_delta_weight(adapter).to(wide)
         merged = (before.to(wide) + delta).to(before.dtype)
         if safe and not torch.isfinite(merged).all():
             raise ValueError(f"the merged weight is not finite in {before.dtype}: adapter {adapter!r} holds bad values")

@@ -63,7 +63,7 @@ def _with_names(module: Any, args: Any, kwargs: dict[str, Any], names: list[str]
 
 @torch.no_grad()
 def add_weighted(model: MoraModel, adapters: Sequence[str], weights: Sequence[float], adapter_name: str) -> None:
-    """A new, frozen adapter whose delta_weight is the weighted sum of the others', exactly: delta_weight is linear in M.
+    """Add a frozen adapter whose delta_weight is the weighted sum of the others', exactly: delta_weight is linear in M.
 
     Raises: ValueError for unknown adapters, another number of weights, adapters whose operators differ, or trained modules
         of more than one adapter, which have no sum.

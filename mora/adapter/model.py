@@ -16,14 +16,13 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, get_q
 from peft.utils.other import get_pattern_key
 from torch import nn
 
+from mora.sizes import auto_operator
+
 from .config import MoraConfig
 from .layer import MoraLayer, MoraLinear
 from .mixing import adapter_of_each_row, add_weighted
-from .operators import square_size
 
 logger = logging.getLogger(__name__)
-
-MAX_GROUP = 8  # ours: the paper shares groups of 4 at r=128 and calls 16, at r=8, too many (section 4)
 
 
 class MoraModel(BaseTuner):
@@ -45,7 +44,7 @@ class MoraModel(BaseTuner):
 
     def _prepare_model(self, config: MoraConfig, model: nn.Module) -> None:
         if config.operator == "auto":
-            config.operator = resolve_operator(config, hidden_size(model))
+            config.operator = auto_operator(hidden_size(model), config.r, config.rhat_rounding)
             logger.info("MoRA operator auto -> %s at r=%d", config.operator, config.r)
 
     def _report_ignored_inputs(self, model: nn.Module, config: MoraConfig, adapter_name: str) -> None:
@@ -91,6 +90,7 @@ class MoraModel(BaseTuner):
             weights: One weight per adapter.
             adapter_name: Name of the new adapter. Nothing happens if it exists, as in PEFT.
             combination_type: Only "linear". PEFT's other combinations are for low ranks.
+            **kwargs: Options of those combinations, ignored.
 
         Raises:
             ValueError: For another combination, or adapters whose sum is not a MoRA adapter.
@@ -113,7 +113,7 @@ class MoraModel(BaseTuner):
         return plain
 
     def _check_merge_allowed(self) -> None:
-        """A head that is tied to the embedding gets a weight of its own: the embedding must not take up the update."""
+        """Untie adapted heads from the embedding, which must not take up the update."""
         bases: list[Any] = [layer.get_base_layer() for layer in _layers(self.model)]
         own = {id(base) for base in bases}
         others = [m for m in self.model.modules() if id(m) not in own]
@@ -175,10 +175,12 @@ def _warn_once(message: str) -> None:
 
 
 def check_all_found(config: MoraConfig, model: nn.Module) -> None:
-    """That nothing asked for is left out without a word, as PEFT does where another target is found.
+    """Check that no target is skipped silently, as PEFT does if another target is found.
 
-    Warns of a target that names no module.
-    Raises: ValueError where experts are asked for that are parameters, not linear modules (transformers 5).
+    Warns about a target that names no module.
+
+    Raises:
+        ValueError: If a target asks for experts that are parameters, not linear modules (transformers 5).
     """
     experts = [name for name in expert_parameters(model) if not _excluded(config, name)]
     targets = config.target_modules
@@ -200,7 +202,7 @@ def check_all_found(config: MoraConfig, model: nn.Module) -> None:
 
 
 def expert_parameters(model: nn.Module) -> list[str]:
-    """The weights of experts that no linear module holds, by name."""
+    """Return the names of expert weights that no linear module holds."""
     found = []
     for name, module in model.named_modules():
         if "expert" not in f"{name} {type(module).__qualname__}".lower() or isinstance(
@@ -219,16 +221,10 @@ def _excluded(config: MoraConfig, name: str) -> bool:
 
 
 def hidden_size(model: nn.Module) -> int:
-    """The width of the residual stream: from the model's config, else what most linear modules read."""
+    """Return the width of the residual stream: from the model's config, else what most linear modules read."""
     config = getattr(model, "config", None)
     for name in ("hidden_size", "n_embd", "d_model"):
         if isinstance(getattr(config, name, None), int):
             return getattr(config, name)
     widths = Counter(m.in_features for m in model.modules() if isinstance(m, nn.Linear))
     return widths.most_common(1)[0][0] if widths else 1
-
-
-def resolve_operator(config: MoraConfig, width: int) -> str:
-    """Resolve operator="auto": "rotation" if a sharing group would hold more than 8 inputs, else "sharing"."""
-    r_hat = square_size(width, width, config.r, config.rhat_rounding)
-    return "rotation" if width > MAX_GROUP * r_hat else "sharing"

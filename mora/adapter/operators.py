@@ -27,26 +27,6 @@ Pad = Literal["circular", "zeros"]
 Split = Literal["uneven", "padded"]
 Pairs = Literal["half_split", "interleaved"]
 Overflow = Literal["drop", "fold"]
-Rounding = Literal["floor", "official"]
-
-
-def square_size(in_features: int, out_features: int, r: int, rounding: Rounding = "floor", even: bool = False) -> int:
-    """Return r_hat = floor(sqrt((d + k) r)): the side of M at LoRA's parameter count for rank r (section 4).
-
-    Args:
-        in_features: The paper's k.
-        out_features: The paper's d.
-        r: Rank of the LoRA to match.
-        rounding: "floor" is the paper. "official" is `int(sqrt(...) + 0.5)`, as in the official code, which can exceed
-            LoRA's parameter count.
-        even: Round down to an even number, which rotation needs for its pairs.
-
-    Returns:
-        A positive integer, not yet clamped to min(in_features, out_features).
-    """
-    area = (in_features + out_features) * r
-    r_hat = math.isqrt(area) if rounding == "floor" else int(math.sqrt(area) + 0.5)
-    return max(r_hat // 2 * 2, 2) if even else r_hat
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from peft.utils import PeftType, register_peft_method
 
 
 def register() -> None:
-    """Adds MORA to PEFT's enum and tables. May be called again.
+    """Add MORA to PEFT's enum and tables. May be called again.
 
-    Raises: RuntimeError where another package (an old MoRA fork, say) has taken the name with classes of its own.
+    Raises:
+        RuntimeError: If another package (such as an old MoRA fork) has taken the name with its own classes.
     """
     if "MORA" not in PeftType.__members__:
         aenum.extend_enum(PeftType, "MORA", "MORA")

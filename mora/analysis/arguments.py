@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from mora.config.arguments import device
-from mora.models.known import model
+from mora.models.arguments import model
 
 
 def parse(arguments: list[str] | None = None, prog: str = "python -m mora.analysis.spectrum") -> argparse.Namespace:

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from mora.config import run_id, source
 from mora.config.load import load
+from mora.config.seal import sealed
 from mora.errors import ConfigError, ModelError, MoraError, one_line
 from mora.io import locked, replace_file
 from mora.models.load import LOAD_ERRORS, load_model, load_weights, merged_with
@@ -174,7 +175,7 @@ def _measure(pair: Pair, device: str, out: Path | None) -> None:
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         result = {**pair.facts(), "kinds": kinds, "modules": modules}
-        replace_file(out, json.dumps(result, indent=1, sort_keys=True) + "\n")
+        replace_file(out, json.dumps(sealed(result), indent=1, sort_keys=True) + "\n")
 
 
 def main(arguments: list[str] | None = None) -> int:

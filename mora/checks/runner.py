@@ -21,11 +21,10 @@ from mora.config import RunConfig
 from mora.errors import ConfigError
 from mora.io import replace_file
 from mora.results import RunResult
+from mora.suite.gpus import Places, visible
+from mora.suite.launch import launch
+from mora.suite.result import result_of
 from mora.train import log
-
-from .gpus import Places, visible
-from .launch import launch
-from .result import result_of
 
 GIB = 2**30
 ROOM = 80 * GIB  # of memory that files may take: a 7B checkpoint with its fp32 shadow, and the merged model

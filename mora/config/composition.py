@@ -14,13 +14,8 @@ from contextlib import suppress
 from functools import cache, lru_cache, reduce
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import hydra
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -31,7 +26,11 @@ from .hydra_compose import hydra_line, validate
 from .schema import RunConfig
 from .source import CONFIG_DIR
 
+if TYPE_CHECKING:  # Hydra is imported where it composes: what is kept needs none
+    from hydra.core.override_parser.types import Override
+
 OF_A_FILE = ("model.", "method.config=")  # say more than they write: a folder's digest, a file's content
+MOST_KEPT, FILES_KEPT = 4096, 8  # at some 2 kB a configuration
 METHOD_ALONE = "task=uuid"  # any task: a method's file sets the section `method` and nothing else
 
 
@@ -74,13 +73,22 @@ def _kept() -> dict[str, Any]:
 
 
 def _write(path: Path, kept: dict[str, Any], before: int) -> None:
+    """The newest MOST_KEPT configurations; of the files of other sources, the newest FILES_KEPT stay."""
     if len(kept) > before:
         with suppress(OSError):  # a cache that cannot be written is none
             path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(path, json.dumps(kept))
+            replace_file(path, json.dumps(dict(list(kept.items())[-MOST_KEPT:])))
+            for old in sorted(path.parent.glob("*.json"), key=_changed)[:-FILES_KEPT]:
+                old.unlink(missing_ok=True)
+
+
+def _changed(path: Path) -> float:
+    return path.stat().st_mtime
 
 
 def _compose(overrides: tuple[str, ...]) -> RunConfig:
+    from hydra.errors import HydraException
+
     groups = [text for text in overrides if (CONFIG_DIR / text.partition("=")[0]).is_dir()]
     method = next((text for text in groups if text.startswith("method=")), "method=none")
     changed: list[str] = []
@@ -109,6 +117,9 @@ def _base(groups: tuple[str, ...], method: str) -> Base:
 
 @cache
 def _of_groups(groups: tuple[str, ...], method: str = "method=none") -> DictConfig:
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         return hydra.compose("config", overrides=[*groups, method])
@@ -116,4 +127,6 @@ def _of_groups(groups: tuple[str, ...], method: str = "method=none") -> DictConf
 
 @lru_cache(maxsize=1024)
 def _parsed(text: str) -> Override:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
     return OverridesParser.create().parse_override(text)

@@ -2,47 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
-    model_validator,
 )
 
-
-class Section(BaseModel):
-    """A part of the configuration: unknown fields are errors, values cannot be changed, numbers are finite."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _truth_is_no_number(cls, values: Any) -> Any:
-        """Pydantic takes True for 1."""
-        for name, value in values.items() if isinstance(values, dict) else ():
-            if (
-                isinstance(value, bool)
-                and name in cls.model_fields
-                and not _takes_bool(cls.model_fields[name].annotation)
-            ):
-                raise ValueError(f"{name}={value}: expected no truth value")
-        return values
-
-
-def _takes_bool(annotation: Any) -> bool:
-    return annotation in (bool, Any) or any(_takes_bool(part) for part in get_args(annotation))
-
+from mora.frozen import FrozenModel
 
 RowFormat = Literal["messages", "instruction", "lima", "sharegpt", "openorca", "metamath", "gsm8k", "math", "text"]
+MadeFormat = Literal["messages", "instruction", "metamath", "text"]  # those that data/synthetic.py makes
 HeldOut = Literal["gsm8k", "math", "mmlu", "pubmedqa", "fpb", "headline", "fiqa_sa", "ner", "convfinqa"]
 
 
-class HubSource(Section):
+class HubSource(FrozenModel):
     """Files of a data set on the hub, or the same files under MORA_DATA_DIR/<id>. The result records the commit."""
 
     kind: Literal["hub"]
@@ -53,7 +29,7 @@ class HubSource(Section):
     max_rows: PositiveInt | None
 
 
-class FileSource(Section):
+class FileSource(FrozenModel):
     """Files by a glob pattern, relative to MORA_DATA_DIR. `sha256`, where given, must be that of the one file."""
 
     kind: Literal["files"]
@@ -63,19 +39,19 @@ class FileSource(Section):
     max_rows: PositiveInt | None = None
 
 
-class SyntheticSource(Section):
+class SyntheticSource(FrozenModel):
     """Rows of the format made on the spot, for scale=smoke: they prove the path and mean nothing."""
 
     kind: Literal["synthetic"]
     rows: PositiveInt
     seed: int
-    format: RowFormat
+    format: MadeFormat
 
 
 Source = Annotated[HubSource | FileSource | SyntheticSource, Field(discriminator="kind")]
 
 
-class Corpus(Section):
+class Corpus(FrozenModel):
     """Rows of `sources`, one after the other; of `local`, if all of its files are there, where a source is on the hub.
 
     `validation`: rows that are held out where `local` is taken; without them, documents of the corpus itself are.
@@ -86,21 +62,21 @@ class Corpus(Section):
     validation: list[FileSource] = []
 
 
-class Overlap(Section):
+class Overlap(FrozenModel):
     """Evaluation sets that training rows are compared with, and what is done with a row that overlaps."""
 
     sets: list[HeldOut]
     action: Literal["drop", "report"]
 
 
-class UuidData(Section):
+class UuidData(FrozenModel):
     kind: Literal["uuid"]
     pairs: PositiveInt
     seed: int
     loss_on: Literal["all", "value"]
 
 
-class ChatData(Section):
+class ChatData(FrozenModel):
     """Conversations in the Tulu format; the loss is on the assistant's turns."""
 
     kind: Literal["chat"]
@@ -111,7 +87,7 @@ class ChatData(Section):
     validation_sequences: NonNegativeInt
 
 
-class MetaMathData(Section):
+class MetaMathData(FrozenModel):
     """Question and answer in the Alpaca prompt; the loss is on the answer."""
 
     kind: Literal["metamath"]
@@ -122,7 +98,7 @@ class MetaMathData(Section):
     validation_sequences: NonNegativeInt
 
 
-class ReadingData(Section):
+class ReadingData(FrozenModel):
     """Domain texts as reading comprehension, mixed with general instructions by tokens."""
 
     kind: Literal["reading_comprehension"]
@@ -139,7 +115,7 @@ class ReadingData(Section):
     validation_sequences: NonNegativeInt
 
 
-class PretrainData(Section):
+class PretrainData(FrozenModel):
     """Plain text in blocks of `max_length` tokens."""
 
     kind: Literal["pretrain"]

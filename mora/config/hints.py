@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from .data_schema import Section
+from mora.frozen import FrozenModel
+
 from .schema import RunConfig
 from .source import CONFIG_DIR
 
@@ -87,16 +88,16 @@ def fields() -> tuple[str, ...]:
     return tuple(dict.fromkeys(_fields(RunConfig, "")))
 
 
-def _fields(section: type[Section], prefix: str) -> Iterator[str]:
+def _fields(section: type[FrozenModel], prefix: str) -> Iterator[str]:
     for name, info in section.model_fields.items():
         yield prefix + name
         for part in _sections(info.annotation):
             yield from _fields(part, f"{prefix}{name}.")
 
 
-def _sections(annotation: Any) -> list[type[Section]]:
+def _sections(annotation: Any) -> list[type[FrozenModel]]:
     """Those that a field may hold itself, not in a list."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
+    if isinstance(annotation, type) and issubclass(annotation, FrozenModel):
         return [annotation]
     if get_origin(annotation) in (Annotated, Union, types.UnionType):
         return [section for part in get_args(annotation) for section in _sections(part)]

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mora.errors import ConfigError, MoraError
+from mora.errors import ConfigError, MoraError, one_line, short
 
 from . import hints, resolvers  # noqa: F401  (the second registers what configs/ refer to)
 from .load import load
@@ -51,8 +53,7 @@ def check_sweep(arguments: Sequence[str]) -> None:
     several = bool({"-m", "--multirun"} & {*arguments}) or "hardware=slurm" in arguments
     if rates and not several:
         raise ConfigError("sweep= without -m would be one run: python run.py -m sweep=... for all of its runs")
-    given = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
-    overrides = OverridesParser.create().parse_overrides(given)
+    overrides = [parse_override(text) for text in arguments if text.startswith("~") or ("=" in text and text[0] != "-")]
     for override in overrides:
         if rates and override.key_or_group in OF_ONE_GRID and override.is_sweep_override():
             raise ConfigError(
@@ -69,19 +70,10 @@ def check_sweep(arguments: Sequence[str]) -> None:
             compose(run)
 
 
+# Hydra's options that take a value from the next argument.
 OPTIONS_WITH_VALUE = {
-    "-c",
-    "--cfg",
-    "-p",
-    "--package",
-    "-cp",
-    "--config-path",
-    "-cn",
-    "--config-name",
-    "-cd",
-    "--config-dir",
-}
-OPTIONS_WITH_VALUE |= {"-i", "--info"}
+    "-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir", "-i", "--info",
+}  # fmt: skip
 
 
 def _check_form(arguments: Sequence[str]) -> None:
@@ -90,18 +82,24 @@ def _check_form(arguments: Sequence[str]) -> None:
     before = ""
     for argument in arguments:
         name, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("--exp"):  # argparse takes a beginning for the whole
+            raise ConfigError("--experimental-rerun would run what a pickle says; give the settings themselves")
         if argument.startswith("-"):
             if argument.startswith("--") and (name in RunConfig.model_fields or name in hints.ALSO_CALLED):
                 name = hints.ALSO_CALLED.get(name, name)
-                raise ConfigError(f"{argument}: settings have no dashes: {name}={value or 'VALUE'}")
-        elif not equals and not argument.startswith("~") and before not in OPTIONS_WITH_VALUE:
+                raise ConfigError(f"{short(argument)}: settings have no dashes: {name}={value or 'VALUE'}")
+        elif not name.strip("+~ ") or (
+            not equals and not argument.startswith("~") and before not in OPTIONS_WITH_VALUE
+        ):
             if before.startswith("-"):
-                raise ConfigError(f"{before} {argument}: settings have no dashes: {before.lstrip('-')}={argument}")
-            raise ConfigError(f"{argument!r}: expected KEY=VALUE; {_blank(before)}")
+                raise ConfigError(
+                    f"{before} {short(argument)}: settings have no dashes: {before.lstrip('-')}={short(argument)}"
+                )
+            raise ConfigError(f"{short(repr(argument))}: expected KEY=VALUE; {_blank(before)}")
         elif equals and value.endswith(","):
-            raise ConfigError(f"{argument!r} ends in a comma: {_blank('')}")
+            raise ConfigError(f"{short(repr(argument))} ends in a comma: {_blank('')}")
         elif equals and not argument.startswith("hydra"):
-            check_override(argument)
+            parse_override(argument)
         before = argument
     if "--resolve" in arguments and not {"--cfg", "-c"} & {*arguments}:
         raise ConfigError("--resolve: expected with --cfg job alone; a setting r is r=8, without dashes")
@@ -116,20 +114,28 @@ def _blank(before: str) -> str:
     return "a list has no blanks: method=lora,mora"
 
 
-def check_override(argument: str) -> None:
-    """Raises: ConfigError for a setting that Hydra cannot read, or a group's choice that is no name."""
+def parse_override(argument: str) -> Override:
+    """Raises: ConfigError for what Hydra's grammar has not, or a group's choice that is no name."""
     try:
-        override = OverridesParser.create().parse_override(argument)
-    except HydraException as error:
-        said = " ".join(str(error).split("See https://hydra.cc/docs/")[0].split())
+        (override,) = OverridesParser.create().parse_overrides([argument])
+        value = override.value()
+    except (HydraException, ValueError, RecursionError) as error:  # of Hydra; a number of thousands of digits; brackets
+        said = one_line(str(error).split("See https://hydra.cc/docs/")[0])
         raise ConfigError(
-            f"{argument}: cannot be read ({said:.80}): brackets, braces and quotes that open must close, and the whole "
-            "setting stands between quotes: 'KEY=[A, B]'"
+            f"{short(argument)}: cannot be read ({said:.80}): brackets, braces and quotes that open must close, and the "
+            "whole setting stands between quotes: 'KEY=[A, B]'"
         ) from error
     group = override.key_or_group
-    named = override.is_sweep_override() or isinstance(override.value(), str)
-    if (CONFIG_DIR / group).is_dir() and not override.is_delete() and not named:
-        raise ConfigError(f"{argument}: expected a name; there are {', '.join(hints.choices(group))}")
+    names = value if isinstance(value, list) else [value]
+    named = override.is_sweep_override() or all(isinstance(name, (str, QuotedString, type(None))) for name in names)
+    if group in _groups() and not override.is_delete() and not named:
+        raise ConfigError(f"{short(argument)}: expected a name; there are {', '.join(hints.choices(group))}")
+    return override
+
+
+@cache
+def _groups() -> set[str]:
+    return {path.name for path in CONFIG_DIR.iterdir() if path.is_dir()}
 
 
 def compose(overrides: Sequence[str]) -> RunConfig:
@@ -137,8 +143,8 @@ def compose(overrides: Sequence[str]) -> RunConfig:
 
     Raises: ConfigError.
     """
-    for override in overrides:
-        check_override(override)
+    for text in overrides:
+        parse_override(text)
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
@@ -161,14 +167,14 @@ def validate(composed: DictConfig) -> RunConfig:
 
 def hydra_line(error: Exception) -> str:
     """Return what Hydra or OmegaConf says as one line that helps: the field or choice, and what was meant."""
-    if isinstance(error, MoraError):  # is one already
+    if isinstance(error, MoraError):
         return str(error)
     text, *_ = str(error).split("Config search path:")  # Hydra's, and no help
     text = re.sub(r"\.\s*To append to your config use .*", ": there is no such field", text)  # none can be added
-    text = text.removeprefix("In 'config': ")
+    text = short(text.removeprefix("In 'config': "), 1000)
     if several := re.match(r"Ambiguous value for argument '(.*?)'\s*1\.", text):
         return f"{several[1]}: several values are several runs: python run.py -m ...; a list is KEY=[A,B]"
-    return " ".join(text.split()) + _meant(text)
+    return one_line(text) + _meant(text)
 
 
 def _meant(text: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mora.errors import ConfigError
+from mora.errors import ConfigError, short
 
 from . import hints
 from .model_folder import identified
@@ -24,13 +24,20 @@ def load(values: dict[str, Any]) -> RunConfig:
         config = RunConfig.model_validate(with_settings(values))
         config = config.model_copy(update={"model": identified(config.model)})
     except ValidationError as error:
-        raise ConfigError("; ".join(_describe(e, values) for e in error.errors())) from error
+        raise ConfigError(described(error, values)) from error
     except ValueError as error:  # of the model's folder, or the method's file
         raise ConfigError(str(error)) from error
     if config.lr is None and config.method.trains:
         grid = config.lr_grid()
         config = config.model_copy(update={"lr": grid[len(grid) // 2]})
     return config
+
+
+def described(error: ValidationError, values: Any, most: int = 5) -> str:
+    """In a line, every field that is wrong; of many, the first ones."""
+    found = [_describe(e, values) for e in error.errors()]
+    more = [f"{len(found) - most} more fields"] if len(found) > most else []
+    return "; ".join([*found[:most], *more])
 
 
 def _describe(error: Any, values: Any) -> str:
@@ -46,7 +53,7 @@ def _describe(error: Any, values: Any) -> str:
     if error["type"] == "missing":
         return f"{where} is missing"
     said = error["msg"].removeprefix("Value error, ")
-    return f"{where}={error['input']!r}: {said[0].lower()}{said[1:]}"
+    return f"{where}={short(repr(error['input']))}: {short(said[0].lower() + said[1:], 500)}"
 
 
 def _field(loc: tuple[Any, ...], values: Any) -> str:

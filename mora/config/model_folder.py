@@ -8,10 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from .model_schema import Model
 from .source import ROOT
+from .yaml_file import read_yaml
 
 KNOWN = ROOT / "configs" / "model"
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -48,7 +47,7 @@ def identified(model: Model) -> Model:
 @cache
 def _revisions() -> dict[str | None, str]:
     """Revision -> the name of the model of configs/ that it pins on the hub."""
-    models = [yaml.safe_load(path.read_text()) for path in sorted(KNOWN.glob("*.yaml"))]
+    models = [read_yaml(path) for path in sorted(KNOWN.glob("*.yaml"))]
     return {m["revision"]: m["name"] for m in models if m.get("source") == "pretrained" and m.get("revision")}
 
 

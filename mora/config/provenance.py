@@ -1,6 +1,5 @@
-"""Where each value of a run comes from: the comment on its line in configs/, or `override`. Also docs/DEVIATIONS.md.
-
-python -m mora.config.provenance     # writes docs/DEVIATIONS.md anew
+"""Where each value of a run comes from: the comment on its line in configs/, or `override`. Also docs/DEVIATIONS.md, which
+`make render` writes anew.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import yaml
 
 from .schema import RunConfig
 from .source import CONFIG_DIR, ROOT
+from .yaml_file import SafeLoader, read_yaml
 
 DEVIATIONS = ROOT / "docs/DEVIATIONS.md"
 
@@ -26,24 +26,25 @@ class Setting(NamedTuple):
 
 
 def settings(file: Path) -> list[Setting]:
-    """Every leaf of a task, method or overlay file but its name. A list is one leaf, with the first comment in it."""
+    """Every leaf of a task's or method's file, or of a task's at a scale, but its name. A list is one leaf, with the first
+    comment in it."""
     text = file.read_text()
     lines, group = text.splitlines(), file.parent.name
-    prefix = "" if group == "overlay" else f"{group}."
-    node = yaml.compose(text, yaml.SafeLoader)
+    prefix = "" if text.startswith("# @package _global_") else f"{group}."
+    node = yaml.compose(text, SafeLoader)
     return list(_leaves(node, prefix, lines)) if isinstance(node, yaml.MappingNode) else []
 
 
 def of_run(config: RunConfig) -> dict[str, str]:
-    """Dotted path -> source, for every value that a task, method or overlay file sets; the last file that does counts.
+    """Dotted path -> source, for every value that a file of the task or method sets; the last file that does counts.
 
     A value that is not the file's any more came from the command line or an experiment: `override`.
     """
     values = config.model_dump(mode="json")
     method = CONFIG_DIR / "method" / f"{config.method.name}.yaml"
-    overlay = CONFIG_DIR / "overlay" / f"{config.scale.name}_{config.task.name}.yaml"
     task = CONFIG_DIR / "task" / f"{config.task.name}.yaml"
-    files = [task, *_bases(method), method, *_bases(overlay), overlay]
+    at_scale = CONFIG_DIR / "task" / config.task.name / f"{config.scale.name}.yaml"
+    files = [task, *_bases(method), method, *_bases(at_scale), at_scale]
     written: dict[str, Setting] = {}
     for file in filter(Path.is_file, files):
         for setting in settings(file):
@@ -90,8 +91,10 @@ def _bases(file: Path) -> list[Path]:
     """The files of the same folder that the file's defaults list names."""
     if not file.is_file():
         return []
-    defaults = (yaml.safe_load(file.read_text()) or {}).get("defaults", [])
-    return [file.with_name(f"{name}.yaml") for name in defaults if isinstance(name, str) and name != "_self_"]
+    defaults = (read_yaml(file) or {}).get("defaults", [])
+    return [
+        file.with_name(f"{Path(name).name}.yaml") for name in defaults if isinstance(name, str) and name != "_self_"
+    ]
 
 
 def _leaves(node: yaml.Node, path: str, lines: list[str]) -> Iterator[Setting]:
@@ -137,8 +140,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(v) for v in value]
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
-
-
-if __name__ == "__main__":
-    DEVIATIONS.write_text(deviations())
-    print(DEVIATIONS)

@@ -7,9 +7,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 
-def _restart_warmup(every_steps: int) -> int:
-    """${restart_warmup:N} of configs/method/: 50 steps, as the paper, but at most its largest share of an interval, 5 %."""
-    return min(50, every_steps // 20)
+def _restart_warmup(every_steps: Any) -> int:
+    """${restart_warmup:N} of configs/method/: 50 steps, as the paper, but at most its largest share of an interval, 5 %.
+
+    Of what is no number of steps 0: the check of every_steps says what is wrong.
+    """
+    return min(50, every_steps // 20) if isinstance(every_steps, int) else 0
 
 
 def _of_model(field: str, otherwise: Any, *, _root_: DictConfig) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Union
 
 from pydantic import (
     Field,
@@ -15,32 +15,37 @@ from pydantic import (
     model_validator,
 )
 
-from .data_schema import Section, TaskData, UuidData
-from .model_schema import Model, Rank, Targets
+from mora.families import Family, families
+from mora.families.base import Targets
+from mora.families.mora import Groups
+from mora.frozen import FrozenModel
+
+from .data_schema import TaskData, UuidData
+from .model_schema import Model, Rank
 
 
-class Train(Section):
+class Train(FrozenModel):
     """One optimisation. `global_batch_size` counts sequences; the learning rate is a pure function of the step.
 
     The length is given by `epochs` or by `max_steps`, the other one is null. `shorten_by` divides it and the warm-up: a
     whole schedule in less time, as searches run it; `stop_step` ends the long one early.
     """
 
-    global_batch_size: PositiveInt
-    epochs: PositiveInt | None
-    max_steps: PositiveInt | None
-    shorten_by: PositiveInt = 1
-    stop_step: PositiveInt | None
-    schedule: Literal["linear", "cosine", "constant"]
-    warmup_steps: NonNegativeInt
-    min_lr_ratio: Annotated[float, Field(ge=0, le=1)]
-    weight_decay: NonNegativeFloat
-    adam_beta1: Annotated[float, Field(ge=0, lt=1)]
-    adam_beta2: Annotated[float, Field(ge=0, lt=1)]
-    adam_eps: PositiveFloat
-    max_grad_norm: PositiveFloat
-    log_every_steps: PositiveInt
-    checkpoint_every_steps: PositiveInt
+    global_batch_size: PositiveInt  # sequences per update
+    epochs: PositiveInt | None  # passes over the data; null if max_steps says the length
+    max_steps: PositiveInt | None  # updates; null if epochs says the length
+    shorten_by: PositiveInt = 1  # divides length and warm-up, so that a search runs a whole schedule
+    stop_step: PositiveInt | None  # ends the run early without changing the schedule
+    schedule: Literal["linear", "cosine", "constant"]  # of the learning rate after warm-up
+    warmup_steps: NonNegativeInt  # updates until the learning rate reaches its peak
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)]  # last learning rate over the peak
+    weight_decay: NonNegativeFloat  # AdamW's
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)]  # AdamW's
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)]  # AdamW's
+    adam_eps: PositiveFloat  # AdamW's
+    max_grad_norm: PositiveFloat  # gradients are clipped to this norm
+    log_every_steps: PositiveInt  # how often the log is written; every step is in it
+    checkpoint_every_steps: PositiveInt  # updates between checkpoints
 
     def total_steps(self, samples: int) -> int:
         """Optimizer updates of the whole schedule: max_steps, or the epochs laid end to end in batches of equal size."""
@@ -48,6 +53,12 @@ class Train(Section):
             return math.ceil(self.max_steps / self.shorten_by)
         assert self.epochs is not None
         return math.ceil(self.epochs * samples / self.global_batch_size / self.shorten_by)
+
+    @property
+    def length(self) -> str:
+        """The setting that gives it."""
+        given = f"epochs={self.epochs}" if self.max_steps is None else f"max_steps={self.max_steps}"
+        return f"task.train.{given}" + (f", shorten_by={self.shorten_by}" if self.shorten_by > 1 else "")
 
     @property
     def warmup(self) -> int:
@@ -64,18 +75,18 @@ class Train(Section):
         return self
 
 
-class Evaluation(Section):
+class Evaluation(FrozenModel):
     tasks: list[str]
-    at_steps: list[PositiveInt]
-    batch_size: PositiveInt
-    loss_every_steps: PositiveInt
+    at_steps: list[PositiveInt]  # updates after which the tasks are scored, besides the last
+    batch_size: PositiveInt  # documents scored at once
+    loss_every_steps: PositiveInt  # updates between measurements of the loss
 
 
 LrGrid = list[PositiveFloat] | dict[Rank, list[PositiveFloat]]
 
 
-class Task(Section):
-    name: Literal["uuid", "tulu2", "metamath", "biomed", "finance", "c4"]
+class Task(FrozenModel):
+    name: str
     result_version: PositiveInt
     operator: Literal["auto", "truncation", "sharing", "decouple", "rotation"]
     data: TaskData
@@ -87,51 +98,13 @@ class Task(Section):
     overflow: Literal["drop", "fold"] | None = None  # of MoRA's blocks, for a model whose modules differ much in size
 
 
-Groups = Literal["modulo", "contiguous", "contiguous-modulo", "modulo-contiguous"]
+if TYPE_CHECKING:
+    AnyFamily = Family
+else:
+    AnyFamily = Annotated[Union[tuple(families().values())], Field(discriminator="kind")]  # noqa: UP007  as many as there are
 
 
-class LoraAdapter(Section):
-    """`init` and `freeze_a` are of A; `lr_ratio`: the rate of B and of one-dimensional parameters over that of A."""
-
-    kind: Literal["lora"]
-    target_modules: Targets
-    dropout: Annotated[float, Field(ge=0, lt=1)]
-    lora_alpha: PositiveFloat | None
-    init: Literal["kaiming", "orthonormal"]
-    freeze_a: bool
-    lr_ratio: PositiveFloat
-    dora: bool
-
-
-class MoraAdapter(Section):
-    kind: Literal["mora"]
-    target_modules: Targets
-    dropout: Annotated[float, Field(ge=0, lt=1)]
-    operator: Literal["auto", "truncation", "sharing", "decouple", "rotation"]
-    groups: Groups
-    split: Literal["uneven", "padded"]
-    pad: Literal["circular", "zeros"]
-    pairs: Literal["half_split", "interleaved"]
-    overflow: Literal["drop", "fold"]
-    rhat_rounding: Literal["floor", "official"]
-
-
-class PeftAdapter(Section):
-    """Any other method of PEFT's. `settings`: what its adapter_config.json says, read from method.config."""
-
-    kind: Literal["peft"]
-    settings: dict[str, Any]
-
-    @property
-    def peft_type(self) -> str:
-        return str(self.settings["peft_type"])
-
-    @property
-    def target_modules(self) -> list[str] | str | None:
-        return self.settings.get("target_modules")
-
-
-class Restart(Section):
+class Restart(FrozenModel):
     """Every `every_steps` updates the adapter is merged into the base weights and starts again from its first state.
 
     warmup_steps: the learning rate then climbs from 0 to its schedule. schedule: "jagged", the schedule goes on underneath;
@@ -141,41 +114,46 @@ class Restart(Section):
     under DeepSpeed.
     """
 
-    every_steps: PositiveInt
-    warmup_steps: NonNegativeInt
-    schedule: Literal["jagged", "official_hf"]
-    groups: Annotated[list[Groups], Field(min_length=1)] | None
-    merge_rounding: Literal["nearest", "stochastic"]
-    stale_masters: bool
+    every_steps: PositiveInt  # updates between restarts
+    warmup_steps: NonNegativeInt  # updates in which the learning rate climbs back
+    schedule: Literal["jagged", "official_hf"]  # jagged: the schedule continues; official_hf: a new cosine
+    groups: Annotated[list[Groups], Field(min_length=1)] | None  # kinds that a sharing operator goes through
+    merge_rounding: Literal["nearest", "stochastic"]  # from the exact sum to the dtype of the base
+    stale_masters: bool  # leave the optimizer's copy as it was: the official bug
 
 
-class Method(Section):
-    name: Literal["none", "fft", "lora", "lora_plus", "asylora", "dora", "relora", "mora", "remora", "peft"]
+class Method(FrozenModel):
+    name: str
     result_version: PositiveInt
     trains: bool
     lr_grid: Literal["fft", "lora_like", "mora"] | None
-    adapter: Annotated[LoraAdapter | MoraAdapter | PeftAdapter, Field(discriminator="kind")] | None
+    adapter: AnyFamily | None
     restart: Restart | None
     config: str | None = None  # of peft: the path that its settings were read from
 
     @property
     def label(self) -> str:
         """As run ids have it: of peft, with its kind."""
-        return f"peft_{self.adapter.peft_type.lower()}" if isinstance(self.adapter, PeftAdapter) else self.name
+        return self.name if self.adapter is None else self.adapter.label(self.name)
 
     @property
     def has_rank(self) -> bool:
         """Whether r says how large it is; a method of PEFT's may have something else, which its settings say."""
-        return self.adapter is not None and not isinstance(self.adapter, PeftAdapter)
+        return self.adapter is not None and self.adapter.has_rank
+
+    @property
+    def step_family(self) -> str:
+        """A name that methods share whose steps cost the same."""
+        return self.name if self.adapter is None else self.adapter.step_family
 
 
-class Scale(Section):
+class Scale(FrozenModel):
     name: Literal["smoke", "lite", "mid", "paper"]
-    precision: Literal["fp32", "bf16"]
-    results_dir: str
+    precision: Literal["fp32", "bf16"]  # of weights and compute; what trains has fp32 masters
+    results_dir: str  # folder of the result JSON
 
 
-class Hardware(Section):
+class Hardware(FrozenModel):
     """Where and how a run is spread.
 
     micro_batch_size: sequences of one rank in one pass. micro_batch_tokens: instead of it, the most padded tokens of a pass.
@@ -186,16 +164,16 @@ class Hardware(Section):
     """
 
     name: str
-    device: Literal["auto", "cpu", "cuda"]
-    cuda_graphs: bool
-    micro_batch_size: PositiveInt | None
-    micro_batch_tokens: PositiveInt | None = None
-    gradient_checkpointing: bool = False
-    processes: PositiveInt = 1
-    nodes: PositiveInt = 1
-    parallel: Literal["auto", "none", "ddp", "zero1", "zero2", "zero3"] = "auto"
-    offload: bool = False
-    rendezvous: str | None = None
+    device: Literal["auto", "cpu", "cuda"]  # auto: the first GPU, or the CPU if there is none
+    cuda_graphs: bool  # capture steps of a shape that recurs as one CUDA graph
+    micro_batch_size: PositiveInt | None  # sequences of one rank in one pass; null: its whole share
+    micro_batch_tokens: PositiveInt | None = None  # instead: most padded tokens of a pass
+    gradient_checkpointing: bool = False  # compute layers again in backward: less memory, more time
+    processes: PositiveInt = 1  # of one node
+    nodes: PositiveInt = 1  # how many machines
+    parallel: Literal["auto", "none", "ddp", "zero1", "zero2", "zero3"] = "auto"  # how ranks share the work
+    offload: bool = False  # ZeRO's optimizer, and at stage 3 the weights, on the CPU
+    rendezvous: str | None = None  # host:port of the first node; slurm: the first of the job
 
     @property
     def world_size(self) -> int:
@@ -207,7 +185,7 @@ class Hardware(Section):
         return self.cuda_graphs and not self.gradient_checkpointing
 
 
-class Tracker(Section):
+class Tracker(FrozenModel):
     """Where the log goes besides log.jsonl, which is always whole. `mode` is of W&B."""
 
     kind: Literal["none", "tensorboard", "wandb"]
@@ -215,7 +193,7 @@ class Tracker(Section):
     mode: Literal["online", "offline"] | None = None
 
 
-class RunConfig(Section):
+class RunConfig(FrozenModel):
     """Everything that one run needs. Raises pydantic.ValidationError with every wrong field named."""
 
     task: Task
@@ -255,9 +233,9 @@ class RunConfig(Section):
         if train.warmup >= self.total_steps:
             raise ValueError(
                 f"task.train.warmup_steps={train.warmup_steps}: the run has only {self.total_steps} steps; lower it or "
-                "train longer"
+                f"train longer than {train.length}"
             )
-        _check_restart(self.method, self.total_steps)
+        _check_restart(self.method, self.total_steps, train.length)
 
     @property
     def n_samples(self) -> int | None:
@@ -338,9 +316,9 @@ class RunConfig(Section):
         """The learning rates the paper searched for this task, method and rank (at lite scale: ours)."""
         if self.method.lr_grid is None:
             return []
-        adapter, grid = self.method.adapter, self.task.lr_grid[self.method.lr_grid]
-        if isinstance(adapter, MoraAdapter) and adapter.operator == "rotation":
-            grid = self.task.lr_grid.get("mora_rotation", grid)
+        adapter, key = self.method.adapter, self.method.lr_grid
+        keys = [key] if adapter is None else adapter.search_spaces(key)
+        grid = next(self.task.lr_grid[key] for key in keys if key in self.task.lr_grid)
         if isinstance(grid, list):
             return grid
         paper_rank = self.model.stands_for(self.r or 1)
@@ -358,35 +336,27 @@ class RunConfig(Section):
         return {name: cap for name, cap in self.model.rank_caps.items() if self.r is not None and cap < self.r}
 
     @property
-    def target_modules(self) -> list[str] | str:
+    def target_modules(self) -> Targets:
         """What carries adapters; none without one."""
-        if self.method.adapter is None:
-            return []
-        if isinstance(self.method.adapter, PeftAdapter):
-            return self.method.adapter.target_modules or "all-linear"
-        return self.method.adapter.target_modules
+        return [] if self.method.adapter is None else self.method.adapter.modules
 
 
-def _check_restart(method: Method, total_steps: int) -> None:
-    restart, adapter = method.restart, method.adapter
+def _check_restart(method: Method, total_steps: int, length: str) -> None:
+    restart = method.restart
     if restart is None:
         return
-    if adapter is None or isinstance(adapter, PeftAdapter) or (isinstance(adapter, LoraAdapter) and adapter.dora):
+    if method.adapter is None:
         raise ValueError(
-            f"method.restart: {method.name} has no adapter whose update a restart knows to add to the base weights"
+            f"method.restart: {method.name} has no adapter whose update could be added to the base weights"
         )
-    if isinstance(adapter, LoraAdapter) and adapter.freeze_a:
-        raise ValueError("method.adapter.freeze_a=true: a restart draws A anew, and a frozen one is in no checkpoint")
+    method.adapter.check_restarts(method.name, restart.groups)  # type: ignore[arg-type]
     if restart.every_steps >= total_steps:
         raise ValueError(
-            f"method.restart.every_steps={restart.every_steps}: the run has only {total_steps} steps and would never "
-            "restart; lower it with method.restart.every_steps=N"
+            f"method.restart.every_steps={restart.every_steps}: the run has only {total_steps} steps ({length}) and "
+            "would never restart; lower it with method.restart.every_steps=N"
         )
     if restart.warmup_steps >= restart.every_steps:
         raise ValueError(
             f"method.restart.warmup_steps={restart.warmup_steps} leaves no step at the full rate before the next restart "
             f"(method.restart.every_steps={restart.every_steps}): lower it"
         )
-    if restart.groups and (isinstance(adapter, LoraAdapter) or restart.groups[0] != adapter.groups):
-        expected = "null, LoRA has no groups" if isinstance(adapter, LoraAdapter) else f"[{adapter.groups}, ...]"
-        raise ValueError(f"method.restart.groups={restart.groups}: expected {expected}")

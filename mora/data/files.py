@@ -44,7 +44,9 @@ def read_rows(path: Path, encoding: str = "utf-8", delimiter: str | None = None)
         _, header = next(cells, ("", []))
         for where, values in cells:
             if len(values) != len(header):
-                raise DataError(f"{where}: {len(values)} fields, expected {len(header)}: {', '.join(header)}")
+                raise DataError(
+                    f"{where}: {len(values)} fields, expected {len(header)}: {' '.join(', '.join(header).split()):.200}"
+                )
             yield Record(where, dict(zip(header, values, strict=True)))
     else:
         raise DataError(f"{path}: cannot read files of this kind; expected .jsonl, .json, .parquet, .csv, .gz or .zst")

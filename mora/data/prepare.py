@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,10 +13,11 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from mora.config.data_schema import ChatData, MetaMathData, PretrainData, ReadingData
+from mora.config.seal import sealed, unsealed
 from mora.errors import DataError
 from mora.io import cache_dir, locked, replace_file
 
-from . import chat, metamath, overlap, packing, reading_comprehension, sources, tokens
+from . import chat, manifest, metamath, overlap, packing, reading_comprehension, sources, tokens
 from .encoders import BlockEncoder, ConversationEncoder
 from .report import Report
 from .samples import StoredSamples, Subset, hold_out, hold_out_families
@@ -62,13 +64,13 @@ def prepare(data: PreparedData, tokenizer: PreTrainedTokenizerBase, workers: int
     done = folder / "done.json"
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):  # one process at a time prepares a data set
-        if not done.is_file():
+        if (facts := _finished(done)) is None:
             shop = Workshop(folder, len(tokenizer), workers)
             made = _make(data, tokenizer, shop, rows, held_out, index)
             if not isinstance(data, PretrainData):
                 _check_held_out(data, made)
             _finish(folder, done, made, rows, index)
-    facts = json.loads(done.read_text())
+            facts = json.loads(done.read_text())
     samples, apart = (
         StoredSamples([folder / name for name in facts.get(part, ())]) for part in ("shards", "validation")
     )
@@ -79,6 +81,22 @@ def prepare(data: PreparedData, tokenizer: PreTrainedTokenizerBase, workers: int
     left_out = facts["left_out"]
     training = Subset(samples, np.delete(np.arange(len(samples)), left_out)) if left_out else samples
     return Prepared(training, apart, fingerprints, report)
+
+
+def _finished(done: Path) -> dict[str, Any] | None:
+    """What `_finish` wrote; None where it has not, or where that or a shard is damaged: what is whole is taken again."""
+    if not done.exists():
+        return None
+    try:
+        facts = unsealed(json.loads(done.read_text()))
+        shards = [done.parent / name for part in ("shards", "validation") for name in facts.get(part, ())]
+        if (wrong := next(filter(None, map(manifest.damage, shards)), None)) is None:
+            return facts
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        wrong = f"{done} is damaged ({error})"
+    print(f"{wrong}: the data are prepared again", file=sys.stderr, flush=True)
+    shutil.rmtree(done) if done.is_dir() else done.unlink()
+    return None
 
 
 def _recipe(data: PreparedData) -> list[Any]:
@@ -188,7 +206,8 @@ def _finish(folder: Path, done: Path, made: Made, rows: RowsByName, index: overl
     report.loss_tokens = samples.loss_tokens - sum(samples[i].n_loss for i in made.left_out)
     parts = {"shards": made.training, "validation": made.validation}
     names_of = {part: [shard.name for shard in shards] for part, shards in parts.items()}
-    replace_file(done, json.dumps({**names_of, "left_out": made.left_out, "report": report.as_dict()}, indent=1))
+    facts = {**names_of, "left_out": made.left_out, "report": report.as_dict()}
+    replace_file(done, json.dumps(sealed(facts), indent=1))
     kept = {name for group in names_of.values() for name in group}
     for entry in folder.iterdir():
         if entry.is_dir() and entry.name not in kept:

@@ -78,8 +78,12 @@ def document(record: Record, format: str) -> Document:
 def wrong(record: Record, field: str, expected: str) -> DataError:
     """What to raise where a field is missing or of the wrong kind."""
     found = f"is {record.row[field]!r:.60}" if field in record.row else "is missing"
-    there = ", ".join(sorted(record.row))
-    return DataError(f"{record.where}: field {field!r} {found}, expected {expected}; the row has {there:.200}")
+    return DataError(f"{record.where}: field {field!r} {found}, expected {expected}; the row has {there(record)}")
+
+
+def there(record: Record) -> str:
+    """The names of its fields, in a line."""
+    return f"{' '.join(', '.join(sorted(map(str, record.row))).split()):.200}"
 
 
 def _string(record: Record, field: str, empty: bool = False) -> str:

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -17,6 +18,7 @@ from typing import Protocol
 
 from tqdm import tqdm
 
+from . import manifest
 from .records import Record
 from .report import Report
 from .samples import Sample, StoredSamples, write_shard
@@ -104,6 +106,7 @@ class Workshop:
             shard = self.folder / f"{name}-{len(shards):05d}"
             shutil.rmtree(shard, ignore_errors=True)
             write_shard(shard, chunk, self.vocabulary)
+            manifest.write(shard)
             shards.append(shard)
         return shards
 
@@ -128,7 +131,10 @@ class Workshop:
         # Not forked from this process, whose threads and GPU context would be copied, but from one that has imported what
         # the encoder needs. The encoder is megabytes: sent at the start, it would let processes start one after the other.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one thread a process
-        tools = self.folder / "encoder.pickle"
+        private = Path(
+            tempfile.mkdtemp(prefix="mora-encoder-")
+        )  # only this user's processes write there: it is unpickled
+        tools = private / "encoder.pickle"
         tools.write_bytes(pickle.dumps(encoder))
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([type(encoder).__module__])
@@ -143,7 +149,7 @@ class Workshop:
                 yield waiting.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
-            tools.unlink()
+            shutil.rmtree(private)
 
 
 @dataclass(frozen=True)
@@ -155,7 +161,7 @@ class _Job:
 
     @property
     def is_done(self) -> bool:
-        return (self.folder / "report.json").is_file()
+        return (self.folder / "report.json").is_file() and manifest.damage(self.folder) is None
 
 
 _encoder: Encoder | None = None  # of a worker process
@@ -184,6 +190,7 @@ def _work(job: _Job, encoder: Encoder | None = None) -> Path:
     encoded = encode(job.records, job.format)
     write_shard(partial, encoded.samples, job.vocabulary, encoded.families)
     (partial / "report.json").write_text(json.dumps(encoded.report.as_dict()))
+    manifest.write(partial)
     shutil.rmtree(job.folder, ignore_errors=True)
     os.rename(partial, job.folder)
     return job.folder

@@ -7,7 +7,7 @@ import sys
 
 from mora.config.arguments import device, positive_int
 from mora.errors import MoraError
-from mora.models.known import model
+from mora.models.arguments import model
 
 MAX_LENGTH = "most tokens of prompt and answer; default: 2048, and more where a task's answers want it"
 

@@ -27,7 +27,7 @@ def write(path: Path, kept: dict[str, Kept]) -> None:
     lines = [_line(task) for task in kept.values() if task.rows and task.header.get("headline") in task.rows[0]]
     if lines:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, zstandard.ZstdCompressor(level=LEVEL).compress("".join(lines).encode()))
+        replace_file(path, zstandard.ZstdCompressor(level=LEVEL, write_checksum=True).compress("".join(lines).encode()))
 
 
 def read(path: Path) -> dict[str, Kept]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mora.config.seal import sealed, unsealed
 from mora.io import replace_file
 
 
@@ -24,16 +26,21 @@ class Journal:
         if path is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+        lines = path.read_text(errors="replace").splitlines(keepends=True) if path.is_file() else []
         if lines and lines[0] == _line({"identity": identity}):
-            whole = [line for line in lines if line.endswith("\n")]  # a crash may have cut the last
-            self.known = {row["key"]: row["answer"] for row in map(json.loads, whole[1:])}
+            whole = [lines[0], *(line for line in lines[1:] if (row := _row(line)) and self._keep(row))]
             if len(whole) == len(lines):
                 return
+            if len(lines) - len(whole) > 1 or lines[-1].endswith("\n"):  # a crash may have cut the last
+                print(f"{path}: damaged lines are left out, and what they held is computed again", file=sys.stderr)
             lines = whole
         else:
             lines = [_line({"identity": identity})]
         replace_file(path, "".join(lines))
+
+    def _keep(self, row: dict[str, Any]) -> bool:
+        self.known[row["key"]] = row["answer"]
+        return True
 
     def answer(self, batch: Any, compute: Callable[[], Any]) -> Any:
         """The stored answer to `batch` (JSON values), or that of `compute`, which is then stored."""
@@ -43,10 +50,19 @@ class Journal:
         if key not in self.known:
             self.known[key] = compute()
             with open(self.path, "a") as file:
-                file.write(_line({"key": key, "answer": self.known[key]}))
+                file.write(_line(sealed({"key": key, "answer": self.known[key]})))
                 file.flush()
                 os.fsync(file.fileno())
         return self.known[key]
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    """None of a line that is cut or damaged."""
+    try:
+        row = unsealed(json.loads(line))
+    except (ValueError, AttributeError):
+        return None
+    return row if line.endswith("\n") and row.keys() == {"key", "answer"} else None
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from mora.config.yaml_file import SafeLoader
+
 TASKS = Path(__file__).parent / "tasks"
 LOSSES = {"validation_loss": False, "value_nll": False, "value_token_acc": True}  # measured along a run, of no task
 
@@ -72,7 +74,7 @@ def _read(path: Path) -> dict[str, Any]:
     return values if included is None else _read(path.parent / included) | values
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+class _Loader(SafeLoader):  # type: ignore[misc]
     """Leaves lm-eval's !function tags alone."""
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from mora.config import source
+from mora.config.seal import sealed
 from mora.io import replace_file
 from mora.models.load import load_any
 
@@ -67,7 +68,7 @@ def run(options: argparse.Namespace) -> Path:
     new["tasks"] = {name: k.header | facts for name, k in kept.items()}
     joined = result.joined(folder, new)
     samples.write(folder, kept)
-    replace_file(folder / "result.json", json.dumps(joined, indent=1, sort_keys=True) + "\n")
+    replace_file(folder / "result.json", json.dumps(sealed(joined), indent=1, sort_keys=True) + "\n")
     (folder / "journal.jsonl").unlink(missing_ok=True)
     for name, values in metrics.items():
         shown = "  ".join(f"{k} {v:.4f}" for k, v in values.items() if not k.endswith("_stderr"))

@@ -10,7 +10,7 @@ from typing import Any
 
 from mora import io
 from mora.data.files import read_json, read_rows, record_of
-from mora.data.records import Record, wrong
+from mora.data.records import Record, there, wrong
 from mora.errors import DataError
 
 Row = dict[str, Any]
@@ -72,8 +72,7 @@ def check(found: Iterable[Record], fields: tuple[str, ...], where: str) -> Itera
         empty = False
         for field in fields:
             if record.row.get(field) is None:
-                there = ", ".join(map(str, record.row))
-                raise DataError(f"{record.where}: field {field!r} is missing; the row has {there}")
+                raise DataError(f"{record.where}: field {field!r} is missing; the row has {there(record)}")
         yield record
     if empty:
         raise DataError(f"{where}: there are no rows")

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mora.config.seal import unsealed
 from mora.errors import ConfigError, DamagedFileError
 
 Result = dict[str, Any]  # model, settings, metrics by task or group, and by task what was scored, by which code, where
@@ -23,12 +24,12 @@ def known(folder: Path, new: Result) -> Result | None:
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text())
+        found = unsealed(json.loads(path.read_text()))
         model, settings = found["model"], dict(found["settings"])
         held = f"{folder} holds the scores of {model['name']!r} in {model['precision']}"
         same_weights = model["fingerprint"] == new["model"]["fingerprint"]
         found["metrics"], found["tasks"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedFileError(f"{path} is no result of an evaluation, or was cut: {ELSEWHERE}") from error
     if not same_weights:
         raise ConfigError(f"{held}, other weights: {ELSEWHERE}")

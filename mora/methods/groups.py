@@ -5,7 +5,7 @@ from __future__ import annotations
 from peft import PeftModel
 from torch import nn
 
-from mora.config.schema import LoraAdapter, RunConfig
+from mora.config.schema import RunConfig
 from mora.restarts.layers import Group
 
 
@@ -14,16 +14,12 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def parameter_groups(model: nn.Module, config: RunConfig) -> list[Group]:
-    """The trainable parameters, each in one group; at least one group, empty where nothing trains.
-
-    Rates are PEFT's grouping of LoRA+ (arXiv:2402.12354): B and one-dimensional parameters have the higher one.
-    """
+    """Return the trainable parameters, each in one group; at least one group, empty if nothing trains."""
     adapter = config.method.adapter
-    ratio = adapter.lr_ratio if isinstance(adapter, LoraAdapter) else 1.0
     prefix = model.base_model.prefix if isinstance(model, PeftModel) else None
     found: dict[tuple[float, bool], dict[str, nn.Parameter]] = {}
     for name, p in trainable(model).items():
-        scale = ratio if "lora_B" in name or p.dim() == 1 else 1.0
+        scale = 1.0 if adapter is None else adapter.lr_scale(name, p.dim())
         own = prefix is not None and any(part.startswith(prefix) for part in name.split("."))
         found.setdefault((scale, own), {})[name] = p
     return [Group(parameters, *key) for key, parameters in found.items()] or [Group()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
 from mora.config.model_schema import Model
+from mora.data import manifest
 from mora.errors import ModelError, one_line
 from mora.io import cache_dir, locked
 
@@ -37,12 +39,15 @@ def as_folder(model: Model) -> Path:
     dtype = model.dtype or "fp32"
     tied = {True: "-tied", False: "-untied", None: ""}[model.tie_head]
     folder = cache_dir() / "models" / f"{model.name}-{(model.sha256 or '')[:12]}-{dtype}{tied}"
-    if (folder / "config.json").is_file():
+    if (folder / manifest.NAME).exists() and manifest.damage(folder) is None:
         return folder
     file = files.find(model)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(folder.parent):
-        if not (folder / "config.json").is_file():
+        if (wrong := manifest.damage(folder)) or not (folder / manifest.NAME).is_file():
+            if wrong:
+                print(f"{wrong}: the weights are made again from {file}", file=sys.stderr, flush=True)
+            shutil.rmtree(folder, ignore_errors=True)
             files.check(model, file)
             _convert(file, folder, DTYPES[dtype], model.tie_head)
     return folder
@@ -65,6 +70,7 @@ def _convert(file: Path, folder: Path, dtype: torch.dtype, tie_head: bool | None
         except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError) as error:
             raise ModelError(f"{file} cannot be read as GGUF: {one_line(error):.300}") from error
         plain.save_pretrained(done)
+        manifest.write(done)
         shutil.move(done, folder)
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 
-import yaml
 from pydantic import ValidationError
 
 from mora.config.model_schema import Model
 from mora.config.source import CONFIG_DIR
+from mora.config.yaml_file import read_yaml
 
 FOLDER = CONFIG_DIR / "model"
 
@@ -28,7 +27,7 @@ def named(name: str) -> Model | None:
 def _read(path: Path, changed: int) -> Model | None:
     """Once, for a plan and a table ask hundreds of times; again where the file has changed."""
     try:
-        return Model.model_validate(yaml.safe_load(path.read_text()))
+        return Model.model_validate(read_yaml(path))
     except ValidationError:
         return None
 
@@ -48,13 +47,6 @@ def refused(name: str) -> str | None:
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
         return f"{name!r}: there is no such folder; give a folder, hub id or name in configs/model"
     return f"{name!r}: there is no such model{near}" if "/" not in name and (near := meant(name)) else None
-
-
-def model(text: str) -> str:
-    """A command's argument: a folder that is there, a name in configs/model, or what may be a hub id."""
-    if named(text) is None and (reason := refused(text)):
-        raise argparse.ArgumentTypeError(reason)
-    return text
 
 
 def meant(name: str) -> str:

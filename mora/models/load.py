@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -22,6 +23,7 @@ from transformers import (
 )
 
 from mora.config.model_schema import Model
+from mora.data import manifest
 from mora.errors import ConfigError, ModelError, MoraError, one_line
 
 from . import known
@@ -32,6 +34,10 @@ from .tokenizers import cannot_load, load_tokenizer, revision_of
 
 # missing or gated; a folder without a model's config; a file that was cut; a quantised one whose package is not there
 LOAD_ERRORS = (OSError, ValueError, SafetensorError, ImportError)
+
+
+# of a shape: sizes that do not fit, of the wrong kind, below 1, or beyond the memory
+NOT_BUILT = (StrictDataclassError, ValueError, TypeError, ArithmeticError, AttributeError, KeyError, RuntimeError)
 
 
 def load_model(
@@ -84,6 +90,10 @@ def load_weights(name: str, precision: str, revision: str | None = None) -> PreT
     """
     if (model := known.named(name)) is not None:
         return load_model(model, precision)[0]
+    if wrong := manifest.damage(Path(name)):
+        raise ConfigError(
+            f"{wrong}: train again, or bring back a copy; an edited one loads without its {manifest.NAME}"
+        )
     with _errors_of(name):
         if (base := _base_of(name)) is not None:  # merged in fp32, cast once
             return merged_with(load_weights(base[0], "fp32", base[1]), name).to(DTYPES[precision])
@@ -161,8 +171,11 @@ def _random_model(
     config: Model, tokenizer: PreTrainedTokenizerBase, device: torch.device, dtype: torch.dtype
 ) -> LlamaForCausalLM:
     """A Llama drawn on `device` in `dtype`; the same values whatever was drawn before."""
-    vocabulary = (config.architecture or {})["vocab_size"]
-    if len(tokenizer) > vocabulary:
+    fields = config.architecture or {}
+    if unknown := sorted(fields.keys() - vars(LlamaConfig()).keys()):
+        raise ConfigError(f"model.architecture.{unknown[0]}: LlamaConfig has no such field")
+    vocabulary = fields.get("vocab_size", LlamaConfig().vocab_size)
+    if isinstance(vocabulary, int) and len(tokenizer) > vocabulary:
         raise ConfigError(
             f"model.tokenizer={config.tokenizer!r} has {len(tokenizer)} tokens, more than "
             f"model.architecture.vocab_size={vocabulary}: take another, or raise it"
@@ -173,6 +186,9 @@ def _random_model(
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
             torch.manual_seed(config.init_seed or 0)
-            return LlamaForCausalLM(LlamaConfig(**(config.architecture or {}), **special))
+            return LlamaForCausalLM(LlamaConfig(**fields, **special))
+    except NOT_BUILT as error:
+        shown = ", ".join(f"{name}={value}" for name, value in fields.items())
+        raise ConfigError(f"model.architecture cannot be built ({one_line(error):.300}): it is {shown:.500}") from error
     finally:
         torch.set_default_dtype(before)

@@ -27,7 +27,7 @@ SEQUENCES: dict[tuple[str, str], int] = {
     ("lite", "metamath"): 14_439,
     ("lite", "biomed"): 4_515,
     ("lite", "finance"): 14_106,
-    ("smoke", "tulu2"): 64,  # rows of configs/overlay/smoke_tulu2.yaml, less the eight held out
+    ("smoke", "tulu2"): 64,  # rows of configs/task/tulu2/smoke.yaml, less the eight held out
     ("smoke", "metamath"): 64,
 }
 

@@ -13,13 +13,11 @@ from typing import Any
 from mora.config import RunConfig
 from mora.config.composition import compose
 from mora.config.load import load
-from mora.config.schema import MoraAdapter
 from mora.config.source import CONFIG_DIR, ROOT
 from mora.errors import ConfigError, MoraError
-from mora.models.shapes import shape_of
 from mora.results import STORE
 
-from .counts import flops_per_token, mora_operator
+from .counts import flops_per_token, operator_of
 from .gpus import H100, Gpu
 
 BENCH = ROOT / "results" / "bench"
@@ -97,30 +95,19 @@ def rate_of(config: RunConfig, length: int, micro_batch_size: int, without: str 
     return Rate(seconds * work, f"measured, {nearest.device}, {nearest.name}")
 
 
-def family(method: str) -> str:
-    """The method whose step costs the same."""
-    return {"lora_plus": "lora", "relora": "lora", "asylora": "lora", "remora": "mora"}.get(method, method)
-
-
 def _unlike(case: Measured, config: RunConfig) -> tuple[bool, ...]:
     """In what a case differs from the run, the most weighty first."""
     one, other = case.config, config
     return (
-        family(one.method.name) != family(other.method.name),
+        one.method.step_family != other.method.step_family,
         one.trains_rest != other.trains_rest,
         not case.whole,
         not case.steady,
         one.hardware.captures_graphs != other.hardware.captures_graphs,
         one.hardware.gradient_checkpointing != other.hardware.gradient_checkpointing,
-        _operator(one) != _operator(other),
+        operator_of(one) != operator_of(other),
         _drops(one) != _drops(other),
     )
-
-
-def _operator(config: RunConfig) -> str | None:
-    if not isinstance(config.method.adapter, MoraAdapter):
-        return None
-    return mora_operator(config, shape_of(config.model).hidden)
 
 
 def _drops(config: RunConfig) -> bool:

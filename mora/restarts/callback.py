@@ -56,7 +56,7 @@ class RestartCallback(TrainerCallback):
 
     Args:
         every_steps: Optimizer updates between restarts. There is no restart after the last update.
-        warmup_steps: Updates in which the learning rate climbs back after a restart.
+        warmup_steps: Updates in which the learning rate climbs back after a restart. The first of them has rate 0.
         groups: Kinds of groups that a sharing MoRA goes through, one per restart, the adapter's own among them. None
             keeps one kind.
         merge_rounding: How the exact sum is rounded to the dtype of the base: "nearest", or "stochastic" (bf16 only).
@@ -143,7 +143,7 @@ class RestartCallback(TrainerCallback):
 
 
 def save(folder: Path, restart: Restart, step: int) -> None:
-    """Writes what `load` reads, whole or not at all."""
+    """Write what `load` reads, whole or not at all."""
     partial = folder / f".{FILE}"
     save_file(restart.shadow, partial, metadata={"count": str(restart.count), "step": str(step)})
     with open(partial, "rb") as file:
@@ -188,7 +188,7 @@ def restore_base(model: nn.Module, checkpoint: str | os.PathLike[str]) -> None:
 
 
 def rewarm(scheduler: Any, settings: _Settings) -> None:
-    """The learning rate of the scheduler climbs from 0 after every restart; it stays a pure function of the step."""
+    """Let the scheduler's learning rate climb from 0 after every restart; it stays a pure function of the step."""
     while not isinstance(scheduler, LambdaLR):
         scheduler = getattr(scheduler, "scheduler", None)
         if scheduler is None:

@@ -6,16 +6,18 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Generator, Tensor, nn
 
 from mora.adapter.layer import MoraLayer
 from mora.adapter.operators import Groups, Sharing
 
-FirstA = Callable[[tuple[int, ...], Generator], Tensor]
+InitA = Callable[[tuple[int, ...], Generator], Tensor]
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Group:
 
 
 def kaiming_a(shape: tuple[int, ...], generator: Generator) -> Tensor:
-    """A of LoRA before training, shape (r, in_features), fp32 on the CPU: uniform in +-1/sqrt(in_features), as PEFT."""
+    """Return LoRA's A before training: (r, in_features), fp32 on the CPU, uniform in +-1/sqrt(in_features), as PEFT."""
     r, in_features = shape
     bound = 1 / math.sqrt(in_features)
     return torch.rand(r, in_features, generator=generator) * (2 * bound) - bound
@@ -36,46 +38,73 @@ def kaiming_a(shape: tuple[int, ...], generator: Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class Adapted:
-    """`name` is the module's in the model; `adapter` its trainable tensors, under the names of PEFT's attributes."""
+    """An adapted layer: a base weight, the adapter's trainable tensors, and what a restart does with them.
+
+    Attributes:
+        name: the module's, in the model.
+        adapter_name: PEFT's, of the active adapter.
+        base: the weight that the update is added to.
+        adapter: what trains, under the names of PEFT's attributes.
+        delta_weight: returns what the adapter adds to `base`: its shape, in fp32, on the adapter's device.
+        initial_state: returns the adapter before its first step, on the CPU: it adds nothing.
+    """
 
     name: str
-    layer: LoraLayer | MoraLayer
     adapter_name: str
-    first_a: FirstA
     base: nn.Parameter
     adapter: dict[str, nn.Parameter]
+    delta_weight: Callable[[], Tensor]
+    initial_state: Callable[[Generator], dict[str, Tensor]]
 
-    @torch.no_grad()
-    def delta_weight(self) -> Tensor:
-        """What the adapter adds to `base`: its shape, in fp32, on the adapter's device."""
-        if isinstance(self.layer, MoraLayer):
-            return self.layer._wide_delta_weight(self.adapter_name)
-        return self.layer.get_delta_weight(self.adapter_name).float()
 
-    def first_values(self, generator: Generator) -> dict[str, Tensor]:
-        """The adapter before its first step, on the CPU: it adds nothing."""
-        if isinstance(self.layer, MoraLayer):
-            r_hat = self.layer.operator[self.adapter_name].r_hat
-            return {"mora_M": torch.zeros(r_hat, r_hat)}
-        r = self.layer.r[self.adapter_name]  # sizes of the module, not of its tensors: ZeRO-3 leaves those empty
+def of_lora(name: str, layer: LoraLayer, adapter_name: str, init_a: InitA) -> Adapted:
+    def initial_state(generator: Generator) -> dict[str, Tensor]:
+        r = layer.r[adapter_name]  # sizes of the module, not of its tensors: ZeRO-3 leaves those empty
         return {
-            "lora_A": self.first_a((r, self.layer.in_features), generator),
-            "lora_B": torch.zeros(self.layer.out_features, r),
+            "lora_A": init_a((r, layer.in_features), generator),
+            "lora_B": torch.zeros(layer.out_features, r),
         }
 
+    return Adapted(
+        name,
+        adapter_name,
+        layer.get_base_layer().weight,
+        {"lora_A": layer.lora_A[adapter_name].weight, "lora_B": layer.lora_B[adapter_name].weight},
+        torch.no_grad()(lambda: layer.get_delta_weight(adapter_name).float()),
+        initial_state,
+    )
 
-def adapted_layers(model: PeftModel, first_a: FirstA = kaiming_a) -> list[Adapted]:
-    """Every adapted layer, in the model's order."""
+
+def of_mora(name: str, layer: MoraLayer, adapter_name: str) -> Adapted:
+    def initial_state(generator: Generator) -> dict[str, Tensor]:
+        r_hat = layer.operator[adapter_name].r_hat
+        return {"mora_M": torch.zeros(r_hat, r_hat)}
+
+    return Adapted(
+        name,
+        adapter_name,
+        layer.get_base_layer().weight,
+        {"mora_M": cast(nn.Parameter, layer.mora_M[adapter_name].weight)},
+        torch.no_grad()(lambda: layer.fp32_delta_weight(adapter_name)),
+        initial_state,
+    )
+
+
+def adapted_layers(model: PeftModel, init_a: InitA = kaiming_a) -> list[Adapted]:
+    """Return every adapted layer, in the model's order; `init_a` draws A of LoRA.
+
+    Raises:
+        ValueError: A layer is neither LoRA's nor MoRA's.
+    """
     (adapter_name,) = model.active_adapters
     found = []
     for name, layer in model.named_modules():
-        if isinstance(layer, LoraLayer):
-            own = {"lora_A": layer.lora_A[adapter_name].weight, "lora_B": layer.lora_B[adapter_name].weight}
-        elif isinstance(layer, MoraLayer):
-            own = {"mora_M": layer.mora_M[adapter_name].weight}
-        else:
-            continue
-        found.append(Adapted(name, layer, adapter_name, first_a, layer.get_base_layer().weight, own))
+        if isinstance(layer, MoraLayer):
+            found.append(of_mora(name, layer, adapter_name))
+        elif isinstance(layer, LoraLayer):
+            found.append(of_lora(name, layer, adapter_name, init_a))
+        elif isinstance(layer, BaseTunerLayer):
+            raise ValueError(f"{name} is a {type(layer).__name__}, whose update no restart knows to merge")
     return found
 
 

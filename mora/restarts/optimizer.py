@@ -28,19 +28,19 @@ class TorchState:
                 broadcast(p.data)
 
     def assign(self, parameter: nn.Parameter, value: Tensor, stale_master: bool = False) -> None:
-        """Writes a whole value, the same on every rank, into the parameter and into its master.
+        """Write a whole value, the same on every rank, into the parameter and its master.
 
-        stale_master: the next update goes on from the old master, as where nobody refreshed it.
+        stale_master: the next update continues from the old master, as if nobody had refreshed it.
         """
         assert not stale_master, "a parameter that is its own master has no stale one"
         parameter.data.copy_(value)
 
     def master(self, parameter: nn.Parameter) -> Tensor:
-        """The whole value that the optimizer updates, or that of a parameter which does not train."""
+        """Return the whole value that the optimizer updates, or that of a parameter that does not train."""
         return parameter.detach()
 
     def optimizer_states(self, adapter: bool) -> list[dict[str, Tensor]]:
-        """What this process holds of the moments and steps of adapters, or of everything else. May be written to."""
+        """Return this process's moments and steps of adapters, or of everything else. May be written to."""
         return [state for p, state in self.optimizer.state.items() if (p in self._adapter) == adapter]
 
     def full_precision(self) -> AbstractContextManager[None]:
@@ -48,7 +48,7 @@ class TorchState:
         return nullcontext()
 
     def computation_changed(self) -> None:
-        """What was recorded of the forward pass does not hold any more. Nothing is recorded here."""
+        """Discard recordings of the forward pass, which no longer hold. Nothing is recorded here."""
 
 
 @contextmanager

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -21,9 +25,9 @@ def broadcast(value: Tensor) -> Tensor:
     return value
 
 
-def everywhere(value: float) -> list[float]:
+def everywhere(value: T) -> list[T]:
     """Each rank's value, in the order of the ranks. All ranks must call."""
-    values: list[float] = [value] * world_size()
+    values = [value] * world_size()
     if world_size() > 1:
         dist.all_gather_object(values, value)
     return values

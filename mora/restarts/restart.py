@@ -82,8 +82,11 @@ class State(Protocol):
 
 
 class Settings(Protocol):
-    """groups: the kinds of a sharing operator, in turn, or None. merge_rounding: "nearest" or "stochastic", from the exact
-    sum to the dtype of the base. stale_masters: the optimizer's copy of the adapter stays as it was."""
+    """When and how to restart.
+
+    groups: the kinds of a sharing operator, in turn, or None. merge_rounding: "nearest" or "stochastic", from the exact sum
+    to the dtype of the base. stale_masters: the optimizer's copy of the adapter stays as it was.
+    """
 
     @property
     def every_steps(self) -> int: ...
@@ -140,7 +143,7 @@ class Restart:
         return {"count": self.count, "shadow": self.shadow}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The merged base and the group kind as they were saved; the engine loads adapter and moments itself."""
+        """Load the merged base and the group kind; the engine loads adapter and moments itself."""
         self.count = state["count"]
         if not self.count:
             return
@@ -186,19 +189,19 @@ class Restart:
 
     @torch.no_grad()
     def _reinitialise(self) -> None:
-        """The same values on every rank, in the parameters and in the optimizer's own copies of them; moments and step 0."""
+        """Write the same values on every rank, in parameters and the optimizer's copies of them; zero moments and step."""
         assert self.settings is not None
-        for layer, values in self._first_values():
+        for layer, values in self._initial_states():
             for name, p in layer.adapter.items():
                 self.engine.assign(p, values[name], stale_master=self.settings.stale_masters)
         for state in self.engine.optimizer_states(adapter=True):
             for value in state.values():
                 value.zero_()
 
-    def _first_values(self) -> Iterator[tuple[Adapted, dict[str, Tensor]]]:
+    def _initial_states(self) -> Iterator[tuple[Adapted, dict[str, Tensor]]]:
         generator = self._generator("init")
         for layer in self.layers:
-            yield layer, layer.first_values(generator)
+            yield layer, layer.initial_state(generator)
 
     def _switch_groups(self) -> None:
         groups = self.settings.groups if self.settings else None
@@ -206,12 +209,12 @@ class Restart:
             set_groups(self._model, groups[self.count % len(groups)])
 
     def _generator(self, purpose: str) -> Generator:
-        """A pure function of the run's seed, the restart and the purpose: a resumed run draws the same."""
+        """Return a generator that depends on seed, restart and purpose only, so that a resumed run draws the same."""
         number = {"init": 0, "noise": 1}[purpose]
         return torch.Generator().manual_seed((self.seed * 1_000_003 + self.count) * 2 + number + (1 << 48))
 
     def _moments_of_others(self) -> list[float]:
-        """A sum of every tensor of the optimizer's state that a restart must leave alone."""
+        """Return the sum of each tensor of the optimizer's state that a restart must leave alone."""
         states = self.engine.optimizer_states(adapter=False)
         sums = [state[key].double().sum().to(self.engine.device) for state in states for key in sorted(state)]
         return torch.stack(sums).tolist() if sums else []
@@ -225,7 +228,7 @@ class Restart:
         assert self.settings is not None
         device = self.engine.device
         promises, fingerprint = _Promises(device), torch.zeros((), dtype=torch.float64, device=device)
-        for layer, values in self._first_values():
+        for layer, values in self._initial_states():
             values = {name: value.to(device) for name, value in values.items()}
             with self.engine.whole([layer.base, *layer.adapter.values()], write=False):
                 promises.add(~layer.delta_weight().any(), f"the adapter of {layer.name} still adds to the output")
@@ -256,7 +259,7 @@ class Restart:
 
 
 def describe(facts: dict[str, float]) -> str:
-    """What `Restart.apply` returns, as a line for people."""
+    """Format what `Restart.apply` returns as a line for people."""
     return (
         f"restart {facts['restart']:.0f} in {facts['restart_s']:.1f} s; the base keeps {facts['restart_kept']:.4f} of the "
         f"update, and lies {facts['restart_rounding']:.2g} of its size from the exact sum"

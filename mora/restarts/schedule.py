@@ -16,7 +16,7 @@ class Rhythm(Protocol):
 
 
 def jagged(base: float, step: int, rhythm: Rhythm) -> float:
-    """base * min(1, (step mod R) / w) after the first restart: the schedule underneath goes on (ReLoRA, section 3)."""
+    """Return base * min(1, (step mod R) / w) after the first restart, base before it (ReLoRA, section 3)."""
     if step < rhythm.every_steps:
         return base
     return base * min(1.0, (step % rhythm.every_steps) / max(1, rhythm.warmup_steps))

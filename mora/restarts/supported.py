@@ -18,7 +18,11 @@ from .layers import Adapted, adapted_layers
 
 
 def check_supported(args: TrainingArguments, model: nn.Module) -> list[Adapted]:
-    """The layers to restart. Raises: ValueError with what stands against it and what to do."""
+    """Return the layers to restart.
+
+    Raises:
+        ValueError: If a restart could not be correct, with the reason and what to do.
+    """
     for why in (*_of_the_arguments(args), *_of_the_adapter(model), *_of_the_layers(model)):
         raise ValueError(f"RestartCallback: {why}")
     assert isinstance(model, PeftModel)

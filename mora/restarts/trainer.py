@@ -15,9 +15,10 @@ ADAM = (torch.optim.Adam, torch.optim.AdamW)
 
 
 def optimizer_state(model: nn.Module, optimizer: Any, layers: list[Adapted]) -> State:
-    """A view on plain torch's optimizer, or on DeepSpeed's.
+    """Return a view on plain torch's optimizer, or on DeepSpeed's.
 
-    Raises: ValueError for an optimizer whose state a restart does not know, or that mixes adapters with the rest.
+    Raises:
+        ValueError: For an optimizer whose state a restart does not know, or that mixes adapters with the rest.
     """
     while not isinstance(optimizer, torch.optim.Optimizer) or type(optimizer).__module__.startswith("accelerate"):
         inner = getattr(optimizer, "optimizer", None)
@@ -40,7 +41,7 @@ def _check_adam(optimizer: Any) -> None:
 
 
 def _deepspeed(model: nn.Module, zero: Any, adapter: list[nn.Parameter]) -> State:
-    """Raises: ValueError as `optimizer_state`."""
+    """Return the view on DeepSpeed's optimizer. Raises ValueError as `optimizer_state` does."""
     from .zero import ZeroState
 
     stages = {"DeepSpeedZeroOptimizer": (1, zero_groups), "DeepSpeedZeroOptimizer_Stage3": (3, stage3_groups)}

@@ -46,7 +46,7 @@ class ZeroState:
             self._set_master(parameter, value.to(self.device, torch.float32))
 
     def _set_master(self, parameter: nn.Parameter, value: Tensor, moment: str | None = None) -> None:
-        """This rank's part of the master, or of a moment. DeepSpeed's own call fails where ranks do not divide the size."""
+        """Set this rank's part of the master, or of a moment. DeepSpeed's own call fails if ranks do not divide the size."""
         if self.stage < 3:
             parameter.set_full_hp_param(value, moment)  # type: ignore[attr-defined]
             return
@@ -65,7 +65,7 @@ class ZeroState:
         return [states[flat] for flat, group in self._flat_groups() if group.adapter == adapter and flat in states]
 
     def _flat_groups(self) -> list[tuple[nn.Parameter, Group]]:
-        """This rank's flat fp32 tensors, as the inner optimizer sees them, each with the group that it is a part of."""
+        """Return this rank's flat fp32 tensors, as the inner optimizer sees them, each with its group."""
         if self.stage < 3:
             return list(zip(self._zero.single_partition_of_fp32_groups, self.groups, strict=True))
         owner = self._zero.sub_group_to_group_id

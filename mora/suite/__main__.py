@@ -6,8 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from mora.config import ConfigError, RunConfig
+from mora.config import ConfigError, RunConfig, provenance
 from mora.errors import MoraError
+from mora.io import replace_file
 
 from . import claims, commands, figures, launch, ledger, memory, overrides, plan, runner, settings, slurm, tables
 from . import experiment as experiments
@@ -89,6 +90,7 @@ def _do(args: argparse.Namespace, loaded: dict[str, Experiment]) -> list[str]:
         judged = Found(resolved)
         ledger.render(found=judged)
         headline.render(judged)
+        replace_file(provenance.DEVIATIONS, provenance.deviations())
     return failed
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
 from mora.config import ConfigError, RunConfig
 from mora.evaluate.metrics import facts
+from mora.planner import counts
 from mora.results import Metric, Metrics, RunResult
 
 from . import verdicts
@@ -91,6 +93,20 @@ class CellRuns:
     def at_floor(self) -> bool:
         return at_floor([self])
 
+    @cached_property
+    def trainable(self) -> list[int]:
+        """The counts that the runs report, else what their configuration comes to; none where that is not known."""
+        with suppress(ValueError):  # a ConfigError too: a model or method that cannot be counted without its weights
+            return [r.parameters.trainable for _, r in self.results] or [counts.trainable(self.spec.config)]
+        return []
+
+    @cached_property
+    def square(self) -> counts.Square | None:
+        """MoRA's M; None of another method, or where the model's shape is not known."""
+        with suppress(ValueError):
+            return counts.square(self.spec.config)
+        return None
+
     def measured(self, config: RunConfig, result: RunResult) -> tuple[float, float | None] | None:
         """The metric in the table's unit and its standard error; a run that diverged, or has no number as its metric, is the
         worst there is."""
@@ -156,7 +172,16 @@ def in_order(found: Sequence[CellRuns]) -> Iterator[CellRun]:
 
 
 def resolve_all(rows: list[list[CellSpec]]) -> list[list[CellRuns]]:
-    return [[resolve(spec) for spec in row] for row in rows]
+    """The cells of one experiment at one scale. Those that show other metrics of the same runs share what was found."""
+    found: dict[tuple[object, ...], CellRuns] = {}
+
+    def shared(spec: CellSpec) -> CellRuns:
+        key = (spec.exists, *spec.base, *spec.candidates)
+        if key not in found:
+            found[key] = resolve(spec)
+        return replace(found[key], spec=spec)
+
+    return [[shared(spec) for spec in row] for row in rows]
 
 
 def higher_is_better(name: str, metric: Metric | None = None) -> bool:

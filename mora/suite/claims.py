@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import yaml
-
-from mora.config.data_schema import Section
+from mora.config.yaml_file import read_yaml
+from mora.frozen import FrozenModel
 
 from . import experiment as experiments
 from . import verdicts
@@ -21,7 +20,7 @@ SCALES: tuple[Scale, ...] = ("lite", "mid", "paper")
 Unit = Literal["points", "nats", "values"]
 
 
-class Ratio(Section):
+class Ratio(FrozenModel):
     """Of the median times of two cases of the step benchmark, by their names."""
 
     shape: str
@@ -30,7 +29,7 @@ class Ratio(Section):
     at_most: float
 
 
-class Contrast(Section):
+class Contrast(FrozenModel):
     """`first` minus `second`. `columns`: of this contrast, where they are not the claim's."""
 
     first: Row
@@ -38,7 +37,7 @@ class Contrast(Section):
     columns: list[str] | None = None
 
 
-class Plan(Section):
+class Plan(FrozenModel):
     """What the power is computed from, in the claim's unit. seed_sd: None where it is not known."""
 
     effect: float
@@ -46,7 +45,7 @@ class Plan(Section):
     document_se: float = 0.0
 
 
-class Claim(Section):
+class Claim(FrozenModel):
     """The form is described at the top of experiments/claims.yaml. `decided`: what was, after which results, dated."""
 
     says: str
@@ -70,7 +69,7 @@ class Claim(Section):
         return Contrast.model_validate({"first": self.first, "second": self.second})
 
 
-class Ledger(Section):
+class Ledger(FrozenModel):
     """`fixed_by`: the commit that wrote down contrasts and margins."""
 
     fixed_by: str
@@ -78,7 +77,7 @@ class Ledger(Section):
 
 
 def load() -> Ledger:
-    return Ledger.model_validate(yaml.safe_load(CLAIMS.read_text()))
+    return Ledger.model_validate(read_yaml(CLAIMS))
 
 
 def power_of(claim: Claim, table: Sequence[Claim], seeds: int) -> float:

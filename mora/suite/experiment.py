@@ -10,12 +10,16 @@ from itertools import product
 from typing import Any, Literal, NamedTuple
 
 import yaml
+from pydantic import ValidationError
 
 from mora.config import ConfigError, RunConfig
 from mora.config.composition import compose
-from mora.config.data_schema import Section
 from mora.config.hints import near
+from mora.config.load import described
 from mora.config.source import ROOT
+from mora.config.yaml_file import read_yaml
+from mora.errors import one_line
+from mora.frozen import FrozenModel
 
 FOLDER = ROOT / "experiments"
 PAPER = ROOT / "results" / "paper" / "tables.yaml"
@@ -35,7 +39,7 @@ NAMES = {
 Scale = Literal["paper", "mid", "lite", "smoke"]
 
 
-class Row(Section):
+class Row(FrozenModel):
     """A line of a table or a curve of a figure. `without`: tasks on which the paper prints a dash for it.
 
     `settings`: more overrides, which its label says. `columns`: the names of those that it has, where not all. `rates`: what
@@ -59,7 +63,7 @@ class Row(Section):
         return chosen + self.settings
 
 
-class Column(Section):
+class Column(FrozenModel):
     """What is read of a run: a metric at a step (null: the last). In a figure: a panel.
 
     A column that carries the name of a column of the paper stands beside its number; any other has no number of the paper.
@@ -74,7 +78,7 @@ class Column(Section):
     auto: str | None = None
 
 
-class AtScale(Section):
+class AtScale(FrozenModel):
     """`search`: overrides of the runs that only choose. `sweep`: what is chosen, the rate alone or the method's whole grid.
 
     `columns`: of this scale, where they are not those of the experiment. `repeats`: a rate at the edge of its grid adds the
@@ -89,14 +93,14 @@ class AtScale(Section):
     repeats: bool = False
 
 
-class Reach(Section):
+class Reach(FrozenModel):
     """A level of a metric that grows: a table says at which step each run came to it."""
 
     metric: str
     at_least: float
 
 
-class Experiment(Section):
+class Experiment(FrozenModel):
     """`selection`: the metric, lower is better, that chooses among the runs of a search. `unit`: of the table's cells.
 
     `notes`: the first words of the paper's inconsistencies with itself that concern this experiment.
@@ -120,10 +124,22 @@ class Experiment(Section):
 
 
 def load(name: str) -> Experiment:
-    """Raises: FileNotFoundError that lists the experiments there are."""
+    """Raises: FileNotFoundError that lists the experiments there are; ConfigError where its file is not one."""
     if name not in names():
         raise FileNotFoundError(f"there is no experiment {name!r}; there are {', '.join(names())}{near(name, names())}")
-    return Experiment.model_validate(yaml.safe_load((FOLDER / f"{name}.yaml").read_text()))
+    try:
+        values = read_yaml(FOLDER / f"{name}.yaml")
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"experiments/{name}.yaml cannot be read: {one_line(error):.300}") from error
+    return checked(name, values)
+
+
+def checked(name: str, values: Any) -> Experiment:
+    """Raises: ConfigError with every field that is wrong."""
+    try:
+        return Experiment.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"experiments/{name}.yaml: {described(error, values)}") from error
 
 
 def names() -> list[str]:
@@ -132,7 +148,7 @@ def names() -> list[str]:
 
 @lru_cache
 def paper_tables() -> dict[str, Any]:
-    return yaml.safe_load(PAPER.read_text())
+    return read_yaml(PAPER)
 
 
 def grids(experiment: Experiment, scale: Scale, seeds: list[int] | None = None) -> list[list[CellSpec]]:
@@ -278,5 +294,5 @@ def method_sweep(method: str) -> dict[str, list[str]]:
     path = SWEEPS / f"{method}.yaml"
     if not path.is_file():
         return {}
-    values = yaml.safe_load(path.read_text())
+    values = read_yaml(path)
     return {key: str(value).split(",") for key, value in values.items() if key not in ("defaults", "lr")}

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mora.config import RunConfig
-from mora.config.run_id import log_path, run_id, spectrum_path
+from mora.config.run_id import run_id, spectrum_path
+from mora.config.seal import unsealed
 from mora.errors import DamagedFileError
 from mora.io import replace_file
 from mora.results import RunResult, Source
-from mora.train import log
 
 from .cells import CellRuns
 from .experiment import Experiment
 from .launch import ROOT
+from .result import log_of
 from .tables import NOT_RUN, models, notes
 
 if TYPE_CHECKING:
@@ -165,16 +166,16 @@ def spectrum_of(config: Any) -> dict[str, Any] | None:
     """The spectrum of a run, where it was measured. Raises: ConfigError where its file is damaged."""
     path = spectrum_path(config)
     try:
-        return json.loads(path.read_text()) if path.is_file() else None
-    except ValueError as error:
+        return unsealed(json.loads(path.read_text())) if path.is_file() else None
+    except (ValueError, AttributeError) as error:
         raise DamagedFileError(f"{path} is damaged ({error}): remove it, and the spectrum is measured again") from error
 
 
 def _curves(runs: CellRuns) -> np.ndarray:
     """Training loss, (seeds, steps), smoothed."""
     curves = []
-    for config, _ in _shown(runs):
-        rows = log.read(log_path(config))
+    for config, result in _shown(runs):
+        rows = log_of(config, result)
         curves.append(_smooth([row["loss"] for row in rows if "loss" in row]))
     return np.array(curves)
 

@@ -7,6 +7,7 @@ import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from mora.config.source import ROOT
@@ -197,8 +198,10 @@ def _of_ratio(ratio: Ratio, scale: Scale) -> Outcome:
     )
 
 
-def rows_of(claims: list[Claim], found: Found) -> list[tuple[Claim, Scale, Outcome]]:
+@lru_cache(maxsize=1)
+def rows_of(found: Found) -> list[tuple[Claim, Scale, Outcome]]:
     """Every claim at every scale at which something was run; once, as not run, where nothing was."""
+    claims = load().claims
     by_scale = {scale: judge(claims, scale, found) for scale in SCALES}
     lines: list[tuple[Claim, Scale, Outcome]] = []
     for i, claim in enumerate(claims):
@@ -213,7 +216,7 @@ def table(found: Found | None = None) -> str:
         "| the paper says | here | verdict | effect, ours | seeds, documents | effect, the paper's |",
         "|" + "---|" * 6,
     ]
-    for claim, scale, outcome in rows_of(load().claims, found or Found()):
+    for claim, scale, outcome in rows_of(found or Found()):
         if outcome.verdict == "not run":
             lines.append(
                 f"| {claim.says} ({claim.where}) | - | not run | - | - | {number_text(outcome.paper, claim)} |"
@@ -265,14 +268,14 @@ def count_text(outcome: Outcome) -> str:
 
 def page(found: Found | None = None) -> str:
     """The ledger in full: what is compared, on which model, what was decided when, and contrasts that are not judged."""
-    found, ledger = found or Found(), load()
+    found = found or Found()
     lines = [
         "# What the results say of the paper",
         "",
-        f"Contrasts and margins: `experiments/claims.yaml`, fixed by commit {ledger.fixed_by}. Rules: `docs/claims.md`.",
+        f"Contrasts and margins: `experiments/claims.yaml`, fixed by commit {load().fixed_by}. Rules: `docs/claims.md`.",
         "Effect: first minus second, with its 95 % interval (of an equality 90 %, as two one-sided tests at 5 % have it).",
     ]
-    for claim, scale, outcome in rows_of(ledger.claims, found):
+    for claim, scale, outcome in rows_of(found):
         lines += ["", f"## {claim.says}", "", f"{claim.where}. {rule_text(claim)}"]
         if claim.decided:
             lines += ["", f"Decided: {claim.decided}"]

@@ -10,14 +10,13 @@ import textwrap
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mora.config import RunConfig
 from mora.config.data_schema import UuidData
 from mora.config.run_id import format_lr, run_id
 from mora.io import replace_file
-from mora.models.shapes import shape_of
-from mora.planner.counts import mora_operator, square_size, trainable
+from mora.planner.counts import operator_of, square, trainable
 from mora.results import Metrics
 
 from .cells import CellRuns
@@ -26,10 +25,12 @@ from .experiment import CellSpec, Experiment
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
 
 BITS_A_PAIR = 122  # of a version-4 UUID that are random
 KNOWN = 0.99  # of the tokens of all values, teacher-forced
 MARKERS = {"sharing": "o", "decouple": "s", "rotation": "D", "LoRA, A frozen": "P"}
+PLAIN: Any = {"fc": "white", "ec": "none", "pad": 0.5}  # what a rank is written on
 CAPTION = (
     "Known: 99 % of the values' tokens are the most likely ones, every earlier one given; linear between two measurements, "
     "50 steps apart. `>` n: not within the n steps of the run, where nats a value, the mean over all measurements, tell "
@@ -125,8 +126,8 @@ class Arm:
     def kind(self) -> str:
         """The operator of MoRA; of the others what they are: "LoRA", "LoRA, A frozen", "FFT"."""
         config = self.spec.config
-        if config.method.name == "mora":
-            return mora_operator(config, shape_of(config.model).hidden)
+        if operator := operator_of(config):
+            return operator
         if config.method.name == "lora":
             return "LoRA, A frozen" if getattr(config.method.adapter, "freeze_a", False) else "LoRA"
         return config.method.name.upper()
@@ -134,11 +135,15 @@ class Arm:
     @property
     def side(self) -> int | None:
         """Of M in a module of the model's width."""
-        config = self.spec.config
-        if config.method.name != "mora":
-            return None
-        hidden = shape_of(config.model).hidden
-        return square_size(hidden, hidden, config.r or 0, "floor", self.kind == "rotation")
+        found = square(self.spec.config)
+        return found and found.r_hat
+
+
+class Dot(NamedTuple):
+    """Where it stands, and how high it reaches with its arrow."""
+
+    x: float
+    top: float
 
 
 def arms(rows: list[list[CellRuns]]) -> list[Arm]:
@@ -194,18 +199,21 @@ def drawn(experiment: Experiment, found: list[Arm], width: float = 8) -> tuple[F
     models = list(dict.fromkeys(arm.spec.config.model.name for arm in found))
     colours = {model: f"C{i}" for i, model in enumerate(models)}
     undecided, shown = [], set()
+    dots: dict[tuple[str, str], list[Dot]] = {}  # by column and rank of LoRA
     for arm in found:
         lora, model = partner(arm, found), arm.spec.config.model.name
-        for i, seed in enumerate(sorted(set(arm.runs) & set(lora.runs if lora else ()))):
+        for seed in sorted(set(arm.runs) & set(lora.runs if lora else ())):
             assert lora is not None
             value = ratio(lora.runs[seed], arm.runs[seed])
             if value is None:
                 undecided.append(f"{arm.spec.label} at {arm.spec.column.name}, seed {seed}")
             else:
-                _dot(ax, lora, arm.kind, value, colours[model], named=i == 0)
+                dot = _dot(ax, lora, arm.kind, value, colours[model])
+                dots.setdefault((f"r={lora.spec.row.r}", lora.spec.column.name), []).append(dot)
                 shown |= {arm.kind, model}
     ax.axhline(1, color="grey", lw=0.8)
     _scales(ax)
+    _name(ax, dots)
     ax.set(ylabel="steps to 99 %: LoRA's over the other's\n(above 1 LoRA is slower)")
     marks = [(kind, marker, "k") for kind, marker in MARKERS.items()] + [(name, "o", c) for name, c in colours.items()]
     handles: list[Any] = [Line2D([], [], ls="", marker=m, color=c, label=name) for name, m, c in marks if name in shown]
@@ -216,15 +224,26 @@ def drawn(experiment: Experiment, found: list[Arm], width: float = 8) -> tuple[F
     return figure, undecided
 
 
-def _dot(ax: Axes, lora: Arm, kind: str, value: tuple[float, int], colour: str, named: bool) -> None:
-    """At LoRA's bits, kinds side by side; an arrow at a bound; where `named`, LoRA's rank beside it."""
+def _dot(ax: Axes, lora: Arm, kind: str, value: tuple[float, int], colour: str) -> Dot:
+    """At LoRA's bits, kinds side by side; an arrow at a bound."""
     y, bound = value
     x = lora.bits * 1.04 ** list(MARKERS).index(kind)
     ax.plot(x, y, MARKERS[kind], color=colour, alpha=0.7, ms=6)
     if bound:
         ax.annotate("", (x, y * 1.12**bound), (x, y), arrowprops={"arrowstyle": "->", "color": colour})
-    if named:
-        ax.annotate(f"r={lora.spec.row.r}", (x, y), (6, -2), textcoords="offset points", fontsize=7, color="grey")
+    return Dot(x, y * 1.12 if bound > 0 else y)
+
+
+def _name(ax: Axes, dots: dict[tuple[str, str], list[Dot]]) -> None:
+    """LoRA's rank once above all the dots of its column, as high as it must be to cover no other rank."""
+    taken: list[Bbox] = []
+    for (rank, _), group in sorted(dots.items(), key=lambda item: max(dot.top for dot in item[1])):
+        x = math.exp(statistics.fmean(math.log(dot.x) for dot in group))
+        top = (x, max(dot.top for dot in group))
+        text = ax.annotate(rank, top, (0, 6), textcoords="offset points", ha="center", fontsize=7, bbox=PLAIN)
+        while any(text.get_window_extent().overlaps(other) for other in taken):
+            text.set_position((0, text.get_position()[1] + 2))
+        taken.append(text.get_window_extent())
 
 
 def _scales(ax: Axes) -> None:

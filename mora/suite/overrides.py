@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mora.config import ConfigError, compose, run_id
-from mora.config.hydra_compose import check_override
+from mora.config.hydra_compose import parse_override
 
 from .experiment import Column, Experiment
 
@@ -30,7 +30,7 @@ def check(settings: Sequence[str], results: Path | None) -> None:
     for text in settings:
         if "=" not in text or text.startswith(("+", "~")):
             raise ConfigError(f"--set {text}: expected KEY=VALUE, for example hardware.micro_batch_size=16")
-        check_override(text)
+        parse_override(text)
         if text.split("=")[0] in WHOLE_GROUPS or text.startswith("hardware."):
             continue
         if results is None and run_id(compose([*plain, text])) != run_id(compose(plain)):

@@ -7,7 +7,7 @@ from typing import Any
 
 from mora.config import RunConfig, compose, run_id
 from mora.config.load import load
-from mora.config.schema import Hardware, LoraAdapter
+from mora.config.schema import Hardware
 from mora.planner.cost import Cost, cost
 from mora.planner.gpus import GIB, H100, Gpu
 from mora.planner.memory import RESERVE
@@ -87,11 +87,9 @@ def _hardware(name: str, settings: Sequence[str]) -> Hardware:
 
 def name_of(run: RunConfig) -> str:
     """The run's id, and what its method was given beside its rank and rate: only the hash tells that."""
-    more = []
-    if isinstance(run.method.adapter, LoraAdapter) and run.method.adapter.lr_ratio != 1:
-        more.append(f"ratio={run.method.adapter.lr_ratio:g}")
+    more = [] if run.method.adapter is None else run.method.adapter.remarks
     if run.method.restart is not None:
-        more.append(f"every={run.method.restart.every_steps}")
+        more = [*more, f"every={run.method.restart.every_steps}"]
     return " ".join([run_id(run), *more])
 
 

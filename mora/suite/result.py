@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mora.config import RunConfig, source
-from mora.results import STORE, RunResult
+from mora.config.run_id import log_path
+from mora.errors import DamagedFileError
+from mora.results import STORE, RunResult, log_digest
+from mora.train import log
 
 
 def result_of(config: RunConfig) -> RunResult | None:
     """The result of this very run, if it was made. Raises: ConfigError where its file is damaged."""
     return STORE.of(config)
+
+
+def log_of(config: RunConfig, result: RunResult) -> list[dict[str, Any]]:
+    """The rows of the log beside the result; none where there is none. Raises: DamagedFileError."""
+    path, rows = log_path(config), log.read(log_path(config))
+    if rows and result.log_sha256 not in (None, log_digest(path.read_text())):
+        raise DamagedFileError(f"{path} is damaged: it is not the log that its result was written with; bring it back")
+    return rows
 
 
 def unusable(result: RunResult, scale: str) -> str | None:

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 from mora.config.composition import compose
 from mora.io import replace_file
-from mora.models.shapes import shape_of
-from mora.planner.counts import mora_operator
+from mora.planner.counts import operator_of
 
 from . import latex
 from .experiment import Experiment, paper_tables
@@ -47,7 +46,7 @@ def lines(experiment: Experiment) -> list[Line]:
                     found.append(Line(f"{task}: lr {method} r={r}", rates, config.lr_grid()))
     for task, (r, operator) in product(table["lr"], table["mora_operator"].items()):
         config = compose([f"task={task}", "method=mora", f"r={r}"])
-        found.append(Line(f"{task}: operator r={r}", operator, mora_operator(config, shape_of(config.model).hidden)))
+        found.append(Line(f"{task}: operator r={r}", operator, operator_of(config)))
     for r, alpha in table["lora_alpha"].items():
         config = compose(["task=metamath", "method=lora", f"r={r}"])
         found.append(Line(f"lora_alpha r={r}", alpha, config.lora_alpha()))

@@ -14,7 +14,6 @@ from typing import NamedTuple
 from mora.config.run_id import format_lr, run_id
 from mora.evaluate.metrics import beside as companion
 from mora.io import replace_file
-from mora.planner.counts import trainable as trainable_parameters
 from mora.planner.gpus import GIB
 from mora.results import Metrics
 
@@ -25,6 +24,7 @@ from .selection import Choice
 
 NOT_RUN = "not run"
 BASELINE = "lora"  # what a method's effect is over
+SQUARE = "r_hat/d, ignored"
 DIGITS = {"percent": 1, "perplexity": 2}  # as the paper prints them
 CSV_COLUMNS = [
     *("method", "r", "operator", "column", "task", "setting", "lr"),
@@ -38,6 +38,8 @@ CSV_COLUMNS = [
         "effect",
         "floor",
         "trainable",
+        "r_hat_over_d",
+        "inputs_ignored",
         "ms_a_step",
         "gib",
         "reached",
@@ -47,10 +49,11 @@ CSV_COLUMNS = [
 ]
 CAPTIONS = {"smollm2_135m": "SmolLM2-135M-Instruct, dequantised from Q4_1"}
 STACK = ("torch", "transformers", "peft")
-SIGNS = {"+-": "$\\pm$", "-": "$-$", "|": "$\\vert$", "~": "$\\sim$", ">": "$>$"}  # of LaTeX
+SIGNS = {"+-": "$\\pm$", "-": "$-$", "|": "$\\vert$", "~": "$\\sim$", ">": "$>$", "%": "\\%"}  # of LaTeX
 LEGEND = (
     "Each cell: paper | ours, mean +- sd (n seeds, or n of m) | the method's effect over LoRA at the same r: the paper's; "
     "ours. In italics (in LaTeX grey): ours is within three standard errors of what knowing nothing scores, or below. "
+    f"{SQUARE}: of MoRA, M's side over the model's width, and the share of all inputs that never change an output. "
     "ms: of a step, `~` where several runs shared the GPU. GiB: the most allocated."
 )
 
@@ -115,14 +118,14 @@ def _markdown(experiment: Experiment, rows: list[list[CellRuns]], cells: list[li
 def heading(experiment: Experiment, rows: list[list[CellRuns]]) -> list[str]:
     """The names of the columns, those of `beyond` last."""
     reached = [f"step of {experiment.reach.at_least:.0%}"] if experiment.reach else []
-    return ["method", "trainable", *(runs.spec.column.name for runs in rows[0]), *reached, "ms", "GiB"]
+    return ["method", "trainable", *(runs.spec.column.name for runs in rows[0]), SQUARE, *reached, "ms", "GiB"]
 
 
 def beyond(experiment: Experiment, row: list[CellRuns]) -> list[str]:
-    """What stands beside the scores: steps to a level, every seed; time and memory, one a model or rank."""
+    """What stands beside the scores: M's size; steps to a level, every seed; time and memory, one a model or rank."""
     reached = [_reached(experiment, row[0]) or "-"] if experiment.reach else []
     times, memory = (list(dict.fromkeys(text for runs in row if (text := said(runs)))) for said in (_ms, _gib))
-    return [*reached, " / ".join(times) or "-", " / ".join(memory) or "-"]
+    return [_squares(row), *reached, " / ".join(times) or "-", " / ".join(memory) or "-"]
 
 
 def _reached(experiment: Experiment, runs: CellRuns) -> str:
@@ -171,15 +174,15 @@ def notes(experiment: Experiment) -> list[str]:
 
 
 def trainable(row: list[CellRuns]) -> str:
-    """The counts that the row's runs report, or what their configuration comes to, one a model or rank."""
-    counts = []
-    for runs in row:
-        measured = [result.parameters.trainable for _, result in runs.results]
-        try:
-            counts += [f"{count:,}" for count in measured or [trainable_parameters(runs.spec.config)]]
-        except ValueError:  # a ConfigError too: a model or method that cannot be counted without its weights
-            counts.append("unknown")
+    """The row's counts of parameters, one a model or rank."""
+    counts = [f"{count:,}" for runs in row for count in runs.trainable] or ["unknown"]
     return " / ".join(dict.fromkeys(counts))
+
+
+def _squares(row: list[CellRuns]) -> str:
+    """r_hat over the model's width and the share of inputs that are ignored, one a model or rank; a dash without M."""
+    found = [f"{m.r_hat / m.width:.3f}, {m.ignored:.0%}" for runs in row if (m := runs.square)]
+    return " / ".join(dict.fromkeys(found)) or "-"
 
 
 def _words(shown: Shown | None, digits: int) -> str:
@@ -312,7 +315,7 @@ def _latex_cell(shown: Shown | None, digits: int) -> str:
 
 
 def _signs(text: str) -> str:
-    return re.sub(r"\+-|[-|~>]", lambda sign: SIGNS[sign[0]], text)
+    return re.sub(r"\+-|[-|~>%]", lambda sign: SIGNS[sign[0]], text)
 
 
 def _csv(rows: list[list[CellRuns]], cells: list[list[Shown | None]]) -> str:
@@ -350,6 +353,8 @@ def _csv_line(runs: CellRuns, shown: Shown) -> list[str]:
         number(shown.effect),
         "at" if shown.at_floor else "",
         trainable([runs]).replace(",", ""),
+        number(m.r_hat / m.width if (m := runs.square) else None),
+        number(m.ignored if m else None),
         _ms(runs),
         _gib(runs),
         _reached(spec.experiment, runs),

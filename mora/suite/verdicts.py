@@ -16,6 +16,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy import special
 
+from mora.evaluate.compare import holm
+
 ALPHA = 0.05
 ENOUGH = 0.8  # of power
 FEW = 5  # seeds; below, the variance is pooled
@@ -119,15 +121,6 @@ def judge(test: Test, found: Estimate, margin: float = 0.0, gap: Estimate | None
     p_gap = 1.0 if gap is None else min(1.0, 2 * gap.above(0))
     nearest = min(Judged(found.above(-margin), "shown"), outside, key=lambda j: j.p)
     return Judged(max(nearest.p, p_gap), nearest.verdict)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values that hold for all comparisons together (Holm 1979)."""
-    m, order = len(p_values), np.argsort(p_values, kind="stable")
-    stepped = np.maximum.accumulate([(m - rank) * p_values[i] for rank, i in enumerate(order)])
-    adjusted = np.empty(m)
-    adjusted[order] = np.minimum(stepped, 1.0)
-    return [float(p) for p in adjusted]
 
 
 def decide(found: Sequence[Judged]) -> list[Verdict]:

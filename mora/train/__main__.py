@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import yaml
@@ -73,7 +74,8 @@ def _out_of_memory(folder: Path, error: torch.OutOfMemoryError) -> str:
     return f"out of GPU memory with hardware.{name}={micro}; {advice} ({first})"
 
 
-if __name__ == "__main__":
+def process() -> NoReturn:
+    """`main`, and the end of the process with its exit code."""
     code = 1
     try:
         code = main()
@@ -87,3 +89,7 @@ if __name__ == "__main__":
             sys.stderr.flush()
             os._exit(code)
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    process()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
+import re
 import shutil
-import warnings
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +40,35 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
             reason.errno, f"checkpoint of step {step} not written, the last one is kept: {reason.strerror}"
         ) from error
     for old in _steps(folder)[:-KEPT]:
-        shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)
     return final
 
 
 def load_latest(folder: Path) -> dict[str, Any] | None:
-    """The newest checkpoint whose hash is right, on the CPU; None without. A damaged one is warned of and passed over."""
+    """The newest checkpoint whose hash is right, on the CPU; None without. A damaged one is named and passed over."""
     for path in reversed(_steps(folder)):
-        stored, found = path / "sha256", path / "state.pt"
-        if stored.is_file() and found.is_file() and stored.read_text() == _digest(found):
-            # mapped, so that the ranks of a machine share the memory of one copy
-            return torch.load(found, map_location="cpu", weights_only=True, mmap=True)
-        warnings.warn(f"checkpoint {path} is damaged: going back to the one before", stacklevel=2)
+        try:
+            return _load(path)
+        except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+            reason = " ".join(str(error).split("\n")[0].split())
+            print(
+                f"checkpoint {path} is damaged ({reason:.200}): going back to the one before",
+                file=sys.stderr,
+                flush=True,
+            )
     return None
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """Raises: OSError, ValueError, RuntimeError, UnpicklingError: it is not there, not whole, or holds more than data."""
+    found = path / "state.pt"
+    if (path / "sha256").read_text() != _digest(found):
+        raise ValueError("its sha256 is another")
+    # mapped, so that the ranks of a machine share the memory of one copy
+    state = torch.load(found, map_location="cpu", weights_only=True, mmap=True)
+    if not isinstance(state, dict) or state.get("step") != _step(path):
+        raise ValueError(f"it is not of step {_step(path)}")
+    return state
 
 
 def latest_step(folder: Path) -> int:
@@ -60,7 +78,7 @@ def latest_step(folder: Path) -> int:
 
 
 def _steps(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step_*"), key=_step)
+    return sorted((path for path in folder.glob("step_*") if re.fullmatch(r"step_\d+", path.name)), key=_step)
 
 
 def _step(path: Path) -> int:

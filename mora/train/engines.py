@@ -8,7 +8,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from mora.config.schema import PeftAdapter, RunConfig
+from mora.config.schema import RunConfig
 from mora.errors import ConfigError
 from mora.methods import parameter_groups
 from mora.models.dtypes import DTYPES
@@ -41,9 +41,8 @@ def make_engine(model: nn.Module, config: RunConfig) -> Engine:
 def captures_graphs(config: RunConfig) -> bool:
     """Whether, on a GPU, the engine captures steps of a model that can be captured. Not of any PEFT method's layers, which
     may do what no graph can hold."""
-    return (
-        config.hardware.captures_graphs and not _is_zero(config) and not isinstance(config.method.adapter, PeftAdapter)
-    )
+    adapter = config.method.adapter
+    return config.hardware.captures_graphs and not _is_zero(config) and (adapter is None or adapter.captures_graphs)
 
 
 def _is_zero(config: RunConfig) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mora.config.schema import Model
+from mora.config.seal import sealed, unsealed
 from mora.errors import DamagedFileError
 from mora.io import replace_file, sha256
 
@@ -28,11 +29,18 @@ def same_as_before(folder: Path, inputs: dict[str, Any]) -> None:
     Raises: DamagedFileError where it has checkpoints that were made of something else.
     """
     path = folder / "inputs.json"
-    before = json.loads(path.read_text()) if path.is_file() else inputs
-    if before != inputs and any((folder / "checkpoints").glob("step_*")):
+    begun = any((folder / "checkpoints").glob("step_*"))
+    try:
+        before = unsealed(json.loads(path.read_text())) if begun and path.is_file() else inputs
+    except (ValueError, AttributeError) as error:
+        raise DamagedFileError(
+            f"{path} is damaged ({error}), and says what the checkpoints there are made of: remove it, if weights and data "
+            "are as they were, or the folder to start anew"
+        ) from error
+    if before != inputs and begun:
         changed = ", ".join(key for key in inputs if before.get(key) != inputs[key])
         raise DamagedFileError(
             f"{folder} holds a checkpoint made of other inputs ({changed}): bring back what it was started with, or remove "
             "the folder to start anew"
         )
-    replace_file(path, json.dumps(inputs, indent=1, sort_keys=True) + "\n")
+    replace_file(path, json.dumps(sealed(inputs), indent=1, sort_keys=True) + "\n")

@@ -12,21 +12,15 @@ from mora.io import replace_file
 
 
 class RunLog:
-    """Appends rows to `path`. On resume, rows after the checkpoint's step are cut off: they will be written again.
+    """Appends rows to `path`, which begins with `text`: on resume what the checkpoint holds of it, whatever has become of
+    the file. The steps after it will be written again."""
 
-    `evaluated`: whether the evaluation of that step is among those that stay.
-    """
-
-    def __init__(self, path: Path, from_step: int, write: bool = True):
+    def __init__(self, path: Path, text: str = "", write: bool = True):
         """write=False: rows are returned by `flush`, but another process writes them."""
-        self.path, self._write = path, write
+        self.path, self.text, self._write = path, text, write
         self._waiting: list[dict[str, Any]] = []
-        self.evaluated = False
-        if not write:
-            return
-        rows = [row for row in read(path) if row["step"] <= from_step]
-        self.evaluated = any(row["step"] == from_step and "loss" not in row for row in rows)
-        replace_file(path, "".join(_line(row) for row in rows))
+        if write:
+            replace_file(path, text)
 
     def add(self, **row: Any) -> None:
         """Keeps a row; values may still be tensors on the GPU."""
@@ -36,9 +30,11 @@ class RunLog:
         """Writes what waits, in one host sync, and returns it as plain numbers."""
         rows = [{k: v.item() if hasattr(v, "item") else v for k, v in row.items()} for row in self._waiting]
         self._waiting = []
+        lines = "".join(map(_line, rows))
+        self.text += lines
         if self._write:
             with open(self.path, "a") as file:
-                file.writelines(_line(row) for row in rows)
+                file.write(lines)
         return rows
 
 
@@ -47,15 +43,23 @@ def read(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     rows = []
-    for number, line in enumerate(path.read_text().splitlines(keepends=True), 1):
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(keepends=True), 1):
         if line.endswith("\n"):
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
+            rows.append(_row(line))
+            if rows[-1] is None:
                 raise DamagedFileError(
-                    f"{path}:{number} is damaged: restore it, or do its run again from the start"
-                ) from error
+                    f"{path}:{number} is damaged: restore it, or do its run again; one that has a checkpoint writes it anew"
+                )
     return rows
+
+
+def _row(line: str) -> Any:
+    """None of a line that is no row."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -13,20 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from mora.config.run_id import run_id
 from mora.config.schema import RunConfig
 from mora.config.source import of_this_process
 from mora.errors import ConfigError, DamagedFileError
 
-from . import checkpoint
+from . import checkpoint, watchdog
 from .checkpoint import kill_point
 from .distributed import OfThisRank, everywhere, on_any_rank, rank, sum_over_ranks, wait_for_all, world_size
 from .interface import Engine, Steps
 from .log import RunLog
+from .progress import Progress
 from .restart import Restarts, describe
-from .says import Minutely
 from .schedule import learning_rate
 from .tracker import start_tracker
 
@@ -46,8 +45,8 @@ def fit(engine: Engine, batches: Steps, config: RunConfig, folder: Path, evaluat
 
     Returns the speed of this process (`Speed.facts`); None where it had no step to do.
 
-    `evaluate(step)` is asked after every update, and first of all by a run that begins at a checkpoint whose evaluation is
-    not in the log; it returns {} where nothing is due. Rows go to `folder/log.jsonl`.
+    `evaluate(step)` is asked after every update, and first of all by a run that begins at a checkpoint, which is written
+    before the evaluation of its step; it returns {} where nothing is due. Rows go to `folder/log.jsonl`.
     Dropout is a pure function of (seed, step), as the batches are, so a resumed run repeats the uninterrupted one.
 
     All ranks call it with the whole data; each takes its share of the micro batches, rank 0 writes.
@@ -55,8 +54,8 @@ def fit(engine: Engine, batches: Steps, config: RunConfig, folder: Path, evaluat
     Raises: Diverged with step, rate and last good checkpoint; Interrupted; RestartFailed.
     """
     saved, restarts = folder / "checkpoints", Restarts(engine, config)
-    start = _resume(saved, engine, restarts, config)
-    log = RunLog(folder / "log.jsonl", from_step=start, write=rank() == 0)
+    start, text = _resume(saved, engine, restarts, config)
+    log = RunLog(folder / "log.jsonl", text, write=rank() == 0)
     with start_tracker(config, folder, from_step=start, active=rank() == 0) as track:
         return _train(engine, OfThisRank(batches), config, evaluate, restarts, _Rows(log, track, saved), start)
 
@@ -84,12 +83,10 @@ def _train(
             engine.model.train()
             speed.start()
 
-    if start > 0 and not on_any_rank(rows.log.evaluated, engine.device):  # rank 0 alone has read the log
+    if start > 0:
         measure(start, saved=True)
 
-    quiet = rank() > 0 or None  # None: where the output is no terminal
-    minutely = Minutely(config.last_step, active=rank() == 0)
-    progress = tqdm(range(start, config.last_step), initial=start, total=config.last_step, disable=quiet, unit="step")
+    progress = Progress(config, start, active=rank() == 0)
     for step in progress:
         lr = learning_rate(step, config.total_steps, config.lr, train, config.method.restart)
         torch.manual_seed(config.seed * 1_000_003 + step + (rank() << 40))
@@ -97,6 +94,7 @@ def _train(
         loss = sum_over_ranks(torch.stack([engine.backward(micro, loss_tokens) for micro in batches.step(step)]).sum())
         grad_norm = engine.step(lr, train.max_grad_norm)
         done = step + 1
+        watchdog.beat()
         speed.add(loss_tokens)
         row = {"step": done, "loss": loss, "lr": lr, "grad_norm": grad_norm}
         kill_point("after_step", done)
@@ -104,7 +102,7 @@ def _train(
             rows.check([row])
             row |= (facts := restarts.apply(done))
             if rank() == 0:
-                progress.write(f"step {done}: {describe(facts)}")
+                progress.note(f"step {done}: {describe(facts)}")
         rows.log.add(**row)
         stopping = on_any_rank(stop.asked, engine.device)
 
@@ -112,16 +110,15 @@ def _train(
         scored = done in config.task.evaluation.at_steps or done == config.last_step  # minutes, if by generation
         saving = done % train.checkpoint_every_steps == 0 or scored or stopping
         if due or saving:
-            last = rows.write()[-1]
-            minutely.say(last)
-            progress.set_postfix(loss=f"{last['loss']:.4f}", lr=f"{lr:.2e}", tokens_per_s=f"{speed.end():,.0f}")
+            progress.say(rows.write()[-1], speed.end())
         if saving:
-            _save(rows.checkpoints, done, engine, restarts, config)
+            _save(rows.checkpoints, done, engine, restarts, config, rows.log.text)
         if stopping:
             raise Interrupted(
                 f"stopped by signal after step {done}; a checkpoint was saved, start the same run to go on"
             )
         measure(done, saving)
+        watchdog.beat()
     return speed.facts()
 
 
@@ -180,22 +177,30 @@ class _Rows:
                 )
 
 
-def _save(folder: Path, done: int, engine: Engine, restarts: Restarts, config: RunConfig) -> None:
+def _save(folder: Path, done: int, engine: Engine, restarts: Restarts, config: RunConfig, log: str) -> None:
     """Everything that the next steps depend on; the data and the dropout are functions of the step.
 
     No rank goes on, or ends, before it is written: the others would wait in vain for it.
     """
     code = of_this_process()["fingerprint"]
-    state = engine.state_dict() | {"restart": restarts.state_dict(), "run_id": run_id(config), "source": code}
+    of_run = {
+        "restart": restarts.state_dict(),
+        "run_id": run_id(config),
+        "source": code,
+        "log": log,
+        "ranks": world_size(),
+    }
+    state = engine.state_dict() | of_run
     if rank() == 0:
         checkpoint.save(folder, done, state)
     wait_for_all()
 
 
-def _resume(folder: Path, engine: Engine, restarts: Restarts, config: RunConfig) -> int:
-    """Loads the newest good checkpoint, if there is one. Returns the steps that are done.
+def _resume(folder: Path, engine: Engine, restarts: Restarts, config: RunConfig) -> tuple[int, str]:
+    """Loads the newest good checkpoint, if there is one. Returns the steps that are done, and the log of them.
 
-    The number of ranks may be another one than before: a checkpoint holds whole tensors. The code may not, but at scale
+    The number of ranks may be another one than before where nothing is drawn by rank: a checkpoint holds whole tensors. The
+    code may not, but at scale
     smoke: no commit would have made the result.
     Raises: DamagedFileError where the checkpoint is of another run or code; ConfigError where the ranks see different ones.
     """
@@ -206,10 +211,20 @@ def _resume(folder: Path, engine: Engine, restarts: Restarts, config: RunConfig)
             f"the ranks find checkpoints of steps {everywhere(start)} in {folder}: they must share the folder"
         )
     if state is not None:
+        if missing := {"run_id", "source", "restart", "log", "ranks"} - state.keys():
+            raise ConfigError(
+                f"{folder} holds a checkpoint without {', '.join(sorted(missing))}, of another version of the code or of "
+                "something else: remove the folder to start anew"
+            )
         if state["run_id"] != run_id(config):
             raise DamagedFileError(
                 f"{folder} holds a checkpoint of {state['run_id']}, not of {run_id(config)}: start the changed run through "
                 "run.py, which gives it a folder of its own"
+            )
+        if (before := state["ranks"]) != world_size() and (drops := _dropout(config)):
+            raise ConfigError(
+                f"{folder} holds a checkpoint of {before} ranks, now there are {world_size()}, and {drops}: each rank draws "
+                f"its own masks, so the run would be another; go on with {before}, or remove the folder to start anew"
             )
         code = of_this_process()["fingerprint"]
         if state["source"] != code and config.scale.name != "smoke":
@@ -220,7 +235,13 @@ def _resume(folder: Path, engine: Engine, restarts: Restarts, config: RunConfig)
         restarts.load_state_dict(state["restart"])
         engine.load_state_dict(state)
         restarts.resume(start)
-    return start
+    return start, "" if state is None else state["log"]
+
+
+def _dropout(config: RunConfig) -> str | None:
+    """The method's setting that drops something at random; None where nothing does."""
+    found = config.method.adapter.dropouts if config.method.adapter else {}
+    return next((f"method.adapter.{name}={value}" for name, value in found.items()), None)
 
 
 class _StopSignal:

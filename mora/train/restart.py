@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from mora.config.schema import RunConfig
-from mora.methods.restarting import adapted_layers
 from mora.restarts.restart import Restart, RestartFailed, describe, round_stochastically
 
 from .checkpoint import kill_point
 from .interface import Engine
 
-__all__ = ["RestartFailed", "Restarts", "adapted_layers", "describe", "round_stochastically"]
+__all__ = ["RestartFailed", "Restarts", "describe", "round_stochastically"]
 
 
 class Restarts(Restart):
@@ -20,7 +19,7 @@ class Restarts(Restart):
         self.config, self._done = config, 0
         if self.settings is not None:
             assert config.method.adapter is not None
-            self.layers = adapted_layers(self._model, config.method.adapter)
+            self.layers = config.method.adapter.restarted_layers(self._model)
 
     def due(self, done: int, last: int | None = None) -> bool:
         """After `done` updates; never after the last one, where an empty adapter would be left."""

@@ -1,10 +1,8 @@
-"""What a run says of itself: what it is when it begins, where it is while no terminal shows a bar, what came of it."""
+"""What a run says of itself: what it is when it begins, and what came of it."""
 
 from __future__ import annotations
 
 import logging
-import sys
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,6 @@ from mora.config.schema import RunConfig
 
 from . import checkpoint, log
 from .distributed import world_size
-
-EVERY_S = 60.0
 
 
 def quiet() -> None:
@@ -74,17 +70,3 @@ def _score(key: str, row: dict[str, Any]) -> str:
     if not isinstance(value, float):
         return f"{key} {value}"
     return f"{key} {value:.4f}" + (f" +- {error:.4f}" if isinstance(error, float) else "")
-
-
-class Minutely:
-    """Where no terminal shows a bar, `say` prints a line a minute."""
-
-    def __init__(self, total: int, active: bool):
-        self.total, self.active = total, active and not sys.stderr.isatty()
-        self._said = time.monotonic()
-
-    def say(self, row: dict[str, Any]) -> None:
-        """`row`: of the log, of a step."""
-        if self.active and time.monotonic() - self._said >= EVERY_S:
-            self._said = time.monotonic()
-            print(f"step {row['step']}/{self.total}: loss {row['loss']:.4f}, lr {row['lr']:.2e}", flush=True)

@@ -24,6 +24,7 @@ from mora.config.load import load
 from mora.config.run_id import documents_path, log_path, result_path, run_id
 from mora.config.schema import Model, RunConfig
 from mora.data import load as load_data
+from mora.data import manifest
 from mora.data.batches import Batches
 from mora.data.samples import Sample
 from mora.errors import ConfigError, MoraError, NonFiniteError
@@ -38,12 +39,13 @@ from mora.models.load import load_model
 from mora.models.structure import fast_paths
 from mora.models.tokenizers import pad_id
 
-from . import inputs, log, says
-from .distributed import device_of_rank, process_group, rank, world_size
+from . import inputs, log, says, watchdog
+from .distributed import device_of_rank, everywhere, process_group, rank, world_size
 from .engines import captures_graphs, make_engine
 from .loop import Diverged, fit
 from .scoring import Scoring
 
+WEIGHTS = ("*.safetensors",)  # of what is saved; the rest may be edited
 PACKAGES = ("torch", "transformers", "peft", "lm_eval", "datasets", "numpy")
 
 
@@ -65,6 +67,7 @@ def run(folder: Path) -> Path:
 
 def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
     started = time.time()
+    check_same_code()
     if config.task.evaluation.tasks:
         check_names(config.task.evaluation.tasks)
     model, tokenizer = load_model(config.model, config.scale.precision, device)
@@ -72,7 +75,7 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
     if rank() == 0:
         print(data.report.text(config.task.name), flush=True)
     if config.method.trains:
-        config = _with_samples(config, len(data.samples))
+        config = with_samples(config, len(data.samples))
     check_positions(model, data.samples)
     made_of = {"model": {"path": config.model.path, "sha256": inputs.digest(config.model)}, "data": data.fingerprints}
     if rank() == 0:
@@ -98,11 +101,12 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
 
     status: dict[str, Any] = {"status": "done"}
     speed = None
+    watchdog.start(folder, rank(), world_size())
     try:
         if config.method.trains:
             speed = fit(engine, batches, config, folder, partial(scoring, engine))
         else:
-            rows = log.RunLog(folder / "log.jsonl", from_step=-1, write=rank() == 0)
+            rows = log.RunLog(folder / "log.jsonl", write=rank() == 0)
             rows.add(step=0, **scoring(engine, 0))
             rows.flush()
     except (Diverged, NonFiniteError) as error:  # the second: of weights that the last update has ruined
@@ -114,6 +118,7 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
     if config.method.trains and status["status"] == "done":
         with engine.full_weights():
             _save_trained(model, tokenizer, config, folder)
+    watchdog.stop()
     facts = {
         "data": {"fingerprints": data.fingerprints, "report": data.report.as_dict(), "model": made_of["model"]},
         "total_steps": config.total_steps if config.method.trains else 0,
@@ -144,11 +149,13 @@ def _save_trained(model: Any, tokenizer: Any, config: RunConfig, folder: Path) -
         model.save_pretrained(str(folder / "adapter"))
         tokenizer.save_pretrained(str(folder / "adapter"))
         _name_base(folder / "adapter", None if base_changed else _base(config.model), config)
+        manifest.write(folder / "adapter", WEIGHTS)
     if base_changed:
         whole = model.merge_and_unload() if adapted else model
         if rank() == 0:
             whole.save_pretrained(str(folder / "model"))
             tokenizer.save_pretrained(str(folder / "model"))
+            manifest.write(folder / "model", WEIGHTS)
 
 
 def _base(model: Model) -> str | None:
@@ -184,7 +191,7 @@ def write_result(config: RunConfig, folder: Path, facts: dict[str, Any]) -> Path
     removed. Returns the JSON's path."""
     path = result_path(config)
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = log.read(folder / "log.jsonl")
+    rows, text = log.read(folder / "log.jsonl"), (folder / "log.jsonl").read_text()
     result = results.of_facts(
         facts
         | {
@@ -194,10 +201,11 @@ def write_result(config: RunConfig, folder: Path, facts: dict[str, Any]) -> Path
             "source": source.of_this_process(),
             "packages": {package: version(package) for package in PACKAGES},
             "metrics": results.of_log(rows),
+            "log_sha256": results.log_digest(text),
             "final_train_loss": next((row["loss"] for row in reversed(rows) if "loss" in row), None),
         }
     )
-    replace_file(log_path(config), (folder / "log.jsonl").read_text())
+    replace_file(log_path(config), text)
     if config.scale.name != "smoke" and (folder / "samples").is_dir():
         documents.write(documents_path(config), samples.read(folder))
     replace_file(path, result.text())
@@ -218,11 +226,20 @@ def _hold(folder: Path) -> Iterator[None]:
         yield
 
 
-def _with_samples(config: RunConfig, n: int) -> RunConfig:
+def with_samples(config: RunConfig, n: int) -> RunConfig:
+    """Raises: ConfigError where the schedule does not fit into the steps that `n` sequences make."""
     try:
         return config.with_samples(n)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def check_same_code() -> None:
+    """Raises: ConfigError where the ranks, of several machines, run different code. All ranks must call."""
+    codes = everywhere(f"fingerprint {source.of_this_process()['fingerprint']}, torch {torch.__version__}")
+    if len(set(codes)) > 1:
+        told = "; ".join(f"rank {number}: {code}" for number, code in enumerate(codes))
+        raise ConfigError(f"the ranks run different code ({told}): bring every machine to the same commit and packages")
 
 
 def check_positions(model: torch.nn.Module, samples: Sequence[Sample]) -> None:

@@ -1,52 +1,75 @@
 """What a stranger computes from the committed files is what the ledger says."""
 
+import ast
+import io
+import math
 import runpy
 import subprocess
 import sys
+import tokenize
 
 import pytest
 
 from mora.config.source import ROOT
 from mora.evaluate import compare, documents
-from mora.evaluate.kept import Kept
-from mora.suite import ledger, pairing
+from mora.suite import ledger, pairing, verdicts
 from mora.suite.claims import load
 
 SCRIPT = ROOT / "docs/examples/recompute.py"
+NO_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.ENDMARKER)
 
 
 @pytest.fixture(scope="module")
-def script():
+def found():
     return runpy.run_path(str(SCRIPT))
 
 
-def test_the_interval_over_seeds_is_the_ledgers(script):
+def test_the_intervals_over_seeds_are_the_ledgers_and_that_of_an_equality(found):
     table = [claim for claim in load().claims if claim.experiment == "table2"]
     wanted = next(i for i, claim in enumerate(table) if claim.first.r == 256 and claim.first.method == "mora")
-    expected = ledger.judge(table, "lite")[wanted].interval
-    assert script["over_seeds"]() == pytest.approx(tuple(expected), abs=1e-3)
+    assert found["order"] == pytest.approx(tuple(ledger.judge(table, "lite")[wanted].interval), abs=1e-3)
+    equality = table[wanted].model_copy(update={"test": "equal", "margin": 1.0})
+    table[wanted] = equality
+    assert found["equality"] == pytest.approx(tuple(ledger.judge(table, "lite")[wanted].interval), abs=1e-3)
 
 
-def test_the_interval_over_documents_is_that_of_compare(script, tmp_path):
-    items = {"a": [1.0, 0.0, 1.0, 1.0] * 100, "b": [1.0, 0.0, 0.0, 1.0] * 100}
-    for name, scores in items.items():
-        header = {"task": "t", "aggregation": "mean", "headline": "score", "prompts": "p"}
-        documents.write(tmp_path / f"{name}.zst", {"t": Kept(header, [{"cluster": None, "score": s} for s in scores])})
-    ((task, (low, high)),) = script["over_documents"](tmp_path / "b.zst", tmp_path / "a.zst")
-    found = compare.compare(*(documents.read(tmp_path / f"{name}.zst")["t"] for name in ("a", "b")))
-    assert task == "t"
-    assert (low, high) == pytest.approx((100 * found.low, 100 * found.high), abs=0.3)
-
-
-def test_the_interval_over_committed_documents_is_that_of_the_ledgers_pairing(script):
+def test_the_interval_over_documents_is_that_of_compare_and_of_the_ledgers_pairing(found):
     folder = ROOT / "results/documents"
-    first, second = (next(folder.glob(f"c4-{method}-r128-*-s1-*")) for method in ("relora", "lora"))
-    ((task, (low, high)),) = script["over_documents"](first, second)
-    found = pairing._of_task([documents.read(first)[task]], [documents.read(second)[task]], "nats")
-    assert (high - low) / 2 / 1.96 == pytest.approx(found, rel=0.1), "a bootstrap and a closed form"
+    first, second = (
+        documents.read(next(folder.glob(f"c4-{name}-r128-*-s1-*")))["c4_perplexity_local"]
+        for name in ("relora", "lora")
+    )
+    low, high = found["documents"]
+    error = pairing._of_task([first], [second], "nats")
+    assert (high - low) / 2 / 1.96 == pytest.approx(error, rel=0.1), "a bootstrap and a closed form"
+    drawn = compare.compare(first, second)
+    assert math.log(drawn.a / drawn.b) == pytest.approx((low + high) / 2, rel=1e-3)
+    assert drawn.high < 0 < low, "ReLoRA's perplexity is higher"
+
+
+def test_the_exact_interval_and_that_of_times_are_the_ledgers(found):
+    expected, _ = verdicts.exact(7, 500, 5, 500)
+    assert found["right"] == [7, 5]
+    assert found["exact"] == pytest.approx([100 * limit for limit in expected])
+    (claim,) = [claim for claim in load().claims if claim.ratio]
+    assert found["times"] == pytest.approx(list(ledger.judge([claim], "paper")[0].interval))
 
 
 def test_the_script_runs_without_the_package():
     made = subprocess.run([sys.executable, "-I", str(SCRIPT)], capture_output=True, text=True, check=True)
-    assert "MoRA - LoRA, r=32: [+" in made.stdout
-    assert "7 of 500 right: ConfidenceInterval(low=0.0056" in made.stdout
+    assert [line.partition(":")[0] for line in made.stdout.splitlines()] == ["seeds", "documents", "exact", "times"]
+
+
+def test_the_script_is_thirty_lines_of_code():
+    text = SCRIPT.read_text()
+    docstring = ast.parse(text).body[0].end_lineno
+    code = [t for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type not in NO_CODE]
+    lines = {line for t in code for line in range(t.start[0], t.end[0] + 1) if line > docstring}
+    assert len(lines) <= 30
+    assert "mora" not in {word for node in ast.walk(ast.parse(text)) for word in imported(node)}
+
+
+def imported(node):
+    if isinstance(node, ast.ImportFrom):
+        return [str(node.module).partition(".")[0]]
+    return [name.name.partition(".")[0] for name in node.names] if isinstance(node, ast.Import) else []

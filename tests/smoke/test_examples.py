@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from mora.config import compose
-from mora.config.source import ROOT
 from mora.models.load import load_model
 
+ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 ROWS = 48
 TINY = ["model.architecture.hidden_size=32", "model.architecture.intermediate_size=48", "task.data.pairs=4"]
@@ -38,21 +38,25 @@ def model(tmp_path_factory) -> str:
     return str(folder)
 
 
-@pytest.fixture
-def rows(tmp_path) -> str:
-    path = tmp_path / "rows.jsonl"
-    made = [{"instruction": f"Add 1 to {i}", "output": str(i + 1), "text": f"{i} + 1 = {i + 1}"} for i in range(ROWS)]
+def write_rows(path: Path) -> str:
+    made = [
+        {"instruction": f"Add 1 to {i}", "input": "", "output": str(i + 1), "text": f"{i} + 1 = {i + 1}"}
+        for i in range(ROWS)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in made))
     return str(path)
+
+
+@pytest.fixture
+def rows(tmp_path) -> str:
+    return write_rows(tmp_path / "rows.jsonl")
 
 
 @pytest.fixture(scope="module")
 def adapter(model, tmp_path_factory) -> str:
     """The adapter that finetune_sft leaves; checked, then exported by another example."""
     folder = tmp_path_factory.mktemp("sft")
-    made = [{"instruction": f"Add 1 to {i}", "output": str(i + 1)} for i in range(ROWS)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
-    main_of("finetune_sft")(model, str(folder / "rows.jsonl"), str(folder / "out"))
+    main_of("finetune_sft")(model, write_rows(folder / "rows.jsonl"), str(folder / "out"))
     return str(folder / "out" / "adapter")
 
 
@@ -62,7 +66,7 @@ def is_trained(adapter: Path) -> bool:
 
 def test_no_example_is_long():
     lengths = {path.name: len(path.read_text().splitlines()) for path in EXAMPLES.glob("*.py")}
-    assert len(lengths) >= 6
+    assert len(lengths) >= 7
     assert {name: n for name, n in lengths.items() if n > 60} == {}
 
 
@@ -125,3 +129,12 @@ def test_add_a_method_runs_it_beside_mora(tmp_path, monkeypatch, capfd):
     main_of("add_a_method")(str(tmp_path / "vera"), *TINY, "task.evaluation.at_steps=[4]")
     printed = capfd.readouterr().out
     assert all(f"{name}: " in printed for name in ("MoRA", "VeRA"))
+
+
+def test_add_a_task_trains_on_own_rows(rows, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("MORA_OUTPUT_DIR", str(tmp_path / "outputs"))
+    monkeypatch.setenv("MORA_CACHE_DIR", str(tmp_path / "cache"))
+    main_of("add_a_task")(rows, str(tmp_path / "results"), *TINY[:2], "task.data.validation_sequences=8")
+    printed = capfd.readouterr().out
+    assert all(f"{method}: held-out loss " in printed for method in ("lora", "mora"))

@@ -13,8 +13,10 @@ from mora.io import ROOT
 # From the ground up. Rooms of one line know nothing of each other. The adapter and its restarts, which a wheel holds,
 # know torch and PEFT alone.
 FLOORS = (
-    ("errors", "adapter"),
-    ("io", "restarts"),
+    ("errors", "io", "sizes"),
+    ("frozen", "adapter"),
+    ("restarts",),
+    ("families",),
     ("config",),
     ("data",),
     ("models",),
@@ -23,10 +25,10 @@ FLOORS = (
     ("results",),
     ("train", "planner"),
     ("suite",),
-    ("analysis", "bench", "checks", "command"),  # instruments
+    ("analysis", "bench", "checks", "command", "faults"),  # instruments
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-OF_THE_WHEEL = {"adapter", "restarts", "mora"}
+OF_THE_WHEEL = {"sizes", "adapter", "restarts", "mora"}
 OF_THE_SUITE = FLOOR_OF.keys() - OF_THE_WHEEL
 
 
@@ -99,7 +101,7 @@ def test_an_arrow_back_is_seen(line, tmp_path):
 @pytest.mark.parametrize(
     ("module", "without"),
     [
-        ("mora.train.worker", ("hydra", "omegaconf")),
+        ("mora.train.worker", ("hydra",)),
         ("mora.suite.__main__", ("torch", "transformers", "peft")),
         ("mora.planner.cost", ("torch", "transformers", "peft")),
         ("run", ("torch", "transformers", "peft")),

@@ -14,6 +14,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from mora.suite.figures import output_folder
+
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
@@ -121,6 +123,14 @@ def test_a_target_with_a_scale_of_its_own_takes_no_other(target: str) -> None:
     refused = make("-n", target, "PY=python", "SCALE=lite")
     assert refused.returncode != 0
     assert f"`make {target}` has a scale of its own" in refused.stderr
+
+
+def test_the_demo_says_first_where_its_report_will_be() -> None:
+    first, *_, last = make("-n", "demo", "PY=python").stdout.splitlines()
+    assert first.startswith("echo ")
+    assert first.endswith(f'{(output_folder("smoke", "report") / "index.html").relative_to(ROOT)}"')
+    assert last == "python -m mora.suite.report --scale smoke"
+    assert "report" not in make("-n", "demo", "PY=python", "PLAN=1").stdout
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from mora.config.run_id import documents_path, log_path, result_path, spectrum_path
 from mora.planner.gpus import GIB
 from mora.results import Metric
 
+from ..experiment import ROOT
 from .gather import Run, end
 
 
@@ -100,8 +103,14 @@ def facts(run: Run) -> list[tuple[str, str]]:
         *((f"hardware: {name.replace('_', ' ')}", v) for name, v in r.hardware.items() if name != "peak_memory_bytes"),
         ("packages", ", ".join(f"{name} {version}" for name, version in r.packages.items())),
         ("commit", source + (", changed" if r.source.dirty else "")),
+        ("files", ", ".join(str(path.relative_to(ROOT)) for path in _files(run) if path.is_file())),
     ]
     return [(name, str(value)) for name, value in lines if value not in (None, "")]
+
+
+def _files(run: Run) -> list[Path]:
+    """Result, log, documents' scores, spectrum: what the run's numbers can be worked out from again."""
+    return [path(run.config) for path in (result_path, log_path, documents_path, spectrum_path)]
 
 
 def restarts(run: Run) -> str:

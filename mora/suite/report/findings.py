@@ -104,7 +104,7 @@ def of_claims(resolved: Found) -> list[Finding]:
     """Every claim at every scale at which something was run; once, as not run, where nothing was."""
     claims = load().claims
     found = []
-    for claim, scale, outcome in ledger.rows_of(claims, resolved):
+    for claim, scale, outcome in ledger.rows_of(resolved):
         number = claims.index(claim) + 1
         also = [o for o in ledger.also(claim, scale, resolved) if o.verdict != "not run"]
         found.append(Finding(number, claim, scale, outcome, also, _runs(resolved, claim, scale)))

@@ -12,18 +12,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mora.config import RunConfig
-from mora.config.run_id import log_path, run_id
-from mora.errors import MoraError
+from mora.config.run_id import run_id
+from mora.errors import DataError, MoraError
 from mora.evaluate import documents
 from mora.results import STORE, RunResult
-from mora.train import log
 
 from .. import claims, commands
 from .. import experiment as experiments
 from ..cells import CellRun, CellRuns
 from ..contrasts import Found
 from ..experiment import ROOT, CellSpec, Experiment, Scale
-from ..result import result_of, usable
+from ..result import log_of, result_of, usable
 from ..selection import last_step
 
 ALL: tuple[Scale, ...] = ("smoke", *claims.SCALES)
@@ -78,7 +77,7 @@ class Run:
     def log(self) -> list[dict[str, float]] | str:
         """Rows of the log; why it cannot be read, where it is damaged."""
         try:
-            return log.read(log_path(self.config))
+            return log_of(self.config, self.result)
         except MoraError as error:
             return str(error).replace(f"{ROOT}/", "")
 
@@ -192,7 +191,7 @@ def _without_evidence(folder: Path) -> dict[str, str]:
         for path in sorted((folder.parent / kind).glob(pattern)):
             try:
                 documents.read(path) if kind == "documents" else json.loads(path.read_text())
-            except ValueError as error:
+            except (DataError, ValueError) as error:
                 result = f"{path.name.partition('.json')[0]}.json"
                 STORE.leave_out(folder / result)
                 damaged[result] = f"{kind}/{path.name} is damaged: {error}".replace(f"{folder.parent}/", "")

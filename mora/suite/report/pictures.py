@@ -19,7 +19,7 @@ from mora.planner.gpus import GIB
 from ..cells import CellRuns
 from .findings import Finding
 from .gather import TITLES, Point, Run, Shown
-from .style import KEPT, PAGE, Look, looks
+from .style import KEPT, PAGE, Look, legend_below, looks
 
 ACROSS = 2  # panels
 POINTS = 120  # of a curve
@@ -90,7 +90,7 @@ def searches(shown: Shown) -> Figure | None:
         _bounds(ax, cells)
         ax.grid(alpha=0.3)
     handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(3, len(axes) + 1), fontsize=8)
+    legend_below(figure, list(handles.values()), list(handles), min(3, len(axes) + 1))
     return figure
 
 
@@ -157,16 +157,18 @@ def costs(shown: Shown) -> Figure | None:
     look = looks({label: cost.method for label, cost in found.items()})
     figure, axes = _grid(3, 3.4)
     for ax, (name, label) in zip(
-        axes, (("ms", "ms a step"), ("gib", "GiB at most"), ("trainable", "trainable parameters")), strict=True
+        axes,
+        (("ms", "step time (ms)"), ("gib", "peak memory (GiB)"), ("trainable", "trainable parameters")),
+        strict=True,
     ):
         for row, cost in found.items():
             ax.plot(getattr(cost, name), cost.values, alpha=0.8, label=row, **look[row]._replace(ls="")._asdict())
-        ax.set(xlabel=label, ylabel=f"{shown.rows[0][-1].spec.column.name} ({shown.experiment.unit})")
+        ax.set(xlabel=label, ylabel=f"{shown.rows[0][-1].spec.column.name.replace('_', ' ')} ({shown.experiment.unit})")
         ax.grid(alpha=0.3)
         if name == "trainable":
             ax.set_xscale("log")
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
+    legend_below(figure, handles, labels, 3)
     return figure
 
 
@@ -180,7 +182,7 @@ def curves(runs: Iterable[Run]) -> Figure:
     if held:
         _curves(axes[1], "held-out loss (nats a token)", look, [(run, run.held_out) for run in held], HELD_OUT)
     handles = [Line2D([], [], color=kind.color, ls=kind.ls) for kind in look.values()]
-    figure.legend(handles, look, loc="outside lower center", ncols=len(axes) + 1, fontsize=8)
+    legend_below(figure, handles, list(look), len(axes) + 1)
     return figure
 
 

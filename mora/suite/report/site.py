@@ -191,10 +191,23 @@ def _drawn(shown: Shown, width: float | None) -> Figure | None:
         figure = figures.drawn(shown.experiment, shown.rows, shown.scale, width or 6.4, every_seed=True)
         if figure is not None:
             figure.suptitle("")
-        return figure
+        return _in_a_column(figure) if figure and width else figure
     found = memory.arms(shown.rows)
     if not any(arm.runs for arm in found):
         return None
     figure = memory.drawn(shown.experiment, found, width or 8)[0]
     figure.axes[0].set_title("")
+    return _in_a_column(figure) if width else figure
+
+
+def _in_a_column(figure: Figure) -> Figure:
+    """With the legends below the panels, where there is no room within, and as high as the axes' names are long."""
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, 1.15 * height)
+    named: dict[str, Any] = {}
+    for ax in figure.axes:
+        if (legend := ax.get_legend()) is not None:
+            named |= zip((text.get_text() for text in legend.get_texts()), legend.legend_handles, strict=True)
+            legend.remove()
+    style.legend_below(figure, list(named.values()), list(named), 2, size=7)
     return figure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from contextlib import AbstractContextManager
 from html import escape
@@ -61,6 +62,13 @@ def looks(methods: dict[str, str]) -> dict[str, Look]:
     return found
 
 
+def legend_below(figure: Figure, handles: list[Any], labels: list[str], columns: int, size: int = 8) -> None:
+    """Below the panels, which keep their height."""
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + 0.0225 * size * math.ceil(len(labels) / columns))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=size)
+
+
 def on_screen() -> AbstractContextManager[None]:
     return plt.rc_context(SCREEN)
 
@@ -90,14 +98,19 @@ def inline(figure: Figure, name: str, label: str) -> str:
 
 
 def printed(figure: Figure, stem: Path) -> None:
-    """Writes `stem`.pdf, with its fonts, and `stem`.svg, with letters as outlines. Closes the figure."""
+    """Writes `stem`.svg, with letters as outlines, and `stem`.pdf, with its fonts; neither where the first is there and
+    equal, for embedding fonts takes as long as all else. Closes the figure."""
     _settle(figure)
     stem.parent.mkdir(parents=True, exist_ok=True)
-    pdf, out = io.BytesIO(), io.StringIO()
-    FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None})
-    replace_file(stem.with_suffix(".pdf"), pdf.getvalue())
+    shown, pdf = stem.with_suffix(".svg"), stem.with_suffix(".pdf")
+    out = io.StringIO()
     FigureCanvasSVG(figure).print_svg(out, metadata=UNDATED)
-    replace_file(stem.with_suffix(".svg"), svg.shortened(out.getvalue()))
+    drawn = svg.shortened(out.getvalue())
+    if not (pdf.is_file() and shown.is_file() and shown.read_text() == drawn):
+        embedded = io.BytesIO()
+        FigureCanvasPdf(figure).print_pdf(embedded, metadata={"CreationDate": None, "Creator": None, "Producer": None})
+        replace_file(pdf, embedded.getvalue())
+        replace_file(shown, drawn)
     plt.close(figure)
 
 

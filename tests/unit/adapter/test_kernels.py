@@ -46,7 +46,8 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 
 def expected_in_memory(operator: Operator, name: str, source: Tensor) -> Tensor:
     """The fp64 operator's result of one map, laid out as the kernel does: used blocks only, each padded with zeros."""
-    from mora.adapter.gather import aligned, maps
+    from mora.adapter.gather import maps
+    from mora.sizes import aligned
 
     n_blocks, side = maps(operator).n_blocks, aligned(operator.r_hat)
     if name.endswith("decompress") or name == "compress_adjoint":

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mora.adapter.operators import OPERATORS, Operator, rotation_table, square_size
+from mora.adapter.operators import OPERATORS, Operator, rotation_table
+from mora.sizes import r_hat_for
 
 
 def product(**choices) -> list[dict[str, str]]:
@@ -356,22 +357,22 @@ def test_padded_groups_that_lie_in_the_padding_leave_rows_and_columns_of_M_idle(
     ],
 )
 def test_square_size_has_the_value_worked_out_by_hand(in_features, out_features, r, floor, official):
-    assert square_size(in_features, out_features, r) == floor
-    assert square_size(in_features, out_features, r, rounding="official") == official
+    assert r_hat_for(in_features, out_features, r) == floor
+    assert r_hat_for(in_features, out_features, r, rounding="official") == official
 
 
 def test_square_size_is_the_largest_square_within_the_budget_of_lora():
     for in_features, out_features, r in itertools.product((1, 20, 577, 4096), (3, 64, 11008), (1, 7, 8, 256)):
         budget = (in_features + out_features) * r
-        r_hat = square_size(in_features, out_features, r)
+        r_hat = r_hat_for(in_features, out_features, r)
         assert r_hat**2 <= budget < (r_hat + 1) ** 2
 
 
 def test_even_square_size_rounds_down_after_the_chosen_rounding_and_is_at_least_two():
-    assert square_size(11008, 4096, 8, even=True) == 346
-    assert square_size(11008, 4096, 8, rounding="official", even=True) == 348
-    assert square_size(4096, 4096, 8, even=True) == 256
-    assert square_size(1, 1, 1, even=True) == 2
+    assert r_hat_for(11008, 4096, 8, even=True) == 346
+    assert r_hat_for(11008, 4096, 8, rounding="official", even=True) == 348
+    assert r_hat_for(4096, 4096, 8, even=True) == 256
+    assert r_hat_for(1, 1, 1, even=True) == 2
 
 
 @pytest.mark.parametrize("name", OPERATORS)

@@ -76,7 +76,7 @@ def test_bad_input_is_refused_in_one_line(overrides, expected):
 
 
 RUNS = sorted(
-    p for p in CONFIG_DIR.glob("*/*.yaml") if p.parent.name != "sweep"
+    p for p in CONFIG_DIR.rglob("*/*.yaml") if p.parent.name not in ("sweep", "launcher")
 )  # sweeps are Hydra's, no part of a run
 
 
@@ -84,10 +84,10 @@ RUNS = sorted(
 def test_a_typo_in_any_yaml_is_refused(path, tmp_path):
     group, name = path.parent.name, path.stem
     chosen = {"task": "uuid", "method": "mora", "scale": "smoke", group: name}
-    if group == "overlay":
-        scale, task = name.split("_")
-        chosen = {"task": task, "method": "mora", "scale": scale}
-    overrides = [f"{k}={v}" for k, v in chosen.items() if k != "overlay"]
+    at_scale = path.parent.parent.name == "task"
+    if at_scale:
+        chosen = {"task": group, "method": "mora", "scale": name}
+    overrides = [f"{k}={v}" for k, v in chosen.items()]
     if chosen["method"] not in ("fft", "none", "peft"):
         overrides.append("r=8")
     if chosen["method"] == "peft":
@@ -96,7 +96,7 @@ def test_a_typo_in_any_yaml_is_refused(path, tmp_path):
     if path.stem == "custom":
         overrides.append("model.path=some/model")
     values = compose(overrides).model_dump()
-    top = "task" if group == "overlay" else group
+    top = "task" if at_scale else group
     values[top]["a_typo"] = 1
     with pytest.raises(ConfigError, match=rf"{top}\.a_typo: there is no such field"):
         load(values)

@@ -1,5 +1,8 @@
 """Cells composed by parts are what Hydra composes of the same overrides."""
 
+import json
+import os
+
 import pytest
 
 from mora.config import ConfigError, compose, composition
@@ -48,3 +51,14 @@ def test_a_method_that_is_a_file_is_read_again_in_the_next_process(tmp_path):
         found.append(composition.compose(overrides))
     assert [config.method.adapter.settings["r"] for config in found] == [4, 8]
     assert found[1] == compose(overrides)
+
+
+def test_what_is_kept_does_not_grow_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(composition, "MOST_KEPT", 3)
+    monkeypatch.setattr(composition, "FILES_KEPT", 2)
+    for name in "abc":
+        composition._write(tmp_path / f"{name}.json", {str(n): n for n in range(5)}, before=4)
+        os.utime(tmp_path / f"{name}.json", times=(ord(name), ord(name)))
+    composition._write(tmp_path / "d.json", {"0": 0}, before=1)
+    assert {path.name for path in tmp_path.iterdir()} == {"b.json", "c.json"}, "nothing new was composed for d"
+    assert json.loads((tmp_path / "c.json").read_text()) == {"2": 2, "3": 3, "4": 4}, "the newest"

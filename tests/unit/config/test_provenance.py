@@ -1,4 +1,4 @@
-"""Every value of a task, a method and an overlay says on its own line where it comes from."""
+"""Every value of a task, at every scale, and of a method says on its own line where it comes from."""
 
 import re
 
@@ -8,7 +8,7 @@ import yaml
 from mora.config import compose, provenance
 from mora.config.source import CONFIG_DIR
 
-FILES = [p for group in ("task", "method", "overlay") for p in sorted((CONFIG_DIR / group).glob("*.yaml"))]
+FILES = [p for group in ("task", "method") for p in sorted((CONFIG_DIR / group).rglob("*.yaml"))]
 SOURCE = re.compile(r"#.*\b(paper|official|ours): \S")
 
 
@@ -16,11 +16,7 @@ SOURCE = re.compile(r"#.*\b(paper|official|ours): \S")
 def test_no_value_is_without_its_source(path):
     for number, line in enumerate(path.read_text().splitlines(), 1):
         code = line.split("#")[0].strip()
-        if (
-            not code
-            or code.endswith(":")
-            or code.startswith(("- override", "- _self_", "- lora", "- mora", "- lite_", "name:"))
-        ):
+        if not code or code.endswith(":") or re.match(r"- (override|_self_$|lora$|mora$|\w+/lite$)|name:", code):
             continue
         assert SOURCE.search(line), f"{path.name}:{number} names no source: {line.strip()}"
 
@@ -49,7 +45,7 @@ def test_a_run_says_where_its_values_come_from():
     found = provenance.of_run(compose(["task=metamath", "method=relora", "r=8", "scale=lite", "task.train.epochs=1"]))
     assert found["task.train.epochs"].startswith("override: 1; paper: Table 5")
     assert found["task.train.schedule"] == "paper: Table 5"
-    assert found["task.train.global_batch_size"].startswith("ours: ")  # the overlay's, not the task's
+    assert found["task.train.global_batch_size"].startswith("ours: ")  # of this scale, not the task's
     assert found["method.adapter.dropout"].startswith("official: ")  # of the method it builds on
     assert found["task.data.corpus.local"].startswith("ours: ")
     assert not [path for path, text in found.items() if not SOURCE.search(f"# {text}")]

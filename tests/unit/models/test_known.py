@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from mora.adapter.operators import square_size
 from mora.config import ConfigError, compose, run_id
 from mora.config.load import load
 from mora.config.source import ROOT
 from mora.models import known
 from mora.models.shapes import shape_of
 from mora.planner.cost import cost
+from mora.sizes import r_hat_for
 
 RESULTS = sorted((ROOT / "results/runs").glob("*.json"))
 
@@ -59,7 +59,7 @@ def test_caps_are_the_largest_ranks_whose_square_fits(name):
     for linear in shape_of(model).linears:
         side = min(linear.in_features, linear.out_features)
         fits = max(
-            r for r in range(1, side + 1) if square_size(linear.in_features, linear.out_features, r, "floor") <= side
+            r for r in range(1, side + 1) if r_hat_for(linear.in_features, linear.out_features, r, "floor") <= side
         )
         wanted = fits if fits < highest else None
         assert model.rank_caps.get(linear.name) == wanted, linear.name

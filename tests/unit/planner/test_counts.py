@@ -12,12 +12,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mora.adapter import MoraConfig, gather, operators
-from mora.adapter.model import MAX_GROUP, resolve_operator
+from mora.adapter.layer import MoraLayer
 from mora.config import compose
 from mora.methods import parameter_table, prepare
 from mora.models import shapes
 from mora.models.load import load_model
 from mora.planner import counts
+from mora.sizes import auto_operator, r_hat_for
 
 METHODS = ["fft", "lora", "lora_plus", "asylora", "dora", "mora"]
 
@@ -53,17 +54,30 @@ def test_the_large_models_are_right_without_their_weights(name, r):
         model = LlamaForCausalLM(LlamaConfig(**config.model.shape))
         assert shapes.shape_of(config.model).parameters == sum(p.numel() for p in model.parameters())
         width = model.config.hidden_size
-        adapted = get_peft_model(model, MoraConfig(r=r, target_modules="all-linear"))
+        adapted = get_peft_model(model, MoraConfig(r=r, operator="auto", target_modules="all-linear"))
     assert counts.trainable(config) == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-    assert counts.mora_operator(config, width) == resolve_operator(MoraConfig(r=r, operator="auto"), width)
-    assert counts.MAX_GROUP == MAX_GROUP
+    assert counts.operator_of(config) == adapted.peft_config["default"].operator == auto_operator(width, r)
 
 
-@pytest.mark.parametrize("rounding", ["floor", "official"])
-@pytest.mark.parametrize("even", [False, True])
-def test_the_side_of_m_is_the_adapters(rounding, even):
-    for k, d, r in [(4096, 11008, 8), (576, 192, 1), (11008, 4096, 256), (3, 5, 1)]:
-        assert counts.square_size(k, d, r, rounding, even) == operators.square_size(k, d, r, rounding, even)
+@pytest.mark.parametrize("operator", sorted(operators.OPERATORS))
+@pytest.mark.parametrize("overflow", ["drop", "fold"])
+def test_the_square_and_the_inputs_that_it_ignores_are_the_adapters(operator, overflow):
+    """SmolLM2 has modules that are wider, narrower and as wide as their inputs."""
+    chosen = [f"method.adapter.operator={operator}", f"method.adapter.overflow={overflow}"]
+    config = paper("mora", "r=8", "model=smollm2_135m", *chosen)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**config.model.shape))
+        settings = MoraConfig(r=8, operator=operator, overflow=overflow, target_modules="all-linear")
+        layers = [m for m in get_peft_model(model, settings).modules() if isinstance(m, MoraLayer)]
+    made = [layer.operator["default"] for layer in layers]
+    found = counts.square(config)
+    ignored = sum(op.ignored_inputs() for op in made) / sum(op.in_features for op in made)
+    assert found == (made[0].r_hat, made[0].in_features, pytest.approx(ignored))
+    assert (ignored > 0) == (operator == "truncation" or (operator != "sharing" and overflow == "drop"))
+
+
+def test_another_method_has_no_square():
+    assert counts.square(paper("lora", "r=8")) is None
 
 
 SHAPED = [("fft", []), ("lora", []), ("mora", ["operator=sharing"]), ("mora", ["operator=decouple"])]
@@ -110,7 +124,7 @@ def test_mora_keeps_its_compressed_input_or_the_modules_own():
 @pytest.mark.parametrize("operator", ["sharing", "decouple", "rotation"])
 def test_what_mora_keeps_is_what_its_kernels_make(operator):
     for (name, (k, d)), overflow, r in itertools.product(SIZES.items(), ("drop", "fold"), (1, 8, 256)):
-        r_hat = min(operators.square_size(k, d, r, "floor", operator == "rotation"), min(k, d))
+        r_hat = min(r_hat_for(k, d, r, "floor", operator == "rotation"), min(k, d))
         maps = gather.maps(operators.OPERATORS[operator](k, d, r_hat, overflow=overflow))
         width = maps.compress.width
         assert kept(name, operator, 0.05, overflow, r) == ((width, False) if width < k else (0, True))

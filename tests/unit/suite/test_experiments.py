@@ -13,12 +13,11 @@ import pytest
 import yaml
 from made_up import write
 
-from mora.adapter import MoraConfig
-from mora.adapter.model import resolve_operator
 from mora.config import ConfigError, run_id, source
 from mora.config.run_id import result_path
 from mora.config.source import ROOT
 from mora.errors import DamagedFileError
+from mora.sizes import auto_operator
 from mora.suite import __main__ as suite
 from mora.suite import experiment as experiments
 from mora.suite import figures, launch, memory, runner, settings, tables
@@ -146,7 +145,7 @@ def test_tables_share_their_runs(other, scale, nothing_measured):
 @pytest.mark.parametrize(("scale", "width"), [("paper", 4096), ("mid", 1536), ("lite", 576), ("smoke", 128)])
 def test_what_table_4_takes_auto_for_is_what_it_becomes(scale, width):
     for grid in cells_of("table4", scale):
-        assert resolve_operator(MoraConfig(r=grid.config.r, operator="auto"), width) == grid.column.auto
+        assert auto_operator(width, grid.config.r) == grid.column.auto
 
 
 def test_only_some_cells_run(nothing_measured):

@@ -1,9 +1,11 @@
 """The memory study: whose runs are its cells, when a value counts as known, which ratio is a bound."""
 
 import csv
+import itertools
 
 import pytest
 from made_up import write
+from matplotlib import pyplot as plt
 
 from mora.config import compose, run_id, source
 from mora.results import typed
@@ -113,3 +115,13 @@ def test_the_figure_pairs_seeds_and_names_what_neither_reached(tmp_path, monkeyp
     assert [line["steps_to_99"] for line in lines if line["seed"] == "2"] == [""] * 4
     memory.render("memory", EXPERIMENT, rows(), "lite", tmp_path / "out")
     assert path.read_bytes() == first
+
+
+def test_no_rank_is_written_over_another():
+    _, ax = plt.subplots()
+    ax.set(xscale="log", yscale="log", xlim=(0.01, 1), ylim=(0.5, 2))
+    near = {(f"r={r}", "1000 pairs"): [memory.Dot(0.1 * 1.001**r, 1.0)] for r in (1, 2, 8)}
+    memory._name(ax, near | {("r=1", "3000 steps"): [memory.Dot(0.1, 1.01), memory.Dot(0.1, 0.6)]})
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert [text.get_text() for text in ax.texts] == ["r=1", "r=2", "r=8", "r=1"], "one a group, the lowest first"
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))

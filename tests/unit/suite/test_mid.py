@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from mora.adapter.operators import square_size
 from mora.config import compose, provenance
-from mora.config.schema import MoraAdapter
 from mora.data.batches import Batch
+from mora.families.mora import Mora
 from mora.methods import prepare
 from mora.models.shapes import shape_of
+from mora.sizes import r_hat_for
 from mora.suite import experiment as experiments
 from mora.train.engines import make_engine
 
@@ -48,12 +48,12 @@ def test_at_scale_mid_every_search_is_a_whole_run_of_a_third_with_grids_of_equal
 def test_at_scale_mid_no_square_is_clamped_and_no_input_is_ignored():
     for grid in MID:
         config = grid.config
-        if not isinstance(config.method.adapter, MoraAdapter):
+        if not isinstance(config.method.adapter, Mora):
             continue
         assert config.method.adapter.overflow == "fold"
         for linear in shape_of(config.model).linears:
             r = config.model.rank_of(linear.name, config.r)
-            assert square_size(linear.in_features, linear.out_features, r, "floor") <= min(
+            assert r_hat_for(linear.in_features, linear.out_features, r, "floor") <= min(
                 linear.in_features, linear.out_features
             )
         assert "ours: k, v and down" in provenance.of_run(config)["task.overflow"]

@@ -18,6 +18,7 @@ from mora.results import ResultStore
 from mora.suite.report import decisions, findings, headline, pack, pictures, svg
 from mora.suite.report.gather import Gathered, Point
 from mora.suite.report.site import ASSETS, PAGES, Site
+from mora.suite.report.style import COLUMN
 
 VOID = {"meta", "link", "br", "input", "hr", "img"}
 
@@ -161,6 +162,17 @@ def test_what_is_packed_comes_out() -> None:
     assert pack.texts(pack.script(given)) == given
 
 
+def test_figures_for_print_are_a_column_wide_with_fonts_that_a_printer_can_take(site: Path) -> None:
+    found = {path.stem: path.read_bytes() for path in (site / "files").glob("*.pdf") if path.stem != "claims"}
+    assert {"figure2-lite", "figure3-lite", "figure4-lite", "figure5-lite", "memory-lite"} <= set(found)
+    for name, pdf in found.items():
+        width = float(re.search(rb"/MediaBox \[ ?0 0 ([\d.]+)", pdf)[1])  # type: ignore[index]
+        assert width == pytest.approx(72 * COLUMN), name
+        assert b"/FontFile2" in pdf, name
+        assert b"/Type3" not in pdf, name
+        assert f'width="{72 * COLUMN:g}pt"' in (site / f"files/{name}.svg").read_text()
+
+
 def test_a_damaged_result_is_named_and_stops_nothing(tmp_path: Path) -> None:
     whole = next((ROOT / "results/runs").glob("c4-*.json"))
     (tmp_path / "whole.json").write_text(whole.read_text())
@@ -189,6 +201,17 @@ def test_curves_are_smoothed_without_bending_a_line_and_thinned_to_their_ends() 
     assert len(thin) == 50
     assert (thin[0], thin[-1]) == (line[0], line[-1])
     assert pictures.smoothed([]) == []
+
+
+def test_what_was_decided_after_results_is_there_dated_beside_deviations_the_log_and_what_was_not_run(
+    site: Path,
+) -> None:
+    text = (site / "decisions.html").read_text()
+    decided = text.partition(decisions.DECIDED)[2].partition("</section>")[0]
+    assert re.search(r"<li>20\d\d-\d\d-\d\d", decided)
+    assert text.count("<details><summary>20") == len(re.findall(r"^## 20", (ROOT / "docs/LOG.md").read_text(), re.M))
+    assert "<summary>Sources differ</summary>" in text
+    assert "<code>make table1 SCALE=paper</code>" in text
 
 
 def test_links_into_the_repository_become_words() -> None:

@@ -1,5 +1,6 @@
 """Tables from results made up for the test: what is complete and usable is shown, the rest is "not run"."""
 
+import csv
 import math
 import re
 
@@ -17,6 +18,7 @@ from mora.suite.cells import Cell, resolve, resolve_all, steps_to
 from mora.suite.tables import Shown
 
 STEPS = (300, 500, 700, 900)
+SQUARES = (("lora", {}), ("mora", {}), ("mora", {"operator": "rotation"}))
 
 
 def row_of(name, scale, **wanted):
@@ -104,7 +106,7 @@ def test_a_cell_takes_the_seeds_that_were_run_on_committed_source_and_says_how_m
     line = path.with_suffix(".csv").read_text().splitlines()[1]
     reached = '"> 1000, > 1000, > 1000"'
     assert line.startswith(
-        f"lora,1,,step_300,uuid,,{best},9.9,50.0000,10.0000,3,3,,,,1234,,,{reached},40.0000 50.0000 60.0000,"
+        f"lora,1,,step_300,uuid,,{best},9.9,50.0000,10.0000,3,3,,,,1234,,,,,{reached},40.0000 50.0000 60.0000,"
     )
     write_uuid(grid.search[0], 0.5)
     path = tables.render("table2", grid.experiment, resolve_all([row]), "lite", tmp_path / "out")
@@ -208,6 +210,17 @@ def test_answered_texts_and_gold_answers_stand_beside_a_score():
     assert tables._beside("metamath_gsm8k", typed(scores("metamath_gsm8k", 0.0, answered=0.0))).startswith(
         " (0.0 % answered"
     )
+
+
+def test_a_row_of_mora_shows_the_side_of_m_and_the_inputs_that_it_ignores(tmp_path):
+    rows = resolve_all([row_of("table2", "lite", method=m, r=1, **more) for m, more in SQUARES])
+    path = tables.render("table2", rows[0][0].spec.experiment, rows, "lite", tmp_path)
+    shown = [line.split(" | ")[6] for line in path.read_text().splitlines() if line.startswith(("| LoRA", "| MoRA"))]
+    assert shown == ["-", "0.057, 0%", "0.056, 33%"]
+    assert "& 0.056, 33\\% &" in path.with_suffix(".tex").read_text()
+    with open(path.with_suffix(".csv")) as file:
+        lines = [(line["r_hat_over_d"], line["inputs_ignored"]) for line in csv.DictReader(file)]
+    assert lines[:: len(rows[0])] == [("", ""), ("0.0573", "0.0000"), ("0.0556", "0.3317")]
 
 
 def test_a_perplexity_is_not_a_share():

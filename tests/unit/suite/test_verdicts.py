@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from mora.evaluate.compare import holm
 from mora.suite import verdicts
 from mora.suite.verdicts import (
     Design,
@@ -15,7 +16,6 @@ from mora.suite.verdicts import (
     decide,
     estimate,
     exact,
-    holm,
     judge,
     pooled,
     variance,

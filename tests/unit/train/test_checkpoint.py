@@ -1,5 +1,8 @@
 import errno
+import hashlib
+import os
 import resource
+import shutil
 
 import pytest
 import torch
@@ -15,13 +18,13 @@ def test_the_last_two_are_kept_and_the_newest_is_loaded(tmp_path):
     assert checkpoint.load_latest(tmp_path)["step"] == checkpoint.latest_step(tmp_path) == 1_000_000
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, capsys):
     for step in (1, 2):
         checkpoint.save(tmp_path, step, {"x": torch.tensor(step)})
     damaged = tmp_path / "step_000002" / "state.pt"
     damaged.write_bytes(damaged.read_bytes()[:-1])
-    with pytest.warns(UserWarning, match="step_000002 is damaged"):
-        assert checkpoint.load_latest(tmp_path)["step"] == 1
+    assert checkpoint.load_latest(tmp_path)["step"] == 1
+    assert "step_000002 is damaged (its sha256 is another): going back to the one before" in capsys.readouterr().err
 
 
 def test_no_space_left_keeps_the_last_good_one(tmp_path, monkeypatch):
@@ -49,17 +52,60 @@ def test_a_disk_that_fills_up_while_torch_writes_is_said_to_be_full(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["step_000001"]
 
 
-def test_a_damaged_line_within_the_log_is_named(tmp_path):
+class Planted:
+    def __reduce__(self):
+        return os.mkdir, (os.environ["PLANTED"],)
+
+
+def test_a_checkpoint_that_runs_code_is_refused_though_its_digest_is_right(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PLANTED", str(tmp_path / "ran"))
+    checkpoint.save(tmp_path / "saved", 1, {"x": torch.tensor(1)})
+    planted = checkpoint.save(tmp_path / "saved", 2, {"x": Planted()})
+    assert checkpoint.load_latest(tmp_path / "saved")["step"] == 1
+    assert not (tmp_path / "ran").exists(), "the pickle was run"
+    assert f"checkpoint {planted} is damaged (Weights only load failed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["no folder", "no digest", "a folder", "empty", "of another step", "a list"])
+def test_whatever_lies_in_place_of_a_checkpoint_is_passed_over(tmp_path, damage, capsys):
+    checkpoint.save(tmp_path, 1, {"x": torch.tensor(1)})
+    path = checkpoint.save(tmp_path, 2, {"x": torch.tensor(2)})
+    state = path / "state.pt"
+    if damage == "no folder":
+        shutil.rmtree(path)
+        path.write_text("a file")
+    elif damage == "no digest":
+        (path / "sha256").unlink()
+    elif damage == "a folder":
+        state.unlink()
+        state.mkdir()
+    else:
+        content = {"empty": b"", "of another step": (tmp_path / "step_000001" / "state.pt").read_bytes(), "a list": b""}
+        state.write_bytes(content[damage])
+        if damage == "a list":
+            torch.save([1], state)
+        (path / "sha256").write_text(hashlib.sha256(state.read_bytes()).hexdigest())
+    (tmp_path / "step_of_mine").mkdir()
+    assert checkpoint.load_latest(tmp_path)["step"] == 1
+    assert "step_000002 is damaged (" in capsys.readouterr().err
+    checkpoint.save(tmp_path, 3, {})
+    assert (tmp_path / "step_of_mine").is_dir(), "nothing else is touched"
+
+
+@pytest.mark.parametrize("line", ['{"ste', "[1]", "{}", '{"step": "1"}', "\xff"])
+def test_a_damaged_line_within_the_log_is_named(tmp_path, line):
     path = tmp_path / "log.jsonl"
-    path.write_text('{"step": 1}\n{"ste\n{"step": 3}\n')
+    path.write_bytes(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n'.encode("latin-1"))
     with pytest.raises(DamagedFileError, match=rf"^{path}:2 is damaged: restore it, or do its run again"):
         log.read(path)
 
 
-def test_the_log_drops_rows_after_the_checkpoint_and_a_torn_last_line(tmp_path):
+def test_a_torn_last_line_is_left_out_and_a_resumed_log_begins_with_what_the_checkpoint_holds(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
-    run_log = log.RunLog(path, from_step=2)
+    assert [row["step"] for row in log.read(path)] == [1, 2, 3]
+    run_log = log.RunLog(path, '{"step": 1}\n{"step": 2}\n')
     run_log.add(step=3, loss=torch.tensor(0.5))
     assert run_log.flush() == [{"step": 3, "loss": 0.5}]
     assert [row["step"] for row in log.read(path)] == [1, 2, 3]
+    assert path.read_text() == run_log.text

@@ -6,7 +6,6 @@ from tiny_runs import random_batches, tiny_config, tiny_engine, train_step
 
 from mora.errors import ConfigError
 from mora.models.losses import token_losses
-from mora.train import restart as restarting
 from mora.train.restart import RestartFailed, Restarts, round_stochastically
 
 EVERY = ["method.restart.every_steps=4", "method.restart.warmup_steps=1"]
@@ -20,7 +19,7 @@ def set_up(method="relora", *overrides, dtype=torch.float32, rest=False):
 
 
 def adapted(engine):
-    return restarting.adapted_layers(engine.model, tiny_config("relora", *EVERY).method.adapter)
+    return tiny_config("relora", *EVERY).method.adapter.restarted_layers(engine.model)
 
 
 def loss_of(engine, batches):

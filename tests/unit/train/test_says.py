@@ -1,4 +1,4 @@
-"""What a run says when it begins and when it has ended, and a line a minute between where no bar is shown."""
+"""What a run says when it begins and when it has ended."""
 
 import json
 
@@ -35,17 +35,4 @@ def test_the_end_names_scores_errors_time_and_what_to_do_next(tmp_path):
         "uuid_char_acc 0.5000 +- 0.0100, value_nll 2.0000; 61 s",
         f"saved: {tmp_path}/adapter",
         f"next: mora generate {tmp_path}/adapter PROMPT, or mora evaluate {tmp_path}/adapter --task TASK",
-    ]
-
-
-def test_a_line_a_minute_where_there_is_no_terminal(monkeypatch, capsys):
-    now = [0.0]
-    monkeypatch.setattr(says.time, "monotonic", lambda: now[0])
-    line = says.Minutely(300, active=True)
-    for step in range(1, 9):
-        now[0] += 20.0
-        line.say({"step": step, "loss": 2.0, "lr": 1e-3})
-    assert capsys.readouterr().out.splitlines() == [
-        "step 3/300: loss 2.0000, lr 1.00e-03",
-        "step 6/300: loss 2.0000, lr 1.00e-03",
     ]

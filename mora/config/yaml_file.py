@@ -1,0 +1,15 @@
+"""YAML files read by libyaml, which is ten times as fast as Python's parser, where PyYAML was built with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def read_yaml(path: Path) -> Any:
+    """The file's value. Raises: yaml.YAMLError."""
+    return yaml.load(path.read_text(), SafeLoader)

@@ -1,0 +1,36 @@
+"""The digests of a folder's files, beside them: whether what was written there once is what is read now."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from mora.config.seal import sealed, unsealed
+from mora.io import replace_file, sha256
+
+NAME = "sha256.json"
+
+
+def write(folder: Path, patterns: Sequence[str] = ("*",)) -> None:
+    """For the files of the folder that fit a pattern. The last thing that is written there."""
+    files = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file() and path.name != NAME}
+    digests = {path.name: sha256(path) for path in sorted(files)}
+    replace_file(folder / NAME, json.dumps(sealed(digests), indent=1) + "\n")
+
+
+def damage(folder: Path) -> str | None:
+    """What is not as it was written, in words; None where all is, or nothing is known of it."""
+    path = folder / NAME
+    if not path.exists():
+        return None
+    try:
+        digests = unsealed(json.loads(path.read_text()))
+        for name, digest in digests.items():
+            if not (folder / name).is_file():
+                return f"{folder / name} is missing"
+            if sha256(folder / name) != digest:
+                return f"{folder / name} is damaged: it is not the file that was written"
+    except (OSError, ValueError) as error:
+        return f"{path} is damaged ({error})"
+    return None

@@ -1,0 +1,84 @@
+"""MoRA (Eq. 2): our PEFT tuner."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from mora.sizes import aligned, auto_operator, r_hat_for
+
+from .base import Family, Footprint, Size, Targets
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from mora.adapter import MoraConfig
+    from mora.restarts.layers import Adapted
+
+Groups = Literal["modulo", "contiguous", "contiguous-modulo", "modulo-contiguous"]
+
+
+class Mora(Family):
+    """The options of `mora.adapter.config.MoraConfig`, which documents them."""
+
+    has_known_cost: ClassVar[bool] = True
+
+    kind: Literal["mora"]
+    target_modules: Targets
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    operator: Literal["auto", "truncation", "sharing", "decouple", "rotation"]
+    groups: Groups
+    split: Literal["uneven", "padded"]
+    pad: Literal["circular", "zeros"]
+    pairs: Literal["half_split", "interleaved"]
+    overflow: Literal["drop", "fold"]
+    rhat_rounding: Literal["floor", "official"]
+
+    def search_spaces(self, name: str) -> list[str]:
+        return ["mora_rotation", name] if self.operator == "rotation" else [name]
+
+    def operator_for(self, hidden_size: int, r: int) -> str:
+        return auto_operator(hidden_size, r, self.rhat_rounding) if self.operator == "auto" else self.operator
+
+    def footprint(self, in_features: int, out_features: int, r: int, hidden_size: int, number_bytes: int) -> Footprint:
+        """MoRA keeps f_comp(x), or x if that is no larger or if its blocks are multiplied without a copy; its dropout is
+        drawn again in backward (mora/adapter/kernels.py).
+        """
+        k, d = in_features, out_features
+        operator = self.operator_for(hidden_size, r)
+        even = operator == "rotation"
+        r_hat = r_hat_for(k, d, r, self.rhat_rounding, even)
+        r_hat = min(r_hat, min(k, d) // 2 * 2 if even else min(k, d))
+        blocks = 1
+        if operator in ("decouple", "rotation"):
+            inputs, outputs = math.ceil(k / r_hat), math.ceil(d / r_hat)
+            blocks = inputs if self.overflow == "fold" else min(inputs, outputs)  # those that reach the output
+        compressed = blocks * aligned(r_hat)
+        in_place = blocks > 1 and not self.dropout and k == d == compressed == blocks * r_hat
+        keeps_x = in_place or compressed >= k
+        ignored = 0 if operator == "sharing" else max(k - blocks * r_hat, 0)
+        return Footprint(r_hat**2, blocks * r_hat**2, 0 if keeps_x else compressed, keeps_x, ignored=ignored)
+
+    def check_restarts(self, method: str, groups: list[str] | None) -> None:
+        if groups and groups[0] != self.groups:
+            raise ValueError(f"method.restart.groups={groups}: expected [{self.groups}, ...]")
+
+    def peft_config(self, size: Size) -> MoraConfig:
+        from mora.adapter import MoraConfig
+
+        assert size.r is not None
+        return MoraConfig(
+            r=size.r,
+            target_modules=size.target_modules,
+            rank_pattern=size.rank_pattern,
+            mora_dropout=self.dropout,
+            task_type="CAUSAL_LM",
+            **self.model_dump(exclude={"kind", "target_modules", "dropout"}),
+        )
+
+    def restarted_layers(self, model: PeftModel) -> list[Adapted]:
+        from .tools.restarting import restarted_layers
+
+        return restarted_layers(model)

@@ -1,0 +1,1 @@
+"""What several kinds of adapters need when one is made. Imports torch."""

@@ -1,0 +1,52 @@
+"""What a killed run has logged against the uninterrupted one: no step lost, none doubled, the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+Row = dict[str, Any]
+TIMES = ("restart_s",)  # what the clock decides
+
+
+@dataclass(frozen=True)
+class Compared:
+    """`lost` and `doubled`: steps, or evaluations of one. `difference`: the largest of a loss or metric."""
+
+    steps: int
+    lost: int
+    doubled: int
+    difference: float
+
+    def equal(self, tolerance: float) -> bool:
+        return not self.lost and not self.doubled and self.difference <= tolerance
+
+
+def compare(rows: Sequence[Row], whole: Sequence[Row], ended: bool) -> Compared:
+    """`rows` against the uninterrupted run's; all once it has `ended`, until then all up to the last there."""
+    keys, expected = [_key(row) for row in rows], {_key(row): row for row in whole}
+    found = dict(zip(keys, rows, strict=True))
+    due = [key for key in expected if ended or key <= max(keys, default=(0, 0))]
+    unordered = sum(a >= b for a, b in pairwise(keys))
+    return Compared(
+        steps=sum(not evaluated for _, evaluated in found),
+        lost=sum(key not in found for key in due),
+        doubled=unordered + sum(key not in expected for key in keys),
+        difference=max((_difference(found[key], expected[key]) for key in expected.keys() & found.keys()), default=0.0),
+    )
+
+
+def _key(row: Row) -> tuple[int, int]:
+    """Steps in order, each before its evaluation."""
+    return row["step"], int("loss" not in row)
+
+
+def _difference(row: Row, other: Row) -> float:
+    """Infinite where one has what the other has not."""
+    names = row.keys() - set(TIMES)
+    if names != other.keys() - set(TIMES):
+        return float("inf")
+    numbers = [(row[name], other[name]) for name in names]
+    return max(0.0 if a == b else abs(float(a) - float(b)) for a, b in numbers)

@@ -1,0 +1,200 @@
+"""SIGKILL at random times: a run is killed, gone on with, killed again, until it ends; then the next begins."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import time
+from dataclasses import dataclass, field
+from itertools import count, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mora.config import RunConfig, compose, run_id
+from mora.config.run_id import log_path, result_path
+from mora.suite.launch import write_config
+from mora.train import log
+
+from . import forked
+from .curves import Compared, Row, compare
+
+LIMIT_S = 300.0  # of one start
+KILLS_A_RUN = 5
+WHOM = ("all ranks", "one rank")
+ALONE_S = 60.0  # that a rank may live on after another was killed
+STEPS = 60
+UUID = (
+    "task=uuid", "model.architecture.hidden_size=32", "model.architecture.intermediate_size=48",
+    "model.architecture.num_hidden_layers=1", "task.data.pairs=8", "task.train.global_batch_size=8",
+    f"task.train.epochs={STEPS}", "task.evaluation.at_steps=[30]", "task.evaluation.loss_every_steps=10",
+)  # fmt: skip
+SUMS = ("task=metamath", "task.train.epochs=4", "task.evaluation.loss_every_steps=4")  # prepared data, two tasks
+OFTEN = (
+    "scale=smoke",
+    "task.train.warmup_steps=2",
+    "task.train.checkpoint_every_steps=3",
+    "task.train.log_every_steps=1",
+)
+RESTARTS = ("method.restart.every_steps=7", "method.restart.warmup_steps=1")
+METHODS = ("fft", "lora", "lora_plus", "asylora", "dora", "mora", "relora", "remora")
+
+
+class Case(NamedTuple):
+    """A run that is to be killed. `tolerance`: of its losses and metrics, against those of the uninterrupted run."""
+
+    name: str
+    overrides: tuple[str, ...]
+    ranks: int = 1
+    tolerance: float = 0.0
+
+    def config(self, folder: Path) -> RunConfig:
+        return compose([*self.overrides, f"scale.results_dir={folder / 'results'}"])
+
+
+def cases() -> list[Case]:
+    """Every method in one process, one on data that are prepared, and one that restarts on two ranks."""
+    found = [Case(name, _of_method(name, UUID)) for name in METHODS]
+    found.append(Case("mora, prepared data", _of_method("mora", SUMS)))
+    two = ("hardware=cpu2", "method.adapter.dropout=0")
+    for parallel in ("zero2", "zero3"):
+        settings = (*_of_method("remora", UUID), *two, f"hardware.parallel={parallel}")
+        found.append(Case(f"remora, {parallel}, two ranks", settings, ranks=2, tolerance=1e-5))
+    return found
+
+
+def _of_method(name: str, task: tuple[str, ...]) -> tuple[str, ...]:
+    rank = () if name == "fft" else ("r=4",)
+    return (*task, *OFTEN, f"method={name}", *rank, *(RESTARTS if name.startswith("re") else ()))
+
+
+@dataclass
+class Attempts:
+    """What was done to a case, and what came of it. `wrong`: in words, of what is not as it should be."""
+
+    case: str
+    kills: list[dict[str, Any]] = field(default_factory=list)
+    runs: int = 0
+    lost: int = 0
+    doubled: int = 0
+    results: int = 0
+    difference: float = 0.0
+    wrong: list[str] = field(default_factory=list)
+
+    def judge(self, found: Compared, tolerance: float, where: str) -> None:
+        self.lost += found.lost
+        self.doubled += found.doubled
+        self.difference = max(self.difference, found.difference)
+        if not found.equal(tolerance):
+            self.wrong.append(f"{where}: {found}")
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The uninterrupted run. `seconds`: from its start to its end."""
+
+    rows: list[Row]
+    metrics: dict[str, Any]
+    seconds: float
+
+
+def kill_runs(case: Case, kills: int, seed: int, scratch: Path) -> Attempts:
+    """Kills runs of the case so many times, at times that follow from `seed`, the case and the kill's number."""
+    forked.warm()
+    attempts, whole, draws = Attempts(case.name), uninterrupted(case, scratch / "whole"), count()
+    while len(attempts.kills) < kills:
+        attempts.runs += 1
+        folder = scratch / f"run-{attempts.runs}"
+        config = case.config(folder)
+        for number in islice(draws, min(KILLS_A_RUN, kills - len(attempts.kills))):
+            draw = random.Random(f"{seed}:{case.name}:{number}")
+            after_s, how = draw.uniform(0.1, 1.0) * whole.seconds, draw.choice(WHOM) if case.ranks > 1 else "process"
+            if _killed(case, folder, config, after_s, how, attempts):
+                rows = log.read(run_folder(folder, config) / "log.jsonl")
+                found = compare(rows, whole.rows, ended=False)
+                attempts.judge(found, case.tolerance, f"run {attempts.runs}, kill {len(attempts.kills)}")
+                attempts.kills[-1]["steps"] = found.steps
+        _end(case, folder, config, whole, attempts)
+        shutil.rmtree(folder)
+    return attempts
+
+
+def uninterrupted(case: Case, folder: Path) -> Whole:
+    """Raises: RuntimeError where it fails."""
+    config, started = case.config(folder), time.monotonic()
+    output = to_its_end(case, folder, config)
+    seconds = time.monotonic() - started
+    if not result_path(config).is_file():
+        raise RuntimeError(f"{case.name}: the uninterrupted run failed: {output[-1500:]}")
+    return Whole(log.read(log_path(config)), json.loads(result_path(config).read_text())["metrics"], seconds)
+
+
+def run_folder(folder: Path, config: RunConfig) -> Path:
+    return folder / "outputs" / run_id(config)
+
+
+def start(case: Case, folder: Path, config: RunConfig, **env: str) -> list[forked.ForkServerProcess]:
+    """The run's workers, with a cache of their own."""
+    own = run_folder(folder, config)
+    own.mkdir(parents=True, exist_ok=True)
+    write_config(config, own / "config.yaml")
+    return forked.start(own, {"MORA_CACHE_DIR": str(folder / "cache"), **env}, case.ranks)
+
+
+def to_its_end(case: Case, folder: Path, config: RunConfig) -> str:
+    """What the run has printed."""
+    for worker in start(case, folder, config):
+        worker.join(LIMIT_S)
+        if worker.exitcode is None:
+            worker.kill()
+            worker.join()
+    return (run_folder(folder, config) / "output.txt").read_text()
+
+
+def _killed(case: Case, folder: Path, config: RunConfig, after_s: float, how: str, attempts: Attempts) -> bool:
+    """Starts the run and kills it. False where it had ended before; True once nothing of it is left."""
+    if result_path(config).is_file():
+        return False
+    workers, started = start(case, folder, config), time.monotonic()
+    workers[0].join(after_s)
+    if workers[0].exitcode is not None:
+        for worker in workers:
+            worker.join(LIMIT_S)
+        if any(worker.exitcode for worker in workers):
+            attempts.wrong.append(f"run {attempts.runs} failed: {_last_words(folder, config)}")
+        return False
+    for worker in workers if how != "one rank" else workers[-1:]:
+        worker.kill()
+    for worker in workers:
+        worker.join(ALONE_S)
+        if worker.exitcode is None:
+            attempts.wrong.append(f"run {attempts.runs}: a rank lived on for {ALONE_S:.0f} s after another was killed")
+            worker.kill()
+            worker.join()
+    attempts.kills.append({"run": attempts.runs, "after_s": round(after_s, 3), "killed": how})
+    return workers[-1].exitcode == -signal.SIGKILL or time.monotonic() - started < after_s
+
+
+def _end(case: Case, folder: Path, config: RunConfig, whole: Whole, attempts: Attempts) -> None:
+    """The run to its end, once more when it has ended, and what is there then."""
+    output = to_its_end(case, folder, config)
+    where = f"run {attempts.runs}"
+    if not result_path(config).is_file():
+        attempts.wrong.append(f"{where} did not end: {output[-600:]}")
+        return
+    written = result_path(config).stat().st_mtime_ns
+    to_its_end(case, folder, config)
+    if result_path(config).stat().st_mtime_ns != written:
+        attempts.wrong.append(f"{where}: its result was written twice")
+    attempts.judge(compare(log.read(log_path(config)), whole.rows, ended=True), case.tolerance, where)
+    results = [path.name for path in (folder / "results").glob("*.json")]
+    attempts.results += len(results)
+    if len(results) != 1:
+        attempts.wrong.append(f"{where}: {len(results)} results")
+    if case.tolerance == 0 and json.loads(result_path(config).read_text())["metrics"] != whole.metrics:
+        attempts.wrong.append(f"{where}: other metrics than the uninterrupted run's")
+
+
+def _last_words(folder: Path, config: RunConfig) -> str:
+    return (run_folder(folder, config) / "output.txt").read_text()[-600:]

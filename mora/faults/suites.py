@@ -1,0 +1,148 @@
+"""Suites with two runs side by side, killed at random times: the suite alone, one of its workers, or all of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+from mora.config.source import ROOT
+from mora.train import log
+
+from .curves import Row, compare
+from .kills import Attempts
+
+NAME = "suite, JOBS=2"
+KILLS_A_SUITE = 5
+LIMIT_S = 900.0  # of one start
+SETTINGS = (
+    "task.train.stop_step=20", "task.train.checkpoint_every_steps=3", "task.train.log_every_steps=1",
+    "task.evaluation.tasks=[]", "task.evaluation.at_steps=[]", "task.evaluation.loss_every_steps=10",
+)  # fmt: skip
+RUNS = 4
+WHOM = ("suite", "worker", "all")
+
+
+def kill_suites(kills: int, seed: int, scratch: Path) -> Attempts:
+    """Kills suites of Table 2's four runs so many times. A suite whose workers live on is started again at once: it waits
+    for the runs that they hold, and they end by themselves."""
+    attempts = Attempts(NAME)
+    try:
+        _kill_suites(attempts, kills, seed, scratch)
+    finally:
+        for pid in living(scratch, "mora.suite", "mora.train"):
+            os.kill(pid, signal.SIGKILL)
+    return attempts
+
+
+def _kill_suites(attempts: Attempts, kills: int, seed: int, scratch: Path) -> None:
+    whole, whole_s = _uninterrupted(scratch / "whole")
+    draws = count()
+    while len(attempts.kills) < kills:
+        attempts.runs += 1
+        folder = scratch / f"suite-{attempts.runs}"
+        for number in islice(draws, min(KILLS_A_SUITE, kills - len(attempts.kills))):
+            draw = random.Random(f"{seed}:{NAME}:{number}")
+            if not _killed(folder, draw.uniform(0.1, 0.7) * whole_s, draw, attempts):
+                break
+            for name, rows in _logs(folder):
+                found = compare(rows, whole[name], ended=False)
+                attempts.judge(found, 0.0, f"suite {attempts.runs}, kill {len(attempts.kills)}, {name}")
+        _end(folder, whole, attempts)
+        shutil.rmtree(folder)
+
+
+def _uninterrupted(folder: Path) -> tuple[dict[str, list[Row]], float]:
+    """The rows of every run by its id, and seconds. Raises: RuntimeError where it fails."""
+    started = time.monotonic()
+    code = _start(folder).wait(LIMIT_S)
+    if code:
+        raise RuntimeError(f"{NAME}: the uninterrupted suite failed: {_output(folder)[-1500:]}")
+    return dict(_logs(folder)), time.monotonic() - started
+
+
+def _start(folder: Path) -> subprocess.Popen[bytes]:
+    folder.mkdir(parents=True, exist_ok=True)
+    options = ["table2", "--scale", "smoke", "--jobs", "2", "--results", str(folder / "own"), "--set", *SETTINGS]
+    own = {"MORA_OUTPUT_DIR": str(folder / "outputs"), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    with open(folder / "output.txt", "ab") as output:
+        command = [sys.executable, "-m", "mora.suite", *options]
+        return subprocess.Popen(command, cwd=ROOT, env=os.environ | own, stdout=output, stderr=subprocess.STDOUT)
+
+
+def _killed(folder: Path, after_s: float, draw: random.Random, attempts: Attempts) -> bool:
+    """False where the suite had ended before, or there was no worker to be killed."""
+    suite, whom = _start(folder), draw.choice(WHOM)
+    with suppress(subprocess.TimeoutExpired):
+        suite.wait(after_s)
+        if suite.returncode:
+            attempts.wrong.append(f"suite {attempts.runs} failed: {_output(folder)[-600:]}")
+        return False
+    workers = living(folder)
+    if whom == "worker" and not workers:
+        whom = "suite"
+    chosen = {"suite": [suite.pid], "worker": workers and [draw.choice(workers)], "all": [suite.pid, *workers]}[whom]
+    for pid in chosen:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    if (
+        whom == "worker"
+        and suite.wait(LIMIT_S) == 0
+        and len(list((folder / "own" / "runs").glob("*[0-9a-f].json"))) < RUNS
+    ):
+        attempts.wrong.append(f"suite {attempts.runs}: a worker was killed, and its suite did not say so")
+    suite.wait(LIMIT_S)
+    attempts.kills.append({"run": attempts.runs, "after_s": round(after_s, 3), "killed": whom})
+    return True
+
+
+def _end(folder: Path, whole: dict[str, list[Row]], attempts: Attempts) -> None:
+    """The suite to its end, once more when it has ended, and what is there then."""
+    where = f"suite {attempts.runs}"
+    if code := _start(folder).wait(LIMIT_S):
+        attempts.wrong.append(f"{where}: exit code {code}: {_output(folder)[-600:]}")
+        return
+    written = {path: path.stat().st_mtime_ns for path in (folder / "own" / "runs").glob("*.json")}
+    _start(folder).wait(LIMIT_S)
+    results = {path: path.stat().st_mtime_ns for path in (folder / "own" / "runs").glob("*.json")}
+    if results != written:
+        attempts.wrong.append(f"{where}: results were written twice")
+    names = sorted(json.loads(path.read_text())["run_id"] for path in results)
+    attempts.results += len(names)
+    if names != sorted(whole):
+        attempts.wrong.append(f"{where}: results of {names}, expected one of each of {sorted(whole)}")
+    for name, rows in _logs(folder):
+        attempts.judge(compare(rows, whole[name], ended=True), 0.0, f"{where}, {name}")
+    if left := living(folder):
+        attempts.wrong.append(f"{where}: processes {left} were left behind")
+
+
+def _logs(folder: Path) -> Iterator[tuple[str, list[Row]]]:
+    for path in sorted((folder / "outputs").glob("*/log.jsonl")):
+        yield path.parent.name, log.read(path)
+
+
+def _output(folder: Path) -> str:
+    return (folder / "output.txt").read_text(errors="replace")
+
+
+def living(folder: Path, *modules: str) -> list[int]:
+    """The processes of these modules, by default those that train, that work in the folder."""
+    wanted = {*(modules or ("mora.train",))}
+    found: list[int] = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            words: list[Any] = path.read_bytes().decode(errors="replace").split("\0")
+            if wanted & {*words} and any(word.startswith(f"{folder}/") for word in words):
+                found.append(int(path.parent.name))
+    return sorted(found)

@@ -1,0 +1,14 @@
+"""The type of a command line argument that names a model. No torch."""
+
+from __future__ import annotations
+
+import argparse
+
+from .known import named, refused
+
+
+def model(text: str) -> str:
+    """A folder that is there, a name in configs/model, or what may be a hub id."""
+    if named(text) is None and (reason := refused(text)):
+        raise argparse.ArgumentTypeError(reason)
+    return text

@@ -1,0 +1,107 @@
+"""A rank that waits in vain ends its job: it says who gives no sign of life, shows where it stands, and dies.
+
+Without it the others would wait for hours in the next message. The launcher then ends every rank of the job.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+from mora.errors import ConfigError
+
+EVERY_S = 1.0
+LIMIT_S = 1800.0  # without a step, a batch of answers or a checkpoint
+LEFT_BEHIND = 3  # exit code
+
+
+def limit_s() -> float:
+    """Return MORA_HANG_S, else half an hour. Raises: ConfigError where it is no number above 0."""
+    given = os.environ.get("MORA_HANG_S", str(LIMIT_S))
+    try:
+        if (seconds := float(given)) > 0:
+            return seconds
+    except ValueError:
+        pass
+    raise ConfigError(f"MORA_HANG_S={given}: expected the seconds above 0 that a job may stand still")
+
+
+class Watchdog:
+    """Of one of several ranks. Its thread writes a sign of life into the run's folder, where the others find it: a rank that
+    is stopped or gone gives none, one that hangs does, but its work does not go on."""
+
+    def __init__(self, folder: Path, rank: int, ranks: int, limit_s: float):
+        self.folder, self.rank, self.ranks, self.limit_s = folder / "alive", rank, ranks, limit_s
+        self._journal = folder / f"journal-{rank}.jsonl"  # which grows with every batch of answers
+        self._worked, self._over = time.monotonic(), threading.Event()
+
+    def beat(self) -> None:
+        """The work has gone on."""
+        self._worked = time.monotonic()
+
+    def start(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._mark()
+        threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
+
+    def stop(self) -> None:
+        self._over.set()
+
+    def _mark(self) -> None:
+        (self.folder / str(self.rank)).write_text(str(os.getpid()))
+
+    def _watch(self) -> None:
+        while not self._over.wait(min(EVERY_S, self.limit_s / 4)):
+            self._mark()
+            if time.monotonic() - self._worked > self.limit_s and _age(self._journal) > self.limit_s:
+                self._end()
+
+    def _end(self) -> None:
+        silent = ", ".join(f"rank {r} gives no sign of life" for r in range(self.ranks) if self._silent(r))
+        cause = silent or "every rank is alive, and one of them does not go on"
+        print(
+            f"mora.train: rank {self.rank}: nothing has gone on for {self.limit_s:.0f} s (MORA_HANG_S): {cause}; the job "
+            "ends, start it again to go on from its last checkpoint. Here it stands:",
+            file=sys.stderr,
+            flush=True,
+        )
+        faulthandler.dump_traceback(all_threads=True)
+        os._exit(LEFT_BEHIND)
+
+    def _silent(self, rank: int) -> bool:
+        return _age(self.folder / str(rank)) > max(3 * EVERY_S, self.limit_s / 2)
+
+
+def _age(path: Path) -> float:
+    """Seconds since the file was written; infinite where there is none."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return float("inf")
+
+
+_watchdog: Watchdog | None = None  # of this process
+
+
+def start(folder: Path, rank: int, ranks: int) -> None:
+    """Begins to watch; nothing where there is one rank. Raises: ConfigError."""
+    global _watchdog
+    seconds = limit_s()
+    if ranks > 1:
+        _watchdog = Watchdog(folder, rank, ranks, seconds)
+        _watchdog.start()
+
+
+def beat() -> None:
+    """The work of this process has gone on."""
+    if _watchdog is not None:
+        _watchdog.beat()
+
+
+def stop() -> None:
+    if _watchdog is not None:
+        _watchdog.stop()

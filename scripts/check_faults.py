@@ -1,0 +1,140 @@
+"""What a hostile night does to runs and suites, counted: kills at random times, and whether anything was lost.
+
+python scripts/check_faults.py kills --out results/checks       # at least 100 kills: half an hour on two quiet cores
+python scripts/check_faults.py kills --kills 20 --seed 7        # fewer; the seed is printed, and repeats the draws
+python scripts/check_faults.py kills --only remora suite        # some of the cases
+python scripts/check_faults.py inputs --out results/checks      # at least 1 000 command lines, and as many files
+python scripts/check_faults.py files --out results/checks       # every file, cut, flipped, empty, a folder, another's
+
+kills: a run is started, killed by SIGKILL at a time drawn from the seed, started again, killed again, and in the end let to
+its end. Every method in one process; one whose data are prepared and whose scores are generated; ReMoRA under ZeRO-2 and 3
+on two ranks, of which all or one are killed; Table 2 with JOBS=2, where the suite, one worker, or all are killed. After
+every kill the log is compared with the uninterrupted run's: bit for bit, on ranks within 1e-5.
+
+inputs: command lines and files made by Hypothesis are asked of the code that reads them: each is taken, or refused in a line
+that names what is wrong, within three seconds of CPU time; some command lines again through run.py, in a process.
+
+files: a run is cut in an evaluation, each of its files and of its cache is damaged in turn, and the run is gone on with.
+Each time it is refused in a line, or ends with the uninterrupted run's result.
+
+lost, doubled   steps or evaluations that are missing, or stand twice, over all kills and ends
+difference      the largest of a loss, gradient norm, rate or metric
+results         of the runs that were let to their end; each was then started once more, and must not be done again
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from mora.checks.runner import Table
+from mora.config import ConfigError
+from mora.config.arguments import positive_int
+from mora.config.source import ROOT
+from mora.faults import files, kills, suites
+from mora.suite.launch import interrupt_on_sigterm
+
+ROOM = 4 * 2**30  # bytes free in memory, without which runs write to TMPDIR
+KILLS = {
+    "case": "", "kills": "d", "runs": "d", "results": "d", "lost": "d", "doubled": "d", "difference": ".1e", "status": "",
+}  # fmt: skip
+FILES = {"file": "", "damages": "d", "healed": "d", "refused": "d", "status": ""}
+INPUTS = {
+    "kind": "", "inputs": "d", "taken": "d", "refused": "d", "tracebacks": "d", "slowest_s": ".2f", "status": "",
+}  # fmt: skip
+
+
+def main() -> int:
+    options = _options()
+    interrupt_on_sigterm()
+    seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
+    with _scratch() as scratch:
+        table = {"kills": _kills, "inputs": _inputs, "files": _files}[options.part](options, seed, scratch)
+    return 0 if all(row["status"] == "ok" for row in table.rows) else 1
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A folder in memory where there is room: runs wait for the disk at every checkpoint."""
+    shared = Path("/dev/shm")
+    room = shared.is_dir() and shutil.disk_usage(shared).free >= ROOM
+    with TemporaryDirectory(dir=shared if room else None, prefix="mora-faults-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def _kills(options: argparse.Namespace, seed: int, scratch: Path) -> Table:
+    chosen = {case.name: case for case in kills.cases()} | {suites.NAME: None}
+    chosen = {name: case for name, case in chosen.items() if _is_wanted(name, options.only)}
+    if not chosen:
+        names = [*(case.name for case in kills.cases()), suites.NAME]
+        raise ConfigError(f"--only {' '.join(options.only)}: expected part of a name: {'; '.join(names)}")
+    table, each = Table("faults", KILLS, options.out, {"seed": seed}), -(-options.kills // len(chosen))
+    for i, case in enumerate(chosen.values()):
+        folder = scratch / str(i)
+        found = suites.kill_suites(each, seed, folder) if case is None else kills.kill_runs(case, each, seed, folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        more = {"kills": len(found.kills), "all_kills": found.kills, "status": "wrong" if found.wrong else "ok"}
+        _add(table, asdict(found) | more)
+    lost = sum(row["lost"] + row["doubled"] for row in table.rows)
+    print(f"{sum(row['kills'] for row in table.rows)} kills with seed {seed}; {lost} steps lost or doubled")
+    return table
+
+
+def _inputs(options: argparse.Namespace, seed: int, scratch: Path) -> Table:
+    from mora.faults import fuzzing  # with Hypothesis, which is of the extra `dev`
+
+    table = Table("fuzzed", INPUTS, options.out, {"seed": seed, "limit_s": fuzzing.LIMIT_S})
+    for found in fuzzing.all_kinds(options.inputs, seed, scratch, lambda name: _is_wanted(name, options.only)):
+        _add(table, asdict(found) | {"refusals": None, "status": "wrong" if found.wrong else "ok"})
+    print(f"{sum(row['inputs'] for row in table.rows)} inputs with seed {seed}")
+    return table
+
+
+def _files(options: argparse.Namespace, seed: int, scratch: Path) -> Table:
+    table = Table("damaged", FILES, options.out, {})
+    for found in files.damage_files(scratch, lambda name: _is_wanted(name, options.only)):
+        _add(table, asdict(found) | {"status": "wrong" if found.wrong else "ok"})
+    print(f"{sum(row['damages'] for row in table.rows)} damages")
+    return table
+
+
+def _add(table: Table, row: dict[str, Any]) -> None:
+    table.add(**row)
+    for line in row["wrong"]:
+        print(f"    {line}", flush=True)
+
+
+def _is_wanted(name: str, only: list[str]) -> bool:
+    return not only or any(word in name for word in only)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=["kills", "inputs", "files"])
+    parser.add_argument("--kills", type=positive_int, default=100, help="at least so many, spread over the cases")
+    parser.add_argument(
+        "--inputs", type=positive_int, default=1200, help="command lines; a fifth of it of the other kinds"
+    )
+    parser.add_argument("--seed", type=int, help="of the draws; without, one that is printed")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="parts of the names of cases")
+    parser.add_argument(
+        "--out", type=Path, help="a folder for the table, as JSON and Markdown, written after every row"
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    try:
+        sys.exit(main())
+    except ConfigError as error:
+        sys.exit(f"check_faults.py: {error}")

@@ -1,0 +1,91 @@
+"""A rank that is killed, stopped or of other code, and a job that goes on with another number of ranks."""
+
+import os
+import signal
+import time
+
+import pytest
+from ranks import on_ranks
+
+from mora.config import ConfigError
+from mora.faults import forked
+from mora.faults.kills import UUID, Case, run_folder, start, to_its_end
+from mora.train import checkpoint, watchdog
+
+TWO = ("scale=smoke", "method=mora", "r=4", "hardware=cpu2", "hardware.parallel=zero2", "task.train.warmup_steps=2")
+OFTEN = ("task.train.checkpoint_every_steps=5", "task.evaluation.tasks=[]", "task.train.log_every_steps=1")
+CASE = Case("two ranks", (*UUID, *TWO, *OFTEN, "method.adapter.dropout=0"), ranks=2)
+DROPS = Case("two ranks that drop", (*UUID, *TWO, *OFTEN, "method.adapter.dropout=0.1"), ranks=2)
+LIMIT_S = 5.0
+
+
+def alone(case):
+    """The same run in one process."""
+    overrides = (*(o for o in case.overrides if not o.startswith("hardware")), "hardware=cpu")
+    return Case(case.name, overrides)
+
+
+def test_a_stopped_rank_ends_the_job_in_time_with_the_cause_and_the_stacks(tmp_path):
+    forked.warm()
+    config = CASE.config(tmp_path)
+    folder = run_folder(tmp_path, config)
+    workers = start(CASE, tmp_path, config, MORA_HANG_S=str(LIMIT_S), MORA_KILL_AT="after_step:7:9")
+    deadline = time.monotonic() + 120
+    while not checkpoint.latest_step(folder / "checkpoints") and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(workers[1].pid, signal.SIGSTOP)
+    began = time.monotonic()
+    workers[0].join(60)
+    assert workers[0].exitcode == watchdog.LEFT_BEHIND
+    assert time.monotonic() - began < 4 * LIMIT_S + 10
+    workers[1].kill()
+    workers[1].join()
+    said = (folder / "output.txt").read_text()
+    assert "rank 0: nothing has gone on for 5 s (MORA_HANG_S): rank 1 gives no sign of life; the job ends" in said
+    assert "most recent call first" in said, "the stacks"
+    to_its_end(CASE, tmp_path, config)
+    assert (tmp_path / "results" / f"{folder.name}.json").is_file(), "it goes on from the checkpoint"
+
+
+OTHER_MASKS = "now there are 1, and method.adapter.dropout=0.1: each rank draws its own masks"
+
+
+@pytest.mark.parametrize(("case", "expected"), [(DROPS, OTHER_MASKS), (CASE, None)])
+def test_another_number_of_ranks_is_refused_where_masks_would_be_others_and_goes_on_else(tmp_path, case, expected):
+    config = case.config(tmp_path)
+    for worker in start(case, tmp_path, config, MORA_KILL_AT="after_step:7"):
+        worker.join(120)
+    said = to_its_end(alone(case), tmp_path, alone(case).config(tmp_path))
+    ended = list((tmp_path / "results").glob("*[0-9a-f].json"))
+    if expected is None:
+        assert len(ended) == 1
+        assert "goes on after step 5" in said
+    else:
+        assert ended == []
+        assert f"checkpoints holds a checkpoint of 2 ranks, {expected}" in said
+        assert "Traceback" not in said.rpartition("mora.train: ")[2]
+
+
+def other_code():
+    from mora.config import source
+    from mora.restarts.ranks import rank
+    from mora.train.worker import check_same_code
+
+    source.of_this_process = lambda: {"fingerprint": f"code{rank()}"}
+    try:
+        check_same_code()
+    except ConfigError as error:
+        return str(error)
+
+
+def test_ranks_of_different_code_say_so_and_end():
+    for said in on_ranks(other_code):
+        assert said.startswith("the ranks run different code (rank 0: fingerprint code0, torch ")
+        assert "; rank 1: fingerprint code1, torch " in said
+
+
+@pytest.mark.parametrize("given", ["soon", "0", "-1", "nan"])
+def test_the_time_that_a_job_may_stand_still_is_a_number(given, monkeypatch):
+    monkeypatch.setenv("MORA_HANG_S", given)
+    with pytest.raises(ConfigError, match=f"^MORA_HANG_S={given}: expected the seconds above 0"):
+        watchdog.limit_s()

@@ -1,0 +1,61 @@
+"""The short form of `scripts/check_faults.py kills` and `files`: kills lose nothing, damage is never silent."""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from mora.faults import files, kills
+from mora.faults.curves import compare
+
+STEP = {"loss": 1.0, "lr": 0.1}
+
+
+@pytest.mark.parametrize("name", ["remora", "remora, zero2, two ranks"])
+def test_runs_killed_at_random_times_lose_and_double_nothing(tmp_path, name):
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"seed {seed}")  # shown on failure
+    (case,) = (case for case in kills.cases() if case.name == name)
+    found = kills.kill_runs(case, 2, seed, tmp_path)
+    assert found.wrong == []
+    assert (len(found.kills), found.lost, found.doubled) == (2, 0, 0)
+    assert found.results == found.runs
+    assert found.difference <= case.tolerance
+
+
+def test_every_method_is_killed():
+    configs = Path(kills.__file__).parents[2] / "configs" / "method"
+    assert {*kills.METHODS, "none", "peft"} == {path.stem for path in configs.glob("*.yaml")}
+
+
+@pytest.mark.parametrize(
+    ("steps", "ended", "lost", "doubled"),
+    [
+        ([1, 2, 3], True, 0, 0),
+        ([1, 2], False, 0, 0),
+        ([1, 2], True, 1, 0),
+        ([1, 3], False, 1, 0),
+        ([1, 2, 2, 3], True, 0, 1),
+        ([2, 1, 3], True, 0, 1),
+        ([1, 2, 3, 4], True, 0, 1),
+    ],
+)
+def test_a_step_that_is_missing_or_stands_twice_is_counted(steps, ended, lost, doubled):
+    whole = [STEP | {"step": step} for step in (1, 2, 3)]
+    found = compare([STEP | {"step": step} for step in steps], whole, ended)
+    assert (found.lost, found.doubled, found.difference) == (lost, doubled, 0.0)
+
+
+def test_another_number_and_a_missing_one_are_differences():
+    whole = [STEP | {"step": 1, "restart_s": 1.0}]
+    assert compare([STEP | {"step": 1, "loss": 1.5, "restart_s": 2.0}], whole, True).difference == 0.5
+    assert compare([{"step": 1, "loss": 1.0, "restart_s": 1.0}], whole, True).difference == float("inf")
+
+
+def test_damaged_files_of_a_cut_run_are_noticed(tmp_path):
+    chosen = ("log.jsonl", "ids.npy", "journal-0.jsonl")
+    found = list(files.damage_files(tmp_path, lambda name: name.endswith(chosen), hows=("flipped",)))
+    assert [line for file in found for line in file.wrong] == []
+    assert sum(file.damages for file in found) >= len(chosen)
+    assert {os.path.basename(file.file) for file in found} == {*chosen}

@@ -1,0 +1,111 @@
+"""The short form of `scripts/check_faults.py inputs`, and what it found: every input is taken, or refused in a line."""
+
+import logging
+
+import pytest
+
+from mora.config import ConfigError, compose
+from mora.data.records import Record, parse
+from mora.errors import DataError
+from mora.faults import command_lines, fuzzing
+from mora.faults.inputs import Refused, fuzz
+from mora.models.load import load_model
+from mora.suite import experiment
+
+SEED = 20
+
+
+@pytest.fixture(autouse=True)
+def logs():
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def test_fuzzed_command_lines_and_files_are_taken_or_refused_in_a_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("MORA_CACHE_DIR", str(tmp_path / "cache"))
+    found = list(fuzzing.all_kinds(40, SEED, tmp_path, lambda name: True))
+    assert [line for kind in found for line in kind.wrong] == []
+    assert len(found) == 10
+    assert sum(kind.tracebacks for kind in found) == 0
+    assert {kind.inputs for kind in found} == {40, 8, 1}
+    assert sum(kind.refused for kind in found) > 50, "inputs that nobody should give"
+    assert any(kind.taken for kind in found)
+
+
+def test_the_same_seed_makes_the_same_inputs():
+    def asked(seed):
+        lines = []
+        fuzz("lines", command_lines.command_lines(), lines.append, 3, seed)
+        return lines
+
+    assert asked(1) == asked(1)
+    assert asked(1) != asked(2)
+
+
+def test_a_traceback_a_long_message_and_a_field_that_is_not_named_are_counted():
+    def ask(value):
+        raise (Refused("x" * 5000, []), Refused("no name", ["seed"]), KeyError("a"))[next(turn)]
+
+    turn = iter(range(3))
+    found = fuzz("wrong", command_lines.command_lines(), ask, 3, 0)
+    assert (found.inputs, found.refused, found.tracebacks) == (3, 2, 1)
+    assert ["a message of 5000" in found.wrong[0], "names none of ['seed']" in found.wrong[1]] == [True, True]
+    assert "KeyError in " in found.wrong[2]
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        (f"seed={'9' * 5000}", r"^seed=9+ \.\.\. 9+: Exceeds the limit"),
+        ("scale=0.5", r"^scale=0\.5: expected the name of a file in configs/scale$"),
+        ("method=true", r"^method=true: expected the name of a file in configs/method$"),
+        ("method=[[],[]]", r"^method=\[\[\],\[\]\]: expected the name of a file"),
+        ("~task=3", r"^~task=3: expected the name of a file in configs/task$"),
+        ("lr={", r"^lr={: .*put a setting with braces, brackets or blanks between quotes"),
+        ("=5", r"^'=5': expected KEY=VALUE"),
+        ("task.data.pairs=" + "x" * 5000, r"^task\.data\.pairs='x+ \.\.\. x+': input should be"),
+    ],
+)
+def test_a_setting_that_hydra_refuses_obscurely_is_named(argument, expected):
+    arguments = ["task=uuid", "method=mora", "r=8", argument]
+    with pytest.raises(Refused, match=expected) as refused:
+        command_lines.ask((arguments, []))
+    assert len(str(refused.value)) < 1000
+
+
+def test_a_wrong_interval_between_restarts_is_named_and_not_what_follows_from_it():
+    with pytest.raises(ConfigError, match=r"^method\.restart\.every_steps='often': input should be a valid integer"):
+        compose(["task=uuid", "method=remora", "r=8", "scale=smoke", "method.restart.every_steps=often"])
+
+
+@pytest.mark.parametrize(
+    "shape", ["hidden_size=3", "num_attention_heads=5", "intermediate_size=true", "vocab_size=auto"]
+)
+def test_a_shape_that_cannot_be_built_is_refused_with_what_is_wrong(shape):
+    config = compose(["task=uuid", "method=fft", "scale=smoke", f"model.architecture.{shape}"])
+    with pytest.raises(ConfigError, match=rf"^model\.architecture cannot be built .*{shape.split('=')[0]}"):
+        load_model(config.model, "fp32")
+
+
+def test_a_field_that_no_llama_has_is_refused():
+    config = compose(["task=uuid", "method=fft", "scale=smoke", "+model.architecture.hiden_size=3"])
+    with pytest.raises(ConfigError, match=r"^model\.architecture\.hiden_size: LlamaConfig has no such field$"):
+        load_model(config.model, "fp32")
+
+
+def test_made_up_rows_of_a_format_that_is_not_made_are_refused():
+    rows = "task.data.corpus.sources=[{kind: synthetic, rows: 8, seed: 0, format: lima}]"
+    with pytest.raises(ConfigError, match="format='lima': input should be 'messages', 'instruction'"):
+        compose(["task=metamath", "method=fft", "scale=smoke", rows])
+
+
+def test_an_experiment_with_a_wrong_field_is_refused_in_a_line():
+    with pytest.raises(
+        ConfigError, match=r"^experiments/table2\.yaml: title is missing; kind is missing; .* more fields$"
+    ):
+        experiment.checked("table2", {"titel": "a", "columns": [{"name": 3}] * 9})
+
+
+def test_a_field_with_line_breaks_stays_within_its_line():
+    with pytest.raises(DataError, match=r"here:1: field 'text' is missing, .* the row has a b$"):
+        parse(Record("here:1", {"a\nb": 1}), "text")
