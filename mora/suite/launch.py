@@ -137,7 +137,7 @@ def launch(
             return code
         print(
             f"{run_id(config)}: out of GPU memory with {now.micro_batch_size} sequences a pass; again with "
-            f"{smaller.micro_batch_size}, from the last checkpoint (the result does not change)",
+            f"{smaller.micro_batch_size}, from the last checkpoint (the same run, but for rounding and the draw of dropout)",
             file=output or sys.stderr,
             flush=True,
         )
