@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from mora.config import RunConfig
 from mora.config.run_id import result_path
 from mora.config.seal import FIELD, sealed, unsealed
-from mora.errors import DamagedFileError, MoraError
+from mora.errors import DamagedFileError, MoraError, one_line
 from mora.evaluate import metrics
 
 FORMAT: Literal[2] = 2
