@@ -127,7 +127,7 @@ def parse_override(argument: str) -> Override:
         ) from error
     group = override.key_or_group
     named = override.is_sweep_override() or isinstance(value, (str, QuotedString))
-    if group in _groups() and not override.is_delete() and not named:
+    if group in _groups() and not named:
         raise ConfigError(f"{short(argument)}: expected a name; there are {', '.join(hints.choices(group))}")
     return override
 

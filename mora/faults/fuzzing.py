@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from itertools import cycle
 from pathlib import Path
 
 from hypothesis import strategies as st
@@ -26,9 +25,8 @@ def all_kinds(number: int, seed: int, scratch: Path, wanted: Callable[[str], boo
     if wanted("command lines"):
         lines = fuzz("command lines", command_lines.command_lines(), command_lines.ask, number, seed)
         yield lines
-        again = cycle(lines.refusals[:: max(1, len(lines.refusals) // PROCESSES)])
-        some = min(PROCESSES, -(-number // 100))
-        yield fuzz("run.py", st.builds(lambda: next(again)), command_lines.through_run_py, some, seed)
+        again, some = lines.refusals[:: max(1, len(lines.refusals) // PROCESSES)], min(PROCESSES, -(-number // 100))
+        yield fuzz("run.py", st.sampled_from(again), command_lines.through_run_py, some, seed)
     if wanted("set-ups"):
         yield fuzz("set-ups", set_up.configurations(), lambda line: set_up.ask(scratch, line), number // 5, seed)
     for kind in readers.kinds(scratch):
