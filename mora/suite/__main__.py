@@ -31,7 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     if args.scale is None:
         args.scale = "paper"
-        print(DEFAULT_SCALE, file=sys.stderr)
+        if not args.render:  # which shows every scale
+            print(DEFAULT_SCALE, file=sys.stderr)
     try:
         loaded = {name: experiments.load(name) for name in args.names or experiments.names()}
     except FileNotFoundError as error:
