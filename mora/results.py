@@ -5,22 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from mora.config import RunConfig
 from mora.config.run_id import result_path
 from mora.config.seal import FIELD, sealed, unsealed
-from mora.errors import DamagedFileError, MoraError
+from mora.errors import DamagedFileError, MoraError, one_line
 from mora.evaluate import metrics
 
 FORMAT: Literal[2] = 2
+LARGEST = 1e15  # of a metric's numbers; beyond, a run has diverged, and sums and axes would overflow
 FACTS = ("_stderr", ".documents", ".floor")  # endings of what a flat row says about its other entries
+MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj")  # in the order of Figure 5
 
-
+T = TypeVar("T")
+Measure = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -39,6 +42,11 @@ class Metric(_Frozen):
     documents: Count | None = None
     higher_is_better: bool | None = None
     floor: float | None = None
+
+    @field_validator("value", "stderr", "floor")
+    @classmethod
+    def _huge_is_infinite(cls, value: float | None) -> float | None:
+        return math.copysign(math.inf, value) if value is not None and abs(value) > LARGEST else value
 
     @property
     def finite(self) -> bool:
@@ -93,6 +101,14 @@ class RunResult(_Frozen):
                 raise ValueError(f"no field {section}.name")
         return config
 
+    @field_validator("speed")
+    @classmethod
+    def _positive(cls, speed: dict[str, float] | None) -> dict[str, float] | None:
+        for name, value in (speed or {}).items():
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name}={value}: expected a number of seconds, tokens or a share")
+        return speed
+
     @property
     def scale(self) -> str:
         return str(self.config["scale"]["name"])
@@ -108,6 +124,24 @@ class RunResult(_Frozen):
     def text(self) -> str:
         """The file's content, sealed."""
         return json.dumps(sealed(json.loads(self.model_dump_json())), indent=1, ensure_ascii=False) + "\n"
+
+
+class Spectrum(BaseModel):
+    """The singular values of delta W: means over the layers of each kind of module, by the measure's name. Unknown fields,
+    as those of every module, are left out. `source`: spectra did not always carry it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kinds: dict[str, dict[str, Measure]]
+    source: Source | None = None
+
+    @field_validator("kinds")
+    @classmethod
+    def _has_all_kinds(cls, kinds: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+        for kind in MODULES:
+            if "above_0.1" not in kinds.get(kind, {}):
+                raise ValueError(f"no field {kind}.above_0.1")
+        return kinds
 
 
 def of_facts(facts: Mapping[str, Any]) -> RunResult:
@@ -175,21 +209,33 @@ def _require(values: Any, field: str) -> None:
 
 def read(path: Path) -> RunResult:
     """Raises: DamagedFileError, one line with the field, where the file is no result."""
+    return checked(path, lambda values: RunResult.model_validate(migrate(values)), "the run is done again")
+
+
+def read_spectrum(path: Path) -> Spectrum:
+    """Raises: DamagedFileError, one line with the field, where the file is none."""
+    return checked(path, Spectrum.model_validate, "the spectrum is measured again")
+
+
+def checked(path: Path, make: Callable[[dict[str, Any]], T], again: str) -> T:
+    """What `make` makes of the object in a JSON file, sealed or not. `again`: what happens once the file is gone.
+
+    Raises: DamagedFileError, one line: the file holds no object, or `make` misses a field or finds one of another type.
+    """
     try:
         values = json.loads(path.read_text())
         if not isinstance(values, dict):
             raise ValueError("expected an object")
-        found = RunResult.model_validate(migrate({key: value for key, value in values.items() if key != FIELD}))
+        found = make({key: value for key, value in values.items() if key != FIELD})
         unsealed(values)  # last: an edited field that is wrong says more
         return found
     except ValidationError as error:
-        raise _damaged(path, _first(error)) from error
-    except (ValueError, RecursionError, IsADirectoryError) as error:
-        raise _damaged(path, " ".join(str(error).split())) from error
-
-
-def _damaged(path: Path, why: str) -> DamagedFileError:
-    return DamagedFileError(f"{path} is damaged ({why[:300]}): remove it, and the run is done again")
+        why = _first(error)
+    except KeyError as error:
+        why = f"no field {error}"
+    except (ValueError, TypeError, AttributeError, RecursionError, OverflowError, IsADirectoryError) as error:
+        why = one_line(error)
+    raise DamagedFileError(f"{path} is damaged ({why[:300]}): remove it, and {again}")
 
 
 def _first(error: ValidationError) -> str:

@@ -22,7 +22,7 @@ import os
 import sys
 from typing import Any
 
-from mora.checks.runner import Outcome, Table, Trials, add_options, gpus, start_trials
+from mora.checks.runner import CheckRunner, Outcome, Table, add_options, gpus, start_trials
 from mora.config import RunConfig, compose
 from mora.config.source import ROOT
 from mora.errors import MoraError
@@ -57,7 +57,7 @@ def main() -> int:
     return 0 if table.rows and all(row["status"] in ("ok", "above the bar") for row in table.rows) else 1
 
 
-def _one_gpu_each(table: Table, trials: Trials, runs: dict[str, list[RunConfig]]) -> None:
+def _one_gpu_each(table: Table, trials: CheckRunner, runs: dict[str, list[RunConfig]]) -> None:
     """Each run on a free GPU, as many at once as there are; in the order in which they were given."""
 
     def run(name: str, configs: list[RunConfig]) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def _one_gpu_each(table: Table, trials: Trials, runs: dict[str, list[RunConfig]]
         table.add(**row.result())
 
 
-def _large(table: Table, trials: Trials, options: argparse.Namespace) -> None:
+def _large(table: Table, trials: CheckRunner, options: argparse.Namespace) -> None:
     configs = {
         (method, ranks): [_large_config(method, ranks, micro, options.device) for micro in (8, 4)]
         for method, ranks in [("mora", 1), ("mora", options.ranks), ("lora", 1), ("remora", 1)]
@@ -104,7 +104,7 @@ def _scaling(ones: list[dict[str, Any]], many: dict[str, Any], ranks: int) -> di
 
 
 def _first_that_fits(
-    trials: Trials, name: str, configs: list[RunConfig], place: dict[str, str] | None = None
+    trials: CheckRunner, name: str, configs: list[RunConfig], place: dict[str, str] | None = None
 ) -> dict[str, Any]:
     """The row of the first of these runs for which the GPU's memory is enough."""
     for config in configs:

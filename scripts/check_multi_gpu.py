@@ -34,7 +34,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
-from mora.checks.runner import Outcome, Table, Trials, add_options, gpus, start_trials
+from mora.checks.runner import CheckRunner, Outcome, Table, add_options, gpus, start_trials
 from mora.config import RunConfig, compose
 from mora.config.source import ROOT
 from mora.errors import MoraError
@@ -81,7 +81,7 @@ def _compared_with(row: Row) -> dict[str, Row]:
     return {"one": (method, "zero3"), "plain": (method, "none"), "halved": (method, "halved")}
 
 
-def _fill(table: Table, trials: Trials, alone: dict[Row, RunConfig], ranked: dict[Row, RunConfig]) -> None:
+def _fill(table: Table, trials: CheckRunner, alone: dict[Row, RunConfig], ranked: dict[Row, RunConfig]) -> None:
     """Each row is added when its parts are done: the run on the ranks, killed and resumed, and those in one process."""
     ranks: dict[Row, Future[_Ranked]] = {}
     single: dict[Row, Future[Outcome]] = {}
@@ -122,7 +122,7 @@ class _Ranked:
         return self.resumed if self.saved_at and self.resumed.losses else self.killed
 
 
-def _killed_and_resumed(trials: Trials, row: Row, config: RunConfig) -> _Ranked:
+def _killed_and_resumed(trials: CheckRunner, row: Row, config: RunConfig) -> _Ranked:
     name = "-".join(row)
     killed = trials.run(name, config, kill_at=f"after_step:{STEPS}")
     saved_at = trials.latest_step(name)

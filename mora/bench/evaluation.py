@@ -18,7 +18,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mora.evaluate.backend import Backend
-from mora.evaluate.journal import Journal
+from mora.evaluate.response_cache import ResponseCache
 
 from .models import SHAPES, build_base
 
@@ -111,7 +111,7 @@ def _lm_evals(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, size:
 
 
 def _ours(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, size: int) -> HFLM:
-    return Backend(model, tokenizer, size, MAX_LENGTH, Journal(None, ""))
+    return Backend(model, tokenizer, size, MAX_LENGTH, ResponseCache(None, ""))
 
 
 def _asking(what: str, backend: HFLM, requests: list[Instance]) -> Callable[[], Any]:

@@ -73,7 +73,7 @@ class Outcome:
         return {**(self.result.speed or {}), "peak_gib": peak and peak / GIB, "wall_s": self.seconds, **launch}
 
 
-class Trials:
+class CheckRunner:
     """Runs in `folder` until `limit_s` from now, `jobs` side by side; those in one process are spread over `gpus`.
 
     Each of them runs for `run_limit_s` at most, then it is killed with its ranks. Where the time of all is over, or `stop`
@@ -182,7 +182,7 @@ class Table:
 
 
 @contextmanager
-def start_trials(options: argparse.Namespace) -> Iterator[Trials]:
+def start_trials(options: argparse.Namespace) -> Iterator[CheckRunner]:
     """By the options of `add_options`, in a folder that is removed afterwards: in memory where there is room.
 
     SIGTERM and Ctrl-C end the trials' time, so that the table is completed with what was not run.
@@ -195,7 +195,7 @@ def start_trials(options: argparse.Namespace) -> Iterator[Trials]:
         python = f"Python {sys.version.split()[0]}{', told to write no bytecode' if sys.dont_write_bytecode else ''}"
         print(f"{', '.join(free)}; {os.cpu_count()} cores; {python}", flush=True)
         found = visible()[: options.ranks] if options.device == "cuda" else []
-        trials = Trials(Path(folder), options.jobs, options.ranks, found, options.limit_s, options.run_limit_s)
+        trials = CheckRunner(Path(folder), options.jobs, options.ranks, found, options.limit_s, options.run_limit_s)
         for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(name) != signal.SIG_IGN:  # nohup
                 signal.signal(name, lambda *_: trials.stop())

@@ -126,9 +126,8 @@ def parse_override(argument: str) -> Override:
             "whole setting stands between quotes: 'KEY=[A, B]'"
         ) from error
     group = override.key_or_group
-    names = value if isinstance(value, list) else [value]
-    named = override.is_sweep_override() or all(isinstance(name, (str, QuotedString, type(None))) for name in names)
-    if group in _groups() and not override.is_delete() and not named:
+    named = override.is_sweep_override() or isinstance(value, (str, QuotedString))
+    if group in _groups() and not named:
         raise ConfigError(f"{short(argument)}: expected a name; there are {', '.join(hints.choices(group))}")
     return override
 

@@ -47,7 +47,7 @@ def _describe(error: Any, values: Any) -> str:
     if error["type"] == "value_error" and isinstance(error["input"], dict):  # a section's own check names its fields
         return f"{where}: {error['msg'].removeprefix('Value error, ')}"
     if error["type"] == "union_tag_invalid":
-        return f"{where}.kind={error['ctx']['tag']!r}: expected {error['ctx']['expected_tags']}"
+        return f"{where}.kind={error['ctx']['tag']!r}: expected one of {error['ctx']['expected_tags']}"
     if error["type"] == "extra_forbidden":
         return f"{where}: there is no such field{hints.field(where)}"
     if error["type"] == "missing":

@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from omegaconf import OmegaConf
 
-from . import resolvers  # noqa: F401  (registers what configs/ refer to)
 from .schema import RunConfig
 from .source import CONFIG_DIR, ROOT
 from .yaml_file import SafeLoader, read_yaml
@@ -125,6 +123,10 @@ def _resolved(setting: Setting, config: RunConfig) -> Any:
     """Its value; of a reference to other values of the run, ${...}, what it gives there."""
     if not isinstance(setting.value, str) or "${" not in setting.value:
         return setting.value
+    from omegaconf import OmegaConf  # a worker that is started needs it once, at its end
+
+    from . import resolvers  # noqa: F401  (registers what configs/ refer to)
+
     run = OmegaConf.create(config.model_dump(mode="json", exclude_none=True))  # as files have what is not there
     OmegaConf.update(run, setting.path, setting.value)
     found = OmegaConf.select(run, setting.path)

@@ -16,7 +16,7 @@ from .packing import blocks
 from .records import Conversation, Document, Record
 from .report import Report
 from .samples import IGNORE, Sample
-from .workshop import Encoded
+from .shard_writer import Encoded
 
 Encode = Callable[[Conversation, PreTrainedTokenizerBase, int], Sample]
 Read = TypeVar("Read", Conversation, Document)

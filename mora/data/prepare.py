@@ -21,8 +21,8 @@ from . import chat, manifest, metamath, overlap, packing, reading_comprehension,
 from .encoders import BlockEncoder, ConversationEncoder
 from .report import Report
 from .samples import StoredSamples, Subset, hold_out, hold_out_families
+from .shard_writer import Made, ShardWriter
 from .sources import Rows
-from .workshop import Made, Workshop
 
 RECIPE_VERSION, BLOCKS_VERSION = 2, 1  # raised by hand when prepared samples change; the second: of PretrainData
 PreparedData = ChatData | MetaMathData | ReadingData | PretrainData
@@ -65,7 +65,7 @@ def prepare(data: PreparedData, tokenizer: PreTrainedTokenizerBase, workers: int
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):  # one process at a time prepares a data set
         if (facts := _finished(done)) is None:
-            shop = Workshop(folder, len(tokenizer), workers)
+            shop = ShardWriter(folder, len(tokenizer), workers)
             made = _make(data, tokenizer, shop, rows, held_out, index)
             if not isinstance(data, PretrainData):
                 _check_held_out(data, made)
@@ -140,7 +140,7 @@ def _check_held_out(data: PreparedData, made: Made) -> None:
 def _make(
     data: PreparedData,
     tokenizer: PreTrainedTokenizerBase,
-    shop: Workshop,
+    shop: ShardWriter,
     rows: RowsByName,
     held_out: RowsByName,
     index: overlap.Index,
@@ -163,7 +163,7 @@ def _make(
 def _conversations(
     data: ChatData | MetaMathData,
     tokenizer: PreTrainedTokenizerBase,
-    shop: Workshop,
+    shop: ShardWriter,
     rows: list[Rows],
     held_out: list[Rows],
     index: overlap.Index,

@@ -33,8 +33,8 @@ from .overlap import Index
 from .records import Record
 from .report import Report
 from .samples import Sample, Subset
+from .shard_writer import Encoded, Encoder, Made, ShardWriter
 from .sources import Rows
-from .workshop import Encoded, Encoder, Made, Workshop
 
 ROOM_FOR_QUESTIONS = 200  # tokens of max_length that the body leaves free
 CLASSIFY = 0.8  # share of NLI examples that ask for the relation; the others ask for the second sentence
@@ -179,7 +179,7 @@ def _plain(text: str, tokenizer: PreTrainedTokenizerBase) -> Sample:
 def make(
     data: ReadingData,
     tokenizer: PreTrainedTokenizerBase,
-    shop: Workshop,
+    shop: ShardWriter,
     rows: dict[str, list[Rows]],
     held_out: dict[str, list[Rows]],
     index: Index,
@@ -218,7 +218,7 @@ class _Stream(NamedTuple):
 
 
 def _stream(
-    shop: Workshop,
+    shop: ShardWriter,
     name: str,
     rows: tuple[list[Rows], list[Rows]],
     encoder: Encoder,

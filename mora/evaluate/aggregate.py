@@ -9,12 +9,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
 
 DRAWS = 1000  # for a standard error; comparisons take more
 DRAWS_AT_ONCE = 250
+
+Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e9, le=1e9)]
+Tokens = Annotated[float, Field(gt=0, le=1e9)]
+Some = Field(min_length=1)
+ITEMS: dict[str, TypeAdapter[Any]] = {  # of each aggregation, as a file holds them
+    "mean": TypeAdapter(Annotated[list[Number], Some]),
+    "perplexity": TypeAdapter(Annotated[list[tuple[Number, Tokens]], Some]),
+    "weighted_f1": TypeAdapter(Annotated[list[tuple[str, str]], Some]),
+    "group_weighted_f1": TypeAdapter(Annotated[list[tuple[str, str, str]], Some]),
+}
 
 Features = np.ndarray  # (documents, features), float64
 Value = Callable[[np.ndarray], np.ndarray]  # sums of features, (draws, features) -> scores, (draws,)
@@ -62,6 +73,18 @@ PARTS: dict[str, Callable[[Any], tuple[Features, Value]]] = {
     "weighted_f1": weighted_f1_parts,
     "group_weighted_f1": group_weighted_f1_parts,
 }
+
+
+def items_of(name: str, found: Any) -> list[Any]:
+    """What a file holds as the items of the aggregation `name`. Raises: ValueError with the first that is none."""
+    if name not in ITEMS:
+        raise ValueError(f"aggregation={name!r}: expected {', '.join(ITEMS)}")
+    try:
+        return ITEMS[name].validate_python(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in ("items", *first["loc"]))
+        raise ValueError(f"{where}={str(first['input'])[:80]!r}: {first['msg']}") from error
 
 
 def aggregate(name: str, items: Sequence[Any]) -> float:

@@ -26,7 +26,7 @@ from mora.models.losses import hidden_states
 
 from .choices import LogLikelihood
 from .generation import LOOK_EVERY, NanLogits, fixed_steps_suit, greedy
-from .journal import Journal
+from .response_cache import ResponseCache
 from .window import for_answers
 
 TOKEN_IDS = "\x00token-ids "  # a text that starts so is a list of token ids: blocks of packed text have no other form
@@ -54,7 +54,7 @@ class Backend(HFLM):
         tokenizer: PreTrainedTokenizerBase,
         batch_size: int,
         max_length: int,
-        journal: Journal,
+        journal: ResponseCache,
         most: int | None = None,
     ):
         model.tie_weights = _leave_tied  # type: ignore[assignment]

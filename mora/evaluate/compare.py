@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import documents, samples
-from .aggregate import aggregate, bootstrap
+from .aggregate import aggregate, bootstrap, items_of
 from .kept import Kept
 from .records import DataError
 
@@ -53,8 +53,10 @@ def compare(a: Kept, b: Kept, draws: int = DRAWS) -> Comparison:
     if not a.rows or headline not in a.rows[0]:
         raise DataError(f"{task}: its samples hold no {headline!r}: only our own tasks can be compared")
     kind = a.header["aggregation"]
-    items_a, items_b = ([_item(row[headline]) for row in kept.rows] for kept in (a, b))
-    clusters = [row["cluster"] for row in a.rows]
+    items_a, items_b = (_items(kept) for kept in (a, b))
+    if len(items_a) != len(items_b):
+        raise DataError(f"{task}: {len(items_a)} and {len(items_b)} documents: score both on the same ones")
+    clusters = [row.get("cluster") for row in a.rows]
     clustered = None if clusters[0] is None else clusters
     if len(items_a if clustered is None else set(clustered)) < 2:
         raise DataError(
@@ -144,8 +146,12 @@ def table(baseline: str, others: list[str]) -> str:
     return "\n".join([*out, *(f"\nNot compared: {reason}" for reason in left_out)])
 
 
-def _item(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _items(kept: Kept) -> list[Any]:
+    """Of the headline. Raises: DataError where a row has none, or one of another kind than its aggregation's."""
+    try:
+        return items_of(kept.header["aggregation"], [row[kept.header.get("headline", "score")] for row in kept.rows])
+    except (LookupError, TypeError, ValueError) as error:
+        raise DataError(f"{kept.header['task']}: its samples are damaged ({error}): score the model again") from error
 
 
 def parse(arguments: list[str] | None = None, prog: str = "python -m mora.evaluate.compare") -> argparse.Namespace:

@@ -14,6 +14,7 @@ import zstandard
 
 from mora.io import replace_file
 
+from .aggregate import items_of
 from .kept import Kept
 from .records import DataError
 
@@ -35,8 +36,9 @@ def read(path: Path) -> dict[str, Kept]:
     try:
         text = zstandard.ZstdDecompressor().decompress(path.read_bytes(), max_output_size=2**30).decode()
         return {found["header"]["task"]: _kept(found) for found in map(json.loads, text.splitlines())}
-    except (zstandard.ZstdError, ValueError, LookupError, TypeError) as error:
-        raise DataError(f"{path} holds no documents' scores, or was cut ({error}): score the model again") from error
+    except (zstandard.ZstdError, ValueError, LookupError, TypeError, RecursionError) as error:
+        why = " ".join(str(error).split())[:300]
+        raise DataError(f"{path} holds no documents' scores, or was cut ({why}): score the model again") from error
 
 
 def _line(kept: Kept) -> str:
@@ -63,5 +65,10 @@ def _short(item: Any) -> Any:
 
 def _kept(found: dict[str, Any]) -> Kept:
     header, items, clusters = found["header"], found["items"], found["clusters"] or [None] * len(found["items"])
+    for name in ("task", "aggregation", "headline", "prompts"):
+        if not isinstance(header[name], str):
+            raise ValueError(f"header.{name}={header[name]!r}: expected text")
     headline = header["headline"]
+    items_of(header["aggregation"], items)
+    set(clusters)  # what no set can hold is no name of a cluster
     return Kept(header, [{"cluster": c, headline: item} for c, item in zip(clusters, items, strict=True)])

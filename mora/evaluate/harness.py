@@ -17,10 +17,10 @@ from transformers import PreTrainedTokenizerBase
 from mora.errors import ConfigError
 
 from .aggregate import floor, standard_error
-from .journal import Journal
 from .kept import Kept
 from .metrics import facts as facts_of
 from .metrics import key
+from .response_cache import ResponseCache
 from .window import PROMPT_TOKENS, positions
 
 TASKS = Path(__file__).parent / "tasks"
@@ -83,7 +83,7 @@ def evaluate_model(
     settings = settings.within(model)
     manager = task_manager(tasks, tokenizer, settings)
     window = f"{settings.max_length}" + (f" {settings.most}" if settings.most else "")
-    journal = Journal(settings.journal, f"{settings.identity}|{settings.batch_size}|{window}")
+    journal = ResponseCache(settings.journal, f"{settings.identity}|{settings.batch_size}|{window}")
     was_training = model.training
     model.eval()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []

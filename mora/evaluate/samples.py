@@ -32,12 +32,18 @@ def read(folder: Path) -> dict[str, Kept]:
     found = {}
     for path in sorted((folder / "samples").glob("*.jsonl")):
         try:
-            first, *rows = path.read_text().splitlines()
-            header = unsealed(json.loads(first))
-            if header.pop(ROWS, _digest(rows)) != _digest(rows):
+            first, *lines = path.read_text().splitlines()
+            header, rows = unsealed(json.loads(first)), [json.loads(line) for line in lines]
+            if header.pop(ROWS, _digest(lines)) != _digest(lines):
                 raise ValueError("its rows are not those that its digest was made of")
-            found[path.stem] = Kept(header, [json.loads(row) for row in rows])
-        except (ValueError, AttributeError) as error:  # of json, or for want of a header
+            if not all(isinstance(line, dict) for line in rows):
+                raise ValueError("expected an object a line")
+            if missing := [
+                name for name in ("task", "prompts", "aggregation") if not isinstance(header.get(name), str)
+            ]:
+                raise ValueError(f"no text as {missing[0]} in the first line")
+            found[path.stem] = Kept(header, rows)
+        except (ValueError, AttributeError, RecursionError) as error:  # of json, or for want of a header
             raise DataError(f"{path} is no file of samples, or was cut ({error}): score the model again") from error
     if not found:
         raise DataError(f"{folder}/samples holds no samples: give the folder of a run or of `python -m mora.evaluate`")

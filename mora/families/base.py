@@ -38,9 +38,14 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True)
 class Footprint:
-    """What the adapter of one module takes: parameters that train, multiply-adds a token, and what backward needs a token
-    beyond what the base keeps: `saved` numbers of its own, and the module's input if `keeps_input`, which all modules that
-    read it keep once. `frozen`: parameters that do not train. `ignored`: inputs that can never change the output.
+    """What the adapter of one module takes.
+
+    Attributes:
+        parameters: that train.
+        products: multiply-adds a token.
+        saved: numbers a token that backward needs, beyond what the base keeps.
+        keeps_input: backward needs the module's input too, which all modules that read it keep once.
+        frozen: parameters that do not train.
     """
 
     parameters: int

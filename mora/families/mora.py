@@ -43,8 +43,10 @@ class Mora(Family):
         return auto_operator(hidden_size, r, self.rhat_rounding) if self.operator == "auto" else self.operator
 
     def footprint(self, in_features: int, out_features: int, r: int, hidden_size: int, number_bytes: int) -> Footprint:
-        """MoRA keeps f_comp(x), or x if that is no larger or if its blocks are multiplied without a copy; its dropout is
-        drawn again in backward (mora/adapter/kernels.py).
+        """Count as for the base class.
+
+        MoRA keeps f_comp(x), or x if that is no larger or if its blocks are multiplied without a copy; its dropout is drawn
+        again in backward (mora/adapter/kernels.py).
         """
         k, d = in_features, out_features
         operator = self.operator_for(hidden_size, r)

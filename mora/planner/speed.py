@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -14,8 +13,8 @@ from mora.config import RunConfig
 from mora.config.composition import compose
 from mora.config.load import load
 from mora.config.source import CONFIG_DIR, ROOT
-from mora.errors import ConfigError, MoraError
-from mora.results import STORE
+from mora.errors import MoraError
+from mora.results import STORE, checked
 
 from .counts import flops_per_token, operator_of
 from .gpus import H100, Gpu
@@ -24,6 +23,7 @@ BENCH = ROOT / "results" / "bench"
 RUNS = ROOT / "results" / "runs"
 UTILISATION = 0.40  # assumed where nothing was measured: the frozen 7B model reaches it in docs/performance.md
 EARLIER_NAMES = {"llama_1.3b": "llama_1b3"}  # of a shape in results/bench, as configs/model has it now
+AGAIN = "`make bench` measures again"
 STEADY = 1.1  # the longest step over the shortest; beyond it the CPU or another program held the GPU up
 
 
@@ -135,9 +135,12 @@ def _real_steps() -> tuple[Measured, ...]:
     """Every case of `python -m mora.bench plan` that was measured."""
     found = []
     for path in sorted(BENCH.glob("plan-*.json")):
-        result = json.loads(path.read_text())
-        found += [of_row(row, result["hardware"]["device"]) for row in result["rows"] if row.get("step_s")]
+        found += checked(path, _of_plan, AGAIN)
     return tuple(found)
+
+
+def _of_plan(result: dict[str, Any]) -> list[Measured]:
+    return [of_row(row, result["hardware"]["device"]) for row in result["rows"] if row.get("step_s")]
 
 
 def of_row(row: dict[str, Any], device: str) -> Measured:
@@ -184,14 +187,19 @@ def _passes() -> tuple[Measured, ...]:
     """
     found = []
     for path in sorted(BENCH.glob("step-*.json")):
-        result = json.loads(path.read_text())
-        for scenario in result["scenarios"]:
-            plain = [c for c in scenario["cases"] if c["ms"] and c["r"] and not c["stock"] and c["form"] == "auto"]
-            model = EARLIER_NAMES.get(scenario["shape"], scenario["shape"])
-            if not (CONFIG_DIR / "model" / f"{model}.yaml").is_file():
-                raise ConfigError(f"{path}: shape {model!r} has no configs/model/{model}.yaml: name it as there")
-            found += [_of_pass(case, scenario | {"shape": model}, result["hardware"]["device"]) for case in plain]
+        found += checked(path, _of_steps, AGAIN)
     return tuple(found)
+
+
+def _of_steps(result: dict[str, Any]) -> list[Measured]:
+    found = []
+    for scenario in result["scenarios"]:
+        plain = [c for c in scenario["cases"] if c["ms"] and c["r"] and not c["stock"] and c["form"] == "auto"]
+        model = EARLIER_NAMES.get(scenario["shape"], scenario["shape"])
+        if not (CONFIG_DIR / "model" / f"{model}.yaml").is_file():
+            raise ValueError(f"shape {model!r} has no configs/model/{model}.yaml: name it as there")
+        found += [_of_pass(case, scenario | {"shape": model}, result["hardware"]["device"]) for case in plain]
+    return found
 
 
 def _of_pass(case: dict[str, Any], scenario: dict[str, Any], device: str) -> Measured:

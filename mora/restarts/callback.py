@@ -20,7 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from mora.adapter.operators import Groups
 
 from .layers import Adapted, sharing_layers
-from .ranks import rank, wait_for_all
+from .ranks import barrier, rank
 from .restart import Restart, describe
 from .schedule import jagged
 from .supported import check_supported
@@ -110,7 +110,7 @@ class RestartCallback(TrainerCallback):
         assert self._restart is not None
         if rank() == 0:
             save(Path(args.output_dir) / f"checkpoint-{state.global_step}", self._restart, state.global_step)
-        wait_for_all()
+        barrier()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -20,7 +20,7 @@ class TorchState:
         self._adapter = set(adapter)
 
     @contextmanager
-    def whole(self, parameters: Sequence[nn.Parameter], write: bool = True) -> Iterator[None]:
+    def gathered(self, parameters: Sequence[nn.Parameter], write: bool = True) -> Iterator[None]:
         """Within, the parameters can be read whole. What rank 0 has written into them, all ranks have afterwards."""
         yield
         if write:
@@ -43,7 +43,7 @@ class TorchState:
         """Return this process's moments and steps of adapters, or of everything else. May be written to."""
         return [state for p, state in self.optimizer.state.items() if (p in self._adapter) == adapter]
 
-    def full_precision(self) -> AbstractContextManager[None]:
+    def fp32_masters(self) -> AbstractContextManager[None]:
         """Within, what trains holds its masters: to save or merge them unrounded. The model does not compute then."""
         return nullcontext()
 

@@ -25,7 +25,7 @@ def broadcast(value: Tensor) -> Tensor:
     return value
 
 
-def everywhere(value: T) -> list[T]:
+def all_gather_value(value: T) -> list[T]:
     """Each rank's value, in the order of the ranks. All ranks must call."""
     values = [value] * world_size()
     if world_size() > 1:
@@ -33,6 +33,6 @@ def everywhere(value: T) -> list[T]:
     return values
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
     """Until every rank has come here. All ranks must call."""
-    everywhere(0.0)
+    all_gather_value(0.0)

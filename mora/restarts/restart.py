@@ -17,7 +17,7 @@ from peft import PeftModel
 from torch import Generator, Tensor, nn
 
 from .layers import Adapted, set_groups
-from .ranks import everywhere, rank
+from .ranks import all_gather_value, rank
 
 
 class RestartFailed(RuntimeError):
@@ -25,7 +25,7 @@ class RestartFailed(RuntimeError):
 
 
 @dataclass
-class _Kept:
+class _MergeStats:
     """How much of the update the running base took up, in sums of squares and products over all layers.
 
     They stay on the device until all are there: a wait for it after each of some hundred layers would be most of the time.
@@ -45,7 +45,7 @@ class _Kept:
         return {"restart_kept": product / size, "restart_rounding": (error / size) ** 0.5}
 
 
-class _Promises:
+class _Postconditions:
     """Conditions that are still on the device, each with what is wrong where it does not hold. Read all at once."""
 
     def __init__(self, device: torch.device):
@@ -68,7 +68,7 @@ class State(Protocol):
     model: nn.Module
     device: torch.device
 
-    def whole(self, parameters: Sequence[nn.Parameter], write: bool = True) -> AbstractContextManager[None]: ...
+    def gathered(self, parameters: Sequence[nn.Parameter], write: bool = True) -> AbstractContextManager[None]: ...
 
     def assign(self, parameter: nn.Parameter, value: Tensor, stale_master: bool = False) -> None: ...
 
@@ -76,7 +76,7 @@ class State(Protocol):
 
     def optimizer_states(self, adapter: bool) -> list[dict[str, Tensor]]: ...
 
-    def full_precision(self) -> AbstractContextManager[None]: ...
+    def fp32_masters(self) -> AbstractContextManager[None]: ...
 
     def computation_changed(self) -> None: ...
 
@@ -149,7 +149,7 @@ class Restart:
             return
         noise = self._generator("noise")
         for layer in self.layers:
-            with self.engine.whole([layer.base]):
+            with self.engine.gathered([layer.base]):
                 if rank() == 0:
                     self.shadow[layer.name] = state["shadow"][layer.name].clone()
                     layer.base.data.copy_(self._cast(self.shadow[layer.name], layer.base.dtype, noise))
@@ -157,17 +157,20 @@ class Restart:
 
     @torch.no_grad()
     def _merge(self) -> dict[str, float]:
-        kept, noise = _Kept(torch.zeros(3, dtype=torch.float64, device=self.engine.device)), self._generator("noise")
-        promises = _Promises(self.engine.device)
-        with self.engine.full_precision():
+        kept, noise = (
+            _MergeStats(torch.zeros(3, dtype=torch.float64, device=self.engine.device)),
+            self._generator("noise"),
+        )
+        promises = _Postconditions(self.engine.device)
+        with self.engine.fp32_masters():
             for layer in self.layers:
-                with self.engine.whole([layer.base, *layer.adapter.values()]):
+                with self.engine.gathered([layer.base, *layer.adapter.values()]):
                     if rank() == 0:
                         self._merge_layer(layer, kept, noise, promises)
         self._require(promises)
         return kept.facts()
 
-    def _merge_layer(self, layer: Adapted, kept: _Kept, noise: Generator, promises: _Promises) -> None:
+    def _merge_layer(self, layer: Adapted, kept: _MergeStats, noise: Generator, promises: _Postconditions) -> None:
         delta, old = layer.delta_weight(), layer.base.data.clone()
         promises.add(torch.isfinite(delta).all(), f"the update of {layer.name} is not finite")
         exact = self.shadow.get(layer.name, old).to(old.device, torch.float32) + delta
@@ -227,10 +230,10 @@ class Restart:
         """
         assert self.settings is not None
         device = self.engine.device
-        promises, fingerprint = _Promises(device), torch.zeros((), dtype=torch.float64, device=device)
+        promises, fingerprint = _Postconditions(device), torch.zeros((), dtype=torch.float64, device=device)
         for layer, values in self._initial_states():
             values = {name: value.to(device) for name, value in values.items()}
-            with self.engine.whole([layer.base, *layer.adapter.values()], write=False):
+            with self.engine.gathered([layer.base, *layer.adapter.values()], write=False):
                 promises.add(~layer.delta_weight().any(), f"the adapter of {layer.name} still adds to the output")
                 for name, p in layer.adapter.items():
                     same = (p.data == values[name].to(p.dtype)).all()
@@ -249,11 +252,11 @@ class Restart:
         unchanged = torch.tensor(self._moments_of_others() == others)
         promises.add(unchanged, "moments of parameters outside the adapter were changed")
         self._require(promises)
-        found = everywhere(float(fingerprint))
+        found = all_gather_value(float(fingerprint))
         if len(set(found)) > 1:
             raise RestartFailed(f"restart {self.count}: the ranks hold different weights: sums {found}")
 
-    def _require(self, promises: _Promises) -> None:
+    def _require(self, promises: _Postconditions) -> None:
         if broken := promises.broken():
             raise RestartFailed(f"restart {self.count}: {broken[0]}")
 

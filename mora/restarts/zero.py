@@ -29,7 +29,7 @@ class ZeroState:
         """Nothing is recorded here."""
 
     @contextmanager
-    def whole(self, parameters: Sequence[nn.Parameter], write: bool = True) -> Iterator[None]:
+    def gathered(self, parameters: Sequence[nn.Parameter], write: bool = True) -> Iterator[None]:
         split = [p for p in parameters if hasattr(p, "ds_id")]
         masters = {p: self.master(p) for p in parameters if p.requires_grad and self._shows_masters}
         with deepspeed.zero.GatheredParameters(split, modifier_rank=0 if write else None, enabled=bool(split)):
@@ -40,7 +40,7 @@ class ZeroState:
                     broadcast(p.data)
 
     def assign(self, parameter: nn.Parameter, value: Tensor, stale_master: bool = False) -> None:
-        with self.whole([parameter]):
+        with self.gathered([parameter]):
             parameter.data.copy_(value)
         if not stale_master and parameter.requires_grad:
             self._set_master(parameter, value.to(self.device, torch.float32))
@@ -57,7 +57,7 @@ class ZeroState:
     def master(self, parameter: nn.Parameter) -> Tensor:
         if parameter.requires_grad:
             return safe_get_full_fp32_param(parameter)
-        with self.whole([parameter], write=False):
+        with self.gathered([parameter], write=False):
             return parameter.detach().clone()
 
     def optimizer_states(self, adapter: bool) -> list[dict[str, Tensor]]:
@@ -72,8 +72,8 @@ class ZeroState:
         return [(flat, self.groups[owner[i]]) for i, flat in enumerate(self._zero.fp32_partitioned_groups_flat)]
 
     @contextmanager
-    def full_precision(self) -> Iterator[None]:
-        """Within, `whole` shows the masters of what trains; what is written into those is lost."""
+    def fp32_masters(self) -> Iterator[None]:
+        """Within, `gathered` shows the masters of what trains; what is written into those is lost."""
         self._shows_masters = True
         try:
             yield

@@ -16,7 +16,7 @@ from .arguments import parse
 from .cells import CellRuns, resolve, resolve_all
 from .contrasts import Found
 from .experiment import CellSpec, Experiment, Scale
-from .result import result_of, stands
+from .result import is_current, result_of
 
 DEFAULT_SCALE = (
     "scale paper, as none was given: the paper's models and data on its hardware; --scale lite or smoke for less"
@@ -31,7 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     if args.scale is None:
         args.scale = "paper"
-        print(DEFAULT_SCALE, file=sys.stderr)
+        if not args.render:  # which shows every scale
+            print(DEFAULT_SCALE, file=sys.stderr)
     try:
         loaded = {name: experiments.load(name) for name in args.names or experiments.names()}
     except FileNotFoundError as error:
@@ -123,7 +124,7 @@ def _repeat(grids: list[CellSpec]) -> None:
 
 def _known(grids: list[CellSpec]) -> list[RunConfig]:
     """Every run of these cells that is known by now: of their searches, and the final ones of the rates that stand."""
-    resolved = [resolve(grid, stands) for grid in grids]
+    resolved = [resolve(grid, is_current) for grid in grids]
     return [run.config for cell in resolved for run in (*cell.searched, *cell.finals)]
 
 

@@ -17,7 +17,7 @@ from mora.results import Metric, Metrics, RunResult
 
 from . import verdicts
 from .experiment import Candidate, CellSpec
-from .result import result_of, usable
+from .result import reportable, result_of
 from .selection import Choice, Counts, choose, last_step
 
 
@@ -150,7 +150,7 @@ def steps_to(result: RunResult, metric: str, level: float) -> float | None:
     return None
 
 
-def resolve(spec: CellSpec, counts: Counts = usable) -> CellRuns:
+def resolve(spec: CellSpec, counts: Counts = reportable) -> CellRuns:
     """Reads the results of the cell's runs. A search takes part in the choice, and a result in the cell, if it `counts`."""
     choice = choose(spec, counts)
     final = [spec.run(choice.best, seed) for seed in spec.seeds] if choice.best is not None and spec.exists else []

@@ -10,7 +10,7 @@ from mora.planner.gpus import H100, Gpu
 from . import fit
 from .cells import in_order, resolve
 from .experiment import CellSpec
-from .result import done, stands
+from .result import done, is_current
 
 
 def text(grids: list[CellSpec], gpu: Gpu = H100) -> str:
@@ -19,7 +19,7 @@ def text(grids: list[CellSpec], gpu: Gpu = H100) -> str:
     The final runs of a cell whose search is not complete are not known yet: they are counted in a comment.
     """
     lines = [shlex.join(["python", "run.py", *words]) for words in arguments(grids, gpu).values()]
-    waiting = sum(grid.exists and not resolve(grid, stands).final for grid in grids)
+    waiting = sum(grid.exists and not resolve(grid, is_current).final for grid in grids)
     more = f"# and the final runs of {waiting} cells, once these have chosen their rates: ask again then"
     return "\n".join([*lines, *([more] if waiting else [])]) or "# nothing is missing"
 
@@ -27,7 +27,7 @@ def text(grids: list[CellSpec], gpu: Gpu = H100) -> str:
 def arguments(grids: list[CellSpec], gpu: Gpu = H100) -> dict[str, list[str]]:
     """What run.py is given for each run that is missing and can begin now, by the run's id, in the order of `in_order`."""
     found: dict[str, list[str]] = {}
-    for run in in_order([resolve(grid, stands) for grid in grids]):
+    for run in in_order([resolve(grid, is_current) for grid in grids]):
         if run_id(run.config) not in found and not done(run.config):
             found[run_id(run.config)] = [*words(*run), *_micro_batch(run.config, gpu)]
     return found

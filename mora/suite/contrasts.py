@@ -7,12 +7,14 @@ import statistics
 from dataclasses import dataclass
 from functools import cached_property
 
+from mora.results import MODULES
+
 from . import experiment as experiments
 from . import pairing, verdicts
 from .cells import CellRuns, at_floor, higher_is_better, resolve, resolve_all
 from .claims import Claim, Contrast, Unit
 from .experiment import CellSpec, Row, Scale
-from .figures import MODULES, spectrum_of
+from .figures import spectrum_of
 
 
 class Found:
@@ -114,7 +116,7 @@ def _by_seed(runs: CellRuns, unit: Unit) -> dict[int, tuple[float, float | None]
     if unit == "values":
         spectra = {config.seed: spectrum_of(config) for config, _ in runs.results}
         name = runs.spec.column.metric
-        return {s: (statistics.fmean(f["kinds"][k][name] for k in MODULES), None) for s, f in spectra.items() if f}
+        return {s: (statistics.fmean(f.kinds[k][name] for k in MODULES), None) for s, f in spectra.items() if f}
     found: dict[int, tuple[float, float | None]] = {}
     for config, result in runs.results:
         if (measured := runs.measured(config, result)) is None:

@@ -3,19 +3,18 @@ with its caption as Markdown."""
 
 from __future__ import annotations
 
-import json
+import math
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mora.config import RunConfig
-from mora.config.run_id import run_id, spectrum_path
-from mora.config.seal import unsealed
+from mora.config.run_id import log_path, run_id, spectrum_path
 from mora.errors import DamagedFileError
 from mora.io import replace_file
-from mora.results import RunResult, Source
+from mora.results import MODULES, RunResult, Source, Spectrum, read_spectrum
 
 from .cells import CellRuns
 from .experiment import Experiment
@@ -30,8 +29,8 @@ if TYPE_CHECKING:
 SMOOTHING_STEPS = 5
 POINTS = 250  # of a curve where every seed has its own
 FALL = 0.15  # the share of a run whose first fall is left above the panel: what sets methods apart comes after it
+BRING = "bring it from where the run was made, or remove it and the result beside it: the run is done again"
 STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))  # as many as Figure 4 has curves
-MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj")  # in the order of Figure 5
 CAPTIONS = {
     "figure": f"Each curve: the mean over seeds of the training loss, averaged over {SMOOTHING_STEPS} steps; band: from the "
     f"least to the greatest of the seeds. The first {FALL:.0%} of the steps may lie above the panel.",
@@ -100,7 +99,8 @@ def _caption(picture: str, experiment: Experiment, panels: list[tuple[CellRuns, 
             lines.append(f"| {runs.spec.column.name} | {runs.spec.label} | {NOT_RUN} | |" + (" |" if spectrum else ""))
         for config, result in shown:
             cells = [runs.spec.column.name, runs.spec.label, run_id(config), _commit(result.source)]
-            cells += [_commit(_source_of(spectrum_of(config)))] if spectrum else []
+            measured = spectrum_of(config) if spectrum else None
+            cells += [_commit(measured.source)] if measured else []
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -109,11 +109,6 @@ def _commit(source: Source | None) -> str:
     if source is None:
         return "source not recorded"
     return f"{(source.commit or 'unknown')[:10]}{', changed' if source.dirty else ''}"
-
-
-def _source_of(spectrum: dict[str, Any] | None) -> Source | None:
-    """Spectra did not always carry their source."""
-    return Source.model_validate(spectrum["source"]) if spectrum and "source" in spectrum else None
 
 
 def _shown(runs: CellRuns) -> list[tuple[RunConfig, RunResult]]:
@@ -153,7 +148,7 @@ def _spectra(axes: Axes, panel: list[CellRuns], every_seed: bool) -> None:
         found = [spectrum_of(config) for config, _ in _shown(runs)]
         if not found:
             continue
-        counts = np.array([[s["kinds"][kind][runs.spec.column.metric] for kind in MODULES] for s in found if s])
+        counts = np.array([[s.kinds[kind][runs.spec.column.metric] for kind in MODULES] for s in found if s])
         places = np.arange(len(MODULES)) + (i - (len(panel) - 1) / 2) * width
         axes.bar(places, counts.mean(0), width, label=runs.spec.label)
         for seed in counts if every_seed else ():
@@ -162,22 +157,33 @@ def _spectra(axes: Axes, panel: list[CellRuns], every_seed: bool) -> None:
     axes.set(ylabel="singular values of delta W above 0.1")
 
 
-def spectrum_of(config: Any) -> dict[str, Any] | None:
+def spectrum_of(config: RunConfig) -> Spectrum | None:
     """The spectrum of a run, where it was measured. Raises: ConfigError where its file is damaged."""
     path = spectrum_path(config)
-    try:
-        return unsealed(json.loads(path.read_text())) if path.is_file() else None
-    except (ValueError, AttributeError) as error:
-        raise DamagedFileError(f"{path} is damaged ({error}): remove it, and the spectrum is measured again") from error
+    return read_spectrum(path) if path.is_file() else None
 
 
 def _curves(runs: CellRuns) -> np.ndarray:
     """Training loss, (seeds, steps), smoothed."""
-    curves = []
-    for config, result in _shown(runs):
-        rows = log_of(config, result)
-        curves.append(_smooth([row["loss"] for row in rows if "loss" in row]))
-    return np.array(curves)
+    losses = {log_path(config): _losses_of(config, result) for config, result in _shown(runs)}
+    steps = max(map(len, losses.values()))
+    for path, found in losses.items():
+        if len(found) < steps:
+            raise DamagedFileError(f"{path} was cut: it has {len(found)} steps, another seed {steps}; {BRING}")
+    return np.array([_smooth(found) for found in losses.values()])
+
+
+def _losses_of(config: RunConfig, result: RunResult) -> list[float]:
+    """Raises: DamagedFileError where the log is missing, or a loss is no number."""
+    path, found = log_path(config), [row["loss"] for row in log_of(config, result) if "loss" in row]
+    if not found:
+        raise DamagedFileError(f"{path} is missing, or holds no loss; {BRING}")
+    for step, loss in enumerate(found, 1):
+        if not isinstance(loss, float | int) or not math.isfinite(loss):
+            raise DamagedFileError(
+                f"{path} is damaged (step {step}, loss={str(loss)[:80]!r}: expected a number); {BRING}"
+            )
+    return found
 
 
 def _smooth(values: list[float]) -> np.ndarray:

@@ -19,7 +19,7 @@ from mora.config.source import ROOT
 from mora.io import locked, output_dir, replace_file
 
 from . import fit, inputs
-from .result import done, result_of, stands
+from .result import done, is_current, result_of
 
 
 def run_folder(config: RunConfig) -> Path:
@@ -137,7 +137,7 @@ def launch(
             return code
         print(
             f"{run_id(config)}: out of GPU memory with {now.micro_batch_size} sequences a pass; again with "
-            f"{smaller.micro_batch_size}, from the last checkpoint (the result does not change)",
+            f"{smaller.micro_batch_size}, from the last checkpoint (the same run, but for rounding and the draw of dropout)",
             file=output or sys.stderr,
             flush=True,
         )
@@ -195,7 +195,7 @@ def _set_aside(config: RunConfig, folder: Path) -> None:
     while a worker is at the run: it began with that."""
     with unheld(folder) as free:
         result = result_of(config)
-        if free and result is not None and not stands(result, config.scale.name):
+        if free and result is not None and not is_current(result, config.scale.name):
             _move(config, "unusable", result.source.fingerprint)
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, Field
 
 from mora.config.source import ROOT
 from mora.io import replace_file
+from mora.results import checked
 
 from . import verdicts
 from .cells import CellRuns
@@ -40,6 +43,29 @@ class Outcome:
     documents: int | None = None
     paper: float | None = None
     notes: list[str] = field(default_factory=list)
+
+
+class Case(BaseModel):
+    """`ms`: of each round; none where it failed."""
+
+    name: str
+    ms: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]]
+
+
+class Scenario(BaseModel):
+    shape: str
+    cases: list[Case]
+
+
+class BenchSource(BaseModel):
+    dirty: bool | None
+
+
+class Bench(BaseModel):
+    """What a ratio needs of a file of the step benchmark."""
+
+    source: BenchSource
+    scenarios: list[Scenario]
 
 
 def judge(claims: Iterable[Claim], scale: Scale, found: Found | None = None) -> list[Outcome]:
@@ -181,10 +207,10 @@ def _of_ratio(ratio: Ratio, scale: Scale) -> Outcome:
     """The times' ratio, with the range of the slower case's rounds as its interval. It stands at scale paper."""
     measured: list[Interval] = []
     for path in sorted(BENCH.glob("step-*.json")) if scale == "paper" else []:
-        result = json.loads(path.read_text())
-        for scenario in result["scenarios"] if result["source"]["dirty"] is False else []:
-            times = {case["name"]: case["ms"] for case in scenario["cases"] if case["ms"]}
-            if scenario["shape"] == ratio.shape and {ratio.slow, ratio.fast} <= times.keys():
+        result = checked(path, Bench.model_validate, "`make bench` measures again")
+        for scenario in result.scenarios if result.source.dirty is False else []:
+            times = {case.name: case.ms for case in scenario.cases if case.ms}
+            if scenario.shape == ratio.shape and {ratio.slow, ratio.fast} <= times.keys():
                 fast = statistics.median(times[ratio.fast])
                 measured.append(Interval(min(times[ratio.slow]) / fast, max(times[ratio.slow]) / fast))
     if not measured:

@@ -16,7 +16,7 @@ from mora.results import STORE, RunResult
 from .cells import resolve
 from .experiment import CellSpec
 from .launch import ROOT
-from .result import result_of, stands, unusable, usable
+from .result import is_current, rejection_reason, reportable, result_of
 
 NAME = 58  # characters of a run's name and what of its method is not in it
 HEAD = (  # name, unit, width
@@ -48,8 +48,8 @@ def text(grids: list[CellSpec], hardware: str, settings: Sequence[str] = (), gpu
     Raises: ConfigError, also where a result is damaged, or that hardware cannot share out a run's batch.
     """
     chosen, measured = _hardware(hardware, settings), _results()
-    wanted = {run_id(config): config for grid in grids for config in resolve(grid, stands).needed}
-    found = [config for config in wanted.values() if not usable(result_of(config), config.scale.name)]
+    wanted = {run_id(config): config for grid in grids for config in resolve(grid, is_current).needed}
+    found = [config for config in wanted.values() if not reportable(result_of(config), config.scale.name)]
     cells = len({tuple(grid.base) for grid in grids if grid.exists})
     everything = f"{cells} cells (a task, method and rank each), {len(wanted)} runs"
     if not found:
@@ -73,8 +73,10 @@ def _unusable(missing: list[RunConfig]) -> list[str]:
     for config in missing:
         result, scale = result_of(config), config.scale.name
         if result is not None:
-            again = "not repeated by the same source" if stands(result, scale) else "run again, and kept in unusable/"
-            lines.append(f"{run_id(config)} does not count: {unusable(result, scale)}; {again}")
+            again = (
+                "not repeated by the same source" if is_current(result, scale) else "run again, and kept in unusable/"
+            )
+            lines.append(f"{run_id(config)} does not count: {rejection_reason(result, scale)}; {again}")
     return lines
 
 

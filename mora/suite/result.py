@@ -24,7 +24,7 @@ def log_of(config: RunConfig, result: RunResult) -> list[dict[str, Any]]:
     return rows
 
 
-def unusable(result: RunResult, scale: str) -> str | None:
+def rejection_reason(result: RunResult, scale: str) -> str | None:
     """Why the result may not enter a table of this scale; None where it may: it ended, and its source is that of a commit
     (which scale smoke does not ask).
 
@@ -41,12 +41,12 @@ def unusable(result: RunResult, scale: str) -> str | None:
     return "its commit is not known; scripts/collect_results.py looks for it"
 
 
-def usable(result: RunResult | None, scale: str) -> RunResult | None:
+def reportable(result: RunResult | None, scale: str) -> RunResult | None:
     """The result, if it may enter a table of this scale."""
-    return None if result is None or unusable(result, scale) else result
+    return None if result is None or rejection_reason(result, scale) else result
 
 
-def stands(result: RunResult | None, scale: str) -> bool:
+def is_current(result: RunResult | None, scale: str) -> bool:
     """Whether the run is not to be repeated: its result is usable, or a repetition would be no better, since the source
     here is changed (or of no known commit) too and is the one that made it.
 
@@ -54,14 +54,14 @@ def stands(result: RunResult | None, scale: str) -> bool:
     """
     if result is None:
         return False
-    if usable(result, scale):
+    if reportable(result, scale):
         return True
     here, made = source.of_this_process(), result.source
     same = here["dirty"] is not False and here["fingerprint"] == made.fingerprint
     committed = result.model_copy(update={"source": made.model_copy(update={"dirty": False})})
-    return same and unusable(committed, scale) is None
+    return same and rejection_reason(committed, scale) is None
 
 
 def done(config: RunConfig) -> bool:
     """Whether the run has a result that stands."""
-    return stands(result_of(config), config.scale.name)
+    return is_current(result_of(config), config.scale.name)

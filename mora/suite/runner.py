@@ -19,7 +19,7 @@ from .experiment import CellSpec
 from .gpus import Places, visible
 from .launch import ROOT, STOPPED, interrupt_on_sigterm, launch, run_folder, stop_workers, unheld, warning
 from .progress import Progress
-from .result import done, result_of, stands
+from .result import done, is_current, result_of
 
 NODES_WAIT_S = 120.0
 POLL_S = 5.0  # how often a run that another suite is doing is looked at
@@ -36,7 +36,7 @@ def plan(grids: list[CellSpec], said: set[str] | None = None) -> list[RunConfig]
     On changed source its own results choose, too: they decide what it runs, and no table. With `said`, which keeps ids, it
     is printed once why a run is added to a search.
     """
-    found = [resolve(grid, stands) for grid in grids]
+    found = [resolve(grid, is_current) for grid in grids]
     if said is not None:
         for cell in found:
             _say_why(cell, said)
@@ -174,7 +174,7 @@ def _wait_for_result(config: RunConfig) -> None:
 
 def measure_spectra(grids: list[CellSpec]) -> None:
     """The spectra of finished runs whose weights are still in their folders; those that there are stay."""
-    for config in (c for grid in grids for c in resolve(grid, stands).final):
+    for config in (c for grid in grids for c in resolve(grid, is_current).final):
         path, folder = spectrum_path(config), run_folder(config)
         result = result_of(config)
         if path.is_file() or result is None or result.status != "done" or not (folder / "config.yaml").is_file():

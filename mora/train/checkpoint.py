@@ -27,7 +27,7 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
             file.flush()
             os.fsync(file.fileno())
         (partial / "sha256").write_text(_digest(partial / "state.pt"))
-        kill_point("before_rename", step)
+        failpoint("before_rename", step)
         shutil.rmtree(final, ignore_errors=True)
         os.rename(partial, final)
     except (OSError, RuntimeError) as error:
@@ -90,7 +90,7 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def kill_point(point: str, step: int) -> None:
+def failpoint(point: str, step: int) -> None:
     """Dies here, as by SIGKILL, when MORA_KILL_AT is point:step or point:step:rank: tests interrupt a run with it."""
     here = f"{point}:{step}"
     if os.environ.get("MORA_KILL_AT") in (here, f"{here}:{os.environ.get('RANK', 0)}"):

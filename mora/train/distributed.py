@@ -14,21 +14,21 @@ from torch import Tensor
 
 from mora.data.batches import Batch
 from mora.errors import ConfigError
-from mora.restarts.ranks import everywhere, rank, wait_for_all, world_size
+from mora.restarts.ranks import all_gather_value, barrier, rank, world_size
 
 from .interface import Steps
 
 __all__ = [
-    "OfThisRank",
-    "alone",
+    "RankShard",
+    "all_gather_value",
+    "any_rank",
+    "barrier",
     "device_of_rank",
-    "everywhere",
-    "on_any_rank",
     "process_group",
     "rank",
+    "single_process_env",
     "sum_gradients",
     "sum_over_ranks",
-    "wait_for_all",
     "world_size",
 ]
 
@@ -59,7 +59,7 @@ def process_group(wanted: int, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def alone() -> Iterator[None]:
+def single_process_env() -> Iterator[None]:
     """Within, libraries that look at torchrun's variables take this process for the only one, as lm-eval must."""
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
     kept = {name: os.environ.pop(name) for name in names if name in os.environ}
@@ -97,14 +97,14 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
             g.copy_(summed.view_as(g))
 
 
-def on_any_rank(flag: bool, device: torch.device) -> bool:
+def any_rank(flag: bool, device: torch.device) -> bool:
     """Whether some rank says so. All ranks must call; `device` is the rank's own. Waits for the device."""
     if world_size() == 1:
         return flag
     return bool(sum_over_ranks(torch.tensor(float(flag), device=device)).item())
 
 
-class OfThisRank:
+class RankShard:
     """Of the micro batches of every step, each world-size-th: all ranks together see each sample once."""
 
     def __init__(self, batches: Steps):

@@ -113,13 +113,13 @@ class TorchEngine(TorchState):
         masters = [self.masters[name] for group in self.groups if group.adapter == adapter for name in group.parameters]
         return [self.optimizer.state[m] for m in masters if m in self.optimizer.state]
 
-    def full_precision(self) -> AbstractContextManager[None]:
+    def fp32_masters(self) -> AbstractContextManager[None]:
         """Within, what trains holds its masters: to save or merge them unrounded. The model does not compute then."""
         return exchanged({p: master.data for p, master in self._pairs()} | self._frozen)
 
-    def full_weights(self) -> AbstractContextManager[None]:
+    def materialized(self) -> AbstractContextManager[None]:
         """Within, this process holds the whole model unrounded: for saving, and for evaluation inside `methods.merged`."""
-        return self.full_precision()
+        return self.fp32_masters()
 
     def state_dict(self) -> dict[str, Any]:
         """Masters and optimizer state of what trains, by name: the same from every engine and any number of ranks."""

@@ -57,7 +57,7 @@ def _row(line: str) -> Any:
     """None of a line that is no row."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 

@@ -20,8 +20,8 @@ from mora.config.source import of_this_process
 from mora.errors import ConfigError, DamagedFileError
 
 from . import checkpoint, watchdog
-from .checkpoint import kill_point
-from .distributed import OfThisRank, everywhere, on_any_rank, rank, sum_over_ranks, wait_for_all, world_size
+from .checkpoint import failpoint
+from .distributed import RankShard, all_gather_value, any_rank, barrier, rank, sum_over_ranks, world_size
 from .interface import Engine, Steps
 from .log import RunLog
 from .progress import Progress
@@ -57,12 +57,12 @@ def fit(engine: Engine, batches: Steps, config: RunConfig, folder: Path, evaluat
     start, text = _resume(saved, engine, restarts, config)
     log = RunLog(folder / "log.jsonl", text, write=rank() == 0)
     with start_tracker(config, folder, from_step=start, active=rank() == 0) as track:
-        return _train(engine, OfThisRank(batches), config, evaluate, restarts, _Rows(log, track, saved), start)
+        return _train(engine, RankShard(batches), config, evaluate, restarts, _Rows(log, track, saved), start)
 
 
 def _train(
     engine: Engine,
-    batches: OfThisRank,
+    batches: RankShard,
     config: RunConfig,
     evaluate: Evaluate,
     restarts: Restarts,
@@ -97,14 +97,14 @@ def _train(
         watchdog.beat()
         speed.add(loss_tokens)
         row = {"step": done, "loss": loss, "lr": lr, "grad_norm": grad_norm}
-        kill_point("after_step", done)
+        failpoint("after_step", done)
         if restarts.due(done):
             rows.check([row])
             row |= (facts := restarts.apply(done))
             if rank() == 0:
                 progress.note(f"step {done}: {describe(facts)}")
         rows.log.add(**row)
-        stopping = on_any_rank(stop.asked, engine.device)
+        stopping = any_rank(stop.asked, engine.device)
 
         due = done % train.log_every_steps == 0 or done == config.last_step
         scored = done in config.task.evaluation.at_steps or done == config.last_step  # minutes, if by generation
@@ -193,7 +193,7 @@ def _save(folder: Path, done: int, engine: Engine, restarts: Restarts, config: R
     state = engine.state_dict() | of_run
     if rank() == 0:
         checkpoint.save(folder, done, state)
-    wait_for_all()
+    barrier()
 
 
 def _resume(folder: Path, engine: Engine, restarts: Restarts, config: RunConfig) -> tuple[int, str]:
@@ -206,9 +206,9 @@ def _resume(folder: Path, engine: Engine, restarts: Restarts, config: RunConfig)
     """
     state = checkpoint.load_latest(folder)
     start = 0 if state is None else state["step"]
-    if len(set(everywhere(start))) > 1:
+    if len(set(all_gather_value(start))) > 1:
         raise ConfigError(
-            f"the ranks find checkpoints of steps {everywhere(start)} in {folder}: they must share the folder"
+            f"the ranks find checkpoints of steps {all_gather_value(start)} in {folder}: they must share the folder"
         )
     if state is not None:
         if missing := {"run_id", "source", "restart", "log", "ranks"} - state.keys():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mora.config.schema import RunConfig
 from mora.restarts.restart import Restart, RestartFailed, describe, round_stochastically
 
-from .checkpoint import kill_point
+from .checkpoint import failpoint
 from .interface import Engine
 
 __all__ = ["RestartFailed", "Restarts", "describe", "round_stochastically"]
@@ -29,7 +29,7 @@ class Restarts(Restart):
         """As `Restart.apply`, after `done` updates."""
         self._done = done
         facts = super().apply()
-        kill_point("after_restart", done)
+        failpoint("after_restart", done)
         return facts
 
     def resume(self, done: int) -> None:
@@ -39,5 +39,5 @@ class Restarts(Restart):
 
     def _merge(self) -> dict[str, float]:
         facts = super()._merge()
-        kill_point("between_merge_and_reinit", self._done)
+        failpoint("between_merge_and_reinit", self._done)
         return facts

@@ -18,8 +18,8 @@ from mora.methods import merged
 from mora.models.dtypes import DTYPES
 
 from . import teacher_forced
-from .checkpoint import kill_point
-from .distributed import alone, rank, wait_for_all
+from .checkpoint import failpoint
+from .distributed import barrier, rank, single_process_env
 from .interface import Engine
 
 SCORED_AT_ONCE = 250  # sequences whose logits are in memory together, 1.8 GB in bf16 at SmolLM2's vocabulary
@@ -38,7 +38,7 @@ class Scoring:
         made_up = folder / "evaluation_data" if config.scale.name == "smoke" else None
         if made_up is not None and rank() == 0:
             synthetic.write(made_up)
-        wait_for_all()  # else a rank would look for files that are not there yet
+        barrier()  # else a rank would look for files that are not there yet
         self.settings = Settings(
             self.plan.batch_size,
             data_dir=None if made_up is None else str(made_up),
@@ -69,14 +69,14 @@ class Scoring:
 
     def _tasks(self, engine: Engine, step: int, last: bool) -> dict[str, float]:
         """`task.metric` of the merged model. Kept samples go to the folder."""
-        kill_point("in_evaluation", step)
+        failpoint("in_evaluation", step)
         if last:
             engine.computation_changed()  # the memory of its graphs is free for generation
         torch.cuda.empty_cache()  # nothing where there is no GPU
         made_by = f"{run_id(self.config)}|{step}|{of_this_process()['fingerprint']}"  # other code, other answers
         settings = self.settings.resumable(self.folder / f"journal-{rank()}.jsonl", made_by)
         dtype = DTYPES[self.config.scale.precision]
-        with engine.full_weights(), merged(engine.model, dtype), alone():
+        with engine.materialized(), merged(engine.model, dtype), single_process_env():
             scores, kept = evaluate_model(engine.model, self.tokenizer, self.plan.tasks, settings)
         if rank() == 0:
             samples.write(self.folder, kept)

@@ -40,7 +40,7 @@ from mora.models.structure import fast_paths
 from mora.models.tokenizers import pad_id
 
 from . import inputs, log, says, watchdog
-from .distributed import device_of_rank, everywhere, process_group, rank, world_size
+from .distributed import all_gather_value, device_of_rank, process_group, rank, world_size
 from .engines import captures_graphs, make_engine
 from .loop import Diverged, fit
 from .scoring import Scoring
@@ -116,7 +116,7 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
         if rank() == 0:
             print(f"diverged: {error}; nothing is saved but the log: lower lr", file=sys.stderr, flush=True)
     if config.method.trains and status["status"] == "done":
-        with engine.full_weights():
+        with engine.materialized():
             _save_trained(model, tokenizer, config, folder)
     watchdog.stop()
     facts = {
@@ -236,7 +236,7 @@ def with_samples(config: RunConfig, n: int) -> RunConfig:
 
 def check_same_code() -> None:
     """Raises: ConfigError where the ranks, of several machines, run different code. All ranks must call."""
-    codes = everywhere(f"fingerprint {source.of_this_process()['fingerprint']}, torch {torch.__version__}")
+    codes = all_gather_value(f"fingerprint {source.of_this_process()['fingerprint']}, torch {torch.__version__}")
     if len(set(codes)) > 1:
         told = "; ".join(f"rank {number}: {code}" for number, code in enumerate(codes))
         raise ConfigError(f"the ranks run different code ({told}): bring every machine to the same commit and packages")

@@ -126,7 +126,7 @@ class ZeroEngine(ZeroState):
             self._zero.optimizer.state[flat]["step"].fill_(float(state["optimizer"][first]["step"]))
 
     @contextmanager
-    def full_weights(self) -> Iterator[None]:
+    def materialized(self) -> Iterator[None]:
         """Within, every rank holds the whole model unrounded, and computes with it as with a plain one."""
         masters = {p: self.master(p) for p in self.parameters.values()} | self._frozen
         if self.stage < 3:

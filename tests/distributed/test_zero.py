@@ -14,7 +14,7 @@ from mora.methods import parameter_groups, prepare, train_rest
 from mora.models.load import load_model
 from mora.models.losses import token_losses
 from mora.models.structure import plain_head
-from mora.train.distributed import OfThisRank, rank, sum_over_ranks
+from mora.train.distributed import RankShard, rank, sum_over_ranks
 from mora.train.engine import TorchEngine
 from mora.train.engines import checkpoint_layers
 from mora.train.restart import RestartFailed, Restarts
@@ -51,7 +51,7 @@ def one_step(engine, batches, step, lr=LR, clip=1.0):
 def forty_steps(method, parallel, precision="fp32", micro=2, overrides=(), offload=False, steps=40, after_step=None):
     """Loss and gradient norm of 40 steps with restarts after 10, 20 and 30."""
     engine, restarts = make(method, parallel, precision, overrides, offload)
-    batches, curve = OfThisRank(random_batches(micro, UNEVEN)), []
+    batches, curve = RankShard(random_batches(micro, UNEVEN)), []
     for step in range(steps):
         curve.append(one_step(engine, batches, step))
         if after_step:
@@ -155,7 +155,7 @@ def test_micro_batches_accumulation_and_ranks_give_one_curve(parallel, micro):
 
 def around_a_restart(parallel):
     engine, restarts = make("relora", parallel)
-    batches = OfThisRank(random_batches(4, UNEVEN))
+    batches = RankShard(random_batches(4, UNEVEN))
     for step in range(4):
         one_step(engine, batches, step)
     others = [{k: v.clone() for k, v in s.items()} for s in engine.optimizer_states(adapter=False)]
@@ -196,7 +196,7 @@ def checkpointed(parallel):
         if on:
             checkpoint_layers(engine.model)
         engine.model.train()
-        batches = OfThisRank(random_batches(2, UNEVEN))
+        batches = RankShard(random_batches(2, UNEVEN))
         curves.append([])
         for step in range(4):
             torch.manual_seed(step)
@@ -214,7 +214,7 @@ def with_stale_masters(parallel):
     changes = []
     for stale in (False, True):
         engine, restarts = make("relora", parallel, overrides=[f"method.restart.stale_masters={stale}"])
-        batches = OfThisRank(random_batches(4, UNEVEN))
+        batches = RankShard(random_batches(4, UNEVEN))
         for step in range(4):
             one_step(engine, batches, step)
         before, _ = one_step(engine, batches, 4, lr=0.0)
@@ -234,7 +234,7 @@ def test_stale_masters_count_the_update_twice_as_in_the_official_code(parallel):
 
 def unlike_ranks():
     engine, restarts = make("relora", "ddp")
-    one_step(engine, OfThisRank(random_batches(4)), 0)
+    one_step(engine, RankShard(random_batches(4)), 0)
     reinitialise = restarts._reinitialise
 
     def unlike():
@@ -256,7 +256,7 @@ def test_ranks_that_differ_after_a_restart_stop_the_run():
 
 def saved_and_loaded(method, parallel, overrides=(), done=12):
     engine, restarts = make(method, parallel, overrides=overrides)
-    batches = OfThisRank(random_batches(4, UNEVEN))
+    batches = RankShard(random_batches(4, UNEVEN))
     for step in range(done):
         one_step(engine, batches, step)
         if step == 9:

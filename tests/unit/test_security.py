@@ -13,7 +13,7 @@ from mora.data.samples import StoredSamples
 from mora.io import ROOT
 
 SOURCES = [path for folder in ("mora", "scripts") for path in sorted((ROOT / folder).rglob("*.py"))] + [ROOT / "run.py"]
-OWN_PROCESSES = {"mora/data/workshop.py"}  # what it sends to them lies in a folder of mkdtemp
+OWN_PROCESSES = {"mora/data/shard_writer.py"}  # what it sends to them lies in a folder of mkdtemp
 SECRETS = re.compile(r"\bhf_[A-Za-z0-9]{20,}|\bghp_[A-Za-z0-9]{20,}|/root/|/home/[a-z]")
 
 

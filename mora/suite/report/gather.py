@@ -22,7 +22,7 @@ from .. import experiment as experiments
 from ..cells import CellRun, CellRuns
 from ..contrasts import Found
 from ..experiment import ROOT, CellSpec, Experiment, Scale
-from ..result import log_of, result_of, usable
+from ..result import log_of, reportable, result_of
 from ..selection import last_step
 
 ALL: tuple[Scale, ...] = ("smoke", *claims.SCALES)
@@ -166,7 +166,7 @@ class Gathered:
         scale = cell.spec.scale
         for searching, runs in ((False, cell.finals), (True, cell.searched)):
             for run in runs:
-                if (found := usable(result_of(run.config), scale)) is not None:
+                if (found := reportable(result_of(run.config), scale)) is not None:
                     self._use(shown, cell.spec, run, found, searching)
 
     def _use(

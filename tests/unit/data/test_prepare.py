@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from mora.config import compose
-from mora.data import load, prepare, workshop
+from mora.data import load, prepare, shard_writer
 from mora.data.batches import Batches
 from mora.data.packing import blocks
 from mora.data.samples import StoredSamples
@@ -67,7 +67,7 @@ def test_several_processes_make_what_one_makes(tmp_path, characters):
 def test_a_stopped_preparation_goes_on_where_it_was(tmp_path, characters, monkeypatch):
     path = write(tmp_path / "a.jsonl", [{"query": f"q{i}", "response": f"a{i}"} for i in range(2500)])
     data = config("metamath", f"task.data.corpus.sources={corpus(path, 'metamath')}").task.data
-    done, real = [], workshop.write_shard
+    done, real = [], shard_writer.write_shard
 
     def stop_at_the_third(folder, *rest):
         if len(done) == 2:
@@ -75,11 +75,13 @@ def test_a_stopped_preparation_goes_on_where_it_was(tmp_path, characters, monkey
         done.append(folder)
         real(folder, *rest)
 
-    monkeypatch.setattr(workshop, "write_shard", stop_at_the_third)
+    monkeypatch.setattr(shard_writer, "write_shard", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         prepare.prepare(data, characters, workers=1)
     made = []
-    monkeypatch.setattr(workshop, "write_shard", lambda folder, *rest: (made.append(folder.name), real(folder, *rest)))
+    monkeypatch.setattr(
+        shard_writer, "write_shard", lambda folder, *rest: (made.append(folder.name), real(folder, *rest))
+    )
     samples = prepare.prepare(data, characters, workers=1).training
     assert made == [".partial-samples-00002"]
     assert len(samples) == 2500

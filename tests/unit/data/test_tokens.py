@@ -8,7 +8,7 @@ from mora.data import chat, metamath, tokens, uuid
 from mora.data.prepare import tokenizer_fingerprint
 from mora.data.records import Conversation
 from mora.evaluate.backend import Backend
-from mora.evaluate.journal import Journal
+from mora.evaluate.response_cache import ResponseCache
 from mora.models.load import load_model
 from mora.models.tokenizers import character_tokenizer
 
@@ -56,7 +56,7 @@ def test_eos_is_there_as_often_as_the_text_has_it(both, text, ends):
 
 def test_prompts_of_an_evaluation_do_not_end(both):
     model, _ = load_model(compose(["task=uuid", "method=none", "scale=smoke"]).model, "fp32")
-    plain, appends = (Backend(model, each, 2, 256, Journal(None, "")) for each in both)
+    plain, appends = (Backend(model, each, 2, 256, ResponseCache(None, "")) for each in both)
     texts = ["### Response:", "b", "c</s>"]
     assert [appends.tok_encode(text) for text in texts] == [plain.tok_encode(text) for text in texts]
     assert appends._encode_texts(texts) == plain._encode_texts(texts)

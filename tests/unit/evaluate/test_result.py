@@ -7,7 +7,7 @@ import pytest
 from mora.config import source
 from mora.evaluate import __main__ as command
 from mora.evaluate import outside, synthetic
-from mora.evaluate.journal import Journal
+from mora.evaluate.response_cache import ResponseCache
 
 
 @pytest.fixture
@@ -95,8 +95,8 @@ def test_a_damaged_result_is_refused_before_scoring(evaluate, unscored, tmp_path
 
 def test_the_code_at_the_start_is_named_and_no_answers_of_other_code_are_taken(evaluate, tmp_path, monkeypatch):
     journals = []
-    monkeypatch.setattr(Journal, "__init__", lambda self, path, identity: journals.append((path, identity)))
-    monkeypatch.setattr(Journal, "answer", lambda self, batch, compute: compute())
+    monkeypatch.setattr(ResponseCache, "__init__", lambda self, path, identity: journals.append((path, identity)))
+    monkeypatch.setattr(ResponseCache, "answer", lambda self, batch, compute: compute())
     for fingerprint in ("first", "second"):
         code = {"commit": "c" * 40, "fingerprint": fingerprint, "dirty": False}
         monkeypatch.setattr(source, "of_this_process", lambda code=code: code)

@@ -25,7 +25,7 @@ def test_a_kind_is_a_file(tmp_path, monkeypatch):
     monkeypatch.setattr(mora.families, "__path__", [*mora.families.__path__, str(tmp_path)])
     known = mora.families.families()
     assert {*known} == {"lora", "mora", "peft", "identity"}
-    assert known["identity"].model_validate({"kind": "identity", "strength": 2.0}).modules(None) == "all-linear"
+    assert known["identity"].model_validate({"kind": "identity", "strength": 2.0}).modules == "all-linear"
 
 
 def test_a_restart_of_an_unknown_layer_is_refused():

@@ -14,7 +14,7 @@ from mora.config import ConfigError, compose
 from mora.data.batches import IGNORE, Batch, Sample
 from mora.errors import ModelError
 from mora.evaluate.backend import Backend
-from mora.evaluate.journal import Journal
+from mora.evaluate.response_cache import ResponseCache
 from mora.methods import merged, prepare
 from mora.models import fused_loss, structure
 from mora.models.fused import built_as_llama
@@ -143,7 +143,7 @@ def test_a_family_trains_two_steps_merges_and_evaluates(family, method, folder_o
             torch.testing.assert_close(token_losses(model, batch), trained, rtol=1e-3, atol=1e-3)
     changed = [n for n, p in model.get_base_model().named_parameters() if n in before and not torch.equal(p, before[n])]
     assert not changed
-    with engine.full_weights():
+    with engine.materialized():
         _save_trained(engine.model, tokenizer, config, tmp_path)
     loaded, _ = load_any(str(tmp_path / "adapter"), "fp32")
     with torch.no_grad():
@@ -233,7 +233,7 @@ def test_no_full_logits_are_made_anywhere(family, tied, monkeypatch):
     monkeypatch.setattr(fused_loss, "CHUNK_BYTES", 4 * vocabulary * 10)
     ids = torch.randint(3, 100, (rows, length))
     samples = [Sample(row, row, n_prompt=2) for row in ids.tolist()]
-    journal = Journal(None, "")
+    journal = ResponseCache(None, "")
     backend = Backend(engine.model, character_tokenizer(), rows, 64, journal)
     engine.backward(Batch(ids, ids), rows * length)  # the model has been asked what it allows
     with Largest() as largest:

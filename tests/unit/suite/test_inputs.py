@@ -91,7 +91,7 @@ def test_a_folder_that_does_not_exist_is_said_before_anything_is_handed_back(tmp
         (str, "does not exist: expected the GGUF file"),
     ],
 )
-def test_a_place_that_does_not_hold_the_known_file_is_said_before_its_result_is_handed_back(tmp_path, there, said):
+def test_a_place_without_the_known_file_is_said_before_its_result_is_handed_back(tmp_path, there, said):
     config = compose(["task=uuid", "method=mora", "r=1", "scale=lite", f"model.path={tmp_path / 'mine'}"])
     there(tmp_path / "mine")
     done(config)

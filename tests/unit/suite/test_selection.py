@@ -11,7 +11,7 @@ from mora.suite import experiment as experiments
 from mora.suite import runner, tables
 from mora.suite.cells import in_order, resolve, resolve_all
 from mora.suite.commands import words
-from mora.suite.result import stands
+from mora.suite.result import is_current
 from mora.suite.selection import next_rate
 
 
@@ -98,7 +98,7 @@ def test_a_second_seed_of_changed_source_is_as_if_it_were_not_there(spec):
     for config in resolve(spec).choice.more:
         write(config, {"validation_loss": 1.0}, dirty=True)
     assert len(resolve(spec).choice.more) == 2
-    assert len(resolve(spec, stands).choice.more) == 2
+    assert len(resolve(spec, is_current).choice.more) == 2
 
 
 def test_with_one_seed_nothing_is_repeated(spec):

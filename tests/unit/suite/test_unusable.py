@@ -15,7 +15,7 @@ from mora.suite import experiment as experiments
 from mora.suite import figures, launch, plan, runner
 from mora.suite.cells import resolve
 from mora.suite.gpus import Places
-from mora.suite.result import result_of, stands, usable
+from mora.suite.result import is_current, reportable, result_of
 
 CHANGED = {"commit": "c" * 40, "fingerprint": "changed", "dirty": True}
 COPIED = {"commit": None, "fingerprint": "changed", "dirty": None}
@@ -92,8 +92,8 @@ def test_what_did_not_end_or_is_of_another_scale_is_repeated_by_any_source(grid,
     becomes(monkeypatch, CHANGED)
     measure(grid.search[:1], source=CHANGED, **broken)
     result = result_of(grid.search[0])
-    assert usable(result, "lite") is None
-    assert not stands(result, "lite")
+    assert reportable(result, "lite") is None
+    assert not is_current(result, "lite")
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_a_result_that_does_not_count_is_set_aside_and_the_run_done_again(grid, 
     spectrum.write_text("{}")
     earlier = result_path(config).read_text()
     assert launch.launch(config) == 0
-    assert usable(launch.result_of(config), "lite")
+    assert reportable(launch.result_of(config), "lite")
     aside = result_path(config).parent / "unusable"
     kinds = ("json", "log.jsonl", "spectrum.json")
     assert {p.name for p in aside.iterdir()} == {f"{run_id(config)}.changed.{kind}" for kind in kinds}

@@ -65,7 +65,7 @@ def test_full_precision_shows_the_masters_and_takes_them_away():
     engine, batches = _engine(["method=mora", "r=8"], torch.bfloat16)
     _train(engine, batches, range(2))
     before = {name: p.data for name, p in engine.parameters.items()}
-    with engine.full_precision():
+    with engine.fp32_masters():
         assert all(torch.equal(p, engine.masters[name]) for name, p in engine.parameters.items())
     assert all(
         p.data is before[name] or p.data_ptr() == before[name].data_ptr() for name, p in engine.parameters.items()
@@ -106,7 +106,7 @@ def test_a_frozen_half_of_an_adapter_computes_in_bf16_and_merges_unrounded():
     assert rounded.dtype == torch.bfloat16
     losses = [train_step(engine, random_batches(), 0, 1e-2) for _ in range(4)]
     assert losses[-1] < losses[0]
-    with engine.full_weights(), merged(engine.model, torch.bfloat16):
+    with engine.materialized(), merged(engine.model, torch.bfloat16):
         assert a.dtype == torch.float32
         assert torch.equal(a.bfloat16(), rounded)
         assert not torch.equal(a, rounded.float())

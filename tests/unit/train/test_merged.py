@@ -59,7 +59,7 @@ def test_what_is_held_in_fp32_is_rounded_as_a_bf16_checkpoint_would_be(method):
     ids = torch.randint(3, 100, (2, 16))
     with torch.no_grad():
         trained = model(input_ids=ids).logits
-        with engine.full_weights():
+        with engine.materialized():
             masters = {name: p.data for name, p in model.named_parameters()}
             with merged(model, torch.bfloat16):
                 inside = model(input_ids=ids).logits

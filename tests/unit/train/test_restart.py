@@ -66,7 +66,7 @@ def test_in_bf16_the_shadow_is_the_exact_sum_and_the_base_that_shadow_cast_once(
     for step in range(12):
         train_step(engine, batches, step, LR)
         if step % 4 == 3:
-            with engine.full_precision():
+            with engine.fp32_masters():
                 for layer in layers:
                     exact[layer.name] += layer.delta_weight().double()
             facts = restarts.apply(step + 1)

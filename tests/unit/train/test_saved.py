@@ -109,7 +109,7 @@ def test_the_plan_knows_how_large_what_is_left_is(tmp_path, run, precision):
     config = compose([f"task={task}", f"method={method}", f"r={r}", "scale=smoke", precise, *more])
     model, tokenizer = load_model(config.model, precision)
     engine = make_engine(prepare(model, config), config)
-    with engine.full_weights():
+    with engine.materialized():
         _save_trained(engine.model, tokenizer, config, tmp_path)
     size = 0
     for path in tmp_path.rglob("*.safetensors"):

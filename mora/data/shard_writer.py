@@ -65,7 +65,7 @@ class Made:
     left_out: list[int] = field(default_factory=list)
 
 
-class Workshop:
+class ShardWriter:
     """Encodes streams of rows into `folder`, by `workers` processes; with 1, in this one."""
 
     def __init__(self, folder: Path, vocabulary: int, workers: int | None = None):

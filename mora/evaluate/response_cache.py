@@ -14,7 +14,7 @@ from mora.config.seal import sealed, unsealed
 from mora.io import replace_file
 
 
-class Journal:
+class ResponseCache:
     """Answers of batches, one JSON line each, by a hash of the batch's content.
 
     A batch is looked up whole, so a resumed evaluation repeats the batches, and the rounding, of an uninterrupted one.

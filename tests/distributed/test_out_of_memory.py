@@ -1,0 +1,96 @@
+"""A run that its GPU cannot hold goes on with half the sequences a pass, to the result of one that began with these."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from forked import context
+from tiny_runs import TWELVE_STEPS
+
+from mora.config import compose, run_id
+from mora.config.run_id import log_path, result_path
+from mora.suite import launch
+from mora.train import log
+
+LIMITED = Path(__file__).with_name("out_of_memory.py")
+RUN = [*TWELVE_STEPS, "method=mora", "r=4", "task.train.epochs=6", "task.evaluation.tasks=[]"]
+
+
+def run_of(tmp_path, *overrides):
+    return compose([*RUN, f"scale.results_dir={tmp_path}/results", *overrides])
+
+
+def curve(config):
+    return [(row["step"], row["loss"], row["grad_norm"]) for row in log.read(log_path(config)) if "loss" in row]
+
+
+def limited(monkeypatch, tmp_path, limit, from_pass):
+    """From now on workers run out of memory above `limit` sequences a pass."""
+    starter = launch._starter
+    monkeypatch.setattr(launch, "_starter", lambda config: [*starter(config), str(LIMITED)])
+    for name, value in {"LIMIT": limit, "FROM": from_pass, "MORA_OUTPUT_DIR": tmp_path / "outputs"}.items():
+        monkeypatch.setenv(name, str(value))
+
+
+def _rank(folder, rank, ranks, port):
+    from mora.train.worker import run
+
+    torch.set_num_threads(1)
+    if ranks > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    run(folder)
+    os._exit(0)
+
+
+def not_limited(tmp_path, config):
+    """The curve of that run, each rank a fork of a process that has imported everything."""
+    folder = tmp_path / "outputs" / run_id(config)
+    folder.mkdir(parents=True)
+    launch.write_config(config, folder / "config.yaml")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = config.hardware.world_size
+    processes = [context.Process(target=_rank, args=(folder, rank, ranks, port)) for rank in range(ranks)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=240)
+        assert process.exitcode == 0
+    return curve(config)
+
+
+def test_two_ranks_go_on_with_half_to_the_same_result(tmp_path, monkeypatch, capfd):
+    """Under ZeRO-1. One rank has run out, in its first pass; torchrun ends the other."""
+    ranks = ["hardware=cpu2", "hardware.parallel=zero1"]
+    given = run_of(tmp_path / "given", *ranks, "hardware.micro_batch_size=2")
+    expected = not_limited(tmp_path / "given", given)
+    limited(monkeypatch, tmp_path, 2, from_pass=1)
+    config = run_of(tmp_path, *ranks)
+    assert launch.launch(config) == 0
+    said = capfd.readouterr().err
+    assert "out of GPU memory with hardware.micro_batch_size=4; halve it: hardware.micro_batch_size=2" in said
+    assert f"{run_id(config)}: out of GPU memory with 4 sequences a pass; again with 2" in said
+    assert run_id(config) == run_id(given)
+    assert len(expected) == 6
+    assert curve(config) == expected
+
+
+def test_one_process_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch, capfd):
+    """It runs out in a later step, as of a longer sequence. Without dropout, whose draw depends on the size of a pass."""
+    alone = ["hardware=cpu", "method.adapter.dropout=0"]
+    expected = not_limited(tmp_path / "whole", run_of(tmp_path / "whole", *alone))
+    limited(monkeypatch, tmp_path, 4, from_pass=6)
+    config = run_of(tmp_path, *alone)
+    assert launch.launch(config) == 0
+    assert "out of GPU memory with 8 sequences a pass; again with 4, from the last checkpoint" in capfd.readouterr().err
+    found = curve(config)
+    assert [step for step, *_ in found] == [1, 2, 3, 4, 5, 6]
+    assert found[:4] == expected[:4], "kept from before"
+    assert found[4:] != expected[4:], "of passes of another size"
+    for one, other in zip(found, expected, strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+    assert result_path(config).is_file()
