@@ -95,13 +95,13 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
     if rank() == 0:
         print(_fast_paths_line(paths), flush=True)
         print(says.beginning(config, device, model, folder), flush=True)
+    watchdog.start(folder, rank(), world_size())
     engine = make_engine(model, config)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
 
     status: dict[str, Any] = {"status": "done"}
     speed = None
-    watchdog.start(folder, rank(), world_size())
     try:
         if config.method.trains:
             speed = fit(engine, batches, config, folder, partial(scoring, engine))
