@@ -12,8 +12,8 @@ for all runs of these cells that are missing: searches, then what they choose, a
 A run starts on the GPU with the most room, where the memory that like runs have taken (the peak in their results, their
 evaluation included, and 15 %) fits beside what already runs there, and where the driver reports it as free; a run like no
 other claims what the plan says of its training, or --unknown-gib. A run that fails is tried once more with twice the claim.
-A run that like runs could not end in the time left is not started. When the time is over every run is asked to save a
-checkpoint (MORA_OUTPUT_DIR) and ends.
+A run that like runs could not end in the time left is not started, and where none is left that could, the queue ends.
+When the time is over every run is asked to save a checkpoint (MORA_OUTPUT_DIR) and ends.
 
 DIR/journal.jsonl has a line an event; the last one sums up: GPU minutes held, in runs that ended, in runs that did not
 ("wasted", until another machine takes up their checkpoints), and how busy the driver saw the GPUs.
@@ -149,7 +149,7 @@ class Queue:
                 self.stop("the time is over")
             if not self.stopping:
                 self._start()
-            if not self.running and (self.stopping or not self._waiting()):
+            if not self.running and (self.stopping or all(self._too_long(config) for _, config in self._waiting())):
                 break
             time.sleep(POLL_S)
             for gpu in read_gpus(self.options.gpus):
@@ -209,8 +209,7 @@ class Queue:
         for line, config in self._waiting():
             if len(self.running) >= self.options.jobs * len(self.gpus):
                 return
-            expected = self.earlier.expected_s(config)
-            if expected is not None and time.time() + expected > self.ends + SAVING_S:
+            if self._too_long(config):
                 continue
             named = CLAIM.match(line)
             claim = float(named[1]) if named else self.earlier.claim_gib(config, self.options.unknown_gib)
@@ -219,6 +218,11 @@ class Queue:
             if self._room(gpu) < min(claim, 0.9 * gpu.total_gib):
                 return  # in order: what is large is not passed by for ever
             self._launch(line, config, gpu, claim)
+
+    def _too_long(self, config: RunConfig) -> bool:
+        """Whether runs like this one could not end in the time left."""
+        expected = self.earlier.expected_s(config)
+        return expected is not None and time.time() + expected > self.ends + SAVING_S
 
     def _room(self, gpu: Gpu) -> float:
         """GiB that nobody claims and, runs that have not yet taken theirs set aside, nobody uses."""

@@ -127,6 +127,7 @@ def parse_override(argument: str) -> Override:
         ) from error
     group = override.key_or_group
     named = override.is_sweep_override() or isinstance(value, (str, QuotedString))
+    named = named or (value is None and override.is_delete())
     if group in _groups() and not named:
         raise ConfigError(f"{short(argument)}: expected a name; there are {', '.join(hints.choices(group))}")
     return override

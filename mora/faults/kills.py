@@ -50,7 +50,8 @@ class Case(NamedTuple):
     tolerance: float = 0.0
 
     def config(self, folder: Path) -> RunConfig:
-        return compose([*self.overrides, f"scale.results_dir={folder / 'results'}"])
+        quoted = str(folder / "results").replace("\\", "\\\\").replace("'", "\\'")
+        return compose([*self.overrides, f"scale.results_dir='{quoted}'"])
 
 
 def cases() -> list[Case]:

@@ -15,7 +15,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCKED = {
     canonicalize_name(name) for name in re.findall(r"^([\w.-]+)==", (ROOT / "requirements.lock").read_text(), re.M)
 }
-OPTIONAL = {"liger-kernel", "vllm"}  # not in the lock: they need a GPU
+# Not in the lock: two need a GPU, and pip-audit, of the Python Packaging Authority, has an environment of its own.
+OPTIONAL = {"liger-kernel", "vllm", "pip-audit"}
 INSTALL = re.compile(r"\b(?:pip3?|uv pip|pipx|uv tool) install((?:[ \t]+(?:'[^'\n]+'|\"[^\"\n]+\"|[^\s`'\",;)(]+))+)")
 SKIPPED = ("results/runs/", "tests/unit/test_installs.py")
 

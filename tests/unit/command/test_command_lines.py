@@ -85,7 +85,7 @@ WRONG = {  # what run.py gets -> what it says
         RUN + "method.adapter.target_modules=q_proj": "expected all-linear, or names of modules in brackets",
         RUN + "method.adapter.target_modules=[q_proj,4]": "=['q_proj', 4]: expected all-linear, or names of modules",
         RUN + "method.adapter.target_modules=[]": "=[]: expected all-linear, or names of modules in brackets",
-        RUN + "method.adapter.kind=vera": "method.adapter.kind='vera': expected 'lora', 'mora', 'peft'",
+        RUN + "method.adapter.kind=vera": "method.adapter.kind='vera': expected one of 'lora', 'mora', 'peft'",
         RUN + "task.evaluation.tasks=foo": "task.evaluation.tasks='foo': input should be a valid list",
         RUN + "task.lr_grid.mora=foo": "task.lr_grid.mora='foo': input should be a valid list",
         RUN + "task.train=null": "task.train=None: input should be a valid dictionary",

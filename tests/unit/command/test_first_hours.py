@@ -64,7 +64,7 @@ SHOWN_BY = {
     "a tokenizer that appends EOS": "test_prompts_of_an_evaluation_do_not_end",
     "llama_1b3 in a plan": "test_the_measured_1b3_shape_is_found_by_its_name_in_configs",
     # installing
-    "pip install of somebody else's package": "test_no_text_asks_pip_for_a_name_that_is_not_meant",
+    "pip fetches somebody else's package": "test_no_text_asks_pip_for_a_name_that_is_not_meant",
 }
 
 

@@ -124,6 +124,7 @@ def test_rows_of_adaptllms_schema_run_through_the_command(tiny, tmp_path, capsys
     assert "biomed_usmle" in capsys.readouterr().out
     path = tmp_path / "out/samples/biomed_rct.jsonl"
     header, *rows = map(json.loads, path.read_text().splitlines())
+    header = {name: value for name, value in header.items() if "sha256" not in name}  # as before there were digests
     kept = [header, *({**row, "cluster": "one"} for row in rows)]
     path.write_text("".join(json.dumps(line) + "\n" for line in kept))
     compare.main([str(tmp_path / "out"), str(tmp_path / "out")])

@@ -8,7 +8,8 @@ import pytest
 from paper_runs import paper
 
 from mora.bench import plan
-from mora.config import ConfigError, compose
+from mora.config import compose
+from mora.errors import DamagedFileError
 from mora.planner import counts, speed
 
 LARGE = ["task=metamath", "hardware=gpu1", "hardware.cuda_graphs=false"]
@@ -185,5 +186,5 @@ def test_a_measurement_of_an_unknown_shape_is_not_passed_over(tmp_path, monkeypa
     result = {"scenarios": [scenario], "hardware": {"device": "x"}}
     (tmp_path / "step-x.json").write_text(json.dumps(result))
     monkeypatch.setattr(speed, "BENCH", tmp_path)
-    with pytest.raises(ConfigError, match=r"shape 'llama_9b' has no configs/model/llama_9b\.yaml"):
+    with pytest.raises(DamagedFileError, match=r"shape 'llama_9b' has no configs/model/llama_9b\.yaml"):
         speed._passes.__wrapped__()
