@@ -107,14 +107,15 @@ def sha256(path: Path) -> str:
                 if check == [_check(digest)]:
                     return digest
             with open(known, "a") as file:
-                digest = _digest(path)
+                digest = file_digest(path)
                 file.write(f"{begin}{digest} {_check(digest)}\n")
                 return digest
     except (OSError, ValueError):  # a cache that cannot be read or written is none
-        return _digest(path)
+        return file_digest(path)
 
 
-def _digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """Return the sha256 of a file's bytes, read now; `sha256` remembers it."""
     with open(path, "rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 

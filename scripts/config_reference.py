@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from mora.config import provenance, schema
+from mora.config.source import CONFIG_DIR
 
 HEAD = """# Configuration reference
 
@@ -52,7 +53,6 @@ ROOT_FIELDS = {
 }
 
 
-CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"
 WORDS = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null", Any: "anything"}
 SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 

@@ -36,7 +36,7 @@ from packaging.utils import canonicalize_name
 from mora.config import ConfigError
 from mora.config.source import ROOT
 from mora.errors import MoraError
-from mora.io import cache_dir
+from mora.io import cache_dir, file_digest
 from mora.models import files, known
 
 GLIBC = ("2_28", "2_27", "2_24", "2_17", "2_12", "2_5")
@@ -141,16 +141,11 @@ def _data(folder: Path, paths: list[Path]) -> None:
 
 def _manifest(tree: Path) -> None:
     facts = {
-        str(path.relative_to(tree)): {"sha256": _sha256(path), "bytes": path.stat().st_size}
+        str(path.relative_to(tree)): {"sha256": file_digest(path), "bytes": path.stat().st_size}
         for path in sorted(tree.rglob("*"))
         if path.is_file()
     }
     (tree / "manifest.json").write_text(json.dumps(facts, indent=1) + "\n")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _cut(tree: Path, out: Path, piece_bytes: int) -> dict[str, tuple[str, int]]:

@@ -1,13 +1,10 @@
-"""Processes forked from one server that has imported the heavy packages once: a start takes a second, not eight."""
-
-import os
-import sys
+"""Workers of runs that tests configure, forked from a server that knows the tests' tiny models too."""
 
 from mora.config import run_id
-from mora.faults.forked import PRELOADED, context
+from mora.faults import forked
 from mora.suite.launch import write_config
 
-context.set_forkserver_preload([*PRELOADED, "tiny_runs"])
+forked.context.set_forkserver_preload([*forked.PRELOADED, "tiny_runs"])
 
 
 def start(config, outputs, kill_at=None):
@@ -15,8 +12,8 @@ def start(config, outputs, kill_at=None):
     folder = outputs / run_id(config)
     folder.mkdir(parents=True, exist_ok=True)
     write_config(config, folder / "config.yaml")
-    process = context.Process(target=_worker, args=(folder, kill_at))
-    process.start()
+    (folder / "output.txt").unlink(missing_ok=True)
+    (process,) = forked.start(folder, {"MORA_KILL_AT": kill_at} if kill_at else {})
     return process, folder
 
 
@@ -26,18 +23,3 @@ def train(config, outputs, kill_at=None):
     process.join(timeout=120)
     assert process.exitcode is not None, f"still running: {folder}"
     return process.exitcode, (folder / "output.txt").read_text()
-
-
-def _worker(folder, kill_at):
-    import torch
-
-    from mora.train.__main__ import main
-
-    with open(folder / "output.txt", "w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    torch.set_num_threads(1)
-    if kill_at:
-        os.environ["MORA_KILL_AT"] = kill_at
-    sys.argv = ["mora.train", str(folder)]
-    sys.exit(main())

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from mora.config import run_id, source
-from mora.config.load import load
+from mora.config.load import load_run
 from mora.config.seal import sealed
 from mora.errors import ConfigError, ModelError, MoraError, one_line
 from mora.io import locked, replace_file
@@ -114,7 +113,7 @@ def _by_shape(names: list[str], base: Weights, tuned: Weights, at_once: int = 2*
 
 def of_run(folder: Path) -> Pair:
     """A run's folder: its merged model where it has written one, else its adapter. Raises: ConfigError."""
-    config, tuned = load(yaml.safe_load((folder / "config.yaml").read_text())), _trained(folder)
+    config, tuned = load_run(folder), _trained(folder)
     base, _ = load_model(config.model, config.scale.precision)
     names = (config.model.name, f"{run_id(config)}/{tuned.name}")
     return Pair(names, _weights(base), _tuned_weights(str(tuned), base), run_id(config))

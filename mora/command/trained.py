@@ -6,8 +6,7 @@ import json
 from difflib import get_close_matches
 from pathlib import Path
 
-import yaml
-
+from mora.config.yaml_file import read_yaml
 from mora.errors import ConfigError
 from mora.io import output_dir
 
@@ -51,7 +50,7 @@ def is_adapter(folder: Path) -> bool:
 def precision(folder: Path) -> str:
     """Of the run that left it there; fp32 where no run did."""
     config = folder.parent / "config.yaml"
-    return str(yaml.safe_load(config.read_text())["scale"]["precision"]) if config.is_file() else "fp32"
+    return str(read_yaml(config)["scale"]["precision"]) if config.is_file() else "fp32"
 
 
 def base(folder: Path) -> str:

@@ -48,12 +48,11 @@ def check_sweep(arguments: Sequence[str]) -> None:
 
     Raises: ConfigError.
     """
-    _check_form(arguments)
+    overrides = _check_form(arguments)
     rates = any(argument.startswith("sweep=") for argument in arguments)
     several = bool({"-m", "--multirun"} & {*arguments}) or "hardware=slurm" in arguments
     if rates and not several:
         raise ConfigError("sweep= without -m would be one run: python run.py -m sweep=... for all of its runs")
-    overrides = [parse_override(text) for text in arguments if text.startswith("~") or ("=" in text and text[0] != "-")]
     for override in overrides:
         if rates and override.key_or_group in OF_ONE_GRID and override.is_sweep_override():
             raise ConfigError(
@@ -76,10 +75,13 @@ OPTIONS_WITH_VALUE = {
 }  # fmt: skip
 
 
-def _check_form(arguments: Sequence[str]) -> None:
-    """What Hydra's grammar would refuse in its own words. Raises: ConfigError for a setting with dashes, as other programs
-    have it, one that a blank has cut in two, or one without its end; where neither task nor method is given."""
-    before = ""
+def _check_form(arguments: Sequence[str]) -> list[Override]:
+    """The settings among the arguments, parsed. Refuses what Hydra's grammar would refuse in its own words.
+
+    Raises: ConfigError for a setting with dashes, as other programs have it, one that a blank has cut in two, or one without
+    its end; where neither task nor method is given.
+    """
+    before, overrides = "", []
     for argument in arguments:
         name, equals, value = argument.lstrip("-").partition("=")
         if argument.startswith("--exp"):  # argparse takes a beginning for the whole
@@ -98,14 +100,15 @@ def _check_form(arguments: Sequence[str]) -> None:
             raise ConfigError(f"{short(repr(argument))}: expected KEY=VALUE; {_blank(before)}")
         elif equals and value.endswith(","):
             raise ConfigError(f"{short(repr(argument))} ends in a comma: {_blank('')}")
-        elif equals and not argument.startswith("hydra"):
-            parse_override(argument)
+        elif equals or argument.startswith("~"):
+            overrides.append(parse_override(argument))
         before = argument
     if "--resolve" in arguments and not {"--cfg", "-c"} & {*arguments}:
         raise ConfigError("--resolve: expected with --cfg job alone; a setting r is r=8, without dashes")
     given = {argument.lstrip("+").split("=")[0] for argument in arguments}
     if not {"task", "method"} & given and not any(argument.startswith("-") for argument in arguments):
         raise ConfigError("task and method are missing: python run.py task=uuid method=mora r=8; --help lists both")
+    return overrides
 
 
 def _blank(before: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -12,6 +13,7 @@ from . import hints
 from .model_folder import identified
 from .peft_file import with_settings
 from .schema import RunConfig
+from .yaml_file import read_yaml
 
 
 def load(values: dict[str, Any]) -> RunConfig:
@@ -31,6 +33,11 @@ def load(values: dict[str, Any]) -> RunConfig:
         grid = config.lr_grid()
         config = config.model_copy(update={"lr": grid[len(grid) // 2]})
     return config
+
+
+def load_run(folder: Path) -> RunConfig:
+    """The configuration that a run's folder holds. Raises: ConfigError, and what `read_yaml` raises."""
+    return load(read_yaml(folder / "config.yaml"))
 
 
 def described(error: ValidationError, values: Any, most: int = 5) -> str:

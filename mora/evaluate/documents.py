@@ -12,6 +12,7 @@ from typing import Any
 
 import zstandard
 
+from mora.errors import one_line
 from mora.io import replace_file
 
 from .aggregate import items_of
@@ -37,8 +38,9 @@ def read(path: Path) -> dict[str, Kept]:
         text = zstandard.ZstdDecompressor().decompress(path.read_bytes(), max_output_size=2**30).decode()
         return {found["header"]["task"]: _kept(found) for found in map(json.loads, text.splitlines())}
     except (zstandard.ZstdError, ValueError, LookupError, TypeError, RecursionError) as error:
-        why = " ".join(str(error).split())[:300]
-        raise DataError(f"{path} holds no documents' scores, or was cut ({why}): score the model again") from error
+        raise DataError(
+            f"{path} holds no documents' scores, or was cut ({one_line(error):.300}): score the model again"
+        ) from error
 
 
 def _line(kept: Kept) -> str:

@@ -18,6 +18,7 @@ from mora.adapter import MoraConfig
 from mora.config.data_schema import RowFormat, SyntheticSource
 from mora.config.peft_file import NAME, with_settings
 from mora.config.source import ROOT
+from mora.config.yaml_file import read_yaml
 from mora.data import synthetic as made_up
 from mora.data.files import read_rows
 from mora.data.records import Record, parse
@@ -249,9 +250,7 @@ def _ask_task(scratch: Path, name: str, data: bytes) -> None:
 
 @cache
 def _experiment() -> dict[str, Any]:
-    import yaml
-
-    return yaml.safe_load((ROOT / "experiments" / "table2.yaml").read_text())
+    return read_yaml(ROOT / "experiments" / "table2.yaml")
 
 
 def _ask_experiment(values: Any) -> None:

@@ -11,11 +11,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 from mora.config import ConfigError
 from mora.config.schema import Hardware
 from mora.config.source import CONFIG_DIR
+from mora.config.yaml_file import read_yaml
 from mora.errors import MoraError
 
 from .launch import ROOT
@@ -45,7 +44,7 @@ def script(command: Sequence[str], hardware: Hardware, tasks: int, options: dict
         raise ConfigError(
             f"JOBS={tasks}, hardware.nodes={hardware.nodes}: expected JOBS=1 where a run takes several nodes"
         )
-    launcher = yaml.safe_load((CONFIG_DIR / "hydra" / "launcher" / "slurm.yaml").read_text())
+    launcher = read_yaml(CONFIG_DIR / "hydra" / "launcher" / "slurm.yaml")
     wanted = {
         "job-name": launcher["name"],
         "array": f"1-{tasks}",

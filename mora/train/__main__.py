@@ -13,7 +13,7 @@ from typing import NoReturn
 import torch
 import yaml
 
-from mora.config.load import load
+from mora.config.load import load_run
 from mora.errors import MoraError, one_line
 from mora.io import replace_file
 
@@ -59,7 +59,7 @@ def main() -> int:
 
 
 def _out_of_memory(folder: Path, error: torch.OutOfMemoryError) -> str:
-    config = load(yaml.safe_load((folder / "config.yaml").read_text()))
+    config = load_run(folder)
     hardware, first = config.hardware, str(error).splitlines()[0]
     # for the launcher, which may choose a smaller one: torchrun gives it no exit code of a rank's
     replace_file(folder / "out_of_memory.json", json.dumps({"micro_batch_size": config.micro_batch_size}))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pickle
 import re
@@ -12,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from mora.errors import one_line
+from mora.io import file_digest
 
 KEPT = 2
 
@@ -26,7 +28,7 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
             torch.save({"step": step, **state}, file)
             file.flush()
             os.fsync(file.fileno())
-        (partial / "sha256").write_text(_digest(partial / "state.pt"))
+        (partial / "sha256").write_text(file_digest(partial / "state.pt"))
         failpoint("before_rename", step)
         shutil.rmtree(final, ignore_errors=True)
         os.rename(partial, final)
@@ -50,7 +52,7 @@ def load_latest(folder: Path) -> dict[str, Any] | None:
         try:
             return _load(path)
         except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
-            reason = " ".join(str(error).split("\n")[0].split())
+            reason = one_line(str(error).split("\n")[0])
             print(
                 f"checkpoint {path} is damaged ({reason:.200}): going back to the one before",
                 file=sys.stderr,
@@ -62,7 +64,7 @@ def load_latest(folder: Path) -> dict[str, Any] | None:
 def _load(path: Path) -> dict[str, Any]:
     """Raises: OSError, ValueError, RuntimeError, UnpicklingError: it is not there, not whole, or holds more than data."""
     found = path / "state.pt"
-    if (path / "sha256").read_text() != _digest(found):
+    if (path / "sha256").read_text() != file_digest(found):
         raise ValueError("its sha256 is another")
     # mapped, so that the ranks of a machine share the memory of one copy
     state = torch.load(found, map_location="cpu", weights_only=True, mmap=True)
@@ -83,11 +85,6 @@ def _steps(folder: Path) -> list[Path]:
 
 def _step(path: Path) -> int:
     return int(path.name.removeprefix("step_"))
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def failpoint(point: str, step: int) -> None:

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from mora import results
 from mora.config import provenance, source
-from mora.config.load import load
+from mora.config.load import load_run
 from mora.config.run_id import documents_path, log_path, result_path, run_id
 from mora.config.schema import Model, RunConfig
 from mora.data import load as load_data
@@ -56,7 +55,7 @@ def run(folder: Path) -> Path:
     Raises: ConfigError, and what `fit` raises except Diverged and NonFiniteError, which become a result of its own.
     """
     source.of_this_process()
-    config = load(yaml.safe_load((folder / "config.yaml").read_text()))
+    config = load_run(folder)
     device = device_of_rank(_device(config.hardware.device))
     with _hold(folder):
         if (done := result_path(config)).is_file():
