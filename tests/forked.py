@@ -4,7 +4,8 @@ from mora.config import run_id
 from mora.faults import forked
 from mora.suite.launch import write_config
 
-forked.context.set_forkserver_preload([*forked.PRELOADED, "tiny_runs"])
+context = forked.context
+context.set_forkserver_preload([*forked.PRELOADED, "tiny_runs"])
 
 
 def start(config, outputs, kill_at=None):
