@@ -30,6 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("what", choices=("step", "loop", "evaluation", "plan", "layers", "render"))
     extent = parser.add_mutually_exclusive_group()
     extent.add_argument("--quick", action="store_true", help="step: the bars alone, under four minutes on an H100")
+    extent.add_argument("--small", action="store_true", help="step: the bars of models up to 1.5B, about a minute")
     extent.add_argument("--smoke", action="store_true", help="a tiny model, seconds on a CPU; not written to results/")
     parser.add_argument(
         "--rounds", type=positive_int, default=10, help="step: how often each method is timed (default 10)"
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=None, help="folder of the JSON, instead of results/bench")
     options = parser.parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    name = "smoke" if options.smoke else "quick" if options.quick else "full"
+    name = next((extent for extent in ("smoke", "small", "quick") if getattr(options, extent)), "full")
     if options.what == "render":
         print(render.render())
         return

@@ -72,6 +72,12 @@ def cases(smoke: bool) -> Iterator[Case]:
         yield _case("smollm2 rotation", [*lite, "method.adapter.operator=rotation"], "mora", r, 100, 72, 1)
     for size in (100, 50, 25):
         yield _case("smollm2", lite, "fft", None, size, 72, 100 // size)
+    memory_study = ["task=uuid", "scale=lite", "model=qwen25_coder_0b5", "hardware=gpu1"]
+    for method, r in (("lora", 2), ("mora", 2)):
+        yield _case("qwen 0.5B", memory_study, method, r, 100, 80, 1)
+    mid = ["task=metamath", "scale=mid", "hardware=gpu1"]
+    for method, rank in (("lora", 4), ("mora", 4), ("mora", 96), ("fft", None)):
+        yield _case("qwen 1.5B", mid, method, rank, 16, 256, 3)
     pretraining = ["task=c4", "model=llama_250m", "hardware=gpu1"]
     for method, rank in (("fft", None), ("lora", 128), ("mora", 128)):
         for size in (32, 16):

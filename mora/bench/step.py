@@ -52,7 +52,7 @@ class Scenario:
 
 
 def scenarios(extent: str) -> list[Scenario]:
-    """ "smoke" (CPU, seconds), "quick" (the bars, minutes) or "full"."""
+    """ "smoke" (CPU, seconds), "quick" (the bars, minutes), "small" (the bars of models up to 1.5B, a minute) or "full"."""
     if extent == "smoke":
         return [
             Scenario(
@@ -67,6 +67,13 @@ def scenarios(extent: str) -> list[Scenario]:
                     Case("mora", 2, "sharing", checkpointed=True),
                 ),
             )
+        ]
+    if extent == "small":
+        cases = BAR[:4]
+        return [
+            Scenario("smollm2_135m", 100, 72, cases),
+            Scenario("qwen25_coder_0b5", 50, 72, cases),
+            Scenario("qwen25_coder_1b5", 16, 256, cases),
         ]
     if extent == "quick":
         return [Scenario("llama2_7b", 8, 1024, BAR), Scenario("smollm2_135m", 100, 72, BAR)]
