@@ -55,6 +55,8 @@ def _do(args: argparse.Namespace, loaded: dict[str, Experiment]) -> list[str]:
     """Plans, hands in, or runs and renders. Returns the runs that failed."""
     own, job = slurm.split(args.set)
     overrides.check(own, args.results)
+    if args.results is not None and args.results.exists() and not args.results.is_dir():
+        raise ConfigError(f"--results {args.results}: is a file; expected a folder, which is made where there is none")
     given = overrides.given(args, own)
     if job and args.hardware != "slurm":
         raise ConfigError(f"--set {slurm.PREFIX}{next(iter(job))}: expected it with --hardware slurm alone")
