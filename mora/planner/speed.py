@@ -152,7 +152,8 @@ def of_row(row: dict[str, Any], device: str) -> Measured:
 
 @lru_cache
 def _runs() -> tuple[Measured, ...]:
-    """Finished runs on one GPU that no other run shared; not those whose configuration is no longer read."""
+    """Finished runs on one GPU that no other run shared: started alone there, and steady, as one that another joined is
+    not. Those whose configuration is no longer read are left out."""
     found = []
     for result in STORE.all(RUNS):
         speed, hardware = result.speed, result.hardware
@@ -168,11 +169,12 @@ def _runs() -> tuple[Measured, ...]:
         report = result.data["report"]
         length = report["sequence_tokens"] / report["sequences"]
         passes = config.task.train.global_batch_size / config.micro_batch_size
-        steady = is_steady([speed["step_s"], speed.get("fastest_s", speed["step_s"])])
+        if not is_steady([speed["step_s"], speed.get("fastest_s", speed["step_s"])]):
+            continue
         found.append(
             Measured(
                 f"run {result.run_id}", hardware["device"], config, length, config.micro_batch_size * length,
-                speed["step_s"] / passes, steady, True,
+                speed["step_s"] / passes, True, True,
             )
         )  # fmt: skip
     return tuple(found)
