@@ -226,9 +226,9 @@ def checked(path: Path, make: Callable[[dict[str, Any]], T], again: str) -> T:
         values = json.loads(path.read_text())
         if not isinstance(values, dict):
             raise ValueError("expected an object")
-        found = make({key: value for key, value in values.items() if key != FIELD})
+        result = make({key: value for key, value in values.items() if key != FIELD})
         unsealed(values)  # last: an edited field that is wrong says more
-        return found
+        return result
     except ValidationError as error:
         why = _first(error)
     except KeyError as error:
@@ -239,14 +239,14 @@ def checked(path: Path, make: Callable[[dict[str, Any]], T], again: str) -> T:
 
 
 def _first(error: ValidationError) -> str:
-    found, *rest = error.errors()
-    field = ".".join(str(part) for part in found["loc"])
+    first, *rest = error.errors()
+    field = ".".join(str(part) for part in first["loc"])
     many = f"; {len(rest)} more fields" if rest else ""
-    if found["type"] == "missing":
+    if first["type"] == "missing":
         return f"no field {field}{many}"
-    if found["type"] == "extra_forbidden":
+    if first["type"] == "extra_forbidden":
         return f"{field}: there is no such field{many}"
-    return f"{field}={str(found['input'])[:80]!r}: {found['msg'].removeprefix('Value error, ')}{many}"
+    return f"{field}={str(first['input'])[:80]!r}: {first['msg'].removeprefix('Value error, ')}{many}"
 
 
 class ResultStore:
@@ -261,10 +261,10 @@ class ResultStore:
         if path in self._left_out:
             return None
         try:
-            found = path.stat()
+            stat = path.stat()
         except FileNotFoundError:
             return None
-        signature = (found.st_ino, found.st_mtime_ns, found.st_size)
+        signature = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
         if path not in self._read or self._read[path][0] != signature:
             self._read[path] = signature, read(path)
         return self._read[path][1]
@@ -291,8 +291,8 @@ class ResultStore:
     def all(self, folder: Path) -> Iterator[RunResult]:
         """Raises: DamagedFileError where one is damaged."""
         for path in sorted(folder.glob("*.json")):
-            if (found := self.at(path)) is not None:
-                yield found
+            if (result := self.at(path)) is not None:
+                yield result
 
 
 STORE = ResultStore()

@@ -268,19 +268,19 @@ class Queue:
 
 def _read(path: Path) -> list[tuple[str, RunConfig | None]]:
     """The runs of the file, None for @wait. Raises: ConfigError that names the line."""
-    found: list[tuple[str, RunConfig | None]] = []
+    entries: list[tuple[str, RunConfig | None]] = []
     for number, text in enumerate(path.read_text().splitlines(), 1):
         line = text.split("#")[0].strip()
         try:
             if line == "@wait":
-                found.append((line, None))
+                entries.append((line, None))
             elif line.startswith("@experiment "):
-                found += [(one, _compose(one)) for one in _missing(*line.split()[1:])]
+                entries += [(one, _compose(one)) for one in _missing(*line.split()[1:])]
             elif line:
-                found.append((line, _compose(line)))
+                entries.append((line, _compose(line)))
         except (MoraError, FileNotFoundError, TypeError) as error:
             raise ConfigError(f"{path}, line {number}: {error}") from error
-    return found
+    return entries
 
 
 @cache

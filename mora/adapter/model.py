@@ -203,14 +203,14 @@ def check_all_found(config: MoraConfig, model: nn.Module) -> None:
 
 def expert_parameters(model: nn.Module) -> list[str]:
     """Return the names of expert weights that no linear module holds."""
-    found = []
+    names = []
     for name, module in model.named_modules():
         if "expert" not in f"{name} {type(module).__qualname__}".lower() or isinstance(
             module, (nn.Linear, BaseTunerLayer)
         ):
             continue
-        found += [f"{name}.{p}" for p, value in module.named_parameters(recurse=False) if value.dim() >= 2]
-    return found
+        names += [f"{name}.{p}" for p, value in module.named_parameters(recurse=False) if value.dim() >= 2]
+    return names
 
 
 def _excluded(config: MoraConfig, name: str) -> bool:

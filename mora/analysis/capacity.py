@@ -115,8 +115,8 @@ def at_best_rate(name: str, r: int, load: float) -> dict[str, Any]:
     tried = {rate: remember(name, r, load, rate, SEEDS[0]) for rate in RATES}
     best = min(RATES, key=lambda rate: (tried[rate]["steps"] or math.inf, -tried[rate]["accuracy"]))
     runs = [tried[best], *(remember(name, r, load, best, seed) for seed in SEEDS[1:])]
-    found = {"arm": name, "r": r, "load": load, "lr": best, "edge": best in (RATES[0], RATES[-1])}
-    return found | {key: [run[key] for run in runs] for key in ("steps", "accuracy")}
+    result = {"arm": name, "r": r, "load": load, "lr": best, "edge": best in (RATES[0], RATES[-1])}
+    return result | {key: [run[key] for run in runs] for key in ("steps", "accuracy")}
 
 
 def teacher(rank: int | None, generator: Generator) -> Tensor:
@@ -149,11 +149,11 @@ def mora_fit(target: Tensor, r: int, operator: str) -> float:
 def fits(rank: int | None, seed: int) -> list[dict[str, Any]]:
     """The best fit of every arm to one teacher."""
     target = teacher(rank, Generator().manual_seed(seed))
-    found = []
+    rows = []
     for r in FIT_RANKS:
         shares = {"lora": lora_fit(target, r)} | {name: mora_fit(target, r, name) for name in OPERATORS}
-        found += [{"teacher": rank, "seed": seed, "r": r, "arm": name, "share": s} for name, s in shares.items()]
-    return found
+        rows += [{"teacher": rank, "seed": seed, "r": r, "arm": name, "share": s} for name, s in shares.items()]
+    return rows
 
 
 def measure() -> dict[str, Any]:
@@ -185,9 +185,9 @@ def main(arguments: list[str] | None = None) -> int:
         measured = json.dumps(measure(), indent=1, sort_keys=True)
         args.out.mkdir(parents=True, exist_ok=True)
         replace_file(path, f"{measured}\n")
-    found = json.loads(path.read_text())
-    replace_file(path.with_suffix(".md"), table(found))
-    print(draw(found, path.with_suffix(".svg")))
+    result = json.loads(path.read_text())
+    replace_file(path.with_suffix(".md"), table(result))
+    print(draw(result, path.with_suffix(".svg")))
     return 0
 
 

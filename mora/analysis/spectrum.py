@@ -64,15 +64,15 @@ def spectra(base: Weights, tuned: Weights, device: torch.device) -> dict[str, di
     names = [name for name in base if name in tuned]
     if not names:
         raise ModelError("BASE and TUNED have no linear module of one name in common: expected two of one architecture")
-    found: dict[str, dict[str, float]] = {}
+    counts: dict[str, dict[str, float]] = {}
     for batch in _by_shape(names, base, tuned):
         delta = torch.stack([tuned[name].float() - base[name].float() for name in batch]).to(device)
         values = torch.linalg.svdvals(delta).cpu()
         unused = (delta == 0).all(-2).sum(-1).cpu()
-        found |= {
+        counts |= {
             name: measures(s) | {"unused_inputs": int(n)} for name, s, n in zip(batch, values, unused, strict=True)
         }
-    return {name: found[name] for name in names}
+    return {name: counts[name] for name in names}
 
 
 def measures(singular_values: Tensor) -> dict[str, float]:

@@ -110,9 +110,9 @@ def measure(device: torch.device, path: Path, circumstances: dict[str, Any], smo
     stays and is not measured again; a case that failed is tried again."""
     result: dict[str, Any] = {"kind": "plan", "rows": []} | circumstances
     if path.is_file():
-        found = json.loads(path.read_text())
-        if found["source"]["fingerprint"] == circumstances["source"]["fingerprint"]:
-            result = found
+        earlier = json.loads(path.read_text())
+        if earlier["source"]["fingerprint"] == circumstances["source"]["fingerprint"]:
+            result = earlier
     done = {row["name"] for row in result["rows"] if "error" not in row}
     bases: dict[str, LlamaForCausalLM] = {}
     for case in cases(smoke):
@@ -202,8 +202,8 @@ def _step(engine: Engine, batches: list[Batch], case: Case) -> None:
 
 
 def _architecture(config: RunConfig, length: int) -> dict[str, Any]:
-    found = config.model.architecture or config.model.shape or {}
-    return {"max_position_embeddings": max(length, 1024)} | found
+    shape = config.model.architecture or config.model.shape or {}
+    return {"max_position_embeddings": max(length, 1024)} | shape
 
 
 def _vocabulary(config: RunConfig) -> int:

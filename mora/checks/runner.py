@@ -194,8 +194,8 @@ def start_trials(options: argparse.Namespace) -> Iterator[CheckRunner]:
         free = [f"{path} {shutil.disk_usage(path).free / GIB:.1f} GiB free" for path in (folder, shared)]
         python = f"Python {sys.version.split()[0]}{', told to write no bytecode' if sys.dont_write_bytecode else ''}"
         print(f"{', '.join(free)}; {os.cpu_count()} cores; {python}", flush=True)
-        found = visible()[: options.ranks] if options.device == "cuda" else []
-        trials = CheckRunner(Path(folder), options.jobs, options.ranks, found, options.limit_s, options.run_limit_s)
+        gpus = visible()[: options.ranks] if options.device == "cuda" else []
+        trials = CheckRunner(Path(folder), options.jobs, options.ranks, gpus, options.limit_s, options.run_limit_s)
         for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(name) != signal.SIG_IGN:  # nohup
                 signal.signal(name, lambda *_: trials.stop())
@@ -229,8 +229,8 @@ def gpus(wanted: int, config: RunConfig) -> dict[str, Any]:
 
     from mora.models.tokenizers import load_tokenizer
 
-    found = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    if len(found) < wanted:
-        raise ConfigError(f"--ranks {wanted}: torch sees {len(found)} GPUs; take fewer, or --device cpu")
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    if len(devices) < wanted:
+        raise ConfigError(f"--ranks {wanted}: torch sees {len(devices)} GPUs; take fewer, or --device cpu")
     load_tokenizer(config.model)
-    return {"gpus": found, "torch": torch.__version__}
+    return {"gpus": devices, "torch": torch.__version__}

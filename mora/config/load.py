@@ -42,9 +42,9 @@ def load_run(folder: Path) -> RunConfig:
 
 def described(error: ValidationError, values: Any, most: int = 5) -> str:
     """In a line, every field that is wrong; of many, the first ones."""
-    found = [_describe(e, values) for e in error.errors()]
-    more = [f"{len(found) - most} more fields"] if len(found) > most else []
-    return "; ".join([*found[:most], *more])
+    errors = [_describe(e, values) for e in error.errors()]
+    more = [f"{len(errors) - most} more fields"] if len(errors) > most else []
+    return "; ".join([*errors[:most], *more])
 
 
 def _describe(error: Any, values: Any) -> str:

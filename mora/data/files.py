@@ -187,4 +187,4 @@ def _half_pair(value: Any, field: str = "") -> str | None:
         inside += [(name, name) for name, _ in inside]
     else:
         inside = [(f"{field}[{i}]", each) for i, each in enumerate(value)] if isinstance(value, list) else []
-    return next((found for name, each in inside if (found := _half_pair(each, name)) is not None), None)
+    return next((half for name, each in inside if (half := _half_pair(each, name)) is not None), None)

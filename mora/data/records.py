@@ -77,8 +77,8 @@ def document(record: Record, format: str) -> Document:
 
 def wrong(record: Record, field: str, expected: str) -> DataError:
     """What to raise where a field is missing or of the wrong kind."""
-    found = f"is {record.row[field]!r:.60}" if field in record.row else "is missing"
-    return DataError(f"{record.where}: field {field!r} {found}, expected {expected}; the row has {there(record)}")
+    state = f"is {record.row[field]!r:.60}" if field in record.row else "is missing"
+    return DataError(f"{record.where}: field {field!r} {state}, expected {expected}; the row has {there(record)}")
 
 
 def there(record: Record) -> str:

@@ -75,12 +75,12 @@ PARTS: dict[str, Callable[[Any], tuple[Features, Value]]] = {
 }
 
 
-def items_of(name: str, found: Any) -> list[Any]:
+def items_of(name: str, items: Any) -> list[Any]:
     """What a file holds as the items of the aggregation `name`. Raises: ValueError with the first that is none."""
     if name not in ITEMS:
         raise ValueError(f"aggregation={name!r}: expected {', '.join(ITEMS)}")
     try:
-        return ITEMS[name].validate_python(found)
+        return ITEMS[name].validate_python(items)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in ("items", *first["loc"]))

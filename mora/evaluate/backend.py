@@ -110,8 +110,8 @@ class Backend(HFLM):
         special = {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
         encoded = self.tokenizer(plain, return_attention_mask=False, **special)["input_ids"] if plain else []
         encoded = [without_appended_eos(self.tokenizer, *both) for both in zip(plain, encoded, strict=True)]
-        found = dict(zip(plain, encoded, strict=True))
-        return [found[text] if text in found else self.tok_encode(text) for text in texts]
+        ids = dict(zip(plain, encoded, strict=True))
+        return [ids[text] if text in ids else self.tok_encode(text) for text in texts]
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         return self._pairs.get((context, continuation)) or super()._encode_pair(context, continuation)
@@ -127,11 +127,11 @@ class Backend(HFLM):
         batches = _batches(inputs, override_bs or int(self.batch_size))
         for batch in tqdm(batches, desc="log-likelihoods", disable=disable_tqdm or None):
             wanted = [[requests[i][2] for i in by_input[ids]] for ids in batch]
-            found = self.journal.answer(
+            scored = self.journal.answer(
                 [batch, wanted], partial(by_halves, partial(self._score, batch, wanted), len(batch))
             )
             owners = [i for ids in batch for i in by_input[ids]]
-            for i, (nats, said) in zip(owners, found, strict=True):
+            for i, (nats, said) in zip(owners, scored, strict=True):
                 if not math.isfinite(nats):
                     raise _not_finite(self._asked[i] if self._asked else None, f"a log-likelihood is {nats}")
                 answers[i] = (LogLikelihood(nats, len(requests[i][2])), said)
@@ -161,15 +161,15 @@ class Backend(HFLM):
 
     def _logits(self, ids_BT: Tensor, spans: list[slice]) -> Iterator[Tensor]:
         """Of every row, the logits (T, V) of its span; where the head is a product, of a chunk of rows at a time."""
-        found = hidden_states(self.model, Batch(ids_BT, ids_BT))
-        if found is None:
+        states = hidden_states(self.model, Batch(ids_BT, ids_BT))
+        if states is None:
             first = min(span.start for span in spans) if self.keeps_logits else 0
             kept = {"logits_to_keep": torch.arange(first, ids_BT.shape[1], device=ids_BT.device)} if first else {}
             logits_BTV = self.model(input_ids=ids_BT, use_cache=False, **kept).logits
             for logits_TV, span in zip(logits_BTV, spans, strict=True):
                 yield logits_TV[span.start - first : span.stop - first]
             return
-        hidden_BTH, weight_VH = found
+        hidden_BTH, weight_VH = states
         rows = [hidden_TH[span] for hidden_TH, span in zip(hidden_BTH, spans, strict=True)]
         for group in groups([len(row) for row in rows], weight_VH):
             logits_NV = F.linear(torch.cat(rows[group]), weight_VH)

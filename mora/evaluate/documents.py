@@ -36,7 +36,7 @@ def read(path: Path) -> dict[str, Kept]:
     """Every task's documents. Raises: DataError where the file is damaged."""
     try:
         text = zstandard.ZstdDecompressor().decompress(path.read_bytes(), max_output_size=2**30).decode()
-        return {found["header"]["task"]: _kept(found) for found in map(json.loads, text.splitlines())}
+        return {entry["header"]["task"]: _kept(entry) for entry in map(json.loads, text.splitlines())}
     except (zstandard.ZstdError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise DataError(
             f"{path} holds no documents' scores, or was cut ({one_line(error):.300}): score the model again"
@@ -65,8 +65,8 @@ def _short(item: Any) -> Any:
     return item
 
 
-def _kept(found: dict[str, Any]) -> Kept:
-    header, items, clusters = found["header"], found["items"], found["clusters"] or [None] * len(found["items"])
+def _kept(entry: dict[str, Any]) -> Kept:
+    header, items, clusters = entry["header"], entry["items"], entry["clusters"] or [None] * len(entry["items"])
     for name in ("task", "aggregation", "headline", "prompts"):
         if not isinstance(header[name], str):
             raise ValueError(f"header.{name}={header[name]!r}: expected text")

@@ -140,8 +140,8 @@ class _FixedBatch(_Batch):
     _places: list[int] | None = None  # of the rows wanted; None: all
 
     def nan(self) -> list[bool]:
-        found = super().nan()
-        return found if self._places is None else [found[place] for place in self._places]
+        is_nan = super().nan()
+        return is_nan if self._places is None else [is_nan[place] for place in self._places]
 
     def tokens(self, n: int) -> Tensor:
         if not self._cache.layers:

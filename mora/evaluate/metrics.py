@@ -52,19 +52,19 @@ def _files() -> list[dict[str, Any]]:
 @lru_cache
 def _known() -> dict[str, Facts]:
     files = _files()
-    found: dict[str, Facts] = {}
+    facts: dict[str, Facts] = {}
     for values in (v for v in files if "metric_list" in v):
         about = values.get("metadata") or {}
         for entry in values["metric_list"]:
             scored = entry["metric"] == about.get("headline", "score")
             floor = about.get("floor") if scored else None
-            found[key(values["task"], entry["metric"])] = Facts(entry["higher_is_better"], floor)
+            facts[key(values["task"], entry["metric"])] = Facts(entry["higher_is_better"], floor)
     for values in (v for v in files if "group" in v):
-        members = [found.get(f"{member}.score", Facts(None, None)) for member in values["task"]]
+        members = [facts.get(f"{member}.score", Facts(None, None)) for member in values["task"]]
         floors = [member.floor for member in members]
         whole = sum(f for f in floors if f is not None) / len(floors) if None not in floors else None
-        found[f"{values['group']}.score"] = Facts(members[0].higher_is_better, whole)
-    return found
+        facts[f"{values['group']}.score"] = Facts(members[0].higher_is_better, whole)
+    return facts
 
 
 def _read(path: Path) -> dict[str, Any]:

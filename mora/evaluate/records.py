@@ -55,20 +55,20 @@ def rows(source: Source, data_dir: str | None = None, streaming: bool = False) -
 
     name = f"{source.hub} {source.config or ''} {source.split}".replace("  ", " ")
     try:
-        found = datasets.load_dataset(source.hub, source.config, split=source.split, streaming=streaming)
+        dataset = datasets.load_dataset(source.hub, source.config, split=source.split, streaming=streaming)
     except (OSError, ValueError) as error:  # no network and no cached copy, or no such set
         raise DataError(f"{name}: {' '.join(str(error).split())[:160]}; {_missing(source, folder)}") from error
-    records = (Record(f"{name}, row {number}", dict(row)) for number, row in enumerate(found, 1))
+    records = (Record(f"{name}, row {number}", dict(row)) for number, row in enumerate(dataset, 1))
     return check(records, source.fields, name)
 
 
-def check(found: Iterable[Record], fields: tuple[str, ...], where: str) -> Iterator[Record]:
+def check(records: Iterable[Record], fields: tuple[str, ...], where: str) -> Iterator[Record]:
     """The rows, if there are any and every one has every field.
 
     Raises: DataError with the first place and field that are wrong.
     """
     empty = True
-    for record in found:
+    for record in records:
         empty = False
         for field in fields:
             if record.row.get(field) is None:

@@ -24,11 +24,11 @@ def known(folder: Path, new: Result) -> Result | None:
     if not path.is_file():
         return None
     try:
-        found = unsealed(json.loads(path.read_text()))
-        model, settings = found["model"], dict(found["settings"])
+        result = unsealed(json.loads(path.read_text()))
+        model, settings = result["model"], dict(result["settings"])
         held = f"{folder} holds the scores of {model['name']!r} in {model['precision']}"
         same_weights = model["fingerprint"] == new["model"]["fingerprint"]
-        found["metrics"], found["tasks"]
+        result["metrics"], result["tasks"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedFileError(f"{path} is no result of an evaluation, or was cut: {ELSEWHERE}") from error
     if not same_weights:
@@ -36,7 +36,7 @@ def known(folder: Path, new: Result) -> Result | None:
     other = [f"{k}={settings.get(k)}, not {value}" for k, value in new["settings"].items() if settings.get(k) != value]
     if other:
         raise ConfigError(f"{held} with {'; '.join(other)}: use the same settings, or {ELSEWHERE}")
-    return found
+    return result
 
 
 def joined(folder: Path, new: Result) -> Result:
@@ -44,10 +44,10 @@ def joined(folder: Path, new: Result) -> Result:
 
     Raises: ConfigError as `known`, and where a task's documents are others than before.
     """
-    found = known(folder, new)
-    if found is None:
+    earlier = known(folder, new)
+    if earlier is None:
         return new
     for name, task in new["tasks"].items():
-        if name in found["tasks"] and found["tasks"][name]["prompts"] != task["prompts"]:
+        if name in earlier["tasks"] and earlier["tasks"][name]["prompts"] != task["prompts"]:
             raise ConfigError(f"{folder} holds the scores of {name} over other documents: {ELSEWHERE}")
-    return found | {part: found[part] | new[part] for part in ("metrics", "tasks")}
+    return earlier | {part: earlier[part] | new[part] for part in ("metrics", "tasks")}

@@ -29,7 +29,7 @@ def read(folder: Path) -> dict[str, Kept]:
 
     Raises: DataError where there are none, or damaged ones.
     """
-    found = {}
+    samples = {}
     for path in sorted((folder / "samples").glob("*.jsonl")):
         try:
             first, *lines = path.read_text().splitlines()
@@ -42,12 +42,12 @@ def read(folder: Path) -> dict[str, Kept]:
                 name for name in ("task", "prompts", "aggregation") if not isinstance(header.get(name), str)
             ]:
                 raise ValueError(f"no text as {missing[0]} in the first line")
-            found[path.stem] = Kept(header, rows)
+            samples[path.stem] = Kept(header, rows)
         except (ValueError, AttributeError, RecursionError) as error:  # of json, or for want of a header
             raise DataError(f"{path} is no file of samples, or was cut ({error}): score the model again") from error
-    if not found:
+    if not samples:
         raise DataError(f"{folder}/samples holds no samples: give the folder of a run or of `python -m mora.evaluate`")
-    return found
+    return samples
 
 
 def _digest(rows: list[str]) -> str:

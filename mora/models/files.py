@@ -88,10 +88,10 @@ def check(model: Model, file: Path) -> None:
     _compare(model, str(file), digest.hexdigest())
 
 
-def _compare(model: Model, where: str, found: str) -> None:
-    if found != model.sha256:
+def _compare(model: Model, where: str, digest: str) -> None:
+    if digest != model.sha256:
         origin = " or ".join(map(_described, model.files))
-        raise ModelError(f"{where} has sha256 {found}, expected {model.sha256}: take the file of {origin}")
+        raise ModelError(f"{where} has sha256 {digest}, expected {model.sha256}: take the file of {origin}")
 
 
 def cached(model: Model) -> Path:
@@ -163,8 +163,8 @@ def _installed(requirement: str, member: str) -> Path | None:
     fitting = [file for file in package.files or [] if _fits(str(file), member)]
     if package.version != version or len(fitting) != 1:
         return None
-    found = Path(str(package.locate_file(fitting[0])))
-    return found if found.is_file() else None
+    path = Path(str(package.locate_file(fitting[0])))
+    return path if path.is_file() else None
 
 
 def _fits(name: str, member: str) -> bool:

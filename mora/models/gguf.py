@@ -98,7 +98,7 @@ def _plain_model(file: Path, reader: _Reader, dtype: torch.dtype, tie_head: bool
 
 
 def _names_of(model: PreTrainedModel, module: torch.nn.Module) -> str:
-    return next(f"{name}.weight" for name, found in model.named_modules() if found is module)
+    return next(f"{name}.weight" for name, other in model.named_modules() if other is module)
 
 
 def _weights(reader: _Reader, model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -111,7 +111,7 @@ def _weights(reader: _Reader, model: PreTrainedModel, dtype: torch.dtype) -> dic
     processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=model.config.to_dict())
     names = get_gguf_hf_weights_map(model, processor)
     made: dict[str, Any] = {"tensors": {}}  # where processors of mixtures of experts leave theirs
-    found = {}
+    loaded = {}
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for tensor in reader.tensors:
             rows = max(1, BLOCK // max(1, tensor.data[:1].nbytes))
@@ -120,8 +120,8 @@ def _weights(reader: _Reader, model: PreTrainedModel, dtype: torch.dtype) -> dic
             whole = np.concatenate(list(pool.map(gguf.dequantize, parts, [kind] * len(parts))))
             one = processor.process(weights=whole, name=tensor.name, tensor_key_mapping=names, parsed_parameters=made)
             if one.name in names:
-                found[names[one.name]] = torch.from_numpy(np.ascontiguousarray(one.weights)).to(dtype)
-    return found | {name: weight.to(dtype) for name, weight in made["tensors"].items()}
+                loaded[names[one.name]] = torch.from_numpy(np.ascontiguousarray(one.weights)).to(dtype)
+    return loaded | {name: weight.to(dtype) for name, weight in made["tensors"].items()}
 
 
 class _Reader(gguf.GGUFReader):

@@ -59,9 +59,9 @@ def load_model(
     where = as_folder(config) if config.source == "gguf" else config.path
     assert where is not None
     try:
-        found = AutoConfig.from_pretrained(where, revision=revision_of(config))
-        _check_kind(str(where), found)
-        _check_shape(config, found)
+        hf_config = AutoConfig.from_pretrained(where, revision=revision_of(config))
+        _check_kind(str(where), hf_config)
+        _check_shape(config, hf_config)
         model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, revision=revision_of(config))
     except MoraError:
         raise
@@ -144,22 +144,22 @@ def _errors_of(name: str) -> Iterator[None]:
         raise ModelError(f"model {name!r} cannot be loaded ({reason}): {advice}") from error
 
 
-def _check_kind(where: str, found: PretrainedConfig) -> None:
+def _check_kind(where: str, hf_config: PretrainedConfig) -> None:
     """Raises: ModelError where the model does more than to go on with a text."""
-    kind = found.model_type
-    if found.is_encoder_decoder:
+    kind = hf_config.model_type
+    if hf_config.is_encoder_decoder:
         raise ConfigError(f"model.path={where!r} is an encoder-decoder ({kind}): expected a causal language model")
-    if hasattr(found, "vision_config") or hasattr(found, "audio_config"):
+    if hasattr(hf_config, "vision_config") or hasattr(hf_config, "audio_config"):
         raise ConfigError(
             f"model.path={where!r} is no language model alone ({kind}): expected one that reads only text"
         )
 
 
-def _check_shape(config: Model, found: PretrainedConfig) -> None:
+def _check_shape(config: Model, hf_config: PretrainedConfig) -> None:
     """Raises: ModelError where another model has the name of a known one, whose results those of this one would be."""
     pinned = known.named(config.name)
     for field, expected in ((pinned and pinned.shape) or {}).items():
-        value = getattr(found, field, expected)  # not every field is in every kind of model
+        value = getattr(hf_config, field, expected)  # not every field is in every kind of model
         if value != expected:
             raise ConfigError(
                 f"model.path={config.path!r} is not {config.name}: its {field} is {value}, expected {expected}; take "

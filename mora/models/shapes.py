@@ -109,7 +109,7 @@ def _of_folder(folder: str) -> Shape:
             path = tuple(part for part in name.split(".") if not part.isdigit())
             sizes.setdefault(path, []).append(size if isinstance(module, Conv1D) else size[::-1])
     kinds = {path: ".".join(end_of(path, {*sizes})) for path in sizes}
-    linears = tuple(Linear(kinds[p], *size, found.count(size)) for p, found in sizes.items() for size in {*found})
+    linears = tuple(Linear(kinds[p], *size, of_kind.count(size)) for p, of_kind in sizes.items() for size in {*of_kind})
     tied, vocabulary = head is None or head.weight is embedding.weight, embedding.weight.shape[0]
     hidden, heads = config.hidden_size, config.num_attention_heads
     width = getattr(config, "head_dim", None) or hidden // heads

@@ -24,8 +24,8 @@ _probed: WeakKeyDictionary[nn.Module, dict[str, bool]] = WeakKeyDictionary()
 def causal_model(model: nn.Module) -> PreTrainedModel | None:
     """What lies under PEFT's wrapper and DeepSpeed's engine, or either; None where that is no model of transformers."""
     model = getattr(model, "module", model)  # DeepSpeed's engine
-    found = model.get_base_model() if isinstance(model, PeftModel) else model
-    return found if isinstance(found, PreTrainedModel) else None
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    return base if isinstance(base, PreTrainedModel) else None
 
 
 def plain_head(model: nn.Module) -> tuple[nn.Module, Tensor] | None:

@@ -66,10 +66,10 @@ def square(config: RunConfig) -> Square | None:
     """None of a method without M. Raises: ValueError where the model's shape is not known without its weights."""
     if not isinstance(config.method.adapter, Mora):
         return None
-    width, found = shape_of(config.model).hidden, adapters(config).values()
+    width, adapted = shape_of(config.model).hidden, adapters(config).values()
     side = math.isqrt(adapter(config, Linear("", width, width, 1), width).parameters)
-    inputs = sum(linear.in_features * linear.count for linear, _ in found)
-    return Square(side, width, sum(own.ignored * linear.count for linear, own in found) / inputs)
+    inputs = sum(linear.in_features * linear.count for linear, _ in adapted)
+    return Square(side, width, sum(own.ignored * linear.count for linear, own in adapted) / inputs)
 
 
 def trainable(config: RunConfig) -> int:
@@ -77,13 +77,13 @@ def trainable(config: RunConfig) -> int:
     shape = shape_of(config.model)
     if config.method.adapter is None:
         return shape.parameters if config.method.trains else 0
-    own = sum(found.parameters * linear.count for linear, found in adapters(config).values())
+    own = sum(footprint.parameters * linear.count for linear, footprint in adapters(config).values())
     return own + (shape.rest if config.trains_rest else 0)
 
 
 def frozen_adapter(config: RunConfig) -> int:
     """Parameters of the adapters that do not train: A under method.adapter.freeze_a."""
-    return sum(found.frozen * linear.count for linear, found in adapters(config).values())
+    return sum(footprint.frozen * linear.count for linear, footprint in adapters(config).values())
 
 
 def flops_per_token(config: RunConfig, length: float, own: bool = True) -> float:
@@ -97,6 +97,6 @@ def flops_per_token(config: RunConfig, length: float, own: bool = True) -> float
     attention = (6 + once) * shape.layers * shape.hidden * length
     if config.method.adapter is None:
         return (6 + once) * shape.in_layers + TRAINED_HEAD * shape.head + attention
-    products = sum(found.products * linear.count for linear, found in adapters(config).values()) if own else 0
+    products = sum(footprint.products * linear.count for linear, footprint in adapters(config).values()) if own else 0
     head = (TRAINED_HEAD if config.trains_rest else 4) * shape.head
     return (4 + once) * shape.in_layers + head + (6 + once) * products + attention

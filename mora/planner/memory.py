@@ -135,12 +135,14 @@ def _saved(config: RunConfig, shape: Shape, fused: bool) -> tuple[float, float]:
 
 def _saved_by_adapters(config: RunConfig) -> float:
     """Of one layer: what each keeps of its own, and every input once that one of its readers keeps."""
-    found = adapters(config)
-    own = sum(adapter.saved for _, adapter in found.values())
-    together = [readers for readers in INPUTS if found.keys() & {*readers}]
-    alone = [(name,) for name in found if name != "o_proj" and not any(name in readers for readers in INPUTS)]
+    by_module = adapters(config)
+    own = sum(adapter.saved for _, adapter in by_module.values())
+    together = [readers for readers in INPUTS if by_module.keys() & {*readers}]
+    alone = [(name,) for name in by_module if name != "o_proj" and not any(name in readers for readers in INPUTS)]
     for readers in (*together, *alone):
-        sizes = [found[name][0].in_features for name in readers if name in found and found[name][1].keeps_input]
+        sizes = [
+            by_module[name][0].in_features for name in readers if name in by_module and by_module[name][1].keeps_input
+        ]
         own += max(sizes, default=0)
     return own
 

@@ -80,14 +80,14 @@ def rate_of(config: RunConfig, length: int, micro_batch_size: int, without: str 
     """
     tokens = micro_batch_size * length
     everything = (*_real_steps(), *_runs(), *_passes())
-    found = [m for m in everything if m.name != without and m.config.model.name == config.model.name]
-    if not found:
+    candidates = [m for m in everything if m.name != without and m.config.model.name == config.model.name]
+    if not candidates:
         flops = flops_per_token(config, length)
         source = f"assumed, {UTILISATION:.0%} of {H100.flops / 1e12:.0f} TFLOP/s"
         return Rate(flops / (UTILISATION * H100.flops), source)
-    found.sort(key=lambda m: (*_unlike(m, config), _far(m.config.r, config.r) + _far(m.tokens, tokens)))
-    nearest = found[0]
-    alike = [m for m in found if _unlike(m, config) == _unlike(nearest, config) and m.config.r == nearest.config.r]
+    candidates.sort(key=lambda m: (*_unlike(m, config), _far(m.config.r, config.r) + _far(m.tokens, tokens)))
+    nearest = candidates[0]
+    alike = [m for m in candidates if _unlike(m, config) == _unlike(nearest, config) and m.config.r == nearest.config.r]
     seconds = _at(tokens, alike) / tokens
     work = flops_per_token(config, length, own=False) / flops_per_token(nearest.config, nearest.length, own=False)
     if _unlike(nearest, config)[:2] != (False, False):
@@ -133,10 +133,10 @@ def _at(tokens: float, alike: Sequence[Measured]) -> float:
 @lru_cache
 def _real_steps() -> tuple[Measured, ...]:
     """Every case of `python -m mora.bench plan` that was measured."""
-    found = []
+    measured = []
     for path in sorted(BENCH.glob("plan-*.json")):
-        found += checked(path, _of_plan, AGAIN)
-    return tuple(found)
+        measured += checked(path, _of_plan, AGAIN)
+    return tuple(measured)
 
 
 def _of_plan(result: dict[str, Any]) -> list[Measured]:
@@ -153,7 +153,7 @@ def of_row(row: dict[str, Any], device: str) -> Measured:
 @lru_cache
 def _runs() -> tuple[Measured, ...]:
     """Finished runs on one GPU that no other run shared; not those whose configuration is no longer read."""
-    found = []
+    measured = []
     for result in STORE.all(RUNS):
         speed, hardware = result.speed, result.hardware
         alone = hardware.get("runs_side_by_side") == 1 and hardware.get("ranks") == 1
@@ -169,13 +169,13 @@ def _runs() -> tuple[Measured, ...]:
         length = report["sequence_tokens"] / report["sequences"]
         passes = config.task.train.global_batch_size / config.micro_batch_size
         steady = is_steady([speed["step_s"], speed.get("fastest_s", speed["step_s"])])
-        found.append(
+        measured.append(
             Measured(
                 f"run {result.run_id}", hardware["device"], config, length, config.micro_batch_size * length,
                 speed["step_s"] / passes, steady, True,
             )
         )  # fmt: skip
-    return tuple(found)
+    return tuple(measured)
 
 
 @lru_cache
@@ -185,21 +185,21 @@ def _passes() -> tuple[Measured, ...]:
 
     Raises: ConfigError for a shape that configs/model does not have: its measurement would be passed over in silence.
     """
-    found = []
+    measured = []
     for path in sorted(BENCH.glob("step-*.json")):
-        found += checked(path, _of_steps, AGAIN)
-    return tuple(found)
+        measured += checked(path, _of_steps, AGAIN)
+    return tuple(measured)
 
 
 def _of_steps(result: dict[str, Any]) -> list[Measured]:
-    found = []
+    measured = []
     for scenario in result["scenarios"]:
         plain = [c for c in scenario["cases"] if c["ms"] and c["r"] and not c["stock"] and c["form"] == "auto"]
         model = EARLIER_NAMES.get(scenario["shape"], scenario["shape"])
         if not (CONFIG_DIR / "model" / f"{model}.yaml").is_file():
             raise ValueError(f"shape {model!r} has no configs/model/{model}.yaml: name it as there")
-        found += [_of_pass(case, scenario | {"shape": model}, result["hardware"]["device"]) for case in plain]
-    return found
+        measured += [_of_pass(case, scenario | {"shape": model}, result["hardware"]["device"]) for case in plain]
+    return measured
 
 
 def _of_pass(case: dict[str, Any], scenario: dict[str, Any], device: str) -> Measured:

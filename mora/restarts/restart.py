@@ -252,9 +252,9 @@ class Restart:
         unchanged = torch.tensor(self._moments_of_others() == others)
         promises.add(unchanged, "moments of parameters outside the adapter were changed")
         self._require(promises)
-        found = all_gather_value(float(fingerprint))
-        if len(set(found)) > 1:
-            raise RestartFailed(f"restart {self.count}: the ranks hold different weights: sums {found}")
+        fingerprints = all_gather_value(float(fingerprint))
+        if len(set(fingerprints)) > 1:
+            raise RestartFailed(f"restart {self.count}: the ranks hold different weights: sums {fingerprints}")
 
     def _require(self, promises: _Postconditions) -> None:
         if broken := promises.broken():

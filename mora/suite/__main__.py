@@ -14,7 +14,7 @@ from . import claims, commands, figures, launch, ledger, memory, overrides, plan
 from . import experiment as experiments
 from .arguments import parse
 from .cells import CellRuns, resolve, resolve_all
-from .contrasts import Found
+from .contrasts import ResolvedTables
 from .experiment import CellSpec, Experiment, Scale
 from .result import is_current, result_of
 
@@ -83,13 +83,13 @@ def _do(args: argparse.Namespace, loaded: dict[str, Experiment]) -> list[str]:
             if loaded[name].kind == "spectrum":
                 runner.measure_spectra([spec for row in group for spec in row])
     resolved = {where: resolve_all(group) for where, group in rows.items()}
-    for (name, scale), found in resolved.items():
-        print(_render(name, loaded[name], found, scale, args.results))
+    for (name, scale), cells in resolved.items():
+        print(_render(name, loaded[name], cells, scale, args.results))
     if args.render and not args.names:
         from .report import headline  # draws, which nothing else here needs before
 
-        judged = Found(resolved)
-        ledger.render(found=judged)
+        judged = ResolvedTables(resolved)
+        ledger.render(resolved=judged)
         headline.render(judged)
         replace_file(provenance.DEVIATIONS, provenance.deviations())
     return failed

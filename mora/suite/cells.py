@@ -1,4 +1,4 @@
-"""What was found for a cell: its runs and results, resolved once; the paper's number and ours over seeds."""
+"""Resolve a cell once: its runs and results, the paper's number, and ours over seeds."""
 
 from __future__ import annotations
 
@@ -83,9 +83,9 @@ class CellRuns:
     @cached_property
     def cell(self) -> Cell:
         """Of the results that there are."""
-        found = [self.measured(config, result) for config, result in self.results]
-        values = tuple(measured[0] for measured in found if measured)
-        errors = tuple(measured[1] for measured in found if measured and measured[1] is not None)
+        measurements = [self.measured(config, result) for config, result in self.results]
+        values = tuple(measured[0] for measured in measurements if measured)
+        errors = tuple(measured[1] for measured in measurements if measured and measured[1] is not None)
         known = errors if len(errors) == len(values) else None
         return Cell(self.spec.paper_value, values or None, known, len(self.final))
 
@@ -140,13 +140,13 @@ def steps_to(result: RunResult, metric: str, level: float) -> float | None:
     """The step at which a metric that grows came to a level, linear between measurements; None where it did not."""
     before: tuple[int, float] | None = None
     for step in sorted(result.metrics):
-        if (found := result.metrics[step].get(metric)) is None or not found.finite:
+        if (score := result.metrics[step].get(metric)) is None or not score.finite:
             continue
-        if found.value >= level:
+        if score.value >= level:
             if before is None:
                 return float(step)
-            return before[0] + (step - before[0]) * (level - before[1]) / (found.value - before[1])
-        before = step, found.value
+            return before[0] + (step - before[0]) * (level - before[1]) / (score.value - before[1])
+        before = step, score.value
     return None
 
 
@@ -154,32 +154,32 @@ def resolve(spec: CellSpec, counts: Counts = reportable) -> CellRuns:
     """Reads the results of the cell's runs. A search takes part in the choice, and a result in the cell, if it `counts`."""
     choice = choose(spec, counts)
     final = [spec.run(choice.best, seed) for seed in spec.seeds] if choice.best is not None and spec.exists else []
-    found = [(config, result_of(config)) for config in final]
-    results = [(config, result) for config, result in found if result is not None and counts(result, spec.scale)]
+    pairs = [(config, result_of(config)) for config in final]
+    results = [(config, result) for config, result in pairs if result is not None and counts(result, spec.scale)]
     return CellRuns(spec, choice, final, results)
 
 
-def in_order(found: Sequence[CellRuns]) -> Iterator[CellRun]:
+def in_order(cells: Sequence[CellRuns]) -> Iterator[CellRun]:
     """The runs as they are begun: searches, since other runs wait for them, what their choices ask for beyond, then the
     final runs of the cells that have chosen for good."""
-    for cell in found:
+    for cell in cells:
         yield from cell.searched[: len(cell.spec.search)]
-    for cell in found:
+    for cell in cells:
         yield from cell.searched[len(cell.spec.search) :]
-    for cell in found:
+    for cell in cells:
         if not cell.choice.more:
             yield from cell.finals
 
 
 def resolve_all(rows: list[list[CellSpec]]) -> list[list[CellRuns]]:
-    """The cells of one experiment at one scale. Those that show other metrics of the same runs share what was found."""
-    found: dict[tuple[object, ...], CellRuns] = {}
+    """The cells of one experiment at one scale. Those that show other metrics of the same runs share one resolution."""
+    resolved: dict[tuple[object, ...], CellRuns] = {}
 
     def shared(spec: CellSpec) -> CellRuns:
         key = (spec.exists, *spec.base, *spec.candidates)
-        if key not in found:
-            found[key] = resolve(spec)
-        return replace(found[key], spec=spec)
+        if key not in resolved:
+            resolved[key] = resolve(spec)
+        return replace(resolved[key], spec=spec)
 
     return [[shared(spec) for spec in row] for row in rows]
 

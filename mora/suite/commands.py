@@ -26,11 +26,11 @@ def text(grids: list[CellSpec], gpu: Gpu = H100) -> str:
 
 def arguments(grids: list[CellSpec], gpu: Gpu = H100) -> dict[str, list[str]]:
     """What run.py is given for each run that is missing and can begin now, by the run's id, in the order of `in_order`."""
-    found: dict[str, list[str]] = {}
+    words_of: dict[str, list[str]] = {}
     for run in in_order([resolve(grid, is_current) for grid in grids]):
-        if run_id(run.config) not in found and not done(run.config):
-            found[run_id(run.config)] = [*words(*run), *_micro_batch(run.config, gpu)]
-    return found
+        if run_id(run.config) not in words_of and not done(run.config):
+            words_of[run_id(run.config)] = [*words(*run), *_micro_batch(run.config, gpu)]
+    return words_of
 
 
 def _micro_batch(config: RunConfig, gpu: Gpu) -> list[str]:

@@ -17,7 +17,7 @@ from .experiment import CellSpec, Row, Scale
 from .figures import spectrum_of
 
 
-class Found:
+class ResolvedTables:
     """The resolved tables that claims are judged on, each once."""
 
     def __init__(self, resolved: dict[tuple[str, Scale], list[list[CellRuns]]] | None = None) -> None:
@@ -117,19 +117,19 @@ def _by_seed(runs: CellRuns, unit: Unit) -> dict[int, tuple[float, float | None]
         spectra = {config.seed: spectrum_of(config) for config, _ in runs.results}
         name = runs.spec.column.metric
         return {s: (statistics.fmean(f.kinds[k][name] for k in MODULES), None) for s, f in spectra.items() if f}
-    found: dict[int, tuple[float, float | None]] = {}
+    values: dict[int, tuple[float, float | None]] = {}
     for config, result in runs.results:
         if (measured := runs.measured(config, result)) is None:
             continue
         value, error = measured
         if unit == "nats":
-            found[config.seed] = (math.log(value), None if error is None else error / value)
+            values[config.seed] = (math.log(value), None if error is None else error / value)
             continue
         metric = runs.metrics(config, result).get(runs.spec.column.metric)
         if error is not None and metric is not None and metric.documents:
             error = max(error, 100 * verdicts.share_error(metric.value, metric.documents))
-        found[config.seed] = (value, error)
-    return found
+        values[config.seed] = (value, error)
+    return values
 
 
 def find(rows: list[list[CellRuns]], wanted: Row, column: str) -> CellRuns | None:
@@ -188,17 +188,17 @@ def documents(sides: list[Side]) -> int | None:
     """Of one row, the most that a seed scored."""
     if not sides:
         return None
-    found = []
+    counts = []
     for runs in sides[0].cells:
         known = [runs.metrics(config, result).get(runs.spec.column.metric) for config, result in runs.results]
-        found.append(max((metric.documents or 0 for metric in known if metric), default=0))
+        counts.append(max((metric.documents or 0 for metric in known if metric), default=0))
     steps = {runs.spec.column.metric for runs in sides[0].cells}
-    return (found[0] if len(steps) == 1 else sum(found)) or None
+    return (counts[0] if len(steps) == 1 else sum(counts)) or None
 
 
-def paper_effect(claim: Claim, contrast: Contrast, found: Found) -> float | None:
+def paper_effect(claim: Claim, contrast: Contrast, resolved: ResolvedTables) -> float | None:
     """What the paper prints, first minus second, over the same columns and in the same unit."""
-    rows = found.rows(claim.experiment, "paper")
+    rows = resolved.rows(claim.experiment, "paper")
     names = [runs.spec.column.name for runs in (rows[0] if rows else [])]
     differences = []
     for column in (name for name in contrast.columns or claim.columns if name in names):

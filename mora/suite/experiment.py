@@ -162,7 +162,7 @@ def grids(experiment: Experiment, scale: Scale, seeds: list[int] | None = None) 
     return [[CellSpec(experiment, scale, at, row, column) for column in columns] for row in at.rows]
 
 
-def only(found: list[CellSpec], filters: list[str]) -> list[CellSpec]:
+def only(cells: list[CellSpec], filters: list[str]) -> list[CellSpec]:
     """The cells that every filter lets pass; a filter is `task=`, `method=`, `r=` or `operator=` with values between commas.
 
     Raises: ConfigError for another key, or a value that no cell has.
@@ -173,12 +173,12 @@ def only(found: list[CellSpec], filters: list[str]) -> list[CellSpec]:
             raise ConfigError(f"--only {text}: expected {', '.join(f'{known}=VALUE,...' for known in FILTERS)}")
         if "=" in values:
             raise ConfigError(f"--only {text}: conditions stand apart: --only {' '.join(_apart(text))}")
-        there = {str(has): None for grid in found if (has := FILTERS[key](grid)) is not None}
+        there = {str(has): None for grid in cells if (has := FILTERS[key](grid)) is not None}
         if unknown := [value for value in values.split(",") if value not in there]:
-            hint = _stands_for(found, unknown[0]) if key == "r" else near(unknown[0], list(there))
+            hint = _stands_for(cells, unknown[0]) if key == "r" else near(unknown[0], list(there))
             raise ConfigError(f"--only {text}: no cell has {key}={unknown[0]}; there are {', '.join(there)}{hint}")
     chosen = [(FILTERS[key], values.split(",")) for key, _, values in (text.partition("=") for text in filters)]
-    return [grid for grid in found if all(str(value(grid)) in values for value, values in chosen)]
+    return [grid for grid in cells if all(str(value(grid)) in values for value, values in chosen)]
 
 
 def _apart(text: str) -> list[str]:
@@ -186,9 +186,9 @@ def _apart(text: str) -> list[str]:
     return re.split(rf",(?=(?:{'|'.join(FILTERS)})=)", text)
 
 
-def _stands_for(found: list[CellSpec], r: str) -> str:
+def _stands_for(cells: list[CellSpec], r: str) -> str:
     """Which rank of these cells stands for that one of the paper's."""
-    ranks = {(own, str(cell.config.model.stands_for(int(own)))) for cell in found if (own := FILTERS["r"](cell))}
+    ranks = {(own, str(cell.config.model.stands_for(int(own)))) for cell in cells if (own := FILTERS["r"](cell))}
     ours = sorted((str(own) for own, paper in ranks if paper == r), key=int)
     return f"; the paper's r={r} is r={ours[0]} here" if ours else ""
 

@@ -113,12 +113,12 @@ def _commit(source: Source | None) -> str:
 
 def _shown(runs: CellRuns) -> list[tuple[RunConfig, RunResult]]:
     """The runs of a curve or of bars, with their results; none unless all of them are there and can be drawn."""
-    found = runs.results
-    if len(found) < len(runs.final):
+    results = runs.results
+    if len(results) < len(runs.final):
         return []
     if runs.spec.experiment.kind == "spectrum":
-        return found if all(spectrum_path(config).is_file() for config, _ in found) else []
-    return found if all(result.status == "done" for _, result in found) else []
+        return results if all(spectrum_path(config).is_file() for config, _ in results) else []
+    return results if all(result.status == "done" for _, result in results) else []
 
 
 def _losses(axes: Axes, panel: list[CellRuns], every_seed: bool) -> None:
@@ -145,10 +145,10 @@ def _losses(axes: Axes, panel: list[CellRuns], every_seed: bool) -> None:
 def _spectra(axes: Axes, panel: list[CellRuns], every_seed: bool) -> None:
     width = 0.8 / len(panel)
     for i, runs in enumerate(panel):
-        found = [spectrum_of(config) for config, _ in _shown(runs)]
-        if not found:
+        spectra = [spectrum_of(config) for config, _ in _shown(runs)]
+        if not spectra:
             continue
-        counts = np.array([[s.kinds[kind][runs.spec.column.metric] for kind in MODULES] for s in found if s])
+        counts = np.array([[s.kinds[kind][runs.spec.column.metric] for kind in MODULES] for s in spectra if s])
         places = np.arange(len(MODULES)) + (i - (len(panel) - 1) / 2) * width
         axes.bar(places, counts.mean(0), width, label=runs.spec.label)
         for seed in counts if every_seed else ():
@@ -167,23 +167,23 @@ def _curves(runs: CellRuns) -> np.ndarray:
     """Training loss, (seeds, steps), smoothed."""
     losses = {log_path(config): _losses_of(config, result) for config, result in _shown(runs)}
     steps = max(map(len, losses.values()))
-    for path, found in losses.items():
-        if len(found) < steps:
-            raise DamagedFileError(f"{path} was cut: it has {len(found)} steps, another seed {steps}; {BRING}")
-    return np.array([_smooth(found) for found in losses.values()])
+    for path, curve in losses.items():
+        if len(curve) < steps:
+            raise DamagedFileError(f"{path} was cut: it has {len(curve)} steps, another seed {steps}; {BRING}")
+    return np.array([_smooth(curve) for curve in losses.values()])
 
 
 def _losses_of(config: RunConfig, result: RunResult) -> list[float]:
     """Raises: DamagedFileError where the log is missing, or a loss is no number."""
-    path, found = log_path(config), [row["loss"] for row in log_of(config, result) if "loss" in row]
-    if not found:
+    path, losses = log_path(config), [row["loss"] for row in log_of(config, result) if "loss" in row]
+    if not losses:
         raise DamagedFileError(f"{path} is missing, or holds no loss; {BRING}")
-    for step, loss in enumerate(found, 1):
+    for step, loss in enumerate(losses, 1):
         if not isinstance(loss, float | int) or not math.isfinite(loss):
             raise DamagedFileError(
                 f"{path} is damaged (step {step}, loss={str(loss)[:80]!r}: expected a number); {BRING}"
             )
-    return found
+    return losses
 
 
 def _smooth(values: list[float]) -> np.ndarray:

@@ -45,9 +45,9 @@ def halved(config: RunConfig) -> RunConfig | None:
 def ran_out_of_memory(folder: Path) -> bool:
     """Whether the last worker said so. Asked once: the mark is removed."""
     mark = folder / MARK
-    found = mark.is_file()
+    marked = mark.is_file()
     mark.unlink(missing_ok=True)
-    return found
+    return marked
 
 
 def too_slow(config: RunConfig) -> str | None:

@@ -30,8 +30,8 @@ def query(*what: str) -> list[list[str]]:
     if shutil.which("nvidia-smi") is None:
         return []
     command = ["nvidia-smi", f"--query-gpu={','.join(what)}", "--format=csv,noheader,nounits"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return [row.split(", ") for row in found.stdout.splitlines()] if found.returncode == 0 else []
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    return [row.split(", ") for row in answer.stdout.splitlines()] if answer.returncode == 0 else []
 
 
 class Places:

@@ -53,10 +53,10 @@ def _other_files(result: RunResult) -> str | None:
 
     groups = result.data.get("fingerprints", {}).get("sources", {})
     for facts in (facts for group in groups.values() for facts in group if "files" in facts):
-        found = {path.name: sha256(path) for path in sources.match(facts["files"])}
-        if not found and Path(facts["files"]).is_absolute():
+        digests = {path.name: sha256(path) for path in sources.match(facts["files"])}
+        if not digests and Path(facts["files"]).is_absolute():
             return f"there is no file {facts['files']} any more"
-        if found and found != facts["sha256"]:
+        if digests and digests != facts["sha256"]:
             return f"{facts['files']} has another content than it was made with"
     return None
 

@@ -60,8 +60,8 @@ def _ranks(worker: subprocess.Popen[bytes]) -> list[int]:
     """The processes that train. Torchrun is passed over: once asked, it kills its ranks after 30 s, saved or not."""
     torchrun = "torch.distributed.run" in worker.args  # type: ignore[operator]
     children = Path(f"/proc/{worker.pid}/task/{worker.pid}/children")
-    found = children.read_text().split() if torchrun and children.is_file() else []
-    return [int(pid) for pid in found] or [worker.pid]
+    pids = children.read_text().split() if torchrun and children.is_file() else []
+    return [int(pid) for pid in pids] or [worker.pid]
 
 
 def _starter(config: RunConfig) -> list[str]:

@@ -67,19 +67,19 @@ class Outcome:
         """Until KNOWN of the tokens are; None where the run ended first."""
         before, share = 0, 0.0
         for step in sorted(self.metrics):
-            found = self.metrics[step].get("value_token_acc")
-            if found is None:
+            accuracy = self.metrics[step].get("value_token_acc")
+            if accuracy is None:
                 continue
-            if found.value >= KNOWN:
-                return before + (step - before) * (KNOWN - share) / (found.value - share)
-            before, share = step, found.value
+            if accuracy.value >= KNOWN:
+                return before + (step - before) * (KNOWN - share) / (accuracy.value - share)
+            before, share = step, accuracy.value
         return None
 
     @property
     def mean_nats(self) -> float:
         """Nats a value, over all measurements."""
-        found = [values["value_nll"].value for values in self.metrics.values() if "value_nll" in values]
-        return statistics.fmean(found) if found else math.inf
+        nats = [values["value_nll"].value for values in self.metrics.values() if "value_nll" in values]
+        return statistics.fmean(nats) if nats else math.inf
 
     @property
     def accuracy(self) -> float:
@@ -96,15 +96,15 @@ class Outcome:
 class Arm:
     """A cell, and the runs of it that were made, by seed."""
 
-    found: CellRuns
+    cell: CellRuns
 
     @property
     def spec(self) -> CellSpec:
-        return self.found.spec
+        return self.cell.spec
 
     @cached_property
     def runs(self) -> dict[int, Outcome]:
-        made = [(config, result.metrics if result.status == "done" else {}) for config, result in self.found.results]
+        made = [(config, result.metrics if result.status == "done" else {}) for config, result in self.cell.results]
         return {config.seed: Outcome(config, metrics) for config, metrics in made}
 
     @cached_property
@@ -135,8 +135,8 @@ class Arm:
     @property
     def side(self) -> int | None:
         """Of M in a module of the model's width."""
-        found = square(self.spec.config)
-        return found and found.r_hat
+        matrix = square(self.spec.config)
+        return matrix and matrix.r_hat
 
 
 class Dot(NamedTuple):
@@ -148,7 +148,7 @@ class Dot(NamedTuple):
 
 def arms(rows: list[list[CellRuns]]) -> list[Arm]:
     """Every cell that there is, column by column."""
-    return [Arm(found) for column in zip(*rows, strict=True) for found in column if found.spec.exists]
+    return [Arm(cell) for column in zip(*rows, strict=True) for cell in column if cell.spec.exists]
 
 
 def partner(arm: Arm, among: list[Arm]) -> Arm | None:
@@ -172,36 +172,36 @@ def ratio(lora: Outcome, other: Outcome) -> tuple[float, int] | None:
 
 def render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale: str, folder: Path) -> Path | None:
     """Writes `folder/<name>-<scale>.svg`, `.md` and `.csv`; returns the picture's path, or None where nothing was run."""
-    found = arms(rows)
-    if not any(arm.runs for arm in found):
+    all_arms = arms(rows)
+    if not any(arm.runs for arm in all_arms):
         return None
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{scale}.svg"
-    figure, undecided = drawn(experiment, found)
+    figure, undecided = drawn(experiment, all_arms)
     import matplotlib
     from matplotlib import pyplot as plt
 
     with matplotlib.rc_context({"svg.hashsalt": "mora", "svg.fonttype": "none"}):
         figure.savefig(path, metadata={"Date": None, "Creator": None})
     plt.close(figure)
-    replace_file(path.with_suffix(".md"), _markdown(path.name, experiment, found, scale, undecided))
-    replace_file(path.with_suffix(".csv"), _csv(found))
+    replace_file(path.with_suffix(".md"), _markdown(path.name, experiment, all_arms, scale, undecided))
+    replace_file(path.with_suffix(".csv"), _csv(all_arms))
     return path
 
 
-def drawn(experiment: Experiment, found: list[Arm], width: float = 8) -> tuple[Figure, list[str]]:
+def drawn(experiment: Experiment, arms: list[Arm], width: float = 8) -> tuple[Figure, list[str]]:
     """The figure, `width` inches wide, and what neither arm reached, for the caption."""
     from matplotlib import pyplot as plt  # a second that a plan need not wait for
     from matplotlib.lines import Line2D
 
     plt.switch_backend("Agg")
     figure, ax = plt.subplots(figsize=(width, 0.625 * width), layout="constrained")
-    models = list(dict.fromkeys(arm.spec.config.model.name for arm in found))
+    models = list(dict.fromkeys(arm.spec.config.model.name for arm in arms))
     colours = {model: f"C{i}" for i, model in enumerate(models)}
     undecided, shown = [], set()
     dots: dict[tuple[str, str], list[Dot]] = {}  # by column and rank of LoRA
-    for arm in found:
-        lora, model = partner(arm, found), arm.spec.config.model.name
+    for arm in arms:
+        lora, model = partner(arm, arms), arm.spec.config.model.name
         for seed in sorted(set(arm.runs) & set(lora.runs if lora else ())):
             assert lora is not None
             value = ratio(lora.runs[seed], arm.runs[seed])
@@ -262,7 +262,7 @@ def _scales(ax: Axes) -> None:
         axis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
-def _markdown(picture: str, experiment: Experiment, found: list[Arm], scale: str, undecided: list[str]) -> str:
+def _markdown(picture: str, experiment: Experiment, arms: list[Arm], scale: str, undecided: list[str]) -> str:
     lines = [f"# {experiment.title}", "", f"![{experiment.title}]({picture})", ""]
     lines.append(
         f"Scale {scale}. Each dot: one seed, LoRA's steps over those of the other arm, which has about as many parameters "
@@ -283,7 +283,7 @@ def _markdown(picture: str, experiment: Experiment, found: list[Arm], scale: str
         "accuracy",
     ]
     lines += ["", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    lines += [f"| {' | '.join(_line(arm))} |" for arm in found]
+    lines += [f"| {' | '.join(_line(arm))} |" for arm in arms]
     return "\n".join(lines) + "\n"
 
 
@@ -293,23 +293,23 @@ def _line(arm: Arm) -> list[str]:
     about += [f"{arm.trainable:,}", f"{arm.bits:.3f}"]
     if not runs:
         return [*about, "-", "not run", "", ""]
-    best = arm.found.best
-    rate = f"{format_lr(best.lr)}{', edge' if arm.found.choice.at_edge else ''}" if best and best.lr else "-"
+    best = arm.cell.best
+    rate = f"{format_lr(best.lr)}{', edge' if arm.cell.choice.at_edge else ''}" if best and best.lr else "-"
     nats, accuracy = [f"{o.mean_nats:.1f}" for o in runs], [f"{o.accuracy:.1f}" for o in runs]
     return [*about, rate, ", ".join(o.shown for o in runs), ", ".join(nats), ", ".join(accuracy)]
 
 
-def _csv(found: list[Arm]) -> str:
+def _csv(arms: list[Arm]) -> str:
     """One line a run."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
-    for arm in found:
+    for arm in arms:
         for seed, o in sorted(arm.runs.items()):
             row, config = arm.spec.row, o.config
             about = [config.model.name, arm.spec.column.name, arm.pairs, row.method, row.r or "", row.operator or ""]
             about += [" ".join(row.settings), arm.trainable, f"{arm.bits:.4f}", format_lr(config.lr or 0)]
             steps = "" if o.steps is None else f"{o.steps:.1f}"
-            found_ = [steps, config.last_step, f"{o.mean_nats:.4f}", f"{o.accuracy:.4f}", run_id(config)]
-            writer.writerow([*about, arm.found.choice.at_edge, seed, *found_])
+            values = [steps, config.last_step, f"{o.mean_nats:.4f}", f"{o.accuracy:.4f}", run_id(config)]
+            writer.writerow([*about, arm.cell.choice.at_edge, seed, *values])
     return out.getvalue()

@@ -59,8 +59,8 @@ def _scale(unit: Unit) -> float:
 
 
 def _items(kept: Kept) -> list:
-    found = [row[kept.header["headline"]] for row in kept.rows]
-    return [tuple(item) if isinstance(item, list) else item for item in found]
+    items = [row[kept.header["headline"]] for row in kept.rows]
+    return [tuple(item) if isinstance(item, list) else item for item in items]
 
 
 def _kept(runs: CellRuns, seeds: list[int], task: str) -> list[Kept | None]:

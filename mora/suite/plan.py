@@ -49,12 +49,12 @@ def text(grids: list[CellSpec], hardware: str, settings: Sequence[str] = (), gpu
     """
     chosen, measured = _hardware(hardware, settings), _results()
     wanted = {run_id(config): config for grid in grids for config in resolve(grid, is_current).needed}
-    found = [config for config in wanted.values() if not reportable(result_of(config), config.scale.name)]
+    missing = [config for config in wanted.values() if not reportable(result_of(config), config.scale.name)]
     cells = len({tuple(grid.base) for grid in grids if grid.exists})
     everything = f"{cells} cells (a task, method and rank each), {len(wanted)} runs"
-    if not found:
+    if not missing:
         return f"{everything}; nothing is missing"
-    runs = [load(c.model_dump(mode="json") | {"hardware": chosen.model_dump()}) for c in found]
+    runs = [load(c.model_dump(mode="json") | {"hardware": chosen.model_dump()}) for c in missing]
     costs: list[tuple[RunConfig, Cost]] = []
     unknown = []
     for run in runs:
@@ -64,7 +64,7 @@ def text(grids: list[CellSpec], hardware: str, settings: Sequence[str] = (), gpu
             unknown.append(f"{name_of(run):{NAME}} cost unknown: {error}")
     lines = [COLUMNS, *(_line(run, needs) for run, needs in costs), *unknown, "", f"{everything}; missing:"]
     totals = _totals(costs, chosen, gpu) if costs else []
-    return "\n".join([*lines, *totals, *_unusable(found)])
+    return "\n".join([*lines, *totals, *_unusable(missing)])
 
 
 def _unusable(missing: list[RunConfig]) -> list[str]:
@@ -97,20 +97,20 @@ def name_of(run: RunConfig) -> str:
 
 def _results() -> dict[tuple[str, str], list[RunResult]]:
     """Results by scale and task, for the length of their data."""
-    found: dict[tuple[str, str], list[RunResult]] = {}
+    by_task: dict[tuple[str, str], list[RunResult]] = {}
     for result in STORE.all(ROOT / "results" / "runs"):
-        found.setdefault((result.scale, result.task), []).append(result)
-    return found
+        by_task.setdefault((result.scale, result.task), []).append(result)
+    return by_task
 
 
-def _line(run: RunConfig, found: Cost) -> str:
-    m = found.memory
+def _line(run: RunConfig, estimate: Cost) -> str:
+    m = estimate.memory
     parts = [f"{part / GIB:{width}.1f}" for part, width in _sized(m)]
-    micro = str(found.micro_batch_size) if found.micro_batch_size else "none"
+    micro = str(estimate.micro_batch_size) if estimate.micro_batch_size else "none"
     return (
-        f"{name_of(run):{NAME}} {_count(found.steps):>6} {_bounded(found):>8} {_number(found.flops, 1e15):>9} "
-        f"{found.trainable:>13,} {' '.join(parts)} {m.gpu / GIB:8.1f} {micro:>6} {m.shadow / GIB:7.1f} "
-        f"{_time(found.gpu_hours):>9} {found.disk / GIB:7.1f}"
+        f"{name_of(run):{NAME}} {_count(estimate.steps):>6} {_bounded(estimate):>8} {_number(estimate.flops, 1e15):>9} "
+        f"{estimate.trainable:>13,} {' '.join(parts)} {m.gpu / GIB:8.1f} {micro:>6} {m.shadow / GIB:7.1f} "
+        f"{_time(estimate.gpu_hours):>9} {estimate.disk / GIB:7.1f}"
     )
 
 
@@ -134,17 +134,17 @@ def _time(hours: float | None) -> str:
     return f"{60 * hours:.1f} min" if hours < 1 else f"{hours:,.1f} h"
 
 
-def _bounded(found: Cost) -> str:
+def _bounded(estimate: Cost) -> str:
     """Millions of tokens; `<` where sequences may be shorter than the longest."""
-    if found.tokens is None:
+    if estimate.tokens is None:
         return "?"
-    return f"{'<' if found.at_most else ''}{found.tokens / 1e6:,.{0 if found.tokens >= 1e7 else 1}f}"
+    return f"{'<' if estimate.at_most else ''}{estimate.tokens / 1e6:,.{0 if estimate.tokens >= 1e7 else 1}f}"
 
 
 def _totals(costs: list[tuple[RunConfig, Cost]], hardware: Hardware, gpu: Gpu) -> list[str]:
-    flops = sum(found.flops or 0 for _, found in costs)
-    unknown = sum(found.flops is None for _, found in costs)
-    too_large = [run_id(run) for run, found in costs if found.micro_batch_size is None]
+    flops = sum(estimate.flops or 0 for _, estimate in costs)
+    unknown = sum(estimate.flops is None for _, estimate in costs)
+    too_large = [run_id(run) for run, estimate in costs if estimate.micro_batch_size is None]
     disk, checkpoints = sum(f.disk for _, f in costs) / GIB, max(f.checkpoints for _, f in costs) / GIB
     lines = [
         f"{len(costs)} runs, {flops / 1e18:,.1f} EFLOP, {_hours(costs, hardware)}; {disk:,.0f} GiB of adapters and whole "
@@ -154,8 +154,8 @@ def _totals(costs: list[tuple[RunConfig, Cost]], hardware: Hardware, gpu: Gpu) -
         "Tokens marked < take every sequence for as long as the longest. Evaluation is not counted.",
     ]
     sources: dict[str, int] = {}
-    for _, found in costs:
-        sources[found.rate_source] = sources.get(found.rate_source, 0) + 1
+    for _, estimate in costs:
+        sources[estimate.rate_source] = sources.get(estimate.rate_source, 0) + 1
     lines += [f"speed of {n} runs: {source}" for source, n in sources.items()]
     if hardware.world_size > 1 and hardware.device != "cpu":
         lines.append("Several GPUs are extrapolated from one: their communication is not in the hours.")
@@ -169,7 +169,7 @@ def _totals(costs: list[tuple[RunConfig, Cost]], hardware: Hardware, gpu: Gpu) -
 def _hours(costs: list[tuple[RunConfig, Cost]], hardware: Hardware) -> str:
     if hardware.device == "cpu":
         return f"hours not known on {hardware.name}"
-    hours = sum(found.gpu_hours or 0 for _, found in costs)
+    hours = sum(estimate.gpu_hours or 0 for _, estimate in costs)
     days = hours / hardware.world_size / 24
     on = f"{hardware.name} ({hardware.world_size} GPUs: {days:,.1f} days)"
     return f"{hours:,.0f} GPU hours of training at most on {on}"

@@ -20,10 +20,10 @@ def default(config: RunConfig) -> tuple[RunConfig, str]:
         for spec in (spec for row in experiments.grids(experiment, config.scale.name) for spec in row):
             if not _may_be(spec, config) or not spec.search or not _same_cell(spec.config, config):
                 continue
-            found = resolve(spec)
-            if found.best is not None and found.best.lr is not None:
-                chosen = config.model_copy(update={"lr": found.best.lr})
-                return chosen, f"the best of {len(found.choice.scores)} that {name} tried at scale {config.scale.name}"
+            search = resolve(spec)
+            if search.best is not None and search.best.lr is not None:
+                chosen = config.model_copy(update={"lr": search.best.lr})
+                return chosen, f"the best of {len(search.choice.scores)} that {name} tried at scale {config.scale.name}"
     return (
         config,
         f"the middle of the grid {', '.join(f'{lr:g}' for lr in config.lr_grid())}, of which none was tried yet",

@@ -36,11 +36,11 @@ def plan(grids: list[CellSpec], said: set[str] | None = None) -> list[RunConfig]
     On changed source its own results choose, too: they decide what it runs, and no table. With `said`, which keeps ids, it
     is printed once why a run is added to a search.
     """
-    found = [resolve(grid, is_current) for grid in grids]
+    cells = [resolve(grid, is_current) for grid in grids]
     if said is not None:
-        for cell in found:
+        for cell in cells:
             _say_why(cell, said)
-    return missing(run.config for run in in_order(found))
+    return missing(run.config for run in in_order(cells))
 
 
 def _say_why(cell: CellRuns, said: set[str]) -> None:

@@ -105,8 +105,8 @@ def _markdown(experiment: Experiment, rows: list[list[CellRuns]], cells: list[li
     head = heading(experiment, rows)
     lines.append(f"| {' | '.join(head)} |")
     lines.append("|" + "---|" * len(head))
-    for row, found in zip(rows, cells, strict=True):
-        shown = [_italic(_words(c, DIGITS[experiment.unit]).replace("|", "\\|"), c) for c in found]
+    for row, in_row in zip(rows, cells, strict=True):
+        shown = [_italic(_words(c, DIGITS[experiment.unit]).replace("|", "\\|"), c) for c in in_row]
         lines.append(f"| {' | '.join([row[0].spec.label, trainable(row), *shown, *beyond(experiment, row)])} |")
     for note in [*notes(experiment), *_stacks(rows)]:
         lines += ["", note]
@@ -129,11 +129,11 @@ def beyond(experiment: Experiment, row: list[CellRuns]) -> list[str]:
 
 
 def _reached(experiment: Experiment, runs: CellRuns) -> str:
-    reach, found = experiment.reach, []
+    reach, steps = experiment.reach, []
     for _, result in runs.results if reach else []:
         step = steps_to(result, reach.metric, reach.at_least) if reach else None
-        found.append(f"> {max(result.metrics)}" if step is None else f"{step:.0f}")
-    return ", ".join(found)
+        steps.append(f"> {max(result.metrics)}" if step is None else f"{step:.0f}")
+    return ", ".join(steps)
 
 
 def _ms(runs: CellRuns) -> str:
@@ -156,8 +156,8 @@ def _italic(text: str, shown: Shown | None) -> str:
 
 def _stacks(rows: list[list[CellRuns]]) -> list[str]:
     """The versions that the cells were made with, more than one line where they differ."""
-    found = [result.packages for row in rows for runs in row for _, result in runs.results]
-    shown = (", ".join(f"{name} {made[name]}" for name in STACK if name in made) for made in found)
+    packages = [result.packages for row in rows for runs in row for _, result in runs.results]
+    shown = (", ".join(f"{name} {made[name]}" for name in STACK if name in made) for made in packages)
     return [f"Made with {text}." for text in dict.fromkeys(shown) if text]
 
 
@@ -168,8 +168,8 @@ def models(rows: Iterable[Iterable[CellRuns]]) -> str:
 
 def notes(experiment: Experiment) -> list[str]:
     """The paper's inconsistencies with itself that concern this experiment, shown and not repaired."""
-    found = paper_tables()["inconsistencies"]
-    chosen = [next(text for text in found if text.startswith(start)) for start in experiment.notes]
+    inconsistencies = paper_tables()["inconsistencies"]
+    chosen = [next(text for text in inconsistencies if text.startswith(start)) for start in experiment.notes]
     return [f"The paper with itself: {text}" for text in chosen]
 
 
@@ -181,22 +181,22 @@ def trainable(row: list[CellRuns]) -> str:
 
 def _squares(row: list[CellRuns]) -> str:
     """r_hat over the model's width and the share of inputs that are ignored, one a model or rank; a dash without M."""
-    found = [f"{m.r_hat / m.width:.3f}, {m.ignored:.0%}" for runs in row if (m := runs.square)]
-    return " / ".join(dict.fromkeys(found)) or "-"
+    squares = [f"{m.r_hat / m.width:.3f}, {m.ignored:.0%}" for runs in row if (m := runs.square)]
+    return " / ".join(dict.fromkeys(squares)) or "-"
 
 
 def _words(shown: Shown | None, digits: int) -> str:
     """paper | mean +- sd (n) | effect over LoRA: the paper's; ours."""
     if shown is None:
         return "-"
-    found, printed = shown.cell, _printed(shown.cell.paper, digits)
-    if found.mean is None or found.values is None:
+    cell, printed = shown.cell, _printed(shown.cell.paper, digits)
+    if cell.mean is None or cell.values is None:
         return f"{printed} | {NOT_RUN}"
-    count = str(n) if (n := len(found.values)) >= found.seeds else f"{n} of {found.seeds}"
-    if math.isinf(found.mean):
+    count = str(n) if (n := len(cell.values)) >= cell.seeds else f"{n} of {cell.seeds}"
+    if math.isinf(cell.mean):
         return f"{printed} | diverged ({count})"
-    spread = f" +- {found.sd:.{digits}f}" if found.sd is not None else ""
-    ours = f"{printed} | {found.mean:.{digits}f}{spread} ({count})"
+    spread = f" +- {cell.sd:.{digits}f}" if cell.sd is not None else ""
+    ours = f"{printed} | {cell.mean:.{digits}f}{spread} ({count})"
     if shown.effect is None:
         return ours
     of_paper = "-" if shown.effect_paper is None else f"{shown.effect_paper:+.{digits}f}"
@@ -216,11 +216,11 @@ def _score_lines(rows: list[list[CellRuns]]) -> list[str]:
     for runs in (runs for row in rows for runs in row):
         column = runs.spec.column
         for config, result in runs.results:
-            found = runs.metrics(config, result)
-            metric = found.get(column.metric)
+            metrics = runs.metrics(config, result)
+            metric = metrics.get(column.metric)
             if metric is not None and metric.documents is not None and column.step is None:
                 lr = "-" if config.lr is None else format_lr(config.lr)
-                shown = _score(column.metric, found, unit)
+                shown = _score(column.metric, metrics, unit)
                 lines.append(f"| {column.name} | {runs.spec.label} | {lr} | {config.seed} | {shown} |")
     if not lines:
         return []
@@ -298,10 +298,10 @@ def _latex(experiment: Experiment, rows: list[list[CellRuns]], cells: list[list[
     lines = [
         [
             *(latex.escape(row[0].spec.label), trainable(row)),
-            *(_latex_cell(c, digits) for c in found),
+            *(_latex_cell(c, digits) for c in in_row),
             *(_signs(text) for text in beyond(experiment, row)),
         ]
-        for row, found in zip(rows, cells, strict=True)
+        for row, in_row in zip(rows, cells, strict=True)
     ]
     head = [latex.escape(text) for text in heading(experiment, rows)]
     above = [f"{experiment.title}; scale {scale}, {models(rows)}.", LEGEND, *notes(experiment)]
@@ -323,8 +323,8 @@ def _csv(rows: list[list[CellRuns]], cells: list[list[Shown | None]]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
-    for row, found in zip(rows, cells, strict=True):
-        for runs, c in zip(row, found, strict=True):
+    for row, in_row in zip(rows, cells, strict=True):
+        for runs, c in zip(row, in_row, strict=True):
             if c is not None:
                 writer.writerow(_csv_line(runs, c))
     return out.getvalue()

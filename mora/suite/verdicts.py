@@ -77,9 +77,9 @@ def variance(differences: Sequence[float]) -> Variance | None:
     return Variance(float(np.var(differences, ddof=1)), len(differences) - 1)
 
 
-def pooled(found: Sequence[Variance | None]) -> Variance | None:
+def pooled(variances: Sequence[Variance | None]) -> Variance | None:
     """The mean, weighted by degrees of freedom. None of nothing."""
-    known = [v for v in found if v is not None]
+    known = [v for v in variances if v is not None]
     df = sum(v.df for v in known)
     return Variance(sum(v.df * v.value for v in known) / df, df) if known else None
 
@@ -110,23 +110,23 @@ class Judged(NamedTuple):
     verdict: Verdict
 
 
-def judge(test: Test, found: Estimate, margin: float = 0.0, gap: Estimate | None = None) -> Judged:
+def judge(test: Test, estimate: Estimate, margin: float = 0.0, gap: Estimate | None = None) -> Judged:
     """Before any correction. `gap`: for `closes`, what is to be closed."""
     if test == "order":
-        return Judged(2 * min(found.above(0), found.below(0)), "shown" if found.effect > 0 else "contradicted")
-    outside = Judged(2 * found.below(-margin), "contradicted")
+        return Judged(2 * min(estimate.above(0), estimate.below(0)), "shown" if estimate.effect > 0 else "contradicted")
+    outside = Judged(2 * estimate.below(-margin), "contradicted")
     if test == "equal":
-        equal = Judged(max(found.above(-margin), found.below(margin)), "equal")
-        return min(equal, outside, Judged(2 * found.above(margin), "contradicted"), key=lambda j: j.p)
+        equal = Judged(max(estimate.above(-margin), estimate.below(margin)), "equal")
+        return min(equal, outside, Judged(2 * estimate.above(margin), "contradicted"), key=lambda j: j.p)
     p_gap = 1.0 if gap is None else min(1.0, 2 * gap.above(0))
-    nearest = min(Judged(found.above(-margin), "shown"), outside, key=lambda j: j.p)
+    nearest = min(Judged(estimate.above(-margin), "shown"), outside, key=lambda j: j.p)
     return Judged(max(nearest.p, p_gap), nearest.verdict)
 
 
-def decide(found: Sequence[Judged]) -> list[Verdict]:
+def decide(table: Sequence[Judged]) -> list[Verdict]:
     """The verdicts of a table's claims, which hold together."""
-    adjusted = holm([judged.p for judged in found])
-    return [judged.verdict if p <= ALPHA else "undecided" for judged, p in zip(found, adjusted, strict=True)]
+    adjusted = holm([judged.p for judged in table])
+    return [judged.verdict if p <= ALPHA else "undecided" for judged, p in zip(table, adjusted, strict=True)]
 
 
 def exact(first: int, n_first: int, second: int, n_second: int, level: float = 1 - ALPHA) -> tuple[Interval, float]:

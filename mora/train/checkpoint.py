@@ -63,11 +63,11 @@ def load_latest(folder: Path) -> dict[str, Any] | None:
 
 def _load(path: Path) -> dict[str, Any]:
     """Raises: OSError, ValueError, RuntimeError, UnpicklingError: it is not there, not whole, or holds more than data."""
-    found = path / "state.pt"
-    if (path / "sha256").read_text() != file_digest(found):
+    file = path / "state.pt"
+    if (path / "sha256").read_text() != file_digest(file):
         raise ValueError("its sha256 is another")
     # mapped, so that the ranks of a machine share the memory of one copy
-    state = torch.load(found, map_location="cpu", weights_only=True, mmap=True)
+    state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     if not isinstance(state, dict) or state.get("step") != _step(path):
         raise ValueError(f"it is not of step {_step(path)}")
     return state

@@ -240,8 +240,8 @@ def _resume(folder: Path, engine: Engine, restarts: Restarts, config: RunConfig)
 
 def _dropout(config: RunConfig) -> str | None:
     """The method's setting that drops something at random; None where nothing does."""
-    found = config.method.adapter.dropouts if config.method.adapter else {}
-    return next((f"method.adapter.{name}={value}" for name, value in found.items()), None)
+    dropouts = config.method.adapter.dropouts if config.method.adapter else {}
+    return next((f"method.adapter.{name}={value}" for name, value in dropouts.items()), None)
 
 
 class _StopSignal:

@@ -107,9 +107,9 @@ class ZeroEngine(ZeroState):
                 self._zero.optimizer.state[flat]["step"] for flat, owner in self._flat_groups() if owner is group
             )
             for name, p in group.parameters.items():
-                found = [safe_get_full_fp32_param(p), *(safe_get_full_optimizer_state(p, key) for key in MOMENTS)]
+                values = [safe_get_full_fp32_param(p), *(safe_get_full_optimizer_state(p, key) for key in MOMENTS)]
                 if rank() == 0:
-                    weights[name], *moments = (value.detach().to("cpu", copy=True) for value in found)
+                    weights[name], *moments = (value.detach().to("cpu", copy=True) for value in values)
                     optimizer[name] = {"step": step.to("cpu", copy=True), **dict(zip(MOMENTS, moments, strict=True))}
         return {"weights": weights, "optimizer": optimizer}
 

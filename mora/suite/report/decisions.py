@@ -25,8 +25,8 @@ class Section(NamedTuple):
 def sections() -> list[Section]:
     """The dated decisions of docs/claims.md, the whole of docs/DEVIATIONS.md by its sections, and the log's topics."""
     claims = _parts("docs/claims.md")
-    found = [part for part in claims if part.title.startswith((DECIDED, CHANGED))]
-    return [*found, *_parts("docs/DEVIATIONS.md"), *_dated("docs/LOG.md")]
+    decided = [part for part in claims if part.title.startswith((DECIDED, CHANGED))]
+    return [*decided, *_parts("docs/DEVIATIONS.md"), *_dated("docs/LOG.md")]
 
 
 def _parts(name: str) -> list[Section]:

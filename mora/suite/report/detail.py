@@ -35,11 +35,11 @@ def settings(run: Run) -> list[Setting]:
     """Every value that the run had, by its dotted name."""
     provenance = run.result.provenance
     given = {text.partition("=")[0] for text in run.overrides}
-    found = []
+    shown = []
     for name, value in flat(run.result.config):
         known = _source(provenance, name)
-        found.append(Setting(name, value, known or ("of the command" if name in given else "")))
-    return found
+        shown.append(Setting(name, value, known or ("of the command" if name in given else "")))
+    return shown
 
 
 def _source(provenance: dict[str, Any], name: str) -> str:
@@ -65,11 +65,11 @@ def flat(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 def scores(run: Run) -> list[Score]:
     """At the last step, and then back at each at which more than the held-out loss was measured."""
-    found, last = [], max(run.result.metrics, default=0)
+    shown, last = [], max(run.result.metrics, default=0)
     for step, metrics in sorted(run.result.metrics.items(), reverse=True):
         if step == last or set(metrics) - {"validation_loss"}:
-            found += [_score(step, name, metric) for name, metric in sorted(metrics.items())]
-    return found
+            shown += [_score(step, name, metric) for name, metric in sorted(metrics.items())]
+    return shown
 
 
 def _score(step: int, name: str, metric: Metric) -> Score:

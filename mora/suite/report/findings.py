@@ -11,7 +11,7 @@ from mora.config.run_id import run_id
 from .. import experiment as experiments
 from .. import ledger
 from ..claims import Claim, load
-from ..contrasts import Found, measure
+from ..contrasts import ResolvedTables, measure
 from ..experiment import Scale
 from ..ledger import Outcome
 from .gather import number_of
@@ -100,30 +100,30 @@ class Finding:
         return f"ours {self.effect}; the paper's {self.paper}; {self.outcome.verdict}"
 
 
-def of_claims(resolved: Found) -> list[Finding]:
+def of_claims(resolved: ResolvedTables) -> list[Finding]:
     """Every claim at every scale at which something was run; once, as not run, where nothing was."""
     claims = load().claims
-    found = []
+    findings = []
     for claim, scale, outcome in ledger.rows_of(resolved):
         number = claims.index(claim) + 1
         also = [o for o in ledger.also(claim, scale, resolved) if o.verdict != "not run"]
-        found.append(Finding(number, claim, scale, outcome, also, _runs(resolved, claim, scale)))
-    _set_extents(found)
-    return found
+        findings.append(Finding(number, claim, scale, outcome, also, _runs(resolved, claim, scale)))
+    _set_extents(findings)
+    return findings
 
 
-def _set_extents(found: Iterable[Finding]) -> None:
+def _set_extents(findings: Iterable[Finding]) -> None:
     reach: dict[str, float] = {}
-    for f in found:
+    for f in findings:
         o = f.outcome
         values = [o.effect, o.paper, *(o.interval or ())]
         known = [abs(v - f.centre) for v in values if v is not None and math.isfinite(v)]
         reach[f.source] = max([reach.get(f.source, 0.0), *known])
-    for f in found:
+    for f in findings:
         f.extent = reach[f.source] or 1.0
 
 
-def _runs(resolved: Found, claim: Claim, scale: Scale) -> dict[str, list[str]]:
+def _runs(resolved: ResolvedTables, claim: Claim, scale: Scale) -> dict[str, list[str]]:
     """The runs of both rows of the primary contrast, by the row's label."""
     if not claim.experiment:
         return {}

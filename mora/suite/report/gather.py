@@ -20,7 +20,7 @@ from mora.results import STORE, RunResult
 from .. import claims, commands
 from .. import experiment as experiments
 from ..cells import CellRun, CellRuns
-from ..contrasts import Found
+from ..contrasts import ResolvedTables
 from ..experiment import ROOT, CellSpec, Experiment, Scale
 from ..result import log_of, reportable, result_of
 from ..selection import last_step
@@ -90,8 +90,8 @@ class Run:
     @cached_property
     def held_out(self) -> list[Point]:
         """The loss on held-out documents."""
-        found = [(step, m.get("validation_loss")) for step, m in sorted(self.result.metrics.items())]
-        return [Point(step, metric.value) for step, metric in found if metric is not None and metric.finite]
+        losses = [(step, m.get("validation_loss")) for step, m in sorted(self.result.metrics.items())]
+        return [Point(step, metric.value) for step, metric in losses if metric is not None and metric.finite]
 
 
 def _finite(value: object) -> bool:
@@ -138,9 +138,9 @@ class Gathered:
         }
         for folder in sorted(folders):
             self.damaged |= _without_evidence(folder)
-        self.found = Found()
+        self.resolved = ResolvedTables()
         self.shown = [
-            Shown(name, scale, experiment, self.found.rows(name, scale))
+            Shown(name, scale, experiment, self.resolved.rows(name, scale))
             for name in experiments.names()
             for experiment in [experiments.load(name)]
             for scale in self.scales
@@ -166,8 +166,8 @@ class Gathered:
         scale = cell.spec.scale
         for searching, runs in ((False, cell.finals), (True, cell.searched)):
             for run in runs:
-                if (found := reportable(result_of(run.config), scale)) is not None:
-                    self._use(shown, cell.spec, run, found, searching)
+                if (result := reportable(result_of(run.config), scale)) is not None:
+                    self._use(shown, cell.spec, run, result, searching)
 
     def _use(
         self,

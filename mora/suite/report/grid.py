@@ -153,10 +153,10 @@ def _rate(best: Candidate | None) -> str:
 
 
 def _seeds(runs: CellRuns, digits: int) -> list[Seed]:
-    found = []
+    seeds = []
     for config, result in runs.results:
         value, error = runs.measured(config, result) or (math.nan, None)
         beside = "" if error is None else f" ± {error:.{digits}f}"
         shown = "diverged" if result.status == "diverged" else f"{value:.{digits}f}{beside}"
-        found.append(Seed(config.seed, shown, run_id(config)))
-    return found
+        seeds.append(Seed(config.seed, shown, run_id(config)))
+    return seeds

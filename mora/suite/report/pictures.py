@@ -28,9 +28,9 @@ VERDICTS = {"shown": "C2", "equal": "C2", "contradicted": "C1"}  # others are gr
 SELECTIONS = {"validation_loss": "held-out loss (nats a token)", "value_nll": "loss of the values (nats a value)"}
 
 
-def forest(found: Sequence[Finding]) -> Figure:
+def forest(findings: Sequence[Finding]) -> Figure:
     """Every claim that was judged: ours with its interval, and the paper's, a panel a table."""
-    judged = [f for f in found if f.outcome.effect is not None]
+    judged = [f for f in findings if f.outcome.effect is not None]
     panels: dict[str, list[Finding]] = {}
     for f in judged:
         panels.setdefault(f.source, []).append(f)
@@ -51,8 +51,8 @@ def forest(found: Sequence[Finding]) -> Figure:
     return figure
 
 
-def _forest_panel(ax: Axes, label: str, found: list[Finding]) -> None:
-    for y, f in enumerate(found):
+def _forest_panel(ax: Axes, label: str, findings: list[Finding]) -> None:
+    for y, f in enumerate(findings):
         o, colour = f.outcome, VERDICTS.get(f.outcome.verdict, "C6")
         assert o.effect is not None
         if o.interval is not None and math.isfinite(o.interval.low):
@@ -60,9 +60,9 @@ def _forest_panel(ax: Axes, label: str, found: list[Finding]) -> None:
         ax.plot(o.effect, y, "o", color=colour)
         if o.paper is not None:
             ax.plot(o.paper, y, "D", mfc="none", color="k")
-    ax.axvline(found[0].centre, color="k", lw=0.6)
-    ax.set_ylim(len(found) - 0.5, -0.5)
-    ax.set_yticks(range(len(found)), [f"{f.short}\n{f.outcome.verdict}, {f.scale}, {f.n}" for f in found])
+    ax.axvline(findings[0].centre, color="k", lw=0.6)
+    ax.set_ylim(len(findings) - 0.5, -0.5)
+    ax.set_yticks(range(len(findings)), [f"{f.short}\n{f.outcome.verdict}, {f.scale}, {f.n}" for f in findings])
     ax.set_xlabel(label, labelpad=1)
     ax.grid(axis="x", alpha=0.3)
 
@@ -137,7 +137,7 @@ class Cost(NamedTuple):
 
 def costs(shown: Shown) -> Figure | None:
     """The score of the last column, every seed, against milliseconds a step, memory and trainable parameters."""
-    found: dict[str, Cost] = {}
+    by_label: dict[str, Cost] = {}
     for runs in shown.cells:
         if (
             runs.spec.column == shown.rows[0][-1].spec.column
@@ -145,23 +145,23 @@ def costs(shown: Shown) -> Figure | None:
             and len(runs.results) == len(runs.cell.values)
         ):
             results = [result for _, result in runs.results]
-            found[runs.spec.label] = Cost(
+            by_label[runs.spec.label] = Cost(
                 runs.spec.row.method,
                 runs.cell.values,
                 [1e3 * (r.speed or {}).get("step_s", math.nan) for r in results],
                 [(r.peak_memory_bytes or math.nan) / GIB for r in results],
                 [float(r.parameters.trainable) for r in results],
             )
-    if not found:
+    if not by_label:
         return None
-    look = looks({label: cost.method for label, cost in found.items()})
+    look = looks({label: cost.method for label, cost in by_label.items()})
     figure, axes = _grid(3, 3.4)
     for ax, (name, label) in zip(
         axes,
         (("ms", "step time (ms)"), ("gib", "peak memory (GiB)"), ("trainable", "trainable parameters")),
         strict=True,
     ):
-        for row, cost in found.items():
+        for row, cost in by_label.items():
             ax.plot(getattr(cost, name), cost.values, alpha=0.8, label=row, **look[row]._replace(ls="")._asdict())
         ax.set(xlabel=label, ylabel=f"{shown.rows[0][-1].spec.column.name.replace('_', ' ')} ({shown.experiment.unit})")
         ax.grid(alpha=0.3)

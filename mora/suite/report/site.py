@@ -51,7 +51,7 @@ class Site:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self.claims = findings.of_claims(gathered.found) if set(gathered.scales) - {"smoke"} else []
+        self.claims = findings.of_claims(gathered.resolved) if set(gathered.scales) - {"smoke"} else []
 
     def build(self) -> Path:
         """Returns the first page, once all is written; nothing of an earlier report stays. Raises: ConfigError where the
@@ -111,25 +111,25 @@ class Site:
         for f in sorted(self.claims, key=lambda f: f.outcome.effect is None):
             axes.setdefault(f.source, []).append(f)
         self._page(
-            "index.html", axes=sorted(axes.values(), key=lambda found: min(f.number for f in found)), judged=judged,
+            "index.html", axes=sorted(axes.values(), key=lambda axis: min(f.number for f in axis)), judged=judged,
             claims=self.claims, figures=figures, damaged=self.gathered.damaged, runs=self.gathered.runs,
         )  # fmt: skip
 
     def _tables(self) -> None:
-        found = [grid.of_table(shown, self.files, self.gathered.damaged) for shown in self.gathered.of_kind("table")]
+        rendered = [grid.of_table(shown, self.files, self.gathered.damaged) for shown in self.gathered.of_kind("table")]
         given = [(shown, *grid.of_settings(shown, self.files)) for shown in self.gathered.of_kind("settings")]
-        self._page("tables.html", tables=found, given=given, runs=self.gathered.runs)
+        self._page("tables.html", tables=rendered, given=given, runs=self.gathered.runs)
 
     def _figures(self) -> list[Picture]:
-        found = []
+        drawn = []
         for shown in self.gathered.of_kind("figure", "spectrum", "memory"):
             anchor, title = f"{shown.name}-{shown.scale}", pictures.title_of(shown)
             try:
                 picture = self._figure(shown, anchor, title)
             except MoraError as error:
                 picture = Picture(title, "", anchor, problem=str(error).replace(f"{ROOT}/", ""))
-            found += [picture] if picture else []
-        return found
+            drawn += [picture] if picture else []
+        return drawn
 
     def _figure(self, shown: Shown, stem: str, title: str) -> Picture | None:
         """For the page and for print; None where nothing was run. Raises: DamagedFileError for a damaged log or spectrum."""
@@ -145,15 +145,15 @@ class Site:
         return Picture(title, svg, stem, f"{shown.experiment.title}. {caption}", stem)
 
     def _each(self, draw: Callable[[Shown], Figure | None], what: str) -> list[Picture]:
-        found = []
+        drawn = []
         for shown in self.gathered.of_kind("table", "memory"):
             anchor = f"{what}-{shown.name}-{shown.scale}"
             with style.on_screen():
                 figure = draw(shown)
                 if figure is not None:
                     title = pictures.title_of(shown)
-                    found.append(Picture(title, style.inline(figure, anchor, f"{what}, {title}"), anchor))
-        return found
+                    drawn.append(Picture(title, style.inline(figure, anchor, f"{what}, {title}"), anchor))
+        return drawn
 
     def _curves(self) -> list[tuple[Picture, list[Run]]]:
         """A picture a model and task, with its runs."""
@@ -161,12 +161,12 @@ class Site:
         for run in self.gathered.runs.values():
             if run.training:
                 groups.setdefault(f"{run.config.task.name}, {run.config.model.name}", []).append(run)
-        found = []
+        curves = []
         for i, (name, runs) in enumerate(groups.items()):
             with style.on_screen():
                 svg = style.inline(pictures.curves(runs), f"curves-{i}", f"Learning curves of {name}")
-            found.append((Picture(name, svg, f"curves-{i}"), runs))
-        return found
+            curves.append((Picture(name, svg, f"curves-{i}"), runs))
+        return curves
 
     def _run(self, run: Run) -> str:
         return self._templates.get_template("one_run.html").render(
@@ -176,12 +176,12 @@ class Site:
 
     def _missing(self) -> list[tuple[Shown, int, int]]:
         """Experiments with cells that were not run, how many, and of how many."""
-        found = []
+        counts = []
         for shown in self.gathered.shown:
             cells = list(shown.cells)
             if missing := sum(not runs.results for runs in cells):
-                found.append((shown, missing, len(cells)))
-        return found
+                counts.append((shown, missing, len(cells)))
+        return counts
 
 
 def _drawn(shown: Shown, width: float | None) -> Figure | None:
@@ -192,10 +192,10 @@ def _drawn(shown: Shown, width: float | None) -> Figure | None:
         if figure is not None:
             figure.suptitle("")
         return _in_a_column(figure) if figure and width else figure
-    found = memory.arms(shown.rows)
-    if not any(arm.runs for arm in found):
+    arms = memory.arms(shown.rows)
+    if not any(arm.runs for arm in arms):
         return None
-    figure = memory.drawn(shown.experiment, found, width or 8)[0]
+    figure = memory.drawn(shown.experiment, arms, width or 8)[0]
     figure.axes[0].set_title("")
     return _in_a_column(figure) if width else figure
 

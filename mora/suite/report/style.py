@@ -54,12 +54,12 @@ class Look(NamedTuple):
 
 def looks(methods: dict[str, str]) -> dict[str, Look]:
     """By label, of the method of each: the same on every picture but for how many rows of a method it shows."""
-    found: dict[str, Look] = {}
+    chosen: dict[str, Look] = {}
     for label, method in methods.items():
-        i = sum(methods[other] == method for other in found)
+        i = sum(methods[other] == method for other in chosen)
         colour = METHODS.get(method, COLOURS[6])
-        found[label] = Look(colour, DASHES[i % len(DASHES)], MARKERS[i % len(MARKERS)])
-    return found
+        chosen[label] = Look(colour, DASHES[i % len(DASHES)], MARKERS[i % len(MARKERS)])
+    return chosen
 
 
 def legend_below(figure: Figure, handles: list[Any], labels: list[str], columns: int, size: int = 8) -> None:

@@ -20,9 +20,9 @@ def shortened(svg: str, keep: str = "") -> str:
     """
     kept = rf"[mpc][0-9a-f]{{10}}\"|DejaVu{f'|{keep}' if keep else ''}"
     svg = re.sub(rf' id="(?!{kept})[^"]*"|<!--.*?-->\n?|<metadata>.*?</metadata>', "", svg, flags=re.DOTALL)
-    svg = PATHS.sub(lambda found: f'{found[1]}{_path(found[2])}"', svg)
+    svg = PATHS.sub(lambda match: f'{match[1]}{_path(match[2])}"', svg)
     svg = MOVED.sub(r' x="\1"', svg).replace("DejaVuSans-", "g")
-    svg = PLACES.sub(lambda found: NUMBER.sub(lambda n: _number(round(100 * float(n[0])), 100), found[0]), svg)
+    svg = PLACES.sub(lambda match: NUMBER.sub(lambda n: _number(round(100 * float(n[0])), 100), match[0]), svg)
     svg = re.sub(r"\n\s*", "\n", svg)
     while (inner := ALONE.sub(r"\1", svg)) != svg:
         svg = inner

@@ -27,12 +27,12 @@ def test_scores_are_read_as_they_were_written(tmp_path):
         "no headline": Kept({"task": "no headline", "headline": "score"}, [{"acc": 1.0}]),
     }
     documents.write(path, kept)
-    found = documents.read(path)
-    assert list(found) == ["shares", "blocks", "labels"]
-    assert [row["score"] for row in found["shares"].rows] == [0, 1, 1]
-    assert [row["score"] for row in found["blocks"].rows] == [[-123.4568, 255], [-99.5, 255]]
-    assert [row["cluster"] for row in found["labels"].rows] == ["x", "y"]
-    assert found["labels"].header == kept["labels"].header
+    read = documents.read(path)
+    assert list(read) == ["shares", "blocks", "labels"]
+    assert [row["score"] for row in read["shares"].rows] == [0, 1, 1]
+    assert [row["score"] for row in read["blocks"].rows] == [[-123.4568, 255], [-99.5, 255]]
+    assert [row["cluster"] for row in read["labels"].rows] == ["x", "y"]
+    assert read["labels"].header == kept["labels"].header
     assert list(path.parent.iterdir()) == [path]
 
 

@@ -30,8 +30,8 @@ def test_perplexity_is_exp_of_the_models_own_loss(tiny, tmp_path):
     (tmp_path / "pretrain_text" / "validation.jsonl.zst").write_bytes(_zst([{"text": "the cat sat. " * 100}]))
     settings = Settings(batch_size=2, data_dir=str(tmp_path))
     metrics, _ = evaluate_model(model, tokenizer, ["c4_perplexity_local"], settings)
-    found = c4_task.blocks(["the cat sat. " * 100], tokenizer, 10**6, length=256)
-    ids = [[int(i) for i in (b["context"].split()[-1] + b["target"]).split()] for b in found]
+    blocks = c4_task.blocks(["the cat sat. " * 100], tokenizer, 10**6, length=256)
+    ids = [[int(i) for i in (b["context"].split()[-1] + b["target"]).split()] for b in blocks]
     assert [len(block) for block in ids] == [256] * 5
     with torch.no_grad():
         loss = model(input_ids=torch.tensor(ids), labels=torch.tensor(ids)).loss.item()

@@ -40,8 +40,8 @@ def test_names_are_those_of_complete_models():
     ],
 )
 def test_ranks_stand_for_ranks_of_the_papers_model(model, ranks):
-    found = known.named(model)
-    assert {r: found.stands_for(r) for r in ranks} == ranks
+    config = known.named(model)
+    assert {r: config.stands_for(r) for r in ranks} == ranks
 
 
 def test_between_two_ranks_the_ratio_goes_over_from_one_to_the_other():

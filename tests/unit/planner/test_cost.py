@@ -38,12 +38,12 @@ def test_the_steps_of_a_plan_are_those_that_were_run(path):
 @pytest.mark.parametrize("method", ["fft", "lora", "relora"])
 def test_hours_and_disk_follow_from_tokens_speed_and_parameters(method):
     config = paper(method, "hardware=gpu8")
-    found, shape, own = cost.cost(config), shape_of(config.model), counts.trainable(config)
-    seconds = speed.rate_of(config, 2048, found.micro_batch_size).seconds
-    assert found.tokens == 5000 * 128 * 2048
-    assert found.gpu_hours * 3600 == pytest.approx(found.tokens * seconds)
-    assert found.disk == {"fft": 4 * own, "lora": 4 * own, "relora": 4 * own + 2 * shape.parameters}[method]
-    assert found.checkpoints == 3 * (12 * own + (4 * shape.in_layers if method == "relora" else 0))
+    planned, shape, own = cost.cost(config), shape_of(config.model), counts.trainable(config)
+    seconds = speed.rate_of(config, 2048, planned.micro_batch_size).seconds
+    assert planned.tokens == 5000 * 128 * 2048
+    assert planned.gpu_hours * 3600 == pytest.approx(planned.tokens * seconds)
+    assert planned.disk == {"fft": 4 * own, "lora": 4 * own, "relora": 4 * own + 2 * shape.parameters}[method]
+    assert planned.checkpoints == 3 * (12 * own + (4 * shape.in_layers if method == "relora" else 0))
 
 
 def test_a_plan_names_every_missing_run_and_adds_them_up(tmp_path, monkeypatch):
@@ -69,8 +69,8 @@ def test_a_plan_can_be_made_for_every_hardware(name, tmp_path, monkeypatch):
 def test_a_cpu_takes_the_micro_batch_that_is_set():
     too_large = ["task=uuid", "method=fft", "scale=paper"]  # for one GPU of those that are known
     assert cost.cost(compose([*too_large, "hardware=gpu1"])).micro_batch_size is None
-    found = cost.cost(compose([*too_large, "hardware=cpu", "hardware.micro_batch_size=10"]))
-    assert (found.micro_batch_size, found.gpu_hours) == (10, None)
+    planned = cost.cost(compose([*too_large, "hardware=cpu", "hardware.micro_batch_size=10"]))
+    assert (planned.micro_batch_size, planned.gpu_hours) == (10, None)
 
 
 def test_hardware_that_cannot_share_out_the_batch_is_refused(tmp_path, monkeypatch):

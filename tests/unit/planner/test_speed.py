@@ -156,9 +156,9 @@ def test_only_a_run_that_had_the_gpu_alone_counts(tmp_path, monkeypatch):
         (tmp_path / "twin.json").write_text(json.dumps(result | {"hardware": result["hardware"] | hardware}))
         return read()
 
-    (found,) = saved()
-    assert (found.name, found.tokens, found.seconds, found.steady) == ("run twin", 400, 1.0, True)
-    assert found.config.r == config.r
+    (measured,) = saved()
+    assert (measured.name, measured.tokens, measured.seconds, measured.steady) == ("run twin", 400, 1.0, True)
+    assert measured.config.r == config.r
     assert saved(runs_side_by_side=4) == ()
     assert saved(ranks=2) == ()
     assert saved(peak_memory_bytes=None) == (), "a run on a CPU"

@@ -196,8 +196,8 @@ def test_table_5_is_what_the_configs_say():
 
 
 def test_table_5_is_markdown_latex_and_csv_and_marks_what_differs(tmp_path, monkeypatch):
-    found = [settings.Line("tulu2: warmup_steps", 500, 300), settings.Line("tulu2: lr fft", [2e-5, 1e-4], [2e-5, 1e-4])]
-    monkeypatch.setattr(settings, "lines", lambda experiment: found)
+    lines = [settings.Line("tulu2: warmup_steps", 500, 300), settings.Line("tulu2: lr fft", [2e-5, 1e-4], [2e-5, 1e-4])]
+    monkeypatch.setattr(settings, "lines", lambda experiment: lines)
     path = settings.render("table5", experiments.load("table5"), tmp_path)
     assert "| tulu2: warmup_steps | 500 | 300 | differs |\n" in path.read_text()
     assert "tulu2: warmup\\_steps & 500 & 300 & differs \\\\\n" in path.with_suffix(".tex").read_text()

@@ -89,14 +89,14 @@ def test_axe_finds_nothing(browser: Browser, site: Path, a_run: str, scheme: str
     # A page that was opened from a file may not read its own style, for which axe would ask before all else.
     options = {"preload": False, "resultTypes": ["violations"]}
     options |= {"runOnly": ["color-contrast"]} if scheme == "dark" else {}
-    tab, found = Tab(browser, site, a_run, scheme), {}
+    tab, violations = Tab(browser, site, a_run, scheme), {}
     for name in ALL:
         page = tab.open(name)
         page.evaluate(FEW)
         for violation in axe.Axe().run(page, options=options).response["violations"]:
-            found[f"{name}: {violation['id']}"] = [node["html"][:200] for node in violation["nodes"]][:3]
+            violations[f"{name}: {violation['id']}"] = [node["html"][:200] for node in violation["nodes"]][:3]
     tab.page.close()
-    assert found == {}
+    assert violations == {}
 
 
 def test_the_dark_page_is_dark_and_its_pictures_too(browser: Browser, site: Path, a_run: str) -> None:

@@ -21,10 +21,10 @@ def spec(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "ROOT", tmp_path)
     rows = experiments.grids(experiments.load("table1"), "lite")
     (row,) = (row for row in rows if (row[0].row.method, row[0].row.r) == ("lora", 1))
-    found = next(cell for cell in row if cell.column.task == "metamath")
-    assert found.at_scale.repeats
-    assert len(found.search) == 4
-    return found
+    cell_spec = next(cell for cell in row if cell.column.task == "metamath")
+    assert cell_spec.at_scale.repeats
+    assert len(cell_spec.search) == 4
+    return cell_spec
 
 
 def measure(runs, losses):
@@ -40,13 +40,13 @@ def again(spec, losses):
 
 def test_a_rate_within_its_grid_is_repeated_on_a_second_seed_before_the_finals(spec):
     measure(spec.search, (3.0, 1.0, 1.1, 4.0))
-    found = resolve(spec)
-    assert [c for c in found.choice.more] == [spec.search[i].model_copy(update={"seed": 1}) for i in (1, 2)]
-    assert found.best == spec.candidates[1], "what the first seed chose stands until then"
-    assert runner.plan([spec]) == found.choice.more
+    resolved = resolve(spec)
+    assert [c for c in resolved.choice.more] == [spec.search[i].model_copy(update={"seed": 1}) for i in (1, 2)]
+    assert resolved.best == spec.candidates[1], "what the first seed chose stands until then"
+    assert runner.plan([spec]) == resolved.choice.more
     again(spec, (1.0, 1.2))
-    found = resolve(spec)
-    assert (found.choice.more, found.best, found.choice.reversed) == ([], spec.candidates[1], False)
+    resolved = resolve(spec)
+    assert (resolved.choice.more, resolved.best, resolved.choice.reversed) == ([], spec.candidates[1], False)
     assert [c.seed for c in runner.plan([spec])] == [0, 1, 2]
 
 
@@ -54,8 +54,8 @@ def test_a_rate_within_its_grid_is_repeated_on_a_second_seed_before_the_finals(s
 def test_a_second_seed_that_reverses_the_choice_is_marked(spec, tmp_path, losses, chosen):
     measure(spec.search, (3.0, 1.0, 1.1, 4.0))
     again(spec, losses)
-    found = resolve(spec)
-    assert (found.best, found.choice.reversed) == (spec.candidates[chosen], True), "the lower mean wins"
+    resolved = resolve(spec)
+    assert (resolved.best, resolved.choice.reversed) == (spec.candidates[chosen], True), "the lower mean wins"
     row = resolve_all([[spec]])
     text = tables.render("table1", spec.experiment, row, "lite", tmp_path / "out").read_text()
     assert "(chosen, a second seed reverses it)" in text
@@ -69,9 +69,9 @@ def test_a_rate_at_the_edge_adds_the_next_until_it_is_inside(spec, tmp_path):
     assert added == spec.search[0].model_copy(update={"lr": next_rate(top, 1)})
     assert resolve(spec).choice.at_edge
     measure([added], [1.5])
-    found = resolve(spec)
-    assert not found.choice.at_edge
-    assert [c.lr for c in found.choice.more] == [top, added.lr]
+    resolved = resolve(spec)
+    assert not resolved.choice.at_edge
+    assert [c.lr for c in resolved.choice.more] == [top, added.lr]
     text = tables.render("table1", spec.experiment, resolve_all([[spec]]), "lite", tmp_path / "out").read_text()
     assert "1.5 (added: the best was at the edge)" in text
 
@@ -80,9 +80,9 @@ def test_no_more_than_two_rates_are_added_and_the_edge_stays_marked(spec):
     measure(spec.search, (1.0, 2.0, 3.0, 4.0))
     for loss in (0.9, 0.8):
         again(spec, [loss])
-    found = resolve(spec)
-    assert [c.seed for c in found.choice.more] == [1, 1]
-    assert found.choice.at_edge
+    resolved = resolve(spec)
+    assert [c.seed for c in resolved.choice.more] == [1, 1]
+    assert resolved.choice.at_edge
 
 
 def test_a_diverged_second_seed_loses(spec):

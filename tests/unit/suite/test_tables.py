@@ -200,10 +200,10 @@ def test_scores_stand_with_their_error_documents_floor_and_validation_loss(tmp_p
 
 def test_answered_texts_and_gold_answers_stand_beside_a_score():
     facts = scores("metamath_math500", 0.03, answered=0.5, score_if_answered=0.06)
-    found = typed(facts)
-    assert tables._beside("metamath_math500", found) == " (50.0 % answered, 6.0 % of these right)"
-    found = typed(facts | scores("metamath_math_gold", 0.9))
-    line = tables._score("metamath_math500.score", found, "percent")
+    metrics = typed(facts)
+    assert tables._beside("metamath_math500", metrics) == " (50.0 % answered, 6.0 % of these right)"
+    metrics = typed(facts | scores("metamath_math_gold", 0.9))
+    line = tables._score("metamath_math500.score", metrics, "percent")
     assert line.endswith(
         "| 3.0 +- 1.0 (50.0 % answered, 6.0 % of these right; gold answers 0.900 +- 0.010 nats a token) | 0.0"
     )
@@ -224,13 +224,13 @@ def test_a_row_of_mora_shows_the_side_of_m_and_the_inputs_that_it_ignores(tmp_pa
 
 
 def test_a_perplexity_is_not_a_share():
-    found = typed(scores("c4_perplexity", 55.268))
-    line = tables._score("c4_perplexity.score", found, "perplexity")
+    metrics = typed(scores("c4_perplexity", 55.268))
+    line = tables._score("c4_perplexity.score", metrics, "perplexity")
     assert line == "2.5000 | 1,000 | 55.27 +- 0.01 | -"
 
 
 @pytest.mark.parametrize(
-    ("found", "expected"),
+    ("shown", "expected"),
     [
         (None, "$-$"),
         (Shown(Cell(None, None), None, None, False), "$-$ $\\vert$ not run"),
@@ -241,8 +241,8 @@ def test_a_perplexity_is_not_a_share():
         (Shown(Cell(50.0, (52.0,)), None, None, True), "\\textcolor{gray}{50.0 $\\vert$ 52.0 (1)}"),
     ],
 )
-def test_a_cell_in_latex_says_what_it_says_in_markdown(found, expected):
-    assert tables._latex_cell(found, 1) == expected
+def test_a_cell_in_latex_says_what_it_says_in_markdown(shown, expected):
+    assert tables._latex_cell(shown, 1) == expected
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "results/tables").glob("*.md")), ids=lambda p: p.stem)

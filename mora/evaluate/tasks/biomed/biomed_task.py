@@ -19,8 +19,8 @@ SHOTS_A_ROLE = 2
 def load_adapt(name: str, data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
     """AdaptLLM's rows: the prompt is filled, demonstrations included."""
     fields = ("input", "options", "gold_index")
-    found = rows(Source(f"adaptllm/{name}.jsonl", fields, "AdaptLLM/medicine-tasks", name), data_dir)
-    return as_test_split([adaptllm_doc(record) for record in found])
+    records = rows(Source(f"adaptllm/{name}.jsonl", fields, "AdaptLLM/medicine-tasks", name), data_dir)
+    return as_test_split([adaptllm_doc(record) for record in records])
 
 
 def load_pubmedqa_local(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
@@ -63,7 +63,7 @@ def role_question(sentence: str) -> str:
 
 def _sentences(path: Any) -> list[tuple[str, str, str]]:
     """(abstract, role, sentence): abstracts begin with `###id`, sentences are `role<TAB>text`."""
-    found, abstract = [], ""
+    sentences, abstract = [], ""
     for number, line in enumerate(read_text(path).splitlines(), 1):
         if line.startswith("###"):
             abstract = line
@@ -71,5 +71,5 @@ def _sentences(path: Any) -> list[tuple[str, str, str]]:
             role, tab, sentence = line.partition("\t")
             if not tab or role not in ROLES:
                 raise DataError(f"{path}:{number}: expected a role ({', '.join(ROLES)}), a tab and a sentence")
-            found.append((abstract, role, sentence))
-    return found
+            sentences.append((abstract, role, sentence))
+    return sentences

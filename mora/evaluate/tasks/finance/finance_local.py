@@ -68,11 +68,11 @@ def load_headline(data_dir: str | None = None, **_: Any) -> dict[str, datasets.D
     """Seven questions a headline: the public columns do not separate past and future prices from other events."""
     path = raw_folder(data_dir) / "headline/gold-dataset-sinha-khandait.csv"
     records = read_rows(path, delimiter="\t")
-    found = {text(record, "News"): record for record in check(records, ("News", *QUESTIONS), str(path))}
-    train = [record for news, record in found.items() if not _is_test(news)]
+    by_news = {text(record, "News"): record for record in check(records, ("News", *QUESTIONS), str(path))}
+    train = [record for news, record in by_news.items() if not _is_test(news)]
     enough(train, 5, str(path))
     docs = []
-    for news, record in found.items():
+    for news, record in by_news.items():
         if not _is_test(news):
             continue
         for column, question in QUESTIONS.items():
@@ -119,7 +119,7 @@ def _turns(talk: Record) -> list[tuple[str, str]]:
     answers = [gold_text(value) for value in given] if isinstance(given, list) else []
     if len(answers) != len(questions) or None in answers:
         raise wrong(talk, "executed_answers", f"a text or number for each of the {len(questions)} conv_questions")
-    return [(question, str(found)) for question, found in zip(questions, answers, strict=True)]
+    return [(question, str(answer)) for question, answer in zip(questions, answers, strict=True)]
 
 
 def _choice_docs(
@@ -136,15 +136,15 @@ def _choice_docs(
 
 
 def _fiqa(folder: Path, split: str) -> list[tuple[str, str]]:
-    found = []
+    pairs = []
     for kind in ("headline", "post"):
         for record in keyed(folder / f"task1_{kind}_ABSA_{split}.json"):
             sentence = text(record, "sentence")
             for info in each(record, "info"):
                 value, target = _sentiment(info), text(info, "target")
                 label = "neutral" if abs(value) < NEUTRAL_BELOW else "positive" if value > 0 else "negative"
-                found.append((f"{sentence}\nQuestion: what is the sentiment on {target}?\nAnswer:", label))
-    return found
+                pairs.append((f"{sentence}\nQuestion: what is the sentiment on {target}?\nAnswer:", label))
+    return pairs
 
 
 def _sentiment(info: Record) -> float:

@@ -16,15 +16,15 @@ TOLERANCE = 1e-2  # AdaptLLM's, absolute
 
 
 def load_choice(name: str, data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    found = rows(_source(name, ("input", "options", "gold_index")), data_dir)
-    return as_test_split([adaptllm_doc(record) for record in found])
+    records = rows(_source(name, ("input", "options", "gold_index")), data_dir)
+    return as_test_split([adaptllm_doc(record) for record in records])
 
 
 def load_headline(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
     """`group` is the question's kind; the nine questions of a headline are one cluster."""
-    found = rows(_source("Headline", ("input", "options", "gold_index", "class_id")), data_dir)
+    records = rows(_source("Headline", ("input", "options", "gold_index", "class_id")), data_dir)
     docs = []
-    for record in found:
+    for record in records:
         doc, kind = adaptllm_doc(record), record.row["class_id"]
         if not isinstance(kind, (str, int)):
             raise wrong(record, "class_id", "the number or name of the question's kind")
@@ -34,17 +34,17 @@ def load_headline(data_dir: str | None = None, **_: Any) -> dict[str, datasets.D
 
 
 def load_generation(name: str, data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    found = rows(_source(name, ("input", "label")), data_dir)
-    return as_test_split([{"prompt": text(record, "input"), "answer": _label(record)} for record in found])
+    records = rows(_source(name, ("input", "label")), data_dir)
+    return as_test_split([{"prompt": text(record, "input"), "answer": _label(record)} for record in records])
 
 
 def _label(record: Record) -> str:
     """A label may be a list of answers: the first counts."""
     label = record.row["label"]
-    found = gold_text(label[0] if isinstance(label, list) and label else label)
-    if found is None:
+    gold = gold_text(label[0] if isinstance(label, list) and label else label)
+    if gold is None:
         raise wrong(record, "label", "a text or number, or a list of them")
-    return found
+    return gold
 
 
 def score_convfinqa(doc: Row, results: list[str]) -> dict[str, float]:
@@ -81,11 +81,11 @@ def score_ner(doc: Row, results: list[str]) -> dict[str, float]:
 
 def numbers(text: str) -> list[float]:
     """Numbers in order; `12%` is 0.12, thousands' commas are dropped."""
-    found = []
+    values = []
     for match in NUMBER.findall(text):
         digits = match.rstrip("%")
-        found.append(float(digits.replace(",", "")) / (100 if match.endswith("%") else 1))
-    return found
+        values.append(float(digits.replace(",", "")) / (100 if match.endswith("%") else 1))
+    return values
 
 
 def entities(text: str) -> list[tuple[str, str]]:

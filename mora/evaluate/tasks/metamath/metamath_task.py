@@ -64,18 +64,18 @@ def load_math_gold(data_dir: str | None = None, **known: Any) -> dict[str, datas
 def _math_rows(data_dir: str | None) -> list[Record]:
     folder = data_folder(data_dir)
     one_file = folder is not None and (folder / "math/test.jsonl").is_file()
-    found: list[Record] = []
+    records: list[Record] = []
     for subject in SUBJECTS[:1] if one_file else SUBJECTS:
-        found += rows(Source("math/test.jsonl", MATH_FIELDS, "EleutherAI/hendrycks_math", subject), data_dir)
-    return found
+        records += rows(Source("math/test.jsonl", MATH_FIELDS, "EleutherAI/hendrycks_math", subject), data_dir)
+    return records
 
 
 def _gold_docs(
-    found: Iterable[Record], format: str, tokenizer: Any = None, max_length: int = 2048, **_: Any
+    records: Iterable[Record], format: str, tokenizer: Any = None, max_length: int = 2048, **_: Any
 ) -> list[Row]:
     """Prompt and answer as a training row of `format` has them. Those that do not fit into `max_length` are left out."""
     docs: list[Row] = []
-    for record in found:
+    for record in records:
         question, answer = conversation(record, format).turns
         docs.append({"prompt": metamath.prompt_of(question[1]), "answer": answer[1]})
     if tokenizer is None:
@@ -92,13 +92,13 @@ def score_gold(doc: Row, results: list[tuple[float, bool]]) -> dict[str, float]:
 
 def score_gsm8k(doc: Row, results: list[str]) -> dict[str, float]:
     """`score`: the rounded number after the last marker is the gold integer. `answered`: there is a marker."""
-    found = gsm8k_answer(results[0])
-    return {"score": float(found == int(doc["answer"])), "answered": float(MARKER in results[0])}
+    answer = gsm8k_answer(results[0])
+    return {"score": float(answer == int(doc["answer"])), "answered": float(MARKER in results[0])}
 
 
 def score_math(doc: Row, results: list[str]) -> dict[str, float]:
-    found = math_answer(results[0])
-    right = found is not None and is_equiv(found, doc["answer"])
+    answer = math_answer(results[0])
+    right = answer is not None and is_equiv(answer, doc["answer"])
     return {"score": float(right), "answered": float(MARKER in results[0])}
 
 

@@ -88,7 +88,7 @@ def _rows(split: str, data_dir: str | None, chosen: list[str] | None) -> list[Ro
         fields = ("question", "subject", "choices", "answer")
         records = rows(Source(f"mmlu/{split}.jsonl", fields, "cais/mmlu", "all", split), data_dir)
         return [_checked(record) for record in records if chosen is None or record.row["subject"] in chosen]
-    found = []
+    docs = []
     for path in files:
         if chosen is not None and path.stem.removesuffix(f"_{split}") not in chosen:
             continue
@@ -97,8 +97,8 @@ def _rows(split: str, data_dir: str | None, chosen: list[str] | None) -> list[Ro
                 raise DataError(f"{where}: expected question, four options and a letter A to D")
             subject = path.stem.removesuffix(f"_{split}")
             answer = LETTERS.index(cells[5])
-            found.append({"question": cells[0], "subject": subject, "choices": cells[1:5], "answer": answer})
-    return found
+            docs.append({"question": cells[0], "subject": subject, "choices": cells[1:5], "answer": answer})
+    return docs
 
 
 def _checked(record: Record) -> Row:

@@ -31,8 +31,8 @@ def char_accuracy(generated: str, value: str) -> float:
 
     The paper does not define its accuracy. Only this reading has the floor that Table 2 shows, 9.8 % for unrelated UUIDs.
     """
-    found = _digits(generated.strip()[:UUID_LENGTH])
-    return sum(a == b for a, b in zip(found, _digits(value), strict=False)) / HEX_DIGITS
+    digits = _digits(generated.strip()[:UUID_LENGTH])
+    return sum(a == b for a, b in zip(digits, _digits(value), strict=False)) / HEX_DIGITS
 
 
 def score(doc: dict[str, str], results: list[str]) -> dict[str, float]:
