@@ -61,7 +61,7 @@ def _one_gpu_each(table: Table, trials: CheckRunner, runs: dict[str, list[RunCon
     """Each run on a free GPU, as many at once as there are; in the order in which they were given."""
 
     def run(name: str, configs: list[RunConfig]) -> dict[str, Any]:
-        with trials.places.take(ranks=1) as place:
+        with trials.slots.take(ranks=1) as place:
             return _first_that_fits(trials, name, configs, place)
 
     for row in [trials.pool.submit(run, name, configs) for name, configs in runs.items()]:

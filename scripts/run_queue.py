@@ -290,8 +290,8 @@ def _compose(line: str) -> RunConfig:
 
 def _missing(name: str, scale: str, *only: str) -> list[str]:
     """A line a run of the experiment that is missing and can begin now. Raises: ConfigError, FileNotFoundError."""
-    rows = experiments.grids(experiments.load(name), cast(experiments.Scale, scale))
-    cells = experiments.only([cell for row in rows for cell in row], list(only))
+    rows = experiments.cell_specs(experiments.load(name), cast(experiments.Scale, scale))
+    cells = experiments.filter_cells([cell for row in rows for cell in row], list(only))
     return [shlex.join(words) for words in commands.arguments(cells).values()]
 
 

@@ -18,9 +18,9 @@ from .models import SHAPES, Case, build_base, trainable_parameters, weights_of, 
 
 WARM_UP = 3
 
-FLOOR = Case("floor")
+FROZEN_BASE = Case("floor")
 BAR = (  # the cases of the bars, each beside the LoRA of its r
-    FLOOR,
+    FROZEN_BASE,
     Case("lora", 8),
     Case("mora", 8, "rotation"),
     Case("mora", 8, "sharing"),
@@ -60,7 +60,7 @@ def scenarios(extent: str) -> list[Scenario]:
                 2,
                 32,
                 (
-                    FLOOR,
+                    FROZEN_BASE,
                     Case("lora", 2),
                     Case("mora", 2, "rotation"),
                     Case("mora", 2, "sharing"),
@@ -86,7 +86,7 @@ def scenarios(extent: str) -> list[Scenario]:
         Scenario("llama2_7b", 32, 256, BAR),
         Scenario("llama2_7b", 2, 4096, BAR),
         Scenario("llama_1b3", 8, 1024, BAR),
-        Scenario("llama2_7b", 8, 1024, (FLOOR, *ranks)),
+        Scenario("llama2_7b", 8, 1024, (FROZEN_BASE, *ranks)),
     ]
 
 

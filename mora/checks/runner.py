@@ -21,7 +21,7 @@ from mora.config import RunConfig
 from mora.errors import ConfigError
 from mora.io import replace_file
 from mora.results import RunResult
-from mora.suite.gpus import Places, visible
+from mora.suite.gpus import GpuSlots, visible
 from mora.suite.launch import launch
 from mora.suite.result import result_of
 from mora.train import log
@@ -83,7 +83,7 @@ class CheckRunner:
     def __init__(self, folder: Path, jobs: int, ranks: int, gpus: list[str], limit_s: float, run_limit_s: float):
         self.folder, self.run_limit_s, self.gpus = folder, run_limit_s, gpus
         self.deadline = time.monotonic() + limit_s
-        self.pool, self.places = ThreadPoolExecutor(jobs), Places(jobs, gpus)
+        self.pool, self.slots = ThreadPoolExecutor(jobs), GpuSlots(jobs, gpus)
         threads = max(1, (os.cpu_count() or 1) // (jobs * ranks))
         self.env = QUIET | {"MORA_SIDE_BY_SIDE": str(jobs), "OMP_NUM_THREADS": str(threads)}
 
@@ -92,9 +92,9 @@ class CheckRunner:
         return {"CUDA_VISIBLE_DEVICES": self.gpus[i % len(self.gpus)]} if self.gpus else {}
 
     def run(
-        self, name: str, config: RunConfig, place: dict[str, str] | None = None, kill_at: str | None = None
+        self, name: str, config: RunConfig, gpu_env: dict[str, str] | None = None, kill_at: str | None = None
     ) -> Outcome:
-        """From its last checkpoint, where one of that name was run before. `place`: of `on` or of `places`."""
+        """Run or resume the worker of `config` in the folder `name`. `gpu_env`: from `on` or `slots.take`."""
         started, folder = time.monotonic(), self.folder / name
 
         def left_s() -> float:
@@ -105,7 +105,7 @@ class CheckRunner:
         folder.mkdir(parents=True, exist_ok=True)
         scale = config.scale.model_copy(update={"results_dir": str(folder / "results")})
         config = config.model_copy(update={"scale": scale})
-        env = self.env | (place or {})
+        env = self.env | (gpu_env or {})
         if kill_at:
             env["MORA_KILL_AT"] = kill_at
         with open(folder / "output.txt", "a") as output:

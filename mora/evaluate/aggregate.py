@@ -135,7 +135,7 @@ def bootstrap(
     return np.concatenate(scores)
 
 
-def floor(name: str, gold: Sequence[Any], items: Sequence[Any]) -> float:
+def majority_baseline(name: str, gold: Sequence[Any], items: Sequence[Any]) -> float:
     """The score of the best constant answer to multiple-choice documents: what a model that read nothing could have.
 
     `gold`: the right options' indices, for a mean; other aggregations have the right label in each item, before the last.

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mora.errors import ConfigError
 
-from .aggregate import floor, standard_error
+from .aggregate import majority_baseline, standard_error
 from .kept import Kept
 from .metrics import facts as facts_of
 from .metrics import key
@@ -193,7 +193,7 @@ def _facts(kept: Kept) -> dict[str, float]:
     if kept.rows and {"acc_sum", "score"} <= kept.rows[0].keys():
         rows = [row for row in kept.rows if row["filter"] == kept.rows[0]["filter"]]
         gold, items = [row["gold"] for row in rows], [row["score"] for row in rows]
-        facts["floor"] = floor(kept.header["aggregation"], gold, items)
+        facts["floor"] = majority_baseline(kept.header["aggregation"], gold, items)
     elif (known := facts_of(key(kept.header["task"], kept.header["headline"])).floor) is not None:
         facts["floor"] = known
     return facts

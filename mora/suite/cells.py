@@ -18,7 +18,7 @@ from mora.results import Metric, Metrics, RunResult
 from . import verdicts
 from .experiment import Candidate, CellSpec
 from .result import reportable, result_of
-from .selection import Choice, Counts, choose, last_step
+from .selection import Accepts, Choice, choose, last_step
 
 
 class CellRun(NamedTuple):
@@ -30,14 +30,14 @@ class CellRun(NamedTuple):
 
 @dataclass(frozen=True)
 class CellRuns:
-    """A cell's search and final runs, and what of them was made. `final`: one a seed; none until the candidate is chosen.
+    """A cell's search and final runs, and their results.
 
-    `results`: those of the final runs that there are, one a seed.
+    `final_runs`: one per seed; none until the search has chosen. `results`: of those final runs that were made.
     """
 
     spec: CellSpec
     choice: Choice
-    final: list[RunConfig]
+    final_runs: list[RunConfig]
     results: list[tuple[RunConfig, RunResult]]
 
     @property
@@ -46,35 +46,35 @@ class CellRuns:
         spec = self.spec
         if not spec.exists:
             return []
-        stand_in = self.final or [spec.run(spec.candidates[0], seed) for seed in spec.seeds]
-        if not spec.at_scale.search and spec.search and not self.final:
+        stand_in = self.final_runs or [spec.run(spec.search_space[0], seed) for seed in spec.seeds]
+        if not spec.at_scale.search and spec.search_runs and not self.final_runs:
             stand_in = stand_in[1:]  # the winner of the search is the first seed's run
-        return [*spec.search, *self.choice.more, *stand_in]
+        return [*spec.search_runs, *self.choice.missing, *stand_in]
 
     @property
-    def best(self) -> Candidate | None:
-        return self.choice.best
+    def selected(self) -> Candidate | None:
+        return self.choice.selected
 
     @property
-    def searched(self) -> list[CellRun]:
+    def search_cell_runs(self) -> list[CellRun]:
         """Every run that the choice rests on or asks for: the search itself, then rates beyond its edge and second seeds."""
         first, choice = self.spec.at_scale.seeds[0], self.choice
-        if not self.spec.search:
+        if not self.spec.search_runs:
             return []
         runs = [(candidate, first) for candidate, _ in choice.scores]
-        if not choice.again:  # what is asked for is a rate
-            runs += [(Candidate(choice.best.overrides, c.lr), first) for c in choice.more if choice.best]
-        runs += [(candidate, self.spec.at_scale.seeds[1]) for candidate in choice.again]
+        if not choice.second_seed:  # what is asked for is a rate
+            runs += [(Candidate(choice.selected.overrides, c.lr), first) for c in choice.missing if choice.selected]
+        runs += [(candidate, self.spec.at_scale.seeds[1]) for candidate in choice.second_seed]
         more = self.spec.at_scale.search
         return [
             CellRun(self.spec.run(c, seed, searching=True), [*self.spec.base, *c.overrides, *more]) for c, seed in runs
         ]
 
     @property
-    def finals(self) -> list[CellRun]:
+    def final_cell_runs(self) -> list[CellRun]:
         """The final runs; none until the candidate is chosen."""
-        overrides = [*self.spec.base, *(self.best.overrides if self.best else ())]
-        return [CellRun(config, overrides) for config in self.final]
+        overrides = [*self.spec.base, *(self.selected.overrides if self.selected else ())]
+        return [CellRun(config, overrides) for config in self.final_runs]
 
     def metrics(self, config: RunConfig, result: RunResult) -> Metrics:
         """Of a final run, at the step that the column shows."""
@@ -87,7 +87,7 @@ class CellRuns:
         values = tuple(measured[0] for measured in measurements if measured)
         errors = tuple(measured[1] for measured in measurements if measured and measured[1] is not None)
         known = errors if len(errors) == len(values) else None
-        return Cell(self.spec.paper_value, values or None, known, len(self.final))
+        return Cell(self.spec.paper_value, values or None, known, len(self.final_runs))
 
     @cached_property
     def at_floor(self) -> bool:
@@ -150,25 +150,26 @@ def steps_to(result: RunResult, metric: str, level: float) -> float | None:
     return None
 
 
-def resolve(spec: CellSpec, counts: Counts = reportable) -> CellRuns:
-    """Reads the results of the cell's runs. A search takes part in the choice, and a result in the cell, if it `counts`."""
-    choice = choose(spec, counts)
-    final = [spec.run(choice.best, seed) for seed in spec.seeds] if choice.best is not None and spec.exists else []
-    pairs = [(config, result_of(config)) for config in final]
-    results = [(config, result) for config, result in pairs if result is not None and counts(result, spec.scale)]
-    return CellRuns(spec, choice, final, results)
+def resolve(spec: CellSpec, accepts: Accepts = reportable) -> CellRuns:
+    """Read the results of the cell's runs. Only results that `accepts` lets pass enter the choice and the cell."""
+    choice = choose(spec, accepts)
+    chosen = choice.selected if spec.exists else None
+    final_runs = [spec.run(chosen, seed) for seed in spec.seeds] if chosen is not None else []
+    pairs = [(config, result_of(config)) for config in final_runs]
+    results = [(config, result) for config, result in pairs if result is not None and accepts(result, spec.scale)]
+    return CellRuns(spec, choice, final_runs, results)
 
 
 def in_order(cells: Sequence[CellRuns]) -> Iterator[CellRun]:
     """The runs as they are begun: searches, since other runs wait for them, what their choices ask for beyond, then the
     final runs of the cells that have chosen for good."""
     for cell in cells:
-        yield from cell.searched[: len(cell.spec.search)]
+        yield from cell.search_cell_runs[: len(cell.spec.search_runs)]
     for cell in cells:
-        yield from cell.searched[len(cell.spec.search) :]
+        yield from cell.search_cell_runs[len(cell.spec.search_runs) :]
     for cell in cells:
-        if not cell.choice.more:
-            yield from cell.finals
+        if not cell.choice.missing:
+            yield from cell.final_cell_runs
 
 
 def resolve_all(rows: list[list[CellSpec]]) -> list[list[CellRuns]]:
@@ -176,7 +177,7 @@ def resolve_all(rows: list[list[CellSpec]]) -> list[list[CellRuns]]:
     resolved: dict[tuple[object, ...], CellRuns] = {}
 
     def shared(spec: CellSpec) -> CellRuns:
-        key = (spec.exists, *spec.base, *spec.candidates)
+        key = (spec.exists, *spec.base, *spec.search_space)
         if key not in resolved:
             resolved[key] = resolve(spec)
         return replace(resolved[key], spec=spec)

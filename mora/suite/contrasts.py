@@ -25,7 +25,7 @@ class ResolvedTables:
 
     def rows(self, name: str, scale: Scale) -> list[list[CellRuns]]:
         if (name, scale) not in self._rows:
-            self._rows[name, scale] = resolve_all(experiments.grids(experiments.load(name), scale))
+            self._rows[name, scale] = resolve_all(experiments.cell_specs(experiments.load(name), scale))
         return self._rows[name, scale]
 
 

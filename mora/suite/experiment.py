@@ -151,7 +151,7 @@ def paper_tables() -> dict[str, Any]:
     return read_yaml(PAPER)
 
 
-def grids(experiment: Experiment, scale: Scale, seeds: list[int] | None = None) -> list[list[CellSpec]]:
+def cell_specs(experiment: Experiment, scale: Scale, seeds: list[int] | None = None) -> list[list[CellSpec]]:
     """Rows of cells; a row leaves out the columns of a task that it is `without`. `seeds` instead of the experiment's."""
     if scale not in experiment.scales:
         return []
@@ -162,7 +162,7 @@ def grids(experiment: Experiment, scale: Scale, seeds: list[int] | None = None) 
     return [[CellSpec(experiment, scale, at, row, column) for column in columns] for row in at.rows]
 
 
-def only(cells: list[CellSpec], filters: list[str]) -> list[CellSpec]:
+def filter_cells(cells: list[CellSpec], filters: list[str]) -> list[CellSpec]:
     """The cells that every filter lets pass; a filter is `task=`, `method=`, `r=` or `operator=` with values between commas.
 
     Raises: ConfigError for another key, or a value that no cell has.
@@ -173,12 +173,12 @@ def only(cells: list[CellSpec], filters: list[str]) -> list[CellSpec]:
             raise ConfigError(f"--only {text}: expected {', '.join(f'{known}=VALUE,...' for known in FILTERS)}")
         if "=" in values:
             raise ConfigError(f"--only {text}: conditions stand apart: --only {' '.join(_apart(text))}")
-        there = {str(has): None for grid in cells if (has := FILTERS[key](grid)) is not None}
+        there = {str(has): None for cell in cells if (has := FILTERS[key](cell)) is not None}
         if unknown := [value for value in values.split(",") if value not in there]:
             hint = _stands_for(cells, unknown[0]) if key == "r" else near(unknown[0], list(there))
             raise ConfigError(f"--only {text}: no cell has {key}={unknown[0]}; there are {', '.join(there)}{hint}")
     chosen = [(FILTERS[key], values.split(",")) for key, _, values in (text.partition("=") for text in filters)]
-    return [grid for grid in cells if all(str(value(grid)) in values for value, values in chosen)]
+    return [cell for cell in cells if all(str(value(cell)) in values for value, values in chosen)]
 
 
 def _apart(text: str) -> list[str]:
@@ -228,7 +228,7 @@ class CellSpec:
         return compose(self.base)
 
     @cached_property
-    def candidates(self) -> list[Candidate]:
+    def search_space(self) -> list[Candidate]:
         """Every setting that the paper searched: the rates, and the method's own where `sweep` says so."""
         settings = method_sweep(self.row.method) if self.at_scale.sweep == "method" else {}
         chosen = list(product(*([f"{key}={value}" for value in values] for key, values in settings.items())))
@@ -236,11 +236,11 @@ class CellSpec:
         return [Candidate(overrides, lr) for overrides in chosen for lr in rates]
 
     @cached_property
-    def search(self) -> list[RunConfig]:
+    def search_runs(self) -> list[RunConfig]:
         """One run a candidate, on the first seed; none where there is nothing to choose."""
-        if not self.exists or len(self.candidates) < 2:
+        if not self.exists or len(self.search_space) < 2:
             return []
-        return [self.run(c, self.at_scale.seeds[0], searching=True) for c in self.candidates]
+        return [self.run(c, self.at_scale.seeds[0], searching=True) for c in self.search_space]
 
     @property
     def seeds(self) -> list[int]:
@@ -282,10 +282,10 @@ class CellSpec:
 
 
 FILTERS: dict[str, Callable[[CellSpec], str | int | None]] = {
-    "task": lambda grid: grid.column.task,
-    "method": lambda grid: grid.row.method,
-    "r": lambda grid: dict(text.split("=", 1) for text in grid.base).get("r"),  # the row's, or in Table 4 the column's
-    "operator": lambda grid: grid.row.operator,
+    "task": lambda cell: cell.column.task,
+    "method": lambda cell: cell.row.method,
+    "r": lambda cell: dict(text.split("=", 1) for text in cell.base).get("r"),  # the row's, or in Table 4 the column's
+    "operator": lambda cell: cell.row.operator,
 }
 
 

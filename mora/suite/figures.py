@@ -114,7 +114,7 @@ def _commit(source: Source | None) -> str:
 def _shown(runs: CellRuns) -> list[tuple[RunConfig, RunResult]]:
     """The runs of a curve or of bars, with their results; none unless all of them are there and can be drawn."""
     results = runs.results
-    if len(results) < len(runs.final):
+    if len(results) < len(runs.final_runs):
         return []
     if runs.spec.experiment.kind == "spectrum":
         return results if all(spectrum_path(config).is_file() for config, _ in results) else []

@@ -34,8 +34,8 @@ def query(*what: str) -> list[list[str]]:
     return [row.split(", ") for row in answer.stdout.splitlines()] if answer.returncode == 0 else []
 
 
-class Places:
-    """Places for runs of `ranks` processes each: `jobs` of them, but no more than there are sets of GPUs where a run takes
+class GpuSlots:
+    """Slots for runs of `ranks` processes each: `jobs` of them, but no more than there are sets of GPUs where a run takes
     several, since runs of several GPUs share none. Runs of one GPU are spread evenly, several on one where `jobs` says so.
     """
 
@@ -51,7 +51,7 @@ class Places:
 
     @contextmanager
     def take(self, ranks: int) -> Iterator[dict[str, str]]:
-        """The environment of a run in one of the places. A run of other ranks than they are for sees every GPU."""
+        """The environment of a run in one of the slots. A run of other ranks than they are for sees every GPU."""
         gpus = self._free.get()
         try:
             own = {"CUDA_VISIBLE_DEVICES": gpus} if gpus is not None and ranks == gpus.count(",") + 1 else {}

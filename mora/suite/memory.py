@@ -293,7 +293,7 @@ def _line(arm: Arm) -> list[str]:
     about += [f"{arm.trainable:,}", f"{arm.bits:.3f}"]
     if not runs:
         return [*about, "-", "not run", "", ""]
-    best = arm.cell.best
+    best = arm.cell.selected
     rate = f"{format_lr(best.lr)}{', edge' if arm.cell.choice.at_edge else ''}" if best and best.lr else "-"
     nats, accuracy = [f"{o.mean_nats:.1f}" for o in runs], [f"{o.accuracy:.1f}" for o in runs]
     return [*about, rate, ", ".join(o.shown for o in runs), ", ".join(nats), ", ".join(accuracy)]

@@ -40,7 +40,7 @@ COLUMNS = "\n".join(
 )
 
 
-def text(grids: list[CellSpec], hardware: str, settings: Sequence[str] = (), gpu: Gpu = H100) -> str:
+def text(specs: list[CellSpec], hardware: str, settings: Sequence[str] = (), gpu: Gpu = H100) -> str:
     """A line a run on the hardware of that name that has no usable result, then totals and what the numbers rest on; what
     results there are that do not count, and why. `settings`: overrides of the hardware.
 
@@ -48,9 +48,9 @@ def text(grids: list[CellSpec], hardware: str, settings: Sequence[str] = (), gpu
     Raises: ConfigError, also where a result is damaged, or that hardware cannot share out a run's batch.
     """
     chosen, measured = _hardware(hardware, settings), _results()
-    wanted = {run_id(config): config for grid in grids for config in resolve(grid, is_current).needed}
+    wanted = {run_id(config): config for spec in specs for config in resolve(spec, is_current).needed}
     missing = [config for config in wanted.values() if not reportable(result_of(config), config.scale.name)]
-    cells = len({tuple(grid.base) for grid in grids if grid.exists})
+    cells = len({tuple(spec.base) for spec in specs if spec.exists})
     everything = f"{cells} cells (a task, method and rank each), {len(wanted)} runs"
     if not missing:
         return f"{everything}; nothing is missing"

@@ -17,12 +17,12 @@ def default(config: RunConfig) -> tuple[RunConfig, str]:
     """
     for name in experiments.names():
         experiment = experiments.load(name)
-        for spec in (spec for row in experiments.grids(experiment, config.scale.name) for spec in row):
-            if not _may_be(spec, config) or not spec.search or not _same_cell(spec.config, config):
+        for spec in (spec for row in experiments.cell_specs(experiment, config.scale.name) for spec in row):
+            if not _may_be(spec, config) or not spec.search_runs or not _same_cell(spec.config, config):
                 continue
             search = resolve(spec)
-            if search.best is not None and search.best.lr is not None:
-                chosen = config.model_copy(update={"lr": search.best.lr})
+            if search.selected is not None and search.selected.lr is not None:
+                chosen = config.model_copy(update={"lr": search.selected.lr})
                 return chosen, f"the best of {len(search.choice.scores)} that {name} tried at scale {config.scale.name}"
     return (
         config,

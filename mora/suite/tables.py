@@ -267,10 +267,10 @@ def _search_lines(experiment: Experiment, rows: list[list[CellRuns]]) -> list[st
             value = NOT_RUN
             if score is not None:
                 value, ran = score if isinstance(score, str) else f"{score:.4g}", True
-            again = runs.choice.again.get(candidate)
+            again = runs.choice.second_seed.get(candidate)
             value += "" if again is None else f" and {again if isinstance(again, str) else f'{again:.4g}'}"
-            value += "" if candidate in runs.spec.candidates else " (added: the best was at the edge)"
-            shown.append(f"{_candidate(candidate)}: {value}{_mark(runs.choice) if candidate == runs.best else ''}")
+            value += "" if candidate in runs.spec.search_space else " (added: the best was at the edge)"
+            shown.append(f"{_candidate(candidate)}: {value}{_mark(runs.choice) if candidate == runs.selected else ''}")
         if shown:
             where = f"{runs.spec.label}, {' '.join([runs.spec.column.task, *runs.spec.column.overrides])}"
             if ran:
@@ -331,7 +331,7 @@ def _csv(rows: list[list[CellRuns]], cells: list[list[Shown | None]]) -> str:
 
 
 def _csv_line(runs: CellRuns, shown: Shown) -> list[str]:
-    spec, best, c = runs.spec, runs.best, shown.cell
+    spec, best, c = runs.spec, runs.selected, shown.cell
 
     def number(value: float | None) -> str:
         return "" if value is None else f"{value:.4f}"

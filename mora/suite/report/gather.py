@@ -164,7 +164,7 @@ class Gathered:
 
     def _add(self, shown: Shown, cell: CellRuns) -> None:
         scale = cell.spec.scale
-        for searching, runs in ((False, cell.finals), (True, cell.searched)):
+        for searching, runs in ((False, cell.final_cell_runs), (True, cell.search_cell_runs)):
             for run in runs:
                 if (result := reportable(result_of(run.config), scale)) is not None:
                     self._use(shown, cell.spec, run, result, searching)

@@ -74,7 +74,7 @@ def searches(shown: Shown) -> Figure | None:
     for runs in shown.cells:
         if not any(isinstance(score, float) for _, score in runs.choice.scores):
             continue
-        if (key := (runs.spec.label, *map(run_id, runs.spec.search))) not in seen:
+        if (key := (runs.spec.label, *map(run_id, runs.spec.search_runs))) not in seen:
             seen.add(key)
             panels.setdefault(" ".join([runs.spec.column.task, *runs.spec.column.overrides]), []).append(runs)
     if not panels:
@@ -118,12 +118,12 @@ def _search(ax: Axes, runs: CellRuns, look: Look) -> None:
         ax.plot(*zip(*line, strict=True), **look._asdict(), ms=4, label=label)
         again = [
             (c.lr, s)
-            for c, s in runs.choice.again.items()
+            for c, s in runs.choice.second_seed.items()
             if c.overrides == overrides and c.lr and isinstance(s, float)
         ]
         ax.plot([x for x, _ in again], [y for _, y in again], "x", color=look.color)
-        if runs.best is not None and runs.best.overrides == overrides:
-            at = [(x, y) for x, y in line if x == runs.best.lr]
+        if runs.selected is not None and runs.selected.overrides == overrides:
+            at = [(x, y) for x, y in line if x == runs.selected.lr]
             ax.plot([x for x, _ in at], [y for _, y in at], "o", ms=10, mfc="none", color=look.color)
 
 

@@ -16,7 +16,7 @@ from mora.io import replace_file
 
 from .. import figures, memory
 from ..experiment import ROOT
-from . import chart, decisions, detail, findings, grid, pack, pictures, style
+from . import chart, decisions, detail, findings, pack, pictures, style, table_cells
 from .gather import TITLES, Gathered, Run, Shown
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -116,8 +116,9 @@ class Site:
         )  # fmt: skip
 
     def _tables(self) -> None:
-        rendered = [grid.of_table(shown, self.files, self.gathered.damaged) for shown in self.gathered.of_kind("table")]
-        given = [(shown, *grid.of_settings(shown, self.files)) for shown in self.gathered.of_kind("settings")]
+        damaged = self.gathered.damaged
+        rendered = [table_cells.of_table(shown, self.files, damaged) for shown in self.gathered.of_kind("table")]
+        given = [(shown, *table_cells.of_settings(shown, self.files)) for shown in self.gathered.of_kind("settings")]
         self._page("tables.html", tables=rendered, given=given, runs=self.gathered.runs)
 
     def _figures(self) -> list[Picture]:

@@ -15,11 +15,11 @@ def cells():
     by_cell = {}
     for name in ("table1", "table2", "table3", "table4"):
         for scale in ("paper", "lite", "smoke"):
-            for row in experiments.grids(experiments.load(name), scale):
+            for row in experiments.cell_specs(experiments.load(name), scale):
                 for spec in row:
                     if spec.exists:
-                        more = spec.candidates[-1].overrides if spec.search else ()
-                        searching = spec.at_scale.search if spec.search else []
+                        more = spec.search_space[-1].overrides if spec.search_runs else ()
+                        searching = spec.at_scale.search if spec.search_runs else []
                         by_cell[spec.column.task, spec.row.method, scale] = (*spec.base, *more, *searching)
     return by_cell
 
@@ -38,7 +38,7 @@ def test_a_wrong_override_is_refused_in_one_line(wrong):
 
 
 def test_a_cell_shares_what_it_composed():
-    spec = experiments.grids(experiments.load("table2"), "lite")[1][0]
+    spec = experiments.cell_specs(experiments.load("table2"), "lite")[1][0]
     assert resolve(spec).spec.config is spec.config
 
 

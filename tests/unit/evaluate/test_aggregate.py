@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from mora.evaluate.aggregate import aggregate, bootstrap, floor, standard_error
+from mora.evaluate.aggregate import aggregate, bootstrap, majority_baseline, standard_error
 from mora.evaluate.compare import compare, holm, mcnemar, two_sided_p
 from mora.evaluate.harness import Kept, average
 from mora.evaluate.records import DataError
@@ -114,8 +114,8 @@ def test_documents_of_one_cluster_are_not_compared():
 
 
 def test_the_floor_is_the_best_constant_answer():
-    assert floor("mean", [0, 1, 1, 2], [0.0, 1.0, 0.0, 1.0]) == 0.5
+    assert majority_baseline("mean", [0, 1, 1, 2], [0.0, 1.0, 0.0, 1.0]) == 0.5
     pairs = [("yes", "no"), ("yes", "yes"), ("no", "no")]
-    assert floor("weighted_f1", [0, 0, 1], pairs) == pytest.approx(2 / 3 * 0.8)  # always "yes"
+    assert majority_baseline("weighted_f1", [0, 0, 1], pairs) == pytest.approx(2 / 3 * 0.8)  # always "yes"
     groups = [(group, gold, "?") for group in "ab" for gold in ("yes", "yes", "no")]
-    assert floor("group_weighted_f1", [0] * 6, groups) == pytest.approx(2 / 3 * 0.8)
+    assert majority_baseline("group_weighted_f1", [0] * 6, groups) == pytest.approx(2 / 3 * 0.8)

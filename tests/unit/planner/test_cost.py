@@ -48,8 +48,8 @@ def test_hours_and_disk_follow_from_tokens_speed_and_parameters(method):
 
 def test_a_plan_names_every_missing_run_and_adds_them_up(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "ROOT", tmp_path)
-    grids = [grid for row in experiments.grids(experiments.load("table1"), "paper") for grid in row]
-    text = plan.text(grids, "gpu8")
+    specs = [spec for row in experiments.cell_specs(experiments.load("table1"), "paper") for spec in row]
+    text = plan.text(specs, "gpu8")
     assert "\n51 cells (a task, method and rank each), 128 runs; missing:\n128 runs, " in text
     assert len([line for line in text.splitlines() if "-s0-" in line]) == 128
     assert "Several GPUs are extrapolated" in text
@@ -58,8 +58,8 @@ def test_a_plan_names_every_missing_run_and_adds_them_up(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", sorted(p.stem for p in (CONFIG_DIR / "hardware").glob("*.yaml")))
 def test_a_plan_can_be_made_for_every_hardware(name, tmp_path, monkeypatch):
     monkeypatch.setattr(source, "ROOT", tmp_path)
-    grid = experiments.grids(experiments.load("table3"), "paper")[0][0]
-    text = plan.text([grid], name)
+    spec = experiments.cell_specs(experiments.load("table3"), "paper")[0][0]
+    text = plan.text([spec], name)
     known = not name.startswith("cpu")
     assert (f"training at most on {name} " in text) == known
     assert ("fits 79 GiB" in text) == ("measured, NVIDIA" in text or "assumed, 40%" in text) == known
@@ -75,12 +75,12 @@ def test_a_cpu_takes_the_micro_batch_that_is_set():
 
 def test_hardware_that_cannot_share_out_the_batch_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "ROOT", tmp_path)
-    grid = experiments.grids(experiments.load("table2"), "lite")[0][0]
+    spec = experiments.cell_specs(experiments.load("table2"), "lite")[0][0]
     with pytest.raises(ConfigError, match=r"global_batch_size=100 is not divisible by .* x 8 ranks"):
-        plan.text([grid], "gpu8")
+        plan.text([spec], "gpu8")
 
 
 def test_unknown_hardware_is_refused_in_one_line():
-    grid = experiments.grids(experiments.load("table3"), "paper")[0][0]
+    spec = experiments.cell_specs(experiments.load("table3"), "paper")[0][0]
     with pytest.raises(ConfigError, match="hardware/nothing"):
-        plan.text([grid], "nothing")
+        plan.text([spec], "nothing")

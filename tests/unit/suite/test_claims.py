@@ -36,15 +36,15 @@ def nothing_measured(tmp_path, monkeypatch):
 
 
 def cell_of(name, scale, row, column=0):
-    rows = experiments.grids(experiments.load(name), scale)
+    rows = experiments.cell_specs(experiments.load(name), scale)
     return next(r[column] for r in rows if (r[0].row.method, r[0].row.r, r[0].row.operator) == (*row, None))
 
 
 def run_all(spec, metrics_of, chosen=1, **more):
     """The search, which chooses that rate, and a final run a seed with what `metrics_of` gives for it."""
-    for i, config in enumerate(spec.search):
+    for i, config in enumerate(spec.search_runs):
         write(config, {spec.experiment.selection: abs(i - chosen)}, steps=STEPS)
-    for config, measured in zip(resolve(spec).final, metrics_of, strict=False):
+    for config, measured in zip(resolve(spec).final_runs, metrics_of, strict=False):
         write(config, {spec.experiment.selection: 1.0, **measured}, steps=STEPS, **more)
 
 
@@ -162,7 +162,7 @@ def test_at_the_floor_there_is_no_verdict():
     assert said(BETTER, test="equal", margin=2.0).verdict == "floor", "two models that know nothing are not equal"
     answered("mora", (0.45, 0.452, 0.454))
     assert said(BETTER).verdict == "shown"
-    (nothing,) = resolve(untuned(cell_of("table1", "lite", ("mora", 1)))).final
+    (nothing,) = resolve(untuned(cell_of("table1", "lite", ("mora", 1)))).final_runs
     name = "mmlu_tulu_0shot"
     facts = {"score": 0.255, "score_stderr": 0.004, "documents": 14042.0, "floor": 0.25}
     write(nothing, {f"{name}.{key}": value for key, value in facts.items()})
@@ -194,7 +194,7 @@ def test_a_spectrum_is_the_mean_over_the_kinds_of_modules_and_one_of_them_decide
     for method, count in (("mora", 300.0), ("lora", 100.0)):
         spec = cell_of("figure5", "lite", (method, 128))
         run_all(spec, [{}])
-        path = figures.spectrum_path(resolve(spec).final[0])
+        path = figures.spectrum_path(resolve(spec).final_runs[0])
         path.parent.mkdir(exist_ok=True)
         kinds = {kind: {"above_0.1": count + i} for i, kind in enumerate(figures.MODULES)}
         path.write_text(json.dumps({"kinds": kinds, "modules": {}}))
@@ -287,6 +287,6 @@ def test_the_readme_shows_what_the_results_give(monkeypatch):
 
 
 def test_rows_are_found_by_the_papers_rank():
-    rows = resolve_all(experiments.grids(experiments.load("table2"), "lite"))
+    rows = resolve_all(experiments.cell_specs(experiments.load("table2"), "lite"))
     assert find(rows, Claim.model_validate(FASTER).first, "step_300").spec.row.r == 1
     assert find(rows, experiments.Row(method="mora", r=999), "step_300") is None

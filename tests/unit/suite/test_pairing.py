@@ -23,11 +23,11 @@ def nothing_measured(tmp_path, monkeypatch):
 
 def run_all(name, method, r, column, task, items_of_seed, metrics, aggregation="mean", prompts="p"):
     """The row's search and finals, with the scores of each final run's documents."""
-    rows = experiments.grids(experiments.load(name), "lite")
+    rows = experiments.cell_specs(experiments.load(name), "lite")
     spec = next(row[column] for row in rows if (row[0].row.method, row[0].row.r) == (method, r))
-    for i, config in enumerate(spec.search):
+    for i, config in enumerate(spec.search_runs):
         write(config, {"validation_loss": float(i != 1)})
-    for config, items in zip(resolve(spec).final, items_of_seed, strict=True):
+    for config, items in zip(resolve(spec).final_runs, items_of_seed, strict=True):
         write(config, {"validation_loss": 1.0, **metrics(items)})
         header = {"task": task, "aggregation": aggregation, "headline": "score", "prompts": prompts}
         kept = Kept(header, [{"cluster": None, "score": item} for item in items])
@@ -102,5 +102,5 @@ def test_other_documents_an_earlier_step_and_scores_that_are_not_kept_are_not_pa
     documents_path(a.results[0][0]).unlink()
     assert pairing.error([a], [a], [0], "points") is None
     assert pairing.error([a], [a], [0, 1, 2], "points") == 0.0, "of the seeds that are kept"
-    at_a_step = resolve(experiments.grids(experiments.load("table2"), "lite")[1][0])
+    at_a_step = resolve(experiments.cell_specs(experiments.load("table2"), "lite")[1][0])
     assert pairing.error([at_a_step], [at_a_step], [0], "points") is None

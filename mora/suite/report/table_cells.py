@@ -113,13 +113,13 @@ def _cell(rows: list[list[CellRuns]], i: int, j: int, damaged: Collection[str]) 
     digits, cell = DIGITS.get(runs.spec.experiment.unit, 4), shown.cell
     paper = "" if cell.paper is None else f"paper {cell.paper:.{digits}f}"
     if cell.mean is None or cell.values is None:
-        lost = any(f"{run_id(config)}.json" in damaged for config in (*runs.spec.search, *runs.final))
+        lost = any(f"{run_id(config)}.json" in damaged for config in (*runs.spec.search_runs, *runs.final_runs))
         state = "damaged" if lost else "not run"
         return CellView(state, paper, state, "", "", False, "", "", [])
     count = f"{n}" if (n := len(cell.values)) >= cell.seeds else f"{n} of {cell.seeds}"
     if not math.isfinite(cell.mean):
         return CellView(
-            "diverged", paper, f"diverged ({count})", "", "", False, "", _rate(runs.best), _seeds(runs, digits)
+            "diverged", paper, f"diverged ({count})", "", "", False, "", _rate(runs.selected), _seeds(runs, digits)
         )
     spread = "" if cell.sd is None else f" ± {cell.sd:.{digits}f}"
     effects = "" if shown.effect is None else f"{shown.effect:+.{digits}f}"
@@ -133,7 +133,7 @@ def _cell(rows: list[list[CellRuns]], i: int, j: int, damaged: Collection[str]) 
         f"{cell.mean:.6g}",
         shown.at_floor,
         _interval(cell.mean, cell.sd, n, digits),
-        _rate(runs.best),
+        _rate(runs.selected),
         _seeds(runs, digits),
     )
 
