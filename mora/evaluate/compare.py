@@ -14,7 +14,7 @@ import numpy as np
 
 from . import documents, samples
 from .aggregate import aggregate, bootstrap, items_of
-from .kept import Kept
+from .logged import LoggedSamples
 from .records import DataError
 
 DRAWS = 10_000
@@ -38,7 +38,7 @@ class Comparison:
         return self.b - self.a
 
 
-def compare(a: Kept, b: Kept, draws: int = DRAWS) -> Comparison:
+def compare(a: LoggedSamples, b: LoggedSamples, draws: int = DRAWS) -> Comparison:
     """Paired over the same documents, clusters kept whole.
 
     Raises: DataError where the two runs did not score the same documents with the same prompts, or all are one cluster's.
@@ -53,7 +53,7 @@ def compare(a: Kept, b: Kept, draws: int = DRAWS) -> Comparison:
     if not a.rows or headline not in a.rows[0]:
         raise DataError(f"{task}: its samples hold no {headline!r}: only our own tasks can be compared")
     kind = a.header["aggregation"]
-    items_a, items_b = (_items(kept) for kept in (a, b))
+    items_a, items_b = (_items(logged) for logged in (a, b))
     if len(items_a) != len(items_b):
         raise DataError(f"{task}: {len(items_a)} and {len(items_b)} documents: score both on the same ones")
     clusters = [row.get("cluster") for row in a.rows]
@@ -77,7 +77,7 @@ def compare(a: Kept, b: Kept, draws: int = DRAWS) -> Comparison:
     )
 
 
-def _read(path: Path) -> dict[str, Kept]:
+def _read(path: Path) -> dict[str, LoggedSamples]:
     return documents.read(path) if path.name.endswith(documents.SUFFIX) else samples.read(path)
 
 
@@ -146,12 +146,14 @@ def table(baseline: str, others: list[str]) -> str:
     return "\n".join([*out, *(f"\nNot compared: {reason}" for reason in left_out)])
 
 
-def _items(kept: Kept) -> list[Any]:
+def _items(logged: LoggedSamples) -> list[Any]:
     """Of the headline. Raises: DataError where a row has none, or one of another kind than its aggregation's."""
     try:
-        return items_of(kept.header["aggregation"], [row[kept.header.get("headline", "score")] for row in kept.rows])
+        return items_of(
+            logged.header["aggregation"], [row[logged.header.get("headline", "score")] for row in logged.rows]
+        )
     except (LookupError, TypeError, ValueError) as error:
-        raise DataError(f"{kept.header['task']}: its samples are damaged ({error}): score the model again") from error
+        raise DataError(f"{logged.header['task']}: its samples are damaged ({error}): score the model again") from error
 
 
 def parse(arguments: list[str] | None = None, prog: str = "python -m mora.evaluate.compare") -> argparse.Namespace:

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from mora.errors import ConfigError
 
 from .aggregate import majority_baseline, standard_error
-from .kept import Kept
+from .logged import LoggedSamples
 from .metrics import facts as facts_of
 from .metrics import key
 from .response_cache import ResponseCache
@@ -66,7 +66,7 @@ class Settings:
 
 def evaluate_model(
     model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, tasks: list[str], settings: Settings
-) -> tuple[Metrics, dict[str, Kept]]:
+) -> tuple[Metrics, dict[str, LoggedSamples]]:
     """Scores of lm-eval's and our tasks and groups, with standard errors, and every scored document.
 
     Beside a task's scores: `documents`, and for multiple choice `floor`, the score of the best constant answer. A group's
@@ -101,12 +101,12 @@ def evaluate_model(
             fewshot_random_seed=None,  # type: ignore[arg-type]
         )
     model.train(was_training)
-    kept = {name: keep(name, result) for name in result["samples"]}
-    metrics = {name: _with_errors(result["results"][name], kept[name]) | _facts(kept[name]) for name in kept}
+    logged = {name: keep(name, result) for name in result["samples"]}
+    metrics = {name: _with_errors(result["results"][name], logged[name]) | _facts(logged[name]) for name in logged}
     for group, members in result["group_subtasks"].items():
         if members:
             metrics[group] = average([metrics[member] for member in members if member in metrics])
-    return {name: values for name, values in metrics.items() if values}, kept
+    return {name: values for name, values in metrics.items() if values}, logged
 
 
 def check_names(tasks: list[str]) -> None:
@@ -137,7 +137,7 @@ def _manager(tasks: list[str], metadata: dict[str, Any] | None = None) -> Any:
     return manager
 
 
-def keep(name: str, result: dict[str, Any]) -> Kept:
+def keep(name: str, result: dict[str, Any]) -> LoggedSamples:
     """What is worth keeping of lm-eval's samples: what identifies, what was said, what was scored."""
     metadata = result["configs"][name].get("metadata") or {}
     samples = result["samples"][name]
@@ -165,7 +165,7 @@ def keep(name: str, result: dict[str, Any]) -> Kept:
         "prompts": prompts[:16],
         "documents": len({row["id"] for row in rows}),
     }
-    return Kept(header, rows)
+    return LoggedSamples(header, rows)
 
 
 def average(members: list[dict[str, float]]) -> dict[str, float]:
@@ -184,31 +184,35 @@ def average(members: list[dict[str, float]]) -> dict[str, float]:
     return averaged
 
 
-def _facts(kept: Kept) -> dict[str, float]:
+def _facts(logged: LoggedSamples) -> dict[str, float]:
     """How many documents were scored, and what a model that knows nothing scores: in multiple choice the best constant
     answer, else what the task says; where some texts hold no answer, the score among those that do."""
-    facts = {"documents": float(kept.header["documents"])}
-    if kept.rows and "answered" in kept.rows[0] and (told := [row["score"] for row in kept.rows if row["answered"]]):
+    facts = {"documents": float(logged.header["documents"])}
+    if (
+        logged.rows
+        and "answered" in logged.rows[0]
+        and (told := [row["score"] for row in logged.rows if row["answered"]])
+    ):
         facts |= {"score_if_answered": sum(told) / len(told), "score_if_answered_stderr": standard_error("mean", told)}
-    if kept.rows and {"acc_sum", "score"} <= kept.rows[0].keys():
-        rows = [row for row in kept.rows if row["filter"] == kept.rows[0]["filter"]]
+    if logged.rows and {"acc_sum", "score"} <= logged.rows[0].keys():
+        rows = [row for row in logged.rows if row["filter"] == logged.rows[0]["filter"]]
         gold, items = [row["gold"] for row in rows], [row["score"] for row in rows]
-        facts["floor"] = majority_baseline(kept.header["aggregation"], gold, items)
-    elif (known := facts_of(key(kept.header["task"], kept.header["headline"])).floor) is not None:
+        facts["floor"] = majority_baseline(logged.header["aggregation"], gold, items)
+    elif (known := facts_of(key(logged.header["task"], logged.header["headline"])).floor) is not None:
         facts["floor"] = known
     return facts
 
 
-def _with_errors(values: dict[str, Any], kept: Kept) -> dict[str, float]:
+def _with_errors(values: dict[str, Any], logged: LoggedSamples) -> dict[str, float]:
     """lm-eval's values as `metric`, or `metric:filter`, and our own standard errors."""
     out = {}
     for name, value in values.items():
         metric, _, chosen = name.partition(",")
-        rows = [row for row in kept.rows if row["filter"] == (chosen or "none")]
+        rows = [row for row in logged.rows if row["filter"] == (chosen or "none")]
         if not isinstance(value, (int, float)) or not rows or metric not in rows[0]:
             continue
         named = metric if chosen == "none" else f"{metric}:{chosen}"
-        aggregation = kept.header["aggregation"] if metric == "score" else "mean"
+        aggregation = logged.header["aggregation"] if metric == "score" else "mean"
         clusters = [row["cluster"] for row in rows]
         clustered = None if clusters[0] is None else clusters
         out[named] = float(value)

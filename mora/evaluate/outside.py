@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> Path:
         "settings": {k: getattr(settings, k) for k in ("batch_size", "max_length", "limit")},
     }
     result.known(folder, new)  # refuses before anything is scored
-    metrics, kept = evaluate_model(model, tokenizer, options.task, settings)
+    metrics, logged = evaluate_model(model, tokenizer, options.task, settings)
     facts = {
         "source": code,
         "packages": {package: version(package) for package in PACKAGES},
@@ -65,9 +65,9 @@ def run(options: argparse.Namespace) -> Path:
     new["metrics"] = {
         name: {k: None if math.isnan(v) else v for k, v in values.items()} for name, values in metrics.items()
     }
-    new["tasks"] = {name: k.header | facts for name, k in kept.items()}
+    new["tasks"] = {name: k.header | facts for name, k in logged.items()}
     joined = result.joined(folder, new)
-    samples.write(folder, kept)
+    samples.write(folder, logged)
     replace_file(folder / "result.json", json.dumps(sealed(joined), indent=1, sort_keys=True) + "\n")
     (folder / "journal.jsonl").unlink(missing_ok=True)
     for name, values in metrics.items():

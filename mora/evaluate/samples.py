@@ -1,4 +1,4 @@
-"""Kept samples on disk: `samples/<task>.jsonl`, a header line and a line a document."""
+"""LoggedSamples samples on disk: `samples/<task>.jsonl`, a header line and a line a document."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from pathlib import Path
 from mora.config.seal import sealed, unsealed
 from mora.io import replace_file
 
-from .kept import Kept
+from .logged import LoggedSamples
 from .records import DataError
 
 ROWS = "rows_sha256"  # in a header
 
 
-def write(folder: Path, kept: dict[str, Kept]) -> None:
+def write(folder: Path, logged: dict[str, LoggedSamples]) -> None:
     """Writes `folder/samples/<task>.jsonl` for every task, each whole or not at all."""
     (folder / "samples").mkdir(parents=True, exist_ok=True)
-    for task, samples in kept.items():
+    for task, samples in logged.items():
         rows = [json.dumps(row) for row in samples.rows]
         header = json.dumps(sealed(samples.header | {ROWS: _digest(rows)}))
         replace_file(folder / "samples" / f"{task}.jsonl", "\n".join([header, *rows]) + "\n")
 
 
-def read(folder: Path) -> dict[str, Kept]:
+def read(folder: Path) -> dict[str, LoggedSamples]:
     """Every task's samples below `folder`.
 
     Raises: DataError where there are none, or damaged ones.
@@ -42,7 +42,7 @@ def read(folder: Path) -> dict[str, Kept]:
                 name for name in ("task", "prompts", "aggregation") if not isinstance(header.get(name), str)
             ]:
                 raise ValueError(f"no text as {missing[0]} in the first line")
-            samples[path.stem] = Kept(header, rows)
+            samples[path.stem] = LoggedSamples(header, rows)
         except (ValueError, AttributeError, RecursionError) as error:  # of json, or for want of a header
             raise DataError(f"{path} is no file of samples, or was cut ({error}): score the model again") from error
     if not samples:

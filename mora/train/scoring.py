@@ -68,7 +68,7 @@ class Scoring:
         return metrics
 
     def _tasks(self, engine: Engine, step: int, last: bool) -> dict[str, float]:
-        """`task.metric` of the merged model. Kept samples go to the folder."""
+        """`task.metric` of the merged model. LoggedSamples samples go to the folder."""
         failpoint("in_evaluation", step)
         if last:
             engine.computation_changed()  # the memory of its graphs is free for generation
@@ -77,7 +77,7 @@ class Scoring:
         settings = self.settings.resumable(self.folder / f"journal-{rank()}.jsonl", made_by)
         dtype = DTYPES[self.config.scale.precision]
         with engine.materialized(), merged(engine.model, dtype), single_process_env():
-            scores, kept = evaluate_model(engine.model, self.tokenizer, self.plan.tasks, settings)
+            scores, logged = evaluate_model(engine.model, self.tokenizer, self.plan.tasks, settings)
         if rank() == 0:
-            samples.write(self.folder, kept)
+            samples.write(self.folder, logged)
         return {key(task, metric): value for task, values in scores.items() for metric, value in values.items()}

@@ -7,7 +7,7 @@ from made_up import write
 from mora.config import source
 from mora.config.run_id import documents_path
 from mora.evaluate import documents
-from mora.evaluate.kept import Kept
+from mora.evaluate.logged import LoggedSamples
 from mora.suite import experiment as experiments
 from mora.suite import ledger, pairing
 from mora.suite.cells import resolve
@@ -30,8 +30,8 @@ def run_all(name, method, r, column, task, items_of_seed, metrics, aggregation="
     for config, items in zip(resolve(spec).final_runs, items_of_seed, strict=True):
         write(config, {"validation_loss": 1.0, **metrics(items)})
         header = {"task": task, "aggregation": aggregation, "headline": "score", "prompts": prompts}
-        kept = Kept(header, [{"cluster": None, "score": item} for item in items])
-        documents.write(documents_path(config), {task: kept})
+        logged = LoggedSamples(header, [{"cluster": None, "score": item} for item in items])
+        documents.write(documents_path(config), {task: logged})
     return resolve(spec)
 
 

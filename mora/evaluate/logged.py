@@ -7,7 +7,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Kept:
+class LoggedSamples:
     """The scored documents of one task: a header that says how `score` is aggregated, and a row a document."""
 
     header: dict[str, Any]
