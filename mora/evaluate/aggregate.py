@@ -51,15 +51,15 @@ def group_weighted_f1_parts(items: Sequence[tuple[str, str, str]]) -> tuple[Feat
     groups = {g: i for i, g in enumerate(sorted({group for group, _, _ in items}))}
     labels = {label: i for i, label in enumerate(sorted({x for _, *pair in items for x in pair}))}
     shape = (len(groups), len(labels), len(labels))
-    cells = [np.ravel_multi_index((groups[g], labels[gold], labels[said]), shape) for g, gold, said in items]
+    cells = [np.ravel_multi_index((groups[g], labels[gold], labels[predicted]), shape) for g, gold, predicted in items]
     features = np.zeros((len(items), int(np.prod(shape))))
     features[np.arange(len(items)), cells] = 1.0
 
     def value(sums: np.ndarray) -> np.ndarray:
         confusion = sums.reshape(-1, *shape)  # draws, groups, gold, predicted
-        gold, said = confusion.sum(-1), confusion.sum(-2)
+        gold, predicted = confusion.sum(-1), confusion.sum(-2)
         hits = np.diagonal(confusion, axis1=-2, axis2=-1)
-        f1 = 2 * hits / np.maximum(gold + said, 1e-12)
+        f1 = 2 * hits / np.maximum(gold + predicted, 1e-12)
         size = gold.sum(-1)
         by_group = (gold * f1).sum(-1) / np.maximum(size, 1e-12)
         return np.nansum(np.where(size > 0, by_group, 0.0), -1) / np.maximum((size > 0).sum(-1), 1)

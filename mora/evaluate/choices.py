@@ -9,7 +9,7 @@ import datasets
 
 from mora.errors import NonFiniteError
 
-from .records import DataError, Record, text, texts, wrong
+from .records import DataError, Record, field_error, text, texts
 
 Doc = dict[str, Any]
 
@@ -36,9 +36,9 @@ def adaptllm_doc(record: Record) -> Doc:
     """A row of AdaptLLM's sets with options: the prompt is filled, demonstrations included. Raises: DataError."""
     options, gold = texts(record, "options"), record.row["gold_index"]
     if not all(options):
-        raise wrong(record, "options", "a list of texts, none of them empty")
+        raise field_error(record, "options", "a list of texts, none of them empty")
     if type(gold) is not int or gold not in range(len(options)):
-        raise wrong(record, "gold_index", f"the index of one of its {len(options)} options")
+        raise field_error(record, "gold_index", f"the index of one of its {len(options)} options")
     return {"prompt": text(record, "input"), "options": options, "gold": gold}
 
 

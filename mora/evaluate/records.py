@@ -10,7 +10,7 @@ from typing import Any
 
 from mora import io
 from mora.data.files import read_json, read_rows, record_of
-from mora.data.records import Record, there, wrong
+from mora.data.records import Record, field_error, field_names
 from mora.errors import DataError
 
 Row = dict[str, Any]
@@ -72,7 +72,7 @@ def check(records: Iterable[Record], fields: tuple[str, ...], where: str) -> Ite
         empty = False
         for field in fields:
             if record.row.get(field) is None:
-                raise DataError(f"{record.where}: field {field!r} is missing; the row has {there(record)}")
+                raise DataError(f"{record.where}: field {field!r} is missing; the row has {field_names(record)}")
         yield record
     if empty:
         raise DataError(f"{where}: there are no rows")
@@ -81,7 +81,7 @@ def check(records: Iterable[Record], fields: tuple[str, ...], where: str) -> Ite
 def keyed(path: Path) -> Iterator[Record]:
     """The rows of a JSON file that holds them by their ids. Raises: DataError."""
     whole = json_object(path)
-    return (inside(whole, key) for key in whole.row)
+    return (object_field(whole, key) for key in whole.row)
 
 
 def json_object(path: Path) -> Record:
@@ -89,19 +89,19 @@ def json_object(path: Path) -> Record:
     return record_of(str(path), read_json(path))
 
 
-def inside(record: Record, field: str) -> Record:
+def object_field(record: Record, field: str) -> Record:
     """The object in a field. Raises: DataError."""
     value = record.row.get(field)
     if not isinstance(value, dict):
-        raise wrong(record, field, "an object with fields")
+        raise field_error(record, field, "an object with fields")
     return Record(f"{record.where}, {field}", value)
 
 
-def each(record: Record, field: str) -> list[Record]:
+def object_list(record: Record, field: str) -> list[Record]:
     """The objects of a list in a field; the list may be empty. Raises: DataError."""
     value = record.row.get(field)
     if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
-        raise wrong(record, field, "a list of objects with fields")
+        raise field_error(record, field, "a list of objects with fields")
     return [Record(f"{record.where}, {field}[{i}]", row) for i, row in enumerate(value)]
 
 
@@ -109,7 +109,7 @@ def text(record: Record, field: str, empty: bool = False) -> str:
     """Raises: DataError where the field is no text, or blank unless `empty`."""
     value = record.row.get(field)
     if not isinstance(value, str) or not (empty or value.strip()):
-        raise wrong(record, field, "a text" if empty else "a text that is not empty")
+        raise field_error(record, field, "a text" if empty else "a text that is not empty")
     return value
 
 
@@ -117,7 +117,7 @@ def texts(record: Record, field: str) -> list[str]:
     """Raises: DataError where the field is no list of texts, or an empty one."""
     value = record.row.get(field)
     if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
-        raise wrong(record, field, "a list of texts")
+        raise field_error(record, field, "a list of texts")
     return value
 
 
@@ -128,7 +128,7 @@ def gold_text(value: Any) -> str | None:
     return str(value) if type(value) in (int, float) and math.isfinite(value) else None
 
 
-def enough(shots: Sized, k: int, where: str) -> None:
+def require_at_least(shots: Sized, k: int, where: str) -> None:
     """Raises: DataError where there are fewer than `k` to show."""
     if len(shots) < k:
         raise DataError(f"{where}: {len(shots)} examples to take {k} shots from: put the whole file there")

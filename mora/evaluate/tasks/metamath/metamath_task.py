@@ -13,7 +13,7 @@ from lm_eval.tasks.hendrycks_math.utils import is_equiv, last_boxed_only_string,
 from mora.data import metamath
 from mora.data.records import conversation
 from mora.evaluate.choices import as_test_split
-from mora.evaluate.records import Record, Row, Source, data_folder, rows, text, wrong
+from mora.evaluate.records import Record, Row, Source, data_folder, field_error, rows, text
 
 PROMPT = metamath.PROMPT + " Let's think step by step."  # official: training ends at the colon
 MARKER = "The answer is: "
@@ -38,7 +38,7 @@ def load_gsm8k(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Data
     for record in rows(GSM8K, data_dir):
         gold = text(record, "answer").rpartition("#### ")[2].replace(",", "").strip()
         if not GOLD.fullmatch(gold):
-            raise wrong(record, "answer", "a text that ends in '#### ' and a whole number")
+            raise field_error(record, "answer", "a text that ends in '#### ' and a whole number")
         docs.append(_doc(text(record, "question"), gold))
     return as_test_split(docs)
 
@@ -126,7 +126,7 @@ def _math_doc(record: Record) -> Row:
     boxed = (last_boxed_only_string(text(record, "solution")) or "").replace("\\fbox{", "\\boxed{", 1)
     answer = remove_boxed(boxed) if boxed.startswith(("\\boxed{", "\\boxed ")) else ""
     if not answer.strip():
-        raise wrong(record, "solution", "a text with its answer in \\boxed{...}")
+        raise field_error(record, "solution", "a text with its answer in \\boxed{...}")
     return _doc(text(record, "problem"), answer)
 
 

@@ -10,7 +10,18 @@ import datasets
 from mora.data import tokens
 from mora.data.files import read_cells
 from mora.evaluate.choices import as_test_split
-from mora.evaluate.records import DataError, Record, Row, Source, data_folder, enough, rows, text, texts, wrong
+from mora.evaluate.records import (
+    DataError,
+    Record,
+    Row,
+    Source,
+    data_folder,
+    field_error,
+    require_at_least,
+    rows,
+    text,
+    texts,
+)
 
 LETTERS = ["A", "B", "C", "D"]
 # The medical subjects of MultiMedQA; the paper does not say which it took.
@@ -51,7 +62,7 @@ def load(
     docs = []
     for row in _rows("test", data_dir, chosen):
         subject = row["subject"]
-        enough(dev.get(subject, []), shots, f"mmlu/dev, subject {subject!r}")
+        require_at_least(dev.get(subject, []), shots, f"mmlu/dev, subject {subject!r}")
         for n in range(shots, -1, -1):
             asked = prompt(row, dev.get(subject, [])[:n], chat)
             if n == 0 or fits(asked, row, n):
@@ -104,9 +115,9 @@ def _rows(split: str, data_dir: str | None, chosen: list[str] | None) -> list[Ro
 def _checked(record: Record) -> Row:
     choices, answer = texts(record, "choices"), record.row["answer"]
     if len(choices) != len(LETTERS):
-        raise wrong(record, "choices", "a list of four texts")
+        raise field_error(record, "choices", "a list of four texts")
     if type(answer) is not int or answer not in range(len(LETTERS)):
-        raise wrong(record, "answer", "the index of the right choice, 0 to 3")
+        raise field_error(record, "answer", "the index of the right choice, 0 to 3")
     return {
         "question": text(record, "question"),
         "subject": text(record, "subject"),
