@@ -96,12 +96,12 @@ def _teacher(ax: Axes, rows: list[dict[str, Any]]) -> None:
     ax.grid(alpha=0.3)
 
 
-def _steps(ax: Axes, rows: list[dict[str, Any]], most: int) -> None:
-    never = 1.5 * most
+def _steps(ax: Axes, rows: list[dict[str, Any]], max_steps: int) -> None:
+    never = 1.5 * max_steps
     ax.axhline(never, color="grey", lw=0.5)
     _arms(ax, rows, "steps", never)
-    ax.text(rows[0]["load"], 1.1 * never, f"not within {most} steps", color="grey", fontsize=8)
-    ax.set(ylabel="steps until 99 % of the keys are known", yscale="log", ylim=(0.8, 2.2 * most))
+    ax.text(rows[0]["load"], 1.1 * never, f"not within {max_steps} steps", color="grey", fontsize=8)
+    ax.set(ylabel="steps until 99 % of the keys are known", yscale="log", ylim=(0.8, 2.2 * max_steps))
 
 
 def _accuracy(ax: Axes, rows: list[dict[str, Any]]) -> None:

@@ -230,9 +230,9 @@ def predict(row: dict[str, Any]) -> Prediction:
     """From the description of the case and the other cases alone. No seconds where nothing like it was measured."""
     config = compose(row["overrides"])
     peak = memory.memory(config, row["length"], row["batch_size"], fused=row["fused"]).gpu
-    rate = speed.rate_of(config, row["length"], row["batch_size"], without=row["name"])
+    time = speed.token_time(config, row["length"], row["batch_size"], without=row["name"])
     tokens = row["micro_batches"] * row["batch_size"] * row["length"]
-    return Prediction(peak, rate.seconds * tokens if rate.measured else None, rate.source)
+    return Prediction(peak, time.seconds_per_token * tokens if time.measured else None, time.source)
 
 
 def _line(row: dict[str, Any]) -> str:

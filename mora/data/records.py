@@ -121,8 +121,8 @@ def _messages(record: Record) -> Conversation:
 
 
 def _instruction(record: Record) -> Conversation:
-    asked, given = _string(record, "instruction"), _string(record, "input", empty=True)
-    question = f"{asked.strip()}\n\n{given.strip()}" if given.strip() else asked
+    instruction, given = _string(record, "instruction"), _string(record, "input", empty=True)
+    question = f"{instruction.strip()}\n\n{given.strip()}" if given.strip() else instruction
     return Conversation([("user", question), ("assistant", _string(record, "output"))])
 
 

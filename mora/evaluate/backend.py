@@ -55,7 +55,7 @@ class Backend(HFLM):
         batch_size: int,
         max_length: int,
         journal: ResponseCache,
-        most: int | None = None,
+        length_limit: int | None = None,
     ):
         model.tie_weights = _leave_tied  # type: ignore[assignment]
         try:  # HFLM ties anew, which PEFT's modules_to_save on a tied embedding does not survive
@@ -71,7 +71,7 @@ class Backend(HFLM):
         base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         self.keeps_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
         self.journal = journal
-        self.most = most  # tokens of prompt and answer; None: as many as a task asks for
+        self.length_limit = length_limit  # tokens of prompt and answer; None: as many as a task asks for
         self._pairs: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
         self._asked: list[Any] = []  # lm-eval's requests that are being answered
         self._prompts: list[str] = []  # of the batch that is being generated
@@ -178,7 +178,7 @@ class Backend(HFLM):
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """As HFLM's, within the window of `for_answers`. Raises: NonFiniteError."""
         window = self._max_length
-        requests, self._max_length = for_answers(requests, window, self.most)
+        requests, self._max_length = for_answers(requests, window, self.length_limit)
         self._asked = requests
         try:
             return super().generate_until(requests, disable_tqdm=disable_tqdm or not sys.stderr.isatty())
@@ -203,7 +203,7 @@ class Backend(HFLM):
             return super()._model_generate(context, max_length, stop, **kwargs)
         mask = kwargs.get("attention_mask")
         mask = torch.ones_like(context) if mask is None else mask
-        most = max_length - context.shape[1]
+        new_tokens = max_length - context.shape[1]
 
         def generate(rows: slice) -> list[list[int]]:
             last: dict[str, Any] = {"logits_to_keep": 1} if self.keeps_logits else {}
@@ -211,10 +211,12 @@ class Backend(HFLM):
             stopped = partial(self._stopped, [text for text in stop if text])
             used = mask[rows].any(0)  # not what only longer prompts, in other rows, need
             try:
-                return greedy(self.model, context[rows, used], mask[rows, used], most, self._end_ids(), stopped, **last)
+                return greedy(
+                    self.model, context[rows, used], mask[rows, used], new_tokens, self._end_ids(), stopped, **last
+                )
             except NanLogits as error:
-                asked = (request for request in self._asked if request.args[0] == self._prompts[rows][error.row])
-                raise _not_finite(next(asked, None), "a logit is NaN") from error
+                requests = (request for request in self._asked if request.args[0] == self._prompts[rows][error.row])
+                raise _not_finite(next(requests, None), "a logit is NaN") from error
 
         made: list[list[int]] = []
         for rows in equal_parts(len(context), rows_at_once(self.model, max_length)):
@@ -266,9 +268,9 @@ def rows_at_once(model: Any, tokens: int) -> int:
     return max(1, max(CACHE_OVER_WEIGHTS * weights, SMALL_CACHE) // row)
 
 
-def equal_parts(n: int, most: int) -> list[slice]:
-    """Of n rows, in order: as few as can be of at most `most`, none larger than another by more than a row."""
-    parts = -(-n // most)
+def equal_parts(n: int, max_size: int) -> list[slice]:
+    """Cut n rows, in order, into as few slices of at most `max_size` as can be; their sizes differ by one at most."""
+    parts = -(-n // max_size)
     ends = [n * (i + 1) // parts for i in range(parts)]
     return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 

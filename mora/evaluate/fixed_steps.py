@@ -33,7 +33,7 @@ class FixedSteps:
         ids_B1: Tensor,
         positions_B1: Tensor,
         mask_BT: Tensor,
-        most: int,
+        max_tokens: int,
         capture: bool,
         forward: dict[str, Any],
     ):
@@ -44,7 +44,7 @@ class FixedSteps:
         self.nan = torch.zeros_like(ids_B1, dtype=torch.bool)
         self._at = torch.full((1,), used, device=ids_B1.device)
         self._slot = torch.zeros_like(self._at)
-        self._made = ids_B1.new_zeros(rows, most + WARM_UP)
+        self._made = ids_B1.new_zeros(rows, max_tokens + WARM_UP)
         self._seen = torch.zeros((rows, 1, 1, layer.length), dtype=torch.bool, device=ids_B1.device)
         self._seen[:, 0, 0, :used] = mask_BT[:, :used].bool()
         self._graph = self._captured() if capture else None

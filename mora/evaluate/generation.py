@@ -90,10 +90,12 @@ class GrowingLayer(DynamicLayer):
 class _Batch:
     """The rows that are generated, as the model needs them for the next token."""
 
-    def __init__(self, model: torch.nn.Module, ids_BT: Tensor, mask_BT: Tensor, most: int, forward: dict[str, Any]):
+    def __init__(
+        self, model: torch.nn.Module, ids_BT: Tensor, mask_BT: Tensor, max_tokens: int, forward: dict[str, Any]
+    ):
         self._model, self._forward = model, forward
         self._cache = Cache(layer_class_to_replicate=GrowingLayer)
-        self._mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(mask_BT), most)], dim=1)
+        self._mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(mask_BT), max_tokens)], dim=1)
         self._used = ids_BT.shape[1]
         self._ids_BT, self._positions_BT = ids_BT, (mask_BT.cumsum(1) - 1).clamp(min=0)
         self._nan_B1 = torch.zeros_like(ids_BT[:, :1], dtype=torch.bool)

@@ -34,12 +34,12 @@ class Settings:
 
     `metadata` reaches the data loaders of the tasks. `limit` takes the first documents of each task. With `journal`, batches
     already answered under the same `identity` are not computed again. `max_length`: tokens of prompt and answer; where an
-    answer may be long, more are taken, but never more than `most`.
+    answer may be long, more are taken, but never more than `length_limit`.
     """
 
     batch_size: int
     max_length: int = 2048
-    most: int | None = None
+    length_limit: int | None = None
     limit: int | None = None
     data_dir: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Settings:
     def within(self, model: torch.nn.Module) -> Settings:
         """The same, for a model that may have fewer positions. Says so, and what follows from it."""
         there = positions(model)
-        if there is None or there >= (self.most or self.max_length + PROMPT_TOKENS):
+        if there is None or there >= (self.length_limit or self.max_length + PROMPT_TOKENS):
             return self
         print(
             f"the model has {there} positions: a prompt is cut at the left where it and its answer have more; an answer to "
@@ -61,7 +61,7 @@ class Settings:
             file=sys.stderr,
             flush=True,
         )
-        return replace(self, max_length=min(self.max_length, there), most=there)
+        return replace(self, max_length=min(self.max_length, there), length_limit=there)
 
 
 def evaluate_model(
@@ -82,14 +82,14 @@ def evaluate_model(
 
     settings = settings.within(model)
     manager = task_manager(tasks, tokenizer, settings)
-    window = f"{settings.max_length}" + (f" {settings.most}" if settings.most else "")
+    window = f"{settings.max_length}" + (f" {settings.length_limit}" if settings.length_limit else "")
     journal = ResponseCache(settings.journal, f"{settings.identity}|{settings.batch_size}|{window}")
     was_training = model.training
     model.eval()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
         result = simple_evaluate(
-            model=Backend(model, tokenizer, settings.batch_size, settings.max_length, journal, settings.most),
+            model=Backend(model, tokenizer, settings.batch_size, settings.max_length, journal, settings.length_limit),
             tasks=tasks,
             task_manager=manager,
             limit=settings.limit,

@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> Path:
     settings = Settings(
         batch_size=options.batch_size,
         max_length=options.max_length or Settings.max_length,
-        most=options.max_length,
+        length_limit=options.max_length,
         limit=options.limit,
         data_dir=options.data_dir,
         journal=folder / "journal.jsonl",

@@ -15,7 +15,7 @@ from mora.results import RunResult
 from .counts import flops_per_token, frozen_adapter, number_bytes, trainable
 from .gpus import H100, Gpu
 from .memory import Memory, fitting_micro_batch, memory
-from .speed import rate_of
+from .speed import token_time
 
 # Training sequences where the data decide. A result of the task and scale, where there is one, is asked first.
 SEQUENCES: dict[tuple[str, str], int] = {
@@ -84,7 +84,7 @@ class Cost:
     memory: Memory
     micro_batch_size: int | None
     gpu_hours: float | None
-    rate_source: str
+    time_source: str
     disk: float
     checkpoints: float
 
@@ -96,7 +96,10 @@ def cost(config: RunConfig, results: Iterable[RunResult] = (), gpu: Gpu = H100) 
     flops = None if length.tokens is None else length.tokens * flops_per_token(config, longest)
     own, shape, on_cpu = trainable(config), shape_of(config.model), config.hardware.device == "cpu"
     micro = config.micro_batch_size if on_cpu else fitting_micro_batch(config, longest, gpu.memory)
-    needs, rate = memory(config, longest, micro or 1), None if on_cpu else rate_of(config, longest, micro or 1).on(gpu)
+    needs, time = (
+        memory(config, longest, micro or 1),
+        None if on_cpu else token_time(config, longest, micro or 1).on(gpu),
+    )
     return Cost(
         steps=length.steps,
         tokens=length.tokens,
@@ -106,8 +109,8 @@ def cost(config: RunConfig, results: Iterable[RunResult] = (), gpu: Gpu = H100) 
         trainable=own,
         memory=needs,
         micro_batch_size=micro,
-        gpu_hours=None if length.tokens is None or rate is None else length.tokens * rate.seconds / 3600,
-        rate_source="not known on a CPU" if rate is None else rate.source,
+        gpu_hours=None if length.tokens is None or time is None else length.tokens * time.seconds_per_token / 3600,
+        time_source="not known on a CPU" if time is None else time.source,
         disk=_disk(config, own, shape),
         checkpoints=3 * (12 * own + needs.shadow),  # two kept and one being written
     )

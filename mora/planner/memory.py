@@ -62,24 +62,24 @@ def memory(
     hardware.offload is not counted: what it would move to the CPU is taken for memory of the GPU.
     """
     shape, ranks, stage = shape_of(config.model), config.hardware.world_size, config.parallel
-    own, own_frozen, wide = trainable(config), frozen_adapter(config), number_bytes(config)
+    own, own_frozen, number_size = trainable(config), frozen_adapter(config), number_bytes(config)
     frozen = shape.parameters - (own if config.method.adapter is None else shape.rest if config.trains_rest else 0)
     split = {name: ranks if stage in stages else 1 for name, stages in SPLIT.items()}
     size = micro_batch_size or config.micro_batch_size
-    weights = wide * (frozen + own + own_frozen) / split["weights"]
-    if wide == 2:
+    weights = number_size * (frozen + own + own_frozen) / split["weights"]
+    if number_size == 2:
         weights += 4 * own_frozen  # its fp32 values, which are saved: mora/train/engine.py, round_frozen
     if stage.startswith("zero"):  # sums of gradients in fp32, at stage 3 at all times; those in bf16 are not kept
         gradients, optimizer = 4 * own / split["gradients"], 12 * own / split["optimizer"]
         held = gradients if stage == "zero3" else gradients * _sums_held(config, size)
     else:  # in bf16: gradients in bf16 until they are added up in fp32, and fp32 masters
-        gradients, optimizer = (6.0, 12.0) if wide == 2 else (4.0, 8.0)
+        gradients, optimizer = (6.0, 12.0) if number_size == 2 else (4.0, 8.0)
         gradients, optimizer = gradients * own, optimizer * own
         held = 4.0 * own * _sums_held(config, size)
     tokens = size * length
-    logits = _loss_bytes(config, shape, tokens, wide, chunked_loss)
+    logits = _loss_bytes(config, shape, tokens, number_size, chunked_loss)
     shadow = 4 * shape.in_layers if config.method.restart else 0
-    kept, recomputed = (wide * tokens * numbers for numbers in _saved(config, shape, fused))
+    kept, recomputed = (number_size * tokens * numbers for numbers in _saved(config, shape, fused))
     workspaces = _workspaces(config, shape)
     return Memory(weights, gradients, optimizer, kept + recomputed, logits, shadow, held, workspaces, recomputed)
 
@@ -87,9 +87,9 @@ def memory(
 def _workspaces(config: RunConfig, shape: Shape) -> float:
     """Of cuBLAS; and of DeepSpeed the place where gradients are reduced, and what ZeRO-3 leaves gathered."""
     streams = 2 if _captures(config) else 1  # a graph is captured on a stream of its own
-    cublas, wide = float(HANDLES * streams * WORKSPACE_BYTES), number_bytes(config)
-    gathered = wide * min(shape.parameters, LIVE) if config.parallel == "zero3" else 0
-    bucket = {"zero1": 4, "zero2": wide, "zero3": 4}.get(config.parallel, 0) * BUCKET
+    cublas, number_size = float(HANDLES * streams * WORKSPACE_BYTES), number_bytes(config)
+    gathered = number_size * min(shape.parameters, LIVE) if config.parallel == "zero3" else 0
+    bucket = {"zero1": 4, "zero2": number_size, "zero3": 4}.get(config.parallel, 0) * BUCKET
     return cublas + bucket + gathered
 
 
@@ -147,7 +147,7 @@ def _saved_by_adapters(config: RunConfig) -> float:
     return own
 
 
-def _loss_bytes(config: RunConfig, shape: Shape, tokens: int, wide: int, chunked: bool) -> float:
+def _loss_bytes(config: RunConfig, shape: Shape, tokens: int, number_size: int, chunked: bool) -> float:
     """Of the logits, two chunks, as one is made before the last is dropped; and hidden states beside those that are kept.
 
     A head that trains: its gradient's sum in fp32, and what one chunk adds to it. Where no chunks are made, as under ZeRO-3,
@@ -156,10 +156,10 @@ def _loss_bytes(config: RunConfig, shape: Shape, tokens: int, wide: int, chunked
     whole = float(tokens * shape.vocabulary)
     if not chunked or config.parallel == "zero3":
         return whole * 12
-    chunks = min(2 * LOSS_CHUNK_BYTES / 4, whole) * wide
+    chunks = min(2 * LOSS_CHUNK_BYTES / 4, whole) * number_size
     if config.method.adapter is None or config.trains_rest:
-        return chunks + wide * tokens * shape.hidden + (4 + wide) * shape.head
-    return chunks + 2 * wide * tokens * shape.hidden
+        return chunks + number_size * tokens * shape.hidden + (4 + number_size) * shape.head
+    return chunks + 2 * number_size * tokens * shape.hidden
 
 
 def fitting_micro_batch(config: RunConfig, length: int, gpu_bytes: float = H100.memory) -> int | None:
@@ -170,6 +170,6 @@ def fitting_micro_batch(config: RunConfig, length: int, gpu_bytes: float = H100.
     """
     share = config.task.train.global_batch_size // config.hardware.world_size
     tokens = config.hardware.micro_batch_tokens
-    most = config.micro_batch_size if tokens is None else min(share, max(1, tokens // length))
-    sizes = (n for n in range(most, 0, -1) if share % n == 0)
+    largest = config.micro_batch_size if tokens is None else min(share, max(1, tokens // length))
+    sizes = (n for n in range(largest, 0, -1) if share % n == 0)
     return next((n for n in sizes if memory(config, length, n).gpu <= gpu_bytes * (1 - RESERVE)), None)

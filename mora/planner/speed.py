@@ -28,22 +28,22 @@ STEADY = 1.1  # the longest step over the shortest; beyond it the CPU or another
 
 
 @dataclass(frozen=True)
-class Rate:
-    """Seconds a token on one GPU, forward, backward and update, and what that was taken from."""
+class TokenTime:
+    """Seconds per token on one GPU (forward, backward and update), and the measurement behind it."""
 
-    seconds: float
+    seconds_per_token: float
     source: str
 
     @property
     def measured(self) -> bool:
         return self.source.startswith("measured")
 
-    def on(self, gpu: Gpu) -> Rate:
+    def on(self, gpu: Gpu) -> TokenTime:
         """The same on another GPU, by the peaks of both."""
         if gpu == H100:
             return self
         scaled = f"scaled by {gpu.speed:.2f}, the peaks of {gpu.name} and h100, from: {self.source}"
-        return Rate(self.seconds / gpu.speed, scaled)
+        return TokenTime(self.seconds_per_token / gpu.speed, scaled)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def is_steady(seconds: Sequence[float]) -> bool:
     return max(seconds) <= STEADY * min(seconds)
 
 
-def rate_of(config: RunConfig, length: int, micro_batch_size: int, without: str = "") -> Rate:
+def token_time(config: RunConfig, length: int, micro_batch_size: int, without: str = "") -> TokenTime:
     """The speed of the nearest measurement of the same model; an assumed share of the GPU's peak where there is none. Where
     another method was measured, or one that trains other parts, the source says "extrapolated from" and not "measured".
 
@@ -84,15 +84,15 @@ def rate_of(config: RunConfig, length: int, micro_batch_size: int, without: str 
     if not candidates:
         flops = flops_per_token(config, length)
         source = f"assumed, {UTILISATION:.0%} of {H100.flops / 1e12:.0f} TFLOP/s"
-        return Rate(flops / (UTILISATION * H100.flops), source)
+        return TokenTime(flops / (UTILISATION * H100.flops), source)
     candidates.sort(key=lambda m: (*_unlike(m, config), _far(m.config.r, config.r) + _far(m.tokens, tokens)))
     nearest = candidates[0]
     alike = [m for m in candidates if _unlike(m, config) == _unlike(nearest, config) and m.config.r == nearest.config.r]
     seconds = _at(tokens, alike) / tokens
     work = flops_per_token(config, length, own=False) / flops_per_token(nearest.config, nearest.length, own=False)
     if _unlike(nearest, config)[:2] != (False, False):
-        return Rate(seconds * work, f"extrapolated from {nearest.name}, {nearest.device}")
-    return Rate(seconds * work, f"measured, {nearest.device}, {nearest.name}")
+        return TokenTime(seconds * work, f"extrapolated from {nearest.name}, {nearest.device}")
+    return TokenTime(seconds * work, f"measured, {nearest.device}, {nearest.name}")
 
 
 def _unlike(case: Measured, config: RunConfig) -> tuple[bool, ...]:

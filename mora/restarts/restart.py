@@ -269,7 +269,7 @@ def describe(facts: dict[str, float]) -> str:
     )
 
 
-def round_stochastically(wide: Tensor, generator: Generator) -> Tensor:
+def round_stochastically(values: Tensor, generator: Generator) -> Tensor:
     """fp32 to bf16, up or down with the probability that keeps the expected value. On the CPU."""
-    noise = torch.randint(0, 1 << 16, wide.shape, dtype=torch.int32, generator=generator)
-    return ((wide.view(torch.int32) + noise) & -(1 << 16)).view(torch.float32).to(torch.bfloat16)
+    noise = torch.randint(0, 1 << 16, values.shape, dtype=torch.int32, generator=generator)
+    return ((values.view(torch.int32) + noise) & -(1 << 16)).view(torch.float32).to(torch.bfloat16)

@@ -49,8 +49,8 @@ def _of_task(first: list[LoggedSamples | None], second: list[LoggedSamples | Non
         items = np.mean([np.subtract(_items(a), _items(b)) for a, b in pairs], axis=0)
         return _scale(unit) * standard_error(kind, items.tolist(), clustered)
     drawn = [[bootstrap(kind, _items(logged), clustered) for logged in pair] for pair in pairs]
-    turn = np.log if unit == "nats" else np.asarray
-    differences = np.mean([turn(a) - turn(b) for a, b in drawn], axis=0)
+    transform = np.log if unit == "nats" else np.asarray
+    differences = np.mean([transform(a) - transform(b) for a, b in drawn], axis=0)
     return _scale(unit) * float(np.std(differences, ddof=1))
 
 

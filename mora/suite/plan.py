@@ -155,7 +155,7 @@ def _totals(costs: list[tuple[RunConfig, Cost]], hardware: Hardware, gpu: Gpu) -
     ]
     sources: dict[str, int] = {}
     for _, estimate in costs:
-        sources[estimate.rate_source] = sources.get(estimate.rate_source, 0) + 1
+        sources[estimate.time_source] = sources.get(estimate.time_source, 0) + 1
     lines += [f"speed of {n} runs: {source}" for source, n in sources.items()]
     if hardware.world_size > 1 and hardware.device != "cpu":
         lines.append("Several GPUs are extrapolated from one: their communication is not in the hours.")

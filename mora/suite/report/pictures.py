@@ -212,11 +212,11 @@ def smoothed(points: list[Point], steps: int = 9) -> list[Point]:
     ]
 
 
-def thinned(points: list[Point], most: int = POINTS) -> list[Point]:
+def thinned(points: list[Point], max_points: int = POINTS) -> list[Point]:
     """Evenly chosen, the last one too."""
-    if len(points) <= most:
+    if len(points) <= max_points:
         return points
-    return [points[i] for i in np.linspace(0, len(points) - 1, most).round().astype(int)]
+    return [points[i] for i in np.linspace(0, len(points) - 1, max_points).round().astype(int)]
 
 
 def title_of(shown: Shown) -> str:

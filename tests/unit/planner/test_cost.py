@@ -39,7 +39,7 @@ def test_the_steps_of_a_plan_are_those_that_were_run(path):
 def test_hours_and_disk_follow_from_tokens_speed_and_parameters(method):
     config = paper(method, "hardware=gpu8")
     planned, shape, own = cost.cost(config), shape_of(config.model), counts.trainable(config)
-    seconds = speed.rate_of(config, 2048, planned.micro_batch_size).seconds
+    seconds = speed.token_time(config, 2048, planned.micro_batch_size).seconds_per_token
     assert planned.tokens == 5000 * 128 * 2048
     assert planned.gpu_hours * 3600 == pytest.approx(planned.tokens * seconds)
     assert planned.disk == {"fft": 4 * own, "lora": 4 * own, "relora": 4 * own + 2 * shape.parameters}[method]

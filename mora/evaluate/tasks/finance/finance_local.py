@@ -54,9 +54,9 @@ def load_fpb(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Datase
             raise field_error(record, "label", f"one of {', '.join(SENTIMENTS)}")
         labels.setdefault(text(record, "news"), record.row["label"])
     ask = "{}\nQuestion: what is the sentiment?\nAnswer:".format
-    asked = [(ask(news), label) for news, label in labels.items() if _is_test(news)]
+    questions = [(ask(news), label) for news, label in labels.items() if _is_test(news)]
     shots = [(ask(news), label) for news, label in labels.items() if not _is_test(news)]
-    return _choice_docs(asked, shots, SENTIMENTS, 5, path)
+    return _choice_docs(questions, shots, SENTIMENTS, 5, path)
 
 
 def load_fiqa_sa(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
@@ -123,12 +123,12 @@ def _turns(talk: Record) -> list[tuple[str, str]]:
 
 
 def _choice_docs(
-    asked: list[tuple[str, str]], shots: list[tuple[str, str]], options: list[str], k: int, where: Path
+    questions: list[tuple[str, str]], shots: list[tuple[str, str]], options: list[str], k: int, where: Path
 ) -> dict[str, datasets.Dataset]:
     """`k` shots, drawn anew for each question by a generator that the question seeds."""
     require_at_least(shots, k, str(where))
     docs: list[Row] = []
-    for question, label in asked:
+    for question, label in questions:
         drawn = random.Random(question).sample(shots, k)
         prompt = "".join(f"{t} {shown}\n\n" for t, shown in drawn) + question
         docs.append({"prompt": prompt, "options": options, "gold": options.index(label)})

@@ -54,20 +54,20 @@ def load(
     def head_tokens(subject: str, n: int) -> int:
         return len(tokens.encode(tokenizer, _head(subject, dev.get(subject, [])[:n], chat)))
 
-    def fits(asked: str, row: Row, n: int) -> bool:
+    def fits(shown: str, row: Row, n: int) -> bool:
         """Only a prompt that could be too long is tokenised whole: a token is at least a byte."""
         surely = tokenizer is None or head_tokens(row["subject"], n) + len(_tail(row, chat).encode()) < max_length
-        return surely or len(tokens.encode(tokenizer, asked)) <= max_length
+        return surely or len(tokens.encode(tokenizer, shown)) <= max_length
 
     docs = []
     for row in _rows("test", data_dir, chosen):
         subject = row["subject"]
         require_at_least(dev.get(subject, []), shots, f"mmlu/dev, subject {subject!r}")
         for n in range(shots, -1, -1):
-            asked = prompt(row, dev.get(subject, [])[:n], chat)
-            if n == 0 or fits(asked, row, n):
+            shown = prompt(row, dev.get(subject, [])[:n], chat)
+            if n == 0 or fits(shown, row, n):
                 break
-        docs.append({"prompt": asked, "options": LETTERS, "gold": row["answer"], "group": subject})
+        docs.append({"prompt": shown, "options": LETTERS, "gold": row["answer"], "group": subject})
     return as_test_split(docs)
 
 
