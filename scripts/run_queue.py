@@ -10,7 +10,7 @@ the part that may start until everything above it has ended. `@experiment table1
 for all runs of these cells that are missing: searches, then what they choose, as they come.
 
 A run starts on the GPU with the most room, where the memory that like runs have taken (the peak in their results, their
-evaluation included, and 15 %) fits beside what already runs there, and where the driver reports it as free; a run like no
+evaluation included, and 15%) fits beside what already runs there, and where the driver reports it as free; a run like no
 other claims what the plan says of its training, or --unknown-gib. A run that fails is tried once more with twice the claim.
 A run that like runs could not end in the time left is not started, and where none is left that could, the queue ends.
 When the time is over every run is asked to save a checkpoint (MORA_OUTPUT_DIR) and ends.

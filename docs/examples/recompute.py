@@ -13,7 +13,7 @@ from scipy import stats
 RESULTS = Path(__file__).parents[2] / "results"
 
 # Over seeds: MoRA - LoRA at r=32 in Table 2, the mean over steps in points. As seeds are few, the variance of a seed's
-# difference is pooled over the contrasts of the table that are judged. An equality has the interval of 90 %.
+# difference is pooled over the contrasts of the table that are judged. An equality has the interval of 90%.
 table = pd.read_csv(RESULTS / "tables/table2-lite.csv", dtype=str, keep_default_na=False).query("operator == ''")
 cells = table.groupby(["method", "r"]).seeds.agg(" ".join)
 row = {key: np.array(seeds.split(), float).reshape(-1, 3).mean(0) for key, seeds in cells.items()}

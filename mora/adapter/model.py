@@ -63,7 +63,7 @@ class MoraModel(BaseTuner):
                 else ("operator='sharing' or 'rotation' uses them")
             )
             _warn_once(
-                f"MoRA operator {config.operator} ignores {n} of {k} inputs ({100 * n / k:.0f} %) of {count} modules with "
+                f"MoRA operator {config.operator} ignores {n} of {k} inputs ({100 * n / k:.0f}%) of {count} modules with "
                 f"{d} outputs; {advice}."
             )
 

@@ -157,7 +157,7 @@ def _weights(model: PreTrainedModel) -> Weights:
 
 def _table(kinds: dict[str, dict[str, float]]) -> str:
     width = max(map(len, kinds))
-    head = f"{'':{width}} {'above 0.1':>10} {'above 1 %':>10} {'stable rank':>12} {'largest':>9} {'unused inputs':>14}"
+    head = f"{'':{width}} {'above 0.1':>10} {'above 1%':>10} {'stable rank':>12} {'largest':>9} {'unused inputs':>14}"
     rows = [
         f"{kind:{width}} {k['above_0.1']:10.1f} {k['above_1pct']:10.1f} {k['stable_rank']:12.2f} {k['largest']:9.3f} "
         f"{k['unused_inputs']:14.1f}"

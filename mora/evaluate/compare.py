@@ -22,7 +22,7 @@ DRAWS = 10_000
 
 @dataclass(frozen=True)
 class Comparison:
-    """`b - a` with its 95 % interval, the bootstrap's two-sided p, and McNemar's where the items are 0 or 1."""
+    """`b - a` with its 95% interval, the bootstrap's two-sided p, and McNemar's where the items are 0 or 1."""
 
     task: str
     documents: int
@@ -126,7 +126,7 @@ def table(baseline: str, others: list[str]) -> str:
     if not lines:
         raise DataError("; ".join(left_out))
     adjusted = holm([c.p if c.mcnemar_p is None else c.mcnemar_p for _, c in lines])
-    out = [f"Against {baseline}.", "", "| run | task | n | baseline | run | difference [95 %] | p | McNemar | Holm |"]
+    out = [f"Against {baseline}.", "", "| run | task | n | baseline | run | difference [95%] | p | McNemar | Holm |"]
     out.append("|" + "---|" * 9)
     for (other, c), corrected in zip(lines, adjusted, strict=True):
         exact = "-" if c.mcnemar_p is None else f"{c.mcnemar_p:.4f}"

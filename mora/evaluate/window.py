@@ -9,7 +9,7 @@ import torch
 
 # of configurations whose positions are relative: they go on beyond what was trained
 UNBOUNDED = ("rope_parameters", "rope_scaling", "rope_theta", "alibi")
-PROMPT_TOKENS = 1024  # of a prompt are kept where nothing forbids it; MATH's answers alone may have 2 048
+PROMPT_TOKENS = 1024  # of a prompt are kept where nothing forbids it; MATH's answers alone may have 2,048
 DEFAULT_ANSWER = 256  # lm-eval's, of a task that says nothing
 
 

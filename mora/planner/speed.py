@@ -73,7 +73,7 @@ def token_time(config: RunConfig, length: int, micro_batch_size: int, without: s
     steps before passes alone, steady before disturbed ones; then equal graphs, checkpointing, operator and dropout; then
     rank and tokens a micro batch, both as ratios. Checkpointing and length are made equal by the FLOPs of the base model,
     rank is not: what an adapter multiplies is little, and its time hardly follows it (rank 256 for 8 costs LoRA on the 7B
-    shape 8 %, where FLOPs say 14; MoRA on the small model is faster at the larger rank).
+    shape 8%, where FLOPs say 14; MoRA on the small model is faster at the larger rank).
 
     Where cases alike in all else were measured at two sizes of micro batch, a line through the nearest two: a small model's
     pass has a part that no tokens shorten. `without`: the name of a case that is to be predicted from the others.

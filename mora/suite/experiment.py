@@ -255,8 +255,7 @@ class CellSpec:
     def label(self) -> str:
         name = NAMES.get(self.row.method) or self.config.method.label
         if self.row.r is not None:
-            stands_for = self.config.model.stands_for(self.row.r)
-            name += f" r={self.row.r}" + (f" (as {stands_for})" if stands_for != self.row.r else "")
+            name += f" {self.config.model.rank_text(self.row.r)}"
         more = [self.row.operator] if self.row.operator else []
         told = (setting for setting in self.row.settings if not setting.startswith("method.config="))  # by the name
         more += [setting.rpartition(".")[2] for setting in told]

@@ -32,10 +32,10 @@ FALL = 0.15  # the share of a run whose first fall is left above the panel: what
 BRING = "bring it from where the run was made, or remove it and the result beside it: the run is done again"
 STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))  # as many as Figure 4 has curves
 CAPTIONS = {
-    "figure": f"Each curve: the mean over seeds of the training loss, averaged over {SMOOTHING_STEPS} steps; band: from the "
-    f"least to the greatest of the seeds. The first {FALL:.0%} of the steps may lie above the panel.",
-    "spectrum": "Each bar: the singular values of delta W above 0.1, mean over the layers of a kind of module, and "
-    "over seeds.",
+    "figure": f"Each curve: training loss, averaged over seeds and over {SMOOTHING_STEPS} steps; band: the range of the "
+    f"seeds. The first {FALL:.0%} of the steps may lie above the panel.",
+    "spectrum": "Each bar: the number of singular values of delta W above 0.1, averaged over the layers of a kind of "
+    "module and over seeds.",
 }
 
 
@@ -139,7 +139,7 @@ def _losses(axes: Axes, panel: list[CellRuns], every_seed: bool) -> None:
         after = [curves[:, int(FALL * curves.shape[1]) :] for curves in drawn]
         low, high = min(c.min() for c in after), max(c.max() for c in after)
         axes.set_ylim(low - 0.03 * (high - low), high + 0.03 * (high - low))
-    axes.set(xlabel="step", ylabel="training loss (nats a token)")
+    axes.set(xlabel="step", ylabel="training loss (nats per token)")
 
 
 def _spectra(axes: Axes, panel: list[CellRuns], every_seed: bool) -> None:

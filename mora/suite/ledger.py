@@ -30,7 +30,7 @@ FULL = ROOT / "results" / "claims.md"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the results say of a contrast. `interval`: 95 %, of an equality 90 %, as two one-sided tests at 5 % have it."""
+    """What the results say of a contrast. `interval`: 95%, of an equality 90%, as two one-sided tests at 5% have it."""
 
     verdict: Verdict
     first: str
@@ -250,7 +250,7 @@ def table(resolved: ResolvedTables | None = None) -> str:
             continue
         cells = [
             f"{claim.says} ({claim.where})",
-            f"{scale}: {ours(outcome.first)} - {ours(outcome.second)}",
+            f"{scale}: {outcome.first} - {outcome.second}",
             verdict_text(outcome),
             effect_text(claim, outcome),
             count_text(outcome),
@@ -258,11 +258,6 @@ def table(resolved: ResolvedTables | None = None) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def ours(label: str) -> str:
-    """`r=1 (as 8)` in words: never the paper's rank without ours."""
-    return label.replace("(as ", "(the paper's ")
 
 
 def verdict_text(outcome: Outcome) -> str:
@@ -299,7 +294,7 @@ def page(resolved: ResolvedTables | None = None) -> str:
         "# What the results say of the paper",
         "",
         f"Contrasts and margins: `experiments/claims.yaml`, fixed by commit {load().fixed_by}. Rules: `docs/claims.md`.",
-        "Effect: first minus second, with its 95 % interval (of an equality 90 %, as two one-sided tests at 5 % have it).",
+        "Effect: first minus second, with its 95% interval (of an equality 90%, as two one-sided tests at 5% have it).",
     ]
     for claim, scale, outcome in rows_of(resolved):
         lines += ["", f"## {claim.says}", "", f"{claim.where}. {rule_text(claim)}"]
@@ -315,7 +310,7 @@ def page(resolved: ResolvedTables | None = None) -> str:
             (o, "; ".join(["not judged", *o.notes])) for o in also(claim, scale, resolved) if o.verdict != "not run"
         ]
         for o, said in shown:
-            cells = [f"{scale}, {o.model}", ours(o.first), ours(o.second), effect_text(claim, o)]
+            cells = [f"{scale}, {o.model}", o.first, o.second, effect_text(claim, o)]
             lines.append(f"| {' | '.join([*cells, number_text(o.paper, claim), count_text(o), said])} |")
     return "\n".join(lines) + "\n"
 

@@ -32,9 +32,10 @@ KNOWN = 0.99  # of the tokens of all values, teacher-forced
 MARKERS = {"sharing": "o", "decouple": "s", "rotation": "D", "LoRA, A frozen": "P"}
 PLAIN: Any = {"fc": "white", "ec": "none", "pad": 0.5}  # what a rank is written on
 CAPTION = (
-    "Known: 99 % of the values' tokens are the most likely ones, every earlier one given; linear between two measurements, "
-    "50 steps apart. `>` n: not within the n steps of the run, where nats a value, the mean over all measurements, tell "
-    "more. Bits: 122 a pair over the trainable parameters. Accuracy: of the digits, by generation, at the end."
+    "Known: 99% of the values' tokens are predicted, given all tokens before them; interpolated linearly between "
+    "measurements 50 steps apart. `>` n: not within the n steps of the run; nats per value, the mean over all "
+    "measurements, then say more. Bits: 122 per pair, divided by the trainable parameters. Accuracy: share of correct "
+    "digits, generated at the end."
 )
 CSV_COLUMNS = [
     *(
@@ -214,7 +215,7 @@ def drawn(experiment: Experiment, arms: list[Arm], width: float = 8) -> tuple[Fi
     ax.axhline(1, color="grey", lw=0.8)
     _scales(ax)
     _name(ax, dots)
-    ax.set(ylabel="steps to 99 %: LoRA's over the other's\n(above 1 LoRA is slower)")
+    ax.set(ylabel="steps to 99%: LoRA's over the other's\n(above 1: LoRA is slower)")
     marks = [(kind, marker, "k") for kind, marker in MARKERS.items()] + [(name, "o", c) for name, c in colours.items()]
     handles: list[Any] = [Line2D([], [], ls="", marker=m, color=c, label=name) for name, m, c in marks if name in shown]
     handles.append(Line2D([], [], ls="", marker="$\\uparrow$", color="k", label="at least (down: at most)"))
@@ -250,7 +251,7 @@ def _scales(ax: Axes) -> None:
     """Logarithmic both, with plain numbers, and room for arrows."""
     from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
-    ax.set(xscale="log", yscale="log", xlabel="bits to store a trainable parameter (of LoRA)")
+    ax.set(xscale="log", yscale="log", xlabel="bits to store per trainable parameter (of LoRA)")
     low, high = ax.get_ylim()
     ax.set_ylim(min(low, 0.8) / 1.1, max(high, 1.25) * 1.1)
     for axis, ticks in (
@@ -265,7 +266,7 @@ def _scales(ax: Axes) -> None:
 def _markdown(picture: str, experiment: Experiment, arms: list[Arm], scale: str, undecided: list[str]) -> str:
     lines = [f"# {experiment.title}", "", f"![{experiment.title}]({picture})", ""]
     lines.append(
-        f"Scale {scale}. Each dot: one seed, LoRA's steps over those of the other arm, which has about as many parameters "
+        f"Scale {scale}. Each dot: one seed, LoRA's steps divided by those of the other arm with about as many parameters "
         f"and the same seed. {CAPTION}"
     )
     if undecided:
@@ -277,9 +278,9 @@ def _markdown(picture: str, experiment: Experiment, arms: list[Arm], scale: str,
         "side of M",
         "trainable",
         "bits",
-        "rate",
-        "steps to 99 %",
-        "nats a value",
+        "lr",
+        "steps to 99%",
+        "nats per value",
         "accuracy",
     ]
     lines += ["", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]

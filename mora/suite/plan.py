@@ -18,7 +18,7 @@ from .experiment import CellSpec
 from .launch import ROOT
 from .result import is_current, rejection_reason, reportable, result_of
 
-NAME = 58  # characters of a run's name and what of its method is not in it
+NAME = 66  # characters of a run's name and what of its method is not in it
 HEAD = (  # name, unit, width
     ("steps", "", 6),
     ("tokens", "M", 8),
@@ -88,8 +88,10 @@ def _hardware(name: str, settings: Sequence[str]) -> Hardware:
 
 
 def name_of(run: RunConfig) -> str:
-    """The run's id, and what its method was given beside its rank and rate: only the hash tells that."""
+    """Return the run's id, the rank that a scaled one stands for, and the settings that only the id's hash tells."""
     more = [] if run.method.adapter is None else run.method.adapter.remarks
+    if run.r is not None and run.model.stands_for(run.r) != run.r:
+        more = [str(run.rank_text), *more]
     if run.method.restart is not None:
         more = [*more, f"every={run.method.restart.every_steps}"]
     return " ".join([run_id(run), *more])

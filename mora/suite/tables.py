@@ -52,9 +52,9 @@ STACK = ("torch", "transformers", "peft")
 SIGNS = {"+-": "$\\pm$", "-": "$-$", "|": "$\\vert$", "~": "$\\sim$", ">": "$>$", "%": "\\%"}  # of LaTeX
 LEGEND = (
     "Each cell: paper | ours, mean +- sd (n seeds, or n of m) | the method's effect over LoRA at the same r: the paper's; "
-    "ours. In italics (in LaTeX grey): ours is within three standard errors of what knowing nothing scores, or below. "
-    f"{SQUARE}: of MoRA, M's side over the model's width, and the share of all inputs that never change an output. "
-    "ms: of a step, `~` where several runs shared the GPU. GiB: the most allocated."
+    "ours. Italics (grey in LaTeX): at most three standard errors above the score of a model that knows nothing. "
+    f"{SQUARE}: for MoRA, the side of M over the model's width, and the share of all inputs that never change an output. "
+    "ms: time per step, with `~` if several runs shared the GPU. GiB: peak allocated memory."
 )
 
 
@@ -170,7 +170,7 @@ def notes(experiment: Experiment) -> list[str]:
     """The paper's inconsistencies with itself that concern this experiment, shown and not repaired."""
     inconsistencies = paper_tables()["inconsistencies"]
     chosen = [next(text for text in inconsistencies if text.startswith(start)) for start in experiment.notes]
-    return [f"The paper with itself: {text}" for text in chosen]
+    return [f"Inconsistency within the paper: {text}" for text in chosen]
 
 
 def trainable(row: list[CellRuns]) -> str:
@@ -204,7 +204,7 @@ def _words(shown: Shown | None, digits: int) -> str:
 
 
 def _printed(value: float | None, digits: int) -> str:
-    """The paper's number as it stands there; 100 % has no decimals."""
+    """The paper's number as it stands there; 100% has no decimals."""
     if value is None:
         return "-"
     return "100" if value == 100 else f"{value:.{digits}f}"
@@ -227,9 +227,9 @@ def _score_lines(rows: list[list[CellRuns]]) -> list[str]:
     head = [
         "",
         f"Every run's score ({unit}) with its standard error over the evaluation's documents. Floor: the best constant "
-        "answer to multiple choice; `=`: the score is within 1.96 standard errors of it or below, which shows no skill.",
+        "answer to multiple choice; `=`: the score is at most 1.96 standard errors above it, which shows no skill.",
         "",
-        "| column | method | rate | seed | validation loss | documents | score | floor |",
+        "| column | method | lr | seed | validation loss | documents | score | floor |",
         "|---|---|---|---|---|---|---|---|",
     ]
     return [*head, *lines]
@@ -251,9 +251,9 @@ def _beside(task: str, metrics: Metrics) -> str:
     parts, gold = [], metrics.get(f"{companion(task)}.score")
     if answered := metrics.get(f"{task}.answered"):
         right = metrics.get(f"{task}.score_if_answered")
-        parts.append(f"{100 * answered.value:.1f} % answered, {100 * right.value if right else 0:.1f} % of these right")
+        parts.append(f"{100 * answered.value:.1f}% answered, {100 * right.value if right else 0:.1f}% of these right")
     if gold:
-        parts.append(f"gold answers {gold.value:.3f} +- {gold.stderr or math.nan:.3f} nats a token")
+        parts.append(f"gold answers {gold.value:.3f} +- {gold.stderr or math.nan:.3f} nats per token")
     return f" ({'; '.join(parts)})" if parts else ""
 
 
@@ -277,8 +277,8 @@ def _search_lines(experiment: Experiment, rows: list[list[CellRuns]]) -> list[st
                 lines[f"- {where}: {', '.join(shown)}"] = None
             else:
                 untouched.add(where)
-    head = f"Searches, each rate with its {experiment.selection} at the last step of the search (lower is better):"
-    rest = ["", f"Searches of which nothing was run: {len(untouched)}."] if untouched else []
+    head = f"Searches: each learning rate with its {experiment.selection} at the last step of the search (lower is better):"
+    rest = ["", f"Searches not run: {len(untouched)}."] if untouched else []
     return (["", head, "", *lines] if lines else []) + rest
 
 

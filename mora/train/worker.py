@@ -285,4 +285,4 @@ def _how(config: RunConfig) -> dict[str, Any]:
 
 def _print_parameters(model: torch.nn.Module, config: RunConfig) -> None:
     if rank() == 0:
-        print("\n".join(parameter_lines(model, config.r)), flush=True)
+        print("\n".join(parameter_lines(model, config.rank_text)), flush=True)

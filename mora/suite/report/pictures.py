@@ -25,7 +25,7 @@ ACROSS = 2  # panels
 POINTS = 120  # of a curve
 HELD_OUT = "-held-out"  # ends the name of such a curve
 VERDICTS = {"shown": "C2", "equal": "C2", "contradicted": "C1"}  # others are grey
-SELECTIONS = {"validation_loss": "held-out loss (nats a token)", "value_nll": "loss of the values (nats a value)"}
+SELECTIONS = {"validation_loss": "held-out loss (nats per token)", "value_nll": "loss of the values (nats per value)"}
 
 
 def forest(findings: Sequence[Finding]) -> Figure:
@@ -178,9 +178,11 @@ def curves(runs: Iterable[Run]) -> Figure:
     held = [run for run in runs if run.held_out]
     look = looks({run.label: run.config.method.name for run in runs})
     figure, axes = _grid(1 + bool(held), 3.6)
-    _curves(axes[0], "training loss (nats a token)", look, [(run, thinned(smoothed(run.training))) for run in runs], "")
+    _curves(
+        axes[0], "training loss (nats per token)", look, [(run, thinned(smoothed(run.training))) for run in runs], ""
+    )
     if held:
-        _curves(axes[1], "held-out loss (nats a token)", look, [(run, run.held_out) for run in held], HELD_OUT)
+        _curves(axes[1], "held-out loss (nats per token)", look, [(run, run.held_out) for run in held], HELD_OUT)
     handles = [Line2D([], [], color=kind.color, ls=kind.ls) for kind in look.values()]
     legend_below(figure, handles, list(look), len(axes) + 1)
     return figure

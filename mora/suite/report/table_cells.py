@@ -139,7 +139,7 @@ def _cell(rows: list[list[CellRuns]], i: int, j: int, damaged: Collection[str]) 
 
 
 def _interval(mean: float, sd: float | None, n: int, digits: int) -> str:
-    """Of the mean over seeds, 95 %, by Student's t."""
+    """Of the mean over seeds, 95%, by Student's t."""
     if sd is None:
         return "none: one seed"
     low, high = Estimate(mean, sd / math.sqrt(n), n - 1).interval()

@@ -96,7 +96,7 @@ def test_an_effect_is_the_mean_over_the_columns_beside_the_papers():
     every = FASTER | {"columns": ["step_300", "step_500", "step_700", "step_900"]}
     assert said(every).paper == pytest.approx((10.1 + 15.7 + 87.4 + 100 - 9.9 - 10.0 - 10.7 - 54.2) / 4)
     assert said(every).effect == pytest.approx(40.0)
-    assert (said(every).first, said(every).second) == ("MoRA r=1 (as 8)", "LoRA r=1 (as 8)")
+    assert (said(every).first, said(every).second) == ("MoRA r=1 (the paper's 8)", "LoRA r=1 (the paper's 8)")
 
 
 def test_a_claim_waits_for_every_planned_seed():
@@ -242,7 +242,7 @@ def test_a_ratio_of_times_is_judged_by_the_range_of_the_rounds(tmp_path, monkeyp
 def test_a_rate_at_the_edge_of_its_grid_is_told_beside_the_verdict():
     memorised("mora", (0.90, 0.91, 0.92))
     memorised("lora", (0.50, 0.51, 0.52), chosen=0)
-    assert said(FASTER).notes == ["at the edge of its grid: LoRA r=1 (as 8)"]
+    assert said(FASTER).notes == ["at the edge of its grid: LoRA r=1 (the paper's 8)"]
 
 
 def test_power_is_said_with_the_plan_and_before_any_run(monkeypatch, capsys):

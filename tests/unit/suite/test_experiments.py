@@ -210,7 +210,8 @@ def test_table_5_is_markdown_latex_and_csv_and_marks_what_differs(tmp_path, monk
 
 def test_every_inconsistency_of_the_paper_is_shown_somewhere():
     shown = [note for name in NAMES for note in tables.notes(experiments.load(name))]
-    assert set(shown) == {f"The paper with itself: {text}" for text in experiments.paper_tables()["inconsistencies"]}
+    known = experiments.paper_tables()["inconsistencies"]
+    assert set(shown) == {f"Inconsistency within the paper: {text}" for text in known}
 
 
 def test_a_run_of_another_process_is_left_to_it(tmp_path, monkeypatch):
@@ -283,7 +284,9 @@ def test_a_figure_has_a_caption_that_names_its_runs_and_their_commits(tmp_path, 
     assert title in re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", path.read_text()))
     caption = path.with_suffix(".md").read_text()
     assert caption.startswith(f"# {title}\n\n![{title}](figure4-smoke.svg)\n\nScale smoke, tiny. Each curve: ")
-    assert "\n\nThe paper with itself: Figure 4's caption says 1B, the text and Table 3 say 1.3B.\n\n" in caption
+    assert (
+        "\n\nInconsistency within the paper: Figure 4's caption says 1B, the text and Table 3 say 1.3B.\n\n" in caption
+    )
     assert f"\n| tiny | FFT | {run_id(done)} | 0123456789, changed |\n| tiny | LoRA r=8 | not run | |\n" in caption
 
 

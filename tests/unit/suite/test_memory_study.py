@@ -104,10 +104,13 @@ def test_the_figure_pairs_seeds_and_names_what_neither_reached(tmp_path, monkeyp
     path = memory.render("memory", EXPERIMENT, rows(), "lite", tmp_path / "out")
     first = path.read_bytes()
     text = path.with_suffix(".md").read_text()
-    assert "Reached by neither, so not drawn: MoRA r=8 (as 64) at 1000 pairs, seed 2; MoRA r=8" in text
-    assert "| 1000 pairs | MoRA r=8 (as 64) | smollm2_135m | 96 | 2,415,690 | 0.051 | 3e-3 | 497, 497, > 1000 |" in text
-    assert "| 6500 pairs | LoRA r=8 (as 64) | smollm2_135m | - | 2,442,240 | 0.325 | - | not run |" in text
-    assert "LoRA r=2 (as 16), freeze_a=true" in text
+    assert "Reached by neither, so not drawn: MoRA r=8 (the paper's 64) at 1000 pairs, seed 2; MoRA r=8" in text
+    mora = (
+        "| 1000 pairs | MoRA r=8 (the paper's 64) | smollm2_135m | 96 | 2,415,690 | 0.051 | 3e-3 | 497, 497, > 1000 |"
+    )
+    assert mora in text
+    assert "| 6500 pairs | LoRA r=8 (the paper's 64) | smollm2_135m | - | 2,442,240 | 0.325 | - | not run |" in text
+    assert "LoRA r=2 (the paper's 16), freeze_a=true" in text
     with open(path.with_suffix(".csv")) as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 12

@@ -141,11 +141,11 @@ def test_a_table_sorts_both_ways_filters_and_says_so(tab: Tab) -> None:
 def test_a_number_tells_its_seeds_and_leads_to_their_runs_by_keyboard(tab: Tab) -> None:
     page = tab.open("tables.html")
     number = page.locator("#t-table2-lite td button").first
-    assert "95 % interval" in (number.get_attribute("title") or "")
+    assert "95% interval" in (number.get_attribute("title") or "")
     number.focus()
     page.keyboard.press("Enter")
     told = page.locator("[popover]:popover-open")
-    assert "95 % interval of the mean" in told.inner_text()
+    assert "95% interval of the mean" in told.inner_text()
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     page.locator("h1.id").wait_for()

@@ -122,7 +122,9 @@ def test_it_is_said_once_why_a_run_is_added(spec, capsys):
     runner.plan([spec], said)
     runner.plan([spec], said)
     (line,) = capsys.readouterr().out.splitlines()
-    assert line == "metamath LoRA r=1 (as 8): the best rate, 0.01, is the highest that was tried: 0.03 is added"
+    assert (
+        line == "metamath LoRA r=1 (the paper's 8): the best rate, 0.01, is the highest that was tried: 0.03 is added"
+    )
     again(spec, (1.5,))
     runner.plan([spec], said)
     first, second = capsys.readouterr().out.splitlines()

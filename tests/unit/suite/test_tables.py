@@ -92,7 +92,7 @@ def test_a_cell_takes_the_seeds_that_were_run_on_committed_source_and_says_how_m
         write_uuid(finals[2], 1.0, 0.9, **unusable)
         assert resolve(spec).cell.values == pytest.approx([40, 50])
     path = tables.render("table2", spec.experiment, resolve_all([row]), "lite", tmp_path / "out")
-    assert "| LoRA r=1 (as 8) | 1,234 | 9.9 \\| 45.0 +- 7.1 (2 of 3) |" in path.read_text()
+    assert "| LoRA r=1 (the paper's 8) | 1,234 | 9.9 \\| 45.0 +- 7.1 (2 of 3) |" in path.read_text()
     write_uuid(spec.search_runs[-1], 9.0, dirty=True)
     assert resolve(spec).cell.values is None, "a search that is not whole chooses nothing"
     write_uuid(spec.search_runs[-1], 9.0)
@@ -100,10 +100,10 @@ def test_a_cell_takes_the_seeds_that_were_run_on_committed_source_and_says_how_m
     assert resolve(spec).cell.values == pytest.approx([40, 50, 60])
     path = tables.render("table2", spec.experiment, resolve_all([row]), "lite", tmp_path / "out")
     first, best, *_ = (format_lr(config.lr) for config in spec.search_runs)
-    assert "| LoRA r=1 (as 8) | 1,234 | 9.9 \\| 50.0 +- 10.0 (3) |" in path.read_text()
+    assert "| LoRA r=1 (the paper's 8) | 1,234 | 9.9 \\| 50.0 +- 10.0 (3) |" in path.read_text()
     assert f"{first}: 3, {best}: 1 (chosen), " in path.read_text()
     assert "nothing was run" not in path.read_text()
-    shown = "LoRA r=1 (as 8) & 1,234 & 9.9 $\\vert$ 50.0 $\\pm$ 10.0 (3) &"
+    shown = "LoRA r=1 (the paper's 8) & 1,234 & 9.9 $\\vert$ 50.0 $\\pm$ 10.0 (3) &"
     assert shown in path.with_suffix(".tex").read_text()
     line = path.with_suffix(".csv").read_text().splitlines()[1]
     reached = '"> 1000, > 1000, > 1000"'
@@ -128,8 +128,8 @@ def test_a_table_says_with_which_versions_its_cells_were_made(row, tmp_path):
 def test_a_row_that_was_not_run_says_so(row, tmp_path):
     text = tables.render("table2", row[0].experiment, resolve_all([row]), "lite", tmp_path / "out").read_text()
     assert text.count("not run") == 4
-    assert text.endswith("\nSearches of which nothing was run: 1.\n")
-    assert "| LoRA r=1 (as 8) | 305,280 |" in text
+    assert text.endswith("\nSearches not run: 1.\n")
+    assert "| LoRA r=1 (the paper's 8) | 305,280 |" in text
 
 
 def test_an_effect_is_over_lora_at_the_same_rank_beside_the_papers(tmp_path, monkeypatch):
@@ -142,8 +142,8 @@ def test_an_effect_is_over_lora_at_the_same_rank_beside_the_papers(tmp_path, mon
             write_uuid(config, 1.0, accuracy, speed={"step_s": 0.2}, hardware={"peak_memory_bytes": 3 * 2**30})
     path = tables.render("table2", rows[0][0].experiment, resolve_all(rows), "lite", tmp_path / "out")
     lora, mora = path.read_text().splitlines()[6:8]
-    assert lora.startswith("| LoRA r=1 (as 8) | 1,234 | 9.9 \\| 30.0 +- 0.0 (3) | 10.0 \\|")
-    assert mora.startswith("| MoRA r=1 (as 8) | 1,234 | 10.1 \\| 50.0 +- 0.0 (3) \\| +0.2; +20.0 | 15.7 \\|")
+    assert lora.startswith("| LoRA r=1 (the paper's 8) | 1,234 | 9.9 \\| 30.0 +- 0.0 (3) | 10.0 \\|")
+    assert mora.startswith("| MoRA r=1 (the paper's 8) | 1,234 | 10.1 \\| 50.0 +- 0.0 (3) \\| +0.2; +20.0 | 15.7 \\|")
     assert mora.endswith(" | > 1000, > 1000, > 1000 | ~200 | 3.0 |")
     assert "$\\vert$ +0.2; +20.0 &" in path.with_suffix(".tex").read_text()
 
@@ -203,14 +203,14 @@ def test_scores_stand_with_their_error_documents_floor_and_validation_loss(tmp_p
 def test_answered_texts_and_gold_answers_stand_beside_a_score():
     facts = scores("metamath_math500", 0.03, answered=0.5, score_if_answered=0.06)
     metrics = typed(facts)
-    assert tables._beside("metamath_math500", metrics) == " (50.0 % answered, 6.0 % of these right)"
+    assert tables._beside("metamath_math500", metrics) == " (50.0% answered, 6.0% of these right)"
     metrics = typed(facts | scores("metamath_math_gold", 0.9))
     line = tables._score("metamath_math500.score", metrics, "percent")
     assert line.endswith(
-        "| 3.0 +- 1.0 (50.0 % answered, 6.0 % of these right; gold answers 0.900 +- 0.010 nats a token) | 0.0"
+        "| 3.0 +- 1.0 (50.0% answered, 6.0% of these right; gold answers 0.900 +- 0.010 nats per token) | 0.0"
     )
     assert tables._beside("metamath_gsm8k", typed(scores("metamath_gsm8k", 0.0, answered=0.0))).startswith(
-        " (0.0 % answered"
+        " (0.0% answered"
     )
 
 

@@ -24,7 +24,7 @@ def load_adapt(name: str, data_dir: str | None = None, **_: Any) -> dict[str, da
 
 
 def load_pubmedqa_local(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    """PubMedQA-L's 1 000 questions from `pubmedqa/ori_pqal.json`."""
+    """PubMedQA-L's 1,000 questions from `pubmedqa/ori_pqal.json`."""
     docs = []
     for record in keyed(raw_folder(data_dir) / "pubmedqa/ori_pqal.json"):
         labels, contexts = texts(record, "LABELS"), texts(record, "CONTEXTS")

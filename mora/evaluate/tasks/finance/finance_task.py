@@ -48,7 +48,7 @@ def _label(record: Record) -> str:
 
 
 def score_convfinqa(doc: Row, results: list[str]) -> dict[str, float]:
-    """`score`: any number of the first line is within 0.01 of the gold one; `close`: within 1 % of it.
+    """`score`: any number of the first line is within 0.01 of the gold one; `close`: within 1% of it.
 
     A yes or no can only be right in `close`: AdaptLLM's rule knows numbers alone.
     """

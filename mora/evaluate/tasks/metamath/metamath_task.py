@@ -44,7 +44,7 @@ def load_gsm8k(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Data
 
 
 def load_math(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    """The 5 000 problems: one file, or the hub's seven subjects."""
+    """The 5,000 problems: one file, or the hub's seven subjects."""
     return as_test_split([_math_doc(record) for record in _math_rows(data_dir)])
 
 
@@ -57,7 +57,7 @@ def load_gsm8k_gold(data_dir: str | None = None, **known: Any) -> dict[str, data
 
 
 def load_math_gold(data_dir: str | None = None, **known: Any) -> dict[str, datasets.Dataset]:
-    """Of all 5 000 problems."""
+    """Of all 5,000 problems."""
     return as_test_split(_gold_docs(_math_rows(data_dir), "math", **known))
 
 

@@ -29,7 +29,7 @@ def load(pairs: list[tuple[str, str]] | None = None, **_: Any) -> dict[str, data
 def char_accuracy(generated: str, value: str) -> float:
     """The share of the 32 hexadecimal digits that are right at their place; hyphens do not count, missing digits are wrong.
 
-    The paper does not define its accuracy. Only this reading has the floor that Table 2 shows, 9.8 % for unrelated UUIDs.
+    The paper does not define its accuracy. Only this reading has the floor that Table 2 shows, 9.8% for unrelated UUIDs.
     """
     digits = _digits(generated.strip()[:UUID_LENGTH])
     return sum(a == b for a, b in zip(digits, _digits(value), strict=False)) / HEX_DIGITS
