@@ -115,7 +115,7 @@ def _hand_in(args: argparse.Namespace, specs: list[CellSpec], own: list[str], jo
 
 
 def _repeat(specs: list[CellSpec]) -> None:
-    """Every result of these cells is set aside."""
+    """Set aside every result of these cells."""
     moved = [path for config in _known(specs) if (path := launch.repeat(config))]
     if moved:
         go_on = "to go on after a stop, start without FORCE=1 (--force)"
@@ -123,13 +123,13 @@ def _repeat(specs: list[CellSpec]) -> None:
 
 
 def _known(specs: list[CellSpec]) -> list[RunConfig]:
-    """Every run of these cells that is known by now: of their searches, and the final ones of the rates that stand."""
+    """Return every run of these cells that is known by now: searches, and the final runs of chosen learning rates."""
     resolved = [resolve(spec, is_current) for spec in specs]
     return [run.config for cell in resolved for run in (*cell.search_cell_runs, *cell.final_cell_runs)]
 
 
 def _say_what_is_there(specs: list[CellSpec], args: argparse.Namespace) -> None:
-    """Where nothing is run: that, and why."""
+    """If nothing was run, print that and why."""
     there = {str(launch.result_path(config)) for config in _known(specs) if result_of(config) is not None}
     if there and not runner.plan(specs):
         again = "FORCE=1 (--force) runs them again, RESULTS=FOLDER (--results FOLDER) in a folder of their own"

@@ -22,7 +22,7 @@ from .selection import Accepts, Choice, choose, last_step
 
 
 class CellRun(NamedTuple):
-    """A run of a cell, made or not, and what run.py is given for it beside its rate and seed."""
+    """A run of a cell, made or not, and the arguments of run.py beside its learning rate and seed."""
 
     config: RunConfig
     overrides: list[str]
@@ -57,7 +57,7 @@ class CellRuns:
 
     @property
     def search_cell_runs(self) -> list[CellRun]:
-        """Every run that the choice rests on or asks for: the search itself, then rates beyond its edge and second seeds."""
+        """All runs that the choice rests on or asks for: the search, then learning rates beyond its edge, second seeds."""
         first, choice = self.spec.at_scale.seeds[0], self.choice
         if not self.spec.search_runs:
             return []
@@ -77,12 +77,12 @@ class CellRuns:
         return [CellRun(config, overrides) for config in self.final_runs]
 
     def metrics(self, config: RunConfig, result: RunResult) -> Metrics:
-        """Of a final run, at the step that the column shows."""
+        """Return the metrics of a final run at the step that the column shows."""
         return result.metrics.get(self.spec.column.step or last_step(config, result), {})
 
     @cached_property
     def cell(self) -> Cell:
-        """Of the results that there are."""
+        """The paper's number and ours, from the results that exist."""
         measurements = [self.measured(config, result) for config, result in self.results]
         values = tuple(measured[0] for measured in measurements if measured)
         errors = tuple(measured[1] for measured in measurements if measured and measured[1] is not None)
@@ -108,8 +108,10 @@ class CellRuns:
         return None
 
     def measured(self, config: RunConfig, result: RunResult) -> tuple[float, float | None] | None:
-        """The metric in the table's unit and its standard error; a run that diverged, or has no number as its metric, is the
-        worst there is."""
+        """Return the metric and its standard error in the table's unit.
+
+        A run that diverged, or whose metric is not finite, gets the worst value there is.
+        """
         metric = self.metrics(config, result).get(self.spec.column.metric)
         factor = 100 if self.spec.experiment.unit == "percent" else 1
         if result.status == "diverged" or (metric is not None and not metric.finite):
@@ -121,8 +123,11 @@ class CellRuns:
 
 
 def at_floor(cells: list[CellRuns]) -> bool:
-    """Whether the mean over cells is within three standard errors of what knowing nothing scores, or below. False where a
-    cell was not run, or its metric has no floor."""
+    """Return whether the mean over the cells shows no skill.
+
+    That is at most `verdicts.AT_FLOOR` standard errors above the score of a model that knows nothing. False if a cell
+    was not run or its metric has no floor.
+    """
     above, errors = 0.0, []
     for runs in cells:
         known = [m for c, r in runs.results if (m := runs.metrics(c, r).get(runs.spec.column.metric)) is not None]
@@ -137,7 +142,7 @@ def at_floor(cells: list[CellRuns]) -> bool:
 
 
 def steps_to(result: RunResult, metric: str, level: float) -> float | None:
-    """The step at which a metric that grows came to a level, linear between measurements; None where it did not."""
+    """Return the step at which a growing metric reached `level`, interpolated linearly; None if it never did."""
     before: tuple[int, float] | None = None
     for step in sorted(result.metrics):
         if (score := result.metrics[step].get(metric)) is None or not score.finite:
@@ -161,8 +166,11 @@ def resolve(spec: CellSpec, accepts: Accepts = reportable) -> CellRuns:
 
 
 def in_order(cells: Sequence[CellRuns]) -> Iterator[CellRun]:
-    """The runs as they are begun: searches, since other runs wait for them, what their choices ask for beyond, then the
-    final runs of the cells that have chosen for good."""
+    """Yield the runs in the order in which they are started.
+
+    First the searches, since other runs wait for them; then what their choices ask for beyond; then the final runs of
+    the cells that have chosen for good.
+    """
     for cell in cells:
         yield from cell.search_cell_runs[: len(cell.spec.search_runs)]
     for cell in cells:
@@ -173,7 +181,10 @@ def in_order(cells: Sequence[CellRuns]) -> Iterator[CellRun]:
 
 
 def resolve_all(rows: list[list[CellSpec]]) -> list[list[CellRuns]]:
-    """The cells of one experiment at one scale. Those that show other metrics of the same runs share one resolution."""
+    """Resolve the cells of one experiment at one scale.
+
+    Cells that show other metrics of the same runs share one resolution.
+    """
     resolved: dict[tuple[object, ...], CellRuns] = {}
 
     def shared(spec: CellSpec) -> CellRuns:
@@ -186,7 +197,7 @@ def resolve_all(rows: list[list[CellSpec]]) -> list[list[CellRuns]]:
 
 
 def higher_is_better(name: str, metric: Metric | None = None) -> bool:
-    """As the metric's task says. Raises: ConfigError where no task says it."""
+    """Return the direction that the metric's task gives. Raises ConfigError if no task gives one."""
     known = facts(name).higher_is_better if metric is None else metric.higher_is_better
     if known is None:
         raise ConfigError(f"metric {name}: no task in mora/evaluate/tasks says whether higher is better")
@@ -195,10 +206,13 @@ def higher_is_better(name: str, metric: Metric | None = None) -> bool:
 
 @dataclass(frozen=True)
 class Cell:
-    """`values`, one a seed that was run, None where none was; inf where a run diverged and lower is better.
+    """The paper's number and ours, in the table's unit.
 
-    `errors`: standard errors over the evaluation's documents, one a value, where the metric has them. Units of the table.
-    `seeds`: how many the experiment wants.
+    Attributes:
+        paper: The printed number, if there is one.
+        values: One per seed that was run; None if there is none. inf for a run that diverged if lower is better.
+        errors: Standard errors over the evaluation's documents, one per value, if the metric has them.
+        seeds: How many seeds the experiment asks for.
     """
 
     paper: float | None
@@ -212,7 +226,7 @@ class Cell:
 
     @cached_property
     def sd(self) -> float | None:
-        """Of a seed; None for one seed, or where a run diverged."""
+        """The standard deviation over seeds; None for one seed, or if a run diverged."""
         if self.values is None or len(self.values) < 2 or math.inf in self.values:
             return None
         return statistics.stdev(self.values)

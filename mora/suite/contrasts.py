@@ -1,4 +1,4 @@
-"""What the results say of one contrast: its differences by seed and their errors, and whether a floor hides it."""
+"""A contrast's result: its differences by seed, their errors, and whether a floor hides it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Measured:
 
     @cached_property
     def seeds(self) -> list[int]:
-        """Those that both rows have."""
+        """The seeds that both rows have."""
         if self.first is None or self.second is None:
             return []
         return [seed for seed in self.first.values if seed in self.second.values]
@@ -71,7 +71,7 @@ class Measured:
 
     @cached_property
     def paired_se(self) -> float | None:
-        """Over documents that both rows scored, where their scores are kept."""
+        """The standard error over the documents that both rows scored, if their scores were saved."""
         if self.first is None or self.second is None or not self.seeds:
             return None
         return pairing.error(self.first.cells, self.second.cells, self.seeds, self.unit)
@@ -112,7 +112,7 @@ def _side(claim: Claim, rows: list[list[CellRuns]], row: Row, columns: list[str]
 
 
 def _by_seed(runs: CellRuns, unit: Unit) -> dict[int, tuple[float, float | None]]:
-    """The value and its error over the documents, in the claim's unit."""
+    """Return the value and its standard error over documents by seed, in the claim's unit."""
     if unit == "values":
         spectra = {config.seed: spectrum_of(config) for config, _ in runs.results}
         name = runs.spec.column.metric
@@ -133,7 +133,7 @@ def _by_seed(runs: CellRuns, unit: Unit) -> dict[int, tuple[float, float | None]
 
 
 def find(rows: list[list[CellRuns]], wanted: Row, column: str) -> CellRuns | None:
-    """The cell of that method, operator and rank of the paper, in the column of that name."""
+    """Return the cell of that method, operator and rank of the paper in the column of that name."""
     for row in rows:
         for runs in row:
             spec = runs.spec
@@ -154,7 +154,7 @@ def nothing_known(measured: Measured) -> bool:
 
 
 def untuned(spec: CellSpec) -> CellSpec:
-    """The cell of the model that nothing was done to, in the same column."""
+    """Return the cell of the untuned model in the same column."""
     free = [text for text in spec.column.overrides if not text.startswith(("r=", "method"))]
     return CellSpec(
         spec.experiment,
@@ -185,7 +185,7 @@ def rare_counts(claim: Claim, measured: Measured) -> tuple[int, int, int, int] |
 
 
 def documents(sides: list[Side]) -> int | None:
-    """Of one row, the most that a seed scored."""
+    """Return the largest number of documents that a seed of one row scored."""
     if not sides:
         return None
     counts = []
@@ -197,7 +197,7 @@ def documents(sides: list[Side]) -> int | None:
 
 
 def paper_effect(claim: Claim, contrast: Contrast, resolved: ResolvedTables) -> float | None:
-    """What the paper prints, first minus second, over the same columns and in the same unit."""
+    """Return the paper's effect, first minus second, over the same columns and in the same unit."""
     rows = resolved.rows(claim.experiment, "paper")
     names = [runs.spec.column.name for runs in (rows[0] if rows else [])]
     differences = []

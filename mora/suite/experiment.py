@@ -64,10 +64,10 @@ class Row(FrozenModel):
 
 
 class Column(FrozenModel):
-    """What is read of a run: a metric at a step (null: the last). In a figure: a panel.
+    """What a table's column reads from a run, or a figure's panel: a metric at a step (None: the last).
 
-    A column that carries the name of a column of the paper stands beside its number; any other has no number of the paper.
-    `auto`: what operator=auto becomes here, so that a row of that operator shares the runs of other tables.
+    A column that is named as one of the paper's is compared with the paper's number; any other is not. `auto` is what
+    operator=auto becomes here, so that a row of that operator shares the runs of other tables.
     """
 
     name: str
@@ -79,10 +79,16 @@ class Column(FrozenModel):
 
 
 class AtScale(FrozenModel):
-    """`search`: overrides of the runs that only choose. `sweep`: what is chosen, the rate alone or the method's whole grid.
+    """An experiment at one scale.
 
-    `columns`: of this scale, where they are not those of the experiment. `repeats`: a rate at the edge of its grid adds the
-    next one, and the best two get a second seed, before the final runs.
+    Attributes:
+        seeds: Of the final runs; a search takes the first.
+        rows: Methods and ranks.
+        columns: Replace those of the experiment.
+        search: Overrides of the runs that only choose.
+        sweep: What is chosen: the learning rate, or all that the paper searched for the method.
+        repeats: Before the final runs, a learning rate at the edge of the search adds the next one, and the best two
+            get a second seed.
     """
 
     seeds: list[int]
@@ -101,10 +107,13 @@ class Reach(FrozenModel):
 
 
 class Experiment(FrozenModel):
-    """`selection`: the metric, lower is better, that chooses among the runs of a search. `unit`: of the table's cells.
+    """A file of experiments/.
 
-    `notes`: the first words of the paper's inconsistencies with itself that concern this experiment.
-    `settings`, of kind settings: a hyperparameter of the paper's table -> its place in a run's configuration.
+    Attributes:
+        selection: The metric that chooses among the runs of a search; lower is better.
+        unit: Of the table's cells.
+        notes: The first words of those inconsistencies of the paper that concern this experiment.
+        settings: For kind settings, a hyperparameter of the paper's table and its place in a run's configuration.
     """
 
     title: str
@@ -124,7 +133,12 @@ class Experiment(FrozenModel):
 
 
 def load(name: str) -> Experiment:
-    """Raises: FileNotFoundError that lists the experiments there are; ConfigError where its file is not one."""
+    """Read experiments/<name>.yaml.
+
+    Raises:
+        FileNotFoundError: There is no such experiment; the message lists those there are.
+        ConfigError: The file is not an experiment.
+    """
     if name not in names():
         raise FileNotFoundError(f"there is no experiment {name!r}; there are {', '.join(names())}{near(name, names())}")
     try:
@@ -135,7 +149,11 @@ def load(name: str) -> Experiment:
 
 
 def checked(name: str, values: Any) -> Experiment:
-    """Raises: ConfigError with every field that is wrong."""
+    """Validate the values of an experiment's file.
+
+    Raises:
+        ConfigError: Some fields are wrong; the message names each of them.
+    """
     try:
         return Experiment.model_validate(values)
     except ValidationError as error:
@@ -163,9 +181,14 @@ def cell_specs(experiment: Experiment, scale: Scale, seeds: list[int] | None = N
 
 
 def filter_cells(cells: list[CellSpec], filters: list[str]) -> list[CellSpec]:
-    """The cells that every filter lets pass; a filter is `task=`, `method=`, `r=` or `operator=` with values between commas.
+    """Return the cells that pass every filter.
 
-    Raises: ConfigError for another key, or a value that no cell has.
+    Args:
+        cells: The cells to choose from.
+        filters: Each is `task=`, `method=`, `r=` or `operator=`, followed by values between commas.
+
+    Raises:
+        ConfigError: A filter has another key, or a value that no cell has.
     """
     for text in filters:
         key, _, values = text.partition("=")
@@ -229,7 +252,7 @@ class CellSpec:
 
     @cached_property
     def search_space(self) -> list[Candidate]:
-        """Every setting that the paper searched: the rates, and the method's own where `sweep` says so."""
+        """All settings that the paper searched: the learning rates, and with `sweep: method` the method's own."""
         settings = method_sweep(self.row.method) if self.at_scale.sweep == "method" else {}
         chosen = list(product(*([f"{key}={value}" for value in values] for key, values in settings.items())))
         rates: list[float | None] = [*self.row.rates.get(self.column.name, self.config.lr_grid())] or [None]
@@ -244,7 +267,7 @@ class CellSpec:
 
     @property
     def seeds(self) -> list[int]:
-        """Those of the scale; the first alone where nothing is trained, for no seed changes anything there."""
+        """The seeds of the final runs; only the first if nothing is trained, since a seed then changes nothing."""
         return self.at_scale.seeds if self.config.method.trains else self.at_scale.seeds[:1]
 
     def run(self, candidate: Candidate, seed: int, searching: bool = False) -> RunConfig:
@@ -263,7 +286,7 @@ class CellSpec:
 
     @cached_property
     def paper_value(self) -> float | None:
-        """What the paper prints for this cell, if it prints anything. Scale smoke never stands beside the paper."""
+        """The paper's number for this cell, if it prints one. Scale smoke is never compared with the paper."""
         if self.experiment.paper is None or self.scale == "smoke":
             return None
         table = paper_tables()[self.experiment.paper]
@@ -289,7 +312,7 @@ FILTERS: dict[str, Callable[[CellSpec], str | int | None]] = {
 
 
 def method_sweep(method: str) -> dict[str, list[str]]:
-    """What the paper searched for a method beside the rate: configs/sweep/<method>.yaml, which Hydra takes too."""
+    """Return what the paper searched beside the learning rate: configs/sweep/<method>.yaml, which Hydra takes, too."""
     path = SWEEPS / f"{method}.yaml"
     if not path.is_file():
         return {}

@@ -1,5 +1,7 @@
-"""Loss curves from the raw logs beside the results, and spectra, as SVG that every rendering gives byte for byte, each
-with its caption as Markdown."""
+"""Loss curves from the raw logs beside the results, and spectra, as SVG with a Markdown caption.
+
+Every rendering gives the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +42,11 @@ CAPTIONS = {
 
 
 def render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale: str, folder: Path) -> Path | None:
-    """Writes `folder/<name>-<scale>.svg`, a panel a column, and `.md`, its caption; returns the picture's path, or None
-    where there is nothing to draw yet."""
+    """Write `folder/<name>-<scale>.svg`, with one panel per column, and its caption `.md`.
+
+    Returns:
+        The path of the picture; None if there is nothing to draw yet.
+    """
     panels = list(zip(*rows, strict=True))
     figure = drawn(experiment, rows, scale)
     if figure is None:
@@ -61,7 +66,10 @@ def render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale:
 def drawn(
     experiment: Experiment, rows: list[list[CellRuns]], scale: str, width: float = 6.4, every_seed: bool = False
 ) -> Figure | None:
-    """A panel of `width` inches a column; a line or a dot a seed where `every_seed`; None where there is nothing yet."""
+    """Draw one panel of `width` inches per column; None if there is nothing to draw yet.
+
+    With `every_seed` each seed has its own line or dot.
+    """
     panels = list(zip(*rows, strict=True))
     if not any(_shown(runs) for panel in panels for runs in panel):
         return None
@@ -85,7 +93,7 @@ def drawn(
 
 
 def _caption(picture: str, experiment: Experiment, panels: list[tuple[CellRuns, ...]], scale: str) -> str:
-    """The picture with what it shows, of which runs, and of which commits these are."""
+    """Return the picture's caption: what it shows, of which runs, and the commits that made them."""
     about = f"Scale {scale}, {models(panels)}. {CAPTIONS[experiment.kind]}"
     lines = [f"# {experiment.title}", "", f"![{experiment.title}]({picture})", "", about]
     for note in notes(experiment):
@@ -112,7 +120,7 @@ def _commit(source: Source | None) -> str:
 
 
 def _shown(runs: CellRuns) -> list[tuple[RunConfig, RunResult]]:
-    """The runs of a curve or of bars, with their results; none unless all of them are there and can be drawn."""
+    """Return the runs of a curve or of bars with their results; none unless all of them exist and can be drawn."""
     results = runs.results
     if len(results) < len(runs.final_runs):
         return []
@@ -158,7 +166,7 @@ def _spectra(axes: Axes, panel: list[CellRuns], every_seed: bool) -> None:
 
 
 def spectrum_of(config: RunConfig) -> Spectrum | None:
-    """The spectrum of a run, where it was measured. Raises: ConfigError where its file is damaged."""
+    """Return the spectrum of a run; None if it was not measured. Raises ConfigError if its file is damaged."""
     path = spectrum_path(config)
     return read_spectrum(path) if path.is_file() else None
 
@@ -174,7 +182,7 @@ def _curves(runs: CellRuns) -> np.ndarray:
 
 
 def _losses_of(config: RunConfig, result: RunResult) -> list[float]:
-    """Raises: DamagedFileError where the log is missing, or a loss is no number."""
+    """Return the training loss of every step. Raises DamagedFileError if the log is missing or a loss is not a number."""
     path, losses = log_path(config), [row["loss"] for row in log_of(config, result) if "loss" in row]
     if not losses:
         raise DamagedFileError(f"{path} is missing, or holds no loss; {BRING}")

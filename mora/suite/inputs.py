@@ -13,7 +13,7 @@ from .gpus import visible
 
 
 def check(config: RunConfig) -> None:
-    """Raises: ConfigError where the hardware or the weights that the run names are not here."""
+    """Raise ConfigError if this machine lacks the hardware or the weights that the run names."""
     hardware, path = config.hardware, config.model.path
     if hardware.device == "cuda" and hardware.rendezvous != "slurm" and (there := len(visible())) < hardware.processes:
         seen = f"there are {there}" if there else "there is no GPU"
@@ -30,7 +30,7 @@ def check(config: RunConfig) -> None:
 
 
 def unlike(config: RunConfig, result: RunResult) -> str | None:
-    """What lies here and did not make the result of this run's id; None where all is alike, or not here to be compared."""
+    """Return how the files here differ from those that made the result of this run id; None if they agree or are absent."""
     return _other_weights(config.model, result) or _other_files(result)
 
 

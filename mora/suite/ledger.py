@@ -30,7 +30,7 @@ FULL = ROOT / "results" / "claims.md"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the results say of a contrast. `interval`: 95%, of an equality 90%, as two one-sided tests at 5% have it."""
+    """What the results say about a contrast. `interval` is 95%; for an equality 90%, as in two one-sided tests at 5%."""
 
     verdict: Verdict
     first: str
@@ -46,7 +46,7 @@ class Outcome:
 
 
 class Case(BaseModel):
-    """`ms`: of each round; none where it failed."""
+    """A case of the step benchmark. `ms` holds the time of each round; none if it failed."""
 
     name: str
     ms: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]]
@@ -62,7 +62,7 @@ class BenchSource(BaseModel):
 
 
 class Bench(BaseModel):
-    """What a ratio needs of a file of the step benchmark."""
+    """The part of a file of the step benchmark that a ratio needs."""
 
     source: BenchSource
     scenarios: list[Scenario]
@@ -114,14 +114,14 @@ def _variance(table: list[Claim], every: list[Measured], unit: Unit) -> Variance
 
 
 def _estimate(claim: Claim, measured: Measured, of_table: Variance | None) -> Estimate | None:
-    """None where no seed has both rows."""
+    """Estimate the difference; None if no seed has both rows."""
     if not measured.seeds:
         return None
     return verdicts.estimate(measured.differences, of_table, measured.document_se, claim.plan.seed_sd)
 
 
 def also(claim: Claim, scale: Scale, resolved: ResolvedTables) -> list[Outcome]:
-    """The contrasts that are shown beside the primary one, each with its own seeds' variance. They get no verdict."""
+    """Return the contrasts that are shown beside the primary one, each with the variance of its own seeds and no verdict."""
     if not claim.experiment:
         return []
     rows, outcomes = resolved.rows(claim.experiment, scale), []
@@ -134,7 +134,7 @@ def also(claim: Claim, scale: Scale, resolved: ResolvedTables) -> list[Outcome]:
 
 
 def _exact(claim: Claim, measured: Measured, judged: Judged) -> Judged:
-    """Of a share with few right or wrong answers, an order needs Fisher's test too."""
+    """Demand Fisher's test, too, for an order of shares with few right or few wrong answers."""
     counts = rare_counts(claim, measured)
     if counts is None or claim.test != "order":
         return judged
@@ -204,7 +204,7 @@ def _notes(claim: Claim, measured: Measured, cells: list[CellRuns], verdict: Ver
 
 
 def _of_ratio(ratio: Ratio, scale: Scale) -> Outcome:
-    """The times' ratio, with the range of the slower case's rounds as its interval. It stands at scale paper."""
+    """Compare two measured times at scale paper: their ratio, and the range of the slower case's rounds as its interval."""
     measured: list[Interval] = []
     for path in sorted(BENCH.glob("step-*.json")) if scale == "paper" else []:
         result = checked(path, Bench.model_validate, "`make bench` measures again")
@@ -226,7 +226,7 @@ def _of_ratio(ratio: Ratio, scale: Scale) -> Outcome:
 
 @lru_cache(maxsize=1)
 def rows_of(resolved: ResolvedTables) -> list[tuple[Claim, Scale, Outcome]]:
-    """Every claim at every scale at which something was run; once, as not run, where nothing was."""
+    """Return every claim at every scale at which something was run; a claim without any, once, as not run."""
     claims = load().claims
     by_scale = {scale: judge(claims, scale, resolved) for scale in SCALES}
     lines: list[tuple[Claim, Scale, Outcome]] = []
@@ -288,7 +288,7 @@ def count_text(outcome: Outcome) -> str:
 
 
 def page(resolved: ResolvedTables | None = None) -> str:
-    """The ledger in full: what is compared, on which model, what was decided when, and contrasts that are not judged."""
+    """Return the full ledger: what is compared, on which model, what was decided when, and contrasts that are not judged."""
     resolved = resolved or ResolvedTables()
     lines = [
         "# What the results say of the paper",
@@ -332,7 +332,7 @@ def rule_text(claim: Claim) -> str:
 
 
 def render(page_path: Path = PAGE, full: Path = FULL, resolved: ResolvedTables | None = None) -> None:
-    """Writes the ledger between its two markers, and in full. Raises: ValueError where the page has lost the markers."""
+    """Write the ledger between its two markers on the page, and in full. Raises ValueError if the page lacks the markers."""
     text, resolved = page_path.read_text(), resolved or ResolvedTables()
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise ValueError(f"{page_path.name}: expected the lines {BEGIN!r} and {END!r} once each")

@@ -58,14 +58,14 @@ CSV_COLUMNS = [
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one run. `metrics`: by step. A run that diverged has none."""
+    """The measurements of one run, by step; none if it diverged."""
 
     config: RunConfig
     metrics: dict[int, Metrics]
 
     @cached_property
     def steps(self) -> float | None:
-        """Until KNOWN of the tokens are; None where the run ended first."""
+        """The step at which the share KNOWN of the tokens was reached; None if the run ended before."""
         before, share = 0, 0.0
         for step in sorted(self.metrics):
             accuracy = self.metrics[step].get("value_token_acc")
@@ -84,7 +84,7 @@ class Outcome:
 
     @property
     def accuracy(self) -> float:
-        """Of the digits, in percent, at the end."""
+        """The share of correct digits at the end, in percent."""
         last = self.metrics[max(self.metrics)].get("uuid_char_acc") if self.metrics else None
         return 100 * last.value if last else 0.0
 
@@ -120,7 +120,7 @@ class Arm:
 
     @property
     def bits(self) -> float:
-        """To store, a trainable parameter."""
+        """Bits to store per trainable parameter."""
         return BITS_A_PAIR * self.pairs / self.trainable
 
     @property
@@ -135,25 +135,25 @@ class Arm:
 
     @property
     def side(self) -> int | None:
-        """Of M in a module of the model's width."""
+        """The side of M in a module of the model's width."""
         matrix = square(self.spec.config)
         return matrix and matrix.r_hat
 
 
 class Dot(NamedTuple):
-    """Where it stands, and how high it reaches with its arrow."""
+    """The position of a dot, and the top of it or of its arrow."""
 
     x: float
     top: float
 
 
 def arms(rows: list[list[CellRuns]]) -> list[Arm]:
-    """Every cell that there is, column by column."""
+    """Return every cell that exists, column by column."""
     return [Arm(cell) for column in zip(*rows, strict=True) for cell in column if cell.spec.exists]
 
 
 def partner(arm: Arm, among: list[Arm]) -> Arm | None:
-    """The LoRA of the same column and model whose number of parameters is the nearest; None of LoRA and of full training."""
+    """Return the LoRA of the same column and model with the nearest parameter count; None for LoRA and full fine-tuning."""
     if arm.kind not in MARKERS:
         return None
     same = [a for a in among if a.kind == "LoRA" and a.spec.column == arm.spec.column]
@@ -172,7 +172,7 @@ def ratio(lora: Outcome, other: Outcome) -> tuple[float, int] | None:
 
 
 def render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale: str, folder: Path) -> Path | None:
-    """Writes `folder/<name>-<scale>.svg`, `.md` and `.csv`; returns the picture's path, or None where nothing was run."""
+    """Write `folder/<name>-<scale>.svg`, `.md` and `.csv`; return the picture's path, or None if nothing was run."""
     all_arms = arms(rows)
     if not any(arm.runs for arm in all_arms):
         return None
@@ -191,7 +191,7 @@ def render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale:
 
 
 def drawn(experiment: Experiment, arms: list[Arm], width: float = 8) -> tuple[Figure, list[str]]:
-    """The figure, `width` inches wide, and what neither arm reached, for the caption."""
+    """Draw the figure, `width` inches wide, and list the pairs in which neither arm got there, for the caption."""
     from matplotlib import pyplot as plt  # a second that a plan need not wait for
     from matplotlib.lines import Line2D
 
@@ -226,7 +226,7 @@ def drawn(experiment: Experiment, arms: list[Arm], width: float = 8) -> tuple[Fi
 
 
 def _dot(ax: Axes, lora: Arm, kind: str, value: tuple[float, int], colour: str) -> Dot:
-    """At LoRA's bits, kinds side by side; an arrow at a bound."""
+    """Draw a dot at LoRA's bits, beside those of other kinds, with an arrow if it is a bound."""
     y, bound = value
     x = lora.bits * 1.04 ** list(MARKERS).index(kind)
     ax.plot(x, y, MARKERS[kind], color=colour, alpha=0.7, ms=6)

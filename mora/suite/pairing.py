@@ -20,10 +20,10 @@ from .claims import Unit
 
 
 def error(first: list[CellRuns], second: list[CellRuns], seeds: list[int], unit: Unit) -> float | None:
-    """The standard error of the mean difference over columns and seeds, in the claim's unit.
+    """Return the standard error of the mean difference over columns and seeds, in the claim's unit.
 
-    Of the seeds whose scores are kept. None where no seed's are, the two rows did not score the same documents, or a column
-    shows an earlier step. Columns, and the tasks of a group, count as independent.
+    Only seeds whose document scores were saved take part. None if there is no such seed, if the two rows scored
+    different documents, or if a column shows an earlier step. Columns, and the tasks of a group, count as independent.
     """
     columns: list[float] = []
     for a, b in zip(first, second, strict=True):
@@ -39,7 +39,7 @@ def error(first: list[CellRuns], second: list[CellRuns], seeds: list[int], unit:
 
 
 def _of_task(first: list[LoggedSamples | None], second: list[LoggedSamples | None], unit: Unit) -> float | None:
-    """Over documents, of the difference that is the mean over seeds."""
+    """Return the standard error over documents of the difference, averaged over seeds."""
     pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
     if not pairs or any(a.header["prompts"] != b.header["prompts"] for a, b in pairs):
         return None

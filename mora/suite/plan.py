@@ -1,4 +1,4 @@
-"""Every run that is missing, with what it costs, and the totals: `make table1 PLAN=1`."""
+"""The missing runs with their cost, and the totals: `make table1 PLAN=1`."""
 
 from __future__ import annotations
 
@@ -41,11 +41,19 @@ COLUMNS = "\n".join(
 
 
 def text(specs: list[CellSpec], hardware: str, settings: Sequence[str] = (), gpu: Gpu = H100) -> str:
-    """A line a run on the hardware of that name that has no usable result, then totals and what the numbers rest on; what
-    results there are that do not count, and why. `settings`: overrides of the hardware.
+    """Return a line per missing run with its cost on that hardware, then totals and the basis of the estimates.
 
-    Final runs whose setting is not chosen yet are counted at the first of the grid.
-    Raises: ConfigError, also where a result is damaged, or that hardware cannot share out a run's batch.
+    Results that do not count follow, with the reason. Final runs whose setting is not chosen yet are planned with the
+    first of the search space.
+
+    Args:
+        specs: The cells.
+        hardware: A name in configs/hardware.
+        settings: Overrides of the hardware.
+        gpu: The GPU whose memory and speed are assumed.
+
+    Raises:
+        ConfigError: A result is damaged, or that hardware cannot share out a run's batch.
     """
     chosen, measured = _hardware(hardware, settings), _results()
     wanted = {run_id(config): config for spec in specs for config in resolve(spec, is_current).needed}
@@ -81,7 +89,7 @@ def _unusable(missing: list[RunConfig]) -> list[str]:
 
 
 def _hardware(name: str, settings: Sequence[str]) -> Hardware:
-    """Of configs/hardware, whatever the task: its batch is checked when a run of it is put there."""
+    """Compose the hardware with a batch size that fits any; a run's own is checked when the run is put there."""
     whatever = ["task.train.global_batch_size=55440"]
     own = [text for text in settings if text.startswith("hardware.")]
     return compose(["task=c4", "method=fft", f"hardware={name}", *whatever, *own]).hardware

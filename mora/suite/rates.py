@@ -10,10 +10,10 @@ from .experiment import CellSpec
 
 
 def default(config: RunConfig) -> tuple[RunConfig, str]:
-    """The run with the rate that a search of its cell chose, else the middle of its grid, and where that is from.
+    """Return the run with its learning rate, and where that comes from.
 
-    A cell is a task, method, rank, operator and model at one scale; its results are those of results/.
-    Raises: ConfigError where a result is damaged.
+    It is the one that a search of the run's cell chose, else the middle of its grid. A cell is a task, method, rank,
+    operator and model at one scale; its results are those in results/. Raises ConfigError if a result is damaged.
     """
     for name in experiments.names():
         experiment = experiments.load(name)

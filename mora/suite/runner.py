@@ -26,15 +26,15 @@ POLL_S = 5.0  # how often a run that another suite is doing is looked at
 
 
 def missing(configs: Iterable[RunConfig]) -> list[RunConfig]:
-    """Those without a result that stands, each once."""
+    """Return the runs without a result that counts, each once."""
     return list({run_id(c): c for c in configs if not done(c)}.values())
 
 
 def plan(specs: list[CellSpec], said: set[str] | None = None) -> list[RunConfig]:
-    """What can be run now, in the order in which it is begun.
+    """Return what can be run now, in the order in which it is started.
 
-    On changed source its own results choose, too: they decide what it runs, and no table. With `said`, which keeps ids, it
-    is printed once why a run is added to a search.
+    On changed source its own results choose, too: they decide what it runs, but enter no table. With `said`, a set of
+    run ids, the reason why a run was added to a search is printed once.
     """
     cells = [resolve(spec, is_current) for spec in specs]
     if said is not None:
@@ -50,12 +50,19 @@ def _say_why(cell: CellRuns, said: set[str]) -> None:
 
 
 def complete(specs: list[CellSpec], jobs: int, patient: bool = True) -> list[str]:
-    """Runs everything that is missing, `jobs` at once; what can be run is asked anew whenever a run ends, so that the
-    final runs of a cell do not wait for the searches of others. Returns the ids of the runs that failed.
+    """Run everything that is missing and return the ids of the runs that failed.
 
-    A run that another process holds is left to it, and looked at again while a place is free; not `patient`: no more, once
-    nothing else is left to do. Of several nodes, each calls it: they do the runs in one order.
-    Raises: KeyboardInterrupt on SIGTERM or Ctrl-C, after the workers have saved their checkpoints.
+    What can be run is asked anew whenever a run ends, so that the final runs of a cell do not wait for the searches of
+    others. A run that another process holds is left to it. On several nodes each calls this: they do the runs in one
+    order.
+
+    Args:
+        specs: The cells.
+        jobs: How many runs at a time.
+        patient: Look at held runs again while a slot is free; otherwise stop once nothing else is left to do.
+
+    Raises:
+        KeyboardInterrupt: SIGTERM or Ctrl-C came; the workers have saved their checkpoints.
     """
     interrupt_on_sigterm()
     first = plan(specs)
@@ -138,7 +145,10 @@ def _was_held(folder: Path) -> bool:
 
 
 def _run(config: RunConfig, slots: GpuSlots) -> int:
-    """The worker's exit code; 0 too where another process holds the run or was faster, 1 where its result does not stand."""
+    """Run one worker and return its exit code.
+
+    It is 0, too, if another process holds the run or was faster, and 1 if its result does not count.
+    """
     if held(config):
         print(f"{run_id(config)}: skipped (another process runs it, or has done it)", flush=True)
         return 0
@@ -166,14 +176,14 @@ def _run(config: RunConfig, slots: GpuSlots) -> int:
 
 
 def _wait_for_result(config: RunConfig) -> None:
-    """The first node writes it, the others are done a little earlier: all plan the next run with it."""
+    """Wait for the result that the first node writes: the others end a little earlier, and all plan the next run with it."""
     until = time.monotonic() + NODES_WAIT_S
     while result_of(config) is None and time.monotonic() < until:
         time.sleep(1.0)
 
 
 def measure_spectra(specs: list[CellSpec]) -> None:
-    """The spectra of finished runs whose weights are still in their folders; those that there are stay."""
+    """Measure the spectra of finished runs whose weights are still in their folders; existing ones stay."""
     for config in (c for spec in specs for c in resolve(spec, is_current).final_runs):
         path, folder = spectrum_path(config), run_folder(config)
         result = result_of(config)

@@ -27,9 +27,13 @@ Score = float | str | None  # of a candidate: its selection metric, "diverged", 
 
 @dataclass(frozen=True)
 class Choice:
-    """`scores`: of every candidate on the first seed, added ones last. `second_seed`: of the best two on the second.
+    """The outcome of a search.
 
-    `selected`: None while the search is not whole. `missing`: runs beyond the search that are to be made.
+    Attributes:
+        scores: Of every candidate on the first seed, added ones last.
+        second_seed: The scores of the best two on the second seed.
+        selected: The candidate of the final runs; None while the search is not complete.
+        missing: Runs beyond the search that are still to be made.
     """
 
     scores: list[tuple[Candidate, Score]]
@@ -62,7 +66,7 @@ class Choice:
 
 
 def choose(spec: CellSpec, accepts: Accepts) -> Choice:
-    """A diverged run counts as the worst; where all did, the first is taken, so that the cell says so."""
+    """Choose among the runs of a search. A diverged run counts as the worst; if all did, the first is taken."""
     scores = [(c, _score(spec, run, accepts)) for c, run in zip(spec.search_space, spec.search_runs, strict=False)]
     if not scores:
         return Choice([], {}, spec.search_space[0], [])
@@ -84,7 +88,7 @@ def choose(spec: CellSpec, accepts: Accepts) -> Choice:
 
 
 def _widen(spec: CellSpec, scores: list[tuple[Candidate, Score]], accepts: Accepts) -> list[RunConfig]:
-    """Adds the scores of rates beyond the edge, while the best is there. Returns the run that is missing for that."""
+    """Add the scores of rates beyond the edge while the best is there; return the run that is missing for that."""
     for _ in range(MOST_ADDED):
         best = _lowest(scores)
         beyond = _edge(best, [c for c, _ in scores])
@@ -100,7 +104,7 @@ def _widen(spec: CellSpec, scores: list[tuple[Candidate, Score]], accepts: Accep
 
 
 def next_rate(lr: float, beyond: int) -> float:
-    """The next of 1, 3, 10, 30 and so on, upwards for 1 and downwards for -1."""
+    """Return the next of 1, 3, 10, 30 and so on: upwards for `beyond` = 1, downwards for -1."""
     half_decades = round(2 * math.log10(lr)) + beyond
     return float(f"{10 ** (half_decades / 2):.0e}")
 
@@ -138,7 +142,7 @@ def _score(spec: CellSpec, config: RunConfig, accepts: Accepts) -> Score:
 
 
 def last_step(config: RunConfig, result: RunResult) -> int:
-    """Where the run ended: from its configuration, or where that follows from the data, from its result."""
+    """Return the step at which the run ended, from its configuration, or from its result if the data decide it."""
     if not config.method.trains:
         return 0
     if config.knows_steps:

@@ -28,7 +28,7 @@ class Line(NamedTuple):
 
 
 def lines(experiment: Experiment) -> list[Line]:
-    """Every value that the table prints, in its order."""
+    """Return every value that the table prints, in its order."""
     table = paper_tables()[experiment.paper or ""]
     compared = []
     for task in (name for name, values in table.items() if isinstance(values, dict) and "scheduler" in values):
@@ -54,7 +54,7 @@ def lines(experiment: Experiment) -> list[Line]:
 
 
 def render(name: str, experiment: Experiment, folder: Path) -> Path:
-    """Writes `folder/<name>-paper.md`, `.tex` and `.csv`; returns the Markdown's path."""
+    """Write `folder/<name>-paper.md`, `.tex` and `.csv`; return the path of the Markdown."""
     rows = [
         [line.what, _plain(line.paper), _plain(line.ours), "" if line.paper == line.ours else "differs"]
         for line in lines(experiment)

@@ -68,7 +68,7 @@ class Shown(NamedTuple):
 
 
 def render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale: str, folder: Path) -> Path:
-    """Writes `folder/<name>-<scale>.md`, `.tex` and `.csv`; returns the Markdown's path."""
+    """Write `folder/<name>-<scale>.md`, `.tex` and `.csv`; return the path of the Markdown."""
     cells = [[shown_of(rows, i, j) for j in range(len(row))] for i, row in enumerate(rows)]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{scale}.md"
@@ -79,7 +79,7 @@ def render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale:
 
 
 def shown_of(rows: list[list[CellRuns]], i: int, j: int) -> Shown | None:
-    """What stands in row i, column j; None where the experiment leaves that cell out."""
+    """Return the cell in row i, column j with its effect; None if the experiment leaves it out."""
     runs = rows[i][j]
     if not runs.spec.exists:
         return None
@@ -116,13 +116,13 @@ def _markdown(experiment: Experiment, rows: list[list[CellRuns]], cells: list[li
 
 
 def heading(experiment: Experiment, rows: list[list[CellRuns]]) -> list[str]:
-    """The names of the columns, those of `beyond` last."""
+    """Return the names of the columns, those of `beyond` last."""
     reached = [f"step of {experiment.reach.at_least:.0%}"] if experiment.reach else []
     return ["method", "trainable", *(runs.spec.column.name for runs in rows[0]), SQUARE, *reached, "ms", "GiB"]
 
 
 def beyond(experiment: Experiment, row: list[CellRuns]) -> list[str]:
-    """What stands beside the scores: M's size; steps to a level, every seed; time and memory, one a model or rank."""
+    """Return what is printed beside the scores: M's size, steps to a level, time and memory, one per model or rank."""
     reached = [_reached(experiment, row[0]) or "-"] if experiment.reach else []
     times, memory = (list(dict.fromkeys(text for runs in row if (text := said(runs)))) for said in (_ms, _gib))
     return [_squares(row), *reached, " / ".join(times) or "-", " / ".join(memory) or "-"]
@@ -137,7 +137,7 @@ def _reached(experiment: Experiment, runs: CellRuns) -> str:
 
 
 def _ms(runs: CellRuns) -> str:
-    """The median over the runs that had a GPU for themselves; where none had, over all, marked."""
+    """Return the median time of a step of the runs that had a GPU to themselves; if none had, of all, marked with `~`."""
     timed = [(result, 1e3 * result.speed["step_s"]) for _, result in runs.results if result.speed]
     alone = [ms for result, ms in timed if result.hardware.get("runs_side_by_side") == 1]
     if alone:
@@ -155,7 +155,7 @@ def _italic(text: str, shown: Shown | None) -> str:
 
 
 def _stacks(rows: list[list[CellRuns]]) -> list[str]:
-    """The versions that the cells were made with, more than one line where they differ."""
+    """Return the package versions that the cells were made with, one line per set of versions."""
     packages = [result.packages for row in rows for runs in row for _, result in runs.results]
     shown = (", ".join(f"{name} {made[name]}" for name in STACK if name in made) for made in packages)
     return [f"Made with {text}." for text in dict.fromkeys(shown) if text]
@@ -167,14 +167,14 @@ def models(rows: Iterable[Iterable[CellRuns]]) -> str:
 
 
 def notes(experiment: Experiment) -> list[str]:
-    """The paper's inconsistencies with itself that concern this experiment, shown and not repaired."""
+    """Return the paper's inconsistencies that concern this experiment, shown and not repaired."""
     inconsistencies = paper_tables()["inconsistencies"]
     chosen = [next(text for text in inconsistencies if text.startswith(start)) for start in experiment.notes]
     return [f"Inconsistency within the paper: {text}" for text in chosen]
 
 
 def trainable(row: list[CellRuns]) -> str:
-    """The row's counts of parameters, one a model or rank."""
+    """Return the row's parameter counts, one per model or rank."""
     counts = [f"{count:,}" for runs in row for count in runs.trainable] or ["unknown"]
     return " / ".join(dict.fromkeys(counts))
 
@@ -204,14 +204,14 @@ def _words(shown: Shown | None, digits: int) -> str:
 
 
 def _printed(value: float | None, digits: int) -> str:
-    """The paper's number as it stands there; 100% has no decimals."""
+    """Return the paper's number as it is printed there; 100% has no decimals."""
     if value is None:
         return "-"
     return "100" if value == 100 else f"{value:.{digits}f}"
 
 
 def _score_lines(rows: list[list[CellRuns]]) -> list[str]:
-    """Every final run's score with its standard error and the floor, where the column shows a task's score at the end."""
+    """Return a line per final run with its score, standard error and floor, for columns that show a score at the end."""
     lines, unit = [], rows[0][0].spec.experiment.unit
     for runs in (runs for row in rows for runs in row):
         column = runs.spec.column
@@ -236,7 +236,7 @@ def _score_lines(rows: list[list[CellRuns]]) -> list[str]:
 
 
 def _score(name: str, metrics: Metrics, unit: str) -> str:
-    """validation loss | documents | score +- its error | floor and its mark."""
+    """Return `validation loss | documents | score +- its error | floor and its mark`."""
     factor, digits, metric = (100 if unit == "percent" else 1), DIGITS[unit], metrics[name]
     score, error = factor * metric.value, factor * (math.nan if metric.stderr is None else metric.stderr)
     at_it = metric.floor is not None and score - 1.96 * error <= 100 * metric.floor
@@ -247,7 +247,7 @@ def _score(name: str, metrics: Metrics, unit: str) -> str:
 
 
 def _beside(task: str, metrics: Metrics) -> str:
-    """What else was found: how many texts hold an answer, the score of those, how likely the set's gold answers are."""
+    """Return the share of texts with an answer, the score of those, and the likelihood of the set's gold answers."""
     parts, gold = [], metrics.get(f"{companion(task)}.score")
     if answered := metrics.get(f"{task}.answered"):
         right = metrics.get(f"{task}.score_if_answered")
@@ -258,7 +258,7 @@ def _beside(task: str, metrics: Metrics) -> str:
 
 
 def _search_lines(experiment: Experiment, rows: list[list[CellRuns]]) -> list[str]:
-    """Every candidate of every search that was begun, the losing ones too: learning-rate curves. Of usable results alone."""
+    """Return a line per search that was begun, with every candidate, losing ones, too. Only usable results count."""
     lines: dict[str, None] = {}
     untouched: set[str] = set()
     for runs in (runs for row in rows for runs in row):
@@ -288,7 +288,7 @@ def _mark(choice: Choice) -> str:
 
 
 def _candidate(candidate: Candidate) -> str:
-    """`ratio=16.0 1e-4`: what it overrides, without the path, and its rate."""
+    """Return a candidate's overrides, without their paths, and its learning rate: `ratio=16.0 1e-4`."""
     words = [f"{key.rpartition('.')[2]}={value}" for key, _, value in (o.partition("=") for o in candidate.overrides)]
     return " ".join([*words, format_lr(candidate.lr or 0)])
 
@@ -309,7 +309,7 @@ def _latex(experiment: Experiment, rows: list[list[CellRuns]], cells: list[list[
 
 
 def _latex_cell(shown: Shown | None, digits: int) -> str:
-    """What `_words` says, with LaTeX's signs."""
+    """Return what `_words` returns, with LaTeX's signs."""
     text = _signs(_words(shown, digits))
     return f"\\textcolor{{gray}}{{{text}}}" if shown is not None and shown.at_floor else text
 

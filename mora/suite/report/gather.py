@@ -1,4 +1,4 @@
-"""What the report shows: every experiment at every scale, resolved once, and each run with where it is used."""
+"""The content of the report: every experiment at every scale, resolved once, and each run with its uses."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TITLES = {
 
 
 class Use(NamedTuple):
-    """Where a run stands: in a cell, as one of its seeds or of its search."""
+    """The use of a run in a cell: as one of its seeds, or in its search."""
 
     name: str
     scale: Scale
@@ -45,7 +45,7 @@ class Use(NamedTuple):
 
 
 class Point(NamedTuple):
-    """Of a curve: a step and a loss."""
+    """A point of a curve: a step and a loss."""
 
     step: int
     value: float
@@ -53,7 +53,7 @@ class Point(NamedTuple):
 
 @dataclass
 class Run:
-    """A run that a table, a figure or a search takes. `overrides`: what run.py is given for it."""
+    """A run that a table, a figure or a search uses. `overrides`: the arguments of run.py."""
 
     config: RunConfig
     result: RunResult
@@ -199,11 +199,11 @@ def _without_evidence(folder: Path) -> dict[str, str]:
 
 
 def number_of(experiment: str) -> str:
-    """`Table 2`, `Figure 5`, `Memory`."""
+    """Return the experiment's name with its number: `Table 2`, `Figure 5`, `Memory`."""
     head = experiment.rstrip("0123456789")
     return f"{head.capitalize()} {experiment[len(head) :]}".strip()
 
 
 def end(run: Run) -> int:
-    """The run's last step."""
+    """Return the run's last step."""
     return last_step(run.config, run.result)

@@ -10,7 +10,7 @@ from . import findings, pictures, style
 
 
 def render(resolved: ResolvedTables, page: Path = ledger.FULL) -> Path:
-    """Writes the picture beside the ledger, under its name, as PDF and SVG; returns the latter's path."""
+    """Write the picture beside the ledger, under its name, as PDF and SVG; return the path of the SVG."""
     with style.in_print():
         style.printed(pictures.forest(findings.of_claims(resolved)), page.with_suffix(""))
     return page.with_suffix(".svg")

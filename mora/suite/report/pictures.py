@@ -29,7 +29,7 @@ SELECTIONS = {"validation_loss": "held-out loss (nats per token)", "value_nll": 
 
 
 def forest(findings: Sequence[Finding]) -> Figure:
-    """Every claim that was judged: ours with its interval, and the paper's, a panel a table."""
+    """Draw every judged claim, ours with its interval beside the paper's, one panel per table."""
     judged = [f for f in findings if f.outcome.effect is not None]
     panels: dict[str, list[Finding]] = {}
     for f in judged:
@@ -68,7 +68,10 @@ def _forest_panel(ax: Axes, label: str, findings: list[Finding]) -> None:
 
 
 def searches(shown: Shown) -> Figure | None:
-    """The selection metric against the rate, a panel a search of a column, a line a method; chosen rates ringed."""
+    """Draw the selection metric against the learning rate, with the chosen rates ringed.
+
+    There is one panel per searched column and one line per method.
+    """
     panels: dict[str, list[CellRuns]] = {}
     seen: set[tuple[str, ...]] = set()
     for runs in shown.cells:
@@ -95,7 +98,7 @@ def searches(shown: Shown) -> Figure | None:
 
 
 def _bounds(ax: Axes, cells: list[CellRuns]) -> None:
-    """A tick a rate, and a panel that what has all but diverged does not flatten."""
+    """Place one tick per learning rate, and bound the axis so that runs that almost diverged do not flatten the panel."""
     scored = [(c.lr, s) for runs in cells for c, s in runs.choice.scores if c.lr and isinstance(s, float)]
     rates, losses = sorted({lr for lr, _ in scored}), [s for _, s in scored]
     ax.set_xticks(rates, [format_lr(lr) for lr in rates], fontsize=7)
@@ -136,7 +139,7 @@ class Cost(NamedTuple):
 
 
 def costs(shown: Shown) -> Figure | None:
-    """The score of the last column, every seed, against milliseconds a step, memory and trainable parameters."""
+    """Draw every seed's score in the last column against milliseconds per step, memory and trainable parameters."""
     by_label: dict[str, Cost] = {}
     for runs in shown.cells:
         if (
@@ -173,7 +176,7 @@ def costs(shown: Shown) -> Figure | None:
 
 
 def curves(runs: Iterable[Run]) -> Figure:
-    """The training loss of runs, smoothed, and the loss held out, where any was; named, so that the page can hide each."""
+    """Draw the smoothed training loss of the runs, and the held-out loss if there is one; the page can hide each by name."""
     runs = list(runs)
     held = [run for run in runs if run.held_out]
     look = looks({run.label: run.config.method.name for run in runs})
@@ -189,7 +192,7 @@ def curves(runs: Iterable[Run]) -> Figure:
 
 
 def _curves(ax: Axes, label: str, look: dict[str, Look], lines: list[tuple[Run, list[Point]]], suffix: str) -> None:
-    """A ring where a held-out loss is least. The first fall of the curves may lie above the panel."""
+    """Draw the curves of one label, with a ring at the least held-out loss. Their first fall may lie above the panel."""
     losses: list[float] = []
     for run, points in lines:
         values = [p.value for p in points]
@@ -203,7 +206,7 @@ def _curves(ax: Axes, label: str, look: dict[str, Look], lines: list[tuple[Run, 
 
 
 def smoothed(points: list[Point], steps: int = 9) -> list[Point]:
-    """The mean over the steps around each."""
+    """Return the mean over the steps around each point."""
     if not points:
         return []
     values = np.array([p.value for p in points])
@@ -237,5 +240,5 @@ def _grid(panels: int, height: float) -> tuple[Figure, list[Axes]]:
 
 
 def _wrapped(name: str) -> str:
-    """`uuid pairs=150 global_batch_size=15`: without the paths of the overrides."""
+    """Return the overrides without their paths, wrapped: `uuid pairs=150 global_batch_size=15`."""
     return textwrap.fill(" ".join(word.rpartition(".")[2] for word in name.split()), 44)

@@ -32,7 +32,7 @@ PAGES = {
 
 
 class Picture:
-    """For a page: its heading, the SVG, and the print files' stem where there are any; or why there is no picture."""
+    """A picture for a page: its heading, the SVG, and the stem of its print files; or why there is no picture."""
 
     def __init__(self, title: str, svg: str, anchor: str, caption: str = "", stem: str = "", problem: str = ""):
         self.title, self.svg, self.anchor = title, Markup(svg), anchor
@@ -54,8 +54,11 @@ class Site:
         self.claims = findings.of_claims(gathered.resolved) if set(gathered.scales) - {"smoke"} else []
 
     def build(self) -> Path:
-        """Returns the first page, once all is written; nothing of an earlier report stays. Raises: ConfigError where the
-        folder holds something else."""
+        """Write all pages and return the first; nothing of an earlier report stays.
+
+        Raises:
+            ConfigError: The folder holds something else.
+        """
         there = self.folder
         if there.is_dir() and any(there.iterdir()) and not (there / ASSETS[0]).is_file():
             raise ConfigError(f"--to {there}: it holds other files than a report; name a new or an empty folder")
@@ -72,7 +75,7 @@ class Site:
 
     @property
     def files(self) -> Path:
-        """Where what can be downloaded lies."""
+        """The folder of the files to download."""
         return self.folder / "files"
 
     def _all(self) -> None:
@@ -102,7 +105,7 @@ class Site:
         self._write(name, self._templates.get_template(name).render(known | values))
 
     def _findings(self, figures: list[str]) -> None:
-        """`figures`: the anchors of those that there are."""
+        """Write the first page. `figures` holds the anchors of the figures that exist."""
         judged = [f for f in self.claims if f.outcome.effect is not None]
         if judged:
             with style.in_print():
@@ -133,7 +136,11 @@ class Site:
         return drawn
 
     def _figure(self, shown: Shown, stem: str, title: str) -> Picture | None:
-        """For the page and for print; None where nothing was run. Raises: DamagedFileError for a damaged log or spectrum."""
+        """Draw the figure for the page and for print; None if nothing was run.
+
+        Raises:
+            DamagedFileError: A log or a spectrum is damaged.
+        """
         with style.on_screen():
             figure = _drawn(shown, None)
         if figure is None:
@@ -157,7 +164,7 @@ class Site:
         return drawn
 
     def _curves(self) -> list[tuple[Picture, list[Run]]]:
-        """A picture a model and task, with its runs."""
+        """Draw one picture per model and task, each with its runs."""
         groups: dict[str, list[Run]] = {}
         for run in self.gathered.runs.values():
             if run.training:
@@ -186,8 +193,10 @@ class Site:
 
 
 def _drawn(shown: Shown, width: float | None) -> Figure | None:
-    """Figures 2 to 5 and the memory study, every seed visible, without their titles, which the page or the paper has in a
-    caption; `width` in inches, of a page where None."""
+    """Draw Figures 2 to 5 and the memory study with every seed visible.
+
+    They have no title, since the page or the paper has a caption. `width` is in inches; None is the width of a page.
+    """
     if shown.kind != "memory":
         figure = figures.drawn(shown.experiment, shown.rows, shown.scale, width or 6.4, every_seed=True)
         if figure is not None:
@@ -202,7 +211,7 @@ def _drawn(shown: Shown, width: float | None) -> Figure | None:
 
 
 def _in_a_column(figure: Figure) -> Figure:
-    """With the legends below the panels, where there is no room within, and as high as the axes' names are long."""
+    """Fit the figure into a column: legends go below the panels if there is no room, and axis labels set the height."""
     width, height = figure.get_size_inches()
     figure.set_size_inches(width, 1.15 * height)
     named: dict[str, Any] = {}

@@ -127,7 +127,7 @@ def test_a_table_says_with_which_versions_its_cells_were_made(row, tmp_path):
 
 def test_a_row_that_was_not_run_says_so(row, tmp_path):
     text = tables.render("table2", row[0].experiment, resolve_all([row]), "lite", tmp_path / "out").read_text()
-    assert text.count("not run") == 4
+    assert text.count("| not run") == 4
     assert text.endswith("\nSearches not run: 1.\n")
     assert "| LoRA r=1 (the paper's 8) | 305,280 |" in text
 
