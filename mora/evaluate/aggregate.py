@@ -1,7 +1,7 @@
-"""From one item a document to a score, and how far that score may be off.
+"""Scores from one item per document, and their errors.
 
-An aggregation turns its items into features, one row a document, and a function of the features' sums. A bootstrap draw is
-then a weighting of clusters, and all draws are one matrix product.
+An aggregation turns its items into features, one row per document, and a function of the features' sums. A bootstrap
+draw is then a weighting of clusters, and all draws are one matrix product.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ PARTS: dict[str, Callable[[Any], tuple[Features, Value]]] = {
 
 
 def items_of(name: str, items: Any) -> list[Any]:
-    """What a file holds as the items of the aggregation `name`. Raises: ValueError with the first that is none."""
+    """Validate the items that a file holds for the aggregation `name`. Raises ValueError with the first wrong one."""
     if name not in ITEMS:
         raise ValueError(f"aggregation={name!r}: expected {', '.join(ITEMS)}")
     try:
@@ -88,7 +88,7 @@ def items_of(name: str, items: Any) -> list[Any]:
 
 
 def aggregate(name: str, items: Sequence[Any]) -> float:
-    """The score of all items under the aggregation `name` (a key of PARTS)."""
+    """Return the score of all items under the aggregation `name` (a key of PARTS)."""
     features, value = PARTS[name](items)
     return float(value(features.sum(0, keepdims=True))[0])
 
@@ -107,8 +107,10 @@ def group_weighted_f1(items: Sequence[tuple[str, str, str]]) -> float:
 
 @lru_cache(maxsize=4)
 def resample(counts: int, draws: int, seed: int = 0) -> np.ndarray:
-    """How often each of `counts` clusters is drawn with replacement: int64 (draws, counts), rows sum to `counts`. Read only:
-    the same for every model that scored as many."""
+    """Return how often each of `counts` clusters is drawn with replacement: int64 (draws, counts), rows sum to `counts`.
+
+    The array is read only: it is shared by every model that scored as many clusters.
+    """
     rng = np.random.default_rng([seed, counts])
     drawn = rng.multinomial(counts, np.full(counts, 1 / counts), size=draws)
     drawn.flags.writeable = False
@@ -136,9 +138,12 @@ def bootstrap(
 
 
 def majority_baseline(name: str, gold: Sequence[Any], items: Sequence[Any]) -> float:
-    """The score of the best constant answer to multiple-choice documents: what a model that read nothing could have.
+    """Return the score of the best constant answer to multiple-choice documents, which needs no reading.
 
-    `gold`: the right options' indices, for a mean; other aggregations have the right label in each item, before the last.
+    Args:
+        name: The aggregation.
+        gold: The indices of the right options, for a mean.
+        items: For other aggregations, each holds the right label before its last element.
     """
     if name == "mean":
         return max(Counter(gold).values()) / len(gold)
@@ -147,7 +152,10 @@ def majority_baseline(name: str, gold: Sequence[Any], items: Sequence[Any]) -> f
 
 
 def standard_error(name: str, items: Sequence[Any], clusters: Sequence[Hashable] | None = None) -> float:
-    """The closed form for a mean over independent documents, else `bootstrap`'s spread. NaN of one item or one cluster."""
+    """Return the closed form for a mean over independent documents, else the spread of `bootstrap`.
+
+    NaN for one item or one cluster.
+    """
     if len(items if clusters is None else set(clusters)) < 2:
         return float("nan")
     if name == "mean" and clusters is None:

@@ -82,7 +82,7 @@ class Backend(HFLM):
         return without_appended_eos(self.tokenizer, string, super().tok_encode(string, *args, **kwargs))
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[LogLikelihood, bool]]:
-        """As lm-eval's, with everything tokenised beforehand. Raises: NonFiniteError."""
+        """Score the requests as lm-eval does, with everything tokenised beforehand. Raises NonFiniteError."""
         self._asked = requests
         pairs = [request.args for request in requests]
         with _tokenizers_on_all_cores():
@@ -104,7 +104,7 @@ class Backend(HFLM):
             self._pairs[pair] = context, whole[len(context) :]
 
     def _encode_texts(self, texts: list[str]) -> list[list[int]]:
-        """`tok_encode` of each, in one call of the tokenizer but for those of another form."""
+        """Return `tok_encode` of each text, with one call of the tokenizer for all texts of the usual form."""
         bos = self.tokenizer.decode(self.prefix_token_id)
         plain = [text for text in texts if not text.startswith((TOKEN_IDS, bos))]
         special = {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
@@ -160,7 +160,7 @@ class Backend(HFLM):
         return list(zip(torch.stack(nats).tolist(), torch.stack(greedy).tolist(), strict=True))
 
     def _logits(self, ids_BT: Tensor, spans: list[slice]) -> Iterator[Tensor]:
-        """Of every row, the logits (T, V) of its span; where the head is a product, of a chunk of rows at a time."""
+        """Yield every row's logits (T, V) of its span; if the head is a plain product, by chunks of rows."""
         states = hidden_states(self.model, Batch(ids_BT, ids_BT))
         if states is None:
             first = min(span.start for span in spans) if self.keeps_logits else 0
@@ -176,7 +176,7 @@ class Backend(HFLM):
             yield from logits_NV.split([len(row) for row in rows[group]])
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """As HFLM's, within the window of `for_answers`. Raises: NonFiniteError."""
+        """Generate as HFLM does, within the window of `for_answers`. Raises NonFiniteError."""
         window = self._max_length
         requests, self._max_length = for_answers(requests, window, self.length_limit)
         self._asked = requests
@@ -227,7 +227,7 @@ class Backend(HFLM):
         return torch.cat([context, torch.tensor(padded, dtype=torch.long, device=context.device)], dim=1)
 
     def _end_ids(self) -> list[int]:
-        """The tokens that end a text: those of the model's generation config, and the tokenizer's."""
+        """Return the tokens that end a text: those of the model's generation config, and the tokenizer's."""
         configured = self.model.generation_config.eos_token_id  # type: ignore[union-attr]
         named = configured if isinstance(configured, list) else [configured]
         return [i for i in (*named, self.tokenizer.eos_token_id) if i is not None]
@@ -239,9 +239,10 @@ class Backend(HFLM):
 
 
 def by_halves(answer: Callable[[slice], list[T]], stop: int, start: int = 0) -> list[T]:
-    """`answer(slice(start, stop))`, or of its halves, one after the other, where the GPU has no memory for all rows.
+    """Return `answer(slice(start, stop))`; if the GPU's memory is too small for all rows, of its halves in turn.
 
-    Raises: torch.OutOfMemoryError of a single row.
+    Raises:
+        torch.OutOfMemoryError: A single row does not fit.
     """
     try:
         return answer(slice(start, stop))
@@ -276,7 +277,7 @@ def equal_parts(n: int, max_size: int) -> list[slice]:
 
 
 def _batches(inputs: list[tuple[int, ...]], size: int) -> list[list[tuple[int, ...]]]:
-    """Of at most `size`, from inputs sorted longest first: none is much shorter than the first, for logits span the gap."""
+    """Cut inputs, sorted longest first, into batches of at most `size` without large gaps in length: logits span the gap."""
     batches: list[list[tuple[int, ...]]] = []
     for ids in inputs:
         if not batches or len(batches[-1]) == size or len(ids) < SHORTEST * len(batches[-1][0]):
@@ -292,7 +293,7 @@ def _not_finite(request: Any, what: str) -> NonFiniteError:
 
 @contextmanager
 def _tokenizers_on_all_cores() -> Iterator[None]:
-    """The switch is set to one core elsewhere, for processes that fork or are many."""
+    """Context manager: let tokenizers use all cores; elsewhere they use one, for processes that fork or are many."""
     name = "TOKENIZERS_PARALLELISM"
     before = os.environ.get(name)
     os.environ[name] = "true"
@@ -303,4 +304,4 @@ def _tokenizers_on_all_cores() -> Iterator[None]:
 
 
 def _leave_tied(*args: Any, **kwargs: Any) -> None:
-    """In place of `tie_weights` while HFLM is built."""
+    """Replace `tie_weights` while HFLM is built."""

@@ -1,5 +1,7 @@
-"""python -m mora.evaluate.compare RUN_A RUN_B ...: is a difference more than chance? From kept samples, or the scores in
-results/documents alone."""
+"""Test whether the difference between evaluations is more than chance: `python -m mora.evaluate.compare RUN_A RUN_B`.
+
+It reads logged samples, or the scores in results/documents alone.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ DRAWS = 10_000
 
 @dataclass(frozen=True)
 class Comparison:
-    """`b - a` with its 95% interval, the bootstrap's two-sided p, and McNemar's where the items are 0 or 1."""
+    """`b - a` with its 95% interval, the bootstrap's two-sided p, and McNemar's if the items are 0 or 1."""
 
     task: str
     documents: int
@@ -82,13 +84,13 @@ def _read(path: Path) -> dict[str, LoggedSamples]:
 
 
 def two_sided_p(drawn: np.ndarray) -> float:
-    """How often the resampled difference lies on the far side of zero, doubled; never below 1 in the number of draws."""
+    """Return twice the share of draws whose difference is beyond zero, at least 1 over the number of draws."""
     tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
     return float(min(1.0, 2 * (tail + 1) / (len(drawn) + 1)))
 
 
 def mcnemar(a: list[float], b: list[float]) -> float:
-    """The exact two-sided test over the documents on which exactly one of the two is right."""
+    """Return McNemar's exact two-sided p over the documents on which exactly one of the two is right."""
     only_a = sum(x > y for x, y in zip(a, b, strict=True))
     only_b = sum(x < y for x, y in zip(a, b, strict=True))
     from scipy import stats  # a second to import
@@ -97,7 +99,7 @@ def mcnemar(a: list[float], b: list[float]) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values that hold for all comparisons together (Holm 1979)."""
+    """Return p-values adjusted for all comparisons together (Holm 1979)."""
     m, order = len(p_values), np.argsort(p_values, kind="stable")
     stepped = np.maximum.accumulate([(m - rank) * p_values[i] for rank, i in enumerate(order)])
     adjusted = np.empty(m)
@@ -106,9 +108,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def table(baseline: str, others: list[str]) -> str:
-    """Every shared task of every run against the baseline, in Markdown; Holm's correction over all lines.
+    """Return a Markdown table of every shared task of every run against the baseline, Holm-corrected over all lines.
 
-    A task that cannot be compared is said below. Raises: DataError where none can.
+    A task that cannot be compared is named below the table. Raises DataError if none can.
     """
     first = _read(Path(baseline))
     lines: list[tuple[str, Comparison]] = []
@@ -147,7 +149,7 @@ def table(baseline: str, others: list[str]) -> str:
 
 
 def _items(logged: LoggedSamples) -> list[Any]:
-    """Of the headline. Raises: DataError where a row has none, or one of another kind than its aggregation's."""
+    """Return the headline's items. Raises DataError if a row has none, or one of the wrong kind."""
     try:
         return items_of(
             logged.header["aggregation"], [row[logged.header.get("headline", "score")] for row in logged.rows]

@@ -25,7 +25,7 @@ DIGITS = 6  # of a log-likelihood
 
 
 def write(path: Path, logged: dict[str, LoggedSamples]) -> None:
-    """The headline of every task that has one, whole or not at all. Nothing where no task has."""
+    """Write the headline of every task that has one, atomically; nothing if no task has one."""
     lines = [_line(task) for task in logged.values() if task.rows and task.header.get("headline") in task.rows[0]]
     if lines:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,7 +33,7 @@ def write(path: Path, logged: dict[str, LoggedSamples]) -> None:
 
 
 def read(path: Path) -> dict[str, LoggedSamples]:
-    """Every task's documents. Raises: DataError where the file is damaged."""
+    """Read every task's documents. Raises DataError if the file is damaged."""
     try:
         text = zstandard.ZstdDecompressor().decompress(path.read_bytes(), max_output_size=2**30).decode()
         return {entry["header"]["task"]: _logged(entry) for entry in map(json.loads, text.splitlines())}

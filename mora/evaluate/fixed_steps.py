@@ -13,7 +13,7 @@ WARM_UP = 2  # steps on a side stream before a capture
 
 
 def best(logits_BV: Tensor) -> tuple[Tensor, Tensor]:
-    """The ids of the largest logits, (B, 1), and whether a logit of the row is NaN, which argmax takes for the largest."""
+    """Return the ids of the largest logits, (B, 1), and whether a row has a NaN, which argmax takes for the largest."""
     ids_B1 = logits_BV.argmax(-1, keepdim=True)
     return ids_B1, logits_BV.gather(-1, ids_B1).isnan()
 
@@ -51,7 +51,7 @@ class FixedSteps:
         self.failed = capture and self._graph is None
 
     def tokens(self, n: int) -> Tensor:
-        """The next n tokens of every row, (B, n)."""
+        """Return the next n tokens of every row, (B, n)."""
         self._slot.zero_()
         self._write_at(self._at)
         for _ in range(n):

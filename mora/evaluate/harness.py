@@ -30,11 +30,13 @@ Metrics = dict[str, dict[str, float]]  # task -> metric and metric_stderr
 
 @dataclass(frozen=True)
 class Settings:
-    """What is equal for all models that are to be compared, and where data and progress lie.
+    """The settings that are equal for all models to be compared, and the folders of data and progress.
 
-    `metadata` reaches the data loaders of the tasks. `limit` takes the first documents of each task. With `journal`, batches
-    already answered under the same `identity` are not computed again. `max_length`: tokens of prompt and answer; where an
-    answer may be long, more are taken, but never more than `length_limit`.
+    Attributes:
+        metadata: Reaches the data loaders of the tasks.
+        limit: Score only the first documents of each task.
+        journal: Batches already answered under the same `identity` are not computed again.
+        max_length: Tokens of prompt and answer; more for long answers, up to `length_limit`.
     """
 
     batch_size: int
@@ -47,11 +49,11 @@ class Settings:
     identity: str = ""
 
     def resumable(self, journal: Path, identity: str) -> Settings:
-        """The same, with progress kept in `journal`."""
+        """Return the settings with progress kept in `journal`."""
         return replace(self, journal=journal, identity=identity)
 
     def within(self, model: torch.nn.Module) -> Settings:
-        """The same, for a model that may have fewer positions. Says so, and what follows from it."""
+        """Return the settings for a model that may have fewer positions; print so, and what follows from it."""
         there = positions(model)
         if there is None or there >= (self.length_limit or self.max_length + PROMPT_TOKENS):
             return self
@@ -138,7 +140,7 @@ def _manager(tasks: list[str], metadata: dict[str, Any] | None = None) -> Any:
 
 
 def keep(name: str, result: dict[str, Any]) -> LoggedSamples:
-    """What is worth keeping of lm-eval's samples: what identifies, what was said, what was scored."""
+    """Return what lm-eval's samples are logged with: identity, answer and score."""
     metadata = result["configs"][name].get("metadata") or {}
     samples = result["samples"][name]
     rows = []
@@ -169,7 +171,7 @@ def keep(name: str, result: dict[str, Any]) -> LoggedSamples:
 
 
 def average(members: list[dict[str, float]]) -> dict[str, float]:
-    """The plain mean of `score` and of `floor`, the error for independent tasks. Empty where a member has no score."""
+    """Return the plain mean of `score` and of `floor`, with the error for independent tasks; {} if a member has no score."""
     if not members or any("score" not in member for member in members):
         return {}
     errors = [member["score_stderr"] for member in members]
@@ -185,8 +187,11 @@ def average(members: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _facts(logged: LoggedSamples) -> dict[str, float]:
-    """How many documents were scored, and what a model that knows nothing scores: in multiple choice the best constant
-    answer, else what the task says; where some texts hold no answer, the score among those that do."""
+    """Return the number of scored documents, and the score of a model that knows nothing.
+
+    The latter is that of the best constant answer in multiple choice, else what the task says. If some texts hold no
+    answer, the score among those that do is added.
+    """
     facts = {"documents": float(logged.header["documents"])}
     if (
         logged.rows

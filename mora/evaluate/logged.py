@@ -1,4 +1,4 @@
-"""What is kept of an evaluation. No torch."""
+"""The scored documents of an evaluation. No torch."""
 
 from __future__ import annotations
 

@@ -25,10 +25,13 @@ PACKAGES = ("torch", "transformers", "peft", "lm_eval", "datasets")
 
 
 def run(options: argparse.Namespace) -> Path:
-    """Evaluates and writes `<output>/result.json` and `<output>/samples/`. Returns the JSON's path.
+    """Evaluate, write `<output>/result.json` and `<output>/samples/`, and return the path of the JSON.
 
     Tasks are added to those that the folder already has of the same weights and settings.
-    Raises: ConfigError; OSError where nothing can be written there.
+
+    Raises:
+        ConfigError: The model or a task cannot be evaluated, or the folder holds a result of others.
+        OSError: The output cannot be written.
     """
     started, code = time.time(), source.of_this_process()
     where = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -78,7 +81,7 @@ def run(options: argparse.Namespace) -> Path:
 
 
 def _short(model: Path) -> str:
-    """The name of its scores: of what a run left, in adapter/ or model/, the run's."""
+    """Return the name of the model in its scores: for adapter/ or model/ of a run, the run's."""
     return model.resolve().parent.name if model.name in ("adapter", "model") else model.name
 
 

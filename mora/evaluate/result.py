@@ -1,4 +1,4 @@
-"""`result.json` of `python -m mora.evaluate`: one model under one setting, whose tasks may come from several calls."""
+"""The `result.json` of `python -m mora.evaluate`: one model under one setting, with tasks of several calls."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ ELSEWHERE = "give another folder with --output"
 
 
 def known(folder: Path, new: Result) -> Result | None:
-    """The result in `folder`, if there is one.
+    """Return the result in `folder`, if there is one.
 
-    Raises: ConfigError where it is damaged, or of other weights (two runs' adapters are both called `adapter`) or settings
-    than `new`.
+    Raises:
+        ConfigError: It is damaged, or of other weights (two runs' adapters are both called `adapter`) or other settings
+            than `new`.
     """
     path = folder / "result.json"
     if not path.is_file():
@@ -40,9 +41,12 @@ def known(folder: Path, new: Result) -> Result | None:
 
 
 def joined(folder: Path, new: Result) -> Result:
-    """`new` and the tasks that `folder` already has; one that both have, over the same documents, is `new`'s.
+    """Return `new` with the tasks that `folder` already has.
 
-    Raises: ConfigError as `known`, and where a task's documents are others than before.
+    A task in both, over the same documents, is taken from `new`.
+
+    Raises:
+        ConfigError: As `known`, or a task's documents differ from before.
     """
     earlier = known(folder, new)
     if earlier is None:

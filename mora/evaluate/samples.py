@@ -1,4 +1,4 @@
-"""LoggedSamples samples on disk: `samples/<task>.jsonl`, a header line and a line a document."""
+"""Logged samples on disk: `samples/<task>.jsonl`, a header line and a line per document."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROWS = "rows_sha256"  # in a header
 
 
 def write(folder: Path, logged: dict[str, LoggedSamples]) -> None:
-    """Writes `folder/samples/<task>.jsonl` for every task, each whole or not at all."""
+    """Write `folder/samples/<task>.jsonl` for every task, each atomically."""
     (folder / "samples").mkdir(parents=True, exist_ok=True)
     for task, samples in logged.items():
         rows = [json.dumps(row) for row in samples.rows]
@@ -25,10 +25,7 @@ def write(folder: Path, logged: dict[str, LoggedSamples]) -> None:
 
 
 def read(folder: Path) -> dict[str, LoggedSamples]:
-    """Every task's samples below `folder`.
-
-    Raises: DataError where there are none, or damaged ones.
-    """
+    """Read every task's samples below `folder`. Raises DataError if there are none, or damaged ones."""
     samples = {}
     for path in sorted((folder / "samples").glob("*.jsonl")):
         try:

@@ -1,4 +1,4 @@
-"""How many tokens of prompt and answer a model can take together, and what is cut where they are more."""
+"""The tokens that prompt and answer may take together, and what is cut if they are more."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DEFAULT_ANSWER = 256  # lm-eval's, of a task that says nothing
 
 
 def positions(model: torch.nn.Module) -> int | None:
-    """Of a model whose positions are a table, its length: an index beyond it is an error. None of any other."""
+    """Return the number of positions of a model that has a table of them, which no index may exceed; None for any other."""
     config: Any = getattr(model, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     if config is None or any(getattr(config, name, None) for name in UNBOUNDED):

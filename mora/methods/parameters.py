@@ -1,4 +1,4 @@
-"""What trains, counted by kind of module, beside what LoRA would train at the same rank."""
+"""Trainable parameters by kind of module, beside those of LoRA at the same rank."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run says of itself: what it is when it begins, and what came of it."""
+"""The messages of a run: what it is when it begins, and its outcome."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .distributed import world_size
 
 
 def quiet() -> None:
-    """Without what libraries say that nobody here can act on."""
+    """Silence warnings and messages of libraries that a user cannot act on."""
     from transformers.utils import logging as transformers_logging
 
     warnings.filterwarnings("ignore", category=FutureWarning)

@@ -1,4 +1,4 @@
-"""How well values are known when every earlier character is given: cheap, so that it can be measured along a run."""
+"""Scores of values given every earlier character: cheap, so that they can be measured along a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from mora.train.interface import Engine
 
 @torch.no_grad()
 def score(engine: Engine, samples: Sequence[Sample], pad_id: int, batch_size: int) -> dict[str, float]:
-    """Over the tokens after each prompt: `value_nll`, nats a sample, and `value_token_acc`, the share that is the argmax."""
+    """Score the tokens after each prompt.
+
+    Returns:
+        `value_nll`, in nats per sample, and `value_token_acc`, the share of tokens that are the argmax.
+    """
     engine.model.eval()
     sums, tokens = [], 0
     for start in range(0, len(samples), batch_size):
@@ -47,7 +51,7 @@ def _logits(model: nn.Module, batch: Batch, known: Tensor, labels: Tensor) -> It
 
 @torch.no_grad()
 def validation_loss(engine: Engine, samples: Sequence[Sample], pad_id: int, batch_size: int) -> dict[str, float]:
-    """`validation_loss`: nats a token that carries a loss, over held-out samples."""
+    """Return `validation_loss`: nats per token that carries a loss, over held-out samples."""
     engine.model.eval()
     sums = []
     for start in range(0, len(samples), batch_size):

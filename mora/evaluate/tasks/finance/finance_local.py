@@ -46,7 +46,7 @@ QUESTIONS = {
 
 
 def load_fpb(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    """A fifth of the distinct sentences, by hash, is the test; five others before each."""
+    """Load FPB. A fifth of the distinct sentences, chosen by hash, is the test; each follows five others."""
     path = raw_folder(data_dir) / "fpb/all-data.csv"
     labels: dict[str, str] = {}
     for record in check(read_rows(path, encoding="latin-1"), ("label", "news"), str(path)):
@@ -97,7 +97,7 @@ def load_ner(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Datase
 
 
 def load_convfinqa(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    """Every turn of the dev conversations, earlier turns with their gold answers; a conversation is a cluster."""
+    """Load every turn of the dev conversations, earlier turns with their gold answers; a conversation is a cluster."""
     docs = []
     for record in object_list(json_object(raw_folder(data_dir) / "convfinqa/dev.json"), "dev"):
         doc, columns = object_field(record, "doc"), object_field(object_field(record, "doc"), "table")
@@ -125,7 +125,7 @@ def _turns(talk: Record) -> list[tuple[str, str]]:
 def _choice_docs(
     questions: list[tuple[str, str]], shots: list[tuple[str, str]], options: list[str], k: int, where: Path
 ) -> dict[str, datasets.Dataset]:
-    """`k` shots, drawn anew for each question by a generator that the question seeds."""
+    """Return the questions as documents after `k` shots each, drawn by a generator that the question seeds."""
     require_at_least(shots, k, str(where))
     docs: list[Row] = []
     for question, label in questions:

@@ -21,7 +21,7 @@ def load_choice(name: str, data_dir: str | None = None, **_: Any) -> dict[str, d
 
 
 def load_headline(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    """`group` is the question's kind; the nine questions of a headline are one cluster."""
+    """Load Headline. `group` is the question's kind; the nine questions of a headline are one cluster."""
     records = rows(_source("Headline", ("input", "options", "gold_index", "class_id")), data_dir)
     docs = []
     for record in records:
@@ -39,7 +39,7 @@ def load_generation(name: str, data_dir: str | None = None, **_: Any) -> dict[st
 
 
 def _label(record: Record) -> str:
-    """A label may be a list of answers: the first counts."""
+    """Return the gold label; in a list of answers the first counts."""
     label = record.row["label"]
     gold = gold_text(label[0] if isinstance(label, list) and label else label)
     if gold is None:
@@ -48,9 +48,10 @@ def _label(record: Record) -> str:
 
 
 def score_convfinqa(doc: Row, results: list[str]) -> dict[str, float]:
-    """`score`: any number of the first line is within 0.01 of the gold one; `close`: within 1% of it.
+    """Score the first line's numbers.
 
-    A yes or no can only be right in `close`: AdaptLLM's rule knows numbers alone.
+    `score`: one is within 0.01 of the gold number; `close`: within 1% of it. A yes or no can only be right in `close`,
+    since AdaptLLM's rule knows only numbers.
     """
     gold = numbers(doc["answer"])
     predicted = numbers(results[0].strip().split("\n")[0])

@@ -44,7 +44,7 @@ def load_gsm8k(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Data
 
 
 def load_math(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    """The 5,000 problems: one file, or the hub's seven subjects."""
+    """Load the 5,000 problems from one file, or from the hub's seven subjects."""
     return as_test_split([_math_doc(record) for record in _math_rows(data_dir)])
 
 
@@ -57,7 +57,7 @@ def load_gsm8k_gold(data_dir: str | None = None, **known: Any) -> dict[str, data
 
 
 def load_math_gold(data_dir: str | None = None, **known: Any) -> dict[str, datasets.Dataset]:
-    """Of all 5,000 problems."""
+    """Load the gold answers of all 5,000 problems."""
     return as_test_split(_gold_docs(_math_rows(data_dir), "math", **known))
 
 
@@ -85,13 +85,16 @@ def _gold_docs(
 
 
 def score_gold(doc: Row, results: list[tuple[float, bool]]) -> dict[str, float]:
-    """`score`: nats a token of the gold answer, `nats` of all of it. A plain HFLM counts no tokens: both are the latter."""
+    """Score the gold answer: `score` in nats per token, `nats` in all.
+
+    A plain HFLM counts no tokens: both are the latter.
+    """
     value, _ = results[0]
     return {"score": -value / getattr(value, "n_tokens", 1), "nats": -float(value)}
 
 
 def score_gsm8k(doc: Row, results: list[str]) -> dict[str, float]:
-    """`score`: the rounded number after the last marker is the gold integer. `answered`: there is a marker."""
+    """Score a text. `score`: the rounded number after the last marker is the gold integer; `answered`: there is a marker."""
     answer = gsm8k_answer(results[0])
     return {"score": float(answer == int(doc["answer"])), "answered": float(MARKER in results[0])}
 
@@ -116,13 +119,13 @@ def gsm8k_answer(text: str) -> int | None:
 
 
 def math_answer(text: str) -> str | None:
-    """What follows the last marker, up to a full stop at a line's end; one more full stop at its end is left out."""
+    """Return what follows the last marker, up to a full stop at a line's end, without one more full stop at its own end."""
     _, marker, after = text.rpartition(MARKER)
     return after.split(".\n")[0].strip().removesuffix(".").strip() if marker else None
 
 
 def _math_doc(record: Record) -> Row:
-    """`\\fbox` is found by lm-eval's function, as by MetaMath's, but cannot be removed by it."""
+    """Return a problem as a document. lm-eval's and MetaMath's functions both find `\\fbox`, but cannot remove it."""
     boxed = (last_boxed_only_string(text(record, "solution")) or "").replace("\\fbox{", "\\boxed{", 1)
     answer = remove_boxed(boxed) if boxed.startswith(("\\boxed{", "\\boxed ")) else ""
     if not answer.strip():

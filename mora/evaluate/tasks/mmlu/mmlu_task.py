@@ -44,7 +44,7 @@ def load(
     max_length: int = 2048,
     **_: Any,
 ) -> dict[str, datasets.Dataset]:
-    """Every question with its prompt. Shots are dropped while a prompt is longer than `max_length` tokens."""
+    """Load every question with its prompt. Shots are dropped while a prompt is longer than `max_length` tokens."""
     chosen = BIO if subjects == "bio" else None
     dev: dict[str, list[Row]] = {}
     for row in _rows("dev", data_dir, chosen) if shots else []:
@@ -55,7 +55,7 @@ def load(
         return len(tokens.encode(tokenizer, _head(subject, dev.get(subject, [])[:n], chat)))
 
     def fits(shown: str, row: Row, n: int) -> bool:
-        """Only a prompt that could be too long is tokenised whole: a token is at least a byte."""
+        """Return whether the prompt fits. Only one that could be too long is tokenised: a token has at least one byte."""
         surely = tokenizer is None or head_tokens(row["subject"], n) + len(_tail(row, chat).encode()) < max_length
         return surely or len(tokens.encode(tokenizer, shown)) <= max_length
 
@@ -76,7 +76,7 @@ def prompt(row: Row, shots: list[Row], chat: bool) -> str:
 
 
 def _head(subject: str, shots: list[Row], chat: bool) -> str:
-    """The header keeps open-instruct's two spaces before the subject, and stays without shots."""
+    """Return the header with open-instruct's two spaces before the subject; it stays without shots."""
     text = f"The following are multiple choice questions (with answers) about  {subject.replace('_', ' ')}.\n\n"
     text += "".join(f"{question(shot)} {LETTERS[shot['answer']]}\n\n" for shot in shots)
     return f"<|user|>\n{text}" if chat else text
@@ -92,7 +92,7 @@ def question(row: Row) -> str:
 
 
 def _rows(split: str, data_dir: str | None, chosen: list[str] | None) -> list[Row]:
-    """From `mmlu/<split>/<subject>_<split>.csv` without header, or the hub. `chosen`: of these subjects alone."""
+    """Read `mmlu/<split>/<subject>_<split>.csv`, which has no header, or the hub. `chosen` limits the subjects."""
     folder = data_folder(data_dir)
     files = sorted((folder / "mmlu" / split).glob(f"*_{split}.csv")) if folder else []
     if not files:
