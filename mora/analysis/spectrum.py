@@ -33,7 +33,10 @@ Weights = dict[str, Tensor]  # of linear modules but the head, (outputs, inputs)
 
 
 class Pair(NamedTuple):
-    """What is compared. `names`: of base and tuned. `run`: the id of the run that made the one from the other, if known."""
+    """Two models to compare.
+
+    `names` are those of base and tuned; `run` is the id of the run that made the one from the other, if known.
+    """
 
     names: tuple[str, str]
     base: Weights
@@ -48,7 +51,7 @@ class Pair(NamedTuple):
 
 
 def fingerprint(weights: Weights) -> str:
-    """Over names, shapes, dtypes and bytes."""
+    """Return a digest of names, shapes, dtypes and bytes."""
     digest = hashlib.sha256()
     for name, weight in sorted(weights.items()):
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
@@ -57,9 +60,12 @@ def fingerprint(weights: Weights) -> str:
 
 
 def spectra(base: Weights, tuned: Weights, device: torch.device) -> dict[str, dict[str, float]]:
-    """Of every matrix that both have, by its name: `measures` of its delta W. Equal shapes are decomposed together, in fp32.
+    """Return the `measures` of delta W for every matrix that both models have, by its name.
 
-    Raises: ConfigError where the two have none in common, or shapes differ.
+    Matrices of equal shape are decomposed together, in fp32.
+
+    Raises:
+        ConfigError: The two have no matrix in common, or shapes differ.
     """
     names = [name for name in base if name in tuned]
     if not names:
@@ -76,7 +82,10 @@ def spectra(base: Weights, tuned: Weights, device: torch.device) -> dict[str, di
 
 
 def measures(singular_values: Tensor) -> dict[str, float]:
-    """`above_0.1`, `above_1pct` of the largest, `stable_rank` (squared Frobenius over squared spectral norm), `largest`."""
+    """Return `above_0.1`, `above_1pct` of the largest, `stable_rank` and `largest` of singular values.
+
+    The stable rank is the squared Frobenius norm over the squared spectral norm.
+    """
     s = singular_values.double()
     largest = float(s.max())
     return {
@@ -112,7 +121,7 @@ def _by_shape(names: list[str], base: Weights, tuned: Weights, at_once: int = 2*
 
 
 def of_run(folder: Path) -> Pair:
-    """A run's folder: its merged model where it has written one, else its adapter. Raises: ConfigError."""
+    """Load a run's base and its merged model, if it has written one, else its adapter. Raises ConfigError."""
     config, tuned = load_run(folder), _trained(folder)
     base, _ = load_model(config.model, config.scale.precision)
     names = (config.model.name, f"{run_id(config)}/{tuned.name}")
@@ -126,7 +135,7 @@ def of_models(base: str, tuned: str) -> Pair:
 
 
 def _trained(folder: Path) -> Path:
-    """What a run has saved in its folder."""
+    """Return the folder of the weights that the run has saved."""
     if not (folder / "config.yaml").is_file():
         raise ConfigError(f"{folder} has no config.yaml: expected a folder that run.py made")
     tuned = next((folder / part for part in ("model", "adapter") if (folder / part).is_dir()), None)

@@ -24,7 +24,7 @@ BARS = {("rotation", 8): (1.00, 1.00), ("sharing", 8): (0.95, 0.85), ("sharing",
 
 
 def render() -> Path:
-    """Raises: SystemExit where the page has lost its markers."""
+    """Write the tables into docs/performance.md. Raises SystemExit if the page has lost its markers."""
     page = PAGE.read_text()
     if page.count(BEGIN) != 1 or page.count(END) != 1:
         raise SystemExit(f"{PAGE.name}: expected the lines {BEGIN!r} and {END!r} once each")

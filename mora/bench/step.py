@@ -124,14 +124,17 @@ def measure(scenario: Scenario, device: torch.device, rounds: int) -> dict[str, 
 
 
 def model_flop(scenario: Scenario) -> int:
-    """Of the frozen model's forward and input gradient: 4 a weight and token, and causal attention 6 L H T^2 a sequence."""
+    """Return the FLOP of the frozen model's forward and input gradient.
+
+    These are 4 per weight and token, and 6 L H T^2 per sequence for causal attention.
+    """
     shape, tokens = SHAPES[scenario.shape], scenario.batch_size * scenario.length
     attention = 6 * shape["num_hidden_layers"] * shape["hidden_size"] * scenario.length**2 * scenario.batch_size
     return 4 * weights_of(scenario.shape) * tokens + attention
 
 
 def product_tflops(device: torch.device, side: int = 8192) -> float | None:
-    """What a large bf16 product reaches on this GPU: the peak that utilisation is given of. None without a GPU."""
+    """Return the TFLOP/s of a large bf16 product, the peak behind utilisation; None without a GPU."""
     if device.type != "cuda":
         return None
     a, b = torch.randn(2, side, side, device=device, dtype=torch.bfloat16)
@@ -171,7 +174,7 @@ def _peak_of(step: Callable[[], None], device: torch.device) -> int | None:
 
 
 def milliseconds(step: Callable[[], Any], device: torch.device) -> float:
-    """Of one call, on the device's own clock."""
+    """Return the milliseconds of one call, on the device's own clock."""
     if device.type != "cuda":
         start = time.perf_counter()
         step()

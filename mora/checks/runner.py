@@ -64,8 +64,10 @@ class Outcome:
         return [row for row in self.rows if "restart" in row]
 
     def measured(self) -> dict[str, Any]:
-        """The run's speed, peak_gib, wall_s, and launch_s, the part of it before and after the worker's own time: Python's
-        imports, torchrun, the ranks joining. As far as the run came."""
+        """Return the run's speed, peak_gib, wall_s and launch_s, as far as it came.
+
+        launch_s is the time before and after the worker's own: Python's imports, torchrun, the ranks joining.
+        """
         if self.result is None:
             return {"peak_gib": None, "wall_s": self.seconds}
         peak, wall_s = self.result.peak_memory_bytes, self.result.wall_s
@@ -88,7 +90,7 @@ class CheckRunner:
         self.env = QUIET | {"MORA_SIDE_BY_SIDE": str(jobs), "OMP_NUM_THREADS": str(threads)}
 
     def on(self, i: int) -> dict[str, str]:
-        """The environment of a run that sees the i-th GPU alone, counted round."""
+        """Return the environment of a run that sees only the i-th GPU, counted round."""
         return {"CUDA_VISIBLE_DEVICES": self.gpus[i % len(self.gpus)]} if self.gpus else {}
 
     def run(
@@ -117,26 +119,26 @@ class CheckRunner:
         return Outcome(code, seconds, log.read(folder / "log.jsonl"), result_of(config), words)
 
     def stop(self) -> None:
-        """From now on the time is over."""
+        """Kill running trials and start no more."""
         self.deadline = 0.0
 
     def close(self) -> None:
-        """Nothing that was started goes on."""
+        """End everything that was started."""
         self.stop()
         self.pool.shutdown(cancel_futures=True)
 
     def latest_step(self, name: str) -> int:
-        """The step of the newest checkpoint; 0 where there is none."""
+        """Return the step of the newest checkpoint; 0 if there is none."""
         steps = sorted((self.folder / name / "checkpoints").glob("step_*"))
         return int(steps[-1].name.removeprefix("step_")) if steps else 0
 
     def remove(self, name: str) -> None:
-        """What the run left on the disk."""
+        """Remove the run's files."""
         shutil.rmtree(self.folder / name, ignore_errors=True)
 
 
 def last_words(output: str) -> str:
-    """The end of what a run printed, before torchrun's own account of a rank that died."""
+    """Return the end of a run's output, before torchrun's own account of a rank that died."""
     lines = output.split("\n")
     died = next((i for i, line in enumerate(lines) if "failed (exitcode" in line), len(lines))
     lines = [line.rstrip().split("\r")[-1] for line in lines[:died]]
@@ -183,9 +185,10 @@ class Table:
 
 @contextmanager
 def start_trials(options: argparse.Namespace) -> Iterator[CheckRunner]:
-    """By the options of `add_options`, in a folder that is removed afterwards: in memory where there is room.
+    """Context manager: a runner for the options of `add_options`, in a folder that is removed afterwards.
 
-    SIGTERM and Ctrl-C end the trials' time, so that the table is completed with what was not run.
+    The folder is in memory if there is room. SIGTERM and Ctrl-C end the trials' time, so that the table is completed
+    with what was not run.
     """
     chosen, shared = options.scratch, Path("/dev/shm")
     if chosen is None and shared.is_dir() and shutil.disk_usage(shared).free >= ROOM:
@@ -206,7 +209,7 @@ def start_trials(options: argparse.Namespace) -> Iterator[CheckRunner]:
 
 
 def add_options(parser: argparse.ArgumentParser, jobs: int, limit_s: float, run_limit_s: float) -> None:
-    """What every check can be told; with its defaults."""
+    """Add the options that every check has, with their defaults."""
     parser.add_argument("--ranks", type=int, default=2, help="GPUs, or ranks on the CPU")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
     parser.add_argument("--jobs", type=int, default=jobs, help="runs side by side")
@@ -221,9 +224,10 @@ def add_options(parser: argparse.ArgumentParser, jobs: int, limit_s: float, run_
 
 
 def gpus(wanted: int, config: RunConfig) -> dict[str, Any]:
-    """What GPUs there are. Makes the checkpoint of a packaged model once, before all runs want it.
+    """Return the GPUs. Makes the checkpoint of a packaged model once, before all runs need it.
 
-    Raises: ConfigError where there are fewer than `wanted`, or the package is missing.
+    Raises:
+        ConfigError: There are fewer GPUs than `wanted`, or the package is missing.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""What a model answers to a prompt. The prompt goes in as it stands: a run knows the form that it was trained on."""
+"""Answers of a model to prompts. A prompt goes in unchanged: a run knows the form that it was trained on."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a run costs before it is started: steps and tokens, FLOPs, memory a GPU, hours, disk. No torch, no weights.
+"""The cost of a run before it is started: steps and tokens, FLOPs, memory per GPU, hours, disk.
 
-Evaluation and checkpoint writing are not in the hours.
+Needs no torch and no weights. Evaluation and checkpoint writing are not in the hours.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Length:
 
 
 def length_of(config: RunConfig, results: Iterable[RunResult] = ()) -> Length:
-    """`results`: of the same task and scale, whose own counts are taken first."""
+    """Return the run's length. `results` of the same task and scale have counts, which are taken first."""
     train, longest = config.task.train, max_length(config)
     for result in results:
         report = result.data.get("report", {})
@@ -69,10 +69,15 @@ def max_length(config: RunConfig) -> int:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one run. `memory` at `micro_batch_size`, the largest that fits; None: not even one sequence does. On a CPU, whose
-    memory and speed are not known: the micro batch that is set, and no hours.
+    """The cost of a run.
 
-    `gpu_hours`: of training alone. `disk`: what is left at the end; `checkpoints`: the most on the way.
+    Attributes:
+        memory: At `micro_batch_size`.
+        micro_batch_size: The largest that fits; None if not even one sequence does. On a CPU, whose memory and speed
+            are not known, the one that is set, and no hours.
+        gpu_hours: Of training alone.
+        disk: Bytes that are left at the end.
+        checkpoints: The most bytes of checkpoints meanwhile.
     """
 
     steps: int | None
@@ -90,8 +95,13 @@ class Cost:
 
 
 def cost(config: RunConfig, results: Iterable[RunResult] = (), gpu: Gpu = H100) -> Cost:
-    """`results`: of the same task and scale, for the length of their data. On another `gpu` than an H100 the speed is scaled
-    by the peaks of both, and its source says so."""
+    """Return the cost of a run.
+
+    Args:
+        config: The run.
+        results: Results of the same task and scale, for the length of their data.
+        gpu: On another GPU than an H100 the speed is scaled by the peaks of both, and its source says so.
+    """
     longest, length = max_length(config), length_of(config, results)
     flops = None if length.tokens is None else length.tokens * flops_per_token(config, longest)
     own, shape, on_cpu = trainable(config), shape_of(config.model), config.hardware.device == "cpu"
@@ -117,7 +127,7 @@ def cost(config: RunConfig, results: Iterable[RunResult] = (), gpu: Gpu = H100) 
 
 
 def _disk(config: RunConfig, own: int, shape: Shape) -> int:
-    """Of the adapter and the whole model, as far as a run leaves them: what trained is in fp32, merged layers are not."""
+    """Return the bytes of what a run leaves of adapter and model: trained parts in fp32; merged layers are rounded."""
     if config.method.adapter is None:
         return 4 * own
     rest = shape.rest if config.trains_rest else 0

@@ -41,12 +41,12 @@ class Memory:
 
     @property
     def gpu(self) -> float:
-        """At the peak of a step: where backward begins, or where it has freed the activations and made all gradients."""
+        """Bytes at the peak of a step: as backward begins, or once it has freed the activations and made all gradients."""
         return self.weights + self.optimizer + max(self.held + self.moving, self.gradients) + self.workspaces
 
     @property
     def moving(self) -> float:
-        """Of activations and logits at the most."""
+        """The most bytes of activations and logits."""
         return self.activations + self.logits - min(self.recomputed, self.logits)
 
 
@@ -57,9 +57,14 @@ def memory(
     fused: bool = True,
     chunked_loss: bool = True,
 ) -> Memory:
-    """Of a step on sequences of `length` tokens. `fused`: liger-kernel's norms and gate. `chunked_loss`: fused_loss.py's.
+    """Return the memory of a step on sequences of `length` tokens.
 
-    hardware.offload is not counted: what it would move to the CPU is taken for memory of the GPU.
+    Args:
+        config: The run. hardware.offload is not counted: what it would move to the CPU counts as memory of the GPU.
+        length: Tokens of a sequence.
+        micro_batch_size: Sequences per pass; None takes the run's.
+        fused: With liger-kernel's norms and gate.
+        chunked_loss: With the loss of fused_loss.py.
     """
     shape, ranks, stage = shape_of(config.model), config.hardware.world_size, config.parallel
     own, own_frozen, number_size = trainable(config), frozen_adapter(config), number_bytes(config)
@@ -85,7 +90,7 @@ def memory(
 
 
 def _workspaces(config: RunConfig, shape: Shape) -> float:
-    """Of cuBLAS; and of DeepSpeed the place where gradients are reduced, and what ZeRO-3 leaves gathered."""
+    """Return the workspaces of cuBLAS, and DeepSpeed's buffers for reducing gradients and for gathered weights."""
     streams = 2 if _captures(config) else 1  # a graph is captured on a stream of its own
     cublas, number_size = float(HANDLES * streams * WORKSPACE_BYTES), number_bytes(config)
     gathered = number_size * min(shape.parameters, LIVE) if config.parallel == "zero3" else 0
@@ -98,7 +103,7 @@ def _captures(config: RunConfig) -> bool:
 
 
 def _sums_held(config: RunConfig, micro_batch_size: int) -> int:
-    """Copies of the gradients that lie there when backward begins: the sums; and one more while a graph is captured."""
+    """Return the copies of the gradients when backward begins: the sums, and one more while a graph is captured."""
     if _captures(config):
         return 2
     passes = config.task.train.global_batch_size / (micro_batch_size * config.hardware.world_size)
@@ -134,7 +139,7 @@ def _saved(config: RunConfig, shape: Shape, fused: bool) -> tuple[float, float]:
 
 
 def _saved_by_adapters(config: RunConfig) -> float:
-    """Of one layer: what each keeps of its own, and every input once that one of its readers keeps."""
+    """Return the numbers that one layer's adapters save, and each input once if one of its readers keeps it."""
     by_module = adapters(config)
     own = sum(adapter.saved for _, adapter in by_module.values())
     together = [readers for readers in INPUTS if by_module.keys() & {*readers}]
@@ -148,10 +153,11 @@ def _saved_by_adapters(config: RunConfig) -> float:
 
 
 def _loss_bytes(config: RunConfig, shape: Shape, tokens: int, number_size: int, chunked: bool) -> float:
-    """Of the logits, two chunks, as one is made before the last is dropped; and hidden states beside those that are kept.
+    """Return the peak bytes of the loss: two chunks of logits, and hidden states beside those kept.
 
-    A head that trains: its gradient's sum in fp32, and what one chunk adds to it. Where no chunks are made, as under ZeRO-3,
-    the whole logits: the logarithms of the probabilities, their gradient and that of the logits.
+    The next chunk is allocated before the last is freed. A head that trains adds its gradient's sum in fp32, and what
+    one chunk adds to it. Without chunks, as under ZeRO-3, there are the whole logits: the log-probabilities, their
+    gradient and that of the logits.
     """
     whole = float(tokens * shape.vocabulary)
     if not chunked or config.parallel == "zero3":
@@ -163,10 +169,9 @@ def _loss_bytes(config: RunConfig, shape: Shape, tokens: int, number_size: int, 
 
 
 def fitting_micro_batch(config: RunConfig, length: int, gpu_bytes: float = H100.memory) -> int | None:
-    """The largest number of sequences a pass that fits a GPU of so many bytes and divides a rank's share; None where not
-    even one does.
+    """Return the largest number of sequences per pass that fits the GPU and divides a rank's share; None if none does.
 
-    Where tokens are set: of the longest sequences, as many as that allows.
+    If tokens are set: as many of the longest sequences as they allow.
     """
     share = config.task.train.global_batch_size // config.hardware.world_size
     tokens = config.hardware.micro_batch_tokens

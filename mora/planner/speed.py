@@ -39,7 +39,7 @@ class TokenTime:
         return self.source.startswith("measured")
 
     def on(self, gpu: Gpu) -> TokenTime:
-        """The same on another GPU, by the peaks of both."""
+        """Return the same time on another GPU, scaled by the peaks of both."""
         if gpu == H100:
             return self
         scaled = f"scaled by {gpu.speed:.2f}, the peaks of {gpu.name} and h100, from: {self.source}"
@@ -48,8 +48,13 @@ class TokenTime:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a run of that configuration took on one GPU: `seconds` a micro batch of `tokens`, in sequences of `length`, its
-    share of the update included. whole: with update and fused layers. steady: its steps took equally long."""
+    """A measured configuration on one GPU.
+
+    Attributes:
+        seconds: Per micro batch of `tokens`, in sequences of `length`, with its share of the update.
+        whole: With update and fused layers.
+        steady: Its steps took equally long.
+    """
 
     name: str
     device: str
@@ -66,17 +71,24 @@ def is_steady(seconds: Sequence[float]) -> bool:
 
 
 def token_time(config: RunConfig, length: int, micro_batch_size: int, without: str = "") -> TokenTime:
-    """The speed of the nearest measurement of the same model; an assumed share of the GPU's peak where there is none. Where
-    another method was measured, or one that trains other parts, the source says "extrapolated from" and not "measured".
+    """Return the time per token by the nearest measurement of the same model, else by an assumed share of the GPU's peak.
 
-    Nearest: first the same method (restarts and learning rates aside), on its own or with all else that trains; then real
-    steps before passes alone, steady before disturbed ones; then equal graphs, checkpointing, operator and dropout; then
-    rank and tokens a micro batch, both as ratios. Checkpointing and length are made equal by the FLOPs of the base model,
-    rank is not: what an adapter multiplies is little, and its time hardly follows it (rank 256 for 8 costs LoRA on the 7B
-    shape 8%, where FLOPs say 14; MoRA on the small model is faster at the larger rank).
+    If another method was measured, or one that trains other parts, the source says "extrapolated from" instead of
+    "measured". Nearest is first the same method (restarts and learning rates aside), on its own or with all else that
+    trains; then real steps before passes alone, steady before disturbed ones; then equal graphs, checkpointing,
+    operator and dropout; then rank and tokens per micro batch, both as ratios.
 
-    Where cases alike in all else were measured at two sizes of micro batch, a line through the nearest two: a small model's
-    pass has a part that no tokens shorten. `without`: the name of a case that is to be predicted from the others.
+    Checkpointing and length are corrected by the FLOPs of the base model. Rank is not: an adapter multiplies little,
+    and its time hardly follows the rank (rank 256 instead of 8 costs LoRA on the 7B shape 8%, where FLOPs say 14%; MoRA
+    on the small model is faster at the larger rank). If cases that are otherwise alike were measured with two sizes of
+    micro batch, the time lies on a line through the nearest two, since a small model's pass has a part that fewer
+    tokens do not shorten.
+
+    Args:
+        config: The run.
+        length: Tokens of a sequence.
+        micro_batch_size: Sequences per pass.
+        without: The name of a case that is to be predicted from the others.
     """
     tokens = micro_batch_size * length
     everything = (*_real_steps(), *_runs(), *_passes())
@@ -96,7 +108,7 @@ def token_time(config: RunConfig, length: int, micro_batch_size: int, without: s
 
 
 def _unlike(case: Measured, config: RunConfig) -> tuple[bool, ...]:
-    """In what a case differs from the run, the most weighty first."""
+    """Return how a case differs from the run, the most important difference first."""
     one, other = case.config, config
     return (
         one.method.step_family != other.method.step_family,
@@ -132,7 +144,7 @@ def _at(tokens: float, alike: Sequence[Measured]) -> float:
 
 @lru_cache
 def _real_steps() -> tuple[Measured, ...]:
-    """Every case of `python -m mora.bench plan` that was measured."""
+    """Return every measured case of `python -m mora.bench plan`."""
     measured = []
     for path in sorted(BENCH.glob("plan-*.json")):
         measured += checked(path, _of_plan, AGAIN)
@@ -144,7 +156,7 @@ def _of_plan(result: dict[str, Any]) -> list[Measured]:
 
 
 def of_row(row: dict[str, Any], device: str) -> Measured:
-    """A row of `python -m mora.bench plan`."""
+    """Return the measurement in a row of `python -m mora.bench plan`."""
     seconds = statistics.median(row["step_s"]) / row["micro_batches"]
     config, tokens = compose(row["overrides"]), row["batch_size"] * row["length"]
     return Measured(row["name"], device, config, row["length"], tokens, seconds, is_steady(row["step_s"]), True)
@@ -180,10 +192,12 @@ def _runs() -> tuple[Measured, ...]:
 
 @lru_cache
 def _passes() -> tuple[Measured, ...]:
-    """Of `python -m mora.bench step`: forward and backward without update, fused layers and graphs. Not the other ways of
-    computing the same.
+    """Return the cases of `python -m mora.bench step`: forward and backward without update, fused layers and graphs.
 
-    Raises: ConfigError for a shape that configs/model does not have: its measurement would be passed over in silence.
+    Other ways of computing the same are left out.
+
+    Raises:
+        ConfigError: A shape is not in configs/model, so that its measurement would be ignored silently.
     """
     measured = []
     for path in sorted(BENCH.glob("step-*.json")):
