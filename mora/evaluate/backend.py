@@ -251,7 +251,7 @@ def by_halves(answer: Callable[[slice], list[T]], stop: int, start: int = 0) -> 
             raise
         reason = str(error).splitlines()[0]
     torch.cuda.empty_cache()  # here the error, and what its frames hold, is gone
-    print(f"too little GPU memory for {stop - start} rows at once, two halves: {reason}", file=sys.stderr, flush=True)
+    print(f"CUDA out of memory with {stop - start} rows; retrying in two halves: {reason}", file=sys.stderr, flush=True)
     middle = (start + stop) // 2
     return by_halves(answer, middle, start) + by_halves(answer, stop, middle)
 
@@ -288,7 +288,7 @@ def _batches(inputs: list[tuple[int, ...]], size: int) -> list[list[tuple[int, .
 
 def _not_finite(request: Any, what: str) -> NonFiniteError:
     where = f"task {request.task_name}, document {request.doc_id}: " if request is not None else ""
-    return NonFiniteError(f"{where}{what}: the model's weights are damaged, or its training diverged")
+    return NonFiniteError(f"{where}{what}: the weights are damaged, or training diverged")
 
 
 @contextmanager

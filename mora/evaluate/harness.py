@@ -58,8 +58,8 @@ class Settings:
         if there is None or there >= (self.length_limit or self.max_length + PROMPT_TOKENS):
             return self
         print(
-            f"the model has {there} positions: a prompt is cut at the left where it and its answer have more; an answer to "
-            f"be written has at most {there // 2}",
+            f"the model has {there} positions: longer prompts are cut at the left, and generated answers have "
+            f"at most {there // 2} tokens",
             file=sys.stderr,
             flush=True,
         )

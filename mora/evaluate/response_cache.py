@@ -32,7 +32,7 @@ class ResponseCache:
             if len(whole) == len(lines):
                 return
             if len(lines) - len(whole) > 1 or lines[-1].endswith("\n"):  # a crash may have cut the last
-                print(f"{path}: damaged lines are left out, and what they held is computed again", file=sys.stderr)
+                print(f"{path}: damaged lines are ignored, and their answers are computed again", file=sys.stderr)
             lines = whole
         else:
             lines = [_line({"identity": identity})]

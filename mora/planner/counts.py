@@ -28,7 +28,7 @@ def adapters(config: RunConfig) -> dict[str, tuple[Linear, Footprint]]:
 
 def _check_known(config: RunConfig) -> None:
     if not getattr(config.method.adapter, "has_known_cost", False):
-        raise ConfigError(f"what an adapter of method {config.method.name} costs is not known")
+        raise ConfigError(f"the cost of an adapter of method {config.method.name} is unknown")
 
 
 def _is_target(name: str, targets: list[str] | str) -> bool:

@@ -23,7 +23,7 @@ BENCH = ROOT / "results" / "bench"
 RUNS = ROOT / "results" / "runs"
 UTILISATION = 0.40  # assumed where nothing was measured: the frozen 7B model reaches it in docs/performance.md
 EARLIER_NAMES = {"llama_1.3b": "llama_1b3"}  # of a shape in results/bench, as configs/model has it now
-AGAIN = "`make bench` measures again"
+AGAIN = "`make bench` repeats the measurement"
 STEADY = 1.1  # the longest step over the shortest; beyond it the CPU or another program held the GPU up
 
 
@@ -211,7 +211,7 @@ def _of_steps(result: dict[str, Any]) -> list[Measured]:
         plain = [c for c in scenario["cases"] if c["ms"] and c["r"] and not c["stock"] and c["form"] == "auto"]
         model = EARLIER_NAMES.get(scenario["shape"], scenario["shape"])
         if not (CONFIG_DIR / "model" / f"{model}.yaml").is_file():
-            raise ValueError(f"shape {model!r} has no configs/model/{model}.yaml: name it as there")
+            raise ValueError(f"shape {model!r} has no configs/model/{model}.yaml: use a name of that folder")
         measured += [_of_pass(case, scenario | {"shape": model}, result["hardware"]["device"]) for case in plain]
     return measured
 

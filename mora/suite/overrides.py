@@ -42,8 +42,8 @@ def check(settings: Sequence[str], results: Path | None) -> None:
             continue
         if results is None and run_id(compose([*plain, text])) != run_id(compose(plain)):
             raise ConfigError(
-                f"--set {text} changes what is measured: its results would stand in no table of results/; give a folder of "
-                "their own, RESULTS=FOLDER (--results FOLDER)"
+                f"--set {text} changes what is measured, so its results fit no table of results/: give another folder, "
+                "RESULTS=FOLDER (--results FOLDER)"
             )
 
 

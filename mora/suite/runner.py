@@ -121,7 +121,7 @@ def _announce(
     """Says once what is begun, or what is waited for. Returns the ids of the latter."""
     if free:
         on = f" on {len(gpus)} GPUs" if len(gpus) > 1 else ""
-        print(f"{len(free)} runs can start, {jobs} side by side{on}", flush=True)
+        print(f"{len(free)} runs can start, {jobs} in parallel{on}", flush=True)
         return []
     waiting = [run_id(c) for c in others]
     if waiting != announced:
@@ -150,7 +150,7 @@ def _run(config: RunConfig, slots: GpuSlots) -> int:
     It is 0, too, if another process holds the run or was faster, and 1 if its result does not count.
     """
     if held(config):
-        print(f"{run_id(config)}: skipped (another process runs it, or has done it)", flush=True)
+        print(f"{run_id(config)}: skipped (another process is running it or has finished it)", flush=True)
         return 0
     folder = run_folder(config)
     folder.mkdir(parents=True, exist_ok=True)
@@ -160,11 +160,11 @@ def _run(config: RunConfig, slots: GpuSlots) -> int:
     if code == 0 and config.hardware.nodes > 1:
         _wait_for_result(config)
     if code and (done(config) or held(config) or _was_held(folder)):
-        print(f"{run_id(config)}: skipped (another process runs it, or has done it)", flush=True)
+        print(f"{run_id(config)}: skipped (another process is running it or has finished it)", flush=True)
         return 0
     if code == 0 and result_of(config) is not None and not done(config):
         print(
-            f"{run_id(config)}: its source is not that of this suite: start the suite again",
+            f"{run_id(config)}: the source has changed since the suite started: start the suite again",
             file=sys.stderr,
             flush=True,
         )

@@ -41,9 +41,7 @@ def script(command: Sequence[str], hardware: Hardware, tasks: int, options: dict
     Raises: ConfigError for several tasks of several nodes: one could not tell another's run from one to join.
     """
     if tasks > 1 and hardware.nodes > 1:
-        raise ConfigError(
-            f"JOBS={tasks}, hardware.nodes={hardware.nodes}: expected JOBS=1 where a run takes several nodes"
-        )
+        raise ConfigError(f"JOBS={tasks}, hardware.nodes={hardware.nodes}: expected JOBS=1 for runs of several nodes")
     launcher = read_yaml(CONFIG_DIR / "hydra" / "launcher" / "slurm.yaml")
     wanted = {
         "job-name": launcher["name"],

@@ -70,7 +70,7 @@ def _out_of_memory(folder: Path, error: torch.OutOfMemoryError) -> str:
         name, micro, smaller = "micro_batch_tokens", hardware.micro_batch_tokens, hardware.micro_batch_tokens // 2
     advice = f"{'halve' if 2 * smaller == micro else 'lower'} it: hardware.{name}={smaller}"
     if micro == 1:
-        advice = "it is the smallest: shorten the sequences, take more GPUs, or hardware.parallel=zero3"
+        advice = "it is the smallest: shorten the sequences, use more GPUs, or hardware.parallel=zero3"
     return f"out of GPU memory with hardware.{name}={micro}; {advice} ({first})"
 
 

@@ -117,7 +117,7 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
             raise
         status = {"status": "diverged", "reason": str(error)}
         if rank() == 0:
-            print(f"diverged: {error}; nothing is saved but the log: lower lr", file=sys.stderr, flush=True)
+            print(f"diverged: {error}; only the log is saved: lower lr", file=sys.stderr, flush=True)
     if config.method.trains and status["status"] == "done":
         with engine.materialized():
             _save_trained(model, tokenizer, config, folder)
@@ -227,7 +227,7 @@ def _hold(folder: Path) -> Iterator[None]:
     with locked(folder, wait=False) as ours:
         if not ours:
             who = holder(folder)
-            raise MoraError(f"{folder} is held by another process of the same run ({who}): wait for it or stop it")
+            raise MoraError(f"{folder} is in use by another process of the same run ({who}): wait for it or stop it")
         yield
 
 

@@ -130,7 +130,7 @@ def test_a_long_run_on_a_cpu_is_said_before_it_begins(monkeypatch):
     monkeypatch.setattr(fit, "visible", lambda: [])
     lite = compose(["task=uuid", "method=mora", "r=8", "scale=lite"])
     said = fit.too_slow(lite)
-    assert said.startswith("scale lite is meant for a GPU, and there is none here: about ")
+    assert said.startswith("scale lite is meant for a GPU, and this machine has none: about ")
     assert fit.too_slow(compose(["task=uuid", "method=mora", "r=8", "scale=smoke"])) is None
     monkeypatch.setattr(fit, "visible", lambda: ["0"])
     assert fit.too_slow(lite) is None

@@ -46,7 +46,7 @@ def becomes(monkeypatch, here):
     ("broken", "reason"),
     [
         ({"dirty": True}, "its source was changed"),
-        ({"dirty": None}, "its commit is not known; scripts/collect_results.py looks for it"),
+        ({"dirty": None}, "its commit is unknown; scripts/collect_results.py looks for it"),
         ({"status": "failed"}, "it ended as 'failed'"),
         ({"scale": "smoke"}, "it is of scale smoke"),
     ],
@@ -60,7 +60,7 @@ def test_the_plan_names_what_does_not_count_and_counts_it_as_missing(spec, name,
         broken = {"config": config.model_dump(mode="json") | {"scale": {"name": "smoke"}}}
     measure([config], **broken)
     text = plan.text([spec], "gpu1")
-    assert f"{run_id(config)} does not count: {reason}; run again, and kept in unusable/" in text
+    assert f"{run_id(config)} does not count: {reason}; repeated; the old result moves to unusable/" in text
     assert re.search(rf"^{run_id(config)} +[\d,]+ +\S+", text, re.M), "no line with its cost"
     assert "7 runs; missing:" in text
     assert run_id(config) in [run_id(c) for c in runner.plan([spec])]
@@ -79,7 +79,7 @@ def test_a_result_of_the_same_changed_source_is_not_repeated_and_enters_no_table
     assert capsys.readouterr().err == "", "nothing is started, so nothing is said"
     assert resolve(spec).cell.values is None
     text = plan.text([spec], "gpu1")
-    assert text.count("does not count: ") == text.count("; not repeated by the same source") == 7
+    assert text.count("does not count: ") == text.count("; not repeated by the same changed source") == 7
     for other in (CHANGED | {"fingerprint": "another"}, CHANGED | {"dirty": False}):
         becomes(monkeypatch, other)
         assert [run_id(c) for c in runner.plan([spec])] == [run_id(c) for c in spec.search_runs]
@@ -156,7 +156,8 @@ def test_source_that_changes_under_a_suite_ends_in_a_failure_and_in_no_second_ru
     worker(config, CHANGED)
     assert runner.complete([spec], 1) == [run_id(config)]
     assert (tmp_path / "started").read_text() == "x"
-    assert f"{run_id(config)}: its source is not that of this suite: start the suite again" in capfd.readouterr().err
+    message = f"{run_id(config)}: the source has changed since the suite started: start the suite again"
+    assert message in capfd.readouterr().err
 
 
 def test_two_suites_of_different_changed_source_do_not_repeat_each_others_runs_for_ever(spec, monkeypatch):
