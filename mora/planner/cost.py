@@ -34,11 +34,10 @@ SEQUENCES: dict[tuple[str, str], int] = {
 
 @dataclass(frozen=True)
 class Length:
-    """Steps and tokens of a run, and where they come from: "config", "results" or "set size". Tokens may be a bound."""
+    """Steps and tokens of a run; with `at_most` the tokens are a bound. None: the data are not prepared."""
 
     steps: int | None
     tokens: float | None
-    source: str
     at_most: bool = True
 
 
@@ -50,16 +49,16 @@ def length_of(config: RunConfig, results: Iterable[RunResult] = ()) -> Length:
         if report.get("sequences") and report.get("sequence_tokens"):
             known = config if config.knows_steps else config.with_samples(report["sequences"])
             mean = report["sequence_tokens"] / report["sequences"]
-            return Length(known.last_step, known.last_step * train.global_batch_size * mean, "results", at_most=False)
+            return Length(known.last_step, known.last_step * train.global_batch_size * mean, at_most=False)
     if config.knows_steps:
         full = config.task.name == "c4"  # blocks of equal length
-        return Length(config.last_step, config.last_step * train.global_batch_size * longest, "config", not full)
+        return Length(config.last_step, config.last_step * train.global_batch_size * longest, not full)
     count = SEQUENCES.get((config.scale.name, config.task.name))
     if count is None:
-        return Length(None, None, "data not prepared")
+        return Length(None, None)
     steps = config.with_samples(count).last_step
     full = config.task.name in ("biomed", "finance")  # blocks too
-    return Length(steps, steps * train.global_batch_size * longest, "set size", not full)
+    return Length(steps, steps * train.global_batch_size * longest, not full)
 
 
 def max_length(config: RunConfig) -> int:
@@ -83,7 +82,6 @@ class Cost:
     steps: int | None
     tokens: float | None
     at_most: bool
-    length_source: str
     flops: float | None
     trainable: int
     memory: Memory
@@ -114,7 +112,6 @@ def cost(config: RunConfig, results: Iterable[RunResult] = (), gpu: Gpu = H100) 
         steps=length.steps,
         tokens=length.tokens,
         at_most=length.at_most,
-        length_source=length.source,
         flops=flops,
         trainable=own,
         memory=needs,
