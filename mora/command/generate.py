@@ -72,12 +72,12 @@ def answers(options: argparse.Namespace) -> list[str]:
         if not ids:
             raise ConfigError(f"prompt {prompt!r}: expected a text with at least one token")
         given = torch.tensor([ids], device=where)
-        made = model.generate(
+        output = model.generate(
             given,
             attention_mask=torch.ones_like(given),
             max_new_tokens=options.max_tokens,
             pad_token_id=pad_id(tokenizer),
             **sampling,
         )
-        written.append(tokenizer.decode(made[0, len(ids) :], skip_special_tokens=True))
+        written.append(tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True))
     return written

@@ -61,8 +61,8 @@ def _describe(error: Any, values: Any) -> str:
         return f"{where}: there is no such field{hints.field(where)}"
     if error["type"] == "missing":
         return f"{where} is missing"
-    said = error["msg"].removeprefix("Value error, ")
-    return f"{where}={short(repr(error['input']))}: {short(said[0].lower() + said[1:], 500)}"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{where}={short(repr(error['input']))}: {short(message[0].lower() + message[1:], 500)}"
 
 
 def _field(loc: tuple[Any, ...], values: Any) -> str:

@@ -99,9 +99,9 @@ class Backend(HFLM):
         contexts = list(dict.fromkeys(context.rstrip() for context, _ in pairs))
         ids = self._encode_texts([*contexts, *(context + continuation for context, continuation in pairs)])
         known = dict(zip(contexts, ids, strict=False))
-        for pair, whole in zip(pairs, ids[len(contexts) :], strict=True):
+        for pair, both in zip(pairs, ids[len(contexts) :], strict=True):
             context = known[pair[0].rstrip()]
-            self._pairs[pair] = context, whole[len(context) :]
+            self._pairs[pair] = context, both[len(context) :]
 
     def _encode_texts(self, texts: list[str]) -> list[list[int]]:
         """Return `tok_encode` of each text, with one call of the tokenizer for all texts of the usual form."""
@@ -131,10 +131,10 @@ class Backend(HFLM):
                 [batch, wanted], partial(by_halves, partial(self._score, batch, wanted), len(batch))
             )
             owners = [i for ids in batch for i in by_input[ids]]
-            for i, (nats, said) in zip(owners, scored, strict=True):
+            for i, (nats, is_greedy) in zip(owners, scored, strict=True):
                 if not math.isfinite(nats):
                     raise _not_finite(self._asked[i] if self._asked else None, f"a log-likelihood is {nats}")
-                answers[i] = (LogLikelihood(nats, len(requests[i][2])), said)
+                answers[i] = (LogLikelihood(nats, len(requests[i][2])), is_greedy)
         return [answers[i] for i in range(len(requests))]
 
     @torch.no_grad()
@@ -218,12 +218,12 @@ class Backend(HFLM):
                 requests = (request for request in self._asked if request.args[0] == self._prompts[rows][error.row])
                 raise _not_finite(next(requests, None), "a logit is NaN") from error
 
-        made: list[list[int]] = []
+        generated: list[list[int]] = []
         for rows in equal_parts(len(context), rows_at_once(self.model, max_length)):
             what = [context[rows].tolist(), mask[rows].tolist(), max_length, stop, None]
-            made += self.journal.answer(what, partial(by_halves, generate, rows.stop, rows.start))
-        longest = max(map(len, made))
-        padded = [ids + [self.tokenizer.pad_token_id] * (longest - len(ids)) for ids in made]
+            generated += self.journal.answer(what, partial(by_halves, generate, rows.stop, rows.start))
+        longest = max(map(len, generated))
+        padded = [ids + [self.tokenizer.pad_token_id] * (longest - len(ids)) for ids in generated]
         return torch.cat([context, torch.tensor(padded, dtype=torch.long, device=context.device)], dim=1)
 
     def _end_ids(self) -> list[int]:

@@ -196,9 +196,10 @@ def _facts(logged: LoggedSamples) -> dict[str, float]:
     if (
         logged.rows
         and "answered" in logged.rows[0]
-        and (told := [row["score"] for row in logged.rows if row["answered"]])
+        and (answered := [row["score"] for row in logged.rows if row["answered"]])
     ):
-        facts |= {"score_if_answered": sum(told) / len(told), "score_if_answered_stderr": standard_error("mean", told)}
+        facts["score_if_answered"] = sum(answered) / len(answered)
+        facts["score_if_answered_stderr"] = standard_error("mean", answered)
     if logged.rows and {"acc_sum", "score"} <= logged.rows[0].keys():
         rows = [row for row in logged.rows if row["filter"] == logged.rows[0]["filter"]]
         gold, items = [row["gold"] for row in rows], [row["score"] for row in rows]

@@ -81,8 +81,8 @@ def check(records: Iterable[Record], fields: tuple[str, ...], where: str) -> Ite
 
 def keyed(path: Path) -> Iterator[Record]:
     """Yield the rows of a JSON file that holds them by their ids. Raises DataError."""
-    whole = json_object(path)
-    return (object_field(whole, key) for key in whole.row)
+    record = json_object(path)
+    return (object_field(record, key) for key in record.row)
 
 
 def json_object(path: Path) -> Record:

@@ -124,17 +124,17 @@ def _damage(path: Path, how: str, other: Path) -> bool:
 def _go_on(folder: Path, file: Path, how: str, whole: Whole, damaged: Damaged) -> None:
     config = CASE.config(folder)
     said_before = len((run_folder(folder, config) / "output.txt").read_text())
-    said = to_its_end(CASE, folder, config)[said_before:]
-    if "Traceback" in said:
-        damaged.wrong.append(f"{how}: {said[-600:]}")
+    output = to_its_end(CASE, folder, config)[said_before:]
+    if "Traceback" in output:
+        damaged.wrong.append(f"{how}: {output[-600:]}")
     elif not result_path(config).is_file():
         damaged.refused += 1
-        if file.name not in said and str(file.parent.name) not in said:
-            damaged.wrong.append(f"{how}: the file is not named: {said[-300:]}")
+        if file.name not in output and str(file.parent.name) not in output:
+            damaged.wrong.append(f"{how}: the file is not named: {output[-300:]}")
     elif (
         not compare(log.read(log_path(config)), whole.rows, ended=True).equal(0.0) or _metrics(config) != whole.metrics
     ):
-        damaged.wrong.append(f"{how}: another result than the uninterrupted run's, and not a word: {said[-300:]}")
+        damaged.wrong.append(f"{how}: another result than the uninterrupted run's, and not a word: {output[-300:]}")
     else:
         damaged.healed += 1
 

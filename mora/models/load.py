@@ -125,8 +125,8 @@ def _base_of(name: str) -> tuple[str, str | None] | None:
     settings: dict[str, Any] = json.loads(path.read_text())
     if base := settings["base_model_name_or_path"]:
         return base, settings.get("revision")
-    whole = Path(name).resolve().parent / "model"
-    advice = f"give {whole}, the merged model" if whole.is_dir() else "write the base model's folder or id there"
+    folder = Path(name).resolve().parent / "model"
+    advice = f"give {folder}, the merged model" if folder.is_dir() else "write the base model's folder or id there"
     raise ModelError(f"{path}: base_model_name_or_path is empty: {advice}")
 
 

@@ -102,7 +102,7 @@ def cost(config: RunConfig, results: Iterable[RunResult] = (), gpu: Gpu = H100) 
     """
     longest, length = max_length(config), length_of(config, results)
     flops = None if length.tokens is None else length.tokens * flops_per_token(config, longest)
-    own, shape, on_cpu = trainable(config), shape_of(config.model), config.hardware.device == "cpu"
+    trained, shape, on_cpu = trainable(config), shape_of(config.model), config.hardware.device == "cpu"
     micro = config.micro_batch_size if on_cpu else fitting_micro_batch(config, longest, gpu.memory)
     needs, time = (
         memory(config, longest, micro or 1),
@@ -113,22 +113,22 @@ def cost(config: RunConfig, results: Iterable[RunResult] = (), gpu: Gpu = H100) 
         tokens=length.tokens,
         at_most=length.at_most,
         flops=flops,
-        trainable=own,
+        trainable=trained,
         memory=needs,
         micro_batch_size=micro,
         gpu_hours=None if length.tokens is None or time is None else length.tokens * time.seconds_per_token / 3600,
         time_source="not known on a CPU" if time is None else time.source,
-        disk=_disk(config, own, shape),
-        checkpoints=3 * (12 * own + needs.shadow),  # two kept and one being written
+        disk=_disk(config, trained, shape),
+        checkpoints=3 * (12 * trained + needs.shadow),  # two kept and one being written
     )
 
 
-def _disk(config: RunConfig, own: int, shape: Shape) -> int:
+def _disk(config: RunConfig, trained: int, shape: Shape) -> int:
     """Return the bytes of what a run leaves of adapter and model: trained parts in fp32; merged layers are rounded."""
     if config.method.adapter is None:
-        return 4 * own
+        return 4 * trained
     rest = shape.rest if config.trains_rest else 0
-    adapter = 4 * (own - rest + frozen_adapter(config))
+    adapter = 4 * (trained - rest + frozen_adapter(config))
     if config.method.restart is None and not config.trains_rest:
         return adapter
     return adapter + number_bytes(config) * (shape.parameters - rest) + 4 * rest

@@ -101,7 +101,8 @@ def token_time(config: RunConfig, length: int, micro_batch_size: int, without: s
     nearest = candidates[0]
     alike = [m for m in candidates if _unlike(m, config) == _unlike(nearest, config) and m.config.r == nearest.config.r]
     seconds = _at(tokens, alike) / tokens
-    work = flops_per_token(config, length, own=False) / flops_per_token(nearest.config, nearest.length, own=False)
+    work = flops_per_token(config, length, with_adapters=False)
+    work /= flops_per_token(nearest.config, nearest.length, with_adapters=False)
     if _unlike(nearest, config)[:2] != (False, False):
         return TokenTime(seconds * work, f"extrapolated from {nearest.name}, {nearest.device}")
     return TokenTime(seconds * work, f"measured, {nearest.device}, {nearest.name}")

@@ -53,9 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _do(args: argparse.Namespace, loaded: dict[str, Experiment]) -> list[str]:
     """Plans, hands in, or runs and renders. Returns the runs that failed."""
-    own, job = slurm.split(args.set)
-    overrides.check(own, args.results)
-    given = overrides.given(args, own)
+    settings, job = slurm.split(args.set)
+    overrides.check(settings, args.results)
+    given = overrides.given(args, settings)
     if job and args.hardware != "slurm":
         raise ConfigError(f"--set {slurm.PREFIX}{next(iter(job))}: only valid with --hardware slurm")
     changed = {name: overrides.applied(experiment, given) for name, experiment in loaded.items()}
@@ -66,12 +66,12 @@ def _do(args: argparse.Namespace, loaded: dict[str, Experiment]) -> list[str]:
     everything = experiments.filter_cells([spec for group in rows.values() for row in group for spec in row], args.only)
     powers = [] if args.render else [line for name, s in rows for line in claims.plan_lines(name, s, seeds)]
     if args.plan:
-        print("\n".join([_plan(args, everything, own), *(powers if args.plan == "table" else [])]))
+        print("\n".join([_plan(args, everything, settings), *(powers if args.plan == "table" else [])]))
         return []
     if args.force and not args.render:
         _repeat(everything)
     if args.hardware == "slurm" and not slurm.in_job():
-        _hand_in(args, everything, own, job)
+        _hand_in(args, everything, settings, job)
         return []
     failed: list[str] = []
     if not args.render:
@@ -95,19 +95,19 @@ def _do(args: argparse.Namespace, loaded: dict[str, Experiment]) -> list[str]:
     return failed
 
 
-def _plan(args: argparse.Namespace, specs: list[CellSpec], own: list[str]) -> str:
+def _plan(args: argparse.Namespace, specs: list[CellSpec], settings: list[str]) -> str:
     if args.plan == "commands":
         return commands.text(specs, args.gpu)
-    return plan.text(specs, args.hardware or ("gpu8" if args.scale == "paper" else "gpu1"), own, args.gpu)
+    return plan.text(specs, args.hardware or ("gpu8" if args.scale == "paper" else "gpu1"), settings, args.gpu)
 
 
-def _hand_in(args: argparse.Namespace, specs: list[CellSpec], own: list[str], job: dict[str, str]) -> None:
+def _hand_in(args: argparse.Namespace, specs: list[CellSpec], settings: list[str], job: dict[str, str]) -> None:
     """One array job of `--jobs` tasks; nothing where nothing is missing."""
     if not runner.plan(specs):
         print("nothing is missing: no job was submitted")
         return
     logs = launch.run_folder(specs[0].config).parent / "slurm"
-    script = slurm.script(slurm.command(args, own), specs[0].config.hardware, args.jobs, job, logs)
+    script = slurm.script(slurm.command(args, settings), specs[0].config.hardware, args.jobs, job, logs)
     number = slurm.submit(script, logs)
     print(f"job {number}, {args.jobs} tasks: {logs}/{number}_*.out; repeat the command to submit what is still missing")
 

@@ -309,9 +309,9 @@ def page(resolved: ResolvedTables | None = None) -> str:
         shown += [
             (o, "; ".join(["not judged", *o.notes])) for o in also(claim, scale, resolved) if o.verdict != "not run"
         ]
-        for o, said in shown:
+        for o, verdict in shown:
             cells = [f"{scale}, {o.model}", o.first, o.second, effect_text(claim, o)]
-            lines.append(f"| {' | '.join([*cells, number_text(o.paper, claim), count_text(o), said])} |")
+            lines.append(f"| {' | '.join([*cells, number_text(o.paper, claim), count_text(o), verdict])} |")
     return "\n".join(lines) + "\n"
 
 

@@ -92,8 +92,8 @@ def _unusable(missing: list[RunConfig]) -> list[str]:
 def _hardware(name: str, settings: Sequence[str]) -> Hardware:
     """Compose the hardware with a batch size that fits any; a run's own is checked when the run is put there."""
     whatever = ["task.train.global_batch_size=55440"]
-    own = [text for text in settings if text.startswith("hardware.")]
-    return compose(["task=c4", "method=fft", f"hardware={name}", *whatever, *own]).hardware
+    of_hardware = [text for text in settings if text.startswith("hardware.")]
+    return compose(["task=c4", "method=fft", f"hardware={name}", *whatever, *of_hardware]).hardware
 
 
 def name_of(run: RunConfig) -> str:

@@ -57,9 +57,9 @@ def is_current(result: RunResult | None, scale: str) -> bool:
         return False
     if reportable(result, scale):
         return True
-    here, made = source.of_this_process(), result.source
-    same = here["dirty"] is not False and here["fingerprint"] == made.fingerprint
-    committed = result.model_copy(update={"source": made.model_copy(update={"dirty": False})})
+    here, made_by = source.of_this_process(), result.source
+    same = here["dirty"] is not False and here["fingerprint"] == made_by.fingerprint
+    committed = result.model_copy(update={"source": made_by.model_copy(update={"dirty": False})})
     return same and rejection_reason(committed, scale) is None
 
 

@@ -30,22 +30,22 @@ def missing(configs: Iterable[RunConfig]) -> list[RunConfig]:
     return list({run_id(c): c for c in configs if not done(c)}.values())
 
 
-def plan(specs: list[CellSpec], said: set[str] | None = None) -> list[RunConfig]:
+def plan(specs: list[CellSpec], explained: set[str] | None = None) -> list[RunConfig]:
     """Return what can be run now, in the order in which it is started.
 
-    On changed source its own results choose, too: they decide what it runs, but enter no table. With `said`, a set of
+    On changed source its own results choose, too: they decide what it runs, but enter no table. With `explained`, a set of
     run ids, the reason why a run was added to a search is printed once.
     """
     cells = [resolve(spec, is_current) for spec in specs]
-    if said is not None:
+    if explained is not None:
         for cell in cells:
-            _say_why(cell, said)
+            _say_why(cell, explained)
     return missing(run.config for run in in_order(cells))
 
 
-def _say_why(cell: CellRuns, said: set[str]) -> None:
-    for config in (c for c in cell.choice.missing if run_id(c) not in said):
-        said.add(run_id(config))
+def _say_why(cell: CellRuns, explained: set[str]) -> None:
+    for config in (c for c in cell.choice.missing if run_id(c) not in explained):
+        explained.add(run_id(config))
         print(f"{cell.spec.column.task} {cell.spec.label}: {cell.choice.reason(config)}", flush=True)
 
 
@@ -78,9 +78,9 @@ def complete(specs: list[CellSpec], jobs: int, patient: bool = True) -> list[str
     failed: list[str] = []
     finished: set[str] = set()  # not begun again, though a suite of other source may replace their results
     announced: list[str] = []
-    said: set[str] = set()
+    explained: set[str] = set()
     try:
-        while todo := [c for c in plan(specs, said) if run_id(c) not in {*failed, *finished}]:
+        while todo := [c for c in plan(specs, explained) if run_id(c) not in {*failed, *finished}]:
             progress.more(len(todo))
             ours = {run_id(c) for c in running.values()}
             others = [c for c in todo if run_id(c) not in ours]

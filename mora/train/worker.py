@@ -154,9 +154,9 @@ def _save_trained(model: Any, tokenizer: Any, config: RunConfig, folder: Path) -
         _name_base(folder / "adapter", None if base_changed else _base(config.model), config)
         manifest.write(folder / "adapter", WEIGHTS)
     if base_changed:
-        whole = model.merge_and_unload() if adapted else model
+        merged_model = model.merge_and_unload() if adapted else model
         if rank() == 0:
-            whole.save_pretrained(str(folder / "model"))
+            merged_model.save_pretrained(str(folder / "model"))
             tokenizer.save_pretrained(str(folder / "model"))
             manifest.write(folder / "model", WEIGHTS)
 
@@ -246,8 +246,10 @@ def check_same_code() -> None:
     """Raise ConfigError if the ranks, on several machines, run different code. All ranks must call."""
     codes = all_gather_value(f"fingerprint {source.of_this_process()['fingerprint']}, torch {torch.__version__}")
     if len(set(codes)) > 1:
-        told = "; ".join(f"rank {number}: {code}" for number, code in enumerate(codes))
-        raise ConfigError(f"the ranks run different code ({told}): bring every machine to the same commit and packages")
+        by_rank = "; ".join(f"rank {number}: {code}" for number, code in enumerate(codes))
+        raise ConfigError(
+            f"the ranks run different code ({by_rank}): bring every machine to the same commit and packages"
+        )
 
 
 def check_positions(model: torch.nn.Module, samples: Sequence[Sample]) -> None:

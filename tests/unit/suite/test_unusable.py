@@ -152,7 +152,7 @@ def test_source_that_changes_under_a_suite_ends_in_a_failure_and_in_no_second_ru
     spec, worker, tmp_path, capfd, monkeypatch
 ):
     config = spec.search_runs[0]
-    monkeypatch.setattr(runner, "plan", lambda specs, said=None: runner.missing([config]))
+    monkeypatch.setattr(runner, "plan", lambda specs, explained=None: runner.missing([config]))
     worker(config, CHANGED)
     assert runner.complete([spec], 1) == [run_id(config)]
     assert (tmp_path / "started").read_text() == "x"
