@@ -17,7 +17,7 @@ def spec(tmp_path, monkeypatch):
 
 def test_a_plan_names_the_run_and_the_reason(spec):
     text = plan.text([spec], "gpu8")
-    assert " cost unknown: model.name='model': its shape is not known without its weights" in text
+    assert " cost unknown: model.name='model': its shape is unknown without its weights" in text
     assert "; missing:" in text
 
 
@@ -47,7 +47,7 @@ def test_any_method_of_pefts_stands_in_a_plan_and_a_table_by_a_row_alone(tmp_pat
     monkeypatch.setattr(experiments, "FOLDER", tmp_path)
     monkeypatch.setattr(source, "ROOT", tmp_path)
     ((spec,),) = experiments.cell_specs(experiments.load("own"), "smoke")
-    assert " cost unknown: what an adapter of method peft costs is not known" in plan.text([spec], "cpu")
+    assert " cost unknown: the cost of an adapter of method peft is unknown" in plan.text([spec], "cpu")
     assert tables.trainable([resolve(spec)]) == "unknown"
     assert "uuid-peft_vera-" in plan.text([spec], "cpu")
     assert spec.label == "peft_vera"

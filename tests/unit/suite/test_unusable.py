@@ -61,7 +61,7 @@ def test_the_plan_names_what_does_not_count_and_counts_it_as_missing(spec, name,
     measure([config], **broken)
     text = plan.text([spec], "gpu1")
     assert f"{run_id(config)} does not count: {reason}; repeated; the old result moves to unusable/" in text
-    assert re.search(rf"^{run_id(config)} +[\d,]+ +\S+", text, re.M), "no line with its cost"
+    assert re.search(rf"^{run_id(config)} r=1 \(the paper's 8\) +[\d,]+ +\S+", text, re.M), "no line with its cost"
     assert "7 runs; missing:" in text
     assert run_id(config) in [run_id(c) for c in runner.plan([spec])]
     assert (resolve(spec).selected is None) == (name == "search")
@@ -180,8 +180,8 @@ def test_two_suites_of_different_changed_source_do_not_repeat_each_others_runs_f
 @pytest.mark.parametrize(
     ("here", "expected"),
     [
-        (CHANGED, "warning: source that changes numbers is not that of the commit: results enter no table"),
-        (COPIED, "warning: there is no git here: results enter tables after scripts/collect_results.py"),
+        (CHANGED, "warning: the source is changed since the commit: results will enter no table"),
+        (COPIED, "warning: no git repository: results enter no table until scripts/collect_results.py"),
     ],
 )
 def test_changed_source_is_said_once_at_the_start(spec, monkeypatch, capsys, here, expected):
@@ -198,7 +198,7 @@ def test_a_single_run_on_changed_source_says_so_too(spec, monkeypatch, worker, c
     becomes(monkeypatch, CHANGED)
     worker(spec.search_runs[0], CHANGED)
     assert launch.launch(spec.search_runs[0]) == 0
-    assert "warning: source that changes numbers is not that of the commit" in capfd.readouterr().err
+    assert "warning: the source is changed since the commit" in capfd.readouterr().err
 
 
 def without(result, field):
