@@ -73,7 +73,7 @@ class Job:
 
 
 class Earlier:
-    """What the committed results tell of runs like one: same task, model, method and rank."""
+    """The committed results of similar runs: of the same task, model, method and rank."""
 
     def __init__(self) -> None:
         self.peaks: dict[tuple, list[float]] = {}
@@ -89,7 +89,7 @@ class Earlier:
             self.times.setdefault(kind, []).append((result.last_step, result.wall_s))
 
     def claim_gib(self, config: RunConfig, unknown_gib: float) -> float:
-        """Of like runs, else by the plan; `unknown_gib` where that does not know the model's shape."""
+        """Return the GiB that similar runs took, else the plan's; `unknown_gib` if that does not know the model's shape."""
         if peaks := self.peaks.get(_kind(config.model_dump(mode="json"))):
             return max(peaks) * MARGIN + 1.0
         try:
@@ -98,7 +98,10 @@ class Earlier:
             return unknown_gib
 
     def expected_s(self, config: RunConfig) -> float | None:
-        """From the like runs nearest in steps, the fastest of them, as others shared their GPU; None where there is none."""
+        """Return the seconds of the similar runs nearest in steps; None if there are none.
+
+        The fastest of them counts, since others shared their GPU.
+        """
         times = self.times.get(_kind(config.model_dump(mode="json")))
         if not times or not config.knows_steps:
             return None
@@ -182,7 +185,7 @@ class Queue:
             file.write(line + "\n")
 
     def _waiting(self) -> list[tuple[str, RunConfig]]:
-        """What may start now: not done, not running, not given up, and before the first @wait with open runs above it."""
+        """Return what may start now: not done, running or given up, and before the first @wait with open runs above it."""
         running = {run_id(job.config) for job in self.running}
         open_, before = [], False
         for line, config in self._lines():
@@ -199,7 +202,7 @@ class Queue:
         return open_
 
     def _lines(self) -> list[tuple[str, RunConfig | None]]:
-        """Of the file, read again where it has changed or a run has ended."""
+        """Return the lines of the file, read again if it has changed or a run has ended."""
         state = (self.options.queue.stat().st_mtime_ns, len(self.ended), sum(self.tries.values()))
         if state != self._read_at[0]:
             self._read_at = (state, _read(self.options.queue))
@@ -267,7 +270,7 @@ class Queue:
 
 
 def _read(path: Path) -> list[tuple[str, RunConfig | None]]:
-    """The runs of the file, None for @wait. Raises: ConfigError that names the line."""
+    """Return the runs of the file, None for @wait. Raises ConfigError that names the line."""
     entries: list[tuple[str, RunConfig | None]] = []
     for number, text in enumerate(path.read_text().splitlines(), 1):
         line = text.split("#")[0].strip()
@@ -289,14 +292,14 @@ def _compose(line: str) -> RunConfig:
 
 
 def _missing(name: str, scale: str, *only: str) -> list[str]:
-    """A line a run of the experiment that is missing and can begin now. Raises: ConfigError, FileNotFoundError."""
+    """Return one line per missing run of the experiment that can start now. Raises ConfigError, FileNotFoundError."""
     rows = experiments.cell_specs(experiments.load(name), cast(experiments.Scale, scale))
     cells = experiments.filter_cells([cell for row in rows for cell in row], list(only))
     return [shlex.join(words) for words in commands.arguments(cells).values()]
 
 
 def read_gpus(wanted: list[str]) -> list[Gpu]:
-    """Those of `wanted`, or all; none where there is no driver."""
+    """Return the GPUs of `wanted`, or all; none without a driver."""
     rows = gpus.query("index", "memory.total", "memory.used", "utilization.gpu")
     return [
         Gpu(index, float(total) / 1024, float(used) / 1024, [float(busy)])

@@ -33,7 +33,7 @@ def test_a_method_without_a_formula_is_refused_by_name(monkeypatch):
     config = compose(["task=metamath", "method=mora", "r=8"])
     unknown = SimpleNamespace(kind="vera", target_modules=["q_proj"])
     other = config.method.model_copy(update={"name": "vera", "adapter": unknown})
-    with pytest.raises(ConfigError, match="what an adapter of method vera costs is not known"):
+    with pytest.raises(ConfigError, match="the cost of an adapter of method vera is unknown"):
         counts.trainable(config.model_copy(update={"method": other}))
 
 
