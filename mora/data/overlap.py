@@ -18,7 +18,7 @@ from mora.errors import DataError, MissingData
 
 from . import sources
 from .files import read_cells, read_json, read_rows, read_text, record_of
-from .records import Record, wrong
+from .records import Record, field_error
 
 NGRAM = 13  # words in a row that are compared, as in GPT-3's check; a shorter question must be the whole text
 SHARE = 0.5  # of a question's runs that the row must hold: phrases and drawings that many questions share do not count
@@ -56,7 +56,7 @@ def _convfinqa(path: Path) -> Iterator[Record]:
     whole = record_of(str(path), read_json(path))
     rows = whole.row.get("dev")
     if not isinstance(rows, list):
-        raise wrong(whole, "dev", "a list of rows")
+        raise field_error(whole, "dev", "a list of rows")
     for number, row in enumerate(rows, 1):
         where = f"{path}, row {number}"
         yield record_of(f"{where}: field 'doc'", record_of(where, row).row.get("doc"))
@@ -184,7 +184,7 @@ def _texts(record: Record, fields: tuple[str, ...]) -> Iterator[str]:
         value = record.row.get(name)
         texts = [value] if isinstance(value, str) else value
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise wrong(record, name, "a text or a list of texts")
+            raise field_error(record, name, "a text or a list of texts")
         yield from texts
 
 

@@ -12,7 +12,9 @@ def test_every_cell_keeps_its_run_id():
     """`run_ids.txt`: of each cell its run at the default learning rate and seed 0. Cells may be added; a line leaves the
     file with its cell, or where RESULT_VERSION was raised."""
     loaded = [experiments.load(name) for name in experiments.names()]
-    cells = [cell for one in loaded for scale in one.scales for row in experiments.grids(one, scale) for cell in row]
+    cells = [
+        cell for one in loaded for scale in one.scales for row in experiments.cell_specs(one, scale) for cell in row
+    ]
     ids = {run_id(cell.config) for cell in cells if cell.exists}
     lost = sorted({*GOLDEN.read_text().split()} - ids)
     assert lost == []
