@@ -7,7 +7,7 @@ python scripts/check_gpu.py methods --only dora none         # some of them
 python scripts/check_gpu.py methods --device cpu             # a rehearsal: the same path, tiny shapes, fp32
 
 methods: some steps of UUID pairs, with two restarts where the method has them; `none` has its one loss before training.
-large: without dropout. MoRA on one GPU, on all, and on one again, alone on the machine, the same tokens a GPU (8 x 1 024,
+large: without dropout. MoRA on one GPU, on all, and on one again, alone on the machine, the same tokens a GPU (8 x 1,024,
 half a micro batch where that does not fit). The ratio is over the faster run on one: the first on a machine may be slow. One
 above the number of GPUs is no success, as the runs on one were then slow for another reason. Then LoRA, and ReMoRA with a
 restart, each on a GPU of its own. step_s and tokens_per_s are medians of the loop's own measurements, four steps each, so
@@ -61,7 +61,7 @@ def _one_gpu_each(table: Table, trials: CheckRunner, runs: dict[str, list[RunCon
     """Each run on a free GPU, as many at once as there are; in the order in which they were given."""
 
     def run(name: str, configs: list[RunConfig]) -> dict[str, Any]:
-        with trials.places.take(ranks=1) as place:
+        with trials.slots.take(ranks=1) as place:
             return _first_that_fits(trials, name, configs, place)
 
     for row in [trials.pool.submit(run, name, configs) for name, configs in runs.items()]:

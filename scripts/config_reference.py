@@ -151,18 +151,18 @@ def _prose(section: type[BaseModel]) -> list[str]:
 def _field_texts(section: type[BaseModel]) -> dict[str, str]:
     """Field -> its docstring (the string below it), or the comment on its line."""
     source = textwrap.dedent(inspect.getsource(section))
-    lines, found, name = source.splitlines(), dict[str, str](), None
+    lines, texts, name = source.splitlines(), dict[str, str](), None
     body = ast.parse(source).body[0]
     assert isinstance(body, ast.ClassDef)
     for node in body.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             name = node.target.id
-            found[name] = _cell(lines[node.lineno - 1].partition("  # ")[2])
+            texts[name] = _cell(lines[node.lineno - 1].partition("  # ")[2])
         elif name and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            found[name], name = _cell(str(node.value.value)), None
+            texts[name], name = _cell(str(node.value.value)), None
         else:
             name = None
-    return found
+    return texts
 
 
 def _values(field: FieldInfo, settings: list[_Setting]) -> str:

@@ -124,9 +124,9 @@ def _defines(body: list[ast.stmt], names: list[str]) -> bool:
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == names[0]:
             return len(names) == 1 or _defines(node.body, names[1:])
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        found = {getattr(target, "id", None) for target in targets}
+        defined = {getattr(target, "id", None) for target in targets}
         if isinstance(node, ast.ImportFrom):
-            found |= {alias.asname or alias.name for alias in node.names}
-        if names[0] in found and len(names) == 1:
+            defined |= {alias.asname or alias.name for alias in node.names}
+        if names[0] in defined and len(names) == 1:
             return True
     return False

@@ -70,21 +70,21 @@ def needed(extras: list[str]) -> set[str]:
     optional = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     if unknown := [extra for extra in extras if extra not in optional]:
         raise ValueError(f"--extras {unknown[0]}: expected some of {', '.join(optional)}")
-    found: set[str] = set()
+    names: set[str] = set()
     open_ = [Requirement(text) for extra in extras for text in optional[extra]]
     while open_:
         requirement = open_.pop()
         name = canonicalize_name(requirement.name)
-        if name in found:
+        if name in names:
             continue
-        found.add(name)
+        names.add(name)
         try:
             more = [Requirement(text) for text in requires(name) or []]
         except PackageNotFoundError:
             raise ValueError(f"{name} is not installed here: make install") from None
         wanted = [{"extra": extra} for extra in (requirement.extras or {""})]
         open_ += [r for r in more if r.marker is None or any(r.marker.evaluate(one) for one in wanted)]
-    return found
+    return names
 
 
 def _wheels(folder: Path, options: argparse.Namespace) -> None:
@@ -93,7 +93,7 @@ def _wheels(folder: Path, options: argparse.Namespace) -> None:
     listed = options.has.read_text().splitlines() if options.has else []
     there = {str(canonicalize_name(line.split("==")[0])) for line in listed}
     lock = re.findall(r"^([\w.-]+)==([^\s;]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
-    pinned = {str(canonicalize_name(name)): found for name, found in lock}
+    pinned = {str(canonicalize_name(name)): version for name, version in lock}
     names = sorted(needed(options.extras) - there)
     wanted = [*(f"{name}=={pinned.get(name) or version(name)}" for name in names), *options.also]
     with ThreadPoolExecutor(8) as pool:

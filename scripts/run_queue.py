@@ -10,7 +10,7 @@ the part that may start until everything above it has ended. `@experiment table1
 for all runs of these cells that are missing: searches, then what they choose, as they come.
 
 A run starts on the GPU with the most room, where the memory that like runs have taken (the peak in their results, their
-evaluation included, and 15 %) fits beside what already runs there, and where the driver reports it as free; a run like no
+evaluation included, and 15%) fits beside what already runs there, and where the driver reports it as free; a run like no
 other claims what the plan says of its training, or --unknown-gib. A run that fails is tried once more with twice the claim.
 A run that like runs could not end in the time left is not started, and where none is left that could, the queue ends.
 When the time is over every run is asked to save a checkpoint (MORA_OUTPUT_DIR) and ends.
@@ -268,19 +268,19 @@ class Queue:
 
 def _read(path: Path) -> list[tuple[str, RunConfig | None]]:
     """The runs of the file, None for @wait. Raises: ConfigError that names the line."""
-    found: list[tuple[str, RunConfig | None]] = []
+    entries: list[tuple[str, RunConfig | None]] = []
     for number, text in enumerate(path.read_text().splitlines(), 1):
         line = text.split("#")[0].strip()
         try:
             if line == "@wait":
-                found.append((line, None))
+                entries.append((line, None))
             elif line.startswith("@experiment "):
-                found += [(one, _compose(one)) for one in _missing(*line.split()[1:])]
+                entries += [(one, _compose(one)) for one in _missing(*line.split()[1:])]
             elif line:
-                found.append((line, _compose(line)))
+                entries.append((line, _compose(line)))
         except (MoraError, FileNotFoundError, TypeError) as error:
             raise ConfigError(f"{path}, line {number}: {error}") from error
-    return found
+    return entries
 
 
 @cache
@@ -290,8 +290,8 @@ def _compose(line: str) -> RunConfig:
 
 def _missing(name: str, scale: str, *only: str) -> list[str]:
     """A line a run of the experiment that is missing and can begin now. Raises: ConfigError, FileNotFoundError."""
-    rows = experiments.grids(experiments.load(name), cast(experiments.Scale, scale))
-    cells = experiments.only([cell for row in rows for cell in row], list(only))
+    rows = experiments.cell_specs(experiments.load(name), cast(experiments.Scale, scale))
+    cells = experiments.filter_cells([cell for row in rows for cell in row], list(only))
     return [shlex.join(words) for words in commands.arguments(cells).values()]
 
 

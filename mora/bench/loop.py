@@ -156,7 +156,7 @@ def _hugging_face(plan: Plan, data: list[list[int]], size: int, device: torch.de
 
 
 def _ours(plan: Plan, data: list[list[int]], micro_tokens: int, device: torch.device) -> float:
-    """What a run does with hardware.micro_batch_tokens: bf16, fp32 masters, fused layers, loss in chunks."""
+    """Measure a run with hardware.micro_batch_tokens: bf16, fp32 masters, fused layers, loss in chunks."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     base = build_base(plan.shape, device, dtype)
     if device.type == "cuda":

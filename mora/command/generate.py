@@ -1,4 +1,4 @@
-"""What a model answers to a prompt. The prompt goes in as it stands: a run knows the form that it was trained on."""
+"""Answers of a model to prompts. A prompt goes in unchanged: a run knows the form that it was trained on."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def answers(options: argparse.Namespace) -> list[str]:
 
     Raises: ConfigError where the model cannot be loaded, or a prompt is empty.
     """
-    found = trained.find(options.run)
-    if found is None and named(options.run) is None and (reason := refused(options.run)):
+    folder = trained.find(options.run)
+    if folder is None and named(options.run) is None and (reason := refused(options.run)):
         raise trained.unknown(options.run) if reason.endswith("model") else ConfigError(reason)
     import torch
 
@@ -60,7 +60,7 @@ def answers(options: argparse.Namespace) -> list[str]:
     quiet()
     where = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     precision = options.precision or ("fp32" if torch.device(where).type == "cpu" else "bf16")
-    model, tokenizer = load_any(options.run if found is None else str(found), precision)
+    model, tokenizer = load_any(options.run if folder is None else str(folder), precision)
     model = model.to(where).eval()
     torch.manual_seed(options.seed)
     sampling = {"do_sample": True, "temperature": options.temperature} if options.temperature else {"do_sample": False}

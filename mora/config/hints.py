@@ -50,8 +50,8 @@ ELSE = {
 
 def near(wanted: str, known: Sequence[str]) -> str:
     """`; did you mean ...?` of the name that is nearest; nothing where none is."""
-    found = get_close_matches(wanted.lower(), known, 1, 0.65)
-    return f"; did you mean {found[0]}?" if found else ""
+    matches = get_close_matches(wanted.lower(), known, 1, 0.65)
+    return f"; did you mean {matches[0]}?" if matches else ""
 
 
 def choices(group: str) -> list[str]:

@@ -219,8 +219,8 @@ def hydra_line(error: Exception) -> str:
 
 
 def _meant(text: str) -> str:
-    if found := re.search(r"Could not find '(\w+)/([^']*)'", text):
-        return hints.choice(*found.groups())
-    if found := re.search(r"Could not override '([\w.]+)'", text):
-        return hints.field(found[1])
+    if match := re.search(r"Could not find '(\w+)/([^']*)'", text):
+        return hints.choice(*match.groups())
+    if match := re.search(r"Could not override '([\w.]+)'", text):
+        return hints.field(match[1])
     return ""

@@ -40,11 +40,11 @@ def load_run(folder: Path) -> RunConfig:
     return load(read_yaml(folder / "config.yaml"))
 
 
-def described(error: ValidationError, values: Any, most: int = 5) -> str:
+def described(error: ValidationError, values: Any, max_fields: int = 5) -> str:
     """In a line, every field that is wrong; of many, the first ones."""
-    found = [_describe(e, values) for e in error.errors()]
-    more = [f"{len(found) - most} more fields"] if len(found) > most else []
-    return "; ".join([*found[:most], *more])
+    errors = [_describe(e, values) for e in error.errors()]
+    more = [f"{len(errors) - max_fields} more fields"] if len(errors) > max_fields else []
+    return "; ".join([*errors[:max_fields], *more])
 
 
 def _describe(error: Any, values: Any) -> str:

@@ -50,15 +50,15 @@ def of_run(config: RunConfig) -> dict[str, str]:
             for above in [path for path in written if setting.path.startswith(f"{path}.")]:
                 del written[above]  # null in one file, a section in a later one
             written[setting.path] = setting
-    found = {}
+    sources = {}
     for path, setting in written.items():
         if path.startswith("task.lr_grid"):  # which rates were tried is no value of one run
             continue
         known, value = _at(values, path)
         if known:
             same = _plain(value) == _plain(_resolved(setting, config))
-            found[path] = setting.source if same else f"override: {value!r}; {setting.source}"
-    return found
+            sources[path] = setting.source if same else f"override: {value!r}; {setting.source}"
+    return sources
 
 
 def deviations() -> str:
@@ -133,8 +133,8 @@ def _resolved(setting: Setting, config: RunConfig) -> Any:
 
     run = OmegaConf.create(config.model_dump(mode="json", exclude_none=True))  # as files have what is not there
     OmegaConf.update(run, setting.path, setting.value)
-    found = OmegaConf.select(run, setting.path)
-    return OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
+    value = OmegaConf.select(run, setting.path)
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
 def _plain(value: Any) -> Any:

@@ -18,7 +18,7 @@ from mora.io import data_dir
 
 from . import sources
 from .files import record_of
-from .records import Record, wrong
+from .records import Record, field_error
 from .sets import SETS, EvaluationSet
 
 NGRAM = 13  # words in a row that are compared, as in GPT-3's check; a shorter question must be the whole text
@@ -121,7 +121,7 @@ def _texts(record: Record, fields: tuple[str, ...]) -> Iterator[str]:
         value = inside.row.get(last)
         texts = [value] if isinstance(value, str) else value
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise wrong(inside, last, "a text or a list of texts")
+            raise field_error(inside, last, "a text or a list of texts")
         yield from texts
 
 

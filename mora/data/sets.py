@@ -10,7 +10,7 @@ from pathlib import Path
 from mora.errors import DataError, MissingData
 
 from .files import read_cells, read_json, read_rows, read_text, record_of
-from .records import Record, wrong
+from .records import Record, field_error
 
 LETTERS = ("A", "B", "C", "D")
 
@@ -109,7 +109,7 @@ def _by_key(path: Path) -> Iterator[Record]:
     whole = record_of(str(path), read_json(path))
     for key, row in whole.row.items():
         if not isinstance(row, dict):
-            raise wrong(whole, key, "an object with fields")
+            raise field_error(whole, key, "an object with fields")
         yield Record(f"{path}, {key}", row)
 
 
@@ -128,7 +128,7 @@ def _conversations(path: Path) -> Iterator[Record]:
     whole = record_of(str(path), read_json(path))
     rows = whole.row.get("dev")
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise wrong(whole, "dev", "a list of objects with fields")
+        raise field_error(whole, "dev", "a list of objects with fields")
     for i, row in enumerate(rows):
         yield Record(f"{path}, dev[{i}]", row)
 

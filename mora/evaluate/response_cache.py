@@ -1,4 +1,4 @@
-"""What a long evaluation has already computed, batch by batch, so that a second start goes on where the first was cut."""
+"""The answers of a long evaluation, batch by batch, so that a second start resumes where the first was interrupted."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ResponseCache:
         return True
 
     def answer(self, batch: Any, compute: Callable[[], Any]) -> Any:
-        """The stored answer to `batch` (JSON values), or that of `compute`, which is then stored."""
+        """Return the stored answer to `batch` (JSON values), or that of `compute`, which is then stored."""
         if self.path is None:
             return compute()
         key = hashlib.sha256(json.dumps(batch).encode()).hexdigest()
@@ -57,7 +57,7 @@ class ResponseCache:
 
 
 def _row(line: str) -> dict[str, Any] | None:
-    """None of a line that is cut or damaged."""
+    """Parse a line; None if it is cut or damaged."""
     try:
         row = unsealed(json.loads(line))
     except (ValueError, AttributeError):

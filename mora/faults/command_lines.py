@@ -67,10 +67,10 @@ def keys_of(task: str, method: str) -> tuple[str, ...]:
     """Every field and section of such a run."""
     rank = [] if method in ("none", "fft") else ["r=8"]
     values = compose([f"task={task}", f"method={method}", "scale=smoke", *rank]).model_dump()
-    found: list[str] = []
+    keys: list[str] = []
 
     def walk(name: str, value: Any) -> None:
-        found.append(name)
+        keys.append(name)
         if isinstance(value, dict):
             for key, inner in value.items():
                 if isinstance(key, str) and re.fullmatch(r"\w+", key):
@@ -78,7 +78,7 @@ def keys_of(task: str, method: str) -> tuple[str, ...]:
 
     for name, value in values.items():
         walk(name, value)
-    return tuple(found)
+    return tuple(keys)
 
 
 def ask(line: tuple[list[str], list[str]]) -> None:

@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _fetched(model: Model) -> str:
-    """Where the model's checkpoint lies now. Raises: ConfigError; what the hub raises."""
+    """Return the path of the model's checkpoint, fetched if need be. Raises ConfigError, and errors of the hub."""
     if model.source == "gguf":
         from . import files, gguf
 

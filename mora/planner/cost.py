@@ -1,6 +1,6 @@
-"""What a run costs before it is started: steps and tokens, FLOPs, memory a GPU, hours, disk. No torch, no weights.
+"""The cost of a run before it is started: steps and tokens, FLOPs, memory per GPU, hours, disk.
 
-Evaluation and checkpoint writing are not in the hours.
+Needs no torch and no weights. Evaluation and checkpoint writing are not in the hours.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mora.results import RunResult
 from .counts import flops_per_token, frozen_adapter, number_bytes, trainable
 from .gpus import H100, Gpu
 from .memory import Memory, fitting_micro_batch, memory
-from .speed import rate_of
+from .speed import token_time
 
 # Training sequences where the data decide. A result of the task and scale, where there is one, is asked first.
 SEQUENCES: dict[tuple[str, str], int] = {
@@ -43,7 +43,7 @@ class Length:
 
 
 def length_of(config: RunConfig, results: Iterable[RunResult] = ()) -> Length:
-    """`results`: of the same task and scale, whose own counts are taken first."""
+    """Return the run's length. `results` of the same task and scale have counts, which are taken first."""
     train, longest = config.task.train, max_length(config)
     for result in results:
         report = result.data.get("report", {})
@@ -69,10 +69,15 @@ def max_length(config: RunConfig) -> int:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one run. `memory` at `micro_batch_size`, the largest that fits; None: not even one sequence does. On a CPU, whose
-    memory and speed are not known: the micro batch that is set, and no hours.
+    """The cost of a run.
 
-    `gpu_hours`: of training alone. `disk`: what is left at the end; `checkpoints`: the most on the way.
+    Attributes:
+        memory: At `micro_batch_size`.
+        micro_batch_size: The largest that fits; None if not even one sequence does. On a CPU, whose memory and speed
+            are not known, the one that is set, and no hours.
+        gpu_hours: Of training alone.
+        disk: Bytes that are left at the end.
+        checkpoints: The most bytes of checkpoints meanwhile.
     """
 
     steps: int | None
@@ -84,19 +89,27 @@ class Cost:
     memory: Memory
     micro_batch_size: int | None
     gpu_hours: float | None
-    rate_source: str
+    time_source: str
     disk: float
     checkpoints: float
 
 
 def cost(config: RunConfig, results: Iterable[RunResult] = (), gpu: Gpu = H100) -> Cost:
-    """`results`: of the same task and scale, for the length of their data. On another `gpu` than an H100 the speed is scaled
-    by the peaks of both, and its source says so."""
+    """Return the cost of a run.
+
+    Args:
+        config: The run.
+        results: Results of the same task and scale, for the length of their data.
+        gpu: On another GPU than an H100 the speed is scaled by the peaks of both, and its source says so.
+    """
     longest, length = max_length(config), length_of(config, results)
     flops = None if length.tokens is None else length.tokens * flops_per_token(config, longest)
     own, shape, on_cpu = trainable(config), shape_of(config.model), config.hardware.device == "cpu"
     micro = config.micro_batch_size if on_cpu else fitting_micro_batch(config, longest, gpu.memory)
-    needs, rate = memory(config, longest, micro or 1), None if on_cpu else rate_of(config, longest, micro or 1).on(gpu)
+    needs, time = (
+        memory(config, longest, micro or 1),
+        None if on_cpu else token_time(config, longest, micro or 1).on(gpu),
+    )
     return Cost(
         steps=length.steps,
         tokens=length.tokens,
@@ -106,15 +119,15 @@ def cost(config: RunConfig, results: Iterable[RunResult] = (), gpu: Gpu = H100) 
         trainable=own,
         memory=needs,
         micro_batch_size=micro,
-        gpu_hours=None if length.tokens is None or rate is None else length.tokens * rate.seconds / 3600,
-        rate_source="not known on a CPU" if rate is None else rate.source,
+        gpu_hours=None if length.tokens is None or time is None else length.tokens * time.seconds_per_token / 3600,
+        time_source="not known on a CPU" if time is None else time.source,
         disk=_disk(config, own, shape),
         checkpoints=3 * (12 * own + needs.shadow),  # two kept and one being written
     )
 
 
 def _disk(config: RunConfig, own: int, shape: Shape) -> int:
-    """Of the adapter and the whole model, as far as a run leaves them: what trained is in fp32, merged layers are not."""
+    """Return the bytes of what a run leaves of adapter and model: trained parts in fp32; merged layers are rounded."""
     if config.method.adapter is None:
         return 4 * own
     rest = shape.rest if config.trains_rest else 0

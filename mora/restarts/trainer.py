@@ -72,7 +72,7 @@ def zero_groups(zero: Any) -> list[list[nn.Parameter]]:
 
 
 def stage3_groups(zero: Any) -> list[list[nn.Parameter]]:
-    found: list[list[nn.Parameter]] = [[] for _ in zero.optimizer.param_groups]
+    groups: list[list[nn.Parameter]] = [[] for _ in zero.optimizer.param_groups]
     for i, parameters in enumerate(zero.fp16_groups):
-        found[zero.sub_group_to_group_id[i]] += parameters
-    return found
+        groups[zero.sub_group_to_group_id[i]] += parameters
+    return groups

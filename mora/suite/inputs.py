@@ -13,7 +13,7 @@ from .gpus import visible
 
 
 def check(config: RunConfig) -> None:
-    """Raises: ConfigError where the hardware or the weights that the run names are not here."""
+    """Raise ConfigError if this machine lacks the hardware or the weights that the run names."""
     hardware, path = config.hardware, config.model.path
     if hardware.device == "cuda" and hardware.rendezvous != "slurm" and (there := len(visible())) < hardware.processes:
         seen = f"there are {there}" if there else "there is no GPU"
@@ -30,7 +30,7 @@ def check(config: RunConfig) -> None:
 
 
 def unlike(config: RunConfig, result: RunResult) -> str | None:
-    """What lies here and did not make the result of this run's id; None where all is alike, or not here to be compared."""
+    """Return how the files here differ from those that made the result of this run id; None if they agree or are absent."""
     return _other_weights(config.model, result) or _other_files(result)
 
 
@@ -53,10 +53,10 @@ def _other_files(result: RunResult) -> str | None:
 
     groups = result.data.get("fingerprints", {}).get("sources", {})
     for facts in (facts for group in groups.values() for facts in group if "files" in facts):
-        found = {path.name: sha256(path) for path in sources.match(facts["files"])}
-        if not found and Path(facts["files"]).is_absolute():
+        digests = {path.name: sha256(path) for path in sources.match(facts["files"])}
+        if not digests and Path(facts["files"]).is_absolute():
             return f"there is no file {facts['files']} any more"
-        if found and found != facts["sha256"]:
+        if digests and digests != facts["sha256"]:
             return f"{facts['files']} has another content than it was made with"
     return None
 

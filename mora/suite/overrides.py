@@ -1,4 +1,4 @@
-"""What `--hardware`, `--set` and `--results` change in the runs of an experiment, and what they may not."""
+"""What `--hardware`, `--set` and `--results` change in the runs of an experiment, and what they may not change."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ WHOLE_GROUPS = ("hardware", "tracker")  # of configs/, that change no result
 
 
 def given(args: argparse.Namespace, settings: Sequence[str]) -> list[str]:
-    """As overrides of every run. A plan as a table puts its runs on hardware of its own, afterwards."""
+    """Return the command line's settings as overrides of every run.
+
+    A plan puts a table's runs on its hardware afterwards.
+    """
     elsewhere = args.plan == "table"
     own = [text for text in settings if not (elsewhere and text.startswith("hardware"))]
     hardware = [f"hardware={args.hardware}"] if args.hardware and not elsewhere else []
@@ -24,8 +27,12 @@ def given(args: argparse.Namespace, settings: Sequence[str]) -> list[str]:
 
 
 def check(settings: Sequence[str], results: Path | None) -> None:
-    """Raises: ConfigError where a setting is no KEY=VALUE, or makes other runs, which no table would find, unless results
-    lie in a folder of their own."""
+    """Check the settings of a command line.
+
+    Raises:
+        ConfigError: A setting is not KEY=VALUE, or it makes other runs, which no table would find, while the results
+            would not go to a folder of their own.
+    """
     plain = ["task=metamath", "method=mora", "r=8", "scale=smoke"]
     for text in settings:
         if "=" not in text or text.startswith(("+", "~")):
@@ -41,7 +48,7 @@ def check(settings: Sequence[str], results: Path | None) -> None:
 
 
 def applied(experiment: Experiment, overrides: list[str]) -> Experiment:
-    """The experiment, with these overrides in all of its runs."""
+    """Return the experiment with these overrides in all of its runs."""
 
     def changed(columns: list[Column]) -> list[Column]:
         return [c.model_copy(update={"overrides": [*c.overrides, *overrides]}) for c in columns]

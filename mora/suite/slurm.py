@@ -29,7 +29,7 @@ def in_job() -> bool:
 
 
 def split(settings: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Those of the runs, and the options of the job."""
+    """Return the settings of the runs, and the options of the job."""
     own = [text for text in settings if not text.startswith(PREFIX)]
     job = [text.removeprefix(PREFIX).partition("=") for text in settings if text.startswith(PREFIX)]
     return own, {key: value for key, _, value in job}

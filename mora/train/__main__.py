@@ -75,7 +75,7 @@ def _out_of_memory(folder: Path, error: torch.OutOfMemoryError) -> str:
 
 
 def process() -> NoReturn:
-    """`main`, and the end of the process with its exit code."""
+    """Run `main`, and end the process with its exit code."""
     code = 1
     try:
         code = main()

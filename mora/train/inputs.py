@@ -1,4 +1,4 @@
-"""What a run was made of: the weights and data that its configuration only names. No torch."""
+"""The weights and data behind a run, which its configuration only names. No torch."""
 
 from __future__ import annotations
 

@@ -123,23 +123,23 @@ def _train(
 
 
 class Speed:
-    """How fast the steps are, measured over stretches of some; between the stretches nothing is measured."""
+    """The speed of the steps, measured over stretches; nothing between the stretches counts."""
 
     def __init__(self) -> None:
         self._stretches: list[tuple[float, float]] = []
         self.start()
 
     def start(self) -> None:
-        """A stretch begins. One that was not ended is forgotten: an evaluation lay in it."""
+        """Begin a stretch. One that was not ended is forgotten, since an evaluation interrupted it."""
         self._clock, self._steps, self._tokens = time.perf_counter(), 0, 0
 
     def add(self, tokens: int) -> None:
-        """A step with so many tokens that carry a loss."""
+        """Count a step with so many tokens that carry a loss."""
         self._steps += 1
         self._tokens += tokens
 
     def end(self) -> float:
-        """A stretch ends and the next one begins. Returns its tokens a second."""
+        """End the stretch and begin the next; return its tokens per second."""
         seconds = time.perf_counter() - self._clock
         self._stretches.append((seconds / self._steps, self._tokens / seconds))
         self.start()
@@ -162,7 +162,7 @@ class _Rows:
     checkpoints: Path
 
     def write(self) -> list[dict[str, Any]]:
-        """Writes what waits. Raises: Diverged, when it is written."""
+        """Write the kept rows. Raises Diverged once they are written, if a loss or norm is not finite."""
         rows = self.log.flush()
         self.track(rows)
         self.check(rows)
@@ -197,12 +197,14 @@ def _save(folder: Path, done: int, engine: Engine, restarts: Restarts, config: R
 
 
 def _resume(folder: Path, engine: Engine, restarts: Restarts, config: RunConfig) -> tuple[int, str]:
-    """Loads the newest good checkpoint, if there is one. Returns the steps that are done, and the log of them.
+    """Load the newest good checkpoint, if there is one; return the steps done and their log.
 
-    The number of ranks may be another one than before where nothing is drawn by rank: a checkpoint holds whole tensors. The
-    code may not, but at scale
-    smoke: no commit would have made the result.
-    Raises: DamagedFileError where the checkpoint is of another run or code; ConfigError where the ranks see different ones.
+    The number of ranks may have changed if nothing is drawn by rank, since a checkpoint holds whole tensors. The code
+    must be the same, except at scale smoke, for no commit would have made the result.
+
+    Raises:
+        DamagedFileError: The checkpoint is of another run or of other code.
+        ConfigError: The ranks see different checkpoints.
     """
     state = checkpoint.load_latest(folder)
     start = 0 if state is None else state["step"]
@@ -239,9 +241,9 @@ def _resume(folder: Path, engine: Engine, restarts: Restarts, config: RunConfig)
 
 
 def _dropout(config: RunConfig) -> str | None:
-    """The method's setting that drops something at random; None where nothing does."""
-    found = config.method.adapter.dropouts if config.method.adapter else {}
-    return next((f"method.adapter.{name}={value}" for name, value in found.items()), None)
+    """Return the method's setting that drops something at random; None if nothing does."""
+    dropouts = config.method.adapter.dropouts if config.method.adapter else {}
+    return next((f"method.adapter.{name}={value}" for name, value in dropouts.items()), None)
 
 
 class _StopSignal:
@@ -255,8 +257,11 @@ class _StopSignal:
 
     @contextmanager
     def at_once(self, done: int) -> Iterator[None]:
-        """Within, the evaluation of a step whose checkpoint is saved, they raise Interrupted, as one does that came before:
-        whoever sent them will not wait for minutes. For one process: of several ranks, one that is ahead would be left."""
+        """Context manager: signals raise Interrupted at once, also one that came before.
+
+        For the evaluation of a step whose checkpoint is saved: the sender will not wait for minutes. Only for a single
+        process, since of several ranks one that is ahead would be left.
+        """
         self._evaluated = done
         try:
             if self.asked:

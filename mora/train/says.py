@@ -1,4 +1,4 @@
-"""What a run says of itself: what it is when it begins, and what came of it."""
+"""The messages of a run: what it is when it begins, and its outcome."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .distributed import world_size
 
 
 def quiet() -> None:
-    """Without what libraries say that nobody here can act on."""
+    """Silence warnings and messages of libraries that a user cannot act on."""
     from transformers.utils import logging as transformers_logging
 
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -30,7 +30,8 @@ def beginning(config: RunConfig, device: torch.device, model: Any, folder: Path)
     """Device, precision, model, batch, rate, operator, where it goes on, where its result will be."""
     name, ranks = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu", world_size()
     where = f"{name} x {ranks}, {config.parallel}" if ranks > 1 else name
-    lines = [f"on {where}, {config.scale.precision}: {config.model.name}"]
+    rank = f", {config.rank_text}" if config.rank_text else ""
+    lines = [f"on {where}, {config.scale.precision}: {config.model.name}{rank}"]
     if config.method.trains:
         start = checkpoint.latest_step(folder / "checkpoints")
         begin = f"goes on after step {start}" if start else "from the beginning"

@@ -31,8 +31,11 @@ def limit_s() -> float:
 
 
 class Watchdog:
-    """Of one of several ranks. Its thread writes a sign of life into the run's folder, where the others find it: a rank that
-    is stopped or gone gives none, one that hangs does, but its work does not go on."""
+    """Watches the other ranks of a run.
+
+    Its thread writes a sign of life into the run's folder, where the others find it. A stopped or lost rank gives none;
+    a rank that hangs does, but its work does not advance.
+    """
 
     def __init__(self, folder: Path, rank: int, ranks: int, limit_s: float):
         self.folder, self.rank, self.ranks, self.limit_s = folder / "alive", rank, ranks, limit_s
@@ -40,7 +43,7 @@ class Watchdog:
         self._worked, self._over = time.monotonic(), threading.Event()
 
     def beat(self) -> None:
-        """The work has gone on."""
+        """Record that the work has advanced."""
         self._worked = time.monotonic()
 
     def start(self) -> None:
@@ -97,7 +100,7 @@ def start(folder: Path, rank: int, ranks: int) -> None:
 
 
 def beat() -> None:
-    """The work of this process has gone on."""
+    """Record that the work of this process has advanced."""
     if _watchdog is not None:
         _watchdog.beat()
 

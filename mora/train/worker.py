@@ -49,10 +49,14 @@ PACKAGES = ("torch", "transformers", "peft", "lm_eval", "datasets", "numpy")
 
 
 def run(folder: Path) -> Path:
-    """Runs `folder/config.yaml` to its end, from its last checkpoint if there is one; not again where there is a result.
+    """Run `folder/config.yaml` to its end, from its last checkpoint if there is one; a finished run is not repeated.
 
-    Returns the path of the result.
-    Raises: ConfigError, and what `fit` raises except Diverged and NonFiniteError, which become a result of its own.
+    Returns:
+        The path of the result.
+
+    Raises:
+        ConfigError: The run cannot be done.
+        MoraError: As `fit`, except Diverged and NonFiniteError, which become a result of their own.
     """
     source.of_this_process()
     config = load_run(folder)
@@ -138,9 +142,9 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
 
 
 def _save_trained(model: Any, tokenizer: Any, config: RunConfig, folder: Path) -> None:
-    """The adapter; and where more than the adapter has changed, the whole model, merged, as transformers loads it.
+    """Save the adapter, and, if more than the adapter has changed, the whole merged model as transformers loads it.
 
-    The tokenizer lies beside both.
+    The tokenizer is saved beside both.
     """
     adapted = config.method.adapter is not None
     base_changed = not adapted or config.method.restart is not None or config.trains_rest
@@ -158,9 +162,9 @@ def _save_trained(model: Any, tokenizer: Any, config: RunConfig, folder: Path) -
 
 
 def _base(model: Model) -> str | None:
-    """What other machines find the model by: its hub id, or its name in configs/model, which mora.evaluate knows.
+    """Return the base model's name for other machines: its hub id, or its name in configs/model, which mora.evaluate knows.
 
-    None of a model that has neither, one whose settings were overridden.
+    None for a model that has neither, because its settings were overridden.
     """
     if model.source == "pretrained":
         return model.path
@@ -168,7 +172,7 @@ def _base(model: Model) -> str | None:
 
 
 def _name_base(adapter: Path, base: str | None, config: RunConfig) -> None:
-    """In place of what PEFT writes: a path in this machine's cache, and a card of blanks that repeats it."""
+    """Replace what PEFT writes: a path in this machine's cache, and a card of blanks that repeats it."""
     path = adapter / "adapter_config.json"
     revision = config.model.revision if base and config.model.source == "pretrained" else None
     values = json.loads(path.read_text()) | {"base_model_name_or_path": base, "revision": revision}
@@ -186,8 +190,10 @@ def _name_base(adapter: Path, base: str | None, config: RunConfig) -> None:
 
 
 def write_result(config: RunConfig, folder: Path, facts: dict[str, Any]) -> Path:
-    """`<results_dir>/<run_id>.json`, its raw log beside it, and but at smoke its documents' scores; the checkpoints are then
-    removed. Returns the JSON's path."""
+    """Write `<results_dir>/<run_id>.json` with its raw log and, except at smoke, its documents' scores beside it.
+
+    The checkpoints are then removed. Returns the path of the JSON.
+    """
     path = result_path(config)
     path.parent.mkdir(parents=True, exist_ok=True)
     rows, text = log.read(folder / "log.jsonl"), (folder / "log.jsonl").read_text()
@@ -214,7 +220,7 @@ def write_result(config: RunConfig, folder: Path, facts: dict[str, Any]) -> Path
 
 @contextmanager
 def _hold(folder: Path) -> Iterator[None]:
-    """Keeps a second process out of the run's folder. Raises: MoraError where one is there."""
+    """Context manager: keep a second process out of the run's folder. Raises MoraError if one is there."""
     if int(os.environ.get("RANK", 0)) > 0:  # the first rank holds it for all
         yield
         return
@@ -226,7 +232,10 @@ def _hold(folder: Path) -> Iterator[None]:
 
 
 def with_samples(config: RunConfig, n: int) -> RunConfig:
-    """Raises: ConfigError where the schedule does not fit into the steps that `n` sequences make."""
+    """Return the run with its number of samples.
+
+    Raises ConfigError if the schedule does not fit into the steps they make.
+    """
     try:
         return config.with_samples(n)
     except ValueError as error:
@@ -234,7 +243,7 @@ def with_samples(config: RunConfig, n: int) -> RunConfig:
 
 
 def check_same_code() -> None:
-    """Raises: ConfigError where the ranks, of several machines, run different code. All ranks must call."""
+    """Raise ConfigError if the ranks, on several machines, run different code. All ranks must call."""
     codes = all_gather_value(f"fingerprint {source.of_this_process()['fingerprint']}, torch {torch.__version__}")
     if len(set(codes)) > 1:
         told = "; ".join(f"rank {number}: {code}" for number, code in enumerate(codes))
@@ -242,7 +251,7 @@ def check_same_code() -> None:
 
 
 def check_positions(model: torch.nn.Module, samples: Sequence[Sample]) -> None:
-    """Raises: ConfigError where a sequence is longer than the model has positions, before anything is trained."""
+    """Raise ConfigError, before anything is trained, if a sequence is longer than the model's positions."""
     there = positions(model)
     if there is None:
         return
@@ -285,4 +294,4 @@ def _how(config: RunConfig) -> dict[str, Any]:
 
 def _print_parameters(model: torch.nn.Module, config: RunConfig) -> None:
     if rank() == 0:
-        print("\n".join(parameter_lines(model, config.r)), flush=True)
+        print("\n".join(parameter_lines(model, config.rank_text)), flush=True)

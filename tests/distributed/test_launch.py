@@ -53,8 +53,8 @@ def curve(tmp_path, steps=12):
 
 
 def alive(pattern):
-    found = subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True).stdout.split()
-    return [pid for pid in found if int(pid) != os.getpid()]
+    pids = subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True).stdout.split()
+    return [pid for pid in pids if int(pid) != os.getpid()]
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +82,10 @@ def test_a_rank_that_dies_ends_the_job_and_the_resumed_run_follows_one_process(t
     assert len(re.findall("^result: ", output, re.M)) == 1, "one rank speaks"
     assert curve(tmp_path / "killed") == pytest.approx(whole, abs=1e-5)
     (result,) = (tmp_path / "killed" / "results").glob("*[0-9a-f].json")
-    found = json.loads(result.read_text())
-    assert found["hardware"]["ranks"] == 2
-    assert found["speed"] is None, "the last step was saved before its evaluation: none was left to do"
-    assert found["metrics"]["12"].keys() >= {"value_nll", "uuid_char_acc"}
+    values = json.loads(result.read_text())
+    assert values["hardware"]["ranks"] == 2
+    assert values["speed"] is None, "the last step was saved before its evaluation: none was left to do"
+    assert values["metrics"]["12"].keys() >= {"value_nll", "uuid_char_acc"}
 
 
 LONG = ["task.train.epochs=100", "method.restart.every_steps=25", "lr=1e-3"]

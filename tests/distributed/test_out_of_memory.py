@@ -87,10 +87,10 @@ def test_one_process_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch, cap
     config = run_of(tmp_path, *alone)
     assert launch.launch(config) == 0
     assert "out of GPU memory with 8 sequences a pass; again with 4, from the last checkpoint" in capfd.readouterr().err
-    found = curve(config)
-    assert [step for step, *_ in found] == [1, 2, 3, 4, 5, 6]
-    assert found[:4] == expected[:4], "kept from before"
-    assert found[4:] != expected[4:], "of passes of another size"
-    for one, other in zip(found, expected, strict=True):
+    rows = curve(config)
+    assert [step for step, *_ in rows] == [1, 2, 3, 4, 5, 6]
+    assert rows[:4] == expected[:4], "kept from before"
+    assert rows[4:] != expected[4:], "of passes of another size"
+    for one, other in zip(rows, expected, strict=True):
         assert one == pytest.approx(other, rel=1e-4)
     assert result_path(config).is_file()

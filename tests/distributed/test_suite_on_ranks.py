@@ -29,8 +29,8 @@ def finish(process):
 
 
 def results(tmp_path):
-    found = [json.loads(path.read_text()) for path in (tmp_path / "own" / "runs").glob("*[0-9a-f].json")]
-    return {result["run_id"]: result for result in found}
+    of_files = [json.loads(path.read_text()) for path in (tmp_path / "own" / "runs").glob("*[0-9a-f].json")]
+    return {result["run_id"]: result for result in of_files}
 
 
 def make(tmp_path, only):

@@ -45,9 +45,9 @@ def test_rows_of_every_kind_of_file(tmp_path, name):
         if name.endswith(".zst"):  # two frames, as parallel compressors write
             data = zstandard.compress(LINES[:10]) + zstandard.compress(LINES[10:])
         path.write_bytes(data)
-    found = list(files.read_rows(path))
-    assert [record.row for record in found] == ROWS
-    assert found[1].where in (f"{path}:2", f"{path}, row 2")
+    records = list(files.read_rows(path))
+    assert [record.row for record in records] == ROWS
+    assert records[1].where in (f"{path}:2", f"{path}, row 2")
 
 
 MARK = b"\xef\xbb\xbf"
@@ -250,9 +250,9 @@ def test_files_of_the_users_own_are_never_replaced_by_the_stand_in(tmp_path, mon
 
 def test_a_csv_field_in_quotes_keeps_its_line_break(tmp_path):
     (tmp_path / "a.csv").write_bytes(b'text,n\r\n"one\ntwo, three",1\r\n\r\nfour,2\r\n')
-    found = list(files.read_rows(tmp_path / "a.csv"))
-    assert [record.row for record in found] == [{"text": "one\ntwo, three", "n": "1"}, {"text": "four", "n": "2"}]
-    assert found[1].where == f"{tmp_path}/a.csv:5"
+    records = list(files.read_rows(tmp_path / "a.csv"))
+    assert [record.row for record in records] == [{"text": "one\ntwo, three", "n": "1"}, {"text": "four", "n": "2"}]
+    assert records[1].where == f"{tmp_path}/a.csv:5"
 
 
 def test_a_changed_file_has_another_sha256(tmp_path):
@@ -276,7 +276,7 @@ def index():
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "expected"),
     [
         (QUESTION, "gsm8k"),
         (f"Answer this. {QUESTION.upper()}. How many?", "gsm8k"),
@@ -288,8 +288,8 @@ def index():
         ("Why?", None),
     ],
 )
-def test_overlap_is_half_of_a_question_or_all_of_a_short_one(index, text, found):
-    assert index.find(text) == found
+def test_overlap_is_half_of_a_question_or_all_of_a_short_one(index, text, expected):
+    assert index.find(text) == expected
 
 
 def test_the_index_is_the_same_in_every_process():

@@ -12,7 +12,7 @@ from mora.data.uuid import make_pairs
 from mora.errors import ModelError
 from mora.evaluate import __main__ as command
 from mora.evaluate import harness, samples
-from mora.evaluate.harness import Kept, Settings, evaluate_model
+from mora.evaluate.harness import LoggedSamples, Settings, evaluate_model
 from mora.evaluate.records import DataError, Source, rows
 from mora.evaluate.tasks.biomed import biomed_task
 from mora.evaluate.tasks.c4 import c4_task
@@ -30,8 +30,8 @@ def test_perplexity_is_exp_of_the_models_own_loss(tiny, tmp_path):
     (tmp_path / "pretrain_text" / "validation.jsonl.zst").write_bytes(_zst([{"text": "the cat sat. " * 100}]))
     settings = Settings(batch_size=2, data_dir=str(tmp_path))
     metrics, _ = evaluate_model(model, tokenizer, ["c4_perplexity_local"], settings)
-    found = c4_task.blocks(["the cat sat. " * 100], tokenizer, 10**6, length=256)
-    ids = [[int(i) for i in (b["context"].split()[-1] + b["target"]).split()] for b in found]
+    blocks = c4_task.blocks(["the cat sat. " * 100], tokenizer, 10**6, length=256)
+    ids = [[int(i) for i in (b["context"].split()[-1] + b["target"]).split()] for b in blocks]
     assert [len(block) for block in ids] == [256] * 5
     with torch.no_grad():
         loss = model(input_ids=torch.tensor(ids), labels=torch.tensor(ids)).loss.item()
@@ -90,21 +90,21 @@ def test_every_task_with_real_records_runs(tiny):
         "finance_local",
         "c4_perplexity_local",
     ]
-    metrics, kept = evaluate_model(*tiny, tasks, Settings(batch_size=8, limit=2))
+    metrics, logged = evaluate_model(*tiny, tasks, Settings(batch_size=8, limit=2))
     assert {"biomed_local", "finance_local", "metamath_gsm8k", "finance_headline_local"} <= set(metrics)
     for name, values in metrics.items():
         assert math.isfinite(values["score"]), name
-    assert len(kept["finance_ner_local"].rows) == 2
+    assert len(logged["finance_ner_local"].rows) == 2
 
 
 def test_the_score_of_those_texts_that_hold_an_answer():
     rows = [{"id": i, "filter": "none", "answered": i % 2, "score": float(i == 1)} for i in range(8)]
     header = {"task": "metamath_gsm8k", "headline": "score", "documents": 8, "aggregation": "mean"}
-    facts = harness._facts(Kept(header, rows))
+    facts = harness._facts(LoggedSamples(header, rows))
     assert facts["score_if_answered"] == 0.25
     assert facts["score_if_answered_stderr"] == pytest.approx(0.25)
     silent = [row | {"answered": 0.0} for row in rows]
-    assert "score_if_answered" not in harness._facts(Kept(header, silent))
+    assert "score_if_answered" not in harness._facts(LoggedSamples(header, silent))
 
 
 def test_rows_of_adaptllms_schema_run_through_the_command(tiny, tmp_path, capsys):
@@ -125,8 +125,8 @@ def test_rows_of_adaptllms_schema_run_through_the_command(tiny, tmp_path, capsys
     path = tmp_path / "out/samples/biomed_rct.jsonl"
     header, *rows = map(json.loads, path.read_text().splitlines())
     header = {name: value for name, value in header.items() if "sha256" not in name}  # as before there were digests
-    kept = [header, *({**row, "cluster": "one"} for row in rows)]
-    path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    logged = [header, *({**row, "cluster": "one"} for row in rows)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in logged))
     compare.main([str(tmp_path / "out"), str(tmp_path / "out")])
     shown = capsys.readouterr().out
     assert "| biomed_usmle | 3 |" in shown
@@ -136,9 +136,9 @@ def test_rows_of_adaptllms_schema_run_through_the_command(tiny, tmp_path, capsys
 
 def test_uuid_outside_a_run_asks_for_the_papers_pairs(tmp_path):
     command.main(["tiny", "--task", "uuid", "--limit", "3", "--output", str(tmp_path), "--device", "cpu"])
-    _, *kept = map(json.loads, (tmp_path / "samples/uuid.jsonl").read_text().splitlines())
+    _, *logged = map(json.loads, (tmp_path / "samples/uuid.jsonl").read_text().splitlines())
     pairs = make_pairs(UuidData(kind="uuid", pairs=3, seed=0, loss_on="all"))
-    assert [row["gold"] for row in kept] == [value for _, value in pairs]
+    assert [row["gold"] for row in logged] == [value for _, value in pairs]
     from mora.evaluate import compare
 
     assert "| uuid | 3 |" in compare.table(str(tmp_path), [str(tmp_path)])

@@ -35,7 +35,7 @@ def contents(folder):
 
 
 def files(path):
-    return [path] if path.is_file() else [found for found in path.rglob("*") if found.is_file()]
+    return [path] if path.is_file() else [inner for inner in path.rglob("*") if inner.is_file()]
 
 
 def said(folder, arguments):

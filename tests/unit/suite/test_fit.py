@@ -19,10 +19,10 @@ GIB = 2**30
 @pytest.mark.parametrize(("memory", "micro"), [(79.1, 64), (39.4, 32), (23.5, 8)])
 def test_the_plans_largest_that_fits_is_taken(memory, micro, monkeypatch):
     monkeypatch.setattr(fit, "memory", lambda: memory * GIB)
-    found = fit.fitted(compose(GPU1))
-    assert found.hardware.micro_batch_size <= micro
-    assert 128 % found.hardware.micro_batch_size == 0
-    assert run_id(found) == run_id(compose(GPU1))
+    fitted = fit.fitted(compose(GPU1))
+    assert fitted.hardware.micro_batch_size <= micro
+    assert 128 % fitted.hardware.micro_batch_size == 0
+    assert run_id(fitted) == run_id(compose(GPU1))
 
 
 def test_what_is_set_or_on_a_cpu_stays(monkeypatch):

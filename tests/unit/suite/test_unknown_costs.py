@@ -12,7 +12,7 @@ from mora.suite.cells import resolve
 def spec(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "ROOT", tmp_path)
     own = overrides.applied(experiments.load("table1"), ["model=custom", "model.path=some/model"])
-    return next(spec for row in experiments.grids(own, "paper") for spec in row if spec.row.method == "mora")
+    return next(spec for row in experiments.cell_specs(own, "paper") for spec in row if spec.row.method == "mora")
 
 
 def test_a_plan_names_the_run_and_the_reason(spec):
@@ -46,7 +46,7 @@ def test_any_method_of_pefts_stands_in_a_plan_and_a_table_by_a_row_alone(tmp_pat
     )
     monkeypatch.setattr(experiments, "FOLDER", tmp_path)
     monkeypatch.setattr(source, "ROOT", tmp_path)
-    ((spec,),) = experiments.grids(experiments.load("own"), "smoke")
+    ((spec,),) = experiments.cell_specs(experiments.load("own"), "smoke")
     assert " cost unknown: what an adapter of method peft costs is not known" in plan.text([spec], "cpu")
     assert tables.trainable([resolve(spec)]) == "unknown"
     assert "uuid-peft_vera-" in plan.text([spec], "cpu")

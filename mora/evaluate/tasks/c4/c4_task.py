@@ -24,16 +24,16 @@ def load(
     folder = data_folder(data_dir)
     plain = folder is not None and (folder / "c4/validation.jsonl").is_file()
     file = "c4/validation.jsonl" if plain else "c4/validation.jsonl.zst"
-    found = rows(Source(file, ("text",), "allenai/c4", "en", "validation"), data_dir, streaming=True)
-    return as_test_split(blocks((text(record, "text", empty=True) for record in found), tokenizer, tokens, block))
+    records = rows(Source(file, ("text",), "allenai/c4", "en", "validation"), data_dir, streaming=True)
+    return as_test_split(blocks((text(record, "text", empty=True) for record in records), tokenizer, tokens, block))
 
 
 def load_local(
     tokenizer: Any = None, data_dir: str | None = None, tokens: int = 10_000_000, block: int = BLOCK, **_: Any
 ) -> dict[str, datasets.Dataset]:
     """Blocks of `pretrain_text/validation.jsonl.zst`."""
-    found = rows(Source("pretrain_text/validation.jsonl.zst", ("text",)), data_dir)
-    return as_test_split(blocks((text(record, "text", empty=True) for record in found), tokenizer, tokens, block))
+    records = rows(Source("pretrain_text/validation.jsonl.zst", ("text",)), data_dir)
+    return as_test_split(blocks((text(record, "text", empty=True) for record in records), tokenizer, tokens, block))
 
 
 def blocks(texts: Iterable[str], tokenizer: Any, tokens: int, length: int = BLOCK) -> list[dict[str, str]]:

@@ -18,16 +18,16 @@ from mora.evaluate.records import (
     Record,
     Row,
     check,
-    each,
-    enough,
+    field_error,
     gold_text,
-    inside,
     json_object,
     keyed,
+    object_field,
+    object_list,
     raw_folder,
+    require_at_least,
     text,
     texts,
-    wrong,
 )
 
 SENTIMENTS = ["negative", "neutral", "positive"]
@@ -46,17 +46,17 @@ QUESTIONS = {
 
 
 def load_fpb(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    """A fifth of the distinct sentences, by hash, is the test; five others before each."""
+    """Load FPB. A fifth of the distinct sentences, chosen by hash, is the test; each follows five others."""
     path = raw_folder(data_dir) / "fpb/all-data.csv"
     labels: dict[str, str] = {}
     for record in check(read_rows(path, encoding="latin-1"), ("label", "news"), str(path)):
         if record.row["label"] not in SENTIMENTS:
-            raise wrong(record, "label", f"one of {', '.join(SENTIMENTS)}")
+            raise field_error(record, "label", f"one of {', '.join(SENTIMENTS)}")
         labels.setdefault(text(record, "news"), record.row["label"])
     ask = "{}\nQuestion: what is the sentiment?\nAnswer:".format
-    asked = [(ask(news), label) for news, label in labels.items() if _is_test(news)]
+    questions = [(ask(news), label) for news, label in labels.items() if _is_test(news)]
     shots = [(ask(news), label) for news, label in labels.items() if not _is_test(news)]
-    return _choice_docs(asked, shots, SENTIMENTS, 5, path)
+    return _choice_docs(questions, shots, SENTIMENTS, 5, path)
 
 
 def load_fiqa_sa(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
@@ -68,11 +68,11 @@ def load_headline(data_dir: str | None = None, **_: Any) -> dict[str, datasets.D
     """Seven questions a headline: the public columns do not separate past and future prices from other events."""
     path = raw_folder(data_dir) / "headline/gold-dataset-sinha-khandait.csv"
     records = read_rows(path, delimiter="\t")
-    found = {text(record, "News"): record for record in check(records, ("News", *QUESTIONS), str(path))}
-    train = [record for news, record in found.items() if not _is_test(news)]
-    enough(train, 5, str(path))
+    by_news = {text(record, "News"): record for record in check(records, ("News", *QUESTIONS), str(path))}
+    train = [record for news, record in by_news.items() if not _is_test(news)]
+    require_at_least(train, 5, str(path))
     docs = []
-    for news, record in found.items():
+    for news, record in by_news.items():
         if not _is_test(news):
             continue
         for column, question in QUESTIONS.items():
@@ -87,7 +87,7 @@ def load_ner(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Datase
     """FIN3's sentences with a person, organisation or location, twenty of FIN5's before each."""
     folder = raw_folder(data_dir) / "fin_ner"
     train = [s for s in _conll(folder / "FIN5_train.conll") if len(s[0].split()) <= SHOT_WORDS]
-    enough(train, 20, str(folder / "FIN5_train.conll"))
+    require_at_least(train, 20, str(folder / "FIN5_train.conll"))
     docs = []
     for sentence, answer in _conll(folder / "FIN3_test.conll"):
         shots = random.Random(sentence).sample(train, 20)
@@ -97,16 +97,16 @@ def load_ner(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Datase
 
 
 def load_convfinqa(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    """Every turn of the dev conversations, earlier turns with their gold answers; a conversation is a cluster."""
+    """Load every turn of the dev conversations, earlier turns with their gold answers; a conversation is a cluster."""
     docs = []
-    for record in each(json_object(raw_folder(data_dir) / "convfinqa/dev.json"), "dev"):
-        doc, columns = inside(record, "doc"), inside(inside(record, "doc"), "table")
+    for record in object_list(json_object(raw_folder(data_dir) / "convfinqa/dev.json"), "dev"):
+        doc, columns = object_field(record, "doc"), object_field(object_field(record, "doc"), "table")
         table = "\n".join(
-            f"{column}: " + "; ".join(f"{k} {v}" for k, v in inside(columns, column).row.items())
+            f"{column}: " + "; ".join(f"{k} {v}" for k, v in object_field(columns, column).row.items())
             for column in columns.row
         )
         prompt = f"{text(doc, 'pre_text', empty=True)}\n{table}\n{text(doc, 'post_text', empty=True)}\n"
-        for question, gold in _turns(inside(record, "dialogue")):
+        for question, gold in _turns(object_field(record, "dialogue")):
             prompt += f"Question: {question}\nAnswer:"
             docs.append({"prompt": prompt, "answer": gold, "cluster": text(record, "id")})
             prompt += f" {gold}\n"
@@ -118,17 +118,17 @@ def _turns(talk: Record) -> list[tuple[str, str]]:
     questions, given = texts(talk, "conv_questions"), talk.row.get("executed_answers")
     answers = [gold_text(value) for value in given] if isinstance(given, list) else []
     if len(answers) != len(questions) or None in answers:
-        raise wrong(talk, "executed_answers", f"a text or number for each of the {len(questions)} conv_questions")
-    return [(question, str(found)) for question, found in zip(questions, answers, strict=True)]
+        raise field_error(talk, "executed_answers", f"a text or number for each of the {len(questions)} conv_questions")
+    return [(question, str(answer)) for question, answer in zip(questions, answers, strict=True)]
 
 
 def _choice_docs(
-    asked: list[tuple[str, str]], shots: list[tuple[str, str]], options: list[str], k: int, where: Path
+    questions: list[tuple[str, str]], shots: list[tuple[str, str]], options: list[str], k: int, where: Path
 ) -> dict[str, datasets.Dataset]:
-    """`k` shots, drawn anew for each question by a generator that the question seeds."""
-    enough(shots, k, str(where))
+    """Return the questions as documents after `k` shots each, drawn by a generator that the question seeds."""
+    require_at_least(shots, k, str(where))
     docs: list[Row] = []
-    for question, label in asked:
+    for question, label in questions:
         drawn = random.Random(question).sample(shots, k)
         prompt = "".join(f"{t} {shown}\n\n" for t, shown in drawn) + question
         docs.append({"prompt": prompt, "options": options, "gold": options.index(label)})
@@ -136,15 +136,15 @@ def _choice_docs(
 
 
 def _fiqa(folder: Path, split: str) -> list[tuple[str, str]]:
-    found = []
+    pairs = []
     for kind in ("headline", "post"):
         for record in keyed(folder / f"task1_{kind}_ABSA_{split}.json"):
             sentence = text(record, "sentence")
-            for info in each(record, "info"):
+            for info in object_list(record, "info"):
                 value, target = _sentiment(info), text(info, "target")
                 label = "neutral" if abs(value) < NEUTRAL_BELOW else "positive" if value > 0 else "negative"
-                found.append((f"{sentence}\nQuestion: what is the sentiment on {target}?\nAnswer:", label))
-    return found
+                pairs.append((f"{sentence}\nQuestion: what is the sentiment on {target}?\nAnswer:", label))
+    return pairs
 
 
 def _sentiment(info: Record) -> float:
@@ -153,7 +153,7 @@ def _sentiment(info: Record) -> float:
     except (KeyError, TypeError, ValueError):
         value = math.nan
     if not abs(value) <= 1:
-        raise wrong(info, "sentiment_score", "a number from -1 to 1")
+        raise field_error(info, "sentiment_score", "a number from -1 to 1")
     return value
 
 
@@ -187,7 +187,7 @@ def _yes(record: Record, column: str) -> str:
     if column == "Price Sentiment":
         return "No" if value in ("none", "") else "Yes"
     if value not in ("0", "1"):
-        raise wrong(record, column, "0 or 1")
+        raise field_error(record, column, "0 or 1")
     return ["No", "Yes"][int(value)]
 
 
