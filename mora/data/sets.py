@@ -12,7 +12,7 @@ from mora.errors import DataError, MissingData
 from .files import read_cells, read_json, read_rows, read_text, record_of
 from .records import Record, field_error
 
-LETTERS = ("A", "B", "C", "D")
+LETTERS = ["A", "B", "C", "D"]  # of the options of a question of MMLU
 
 
 @dataclass(frozen=True)
