@@ -3,7 +3,7 @@
 python scripts/check_faults.py kills --out results/checks       # at least 100 kills: half an hour on two quiet cores
 python scripts/check_faults.py kills --kills 20 --seed 7        # fewer; the seed is printed, and repeats the draws
 python scripts/check_faults.py kills --only remora suite        # some of the cases
-python scripts/check_faults.py inputs --out results/checks      # at least 1 000 command lines, and as many files
+python scripts/check_faults.py inputs --out results/checks      # at least 1,000 command lines, and as many files
 python scripts/check_faults.py files --out results/checks       # every file, cut, flipped, empty, a folder, another's
 
 kills: a run is started, killed by SIGKILL at a time drawn from the seed, started again, killed again, and in the end let to
@@ -80,10 +80,10 @@ def _kills(options: argparse.Namespace, seed: int, scratch: Path) -> Table:
     table, each = Table("faults", KILLS, options.out, {"seed": seed}), -(-options.kills // len(chosen))
     for i, case in enumerate(chosen.values()):
         folder = scratch / str(i)
-        found = suites.kill_suites(each, seed, folder) if case is None else kills.kill_runs(case, each, seed, folder)
+        outcome = suites.kill_suites(each, seed, folder) if case is None else kills.kill_runs(case, each, seed, folder)
         shutil.rmtree(folder, ignore_errors=True)
-        more = {"kills": len(found.kills), "all_kills": found.kills, "status": "wrong" if found.wrong else "ok"}
-        _add(table, asdict(found) | more)
+        more = {"kills": len(outcome.kills), "all_kills": outcome.kills, "status": "wrong" if outcome.wrong else "ok"}
+        _add(table, asdict(outcome) | more)
     lost = sum(row["lost"] + row["doubled"] for row in table.rows)
     print(f"{sum(row['kills'] for row in table.rows)} kills with seed {seed}; {lost} steps lost or doubled")
     return table
@@ -93,16 +93,16 @@ def _inputs(options: argparse.Namespace, seed: int, scratch: Path) -> Table:
     from mora.faults import fuzzing  # with Hypothesis, which is of the extra `dev`
 
     table = Table("fuzzed", INPUTS, options.out, {"seed": seed, "limit_s": fuzzing.LIMIT_S})
-    for found in fuzzing.all_kinds(options.inputs, seed, scratch, lambda name: _is_wanted(name, options.only)):
-        _add(table, asdict(found) | {"refusals": None, "status": "wrong" if found.wrong else "ok"})
+    for fuzzed in fuzzing.all_kinds(options.inputs, seed, scratch, lambda name: _is_wanted(name, options.only)):
+        _add(table, asdict(fuzzed) | {"refusals": None, "status": "wrong" if fuzzed.wrong else "ok"})
     print(f"{sum(row['inputs'] for row in table.rows)} inputs with seed {seed}")
     return table
 
 
 def _files(options: argparse.Namespace, seed: int, scratch: Path) -> Table:
     table = Table("damaged", FILES, options.out, {})
-    for found in files.damage_files(scratch, lambda name: _is_wanted(name, options.only)):
-        _add(table, asdict(found) | {"status": "wrong" if found.wrong else "ok"})
+    for damaged in files.damage_files(scratch, lambda name: _is_wanted(name, options.only)):
+        _add(table, asdict(damaged) | {"status": "wrong" if damaged.wrong else "ok"})
     print(f"{sum(row['damages'] for row in table.rows)} damages")
     return table
 

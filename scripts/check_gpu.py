@@ -7,7 +7,7 @@ python scripts/check_gpu.py methods --only dora none         # some of them
 python scripts/check_gpu.py methods --device cpu             # a rehearsal: the same path, tiny shapes, fp32
 
 methods: some steps of UUID pairs, with two restarts where the method has them; `none` has its one loss before training.
-large: without dropout. MoRA on one GPU, on all, and on one again, alone on the machine, the same tokens a GPU (8 x 1 024,
+large: without dropout. MoRA on one GPU, on all, and on one again, alone on the machine, the same tokens a GPU (8 x 1,024,
 half a micro batch where that does not fit). The ratio is over the faster run on one: the first on a machine may be slow. One
 above the number of GPUs is no success, as the runs on one were then slow for another reason. Then LoRA, and ReMoRA with a
 restart, each on a GPU of its own. step_s and tokens_per_s are medians of the loop's own measurements, four steps each, so
@@ -61,7 +61,7 @@ def _one_gpu_each(table: Table, trials: CheckRunner, runs: dict[str, list[RunCon
     """Each run on a free GPU, as many at once as there are; in the order in which they were given."""
 
     def run(name: str, configs: list[RunConfig]) -> dict[str, Any]:
-        with trials.places.take(ranks=1) as place:
+        with trials.slots.take(ranks=1) as place:
             return _first_that_fits(trials, name, configs, place)
 
     for row in [trials.pool.submit(run, name, configs) for name, configs in runs.items()]:
@@ -88,7 +88,10 @@ def _large(table: Table, trials: CheckRunner, options: argparse.Namespace) -> No
 
 
 def _scaling(ones: list[dict[str, Any]], many: dict[str, Any], ranks: int) -> dict[str, Any]:
-    """Of the tokens a second, against the faster run on one GPU. Not where micro batches had to differ, or a run failed."""
+    """Return the row of the ratio of tokens per second to the faster run on one GPU.
+
+    It is not compared if micro batches differ, or a run failed.
+    """
     row: dict[str, Any] = {"run": f"x{ranks} over x1", "status": "not compared", "ranks": ranks}
     ones = [one for one in ones if one["status"] == "ok" and one["micro_batch"] == many["micro_batch"]]
     if many["status"] != "ok" or not ones:
@@ -106,7 +109,7 @@ def _scaling(ones: list[dict[str, Any]], many: dict[str, Any], ranks: int) -> di
 def _first_that_fits(
     trials: CheckRunner, name: str, configs: list[RunConfig], place: dict[str, str] | None = None
 ) -> dict[str, Any]:
-    """The row of the first of these runs for which the GPU's memory is enough."""
+    """Return the row of the first of these runs that fits into the GPU's memory."""
     for config in configs:
         outcome = trials.run(f"{name}-{config.micro_batch_size}".replace(" ", "-"), config, place)
         trials.remove(f"{name}-{config.micro_batch_size}".replace(" ", "-"))

@@ -74,7 +74,7 @@ def _all_rows() -> list[Row]:
 
 
 def _compared_with(row: Row) -> dict[str, Row]:
-    """Runs in one process, by what they are to the row: method, and "zero3", or "none" for plain torch, or "halved"."""
+    """Return the runs in one process to compare with: the method, and "zero3", or "none" for plain torch, or "halved"."""
     method, parallel = row
     if parallel != "zero3":
         return {"one": (method, "none")}
@@ -133,45 +133,45 @@ def _killed_and_resumed(trials: CheckRunner, row: Row, config: RunConfig) -> _Ra
 
 def _row(row: Row, ranked: _Ranked, alone: dict[str, Outcome]) -> dict[str, Any]:
     killed, resumed, whole = ranked.killed, ranked.resumed, ranked.whole
-    found: dict[str, Any] = {"method": row[0], "parallel": row[1], "resumed_at": ranked.saved_at, **whole.measured()}
-    found |= {"wall_s": killed.seconds + resumed.seconds, "all_wall_s": [killed.seconds, resumed.seconds]}
+    shown: dict[str, Any] = {"method": row[0], "parallel": row[1], "resumed_at": ranked.saved_at, **whole.measured()}
+    shown |= {"wall_s": killed.seconds + resumed.seconds, "all_wall_s": [killed.seconds, resumed.seconds]}
     restarts = whole.restarts
     if restarts:
-        found |= {"kept": restarts[-1]["restart_kept"], "rounding": restarts[-1]["restart_rounding"]}
-        found |= {"restart_s": max(r["restart_s"] for r in restarts)}
+        shown |= {"kept": restarts[-1]["restart_kept"], "rounding": restarts[-1]["restart_rounding"]}
+        shown |= {"restart_s": max(r["restart_s"] for r in restarts)}
     if whole.losses:
-        found |= {"checked": len(restarts), "first_loss": whole.losses[0], "last_loss": whole.losses[-1]}
-    found |= _differences(ranked, alone)
+        shown |= {"checked": len(restarts), "first_loss": whole.losses[0], "last_loss": whole.losses[-1]}
+    shown |= _differences(ranked, alone)
     parts = {"on the ranks": resumed if ranked.saved_at else killed}
     parts |= {f"in one process ({name})": outcome for name, outcome in alone.items()}
     for part, outcome in parts.items():
         if outcome.status != "done" or len(outcome.losses) != STEPS:
             status = "not run" if outcome.status == "not run" else "failed"
-            return found | {"status": status, "last_words": f"{part}, {outcome.status}: {outcome.words}"}
+            return shown | {"status": status, "last_words": f"{part}, {outcome.status}: {outcome.words}"}
     right = ranked.saved_at == SAVED_AT and len(restarts) == (2 if row[0] in ("relora", "remora") else 0)
-    equal = max(found["from_one"], found["resumed"]) <= TOLERANCE and found["norm"] <= NORM_TOLERANCE
-    near = found.get("from_plain", 0.0) <= max(TOLERANCE, NOISE_TOLERANCE * found.get("noise", 0.0))
-    return found | {"status": "ok" if right and equal and near else "differs"}
+    equal = max(shown["from_one"], shown["resumed"]) <= TOLERANCE and shown["norm"] <= NORM_TOLERANCE
+    near = shown.get("from_plain", 0.0) <= max(TOLERANCE, NOISE_TOLERANCE * shown.get("noise", 0.0))
+    return shown | {"status": "ok" if right and equal and near else "differs"}
 
 
 def _differences(ranked: _Ranked, alone: dict[str, Outcome]) -> dict[str, float | None]:
-    """As far as the runs came; None where there is no step that both have."""
+    """Return the differences, as far as the runs came; None if there is no step that both have."""
     whole, one = ranked.whole, alone["one"]
     norms = [[row["grad_norm"] for row in outcome.rows if "loss" in row] for outcome in (whole, one)]
-    found = {
+    differences = {
         "from_one": _largest(whole.losses, one.losses),
         "norm": _largest([a / b for a, b in zip(*norms, strict=False)], [1.0] * STEPS),
     }
     if ranked.saved_at:
-        found["resumed"] = _largest(ranked.resumed.losses[SAVED_AT:], ranked.killed.losses[SAVED_AT:])
+        differences["resumed"] = _largest(ranked.resumed.losses[SAVED_AT:], ranked.killed.losses[SAVED_AT:])
     if "plain" in alone:
-        found["from_plain"] = _largest(whole.losses, alone["plain"].losses)
-        found["noise"] = _largest(alone["halved"].losses, alone["plain"].losses)
-    return found
+        differences["from_plain"] = _largest(whole.losses, alone["plain"].losses)
+        differences["noise"] = _largest(alone["halved"].losses, alone["plain"].losses)
+    return differences
 
 
 def _largest(some: list[float], others: list[float]) -> float | None:
-    """The largest difference, over the steps that both have."""
+    """Return the largest difference over the steps that both have."""
     return max((abs(a - b) for a, b in zip(some, others, strict=False)), default=None)
 
 

@@ -33,7 +33,10 @@ Weights = dict[str, Tensor]  # of linear modules but the head, (outputs, inputs)
 
 
 class Pair(NamedTuple):
-    """What is compared. `names`: of base and tuned. `run`: the id of the run that made the one from the other, if known."""
+    """Two models to compare.
+
+    `names` are those of base and tuned; `run` is the id of the run that made the one from the other, if known.
+    """
 
     names: tuple[str, str]
     base: Weights
@@ -48,7 +51,7 @@ class Pair(NamedTuple):
 
 
 def fingerprint(weights: Weights) -> str:
-    """Over names, shapes, dtypes and bytes."""
+    """Return a digest of names, shapes, dtypes and bytes."""
     digest = hashlib.sha256()
     for name, weight in sorted(weights.items()):
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
@@ -57,26 +60,32 @@ def fingerprint(weights: Weights) -> str:
 
 
 def spectra(base: Weights, tuned: Weights, device: torch.device) -> dict[str, dict[str, float]]:
-    """Of every matrix that both have, by its name: `measures` of its delta W. Equal shapes are decomposed together, in fp32.
+    """Return the `measures` of delta W for every matrix that both models have, by its name.
 
-    Raises: ConfigError where the two have none in common, or shapes differ.
+    Matrices of equal shape are decomposed together, in fp32.
+
+    Raises:
+        ConfigError: The two have no matrix in common, or shapes differ.
     """
     names = [name for name in base if name in tuned]
     if not names:
         raise ModelError("BASE and TUNED have no linear module of one name in common: expected two of one architecture")
-    found: dict[str, dict[str, float]] = {}
+    counts: dict[str, dict[str, float]] = {}
     for batch in _by_shape(names, base, tuned):
         delta = torch.stack([tuned[name].float() - base[name].float() for name in batch]).to(device)
         values = torch.linalg.svdvals(delta).cpu()
         unused = (delta == 0).all(-2).sum(-1).cpu()
-        found |= {
+        counts |= {
             name: measures(s) | {"unused_inputs": int(n)} for name, s, n in zip(batch, values, unused, strict=True)
         }
-    return {name: found[name] for name in names}
+    return {name: counts[name] for name in names}
 
 
 def measures(singular_values: Tensor) -> dict[str, float]:
-    """`above_0.1`, `above_1pct` of the largest, `stable_rank` (squared Frobenius over squared spectral norm), `largest`."""
+    """Return `above_0.1`, `above_1pct` of the largest, `stable_rank` and `largest` of singular values.
+
+    The stable rank is the squared Frobenius norm over the squared spectral norm.
+    """
     s = singular_values.double()
     largest = float(s.max())
     return {
@@ -112,7 +121,7 @@ def _by_shape(names: list[str], base: Weights, tuned: Weights, at_once: int = 2*
 
 
 def of_run(folder: Path) -> Pair:
-    """A run's folder: its merged model where it has written one, else its adapter. Raises: ConfigError."""
+    """Load a run's base and its merged model, if it has written one, else its adapter. Raises ConfigError."""
     config, tuned = load_run(folder), _trained(folder)
     base, _ = load_model(config.model, config.scale.precision)
     names = (config.model.name, f"{run_id(config)}/{tuned.name}")
@@ -126,12 +135,12 @@ def of_models(base: str, tuned: str) -> Pair:
 
 
 def _trained(folder: Path) -> Path:
-    """What a run has saved in its folder."""
+    """Return the folder of the weights that the run has saved."""
     if not (folder / "config.yaml").is_file():
         raise ConfigError(f"{folder} has no config.yaml: expected a folder that run.py made")
     tuned = next((folder / part for part in ("model", "adapter") if (folder / part).is_dir()), None)
     if tuned is None:
-        raise ConfigError(f"{folder} holds neither model/ nor adapter/: the run has not ended well, or trained nothing")
+        raise ConfigError(f"{folder} holds neither model/ nor adapter/: the run has not finished, or trained nothing")
     return tuned
 
 
@@ -157,7 +166,7 @@ def _weights(model: PreTrainedModel) -> Weights:
 
 def _table(kinds: dict[str, dict[str, float]]) -> str:
     width = max(map(len, kinds))
-    head = f"{'':{width}} {'above 0.1':>10} {'above 1 %':>10} {'stable rank':>12} {'largest':>9} {'unused inputs':>14}"
+    head = f"{'':{width}} {'above 0.1':>10} {'above 1%':>10} {'stable rank':>12} {'largest':>9} {'unused inputs':>14}"
     rows = [
         f"{kind:{width}} {k['above_0.1']:10.1f} {k['above_1pct']:10.1f} {k['stable_rank']:12.2f} {k['largest']:9.3f} "
         f"{k['unused_inputs']:14.1f}"
@@ -187,7 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
         _trained(args.run)  # first: nothing is waited for or written in a folder that is no run's
         with locked(args.run):  # its worker takes that lock too
             if args.out is not None and args.out.is_file():
-                print(f"{args.out} is there already: remove it, and it is measured again")
+                print(f"{args.out} exists already: remove it to measure again")
             else:
                 _measure(of_run(args.run), where, args.out)
     except MoraError as error:

@@ -1,4 +1,4 @@
-"""`python -m mora.bench WHAT`: what methods, training, evaluation cost on the GPU it finds, and the plan beside it."""
+"""`python -m mora.bench WHAT`: the cost of methods, training and evaluation on this GPU, and the plan beside it."""
 
 from __future__ import annotations
 

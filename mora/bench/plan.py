@@ -35,7 +35,7 @@ UNSTEADY = "unsteady: the CPU or another program held the GPU up"
 
 @dataclass(frozen=True)
 class Case:
-    """A run by its overrides, and a step of it: `micro_batches` of `batch_size` sequences of `length` tokens."""
+    """A run, given by its overrides, and its step: `micro_batches` of `batch_size` sequences of `length` tokens."""
 
     name: str
     overrides: tuple[str, ...]
@@ -47,11 +47,11 @@ class Case:
         return compose(self.all_overrides())
 
     def all_overrides(self) -> list[str]:
-        whole = self.batch_size * self.micro_batches
+        sequences = self.batch_size * self.micro_batches
         return [
             *self.overrides,
             f"hardware.micro_batch_size={self.batch_size}",
-            f"task.train.global_batch_size={whole}",
+            f"task.train.global_batch_size={sequences}",
         ]
 
 
@@ -106,13 +106,15 @@ def _case(
 
 
 def measure(device: torch.device, path: Path, circumstances: dict[str, Any], smoke: bool, only: str) -> dict[str, Any]:
-    """Every case whose name holds `only`, written to `path` as soon as it is done. What is written there of the same source
-    stays and is not measured again; a case that failed is tried again."""
+    """Measure every case whose name holds `only`, and write it to `path` as soon as it is done.
+
+    Cases already measured by the same source stay; a case that failed is tried again.
+    """
     result: dict[str, Any] = {"kind": "plan", "rows": []} | circumstances
     if path.is_file():
-        found = json.loads(path.read_text())
-        if found["source"]["fingerprint"] == circumstances["source"]["fingerprint"]:
-            result = found
+        earlier = json.loads(path.read_text())
+        if earlier["source"]["fingerprint"] == circumstances["source"]["fingerprint"]:
+            result = earlier
     done = {row["name"] for row in result["rows"] if "error" not in row}
     bases: dict[str, LlamaForCausalLM] = {}
     for case in cases(smoke):
@@ -150,7 +152,7 @@ def _measured(case: Case, device: torch.device, bases: dict[str, LlamaForCausalL
 
 
 def _steps(case: Case, config: RunConfig, device: torch.device, bases: dict[str, LlamaForCausalLM]) -> dict[str, Any]:
-    """Steps of the engine that a run would have, on random tokens."""
+    """Take steps of the engine that a run would have, on random tokens."""
     dtype = DTYPES[config.scale.precision]
     if config.model.name not in bases:
         bases.clear()  # one model at a time
@@ -202,8 +204,8 @@ def _step(engine: Engine, batches: list[Batch], case: Case) -> None:
 
 
 def _architecture(config: RunConfig, length: int) -> dict[str, Any]:
-    found = config.model.architecture or config.model.shape or {}
-    return {"max_position_embeddings": max(length, 1024)} | found
+    shape = config.model.architecture or config.model.shape or {}
+    return {"max_position_embeddings": max(length, 1024)} | shape
 
 
 def _vocabulary(config: RunConfig) -> int:
@@ -219,7 +221,7 @@ def _no_zeros(model: nn.Module) -> None:
 
 
 class Prediction(NamedTuple):
-    """What the plan says of a case: bytes at the peak; seconds a step from the speed of the others, and of which."""
+    """The plan's prediction for a case: peak bytes, seconds per step from the speed of others, and the source of that."""
 
     peak_bytes: float
     step_s: float | None
@@ -227,12 +229,12 @@ class Prediction(NamedTuple):
 
 
 def predict(row: dict[str, Any]) -> Prediction:
-    """From the description of the case and the other cases alone. No seconds where nothing like it was measured."""
+    """Predict a case from its description and the other cases alone. No seconds if nothing like it was measured."""
     config = compose(row["overrides"])
     peak = memory.memory(config, row["length"], row["batch_size"], fused=row["fused"]).gpu
-    rate = speed.rate_of(config, row["length"], row["batch_size"], without=row["name"])
+    time = speed.token_time(config, row["length"], row["batch_size"], without=row["name"])
     tokens = row["micro_batches"] * row["batch_size"] * row["length"]
-    return Prediction(peak, rate.seconds * tokens if rate.measured else None, rate.source)
+    return Prediction(peak, time.seconds_per_token * tokens if time.measured else None, time.source)
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ BARS = {("rotation", 8): (1.00, 1.00), ("sharing", 8): (0.95, 0.85), ("sharing",
 
 
 def render() -> Path:
-    """Raises: SystemExit where the page has lost its markers."""
+    """Write the tables into docs/performance.md. Raises SystemExit if the page has lost its markers."""
     page = PAGE.read_text()
     if page.count(BEGIN) != 1 or page.count(END) != 1:
         raise SystemExit(f"{PAGE.name}: expected the lines {BEGIN!r} and {END!r} once each")
@@ -103,7 +103,7 @@ def _verdict(scenario: dict[str, Any], case: dict[str, Any], time: float | None,
 
 def _loop_table(result: dict[str, Any]) -> str:
     data, peak = result["data"], result["hardware"]["product_tflops"]
-    flop = 4 * weights_of(result["shape"])  # a real token; without attention, which is 1 % at these lengths
+    flop = 4 * weights_of(result["shape"])  # a real token; without attention, which is 1% at these lengths
     opponents = [row["tokens_per_s"] for row in result["rows"] if row["who"].startswith("HF") and "error" not in row]
     best = max(opponents, default=None)
 
@@ -146,15 +146,19 @@ def _evaluation_table(result: dict[str, Any]) -> str:
 
 
 def _plan_table(result: dict[str, Any]) -> str:
-    """Differences above 15 % are bold. Steps that were not steady show from which to which."""
+    """Differences above 15% are bold. Steps that were not steady show from which to which."""
 
     def cells(row: dict[str, Any]) -> list[str]:
         if "error" in row:
             return [row["name"], row["error"]]
-        said, seconds = plan.predict(row), statistics.median(row["step_s"])
-        memory = [_gib(row["peak_bytes"], 2), _gib(said.peak_bytes, 2), _off(said.peak_bytes, row["peak_bytes"])]
-        predicted = f"{said.step_s:.4f}" if said.step_s else ""
-        time = [f"{seconds:.4f}{_unsteady(row['step_s'])}", predicted, _off(said.step_s, seconds)]
+        prediction, seconds = plan.predict(row), statistics.median(row["step_s"])
+        memory = [
+            _gib(row["peak_bytes"], 2),
+            _gib(prediction.peak_bytes, 2),
+            _off(prediction.peak_bytes, row["peak_bytes"]),
+        ]
+        predicted = f"{prediction.step_s:.4f}" if prediction.step_s else ""
+        time = [f"{seconds:.4f}{_unsteady(row['step_s'])}", predicted, _off(prediction.step_s, seconds)]
         return [row["name"], *memory, *time]
 
     head = (

@@ -55,12 +55,15 @@ ELSE = {
 
 def near(wanted: str, known: Sequence[str]) -> str:
     """`; did you mean ...?` of the name that is nearest; nothing where none is."""
-    found = get_close_matches(wanted.lower(), known, 1, 0.65)
-    return f"; did you mean {found[0]}?" if found else ""
+    matches = get_close_matches(wanted.lower(), known, 1, 0.65)
+    return f"; did you mean {matches[0]}?" if matches else ""
 
 
 def choices(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
+    """Return the names that `group=NAME` takes, in order: of tasks their folders, else the group's files."""
+    folder = CONFIG_DIR / group
+    folders = [path.parent.name for path in folder.glob("*/paper.yaml")]
+    return sorted(folders or [path.stem for path in folder.glob("*.yaml")])
 
 
 def choice(group: str, wanted: str) -> str:

@@ -45,13 +45,13 @@ def identified(model: Model) -> Model:
             raise ValueError(f"model.path={model.path!r}: there is no such folder; give a folder or hub id")
         return model.model_copy(update={"shape": None})
     check_folder(folder)
-    found = fingerprint(folder)
-    if model.sha256 not in (None, found):
+    sha256 = fingerprint(folder)
+    if model.sha256 not in (None, sha256):
         raise ValueError(
-            f"model.path={model.path!r}: its fingerprint is {found}, expected model.sha256={model.sha256}: "
+            f"model.path={model.path!r}: its fingerprint is {sha256}, expected model.sha256={model.sha256}: "
             "the weights are not those that the run began with; give another model.name, or the old weights"
         )
-    return model.model_copy(update={"sha256": found, "shape": None})
+    return model.model_copy(update={"sha256": sha256, "shape": None})
 
 
 @cache

@@ -124,6 +124,11 @@ class Model(FrozenModel):
         slope = math.log(R1 / R0) / math.log(r1 / r0) if r1 > r0 else 0.0
         return round(R0 * (r / r0) ** slope)
 
+    def rank_text(self, r: int) -> str:
+        """Return the rank as it is printed everywhere: "r=8", or on a smaller model "r=1 (the paper's 8)"."""
+        paper_rank = self.stands_for(r)
+        return f"r={r}" if paper_rank == r else f"r={r} (the paper's {paper_rank})"
+
     def rank_of(self, module: str, r: int) -> int:
         """r of a module of that kind (k_proj, ...)."""
         return min(r, self.rank_caps.get(module, r))

@@ -324,6 +324,11 @@ class RunConfig(FrozenModel):
         paper_rank = self.model.stands_for(self.r or 1)
         return grid[min(grid, key=lambda r: abs(math.log(r / paper_rank)))]
 
+    @property
+    def rank_text(self) -> str | None:
+        """The rank as it is printed everywhere, `Model.rank_text`; None for a method without one."""
+        return None if self.r is None else self.model.rank_text(self.r)
+
     def lora_alpha(self) -> float:
         """max(16, R / 2) at the rank R that r stands for, with the alpha / r ratio kept (Table 5: 16 at 8, 128 at 256)."""
         assert self.r is not None

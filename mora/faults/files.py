@@ -81,15 +81,15 @@ def damage_files(scratch: Path, wanted: Callable[[str], bool], hows: tuple[str, 
     for file in sorted(path.relative_to(cut) for path in cut.rglob("*") if path.is_file()):
         if any(file.match(pattern) for pattern in NOT_READ) or not wanted(str(file)):
             continue
-        found = Damaged(_short(file))
+        damaged = Damaged(_short(file))
         for how in hows or (*DAMAGES, *IN_ITS_PLACE):
             again = scratch / "again"
             shutil.copytree(cut, again)
             if _damage(again / file, how, other):
-                found.damages += 1
-                _go_on(again, file, how, whole, found)
+                damaged.damages += 1
+                _go_on(again, file, how, whole, damaged)
             shutil.rmtree(again)
-        yield found
+        yield damaged
 
 
 def _cut(case: Case, folder: Path) -> None:
@@ -123,22 +123,22 @@ def _damage(path: Path, how: str, other: Path) -> bool:
     return True
 
 
-def _go_on(folder: Path, file: Path, how: str, whole: Whole, found: Damaged) -> None:
+def _go_on(folder: Path, file: Path, how: str, whole: Whole, damaged: Damaged) -> None:
     config = CASE.config(folder)
     said_before = len((run_folder(folder, config) / "output.txt").read_text())
-    said = to_its_end(CASE, folder, config)[said_before:]
-    if "Traceback" in said:
-        found.wrong.append(f"{how}: {said[-600:]}")
+    output = to_its_end(CASE, folder, config)[said_before:]
+    if "Traceback" in output:
+        damaged.wrong.append(f"{how}: {output[-600:]}")
     elif not result_path(config).is_file():
-        found.refused += 1
-        if file.name not in said and str(file.parent.name) not in said:
-            found.wrong.append(f"{how}: the file is not named: {said[-300:]}")
+        damaged.refused += 1
+        if file.name not in output and str(file.parent.name) not in output:
+            damaged.wrong.append(f"{how}: the file is not named: {output[-300:]}")
     elif (
         not compare(log.read(log_path(config)), whole.rows, ended=True).equal(0.0) or _metrics(config) != whole.metrics
     ):
-        found.wrong.append(f"{how}: another result than the uninterrupted run's, and not a word: {said[-300:]}")
+        damaged.wrong.append(f"{how}: another result than the uninterrupted run's, and not a word: {output[-300:]}")
     else:
-        found.healed += 1
+        damaged.healed += 1
 
 
 def _metrics(config: Any) -> Any:

@@ -56,13 +56,13 @@ class Case(NamedTuple):
 
 def cases() -> list[Case]:
     """Every method in one process, one on data that are prepared, and one that restarts on two ranks."""
-    found = [Case(name, _of_method(name, UUID)) for name in METHODS]
-    found.append(Case("mora, prepared data", _of_method("mora", SUMS)))
+    runs = [Case(name, _of_method(name, UUID)) for name in METHODS]
+    runs.append(Case("mora, prepared data", _of_method("mora", SUMS)))
     two = ("hardware=cpu2", "method.adapter.dropout=0")
     for parallel in ("zero2", "zero3"):
         settings = (*_of_method("remora", UUID), *two, f"hardware.parallel={parallel}")
-        found.append(Case(f"remora, {parallel}, two ranks", settings, ranks=2, tolerance=1e-5))
-    return found
+        runs.append(Case(f"remora, {parallel}, two ranks", settings, ranks=2, tolerance=1e-5))
+    return runs
 
 
 def _of_method(name: str, task: tuple[str, ...]) -> tuple[str, ...]:
@@ -83,12 +83,12 @@ class Attempts:
     difference: float = 0.0
     wrong: list[str] = field(default_factory=list)
 
-    def judge(self, found: Compared, tolerance: float, where: str) -> None:
-        self.lost += found.lost
-        self.doubled += found.doubled
-        self.difference = max(self.difference, found.difference)
-        if not found.equal(tolerance):
-            self.wrong.append(f"{where}: {found}")
+    def judge(self, compared: Compared, tolerance: float, where: str) -> None:
+        self.lost += compared.lost
+        self.doubled += compared.doubled
+        self.difference = max(self.difference, compared.difference)
+        if not compared.equal(tolerance):
+            self.wrong.append(f"{where}: {compared}")
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,9 @@ def kill_runs(case: Case, kills: int, seed: int, scratch: Path) -> Attempts:
             after_s, how = draw.uniform(0.1, 1.0) * whole.seconds, draw.choice(WHOM) if case.ranks > 1 else "process"
             if _killed(case, folder, config, after_s, how, attempts):
                 rows = log.read(run_folder(folder, config) / "log.jsonl")
-                found = compare(rows, whole.rows, ended=False)
-                attempts.judge(found, case.tolerance, f"run {attempts.runs}, kill {len(attempts.kills)}")
-                attempts.kills[-1]["steps"] = found.steps
+                compared = compare(rows, whole.rows, ended=False)
+                attempts.judge(compared, case.tolerance, f"run {attempts.runs}, kill {len(attempts.kills)}")
+                attempts.kills[-1]["steps"] = compared.steps
         _end(case, folder, config, whole, attempts)
         shutil.rmtree(folder)
     return attempts
@@ -137,10 +137,10 @@ def run_folder(folder: Path, config: RunConfig) -> Path:
 
 def start(case: Case, folder: Path, config: RunConfig, **env: str) -> list[forked.ForkServerProcess]:
     """The run's workers, with a cache of their own."""
-    own = run_folder(folder, config)
-    own.mkdir(parents=True, exist_ok=True)
-    write_config(config, own / "config.yaml")
-    return forked.start(own, {"MORA_CACHE_DIR": str(folder / "cache"), **env}, case.ranks)
+    run = run_folder(folder, config)
+    run.mkdir(parents=True, exist_ok=True)
+    write_config(config, run / "config.yaml")
+    return forked.start(run, {"MORA_CACHE_DIR": str(folder / "cache"), **env}, case.ranks)
 
 
 def to_its_end(case: Case, folder: Path, config: RunConfig) -> str:

@@ -1,4 +1,4 @@
-"""A run's model with the adapter of its method, and what of it trains. The training loop knows no method's name."""
+"""A run's model with the adapter of its method, and what of it trains. The training loop knows no method by name."""
 
 from __future__ import annotations
 

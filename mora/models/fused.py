@@ -14,9 +14,10 @@ GATED = ("gate_proj", "up_proj", "down_proj")
 
 
 def use_fused_layers(model: PreTrainedModel) -> bool:
-    """Puts the kernels into the model, if it has the parts that they compute and liger-kernel, which has them, is installed.
+    """Put liger-kernel's kernels into the model if it has their parts and the package is installed.
 
-    So for Llama, Mistral, Qwen2 and Qwen3: `tests/gpu/test_fused_layers.py` holds the outcome against plain layers.
+    It does for Llama, Mistral, Qwen2 and Qwen3; `tests/gpu/test_fused_layers.py` compares the outcome with plain
+    layers.
     """
     if importlib.util.find_spec("liger_kernel") is None or not built_as_llama(model):
         return False

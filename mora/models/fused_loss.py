@@ -86,9 +86,9 @@ def parts(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
 
 def groups(lengths: list[int], weight: Tensor) -> Iterator[slice]:
     """Rows of so many tokens each, in order: as many at a time as have CHUNK_BYTES of logits, but at least one."""
-    most, start, tokens = CHUNK_BYTES // (4 * weight.shape[0]), 0, 0
+    max_tokens, start, tokens = CHUNK_BYTES // (4 * weight.shape[0]), 0, 0
     for i, length in enumerate(lengths):
-        if i > start and tokens + length > most:
+        if i > start and tokens + length > max_tokens:
             yield slice(start, i)
             start, tokens = i, 0
         tokens += length
@@ -104,12 +104,12 @@ def _losses_and_residual(logits: Tensor, labels: Tensor, ignore_index: int, resi
         from .cross_entropy_kernel import cross_entropy_
 
         return cross_entropy_(logits, labels, ignore_index, residual), logits
-    wide = logits.float()
+    logits_fp32 = logits.float()
     known = (labels != ignore_index).unsqueeze(1)
     target = labels.unsqueeze(1).where(known, 0)
-    log_sum = wide.logsumexp(1, keepdim=True)
-    losses = ((log_sum - wide.gather(1, target)) * known).squeeze(1)
+    log_sum = logits_fp32.logsumexp(1, keepdim=True)
+    losses = ((log_sum - logits_fp32.gather(1, target)) * known).squeeze(1)
     if residual:
-        wide.sub_(log_sum).exp_().scatter_add_(1, target, -torch.ones_like(log_sum)).mul_(known)
-        logits = wide.to(logits.dtype)
+        logits_fp32.sub_(log_sum).exp_().scatter_add_(1, target, -torch.ones_like(log_sum)).mul_(known)
+        logits = logits_fp32.to(logits.dtype)
     return losses, logits

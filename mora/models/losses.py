@@ -15,9 +15,9 @@ from .structure import needs_no_mask, plain_head, without_mask
 
 def token_losses(model: nn.Module, batch: Batch) -> Tensor:
     """Cross-entropy of every label in nats, fp32, shape (B, T - 1), 0 where there is no label."""
-    found = hidden_states(model, batch)
-    if found is not None:
-        hidden, weight = found[0][:, :-1], found[1]
+    states = hidden_states(model, batch)
+    if states is not None:
+        hidden, weight = states[0][:, :-1], states[1]
         labels = batch.labels[:, 1:]
         return linear_cross_entropy(hidden.flatten(0, 1), weight, labels.flatten(), IGNORE).view(labels.shape)
     logits = model(**_inputs(batch), use_cache=False).logits

@@ -1,4 +1,4 @@
-"""What a model's structure allows a run to compute in a faster way, found by asking the model, not by its name."""
+"""Shortcuts that a model's structure allows, found by asking the model, not by its name."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _probed: WeakKeyDictionary[nn.Module, dict[str, bool]] = WeakKeyDictionary()
 
 
 def causal_model(model: nn.Module) -> PreTrainedModel | None:
-    """What lies under PEFT's wrapper and DeepSpeed's engine, or either; None where that is no model of transformers."""
+    """Return the model under PEFT's wrapper and DeepSpeed's engine; None if that is no model of transformers."""
     model = getattr(model, "module", model)  # DeepSpeed's engine
-    found = model.get_base_model() if isinstance(model, PeftModel) else model
-    return found if isinstance(found, PreTrainedModel) else None
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    return base if isinstance(base, PreTrainedModel) else None
 
 
 def plain_head(model: nn.Module) -> tuple[nn.Module, Tensor] | None:
-    """The model under the head and the head's weight (V, H); None where logits are more than their product.
+    """Return the model under the head and the head's weight (V, H); None if logits are more than their product.
 
-    So for models that scale or cap their logits, and for a head that is adapted, hooked (as ZeRO-3 does, which gathers the
-    weight) or biased. `model` may be wrapped: by PEFT, by DeepSpeed's engine, by both.
+    That is so for models that scale or cap their logits, and for a head that is adapted, hooked (as ZeRO-3 does, which
+    gathers the weight) or biased. `model` may be wrapped by PEFT, by DeepSpeed's engine, or by both.
     """
     causal = causal_model(model)
     if causal is None:
@@ -48,8 +48,9 @@ def plain_head(model: nn.Module) -> tuple[nn.Module, Tensor] | None:
 
 
 def needs_no_mask(model: nn.Module, length: int) -> bool:
-    """Whether attention over sequences of `length` tokens, causal and without padding before their end, is the same where no
-    mask is made: torch's attention, which sees all that came before.
+    """Return whether attention gives the same without a mask for causal sequences of `length` tokens.
+
+    They have no padding before their end. torch's attention then sees all tokens before each.
     """
     causal = causal_model(model)
     if causal is None or not _sees_everything(causal.config, length):
@@ -72,11 +73,11 @@ def takes_long_masks(model: nn.Module) -> bool:
 
 @contextmanager
 def without_mask(trunk: nn.Module) -> Iterator[None]:
-    """Within, every row of a batch is one sequence, causal and without padding before its end (`needs_no_mask`).
+    """Context manager: every row of a batch is one causal sequence without padding before its end (`needs_no_mask`).
 
-    transformers looks for packed sequences in the positions: on a GPU the host waits for the device in every pass. Under
-    capture, where it may not wait, it makes a mask, with which attention repeats keys and values, keeps the mask once a
-    layer and takes a slower kernel than FlashAttention.
+    transformers looks for packed sequences in the positions, so that on a GPU the host waits for the device in every
+    pass. Under capture, where it may not wait, it makes a mask, with which attention repeats keys and values, keeps the
+    mask once per layer and takes a slower kernel than FlashAttention.
     """
     config: Any = trunk.config
     before = config._attn_implementation
@@ -99,7 +100,7 @@ def fast_paths(model: nn.Module, fused_layers: bool, captures: bool) -> dict[str
 
 
 def _ask(causal: PreTrainedModel, question: str, answer: Any) -> bool:
-    """`answer()`, asked once a model, on a handful of tokens and with nothing left behind: no gradient, no random number."""
+    """Return `answer()`, asked once per model on a handful of tokens, leaving no gradient and no changed random state."""
     known = _probed.setdefault(causal, {})
     if question not in known:
         modes = [(module, module.training) for module in causal.modules()]
@@ -156,7 +157,7 @@ def _equal_without_mask(causal: PreTrainedModel) -> bool:
 
 
 def _equal_with_long_mask(causal: PreTrainedModel) -> bool:
-    """The last token's logits where the mask (B, 1, T, T) is given, with padding at the left of one row, and as usual."""
+    """Return whether the last token's logits are the same with a mask (B, 1, T, T) as usual, one row padded at the left."""
     ids = _ids(causal)
     mask = torch.ones_like(ids)
     mask[1, :3] = 0
@@ -168,7 +169,7 @@ def _equal_with_long_mask(causal: PreTrainedModel) -> bool:
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
-    """To the rounding of their dtype, and finite."""
+    """Return whether both are finite and equal up to the rounding of their dtype."""
     tolerance = 2e-2 if one.dtype == torch.bfloat16 else 1e-3
     scale = other.float().abs().max()
     return bool(((one.float() - other.float()).abs().max() <= tolerance * scale).item())

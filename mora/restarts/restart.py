@@ -252,9 +252,9 @@ class Restart:
         unchanged = torch.tensor(self._moments_of_others() == others)
         promises.add(unchanged, "moments of parameters outside the adapter were changed")
         self._require(promises)
-        found = all_gather_value(float(fingerprint))
-        if len(set(found)) > 1:
-            raise RestartFailed(f"restart {self.count}: the ranks hold different weights: sums {found}")
+        fingerprints = all_gather_value(float(fingerprint))
+        if len(set(fingerprints)) > 1:
+            raise RestartFailed(f"restart {self.count}: the ranks hold different weights: sums {fingerprints}")
 
     def _require(self, promises: _Postconditions) -> None:
         if broken := promises.broken():
@@ -264,12 +264,12 @@ class Restart:
 def describe(facts: dict[str, float]) -> str:
     """Format what `Restart.apply` returns as a line for people."""
     return (
-        f"restart {facts['restart']:.0f} in {facts['restart_s']:.1f} s; the base keeps {facts['restart_kept']:.4f} of the "
-        f"update, and lies {facts['restart_rounding']:.2g} of its size from the exact sum"
+        f"restart {facts['restart']:.0f} in {facts['restart_s']:.1f} s; the base kept {facts['restart_kept']:.4f} of the "
+        f"update; it is off the exact sum by {facts['restart_rounding']:.2g} of the update"
     )
 
 
-def round_stochastically(wide: Tensor, generator: Generator) -> Tensor:
+def round_stochastically(values: Tensor, generator: Generator) -> Tensor:
     """fp32 to bf16, up or down with the probability that keeps the expected value. On the CPU."""
-    noise = torch.randint(0, 1 << 16, wide.shape, dtype=torch.int32, generator=generator)
-    return ((wide.view(torch.int32) + noise) & -(1 << 16)).view(torch.float32).to(torch.bfloat16)
+    noise = torch.randint(0, 1 << 16, values.shape, dtype=torch.int32, generator=generator)
+    return ((values.view(torch.int32) + noise) & -(1 << 16)).view(torch.float32).to(torch.bfloat16)

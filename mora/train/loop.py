@@ -107,7 +107,10 @@ def _train(
         stopping = any_rank(stop.asked, engine.device)
 
         due = done % train.log_every_steps == 0 or done == config.last_step
-        scored = done in config.task.evaluation.at_steps or done == config.last_step  # minutes, if by generation
+        evaluation = config.task.evaluation
+        scored = done in evaluation.at_steps or (
+            done == config.last_step and bool(evaluation.tasks)
+        )  # may take minutes
         saving = done % train.checkpoint_every_steps == 0 or scored or stopping
         if due or saving:
             progress.say(rows.write()[-1], speed.end())
@@ -115,7 +118,7 @@ def _train(
             _save(rows.checkpoints, done, engine, restarts, config, rows.log.text)
         if stopping:
             raise Interrupted(
-                f"stopped by signal after step {done}; a checkpoint was saved, start the same run to go on"
+                f"stopped by signal after step {done}; a checkpoint was saved; start the same run to resume"
             )
         measure(done, saving)
         watchdog.beat()
@@ -123,23 +126,23 @@ def _train(
 
 
 class Speed:
-    """How fast the steps are, measured over stretches of some; between the stretches nothing is measured."""
+    """The speed of the steps, measured over stretches; nothing between the stretches counts."""
 
     def __init__(self) -> None:
         self._stretches: list[tuple[float, float]] = []
         self.start()
 
     def start(self) -> None:
-        """A stretch begins. One that was not ended is forgotten: an evaluation lay in it."""
+        """Begin a stretch. One that was not ended is forgotten, since an evaluation interrupted it."""
         self._clock, self._steps, self._tokens = time.perf_counter(), 0, 0
 
     def add(self, tokens: int) -> None:
-        """A step with so many tokens that carry a loss."""
+        """Count a step with so many tokens that carry a loss."""
         self._steps += 1
         self._tokens += tokens
 
     def end(self) -> float:
-        """A stretch ends and the next one begins. Returns its tokens a second."""
+        """End the stretch and begin the next; return its tokens per second."""
         seconds = time.perf_counter() - self._clock
         self._stretches.append((seconds / self._steps, self._tokens / seconds))
         self.start()
@@ -162,7 +165,7 @@ class _Rows:
     checkpoints: Path
 
     def write(self) -> list[dict[str, Any]]:
-        """Writes what waits. Raises: Diverged, when it is written."""
+        """Write the kept rows. Raises Diverged once they are written, if a loss or norm is not finite."""
         rows = self.log.flush()
         self.track(rows)
         self.check(rows)
@@ -197,12 +200,14 @@ def _save(folder: Path, done: int, engine: Engine, restarts: Restarts, config: R
 
 
 def _resume(folder: Path, engine: Engine, restarts: Restarts, config: RunConfig) -> tuple[int, str]:
-    """Loads the newest good checkpoint, if there is one. Returns the steps that are done, and the log of them.
+    """Load the newest good checkpoint, if there is one; return the steps done and their log.
 
-    The number of ranks may be another one than before where nothing is drawn by rank: a checkpoint holds whole tensors. The
-    code may not, but at scale
-    smoke: no commit would have made the result.
-    Raises: DamagedFileError where the checkpoint is of another run or code; ConfigError where the ranks see different ones.
+    The number of ranks may have changed if nothing is drawn by rank, since a checkpoint holds whole tensors. The code
+    must be the same, except at scale smoke, for no commit would have made the result.
+
+    Raises:
+        DamagedFileError: The checkpoint is of another run or of other code.
+        ConfigError: The ranks see different checkpoints.
     """
     state = checkpoint.load_latest(folder)
     start = 0 if state is None else state["step"]
@@ -214,23 +219,23 @@ def _resume(folder: Path, engine: Engine, restarts: Restarts, config: RunConfig)
         if missing := {"run_id", "source", "restart", "log", "ranks"} - state.keys():
             raise ConfigError(
                 f"{folder} holds a checkpoint without {', '.join(sorted(missing))}, of another version of the code or of "
-                "something else: remove the folder to start anew"
+                "something else: remove the folder to start over"
             )
         if state["run_id"] != run_id(config):
             raise DamagedFileError(
-                f"{folder} holds a checkpoint of {state['run_id']}, not of {run_id(config)}: start the changed run through "
-                "run.py, which gives it a folder of its own"
+                f"{folder} holds a checkpoint of {state['run_id']}, not of {run_id(config)}: start the changed run with "
+                "run.py, which gives it its own folder"
             )
         if (before := state["ranks"]) != world_size() and (drops := _dropout(config)):
             raise ConfigError(
                 f"{folder} holds a checkpoint of {before} ranks, now there are {world_size()}, and {drops}: each rank draws "
-                f"its own masks, so the run would be another; go on with {before}, or remove the folder to start anew"
+                f"its own masks, so the run would differ; resume with {before}, or remove the folder to start over"
             )
         code = of_this_process()["fingerprint"]
         if state["source"] != code and config.scale.name != "smoke":
             raise DamagedFileError(
-                f"{folder} holds a checkpoint that other code has made (fingerprint {state['source']}, now {code}): go on "
-                "with the commit that it was started from, or remove the folder to start anew"
+                f"{folder} holds a checkpoint made by other code (fingerprint {state['source']}, now {code}): resume "
+                "with the commit that it was started from, or remove the folder to start over"
             )
         restarts.load_state_dict(state["restart"])
         engine.load_state_dict(state)
@@ -239,9 +244,9 @@ def _resume(folder: Path, engine: Engine, restarts: Restarts, config: RunConfig)
 
 
 def _dropout(config: RunConfig) -> str | None:
-    """The method's setting that drops something at random; None where nothing does."""
-    found = config.method.adapter.dropouts if config.method.adapter else {}
-    return next((f"method.adapter.{name}={value}" for name, value in found.items()), None)
+    """Return the method's setting that drops something at random; None if nothing does."""
+    dropouts = config.method.adapter.dropouts if config.method.adapter else {}
+    return next((f"method.adapter.{name}={value}" for name, value in dropouts.items()), None)
 
 
 class _StopSignal:
@@ -255,8 +260,11 @@ class _StopSignal:
 
     @contextmanager
     def at_once(self, done: int) -> Iterator[None]:
-        """Within, the evaluation of a step whose checkpoint is saved, they raise Interrupted, as one does that came before:
-        whoever sent them will not wait for minutes. For one process: of several ranks, one that is ahead would be left."""
+        """Context manager: signals raise Interrupted at once, also one that came before.
+
+        For the evaluation of a step whose checkpoint is saved: the sender will not wait for minutes. Only for a single
+        process, since of several ranks one that is ahead would be left.
+        """
         self._evaluated = done
         try:
             if self.asked:
@@ -269,6 +277,6 @@ class _StopSignal:
         self.asked = True
         if self._evaluated is not None:
             raise Interrupted(
-                f"stopped by signal after step {self._evaluated}, in its evaluation; a checkpoint was saved and the answers "
-                "are kept, start the same run to go on"
+                f"stopped by signal after step {self._evaluated}, in its evaluation; a checkpoint and the answers so far "
+                "were saved; start the same run to resume"
             )

@@ -26,7 +26,7 @@ def _until_it_is_gone(pid: int, born: str | None) -> None:
 
 
 def _born(pid: int) -> str | None:
-    """When the process was started, in ticks; None where there is none."""
+    """Return the start time of the process, in ticks; None if there is no such process."""
     try:
         with open(f"/proc/{pid}/stat") as stat:
             state, *rest = stat.read().rpartition(")")[2].split()

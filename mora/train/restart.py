@@ -26,7 +26,7 @@ class Restarts(Restart):
         return super().due(done, self.config.last_step if last is None else last)
 
     def apply(self, done: int = 0) -> dict[str, float]:
-        """As `Restart.apply`, after `done` updates."""
+        """Apply `Restart.apply` after `done` updates."""
         self._done = done
         facts = super().apply()
         failpoint("after_restart", done)

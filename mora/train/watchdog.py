@@ -1,4 +1,4 @@
-"""A rank that waits in vain ends its job: it says who gives no sign of life, shows where it stands, and dies.
+"""A rank that waits in vain ends its job: it says who does not respond, shows where it stands, and dies.
 
 Without it the others would wait for hours in the next message. The launcher then ends every rank of the job.
 """
@@ -27,12 +27,15 @@ def limit_s() -> float:
             return seconds
     except ValueError:
         pass
-    raise ConfigError(f"MORA_HANG_S={given}: expected the seconds above 0 that a job may stand still")
+    raise ConfigError(f"MORA_HANG_S={given}: expected the seconds, above 0, that a job may hang")
 
 
 class Watchdog:
-    """Of one of several ranks. Its thread writes a sign of life into the run's folder, where the others find it: a rank that
-    is stopped or gone gives none, one that hangs does, but its work does not go on."""
+    """Watches the other ranks of a run.
+
+    Its thread writes a sign of life into the run's folder, where the others find it. A stopped or lost rank gives none;
+    a rank that hangs does, but its work does not advance.
+    """
 
     def __init__(self, folder: Path, rank: int, ranks: int, limit_s: float):
         self.folder, self.rank, self.ranks, self.limit_s = folder / "alive", rank, ranks, limit_s
@@ -40,7 +43,7 @@ class Watchdog:
         self._worked, self._over = time.monotonic(), threading.Event()
 
     def beat(self) -> None:
-        """The work has gone on."""
+        """Record that the work has advanced."""
         self._worked = time.monotonic()
 
     def start(self) -> None:
@@ -61,11 +64,11 @@ class Watchdog:
                 self._end()
 
     def _end(self) -> None:
-        silent = ", ".join(f"rank {r} gives no sign of life" for r in range(self.ranks) if self._silent(r))
-        cause = silent or "every rank is alive, and one of them does not go on"
+        silent = ", ".join(f"rank {r} does not respond" for r in range(self.ranks) if self._silent(r))
+        cause = silent or "every rank is alive, but one of them hangs"
         print(
-            f"mora.train: rank {self.rank}: nothing has gone on for {self.limit_s:.0f} s (MORA_HANG_S): {cause}; the job "
-            "ends, start it again to go on from its last checkpoint. Here it stands:",
+            f"mora.train: rank {self.rank}: no progress for {self.limit_s:.0f} s (MORA_HANG_S): {cause}; the job "
+            "ends; start it again to resume from its last checkpoint. Where it hangs:",
             file=sys.stderr,
             flush=True,
         )
@@ -97,7 +100,7 @@ def start(folder: Path, rank: int, ranks: int) -> None:
 
 
 def beat() -> None:
-    """The work of this process has gone on."""
+    """Record that the work of this process has advanced."""
     if _watchdog is not None:
         _watchdog.beat()
 

@@ -30,7 +30,7 @@ from .engine import round_frozen
 
 
 class ZeroEngine(ZeroState):
-    """As `TorchEngine`, whose methods it has, with the optimizer (stages 1, 2) and the weights (3) split over the ranks."""
+    """`TorchEngine` with the optimizer (stages 1, 2) and the weights (3) split over the ranks."""
 
     def __init__(
         self,
@@ -74,8 +74,11 @@ class ZeroEngine(ZeroState):
             self._set_master(p, value)
 
     def _make_states(self) -> None:
-        """AdamW's, all zero. Stages 1 and 2 would make them in the first update, too late to load a checkpoint into them;
-        stage 3 makes them in an update of its own, which must not count as a step."""
+        """Make AdamW's states, all zero.
+
+        Stages 1 and 2 would make them in the first update, too late to load a checkpoint into them; stage 3 makes them
+        in an update of its own, which must not count as a step.
+        """
         for flat, _ in self._flat_groups():
             self._zero.optimizer.state[flat] = {
                 "step": torch.zeros((), dtype=torch.float32, device=flat.device),
@@ -107,9 +110,9 @@ class ZeroEngine(ZeroState):
                 self._zero.optimizer.state[flat]["step"] for flat, owner in self._flat_groups() if owner is group
             )
             for name, p in group.parameters.items():
-                found = [safe_get_full_fp32_param(p), *(safe_get_full_optimizer_state(p, key) for key in MOMENTS)]
+                values = [safe_get_full_fp32_param(p), *(safe_get_full_optimizer_state(p, key) for key in MOMENTS)]
                 if rank() == 0:
-                    weights[name], *moments = (value.detach().to("cpu", copy=True) for value in found)
+                    weights[name], *moments = (value.detach().to("cpu", copy=True) for value in values)
                     optimizer[name] = {"step": step.to("cpu", copy=True), **dict(zip(MOMENTS, moments, strict=True))}
         return {"weights": weights, "optimizer": optimizer}
 
@@ -127,7 +130,7 @@ class ZeroEngine(ZeroState):
 
     @contextmanager
     def materialized(self) -> Iterator[None]:
-        """Within, every rank holds the whole model unrounded, and computes with it as with a plain one."""
+        """Context manager: every rank holds the whole model, unrounded, and computes with it as with a plain one."""
         masters = {p: self.master(p) for p in self.parameters.values()} | self._frozen
         if self.stage < 3:
             with exchanged(masters):

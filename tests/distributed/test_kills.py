@@ -17,11 +17,11 @@ def test_runs_killed_at_random_times_lose_and_double_nothing(tmp_path, name):
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}")  # shown on failure
     (case,) = (case for case in kills.cases() if case.name == name)
-    found = kills.kill_runs(case, 2, seed, tmp_path)
-    assert found.wrong == []
-    assert (len(found.kills), found.lost, found.doubled) == (2, 0, 0)
-    assert found.results == found.runs
-    assert found.difference <= case.tolerance
+    attempts = kills.kill_runs(case, 2, seed, tmp_path)
+    assert attempts.wrong == []
+    assert (len(attempts.kills), attempts.lost, attempts.doubled) == (2, 0, 0)
+    assert attempts.results == attempts.runs
+    assert attempts.difference <= case.tolerance
 
 
 def test_every_method_is_killed():
@@ -43,8 +43,8 @@ def test_every_method_is_killed():
 )
 def test_a_step_that_is_missing_or_stands_twice_is_counted(steps, ended, lost, doubled):
     whole = [STEP | {"step": step} for step in (1, 2, 3)]
-    found = compare([STEP | {"step": step} for step in steps], whole, ended)
-    assert (found.lost, found.doubled, found.difference) == (lost, doubled, 0.0)
+    compared = compare([STEP | {"step": step} for step in steps], whole, ended)
+    assert (compared.lost, compared.doubled, compared.difference) == (lost, doubled, 0.0)
 
 
 def test_another_number_and_a_missing_one_are_differences():
@@ -55,7 +55,7 @@ def test_another_number_and_a_missing_one_are_differences():
 
 def test_damaged_files_of_a_cut_run_are_noticed(tmp_path):
     chosen = ("log.jsonl", "ids.npy", "journal-0.jsonl")
-    found = list(files.damage_files(tmp_path, lambda name: name.endswith(chosen), hows=("flipped",)))
-    assert [line for file in found for line in file.wrong] == []
-    assert sum(file.damages for file in found) >= len(chosen)
-    assert {os.path.basename(file.file) for file in found} == {*chosen}
+    damaged = list(files.damage_files(tmp_path, lambda name: name.endswith(chosen), hows=("flipped",)))
+    assert [line for file in damaged for line in file.wrong] == []
+    assert sum(file.damages for file in damaged) >= len(chosen)
+    assert {os.path.basename(file.file) for file in damaged} == {*chosen}

@@ -51,8 +51,8 @@ def curve(tmp_path, steps=12):
 
 
 def alive(pattern):
-    found = subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True).stdout.split()
-    return [pid for pid in found if int(pid) != os.getpid()]
+    pids = subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True).stdout.split()
+    return [pid for pid in pids if int(pid) != os.getpid()]
 
 
 RANKS = [
@@ -86,10 +86,10 @@ def test_a_run_whose_rank_dies_is_resumed_and_follows_one_process(tmp_path, rank
     assert codes == [0, 0], output
     assert len(list((tmp_path / "outputs").iterdir())) == 1, "one output folder whatever the ranks"
     assert curve(tmp_path) == pytest.approx(whole, abs=1e-5)
-    found = the_result(tmp_path)
-    assert found["hardware"]["ranks"] == 2
-    assert found["speed"] is None, "the last step was saved before its evaluation: none was left to do"
-    assert found["metrics"]["12"].keys() >= {"value_nll", "uuid_char_acc"}
+    values = the_result(tmp_path)
+    assert values["hardware"]["ranks"] == 2
+    assert values["speed"] is None, "the last step was saved before its evaluation: none was left to do"
+    assert values["metrics"]["12"].keys() >= {"value_nll", "uuid_char_acc"}
 
 
 def the_result(tmp_path):

@@ -30,8 +30,8 @@ def finish(process):
 
 
 def results(tmp_path):
-    found = [json.loads(path.read_text()) for path in (tmp_path / "own" / "runs").glob("*[0-9a-f].json")]
-    return {result["run_id"]: result for result in found}
+    of_files = [json.loads(path.read_text()) for path in (tmp_path / "own" / "runs").glob("*[0-9a-f].json")]
+    return {result["run_id"]: result for result in of_files}
 
 
 def make(tmp_path, only):
@@ -60,7 +60,7 @@ def test_table1_on_two_ranks_killed_and_gone_on_repeats_nothing(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in first} == first
     code, output = finish(start(tmp_path, command))
     assert code == 0
-    assert "nothing was run: all 3 results are there" in output
+    assert "nothing to run: all 3 results exist" in output
 
 
 @pytest.mark.parametrize("method", ["mora"])

@@ -75,7 +75,7 @@ def test_the_whole_loop_runs_against_the_hugging_face_trainer(tmp_path):
     assert "| ours, MoRA r=8 | 512 tokens |" in render.tables(result)
     result["hardware"]["product_tflops"], result["shape"] = 800.0, "llama2_7b"
     result["rows"][1]["tokens_per_s"] = 8000.0
-    assert " | 26% | " in render.tables(result)  # of 8 000 tokens at 4 times 6.6 billion weights
+    assert " | 26% | " in render.tables(result)  # of 8,000 tokens at 4 times 6.6 billion weights
 
 
 def test_evaluation_runs_against_lm_evals_backend(tmp_path):

@@ -165,7 +165,7 @@ def test_a_stop_while_the_worker_still_loads_is_said_to_be_one(tmp_path):
     process.send_signal(signal.SIGTERM)
     code, output = finish(process)
     assert code == 130, output
-    assert f"{folder.name}: stopped; start it again to go on" in output
+    assert f"{folder.name}: stopped; start it again to resume" in output
 
 
 def test_sigterm_saves_a_checkpoint_and_the_run_goes_on(tmp_path):

@@ -14,5 +14,5 @@ def script(texts: dict[str, str]) -> str:
 
 
 def texts(packed: str) -> dict[str, str]:
-    """What a `script` holds."""
+    """Unpack the texts of a `script` element."""
     return json.loads(zlib.decompress(base64.b64decode(packed.split('"')[1])))

@@ -28,8 +28,8 @@ REQUESTS = [
 
 
 def test_likelihoods_are_those_of_a_plain_forward_pass(tiny):
-    found = backend(tiny)._loglikelihood_tokens(REQUESTS, disable_tqdm=True)
-    for (_, context, continuation), (nats, _) in zip(REQUESTS, found, strict=True):
+    scored = backend(tiny)._loglikelihood_tokens(REQUESTS, disable_tqdm=True)
+    for (_, context, continuation), (nats, _) in zip(REQUESTS, scored, strict=True):
         with torch.no_grad():
             logits = tiny[0](torch.tensor([context + continuation])).logits[0].float()
         logprobs = torch.log_softmax(logits, -1)
@@ -125,9 +125,9 @@ def test_a_batch_without_room_on_the_gpu_is_answered_in_halves(tiny, monkeypatch
 
     leave_room_for(2)
     assert lm.generate_until(prompts, True) == written
-    for found, whole in zip(lm._loglikelihood_tokens(pairs, disable_tqdm=True), scored, strict=True):
-        assert found[0] == pytest.approx(whole[0], abs=1e-5)
-    said = "too little GPU memory for 5 rows at once, two halves: CUDA out of memory"
+    for halves, whole in zip(lm._loglikelihood_tokens(pairs, disable_tqdm=True), scored, strict=True):
+        assert halves[0] == pytest.approx(whole[0], abs=1e-5)
+    said = "CUDA out of memory with 5 rows; retrying in two halves: CUDA out of memory"
     assert said in capsys.readouterr().err
     leave_room_for(0)
     with pytest.raises(torch.OutOfMemoryError):
@@ -216,10 +216,10 @@ def test_rows_that_end_leave_the_batch_and_the_others_do_not_notice(tiny, fixed)
         sizes.append(len(rows))
         return [row[:3] == plain[1][:3] and len(row) >= 40 for row in rows]
 
-    found = generation.greedy(model, ids, mask, limit, ends, stopped, fixed, logits_to_keep=1)
+    generated = generation.greedy(model, ids, mask, limit, ends, stopped, fixed, logits_to_keep=1)
     cut = [row[: row.index(ends[0]) + 1] if ends[0] in row else row for row in plain]
     cut[1] = cut[1][:40]
-    assert found == cut
+    assert generated == cut
     assert sizes[0] == 5
     assert sizes[-1] < 4
 
@@ -262,6 +262,6 @@ def test_memory_adapter_and_merged_model_agree(tiny, tmp_path):
         REQUESTS, disable_tqdm=True
     )
     untouched = backend(tiny)._loglikelihood_tokens(REQUESTS, disable_tqdm=True)
-    values = [[float(nats) for nats, _ in found] for found in (in_memory, from_folder, untouched)]
+    values = [[float(nats) for nats, _ in scored] for scored in (in_memory, from_folder, untouched)]
     assert values[0] == pytest.approx(values[1], abs=1e-4)
     assert values[0] != pytest.approx(values[2], abs=1e-2)
