@@ -73,8 +73,8 @@ def is_steady(seconds: Sequence[float]) -> bool:
 def token_time(config: RunConfig, length: int, micro_batch_size: int, without: str = "") -> TokenTime:
     """Return the time per token by the nearest measurement of the same model, else by an assumed share of the GPU's peak.
 
-    If another method or operator was measured, or one that trains other parts, the source says "extrapolated from" instead of
-    "measured". Nearest is first the same method (restarts and learning rates aside), on its own or with all else that
+    If another method or operator was measured, or one that trains other parts, the source says "extrapolated from"
+    instead of "measured". Nearest is first the same method (restarts and learning rates aside), on its own or with all else that
     trains; then real steps before passes alone, steady before disturbed ones; then equal graphs, checkpointing,
     operator and dropout; then rank and tokens per micro batch, both as ratios.
 
