@@ -1,4 +1,4 @@
-"""lm-eval's Hugging Face backend with what it lacks: token counts, logits only where they are scored, a journal."""
+"""lm-eval's Hugging Face backend with what it lacks: token counts, logits only where they are scored, a response cache."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Backend(HFLM):
         tokenizer: PreTrainedTokenizerBase,
         batch_size: int,
         max_length: int,
-        journal: ResponseCache,
+        response_cache: ResponseCache,
         length_limit: int | None = None,
     ):
         model.tie_weights = _leave_tied  # type: ignore[assignment]
@@ -70,7 +70,7 @@ class Backend(HFLM):
             del model.tie_weights
         base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         self.keeps_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
-        self.journal = journal
+        self.response_cache = response_cache
         self.length_limit = length_limit  # tokens of prompt and answer; None: as many as a task asks for
         self._pairs: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
         self._asked: list[Any] = []  # lm-eval's requests that are being answered
@@ -127,7 +127,7 @@ class Backend(HFLM):
         batches = _batches(inputs, override_bs or int(self.batch_size))
         for batch in tqdm(batches, desc="log-likelihoods", disable=disable_tqdm or None):
             wanted = [[requests[i][2] for i in by_input[ids]] for ids in batch]
-            scored = self.journal.answer(
+            scored = self.response_cache.answer(
                 [batch, wanted], partial(by_halves, partial(self._score, batch, wanted), len(batch))
             )
             owners = [i for ids in batch for i in by_input[ids]]
@@ -221,7 +221,7 @@ class Backend(HFLM):
         generated: list[list[int]] = []
         for rows in equal_parts(len(context), rows_at_once(self.model, max_length)):
             what = [context[rows].tolist(), mask[rows].tolist(), max_length, stop, None]
-            generated += self.journal.answer(what, partial(by_halves, generate, rows.stop, rows.start))
+            generated += self.response_cache.answer(what, partial(by_halves, generate, rows.stop, rows.start))
         longest = max(map(len, generated))
         padded = [ids + [self.tokenizer.pad_token_id] * (longest - len(ids)) for ids in generated]
         return torch.cat([context, torch.tensor(padded, dtype=torch.long, device=context.device)], dim=1)

@@ -35,7 +35,7 @@ class Settings:
     Attributes:
         metadata: Reaches the data loaders of the tasks.
         limit: Score only the first documents of each task.
-        journal: Batches already answered under the same `identity` are not computed again.
+        response_cache: Batches already answered under the same `identity` are not computed again.
         max_length: Tokens of prompt and answer; more for long answers, up to `length_limit`.
     """
 
@@ -45,12 +45,12 @@ class Settings:
     limit: int | None = None
     data_dir: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
-    journal: Path | None = None
+    response_cache: Path | None = None
     identity: str = ""
 
-    def resumable(self, journal: Path, identity: str) -> Settings:
-        """Return the settings with progress kept in `journal`."""
-        return replace(self, journal=journal, identity=identity)
+    def resumable(self, response_cache: Path, identity: str) -> Settings:
+        """Return the settings with progress kept in `response_cache`."""
+        return replace(self, response_cache=response_cache, identity=identity)
 
     def within(self, model: torch.nn.Module) -> Settings:
         """Return the settings for a model that may have fewer positions; print so, and what follows from it."""
@@ -85,13 +85,15 @@ def evaluate_model(
     settings = settings.within(model)
     manager = task_manager(tasks, tokenizer, settings)
     window = f"{settings.max_length}" + (f" {settings.length_limit}" if settings.length_limit else "")
-    journal = ResponseCache(settings.journal, f"{settings.identity}|{settings.batch_size}|{window}")
+    response_cache = ResponseCache(settings.response_cache, f"{settings.identity}|{settings.batch_size}|{window}")
     was_training = model.training
     model.eval()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
         result = simple_evaluate(
-            model=Backend(model, tokenizer, settings.batch_size, settings.max_length, journal, settings.length_limit),
+            model=Backend(
+                model, tokenizer, settings.batch_size, settings.max_length, response_cache, settings.length_limit
+            ),
             tasks=tasks,
             task_manager=manager,
             limit=settings.limit,

@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> Path:
         length_limit=options.max_length,
         limit=options.limit,
         data_dir=options.data_dir,
-        journal=folder / "journal.jsonl",
+        response_cache=folder / "journal.jsonl",
         identity=f"{identity}|{precision}|{code['fingerprint']}",  # other code, other answers
     )
     new: dict[str, Any] = {
