@@ -37,8 +37,7 @@ official code, or us. Scales other than paper change some of them: [Deviations](
 SCALES = """# What the scales change
 
 Generated from the folders of `configs/task/` when this site is built. Each table holds what a scale sets for a task beyond
-the task's own file, which is scale paper: [configuration reference](configuration.md). Scale mid builds on lite if its file
-says so."""
+its file for scale paper, which the [configuration reference](configuration.md) shows. Scale mid builds on lite."""
 GROUPS: dict[str, type[BaseModel]] = {
     "task": schema.Task,
     "method": schema.Method,
@@ -78,8 +77,8 @@ def page() -> str:
         values = defaultdict[str, list[_Setting]](list)
         for setting in _settings(group):
             values[setting.path].append(setting)
-        files = [path.stem for path in _files(group)]
-        lines += ["", f"## `{group}`", "", f"Files of `configs/{group}/`: {', '.join(f'`{f}`' for f in files)}."]
+        files = [_choice(path) for path in _files(group)]
+        lines += ["", f"## `{group}`", "", f"Choices of `configs/{group}/`: {', '.join(f'`{f}`' for f in files)}."]
         lines += _section(group, section, values, set())
     return "\n".join(lines) + "\n"
 
@@ -89,6 +88,8 @@ def scales_page() -> str:
     lines = [SCALES]
     for file in sorted((CONFIG_DIR / "task").glob("*/*.yaml")):
         scale, task = file.stem, file.parent.name
+        if scale == "paper":
+            continue
         lines += ["", f"## {task} at scale {scale}", "", "| field | value | source |", "|---|---|---|"]
         for setting in provenance.settings(file):
             cells = (f"`{setting.path}`", f"`{_plain(setting.value)}`", setting.source)
@@ -97,14 +98,21 @@ def scales_page() -> str:
 
 
 def _files(group: str) -> list[Path]:
-    """Return the files of a group of configs/; of none, the root file."""
-    return sorted((CONFIG_DIR / group).glob("*.yaml")) if group else [CONFIG_DIR / "config.yaml"]
+    """Return the files of a group of configs/, of tasks those of scale paper; of no group, the root file."""
+    if not group:
+        return [CONFIG_DIR / "config.yaml"]
+    return sorted((CONFIG_DIR / group).glob("*/paper.yaml" if group == "task" else "*.yaml"))
+
+
+def _choice(file: Path) -> str:
+    """Return the name under which a group has a file: of a task, its folder's."""
+    return file.parent.name if file.stem == "paper" and file.parent.parent.name == "task" else file.stem
 
 
 def _settings(group: str) -> Iterator[_Setting]:
     for path in _files(group):
         for setting in provenance.settings(path):
-            yield _Setting(setting.path.removeprefix("configs."), setting.value, setting.source, path.stem)
+            yield _Setting(setting.path.removeprefix("configs."), setting.value, setting.source, _choice(path))
 
 
 def _section(path: str, section: type[BaseModel], values: dict[str, list[_Setting]], seen: set[type]) -> list[str]:

@@ -22,12 +22,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]  # mkdocs loads this file by its path
 
 import config_reference  # noqa: E402
+import data_sets_reference  # noqa: E402
 
 DOCS = ROOT / "docs"
 MOUNT = "repository"  # the folder of the site that holds files from outside docs/
 GENERATED = {
     "reference/configuration.md": config_reference.page,
     "reference/scales.md": config_reference.scales_page,
+    "reference/data-sets.md": data_sets_reference.page,
 }
 COPIED = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 

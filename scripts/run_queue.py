@@ -10,7 +10,7 @@ the part that may start until everything above it has ended. `@experiment table1
 for all runs of these cells that are missing: searches, then what they choose, as they come.
 
 A run starts on the GPU with the most room, where the memory that like runs have taken (the peak in their results, their
-evaluation included, and 15%) fits beside what already runs there, and where the driver reports it as free; a run like no
+evaluation included, and 10%) fits beside what already runs there, and where the driver reports it as free; a run like no
 other claims what the plan says of its training, or --unknown-gib. A run that fails is tried once more with twice the claim.
 A run that like runs could not end in the time left is not started, and where none is left that could, the queue ends.
 When the time is over every run is asked to save a checkpoint (MORA_OUTPUT_DIR) and ends.
@@ -51,7 +51,9 @@ GIB = 2**30
 POLL_S = 2.0
 SAVING_S = 60.0  # how long a run may take to save its checkpoint
 SETTLING_S = 25.0  # how long a run that has just started may not yet hold the memory it will hold
-MARGIN = 1.15  # of the memory of like runs
+MARGIN = 1.1  # of the memory that like runs held
+HELD = 1.33  # what a run holds over what it has allocated, where only that is known: 65 GiB for 49 was seen
+CONTEXT_GIB = 1.0  # CUDA's own
 CLAIM = re.compile(r"\[(\d+) GiB\]\s*")
 
 
@@ -84,21 +86,25 @@ class Earlier:
     def add(self, result: RunResult) -> None:
         kind = _kind(result.config)
         if result.peak_memory_bytes:
-            self.peaks.setdefault(kind, []).append(result.peak_memory_bytes / GIB)
+            held = result.hardware.get("reserved_memory_bytes") or HELD * result.peak_memory_bytes
+            self.peaks.setdefault(kind, []).append(held / GIB)
         if result.wall_s and result.last_step:
-            self.times.setdefault(kind, []).append((result.last_step, result.wall_s))
+            speed = result.speed or {"step_s": 0.0}
+            by_others = speed["step_s"] - speed.get("fastest_s", speed["step_s"])  # of those that shared its GPU
+            slowed_s = result.last_step * by_others
+            self.times.setdefault(kind, []).append((result.last_step, result.wall_s - slowed_s))
 
     def claim_gib(self, config: RunConfig, unknown_gib: float) -> float:
         """Return the GiB that similar runs took, else the plan's; `unknown_gib` if that does not know the model's shape."""
         if peaks := self.peaks.get(_kind(config.model_dump(mode="json"))):
-            return max(peaks) * MARGIN + 1.0
+            return max(peaks) * MARGIN + CONTEXT_GIB
         try:
-            return memory(config, max_length(config), config.micro_batch_size).gpu / GIB * MARGIN + 2.0
+            return memory(config, max_length(config), config.micro_batch_size).gpu / GIB * MARGIN + CONTEXT_GIB
         except ValueError:
             return unknown_gib
 
     def expected_s(self, config: RunConfig) -> float | None:
-        """Return the seconds of the similar runs nearest in steps; None if there are none.
+        """Return the seconds of the similar runs nearest in steps, at their fastest; None if there are none.
 
         The fastest of them counts, since others shared their GPU.
         """
@@ -238,8 +244,9 @@ class Queue:
 
     def _launch(self, line: str, config: RunConfig, gpu: Gpu, claim: float) -> None:
         output = open(self.options.out / f"{run_id(config)}.txt", "ab")  # noqa: SIM115 - the process keeps it
+        # As many as may come to share the GPU with it: by their speed, a run that others join is not one that was alone.
         beside = 1 + sum(job.gpu is gpu for job in self.running)
-        env = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu.index, "MORA_SIDE_BY_SIDE": str(beside)}
+        env = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu.index, "MORA_SIDE_BY_SIDE": str(self.options.jobs)}
         env.setdefault("OMP_NUM_THREADS", "2")
         command = [sys.executable, str(ROOT / "run.py"), *shlex.split(CLAIM.sub("", line))]
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, env=env)

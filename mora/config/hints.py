@@ -55,7 +55,10 @@ def near(wanted: str, known: Sequence[str]) -> str:
 
 
 def choices(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
+    """Return the names that `group=NAME` takes, in order: of tasks their folders, else the group's files."""
+    folder = CONFIG_DIR / group
+    folders = [path.parent.name for path in folder.glob("*/paper.yaml")]
+    return sorted(folders or [path.stem for path in folder.glob("*.yaml")])
 
 
 def choice(group: str, wanted: str) -> str:

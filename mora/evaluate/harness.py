@@ -78,7 +78,7 @@ def evaluate_model(
     Raises: ConfigError for an unknown task, DataError for data that are missing or wrong.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from lm_eval import simple_evaluate
+    from lm_eval.evaluator import evaluate
 
     from .backend import Backend
 
@@ -90,19 +90,12 @@ def evaluate_model(
     model.eval()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
-        result = simple_evaluate(
-            model=Backend(
-                model, tokenizer, settings.batch_size, settings.max_length, response_cache, settings.length_limit
-            ),
-            tasks=tasks,
-            task_manager=manager,
+        result: Any = evaluate(  # simple_evaluate would run pip and compilers each time, for a report that is not kept
+            Backend(model, tokenizer, settings.batch_size, settings.max_length, response_cache, settings.length_limit),
+            _loaded(manager, tasks),
             limit=settings.limit,
             bootstrap_iters=0,
-            log_samples=True,
-            random_seed=None,  # type: ignore[arg-type]
-            numpy_random_seed=None,  # type: ignore[arg-type]
-            torch_random_seed=None,  # type: ignore[arg-type]
-            fewshot_random_seed=None,  # type: ignore[arg-type]
+            fewshot_as_multiturn=True,
         )
     model.train(was_training)
     logged = {name: keep(name, result) for name in result["samples"]}
@@ -111,6 +104,16 @@ def evaluate_model(
         if members:
             metrics[group] = average([metrics[member] for member in members if member in metrics])
     return {name: values for name, values in metrics.items() if values}, logged
+
+
+def _loaded(manager: Any, tasks: list[str]) -> Any:
+    """Load the tasks, without examples for those whose files ask for none."""
+    loaded = manager.load(tasks)
+    for task in loaded["tasks"].values():
+        if task.get_config("num_fewshot") is None:
+            task.set_config("num_fewshot", 0)
+        task.set_fewshot_seed(None)
+    return loaded
 
 
 def check_names(tasks: list[str]) -> None:

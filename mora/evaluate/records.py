@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sized
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from mora import io
-from mora.data.files import read_json, read_rows, record_of
 from mora.data.records import Record, field_error, field_names
+from mora.data.sets import EvaluationSet
 from mora.errors import DataError
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Source:
-    """The places of a data set. `file` is relative to the data folder; `hub` is None if only local records exist."""
-
-    file: str
-    fields: tuple[str, ...]
-    hub: str | None = None
-    config: str | None = None
-    split: str = "test"
 
 
 def data_folder(data_dir: str | None = None) -> Path | None:
@@ -32,34 +21,61 @@ def data_folder(data_dir: str | None = None) -> Path | None:
     return Path(data_dir) if data_dir else io.data_dir()
 
 
-def raw_folder(data_dir: str | None) -> Path:
-    """Return the data folder of a task that has no other source. Raises DataError if none is set."""
+def raw_files(source: EvaluationSet, data_dir: str | None, split: str | None = None) -> list[Path]:
+    """Return the files of a set that has no other place, of the scored split unless another is given.
+
+    Raises:
+        DataError: If no data folder is set, or one of the files is not there.
+    """
     folder = data_folder(data_dir)
     if folder is None:
         raise DataError("a _local task reads raw records: set MORA_DATA_DIR or --data-dir to their folder")
-    return folder
+    return source.required(split or source.scored, folder)
 
 
-def rows(source: Source, data_dir: str | None = None, streaming: bool = False) -> Iterator[Record]:
-    """All rows, with `source.fields` in each of them. `streaming`: of a hub set, only what is read is fetched.
+def rows(
+    source: EvaluationSet, data_dir: str | None = None, split: str | None = None, streaming: bool = False
+) -> Iterator[Record]:
+    """Return all rows of a set, from the data folder if its files are there, else from the hub.
 
-    Raises: DataError with the first place and field that are wrong, and where there are no rows.
+    Args:
+        source: The set.
+        data_dir: The data folder; None is MORA_DATA_DIR.
+        split: None is the one that is scored.
+        streaming: Fetch from the hub only what is read.
+
+    Raises:
+        DataError: The first place and field that are wrong; if there are no rows, or the hub does not answer.
     """
-    folder = data_folder(data_dir)
-    if folder is not None and (folder / source.file).is_file():
-        path = folder / source.file
-        return check(read_rows(path), source.fields, str(path))
+    folder, split = data_folder(data_dir), split or source.scored
+    if paths := source.local(split, folder):
+        return read(source, paths)
     if source.hub is None:
-        raise DataError(_missing(source, folder))
+        raise DataError(_missing(source, split, folder))
     import datasets
 
-    name = f"{source.hub} {source.config or ''} {source.split}".replace("  ", " ")
-    try:
-        dataset = datasets.load_dataset(source.hub, source.config, split=source.split, streaming=streaming)
-    except (OSError, ValueError) as error:  # no network and no cached copy, or no such set
-        raise DataError(f"{name}: {' '.join(str(error).split())[:160]}; {_missing(source, folder)}") from error
-    records = (Record(f"{name}, row {number}", dict(row)) for number, row in enumerate(dataset, 1))
-    return check(records, source.fields, name)
+    records: list[Iterator[Record]] = []
+    for config in source.hub.configs:
+        name = f"{source.hub.id} {config or ''} {split}".replace("  ", " ")
+        try:
+            dataset = datasets.load_dataset(
+                source.hub.id, config, split=split, revision=source.hub.revision, streaming=streaming
+            )
+        except (OSError, ValueError) as error:  # no network and no cached copy, or no such set
+            reason = " ".join(str(error).split())[:160]
+            raise DataError(f"{name}: {reason}; {_missing(source, split, folder)}") from error
+        records.append(_named(dataset, name))
+    return check(chain.from_iterable(records), source.fields, source.hub.id)
+
+
+def _named(dataset: Iterable[Any], name: str) -> Iterator[Record]:
+    return (Record(f"{name}, row {number}", dict(row)) for number, row in enumerate(dataset, 1))
+
+
+def read(source: EvaluationSet, paths: Sequence[Path], *more_fields: str) -> Iterator[Record]:
+    """Yield the rows of local files, each with the set's fields and these. Raises DataError as `check` does."""
+    records = chain.from_iterable(source.rows(path) for path in paths)
+    return check(records, (*source.fields, *more_fields), str(paths[0]))
 
 
 def check(records: Iterable[Record], fields: tuple[str, ...], where: str) -> Iterator[Record]:
@@ -77,17 +93,6 @@ def check(records: Iterable[Record], fields: tuple[str, ...], where: str) -> Ite
         yield record
     if empty:
         raise DataError(f"{where}: there are no rows")
-
-
-def keyed(path: Path) -> Iterator[Record]:
-    """Yield the rows of a JSON file that holds them by their ids. Raises DataError."""
-    record = json_object(path)
-    return (object_field(record, key) for key in record.row)
-
-
-def json_object(path: Path) -> Record:
-    """Read a whole JSON file. Raises DataError if it is not an object."""
-    return record_of(str(path), read_json(path))
 
 
 def object_field(record: Record, field: str) -> Record:
@@ -135,6 +140,7 @@ def require_at_least(shots: Sized, k: int, where: str) -> None:
         raise DataError(f"{where}: {len(shots)} examples for {k} shots: provide the whole file")
 
 
-def _missing(source: Source, folder: Path | None) -> str:
-    place = f"{folder}/{source.file}" if folder else f"{source.file} in a folder that MORA_DATA_DIR names"
+def _missing(source: EvaluationSet, split: str, folder: Path | None) -> str:
+    file = source.export.get(split, source.files[split][0])
+    place = f"{folder}/{file}" if folder else f"{file} in a folder that MORA_DATA_DIR names"
     return f"without the hub, put {place}, rows with {', '.join(source.fields)}"

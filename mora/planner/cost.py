@@ -21,8 +21,8 @@ from .speed import token_time
 SEQUENCES: dict[tuple[str, str], int] = {
     ("paper", "tulu2"): 326_154 - 256,  # allenai/tulu-v2-sft-mixture; the paper says 326k; less what is held out
     ("paper", "metamath"): 395_000 - 6_750,  # meta-math/MetaMathQA; the paper says 395k; less 256 of some 15k questions
-    ("paper", "biomed"): 213_333,  # configs/task/biomed.yaml, from kongds/MoRA issue 5
-    ("paper", "finance"): 213_333,  # configs/task/finance.yaml
+    ("paper", "biomed"): 213_333,  # configs/task/biomed/paper.yaml, from kongds/MoRA issue 5
+    ("paper", "finance"): 213_333,  # configs/task/finance/paper.yaml
     ("lite", "tulu2"): 19_951,  # docs/LOG.md, as prepared from the stand-ins; so the next three
     ("lite", "metamath"): 14_439,
     ("lite", "biomed"): 4_515,

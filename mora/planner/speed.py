@@ -165,7 +165,11 @@ def of_row(row: dict[str, Any], device: str) -> Measured:
 
 @lru_cache
 def _runs() -> tuple[Measured, ...]:
-    """Finished runs on one GPU that no other run shared; not those whose configuration is no longer read."""
+    """Return the finished runs that had one GPU to themselves.
+
+    They were started alone there and are steady, which a run that another one joined is not. Those whose configuration
+    is no longer read are left out.
+    """
     measured = []
     for result in STORE.all(RUNS):
         speed, hardware = result.speed, result.hardware
@@ -181,11 +185,12 @@ def _runs() -> tuple[Measured, ...]:
         report = result.data["report"]
         length = report["sequence_tokens"] / report["sequences"]
         passes = config.task.train.global_batch_size / config.micro_batch_size
-        steady = is_steady([speed["step_s"], speed.get("fastest_s", speed["step_s"])])
+        if not is_steady([speed["step_s"], speed.get("fastest_s", speed["step_s"])]):
+            continue
         measured.append(
             Measured(
                 f"run {result.run_id}", hardware["device"], config, length, config.micro_batch_size * length,
-                speed["step_s"] / passes, steady, True,
+                speed["step_s"] / passes, True, True,
             )
         )  # fmt: skip
     return tuple(measured)

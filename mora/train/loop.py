@@ -107,7 +107,10 @@ def _train(
         stopping = any_rank(stop.asked, engine.device)
 
         due = done % train.log_every_steps == 0 or done == config.last_step
-        scored = done in config.task.evaluation.at_steps or done == config.last_step  # minutes, if by generation
+        evaluation = config.task.evaluation
+        scored = done in evaluation.at_steps or (
+            done == config.last_step and bool(evaluation.tasks)
+        )  # may take minutes
         saving = done % train.checkpoint_every_steps == 0 or scored or stopping
         if due or saving:
             progress.say(rows.write()[-1], speed.end())

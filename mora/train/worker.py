@@ -275,9 +275,11 @@ def _device(wanted: str) -> torch.device:
 def _hardware(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         name, peak = torch.cuda.get_device_name(), torch.cuda.max_memory_allocated()
+        reserved = torch.cuda.max_memory_reserved()
     else:
-        name, peak = platform.machine(), None
-    return {"device": name, "peak_memory_bytes": peak, "runs_side_by_side": int(os.environ.get("MORA_SIDE_BY_SIDE", 1))}
+        name, peak, reserved = platform.machine(), None, None
+    beside = int(os.environ.get("MORA_SIDE_BY_SIDE", 1))
+    return {"device": name, "peak_memory_bytes": peak, "reserved_memory_bytes": reserved, "runs_side_by_side": beside}
 
 
 def _fast_paths_line(paths: dict[str, bool]) -> str:

@@ -39,7 +39,8 @@ def start(tmp_path, *overrides, kill_at=None, **popen):
 
 def train(tmp_path, *overrides, kill_at=None):
     config = compose([*SHORT, f"scale.results_dir={tmp_path}/results", *overrides])
-    return forked.train(config, tmp_path / "outputs", kill_at)
+    (code,), output = forked.train(config, tmp_path / "outputs", **({"MORA_KILL_AT": kill_at} if kill_at else {}))
+    return code, output
 
 
 def folder_of(tmp_path, *overrides):
@@ -105,7 +106,7 @@ def test_a_run_killed_at_a_random_time_repeats_the_uninterrupted_one_bit_for_bit
     code, output = train(tmp_path / "whole", *overrides)
     assert code == 0, output
     after_s = random.uniform(0, time.time() - began)
-    process, folder = forked.start(config, tmp_path / "killed" / "outputs")
+    (process,), folder = forked.start(config, tmp_path / "killed" / "outputs")
     process.join(after_s)
     process.kill()
     process.join()

@@ -15,7 +15,7 @@ CHANGES_NUMBERS = (
     "mora/train/loop.py",
     "mora/evaluate/tasks/mmlu/mmlu.yaml",
     "mora/config/schema.py",
-    "configs/task/uuid.yaml",
+    "configs/task/uuid/paper.yaml",
 )
 CHANGES_NONE = (
     "mora/suite/latex.py",

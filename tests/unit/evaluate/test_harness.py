@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from mora.config.data_schema import UuidData
+from mora.data.sets import EvaluationSet
 from mora.data.uuid import make_pairs
 from mora.errors import ModelError
 from mora.evaluate import __main__ as command
 from mora.evaluate import harness, samples
 from mora.evaluate.harness import LoggedSamples, Settings, evaluate_model
-from mora.evaluate.records import DataError, Source, rows
+from mora.evaluate.records import DataError, rows
 from mora.evaluate.tasks.biomed import biomed_task
 from mora.evaluate.tasks.c4 import c4_task
 from mora.evaluate.tasks.finance import finance_local
@@ -145,7 +146,7 @@ def test_uuid_outside_a_run_asks_for_the_papers_pairs(tmp_path):
 
 
 def test_bad_data_are_refused_with_place_and_field(tmp_path):
-    source = Source("adaptllm/FPB.jsonl", ("input", "gold_index"))
+    source = EvaluationSet("MIT", {"test": ("adaptllm/FPB.jsonl",)}, ("input", "gold_index"))
     with pytest.raises(DataError, match=r"adaptllm/FPB\.jsonl, rows with input, gold_index"):
         rows(source, str(tmp_path))
     path = tmp_path / "adaptllm" / "FPB.jsonl"
@@ -159,7 +160,7 @@ def test_bad_data_are_refused_with_place_and_field(tmp_path):
         with pytest.raises(DataError, match=expected):
             list(rows(source, str(tmp_path)))
     packed = _zst([{"input": "a", "gold_index": 0}] * 200)
-    cut = Source("cut.jsonl.zst", ("input",))
+    cut = EvaluationSet("MIT", {"test": ("cut.jsonl.zst",)}, ("input",))
     (tmp_path / "cut.jsonl.zst").write_bytes(packed[:-9])
     with pytest.raises(DataError, match="cut off"):
         list(rows(cut, str(tmp_path)))

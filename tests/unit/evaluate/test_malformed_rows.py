@@ -242,7 +242,9 @@ def test_mmlu_without_shots_reads_no_dev_rows_and_bio_mmlu_no_other_subject(tmp_
         path.write_text("damaged\n")
     (tmp_path / "mmlu/test/astronomy_test.csv").write_text("damaged\n")
     assert len(mmlu_task.load(0, True, "bio", str(tmp_path))["test"]) == synthetic.ROWS
-    with pytest.raises(DataError, match=r"anatomy_dev\.csv:1: expected question, four options and a letter"):
+    with pytest.raises(
+        DataError, match=r"anatomy_dev\.csv:1: 1 fields, expected 6: question, four options and a letter"
+    ):
         mmlu_task.load(5, True, "bio", str(tmp_path))
     (tmp_path / "mmlu/dev/anatomy_dev.csv").write_text("Which?,a,b,c,d,A\n")
     with pytest.raises(DataError, match="mmlu/dev, subject 'anatomy': 1 examples for 5 shots"):

@@ -5,26 +5,23 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
 
-from mora.data.files import read_rows, read_text
+from mora.data.sets import SETS
 from mora.evaluate.choices import as_test_split
 from mora.evaluate.records import (
     Record,
     Row,
-    check,
     field_error,
     gold_text,
-    json_object,
-    keyed,
     object_field,
     object_list,
-    raw_folder,
+    raw_files,
+    read,
     require_at_least,
     text,
     texts,
@@ -47,30 +44,29 @@ QUESTIONS = {
 
 def load_fpb(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
     """Load FPB. A fifth of the distinct sentences, chosen by hash, is the test; each follows five others."""
-    path = raw_folder(data_dir) / "fpb/all-data.csv"
+    files = raw_files(SETS["fpb"], data_dir)
     labels: dict[str, str] = {}
-    for record in check(read_rows(path, encoding="latin-1"), ("label", "news"), str(path)):
+    for record in read(SETS["fpb"], files):
         if record.row["label"] not in SENTIMENTS:
             raise field_error(record, "label", f"one of {', '.join(SENTIMENTS)}")
         labels.setdefault(text(record, "news"), record.row["label"])
     ask = "{}\nQuestion: what is the sentiment?\nAnswer:".format
     questions = [(ask(news), label) for news, label in labels.items() if _is_test(news)]
     shots = [(ask(news), label) for news, label in labels.items() if not _is_test(news)]
-    return _choice_docs(questions, shots, SENTIMENTS, 5, path)
+    return _choice_docs(questions, shots, SENTIMENTS, 5, files[0])
 
 
 def load_fiqa_sa(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    folder = raw_folder(data_dir) / "fiqa_sa"
-    return _choice_docs(_fiqa(folder, "test"), _fiqa(folder, "train"), SENTIMENTS, 5, folder)
+    test, train = (raw_files(SETS["fiqa_sa"], data_dir, split) for split in ("test", "train"))
+    return _choice_docs(_fiqa(test), _fiqa(train), SENTIMENTS, 5, train[0].parent)
 
 
 def load_headline(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
     """Seven questions a headline: the public columns do not separate past and future prices from other events."""
-    path = raw_folder(data_dir) / "headline/gold-dataset-sinha-khandait.csv"
-    records = read_rows(path, delimiter="\t")
-    by_news = {text(record, "News"): record for record in check(records, ("News", *QUESTIONS), str(path))}
+    files = raw_files(SETS["headline"], data_dir)
+    by_news = {text(record, "News"): record for record in read(SETS["headline"], files, *QUESTIONS)}
     train = [record for news, record in by_news.items() if not _is_test(news)]
-    require_at_least(train, 5, str(path))
+    require_at_least(train, 5, str(files[0]))
     docs = []
     for news, record in by_news.items():
         if not _is_test(news):
@@ -85,11 +81,11 @@ def load_headline(data_dir: str | None = None, **_: Any) -> dict[str, datasets.D
 
 def load_ner(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
     """FIN3's sentences with a person, organisation or location, twenty of FIN5's before each."""
-    folder = raw_folder(data_dir) / "fin_ner"
-    train = [s for s in _conll(folder / "FIN5_train.conll") if len(s[0].split()) <= SHOT_WORDS]
-    require_at_least(train, 20, str(folder / "FIN5_train.conll"))
+    files = raw_files(SETS["ner"], data_dir, "train")
+    train = [(s, answer) for s, answer in _named_entities(files) if len(s.split()) <= SHOT_WORDS]
+    require_at_least(train, 20, str(files[0]))
     docs = []
-    for sentence, answer in _conll(folder / "FIN3_test.conll"):
+    for sentence, answer in _named_entities(raw_files(SETS["ner"], data_dir)):
         shots = random.Random(sentence).sample(train, 20)
         shown = "".join(f"{s}\nExtract named entity: {a}\n\n" for s, a in shots)
         docs.append({"prompt": f"{shown}{sentence}\nExtract named entity:", "answer": answer})
@@ -99,7 +95,7 @@ def load_ner(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Datase
 def load_convfinqa(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
     """Load every turn of the dev conversations, earlier turns with their gold answers; a conversation is a cluster."""
     docs = []
-    for record in object_list(json_object(raw_folder(data_dir) / "convfinqa/dev.json"), "dev"):
+    for record in read(SETS["convfinqa"], raw_files(SETS["convfinqa"], data_dir)):
         doc, columns = object_field(record, "doc"), object_field(object_field(record, "doc"), "table")
         table = "\n".join(
             f"{column}: " + "; ".join(f"{k} {v}" for k, v in object_field(columns, column).row.items())
@@ -135,15 +131,15 @@ def _choice_docs(
     return as_test_split(docs)
 
 
-def _fiqa(folder: Path, split: str) -> list[tuple[str, str]]:
+def _fiqa(files: list[Path]) -> list[tuple[str, str]]:
+    """Return a question about each opinion, and its label."""
     pairs = []
-    for kind in ("headline", "post"):
-        for record in keyed(folder / f"task1_{kind}_ABSA_{split}.json"):
-            sentence = text(record, "sentence")
-            for info in object_list(record, "info"):
-                value, target = _sentiment(info), text(info, "target")
-                label = "neutral" if abs(value) < NEUTRAL_BELOW else "positive" if value > 0 else "negative"
-                pairs.append((f"{sentence}\nQuestion: what is the sentiment on {target}?\nAnswer:", label))
+    for record in read(SETS["fiqa_sa"], files):
+        sentence = text(record, "sentence")
+        for info in object_list(record, "info"):
+            value, target = _sentiment(info), text(info, "target")
+            label = "neutral" if abs(value) < NEUTRAL_BELOW else "positive" if value > 0 else "negative"
+            pairs.append((f"{sentence}\nQuestion: what is the sentiment on {target}?\nAnswer:", label))
     return pairs
 
 
@@ -157,25 +153,20 @@ def _sentiment(info: Record) -> float:
     return value
 
 
-def _conll(path: Path) -> Iterator[tuple[str, str]]:
-    """(sentence, `name (type), ...`) of the sentences with an entity other than MISC."""
-    for block in re.split(r"\n\s*\n", read_text(path).replace("\r\n", "\n")):
-        words: list[str] = []
+def _named_entities(files: list[Path]) -> Iterator[tuple[str, str]]:
+    """Yield the sentences with an entity other than MISC, each with `name (type), ...`."""
+    for record in read(SETS["ner"], files):
         names: list[tuple[list[str], str]] = []
         last = "O"
-        for line in block.splitlines():
-            columns = line.split()
-            if len(columns) < 2 or columns[0] == "-DOCSTART-":
-                continue
-            words.append(columns[0])
-            prefix, _, kind = columns[-1].partition("-")
+        for word, tag in zip(record.row["words"], record.row["tags"], strict=True):
+            prefix, _, kind = tag.partition("-")
             if kind in KINDS and (prefix == "B" or kind != last):
-                names.append(([columns[0]], KINDS[kind]))
+                names.append(([word], KINDS[kind]))
             elif kind in KINDS:
-                names[-1][0].append(columns[0])
+                names[-1][0].append(word)
             last = kind or "O"
         if names:
-            yield " ".join(words), ", ".join(f"{' '.join(name)} ({kind})" for name, kind in names)
+            yield record.row["text"], ", ".join(f"{' '.join(name)} ({kind})" for name, kind in names)
 
 
 def _headline(row: Row, question: str) -> str:

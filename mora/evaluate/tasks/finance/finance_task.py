@@ -7,8 +7,9 @@ from typing import Any
 
 import datasets
 
+from mora.data.sets import SETS
 from mora.evaluate.choices import adaptllm_doc, as_test_split
-from mora.evaluate.records import Record, Row, Source, field_error, gold_text, rows, text
+from mora.evaluate.records import Record, Row, field_error, gold_text, rows, text
 
 NUMBER = re.compile(r"[-+]?(?:\d+(?:,\d{3})*(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?%?")
 ENTITY = re.compile(r"(\S+)\s+\((\S+)\)")
@@ -16,13 +17,13 @@ TOLERANCE = 1e-2  # AdaptLLM's, absolute
 
 
 def load_choice(name: str, data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    records = rows(_source(name, ("input", "options", "gold_index")), data_dir)
+    records = rows(SETS[f"adaptllm_{name.lower()}"], data_dir)
     return as_test_split([adaptllm_doc(record) for record in records])
 
 
 def load_headline(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
     """Load Headline. `group` is the question's kind; the nine questions of a headline are one cluster."""
-    records = rows(_source("Headline", ("input", "options", "gold_index", "class_id")), data_dir)
+    records = rows(SETS["adaptllm_headline"], data_dir)
     docs = []
     for record in records:
         doc, kind = adaptllm_doc(record), record.row["class_id"]
@@ -34,7 +35,7 @@ def load_headline(data_dir: str | None = None, **_: Any) -> dict[str, datasets.D
 
 
 def load_generation(name: str, data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    records = rows(_source(name, ("input", "label")), data_dir)
+    records = rows(SETS[f"adaptllm_{name.lower()}"], data_dir)
     return as_test_split([{"prompt": text(record, "input"), "answer": _label(record)} for record in records])
 
 
@@ -96,7 +97,3 @@ def entities(text: str) -> list[tuple[str, str]]:
 
 def _f1(hits: float, predicted: int, gold: int) -> float:
     return 2 * hits / (predicted + gold) if predicted + gold else 0.0
-
-
-def _source(name: str, fields: tuple[str, ...]) -> Source:
-    return Source(f"adaptllm/{name}.jsonl", fields, "AdaptLLM/finance-tasks", name)

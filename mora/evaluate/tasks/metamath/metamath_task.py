@@ -12,30 +12,19 @@ from lm_eval.tasks.hendrycks_math.utils import is_equiv, last_boxed_only_string,
 
 from mora.data import metamath
 from mora.data.records import conversation
+from mora.data.sets import SETS
 from mora.evaluate.choices import as_test_split
-from mora.evaluate.records import Record, Row, Source, data_folder, field_error, rows, text
+from mora.evaluate.records import Record, Row, field_error, rows, text
 
 PROMPT = metamath.PROMPT + " Let's think step by step."  # official: training ends at the colon
 MARKER = "The answer is: "
 NUMBER = re.compile(r"[\-+]?\d*[.,/]?\d+")
 GOLD = re.compile(r"-?[0-9]+")
-GSM8K = Source("gsm8k/test.jsonl", ("question", "answer"), "openai/gsm8k", "main")
-MATH_FIELDS = ("problem", "solution")
-MATH500 = Source("math/math500_test.jsonl", MATH_FIELDS, "HuggingFaceH4/MATH-500")
-SUBJECTS = (
-    "algebra",
-    "counting_and_probability",
-    "geometry",
-    "intermediate_algebra",
-    "number_theory",
-    "prealgebra",
-    "precalculus",
-)
 
 
 def load_gsm8k(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
     docs = []
-    for record in rows(GSM8K, data_dir):
+    for record in rows(SETS["gsm8k"], data_dir):
         gold = text(record, "answer").rpartition("#### ")[2].replace(",", "").strip()
         if not GOLD.fullmatch(gold):
             raise field_error(record, "answer", "a text that ends in '#### ' and a whole number")
@@ -45,29 +34,20 @@ def load_gsm8k(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Data
 
 def load_math(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
     """Load the 5,000 problems from one file, or from the hub's seven subjects."""
-    return as_test_split([_math_doc(record) for record in _math_rows(data_dir)])
+    return as_test_split([_math_doc(record) for record in rows(SETS["math"], data_dir)])
 
 
 def load_math500(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    return as_test_split([_math_doc(record) for record in rows(MATH500, data_dir)])
+    return as_test_split([_math_doc(record) for record in rows(SETS["math500"], data_dir)])
 
 
 def load_gsm8k_gold(data_dir: str | None = None, **known: Any) -> dict[str, datasets.Dataset]:
-    return as_test_split(_gold_docs(rows(GSM8K, data_dir), "gsm8k", **known))
+    return as_test_split(_gold_docs(rows(SETS["gsm8k"], data_dir), "gsm8k", **known))
 
 
 def load_math_gold(data_dir: str | None = None, **known: Any) -> dict[str, datasets.Dataset]:
     """Load the gold answers of all 5,000 problems."""
-    return as_test_split(_gold_docs(_math_rows(data_dir), "math", **known))
-
-
-def _math_rows(data_dir: str | None) -> list[Record]:
-    folder = data_folder(data_dir)
-    one_file = folder is not None and (folder / "math/test.jsonl").is_file()
-    records: list[Record] = []
-    for subject in SUBJECTS[:1] if one_file else SUBJECTS:
-        records += rows(Source("math/test.jsonl", MATH_FIELDS, "EleutherAI/hendrycks_math", subject), data_dir)
-    return records
+    return as_test_split(_gold_docs(rows(SETS["math"], data_dir), "math", **known))
 
 
 def _gold_docs(

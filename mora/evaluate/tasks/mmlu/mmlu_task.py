@@ -8,22 +8,10 @@ from typing import Any
 import datasets
 
 from mora.data import tokens
-from mora.data.files import read_cells
+from mora.data.sets import LETTERS, SETS, subject_of
 from mora.evaluate.choices import as_test_split
-from mora.evaluate.records import (
-    DataError,
-    Record,
-    Row,
-    Source,
-    data_folder,
-    field_error,
-    require_at_least,
-    rows,
-    text,
-    texts,
-)
+from mora.evaluate.records import Record, Row, data_folder, field_error, read, require_at_least, rows, text, texts
 
-LETTERS = ["A", "B", "C", "D"]
 # The medical subjects of MultiMedQA; the paper does not say which it took.
 BIO = [
     "anatomy",
@@ -91,25 +79,13 @@ def question(row: Row) -> str:
     return f"{row['question']}{options}\nAnswer:"
 
 
-def _rows(split: str, data_dir: str | None, chosen: list[str] | None) -> list[Row]:
-    """Read `mmlu/<split>/<subject>_<split>.csv`, which has no header, or the hub. `chosen` limits the subjects."""
-    folder = data_folder(data_dir)
-    files = sorted((folder / "mmlu" / split).glob(f"*_{split}.csv")) if folder else []
-    if not files:
-        fields = ("question", "subject", "choices", "answer")
-        records = rows(Source(f"mmlu/{split}.jsonl", fields, "cais/mmlu", "all", split), data_dir)
-        return [_checked(record) for record in records if chosen is None or record.row["subject"] in chosen]
-    docs = []
-    for path in files:
-        if chosen is not None and path.stem.removesuffix(f"_{split}") not in chosen:
-            continue
-        for where, cells in read_cells(path):
-            if len(cells) != 6 or cells[5] not in LETTERS:
-                raise DataError(f"{where}: expected question, four options and a letter A to D")
-            subject = path.stem.removesuffix(f"_{split}")
-            answer = LETTERS.index(cells[5])
-            docs.append({"question": cells[0], "subject": subject, "choices": cells[1:5], "answer": answer})
-    return docs
+def _rows(split: str, data_dir: str | None, subjects: list[str] | None) -> list[Row]:
+    """Read a split, of these subjects alone unless None. Files of other subjects are not opened."""
+    source = SETS["mmlu"]
+    files = source.local(split, data_folder(data_dir))
+    wanted = [path for path in files if subjects is None or path.suffix != ".csv" or subject_of(path) in subjects]
+    records = read(source, wanted) if wanted else rows(source, data_dir, split)
+    return [_checked(record) for record in records if subjects is None or record.row["subject"] in subjects]
 
 
 def _checked(record: Record) -> Row:
