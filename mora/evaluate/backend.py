@@ -95,7 +95,7 @@ class Backend(HFLM):
             self._asked = []
 
     def _encode_pairs(self, pairs: list[tuple[str, str]]) -> None:
-        """Remembers what `_encode_pair` gives for each of them; a context is tokenised once for all its options."""
+        """Remember the result of `_encode_pair` for each pair; a context is tokenised once for all its options."""
         contexts = list(dict.fromkeys(context.rstrip() for context, _ in pairs))
         ids = self._encode_texts([*contexts, *(context + continuation for context, continuation in pairs)])
         known = dict(zip(contexts, ids, strict=False))
@@ -141,7 +141,7 @@ class Backend(HFLM):
     def _score(
         self, inputs: list[tuple[int, ...]], wanted: list[list[list[int]]], rows: slice
     ) -> list[tuple[float, bool]]:
-        """(nats, is the argmax throughout) of every wanted continuation of every input among `rows`, in order."""
+        """Return (nats, is the argmax throughout) of every wanted continuation of every input among `rows`, in order."""
         inputs, wanted = inputs[rows], wanted[rows]
         longest = max(map(len, inputs))
         ids_BT = torch.zeros((len(inputs), longest), dtype=torch.long)
@@ -195,9 +195,11 @@ class Backend(HFLM):
         return ids_BT, mask_BT
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **kwargs: Any) -> Tensor:
-        """Prompt and generated ids, padded where a row ended. Greedy, unless `kwargs` sample: as HFLM's then.
+        """Return prompts and generated ids, padded after a row's end.
 
-        A batch whose keys and values would take too much memory is written in equal parts.
+        Greedy, unless `kwargs` sample, which HFLM then does.
+
+        A batch whose keys and values would need too much memory is generated in equal parts.
         """
         if kwargs.get("do_sample"):
             return super()._model_generate(context, max_length, stop, **kwargs)
@@ -233,7 +235,7 @@ class Backend(HFLM):
         return [i for i in (*named, self.tokenizer.eos_token_id) if i is not None]
 
     def _stopped(self, stop: list[str], rows: list[list[int]]) -> list[bool]:
-        """Whether the last tokens hold one of `stop`: lm-eval cuts the text there in any case."""
+        """Return for each row whether its last tokens hold one of `stop`; lm-eval cuts the text there in any case."""
         window = LOOK_EVERY + max(map(len, stop), default=0)
         return [any(s in text for s in stop) for text in self.tokenizer.batch_decode([ids[-window:] for ids in rows])]
 
@@ -257,7 +259,7 @@ def by_halves(answer: Callable[[slice], list[T]], stop: int, start: int = 0) -> 
 
 
 def rows_at_once(model: Any, tokens: int) -> int:
-    """Rows of so many tokens whose keys and values are no more than a batch should hold: equal on every GPU."""
+    """Return the number of rows of so many tokens whose keys and values a batch may hold: equal on every GPU."""
     config = model.config.get_text_config()
     queries = getattr(config, "num_attention_heads", None)
     if queries is None:  # no attention: nothing grows with the tokens

@@ -69,13 +69,16 @@ class Settings:
 def evaluate_model(
     model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, tasks: list[str], settings: Settings
 ) -> tuple[Metrics, dict[str, LoggedSamples]]:
-    """Scores of lm-eval's and our tasks and groups, with standard errors, and every scored document.
+    """Score lm-eval's and this suite's tasks and groups, with standard errors, and return every scored document, too.
 
-    Beside a task's scores: `documents`, and for multiple choice `floor`, the score of the best constant answer. A group's
-    score is the plain mean of its tasks' (errors added as of independent tasks). The caller's random state and the model's
-    mode are left as they were. Call it under autocast where the weights are wider than the compute dtype.
+    Beside a task's scores there are `documents` and, for multiple choice, `floor`, the score of the best constant
+    answer. A group's score is the plain mean of its tasks' scores, with errors added as of independent tasks. The
+    caller's random state and the model's mode are restored. Call it under autocast if the weights are wider than the
+    compute dtype.
 
-    Raises: ConfigError for an unknown task, DataError for data that are missing or wrong.
+    Raises:
+        ConfigError: A task is unknown.
+        DataError: Data are missing or wrong.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from lm_eval.evaluator import evaluate
@@ -117,14 +120,15 @@ def _loaded(manager: Any, tasks: list[str]) -> Any:
 
 
 def check_names(tasks: list[str]) -> None:
-    """Before anything is loaded. Raises: ConfigError for a name that neither we nor lm-eval have."""
+    """Raise ConfigError, before anything is loaded, for a name that neither this suite nor lm-eval has."""
     _manager(tasks)
 
 
 def task_manager(tasks: list[str], tokenizer: PreTrainedTokenizerBase, settings: Settings) -> Any:
-    """Our tasks, and lm-eval's own catalogue (seconds to index) only where a name is not ours.
+    """Return a task manager with this suite's tasks; lm-eval's catalogue, which takes seconds, is added only if needed.
 
-    Raises: ConfigError for a name that neither knows.
+    Raises:
+        ConfigError: Neither knows a name.
     """
     metadata = {"data_dir": settings.data_dir, "tokenizer": tokenizer, "max_length": settings.max_length}
     return _manager(tasks, metadata | settings.metadata)
@@ -215,7 +219,7 @@ def _facts(logged: LoggedSamples) -> dict[str, float]:
 
 
 def _with_errors(values: dict[str, Any], logged: LoggedSamples) -> dict[str, float]:
-    """lm-eval's values as `metric`, or `metric:filter`, and our own standard errors."""
+    """Return lm-eval's values as `metric`, or `metric:filter`, with this suite's standard errors."""
     out = {}
     for name, value in values.items():
         metric, _, chosen = name.partition(",")

@@ -86,7 +86,7 @@ def _short(model: Path) -> str:
 
 
 def fingerprint(model: torch.nn.Module) -> str:
-    """16 hex digits over every weight's name and bytes."""
+    """Return 16 hex digits over every weight's name and bytes."""
     digest = hashlib.sha256()
     for key, tensor in model.state_dict().items():
         digest.update(key.encode())
