@@ -58,7 +58,7 @@ def main() -> int:
 
 
 def _one_gpu_each(table: Table, checks: CheckRunner, runs: dict[str, list[RunConfig]]) -> None:
-    """Each run on a free GPU, as many at once as there are; in the order in which they were given."""
+    """Run each on a free GPU, as many at once as there are, in the given order."""
 
     def run(name: str, configs: list[RunConfig]) -> dict[str, Any]:
         with checks.slots.take(ranks=1) as place:
@@ -164,7 +164,10 @@ def _method_config(name: str, device: str) -> RunConfig:
 
 
 def _large_config(method: str, ranks: int, micro: int, device: str) -> RunConfig:
-    """ReMoRA shares rows and columns, as in the paper's pretraining, so that its group kind is switched too."""
+    """Return a run of the large shape.
+
+    ReMoRA shares rows and columns, as in the paper, so that its group kind is switched, too.
+    """
     sequences, length = (8, 1024) if device == "cuda" else (4, 128)
     overrides = [
         "task=biomed",

@@ -82,7 +82,7 @@ def _compared_with(row: Row) -> dict[str, Row]:
 
 
 def _fill(table: Table, checks: CheckRunner, alone: dict[Row, RunConfig], ranked: dict[Row, RunConfig]) -> None:
-    """Each row is added when its parts are done: the run on the ranks, killed and resumed, and those in one process."""
+    """Add each row once its parts are done: the run on the ranks, killed and resumed, and those in one process."""
     ranks: dict[Row, Future[_Ranked]] = {}
     single: dict[Row, Future[Outcome]] = {}
 
