@@ -136,7 +136,7 @@ def _far(one: float | None, other: float | None) -> float:
 
 
 def _at(tokens: float, alike: Sequence[Measured]) -> float:
-    """Seconds of a micro batch of so many tokens; `alike` has the nearest first."""
+    """Return the seconds of a micro batch of so many tokens; `alike` has the nearest first."""
     near = alike[0]
     for far in alike[1:]:
         if far.tokens != near.tokens and far.length == near.length:
