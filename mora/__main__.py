@@ -25,16 +25,16 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "table": Command(
-        "missing runs of a table or figure, then the table", "mora.suite.__main__", "mora.suite.arguments"
+        "run what a table or figure misses, then render it", "mora.suite.__main__", "mora.suite.arguments"
     ),
-    "plan": Command("what those runs would cost; none is started", "mora.suite.__main__", "mora.suite.arguments"),
-    "data": Command("prepare a task's training data and print what they are", "mora.data.__main__"),
+    "plan": Command("the cost of those runs, without starting any", "mora.suite.__main__", "mora.suite.arguments"),
+    "data": Command("prepare a task's training data and describe them", "mora.data.__main__"),
     "evaluate": Command("score a checkpoint or adapter", "mora.evaluate.__main__"),
-    "compare": Command("is a difference between two evaluations more than chance?", "mora.evaluate.compare"),
-    "merge": Command("a run's adapter, merged into its base: a model that needs no PEFT", "mora.command.merge"),
-    "generate": Command("what a run's model answers to a prompt", "mora.command.generate"),
+    "compare": Command("test whether two evaluations differ by more than chance", "mora.evaluate.compare"),
+    "merge": Command("merge a run's adapter into its base: a model that needs no PEFT", "mora.command.merge"),
+    "generate": Command("generate a run's answers to prompts", "mora.command.generate"),
     "spectrum": Command(
-        "singular values of what training changed", "mora.analysis.spectrum", "mora.analysis.arguments"
+        "singular values of the change in weights", "mora.analysis.spectrum", "mora.analysis.arguments"
     ),
 }
 TRAIN = "one run: train, evaluate, one result (run.py)"

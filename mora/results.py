@@ -220,7 +220,7 @@ def _require(values: Any, field: str) -> None:
 
 def read(path: Path) -> RunResult:
     """Read a result. Raises DamagedFileError, in one line with the field, if the file is not a result."""
-    return checked(path, lambda values: RunResult.model_validate(migrate(values)), "the run is done again")
+    return checked(path, lambda values: RunResult.model_validate(migrate(values)), "the run is repeated")
 
 
 def read_spectrum(path: Path) -> Spectrum:

@@ -88,7 +88,10 @@ def _large(table: Table, trials: CheckRunner, options: argparse.Namespace) -> No
 
 
 def _scaling(ones: list[dict[str, Any]], many: dict[str, Any], ranks: int) -> dict[str, Any]:
-    """Of the tokens a second, against the faster run on one GPU. Not where micro batches had to differ, or a run failed."""
+    """Return the row of the ratio of tokens per second to the faster run on one GPU.
+
+    It is not compared if micro batches differ, or a run failed.
+    """
     row: dict[str, Any] = {"run": f"x{ranks} over x1", "status": "not compared", "ranks": ranks}
     ones = [one for one in ones if one["status"] == "ok" and one["micro_batch"] == many["micro_batch"]]
     if many["status"] != "ok" or not ones:
@@ -106,7 +109,7 @@ def _scaling(ones: list[dict[str, Any]], many: dict[str, Any], ranks: int) -> di
 def _first_that_fits(
     trials: CheckRunner, name: str, configs: list[RunConfig], place: dict[str, str] | None = None
 ) -> dict[str, Any]:
-    """The row of the first of these runs for which the GPU's memory is enough."""
+    """Return the row of the first of these runs that fits into the GPU's memory."""
     for config in configs:
         outcome = trials.run(f"{name}-{config.micro_batch_size}".replace(" ", "-"), config, place)
         trials.remove(f"{name}-{config.micro_batch_size}".replace(" ", "-"))

@@ -74,7 +74,7 @@ def _all_rows() -> list[Row]:
 
 
 def _compared_with(row: Row) -> dict[str, Row]:
-    """Runs in one process, by what they are to the row: method, and "zero3", or "none" for plain torch, or "halved"."""
+    """Return the runs in one process to compare with: the method, and "zero3", or "none" for plain torch, or "halved"."""
     method, parallel = row
     if parallel != "zero3":
         return {"one": (method, "none")}
@@ -155,7 +155,7 @@ def _row(row: Row, ranked: _Ranked, alone: dict[str, Outcome]) -> dict[str, Any]
 
 
 def _differences(ranked: _Ranked, alone: dict[str, Outcome]) -> dict[str, float | None]:
-    """As far as the runs came; None where there is no step that both have."""
+    """Return the differences, as far as the runs came; None if there is no step that both have."""
     whole, one = ranked.whole, alone["one"]
     norms = [[row["grad_norm"] for row in outcome.rows if "loss" in row] for outcome in (whole, one)]
     differences = {
@@ -171,7 +171,7 @@ def _differences(ranked: _Ranked, alone: dict[str, Outcome]) -> dict[str, float 
 
 
 def _largest(some: list[float], others: list[float]) -> float | None:
-    """The largest difference, over the steps that both have."""
+    """Return the largest difference over the steps that both have."""
     return max((abs(a - b) for a, b in zip(some, others, strict=False)), default=None)
 
 

@@ -82,8 +82,11 @@ def _measured(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def commits_by_fingerprint() -> dict[str, str]:
-    """Fingerprint -> the newest commit that has it: of what changes numbers, and of everything, as in benchmarks and in runs
-    of before 2026-11-28."""
+    """Return the newest commit of each fingerprint.
+
+    Fingerprints are those of what changes numbers, and those of everything, as in benchmarks and in runs before
+    2026-11-28.
+    """
     listed = subprocess.run(["git", "-C", str(ROOT), "log", "--format=%H"], capture_output=True, text=True, check=True)
     commits: dict[str, str] = {}
     for commit in listed.stdout.split():

@@ -96,7 +96,7 @@ def origin(uri: str) -> str:
 
 
 def site_path(target: str) -> str:
-    """Where a file of the repository is on the site."""
+    """Return the path of a repository file on the site."""
     for uri, name in COPIED.items():
         if target == name:
             return uri

@@ -61,7 +61,7 @@ in layers of in x out features. "exact" means below 1e-5. LoRA of rank {r} has a
 
 
 def random_update(in_features: int, out_features: int, operator: Any, r: int, seed: int) -> nn.Module:
-    """A PEFT model of one Linear without bias, with a random normal M."""
+    """Return a PEFT model of one Linear without bias, with a random normal M."""
     base = nn.Sequential(nn.Linear(in_features, out_features, bias=False))
     model = get_peft_model(base, MoraConfig(r=r, target_modules=["0"], operator=operator, overflow="drop"))
     M = layer_of(model).get_parameter("mora_M.default.weight")

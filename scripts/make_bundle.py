@@ -88,7 +88,11 @@ def needed(extras: list[str]) -> set[str]:
 
 
 def _wheels(folder: Path, options: argparse.Namespace) -> None:
-    """Raises: ValueError where a package has neither a wheel for that Python nor can be built as pure Python."""
+    """Collect the wheels.
+
+    Raises:
+        ValueError: A package has no wheel for that Python, and cannot be built as pure Python.
+    """
     folder.mkdir(parents=True)
     listed = options.has.read_text().splitlines() if options.has else []
     there = {str(canonicalize_name(line.split("==")[0])) for line in listed}
@@ -121,7 +125,11 @@ def _fetch(folder: Path, requirement: str, python: str) -> None:
 
 
 def _models(cache: Path, names: list[str]) -> None:
-    """Raises: ConfigError for a name that is none, and where a file cannot be had or is another."""
+    """Collect the models' files.
+
+    Raises:
+        ConfigError: A name is unknown, or a file cannot be had or has another digest.
+    """
     for name in names:
         model = known.named(name)
         if model is None or model.source != "gguf":
@@ -170,7 +178,7 @@ def _cut(tree: Path, out: Path, piece_bytes: int) -> dict[str, tuple[str, int]]:
 
 
 def _plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
-    """The same bytes whoever makes it, and when."""
+    """Return the entry with fixed metadata, so that the bytes depend neither on who makes it nor when."""
     entry.mtime, entry.uid, entry.gid, entry.uname, entry.gname = 0, 0, 0, "", ""
     entry.mode = 0o755 if entry.isdir() else 0o644
     return entry

@@ -39,7 +39,7 @@ def main() -> int:
 
 
 def _checked_pieces(folder: Path) -> list[Path]:
-    """Raises: ValueError that names the first piece that is missing or another."""
+    """Check the pieces. Raises ValueError that names the first one that is missing or has another digest."""
     digests = json.loads((folder / "pieces.json").read_text())
     for name, digest in digests.items():
         if not (folder / name).is_file():

@@ -75,9 +75,9 @@ def conversion_errors(model: nn.Module, ranks: list[int], adapter: str = "defaul
                 squares[rank].append((energy[rank:].sum().item(), energy.sum().item()))
     errors = {}
     for rank, layers in squares.items():
-        lost, whole = (sum(values) for values in zip(*layers, strict=True))
+        lost, total = (sum(values) for values in zip(*layers, strict=True))
         worst = max((beyond / all_ for beyond, all_ in layers if all_), default=0.0)
-        errors[rank] = ((lost / whole) ** 0.5 if whole else 0.0, worst**0.5)
+        errors[rank] = ((lost / total) ** 0.5 if total else 0.0, worst**0.5)
     return errors
 
 

@@ -50,10 +50,10 @@ class Gather:
             return 0
         bound = min(self.limit, self.n_source, self.modulus or self.limit)
         last = (self.n_out - 1) * self.first + min(self.n_out - 1, self.larger)
-        whole = self.terms - (self.larger > 0)
+        full = self.terms - (self.larger > 0)
         if last >= bound:
             return 0
-        return min(whole, (bound - 1 - last) // self.stride + 1) if self.stride else whole
+        return min(full, (bound - 1 - last) // self.stride + 1) if self.stride else full
 
     @property
     def turned(self) -> int:

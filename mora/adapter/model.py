@@ -115,8 +115,8 @@ class MoraModel(BaseTuner):
     def _check_merge_allowed(self) -> None:
         """Untie adapted heads from the embedding, which must not take up the update."""
         bases: list[Any] = [layer.get_base_layer() for layer in _layers(self.model)]
-        own = {id(base) for base in bases}
-        others = [m for m in self.model.modules() if id(m) not in own]
+        base_ids = {id(base) for base in bases}
+        others = [m for m in self.model.modules() if id(m) not in base_ids]
         shared = {id(p) for module in others for p in module.parameters(recurse=False)}
         for base in bases:
             if id(base.weight) in shared:

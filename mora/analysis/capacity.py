@@ -182,7 +182,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     path = args.out / "capacity.json"
     if args.render and not path.is_file():
-        print(f"mora.analysis.capacity: {path} is not there: measure first, without --render", file=sys.stderr)
+        print(f"mora.analysis.capacity: {path} does not exist: measure first, without --render", file=sys.stderr)
         return 2
     if not args.render:
         torch.set_num_threads(1)

@@ -112,9 +112,9 @@ def _accuracy(ax: Axes, rows: list[dict[str, Any]]) -> None:
 def _arms(ax: Axes, rows: list[dict[str, Any]], field: str, absent: float) -> None:
     """Draw one dot per seed, and a line through the medians."""
     for i, (name, label) in enumerate(LABELS.items()):
-        own = [row for row in rows if row["arm"] == name]
-        loads = [row["load"] * SHIFT ** (i - len(LABELS) / 2) for row in own]
-        values = [[absent if v is None else v for v in row[field]] for row in own]
+        of_arm = [row for row in rows if row["arm"] == name]
+        loads = [row["load"] * SHIFT ** (i - len(LABELS) / 2) for row in of_arm]
+        values = [[absent if v is None else v for v in row[field]] for row in of_arm]
         ax.plot(loads, [statistics.median(v) for v in values], color=COLOURS[name], lw=1.2, label=label)
         for load, seeds in zip(loads, values, strict=True):
             ax.plot([load] * len(seeds), seeds, ".", color=COLOURS[name], ms=5)

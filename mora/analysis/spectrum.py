@@ -140,7 +140,7 @@ def _trained(folder: Path) -> Path:
         raise ConfigError(f"{folder} has no config.yaml: expected a folder that run.py made")
     tuned = next((folder / part for part in ("model", "adapter") if (folder / part).is_dir()), None)
     if tuned is None:
-        raise ConfigError(f"{folder} holds neither model/ nor adapter/: the run has not ended well, or trained nothing")
+        raise ConfigError(f"{folder} holds neither model/ nor adapter/: the run has not finished, or trained nothing")
     return tuned
 
 
@@ -196,7 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
         _trained(args.run)  # first: nothing is waited for or written in a folder that is no run's
         with locked(args.run):  # its worker takes that lock too
             if args.out is not None and args.out.is_file():
-                print(f"{args.out} is there already: remove it, and it is measured again")
+                print(f"{args.out} exists already: remove it to measure again")
             else:
                 _measure(of_run(args.run), where, args.out)
     except MoraError as error:

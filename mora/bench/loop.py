@@ -165,8 +165,8 @@ def _ours(plan: Plan, data: list[list[int]], micro_tokens: int, device: torch.de
     model: nn.Module = get_peft_model(base, config).train()
     train = Train(global_batch_size=plan.global_batch_size, **TRAIN)  # type: ignore[arg-type]
     engine = TorchEngine(model, train, dtype)
-    whole = [Sample(ids, list(ids)) for ids in data]
-    batches = Batches(whole, 0, plan.global_batch_size, 1, seed=0, micro_batch_tokens=micro_tokens)
+    samples = [Sample(ids, list(ids)) for ids in data]
+    batches = Batches(samples, 0, plan.global_batch_size, 1, seed=0, micro_batch_tokens=micro_tokens)
     clock = _Clock(plan.warm_up_steps, device)
     for step in range(len(data) // plan.global_batch_size):
         loss_tokens = batches.loss_tokens(step)

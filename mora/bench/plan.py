@@ -47,11 +47,11 @@ class Case:
         return compose(self.all_overrides())
 
     def all_overrides(self) -> list[str]:
-        whole = self.batch_size * self.micro_batches
+        sequences = self.batch_size * self.micro_batches
         return [
             *self.overrides,
             f"hardware.micro_batch_size={self.batch_size}",
-            f"task.train.global_batch_size={whole}",
+            f"task.train.global_batch_size={sequences}",
         ]
 
 

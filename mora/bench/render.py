@@ -151,10 +151,14 @@ def _plan_table(result: dict[str, Any]) -> str:
     def cells(row: dict[str, Any]) -> list[str]:
         if "error" in row:
             return [row["name"], row["error"]]
-        said, seconds = plan.predict(row), statistics.median(row["step_s"])
-        memory = [_gib(row["peak_bytes"], 2), _gib(said.peak_bytes, 2), _off(said.peak_bytes, row["peak_bytes"])]
-        predicted = f"{said.step_s:.4f}" if said.step_s else ""
-        time = [f"{seconds:.4f}{_unsteady(row['step_s'])}", predicted, _off(said.step_s, seconds)]
+        prediction, seconds = plan.predict(row), statistics.median(row["step_s"])
+        memory = [
+            _gib(row["peak_bytes"], 2),
+            _gib(prediction.peak_bytes, 2),
+            _off(prediction.peak_bytes, row["peak_bytes"]),
+        ]
+        predicted = f"{prediction.step_s:.4f}" if prediction.step_s else ""
+        time = [f"{seconds:.4f}{_unsteady(row['step_s'])}", predicted, _off(prediction.step_s, seconds)]
         return [row["name"], *memory, *time]
 
     head = (

@@ -18,6 +18,7 @@ from .models import SHAPES, Case, build_base, trainable_parameters, weights_of, 
 
 WARM_UP = 3
 
+SIDE = 8192  # of the large product, whose speed is the peak
 FROZEN_BASE = Case("floor")
 BAR = (  # the cases of the bars, each beside the LoRA of its r
     FROZEN_BASE,
@@ -133,13 +134,13 @@ def model_flop(scenario: Scenario) -> int:
     return 4 * weights_of(scenario.shape) * tokens + attention
 
 
-def product_tflops(device: torch.device, side: int = 8192) -> float | None:
+def product_tflops(device: torch.device) -> float | None:
     """Return the TFLOP/s of a large bf16 product, the peak behind utilisation; None without a GPU."""
     if device.type != "cuda":
         return None
-    a, b = torch.randn(2, side, side, device=device, dtype=torch.bfloat16)
+    a, b = torch.randn(2, SIDE, SIDE, device=device, dtype=torch.bfloat16)
     ms = statistics.median(milliseconds(lambda: torch.mm(a, b), device) for _ in range(20))
-    return round(2 * side**3 / ms / 1e9, 1)
+    return round(2 * SIDE**3 / ms / 1e9, 1)
 
 
 def _step(model: nn.Module, tokens: Tensor, case: Case) -> Callable[[], None]:

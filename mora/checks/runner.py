@@ -163,8 +163,8 @@ class Table:
             print("    " + row["last_words"].replace("\n", "\n    "), flush=True)
         if self.out is not None:
             self.out.mkdir(parents=True, exist_ok=True)
-            whole = {"name": self.name, **self.facts, "rows": self.rows}
-            replace_file(self.out / f"{self.name}.json", json.dumps(whole, indent=1) + "\n")
+            contents = {"name": self.name, **self.facts, "rows": self.rows}
+            replace_file(self.out / f"{self.name}.json", json.dumps(contents, indent=1) + "\n")
             replace_file(self.out / f"{self.name}.md", self._markdown())
 
     def _line(self, row: dict[str, Any]) -> str:

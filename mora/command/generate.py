@@ -22,7 +22,7 @@ def parse(arguments: list[str] | None = None, prog: str = "mora generate") -> ar
     parser.add_argument("--temperature", type=float, default=0.0, help="0, the default: the likeliest token each time")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn at a temperature above 0")
     parser.add_argument("--precision", choices=["bf16", "fp32"], help="default: bf16 on a GPU, fp32 on a CPU")
-    parser.add_argument("--device", type=device, help="default: cuda where there is one")
+    parser.add_argument("--device", type=device, help="default: cuda if there is a GPU")
     options = parser.parse_args(arguments)
     if "" in options.prompt:
         parser.error("prompt '': expected a text")
@@ -72,12 +72,12 @@ def answers(options: argparse.Namespace) -> list[str]:
         if not ids:
             raise ConfigError(f"prompt {prompt!r}: expected a text with at least one token")
         given = torch.tensor([ids], device=where)
-        made = model.generate(
+        output = model.generate(
             given,
             attention_mask=torch.ones_like(given),
             max_new_tokens=options.max_tokens,
             pad_token_id=pad_id(tokenizer),
             **sampling,
         )
-        written.append(tokenizer.decode(made[0, len(ids) :], skip_special_tokens=True))
+        written.append(tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True))
     return written

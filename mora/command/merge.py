@@ -42,7 +42,7 @@ def merge(options: argparse.Namespace) -> Path:
         raise ConfigError(f"{folder} is a whole model already: the run changed more than an adapter")
     output: Path = options.output or folder.parent / "merged"
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"{output} is there already: remove it, or give another folder")
+        raise ConfigError(f"{output} exists already: remove it, or give another folder")
     from mora.models.load import load_any
     from mora.train.says import quiet
 

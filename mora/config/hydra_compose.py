@@ -127,9 +127,9 @@ def parse_override(argument: str) -> Override:
         (override,) = OverridesParser.create().parse_overrides([argument])
         value = override.value()
     except (HydraException, ValueError, RecursionError) as error:  # of Hydra; a number of thousands of digits; brackets
-        said = one_line(str(error).split("See https://hydra.cc/docs/")[0])
+        message = one_line(str(error).split("See https://hydra.cc/docs/")[0])
         raise ConfigError(
-            f"{short(argument)}: cannot be read ({said:.80}): brackets, braces and quotes that open must close, and the "
+            f"{short(argument)}: cannot be read ({message:.80}): brackets, braces and quotes that open must close, and the "
             "whole setting stands between quotes: 'KEY=[A, B]'"
         ) from error
     group = override.key_or_group

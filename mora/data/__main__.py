@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"mora.data: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("mora.data: stopped; start it again to go on", file=sys.stderr)
+        print("mora.data: stopped; start it again to resume", file=sys.stderr)
         return 130
     print(json.dumps(data.fingerprints, indent=1))
     print(data.report.text(f"{args.task} at scale {args.scale}"))

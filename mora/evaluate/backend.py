@@ -99,9 +99,9 @@ class Backend(HFLM):
         contexts = list(dict.fromkeys(context.rstrip() for context, _ in pairs))
         ids = self._encode_texts([*contexts, *(context + continuation for context, continuation in pairs)])
         known = dict(zip(contexts, ids, strict=False))
-        for pair, whole in zip(pairs, ids[len(contexts) :], strict=True):
+        for pair, both in zip(pairs, ids[len(contexts) :], strict=True):
             context = known[pair[0].rstrip()]
-            self._pairs[pair] = context, whole[len(context) :]
+            self._pairs[pair] = context, both[len(context) :]
 
     def _encode_texts(self, texts: list[str]) -> list[list[int]]:
         """Return `tok_encode` of each text, with one call of the tokenizer for all texts of the usual form."""
@@ -131,10 +131,10 @@ class Backend(HFLM):
                 [batch, wanted], partial(by_halves, partial(self._score, batch, wanted), len(batch))
             )
             owners = [i for ids in batch for i in by_input[ids]]
-            for i, (nats, said) in zip(owners, scored, strict=True):
+            for i, (nats, is_greedy) in zip(owners, scored, strict=True):
                 if not math.isfinite(nats):
                     raise _not_finite(self._asked[i] if self._asked else None, f"a log-likelihood is {nats}")
-                answers[i] = (LogLikelihood(nats, len(requests[i][2])), said)
+                answers[i] = (LogLikelihood(nats, len(requests[i][2])), is_greedy)
         return [answers[i] for i in range(len(requests))]
 
     @torch.no_grad()
@@ -218,12 +218,12 @@ class Backend(HFLM):
                 requests = (request for request in self._asked if request.args[0] == self._prompts[rows][error.row])
                 raise _not_finite(next(requests, None), "a logit is NaN") from error
 
-        made: list[list[int]] = []
+        generated: list[list[int]] = []
         for rows in equal_parts(len(context), rows_at_once(self.model, max_length)):
             what = [context[rows].tolist(), mask[rows].tolist(), max_length, stop, None]
-            made += self.journal.answer(what, partial(by_halves, generate, rows.stop, rows.start))
-        longest = max(map(len, made))
-        padded = [ids + [self.tokenizer.pad_token_id] * (longest - len(ids)) for ids in made]
+            generated += self.journal.answer(what, partial(by_halves, generate, rows.stop, rows.start))
+        longest = max(map(len, generated))
+        padded = [ids + [self.tokenizer.pad_token_id] * (longest - len(ids)) for ids in generated]
         return torch.cat([context, torch.tensor(padded, dtype=torch.long, device=context.device)], dim=1)
 
     def _end_ids(self) -> list[int]:
@@ -251,7 +251,7 @@ def by_halves(answer: Callable[[slice], list[T]], stop: int, start: int = 0) -> 
             raise
         reason = str(error).splitlines()[0]
     torch.cuda.empty_cache()  # here the error, and what its frames hold, is gone
-    print(f"too little GPU memory for {stop - start} rows at once, two halves: {reason}", file=sys.stderr, flush=True)
+    print(f"CUDA out of memory with {stop - start} rows; retrying in two halves: {reason}", file=sys.stderr, flush=True)
     middle = (start + stop) // 2
     return by_halves(answer, middle, start) + by_halves(answer, stop, middle)
 
@@ -288,7 +288,7 @@ def _batches(inputs: list[tuple[int, ...]], size: int) -> list[list[tuple[int, .
 
 def _not_finite(request: Any, what: str) -> NonFiniteError:
     where = f"task {request.task_name}, document {request.doc_id}: " if request is not None else ""
-    return NonFiniteError(f"{where}{what}: the model's weights are damaged, or its training diverged")
+    return NonFiniteError(f"{where}{what}: the weights are damaged, or training diverged")
 
 
 @contextmanager

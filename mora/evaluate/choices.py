@@ -28,7 +28,7 @@ class LogLikelihood(float):
 def as_test_split(docs: list[Doc]) -> dict[str, datasets.Dataset]:
     """Documents as lm-eval wants them of `custom_dataset`. Raises: DataError where there are none."""
     if not docs:
-        raise DataError("there are no documents: the rows of this evaluation set make none")
+        raise DataError("the rows of this evaluation set make no documents")
     return {"test": datasets.Dataset.from_list(docs)}
 
 

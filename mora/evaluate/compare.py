@@ -53,7 +53,7 @@ def compare(a: LoggedSamples, b: LoggedSamples, draws: int = DRAWS) -> Compariso
             )
     headline = a.header.get("headline", "score")
     if not a.rows or headline not in a.rows[0]:
-        raise DataError(f"{task}: its samples hold no {headline!r}: only our own tasks can be compared")
+        raise DataError(f"{task}: its samples have no {headline!r}: only this suite's tasks can be compared")
     kind = a.header["aggregation"]
     items_a, items_b = (_items(logged) for logged in (a, b))
     if len(items_a) != len(items_b):
@@ -62,7 +62,7 @@ def compare(a: LoggedSamples, b: LoggedSamples, draws: int = DRAWS) -> Compariso
     clustered = None if clusters[0] is None else clusters
     if len(items_a if clustered is None else set(clustered)) < 2:
         raise DataError(
-            f"{task}: all {len(items_a)} documents are one cluster, so there is no chance to compare with: score more"
+            f"{task}: all {len(items_a)} documents are one cluster, which has no spread: score more documents"
         )
     drawn = bootstrap(kind, items_b, clustered, draws) - bootstrap(kind, items_a, clustered, draws)
     low, high = np.quantile(drawn, [0.025, 0.975])

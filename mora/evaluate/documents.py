@@ -39,7 +39,7 @@ def read(path: Path) -> dict[str, LoggedSamples]:
         return {entry["header"]["task"]: _logged(entry) for entry in map(json.loads, text.splitlines())}
     except (zstandard.ZstdError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise DataError(
-            f"{path} holds no documents' scores, or was cut ({one_line(error):.300}): score the model again"
+            f"{path} holds no document scores, or is truncated ({one_line(error):.300}): score the model again"
         ) from error
 
 

@@ -99,7 +99,7 @@ class FixedSteps:
             raise
         except RuntimeError as error:  # whatever the capture forbids: a copy to the host, a choice made there
             reason = (str(error).splitlines() or ["no reason given"])[0]
-            warnings.warn(f"decoding without a CUDA graph: {reason}", stacklevel=2)
+            warnings.warn(f"decoding without CUDA graphs: {reason}", stacklevel=2)
             return None
         finally:
             self._write_at(None)

@@ -221,30 +221,30 @@ def greedy(
         NanLogits: A logit is NaN; checked once in LOOK_EVERY tokens.
     """
     ends = set(end_ids)
-    alive, made = list(range(len(ids_BT))), [list[int]() for _ in range(len(ids_BT))]
+    alive, generated = list(range(len(ids_BT))), [list[int]() for _ in range(len(ids_BT))]
     batch = (_FixedBatch if fixed else _Batch)(model, ids_BT, mask_BT, max_new_tokens, forward)
     for done in range(0, max_new_tokens, LOOK_EVERY):
         new = batch.tokens(min(LOOK_EVERY, max_new_tokens - done))
         for row, ids, nan in zip(alive, new.tolist(), batch.nan(), strict=True):
             if nan:
                 raise NanLogits(row)
-            made[row] += ids
-        going = _going(made, alive, ends, stopped)
+            generated[row] += ids
+        going = _going(generated, alive, ends, stopped)
         alive = [alive[i] for i in going]
         if not alive:
             break
         batch.keep(going)
-    return made
+    return generated
 
 
-def _going(made: list[list[int]], alive: list[int], ends: set[int], stopped: Stopped) -> list[int]:
+def _going(generated: list[list[int]], alive: list[int], ends: set[int], stopped: Stopped) -> list[int]:
     """Return the places in `alive` of the rows that go on. A row that has met an end is cut behind it."""
     going = []
-    for place, (row, stop) in enumerate(zip(alive, stopped([made[row] for row in alive]), strict=True)):
-        fresh = range(max(0, len(made[row]) - LOOK_EVERY), len(made[row]))
-        end = next((i for i in fresh if made[row][i] in ends), None)
+    for place, (row, stop) in enumerate(zip(alive, stopped([generated[row] for row in alive]), strict=True)):
+        fresh = range(max(0, len(generated[row]) - LOOK_EVERY), len(generated[row]))
+        end = next((i for i in fresh if generated[row][i] in ends), None)
         if end is not None:
-            made[row] = made[row][: end + 1]
+            generated[row] = generated[row][: end + 1]
         elif not stop:
             going.append(place)
     return going

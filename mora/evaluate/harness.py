@@ -58,8 +58,8 @@ class Settings:
         if there is None or there >= (self.length_limit or self.max_length + PROMPT_TOKENS):
             return self
         print(
-            f"the model has {there} positions: a prompt is cut at the left where it and its answer have more; an answer to "
-            f"be written has at most {there // 2}",
+            f"the model has {there} positions: longer prompts are cut at the left, and generated answers have "
+            f"at most {there // 2} tokens",
             file=sys.stderr,
             flush=True,
         )
@@ -78,7 +78,7 @@ def evaluate_model(
     Raises: ConfigError for an unknown task, DataError for data that are missing or wrong.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from lm_eval import simple_evaluate
+    from lm_eval.evaluator import evaluate
 
     from .backend import Backend
 
@@ -90,17 +90,12 @@ def evaluate_model(
     model.eval()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
-        result = simple_evaluate(
-            model=Backend(model, tokenizer, settings.batch_size, settings.max_length, journal, settings.length_limit),
-            tasks=tasks,
-            task_manager=manager,
+        result: Any = evaluate(  # simple_evaluate would run pip and compilers each time, for a report that is not kept
+            Backend(model, tokenizer, settings.batch_size, settings.max_length, journal, settings.length_limit),
+            _loaded(manager, tasks),
             limit=settings.limit,
             bootstrap_iters=0,
-            log_samples=True,
-            random_seed=None,  # type: ignore[arg-type]
-            numpy_random_seed=None,  # type: ignore[arg-type]
-            torch_random_seed=None,  # type: ignore[arg-type]
-            fewshot_random_seed=None,  # type: ignore[arg-type]
+            fewshot_as_multiturn=True,
         )
     model.train(was_training)
     logged = {name: keep(name, result) for name in result["samples"]}
@@ -109,6 +104,16 @@ def evaluate_model(
         if members:
             metrics[group] = average([metrics[member] for member in members if member in metrics])
     return {name: values for name, values in metrics.items() if values}, logged
+
+
+def _loaded(manager: Any, tasks: list[str]) -> Any:
+    """The tasks, without examples where their files ask for none."""
+    loaded = manager.load(tasks)
+    for task in loaded["tasks"].values():
+        if task.get_config("num_fewshot") is None:
+            task.set_config("num_fewshot", 0)
+        task.set_fewshot_seed(None)
+    return loaded
 
 
 def check_names(tasks: list[str]) -> None:
@@ -196,9 +201,10 @@ def _facts(logged: LoggedSamples) -> dict[str, float]:
     if (
         logged.rows
         and "answered" in logged.rows[0]
-        and (told := [row["score"] for row in logged.rows if row["answered"]])
+        and (answered := [row["score"] for row in logged.rows if row["answered"]])
     ):
-        facts |= {"score_if_answered": sum(told) / len(told), "score_if_answered_stderr": standard_error("mean", told)}
+        facts["score_if_answered"] = sum(answered) / len(answered)
+        facts["score_if_answered_stderr"] = standard_error("mean", answered)
     if logged.rows and {"acc_sum", "score"} <= logged.rows[0].keys():
         rows = [row for row in logged.rows if row["filter"] == logged.rows[0]["filter"]]
         gold, items = [row["gold"] for row in rows], [row["score"] for row in rows]

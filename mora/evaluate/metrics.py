@@ -62,8 +62,8 @@ def _known() -> dict[str, Facts]:
     for values in (v for v in files if "group" in v):
         members = [facts.get(f"{member}.score", Facts(None, None)) for member in values["task"]]
         floors = [member.floor for member in members]
-        whole = sum(f for f in floors if f is not None) / len(floors) if None not in floors else None
-        facts[f"{values['group']}.score"] = Facts(members[0].higher_is_better, whole)
+        floor_of_group = sum(f for f in floors if f is not None) / len(floors) if None not in floors else None
+        facts[f"{values['group']}.score"] = Facts(members[0].higher_is_better, floor_of_group)
     return facts
 
 

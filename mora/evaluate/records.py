@@ -137,7 +137,7 @@ def gold_text(value: Any) -> str | None:
 def require_at_least(shots: Sized, k: int, where: str) -> None:
     """Raise DataError if there are fewer than `k` examples to show."""
     if len(shots) < k:
-        raise DataError(f"{where}: {len(shots)} examples to take {k} shots from: put the whole file there")
+        raise DataError(f"{where}: {len(shots)} examples for {k} shots: provide the whole file")
 
 
 def _missing(source: EvaluationSet, split: str, folder: Path | None) -> str:

@@ -28,12 +28,12 @@ class ResponseCache:
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = path.read_text(errors="replace").splitlines(keepends=True) if path.is_file() else []
         if lines and lines[0] == _line({"identity": identity}):
-            whole = [lines[0], *(line for line in lines[1:] if (row := _row(line)) and self._keep(row))]
-            if len(whole) == len(lines):
+            intact = [lines[0], *(line for line in lines[1:] if (row := _row(line)) and self._keep(row))]
+            if len(intact) == len(lines):
                 return
-            if len(lines) - len(whole) > 1 or lines[-1].endswith("\n"):  # a crash may have cut the last
-                print(f"{path}: damaged lines are left out, and what they held is computed again", file=sys.stderr)
-            lines = whole
+            if len(lines) - len(intact) > 1 or lines[-1].endswith("\n"):  # a crash may have cut the last
+                print(f"{path}: damaged lines are ignored, and their answers are computed again", file=sys.stderr)
+            lines = intact
         else:
             lines = [_line({"identity": identity})]
         replace_file(path, "".join(lines))

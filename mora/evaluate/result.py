@@ -31,7 +31,7 @@ def known(folder: Path, new: Result) -> Result | None:
         same_weights = model["fingerprint"] == new["model"]["fingerprint"]
         result["metrics"], result["tasks"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedFileError(f"{path} is no result of an evaluation, or was cut: {ELSEWHERE}") from error
+        raise DamagedFileError(f"{path} is not an evaluation result, or is truncated: {ELSEWHERE}") from error
     if not same_weights:
         raise ConfigError(f"{held}, other weights: {ELSEWHERE}")
     other = [f"{k}={settings.get(k)}, not {value}" for k, value in new["settings"].items() if settings.get(k) != value]

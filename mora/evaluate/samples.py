@@ -32,7 +32,7 @@ def read(folder: Path) -> dict[str, LoggedSamples]:
             first, *lines = path.read_text().splitlines()
             header, rows = unsealed(json.loads(first)), [json.loads(line) for line in lines]
             if header.pop(ROWS, _digest(lines)) != _digest(lines):
-                raise ValueError("its rows are not those that its digest was made of")
+                raise ValueError("its rows do not match its digest")
             if not all(isinstance(line, dict) for line in rows):
                 raise ValueError("expected an object a line")
             if missing := [
@@ -41,7 +41,9 @@ def read(folder: Path) -> dict[str, LoggedSamples]:
                 raise ValueError(f"no text as {missing[0]} in the first line")
             samples[path.stem] = LoggedSamples(header, rows)
         except (ValueError, AttributeError, RecursionError) as error:  # of json, or for want of a header
-            raise DataError(f"{path} is no file of samples, or was cut ({error}): score the model again") from error
+            raise DataError(
+                f"{path} is not a file of samples, or is truncated ({error}): score the model again"
+            ) from error
     if not samples:
         raise DataError(f"{folder}/samples holds no samples: give the folder of a run or of `python -m mora.evaluate`")
     return samples

@@ -58,17 +58,17 @@ class AnyPeft(Family):
 
         config = self.peft_config(size)
         try:
-            made = get_peft_model(model, config)  # type: ignore[arg-type]
+            wrapped = get_peft_model(model, config)  # type: ignore[arg-type]
         except REFUSED as error:
             raise self._refused(error) from error
-        targeted = getattr(made.base_model, "targeted_module_names", [])
+        targeted = getattr(wrapped.base_model, "targeted_module_names", [])
         for target in size.target_modules if isinstance(size.target_modules, list) else []:
             # PEFT passes over it as long as another is there
             if not any(f".{name}".endswith(f".{target}") for name in targeted):
                 raise ConfigError(f"method.config: target_modules: {self.peft_type} finds no module called {target!r}")
         try:
-            with merged(made, next(made.parameters()).dtype):
-                return made
+            with merged(wrapped, next(wrapped.parameters()).dtype):
+                return wrapped
         except REFUSED as error:
             raise self._refused(error) from error
 

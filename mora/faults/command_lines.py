@@ -106,7 +106,7 @@ def through_run_py(line: tuple[list[str], list[str]]) -> None:
     process does anything else."""
     command = [sys.executable, "run.py", *line[0]]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace", timeout=300)
-    said = done.stderr.strip()
-    if done.returncode == 0 or "Traceback" in said or done.stdout:
-        raise RuntimeError(f"exit code {done.returncode}: {done.stdout[-200:]} {said[-500:]}")
-    raise Refused(said, ["run.py: "])
+    message = done.stderr.strip()
+    if done.returncode == 0 or "Traceback" in message or done.stdout:
+        raise RuntimeError(f"exit code {done.returncode}: {done.stdout[-200:]} {message[-500:]}")
+    raise Refused(message, ["run.py: "])

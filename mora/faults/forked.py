@@ -16,7 +16,9 @@ PRELOADED = (
     "transformers",
     "peft",
     "deepspeed",
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # and torch's compiler: two seconds of every engine otherwise
     "lm_eval.api.task",
+    "mora.config.hydra_compose",
     "mora.train.worker",
     "mora.train.zero",
 )

@@ -137,10 +137,10 @@ def run_folder(folder: Path, config: RunConfig) -> Path:
 
 def start(case: Case, folder: Path, config: RunConfig, **env: str) -> list[forked.ForkServerProcess]:
     """The run's workers, with a cache of their own."""
-    own = run_folder(folder, config)
-    own.mkdir(parents=True, exist_ok=True)
-    write_config(config, own / "config.yaml")
-    return forked.start(own, {"MORA_CACHE_DIR": str(folder / "cache"), **env}, case.ranks)
+    run = run_folder(folder, config)
+    run.mkdir(parents=True, exist_ok=True)
+    write_config(config, run / "config.yaml")
+    return forked.start(run, {"MORA_CACHE_DIR": str(folder / "cache"), **env}, case.ranks)
 
 
 def to_its_end(case: Case, folder: Path, config: RunConfig) -> str:

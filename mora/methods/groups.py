@@ -20,6 +20,6 @@ def parameter_groups(model: nn.Module, config: RunConfig) -> list[Group]:
     by_scale: dict[tuple[float, bool], dict[str, nn.Parameter]] = {}
     for name, p in trainable(model).items():
         scale = 1.0 if adapter is None else adapter.lr_scale(name, p.dim())
-        own = prefix is not None and any(part.startswith(prefix) for part in name.split("."))
-        by_scale.setdefault((scale, own), {})[name] = p
+        is_adapter = prefix is not None and any(part.startswith(prefix) for part in name.split("."))
+        by_scale.setdefault((scale, is_adapter), {})[name] = p
     return [Group(parameters, *key) for key, parameters in by_scale.items()] or [Group()]

@@ -43,9 +43,9 @@ def parameter_lines(model: nn.Module, rank: str | None) -> list[str]:
         module = next((kind for kind in lora if name.startswith(f"{kind}.")), name)  # lora_A and lora_B in one line
         ours[module] = ours.get(module, 0) + count
     lines = [_line(kind, count, lora.get(kind)) for kind, count in ours.items()]
-    whole, total = sum(p.numel() for p in model.parameters()), sum(ours.values())
+    all_parameters, total = sum(p.numel() for p in model.parameters()), sum(ours.values())
     of_lora = sum(lora.values()) + sum(count for kind, count in ours.items() if kind not in lora)
-    share = f"in all, {100 * total / whole:.2f}% of {whole:,}"
+    share = f"in all, {100 * total / all_parameters:.2f}% of {all_parameters:,}"
     return [*lines, _line(share, total, of_lora if lora else None, f" at {rank}")]
 
 

@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"mora.models: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("mora.models: stopped; nothing is kept of what was not whole", file=sys.stderr)
+        print("mora.models: stopped; incomplete files were removed", file=sys.stderr)
         return 130
     return 0
 
@@ -43,7 +43,7 @@ def _fetched(model: Model) -> str:
         from huggingface_hub import snapshot_download
 
         return snapshot_download(str(model.path), revision=model.revision, ignore_patterns=["*.bin", "*.pth", "*.gguf"])
-    return "its weights are drawn, there is nothing to fetch"
+    return "its weights are random, so there is nothing to fetch"
 
 
 if __name__ == "__main__":

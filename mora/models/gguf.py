@@ -121,8 +121,8 @@ def _weights(reader: _Reader, model: PreTrainedModel, dtype: torch.dtype) -> dic
             rows = max(1, BLOCK // max(1, tensor.data[:1].nbytes))
             parts = [tensor.data[start : start + rows] for start in range(0, len(tensor.data), rows)]
             kind = tensor.tensor_type
-            whole = np.concatenate(list(pool.map(gguf.dequantize, parts, [kind] * len(parts))))
-            one = processor.process(weights=whole, name=tensor.name, tensor_key_mapping=names, parsed_parameters=made)
+            joined = np.concatenate(list(pool.map(gguf.dequantize, parts, [kind] * len(parts))))
+            one = processor.process(weights=joined, name=tensor.name, tensor_key_mapping=names, parsed_parameters=made)
             if one.name in names:
                 loaded[names[one.name]] = torch.from_numpy(np.ascontiguousarray(one.weights)).to(dtype)
     return loaded | {name: weight.to(dtype) for name, weight in made["tensors"].items()}

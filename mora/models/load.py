@@ -73,15 +73,14 @@ def load_model(
     return model, tokenizer
 
 
-def load_any(name: str, precision: str, revision: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_any(name: str, precision: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return the model of `load_weights` and the tokenizer beside it, for an adapter without one that of its base.
 
     Raises:
         ModelError: The model or its tokenizer cannot be loaded.
     """
     with _errors_of(name):
-        model = load_weights(name, precision, revision)
-        tokenizer = _tokenizer(name, revision)
+        model, tokenizer = load_weights(name, precision), _tokenizer(name)
         return model, tokenizer_of(name, tokenizer, model) if _base_of(name) else tokenizer
 
 
@@ -110,7 +109,7 @@ def merged_with(base: PreTrainedModel, adapter: str) -> PreTrainedModel:
     return merged(base.float(), adapter)
 
 
-def _tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
+def _tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     if (model := known.named(name)) is not None:
         return load_tokenizer(model)
     if (base := _base_of(name)) is not None:
@@ -126,8 +125,8 @@ def _base_of(name: str) -> tuple[str, str | None] | None:
     settings: dict[str, Any] = json.loads(path.read_text())
     if base := settings["base_model_name_or_path"]:
         return base, settings.get("revision")
-    whole = Path(name).resolve().parent / "model"
-    advice = f"give {whole}, the merged model" if whole.is_dir() else "write the base model's folder or id there"
+    folder = Path(name).resolve().parent / "model"
+    advice = f"give {folder}, the merged model" if folder.is_dir() else "write the base model's folder or id there"
     raise ModelError(f"{path}: base_model_name_or_path is empty: {advice}")
 
 

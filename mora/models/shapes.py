@@ -81,7 +81,7 @@ def shape_of(model: Model) -> Shape:
     if model.source == "pretrained" and (Path(model.path or "") / "config.json").is_file():
         return _of_folder(str(model.path))
     raise ValueError(
-        f"model.name={model.name!r}: its shape is not known without its weights; known are {', '.join(known.names())}, "
+        f"model.name={model.name!r}: its shape is unknown without its weights; known are {', '.join(known.names())}, "
         "and every folder given as model.path"
     )
 
@@ -124,8 +124,8 @@ def _of_folder(folder: str) -> Shape:
     width = getattr(config, "head_dim", None) or hidden // heads
     kv = width * (getattr(config, "num_key_value_heads", None) or heads)
     mlp = next((v for n in ("intermediate_size", "ffn_dim", "n_inner") if (v := getattr(config, n, None))), 4 * hidden)
-    whole = sum(p.numel() for p in model.parameters())
-    small = whole - sum(linear.weights for linear in linears) - vocabulary * hidden * (1 if tied else 2)
+    total = sum(p.numel() for p in model.parameters())
+    small = total - sum(linear.weights for linear in linears) - vocabulary * hidden * (1 if tied else 2)
     return Shape(config.num_hidden_layers, hidden, mlp, heads * width, kv, vocabulary, tied, linears, small)
 
 

@@ -34,11 +34,10 @@ SEQUENCES: dict[tuple[str, str], int] = {
 
 @dataclass(frozen=True)
 class Length:
-    """Steps and tokens of a run, and where they come from: "config", "results" or "set size". Tokens may be a bound."""
+    """Steps and tokens of a run; with `at_most` the tokens are a bound. None: the data are not prepared."""
 
     steps: int | None
     tokens: float | None
-    source: str
     at_most: bool = True
 
 
@@ -50,16 +49,16 @@ def length_of(config: RunConfig, results: Iterable[RunResult] = ()) -> Length:
         if report.get("sequences") and report.get("sequence_tokens"):
             known = config if config.knows_steps else config.with_samples(report["sequences"])
             mean = report["sequence_tokens"] / report["sequences"]
-            return Length(known.last_step, known.last_step * train.global_batch_size * mean, "results", at_most=False)
+            return Length(known.last_step, known.last_step * train.global_batch_size * mean, at_most=False)
     if config.knows_steps:
         full = config.task.name == "c4"  # blocks of equal length
-        return Length(config.last_step, config.last_step * train.global_batch_size * longest, "config", not full)
+        return Length(config.last_step, config.last_step * train.global_batch_size * longest, not full)
     count = SEQUENCES.get((config.scale.name, config.task.name))
     if count is None:
-        return Length(None, None, "data not prepared")
+        return Length(None, None)
     steps = config.with_samples(count).last_step
     full = config.task.name in ("biomed", "finance")  # blocks too
-    return Length(steps, steps * train.global_batch_size * longest, "set size", not full)
+    return Length(steps, steps * train.global_batch_size * longest, not full)
 
 
 def max_length(config: RunConfig) -> int:
@@ -83,7 +82,6 @@ class Cost:
     steps: int | None
     tokens: float | None
     at_most: bool
-    length_source: str
     flops: float | None
     trainable: int
     memory: Memory
@@ -104,7 +102,7 @@ def cost(config: RunConfig, results: Iterable[RunResult] = (), gpu: Gpu = H100) 
     """
     longest, length = max_length(config), length_of(config, results)
     flops = None if length.tokens is None else length.tokens * flops_per_token(config, longest)
-    own, shape, on_cpu = trainable(config), shape_of(config.model), config.hardware.device == "cpu"
+    trained, shape, on_cpu = trainable(config), shape_of(config.model), config.hardware.device == "cpu"
     micro = config.micro_batch_size if on_cpu else fitting_micro_batch(config, longest, gpu.memory)
     needs, time = (
         memory(config, longest, micro or 1),
@@ -114,24 +112,23 @@ def cost(config: RunConfig, results: Iterable[RunResult] = (), gpu: Gpu = H100) 
         steps=length.steps,
         tokens=length.tokens,
         at_most=length.at_most,
-        length_source=length.source,
         flops=flops,
-        trainable=own,
+        trainable=trained,
         memory=needs,
         micro_batch_size=micro,
         gpu_hours=None if length.tokens is None or time is None else length.tokens * time.seconds_per_token / 3600,
         time_source="not known on a CPU" if time is None else time.source,
-        disk=_disk(config, own, shape),
-        checkpoints=3 * (12 * own + needs.shadow),  # two kept and one being written
+        disk=_disk(config, trained, shape),
+        checkpoints=3 * (12 * trained + needs.shadow),  # two kept and one being written
     )
 
 
-def _disk(config: RunConfig, own: int, shape: Shape) -> int:
+def _disk(config: RunConfig, trained: int, shape: Shape) -> int:
     """Return the bytes of what a run leaves of adapter and model: trained parts in fp32; merged layers are rounded."""
     if config.method.adapter is None:
-        return 4 * own
+        return 4 * trained
     rest = shape.rest if config.trains_rest else 0
-    adapter = 4 * (own - rest + frozen_adapter(config))
+    adapter = 4 * (trained - rest + frozen_adapter(config))
     if config.method.restart is None and not config.trains_rest:
         return adapter
     return adapter + number_bytes(config) * (shape.parameters - rest) + 4 * rest

@@ -28,7 +28,7 @@ def adapters(config: RunConfig) -> dict[str, tuple[Linear, Footprint]]:
 
 def _check_known(config: RunConfig) -> None:
     if not getattr(config.method.adapter, "has_known_cost", False):
-        raise ConfigError(f"what an adapter of method {config.method.name} costs is not known")
+        raise ConfigError(f"the cost of an adapter of method {config.method.name} is unknown")
 
 
 def _is_target(name: str, targets: list[str] | str) -> bool:
@@ -74,7 +74,7 @@ def square(config: RunConfig) -> Square | None:
     width, adapted = shape_of(config.model).hidden, adapters(config).values()
     side = math.isqrt(adapter(config, Linear("", width, width, 1), width).parameters)
     inputs = sum(linear.in_features * linear.count for linear, _ in adapted)
-    return Square(side, width, sum(own.ignored * linear.count for linear, own in adapted) / inputs)
+    return Square(side, width, sum(footprint.ignored * linear.count for linear, footprint in adapted) / inputs)
 
 
 def trainable(config: RunConfig) -> int:
@@ -82,8 +82,8 @@ def trainable(config: RunConfig) -> int:
     shape = shape_of(config.model)
     if config.method.adapter is None:
         return shape.parameters if config.method.trains else 0
-    own = sum(footprint.parameters * linear.count for linear, footprint in adapters(config).values())
-    return own + (shape.rest if config.trains_rest else 0)
+    in_adapters = sum(footprint.parameters * linear.count for linear, footprint in adapters(config).values())
+    return in_adapters + (shape.rest if config.trains_rest else 0)
 
 
 def frozen_adapter(config: RunConfig) -> int:
@@ -91,17 +91,18 @@ def frozen_adapter(config: RunConfig) -> int:
     return sum(footprint.frozen * linear.count for linear, footprint in adapters(config).values())
 
 
-def flops_per_token(config: RunConfig, length: float, own: bool = True) -> float:
+def flops_per_token(config: RunConfig, length: float, with_adapters: bool = True) -> float:
     """Return the FLOPs of forward and backward per token in a sequence of `length` tokens.
 
     A multiply-add counts 2, causal attention once. A frozen weight has no gradient of its own and costs 4, a trained
-    one 6; gradient checkpointing computes the layers once more, 2. own=False leaves out the adapters.
+    one 6; gradient checkpointing computes the layers once more, 2. with_adapters=False leaves out the adapters.
     """
     shape = shape_of(config.model)
     once = 2 if config.hardware.gradient_checkpointing else 0
     attention = (6 + once) * shape.layers * shape.hidden * length
     if config.method.adapter is None:
         return (6 + once) * shape.in_layers + TRAINED_HEAD * shape.head + attention
-    products = sum(footprint.products * linear.count for linear, footprint in adapters(config).values()) if own else 0
+    adapted = adapters(config).values() if with_adapters else ()
+    products = sum(footprint.products * linear.count for linear, footprint in adapted)
     head = (TRAINED_HEAD if config.trains_rest else 4) * shape.head
     return (4 + once) * shape.in_layers + head + (6 + once) * products + attention

@@ -67,20 +67,20 @@ def memory(
         chunked_loss: With the loss of fused_loss.py.
     """
     shape, ranks, stage = shape_of(config.model), config.hardware.world_size, config.parallel
-    own, own_frozen, number_size = trainable(config), frozen_adapter(config), number_bytes(config)
-    frozen = shape.parameters - (own if config.method.adapter is None else shape.rest if config.trains_rest else 0)
+    trained, own_frozen, number_size = trainable(config), frozen_adapter(config), number_bytes(config)
+    frozen = shape.parameters - (trained if config.method.adapter is None else shape.rest if config.trains_rest else 0)
     split = {name: ranks if stage in stages else 1 for name, stages in SPLIT.items()}
     size = micro_batch_size or config.micro_batch_size
-    weights = number_size * (frozen + own + own_frozen) / split["weights"]
+    weights = number_size * (frozen + trained + own_frozen) / split["weights"]
     if number_size == 2:
         weights += 4 * own_frozen  # its fp32 values, which are saved: mora/train/engine.py, round_frozen
     if stage.startswith("zero"):  # sums of gradients in fp32, at stage 3 at all times; those in bf16 are not kept
-        gradients, optimizer = 4 * own / split["gradients"], 12 * own / split["optimizer"]
+        gradients, optimizer = 4 * trained / split["gradients"], 12 * trained / split["optimizer"]
         held = gradients if stage == "zero3" else gradients * _sums_held(config, size)
     else:  # in bf16: gradients in bf16 until they are added up in fp32, and fp32 masters
         gradients, optimizer = (6.0, 12.0) if number_size == 2 else (4.0, 8.0)
-        gradients, optimizer = gradients * own, optimizer * own
-        held = 4.0 * own * _sums_held(config, size)
+        gradients, optimizer = gradients * trained, optimizer * trained
+        held = 4.0 * trained * _sums_held(config, size)
     tokens = size * length
     logits = _loss_bytes(config, shape, tokens, number_size, chunked_loss)
     shadow = 4 * shape.in_layers if config.method.restart else 0
@@ -141,15 +141,15 @@ def _saved(config: RunConfig, shape: Shape, fused: bool) -> tuple[float, float]:
 def _saved_by_adapters(config: RunConfig) -> float:
     """Return the numbers that one layer's adapters save, and each input once if one of its readers keeps it."""
     by_module = adapters(config)
-    own = sum(adapter.saved for _, adapter in by_module.values())
+    saved = sum(adapter.saved for _, adapter in by_module.values())
     together = [readers for readers in INPUTS if by_module.keys() & {*readers}]
     alone = [(name,) for name in by_module if name != "o_proj" and not any(name in readers for readers in INPUTS)]
     for readers in (*together, *alone):
         sizes = [
             by_module[name][0].in_features for name in readers if name in by_module and by_module[name][1].keeps_input
         ]
-        own += max(sizes, default=0)
-    return own
+        saved += max(sizes, default=0)
+    return saved
 
 
 def _loss_bytes(config: RunConfig, shape: Shape, tokens: int, number_size: int, chunked: bool) -> float:
@@ -159,10 +159,10 @@ def _loss_bytes(config: RunConfig, shape: Shape, tokens: int, number_size: int, 
     one chunk adds to it. Without chunks, as under ZeRO-3, there are the whole logits: the log-probabilities, their
     gradient and that of the logits.
     """
-    whole = float(tokens * shape.vocabulary)
+    logits = float(tokens * shape.vocabulary)
     if not chunked or config.parallel == "zero3":
-        return whole * 12
-    chunks = min(2 * LOSS_CHUNK_BYTES / 4, whole) * number_size
+        return logits * 12
+    chunks = min(2 * LOSS_CHUNK_BYTES / 4, logits) * number_size
     if config.method.adapter is None or config.trains_rest:
         return chunks + number_size * tokens * shape.hidden + (4 + number_size) * shape.head
     return chunks + 2 * number_size * tokens * shape.hidden

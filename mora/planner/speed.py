@@ -23,7 +23,7 @@ BENCH = ROOT / "results" / "bench"
 RUNS = ROOT / "results" / "runs"
 UTILISATION = 0.40  # assumed where nothing was measured: the frozen 7B model reaches it in docs/performance.md
 EARLIER_NAMES = {"llama_1.3b": "llama_1b3"}  # of a shape in results/bench, as configs/model has it now
-AGAIN = "`make bench` measures again"
+AGAIN = "`make bench` repeats the measurement"
 STEADY = 1.1  # the longest step over the shortest; beyond it the CPU or another program held the GPU up
 
 
@@ -101,7 +101,8 @@ def token_time(config: RunConfig, length: int, micro_batch_size: int, without: s
     nearest = candidates[0]
     alike = [m for m in candidates if _unlike(m, config) == _unlike(nearest, config) and m.config.r == nearest.config.r]
     seconds = _at(tokens, alike) / tokens
-    work = flops_per_token(config, length, own=False) / flops_per_token(nearest.config, nearest.length, own=False)
+    work = flops_per_token(config, length, with_adapters=False)
+    work /= flops_per_token(nearest.config, nearest.length, with_adapters=False)
     if _unlike(nearest, config)[:2] != (False, False):
         return TokenTime(seconds * work, f"extrapolated from {nearest.name}, {nearest.device}")
     return TokenTime(seconds * work, f"measured, {nearest.device}, {nearest.name}")
@@ -164,7 +165,8 @@ def of_row(row: dict[str, Any], device: str) -> Measured:
 
 @lru_cache
 def _runs() -> tuple[Measured, ...]:
-    """Finished runs on one GPU that no other run shared; not those whose configuration is no longer read."""
+    """Return the finished runs that had one GPU to themselves: started alone there, and steady, as one that another run
+    joined is not. Those whose configuration is no longer read are left out."""
     measured = []
     for result in STORE.all(RUNS):
         speed, hardware = result.speed, result.hardware
@@ -180,11 +182,12 @@ def _runs() -> tuple[Measured, ...]:
         report = result.data["report"]
         length = report["sequence_tokens"] / report["sequences"]
         passes = config.task.train.global_batch_size / config.micro_batch_size
-        steady = is_steady([speed["step_s"], speed.get("fastest_s", speed["step_s"])])
+        if not is_steady([speed["step_s"], speed.get("fastest_s", speed["step_s"])]):
+            continue
         measured.append(
             Measured(
                 f"run {result.run_id}", hardware["device"], config, length, config.micro_batch_size * length,
-                speed["step_s"] / passes, steady, True,
+                speed["step_s"] / passes, True, True,
             )
         )  # fmt: skip
     return tuple(measured)
@@ -211,7 +214,7 @@ def _of_steps(result: dict[str, Any]) -> list[Measured]:
         plain = [c for c in scenario["cases"] if c["ms"] and c["r"] and not c["stock"] and c["form"] == "auto"]
         model = EARLIER_NAMES.get(scenario["shape"], scenario["shape"])
         if not (CONFIG_DIR / "model" / f"{model}.yaml").is_file():
-            raise ValueError(f"shape {model!r} has no configs/model/{model}.yaml: name it as there")
+            raise ValueError(f"shape {model!r} has no configs/model/{model}.yaml: use a name of that folder")
         measured += [_of_pass(case, scenario | {"shape": model}, result["hardware"]["device"]) for case in plain]
     return measured
 

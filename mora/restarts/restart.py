@@ -264,8 +264,8 @@ class Restart:
 def describe(facts: dict[str, float]) -> str:
     """Format what `Restart.apply` returns as a line for people."""
     return (
-        f"restart {facts['restart']:.0f} in {facts['restart_s']:.1f} s; the base keeps {facts['restart_kept']:.4f} of the "
-        f"update, and lies {facts['restart_rounding']:.2g} of its size from the exact sum"
+        f"restart {facts['restart']:.0f} in {facts['restart_s']:.1f} s; the base kept {facts['restart_kept']:.4f} of the "
+        f"update; it is off the exact sum by {facts['restart_rounding']:.2g} of the update"
     )
 
 

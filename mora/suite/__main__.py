@@ -19,7 +19,7 @@ from .experiment import CellSpec, Experiment, Scale
 from .result import is_current, result_of
 
 DEFAULT_SCALE = (
-    "scale paper, as none was given: the paper's models and data on its hardware; --scale lite or smoke for less"
+    "no --scale given, so scale paper: the paper's models and data on its hardware; --scale lite or smoke needs less"
 )
 Rows = dict[tuple[str, Scale], list[list[CellSpec]]]
 
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"mora.suite: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("mora.suite: stopped; start it again to go on from the checkpoints", file=sys.stderr)
+        print("mora.suite: stopped; start it again to resume from the checkpoints", file=sys.stderr)
         return 130
     if failed:
         print(f"mora.suite: {len(failed)} runs failed: {', '.join(failed)}", file=sys.stderr)
@@ -53,11 +53,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _do(args: argparse.Namespace, loaded: dict[str, Experiment]) -> list[str]:
     """Plans, hands in, or runs and renders. Returns the runs that failed."""
-    own, job = slurm.split(args.set)
-    overrides.check(own, args.results)
-    given = overrides.given(args, own)
+    settings, job = slurm.split(args.set)
+    overrides.check(settings, args.results)
+    given = overrides.given(args, settings)
     if job and args.hardware != "slurm":
-        raise ConfigError(f"--set {slurm.PREFIX}{next(iter(job))}: expected it with --hardware slurm alone")
+        raise ConfigError(f"--set {slurm.PREFIX}{next(iter(job))}: only valid with --hardware slurm")
     changed = {name: overrides.applied(experiment, given) for name, experiment in loaded.items()}
     scales: tuple[Scale, ...] = claims.SCALES if args.render else (args.scale,)
     seeds = list(range(args.seeds)) if args.seeds else None
@@ -66,12 +66,12 @@ def _do(args: argparse.Namespace, loaded: dict[str, Experiment]) -> list[str]:
     everything = experiments.filter_cells([spec for group in rows.values() for row in group for spec in row], args.only)
     powers = [] if args.render else [line for name, s in rows for line in claims.plan_lines(name, s, seeds)]
     if args.plan:
-        print("\n".join([_plan(args, everything, own), *(powers if args.plan == "table" else [])]))
+        print("\n".join([_plan(args, everything, settings), *(powers if args.plan == "table" else [])]))
         return []
     if args.force and not args.render:
         _repeat(everything)
     if args.hardware == "slurm" and not slurm.in_job():
-        _hand_in(args, everything, own, job)
+        _hand_in(args, everything, settings, job)
         return []
     failed: list[str] = []
     if not args.render:
@@ -95,31 +95,29 @@ def _do(args: argparse.Namespace, loaded: dict[str, Experiment]) -> list[str]:
     return failed
 
 
-def _plan(args: argparse.Namespace, specs: list[CellSpec], own: list[str]) -> str:
+def _plan(args: argparse.Namespace, specs: list[CellSpec], settings: list[str]) -> str:
     if args.plan == "commands":
         return commands.text(specs, args.gpu)
-    return plan.text(specs, args.hardware or ("gpu8" if args.scale == "paper" else "gpu1"), own, args.gpu)
+    return plan.text(specs, args.hardware or ("gpu8" if args.scale == "paper" else "gpu1"), settings, args.gpu)
 
 
-def _hand_in(args: argparse.Namespace, specs: list[CellSpec], own: list[str], job: dict[str, str]) -> None:
+def _hand_in(args: argparse.Namespace, specs: list[CellSpec], settings: list[str], job: dict[str, str]) -> None:
     """One array job of `--jobs` tasks; nothing where nothing is missing."""
     if not runner.plan(specs):
-        print("nothing is missing: no job was handed in")
+        print("nothing is missing: no job was submitted")
         return
     logs = launch.run_folder(specs[0].config).parent / "slurm"
-    script = slurm.script(slurm.command(args, own), specs[0].config.hardware, args.jobs, job, logs)
+    script = slurm.script(slurm.command(args, settings), specs[0].config.hardware, args.jobs, job, logs)
     number = slurm.submit(script, logs)
-    print(
-        f"job {number}, {args.jobs} tasks: {logs}/{number}_*.out; the same command again hands in what is still missing"
-    )
+    print(f"job {number}, {args.jobs} tasks: {logs}/{number}_*.out; repeat the command to submit what is still missing")
 
 
 def _repeat(specs: list[CellSpec]) -> None:
     """Set aside every result of these cells."""
     moved = [path for config in _known(specs) if (path := launch.repeat(config))]
     if moved:
-        go_on = "to go on after a stop, start without FORCE=1 (--force)"
-        print(f"{len(moved)} results were set aside, into {moved[0].parent}; {go_on}")
+        go_on = "to resume after a stop, start without FORCE=1 (--force)"
+        print(f"{len(moved)} results were moved to {moved[0].parent}; {go_on}")
 
 
 def _known(specs: list[CellSpec]) -> list[RunConfig]:
@@ -132,8 +130,8 @@ def _say_what_is_there(specs: list[CellSpec], args: argparse.Namespace) -> None:
     """If nothing was run, print that and why."""
     there = {str(launch.result_path(config)) for config in _known(specs) if result_of(config) is not None}
     if there and not runner.plan(specs):
-        again = "FORCE=1 (--force) runs them again, RESULTS=FOLDER (--results FOLDER) in a folder of their own"
-        print(f"nothing was run: all {len(there)} results are there, in {Path(min(there)).parent}; {again}")
+        again = "FORCE=1 (--force) repeats them; RESULTS=FOLDER (--results FOLDER) runs them into another folder"
+        print(f"nothing to run: all {len(there)} results exist in {Path(min(there)).parent}; {again}")
 
 
 def _render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale: Scale, results: Path | None) -> str:
@@ -142,7 +140,7 @@ def _render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale
 
     if experiment.kind == "settings":
         if scale != "paper":
-            return f"{name}: at scale paper only"
+            return f"{name}: only at scale paper"
         path = settings.render(name, experiment, folder("tables"))
     elif experiment.kind == "table":
         path = tables.render(name, experiment, rows, scale, folder("tables"))

@@ -98,6 +98,6 @@ def plan_lines(name: str, scale: Scale, seeds: list[int] | None = None) -> list[
     for claim in table:
         power = power_of(claim, table, n)
         plan = f"a difference of {claim.plan.effect:g}" if claim.test == "order" else f"a margin of {claim.margin:g}"
-        weak = "" if power >= verdicts.ENOUGH else f"; {WEAK}: these runs will most likely not decide it"
+        weak = "" if power >= verdicts.ENOUGH else f"; {WEAK}: these runs will probably not decide it"
         lines.append(f"power {power:.2f} at {n} seed{'s' * (n > 1)}, {plan} {claim.unit}: {claim.says}{weak}")
     return lines

@@ -20,7 +20,9 @@ def text(specs: list[CellSpec], gpu: Gpu = H100) -> str:
     """
     lines = [shlex.join(["python", "run.py", *words]) for words in arguments(specs, gpu).values()]
     waiting = sum(spec.exists and not resolve(spec, is_current).final_runs for spec in specs)
-    more = f"# and the final runs of {waiting} cells, once these have chosen their rates: ask again then"
+    more = (
+        f"# and the final runs of {waiting} cells, whose learning rates these searches choose: repeat this command then"
+    )
     return "\n".join([*lines, *([more] if waiting else [])]) or "# nothing is missing"
 
 

@@ -211,8 +211,8 @@ def _apart(text: str) -> list[str]:
 
 def _stands_for(cells: list[CellSpec], r: str) -> str:
     """Which rank of these cells stands for that one of the paper's."""
-    ranks = {(own, str(cell.config.model.stands_for(int(own)))) for cell in cells if (own := FILTERS["r"](cell))}
-    ours = sorted((str(own) for own, paper in ranks if paper == r), key=int)
+    ranks = {(rank, str(cell.config.model.stands_for(int(rank)))) for cell in cells if (rank := FILTERS["r"](cell))}
+    ours = sorted((str(rank) for rank, paper in ranks if paper == r), key=int)
     return f"; the paper's r={r} is r={ours[0]} here" if ours else ""
 
 
@@ -280,8 +280,8 @@ class CellSpec:
         if self.row.r is not None:
             name += f" {self.config.model.rank_text(self.row.r)}"
         more = [self.row.operator] if self.row.operator else []
-        told = (setting for setting in self.row.settings if not setting.startswith("method.config="))  # by the name
-        more += [setting.rpartition(".")[2] for setting in told]
+        shown = (setting for setting in self.row.settings if not setting.startswith("method.config="))  # by the name
+        more += [setting.rpartition(".")[2] for setting in shown]
         return ", ".join([name, *more])
 
     @cached_property

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SMOOTHING_STEPS = 5
 POINTS = 250  # of a curve where every seed has its own
 FALL = 0.15  # the share of a run whose first fall is left above the panel: what sets methods apart comes after it
-BRING = "bring it from where the run was made, or remove it and the result beside it: the run is done again"
+BRING = "copy it from the machine of the run, or remove it and the result beside it to repeat the run"
 STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))  # as many as Figure 4 has curves
 CAPTIONS = {
     "figure": f"Each curve: training loss, averaged over seeds and over {SMOOTHING_STEPS} steps; band: the range of the "
@@ -177,7 +177,7 @@ def _curves(runs: CellRuns) -> np.ndarray:
     steps = max(map(len, losses.values()))
     for path, curve in losses.items():
         if len(curve) < steps:
-            raise DamagedFileError(f"{path} was cut: it has {len(curve)} steps, another seed {steps}; {BRING}")
+            raise DamagedFileError(f"{path} is truncated: it has {len(curve)} steps, another seed has {steps}; {BRING}")
     return np.array([_smooth(curve) for curve in losses.values()])
 
 

@@ -60,7 +60,7 @@ def too_slow(config: RunConfig) -> str | None:
     from mora.planner.cost import length_of, max_length
     from mora.planner.counts import flops_per_token
 
-    text = f"scale {config.scale.name} is meant for a GPU, and there is none here"
+    text = f"scale {config.scale.name} is meant for a GPU, and this machine has none"
     try:
         tokens = length_of(config).tokens or 0
         hours = tokens * flops_per_token(config, max_length(config)) / (CPU_FLOPS * (os.cpu_count() or 1)) / 3600

@@ -56,7 +56,7 @@ class GpuSlots:
         """Yield the environment of a run in a free slot. A run with another number of ranks sees every GPU."""
         gpus = self._free.get()
         try:
-            own = {"CUDA_VISIBLE_DEVICES": gpus} if gpus is not None and ranks == gpus.count(",") + 1 else {}
-            yield {"MORA_SIDE_BY_SIDE": str(self.on_one_gpu), **own}
+            env = {"CUDA_VISIBLE_DEVICES": gpus} if gpus is not None and ranks == gpus.count(",") + 1 else {}
+            yield {"MORA_SIDE_BY_SIDE": str(self.on_one_gpu), **env}
         finally:
             self._free.put(gpus)

@@ -44,8 +44,12 @@ def _other_weights(model: Model, result: RunResult) -> str | None:
     if (
         recorded is None or now is None
     ):  # a hub id, whose revision is in the run's id; or a result that did not record it
-        return None if model.path == was else f"its model.path was {was!r}, this one is {model.path!r}"
-    return None if now == recorded else f"model.path={model.path!r} holds other weights than it was made with"
+        return None if model.path == was else f"its model.path was {was!r}, now it is {model.path!r}"
+    return (
+        None
+        if now == recorded
+        else f"model.path={model.path!r} does not hold the weights that the result was made with"
+    )
 
 
 def _other_files(result: RunResult) -> str | None:
@@ -55,9 +59,9 @@ def _other_files(result: RunResult) -> str | None:
     for facts in (facts for group in groups.values() for facts in group if "files" in facts):
         digests = {path.name: sha256(path) for path in sources.match(facts["files"])}
         if not digests and Path(facts["files"]).is_absolute():
-            return f"there is no file {facts['files']} any more"
+            return f"{facts['files']} no longer exists"
         if digests and digests != facts["sha256"]:
-            return f"{facts['files']} has another content than it was made with"
+            return f"{facts['files']} has changed since the result was made"
     return None
 
 

@@ -93,10 +93,8 @@ def warning(scale: str) -> str | None:
     if scale == "smoke" or dirty is False:
         return None
     if dirty is None:
-        return "there is no git here: results enter tables after scripts/collect_results.py has found their commit"
-    return (
-        "source that changes numbers is not that of the commit: results enter no table; commit mora/ and configs/ first"
-    )
+        return "no git repository: results enter no table until scripts/collect_results.py has found their commit"
+    return "the source is changed since the commit: results will enter no table; commit mora/ and configs/ first"
 
 
 def launch(
@@ -143,8 +141,8 @@ def launch(
         if smaller is None or code == STOPPED:
             return code
         print(
-            f"{run_id(config)}: out of GPU memory with {now.micro_batch_size} sequences a pass; again with "
-            f"{smaller.micro_batch_size}, from the last checkpoint (the same run, but for rounding and the draw of dropout)",
+            f"{run_id(config)}: out of GPU memory with {now.micro_batch_size} sequences per pass; retrying with "
+            f"{smaller.micro_batch_size}, from the last checkpoint (the same run but for rounding and dropout's draw)",
             file=output or sys.stderr,
             flush=True,
         )
@@ -175,7 +173,7 @@ def _work(
         if not _workers[worker]:
             return code
         if code < 0:  # it was still loading and could say nothing
-            print(f"{run_id(config)}: stopped; start it again to go on", file=output or sys.stderr)
+            print(f"{run_id(config)}: stopped; start it again to resume", file=output or sys.stderr)
         return STOPPED
     finally:
         del _workers[worker]
@@ -187,7 +185,7 @@ def _check_is_its_own(config: RunConfig) -> None:
     if result is not None and (reason := inputs.unlike(config, result)):
         raise ConfigError(
             f"{result_path(config)} is not this run's result: {reason}; give another model a name of its own "
-            "(model.name=...), or move the result away to run again"
+            "(model.name=...), or move the result away to repeat the run"
         )
 
 

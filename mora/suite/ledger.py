@@ -187,7 +187,7 @@ def _name(rows: list[list[CellRuns]], wanted: Row) -> str:
 def _notes(claim: Claim, measured: Measured, cells: list[CellRuns], verdict: Verdict) -> list[str]:
     notes = []
     if measured.seeds and not measured.complete:
-        waiting = "" if verdict == "floor" else ", judged when all are there"
+        waiting = "" if verdict == "floor" else ", not judged until all are done"
         notes.append(f"{len(measured.seeds)} of {measured.planned} seeds{waiting}")
     elif len(measured.seeds) == 1 and claim.plan.seed_sd is not None:
         notes.append(f"one seed: its sd of {claim.plan.seed_sd:g} is assumed")
@@ -199,7 +199,7 @@ def _notes(claim: Claim, measured: Measured, cells: list[CellRuns], verdict: Ver
     if measured.seeds and edges and cells[0].spec.scale != "paper":  # the grids of scale paper are the paper's
         notes.append(f"at the edge of its grid: {', '.join(edges)}")
     if turned := dict.fromkeys(runs.spec.label for runs in cells if runs.choice.reversed):
-        notes.append(f"a second seed would choose another rate: {', '.join(turned)}")
+        notes.append(f"a second seed would choose another learning rate: {', '.join(turned)}")
     return notes
 
 
@@ -207,7 +207,7 @@ def _of_ratio(ratio: Ratio, scale: Scale) -> Outcome:
     """Compare two measured times at scale paper: their ratio, and the range of the slower case's rounds as its interval."""
     measured: list[Interval] = []
     for path in sorted(BENCH.glob("step-*.json")) if scale == "paper" else []:
-        result = checked(path, Bench.model_validate, "`make bench` measures again")
+        result = checked(path, Bench.model_validate, "`make bench` repeats the measurement")
         for scenario in result.scenarios if result.source.dirty is False else []:
             times = {case.name: case.ms for case in scenario.cases if case.ms}
             if scenario.shape == ratio.shape and {ratio.slow, ratio.fast} <= times.keys():
@@ -309,9 +309,9 @@ def page(resolved: ResolvedTables | None = None) -> str:
         shown += [
             (o, "; ".join(["not judged", *o.notes])) for o in also(claim, scale, resolved) if o.verdict != "not run"
         ]
-        for o, said in shown:
+        for o, verdict in shown:
             cells = [f"{scale}, {o.model}", o.first, o.second, effect_text(claim, o)]
-            lines.append(f"| {' | '.join([*cells, number_text(o.paper, claim), count_text(o), said])} |")
+            lines.append(f"| {' | '.join([*cells, number_text(o.paper, claim), count_text(o), verdict])} |")
     return "\n".join(lines) + "\n"
 
 
@@ -328,7 +328,7 @@ def rule_text(claim: Claim) -> str:
         "equal": f"the two differ by less than {claim.margin:g}",
         "closes": f"the gap at the low rank is shown, and the first is at most {claim.margin:g} worse",
     }
-    return f"Shown where {rules[claim.test]} ({over})."
+    return f"Shown if {rules[claim.test]} ({over})."
 
 
 def render(page_path: Path = PAGE, full: Path = FULL, resolved: ResolvedTables | None = None) -> None:

@@ -105,8 +105,8 @@ class Arm:
 
     @cached_property
     def runs(self) -> dict[int, Outcome]:
-        made = [(config, result.metrics if result.status == "done" else {}) for config, result in self.cell.results]
-        return {config.seed: Outcome(config, metrics) for config, metrics in made}
+        outcomes = [(config, result.metrics if result.status == "done" else {}) for config, result in self.cell.results]
+        return {config.seed: Outcome(config, metrics) for config, metrics in outcomes}
 
     @cached_property
     def trainable(self) -> int:

@@ -20,10 +20,10 @@ def given(args: argparse.Namespace, settings: Sequence[str]) -> list[str]:
     A plan puts a table's runs on its hardware afterwards.
     """
     elsewhere = args.plan == "table"
-    own = [text for text in settings if not (elsewhere and text.startswith("hardware"))]
+    kept = [text for text in settings if not (elsewhere and text.startswith("hardware"))]
     hardware = [f"hardware={args.hardware}"] if args.hardware and not elsewhere else []
     where = [f"scale.results_dir={args.results.resolve() / 'runs'}"] if args.results else []
-    return [*hardware, *own, *where]
+    return [*hardware, *kept, *where]
 
 
 def check(settings: Sequence[str], results: Path | None) -> None:
@@ -42,8 +42,8 @@ def check(settings: Sequence[str], results: Path | None) -> None:
             continue
         if results is None and run_id(compose([*plain, text])) != run_id(compose(plain)):
             raise ConfigError(
-                f"--set {text} changes what is measured: its results would stand in no table of results/; give a folder of "
-                "their own, RESULTS=FOLDER (--results FOLDER)"
+                f"--set {text} changes what is measured, so its results fit no table of results/: give another folder, "
+                "RESULTS=FOLDER (--results FOLDER)"
             )
 
 

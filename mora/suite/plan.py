@@ -81,8 +81,9 @@ def _unusable(missing: list[RunConfig]) -> list[str]:
     for config in missing:
         result, scale = result_of(config), config.scale.name
         if result is not None:
+            current = is_current(result, scale)
             again = (
-                "not repeated by the same source" if is_current(result, scale) else "run again, and kept in unusable/"
+                "not repeated by the same changed source" if current else "repeated; the old result moves to unusable/"
             )
             lines.append(f"{run_id(config)} does not count: {rejection_reason(result, scale)}; {again}")
     return lines
@@ -91,8 +92,8 @@ def _unusable(missing: list[RunConfig]) -> list[str]:
 def _hardware(name: str, settings: Sequence[str]) -> Hardware:
     """Compose the hardware with a batch size that fits any; a run's own is checked when the run is put there."""
     whatever = ["task.train.global_batch_size=55440"]
-    own = [text for text in settings if text.startswith("hardware.")]
-    return compose(["task=c4", "method=fft", f"hardware={name}", *whatever, *own]).hardware
+    of_hardware = [text for text in settings if text.startswith("hardware.")]
+    return compose(["task=c4", "method=fft", f"hardware={name}", *whatever, *of_hardware]).hardware
 
 
 def name_of(run: RunConfig) -> str:
@@ -158,27 +159,27 @@ def _totals(costs: list[tuple[RunConfig, Cost]], hardware: Hardware, gpu: Gpu) -
     disk, checkpoints = sum(f.disk for _, f in costs) / GIB, max(f.checkpoints for _, f in costs) / GIB
     lines = [
         f"{len(costs)} runs, {flops / 1e18:,.1f} EFLOP, {_hours(costs, hardware)}; {disk:,.0f} GiB of adapters and whole "
-        f"models are left, and up to {checkpoints:,.0f} GiB of checkpoints a run on the way.",
+        f"models are left, and up to {checkpoints:,.0f} GiB of checkpoints per run meanwhile.",
         f"micro: {_micro(hardware, gpu)}; set it with hardware.micro_batch_size. Memory in GiB at that size, shadow in CPU "
         "memory of rank 0.",
-        "Tokens marked < take every sequence for as long as the longest. Evaluation is not counted.",
+        "Tokens marked < count every sequence as long as the longest. Evaluation is not counted.",
     ]
     sources: dict[str, int] = {}
     for _, estimate in costs:
         sources[estimate.time_source] = sources.get(estimate.time_source, 0) + 1
     lines += [f"speed of {n} runs: {source}" for source, n in sources.items()]
     if hardware.world_size > 1 and hardware.device != "cpu":
-        lines.append("Several GPUs are extrapolated from one: their communication is not in the hours.")
+        lines.append("Multi-GPU hours are extrapolated from one GPU and exclude communication.")
     if unknown:
-        lines.append(f"{unknown} runs have data whose size is known after `make data`.")
+        lines.append(f"{unknown} runs need data whose size is unknown until `make data`.")
     if too_large:
-        lines.append(f"do not fit on {hardware.name}, not even one sequence at a time: {', '.join(too_large)}")
+        lines.append(f"do not fit on {hardware.name}, even with one sequence per pass: {', '.join(too_large)}")
     return lines
 
 
 def _hours(costs: list[tuple[RunConfig, Cost]], hardware: Hardware) -> str:
     if hardware.device == "cpu":
-        return f"hours not known on {hardware.name}"
+        return f"unknown hours on {hardware.name}"
     hours = sum(estimate.gpu_hours or 0 for _, estimate in costs)
     days = hours / hardware.world_size / 24
     on = f"{hardware.name} ({hardware.world_size} GPUs: {days:,.1f} days)"

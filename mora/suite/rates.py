@@ -26,7 +26,7 @@ def default(config: RunConfig) -> tuple[RunConfig, str]:
                 return chosen, f"the best of {len(search.choice.scores)} that {name} tried at scale {config.scale.name}"
     return (
         config,
-        f"the middle of the grid {', '.join(f'{lr:g}' for lr in config.lr_grid())}, of which none was tried yet",
+        f"the middle of the grid {', '.join(f'{lr:g}' for lr in config.lr_grid())}, none of which has been tried yet",
     )
 
 

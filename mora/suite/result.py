@@ -20,7 +20,7 @@ def log_of(config: RunConfig, result: RunResult) -> list[dict[str, Any]]:
     """Return the rows of the log beside the result; none if there is no log. Raises DamagedFileError."""
     path, rows = log_path(config), log.read(log_path(config))
     if rows and result.log_sha256 not in (None, log_digest(path.read_text())):
-        raise DamagedFileError(f"{path} is damaged: it is not the log that its result was written with; bring it back")
+        raise DamagedFileError(f"{path} is damaged: it is not the log that its result was written with; restore it")
     return rows
 
 
@@ -38,7 +38,7 @@ def rejection_reason(result: RunResult, scale: str) -> str | None:
         return None
     if result.source.dirty:
         return "its source was changed"
-    return "its commit is not known; scripts/collect_results.py looks for it"
+    return "its commit is unknown; scripts/collect_results.py looks for it"
 
 
 def reportable(result: RunResult | None, scale: str) -> RunResult | None:
@@ -57,9 +57,9 @@ def is_current(result: RunResult | None, scale: str) -> bool:
         return False
     if reportable(result, scale):
         return True
-    here, made = source.of_this_process(), result.source
-    same = here["dirty"] is not False and here["fingerprint"] == made.fingerprint
-    committed = result.model_copy(update={"source": made.model_copy(update={"dirty": False})})
+    here, made_by = source.of_this_process(), result.source
+    same = here["dirty"] is not False and here["fingerprint"] == made_by.fingerprint
+    committed = result.model_copy(update={"source": made_by.model_copy(update={"dirty": False})})
     return same and rejection_reason(committed, scale) is None
 
 

@@ -30,22 +30,22 @@ def missing(configs: Iterable[RunConfig]) -> list[RunConfig]:
     return list({run_id(c): c for c in configs if not done(c)}.values())
 
 
-def plan(specs: list[CellSpec], said: set[str] | None = None) -> list[RunConfig]:
+def plan(specs: list[CellSpec], explained: set[str] | None = None) -> list[RunConfig]:
     """Return what can be run now, in the order in which it is started.
 
-    On changed source its own results choose, too: they decide what it runs, but enter no table. With `said`, a set of
+    On changed source its own results choose, too: they decide what it runs, but enter no table. With `explained`, a set of
     run ids, the reason why a run was added to a search is printed once.
     """
     cells = [resolve(spec, is_current) for spec in specs]
-    if said is not None:
+    if explained is not None:
         for cell in cells:
-            _say_why(cell, said)
+            _say_why(cell, explained)
     return missing(run.config for run in in_order(cells))
 
 
-def _say_why(cell: CellRuns, said: set[str]) -> None:
-    for config in (c for c in cell.choice.missing if run_id(c) not in said):
-        said.add(run_id(config))
+def _say_why(cell: CellRuns, explained: set[str]) -> None:
+    for config in (c for c in cell.choice.missing if run_id(c) not in explained):
+        explained.add(run_id(config))
         print(f"{cell.spec.column.task} {cell.spec.label}: {cell.choice.reason(config)}", flush=True)
 
 
@@ -78,9 +78,9 @@ def complete(specs: list[CellSpec], jobs: int, patient: bool = True) -> list[str
     failed: list[str] = []
     finished: set[str] = set()  # not begun again, though a suite of other source may replace their results
     announced: list[str] = []
-    said: set[str] = set()
+    explained: set[str] = set()
     try:
-        while todo := [c for c in plan(specs, said) if run_id(c) not in {*failed, *finished}]:
+        while todo := [c for c in plan(specs, explained) if run_id(c) not in {*failed, *finished}]:
             progress.more(len(todo))
             ours = {run_id(c) for c in running.values()}
             others = [c for c in todo if run_id(c) not in ours]
@@ -121,7 +121,7 @@ def _announce(
     """Says once what is begun, or what is waited for. Returns the ids of the latter."""
     if free:
         on = f" on {len(gpus)} GPUs" if len(gpus) > 1 else ""
-        print(f"{len(free)} runs can start, {jobs} side by side{on}", flush=True)
+        print(f"{len(free)} runs can start, {jobs} in parallel{on}", flush=True)
         return []
     waiting = [run_id(c) for c in others]
     if waiting != announced:
@@ -150,7 +150,7 @@ def _run(config: RunConfig, slots: GpuSlots) -> int:
     It is 0, too, if another process holds the run or was faster, and 1 if its result does not count.
     """
     if held(config):
-        print(f"{run_id(config)}: skipped (another process runs it, or has done it)", flush=True)
+        print(f"{run_id(config)}: skipped (another process is running it or has finished it)", flush=True)
         return 0
     folder = run_folder(config)
     folder.mkdir(parents=True, exist_ok=True)
@@ -160,11 +160,11 @@ def _run(config: RunConfig, slots: GpuSlots) -> int:
     if code == 0 and config.hardware.nodes > 1:
         _wait_for_result(config)
     if code and (done(config) or held(config) or _was_held(folder)):
-        print(f"{run_id(config)}: skipped (another process runs it, or has done it)", flush=True)
+        print(f"{run_id(config)}: skipped (another process is running it or has finished it)", flush=True)
         return 0
     if code == 0 and result_of(config) is not None and not done(config):
         print(
-            f"{run_id(config)}: its source is not that of this suite: start the suite again",
+            f"{run_id(config)}: the source has changed since the suite started: start the suite again",
             file=sys.stderr,
             flush=True,
         )

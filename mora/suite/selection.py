@@ -52,9 +52,9 @@ class Choice:
         """Why the run is one of `missing`."""
         assert self.selected is not None
         if self.second_seed:
-            return f"the rate {run.lr:g} is one of the best two, and is tried on seed {run.seed} too"
+            return f"the rate {run.lr:g} is one of the best two, so it is tried on seed {run.seed}, too"
         edge = "highest" if (run.lr or 0) > (self.selected.lr or 0) else "lowest"
-        return f"the best rate, {self.selected.lr:g}, is the {edge} that was tried: {run.lr:g} is added"
+        return f"the best rate, {self.selected.lr:g}, is the {edge} tried, so {run.lr:g} is added"
 
     @property
     def reversed(self) -> bool:
@@ -135,9 +135,7 @@ def _score(spec: CellSpec, config: RunConfig, accepts: Accepts) -> Score:
     step, name = last_step(config, result), spec.experiment.selection
     metric = result.metrics.get(step, {}).get(name)
     if metric is None:
-        raise ConfigError(
-            f"{result.run_id}: no metric {name} at step {step}: remove the result, and the run is done again"
-        )
+        raise ConfigError(f"{result.run_id}: no metric {name} at step {step}: remove the result to repeat the run")
     return metric.value if metric.finite else "diverged"
 
 
@@ -148,5 +146,5 @@ def last_step(config: RunConfig, result: RunResult) -> int:
     if config.knows_steps:
         return config.last_step
     if result.last_step is None:
-        raise DamagedFileError(f"{result.run_id}: no field last_step: remove the result, and the run is done again")
+        raise DamagedFileError(f"{result.run_id}: no field last_step: remove the result to repeat the run")
     return result.last_step

@@ -30,9 +30,9 @@ def in_job() -> bool:
 
 def split(settings: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Return the settings of the runs, and the options of the job."""
-    own = [text for text in settings if not text.startswith(PREFIX)]
+    of_runs = [text for text in settings if not text.startswith(PREFIX)]
     job = [text.removeprefix(PREFIX).partition("=") for text in settings if text.startswith(PREFIX)]
-    return own, {key: value for key, _, value in job}
+    return of_runs, {key: value for key, _, value in job}
 
 
 def script(command: Sequence[str], hardware: Hardware, tasks: int, options: dict[str, str], logs: Path) -> str:
@@ -41,9 +41,7 @@ def script(command: Sequence[str], hardware: Hardware, tasks: int, options: dict
     Raises: ConfigError for several tasks of several nodes: one could not tell another's run from one to join.
     """
     if tasks > 1 and hardware.nodes > 1:
-        raise ConfigError(
-            f"JOBS={tasks}, hardware.nodes={hardware.nodes}: expected JOBS=1 where a run takes several nodes"
-        )
+        raise ConfigError(f"JOBS={tasks}, hardware.nodes={hardware.nodes}: expected JOBS=1 for runs of several nodes")
     launcher = read_yaml(CONFIG_DIR / "hydra" / "launcher" / "slurm.yaml")
     wanted = {
         "job-name": launcher["name"],
@@ -66,12 +64,12 @@ def script(command: Sequence[str], hardware: Hardware, tasks: int, options: dict
     return "\n".join(["#!/bin/bash", *lines, "", *begin, run, ""])
 
 
-def command(args: argparse.Namespace, own: Sequence[str]) -> list[str]:
+def command(args: argparse.Namespace, settings: Sequence[str]) -> list[str]:
     """Python's arguments of one task: the suite as it was asked for, one run at a time; FORCE is done by then."""
     words = ["-m", "mora.suite", *args.names, "--scale", args.scale, "--hardware", "slurm", "--jobs", "1"]
     words += ["--seeds", str(args.seeds)] if args.seeds else []
     words += ["--results", str(args.results.resolve())] if args.results else []
-    for option, values in (("--only", args.only), ("--set", own)):
+    for option, values in (("--only", args.only), ("--set", settings)):
         words += [option, *values] if values else []
     return words
 

@@ -124,7 +124,7 @@ def heading(experiment: Experiment, rows: list[list[CellRuns]]) -> list[str]:
 def beyond(experiment: Experiment, row: list[CellRuns]) -> list[str]:
     """Return what is printed beside the scores: M's size, steps to a level, time and memory, one per model or rank."""
     reached = [_reached(experiment, row[0]) or "-"] if experiment.reach else []
-    times, memory = (list(dict.fromkeys(text for runs in row if (text := said(runs)))) for said in (_ms, _gib))
+    times, memory = (list(dict.fromkeys(text for runs in row if (text := text_of(runs)))) for text_of in (_ms, _gib))
     return [_squares(row), *reached, " / ".join(times) or "-", " / ".join(memory) or "-"]
 
 
@@ -283,8 +283,8 @@ def _search_lines(experiment: Experiment, rows: list[list[CellRuns]]) -> list[st
 
 
 def _mark(choice: Choice) -> str:
-    said = ["chosen", *["at the edge of the grid"] * choice.at_edge, *["a second seed reverses it"] * choice.reversed]
-    return f" ({', '.join(said)})"
+    marks = ["chosen", *["at the edge of the grid"] * choice.at_edge, *["a second seed reverses it"] * choice.reversed]
+    return f" ({', '.join(marks)})"
 
 
 def _candidate(candidate: Candidate) -> str:

@@ -97,8 +97,8 @@ def estimate(
             all. Without any error nothing is decided.
     """
     n, effect = len(differences), float(np.mean(differences))
-    own = variance(differences)
-    chosen = of_table if own is not None and n < FEW and of_table is not None else own
+    unpooled = variance(differences)
+    chosen = of_table if unpooled is not None and n < FEW and of_table is not None else unpooled
     if seed_sd is not None and (n == 1 or (chosen is not None and chosen.value == 0)):
         chosen = Variance(seed_sd**2, math.inf)
     if chosen is None:

@@ -54,7 +54,7 @@ def load_latest(folder: Path) -> dict[str, Any] | None:
         except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
             reason = one_line(str(error).split("\n")[0])
             print(
-                f"checkpoint {path} is damaged ({reason:.200}): going back to the one before",
+                f"checkpoint {path} is damaged ({reason:.200}): using the one before",
                 file=sys.stderr,
                 flush=True,
             )
@@ -69,7 +69,7 @@ def _load(path: Path) -> dict[str, Any]:
     """
     file = path / "state.pt"
     if (path / "sha256").read_text() != file_digest(file):
-        raise ValueError("its sha256 is another")
+        raise ValueError("its sha256 does not match")
     # mapped, so that the ranks of a machine share the memory of one copy
     state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     if not isinstance(state, dict) or state.get("step") != _step(path):

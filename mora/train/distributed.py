@@ -43,7 +43,7 @@ def process_group(wanted: int, device: torch.device) -> Iterator[None]:
     started = int(os.environ.get("WORLD_SIZE", 1))
     if started != wanted:
         raise ConfigError(
-            f"the run wants {wanted} ranks (hardware.processes x hardware.nodes), but {started} were started: use run.py, "
+            f"the run needs {wanted} ranks (hardware.processes x hardware.nodes), but {started} were started: use run.py, "
             f"or torchrun with --nproc-per-node and --nnodes to match"
         )
     if wanted == 1:

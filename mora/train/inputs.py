@@ -34,13 +34,13 @@ def same_as_before(folder: Path, inputs: dict[str, Any]) -> None:
         before = unsealed(json.loads(path.read_text())) if begun and path.is_file() else inputs
     except (ValueError, AttributeError) as error:
         raise DamagedFileError(
-            f"{path} is damaged ({error}), and says what the checkpoints there are made of: remove it, if weights and data "
-            "are as they were, or the folder to start anew"
+            f"{path}, which records the inputs of the checkpoints there, is damaged ({error}): remove it if weights and "
+            "data are unchanged, or the folder to start over"
         ) from error
     if before != inputs and begun:
         changed = ", ".join(key for key in inputs if before.get(key) != inputs[key])
         raise DamagedFileError(
-            f"{folder} holds a checkpoint made of other inputs ({changed}): bring back what it was started with, or remove "
-            "the folder to start anew"
+            f"{folder} holds a checkpoint made of other inputs ({changed}): restore what it was started with, or remove "
+            "the folder to start over"
         )
     replace_file(path, json.dumps(sealed(inputs), indent=1, sort_keys=True) + "\n")

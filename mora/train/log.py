@@ -50,7 +50,7 @@ def read(path: Path) -> list[dict[str, Any]]:
             rows.append(_row(line))
             if rows[-1] is None:
                 raise DamagedFileError(
-                    f"{path}:{number} is damaged: restore it, or do its run again; one that has a checkpoint writes it anew"
+                    f"{path}:{number} is damaged: restore it, or repeat the run; from a checkpoint the log is rewritten"
                 )
     return rows
 

@@ -107,7 +107,10 @@ def _train(
         stopping = any_rank(stop.asked, engine.device)
 
         due = done % train.log_every_steps == 0 or done == config.last_step
-        scored = done in config.task.evaluation.at_steps or done == config.last_step  # minutes, if by generation
+        evaluation = config.task.evaluation
+        scored = done in evaluation.at_steps or (
+            done == config.last_step and bool(evaluation.tasks)
+        )  # may take minutes
         saving = done % train.checkpoint_every_steps == 0 or scored or stopping
         if due or saving:
             progress.say(rows.write()[-1], speed.end())
@@ -115,7 +118,7 @@ def _train(
             _save(rows.checkpoints, done, engine, restarts, config, rows.log.text)
         if stopping:
             raise Interrupted(
-                f"stopped by signal after step {done}; a checkpoint was saved, start the same run to go on"
+                f"stopped by signal after step {done}; a checkpoint was saved; start the same run to resume"
             )
         measure(done, saving)
         watchdog.beat()
@@ -216,23 +219,23 @@ def _resume(folder: Path, engine: Engine, restarts: Restarts, config: RunConfig)
         if missing := {"run_id", "source", "restart", "log", "ranks"} - state.keys():
             raise ConfigError(
                 f"{folder} holds a checkpoint without {', '.join(sorted(missing))}, of another version of the code or of "
-                "something else: remove the folder to start anew"
+                "something else: remove the folder to start over"
             )
         if state["run_id"] != run_id(config):
             raise DamagedFileError(
-                f"{folder} holds a checkpoint of {state['run_id']}, not of {run_id(config)}: start the changed run through "
-                "run.py, which gives it a folder of its own"
+                f"{folder} holds a checkpoint of {state['run_id']}, not of {run_id(config)}: start the changed run with "
+                "run.py, which gives it its own folder"
             )
         if (before := state["ranks"]) != world_size() and (drops := _dropout(config)):
             raise ConfigError(
                 f"{folder} holds a checkpoint of {before} ranks, now there are {world_size()}, and {drops}: each rank draws "
-                f"its own masks, so the run would be another; go on with {before}, or remove the folder to start anew"
+                f"its own masks, so the run would differ; resume with {before}, or remove the folder to start over"
             )
         code = of_this_process()["fingerprint"]
         if state["source"] != code and config.scale.name != "smoke":
             raise DamagedFileError(
-                f"{folder} holds a checkpoint that other code has made (fingerprint {state['source']}, now {code}): go on "
-                "with the commit that it was started from, or remove the folder to start anew"
+                f"{folder} holds a checkpoint made by other code (fingerprint {state['source']}, now {code}): resume "
+                "with the commit that it was started from, or remove the folder to start over"
             )
         restarts.load_state_dict(state["restart"])
         engine.load_state_dict(state)
@@ -274,6 +277,6 @@ class _StopSignal:
         self.asked = True
         if self._evaluated is not None:
             raise Interrupted(
-                f"stopped by signal after step {self._evaluated}, in its evaluation; a checkpoint was saved and the answers "
-                "are kept, start the same run to go on"
+                f"stopped by signal after step {self._evaluated}, in its evaluation; a checkpoint and the answers so far "
+                "were saved; start the same run to resume"
             )

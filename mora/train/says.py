@@ -34,20 +34,20 @@ def beginning(config: RunConfig, device: torch.device, model: Any, folder: Path)
     lines = [f"on {where}, {config.scale.precision}: {config.model.name}{rank}"]
     if config.method.trains:
         start = checkpoint.latest_step(folder / "checkpoints")
-        begin = f"goes on after step {start}" if start else "from the beginning"
+        begin = f"resumed after step {start}" if start else "from the beginning"
         lines.append(f"{_batch(config)}; lr {config.lr:g}; {config.last_step} steps, {begin}")
     adapters = getattr(model, "peft_config", {}).values()
     if operators := {operator for c in adapters if (operator := getattr(c, "operator", None))}:
         lines.append(f"operator: {', '.join(sorted(operators))}")
-    return "\n".join([*lines, f"result will be in {result_path(config)}"])
+    return "\n".join([*lines, f"result: {result_path(config)}"])
 
 
 def _batch(config: RunConfig) -> str:
     size, tokens = config.task.train.global_batch_size, config.hardware.micro_batch_tokens
     if tokens is not None:
-        return f"{size} sequences a step, {tokens} tokens a pass"
+        return f"{size} sequences per step, {tokens} tokens per pass"
     micro, ranks = config.micro_batch_size, world_size()
-    return f"{size} sequences a step: {micro} a pass, {size // (micro * ranks)} passes, {ranks} ranks"
+    return f"{size} sequences per step: {micro} per pass, {size // (micro * ranks)} passes, {ranks} ranks"
 
 
 def ending(config: RunConfig, folder: Path, seconds: float) -> str:

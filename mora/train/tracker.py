@@ -69,7 +69,7 @@ def _wandb(config: RunConfig, folder: Path, from_step: int) -> Iterator[Callable
         )
     except wandb.Error as error:
         raise ConfigError(
-            f"tracker.kind=wandb: {one_line(error)} Or take tracker.mode=offline, or tracker=none"
+            f"tracker.kind=wandb: {one_line(error)} Or use tracker.mode=offline or tracker=none"
         ) from error
 
     # W&B's own step only rises: the evaluation that a resumed run may begin with would be lost. The price: steps that it

@@ -1,4 +1,4 @@
-"""A rank that waits in vain ends its job: it says who gives no sign of life, shows where it stands, and dies.
+"""A rank that waits in vain ends its job: it says who does not respond, shows where it stands, and dies.
 
 Without it the others would wait for hours in the next message. The launcher then ends every rank of the job.
 """
@@ -27,7 +27,7 @@ def limit_s() -> float:
             return seconds
     except ValueError:
         pass
-    raise ConfigError(f"MORA_HANG_S={given}: expected the seconds above 0 that a job may stand still")
+    raise ConfigError(f"MORA_HANG_S={given}: expected the seconds, above 0, that a job may hang")
 
 
 class Watchdog:
@@ -64,11 +64,11 @@ class Watchdog:
                 self._end()
 
     def _end(self) -> None:
-        silent = ", ".join(f"rank {r} gives no sign of life" for r in range(self.ranks) if self._silent(r))
-        cause = silent or "every rank is alive, and one of them does not go on"
+        silent = ", ".join(f"rank {r} does not respond" for r in range(self.ranks) if self._silent(r))
+        cause = silent or "every rank is alive, but one of them hangs"
         print(
-            f"mora.train: rank {self.rank}: nothing has gone on for {self.limit_s:.0f} s (MORA_HANG_S): {cause}; the job "
-            "ends, start it again to go on from its last checkpoint. Here it stands:",
+            f"mora.train: rank {self.rank}: no progress for {self.limit_s:.0f} s (MORA_HANG_S): {cause}; the job "
+            "ends; start it again to resume from its last checkpoint. Where it hangs:",
             file=sys.stderr,
             flush=True,
         )

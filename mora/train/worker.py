@@ -117,7 +117,7 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
             raise
         status = {"status": "diverged", "reason": str(error)}
         if rank() == 0:
-            print(f"diverged: {error}; nothing is saved but the log: lower lr", file=sys.stderr, flush=True)
+            print(f"diverged: {error}; only the log is saved: lower lr", file=sys.stderr, flush=True)
     if config.method.trains and status["status"] == "done":
         with engine.materialized():
             _save_trained(model, tokenizer, config, folder)
@@ -154,9 +154,9 @@ def _save_trained(model: Any, tokenizer: Any, config: RunConfig, folder: Path) -
         _name_base(folder / "adapter", None if base_changed else _base(config.model), config)
         manifest.write(folder / "adapter", WEIGHTS)
     if base_changed:
-        whole = model.merge_and_unload() if adapted else model
+        merged_model = model.merge_and_unload() if adapted else model
         if rank() == 0:
-            whole.save_pretrained(str(folder / "model"))
+            merged_model.save_pretrained(str(folder / "model"))
             tokenizer.save_pretrained(str(folder / "model"))
             manifest.write(folder / "model", WEIGHTS)
 
@@ -227,7 +227,7 @@ def _hold(folder: Path) -> Iterator[None]:
     with locked(folder, wait=False) as ours:
         if not ours:
             who = holder(folder)
-            raise MoraError(f"{folder} is held by another process of the same run ({who}): wait for it or stop it")
+            raise MoraError(f"{folder} is in use by another process of the same run ({who}): wait for it or stop it")
         yield
 
 
@@ -246,8 +246,10 @@ def check_same_code() -> None:
     """Raise ConfigError if the ranks, on several machines, run different code. All ranks must call."""
     codes = all_gather_value(f"fingerprint {source.of_this_process()['fingerprint']}, torch {torch.__version__}")
     if len(set(codes)) > 1:
-        told = "; ".join(f"rank {number}: {code}" for number, code in enumerate(codes))
-        raise ConfigError(f"the ranks run different code ({told}): bring every machine to the same commit and packages")
+        by_rank = "; ".join(f"rank {number}: {code}" for number, code in enumerate(codes))
+        raise ConfigError(
+            f"the ranks run different code ({by_rank}): bring every machine to the same commit and packages"
+        )
 
 
 def check_positions(model: torch.nn.Module, samples: Sequence[Sample]) -> None:
@@ -273,9 +275,11 @@ def _device(wanted: str) -> torch.device:
 def _hardware(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         name, peak = torch.cuda.get_device_name(), torch.cuda.max_memory_allocated()
+        reserved = torch.cuda.max_memory_reserved()
     else:
-        name, peak = platform.machine(), None
-    return {"device": name, "peak_memory_bytes": peak, "runs_side_by_side": int(os.environ.get("MORA_SIDE_BY_SIDE", 1))}
+        name, peak, reserved = platform.machine(), None, None
+    beside = int(os.environ.get("MORA_SIDE_BY_SIDE", 1))
+    return {"device": name, "peak_memory_bytes": peak, "reserved_memory_bytes": reserved, "runs_side_by_side": beside}
 
 
 def _fast_paths_line(paths: dict[str, bool]) -> str:

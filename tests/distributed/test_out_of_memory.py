@@ -73,7 +73,7 @@ def test_two_ranks_go_on_with_half_to_the_same_result(tmp_path, monkeypatch, cap
     assert launch.launch(config) == 0
     said = capfd.readouterr().err
     assert "out of GPU memory with hardware.micro_batch_size=4; halve it: hardware.micro_batch_size=2" in said
-    assert f"{run_id(config)}: out of GPU memory with 4 sequences a pass; again with 2" in said
+    assert f"{run_id(config)}: out of GPU memory with 4 sequences per pass; retrying with 2" in said
     assert run_id(config) == run_id(given)
     assert len(expected) == 6
     assert curve(config) == expected
@@ -86,7 +86,10 @@ def test_one_process_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch, cap
     limited(monkeypatch, tmp_path, 4, from_pass=6)
     config = run_of(tmp_path, *alone)
     assert launch.launch(config) == 0
-    assert "out of GPU memory with 8 sequences a pass; again with 4, from the last checkpoint" in capfd.readouterr().err
+    assert (
+        "out of GPU memory with 8 sequences per pass; retrying with 4, from the last checkpoint"
+        in capfd.readouterr().err
+    )
     rows = curve(config)
     assert [step for step, *_ in rows] == [1, 2, 3, 4, 5, 6]
     assert rows[:4] == expected[:4], "kept from before"

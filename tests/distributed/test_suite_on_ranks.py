@@ -59,7 +59,7 @@ def test_table1_on_two_ranks_killed_and_gone_on_repeats_nothing(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in first} == first
     code, output = finish(start(tmp_path, command))
     assert code == 0
-    assert "nothing was run: all 3 results are there" in output
+    assert "nothing to run: all 3 results exist" in output
 
 
 @pytest.mark.parametrize("method", ["mora"])

@@ -21,9 +21,7 @@ def targeted(model: nn.Module, targets: list[str] | str) -> dict[str, nn.Module]
     modules = [(name, module) for name, module in model.named_modules() if module is not head]
     linear = {name: module for name, module in modules if isinstance(module, (nn.Linear, Conv1D))}
     if not linear:
-        raise ConfigError(
-            "the model has no linear module beside its head: there is nothing that an adapter could be on"
-        )
+        raise ConfigError("the model has no linear module beside its head: there is nothing to adapt")
     if not isinstance(targets, list):
         return linear
     matches = {target: [name for name in linear if f".{name}".endswith(f".{target}")] for target in targets}

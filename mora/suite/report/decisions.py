@@ -48,8 +48,8 @@ def html(markdown: str, title: str) -> str:
 
     Links into the repository become plain text. Each table scrolls by itself and has a name of its own.
     """
-    made = MarkdownIt("commonmark", {"html": False}).enable("table").render(LINK.sub(r"\1", markdown))
+    text = MarkdownIt("commonmark", {"html": False}).enable("table").render(LINK.sub(r"\1", markdown))
     numbers = itertools.count(1)
     opened = '<div class="wide" tabindex="0" role="region" aria-label="{}, table {}"><table>'
-    made = re.sub("<table>", lambda _: opened.format(escape(title), next(numbers)), made)
-    return made.replace("</table>", "</table></div>")
+    text = re.sub("<table>", lambda _: opened.format(escape(title), next(numbers)), text)
+    return text.replace("</table>", "</table></div>")

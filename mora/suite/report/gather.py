@@ -173,12 +173,12 @@ class Gathered:
         self,
         shown: Shown,
         spec: CellSpec,
-        made: CellRun,
+        cell_run: CellRun,
         result: RunResult,
         searching: bool,
     ) -> None:
-        new = Run(made.config, result, spec.label, commands.words(*made))
-        run = self.runs.setdefault(run_id(made.config), new)
+        new = Run(cell_run.config, result, spec.label, commands.words(*cell_run))
+        run = self.runs.setdefault(run_id(cell_run.config), new)
         use = Use(shown.name, shown.scale, spec.label, spec.column.name, searching)
         if use not in run.uses:
             run.uses.append(use)

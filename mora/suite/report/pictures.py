@@ -23,6 +23,7 @@ from .style import KEPT, PAGE, Look, legend_below, looks
 
 ACROSS = 2  # panels
 POINTS = 120  # of a curve
+SMOOTHED = 9  # points that each is the mean of
 HELD_OUT = "-held-out"  # ends the name of such a curve
 VERDICTS = {"shown": "C2", "equal": "C2", "contradicted": "C1"}  # others are grey
 SELECTIONS = {"validation_loss": "held-out loss (nats per token)", "value_nll": "loss of the values (nats per value)"}
@@ -205,15 +206,15 @@ def _curves(ax: Axes, label: str, look: dict[str, Look], lines: list[tuple[Run, 
     ax.grid(alpha=0.3)
 
 
-def smoothed(points: list[Point], steps: int = 9) -> list[Point]:
-    """Return the mean over the steps around each point."""
+def smoothed(points: list[Point]) -> list[Point]:
+    """Return the mean over SMOOTHED points around each."""
     if not points:
         return []
     values = np.array([p.value for p in points])
-    padded = np.pad(values, steps // 2, mode="edge")
+    padded = np.pad(values, SMOOTHED // 2, mode="edge")
     return [
         Point(p.step, float(v))
-        for p, v in zip(points, np.convolve(padded, np.ones(steps) / steps, "valid"), strict=True)
+        for p, v in zip(points, np.convolve(padded, np.ones(SMOOTHED) / SMOOTHED, "valid"), strict=True)
     ]
 
 

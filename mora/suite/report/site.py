@@ -61,7 +61,7 @@ class Site:
         """
         there = self.folder
         if there.is_dir() and any(there.iterdir()) and not (there / ASSETS[0]).is_file():
-            raise ConfigError(f"--to {there}: it holds other files than a report; name a new or an empty folder")
+            raise ConfigError(f"--to {there}: not a report's folder; give a new or empty folder")
         there.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".report-", dir=there.parent) as partial:
             self.folder = Path(partial) / there.name

@@ -42,21 +42,21 @@ def _path(text: str) -> str:
     """
     parts = [(letter, [float(n) for n in numbers.split()]) for letter, numbers in PARTS.findall(text)]
     unit = 10 if sum(len(numbers) for _, numbers in parts) > 2 * LONG_PATH else 100
-    made, before, start, at = [], "", (0, 0), (0, 0)
+    out, before, start, at = [], "", (0, 0), (0, 0)
     for letter, numbers in parts:
         name = letter.lower()
         if name == "z":
             at = start
-            made.append("z")
+            out.append("z")
         else:
             places = [round(unit * n) for n in numbers]
             steps = _joined([place - at[i % 2] for i, place in enumerate(places)], unit)
             repeats = name == before and name != "m"
-            made.append((" " if repeats and not steps.startswith("-") else "" if repeats else name) + steps)
+            out.append((" " if repeats and not steps.startswith("-") else "" if repeats else name) + steps)
             at = (places[-2], places[-1])
             start = at if name == "m" else start
         before = name
-    return "".join(made)
+    return "".join(out)
 
 
 def _joined(steps: list[int], unit: int) -> str:

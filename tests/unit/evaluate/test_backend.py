@@ -127,7 +127,7 @@ def test_a_batch_without_room_on_the_gpu_is_answered_in_halves(tiny, monkeypatch
     assert lm.generate_until(prompts, True) == written
     for halves, whole in zip(lm._loglikelihood_tokens(pairs, disable_tqdm=True), scored, strict=True):
         assert halves[0] == pytest.approx(whole[0], abs=1e-5)
-    said = "too little GPU memory for 5 rows at once, two halves: CUDA out of memory"
+    said = "CUDA out of memory with 5 rows; retrying in two halves: CUDA out of memory"
     assert said in capsys.readouterr().err
     leave_room_for(0)
     with pytest.raises(torch.OutOfMemoryError):

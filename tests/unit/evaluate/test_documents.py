@@ -59,7 +59,7 @@ def test_a_damaged_file_is_said_in_one_line(tmp_path, content):
     documents.write(path, {"a": scored("a", [1.0, 0.0])})
     path.write_bytes(path.read_bytes()[:-4] if content is None else content)
     with pytest.raises(
-        DataError, match=r"run.jsonl.zst holds no documents' scores, or was cut \([^\n]*\): score the model again$"
+        DataError, match=r"run.jsonl.zst holds no document scores, or is truncated \([^\n]*\): score the model again$"
     ):
         documents.read(path)
 

@@ -62,7 +62,7 @@ def test_bad_flags_are_refused_before_the_model_is_loaded(flags, expected, capsy
 def test_samples_that_were_cut_are_refused_with_their_file(tmp_path):
     (tmp_path / "samples").mkdir()
     (tmp_path / "samples/t.jsonl").write_text('{"task": "t"')
-    with pytest.raises(DataError, match=r"samples/t.jsonl is no file of samples, or was cut"):
+    with pytest.raises(DataError, match=r"samples/t.jsonl is not a file of samples, or is truncated"):
         samples.read(tmp_path)
 
 

@@ -45,9 +45,7 @@ def settings(tmp_path):
 )
 def test_the_document_is_named(broken, settings, task, what):
     for _ in range(2):  # the second time from the journal, where it is in there
-        with pytest.raises(
-            NonFiniteError, match=f"^task {task}, document 2: {what}: the model's weights are damaged, or"
-        ):
+        with pytest.raises(NonFiniteError, match=f"^task {task}, document 2: {what}: the weights are damaged, or"):
             evaluate_model(*broken, [task], settings)
 
 

@@ -88,7 +88,9 @@ def test_a_damaged_result_is_refused_before_scoring(evaluate, unscored, tmp_path
     (tmp_path / "out").mkdir()
     (tmp_path / "out/result.json").write_text(text)
     unscored()
-    with pytest.raises(SystemExit, match=r"result.json is no result of an evaluation, or was cut: give another folder"):
+    with pytest.raises(
+        SystemExit, match=r"result.json is not an evaluation result, or is truncated: give another folder"
+    ):
         evaluate("biomed_rct")
     assert (tmp_path / "out/result.json").read_text() == text
 

@@ -81,7 +81,7 @@ def test_it_is_scored_to_the_end_and_said_first(kind, task, tmp_path, capsys):
     )
     assert metrics[task]["documents"] >= 1
     said = capsys.readouterr().err
-    assert said.startswith("the model has 128 positions: a prompt is cut at the left")
+    assert said.startswith("the model has 128 positions: longer prompts are cut at the left")
 
 
 def test_a_training_sequence_that_is_too_long_is_refused_before_training():

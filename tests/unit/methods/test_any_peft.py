@@ -145,5 +145,5 @@ def test_what_peft_would_refuse_or_pass_over_is_said(settings, said, written):
 def test_its_cost_is_not_known_and_nothing_is_made_up(written):
     config = written({"peft_type": "VERA", "target_modules": ["no_such"]})
     for count in (counts.trainable, counts.frozen_adapter, lambda c: counts.flops_per_token(c, 10)):
-        with pytest.raises(ConfigError, match="what an adapter of method peft costs is not known"):
+        with pytest.raises(ConfigError, match="the cost of an adapter of method peft is unknown"):
             count(config)

@@ -120,7 +120,7 @@ def test_the_command_says_in_one_line_what_is_wrong(capsys):
     assert command.main(["nothing"]) == 2
     assert capsys.readouterr().err.startswith("mora.models: 'nothing': expected the name of a model in configs/model: ")
     assert command.main(["tiny"]) == 0
-    assert "tiny: its weights are drawn, there is nothing to fetch; " in capsys.readouterr().out
+    assert "tiny: its weights are random, so there is nothing to fetch; " in capsys.readouterr().out
 
 
 def test_shapes_are_known_without_torch():

@@ -52,7 +52,7 @@ def test_a_plan_names_every_missing_run_and_adds_them_up(tmp_path, monkeypatch):
     text = plan.text(specs, "gpu8")
     assert "\n51 cells (a task, method and rank each), 128 runs; missing:\n128 runs, " in text
     assert len([line for line in text.splitlines() if "-s0-" in line]) == 128
-    assert "Several GPUs are extrapolated" in text
+    assert "Multi-GPU hours are extrapolated" in text
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in (CONFIG_DIR / "hardware").glob("*.yaml")))
@@ -63,7 +63,7 @@ def test_a_plan_can_be_made_for_every_hardware(name, tmp_path, monkeypatch):
     known = not name.startswith("cpu")
     assert (f"training at most on {name} " in text) == known
     assert ("fits 79 GiB" in text) == ("measured, NVIDIA" in text or "assumed, 40%" in text) == known
-    assert (f", hours not known on {name};" in text) == (f"how much memory {name} has is not known" in text) != known
+    assert (f", unknown hours on {name};" in text) == (f"how much memory {name} has is not known" in text) != known
 
 
 def test_a_cpu_takes_the_micro_batch_that_is_set():

@@ -104,7 +104,7 @@ def test_a_claim_waits_for_every_planned_seed():
     memorised("lora", (0.50, 0.51, 0.52))
     outcome = said(FASTER)
     assert outcome.verdict == "undecided"
-    assert outcome.notes == ["2 of 3 seeds, judged when all are there"]
+    assert outcome.notes == ["2 of 3 seeds, not judged until all are done"]
 
 
 def test_a_diverged_seed_decides_nothing_and_is_said():

@@ -35,7 +35,7 @@ def test_hardware_and_micro_batch_change_where_runs_are_done_and_not_which(name)
 
 @pytest.mark.parametrize("setting", ["task.train.stop_step=3", "seed=4", "task.data.max_length=64"])
 def test_what_changes_a_result_needs_a_folder_of_its_own(setting, tmp_path):
-    with pytest.raises(ConfigError, match=r"changes what is measured: .*RESULTS=FOLDER"):
+    with pytest.raises(ConfigError, match=r"changes what is measured, .*RESULTS=FOLDER"):
         overrides.check([setting], None)
     overrides.check([setting], tmp_path)
 
@@ -77,12 +77,12 @@ def test_results_are_made_in_a_folder_of_their_own_and_made_again_by_force(monke
 
     assert call(monkeypatch, tmp_path, *results) == 0
     assert len(started) == first
-    assert f"nothing was run: all {first} results are there" in capsys.readouterr().out
+    assert f"nothing to run: all {first} results exist" in capsys.readouterr().out
 
     assert call(monkeypatch, tmp_path, *results, "--force", "--only", "method=mora") == 0
     again = len(started) - first
     assert again == 2
-    assert f"{again} results were set aside" in capsys.readouterr().out
+    assert f"{again} results were moved to" in capsys.readouterr().out
     assert len(list((tmp_path / "own" / "runs" / "earlier").glob("*.1.json"))) == again
     assert call(monkeypatch, tmp_path, *results, "--force", "--only", "method=mora") == 0
     assert len(list((tmp_path / "own" / "runs" / "earlier").glob("*.json"))) == 2 * again
@@ -94,7 +94,7 @@ def test_results_are_made_in_a_folder_of_their_own_and_made_again_by_force(monke
         (["--hardware", "gpu9"], "hardware/gpu9"),
         (["--set", "hardware"], "--set hardware: expected KEY=VALUE"),
         (["--set", "task.train.stop_step=1"], "changes what is measured"),
-        (["--set", "hydra.launcher.partition=gpu"], "expected it with --hardware slurm alone"),
+        (["--set", "hydra.launcher.partition=gpu"], "only valid with --hardware slurm"),
         (["--hardware", "gpu8"], "hardware.processes=8 (hardware=gpu8): there is no GPU here"),
         (["--hardware", "slurm"], "there is no sbatch in PATH"),
     ],
@@ -186,7 +186,7 @@ def test_a_table_is_handed_in_once_and_what_is_missing_again(monkeypatch, tmp_pa
     monkeypatch.delenv("SLURM_JOB_ID")
     capsys.readouterr()
     assert call(monkeypatch, tmp_path, *given) == 0
-    assert "nothing is missing: no job was handed in" in capsys.readouterr().out
+    assert "nothing is missing: no job was submitted" in capsys.readouterr().out
 
 
 def test_runs_of_several_gpus_share_none():

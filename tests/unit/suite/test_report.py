@@ -188,7 +188,7 @@ def test_a_damaged_result_is_named_and_stops_nothing(tmp_path: Path) -> None:
 
 def test_a_folder_of_other_files_is_left_alone(gathered: Gathered, tmp_path: Path) -> None:
     (tmp_path / "mine.html").write_text("mine")
-    with pytest.raises(ConfigError, match="other files than a report"):
+    with pytest.raises(ConfigError, match="not a report's folder"):
         Site(tmp_path, gathered).build()
     assert [path.name for path in tmp_path.iterdir()] == ["mine.html"]
 

@@ -122,14 +122,12 @@ def test_it_is_said_once_why_a_run_is_added(spec, capsys):
     runner.plan([spec], said)
     runner.plan([spec], said)
     (line,) = capsys.readouterr().out.splitlines()
-    assert (
-        line == "metamath LoRA r=1 (the paper's 8): the best rate, 0.01, is the highest that was tried: 0.03 is added"
-    )
+    assert line == "metamath LoRA r=1 (the paper's 8): the best rate, 0.01, is the highest tried, so 0.03 is added"
     again(spec, (1.5,))
     runner.plan([spec], said)
     first, second = capsys.readouterr().out.splitlines()
-    assert first.endswith("the rate 0.01 is one of the best two, and is tried on seed 1 too")
-    assert second.endswith("the rate 0.03 is one of the best two, and is tried on seed 1 too")
+    assert first.endswith("the rate 0.01 is one of the best two, so it is tried on seed 1, too")
+    assert second.endswith("the rate 0.03 is one of the best two, so it is tried on seed 1, too")
 
 
 def test_what_is_begun_and_what_is_repeated_includes_what_a_choice_asked_for(spec):

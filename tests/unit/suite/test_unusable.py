@@ -46,7 +46,7 @@ def becomes(monkeypatch, here):
     ("broken", "reason"),
     [
         ({"dirty": True}, "its source was changed"),
-        ({"dirty": None}, "its commit is not known; scripts/collect_results.py looks for it"),
+        ({"dirty": None}, "its commit is unknown; scripts/collect_results.py looks for it"),
         ({"status": "failed"}, "it ended as 'failed'"),
         ({"scale": "smoke"}, "it is of scale smoke"),
     ],
@@ -60,8 +60,8 @@ def test_the_plan_names_what_does_not_count_and_counts_it_as_missing(spec, name,
         broken = {"config": config.model_dump(mode="json") | {"scale": {"name": "smoke"}}}
     measure([config], **broken)
     text = plan.text([spec], "gpu1")
-    assert f"{run_id(config)} does not count: {reason}; run again, and kept in unusable/" in text
-    assert re.search(rf"^{run_id(config)} +[\d,]+ +\S+", text, re.M), "no line with its cost"
+    assert f"{run_id(config)} does not count: {reason}; repeated; the old result moves to unusable/" in text
+    assert re.search(rf"^{run_id(config)} r=1 \(the paper's 8\) +[\d,]+ +\S+", text, re.M), "no line with its cost"
     assert "7 runs; missing:" in text
     assert run_id(config) in [run_id(c) for c in runner.plan([spec])]
     assert (resolve(spec).selected is None) == (name == "search")
@@ -79,7 +79,7 @@ def test_a_result_of_the_same_changed_source_is_not_repeated_and_enters_no_table
     assert capsys.readouterr().err == "", "nothing is started, so nothing is said"
     assert resolve(spec).cell.values is None
     text = plan.text([spec], "gpu1")
-    assert text.count("does not count: ") == text.count("; not repeated by the same source") == 7
+    assert text.count("does not count: ") == text.count("; not repeated by the same changed source") == 7
     for other in (CHANGED | {"fingerprint": "another"}, CHANGED | {"dirty": False}):
         becomes(monkeypatch, other)
         assert [run_id(c) for c in runner.plan([spec])] == [run_id(c) for c in spec.search_runs]
@@ -152,11 +152,12 @@ def test_source_that_changes_under_a_suite_ends_in_a_failure_and_in_no_second_ru
     spec, worker, tmp_path, capfd, monkeypatch
 ):
     config = spec.search_runs[0]
-    monkeypatch.setattr(runner, "plan", lambda specs, said=None: runner.missing([config]))
+    monkeypatch.setattr(runner, "plan", lambda specs, explained=None: runner.missing([config]))
     worker(config, CHANGED)
     assert runner.complete([spec], 1) == [run_id(config)]
     assert (tmp_path / "started").read_text() == "x"
-    assert f"{run_id(config)}: its source is not that of this suite: start the suite again" in capfd.readouterr().err
+    message = f"{run_id(config)}: the source has changed since the suite started: start the suite again"
+    assert message in capfd.readouterr().err
 
 
 def test_two_suites_of_different_changed_source_do_not_repeat_each_others_runs_for_ever(spec, monkeypatch):
@@ -179,8 +180,8 @@ def test_two_suites_of_different_changed_source_do_not_repeat_each_others_runs_f
 @pytest.mark.parametrize(
     ("here", "expected"),
     [
-        (CHANGED, "warning: source that changes numbers is not that of the commit: results enter no table"),
-        (COPIED, "warning: there is no git here: results enter tables after scripts/collect_results.py"),
+        (CHANGED, "warning: the source is changed since the commit: results will enter no table"),
+        (COPIED, "warning: no git repository: results enter no table until scripts/collect_results.py"),
     ],
 )
 def test_changed_source_is_said_once_at_the_start(spec, monkeypatch, capsys, here, expected):
@@ -197,7 +198,7 @@ def test_a_single_run_on_changed_source_says_so_too(spec, monkeypatch, worker, c
     becomes(monkeypatch, CHANGED)
     worker(spec.search_runs[0], CHANGED)
     assert launch.launch(spec.search_runs[0]) == 0
-    assert "warning: source that changes numbers is not that of the commit" in capfd.readouterr().err
+    assert "warning: the source is changed since the commit" in capfd.readouterr().err
 
 
 def without(result, field):

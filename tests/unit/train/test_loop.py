@@ -195,5 +195,5 @@ def test_a_run_does_not_go_on_with_other_code_but_at_scale_smoke(scale, tmp_path
     if scale == "smoke":
         fit(tiny_engine(config), random_batches(), config, tmp_path, lambda _: {})
         return
-    with pytest.raises(DamagedFileError, match=r"that other code has made .*, now another\): go on with the commit"):
+    with pytest.raises(DamagedFileError, match=r"made by other code .*, now another\): resume with the commit"):
         fit(tiny_engine(config), random_batches(), config, tmp_path, lambda _: {})
