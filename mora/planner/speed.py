@@ -165,8 +165,11 @@ def of_row(row: dict[str, Any], device: str) -> Measured:
 
 @lru_cache
 def _runs() -> tuple[Measured, ...]:
-    """Return the finished runs that had one GPU to themselves: started alone there, and steady, as one that another run
-    joined is not. Those whose configuration is no longer read are left out."""
+    """Return the finished runs that had one GPU to themselves.
+
+    They were started alone there and are steady, as one that another run joined is not. Those whose configuration is no
+    longer read are left out.
+    """
     measured = []
     for result in STORE.all(RUNS):
         speed, hardware = result.speed, result.hardware
