@@ -107,7 +107,7 @@ def evaluate_model(
 
 
 def _loaded(manager: Any, tasks: list[str]) -> Any:
-    """Return the tasks, without examples where their files ask for none."""
+    """Load the tasks, without examples where their files ask for none."""
     loaded = manager.load(tasks)
     for task in loaded["tasks"].values():
         if task.get_config("num_fewshot") is None:

@@ -165,10 +165,9 @@ def of_row(row: dict[str, Any], device: str) -> Measured:
 
 @lru_cache
 def _runs() -> tuple[Measured, ...]:
-    """Return the finished runs that had one GPU to themselves.
+    """Return the finished runs that had one GPU to themselves, and whose configuration can still be read.
 
-    They were started alone there and are steady, as one that another run joined is not. Those whose configuration is no
-    longer read are left out.
+    Such a run was started alone and is steady, which one that another joined is not.
     """
     measured = []
     for result in STORE.all(RUNS):
