@@ -16,7 +16,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from mora.adapter import MoraConfig
-from mora.config.schema import Train
+from mora.config.train_schema import Train
 from mora.data.batches import Batches
 from mora.data.samples import IGNORE, Sample
 from mora.models.fused import use_fused_layers

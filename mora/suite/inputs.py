@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mora.config import ConfigError, RunConfig
-from mora.config.schema import Model
+from mora.config.model_schema import Model
 from mora.io import sha256
 from mora.results import RunResult
 

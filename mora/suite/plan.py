@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from mora.config import RunConfig, compose, run_id
+from mora.config.hardware_schema import Hardware
 from mora.config.load import load
-from mora.config.schema import Hardware
 from mora.planner.cost import Cost, cost
 from mora.planner.gpus import GIB, H100, Gpu
 from mora.planner.memory import RESERVE

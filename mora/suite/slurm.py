@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mora.config import ConfigError
-from mora.config.schema import Hardware
+from mora.config.hardware_schema import Hardware
 from mora.config.source import CONFIG_DIR
 from mora.config.yaml_file import read_yaml
 from mora.errors import MoraError

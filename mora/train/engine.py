@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mora.config.schema import Train
+from mora.config.train_schema import Train
 from mora.data.batches import Batch
 from mora.methods import Group, trainable
 from mora.models.losses import token_losses

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mora.config.schema import Model
+from mora.config.model_schema import Model
 from mora.config.seal import sealed, unsealed
 from mora.errors import DamagedFileError
 from mora.io import replace_file, sha256

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 from torch import Tensor, nn
 
-from mora.config.schema import Train
+from mora.config.train_schema import Train
 from mora.data.batches import Batch
 from mora.methods import Group
 from mora.models.losses import token_losses
