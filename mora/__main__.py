@@ -50,6 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    if name == "help" and rest and rest[0] in ("train", *COMMANDS):
+        name, rest = rest[0], ["--help"]
     if name in ("-h", "--help", "help"):
         print(_help())
         return 0

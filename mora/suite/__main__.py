@@ -55,6 +55,8 @@ def _do(args: argparse.Namespace, loaded: dict[str, Experiment]) -> list[str]:
     """Plan, submit, or run and render; return the runs that failed."""
     settings, job = slurm.split(args.set)
     overrides.check(settings, args.results)
+    if args.results is not None and args.results.exists() and not args.results.is_dir():
+        raise ConfigError(f"--results {args.results}: is a file; expected a folder, which is made where there is none")
     given = overrides.given(args, settings)
     if job and args.hardware != "slurm":
         raise ConfigError(f"--set {slurm.PREFIX}{next(iter(job))}: only valid with --hardware slurm")
