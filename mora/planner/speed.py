@@ -74,8 +74,8 @@ def token_time(config: RunConfig, length: int, micro_batch_size: int, without: s
     """Return the time per token by the nearest measurement of the same model, else by an assumed share of the GPU's peak.
 
     If another method or operator was measured, or one that trains other parts, the source says "extrapolated from"
-    instead of "measured". Nearest is first the same method (restarts and learning rates aside), on its own or with all else that
-    trains; then real steps before passes alone, steady before disturbed ones; then equal graphs, checkpointing,
+    instead of "measured". Nearest is first the same method (restarts and learning rates aside), on its own or with all
+    else that trains; then real steps before passes alone, steady before disturbed ones; then equal graphs, checkpointing,
     operator and dropout; then rank and tokens per micro batch, both as ratios.
 
     Checkpointing and length are corrected by the FLOPs of the base model. Rank is not: an adapter multiplies little,
