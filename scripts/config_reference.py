@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import sys
 import textwrap
 from collections import defaultdict
@@ -45,12 +46,6 @@ GROUPS: dict[str, type[BaseModel]] = {
     "scale": schema.Scale,
 }
 GROUPS |= {"hardware": schema.Hardware, "tracker": schema.Tracker}
-ROOT_FIELDS = {
-    "r": "The LoRA rank, or the rank of the LoRA whose parameter count MoRA matches. `none` and `fft` take none.",
-    "lr": "Peak learning rate. Without it: the one that a search of this cell chose, else the middle of the grid; printed.",
-    "seed": "Seeds the initialisation of the adapter, the order of the data, and dropout.",
-}
-
 
 WORDS = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null", Any: "anything"}
 SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
@@ -69,8 +64,9 @@ def page() -> str:
     """Return the page as Markdown."""
     lines = [HEAD, "## Root", "", _row("field", "type", "meaning", "value"), "|---|---|---|---|"]
     defaults = {setting.path: setting.value for setting in _settings("")}
-    for name, text in ROOT_FIELDS.items():
-        field = schema.RunConfig.model_fields[name]
+    texts = field_texts(schema.RunConfig)
+    for name in ("r", "lr", "seed"):
+        field, text = schema.RunConfig.model_fields[name], texts[name]
         kind, value = _type(field.annotation, field.metadata), f"`{_plain(defaults.get(name))}`"
         lines.append(_row(f"`{name}`", kind, text, value))
     for group, section in GROUPS.items():
@@ -118,17 +114,17 @@ def _settings(group: str) -> Iterator[_Setting]:
 def _section(path: str, section: type[BaseModel], values: dict[str, list[_Setting]], seen: set[type]) -> list[str]:
     """Return the table of a section, then those of the sections in it."""
     seen.add(section)
-    texts, others = _field_texts(section), _files_of_another_kind(path, section, values)
+    texts, others = field_texts(section), _files_of_another_kind(path, section, values)
     meaning = ["meaning"] if any(texts.values()) else []
     lines = [*_prose(section), "", _row("field", "type", *meaning, "value"), "|---" * (3 + len(meaning)) + "|"]
     for name, field in section.model_fields.items():
         full = f"{path}.{name}"
         settings = [setting for setting in values.get(full, []) if setting.file not in others]
-        shown = "below" if _sections(field.annotation) else _values(field, settings)
+        shown = "below" if sections(field.annotation) else _values(field, settings)
         text = [texts.get(name, "")] if meaning else []
         lines.append(_row(f"`{full}`", _type(field.annotation, field.metadata), *text, shown))
     for name, field in section.model_fields.items():
-        for one in _sections(field.annotation):
+        for one in sections(field.annotation):
             if one not in seen:
                 lines += ["", f"### `{path}.{name}`: {one.__name__}"]
                 lines += _section(f"{path}.{name}", one, values, seen)
@@ -136,7 +132,7 @@ def _section(path: str, section: type[BaseModel], values: dict[str, list[_Settin
 
 
 def _files_of_another_kind(path: str, section: type[BaseModel], values: dict[str, list[_Setting]]) -> set[str]:
-    """Files that choose another section than this one for `path`, by its field `kind`."""
+    """Return the files that choose another section than this one for `path`, by its field `kind`."""
     kind = section.model_fields.get("kind")
     mine = get_args(kind.annotation) if kind else ()
     return {setting.file for setting in values.get(f"{path}.kind", []) if mine and setting.value not in mine}
@@ -148,20 +144,15 @@ def _prose(section: type[BaseModel]) -> list[str]:
     return ["", inspect.cleandoc(text)] if text else []
 
 
-def _field_texts(section: type[BaseModel]) -> dict[str, str]:
-    """Field -> its docstring (the string below it), or the comment on its line."""
-    source = textwrap.dedent(inspect.getsource(section))
-    lines, texts, name = source.splitlines(), dict[str, str](), None
-    body = ast.parse(source).body[0]
+def field_texts(section: type[BaseModel]) -> dict[str, str]:
+    """Return the docstring of each field that has one: the string below it."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(section))).body[0]
     assert isinstance(body, ast.ClassDef)
-    for node in body.body:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            name = node.target.id
-            texts[name] = _cell(lines[node.lineno - 1].partition("  # ")[2])
-        elif name and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            texts[name], name = _cell(str(node.value.value)), None
-        else:
-            name = None
+    texts = dict[str, str]()
+    for node, below in itertools.pairwise(body.body):
+        if isinstance(node, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+            assert isinstance(node.target, ast.Name)
+            texts[node.target.id] = _cell(str(below.value.value))
     return texts
 
 
@@ -179,11 +170,11 @@ def _values(field: FieldInfo, settings: list[_Setting]) -> str:
     return "<br>".join(_cell(part) for part in parts)
 
 
-def _sections(annotation: Any) -> list[type[BaseModel]]:
+def sections(annotation: Any) -> list[type[BaseModel]]:
     """Return the sections in a type, in order."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return list(dict.fromkeys(section for part in get_args(annotation) for section in _sections(part)))
+    return list(dict.fromkeys(section for part in get_args(annotation) for section in sections(part)))
 
 
 def _type(annotation: Any, constraints: Sequence[Any] = ()) -> str:

@@ -18,13 +18,15 @@ REFUSED = (TypeError, ValueError, KeyError, AttributeError, NotImplementedError,
 
 
 class AnyPeft(Family):
-    """`settings`: what the method's adapter_config.json says, or, written here, could say."""
+    """Any other method of PEFT's whose update can be merged. Read by `mora/families/any_peft.py`."""
 
     has_rank: ClassVar[bool] = False
     captures_graphs: ClassVar[bool] = False  # its layers may do what no graph can hold
 
     kind: Literal["peft"]
+    """This kind of adapter."""
     settings: dict[str, Any]
+    """The fields of its adapter_config.json, read from `method.config` or written here."""
 
     @property
     def peft_type(self) -> str:

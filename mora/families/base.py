@@ -71,6 +71,7 @@ class Family(FrozenModel):
     """Whether `footprint` is implemented."""
 
     kind: str
+    """The kind of adapter: a file of `mora/families`."""
 
     @property
     def step_family(self) -> str:

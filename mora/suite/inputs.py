@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mora.config import ConfigError, RunConfig
-from mora.config.schema import Model
+from mora.config.model_schema import Model
 from mora.io import sha256
 from mora.results import RunResult
 
@@ -66,5 +66,5 @@ def _other_files(result: RunResult) -> str | None:
 
 
 def _is_local(path: str) -> bool:
-    """No hub id, which is NAME or OWNER/NAME."""
+    """Return whether the path is not a hub id, which is NAME or OWNER/NAME."""
     return path.startswith(("/", ".", "~")) or path.count("/") > 1

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from mora.config.schema import Restart, Train
+from mora.config.method_schema import Restart
+from mora.config.train_schema import Train
 from mora.restarts.schedule import jagged
 
 

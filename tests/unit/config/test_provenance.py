@@ -21,6 +21,12 @@ def test_no_value_is_without_its_source(path):
         assert SOURCE.search(line), f"{path.name}:{number} names no source: {line.strip()}"
 
 
+@pytest.mark.parametrize("path", sorted(CONFIG_DIR.rglob("*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_numbers_in_comments_have_commas_and_percent_signs_no_blank(path):
+    for line in path.read_text().splitlines():
+        assert not re.search(r"\d %|\d \d{3}(?!\d)", line.partition("#")[2]), line
+
+
 class NoDuplicates(yaml.SafeLoader):
     """OmegaConf and PyYAML take the last of two equal keys without a word."""
 

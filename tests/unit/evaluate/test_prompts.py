@@ -169,5 +169,5 @@ def test_numbers_that_models_make():
 def test_sentences_of_conll_files_are_apart_by_blank_lines_of_any_form(tmp_path, text):
     path = tmp_path / "x.conll"
     path.write_bytes(text.encode())
-    assert [answer for _, answer in finance_local._conll(path)] == ["A (person)", "Lund (location)"]
+    assert [answer for _, answer in finance_local._named_entities([path])] == ["A (person)", "Lund (location)"]
     assert [record.row["text"] for record in SETS["ner"].rows(path)] == ["A", "Lund"]

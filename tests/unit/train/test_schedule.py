@@ -1,7 +1,7 @@
 import pytest
 
 from mora.config import compose
-from mora.config.schema import Restart
+from mora.config.method_schema import Restart
 from mora.train.schedule import learning_rate
 
 PAPER = Restart(
