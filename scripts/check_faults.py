@@ -1,6 +1,6 @@
 """What a hostile night does to runs and suites, counted: kills at random times, and whether anything was lost.
 
-python scripts/check_faults.py kills --out results/checks       # at least 100 kills: half an hour on two quiet cores
+python scripts/check_faults.py kills --out results/checks       # at least 100 kills; interrupted, it goes on by --seed
 python scripts/check_faults.py kills --kills 20 --seed 7        # fewer; the seed is printed, and repeats the draws
 python scripts/check_faults.py kills --only remora suite        # some of the cases
 python scripts/check_faults.py inputs --out results/checks      # at least 1 000 command lines, and as many files
@@ -19,6 +19,7 @@ Each time it is refused in a line, or ends with the uninterrupted run's result.
 
 lost, doubled   steps or evaluations that are missing, or stand twice, over all kills and ends
 difference      the largest of a loss, gradient norm, rate or metric
+source          the commit, and a fingerprint of what runs and suites are made of
 results         of the runs that were let to their end; each was then started once more, and must not be done again
 """
 
@@ -37,13 +38,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mora.checks.runner import Table
-from mora.config import ConfigError
+from mora.config import ConfigError, source
 from mora.config.arguments import positive_int
 from mora.config.source import ROOT
 from mora.faults import files, kills, suites
+from mora.faults.counted import Counted
 from mora.suite.launch import interrupt_on_sigterm
 
 ROOM = 4 * 2**30  # bytes free in memory, without which runs write to TMPDIR
+TESTED = source.Files((*source.NUMBERS.paths, "mora/suite", "run.py"), source.NUMBERS.without)
 KILLS = {
     "case": "", "kills": "d", "runs": "d", "results": "d", "lost": "d", "doubled": "d", "difference": ".1e", "status": "",
 }  # fmt: skip
@@ -77,16 +80,34 @@ def _kills(options: argparse.Namespace, seed: int, scratch: Path) -> Table:
     if not chosen:
         names = [*(case.name for case in kills.cases()), suites.NAME]
         raise ConfigError(f"--only {' '.join(options.only)}: expected part of a name: {'; '.join(names)}")
-    table, each = Table("faults", KILLS, options.out, {"seed": seed}), -(-options.kills // len(chosen))
-    for i, case in enumerate(chosen.values()):
-        folder = scratch / str(i)
-        found = suites.kill_suites(each, seed, folder) if case is None else kills.kill_runs(case, each, seed, folder)
+    facts = {"seed": seed, "source": _source()}
+    table, each, counted = (
+        Table("faults", KILLS, options.out, facts),
+        -(-options.kills // len(chosen)),
+        Counted(options.out, facts),
+    )
+    for i, (name, case) in enumerate(chosen.items()):
+        folder, found = scratch / str(i), counted.of(name)
+        if case is None:
+            suites.kill_suites(each, seed, folder, found, counted.keep)
+        else:
+            kills.kill_runs(case, each, seed, folder, found, counted.keep)
         shutil.rmtree(folder, ignore_errors=True)
         more = {"kills": len(found.kills), "all_kills": found.kills, "status": "wrong" if found.wrong else "ok"}
         _add(table, asdict(found) | more)
-    lost = sum(row["lost"] + row["doubled"] for row in table.rows)
-    print(f"{sum(row['kills'] for row in table.rows)} kills with seed {seed}; {lost} steps lost or doubled")
+    sums = {name: sum(row[name] for row in table.rows) for name in ("kills", "runs", "results", "lost", "doubled")}
+    worst = max(row["difference"] for row in table.rows)
+    wrong = any(row["wrong"] for row in table.rows)
+    table.add(case="all", **sums, difference=worst, status="wrong" if wrong else "ok")
+    counted.done()
     return table
+
+
+def _source() -> str:
+    """The commit of what is tested, and whether it is changed."""
+    found = source.describe(TESTED)
+    changed = ", changed" if found["dirty"] else ""
+    return f"{str(found['commit'])[:10]}{changed}, fingerprint {found['fingerprint']}"
 
 
 def _inputs(options: argparse.Namespace, seed: int, scratch: Path) -> Table:

@@ -76,7 +76,7 @@ def evaluate_model(
     Raises: ConfigError for an unknown task, DataError for data that are missing or wrong.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from lm_eval import simple_evaluate
+    from lm_eval.evaluator import evaluate
 
     from .backend import Backend
 
@@ -88,17 +88,12 @@ def evaluate_model(
     model.eval()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
-        result = simple_evaluate(
-            model=Backend(model, tokenizer, settings.batch_size, settings.max_length, journal, settings.most),
-            tasks=tasks,
-            task_manager=manager,
+        result = evaluate(
+            lm=Backend(model, tokenizer, settings.batch_size, settings.max_length, journal, settings.most),
+            task_dict=_loaded(manager, tasks),
             limit=settings.limit,
             bootstrap_iters=0,
             log_samples=True,
-            random_seed=None,  # type: ignore[arg-type]
-            numpy_random_seed=None,  # type: ignore[arg-type]
-            torch_random_seed=None,  # type: ignore[arg-type]
-            fewshot_random_seed=None,  # type: ignore[arg-type]
         )
     model.train(was_training)
     kept = {name: keep(name, result) for name in result["samples"]}
@@ -107,6 +102,17 @@ def evaluate_model(
         if members:
             metrics[group] = average([metrics[member] for member in members if member in metrics])
     return {name: values for name, values in metrics.items() if values}, kept
+
+
+def _loaded(manager: Any, tasks: list[str]) -> Any:
+    """The tasks as lm-eval's `simple_evaluate` makes them ready. That would also seed every random generator, and ask pip
+    and the system, for seconds, what is installed."""
+    loaded = manager.load(tasks)
+    for task in loaded["tasks"].values():
+        if task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=None)
+    return loaded
 
 
 def check_names(tasks: list[str]) -> None:

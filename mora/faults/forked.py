@@ -16,7 +16,12 @@ PRELOADED = (
     "transformers",
     "peft",
     "deepspeed",
-    "lm_eval.api.task",
+    "hydra",
+    "lm_eval.evaluator",
+    "lm_eval.tasks",
+    "mora.config.hydra_compose",
+    "mora.evaluate.backend",
+    "mora.families.tools.targets",
     "mora.train.worker",
     "mora.train.zero",
 )

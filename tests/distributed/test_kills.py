@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mora.faults import files, kills
+from mora.faults.counted import Counted
 from mora.faults.curves import compare
 
 STEP = {"loss": 1.0, "lr": 0.1}
@@ -17,11 +18,26 @@ def test_runs_killed_at_random_times_lose_and_double_nothing(tmp_path, name):
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}")  # shown on failure
     (case,) = (case for case in kills.cases() if case.name == name)
-    found = kills.kill_runs(case, 2, seed, tmp_path)
+    found = kills.Attempts(name)
+    kills.kill_runs(case, 2, seed, tmp_path, found)
     assert found.wrong == []
     assert (len(found.kills), found.lost, found.doubled) == (2, 0, 0)
     assert found.results == found.runs
     assert found.difference <= case.tolerance
+
+
+def test_an_interrupted_check_goes_on_with_the_kills_that_it_has_counted(tmp_path):
+    facts, found = {"seed": 1, "source": "here"}, kills.Attempts("remora", [{"run": 1}], draws=2, runs=1)
+    Counted(tmp_path, facts).keep(found)
+    assert Counted(tmp_path, facts).of("remora") == found
+    assert Counted(tmp_path, facts).of("lora") == kills.Attempts("lora")
+    assert Counted(tmp_path, facts | {"source": "other"}).of("remora").kills == []
+    before = found.draw(1).random()
+    assert Counted(tmp_path, facts).of("remora").draw(1).random() == before, "the same kill as without the interruption"
+    kills.kill_runs(kills.cases()[0], 1, 1, tmp_path / "runs", found)
+    assert not (tmp_path / "runs").exists(), "nothing is left to do"
+    (tmp_path / "faults.counted.json").write_text("{}")
+    assert Counted(tmp_path, facts).of("remora").kills == []
 
 
 def test_every_method_is_killed():
