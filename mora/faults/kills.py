@@ -126,14 +126,18 @@ def kill_runs(case: Case, kills: int, seed: int, scratch: Path, attempts: Attemp
         return
     forked.warm()
     whole = uninterrupted(case, scratch / "whole")
+    lasts_s = whole.seconds
     while len(attempts.kills) < kills:
         attempts.runs += 1
         folder = scratch / f"run-{attempts.runs}"
         config = case.config(folder)
-        for _ in range(min(KILLS_A_RUN, kills - len(attempts.kills))):
+        for number in range(min(KILLS_A_RUN, kills - len(attempts.kills))):
             draw = attempts.draw(seed)
-            after_s, how = draw.uniform(0.1, 1.0) * whole.seconds, draw.choice(WHOM) if case.ranks > 1 else "process"
+            after_s, how = draw.uniform(0.1, 1.0) * lasts_s, draw.choice(WHOM) if case.ranks > 1 else "process"
+            started = time.monotonic()
             if not _killed(case, folder, config, after_s, how, attempts):
+                if number == 0:  # from its beginning to its end: the machine was busier before
+                    lasts_s = min(lasts_s, time.monotonic() - started)
                 break
             rows = log.read(run_folder(folder, config) / "log.jsonl")
             found = compare(rows, whole.rows, ended=False)
