@@ -41,7 +41,7 @@ from mora.checks.runner import Table
 from mora.config import ConfigError, source
 from mora.config.arguments import positive_int
 from mora.config.source import ROOT
-from mora.faults import files, kills, suites
+from mora.faults import files, kills, suites, works
 from mora.faults.counted import Counted
 from mora.suite.launch import interrupt_on_sigterm
 
@@ -121,10 +121,13 @@ def _inputs(options: argparse.Namespace, seed: int, scratch: Path) -> Table:
 
 
 def _files(options: argparse.Namespace, seed: int, scratch: Path) -> Table:
-    table = Table("damaged", FILES, options.out, {})
-    for found in files.damage_files(scratch, lambda name: _is_wanted(name, options.only)):
-        _add(table, asdict(found) | {"status": "wrong" if found.wrong else "ok"})
-    print(f"{sum(row['damages'] for row in table.rows)} damages")
+    table, names = Table("damaged", FILES, options.out, {"source": _source()}), {work.name for work in works.works()}
+    chosen, only = names & {*options.only} or names, [word for word in options.only if word not in names]
+    for work in (work for work in works.works() if work.name in chosen):
+        for found in files.damage_files(work, scratch / work.name, lambda name: _is_wanted(name, only)):
+            _add(table, asdict(found) | {"status": "wrong" if found.wrong else "ok"})
+    sums = {name: sum(row[name] for row in table.rows) for name in ("damages", "healed", "refused")}
+    table.add(file="all", **sums, status="wrong" if any(row["wrong"] for row in table.rows) else "ok")
     return table
 
 

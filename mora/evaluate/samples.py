@@ -43,7 +43,7 @@ def read(folder: Path) -> dict[str, Kept]:
             ]:
                 raise ValueError(f"no text as {missing[0]} in the first line")
             found[path.stem] = Kept(header, rows)
-        except (ValueError, AttributeError, RecursionError) as error:  # of json, or for want of a header
+        except (OSError, ValueError, AttributeError, RecursionError) as error:  # of json, or for want of a header
             raise DataError(f"{path} is no file of samples, or was cut ({error}): score the model again") from error
     if not found:
         raise DataError(f"{folder}/samples holds no samples: give the folder of a run or of `python -m mora.evaluate`")

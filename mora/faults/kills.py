@@ -162,17 +162,21 @@ def run_folder(folder: Path, config: RunConfig) -> Path:
     return folder / "outputs" / run_id(config)
 
 
-def start(case: Case, folder: Path, config: RunConfig, **env: str) -> list[forked.ForkServerProcess]:
+def start(
+    case: Case, folder: Path, config: RunConfig, prepare: forked.Prepare = forked.as_it_is, **env: str
+) -> list[forked.ForkServerProcess]:
     """The run's workers, with a cache of their own."""
     own = run_folder(folder, config)
     own.mkdir(parents=True, exist_ok=True)
     write_config(config, own / "config.yaml")
-    return forked.start(own, {"MORA_CACHE_DIR": str(folder / "cache"), **env}, case.ranks)
+    return forked.start(own, {"MORA_CACHE_DIR": str(folder / "cache"), **env}, case.ranks, prepare)
 
 
-def to_its_end(case: Case, folder: Path, config: RunConfig) -> str:
+def to_its_end(
+    case: Case, folder: Path, config: RunConfig, prepare: forked.Prepare = forked.as_it_is, **env: str
+) -> str:
     """What the run has printed."""
-    for worker in start(case, folder, config):
+    for worker in start(case, folder, config, prepare, **env):
         worker.join(LIMIT_S)
         if worker.exitcode is None:
             worker.kill()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mora.faults import files, kills
+from mora.faults import files, kills, works
 from mora.faults.counted import Counted
 from mora.faults.curves import compare
 
@@ -69,9 +69,13 @@ def test_another_number_and_a_missing_one_are_differences():
     assert compare([{"step": 1, "loss": 1.0, "restart_s": 1.0}], whole, True).difference == float("inf")
 
 
-def test_damaged_files_of_a_cut_run_are_noticed(tmp_path):
-    chosen = ("log.jsonl", "ids.npy", "journal-0.jsonl")
-    found = list(files.damage_files(tmp_path, lambda name: name.endswith(chosen), hows=("flipped",)))
+@pytest.mark.parametrize(
+    ("name", "chosen"),
+    [("run", ("log.jsonl", "ids.npy", "journal-0.jsonl")), ("evaluation", ("result.json", f"{works.FIRST}.jsonl"))],
+)
+def test_damaged_files_are_noticed(tmp_path, name, chosen):
+    (work,) = (work for work in works.works() if work.name == name)
+    found = list(files.damage_files(work, tmp_path, lambda name: name.endswith(chosen), ("flipped", "not readable")))
     assert [line for file in found for line in file.wrong] == []
-    assert sum(file.damages for file in found) >= len(chosen)
+    assert sum(file.damages for file in found) >= 2 * len(chosen)
     assert {os.path.basename(file.file) for file in found} == {*chosen}

@@ -1,10 +1,10 @@
-"""Who may be in a folder with whom."""
+"""Who may be in a folder with whom, and how a file is replaced."""
 
 import threading
 
 import pytest
 
-from mora.io import locked
+from mora.io import locked, replace_file
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,10 @@ def test_who_waits_has_it_when_the_other_leaves(tmp_path):
         assert had == []
     thread.join(10)
     assert had == [True]
+
+
+def test_a_folder_in_place_of_a_file_is_said_with_its_name_and_nothing_is_left(tmp_path):
+    (tmp_path / "table.md").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"a folder is where a file belongs, move it away: '.*table\.md'$"):
+        replace_file(tmp_path / "table.md", "text")
+    assert [path.name for path in tmp_path.iterdir()] == ["table.md"]

@@ -88,9 +88,18 @@ def test_a_damaged_result_is_refused_before_scoring(evaluate, unscored, tmp_path
     (tmp_path / "out").mkdir()
     (tmp_path / "out/result.json").write_text(text)
     unscored()
-    with pytest.raises(SystemExit, match=r"result.json is no result of an evaluation, or was cut: give another folder"):
+    with pytest.raises(
+        SystemExit, match=r"result.json is no result of an evaluation, or was cut \(.*\): give another "
+    ):
         evaluate("biomed_rct")
     assert (tmp_path / "out/result.json").read_text() == text
+
+
+def test_a_folder_in_place_of_the_result_is_said_before_scoring(evaluate, unscored, tmp_path):
+    (tmp_path / "out/result.json").mkdir(parents=True)
+    unscored()
+    with pytest.raises(SystemExit, match=r"result.json is no result of an evaluation, or was cut \(.*Is a directory"):
+        evaluate("biomed_rct")
 
 
 def test_the_code_at_the_start_is_named_and_no_answers_of_other_code_are_taken(evaluate, tmp_path, monkeypatch):
