@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> Path:
     Tasks are added to those that the folder already has of the same weights and settings.
     Raises: ConfigError; OSError where nothing can be written there.
     """
-    started, code = time.time(), source.of_this_process()
+    started, code = time.monotonic(), source.of_this_process()
     where = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     on_gpu = torch.device(where).type == "cuda"
     check_names(options.task)
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> Path:
         "source": code,
         "packages": {package: version(package) for package in PACKAGES},
         "hardware": torch.cuda.get_device_name(where) if on_gpu else "cpu",
-        "wall_s": round(time.time() - started, 1),
+        "wall_s": round(time.monotonic() - started, 1),
     }
     new["metrics"] = {
         name: {k: None if math.isnan(v) else v for k, v in values.items()} for name, values in metrics.items()

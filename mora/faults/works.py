@@ -1,4 +1,4 @@
-"""Works whose files are damaged: a cut run, an evaluation that was cut, a suite whose runs are there."""
+"""Works whose files are damaged: a cut run, an evaluation that was cut, scores that are compared, a suite."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ class Work:
 def works() -> list[Work]:
     """All of them."""
     run = Work("run", _cut(RUN), _cut(ANOTHER_RUN), _go_on_run, _of_run, (*_PRINTED, "evaluation_data"))
-    evaluation = Work(
-        "evaluation", _cut_evaluation("0"), _cut_evaluation("1"), _evaluate_again, _of_evaluation, _AROUND
-    )
+    made, other = _cut_evaluation("0"), _cut_evaluation("1")
+    evaluation = Work("evaluation", made, other, _evaluate_again, _of_evaluation, (*_AROUND, "samples"))
+    comparison = Work("comparison", _scores("0"), _scores("1"), _compare, _of_comparison, (*_AROUND, "result.json"))
     suite = Work("suite", _suite("0"), _suite("1"), _suite_again, _of_suite, _AROUND)
-    return [evaluation, suite, run]
+    return [evaluation, comparison, suite, run]
 
 
 def _cut(case: Case) -> Callable[[Path], None]:
@@ -112,16 +112,30 @@ def _cut_evaluation(seed: str) -> Callable[[Path], None]:
 
 
 def _evaluate_again(folder: Path, prepare: forked.Prepare) -> str:
-    """The rest of it, and then what reads the scores of every document."""
-    said, scores = _call(folder, "mora.evaluate.__main__", _evaluation(folder, SECOND), prepare), str(folder / "scores")
-    return said + _call(folder, "mora.evaluate.compare", [scores, scores], prepare) if _ended_well(folder) else said
+    return _call(folder, "mora.evaluate.__main__", _evaluation(folder, SECOND), prepare)
 
 
 def _of_evaluation(folder: Path) -> Any:
-    if not _ended_well(folder):
-        return None
-    compared = (folder / "output.txt").read_text().rpartition("Against ")[2]
-    return json.loads((folder / "scores" / "result.json").read_text())["metrics"], compared.replace(str(folder), "")
+    return json.loads((folder / "scores" / "result.json").read_text())["metrics"] if _ended_well(folder) else None
+
+
+def _scores(seed: str) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        folder.mkdir(parents=True)
+        _call(folder, "mora.faults.evaluation", [str(folder), seed])
+        _call(folder, "mora.evaluate.__main__", _evaluation(folder, FIRST))
+
+    return make
+
+
+def _compare(folder: Path, prepare: forked.Prepare) -> str:
+    scores = str(folder / "scores")
+    return _call(folder, "mora.evaluate.compare", [scores, scores], prepare)
+
+
+def _of_comparison(folder: Path) -> Any:
+    said = (folder / "output.txt").read_text().rpartition("Against ")[2].replace(str(folder), "")
+    return said if _ended_well(folder) else None
 
 
 def _suite(seed: str) -> Callable[[Path], None]:

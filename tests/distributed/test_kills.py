@@ -71,7 +71,7 @@ def test_another_number_and_a_missing_one_are_differences():
 
 @pytest.mark.parametrize(
     ("name", "chosen"),
-    [("run", ("log.jsonl", "ids.npy", "journal-0.jsonl")), ("evaluation", ("result.json", f"{works.FIRST}.jsonl"))],
+    [("run", ("log.jsonl", "ids.npy", "journal-0.jsonl")), ("comparison", (f"{works.FIRST}.jsonl",))],
 )
 def test_damaged_files_are_noticed(tmp_path, name, chosen):
     (work,) = (work for work in works.works() if work.name == name)
