@@ -5,6 +5,7 @@ python scripts/check_faults.py kills --kills 20 --seed 7        # fewer; the see
 python scripts/check_faults.py kills --only remora suite        # some of the cases
 python scripts/check_faults.py inputs --out results/checks      # at least 1 000 command lines, and as many files
 python scripts/check_faults.py files --out results/checks       # every file, cut, flipped, empty, a folder, another's
+python scripts/check_faults.py full --out results/checks        # a disk that is full, at every write
 
 kills: a run is started, killed by SIGKILL at a time drawn from the seed, started again, killed again, and in the end let to
 its end. Every method in one process; one whose data are prepared and whose scores are generated; ReMoRA under ZeRO-2 and 3
@@ -14,8 +15,11 @@ every kill the log is compared with the uninterrupted run's: bit for bit, on ran
 inputs: command lines and files made by Hypothesis are asked of the code that reads them: each is taken, or refused in a line
 that names what is wrong, within three seconds of CPU time; some command lines again through run.py, in a process.
 
-files: a run is cut in an evaluation, each of its files and of its cache is damaged in turn, and the run is gone on with.
-Each time it is refused in a line, or ends with the uninterrupted run's result.
+files: a run and an evaluation are cut, scores are compared, a suite is begun again when its runs are there; before that
+one of their files is damaged, each in turn. Each time it is refused in a line that names it, and nothing else has changed,
+or the work ends as it does without the damage.
+
+full: the disk is full from the n-th write on, for every n of a preparation and run, an evaluation and a suite.
 
 lost, doubled   steps or evaluations that are missing, or stand twice, over all kills and ends
 difference      the largest of a loss, gradient norm, rate or metric
@@ -41,7 +45,7 @@ from mora.checks.runner import Table
 from mora.config import ConfigError, source
 from mora.config.arguments import positive_int
 from mora.config.source import ROOT
-from mora.faults import files, kills, suites, works
+from mora.faults import files, full_disk, kills, suites, works
 from mora.faults.counted import Counted
 from mora.suite.launch import interrupt_on_sigterm
 
@@ -51,6 +55,7 @@ KILLS = {
     "case": "", "kills": "d", "runs": "d", "results": "d", "lost": "d", "doubled": "d", "difference": ".1e", "status": "",
 }  # fmt: skip
 FILES = {"file": "", "damages": "d", "healed": "d", "refused": "d", "status": ""}
+FULL = {"work": "", "writes": "d", "said": "d", "passed_over": "d", "status": ""}
 INPUTS = {
     "kind": "", "inputs": "d", "taken": "d", "refused": "d", "tracebacks": "d", "slowest_s": ".2f", "status": "",
 }  # fmt: skip
@@ -61,7 +66,9 @@ def main() -> int:
     interrupt_on_sigterm()
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
     with _scratch() as scratch:
-        table = {"kills": _kills, "inputs": _inputs, "files": _files}[options.part](options, seed, scratch)
+        table = {"kills": _kills, "inputs": _inputs, "files": _files, "full": _full}[options.part](
+            options, seed, scratch
+        )
     return 0 if all(row["status"] == "ok" for row in table.rows) else 1
 
 
@@ -131,6 +138,14 @@ def _files(options: argparse.Namespace, seed: int, scratch: Path) -> Table:
     return table
 
 
+def _full(options: argparse.Namespace, seed: int, scratch: Path) -> Table:
+    table = Table("full", FULL, options.out, {"source": _source()})
+    for work in (work for work in works.begun() if _is_wanted(work.name, options.only)):
+        for found in full_disk.fill_disks(work, scratch / work.name):
+            _add(table, asdict(found) | {"status": "wrong" if found.wrong else "ok"})
+    return table
+
+
 def _add(table: Table, row: dict[str, Any]) -> None:
     table.add(**row)
     for line in row["wrong"]:
@@ -143,7 +158,7 @@ def _is_wanted(name: str, only: list[str]) -> bool:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["kills", "inputs", "files"])
+    parser.add_argument("part", choices=["kills", "inputs", "files", "full"])
     parser.add_argument("--kills", type=positive_int, default=100, help="at least so many, spread over the cases")
     parser.add_argument(
         "--inputs", type=positive_int, default=1200, help="command lines; a fifth of it of the other kinds"

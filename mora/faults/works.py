@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,6 +59,32 @@ def works() -> list[Work]:
     return [evaluation, comparison, suite, run]
 
 
+def begun() -> list[Work]:
+    """Such as have writes before them: a preparation and run, an evaluation, a suite of which a run is missing."""
+    run = Work("preparation and run", _nothing, _nothing, _go_on_run, _of_run)
+    evaluation = Work("evaluation", _model("0"), _model("1"), _evaluate_again, _of_evaluation)
+    suite = Work("suite", _suite_without_a_run, _nothing, _suite_again, _of_suite)
+    return [run, evaluation, suite]
+
+
+def _nothing(folder: Path) -> None:
+    folder.mkdir(parents=True)
+
+
+def _model(seed: str) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        _nothing(folder)
+        _call(folder, "mora.faults.evaluation", [str(folder), seed])
+
+    return make
+
+
+def _suite_without_a_run(folder: Path) -> None:
+    _suite("0")(folder)
+    next((folder / "own" / "runs").glob("*[0-9a-f].json")).unlink()
+    shutil.rmtree(folder / "own" / "tables")
+
+
 def _cut(case: Case) -> Callable[[Path], None]:
     def make(folder: Path) -> None:
         config = case.config(folder)
@@ -72,7 +99,8 @@ def _cut(case: Case) -> Callable[[Path], None]:
 
 def _go_on_run(folder: Path, prepare: forked.Prepare) -> str:
     config = RUN.config(folder)
-    before = len((run_folder(folder, config) / "output.txt").read_text())
+    printed = run_folder(folder, config) / "output.txt"
+    before = len(printed.read_text()) if printed.exists() else 0
     return to_its_end(RUN, folder, config, prepare)[before:]
 
 
@@ -96,8 +124,7 @@ def _cut_evaluation(seed: str) -> Callable[[Path], None]:
     """Scores of one task are there, and some answers of the next."""
 
     def make(folder: Path) -> None:
-        folder.mkdir(parents=True)
-        _call(folder, "mora.faults.evaluation", [str(folder), seed])
+        _model(seed)(folder)
         _call(folder, "mora.evaluate.__main__", _evaluation(folder, FIRST))
         journal = folder / "scores" / "journal.jsonl"
         process = _begin(folder, "mora.evaluate.__main__", _evaluation(folder, SECOND))
@@ -121,8 +148,7 @@ def _of_evaluation(folder: Path) -> Any:
 
 def _scores(seed: str) -> Callable[[Path], None]:
     def make(folder: Path) -> None:
-        folder.mkdir(parents=True)
-        _call(folder, "mora.faults.evaluation", [str(folder), seed])
+        _model(seed)(folder)
         _call(folder, "mora.evaluate.__main__", _evaluation(folder, FIRST))
 
     return make
