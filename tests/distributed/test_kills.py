@@ -2,11 +2,13 @@
 
 import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from mora.faults import files, kills, works
+from mora.faults import files, full_disk, kills, works
 from mora.faults.counted import Counted
 from mora.faults.curves import compare
 
@@ -79,3 +81,46 @@ def test_damaged_files_are_noticed(tmp_path, name, chosen):
     assert [line for file in found for line in file.wrong] == []
     assert sum(file.damages for file in found) >= 2 * len(chosen)
     assert {os.path.basename(file.file) for file in found} == {*chosen}
+
+
+def test_a_full_disk_is_said_at_every_write_of_an_evaluation(tmp_path):
+    (work,) = (work for work in works.begun() if work.name == "evaluation")
+    (found,) = full_disk.fill_disks(work, tmp_path, every=4)
+    assert found.wrong == []
+    assert found.writes >= 2
+    assert found.said == found.writes
+
+
+def test_a_process_writes_nothing_once_its_disk_is_full(tmp_path):
+    asked = f"""
+import pathlib
+from mora.faults import full_disk
+folder = pathlib.Path({str(tmp_path)!r})
+full_disk.fill_from(1, folder)
+(folder / "first").write_text("whole")
+assert (folder / "first").read_text() == "whole"
+for write in ((folder / "second").touch, (folder / "folder").mkdir, lambda: (folder / "first").write_text("other")):
+    try:
+        write()
+    except OSError as error:
+        assert error.errno == 28, error
+    else:
+        raise AssertionError("it was written")
+"""
+    subprocess.run([sys.executable, "-c", asked], check=True)
+    assert (tmp_path / "first").read_text() == "whole"
+    assert (tmp_path / full_disk.MARK).read_text() == str(tmp_path / "second")
+
+
+def test_root_obeys_permissions_when_it_is_told_to(tmp_path):
+    (tmp_path / "closed").write_text("x")
+    (tmp_path / "closed").chmod(0)
+    asked = f"""
+from mora.faults.privileges import obey_permissions
+obey_permissions()
+try:
+    open({str(tmp_path / "closed")!r})
+except PermissionError:
+    print("obeyed")
+"""
+    assert subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True).stdout == "obeyed\n"
