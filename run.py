@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from mora.config.hydra_compose import check_sweep, hydra_line, validate
+from mora.config.hydra_compose import check_sweep, hydra_line, validate, with_task_file
 from mora.config.run_id import log_path
 from mora.errors import MoraError
 from mora.suite.launch import interrupt_on_sigterm, launch
@@ -78,6 +78,7 @@ if __name__ == "__main__":
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises what else it would spread over twenty lines
     try:
         check_sweep(sys.argv[1:])
+        sys.argv[1:] = with_task_file(sys.argv[1:])
         main()
     except (MoraError, HydraException, OmegaConfBaseException) as error:
         sys.exit(f"run.py: {hydra_line(error)}")

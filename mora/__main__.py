@@ -25,23 +25,23 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "table": Command(
-        "missing runs of a table or figure, then the table", "mora.suite.__main__", "mora.suite.arguments"
+        "run what a table or figure misses, then render it", "mora.suite.__main__", "mora.suite.arguments"
     ),
-    "plan": Command("what those runs would cost; none is started", "mora.suite.__main__", "mora.suite.arguments"),
-    "data": Command("prepare a task's training data and print what they are", "mora.data.__main__"),
+    "plan": Command("the cost of those runs, without starting any", "mora.suite.__main__", "mora.suite.arguments"),
+    "data": Command("prepare a task's training data and describe them", "mora.data.__main__"),
     "evaluate": Command("score a checkpoint or adapter", "mora.evaluate.__main__"),
-    "compare": Command("is a difference between two evaluations more than chance?", "mora.evaluate.compare"),
-    "merge": Command("a run's adapter, merged into its base: a model that needs no PEFT", "mora.command.merge"),
-    "generate": Command("what a run's model answers to a prompt", "mora.command.generate"),
+    "compare": Command("test whether two evaluations differ by more than chance", "mora.evaluate.compare"),
+    "merge": Command("merge a run's adapter into its base: a model that needs no PEFT", "mora.command.merge"),
+    "generate": Command("generate a run's answers to prompts", "mora.command.generate"),
     "spectrum": Command(
-        "singular values of what training changed", "mora.analysis.spectrum", "mora.analysis.arguments"
+        "singular values of the change in weights", "mora.analysis.spectrum", "mora.analysis.arguments"
     ),
 }
 TRAIN = "one run: train, evaluate, one result (run.py)"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0; 1 where runs failed; 2 for what cannot be asked."""
+    """Run a command and return its exit code: 0; 1 if runs failed; 2 for what cannot be asked."""
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if not (ROOT / "run.py").is_file() or importlib.util.find_spec("mora.suite") is None:
         print(
@@ -50,6 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    if name == "help" and rest and rest[0] in ("train", *COMMANDS):
+        name, rest = rest[0], ["--help"]
     if name in ("-h", "--help", "help"):
         print(_help())
         return 0

@@ -36,6 +36,6 @@ def one_line(error: object) -> str:
     return " ".join(str(error).split())
 
 
-def short(text: str, most: int = 100) -> str:
+def short(text: str, max_length: int = 100) -> str:
     """Return the text, without the middle of a long one."""
-    return text if len(text) <= most else f"{text[: most * 2 // 3]} ... {text[-most // 4 :]}"
+    return text if len(text) <= max_length else f"{text[: max_length * 2 // 3]} ... {text[-max_length // 4 :]}"

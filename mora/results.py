@@ -32,9 +32,12 @@ class _Frozen(BaseModel):
 
 
 class Metric(_Frozen):
-    """`stderr` over `documents`, where they were counted. `floor`: what a model that knows nothing scores.
+    """A measured value.
 
-    `higher_is_better` and `floor` are those of the metric's task; None where it does not say.
+    Attributes:
+        stderr: Standard error over `documents`, if they were counted.
+        higher_is_better: As the metric's task says; None if it does not.
+        floor: The score of a model that knows nothing, as the task says or as measured.
     """
 
     value: float
@@ -70,8 +73,13 @@ class Source(_Frozen):
 
 
 class RunResult(_Frozen):
-    """`metrics` by step. `config` as it was written: an old one may be no configuration of today. `more`: facts that nothing
-    here reads. Unknown fields are errors."""
+    """The result of a run. Unknown fields are errors.
+
+    Attributes:
+        config: As it was written; an old one may not be a valid configuration today.
+        metrics: By step.
+        more: Facts that nothing here reads.
+    """
 
     format: Literal[2] = FORMAT
     run_id: str = ""
@@ -122,13 +130,15 @@ class RunResult(_Frozen):
         return self.hardware.get("peak_memory_bytes")
 
     def text(self) -> str:
-        """The file's content, sealed."""
+        """Return the file's content, sealed."""
         return json.dumps(sealed(json.loads(self.model_dump_json())), indent=1, ensure_ascii=False) + "\n"
 
 
 class Spectrum(BaseModel):
-    """The singular values of delta W: means over the layers of each kind of module, by the measure's name. Unknown fields,
-    as those of every module, are left out. `source`: spectra did not always carry it."""
+    """The singular values of delta W: means over the layers of each kind of module, by the measure's name.
+
+    Unknown fields, as those of every module, are left out. Early spectra have no `source`.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -145,19 +155,19 @@ class Spectrum(BaseModel):
 
 
 def of_facts(facts: Mapping[str, Any]) -> RunResult:
-    """A result of what a worker knows; what has no field of its own goes to `more`."""
+    """Return a result from a worker's facts; those without a field of their own go to `more`."""
     known = {name: value for name, value in facts.items() if name in RunResult.model_fields}
     more = {name: value for name, value in facts.items() if name not in RunResult.model_fields}
     return RunResult.model_validate(known | ({"more": more} if more else {}))
 
 
 def typed(row: Mapping[str, Any]) -> Metrics:
-    """A row of a log, where a metric's error, documents and floor stand beside it under names of their own."""
+    """Return the metrics in a row of a log, which has their errors, documents and floors under names of their own."""
     return {name: _metric(name, row) for name in row if name != "documents" and not name.endswith(FACTS)}
 
 
 def of_log(rows: Iterable[Mapping[str, Any]]) -> dict[int, Metrics]:
-    """The rows of a log that are evaluations, by step."""
+    """Return the rows of a log that are evaluations, by step."""
     return {row["step"]: typed({k: v for k, v in row.items() if k != "step"}) for row in rows if "loss" not in row}
 
 
@@ -176,14 +186,15 @@ def _metric(name: str, row: Mapping[str, Any]) -> Metric:
 
 
 def log_digest(text: str) -> str:
-    """By which a result knows its log."""
+    """Return the digest by which a result knows its log."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def migrate(values: dict[str, Any]) -> dict[str, Any]:
-    """A result of format 1, whose metrics are flat rows, as one of today's.
+    """Convert a result of format 1, whose metrics are flat rows, to today's format.
 
-    Raises: ValueError, with the field, where it is of neither format.
+    Raises:
+        ValueError: It is of neither format; the message names the field.
     """
     version = values.get("format", 1)
     if version == FORMAT:
@@ -208,27 +219,33 @@ def _require(values: Any, field: str) -> None:
 
 
 def read(path: Path) -> RunResult:
-    """Raises: DamagedFileError, one line with the field, where the file is no result."""
-    return checked(path, lambda values: RunResult.model_validate(migrate(values)), "the run is done again")
+    """Read a result. Raises DamagedFileError, in one line with the field, if the file is not a result."""
+    return checked(path, lambda values: RunResult.model_validate(migrate(values)), "the run is repeated")
 
 
 def read_spectrum(path: Path) -> Spectrum:
-    """Raises: DamagedFileError, one line with the field, where the file is none."""
+    """Read a spectrum. Raises DamagedFileError, in one line with the field, if the file is not a spectrum."""
     return checked(path, Spectrum.model_validate, "the spectrum is measured again")
 
 
 def checked(path: Path, make: Callable[[dict[str, Any]], T], again: str) -> T:
-    """What `make` makes of the object in a JSON file, sealed or not. `again`: what happens once the file is gone.
+    """Return what `make` makes of the object in a JSON file, sealed or not.
 
-    Raises: DamagedFileError, one line: the file holds no object, or `make` misses a field or finds one of another type.
+    Args:
+        path: The file.
+        make: Converts the object.
+        again: What happens once the file is gone, for the message.
+
+    Raises:
+        DamagedFileError: The file holds no object, or `make` misses a field or finds one of another type. One line.
     """
     try:
         values = json.loads(path.read_text())
         if not isinstance(values, dict):
             raise ValueError("expected an object")
-        found = make({key: value for key, value in values.items() if key != FIELD})
+        result = make({key: value for key, value in values.items() if key != FIELD})
         unsealed(values)  # last: an edited field that is wrong says more
-        return found
+        return result
     except ValidationError as error:
         why = _first(error)
     except KeyError as error:
@@ -247,14 +264,14 @@ def checked(path: Path, make: Callable[[dict[str, Any]], T], again: str) -> T:
 
 
 def _first(error: ValidationError) -> str:
-    found, *rest = error.errors()
-    field = ".".join(str(part) for part in found["loc"])
+    first, *rest = error.errors()
+    field = ".".join(str(part) for part in first["loc"])
     many = f"; {len(rest)} more fields" if rest else ""
-    if found["type"] == "missing":
+    if first["type"] == "missing":
         return f"no field {field}{many}"
-    if found["type"] == "extra_forbidden":
+    if first["type"] == "extra_forbidden":
         return f"{field}: there is no such field{many}"
-    return f"{field}={str(found['input'])[:80]!r}: {found['msg'].removeprefix('Value error, ')}{many}"
+    return f"{field}={str(first['input'])[:80]!r}: {first['msg'].removeprefix('Value error, ')}{many}"
 
 
 class ResultStore:
@@ -265,20 +282,20 @@ class ResultStore:
         self._left_out: frozenset[Path] = frozenset()
 
     def at(self, path: Path) -> RunResult | None:
-        """None where there is no file. Raises: DamagedFileError where it is damaged."""
+        """Return the result at `path`; None if there is no file. Raises DamagedFileError if it is damaged."""
         if path in self._left_out:
             return None
         try:
-            found = path.stat()
+            stat = path.stat()
         except FileNotFoundError:
             return None
-        signature = (found.st_ino, found.st_mtime_ns, found.st_size)
+        signature = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
         if path not in self._read or self._read[path][0] != signature:
             self._read[path] = signature, read(path)
         return self._read[path][1]
 
     def leave_out_damaged(self, folder: Path) -> dict[str, str]:
-        """Why, by file name, of those that are damaged; from now on they are as if they were not there."""
+        """Treat damaged results as absent from now on; return why they are damaged, by file name."""
         damaged: dict[Path, str] = {}
         for path in sorted(folder.glob("*.json")):
             try:
@@ -289,11 +306,11 @@ class ResultStore:
         return {path.name: why for path, why in damaged.items()}
 
     def leave_out(self, path: Path) -> None:
-        """From now on the result is as if it were not there."""
+        """Treat the result as absent from now on."""
         self._left_out |= {path}
 
     def of(self, config: RunConfig) -> RunResult | None:
-        """The result of this very run. Raises: DamagedFileError where its file is damaged, or holds another run's."""
+        """Return the result of this very run. Raises DamagedFileError if its file is damaged, or holds another run's."""
         path = result_path(config)
         found = self.at(path)
         if found is not None and found.run_id not in ("", path.stem):  # old ones name none
@@ -304,10 +321,10 @@ class ResultStore:
         return found
 
     def all(self, folder: Path) -> Iterator[RunResult]:
-        """Raises: DamagedFileError where one is damaged."""
+        """Yield all results in the folder. Raises DamagedFileError if one is damaged."""
         for path in sorted(folder.glob("*.json")):
-            if (found := self.at(path)) is not None:
-                yield found
+            if (result := self.at(path)) is not None:
+                yield result
 
 
 STORE = ResultStore()

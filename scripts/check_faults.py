@@ -3,7 +3,7 @@
 python scripts/check_faults.py kills --out results/checks       # at least 100 kills; interrupted, it goes on by --seed
 python scripts/check_faults.py kills --kills 20 --seed 7        # fewer; the seed is printed, and repeats the draws
 python scripts/check_faults.py kills --only remora suite        # some of the cases
-python scripts/check_faults.py inputs --out results/checks      # at least 1 000 command lines, and as many files
+python scripts/check_faults.py inputs --out results/checks      # at least 1,000 command lines, and as many files
 python scripts/check_faults.py files --out results/checks       # every file, cut, flipped, empty, a folder, another's
 python scripts/check_faults.py full --out results/checks        # a disk that is full, at every write
 

@@ -34,7 +34,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
-from mora.checks.runner import CheckRunner, Outcome, Table, add_options, gpus, start_trials
+from mora.checks.runner import CheckRunner, Outcome, Table, add_options, gpus, started_checks
 from mora.config import RunConfig, compose
 from mora.config.source import ROOT
 from mora.errors import MoraError
@@ -63,9 +63,9 @@ def main() -> int:
     facts = {"device": options.device, "ranks": options.ranks, "steps": STEPS, "jobs": options.jobs}
     if options.device == "cuda":
         facts |= gpus(options.ranks, ranked[chosen[0]])
-    with start_trials(options) as trials:
+    with started_checks(options) as checks:
         table = Table("ranks", COLUMNS, options.out, facts)
-        _fill(table, trials, alone, ranked)
+        _fill(table, checks, alone, ranked)
     return 0 if all(row["status"] == "ok" for row in table.rows) else 1
 
 
@@ -74,26 +74,26 @@ def _all_rows() -> list[Row]:
 
 
 def _compared_with(row: Row) -> dict[str, Row]:
-    """Runs in one process, by what they are to the row: method, and "zero3", or "none" for plain torch, or "halved"."""
+    """Return the runs in one process to compare with: the method, and "zero3", or "none" for plain torch, or "halved"."""
     method, parallel = row
     if parallel != "zero3":
         return {"one": (method, "none")}
     return {"one": (method, "zero3"), "plain": (method, "none"), "halved": (method, "halved")}
 
 
-def _fill(table: Table, trials: CheckRunner, alone: dict[Row, RunConfig], ranked: dict[Row, RunConfig]) -> None:
-    """Each row is added when its parts are done: the run on the ranks, killed and resumed, and those in one process."""
+def _fill(table: Table, checks: CheckRunner, alone: dict[Row, RunConfig], ranked: dict[Row, RunConfig]) -> None:
+    """Add each row once its parts are done: the run on the ranks, killed and resumed, and those in one process."""
     ranks: dict[Row, Future[_Ranked]] = {}
     single: dict[Row, Future[Outcome]] = {}
 
     def start_ranks(slow: bool) -> None:
         for row, config in ranked.items():
             if (row[1] == "zero3") == slow:
-                ranks[row] = trials.pool.submit(_killed_and_resumed, trials, row, config)
+                ranks[row] = checks.pool.submit(_killed_and_resumed, checks, row, config)
 
     start_ranks(slow=True)  # so that nothing long is left for the end
     for i, (key, config) in enumerate(alone.items()):
-        single[key] = trials.pool.submit(trials.run, f"{'-'.join(key)}-alone", config, trials.on(i))
+        single[key] = checks.pool.submit(checks.run, f"{'-'.join(key)}-alone", config, checks.on(i))
     start_ranks(slow=False)
     left = list(ranked)
     while left:
@@ -102,7 +102,7 @@ def _fill(table: Table, trials: CheckRunner, alone: dict[Row, RunConfig], ranked
             if ranks[row].done() and all(part.done() for part in compared.values()):
                 table.add(**_row(row, ranks[row].result(), {name: part.result() for name, part in compared.items()}))
                 left.remove(row)
-                trials.remove("-".join(row))
+                checks.remove("-".join(row))
         parts: set[Future[Any]] = {ranks[row] for row in left}
         parts |= {single[key] for row in left for key in _compared_with(row).values()}
         if waiting := [part for part in parts if not part.done()]:
@@ -122,56 +122,56 @@ class _Ranked:
         return self.resumed if self.saved_at and self.resumed.losses else self.killed
 
 
-def _killed_and_resumed(trials: CheckRunner, row: Row, config: RunConfig) -> _Ranked:
+def _killed_and_resumed(checks: CheckRunner, row: Row, config: RunConfig) -> _Ranked:
     name = "-".join(row)
-    killed = trials.run(name, config, kill_at=f"after_step:{STEPS}")
-    saved_at = trials.latest_step(name)
+    killed = checks.run(name, config, kill_at=f"after_step:{STEPS}")
+    saved_at = checks.latest_step(name)
     if killed.status != "failed" or saved_at != SAVED_AT or len(killed.losses) != STEPS - 1:
         return _Ranked(killed)
-    return _Ranked(killed, saved_at, trials.run(name, config))
+    return _Ranked(killed, saved_at, checks.run(name, config))
 
 
 def _row(row: Row, ranked: _Ranked, alone: dict[str, Outcome]) -> dict[str, Any]:
     killed, resumed, whole = ranked.killed, ranked.resumed, ranked.whole
-    found: dict[str, Any] = {"method": row[0], "parallel": row[1], "resumed_at": ranked.saved_at, **whole.measured()}
-    found |= {"wall_s": killed.seconds + resumed.seconds, "all_wall_s": [killed.seconds, resumed.seconds]}
+    shown: dict[str, Any] = {"method": row[0], "parallel": row[1], "resumed_at": ranked.saved_at, **whole.measured()}
+    shown |= {"wall_s": killed.seconds + resumed.seconds, "all_wall_s": [killed.seconds, resumed.seconds]}
     restarts = whole.restarts
     if restarts:
-        found |= {"kept": restarts[-1]["restart_kept"], "rounding": restarts[-1]["restart_rounding"]}
-        found |= {"restart_s": max(r["restart_s"] for r in restarts)}
+        shown |= {"kept": restarts[-1]["restart_kept"], "rounding": restarts[-1]["restart_rounding"]}
+        shown |= {"restart_s": max(r["restart_s"] for r in restarts)}
     if whole.losses:
-        found |= {"checked": len(restarts), "first_loss": whole.losses[0], "last_loss": whole.losses[-1]}
-    found |= _differences(ranked, alone)
+        shown |= {"checked": len(restarts), "first_loss": whole.losses[0], "last_loss": whole.losses[-1]}
+    shown |= _differences(ranked, alone)
     parts = {"on the ranks": resumed if ranked.saved_at else killed}
     parts |= {f"in one process ({name})": outcome for name, outcome in alone.items()}
     for part, outcome in parts.items():
         if outcome.status != "done" or len(outcome.losses) != STEPS:
             status = "not run" if outcome.status == "not run" else "failed"
-            return found | {"status": status, "last_words": f"{part}, {outcome.status}: {outcome.words}"}
+            return shown | {"status": status, "last_words": f"{part}, {outcome.status}: {outcome.words}"}
     right = ranked.saved_at == SAVED_AT and len(restarts) == (2 if row[0] in ("relora", "remora") else 0)
-    equal = max(found["from_one"], found["resumed"]) <= TOLERANCE and found["norm"] <= NORM_TOLERANCE
-    near = found.get("from_plain", 0.0) <= max(TOLERANCE, NOISE_TOLERANCE * found.get("noise", 0.0))
-    return found | {"status": "ok" if right and equal and near else "differs"}
+    equal = max(shown["from_one"], shown["resumed"]) <= TOLERANCE and shown["norm"] <= NORM_TOLERANCE
+    near = shown.get("from_plain", 0.0) <= max(TOLERANCE, NOISE_TOLERANCE * shown.get("noise", 0.0))
+    return shown | {"status": "ok" if right and equal and near else "differs"}
 
 
 def _differences(ranked: _Ranked, alone: dict[str, Outcome]) -> dict[str, float | None]:
-    """As far as the runs came; None where there is no step that both have."""
+    """Return the differences, as far as the runs came; None if there is no step that both have."""
     whole, one = ranked.whole, alone["one"]
     norms = [[row["grad_norm"] for row in outcome.rows if "loss" in row] for outcome in (whole, one)]
-    found = {
+    differences = {
         "from_one": _largest(whole.losses, one.losses),
         "norm": _largest([a / b for a, b in zip(*norms, strict=False)], [1.0] * STEPS),
     }
     if ranked.saved_at:
-        found["resumed"] = _largest(ranked.resumed.losses[SAVED_AT:], ranked.killed.losses[SAVED_AT:])
+        differences["resumed"] = _largest(ranked.resumed.losses[SAVED_AT:], ranked.killed.losses[SAVED_AT:])
     if "plain" in alone:
-        found["from_plain"] = _largest(whole.losses, alone["plain"].losses)
-        found["noise"] = _largest(alone["halved"].losses, alone["plain"].losses)
-    return found
+        differences["from_plain"] = _largest(whole.losses, alone["plain"].losses)
+        differences["noise"] = _largest(alone["halved"].losses, alone["plain"].losses)
+    return differences
 
 
 def _largest(some: list[float], others: list[float]) -> float | None:
-    """The largest difference, over the steps that both have."""
+    """Return the largest difference over the steps that both have."""
     return max((abs(a - b) for a, b in zip(some, others, strict=False)), default=None)
 
 

@@ -77,21 +77,24 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _measured(result: dict[str, Any]) -> dict[str, Any]:
-    """All of a result but what is known of its commit."""
+    """Return a result without what is known of its commit."""
     return result | {"source": result["source"]["fingerprint"]}
 
 
 def commits_by_fingerprint() -> dict[str, str]:
-    """Fingerprint -> the newest commit that has it: of what changes numbers, and of everything, as in benchmarks and in runs
-    of before 2026-11-28."""
+    """Return the newest commit of each fingerprint.
+
+    Fingerprints are those of what changes numbers, and those of everything, as in benchmarks and in runs before
+    2026-11-28.
+    """
     listed = subprocess.run(["git", "-C", str(ROOT), "log", "--format=%H"], capture_output=True, text=True, check=True)
-    found: dict[str, str] = {}
+    commits: dict[str, str] = {}
     for commit in listed.stdout.split():
         for files in (NUMBERS, EVERYTHING):
             fingerprint = fingerprint_of_commit(commit, files)
             if fingerprint is not None:
-                found.setdefault(fingerprint, commit)
-    return found
+                commits.setdefault(fingerprint, commit)
+    return commits
 
 
 if __name__ == "__main__":

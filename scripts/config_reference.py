@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import sys
 import textwrap
 from collections import defaultdict
@@ -37,8 +38,7 @@ official code, or us. Scales other than paper change some of them: [Deviations](
 SCALES = """# What the scales change
 
 Generated from the folders of `configs/task/` when this site is built. Each table holds what a scale sets for a task beyond
-the task's own file, which is scale paper: [configuration reference](configuration.md). Scale mid builds on lite if its file
-says so."""
+its file for scale paper, which the [configuration reference](configuration.md) shows. Scale mid builds on lite."""
 GROUPS: dict[str, type[BaseModel]] = {
     "task": schema.Task,
     "method": schema.Method,
@@ -46,12 +46,6 @@ GROUPS: dict[str, type[BaseModel]] = {
     "scale": schema.Scale,
 }
 GROUPS |= {"hardware": schema.Hardware, "tracker": schema.Tracker}
-ROOT_FIELDS = {
-    "r": "The LoRA rank, or the rank of the LoRA whose parameter count MoRA matches. `none` and `fft` take none.",
-    "lr": "Peak learning rate. Without it: the one that a search of this cell chose, else the middle of the grid; printed.",
-    "seed": "Seeds the initialisation of the adapter, the order of the data, and dropout.",
-}
-
 
 WORDS = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null", Any: "anything"}
 SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
@@ -70,16 +64,17 @@ def page() -> str:
     """Return the page as Markdown."""
     lines = [HEAD, "## Root", "", _row("field", "type", "meaning", "value"), "|---|---|---|---|"]
     defaults = {setting.path: setting.value for setting in _settings("")}
-    for name, text in ROOT_FIELDS.items():
-        field = schema.RunConfig.model_fields[name]
+    texts = field_texts(schema.RunConfig)
+    for name in ("r", "lr", "seed"):
+        field, text = schema.RunConfig.model_fields[name], texts[name]
         kind, value = _type(field.annotation, field.metadata), f"`{_plain(defaults.get(name))}`"
         lines.append(_row(f"`{name}`", kind, text, value))
     for group, section in GROUPS.items():
         values = defaultdict[str, list[_Setting]](list)
         for setting in _settings(group):
             values[setting.path].append(setting)
-        files = [path.stem for path in _files(group)]
-        lines += ["", f"## `{group}`", "", f"Files of `configs/{group}/`: {', '.join(f'`{f}`' for f in files)}."]
+        files = [_choice(path) for path in _files(group)]
+        lines += ["", f"## `{group}`", "", f"Choices of `configs/{group}/`: {', '.join(f'`{f}`' for f in files)}."]
         lines += _section(group, section, values, set())
     return "\n".join(lines) + "\n"
 
@@ -89,6 +84,8 @@ def scales_page() -> str:
     lines = [SCALES]
     for file in sorted((CONFIG_DIR / "task").glob("*/*.yaml")):
         scale, task = file.stem, file.parent.name
+        if scale == "paper":
+            continue
         lines += ["", f"## {task} at scale {scale}", "", "| field | value | source |", "|---|---|---|"]
         for setting in provenance.settings(file):
             cells = (f"`{setting.path}`", f"`{_plain(setting.value)}`", setting.source)
@@ -97,30 +94,37 @@ def scales_page() -> str:
 
 
 def _files(group: str) -> list[Path]:
-    """Return the files of a group of configs/; of none, the root file."""
-    return sorted((CONFIG_DIR / group).glob("*.yaml")) if group else [CONFIG_DIR / "config.yaml"]
+    """Return the files of a group of configs/, of tasks those of scale paper; of no group, the root file."""
+    if not group:
+        return [CONFIG_DIR / "config.yaml"]
+    return sorted((CONFIG_DIR / group).glob("*/paper.yaml" if group == "task" else "*.yaml"))
+
+
+def _choice(file: Path) -> str:
+    """Return the name under which a group has a file: of a task, its folder's."""
+    return file.parent.name if file.stem == "paper" and file.parent.parent.name == "task" else file.stem
 
 
 def _settings(group: str) -> Iterator[_Setting]:
     for path in _files(group):
         for setting in provenance.settings(path):
-            yield _Setting(setting.path.removeprefix("configs."), setting.value, setting.source, path.stem)
+            yield _Setting(setting.path.removeprefix("configs."), setting.value, setting.source, _choice(path))
 
 
 def _section(path: str, section: type[BaseModel], values: dict[str, list[_Setting]], seen: set[type]) -> list[str]:
     """Return the table of a section, then those of the sections in it."""
     seen.add(section)
-    texts, others = _field_texts(section), _files_of_another_kind(path, section, values)
+    texts, others = field_texts(section), _files_of_another_kind(path, section, values)
     meaning = ["meaning"] if any(texts.values()) else []
     lines = [*_prose(section), "", _row("field", "type", *meaning, "value"), "|---" * (3 + len(meaning)) + "|"]
     for name, field in section.model_fields.items():
         full = f"{path}.{name}"
         settings = [setting for setting in values.get(full, []) if setting.file not in others]
-        shown = "below" if _sections(field.annotation) else _values(field, settings)
+        shown = "below" if sections(field.annotation) else _values(field, settings)
         text = [texts.get(name, "")] if meaning else []
         lines.append(_row(f"`{full}`", _type(field.annotation, field.metadata), *text, shown))
     for name, field in section.model_fields.items():
-        for one in _sections(field.annotation):
+        for one in sections(field.annotation):
             if one not in seen:
                 lines += ["", f"### `{path}.{name}`: {one.__name__}"]
                 lines += _section(f"{path}.{name}", one, values, seen)
@@ -128,7 +132,7 @@ def _section(path: str, section: type[BaseModel], values: dict[str, list[_Settin
 
 
 def _files_of_another_kind(path: str, section: type[BaseModel], values: dict[str, list[_Setting]]) -> set[str]:
-    """Files that choose another section than this one for `path`, by its field `kind`."""
+    """Return the files that choose another section than this one for `path`, by its field `kind`."""
     kind = section.model_fields.get("kind")
     mine = get_args(kind.annotation) if kind else ()
     return {setting.file for setting in values.get(f"{path}.kind", []) if mine and setting.value not in mine}
@@ -140,21 +144,16 @@ def _prose(section: type[BaseModel]) -> list[str]:
     return ["", inspect.cleandoc(text)] if text else []
 
 
-def _field_texts(section: type[BaseModel]) -> dict[str, str]:
-    """Field -> its docstring (the string below it), or the comment on its line."""
-    source = textwrap.dedent(inspect.getsource(section))
-    lines, found, name = source.splitlines(), dict[str, str](), None
-    body = ast.parse(source).body[0]
+def field_texts(section: type[BaseModel]) -> dict[str, str]:
+    """Return the docstring of each field that has one: the string below it."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(section))).body[0]
     assert isinstance(body, ast.ClassDef)
-    for node in body.body:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            name = node.target.id
-            found[name] = _cell(lines[node.lineno - 1].partition("  # ")[2])
-        elif name and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            found[name], name = _cell(str(node.value.value)), None
-        else:
-            name = None
-    return found
+    texts = dict[str, str]()
+    for node, below in itertools.pairwise(body.body):
+        if isinstance(node, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+            assert isinstance(node.target, ast.Name)
+            texts[node.target.id] = _cell(str(below.value.value))
+    return texts
 
 
 def _values(field: FieldInfo, settings: list[_Setting]) -> str:
@@ -171,11 +170,11 @@ def _values(field: FieldInfo, settings: list[_Setting]) -> str:
     return "<br>".join(_cell(part) for part in parts)
 
 
-def _sections(annotation: Any) -> list[type[BaseModel]]:
+def sections(annotation: Any) -> list[type[BaseModel]]:
     """Return the sections in a type, in order."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return list(dict.fromkeys(section for part in get_args(annotation) for section in _sections(part)))
+    return list(dict.fromkeys(section for part in get_args(annotation) for section in sections(part)))
 
 
 def _type(annotation: Any, constraints: Sequence[Any] = ()) -> str:

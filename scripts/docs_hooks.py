@@ -22,12 +22,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]  # mkdocs loads this file by its path
 
 import config_reference  # noqa: E402
+import data_sets_reference  # noqa: E402
 
 DOCS = ROOT / "docs"
 MOUNT = "repository"  # the folder of the site that holds files from outside docs/
 GENERATED = {
     "reference/configuration.md": config_reference.page,
     "reference/scales.md": config_reference.scales_page,
+    "reference/data-sets.md": data_sets_reference.page,
 }
 COPIED = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 
@@ -94,7 +96,7 @@ def origin(uri: str) -> str:
 
 
 def site_path(target: str) -> str:
-    """Where a file of the repository is on the site."""
+    """Return the path of a repository file on the site."""
     for uri, name in COPIED.items():
         if target == name:
             return uri
@@ -107,7 +109,7 @@ def resolve(page: str, link: str) -> str:
 
 
 def exists(name: str) -> bool:
-    """Whether a path of the repository, or a dotted name of a module, a class, a function, or a method, exists."""
+    """Return whether a path of the repository, or a dotted name of a module, class, function or method, exists."""
     if "/" in name:
         return (ROOT / name).exists()
     parts = name.split(".")
@@ -124,9 +126,9 @@ def _defines(body: list[ast.stmt], names: list[str]) -> bool:
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == names[0]:
             return len(names) == 1 or _defines(node.body, names[1:])
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        found = {getattr(target, "id", None) for target in targets}
+        defined = {getattr(target, "id", None) for target in targets}
         if isinstance(node, ast.ImportFrom):
-            found |= {alias.asname or alias.name for alias in node.names}
-        if names[0] in found and len(names) == 1:
+            defined |= {alias.asname or alias.name for alias in node.names}
+        if names[0] in defined and len(names) == 1:
             return True
     return False

@@ -61,7 +61,7 @@ in layers of in x out features. "exact" means below 1e-5. LoRA of rank {r} has a
 
 
 def random_update(in_features: int, out_features: int, operator: Any, r: int, seed: int) -> nn.Module:
-    """A PEFT model of one Linear without bias, with a random normal M."""
+    """Return a PEFT model of one Linear without bias, with a random normal M."""
     base = nn.Sequential(nn.Linear(in_features, out_features, bias=False))
     model = get_peft_model(base, MoraConfig(r=r, target_modules=["0"], operator=operator, overflow="drop"))
     M = layer_of(model).get_parameter("mora_M.default.weight")
@@ -76,7 +76,7 @@ def layer_of(model: nn.Module) -> MoraLinear:
 
 @torch.no_grad()
 def relative_error(model: nn.Module, k: int) -> float:
-    """|dW - B A| / |dW| for PEFT's LoRA of rank k."""
+    """Return |dW - B A| / |dW| for PEFT's LoRA of rank k."""
     delta = layer_of(model).get_delta_weight("default").double()
     _, tensors = convert_to_lora(model, rank=k)
     A, B = (next(t for name, t in tensors.items() if f"lora_{part}" in name).double() for part in "AB")

@@ -63,37 +63,42 @@ def main() -> int:
 
 
 def needed(extras: list[str]) -> set[str]:
-    """Canonical names of what these extras of pyproject.toml need, and what that needs, as installed here.
+    """Return the canonical names of what these extras of pyproject.toml need, with all that needs, as installed here.
 
-    Raises: ValueError for an extra that there is not, or a package that is not installed.
+    Raises:
+        ValueError: There is no such extra, or a package is not installed.
     """
     optional = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     if unknown := [extra for extra in extras if extra not in optional]:
         raise ValueError(f"--extras {unknown[0]}: expected some of {', '.join(optional)}")
-    found: set[str] = set()
+    names: set[str] = set()
     open_ = [Requirement(text) for extra in extras for text in optional[extra]]
     while open_:
         requirement = open_.pop()
         name = canonicalize_name(requirement.name)
-        if name in found:
+        if name in names:
             continue
-        found.add(name)
+        names.add(name)
         try:
             more = [Requirement(text) for text in requires(name) or []]
         except PackageNotFoundError:
             raise ValueError(f"{name} is not installed here: make install") from None
         wanted = [{"extra": extra} for extra in (requirement.extras or {""})]
         open_ += [r for r in more if r.marker is None or any(r.marker.evaluate(one) for one in wanted)]
-    return found
+    return names
 
 
 def _wheels(folder: Path, options: argparse.Namespace) -> None:
-    """Raises: ValueError where a package has neither a wheel for that Python nor can be built as pure Python."""
+    """Collect the wheels.
+
+    Raises:
+        ValueError: A package has no wheel for that Python, and cannot be built as pure Python.
+    """
     folder.mkdir(parents=True)
     listed = options.has.read_text().splitlines() if options.has else []
     there = {str(canonicalize_name(line.split("==")[0])) for line in listed}
     lock = re.findall(r"^([\w.-]+)==([^\s;]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
-    pinned = {str(canonicalize_name(name)): found for name, found in lock}
+    pinned = {str(canonicalize_name(name)): version for name, version in lock}
     names = sorted(needed(options.extras) - there)
     wanted = [*(f"{name}=={pinned.get(name) or version(name)}" for name in names), *options.also]
     with ThreadPoolExecutor(8) as pool:
@@ -121,7 +126,11 @@ def _fetch(folder: Path, requirement: str, python: str) -> None:
 
 
 def _models(cache: Path, names: list[str]) -> None:
-    """Raises: ConfigError for a name that is none, and where a file cannot be had or is another."""
+    """Collect the models' files.
+
+    Raises:
+        ConfigError: A name is unknown, or a file cannot be had or has another digest.
+    """
     for name in names:
         model = known.named(name)
         if model is None or model.source != "gguf":
@@ -149,7 +158,7 @@ def _manifest(tree: Path) -> None:
 
 
 def _cut(tree: Path, out: Path, piece_bytes: int) -> dict[str, tuple[str, int]]:
-    """One tar, in pieces; what lay in `out` of an earlier bundle is removed first."""
+    """Cut the tree into one tar in pieces; what an earlier bundle left in `out` is removed first."""
     out.mkdir(parents=True, exist_ok=True)
     for old in [*out.glob("bundle.[0-9]*"), out / "pieces.json"]:
         old.unlink(missing_ok=True)
@@ -170,7 +179,7 @@ def _cut(tree: Path, out: Path, piece_bytes: int) -> dict[str, tuple[str, int]]:
 
 
 def _plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
-    """The same bytes whoever makes it, and when."""
+    """Return the entry with fixed metadata, so that the bytes depend neither on who makes it nor when."""
     entry.mtime, entry.uid, entry.gid, entry.uname, entry.gname = 0, 0, 0, "", ""
     entry.mode = 0o755 if entry.isdir() else 0o644
     return entry

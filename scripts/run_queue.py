@@ -10,7 +10,7 @@ the part that may start until everything above it has ended. `@experiment table1
 for all runs of these cells that are missing: searches, then what they choose, as they come.
 
 A run starts on the GPU with the most room, where the memory that like runs have taken (the peak in their results, their
-evaluation included, and 15 %) fits beside what already runs there, and where the driver reports it as free; a run like no
+evaluation included, and 10%) fits beside what already runs there, and where the driver reports it as free; a run like no
 other claims what the plan says of its training, or --unknown-gib. A run that fails is tried once more with twice the claim.
 A run that like runs could not end in the time left is not started, and where none is left that could, the queue ends.
 When the time is over every run is asked to save a checkpoint (MORA_OUTPUT_DIR) and ends.
@@ -52,7 +52,9 @@ GIB = 2**30
 POLL_S = 2.0
 SAVING_S = 60.0  # how long a run may take to save its checkpoint
 SETTLING_S = 25.0  # how long a run that has just started may not yet hold the memory it will hold
-MARGIN = 1.15  # of the memory of like runs
+MARGIN = 1.1  # of the memory that like runs held
+HELD = 1.33  # what a run holds over what it has allocated, where only that is known: 65 GiB for 49 was seen
+CONTEXT_GIB = 1.0  # CUDA's own
 CLAIM = re.compile(r"\[(\d+) GiB\]\s*")
 
 
@@ -74,7 +76,7 @@ class Job:
 
 
 class Earlier:
-    """What the committed results tell of runs like one: same task, model, method and rank."""
+    """The committed results of similar runs: of the same task, model, method and rank."""
 
     def __init__(self) -> None:
         self.peaks: dict[tuple, list[float]] = {}
@@ -85,21 +87,28 @@ class Earlier:
     def add(self, result: RunResult) -> None:
         kind = _kind(result.config)
         if result.peak_memory_bytes:
-            self.peaks.setdefault(kind, []).append(result.peak_memory_bytes / GIB)
+            held = result.hardware.get("reserved_memory_bytes") or HELD * result.peak_memory_bytes
+            self.peaks.setdefault(kind, []).append(held / GIB)
         if result.wall_s and result.last_step:
-            self.times.setdefault(kind, []).append((result.last_step, result.wall_s))
+            speed = result.speed or {"step_s": 0.0}
+            by_others = speed["step_s"] - speed.get("fastest_s", speed["step_s"])  # of those that shared its GPU
+            slowed_s = result.last_step * by_others
+            self.times.setdefault(kind, []).append((result.last_step, result.wall_s - slowed_s))
 
     def claim_gib(self, config: RunConfig, unknown_gib: float) -> float:
-        """Of like runs, else by the plan; `unknown_gib` where that does not know the model's shape."""
+        """Return the GiB that similar runs took, else the plan's; `unknown_gib` if that does not know the model's shape."""
         if peaks := self.peaks.get(_kind(config.model_dump(mode="json"))):
-            return max(peaks) * MARGIN + 1.0
+            return max(peaks) * MARGIN + CONTEXT_GIB
         try:
-            return memory(config, max_length(config), config.micro_batch_size).gpu / GIB * MARGIN + 2.0
+            return memory(config, max_length(config), config.micro_batch_size).gpu / GIB * MARGIN + CONTEXT_GIB
         except ValueError:
             return unknown_gib
 
     def expected_s(self, config: RunConfig) -> float | None:
-        """From the like runs nearest in steps, the fastest of them, as others shared their GPU; None where there is none."""
+        """Return the seconds of the similar runs nearest in steps, at their fastest; None if there are none.
+
+        The fastest of them counts, since others shared their GPU.
+        """
         times = self.times.get(_kind(config.model_dump(mode="json")))
         if not times or not config.knows_steps:
             return None
@@ -169,7 +178,7 @@ class Queue:
         return 0 if not left else 1
 
     def stop(self, why: str) -> None:
-        """Asks every run to save a checkpoint and end; nothing starts any more."""
+        """Ask every run to save a checkpoint and end, and start no more."""
         if self.stopping:
             return
         self.stopping = True
@@ -187,13 +196,13 @@ class Queue:
             print(f"run_queue.py: the journal is not written: {error}", file=sys.stderr, flush=True)
 
     def complain(self, error: Exception) -> None:
-        """Of what ends no queue, once."""
+        """Say once what is wrong and ends no queue."""
         if (text := one_line(error)) not in self._said:
             self._said.add(text)
             self.note(event="wrong", what=text)
 
     def _waiting(self) -> list[tuple[str, RunConfig]]:
-        """What may start now: not done, not running, not given up, and before the first @wait with open runs above it."""
+        """Return what may start now: not done, running or given up, and before the first @wait with open runs above it."""
         running = {run_id(job.config) for job in self.running}
         open_, before = [], False
         for line, config in self._lines():
@@ -210,7 +219,7 @@ class Queue:
         return open_
 
     def _lines(self) -> list[tuple[str, RunConfig | None]]:
-        """Of the file, read again where it has changed or a run has ended; as it was before while it is wrong or away."""
+        """Return the lines of the file, read again if it has changed or a run has ended; as before while it is wrong."""
         try:
             state = (self.options.queue.stat().st_mtime_ns, len(self.ended), sum(self.tries.values()))
             if state != self._read_at[0]:
@@ -237,12 +246,12 @@ class Queue:
                 return self.complain(error)
 
     def _too_long(self, config: RunConfig) -> bool:
-        """Whether runs like this one could not end in the time left."""
+        """Return whether runs like this one could not end in the time left."""
         expected = self.earlier.expected_s(config)
         return expected is not None and time.monotonic() + expected > self.ends + SAVING_S
 
     def _room(self, gpu: Gpu) -> float:
-        """GiB that nobody claims and, runs that have not yet taken theirs set aside, nobody uses."""
+        """Return the GiB that nobody claims and nobody uses, aside from runs that have not yet taken theirs."""
         jobs = [job for job in self.running if job.gpu is gpu]
         if len(jobs) >= self.options.jobs:
             return -1.0
@@ -252,8 +261,9 @@ class Queue:
 
     def _launch(self, line: str, config: RunConfig, gpu: Gpu, claim: float) -> None:
         output = open(self.options.out / f"{run_id(config)}.txt", "ab")  # noqa: SIM115 - the process keeps it
+        # As many as may come to share the GPU with it: by their speed, a run that others join is not one that was alone.
         beside = 1 + sum(job.gpu is gpu for job in self.running)
-        env = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu.index, "MORA_SIDE_BY_SIDE": str(beside)}
+        env = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu.index, "MORA_SIDE_BY_SIDE": str(self.options.jobs)}
         env.setdefault("OMP_NUM_THREADS", "2")
         command = [sys.executable, str(ROOT / "run.py"), *shlex.split(CLAIM.sub("", line))]
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, env=env)
@@ -281,7 +291,7 @@ class Queue:
                     self.ended[name] = "failed"
 
     def _keep(self, config: RunConfig) -> None:
-        """What the run took is known for the next one; its result is copied to DIR. Raises: DamagedFileError; OSError."""
+        """Remember what the run took, and copy its result to DIR. Raises DamagedFileError or OSError."""
         result = result_path(config)
         self.earlier.add(read(result))
         for path in (result, log_path(config), spectrum_path(config), documents_path(config)):
@@ -292,20 +302,20 @@ class Queue:
 
 
 def _read(path: Path) -> list[tuple[str, RunConfig | None]]:
-    """The runs of the file, None for @wait. Raises: ConfigError that names the line."""
-    found: list[tuple[str, RunConfig | None]] = []
+    """Return the runs of the file, None for @wait. Raises ConfigError that names the line."""
+    entries: list[tuple[str, RunConfig | None]] = []
     for number, text in enumerate(path.read_text().splitlines(), 1):
         line = text.split("#")[0].strip()
         try:
             if line == "@wait":
-                found.append((line, None))
+                entries.append((line, None))
             elif line.startswith("@experiment "):
-                found += [(one, _compose(one)) for one in _missing(*line.split()[1:])]
+                entries += [(one, _compose(one)) for one in _missing(*line.split()[1:])]
             elif line:
-                found.append((line, _compose(line)))
+                entries.append((line, _compose(line)))
         except (MoraError, FileNotFoundError, TypeError) as error:
             raise ConfigError(f"{path}, line {number}: {error}") from error
-    return found
+    return entries
 
 
 @cache
@@ -314,14 +324,14 @@ def _compose(line: str) -> RunConfig:
 
 
 def _missing(name: str, scale: str, *only: str) -> list[str]:
-    """A line a run of the experiment that is missing and can begin now. Raises: ConfigError, FileNotFoundError."""
-    rows = experiments.grids(experiments.load(name), cast(experiments.Scale, scale))
-    cells = experiments.only([cell for row in rows for cell in row], list(only))
+    """Return one line per missing run of the experiment that can start now. Raises ConfigError, FileNotFoundError."""
+    rows = experiments.cell_specs(experiments.load(name), cast(experiments.Scale, scale))
+    cells = experiments.filter_cells([cell for row in rows for cell in row], list(only))
     return [shlex.join(words) for words in commands.arguments(cells).values()]
 
 
 def read_gpus(wanted: list[str]) -> list[Gpu]:
-    """Those of `wanted`, or all; none where there is no driver."""
+    """Return the GPUs of `wanted`, or all; none without a driver."""
     rows = gpus.query("index", "memory.total", "memory.used", "utilization.gpu")
     return [
         Gpu(index, float(total) / 1024, float(used) / 1024, [float(busy)])

@@ -39,7 +39,7 @@ def main() -> int:
 
 
 def _checked_pieces(folder: Path) -> list[Path]:
-    """Raises: ValueError that names the first piece that is missing or another."""
+    """Check the pieces. Raises ValueError that names the first one that is missing or has another digest."""
     digests = json.loads((folder / "pieces.json").read_text())
     for name, digest in digests.items():
         if not (folder / name).is_file():
@@ -57,12 +57,12 @@ class _Joined:
         self._file = next(self._files)
 
     def read(self, size: int) -> bytes:
-        found = self._file.read(size)
-        while len(found) < size and (following := next(self._files, None)):
+        block = self._file.read(size)
+        while len(block) < size and (following := next(self._files, None)):
             self._file.close()
             self._file = following
-            found += self._file.read(size - len(found))
-        return found
+            block += self._file.read(size - len(block))
+        return block
 
 
 def _check_files(target: Path) -> None:

@@ -128,9 +128,9 @@ def trainer_for(method: str, folder: Path, *overrides: str, world: int = 1, stop
     return trainer, restart, watch
 
 
-def assert_as_the_suite(found, expected) -> None:
+def assert_as_the_suite(losses, expected) -> None:
     """Within what Adam makes of rounding; a step moves a weight by up to the learning rate, a hundred times as much."""
-    for step, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
+    for step, (ours, theirs) in enumerate(zip(losses, expected, strict=True)):
         for name, value in theirs.items():
             mine = torch.as_tensor(ours[name])
             torch.testing.assert_close(mine, value, rtol=0, atol=3e-5, msg=lambda m, s=step: f"step {s}: {m}")

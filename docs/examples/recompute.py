@@ -13,7 +13,7 @@ from scipy import stats
 RESULTS = Path(__file__).parents[2] / "results"
 
 # Over seeds: MoRA - LoRA at r=32 in Table 2, the mean over steps in points. As seeds are few, the variance of a seed's
-# difference is pooled over the contrasts of the table that are judged. An equality has the interval of 90 %.
+# difference is pooled over the contrasts of the table that are judged. An equality has the interval of 90%.
 table = pd.read_csv(RESULTS / "tables/table2-lite.csv", dtype=str, keep_default_na=False).query("operator == ''")
 cells = table.groupby(["method", "r"]).seeds.agg(" ".join)
 row = {key: np.array(seeds.split(), float).reshape(-1, 3).mean(0) for key, seeds in cells.items()}
@@ -33,8 +33,8 @@ print("documents: ReLoRA - LoRA, seed 1: [{:+.4f}, {:+.4f}] nats".format(*docume
 
 # Exact, of few right answers: LoRA r=32 - FFT on MATH-500; the limits of each share are combined by their squares.
 names = ("metamath-lora-r32-lr3e-3-s0-3cb893272c", "metamath-fft-lr1e-4-s0-2fa5bc9f68")
-found = [json.loads((RESULTS / f"outdated/validation_by_block/{name}.json").read_text())["metrics"] for name in names]
-right = [round(500 * metrics[max(metrics, key=int)]["metamath_math500.score"]) for metrics in found]
+scores = [json.loads((RESULTS / f"outdated/validation_by_block/{name}.json").read_text())["metrics"] for name in names]
+right = [round(500 * metrics[max(metrics, key=int)]["metamath_math500.score"]) for metrics in scores]
 (p, p_low, p_high), (q, q_low, q_high) = ((k / 500, *stats.binomtest(k, 500).proportion_ci()) for k in right)
 exact = 100 * (p - q - np.hypot(p - p_low, q_high - q)), 100 * (p - q + np.hypot(p_high - p, q - q_low))
 print("exact: LoRA - FFT, {} and {} of 500 right: [{:+.2f}, {:+.2f}] points".format(*right, *exact))

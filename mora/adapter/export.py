@@ -73,12 +73,12 @@ def conversion_errors(model: nn.Module, ranks: list[int], adapter: str = "defaul
             energy = torch.linalg.svdvals(module.fp32_delta_weight(adapter).double()).square()
             for rank in ranks:
                 squares[rank].append((energy[rank:].sum().item(), energy.sum().item()))
-    found = {}
+    errors = {}
     for rank, layers in squares.items():
-        lost, whole = (sum(values) for values in zip(*layers, strict=True))
+        lost, total = (sum(values) for values in zip(*layers, strict=True))
         worst = max((beyond / all_ for beyond, all_ in layers if all_), default=0.0)
-        found[rank] = ((lost / whole) ** 0.5 if whole else 0.0, worst**0.5)
-    return found
+        errors[rank] = ((lost / total) ** 0.5 if total else 0.0, worst**0.5)
+    return errors
 
 
 def export(adapter: str, output: str, to: str, rank: int | float | None = None, base: str | None = None) -> None:

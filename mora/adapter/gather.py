@@ -40,26 +40,26 @@ class Gather:
     group_larger: int = 0
     block_out: int = 0  # > 0: the output lies in blocks of this length, each in aligned(block) memory
     block_source: int = 0
-    turn: int = 0  # +1, -1: positions are turned by rotation, or back
+    rotation: int = 0  # +1, -1: positions are turned by rotation, or back
     interleaved: bool = False
 
     @property
     def plain_terms(self) -> int:
         """The first terms, whose positions are all within `limit` and need no modulus."""
-        if self.turn or self.group_size:
+        if self.rotation or self.group_size:
             return 0
         bound = min(self.limit, self.n_source, self.modulus or self.limit)
         last = (self.n_out - 1) * self.first + min(self.n_out - 1, self.larger)
-        whole = self.terms - (self.larger > 0)
+        full = self.terms - (self.larger > 0)
         if last >= bound:
             return 0
-        return min(whole, (bound - 1 - last) // self.stride + 1) if self.stride else whole
+        return min(full, (bound - 1 - last) // self.stride + 1) if self.stride else full
 
     @property
     def turned(self) -> int:
         """The positions that have an angle: whole blocks of the longer side."""
         R = self.block_out or self.block_source
-        return max(self.n_out, self.n_source) // R * R if self.turn else 0
+        return max(self.n_out, self.n_source) // R * R if self.rotation else 0
 
     @property
     def width(self) -> int:
@@ -135,7 +135,7 @@ def _blocks(op: Decouple) -> Maps:
     P, rounds = n_blocks * R, op.n_blocks_out * R
     circular = op.pad == "circular"
     wraps = circular and P > K
-    turn = int(isinstance(op, Rotation))
+    rotation = int(isinstance(op, Rotation))
     compress = Gather(P, K, P if circular else min(P, K), modulus=K if wraps else 0, block_out=R)
     adjoint = Gather(K, P, P, terms=1 + wraps, stride=K, block_source=R)
     if folds:
@@ -147,12 +147,14 @@ def _blocks(op: Decouple) -> Maps:
     interleaved = op.pairs == "interleaved"
     matrices = matrices_adjoint = None
     if K == D == P and R % ALIGNMENT == 0:
-        matrices = Gather(P, R, P, modulus=R, block_out=R, turn=-turn, interleaved=interleaved)
-        matrices_adjoint = Gather(R, P, P, terms=n_blocks, stride=R, block_source=R, turn=turn, interleaved=interleaved)
+        matrices = Gather(P, R, P, modulus=R, block_out=R, rotation=-rotation, interleaved=interleaved)
+        matrices_adjoint = Gather(
+            R, P, P, terms=n_blocks, stride=R, block_source=R, rotation=rotation, interleaved=interleaved
+        )
     return Maps(
-        compress=replace(compress, turn=turn, interleaved=interleaved),
+        compress=replace(compress, rotation=rotation, interleaved=interleaved),
         decompress=decompress,
-        compress_adjoint=replace(adjoint, turn=-turn, interleaved=interleaved),
+        compress_adjoint=replace(adjoint, rotation=-rotation, interleaved=interleaved),
         decompress_adjoint=decompress_adjoint,
         n_blocks=n_blocks,
         block_matrices=matrices,

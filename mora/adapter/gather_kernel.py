@@ -64,7 +64,7 @@ class _Launcher:
 
     def __init__(self, plan: Gather, device: torch.device, strides: tuple[int, int], p: float, few_rows: bool):
         self._table: tuple[Tensor, Tensor] | None = None
-        if plan.turn:
+        if plan.rotation:
             R = plan.block_out or plan.block_source
             self._table = rotation_table(plan.turned // R, R, device, torch.float32)
         self._constants = _constants(plan, drops=p > 0, tile=TILE // 8 if few_rows else TILE)
@@ -76,7 +76,7 @@ class _Launcher:
     def __call__(self, source: Tensor, out: Tensor, seed: Tensor, first_row: int) -> None:
         n_rows = out.shape[0]
         grid = (-(-n_rows // self._rows_a_program), self._columns, 1)
-        tensors = (source, out, *(self._table or (source, source)), seed)  # the table is not read without a turn
+        tensors = (source, out, *(self._table or (source, source)), seed)  # the table is not read without a rotation
         numbers = (n_rows, *self._strides, first_row, *self._drop)
         addresses = [tensor.data_ptr() for tensor in tensors]
         is_aligned = (addresses[0] | addresses[1] | addresses[4]) % 16 == 0
@@ -122,7 +122,7 @@ def _constants(plan: Gather, drops: bool, tile: int) -> dict[str, int]:
         "ALIGNED_OUT": aligned(plan.block_out),
         "BLOCK_SOURCE": plan.block_source,
         "ALIGNED_SOURCE": aligned(plan.block_source),
-        "TURN": plan.turn,
+        "TURN": plan.rotation,
         "TURNED": plan.turned,
         "INTERLEAVED": plan.interleaved,
         "DROPS_SOURCE": drops and plan.block_out > 0,

@@ -113,8 +113,8 @@ def adapted_linear(
 
         # Drawn on the device: torch.manual_seed, checkpointing and graph capture all govern it as they do nn.Dropout.
         drop = Dropout(dropout, torch.randint(-(2**63), 2**63 - 1, (1,), device=x.device))
-    found = _triton_maps(x, operator)
-    return _AdaptedLinear.apply(x, M, weight_KD, bias, operator, found, scaling, dtype or M.dtype, drop)
+    maps = _triton_maps(x, operator)
+    return _AdaptedLinear.apply(x, M, weight_KD, bias, operator, maps, scaling, dtype or M.dtype, drop)
 
 
 class _AdaptedLinear(torch.autograd.Function):
@@ -126,33 +126,33 @@ class _AdaptedLinear(torch.autograd.Function):
         weight_KD: Tensor | None,
         bias: Tensor | None,
         operator: Operator,
-        found: Maps | None,
+        maps: Maps | None,
         scaling: float,
         dtype: torch.dtype,
         dropout: Dropout | None,
     ) -> Tensor:
-        """found: the maps as kernels, None where they are torch code."""
+        """Return y. Without `maps`, the operator's kernels, it is computed by torch code."""
         x2 = x.reshape(-1, operator.in_features)
         y_dtype = dtype if weight_KD is None else _base_dtype(x)
         c = blocks = None
-        if found is None:
+        if maps is None:
             c = operator.compress(x2.to(dtype))
             y = operator.decompress(F.linear(c, _square(M, dtype, scaling))).to(y_dtype)
             is_smaller = c.numel() * c.itemsize < x.numel() * x.itemsize
             c = c.contiguous() if is_smaller else None  # truncation's is a view of x, which would be kept whole
         else:
             x2 = _with_contiguous_rows(x2)
-            blocks = found.block_matrices if dropout is None and x.dtype == dtype == y_dtype else None
+            blocks = maps.block_matrices if dropout is None and x.dtype == dtype == y_dtype else None
             if blocks is not None:
                 y = _forward_in_blocks(x2, M, operator, blocks, scaling)
             else:
-                c, y = _forward_triton(x2, M, operator, found, scaling, dtype, y_dtype, dropout)
+                c, y = _forward_triton(x2, M, operator, maps, scaling, dtype, y_dtype, dropout)
         if weight_KD is not None:
-            y = _plus_product(y, x2.to(y_dtype), weight_KD.to(y_dtype), in_place=found is not None)
+            y = _plus_product(y, x2.to(y_dtype), weight_KD.to(y_dtype), in_place=maps is not None)
             if bias is not None:
                 y += bias
         ctx.save_for_backward(x if c is None else c, M, weight_KD, dropout.seed if dropout else None)
-        ctx.keeps_c, ctx.maps, ctx.in_blocks = c is not None, found, blocks is not None
+        ctx.keeps_c, ctx.maps, ctx.in_blocks = c is not None, maps, blocks is not None
         ctx.operator, ctx.scaling, ctx.dtype = operator, scaling, dtype
         ctx.shape, ctx.x_dtype, ctx.dropout = x.shape, x.dtype, dropout and dropout.p
         # No view: autograd forbids in-place operations, an activation's say, on a view that a function of ours returns.
@@ -220,7 +220,7 @@ def _forward_triton(
     x: Tensor,
     M: Tensor,
     operator: Operator,
-    found: Maps,
+    maps: Maps,
     scaling: float,
     dtype: torch.dtype,
     y_dtype: torch.dtype,
@@ -229,18 +229,18 @@ def _forward_triton(
     """f_comp(x) where it is smaller than x, else None, and f_decomp(M f_comp(x)); x and what is returned have rows."""
     from .gather_kernel import run
 
-    side, rows, width = aligned(operator.r_hat), x.shape[0], found.compress.width
+    side, rows, width = aligned(operator.r_hat), x.shape[0], maps.compress.width
     M = _aligned_square(M, side, dtype, scaling)
     y = x.new_empty(rows, operator.out_features, dtype=y_dtype)
-    size = _rows_of_a_part(rows, width * dtype.itemsize, found.n_blocks)
+    size = _rows_of_a_part(rows, width * dtype.itemsize, maps.n_blocks)
     keeps_c = width * dtype.itemsize < x.shape[1] * x.itemsize
     c_all = x.new_empty(rows, width, dtype=dtype) if keeps_c else None
     c_parts = _parts(c_all, size) if c_all is not None else None
     for i, (x_part, y_part) in enumerate(zip(_parts(x, size), _parts(y, size), strict=True)):
         c = c_parts[i] if c_parts is not None else x.new_empty(x_part.shape[0], width, dtype=dtype)
-        run(found.compress, x_part, c, dropout, i * size)
+        run(maps.compress, x_part, c, dropout, i * size)
         z = F.linear(c.view(-1, side), M)
-        run(found.decompress, z.view(-1, width), y_part)
+        run(maps.decompress, z.view(-1, width), y_part)
     return c_all, y
 
 
@@ -249,23 +249,23 @@ def _backward_triton(
 ) -> tuple[Tensor | None, Tensor | None]:
     from .gather_kernel import Dropout, run
 
-    found, dtype, (needs_x, needs_M, *_) = ctx.maps, ctx.dtype, ctx.needs_input_grad
+    maps, dtype, (needs_x, needs_M, *_) = ctx.maps, ctx.dtype, ctx.needs_input_grad
     dropout = None if seed is None else Dropout(ctx.dropout, seed)
-    R, rows, width = ctx.operator.r_hat, g.shape[0], found.compress.width
+    R, rows, width = ctx.operator.r_hat, g.shape[0], maps.compress.width
     side = aligned(R)
     square = _aligned_square(M, side, dtype, ctx.scaling) if needs_x else M
-    size = _rows_of_a_part(rows, width * dtype.itemsize, found.n_blocks)
+    size = _rows_of_a_part(rows, width * dtype.itemsize, maps.n_blocks)
     dx = g.new_empty(rows, ctx.operator.in_features, dtype=x_dtype) if needs_x else None
     dx_parts = _parts(dx, size) if dx is not None else None
     dM: Tensor | None = None
     for i, (g_part, c) in enumerate(zip(_parts(g, size), _parts(x_or_c, size), strict=True)):
         shape = (g_part.shape[0], width)
-        dz = run(found.decompress_adjoint, g_part, g.new_empty(shape, dtype=dtype)).view(-1, side)
+        dz = run(maps.decompress_adjoint, g_part, g.new_empty(shape, dtype=dtype)).view(-1, side)
         if dx_parts is not None:
-            run(found.compress_adjoint, (dz @ square).view(shape), dx_parts[i], dropout, i * size)
+            run(maps.compress_adjoint, (dz @ square).view(shape), dx_parts[i], dropout, i * size)
         if needs_M:
             if not ctx.keeps_c:
-                c = run(found.compress, c, g.new_empty(shape, dtype=dtype), dropout, i * size)
+                c = run(maps.compress, c, g.new_empty(shape, dtype=dtype), dropout, i * size)
             term = _split_outer(dz, c.view(-1, side))
             dM = term if dM is None else dM.add_(term)
     if dM is not None:

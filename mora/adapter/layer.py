@@ -302,9 +302,9 @@ class MoraLinear(nn.Module, MoraLayer):
 
     def _add_to_base(self, adapter: str, sign: int, safe: bool) -> None:
         before = self.get_base_weight()
-        wide = torch.promote_types(before.dtype, torch.float32)
-        delta = sign * self.fp32_delta_weight(adapter).to(wide)
-        merged = (before.to(wide) + delta).to(before.dtype)
+        upcast = torch.promote_types(before.dtype, torch.float32)
+        delta = sign * self.fp32_delta_weight(adapter).to(upcast)
+        merged = (before.to(upcast) + delta).to(before.dtype)
         if safe and not torch.isfinite(merged).all():
             raise ValueError(f"the merged weight is not finite in {before.dtype}: adapter {adapter!r} holds bad values")
         if self.quantization_backend is None:
@@ -314,7 +314,7 @@ class MoraLinear(nn.Module, MoraLayer):
         else:
             before = before.clone()
             self.set_base_weight(merged)
-            error = self.get_base_weight().to(wide) - (before.to(wide) + delta)
+            error = self.get_base_weight().to(upcast) - (before.to(upcast) + delta)
             self.rounding[adapter] = (error.norm() / delta.norm()).item() if delta.any() else 0.0
             took = math.isfinite(self.rounding[adapter])
         if not took:

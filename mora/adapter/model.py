@@ -63,7 +63,7 @@ class MoraModel(BaseTuner):
                 else ("operator='sharing' or 'rotation' uses them")
             )
             _warn_once(
-                f"MoRA operator {config.operator} ignores {n} of {k} inputs ({100 * n / k:.0f} %) of {count} modules with "
+                f"MoRA operator {config.operator} ignores {n} of {k} inputs ({100 * n / k:.0f}%) of {count} modules with "
                 f"{d} outputs; {advice}."
             )
 
@@ -115,8 +115,8 @@ class MoraModel(BaseTuner):
     def _check_merge_allowed(self) -> None:
         """Untie adapted heads from the embedding, which must not take up the update."""
         bases: list[Any] = [layer.get_base_layer() for layer in _layers(self.model)]
-        own = {id(base) for base in bases}
-        others = [m for m in self.model.modules() if id(m) not in own]
+        base_ids = {id(base) for base in bases}
+        others = [m for m in self.model.modules() if id(m) not in base_ids]
         shared = {id(p) for module in others for p in module.parameters(recurse=False)}
         for base in bases:
             if id(base.weight) in shared:
@@ -187,15 +187,15 @@ def check_all_found(config: MoraConfig, model: nn.Module) -> None:
     names = [name for name, _ in model.named_modules()]
     if isinstance(targets, str):
         missing = []
-        asked = experts if targets.lower() == "all-linear" else [e for e in experts if re.fullmatch(targets, e)]
+        chosen = experts if targets.lower() == "all-linear" else [e for e in experts if re.fullmatch(targets, e)]
     else:
         missing = [t for t in sorted(targets or ()) if not any(f".{name}".endswith(f".{t}") for name in names)]
-        asked = experts if missing else [e for e in experts for t in targets or () if f".{e}".endswith(f".{t}")]
-    if asked:
+        chosen = experts if missing else [e for e in experts for t in targets or () if f".{e}".endswith(f".{t}")]
+    if chosen:
         raise ValueError(
-            f"target_modules={targets!r} asks for experts, which are parameters here ({asked[0]} and {len(asked) - 1} more) "
-            "and which MoRA does not adapt: name the linear modules alone, or leave the experts out on purpose with "
-            "exclude_modules='.*experts.*'"
+            f"target_modules={targets!r} asks for experts, which are parameters here ({chosen[0]} and "
+            f"{len(chosen) - 1} more), which MoRA does not adapt: name the linear modules alone, or leave the experts out "
+            "on purpose with exclude_modules='.*experts.*'"
         )
     if missing and len(missing) < len(targets or ()):
         warnings.warn(f"target_modules: no module is called {', '.join(missing)}", stacklevel=2)
@@ -203,14 +203,14 @@ def check_all_found(config: MoraConfig, model: nn.Module) -> None:
 
 def expert_parameters(model: nn.Module) -> list[str]:
     """Return the names of expert weights that no linear module holds."""
-    found = []
+    names = []
     for name, module in model.named_modules():
         if "expert" not in f"{name} {type(module).__qualname__}".lower() or isinstance(
             module, (nn.Linear, BaseTunerLayer)
         ):
             continue
-        found += [f"{name}.{p}" for p, value in module.named_parameters(recurse=False) if value.dim() >= 2]
-    return found
+        names += [f"{name}.{p}" for p, value in module.named_parameters(recurse=False) if value.dim() >= 2]
+    return names
 
 
 def _excluded(config: MoraConfig, name: str) -> bool:

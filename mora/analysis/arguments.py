@@ -20,7 +20,7 @@ def parse(arguments: list[str] | None = None, prog: str = "python -m mora.analys
     parser.add_argument("tuned", nargs="?", type=model, help="what it ended with")
     parser.add_argument("--run", type=Path, help="a run's folder instead of both")
     parser.add_argument("--out", type=Path, help="also write every module's measures to this JSON file")
-    parser.add_argument("--device", type=device, help="default: cuda where there is one")
+    parser.add_argument("--device", type=device, help="default: cuda if there is a GPU")
     args = parser.parse_args(arguments)
     if (args.run is None) == (args.tuned is None):
         parser.error("give BASE and TUNED, or --run RUN_DIR")

@@ -47,10 +47,11 @@ class Arm(NamedTuple):
 
 
 def arm(name: str, r: int, generator: Generator) -> Arm:
-    """An arm of the memory with 2 r D parameters, at the start: it adds nothing yet.
+    """Return an arm of the memory with 2 r D parameters, at the start, when it adds nothing yet.
 
-    "lora"; "lora_frozen_a", of rank 2 r, whose A stays as drawn; an operator of MoRA; "projections", a square M between
-    frozen Gaussian matrices; "tied_2r" and "tied_4r", a LoRA of two or four times the rank inside the groups of "sharing".
+    Arms are "lora"; "lora_frozen_a", of rank 2 r, whose A stays as drawn; an operator of MoRA; "projections", a square
+    M between frozen Gaussian matrices; "tied_2r" and "tied_4r", a LoRA of two or four times the rank inside the groups
+    of "sharing".
     """
     side = math.isqrt(2 * r * D)
     if name in ("lora", "lora_frozen_a"):
@@ -86,9 +87,10 @@ LABELS = {
 
 
 def remember(name: str, r: int, load: float, rate: float, seed: int) -> dict[str, Any]:
-    """Trains one arm with Adam on all keys at once, until KNOWN of them are right or STEPS are over.
+    """Train one arm with Adam on all keys at once, until KNOWN of them are right or STEPS are over.
 
-    Returns `steps`, the update after which KNOWN were right or None, and `accuracy`, of the last state.
+    Returns:
+        `steps`, the update after which KNOWN keys were right or None, and `accuracy`, of the last state.
     """
     generator = Generator().manual_seed(seed)
     n = round(load * 2 * r * D / math.log2(D))
@@ -111,16 +113,19 @@ def remember(name: str, r: int, load: float, rate: float, seed: int) -> dict[str
 
 
 def at_best_rate(name: str, r: int, load: float) -> dict[str, Any]:
-    """Every seed at the rate that is best on the first: fewest steps, then most keys. `edge`: of the rates tried."""
+    """Train every seed at the learning rate that is best on the first: fewest steps, then most keys.
+
+    `edge` tells whether that is the highest or the lowest rate tried.
+    """
     tried = {rate: remember(name, r, load, rate, SEEDS[0]) for rate in RATES}
     best = min(RATES, key=lambda rate: (tried[rate]["steps"] or math.inf, -tried[rate]["accuracy"]))
     runs = [tried[best], *(remember(name, r, load, best, seed) for seed in SEEDS[1:])]
-    found = {"arm": name, "r": r, "load": load, "lr": best, "edge": best in (RATES[0], RATES[-1])}
-    return found | {key: [run[key] for run in runs] for key in ("steps", "accuracy")}
+    result = {"arm": name, "r": r, "load": load, "lr": best, "edge": best in (RATES[0], RATES[-1])}
+    return result | {key: [run[key] for run in runs] for key in ("steps", "accuracy")}
 
 
 def teacher(rank: int | None, generator: Generator) -> Tensor:
-    """(D, D): of `rank` equal singular values, or (None) Gaussian."""
+    """Return a teacher (D, D) with `rank` equal singular values; None draws a Gaussian one."""
     if rank is None:
         return torch.randn(D, D, generator=generator)
     left, right = (torch.linalg.qr(torch.randn(D, rank, generator=generator))[0] for _ in range(2))
@@ -128,13 +133,13 @@ def teacher(rank: int | None, generator: Generator) -> Tensor:
 
 
 def lora_fit(target: Tensor, r: int) -> float:
-    """The share of a matrix's energy in its r largest singular values: what the best update of rank r reaches."""
+    """Return the share of a matrix's energy in its r largest singular values, which the best update of rank r reaches."""
     energy = torch.linalg.svdvals(target).square()
     return float(energy[:r].sum() / energy.sum())
 
 
 def mora_fit(target: Tensor, r: int, operator: str) -> float:
-    """The share of a matrix's energy in the span of delta_weight: what the best M reaches.
+    """Return the share of a matrix's energy in the span of delta_weight, which the best M reaches.
 
     `delta_weight` only copies M, every entry equally often, so its adjoint gives the projection, up to that number.
     """
@@ -147,13 +152,13 @@ def mora_fit(target: Tensor, r: int, operator: str) -> float:
 
 
 def fits(rank: int | None, seed: int) -> list[dict[str, Any]]:
-    """The best fit of every arm to one teacher."""
+    """Return the best fit of every arm to one teacher."""
     target = teacher(rank, Generator().manual_seed(seed))
-    found = []
+    rows = []
     for r in FIT_RANKS:
         shares = {"lora": lora_fit(target, r)} | {name: mora_fit(target, r, name) for name in OPERATORS}
-        found += [{"teacher": rank, "seed": seed, "r": r, "arm": name, "share": s} for name, s in shares.items()]
-    return found
+        rows += [{"teacher": rank, "seed": seed, "r": r, "arm": name, "share": s} for name, s in shares.items()]
+    return rows
 
 
 def measure() -> dict[str, Any]:
@@ -178,16 +183,16 @@ def main(arguments: list[str] | None = None) -> int:
 
     path = args.out / "capacity.json"
     if args.render and not path.is_file():
-        print(f"mora.analysis.capacity: {path} is not there: measure first, without --render", file=sys.stderr)
+        print(f"mora.analysis.capacity: {path} does not exist: measure first, without --render", file=sys.stderr)
         return 2
     if not args.render:
         torch.set_num_threads(1)
         measured = json.dumps(measure(), indent=1, sort_keys=True)
         args.out.mkdir(parents=True, exist_ok=True)
         replace_file(path, f"{measured}\n")
-    found = json.loads(path.read_text())
-    replace_file(path.with_suffix(".md"), table(found))
-    print(draw(found, path.with_suffix(".svg")))
+    result = json.loads(path.read_text())
+    replace_file(path.with_suffix(".md"), table(result))
+    print(draw(result, path.with_suffix(".svg")))
     return 0
 
 

@@ -29,7 +29,7 @@ SHIFT = 1.025  # arms side by side, by which each load is multiplied
 
 
 def draw(measured: dict[str, Any], path: Path) -> Path:
-    """Writes the SVG and returns its path."""
+    """Draw the SVG and return its path."""
     figure, axes = plt.subplot_mosaic(
         [["teacher", "steps 2", "steps 8"], ["legend", "accuracy 2", "accuracy 8"]],
         figsize=(15, 8),
@@ -52,15 +52,16 @@ def draw(measured: dict[str, Any], path: Path) -> Path:
 
 
 def table(measured: dict[str, Any]) -> str:
-    """The associative memory as Markdown: a line an arm and rank, a column a load."""
+    """Return the associative memory's results in Markdown: one line per arm and rank, one column per load."""
     rows = measured["associative_memory"]
     loads = list(dict.fromkeys(row["load"] for row in rows))
     lines = [
         "# Associative memory in one layer",
         "",
-        "Steps until 99 % of the keys are known, each seed, at the best rate of the first; where a seed did not get there, "
-        f"the share known after {measured['settings']['steps']} steps. `*`: the best rate is the highest or lowest tried. "
-        "Columns: bits to store a trainable parameter. [docs/capacity.md](../../docs/capacity.md) says what follows.",
+        "Steps until 99% of the keys are known, per seed, at the best learning rate of the first seed; if a seed never "
+        f"got there, the share known after {measured['settings']['steps']} steps. `*`: that rate is the highest or "
+        "lowest tried. Columns: bits to store per trainable parameter. [docs/capacity.md](../../docs/capacity.md) says what "
+        "follows.",
         "",
         f"| arm | r | {' | '.join(f'{load:g}' for load in loads)} |",
         "|" + "---|" * (2 + len(loads)),
@@ -73,12 +74,12 @@ def table(measured: dict[str, Any]) -> str:
 
 def _cell(row: dict[str, Any]) -> str:
     seeds = zip(row["steps"], row["accuracy"], strict=True)
-    shown = ", ".join(f"{100 * share:.0f} %" if steps is None else str(steps) for steps, share in seeds)
+    shown = ", ".join(f"{100 * share:.0f}%" if steps is None else str(steps) for steps, share in seeds)
     return f"{shown}{'*' if row['edge'] else ''}"
 
 
 def _teacher(ax: Axes, rows: list[dict[str, Any]]) -> None:
-    """The share of the teacher's energy against its rank; the Gaussian teacher at the right end."""
+    """Draw the share of the teacher's energy against its rank, with the Gaussian teacher at the right end."""
     ranks = list(dict.fromkeys(row["teacher"] for row in rows))
     for r, style in zip(sorted({row["r"] for row in rows}), (":", "--", "-"), strict=True):
         for name, colour in (("lora", COLOURS["lora"]), ("sharing", COLOURS["sharing"])):
@@ -96,12 +97,12 @@ def _teacher(ax: Axes, rows: list[dict[str, Any]]) -> None:
     ax.grid(alpha=0.3)
 
 
-def _steps(ax: Axes, rows: list[dict[str, Any]], most: int) -> None:
-    never = 1.5 * most
+def _steps(ax: Axes, rows: list[dict[str, Any]], max_steps: int) -> None:
+    never = 1.5 * max_steps
     ax.axhline(never, color="grey", lw=0.5)
     _arms(ax, rows, "steps", never)
-    ax.text(rows[0]["load"], 1.1 * never, f"not within {most} steps", color="grey", fontsize=8)
-    ax.set(ylabel="steps until 99 % of the keys are known", yscale="log", ylim=(0.8, 2.2 * most))
+    ax.text(rows[0]["load"], 1.1 * never, f"not within {max_steps} steps", color="grey", fontsize=8)
+    ax.set(ylabel="steps until 99% of the keys are known", yscale="log", ylim=(0.8, 2.2 * max_steps))
 
 
 def _accuracy(ax: Axes, rows: list[dict[str, Any]]) -> None:
@@ -110,11 +111,11 @@ def _accuracy(ax: Axes, rows: list[dict[str, Any]]) -> None:
 
 
 def _arms(ax: Axes, rows: list[dict[str, Any]], field: str, absent: float) -> None:
-    """A dot a seed, a line through the medians."""
+    """Draw one dot per seed, and a line through the medians."""
     for i, (name, label) in enumerate(LABELS.items()):
-        own = [row for row in rows if row["arm"] == name]
-        loads = [row["load"] * SHIFT ** (i - len(LABELS) / 2) for row in own]
-        values = [[absent if v is None else v for v in row[field]] for row in own]
+        of_arm = [row for row in rows if row["arm"] == name]
+        loads = [row["load"] * SHIFT ** (i - len(LABELS) / 2) for row in of_arm]
+        values = [[absent if v is None else v for v in row[field]] for row in of_arm]
         ax.plot(loads, [statistics.median(v) for v in values], color=COLOURS[name], lw=1.2, label=label)
         for load, seeds in zip(loads, values, strict=True):
             ax.plot([load] * len(seeds), seeds, ".", color=COLOURS[name], ms=5)

@@ -33,7 +33,10 @@ Weights = dict[str, Tensor]  # of linear modules but the head, (outputs, inputs)
 
 
 class Pair(NamedTuple):
-    """What is compared. `names`: of base and tuned. `run`: the id of the run that made the one from the other, if known."""
+    """Two models to compare.
+
+    `names` are those of base and tuned; `run` is the id of the run that made the one from the other, if known.
+    """
 
     names: tuple[str, str]
     base: Weights
@@ -41,14 +44,14 @@ class Pair(NamedTuple):
     run: str | None = None
 
     def facts(self) -> dict[str, Any]:
-        """Which models, and by which source they were compared."""
+        """Return the names of the models, and the source that compared them."""
         models = zip(("base", "tuned"), self.names, (self.base, self.tuned), strict=True)
         described = {key: {"name": name, "sha256": fingerprint(weights)} for key, name, weights in models}
         return {"run_id": self.run, "source": source.of_this_process(), **described}
 
 
 def fingerprint(weights: Weights) -> str:
-    """Over names, shapes, dtypes and bytes."""
+    """Return a digest of names, shapes, dtypes and bytes."""
     digest = hashlib.sha256()
     for name, weight in sorted(weights.items()):
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
@@ -57,26 +60,32 @@ def fingerprint(weights: Weights) -> str:
 
 
 def spectra(base: Weights, tuned: Weights, device: torch.device) -> dict[str, dict[str, float]]:
-    """Of every matrix that both have, by its name: `measures` of its delta W. Equal shapes are decomposed together, in fp32.
+    """Return the `measures` of delta W for every matrix that both models have, by its name.
 
-    Raises: ConfigError where the two have none in common, or shapes differ.
+    Matrices of equal shape are decomposed together, in fp32.
+
+    Raises:
+        ConfigError: The two have no matrix in common, or shapes differ.
     """
     names = [name for name in base if name in tuned]
     if not names:
         raise ModelError("BASE and TUNED have no linear module of one name in common: expected two of one architecture")
-    found: dict[str, dict[str, float]] = {}
+    counts: dict[str, dict[str, float]] = {}
     for batch in _by_shape(names, base, tuned):
         delta = torch.stack([tuned[name].float() - base[name].float() for name in batch]).to(device)
         values = torch.linalg.svdvals(delta).cpu()
         unused = (delta == 0).all(-2).sum(-1).cpu()
-        found |= {
+        counts |= {
             name: measures(s) | {"unused_inputs": int(n)} for name, s, n in zip(batch, values, unused, strict=True)
         }
-    return {name: found[name] for name in names}
+    return {name: counts[name] for name in names}
 
 
 def measures(singular_values: Tensor) -> dict[str, float]:
-    """`above_0.1`, `above_1pct` of the largest, `stable_rank` (squared Frobenius over squared spectral norm), `largest`."""
+    """Return `above_0.1`, `above_1pct` of the largest, `stable_rank` and `largest` of singular values.
+
+    The stable rank is the squared Frobenius norm over the squared spectral norm.
+    """
     s = singular_values.double()
     largest = float(s.max())
     return {
@@ -88,7 +97,7 @@ def measures(singular_values: Tensor) -> dict[str, float]:
 
 
 def by_kind(modules: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Means over the layers of each kind of module (q_proj, ...)."""
+    """Return the means over the layers of each kind of module (q_proj, ...)."""
     paths = {name: tuple(p for p in name.removesuffix(".weight").split(".") if not p.isdigit()) for name in modules}
     groups: dict[str, list[dict[str, float]]] = defaultdict(list)
     for name, values in modules.items():
@@ -100,7 +109,7 @@ def by_kind(modules: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]
 
 
 def _by_shape(names: list[str], base: Weights, tuned: Weights, at_once: int = 2**26) -> Iterator[list[str]]:
-    """Names in batches of one shape, each of at most `at_once` numbers."""
+    """Yield the names in batches of one shape, each of at most `at_once` numbers."""
     shapes: dict[torch.Size, list[str]] = defaultdict(list)
     for name in names:
         if base[name].shape != tuned[name].shape:
@@ -112,7 +121,7 @@ def _by_shape(names: list[str], base: Weights, tuned: Weights, at_once: int = 2*
 
 
 def of_run(folder: Path) -> Pair:
-    """A run's folder: its merged model where it has written one, else its adapter. Raises: ConfigError."""
+    """Load a run's base and its merged model, if it has written one, else its adapter. Raises ConfigError."""
     config, tuned = load_run(folder), _trained(folder)
     base, _ = load_model(config.model, config.scale.precision)
     names = (config.model.name, f"{run_id(config)}/{tuned.name}")
@@ -120,23 +129,23 @@ def of_run(folder: Path) -> Pair:
 
 
 def of_models(base: str, tuned: str) -> Pair:
-    """Two models, or a model and an adapter, by name. Raises: ConfigError."""
+    """Load two models, or a model and an adapter, by name. Raises ConfigError."""
     loaded = load_weights(base, "fp32")
     return Pair((base, tuned), _weights(loaded), _tuned_weights(tuned, loaded))
 
 
 def _trained(folder: Path) -> Path:
-    """What a run has saved in its folder."""
+    """Return the folder of the weights that the run has saved."""
     if not (folder / "config.yaml").is_file():
         raise ConfigError(f"{folder} has no config.yaml: expected a folder that run.py made")
     tuned = next((folder / part for part in ("model", "adapter") if (folder / part).is_dir()), None)
     if tuned is None:
-        raise ConfigError(f"{folder} holds neither model/ nor adapter/: the run has not ended well, or trained nothing")
+        raise ConfigError(f"{folder} holds neither model/ nor adapter/: the run has not finished, or trained nothing")
     return tuned
 
 
 def _tuned_weights(name: str, base: PreTrainedModel) -> Weights:
-    """Weights of a checkpoint, or of a copy of `base` with the adapter in folder `name` merged in fp32."""
+    """Return the weights of a checkpoint, or of a copy of `base` with the adapter in folder `name` merged in fp32."""
     if not (Path(name) / "adapter_config.json").is_file():
         return _weights(load_weights(name, "fp32"))
     try:
@@ -148,7 +157,7 @@ def _tuned_weights(name: str, base: PreTrainedModel) -> Weights:
 
 
 def _weights(model: PreTrainedModel) -> Weights:
-    """GPT-2's Conv1D keeps its weight the other way round."""
+    """Return the linear weights (out, in) by name; GPT-2's Conv1D keeps its weight the other way round."""
     head = model.get_output_embeddings()
     modules = {f"{name}.weight": m for name, m in model.named_modules() if m is not head}
     linear = {name: m.weight.detach() for name, m in modules.items() if isinstance(m, nn.Linear)}
@@ -157,7 +166,7 @@ def _weights(model: PreTrainedModel) -> Weights:
 
 def _table(kinds: dict[str, dict[str, float]]) -> str:
     width = max(map(len, kinds))
-    head = f"{'':{width}} {'above 0.1':>10} {'above 1 %':>10} {'stable rank':>12} {'largest':>9} {'unused inputs':>14}"
+    head = f"{'':{width}} {'above 0.1':>10} {'above 1%':>10} {'stable rank':>12} {'largest':>9} {'unused inputs':>14}"
     rows = [
         f"{kind:{width}} {k['above_0.1']:10.1f} {k['above_1pct']:10.1f} {k['stable_rank']:12.2f} {k['largest']:9.3f} "
         f"{k['unused_inputs']:14.1f}"
@@ -187,7 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
         _trained(args.run)  # first: nothing is waited for or written in a folder that is no run's
         with locked(args.run):  # its worker takes that lock too
             if args.out is not None and args.out.is_file():
-                print(f"{args.out} is there already: remove it, and it is measured again")
+                print(f"{args.out} exists already: remove it to measure again")
             else:
                 _measure(of_run(args.run), where, args.out)
     except MoraError as error:

@@ -1,4 +1,4 @@
-"""`python -m mora.bench WHAT`: what methods, training, evaluation cost on the GPU it finds, and the plan beside it."""
+"""`python -m mora.bench WHAT`: the cost of methods, training and evaluation on this GPU, and the plan beside it."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _evaluation(smoke: bool, device: torch.device) -> dict[str, Any]:
 
 
 def _plan(device: torch.device, smoke: bool, only: str, folder: Path | None) -> None:
-    """Case by case into one file, named after `only`; a second call of the same source goes on where it stopped."""
+    """Measure case by case into one file, named after `only`; a second call of the same source resumes there."""
     circumstances = _circumstances(device)
     words = [word for word in ("plan", "smoke" if smoke else "", only) if word]
     with tempfile.TemporaryDirectory() as scratch:

@@ -50,7 +50,7 @@ SMOKE = Plan("tiny", 8, 4, 4, (2, 4), median=12, rounds=1)
 
 
 def compare(plan: Plan, device: torch.device) -> dict[str, Any]:
-    """A row for each kind of request, backend and batch size."""
+    """Return one row per kind of request, backend and batch size."""
     model, tokenizer = endless(plan.shape, device)
     rows = []
     for what, requests, unit in (
@@ -66,7 +66,7 @@ def compare(plan: Plan, device: torch.device) -> dict[str, Any]:
 
 
 def endless(shape: str, device: torch.device) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """Random weights that never write the end of a text, and a tokenizer of words."""
+    """Return a model with random weights that never ends a text, and a tokenizer of words."""
     model = build_base(shape, device, torch.bfloat16 if device.type == "cuda" else torch.float32).eval()
     model.config.use_cache = True
     model.lm_head.weight[: len(SPECIAL)] = 0  # some word has more than 0
@@ -74,7 +74,7 @@ def endless(shape: str, device: torch.device) -> tuple[LlamaForCausalLM, PreTrai
 
 
 def word_tokenizer(size: int) -> PreTrainedTokenizerFast:
-    """`size` words w0, w1, ...; the first are special."""
+    """Return a tokenizer of `size` words w0, w1, ..., the first of which are special."""
     words = [*SPECIAL, *(f"w{i}" for i in range(len(SPECIAL), size))]
     tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
@@ -122,7 +122,7 @@ def _asking(what: str, backend: HFLM, requests: list[Instance]) -> Callable[[], 
 def _row(
     what: str, who: str, size: int, unit: int, plan: Plan, ask: Callable[[], Any], device: torch.device
 ) -> dict[str, Any]:
-    """`seconds` of every round, tokenising included; `unit`: the questions or new tokens of one."""
+    """Measure `seconds` in every round, tokenising included. `unit`: the questions or new tokens of one round."""
     row: dict[str, Any] = {
         "what": what,
         "who": who,

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from mora.adapter import MoraConfig
-from mora.config.schema import Train
+from mora.config.train_schema import Train
 from mora.data.batches import Batches
 from mora.data.samples import IGNORE, Sample
 from mora.models.fused import use_fused_layers
@@ -59,7 +59,7 @@ def samples(plan: Plan) -> list[list[int]]:
 
 
 def compare(plan: Plan, device: torch.device) -> dict[str, Any]:
-    """One row for each opponent and micro batch; a run that does not fit is a row that says so."""
+    """Return one row per opponent and micro batch, also for runs that do not fit."""
     data, rows = samples(plan), []
     for size in plan.hf_micro_batches:
         rows.append(_row("HF Trainer, PEFT LoRA r=8", size, lambda size=size: _hugging_face(plan, data, size, device)))
@@ -115,7 +115,10 @@ class _Clock:
 
 
 def _hugging_face(plan: Plan, data: list[list[int]], size: int, device: torch.device) -> float:
-    """Dynamic padding, batches of near lengths, bf16 autocast, SDPA, fused AdamW: what its documentation advises."""
+    """Measure the setup that Hugging Face's documentation advises.
+
+    That is dynamic padding, batches of near lengths, bf16 autocast, SDPA and fused AdamW.
+    """
     base = build_base(plan.shape, device, torch.bfloat16)
     model = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"))
     known = {field.name for field in dataclasses.fields(TrainingArguments)}
@@ -156,7 +159,7 @@ def _hugging_face(plan: Plan, data: list[list[int]], size: int, device: torch.de
 
 
 def _ours(plan: Plan, data: list[list[int]], micro_tokens: int, device: torch.device) -> float:
-    """What a run does with hardware.micro_batch_tokens: bf16, fp32 masters, fused layers, loss in chunks."""
+    """Measure a run with hardware.micro_batch_tokens: bf16, fp32 masters, fused layers, loss in chunks."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     base = build_base(plan.shape, device, dtype)
     if device.type == "cuda":
@@ -165,8 +168,8 @@ def _ours(plan: Plan, data: list[list[int]], micro_tokens: int, device: torch.de
     model: nn.Module = get_peft_model(base, config).train()
     train = Train(global_batch_size=plan.global_batch_size, **TRAIN)  # type: ignore[arg-type]
     engine = TorchEngine(model, train, dtype)
-    whole = [Sample(ids, list(ids)) for ids in data]
-    batches = Batches(whole, 0, plan.global_batch_size, 1, seed=0, micro_batch_tokens=micro_tokens)
+    samples = [Sample(ids, list(ids)) for ids in data]
+    batches = Batches(samples, 0, plan.global_batch_size, 1, seed=0, micro_batch_tokens=micro_tokens)
     clock = _Clock(plan.warm_up_steps, device)
     for step in range(len(data) // plan.global_batch_size):
         loss_tokens = batches.loss_tokens(step)

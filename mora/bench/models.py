@@ -1,4 +1,4 @@
-"""What is measured: model shapes with random weights, and the methods put on them."""
+"""The models of the benchmarks: known shapes with random weights, and the methods applied to them."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ class Case:
 
 
 def build_base(shape: str, device: torch.device, dtype: torch.dtype) -> LlamaForCausalLM:
-    """`build` of that shape, with room for long sequences."""
+    """Build a Llama of that shape, with room for long sequences."""
     return build(SHAPES[shape] | {"max_position_embeddings": 8192}, device, dtype)
 
 
 def build(architecture: dict[str, Any], device: torch.device, dtype: torch.dtype) -> LlamaForCausalLM:
-    """A frozen Llama in training mode, with random weights made on the device. Keys are those of LlamaConfig."""
+    """Build a frozen Llama in training mode, with random weights drawn on the device. Keys are those of LlamaConfig."""
     torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -84,12 +84,12 @@ def build(architecture: dict[str, Any], device: torch.device, dtype: torch.dtype
 
 
 def twin_of(base: LlamaForCausalLM) -> LlamaForCausalLM:
-    """A model of its own that shares every weight of `base`."""
+    """Return another model that shares every weight of `base`."""
     return copy.deepcopy(base, {id(t): t for t in [*base.parameters(), *base.buffers()]})
 
 
 def with_method(base: LlamaForCausalLM, case: Case) -> nn.Module:
-    """A model of its own that shares every weight of `base`, with random adapters: zeros may run faster than real values."""
+    """Return another model that shares every weight of `base`, with random adapters: zeros may run faster."""
     twin = twin_of(base)
     if case.checkpointed:
         checkpoint_layers(twin)
@@ -113,7 +113,7 @@ def with_method(base: LlamaForCausalLM, case: Case) -> nn.Module:
 
 
 def weights_of(shape: str) -> int:
-    """Weights of all linear modules of a shape, the head included."""
+    """Return the weights of all linear modules of a shape, the head included."""
     s = SHAPES[shape]
     keys = s["hidden_size"] * s["num_key_value_heads"] // s["num_attention_heads"]
     layer = 2 * s["hidden_size"] * (s["hidden_size"] + keys) + 3 * s["hidden_size"] * s["intermediate_size"]

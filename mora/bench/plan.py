@@ -35,7 +35,7 @@ UNSTEADY = "unsteady: the CPU or another program held the GPU up"
 
 @dataclass(frozen=True)
 class Case:
-    """A run by its overrides, and a step of it: `micro_batches` of `batch_size` sequences of `length` tokens."""
+    """A run, given by its overrides, and its step: `micro_batches` of `batch_size` sequences of `length` tokens."""
 
     name: str
     overrides: tuple[str, ...]
@@ -47,18 +47,19 @@ class Case:
         return compose(self.all_overrides())
 
     def all_overrides(self) -> list[str]:
-        whole = self.batch_size * self.micro_batches
+        sequences = self.batch_size * self.micro_batches
         return [
             *self.overrides,
             f"hardware.micro_batch_size={self.batch_size}",
-            f"task.train.global_batch_size={whole}",
+            f"task.train.global_batch_size={sequences}",
         ]
 
 
 def cases(smoke: bool) -> Iterator[Case]:
-    """Small models first: what fails on the large one loses nothing. Steps of small models are CUDA graphs, as in runs.
+    """Yield the cases, small models first, so that a failure of the large one loses nothing.
 
-    Those of the large one have no graph, and so many tokens that the GPU takes longer for them than the CPU for launches.
+    Steps of small models are CUDA graphs, as in runs. Those of the large one have no graph, and enough tokens that the
+    GPU takes longer for them than the CPU for launches.
     """
     if smoke:
         for method in ("lora", "mora"):
@@ -106,13 +107,15 @@ def _case(
 
 
 def measure(device: torch.device, path: Path, circumstances: dict[str, Any], smoke: bool, only: str) -> dict[str, Any]:
-    """Every case whose name holds `only`, written to `path` as soon as it is done. What is written there of the same source
-    stays and is not measured again; a case that failed is tried again."""
+    """Measure every case whose name holds `only`, and write it to `path` as soon as it is done.
+
+    Cases already measured by the same source stay; a case that failed is tried again.
+    """
     result: dict[str, Any] = {"kind": "plan", "rows": []} | circumstances
     if path.is_file():
-        found = json.loads(path.read_text())
-        if found["source"]["fingerprint"] == circumstances["source"]["fingerprint"]:
-            result = found
+        earlier = json.loads(path.read_text())
+        if earlier["source"]["fingerprint"] == circumstances["source"]["fingerprint"]:
+            result = earlier
     done = {row["name"] for row in result["rows"] if "error" not in row}
     bases: dict[str, LlamaForCausalLM] = {}
     for case in cases(smoke):
@@ -150,7 +153,7 @@ def _measured(case: Case, device: torch.device, bases: dict[str, LlamaForCausalL
 
 
 def _steps(case: Case, config: RunConfig, device: torch.device, bases: dict[str, LlamaForCausalLM]) -> dict[str, Any]:
-    """Steps of the engine that a run would have, on random tokens."""
+    """Take steps of the engine that a run would have, on random tokens."""
     dtype = DTYPES[config.scale.precision]
     if config.model.name not in bases:
         bases.clear()  # one model at a time
@@ -189,7 +192,7 @@ def _steps(case: Case, config: RunConfig, device: torch.device, bases: dict[str,
 
 
 def _idle_in_graphs() -> int:
-    """Bytes that the graphs' own pools keep for their replays beyond what tensors hold: nobody else can have them."""
+    """Return the bytes that the graphs' own pools keep for replays beyond what tensors hold, which nobody else can use."""
     segments = torch.cuda.memory_snapshot()
     return sum(s["total_size"] - s["allocated_size"] for s in segments if tuple(s["segment_pool_id"]) != (0, 0))
 
@@ -202,8 +205,8 @@ def _step(engine: Engine, batches: list[Batch], case: Case) -> None:
 
 
 def _architecture(config: RunConfig, length: int) -> dict[str, Any]:
-    found = config.model.architecture or config.model.shape or {}
-    return {"max_position_embeddings": max(length, 1024)} | found
+    shape = config.model.architecture or config.model.shape or {}
+    return {"max_position_embeddings": max(length, 1024)} | shape
 
 
 def _vocabulary(config: RunConfig) -> int:
@@ -212,14 +215,14 @@ def _vocabulary(config: RunConfig) -> int:
 
 @torch.no_grad()
 def _no_zeros(model: nn.Module) -> None:
-    """Products with zeros may run faster than with real values."""
+    """Replace zeros: products with them may run faster than with real values."""
     for p in model.parameters():
         if p.requires_grad and not p.any():
             p.normal_(std=0.01)
 
 
 class Prediction(NamedTuple):
-    """What the plan says of a case: bytes at the peak; seconds a step from the speed of the others, and of which."""
+    """The plan's prediction for a case: peak bytes, seconds per step from the speed of others, and the source of that."""
 
     peak_bytes: float
     step_s: float | None
@@ -227,12 +230,12 @@ class Prediction(NamedTuple):
 
 
 def predict(row: dict[str, Any]) -> Prediction:
-    """From the description of the case and the other cases alone. No seconds where nothing like it was measured."""
+    """Predict a case from its description and the other cases alone. No seconds if nothing like it was measured."""
     config = compose(row["overrides"])
     peak = memory.memory(config, row["length"], row["batch_size"], fused=row["fused"]).gpu
-    rate = speed.rate_of(config, row["length"], row["batch_size"], without=row["name"])
+    time = speed.token_time(config, row["length"], row["batch_size"], without=row["name"])
     tokens = row["micro_batches"] * row["batch_size"] * row["length"]
-    return Prediction(peak, rate.seconds * tokens if rate.measured else None, rate.source)
+    return Prediction(peak, time.seconds_per_token * tokens if time.measured else None, time.source)
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ BARS = {("rotation", 8): (1.00, 1.00), ("sharing", 8): (0.95, 0.85), ("sharing",
 
 
 def render() -> Path:
-    """Raises: SystemExit where the page has lost its markers."""
+    """Write the tables into docs/performance.md. Raises SystemExit if the page has lost its markers."""
     page = PAGE.read_text()
     if page.count(BEGIN) != 1 or page.count(END) != 1:
         raise SystemExit(f"{PAGE.name}: expected the lines {BEGIN!r} and {END!r} once each")
@@ -35,7 +35,7 @@ def render() -> Path:
 
 
 def tables(result: dict[str, Any]) -> str:
-    """One file of results as Markdown."""
+    """Return one file of results as Markdown."""
     hardware, packages = result["hardware"], result["packages"]
     where = f"{hardware['device']}, {', '.join(f'{name} {version}' for name, version in packages.items())}"
     made = f"commit {(result['source']['commit'] or 'unknown')[:10]}{', changed' if result['source']['dirty'] else ''}"
@@ -52,7 +52,7 @@ def tables(result: dict[str, Any]) -> str:
 
 
 def _table(head: str, rows: Iterable[list[str]]) -> str:
-    """Rows that end early, with the error of what was not measured, are filled up."""
+    """Return a table. Rows that end early, with the error of what was not measured, are filled up."""
     columns = head.count("|") - 1
     lines = [f"| {' | '.join(row)} |{' |' * (columns - len(row))}" for row in rows]
     return "\n".join([head, "|" + "---|" * columns, *lines])
@@ -103,7 +103,7 @@ def _verdict(scenario: dict[str, Any], case: dict[str, Any], time: float | None,
 
 def _loop_table(result: dict[str, Any]) -> str:
     data, peak = result["data"], result["hardware"]["product_tflops"]
-    flop = 4 * weights_of(result["shape"])  # a real token; without attention, which is 1 % at these lengths
+    flop = 4 * weights_of(result["shape"])  # a real token; without attention, which is 1% at these lengths
     opponents = [row["tokens_per_s"] for row in result["rows"] if row["who"].startswith("HF") and "error" not in row]
     best = max(opponents, default=None)
 
@@ -123,7 +123,7 @@ def _loop_table(result: dict[str, Any]) -> str:
 
 
 def _evaluation_table(result: dict[str, Any]) -> str:
-    """Rates of the median round; the ratio is to the opponent's best batch."""
+    """Return the rates of the median round; the ratio is to the opponent's best batch."""
     data = result["data"]
 
     def cells(row: dict[str, Any]) -> list[str]:
@@ -146,15 +146,19 @@ def _evaluation_table(result: dict[str, Any]) -> str:
 
 
 def _plan_table(result: dict[str, Any]) -> str:
-    """Differences above 15 % are bold. Steps that were not steady show from which to which."""
+    """Return the plan beside measured steps, differences above 15% in bold, and the range of unsteady steps."""
 
     def cells(row: dict[str, Any]) -> list[str]:
         if "error" in row:
             return [row["name"], row["error"]]
-        said, seconds = plan.predict(row), statistics.median(row["step_s"])
-        memory = [_gib(row["peak_bytes"], 2), _gib(said.peak_bytes, 2), _off(said.peak_bytes, row["peak_bytes"])]
-        predicted = f"{said.step_s:.4f}" if said.step_s else ""
-        time = [f"{seconds:.4f}{_unsteady(row['step_s'])}", predicted, _off(said.step_s, seconds)]
+        prediction, seconds = plan.predict(row), statistics.median(row["step_s"])
+        memory = [
+            _gib(row["peak_bytes"], 2),
+            _gib(prediction.peak_bytes, 2),
+            _off(prediction.peak_bytes, row["peak_bytes"]),
+        ]
+        predicted = f"{prediction.step_s:.4f}" if prediction.step_s else ""
+        time = [f"{seconds:.4f}{_unsteady(row['step_s'])}", predicted, _off(prediction.step_s, seconds)]
         return [row["name"], *memory, *time]
 
     head = (

@@ -18,9 +18,10 @@ from .models import SHAPES, Case, build_base, trainable_parameters, weights_of, 
 
 WARM_UP = 3
 
-FLOOR = Case("floor")
+SIDE = 8192  # of the large product, whose speed is the peak
+FROZEN_BASE = Case("floor")
 BAR = (  # the cases of the bars, each beside the LoRA of its r
-    FLOOR,
+    FROZEN_BASE,
     Case("lora", 8),
     Case("mora", 8, "rotation"),
     Case("mora", 8, "sharing"),
@@ -52,7 +53,10 @@ class Scenario:
 
 
 def scenarios(extent: str) -> list[Scenario]:
-    """ "smoke" (CPU, seconds), "quick" (the bars, minutes), "small" (the bars of models up to 1.5B, a minute) or "full"."""
+    """Return the scenarios of "smoke" (CPU, seconds), "quick" (the bars, minutes), "small" or "full".
+
+    "small" has the bars of models up to 1.5B and takes a minute.
+    """
     if extent == "smoke":
         return [
             Scenario(
@@ -60,7 +64,7 @@ def scenarios(extent: str) -> list[Scenario]:
                 2,
                 32,
                 (
-                    FLOOR,
+                    FROZEN_BASE,
                     Case("lora", 2),
                     Case("mora", 2, "rotation"),
                     Case("mora", 2, "sharing"),
@@ -86,12 +90,12 @@ def scenarios(extent: str) -> list[Scenario]:
         Scenario("llama2_7b", 32, 256, BAR),
         Scenario("llama2_7b", 2, 4096, BAR),
         Scenario("llama_1b3", 8, 1024, BAR),
-        Scenario("llama2_7b", 8, 1024, (FLOOR, *ranks)),
+        Scenario("llama2_7b", 8, 1024, (FROZEN_BASE, *ranks)),
     ]
 
 
 def measure(scenario: Scenario, device: torch.device, rounds: int) -> dict[str, Any]:
-    """Milliseconds of every round and activation bytes of every case; "out of memory" where a case did not fit."""
+    """Return each case's milliseconds of every round and activation bytes, or "out of memory" if it did not fit."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     base = build_base(scenario.shape, device, dtype)
     tokens = torch.randint(SHAPES[scenario.shape]["vocab_size"], (scenario.batch_size, scenario.length), device=device)
@@ -124,23 +128,26 @@ def measure(scenario: Scenario, device: torch.device, rounds: int) -> dict[str, 
 
 
 def model_flop(scenario: Scenario) -> int:
-    """Of the frozen model's forward and input gradient: 4 a weight and token, and causal attention 6 L H T^2 a sequence."""
+    """Return the FLOP of the frozen model's forward and input gradient.
+
+    These are 4 per weight and token, and 6 L H T^2 per sequence for causal attention.
+    """
     shape, tokens = SHAPES[scenario.shape], scenario.batch_size * scenario.length
     attention = 6 * shape["num_hidden_layers"] * shape["hidden_size"] * scenario.length**2 * scenario.batch_size
     return 4 * weights_of(scenario.shape) * tokens + attention
 
 
-def product_tflops(device: torch.device, side: int = 8192) -> float | None:
-    """What a large bf16 product reaches on this GPU: the peak that utilisation is given of. None without a GPU."""
+def product_tflops(device: torch.device) -> float | None:
+    """Return the TFLOP/s of a large bf16 product, the peak behind utilisation; None without a GPU."""
     if device.type != "cuda":
         return None
-    a, b = torch.randn(2, side, side, device=device, dtype=torch.bfloat16)
+    a, b = torch.randn(2, SIDE, SIDE, device=device, dtype=torch.bfloat16)
     ms = statistics.median(milliseconds(lambda: torch.mm(a, b), device) for _ in range(20))
-    return round(2 * side**3 / ms / 1e9, 1)
+    return round(2 * SIDE**3 / ms / 1e9, 1)
 
 
 def _step(model: nn.Module, tokens: Tensor, case: Case) -> Callable[[], None]:
-    """Forward and backward on fixed tokens. Without adapters the gradient goes to the embeddings, so that there is one."""
+    """Return a forward and backward pass on fixed tokens. Without adapters the gradient goes to the embeddings."""
     embeddings = model.get_input_embeddings()  # type: ignore[operator]
 
     def step() -> None:
@@ -158,7 +165,7 @@ def _step(model: nn.Module, tokens: Tensor, case: Case) -> Callable[[], None]:
 
 
 def _peak_of(step: Callable[[], None], device: torch.device) -> int | None:
-    """Bytes at the peak above what was there before: activations and gradients."""
+    """Return the peak bytes above what was allocated before: activations and gradients."""
     if device.type != "cuda":
         step()
         return None
@@ -171,7 +178,7 @@ def _peak_of(step: Callable[[], None], device: torch.device) -> int | None:
 
 
 def milliseconds(step: Callable[[], Any], device: torch.device) -> float:
-    """Of one call, on the device's own clock."""
+    """Return the milliseconds of one call, on the device's own clock."""
     if device.type != "cuda":
         start = time.perf_counter()
         step()

@@ -1,1 +1,1 @@
-"""What the check scripts share: runs that a machine is tried with, and what came of them."""
+"""Shared code of the check scripts: runs that try out a machine, and their outcomes."""

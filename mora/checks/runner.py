@@ -21,7 +21,7 @@ from mora.config import RunConfig
 from mora.errors import ConfigError
 from mora.io import replace_file
 from mora.results import RunResult
-from mora.suite.gpus import Places, visible
+from mora.suite.gpus import GpuSlots, visible
 from mora.suite.launch import launch
 from mora.suite.result import result_of
 from mora.train import log
@@ -64,8 +64,10 @@ class Outcome:
         return [row for row in self.rows if "restart" in row]
 
     def measured(self) -> dict[str, Any]:
-        """The run's speed, peak_gib, wall_s, and launch_s, the part of it before and after the worker's own time: Python's
-        imports, torchrun, the ranks joining. As far as the run came."""
+        """Return the run's speed, peak_gib, wall_s and launch_s, as far as it came.
+
+        launch_s is the time before and after the worker's own: Python's imports, torchrun, the ranks joining.
+        """
         if self.result is None:
             return {"peak_gib": None, "wall_s": self.seconds}
         peak, wall_s = self.result.peak_memory_bytes, self.result.wall_s
@@ -83,18 +85,18 @@ class CheckRunner:
     def __init__(self, folder: Path, jobs: int, ranks: int, gpus: list[str], limit_s: float, run_limit_s: float):
         self.folder, self.run_limit_s, self.gpus = folder, run_limit_s, gpus
         self.deadline = time.monotonic() + limit_s
-        self.pool, self.places = ThreadPoolExecutor(jobs), Places(jobs, gpus)
+        self.pool, self.slots = ThreadPoolExecutor(jobs), GpuSlots(jobs, gpus)
         threads = max(1, (os.cpu_count() or 1) // (jobs * ranks))
         self.env = QUIET | {"MORA_SIDE_BY_SIDE": str(jobs), "OMP_NUM_THREADS": str(threads)}
 
     def on(self, i: int) -> dict[str, str]:
-        """The environment of a run that sees the i-th GPU alone, counted round."""
+        """Return the environment of a run that sees only the i-th GPU, counted round."""
         return {"CUDA_VISIBLE_DEVICES": self.gpus[i % len(self.gpus)]} if self.gpus else {}
 
     def run(
-        self, name: str, config: RunConfig, place: dict[str, str] | None = None, kill_at: str | None = None
+        self, name: str, config: RunConfig, gpu_env: dict[str, str] | None = None, kill_at: str | None = None
     ) -> Outcome:
-        """From its last checkpoint, where one of that name was run before. `place`: of `on` or of `places`."""
+        """Run or resume the worker of `config` in the folder `name`. `gpu_env`: from `on` or `slots.take`."""
         started, folder = time.monotonic(), self.folder / name
 
         def left_s() -> float:
@@ -105,7 +107,7 @@ class CheckRunner:
         folder.mkdir(parents=True, exist_ok=True)
         scale = config.scale.model_copy(update={"results_dir": str(folder / "results")})
         config = config.model_copy(update={"scale": scale})
-        env = self.env | (place or {})
+        env = self.env | (gpu_env or {})
         if kill_at:
             env["MORA_KILL_AT"] = kill_at
         with open(folder / "output.txt", "a") as output:
@@ -117,26 +119,26 @@ class CheckRunner:
         return Outcome(code, seconds, log.read(folder / "log.jsonl"), result_of(config), words)
 
     def stop(self) -> None:
-        """From now on the time is over."""
+        """Kill running trials and start no more."""
         self.deadline = 0.0
 
     def close(self) -> None:
-        """Nothing that was started goes on."""
+        """End everything that was started."""
         self.stop()
         self.pool.shutdown(cancel_futures=True)
 
     def latest_step(self, name: str) -> int:
-        """The step of the newest checkpoint; 0 where there is none."""
+        """Return the step of the newest checkpoint; 0 if there is none."""
         steps = sorted((self.folder / name / "checkpoints").glob("step_*"))
         return int(steps[-1].name.removeprefix("step_")) if steps else 0
 
     def remove(self, name: str) -> None:
-        """What the run left on the disk."""
+        """Remove the run's files."""
         shutil.rmtree(self.folder / name, ignore_errors=True)
 
 
 def last_words(output: str) -> str:
-    """The end of what a run printed, before torchrun's own account of a rank that died."""
+    """Return the end of a run's output, before torchrun's own account of a rank that died."""
     lines = output.split("\n")
     died = next((i for i, line in enumerate(lines) if "failed (exitcode" in line), len(lines))
     lines = [line.rstrip().split("\r")[-1] for line in lines[:died]]
@@ -161,8 +163,8 @@ class Table:
             print("    " + row["last_words"].replace("\n", "\n    "), flush=True)
         if self.out is not None:
             self.out.mkdir(parents=True, exist_ok=True)
-            whole = {"name": self.name, **self.facts, "rows": self.rows}
-            replace_file(self.out / f"{self.name}.json", json.dumps(whole, indent=1) + "\n")
+            contents = {"name": self.name, **self.facts, "rows": self.rows}
+            replace_file(self.out / f"{self.name}.json", json.dumps(contents, indent=1) + "\n")
             replace_file(self.out / f"{self.name}.md", self._markdown())
 
     def _line(self, row: dict[str, Any]) -> str:
@@ -183,10 +185,11 @@ class Table:
 
 
 @contextmanager
-def start_trials(options: argparse.Namespace) -> Iterator[CheckRunner]:
-    """By the options of `add_options`, in a folder that is removed afterwards: in memory where there is room.
+def started_checks(options: argparse.Namespace) -> Iterator[CheckRunner]:
+    """Context manager: a runner for the options of `add_options`, in a folder that is removed afterwards.
 
-    SIGTERM and Ctrl-C end the trials' time, so that the table is completed with what was not run.
+    The folder is in memory if there is room. SIGTERM and Ctrl-C end the trials' time, so that the table is completed
+    with what was not run.
     """
     chosen, shared = options.scratch, Path("/dev/shm")
     if chosen is None and shared.is_dir() and shutil.disk_usage(shared).free >= ROOM:
@@ -195,19 +198,19 @@ def start_trials(options: argparse.Namespace) -> Iterator[CheckRunner]:
         free = [f"{path} {shutil.disk_usage(path).free / GIB:.1f} GiB free" for path in (folder, shared)]
         python = f"Python {sys.version.split()[0]}{', told to write no bytecode' if sys.dont_write_bytecode else ''}"
         print(f"{', '.join(free)}; {os.cpu_count()} cores; {python}", flush=True)
-        found = visible()[: options.ranks] if options.device == "cuda" else []
-        trials = CheckRunner(Path(folder), options.jobs, options.ranks, found, options.limit_s, options.run_limit_s)
+        gpus = visible()[: options.ranks] if options.device == "cuda" else []
+        checks = CheckRunner(Path(folder), options.jobs, options.ranks, gpus, options.limit_s, options.run_limit_s)
         for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(name) != signal.SIG_IGN:  # nohup
-                signal.signal(name, lambda *_: trials.stop())
+                signal.signal(name, lambda *_: checks.stop())
         try:
-            yield trials
+            yield checks
         finally:
-            trials.close()
+            checks.close()
 
 
 def add_options(parser: argparse.ArgumentParser, jobs: int, limit_s: float, run_limit_s: float) -> None:
-    """What every check can be told; with its defaults."""
+    """Add the options that every check has, with their defaults."""
     parser.add_argument("--ranks", type=int, default=2, help="GPUs, or ranks on the CPU")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
     parser.add_argument("--jobs", type=int, default=jobs, help="runs side by side")
@@ -222,16 +225,17 @@ def add_options(parser: argparse.ArgumentParser, jobs: int, limit_s: float, run_
 
 
 def gpus(wanted: int, config: RunConfig) -> dict[str, Any]:
-    """What GPUs there are. Makes the checkpoint of a packaged model once, before all runs want it.
+    """Return the GPUs. Makes the checkpoint of a packaged model once, before all runs need it.
 
-    Raises: ConfigError where there are fewer than `wanted`, or the package is missing.
+    Raises:
+        ConfigError: There are fewer GPUs than `wanted`, or the package is missing.
     """
     import torch
 
     from mora.models.tokenizers import load_tokenizer
 
-    found = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    if len(found) < wanted:
-        raise ConfigError(f"--ranks {wanted}: torch sees {len(found)} GPUs; take fewer, or --device cpu")
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    if len(devices) < wanted:
+        raise ConfigError(f"--ranks {wanted}: torch sees {len(devices)} GPUs; take fewer, or --device cpu")
     load_tokenizer(config.model)
-    return {"gpus": found, "torch": torch.__version__}
+    return {"gpus": devices, "torch": torch.__version__}

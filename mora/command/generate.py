@@ -1,4 +1,4 @@
-"""What a model answers to a prompt. The prompt goes in as it stands: a run knows the form that it was trained on."""
+"""Answers of a model to prompts. A prompt goes in unchanged: a run knows the form that it was trained on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def parse(arguments: list[str] | None = None, prog: str = "mora generate") -> ar
     parser.add_argument("--temperature", type=float, default=0.0, help="0, the default: the likeliest token each time")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn at a temperature above 0")
     parser.add_argument("--precision", choices=["bf16", "fp32"], help="default: bf16 on a GPU, fp32 on a CPU")
-    parser.add_argument("--device", type=device, help="default: cuda where there is one")
+    parser.add_argument("--device", type=device, help="default: cuda if there is a GPU")
     options = parser.parse_args(arguments)
     if "" in options.prompt:
         parser.error("prompt '': expected a text")
@@ -44,12 +44,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def answers(options: argparse.Namespace) -> list[str]:
-    """One a prompt, without the prompt. An adapter is merged into its base first.
+    """Return one answer per prompt, without the prompt. An adapter is merged into its base first.
 
-    Raises: ConfigError where the model cannot be loaded, or a prompt is empty.
+    Raises:
+        ConfigError: The model cannot be loaded, or a prompt is empty.
     """
-    found = trained.find(options.run)
-    if found is None and named(options.run) is None and (reason := refused(options.run)):
+    folder = trained.find(options.run)
+    if folder is None and named(options.run) is None and (reason := refused(options.run)):
         raise trained.unknown(options.run) if reason.endswith("model") else ConfigError(reason)
     import torch
 
@@ -60,7 +61,7 @@ def answers(options: argparse.Namespace) -> list[str]:
     quiet()
     where = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     precision = options.precision or ("fp32" if torch.device(where).type == "cpu" else "bf16")
-    model, tokenizer = load_any(options.run if found is None else str(found), precision)
+    model, tokenizer = load_any(options.run if folder is None else str(folder), precision)
     model = model.to(where).eval()
     torch.manual_seed(options.seed)
     sampling = {"do_sample": True, "temperature": options.temperature} if options.temperature else {"do_sample": False}
@@ -72,12 +73,12 @@ def answers(options: argparse.Namespace) -> list[str]:
         if not ids:
             raise ConfigError(f"prompt {prompt!r}: expected a text with at least one token")
         given = torch.tensor([ids], device=where)
-        made = model.generate(
+        output = model.generate(
             given,
             attention_mask=torch.ones_like(given),
             max_new_tokens=options.max_tokens,
             pad_token_id=pad_id(tokenizer),
             **sampling,
         )
-        written.append(tokenizer.decode(made[0, len(ids) :], skip_special_tokens=True))
+        written.append(tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True))
     return written

@@ -1,4 +1,4 @@
-"""A run's adapter, merged into its base: a checkpoint that needs neither PEFT nor mora."""
+"""Merge a run's adapter into its base: a checkpoint that needs neither PEFT nor mora."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def merge(options: argparse.Namespace) -> Path:
-    """Adds in fp32, rounds once, writes weights and tokenizer. Returns their folder, whole or not there.
+    """Merge in fp32, round once, write weights and tokenizer, and return their folder, complete or absent.
 
-    Raises: ConfigError where there is no adapter, its base cannot be loaded, or something is in the way.
+    Raises:
+        ConfigError: There is no adapter, its base cannot be loaded, or the output exists.
     """
     folder = trained.find(options.run)
     if folder is None:
@@ -41,7 +42,7 @@ def merge(options: argparse.Namespace) -> Path:
         raise ConfigError(f"{folder} is a whole model already: the run changed more than an adapter")
     output: Path = options.output or folder.parent / "merged"
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"{output} is there already: remove it, or give another folder")
+        raise ConfigError(f"{output} exists already: remove it, or give another folder")
     from mora.models.load import load_any
     from mora.train.says import quiet
 

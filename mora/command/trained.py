@@ -1,4 +1,4 @@
-"""Where the model of a run lies. No torch."""
+"""The place of a run's model. No torch."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ PARTS = {"model": "config.json", "adapter": "adapter_config.json"}  # of a run's
 
 
 def find(name: str) -> Path | None:
-    """The folder of a model or adapter: of a run, by its id or folder, or that folder itself; None of what is none of these.
+    """Return the folder of a model or adapter, named by a run's id or folder, or by itself; None if it is none of these.
 
     A run that changed more than its adapter left the whole model, which is then meant.
-    Raises: ConfigError where it is the folder of a run that has left nothing.
+
+    Raises:
+        ConfigError: It is the folder of a run that has left nothing.
     """
     for folder in (output_dir() / name, Path(name)):
         if (folder / "config.yaml").is_file():
             left = [folder / part for part, file in PARTS.items() if (folder / part / file).is_file()]
             if not left:
                 raise ConfigError(
-                    f"{folder} holds neither adapter/ nor model/: the run has not ended, or trained nothing"
+                    f"{folder} holds neither adapter/ nor model/: the run has not finished, or trained nothing"
                 )
             return left[0]
     folder = Path(name)
@@ -32,7 +34,7 @@ def find(name: str) -> Path | None:
 
 
 def unknown(name: str) -> ConfigError:
-    """That it is no run, and which may have been meant."""
+    """Return an error that names what may have been meant instead of this unknown run."""
     runs = sorted(path.parent.name for path in output_dir().glob("*/config.yaml"))
     near = get_close_matches(name, runs, 3, 0.5) or runs[:3]
     there = (
@@ -48,11 +50,11 @@ def is_adapter(folder: Path) -> bool:
 
 
 def precision(folder: Path) -> str:
-    """Of the run that left it there; fp32 where no run did."""
+    """Return the precision of the run that left the folder; fp32 if no run did."""
     config = folder.parent / "config.yaml"
     return str(read_yaml(config)["scale"]["precision"]) if config.is_file() else "fp32"
 
 
 def base(folder: Path) -> str:
-    """The base that an adapter's folder names."""
+    """Return the base that an adapter's folder names."""
     return str(json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path"))

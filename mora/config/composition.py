@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mora.errors import ConfigError
 from mora.io import cache_dir, replace_file
 
-from .hydra_compose import hydra_line, validate
+from .hydra_compose import composed, hydra_line, validate
 from .schema import RunConfig
 from .source import CONFIG_DIR
 
@@ -117,12 +117,7 @@ def _base(groups: tuple[str, ...], method: str) -> Base:
 
 @cache
 def _of_groups(groups: tuple[str, ...], method: str = "method=none") -> DictConfig:
-    import hydra
-    from hydra.core.global_hydra import GlobalHydra
-
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return hydra.compose("config", overrides=[*groups, method])
+    return composed([*groups, method])
 
 
 @lru_cache(maxsize=1024)

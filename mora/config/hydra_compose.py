@@ -23,6 +23,12 @@ from .load import load
 from .schema import RunConfig
 from .source import CONFIG_DIR
 
+NAMES = {  # of what a choice has brought along: by another it would stand in another's tables, or have another's run id
+    "method.name": "method",
+    "scale.name": "scale",
+    "task.name": "task",
+    "task.data.kind": "task",
+}
 OF_ONE_GRID = ("task", "method", "r", "scale", "model")  # what a grid of rates depends on
 
 
@@ -42,11 +48,14 @@ OmegaConf.register_new_resolver("lr_grid", _lr_grid, replace=True)
 
 
 def check_sweep(arguments: Sequence[str]) -> None:
-    """What Hydra would do wrongly, or refuse obscurely. Its defaults list is made before a task that is swept over is known;
-    and it takes one list of rates for everything: `sweep=` goes with one value each of OF_ONE_GRID. Every run of a multirun
-    is composed here, so that a wrong value is found before the first one starts.
+    """Refuse what Hydra would do wrongly, or refuse obscurely.
 
-    Raises: ConfigError.
+    A task and a scale choose a file before anything is swept over, so each call has one of both. Hydra takes one list of
+    rates for everything, so `sweep=` goes with one value each of OF_ONE_GRID. Every run of a multirun is composed here, so
+    that a wrong value is found before the first one starts.
+
+    Raises:
+        ConfigError: If the arguments are no runs.
     """
     overrides = _check_form(arguments)
     rates = any(argument.startswith("sweep=") for argument in arguments)
@@ -59,9 +68,10 @@ def check_sweep(arguments: Sequence[str]) -> None:
                 f"{override.input_line}: expected one value beside sweep=, whose rates depend on it; "
                 "give one task, method, r and scale a call"
             )
-        if override.key_or_group == "task" and override.is_sweep_override():
+        if override.key_or_group in ("task", "scale") and override.is_sweep_override():
             raise ConfigError(
-                f"{override.input_line}: expected one task a call; several methods, ranks and seeds may be given"
+                f"{override.input_line}: expected one {override.key_or_group} a call; several methods, ranks and seeds may "
+                "be given"
             )
     if {"-m", "--multirun"} & {*arguments}:
         of_runs = [override for override in overrides if not override.key_or_group.startswith("hydra")]
@@ -118,14 +128,16 @@ def _blank(before: str) -> str:
 
 
 def parse_override(argument: str) -> Override:
-    """Raises: ConfigError for what Hydra's grammar has not, or a group's choice that is no name."""
+    """Raises: ConfigError for what Hydra's grammar has not, a choice that is no name, or a name that is another choice's."""
     try:
         (override,) = OverridesParser.create().parse_overrides([argument])
         value = override.value()
     except (HydraException, ValueError, RecursionError) as error:  # of Hydra; a number of thousands of digits; brackets
-        said = one_line(str(error).split("See https://hydra.cc/docs/")[0])
+        message = one_line(str(error).split("See https://hydra.cc/docs/")[0])
+        if "=~" in argument:
+            raise ConfigError(f"{short(argument)}: ~ stays as it is here: write $HOME, or the whole path") from error
         raise ConfigError(
-            f"{short(argument)}: cannot be read ({said:.80}): brackets, braces and quotes that open must close, and the "
+            f"{short(argument)}: cannot be read ({message:.80}): brackets, braces and quotes that open must close, and the "
             "whole setting stands between quotes: 'KEY=[A, B]'"
         ) from error
     group = override.key_or_group
@@ -133,6 +145,11 @@ def parse_override(argument: str) -> Override:
     named = named or (value is None and override.is_delete())
     if group in _groups() and not named:
         raise ConfigError(f"{short(argument)}: expected a name; there are {', '.join(hints.choices(group))}")
+    if of := NAMES.get(group):
+        raise ConfigError(
+            f"{short(argument)}: it comes with the {of}, another is {of}=NAME; one of your own is added to "
+            f"configs/{of}, with its own name"
+        )
     return override
 
 
@@ -148,12 +165,44 @@ def compose(overrides: Sequence[str]) -> RunConfig:
     """
     for text in overrides:
         parse_override(text)
-    GlobalHydra.instance().clear()
     try:
-        with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            return validate(hydra.compose("config", overrides=list(overrides)))
+        return validate(composed(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(hydra_line(error)) from error
+
+
+def composed(overrides: Sequence[str]) -> DictConfig:
+    """Return what Hydra composes of configs/ and these settings, not resolved.
+
+    Raises:
+        ConfigError: If there is no such task, or the task has no such scale.
+        HydraException: If Hydra refuses another of them.
+    """
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return hydra.compose("config", overrides=with_task_file(overrides))
+
+
+def with_task_file(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments as Hydra finds their files: `task=NAME` as `task=NAME/SCALE`, a file of the task's folder.
+
+    Raises:
+        ConfigError: If there is no such task, or it has no file for the scale.
+    """
+    given = {key: value.strip("'\"") for key, _, value in (argument.partition("=") for argument in arguments)}
+    name, scale = given.get("task"), given.get("scale", "paper")
+    if name is None:
+        return [*arguments]
+    if name not in hints.choices("task"):
+        there = " ".join(hints.choices("task"))
+        meant = hints.choice("task", name)
+        raise ConfigError(f"Could not find 'task/{short(name)}' Available options in 'task': {there}{meant}")
+    if scale not in hints.choices("scale"):
+        scale = "paper"  # Hydra then says what is wrong with the scale
+    if not (CONFIG_DIR / "task" / name / f"{scale}.yaml").is_file():
+        there = ", ".join(sorted(path.stem for path in (CONFIG_DIR / "task" / name).glob("*.yaml")))
+        raise ConfigError(f"scale={scale}: task {name} has no such scale; it has {there}")
+    return [f"task={name}/{scale}" if argument.startswith("task=") else argument for argument in arguments]
 
 
 def validate(composed: DictConfig) -> RunConfig:
@@ -175,14 +224,16 @@ def hydra_line(error: Exception) -> str:
     text, *_ = str(error).split("Config search path:")  # Hydra's, and no help
     text = re.sub(r"\.\s*To append to your config use .*", ": there is no such field", text)  # none can be added
     text = short(text.removeprefix("In 'config': "), 1000)
+    if text.startswith("You must specify 'task'"):
+        text += " ".join(hints.choices("task"))
     if several := re.match(r"Ambiguous value for argument '(.*?)'\s*1\.", text):
         return f"{several[1]}: several values are several runs: python run.py -m ...; a list is KEY=[A,B]"
     return one_line(text) + _meant(text)
 
 
 def _meant(text: str) -> str:
-    if found := re.search(r"Could not find '(\w+)/([^']*)'", text):
-        return hints.choice(*found.groups())
-    if found := re.search(r"Could not override '([\w.]+)'", text):
-        return hints.field(found[1])
+    if match := re.search(r"Could not find '(\w+)/([^']*)'", text):
+        return hints.choice(*match.groups())
+    if match := re.search(r"Could not override '([\w.]+)'", text):
+        return hints.field(match[1])
     return ""

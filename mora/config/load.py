@@ -15,6 +15,8 @@ from .peft_file import with_settings
 from .schema import RunConfig
 from .yaml_file import read_yaml
 
+MAX_FIELDS = 5  # wrong ones that a message names
+
 
 def load(values: dict[str, Any]) -> RunConfig:
     """Plain values, as in a run's config.yaml, as a RunConfig. A missing lr becomes the middle of the grid; a folder as the
@@ -40,11 +42,11 @@ def load_run(folder: Path) -> RunConfig:
     return load(read_yaml(folder / "config.yaml"))
 
 
-def described(error: ValidationError, values: Any, most: int = 5) -> str:
+def described(error: ValidationError, values: Any) -> str:
     """In a line, every field that is wrong; of many, the first ones."""
-    found = [_describe(e, values) for e in error.errors()]
-    more = [f"{len(found) - most} more fields"] if len(found) > most else []
-    return "; ".join([*found[:most], *more])
+    errors = [_describe(e, values) for e in error.errors()]
+    more = [f"{len(errors) - MAX_FIELDS} more fields"] if len(errors) > MAX_FIELDS else []
+    return "; ".join([*errors[:MAX_FIELDS], *more])
 
 
 def _describe(error: Any, values: Any) -> str:
@@ -59,8 +61,8 @@ def _describe(error: Any, values: Any) -> str:
         return f"{where}: there is no such field{hints.field(where)}"
     if error["type"] == "missing":
         return f"{where} is missing"
-    said = error["msg"].removeprefix("Value error, ")
-    return f"{where}={short(repr(error['input']))}: {short(said[0].lower() + said[1:], 500)}"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{where}={short(repr(error['input']))}: {short(message[0].lower() + message[1:], 500)}"
 
 
 def _field(loc: tuple[Any, ...], values: Any) -> str:

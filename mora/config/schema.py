@@ -1,210 +1,75 @@
-"""Frozen, validated description of a run, its data in data_schema.py. Field names are those of the files in configs/."""
+"""Frozen, validated description of a run; its sections are in the other *_schema.py. Field names are those of configs/."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Literal, Union
+from typing import Literal
 
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    PrivateAttr,
-    model_validator,
-)
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, PrivateAttr, model_validator
 
-from mora.families import Family, families
 from mora.families.base import Targets
-from mora.families.mora import Groups
 from mora.frozen import FrozenModel
 
 from .data_schema import TaskData, UuidData
+from .hardware_schema import Hardware, Scale, Tracker
+from .method_schema import Method
 from .model_schema import Model, Rank
-
-
-class Train(FrozenModel):
-    """One optimisation. `global_batch_size` counts sequences; the learning rate is a pure function of the step.
-
-    The length is given by `epochs` or by `max_steps`, the other one is null. `shorten_by` divides it and the warm-up: a
-    whole schedule in less time, as searches run it; `stop_step` ends the long one early.
-    """
-
-    global_batch_size: PositiveInt  # sequences per update
-    epochs: PositiveInt | None  # passes over the data; null if max_steps says the length
-    max_steps: PositiveInt | None  # updates; null if epochs says the length
-    shorten_by: PositiveInt = 1  # divides length and warm-up, so that a search runs a whole schedule
-    stop_step: PositiveInt | None  # ends the run early without changing the schedule
-    schedule: Literal["linear", "cosine", "constant"]  # of the learning rate after warm-up
-    warmup_steps: NonNegativeInt  # updates until the learning rate reaches its peak
-    min_lr_ratio: Annotated[float, Field(ge=0, le=1)]  # last learning rate over the peak
-    weight_decay: NonNegativeFloat  # AdamW's
-    adam_beta1: Annotated[float, Field(ge=0, lt=1)]  # AdamW's
-    adam_beta2: Annotated[float, Field(ge=0, lt=1)]  # AdamW's
-    adam_eps: PositiveFloat  # AdamW's
-    max_grad_norm: PositiveFloat  # gradients are clipped to this norm
-    log_every_steps: PositiveInt  # how often the log is written; every step is in it
-    checkpoint_every_steps: PositiveInt  # updates between checkpoints
-
-    def total_steps(self, samples: int) -> int:
-        """Optimizer updates of the whole schedule: max_steps, or the epochs laid end to end in batches of equal size."""
-        if self.max_steps is not None:
-            return math.ceil(self.max_steps / self.shorten_by)
-        assert self.epochs is not None
-        return math.ceil(self.epochs * samples / self.global_batch_size / self.shorten_by)
-
-    @property
-    def length(self) -> str:
-        """The setting that gives it."""
-        given = f"epochs={self.epochs}" if self.max_steps is None else f"max_steps={self.max_steps}"
-        return f"task.train.{given}" + (f", shorten_by={self.shorten_by}" if self.shorten_by > 1 else "")
-
-    @property
-    def warmup(self) -> int:
-        """Updates until the first peak of the rate: warmup_steps, shortened as the run is."""
-        return math.ceil(self.warmup_steps / self.shorten_by)
-
-    @model_validator(mode="after")
-    def _one_length(self) -> Train:
-        if (self.epochs is None) == (self.max_steps is None):
-            raise ValueError(
-                f"epochs={self.epochs} and max_steps={self.max_steps}: give one of them, the other as null: "
-                f"task.train.{'epochs' if self.max_steps else 'max_steps'}=null"
-            )
-        return self
-
-
-class Evaluation(FrozenModel):
-    tasks: list[str]
-    at_steps: list[PositiveInt]  # updates after which the tasks are scored, besides the last
-    batch_size: PositiveInt  # documents scored at once
-    loss_every_steps: PositiveInt  # updates between measurements of the loss
-
+from .train_schema import Evaluation, Train
 
 LrGrid = list[PositiveFloat] | dict[Rank, list[PositiveFloat]]
 
 
 class Task(FrozenModel):
+    """What is learned, from which data, and how it is scored. Read by `mora/data`, `mora/train` and `mora/suite`."""
+
     name: str
+    """The folder's name, first in run ids."""
     result_version: PositiveInt
+    """Raised by hand when the task's behaviour changes. Part of the run id."""
     operator: Literal["auto", "truncation", "sharing", "decouple", "rotation"]
+    """The operator that method mora takes as its `method.adapter.operator`, unless that is set."""
     data: TaskData
+    """The training data; `kind` chooses the recipe of `mora/data`."""
     train: Train
+    """The optimisation."""
     evaluation: Evaluation
+    """The scores."""
     lr_grid: dict[Literal["fft", "lora_like", "mora", "mora_rotation"], LrGrid]
-    restart_every_steps: PositiveInt | None = None  # of shorter runs than the paper's; null: the method's own
+    """Search space of the learning rate for each kind of method, or for each of its ranks on LLaMA-2-7B: the nearest
+    counts. Without `lr`, its middle. Read by `mora/suite`. Not part of the run id."""
+    restart_every_steps: PositiveInt | None = None
+    """What relora and remora take as `method.restart.every_steps`, for runs shorter than the paper's; null: 2,000."""
     restart_warmup_steps: NonNegativeInt | None = None
-    overflow: Literal["drop", "fold"] | None = None  # of MoRA's blocks, for a model whose modules differ much in size
-
-
-if TYPE_CHECKING:
-    AnyFamily = Family
-else:
-    AnyFamily = Annotated[Union[tuple(families().values())], Field(discriminator="kind")]  # noqa: UP007  as many as there are
-
-
-class Restart(FrozenModel):
-    """Every `every_steps` updates the adapter is merged into the base weights and starts again from its first state.
-
-    warmup_steps: the learning rate then climbs from 0 to its schedule. schedule: "jagged", the schedule goes on underneath;
-    "official_hf", a new cosine over the steps that are left begins at the last rate. groups: the kinds of a sharing
-    operator, one after the other, or null. merge_rounding: from the exact sum to the dtype of the base. stale_masters:
-    the optimizer's copy of the adapter is left as it was and comes back with the next update, as in the official code
-    under DeepSpeed.
-    """
-
-    every_steps: PositiveInt  # updates between restarts
-    warmup_steps: NonNegativeInt  # updates in which the learning rate climbs back
-    schedule: Literal["jagged", "official_hf"]  # jagged: the schedule continues; official_hf: a new cosine
-    groups: Annotated[list[Groups], Field(min_length=1)] | None  # kinds that a sharing operator goes through
-    merge_rounding: Literal["nearest", "stochastic"]  # from the exact sum to the dtype of the base
-    stale_masters: bool  # leave the optimizer's copy as it was: the official bug
-
-
-class Method(FrozenModel):
-    name: str
-    result_version: PositiveInt
-    trains: bool
-    lr_grid: Literal["fft", "lora_like", "mora"] | None
-    adapter: AnyFamily | None
-    restart: Restart | None
-    config: str | None = None  # of peft: the path that its settings were read from
-
-    @property
-    def label(self) -> str:
-        """As run ids have it: of peft, with its kind."""
-        return self.name if self.adapter is None else self.adapter.label(self.name)
-
-    @property
-    def has_rank(self) -> bool:
-        """Whether r says how large it is; a method of PEFT's may have something else, which its settings say."""
-        return self.adapter is not None and self.adapter.has_rank
-
-    @property
-    def step_family(self) -> str:
-        """A name that methods share whose steps cost the same."""
-        return self.name if self.adapter is None else self.adapter.step_family
-
-
-class Scale(FrozenModel):
-    name: Literal["smoke", "lite", "mid", "paper"]
-    precision: Literal["fp32", "bf16"]  # of weights and compute; what trains has fp32 masters
-    results_dir: str  # folder of the result JSON
-
-
-class Hardware(FrozenModel):
-    """Where and how a run is spread.
-
-    micro_batch_size: sequences of one rank in one pass. micro_batch_tokens: instead of it, the most padded tokens of a pass.
-    gradient_checkpointing: backward computes every layer again from its input instead of keeping what is in it.
-    parallel: "auto" is none for one process, zero1 where an adapter trains, zero3 for full fine-tuning. offload: the
-    optimizer of ZeRO, and at stage 3 the weights, on the CPU. rendezvous: host:port of the first node, for several; "slurm",
-    the first of the job's.
-    """
-
-    name: str
-    device: Literal["auto", "cpu", "cuda"]  # auto: the first GPU, or the CPU if there is none
-    cuda_graphs: bool  # capture steps of a shape that recurs as one CUDA graph
-    micro_batch_size: PositiveInt | None  # sequences of one rank in one pass; null: its whole share
-    micro_batch_tokens: PositiveInt | None = None  # instead: most padded tokens of a pass
-    gradient_checkpointing: bool = False  # compute layers again in backward: less memory, more time
-    processes: PositiveInt = 1  # of one node
-    nodes: PositiveInt = 1  # how many machines
-    parallel: Literal["auto", "none", "ddp", "zero1", "zero2", "zero3"] = "auto"  # how ranks share the work
-    offload: bool = False  # ZeRO's optimizer, and at stage 3 the weights, on the CPU
-    rendezvous: str | None = None  # host:port of the first node; slurm: the first of the job
-
-    @property
-    def world_size(self) -> int:
-        return self.processes * self.nodes
-
-    @property
-    def captures_graphs(self) -> bool:
-        """Not beside gradient checkpointing, which sets a random state anew for dropout: no graph may do so in a capture."""
-        return self.cuda_graphs and not self.gradient_checkpointing
-
-
-class Tracker(FrozenModel):
-    """Where the log goes besides log.jsonl, which is always whole. `mode` is of W&B."""
-
-    kind: Literal["none", "tensorboard", "wandb"]
-    project: str | None = None
-    mode: Literal["online", "offline"] | None = None
+    """What they take as `method.restart.warmup_steps`; null: 50, but at most 5% of the interval."""
+    overflow: Literal["drop", "fold"] | None = None
+    """What method mora takes as `method.adapter.overflow`, for a model whose modules differ much in size; null: drop."""
 
 
 class RunConfig(FrozenModel):
-    """Everything that one run needs. Raises pydantic.ValidationError with every wrong field named."""
+    """Everything that one run needs.
+
+    Raises:
+        pydantic.ValidationError: If a field is wrong; it names all of them.
+    """
 
     task: Task
+    """What is learned."""
     method: Method
+    """What trains."""
     scale: Scale
+    """How large the replication is."""
     model: Model
+    """The base model."""
     hardware: Hardware
+    """Where it runs."""
     tracker: Tracker = Tracker(kind="none")
+    """Where the log goes, too."""
     r: Rank | None
+    """The LoRA rank, or the rank of the LoRA whose parameter count MoRA matches. `none` and `fft` take none."""
     lr: PositiveFloat | None
+    """Peak learning rate. Without it: the one that a search of this cell chose, else the middle of the grid; printed."""
     seed: NonNegativeInt
+    """Seeds the initialisation of the adapter, the order of the data, and dropout."""
 
     _n_samples: int | None = PrivateAttr(None)
 
@@ -323,6 +188,11 @@ class RunConfig(FrozenModel):
             return grid
         paper_rank = self.model.stands_for(self.r or 1)
         return grid[min(grid, key=lambda r: abs(math.log(r / paper_rank)))]
+
+    @property
+    def rank_text(self) -> str | None:
+        """The rank as it is printed everywhere, `Model.rank_text`; None for a method without one."""
+        return None if self.r is None else self.model.rank_text(self.r)
 
     def lora_alpha(self) -> float:
         """max(16, R / 2) at the rank R that r stands for, with the alpha / r ratio kept (Table 5: 16 at 8, 128 at 256)."""

@@ -51,10 +51,10 @@ EVERYTHING = Files(("mora", "configs", "run.py"))
 def describe(files: Files = NUMBERS) -> dict[str, Any]:
     """commit, fingerprint, dirty. Without git (a copied tree): commit from MORA_SOURCE_COMMIT, dirty None (unknown)."""
     commit = _git("rev-parse", "HEAD")
-    found = fingerprint_of_files(files)
+    fingerprint = fingerprint_of_files(files)
     if commit is None:
-        return {"commit": os.environ.get("MORA_SOURCE_COMMIT"), "fingerprint": found, "dirty": None}
-    return {"commit": commit, "fingerprint": found, "dirty": found != fingerprint_of_commit(commit, files)}
+        return {"commit": os.environ.get("MORA_SOURCE_COMMIT"), "fingerprint": fingerprint, "dirty": None}
+    return {"commit": commit, "fingerprint": fingerprint, "dirty": fingerprint != fingerprint_of_commit(commit, files)}
 
 
 @functools.cache

@@ -15,7 +15,9 @@ from . import load
 
 def parse(arguments: list[str] | None = None, prog: str = "python -m mora.data") -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
-    parser.add_argument("task", help="uuid, tulu2, metamath, biomed, finance or c4")
+    parser.add_argument(
+        "task", type=lambda given: given.removeprefix("task="), help="uuid, tulu2, metamath, biomed, finance or c4"
+    )
     parser.add_argument(
         "overrides", nargs="*", default=[], help="as for run.py, for example task.data.packing=isolated"
     )
@@ -37,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"mora.data: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("mora.data: stopped; start it again to go on", file=sys.stderr)
+        print("mora.data: stopped; start it again to resume", file=sys.stderr)
         return 130
     print(json.dumps(data.fingerprints, indent=1))
     print(data.report.text(f"{args.task} at scale {args.scale}"))

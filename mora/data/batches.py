@@ -50,14 +50,15 @@ def collate(samples: list[Sample], pad_id: int, length: int | None = None) -> Ba
     return Batch(ids, labels, torch.from_numpy(np.stack([positions(s.starts or (0,), length) for s in samples])))
 
 
-def balanced(lengths: Sequence[int], most: int, ranks: int = 1) -> list[int]:
-    """Where to end each of a step's micro batches, given its ascending lengths, so that none has more than `most` tokens.
+def balanced(lengths: Sequence[int], max_tokens: int, ranks: int = 1) -> list[int]:
+    """Return where each of a step's micro batches ends, given its ascending lengths.
 
-    A micro batch is padded to its longest sequence; one sequence may be longer than `most`. As few micro batches as that
-    allows, as many for each rank, and as even in tokens as sorted sequences can be. `ranks` divides the number of lengths.
+    None has more than `max_tokens` tokens, padded to its longest sequence, unless it is one sequence that is longer. There
+    are as few micro batches as that allows, as many for each rank, and as even in tokens as sorted sequences can be.
+    `ranks` divides the number of lengths.
     """
-    n = -(-len(_fewest(lengths, most)) // ranks) * ranks
-    ends = _fewest(lengths, bisect_left(range(most), True, key=lambda tokens: len(_fewest(lengths, tokens)) <= n))
+    n = -(-len(_fewest(lengths, max_tokens)) // ranks) * ranks
+    ends = _fewest(lengths, bisect_left(range(max_tokens), True, key=lambda tokens: len(_fewest(lengths, tokens)) <= n))
     while len(ends) < n:
         size, end = max((end - start, end) for start, end in pairwise([0, *ends]))
         ends.append(end - size // 2)
@@ -65,11 +66,11 @@ def balanced(lengths: Sequence[int], most: int, ranks: int = 1) -> list[int]:
     return ends
 
 
-def _fewest(lengths: Sequence[int], most: int) -> list[int]:
+def _fewest(lengths: Sequence[int], max_tokens: int) -> list[int]:
     """Of the fewest micro batches of at most so many tokens."""
     ends, start = [], 0
     for i, length in enumerate(lengths):
-        if i > start and (i + 1 - start) * length > most:
+        if i > start and (i + 1 - start) * length > max_tokens:
             ends.append(i)
             start = i
     return [*ends, len(lengths)]

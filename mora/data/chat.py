@@ -18,7 +18,7 @@ def encode(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, max_l
     """The conversation, cut at max_length tokens; the loss is on what follows `<|assistant|>` and its line break.
 
     Spans are found by tokenising what comes before them, as in open-instruct's finetune.py. All labels may be IGNORE when
-    the cut falls before the first answer. The authors also put 0 for ids of 32 000 and more, which LLaMA-2's own tokenizer
+    the cut falls before the first answer. The authors also put 0 for ids of 32,000 and more, which LLaMA-2's own tokenizer
     never gives; we do not.
     """
     turns, eos = conversation.turns, str(tokenizer.eos_token)

@@ -79,10 +79,10 @@ def without_overlaps(
 ) -> Iterator[tuple[Record, Read]]:
     """Every row with what was read from it, but for those to be dropped; either way an overlap is counted."""
     for record, row in zip(rows, read, strict=True):
-        found = index.find(row.question)
-        if found is not None:
-            (report.dropped if drop else report.notes)[f"overlaps with evaluation set {found}"] += 1
-        if found is None or not drop:
+        evaluation_set = index.find(row.question)
+        if evaluation_set is not None:
+            (report.dropped if drop else report.notes)[f"overlaps with evaluation set {evaluation_set}"] += 1
+        if evaluation_set is None or not drop:
             yield record, row
 
 

@@ -19,7 +19,7 @@ from .records import Record
 BLOCK_BYTES = 1 << 20
 _ESCAPED_HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # of a surrogate pair, in JSON; the other half may follow
 _HALF = re.compile("[\ud800-\udfff]")
-csv.field_size_limit(2**31 - 1)  # a field may be a whole article; Python's own limit is 131 072 characters
+csv.field_size_limit(2**31 - 1)  # a field may be a whole article; Python's own limit is 131,072 characters
 
 
 def read_rows(path: Path, encoding: str = "utf-8", delimiter: str | None = None) -> Iterator[Record]:
@@ -187,4 +187,4 @@ def _half_pair(value: Any, field: str = "") -> str | None:
         inside += [(name, name) for name, _ in inside]
     else:
         inside = [(f"{field}[{i}]", each) for i, each in enumerate(value)] if isinstance(value, list) else []
-    return next((found for name, each in inside if (found := _half_pair(each, name)) is not None), None)
+    return next((half for name, each in inside if (half := _half_pair(each, name)) is not None), None)

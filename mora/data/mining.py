@@ -122,9 +122,9 @@ def mine(body: str, found_sentences: list[str], keywords: Keywords, rng: random.
     """At most PER_KIND examples of every kind, chosen by `rng`."""
     mined = Mined()
     for kind, pattern in PATTERNS.items():
-        found = [Example(kind, first.strip(), _capital(second)) for first, second in pattern.findall(body)]
-        rng.shuffle(found)
-        mined.add(TYPES[kind], found[:PER_KIND])
+        examples = [Example(kind, first.strip(), _capital(second)) for first, second in pattern.findall(body)]
+        rng.shuffle(examples)
+        mined.add(TYPES[kind], examples[:PER_KIND])
     mined.add("word_to_text", _word_to_text(found_sentences, keywords, rng))
     return mined
 
@@ -148,17 +148,17 @@ _END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[A-Z0-9\"'(\[])")
 
 def sentences(text: str) -> list[str]:
     """The text cut after sentence ends, not after common abbreviations and initials; line breaks end a sentence too."""
-    found = []
+    parts = []
     for line in text.splitlines():
         begin = ""
         for part in _END.split(line):
             begin = f"{begin} {part}" if begin else part
             if not _ABBREVIATION.search(begin):
-                found.append(begin.strip())
+                parts.append(begin.strip())
                 begin = ""
         if begin:
-            found.append(begin.strip())
-    return [sentence for sentence in found if sentence]
+            parts.append(begin.strip())
+    return [sentence for sentence in parts if sentence]
 
 
 def _capital(sentence: str) -> str:

@@ -6,102 +6,26 @@ import hashlib
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from mora.config.data_schema import HubSource, Overlap
 from mora.errors import DataError, MissingData
+from mora.io import data_dir
 
 from . import sources
-from .files import read_cells, read_json, read_rows, read_text, record_of
-from .records import Record, wrong
+from .files import record_of
+from .records import Record, field_error
+from .sets import SETS, EvaluationSet
 
 NGRAM = 13  # words in a row that are compared, as in GPT-3's check; a shorter question must be the whole text
 SHARE = 0.5  # of a question's runs that the row must hold: phrases and drawings that many questions share do not count
 SHORTEST = 5  # questions of fewer words are left out: anything would match them
 NOT_COMPARED = "not compared: neither under MORA_DATA_DIR nor on a hub that answers"
 _WORD = re.compile(r"[a-z0-9]+")
-
-
-def _mmlu(path: Path) -> Iterator[Record]:
-    if path.suffix != ".csv":
-        yield from read_rows(path)
-        return
-    for where, cells in read_cells(path):  # its own files have no header
-        if len(cells) != 6:
-            raise DataError(f"{where}: {len(cells)} fields, expected 6: question, four options and a letter")
-        yield Record(where, {"question": cells[0]})
-
-
-def _pubmedqa(path: Path) -> Iterator[Record]:
-    if path.suffix == ".json":
-        yield from _by_key(path)
-        return
-    for record in read_rows(path):  # the hub's
-        context = record_of(f"{record.where}: field 'context'", record.row.get("context"))
-        yield Record(record.where, {"QUESTION": record.row.get("question"), "CONTEXTS": context.row.get("contexts")})
-
-
-def _by_key(path: Path) -> Iterator[Record]:
-    """The rows of a JSON object."""
-    for key, row in record_of(str(path), read_json(path)).row.items():
-        yield record_of(f"{path}, {key}", row)
-
-
-def _convfinqa(path: Path) -> Iterator[Record]:
-    whole = record_of(str(path), read_json(path))
-    rows = whole.row.get("dev")
-    if not isinstance(rows, list):
-        raise wrong(whole, "dev", "a list of rows")
-    for number, row in enumerate(rows, 1):
-        where = f"{path}, row {number}"
-        yield record_of(f"{where}: field 'doc'", record_of(where, row).row.get("doc"))
-
-
-def _ner(path: Path) -> Iterator[Record]:
-    words: list[str] = []
-    fields = 0  # of a line: a word and its tags
-    for number, line in enumerate([*read_text(path).splitlines(), ""], 1):  # an empty line ends a sentence
-        cells = line.split()
-        if cells:
-            fields = fields or max(2, len(cells))
-            if len(cells) != fields:
-                raise DataError(f"{path}:{number}: is {line!r:.40}, expected a word and its tags, {fields} fields")
-            words.append(cells[0])
-            continue
-        if words and words != ["-DOCSTART-"]:
-            yield Record(f"{path}:{number}", {"text": " ".join(words)})
-        words = []
-
-
-@dataclass(frozen=True)
-class HeldOutSet:
-    """Where an evaluation set's questions are: a local glob under MORA_DATA_DIR, and files of a hub set."""
-
-    local: str
-    fields: tuple[str, ...]  # those of a row that hold text
-    hub: str | None = None
-    hub_files: str = ""
-    rows: Callable[[Path], Iterator[Record]] = read_rows  # of a file
-
-
-SETS = {
-    "gsm8k": HeldOutSet("gsm8k/test.jsonl", ("question",), "openai/gsm8k", "main/test*.parquet"),
-    "math": HeldOutSet("math/test.jsonl", ("problem",), "EleutherAI/hendrycks_math", "*/test*.parquet"),
-    "mmlu": HeldOutSet("mmlu/test/*.csv", ("question",), "cais/mmlu", "all/test*.parquet", _mmlu),
-    "pubmedqa": HeldOutSet(
-        "pubmedqa/ori_pqal.json", ("QUESTION", "CONTEXTS"), "qiaojin/PubMedQA", "pqa_labeled/*.parquet", _pubmedqa
-    ),
-    "fpb": HeldOutSet("fpb/all-data.csv", ("news",), rows=partial(read_rows, encoding="latin-1")),
-    "headline": HeldOutSet("headline/*.csv", ("News",), rows=partial(read_rows, delimiter="\t")),
-    "fiqa_sa": HeldOutSet("fiqa_sa/task1_*_test.json", ("sentence",), rows=_by_key),
-    "ner": HeldOutSet("fin_ner/FIN3_test.conll", ("text",), rows=_ner),
-    "convfinqa": HeldOutSet("convfinqa/dev.json", ("pre_text", "post_text"), rows=_convfinqa),
-}
 
 
 @dataclass
@@ -160,31 +84,44 @@ def build(overlap: Overlap) -> Index:
     return index
 
 
-def questions_of(held_out: HeldOutSet) -> list[str]:
-    """Raises: MissingData where the set is neither under MORA_DATA_DIR nor on a hub that answers; DataError."""
-    local = sources.match(held_out.local)
-    if not local and held_out.hub is None:
-        raise MissingData(sources.missing(held_out.local))
-    if not local:
-        hub = HubSource(
-            kind="hub", id=str(held_out.hub), files=held_out.hub_files, revision="main", format="text", max_rows=None
-        )
-        local, _ = sources.hub_files(hub)
+def questions_of(held_out: EvaluationSet) -> list[str]:
+    """Return every question of the split that is scored.
+
+    Raises:
+        MissingData: If the set is neither under MORA_DATA_DIR nor on a hub that answers.
+        DataError: If a file is damaged, or holds no questions.
+    """
+    paths = held_out.local(held_out.scored, data_dir())
+    if not paths:
+        paths = _from_hub(held_out)
     questions = []
-    for path in local:
+    for path in paths:
         before = len(questions)
-        questions += [text for record in held_out.rows(path) for text in _texts(record, held_out.fields)]
+        questions += [text for record in held_out.rows(path) for text in _texts(record, held_out.questions)]
         if len(questions) == before:
             raise DataError(f"{path}: there are no questions")
     return questions
 
 
+def _from_hub(held_out: EvaluationSet) -> list[Path]:
+    if held_out.hub is None:
+        raise MissingData(sources.missing(held_out.files[held_out.scored][0]))
+    hub = held_out.hub
+    source = HubSource(kind="hub", id=hub.id, files=hub.files, revision=hub.revision, format="text", max_rows=None)
+    paths, _ = sources.hub_files(source)
+    return paths
+
+
 def _texts(record: Record, fields: tuple[str, ...]) -> Iterator[str]:
     for name in fields:
-        value = record.row.get(name)
+        *outer, last = name.split(".")
+        inside = record
+        for part in outer:
+            inside = record_of(f"{inside.where}: field {part!r}", inside.row.get(part))
+        value = inside.row.get(last)
         texts = [value] if isinstance(value, str) else value
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise wrong(record, name, "a text or a list of texts")
+            raise field_error(inside, last, "a text or a list of texts")
         yield from texts
 
 

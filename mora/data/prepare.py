@@ -65,8 +65,8 @@ def prepare(data: PreparedData, tokenizer: PreTrainedTokenizerBase, workers: int
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):  # one process at a time prepares a data set
         if (facts := _finished(done)) is None:
-            shop = ShardWriter(folder, len(tokenizer), workers)
-            made = _make(data, tokenizer, shop, rows, held_out, index)
+            writer = ShardWriter(folder, len(tokenizer), workers)
+            made = _make(data, tokenizer, writer, rows, held_out, index)
             if not isinstance(data, PretrainData):
                 _check_held_out(data, made)
             _finish(folder, done, made, rows, index)
@@ -140,14 +140,14 @@ def _check_held_out(data: PreparedData, made: Made) -> None:
 def _make(
     data: PreparedData,
     tokenizer: PreTrainedTokenizerBase,
-    shop: ShardWriter,
+    writer: ShardWriter,
     rows: RowsByName,
     held_out: RowsByName,
     index: overlap.Index,
 ) -> Made:
     """The shards of the finished data set, and what went into it."""
     if isinstance(data, ReadingData):
-        return reading_comprehension.make(data, tokenizer, shop, rows, held_out, index)
+        return reading_comprehension.make(data, tokenizer, writer, rows, held_out, index)
     if isinstance(data, PretrainData):
         wanted = data.max_sequences
         encoder = BlockEncoder(tokenizer, data.max_length)
@@ -155,15 +155,15 @@ def _make(
         def enough(report: Report) -> bool:
             return wanted is not None and report.tokens["text"] >= wanted * data.max_length
 
-        pieces = shop.encode("blocks", rows["corpus"], encoder, rows_per_piece=10_000, enough=enough)
-        return Made(pieces.shards, pieces.report)
-    return _conversations(data, tokenizer, shop, rows["corpus"], held_out["corpus"], index)
+        encoded = writer.encode("blocks", rows["corpus"], encoder, rows_per_piece=10_000, stop_when=enough)
+        return Made(encoded.shards, encoded.report)
+    return _conversations(data, tokenizer, writer, rows["corpus"], held_out["corpus"], index)
 
 
 def _conversations(
     data: ChatData | MetaMathData,
     tokenizer: PreTrainedTokenizerBase,
-    shop: ShardWriter,
+    writer: ShardWriter,
     rows: list[Rows],
     held_out: list[Rows],
     index: overlap.Index,
@@ -173,24 +173,24 @@ def _conversations(
     encode, n = {"chat": chat.encode, "metamath": metamath.encode}[data.kind], data.validation_sequences
     one_answer = data.kind == "metamath"
     talks = ConversationEncoder(tokenizer, encode, data.max_length, index, data.overlap.action == "drop", one_answer)
-    pieces = shop.encode("samples", rows, talks)
-    samples, left_out = pieces.samples, np.zeros(0, np.int64)
+    encoded = writer.encode("samples", rows, talks)
+    samples, left_out = encoded.samples, np.zeros(0, np.int64)
     if held_out:
-        chosen = shop.encode("held_out", held_out, talks).samples[:n]
+        chosen = writer.encode("held_out", held_out, talks).samples[:n]
     else:
         families = samples.families
         if len(samples):
             _check_enough(data, len(np.unique(families)))
         drawn, left_out = hold_out_families(families, n)
         chosen = [samples[int(i)] for i in drawn]
-        pieces.report.notes["rows left out of training: held out, or of a question that is"] += len(left_out)
-    validation = shop.write("validation", chosen)
+        encoded.report.notes["rows left out of training: held out, or of a question that is"] += len(left_out)
+    validation = writer.write("validation", chosen)
     if data.packing == "none":
-        return Made(pieces.shards, pieces.report, validation, left_out.tolist())
+        return Made(encoded.shards, encoded.report, validation, left_out.tolist())
     kept = np.delete(np.arange(len(samples)), left_out)
     packed = packing.bins(samples.lengths[kept], data.max_length)
     joined = (packing.join([samples[int(kept[i])] for i in group]) for group in packed)
-    return Made(shop.write("packed", joined), pieces.report, validation)
+    return Made(writer.write("packed", joined), encoded.report, validation)
 
 
 def _finish(folder: Path, done: Path, made: Made, rows: RowsByName, index: overlap.Index) -> None:

@@ -65,11 +65,11 @@ def transform(
     body = cut(body.strip())
     parts = mining.sentences(body)
     mined = mining.mine(body, parts, keywords, rng)
-    asked: Counter[str] = Counter({type_: len(examples) for type_, examples in mined.examples.items()})
+    questions: Counter[str] = Counter({type_: len(examples) for type_, examples in mined.examples.items()})
     block = _block(mined.examples, domain, rng)
     framed, whole = _frame(title, body, parts, block, domain, rng)
-    asked.update(whole)
-    return re.sub(" {2,}", " ", framed), asked
+    questions.update(whole)
+    return re.sub(" {2,}", " ", framed), questions
 
 
 def _block(examples: dict[str, list[Example]], domain: str, rng: random.Random) -> str:
@@ -78,8 +78,8 @@ def _block(examples: dict[str, list[Example]], domain: str, rng: random.Random) 
         return ""
     types = list(examples)
     rng.shuffle(types)
-    asked = [_ask(example, domain, rng) for type_ in types for example in examples[type_]]
-    return rng.choice(templates()["connect"]).format(domain=domain) + "\n\n".join(asked)
+    questions = [_ask(example, domain, rng) for type_ in types for example in examples[type_]]
+    return rng.choice(templates()["connect"]).format(domain=domain) + "\n\n".join(questions)
 
 
 def _ask(example: Example, domain: str, rng: random.Random) -> str:
@@ -116,8 +116,8 @@ def _frame(
         at = rng.randrange(1, len(parts))
         start, end = " ".join(parts[:at]), " ".join(parts[at:]) + block
         name = "completion" if drawn == "completion" else "title_and_completion"
-        asked = ["completion"] if drawn == "completion" else ["summarisation", "completion"]
-        return rng.choice(wording[name]).format(start=start, end=end, title=title, domain=domain), asked
+        questions = ["completion"] if drawn == "completion" else ["summarisation", "completion"]
+        return rng.choice(wording[name]).format(start=start, end=end, title=title, domain=domain), questions
     text = rng.choice(wording["plain"]).format(article=body + block, domain=domain)
     return (f"{title}\n\n{text}" if title else text), []
 
@@ -136,8 +136,8 @@ class TextEncoder:
         texts, drop = (records.document(record, format) for record in rows), self.data.overlap.action == "drop"
         for _, text in without_overlaps(rows, texts, self.overlap, drop, made.report):
             cut = functools.partial(self._cut, report=made.report)
-            framed, asked = transform(text.text, self.data.domain, self.keywords, self.data.seed, cut)
-            made.report.questions += asked
+            framed, questions = transform(text.text, self.data.domain, self.keywords, self.data.seed, cut)
+            made.report.questions += questions
             made.samples.append(_plain(framed, self.tokenizer))
             count(made.report, "texts", made.samples[-1])
         return made
@@ -179,7 +179,7 @@ def _plain(text: str, tokenizer: PreTrainedTokenizerBase) -> Sample:
 def make(
     data: ReadingData,
     tokenizer: PreTrainedTokenizerBase,
-    shop: ShardWriter,
+    writer: ShardWriter,
     rows: dict[str, list[Rows]],
     held_out: dict[str, list[Rows]],
     index: Index,
@@ -191,12 +191,12 @@ def make(
     ratio = data.instruction_tokens_per_text_token
     wanted = None if data.max_sequences is None else data.max_sequences * data.max_length / (1 + ratio)
     apart = data.validation_sequences * data.max_length / (1 + ratio)
-    encoder = TextEncoder(tokenizer, _keywords(data, tokenizer, shop.folder, rows["texts"]), data, index)
-    texts = _stream(shop, "texts", (rows["texts"], held_out["texts"]), encoder, 200, wanted, apart)
+    encoder = TextEncoder(tokenizer, _keywords(data, tokenizer, writer.folder, rows["texts"]), data, index)
+    texts = _stream(writer, "texts", (rows["texts"], held_out["texts"]), encoder, 200, wanted, apart)
     goal = ratio * texts.training.lengths.sum()
     talks = InstructionEncoder(tokenizer, index, data.overlap.action == "drop")
     both = rows["instructions"], held_out["instructions"]
-    talk = _stream(shop, "instructions", both, talks, 1000, goal, ratio * apart)
+    talk = _stream(writer, "instructions", both, talks, 1000, goal, ratio * apart)
     report = texts.report + talk.report
     for name, used in (("texts", texts.training), ("instructions", talk.training)):
         report.documents[name], report.tokens[name] = len(used), int(used.lengths.sum())
@@ -205,8 +205,8 @@ def make(
         report.notes["instruction tokens short of their share: the instructions ran out"] += short
     packed = _packed(data, texts.training, talk.training, report)
     validation = islice(_packed(data, texts.validation, talk.validation, Report()), data.validation_sequences)
-    training = shop.write("packed", islice(packed, data.max_sequences))
-    return Made(training, report, shop.write("validation", validation))
+    training = writer.write("packed", islice(packed, data.max_sequences))
+    return Made(training, report, writer.write("validation", validation))
 
 
 class _Stream(NamedTuple):
@@ -218,7 +218,7 @@ class _Stream(NamedTuple):
 
 
 def _stream(
-    shop: ShardWriter,
+    writer: ShardWriter,
     name: str,
     rows: tuple[list[Rows], list[Rows]],
     encoder: Encoder,
@@ -231,22 +231,22 @@ def _stream(
     `rows`: to train on, and to hold out; where there are none of the latter, a draw that is alike for every run.
     """
     drawn = 0 if rows[1] else apart
-    most = None if wanted is None else wanted + drawn
+    limit = None if wanted is None else wanted + drawn
 
     def enough(report: Report) -> bool:
-        return most is not None and report.tokens[name] >= most
+        return limit is not None and report.tokens[name] >= limit
 
-    pieces = shop.encode(name, rows[0], encoder, rows_per_piece, enough)
-    samples, order = pieces.samples, np.arange(_up_to(pieces.samples.lengths, most))
+    encoded = writer.encode(name, rows[0], encoder, rows_per_piece, enough)
+    samples, order = encoded.samples, np.arange(_up_to(encoded.samples.lengths, limit))
     if rows[1]:
-        others = shop.encode(f"held_out_{name}", rows[1], encoder, rows_per_piece).samples
+        others = writer.encode(f"held_out_{name}", rows[1], encoder, rows_per_piece).samples
         validation = Subset(others, np.arange(_up_to(others.lengths, apart)))
-        return _Stream(Subset(samples, order), validation, pieces.report)
+        return _Stream(Subset(samples, order), validation, encoded.report)
     shuffled = np.random.default_rng(0).permutation(order)
     n = _up_to(samples.lengths[shuffled], drawn)
     if drawn and n == len(order) > 0:
         raise DataError(f"task.data.validation_sequences: all {n} documents of the {name} would be held out; lower it")
-    return _Stream(Subset(samples, np.sort(shuffled[n:])), Subset(samples, np.sort(shuffled[:n])), pieces.report)
+    return _Stream(Subset(samples, np.sort(shuffled[n:])), Subset(samples, np.sort(shuffled[:n])), encoded.report)
 
 
 def _up_to(lengths: np.ndarray, tokens: float | None) -> int:

@@ -75,13 +75,13 @@ def document(record: Record, format: str) -> Document:
     return parsed
 
 
-def wrong(record: Record, field: str, expected: str) -> DataError:
+def field_error(record: Record, field: str, expected: str) -> DataError:
     """What to raise where a field is missing or of the wrong kind."""
-    found = f"is {record.row[field]!r:.60}" if field in record.row else "is missing"
-    return DataError(f"{record.where}: field {field!r} {found}, expected {expected}; the row has {there(record)}")
+    state = f"is {record.row[field]!r:.60}" if field in record.row else "is missing"
+    return DataError(f"{record.where}: field {field!r} {state}, expected {expected}; the row has {field_names(record)}")
 
 
-def there(record: Record) -> str:
+def field_names(record: Record) -> str:
     """The names of its fields, in a line."""
     return f"{' '.join(', '.join(sorted(map(str, record.row))).split()):.200}"
 
@@ -89,7 +89,7 @@ def there(record: Record) -> str:
 def _string(record: Record, field: str, empty: bool = False) -> str:
     value = record.row.get(field)
     if not isinstance(value, str):
-        raise wrong(record, field, "a text")
+        raise field_error(record, field, "a text")
     if not empty and not value.strip():
         raise DataError(f"{record.where}: field {field!r} is empty")
     return value
@@ -121,8 +121,8 @@ def _messages(record: Record) -> Conversation:
 
 
 def _instruction(record: Record) -> Conversation:
-    asked, given = _string(record, "instruction"), _string(record, "input", empty=True)
-    question = f"{asked.strip()}\n\n{given.strip()}" if given.strip() else asked
+    instruction, given = _string(record, "instruction"), _string(record, "input", empty=True)
+    question = f"{instruction.strip()}\n\n{given.strip()}" if given.strip() else instruction
     return Conversation([("user", question), ("assistant", _string(record, "output"))])
 
 

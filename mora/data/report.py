@@ -43,10 +43,10 @@ class Report:
         ]
         for kind, count in self.documents.most_common():
             tokens = self.tokens[kind]
-            lines.append(f"  {kind:<24} {count:>12,} documents {tokens:>15,} tokens {100 * tokens / total:6.1f} %")
-        asked = sum(self.questions.values())
+            lines.append(f"  {kind:<24} {count:>12,} documents {tokens:>15,} tokens {100 * tokens / total:6.1f}%")
+        total = sum(self.questions.values())
         for kind, count in self.questions.most_common():
-            lines.append(f"  questions: {kind:<24} {count:>12,} {100 * count / asked:6.1f} %")
+            lines.append(f"  questions: {kind:<24} {count:>12,} {100 * count / total:6.1f}%")
         for reason, count in self.dropped.most_common():
             lines.append(f"  dropped: {reason}: {count:,}")
         for reason, count in self.notes.most_common():

@@ -43,7 +43,7 @@ class Encoder(Protocol):
 
 
 @dataclass(frozen=True)
-class Pieces:
+class EncodedShards:
     """The finished pieces of a stream of rows, in order."""
 
     shards: list[Path]
@@ -79,9 +79,9 @@ class ShardWriter:
         rows: list[Rows],
         encoder: Encoder,
         rows_per_piece: int = 1000,
-        enough: Callable[[Report], bool] = lambda _: False,
-    ) -> Pieces:
-        """The rows as pieces `folder/<name>-00000`, ...; ends when `enough` says so of the pieces up to there.
+        stop_when: Callable[[Report], bool] = lambda _: False,
+    ) -> EncodedShards:
+        """The rows as pieces `folder/<name>-00000`, ...; ends when `stop_when` is true of the pieces so far.
 
         Pieces of an earlier attempt are taken as they are. A piece never holds rows of two sources.
         Raises: DataError, from the first row that is wrong.
@@ -94,9 +94,9 @@ class ShardWriter:
                 report += made
                 shards.append(shard)
                 progress.update(sum(made.documents.values()) + sum(made.dropped.values()))
-                if enough(report):
+                if stop_when(report):
                     break
-        return Pieces(shards, report)
+        return EncodedShards(shards, report)
 
     def write(self, name: str, samples: Iterable[Sample], per_shard: int = 10_000) -> list[Path]:
         """Samples made of finished pieces, in shards; the pieces may then go."""

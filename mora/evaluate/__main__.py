@@ -9,20 +9,20 @@ from mora.config.arguments import device, positive_int
 from mora.errors import MoraError
 from mora.models.arguments import model
 
-MAX_LENGTH = "most tokens of prompt and answer; default: 2048, and more where a task's answers want it"
+MAX_LENGTH = "maximum tokens of prompt and answer; default: 2048, more if a task's answers need it"
 
 
 def parse(arguments: list[str] | None = None, prog: str = "python -m mora.evaluate") -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("model", type=model, help="a folder, hub id, adapter folder, or a name in configs/model")
-    tasks = "ours or lm-eval's, between blanks or commas; mora/evaluate/tasks/README.md"
+    tasks = "tasks of this suite or lm-eval, separated by blanks or commas; mora/evaluate/tasks/README.md"
     parser.add_argument("--task", "--tasks", required=True, nargs="+", help=tasks)
     parser.add_argument("--data-dir", help="folder of local records; default: MORA_DATA_DIR, else the hub")
     parser.add_argument("--limit", type=positive_int, help="only the first documents of each task")
     parser.add_argument("--batch-size", type=positive_int, default=64)
     parser.add_argument("--max-length", type=positive_int, help=MAX_LENGTH)
     parser.add_argument("--precision", choices=["bf16", "fp32"], help="default: bf16 on a GPU, fp32 on a CPU")
-    parser.add_argument("--device", type=device, help="default: cuda where there is one")
+    parser.add_argument("--device", type=device, help="default: cuda if there is a GPU")
     parser.add_argument("--output", help="default: outputs/evaluation/MODEL")
     options = parser.parse_args(arguments)
     options.task = [name for words in options.task for name in words.split(",") if name]
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (MoraError, OSError) as error:
         sys.exit(f"mora.evaluate: {error}")
     except KeyboardInterrupt:
-        print("mora.evaluate: stopped; start it again to go on", file=sys.stderr)
+        print("mora.evaluate: stopped; start it again to resume", file=sys.stderr)
         sys.exit(130)
 
 

@@ -1,7 +1,7 @@
-"""From one item a document to a score, and how far that score may be off.
+"""Scores from one item per document, and their errors.
 
-An aggregation turns its items into features, one row a document, and a function of the features' sums. A bootstrap draw is
-then a weighting of clusters, and all draws are one matrix product.
+An aggregation turns its items into features, one row per document, and a function of the features' sums. A bootstrap
+draw is then a weighting of clusters, and all draws are one matrix product.
 """
 
 from __future__ import annotations
@@ -37,29 +37,38 @@ def mean_parts(items: Sequence[float]) -> tuple[Features, Value]:
 
 
 def perplexity_parts(items: Sequence[tuple[float, int]]) -> tuple[Features, Value]:
-    """Items are (log-likelihood in nats, tokens) of a block: exp of the mean negative log-likelihood over all tokens."""
+    """Return the parts of perplexity; items are (log-likelihood in nats, tokens) of a block.
+
+    Perplexity is exp of the mean negative log-likelihood over all tokens.
+    """
     return np.asarray(items, dtype=np.float64), lambda sums: np.exp(-sums[:, 0] / sums[:, 1])
 
 
 def weighted_f1_parts(items: Sequence[tuple[str, str]]) -> tuple[Features, Value]:
-    """Items are (gold, predicted): the F1 of each gold label, weighted by how often it is the gold one."""
+    """Return the parts of weighted F1; items are (gold, predicted).
+
+    It is the F1 of each gold label, weighted by the number of its documents.
+    """
     return group_weighted_f1_parts([("", gold, predicted) for gold, predicted in items])
 
 
 def group_weighted_f1_parts(items: Sequence[tuple[str, str, str]]) -> tuple[Features, Value]:
-    """Items are (group, gold, predicted): the weighted F1 within each group, then the plain mean over groups."""
+    """Return the parts of grouped weighted F1; items are (group, gold, predicted).
+
+    It is the weighted F1 within each group, then the plain mean over groups.
+    """
     groups = {g: i for i, g in enumerate(sorted({group for group, _, _ in items}))}
     labels = {label: i for i, label in enumerate(sorted({x for _, *pair in items for x in pair}))}
     shape = (len(groups), len(labels), len(labels))
-    cells = [np.ravel_multi_index((groups[g], labels[gold], labels[said]), shape) for g, gold, said in items]
+    cells = [np.ravel_multi_index((groups[g], labels[gold], labels[predicted]), shape) for g, gold, predicted in items]
     features = np.zeros((len(items), int(np.prod(shape))))
     features[np.arange(len(items)), cells] = 1.0
 
     def value(sums: np.ndarray) -> np.ndarray:
         confusion = sums.reshape(-1, *shape)  # draws, groups, gold, predicted
-        gold, said = confusion.sum(-1), confusion.sum(-2)
+        gold, predicted = confusion.sum(-1), confusion.sum(-2)
         hits = np.diagonal(confusion, axis1=-2, axis2=-1)
-        f1 = 2 * hits / np.maximum(gold + said, 1e-12)
+        f1 = 2 * hits / np.maximum(gold + predicted, 1e-12)
         size = gold.sum(-1)
         by_group = (gold * f1).sum(-1) / np.maximum(size, 1e-12)
         return np.nansum(np.where(size > 0, by_group, 0.0), -1) / np.maximum((size > 0).sum(-1), 1)
@@ -75,12 +84,12 @@ PARTS: dict[str, Callable[[Any], tuple[Features, Value]]] = {
 }
 
 
-def items_of(name: str, found: Any) -> list[Any]:
-    """What a file holds as the items of the aggregation `name`. Raises: ValueError with the first that is none."""
+def items_of(name: str, items: Any) -> list[Any]:
+    """Validate the items that a file holds for the aggregation `name`. Raises ValueError with the first wrong one."""
     if name not in ITEMS:
         raise ValueError(f"aggregation={name!r}: expected {', '.join(ITEMS)}")
     try:
-        return ITEMS[name].validate_python(found)
+        return ITEMS[name].validate_python(items)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in ("items", *first["loc"]))
@@ -88,7 +97,7 @@ def items_of(name: str, found: Any) -> list[Any]:
 
 
 def aggregate(name: str, items: Sequence[Any]) -> float:
-    """The score of all items under the aggregation `name` (a key of PARTS)."""
+    """Return the score of all items under the aggregation `name` (a key of PARTS)."""
     features, value = PARTS[name](items)
     return float(value(features.sum(0, keepdims=True))[0])
 
@@ -107,8 +116,10 @@ def group_weighted_f1(items: Sequence[tuple[str, str, str]]) -> float:
 
 @lru_cache(maxsize=4)
 def resample(counts: int, draws: int, seed: int = 0) -> np.ndarray:
-    """How often each of `counts` clusters is drawn with replacement: int64 (draws, counts), rows sum to `counts`. Read only:
-    the same for every model that scored as many."""
+    """Return how often each of `counts` clusters is drawn with replacement: int64 (draws, counts), rows sum to `counts`.
+
+    The array is read only: it is shared by every model that scored as many clusters.
+    """
     rng = np.random.default_rng([seed, counts])
     drawn = rng.multinomial(counts, np.full(counts, 1 / counts), size=draws)
     drawn.flags.writeable = False
@@ -118,7 +129,7 @@ def resample(counts: int, draws: int, seed: int = 0) -> np.ndarray:
 def bootstrap(
     name: str, items: Sequence[Any], clusters: Sequence[Hashable] | None = None, draws: int = DRAWS
 ) -> np.ndarray:
-    """Scores of `draws` resamplings of whole clusters (each document its own where None), float64 (draws,).
+    """Return the scores of `draws` resamplings of whole clusters, float64 (draws,); None: each document is its own cluster.
 
     The same clusters in the same order give the same resamples, so two models' draws are paired.
     """
@@ -135,10 +146,13 @@ def bootstrap(
     return np.concatenate(scores)
 
 
-def floor(name: str, gold: Sequence[Any], items: Sequence[Any]) -> float:
-    """The score of the best constant answer to multiple-choice documents: what a model that read nothing could have.
+def majority_baseline(name: str, gold: Sequence[Any], items: Sequence[Any]) -> float:
+    """Return the score of the best constant answer to multiple-choice documents, which needs no reading.
 
-    `gold`: the right options' indices, for a mean; other aggregations have the right label in each item, before the last.
+    Args:
+        name: The aggregation.
+        gold: The indices of the right options, for a mean.
+        items: For other aggregations, each holds the right label before its last element.
     """
     if name == "mean":
         return max(Counter(gold).values()) / len(gold)
@@ -147,7 +161,10 @@ def floor(name: str, gold: Sequence[Any], items: Sequence[Any]) -> float:
 
 
 def standard_error(name: str, items: Sequence[Any], clusters: Sequence[Hashable] | None = None) -> float:
-    """The closed form for a mean over independent documents, else `bootstrap`'s spread. NaN of one item or one cluster."""
+    """Return the closed form for a mean over independent documents, else the spread of `bootstrap`.
+
+    NaN for one item or one cluster.
+    """
     if len(items if clusters is None else set(clusters)) < 2:
         return float("nan")
     if name == "mean" and clusters is None:

@@ -1,4 +1,4 @@
-"""lm-eval's Hugging Face backend with what it lacks: token counts, logits only where they are scored, a journal."""
+"""lm-eval's Hugging Face backend with what it lacks: token counts, logits only where they are scored, a response cache."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class Backend(HFLM):
         tokenizer: PreTrainedTokenizerBase,
         batch_size: int,
         max_length: int,
-        journal: ResponseCache,
-        most: int | None = None,
+        response_cache: ResponseCache,
+        length_limit: int | None = None,
     ):
         model.tie_weights = _leave_tied  # type: ignore[assignment]
         try:  # HFLM ties anew, which PEFT's modules_to_save on a tied embedding does not survive
@@ -70,8 +70,8 @@ class Backend(HFLM):
             del model.tie_weights
         base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         self.keeps_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
-        self.journal = journal
-        self.most = most  # tokens of prompt and answer; None: as many as a task asks for
+        self.response_cache = response_cache
+        self.length_limit = length_limit  # tokens of prompt and answer; None: as many as a task asks for
         self._pairs: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
         self._asked: list[Any] = []  # lm-eval's requests that are being answered
         self._prompts: list[str] = []  # of the batch that is being generated
@@ -82,7 +82,7 @@ class Backend(HFLM):
         return without_appended_eos(self.tokenizer, string, super().tok_encode(string, *args, **kwargs))
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[LogLikelihood, bool]]:
-        """As lm-eval's, with everything tokenised beforehand. Raises: NonFiniteError."""
+        """Score the requests as lm-eval does, with everything tokenised beforehand. Raises NonFiniteError."""
         self._asked = requests
         pairs = [request.args for request in requests]
         with _tokenizers_on_all_cores():
@@ -95,23 +95,23 @@ class Backend(HFLM):
             self._asked = []
 
     def _encode_pairs(self, pairs: list[tuple[str, str]]) -> None:
-        """Remembers what `_encode_pair` gives for each of them; a context is tokenised once for all its options."""
+        """Remember the result of `_encode_pair` for each pair; a context is tokenised once for all its options."""
         contexts = list(dict.fromkeys(context.rstrip() for context, _ in pairs))
         ids = self._encode_texts([*contexts, *(context + continuation for context, continuation in pairs)])
         known = dict(zip(contexts, ids, strict=False))
-        for pair, whole in zip(pairs, ids[len(contexts) :], strict=True):
+        for pair, both in zip(pairs, ids[len(contexts) :], strict=True):
             context = known[pair[0].rstrip()]
-            self._pairs[pair] = context, whole[len(context) :]
+            self._pairs[pair] = context, both[len(context) :]
 
     def _encode_texts(self, texts: list[str]) -> list[list[int]]:
-        """`tok_encode` of each, in one call of the tokenizer but for those of another form."""
+        """Return `tok_encode` of each text, with one call of the tokenizer for all texts of the usual form."""
         bos = self.tokenizer.decode(self.prefix_token_id)
         plain = [text for text in texts if not text.startswith((TOKEN_IDS, bos))]
         special = {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
         encoded = self.tokenizer(plain, return_attention_mask=False, **special)["input_ids"] if plain else []
         encoded = [without_appended_eos(self.tokenizer, *both) for both in zip(plain, encoded, strict=True)]
-        found = dict(zip(plain, encoded, strict=True))
-        return [found[text] if text in found else self.tok_encode(text) for text in texts]
+        ids = dict(zip(plain, encoded, strict=True))
+        return [ids[text] if text in ids else self.tok_encode(text) for text in texts]
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         return self._pairs.get((context, continuation)) or super()._encode_pair(context, continuation)
@@ -127,21 +127,21 @@ class Backend(HFLM):
         batches = _batches(inputs, override_bs or int(self.batch_size))
         for batch in tqdm(batches, desc="log-likelihoods", disable=disable_tqdm or None):
             wanted = [[requests[i][2] for i in by_input[ids]] for ids in batch]
-            found = self.journal.answer(
+            scored = self.response_cache.answer(
                 [batch, wanted], partial(by_halves, partial(self._score, batch, wanted), len(batch))
             )
             owners = [i for ids in batch for i in by_input[ids]]
-            for i, (nats, said) in zip(owners, found, strict=True):
+            for i, (nats, is_greedy) in zip(owners, scored, strict=True):
                 if not math.isfinite(nats):
                     raise _not_finite(self._asked[i] if self._asked else None, f"a log-likelihood is {nats}")
-                answers[i] = (LogLikelihood(nats, len(requests[i][2])), said)
+                answers[i] = (LogLikelihood(nats, len(requests[i][2])), is_greedy)
         return [answers[i] for i in range(len(requests))]
 
     @torch.no_grad()
     def _score(
         self, inputs: list[tuple[int, ...]], wanted: list[list[list[int]]], rows: slice
     ) -> list[tuple[float, bool]]:
-        """(nats, is the argmax throughout) of every wanted continuation of every input among `rows`, in order."""
+        """Return (nats, is the argmax throughout) of every wanted continuation of every input among `rows`, in order."""
         inputs, wanted = inputs[rows], wanted[rows]
         longest = max(map(len, inputs))
         ids_BT = torch.zeros((len(inputs), longest), dtype=torch.long)
@@ -160,25 +160,25 @@ class Backend(HFLM):
         return list(zip(torch.stack(nats).tolist(), torch.stack(greedy).tolist(), strict=True))
 
     def _logits(self, ids_BT: Tensor, spans: list[slice]) -> Iterator[Tensor]:
-        """Of every row, the logits (T, V) of its span; where the head is a product, of a chunk of rows at a time."""
-        found = hidden_states(self.model, Batch(ids_BT, ids_BT))
-        if found is None:
+        """Yield every row's logits (T, V) of its span; if the head is a plain product, by chunks of rows."""
+        states = hidden_states(self.model, Batch(ids_BT, ids_BT))
+        if states is None:
             first = min(span.start for span in spans) if self.keeps_logits else 0
             kept = {"logits_to_keep": torch.arange(first, ids_BT.shape[1], device=ids_BT.device)} if first else {}
             logits_BTV = self.model(input_ids=ids_BT, use_cache=False, **kept).logits
             for logits_TV, span in zip(logits_BTV, spans, strict=True):
                 yield logits_TV[span.start - first : span.stop - first]
             return
-        hidden_BTH, weight_VH = found
+        hidden_BTH, weight_VH = states
         rows = [hidden_TH[span] for hidden_TH, span in zip(hidden_BTH, spans, strict=True)]
         for group in groups([len(row) for row in rows], weight_VH):
             logits_NV = F.linear(torch.cat(rows[group]), weight_VH)
             yield from logits_NV.split([len(row) for row in rows[group]])
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """As HFLM's, within the window of `for_answers`. Raises: NonFiniteError."""
+        """Generate as HFLM does, within the window of `for_answers`. Raises NonFiniteError."""
         window = self._max_length
-        requests, self._max_length = for_answers(requests, window, self.most)
+        requests, self._max_length = for_answers(requests, window, self.length_limit)
         self._asked = requests
         try:
             return super().generate_until(requests, disable_tqdm=disable_tqdm or not sys.stderr.isatty())
@@ -195,15 +195,17 @@ class Backend(HFLM):
         return ids_BT, mask_BT
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **kwargs: Any) -> Tensor:
-        """Prompt and generated ids, padded where a row ended. Greedy, unless `kwargs` sample: as HFLM's then.
+        """Return prompts and generated ids, padded after a row's end.
 
-        A batch whose keys and values would take too much memory is written in equal parts.
+        Greedy, unless `kwargs` sample, which HFLM then does.
+
+        A batch whose keys and values would need too much memory is generated in equal parts.
         """
         if kwargs.get("do_sample"):
             return super()._model_generate(context, max_length, stop, **kwargs)
         mask = kwargs.get("attention_mask")
         mask = torch.ones_like(context) if mask is None else mask
-        most = max_length - context.shape[1]
+        new_tokens = max_length - context.shape[1]
 
         def generate(rows: slice) -> list[list[int]]:
             last: dict[str, Any] = {"logits_to_keep": 1} if self.keeps_logits else {}
@@ -211,35 +213,38 @@ class Backend(HFLM):
             stopped = partial(self._stopped, [text for text in stop if text])
             used = mask[rows].any(0)  # not what only longer prompts, in other rows, need
             try:
-                return greedy(self.model, context[rows, used], mask[rows, used], most, self._end_ids(), stopped, **last)
+                return greedy(
+                    self.model, context[rows, used], mask[rows, used], new_tokens, self._end_ids(), stopped, **last
+                )
             except NanLogits as error:
-                asked = (request for request in self._asked if request.args[0] == self._prompts[rows][error.row])
-                raise _not_finite(next(asked, None), "a logit is NaN") from error
+                requests = (request for request in self._asked if request.args[0] == self._prompts[rows][error.row])
+                raise _not_finite(next(requests, None), "a logit is NaN") from error
 
-        made: list[list[int]] = []
+        generated: list[list[int]] = []
         for rows in equal_parts(len(context), rows_at_once(self.model, max_length)):
             what = [context[rows].tolist(), mask[rows].tolist(), max_length, stop, None]
-            made += self.journal.answer(what, partial(by_halves, generate, rows.stop, rows.start))
-        longest = max(map(len, made))
-        padded = [ids + [self.tokenizer.pad_token_id] * (longest - len(ids)) for ids in made]
+            generated += self.response_cache.answer(what, partial(by_halves, generate, rows.stop, rows.start))
+        longest = max(map(len, generated))
+        padded = [ids + [self.tokenizer.pad_token_id] * (longest - len(ids)) for ids in generated]
         return torch.cat([context, torch.tensor(padded, dtype=torch.long, device=context.device)], dim=1)
 
     def _end_ids(self) -> list[int]:
-        """The tokens that end a text: those of the model's generation config, and the tokenizer's."""
+        """Return the tokens that end a text: those of the model's generation config, and the tokenizer's."""
         configured = self.model.generation_config.eos_token_id  # type: ignore[union-attr]
         named = configured if isinstance(configured, list) else [configured]
         return [i for i in (*named, self.tokenizer.eos_token_id) if i is not None]
 
     def _stopped(self, stop: list[str], rows: list[list[int]]) -> list[bool]:
-        """Whether the last tokens hold one of `stop`: lm-eval cuts the text there in any case."""
+        """Return for each row whether its last tokens hold one of `stop`; lm-eval cuts the text there in any case."""
         window = LOOK_EVERY + max(map(len, stop), default=0)
         return [any(s in text for s in stop) for text in self.tokenizer.batch_decode([ids[-window:] for ids in rows])]
 
 
 def by_halves(answer: Callable[[slice], list[T]], stop: int, start: int = 0) -> list[T]:
-    """`answer(slice(start, stop))`, or of its halves, one after the other, where the GPU has no memory for all rows.
+    """Return `answer(slice(start, stop))`; if the GPU's memory is too small for all rows, of its halves in turn.
 
-    Raises: torch.OutOfMemoryError of a single row.
+    Raises:
+        torch.OutOfMemoryError: A single row does not fit.
     """
     try:
         return answer(slice(start, stop))
@@ -248,13 +253,13 @@ def by_halves(answer: Callable[[slice], list[T]], stop: int, start: int = 0) -> 
             raise
         reason = str(error).splitlines()[0]
     torch.cuda.empty_cache()  # here the error, and what its frames hold, is gone
-    print(f"too little GPU memory for {stop - start} rows at once, two halves: {reason}", file=sys.stderr, flush=True)
+    print(f"CUDA out of memory with {stop - start} rows; retrying in two halves: {reason}", file=sys.stderr, flush=True)
     middle = (start + stop) // 2
     return by_halves(answer, middle, start) + by_halves(answer, stop, middle)
 
 
 def rows_at_once(model: Any, tokens: int) -> int:
-    """Rows of so many tokens whose keys and values are no more than a batch should hold: equal on every GPU."""
+    """Return the number of rows of so many tokens whose keys and values a batch may hold: equal on every GPU."""
     config = model.config.get_text_config()
     queries = getattr(config, "num_attention_heads", None)
     if queries is None:  # no attention: nothing grows with the tokens
@@ -266,15 +271,15 @@ def rows_at_once(model: Any, tokens: int) -> int:
     return max(1, max(CACHE_OVER_WEIGHTS * weights, SMALL_CACHE) // row)
 
 
-def equal_parts(n: int, most: int) -> list[slice]:
-    """Of n rows, in order: as few as can be of at most `most`, none larger than another by more than a row."""
-    parts = -(-n // most)
+def equal_parts(n: int, max_size: int) -> list[slice]:
+    """Cut n rows, in order, into as few slices of at most `max_size` as can be; their sizes differ by one at most."""
+    parts = -(-n // max_size)
     ends = [n * (i + 1) // parts for i in range(parts)]
     return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def _batches(inputs: list[tuple[int, ...]], size: int) -> list[list[tuple[int, ...]]]:
-    """Of at most `size`, from inputs sorted longest first: none is much shorter than the first, for logits span the gap."""
+    """Cut inputs, sorted longest first, into batches of at most `size` without large gaps in length: logits span the gap."""
     batches: list[list[tuple[int, ...]]] = []
     for ids in inputs:
         if not batches or len(batches[-1]) == size or len(ids) < SHORTEST * len(batches[-1][0]):
@@ -285,12 +290,12 @@ def _batches(inputs: list[tuple[int, ...]], size: int) -> list[list[tuple[int, .
 
 def _not_finite(request: Any, what: str) -> NonFiniteError:
     where = f"task {request.task_name}, document {request.doc_id}: " if request is not None else ""
-    return NonFiniteError(f"{where}{what}: the model's weights are damaged, or its training diverged")
+    return NonFiniteError(f"{where}{what}: the weights are damaged, or training diverged")
 
 
 @contextmanager
 def _tokenizers_on_all_cores() -> Iterator[None]:
-    """The switch is set to one core elsewhere, for processes that fork or are many."""
+    """Context manager: let tokenizers use all cores; elsewhere they use one, for processes that fork or are many."""
     name = "TOKENIZERS_PARALLELISM"
     before = os.environ.get(name)
     os.environ[name] = "true"
@@ -301,4 +306,4 @@ def _tokenizers_on_all_cores() -> Iterator[None]:
 
 
 def _leave_tied(*args: Any, **kwargs: Any) -> None:
-    """In place of `tie_weights` while HFLM is built."""
+    """Replace `tie_weights` while HFLM is built."""

@@ -9,7 +9,7 @@ import datasets
 
 from mora.errors import NonFiniteError
 
-from .records import DataError, Record, text, texts, wrong
+from .records import DataError, Record, field_error, text, texts
 
 Doc = dict[str, Any]
 
@@ -26,28 +26,36 @@ class LogLikelihood(float):
 
 
 def as_test_split(docs: list[Doc]) -> dict[str, datasets.Dataset]:
-    """Documents as lm-eval wants them of `custom_dataset`. Raises: DataError where there are none."""
+    """Return the documents as lm-eval expects them of `custom_dataset`. Raises DataError if there are none."""
     if not docs:
-        raise DataError("there are no documents: the rows of this evaluation set make none")
+        raise DataError("the rows of this evaluation set make no documents")
     return {"test": datasets.Dataset.from_list(docs)}
 
 
 def adaptllm_doc(record: Record) -> Doc:
-    """A row of AdaptLLM's sets with options: the prompt is filled, demonstrations included. Raises: DataError."""
+    """Return a row of AdaptLLM's sets with options as a document, its prompt filled with demonstrations.
+
+    Raises DataError.
+    """
     options, gold = texts(record, "options"), record.row["gold_index"]
     if not all(options):
-        raise wrong(record, "options", "a list of texts, none of them empty")
+        raise field_error(record, "options", "a list of texts, none of them empty")
     if type(gold) is not int or gold not in range(len(options)):
-        raise wrong(record, "gold_index", f"the index of one of its {len(options)} options")
+        raise field_error(record, "gold_index", f"the index of one of its {len(options)} options")
     return {"prompt": text(record, "input"), "options": options, "gold": gold}
 
 
 def score(doc: Doc, results: list[tuple[float, bool]]) -> dict[str, Any]:
-    """`score` is accuracy by mean log-likelihood a token, `acc_sum` by the sum, `gold_nll` the gold option's nats a token.
+    """Score a multiple-choice document.
 
     Under a plain HFLM, which knows no token counts, options are compared by their sums.
 
-    Raises: NonFiniteError, which of our own Backend no value is.
+    Returns:
+        `score`: accuracy by mean log-likelihood per token; `acc_sum`: by the sum; `gold_nll`: nats per token of the
+            gold option.
+
+    Raises:
+        NonFiniteError: A value is not finite; our own Backend raises before.
     """
     sums = [value for value, _ in results]
     if not all(map(math.isfinite, sums)):
@@ -62,7 +70,7 @@ def score(doc: Doc, results: list[tuple[float, bool]]) -> dict[str, Any]:
 
 
 def score_f1(doc: Doc, results: list[tuple[float, bool]]) -> dict[str, Any]:
-    """As `score`, but `score` is the item of weighted F1, (gold, predicted), and `acc` the accuracy."""
+    """Score as `score`, but `score` is the item of weighted F1, (gold, predicted), and `acc` the accuracy."""
     scored = score(doc, results)
     means = [value / getattr(value, "n_tokens", 1) for value, _ in results]
     pair = (doc["options"][doc["gold"]], doc["options"][best(means)])
@@ -70,11 +78,11 @@ def score_f1(doc: Doc, results: list[tuple[float, bool]]) -> dict[str, Any]:
 
 
 def score_group_f1(doc: Doc, results: list[tuple[float, bool]]) -> dict[str, Any]:
-    """As `score_f1`, with the document's group in front of the pair."""
+    """Score as `score_f1`, with the document's group in front of the pair."""
     scored = score_f1(doc, results)
     return {**scored, "score": (str(doc["group"]), *scored["score"])}
 
 
 def best(values: list[float]) -> int:
-    """The first of the largest."""
+    """Return the index of the first largest value."""
     return max(range(len(values)), key=values.__getitem__)

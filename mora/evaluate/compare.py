@@ -1,5 +1,7 @@
-"""python -m mora.evaluate.compare RUN_A RUN_B ...: is a difference more than chance? From kept samples, or the scores in
-results/documents alone."""
+"""Test whether the difference between evaluations is more than chance: `python -m mora.evaluate.compare RUN_A RUN_B`.
+
+It reads logged samples, or the scores in results/documents alone.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ import numpy as np
 
 from . import documents, samples
 from .aggregate import aggregate, bootstrap, items_of
-from .kept import Kept
+from .logged import LoggedSamples
 from .records import DataError
 
 DRAWS = 10_000
@@ -22,7 +24,7 @@ DRAWS = 10_000
 
 @dataclass(frozen=True)
 class Comparison:
-    """`b - a` with its 95 % interval, the bootstrap's two-sided p, and McNemar's where the items are 0 or 1."""
+    """`b - a` with its 95% interval, the bootstrap's two-sided p, and McNemar's if the items are 0 or 1."""
 
     task: str
     documents: int
@@ -38,10 +40,11 @@ class Comparison:
         return self.b - self.a
 
 
-def compare(a: Kept, b: Kept, draws: int = DRAWS) -> Comparison:
-    """Paired over the same documents, clusters kept whole.
+def compare(a: LoggedSamples, b: LoggedSamples, draws: int = DRAWS) -> Comparison:
+    """Compare two runs, paired over the same documents, with whole clusters.
 
-    Raises: DataError where the two runs did not score the same documents with the same prompts, or all are one cluster's.
+    Raises:
+        DataError: The runs did not score the same documents with the same prompts, or all are of one cluster.
     """
     task = a.header["task"]
     for field in ("task", "prompts", "aggregation"):
@@ -51,16 +54,16 @@ def compare(a: Kept, b: Kept, draws: int = DRAWS) -> Comparison:
             )
     headline = a.header.get("headline", "score")
     if not a.rows or headline not in a.rows[0]:
-        raise DataError(f"{task}: its samples hold no {headline!r}: only our own tasks can be compared")
+        raise DataError(f"{task}: its samples have no {headline!r}: only this suite's tasks can be compared")
     kind = a.header["aggregation"]
-    items_a, items_b = (_items(kept) for kept in (a, b))
+    items_a, items_b = (_items(logged) for logged in (a, b))
     if len(items_a) != len(items_b):
         raise DataError(f"{task}: {len(items_a)} and {len(items_b)} documents: score both on the same ones")
     clusters = [row.get("cluster") for row in a.rows]
     clustered = None if clusters[0] is None else clusters
     if len(items_a if clustered is None else set(clustered)) < 2:
         raise DataError(
-            f"{task}: all {len(items_a)} documents are one cluster, so there is no chance to compare with: score more"
+            f"{task}: all {len(items_a)} documents are one cluster, which has no spread: score more documents"
         )
     drawn = bootstrap(kind, items_b, clustered, draws) - bootstrap(kind, items_a, clustered, draws)
     low, high = np.quantile(drawn, [0.025, 0.975])
@@ -77,18 +80,18 @@ def compare(a: Kept, b: Kept, draws: int = DRAWS) -> Comparison:
     )
 
 
-def _read(path: Path) -> dict[str, Kept]:
+def _read(path: Path) -> dict[str, LoggedSamples]:
     return documents.read(path) if path.name.endswith(documents.SUFFIX) else samples.read(path)
 
 
 def two_sided_p(drawn: np.ndarray) -> float:
-    """How often the resampled difference lies on the far side of zero, doubled; never below 1 in the number of draws."""
+    """Return twice the share of draws whose difference is beyond zero, at least 1 over the number of draws."""
     tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
     return float(min(1.0, 2 * (tail + 1) / (len(drawn) + 1)))
 
 
 def mcnemar(a: list[float], b: list[float]) -> float:
-    """The exact two-sided test over the documents on which exactly one of the two is right."""
+    """Return McNemar's exact two-sided p over the documents on which exactly one of the two is right."""
     only_a = sum(x > y for x, y in zip(a, b, strict=True))
     only_b = sum(x < y for x, y in zip(a, b, strict=True))
     from scipy import stats  # a second to import
@@ -97,7 +100,7 @@ def mcnemar(a: list[float], b: list[float]) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values that hold for all comparisons together (Holm 1979)."""
+    """Return p-values adjusted for all comparisons together (Holm 1979)."""
     m, order = len(p_values), np.argsort(p_values, kind="stable")
     stepped = np.maximum.accumulate([(m - rank) * p_values[i] for rank, i in enumerate(order)])
     adjusted = np.empty(m)
@@ -106,9 +109,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def table(baseline: str, others: list[str]) -> str:
-    """Every shared task of every run against the baseline, in Markdown; Holm's correction over all lines.
+    """Return a Markdown table of every shared task of every run against the baseline, Holm-corrected over all lines.
 
-    A task that cannot be compared is said below. Raises: DataError where none can.
+    A task that cannot be compared is named below the table. Raises DataError if none can.
     """
     first = _read(Path(baseline))
     lines: list[tuple[str, Comparison]] = []
@@ -126,7 +129,7 @@ def table(baseline: str, others: list[str]) -> str:
     if not lines:
         raise DataError("; ".join(left_out))
     adjusted = holm([c.p if c.mcnemar_p is None else c.mcnemar_p for _, c in lines])
-    out = [f"Against {baseline}.", "", "| run | task | n | baseline | run | difference [95 %] | p | McNemar | Holm |"]
+    out = [f"Against {baseline}.", "", "| run | task | n | baseline | run | difference [95%] | p | McNemar | Holm |"]
     out.append("|" + "---|" * 9)
     for (other, c), corrected in zip(lines, adjusted, strict=True):
         exact = "-" if c.mcnemar_p is None else f"{c.mcnemar_p:.4f}"
@@ -146,12 +149,14 @@ def table(baseline: str, others: list[str]) -> str:
     return "\n".join([*out, *(f"\nNot compared: {reason}" for reason in left_out)])
 
 
-def _items(kept: Kept) -> list[Any]:
-    """Of the headline. Raises: DataError where a row has none, or one of another kind than its aggregation's."""
+def _items(logged: LoggedSamples) -> list[Any]:
+    """Return the headline's items. Raises DataError if a row has none, or one of the wrong kind."""
     try:
-        return items_of(kept.header["aggregation"], [row[kept.header.get("headline", "score")] for row in kept.rows])
+        return items_of(
+            logged.header["aggregation"], [row[logged.header.get("headline", "score")] for row in logged.rows]
+        )
     except (LookupError, TypeError, ValueError) as error:
-        raise DataError(f"{kept.header['task']}: its samples are damaged ({error}): score the model again") from error
+        raise DataError(f"{logged.header['task']}: its samples are damaged ({error}): score the model again") from error
 
 
 def parse(arguments: list[str] | None = None, prog: str = "python -m mora.evaluate.compare") -> argparse.Namespace:

@@ -16,7 +16,7 @@ from mora.errors import one_line
 from mora.io import replace_file
 
 from .aggregate import items_of
-from .kept import Kept
+from .logged import LoggedSamples
 from .records import DataError
 
 SUFFIX = ".jsonl.zst"
@@ -24,30 +24,30 @@ LEVEL = 19
 DIGITS = 6  # of a log-likelihood
 
 
-def write(path: Path, kept: dict[str, Kept]) -> None:
-    """The headline of every task that has one, whole or not at all. Nothing where no task has."""
-    lines = [_line(task) for task in kept.values() if task.rows and task.header.get("headline") in task.rows[0]]
+def write(path: Path, logged: dict[str, LoggedSamples]) -> None:
+    """Write the headline of every task that has one, atomically; nothing if no task has one."""
+    lines = [_line(task) for task in logged.values() if task.rows and task.header.get("headline") in task.rows[0]]
     if lines:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, zstandard.ZstdCompressor(level=LEVEL, write_checksum=True).compress("".join(lines).encode()))
 
 
-def read(path: Path) -> dict[str, Kept]:
-    """Every task's documents. Raises: DataError where the file is damaged."""
+def read(path: Path) -> dict[str, LoggedSamples]:
+    """Read every task's documents. Raises DataError if the file is damaged."""
     try:
         text = zstandard.ZstdDecompressor().decompress(path.read_bytes(), max_output_size=2**30).decode()
-        return {found["header"]["task"]: _kept(found) for found in map(json.loads, text.splitlines())}
+        return {entry["header"]["task"]: _logged(entry) for entry in map(json.loads, text.splitlines())}
     except (OSError, zstandard.ZstdError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise DataError(
-            f"{path} holds no documents' scores, or was cut ({one_line(error):.300}): score the model again"
+            f"{path} holds no document scores, or is truncated ({one_line(error):.300}): score the model again"
         ) from error
 
 
-def _line(kept: Kept) -> str:
-    chosen = [row for row in kept.rows if row.get("filter", "none") == kept.rows[0].get("filter", "none")]
+def _line(logged: LoggedSamples) -> str:
+    chosen = [row for row in logged.rows if row.get("filter", "none") == logged.rows[0].get("filter", "none")]
     clusters = [row["cluster"] for row in chosen]
-    items = [_short(row[kept.header["headline"]]) for row in chosen]
-    values = {"header": kept.header, "items": items, "clusters": None if clusters[0] is None else clusters}
+    items = [_short(row[logged.header["headline"]]) for row in chosen]
+    values = {"header": logged.header, "items": items, "clusters": None if clusters[0] is None else clusters}
     return json.dumps(values, separators=(",", ":")) + "\n"
 
 
@@ -65,12 +65,12 @@ def _short(item: Any) -> Any:
     return item
 
 
-def _kept(found: dict[str, Any]) -> Kept:
-    header, items, clusters = found["header"], found["items"], found["clusters"] or [None] * len(found["items"])
+def _logged(entry: dict[str, Any]) -> LoggedSamples:
+    header, items, clusters = entry["header"], entry["items"], entry["clusters"] or [None] * len(entry["items"])
     for name in ("task", "aggregation", "headline", "prompts"):
         if not isinstance(header[name], str):
             raise ValueError(f"header.{name}={header[name]!r}: expected text")
     headline = header["headline"]
     items_of(header["aggregation"], items)
     set(clusters)  # what no set can hold is no name of a cluster
-    return Kept(header, [{"cluster": c, headline: item} for c, item in zip(clusters, items, strict=True)])
+    return LoggedSamples(header, [{"cluster": c, headline: item} for c, item in zip(clusters, items, strict=True)])

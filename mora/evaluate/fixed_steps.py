@@ -13,7 +13,7 @@ WARM_UP = 2  # steps on a side stream before a capture
 
 
 def best(logits_BV: Tensor) -> tuple[Tensor, Tensor]:
-    """The ids of the largest logits, (B, 1), and whether a logit of the row is NaN, which argmax takes for the largest."""
+    """Return the ids of the largest logits, (B, 1), and whether a row has a NaN, which argmax takes for the largest."""
     ids_B1 = logits_BV.argmax(-1, keepdim=True)
     return ids_B1, logits_BV.gather(-1, ids_B1).isnan()
 
@@ -33,7 +33,7 @@ class FixedSteps:
         ids_B1: Tensor,
         positions_B1: Tensor,
         mask_BT: Tensor,
-        most: int,
+        max_tokens: int,
         capture: bool,
         forward: dict[str, Any],
     ):
@@ -44,14 +44,14 @@ class FixedSteps:
         self.nan = torch.zeros_like(ids_B1, dtype=torch.bool)
         self._at = torch.full((1,), used, device=ids_B1.device)
         self._slot = torch.zeros_like(self._at)
-        self._made = ids_B1.new_zeros(rows, most + WARM_UP)
+        self._made = ids_B1.new_zeros(rows, max_tokens + WARM_UP)
         self._seen = torch.zeros((rows, 1, 1, layer.length), dtype=torch.bool, device=ids_B1.device)
         self._seen[:, 0, 0, :used] = mask_BT[:, :used].bool()
         self._graph = self._captured() if capture else None
         self.failed = capture and self._graph is None
 
     def tokens(self, n: int) -> Tensor:
-        """The next n tokens of every row, (B, n)."""
+        """Return the next n tokens of every row, (B, n)."""
         self._slot.zero_()
         self._write_at(self._at)
         for _ in range(n):
@@ -82,7 +82,7 @@ class FixedSteps:
             counter += 1
 
     def _captured(self) -> torch.cuda.CUDAGraph | None:
-        """One step as a graph, or None, with a warning, where the model cannot be captured."""
+        """Capture one step as a graph; return None, with a warning, if the model cannot be captured."""
         state = (self.ids, self.positions, self.nan, self._at, self._slot, self._seen)
         before = [tensor.clone() for tensor in state]
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
@@ -99,7 +99,7 @@ class FixedSteps:
             raise
         except RuntimeError as error:  # whatever the capture forbids: a copy to the host, a choice made there
             reason = (str(error).splitlines() or ["no reason given"])[0]
-            warnings.warn(f"decoding without a CUDA graph: {reason}", stacklevel=2)
+            warnings.warn(f"decoding without CUDA graphs: {reason}", stacklevel=2)
             return None
         finally:
             self._write_at(None)

@@ -62,18 +62,18 @@ class GrowingLayer(DynamicLayer):
         return self._buffers[0].shape[-2]
 
     def advance(self, n: int) -> None:
-        """Takes n more tokens of the buffers for written."""
+        """Mark n more tokens of the buffers as written."""
         end = self.get_seq_length() + n
         self.keys, self.values = (buffer[:, :, :end] for buffer in self._buffers)
 
     def reserve(self, n: int) -> None:
-        """Makes room for n more tokens."""
+        """Make room for n more tokens."""
         end = self.get_seq_length()
         if end + n > self.length:
             self._buffers = (self._grown(self._buffers[0], end, end), self._grown(self._buffers[1], end, end))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keeps these rows."""
+        """Keep these rows."""
         end = self.get_seq_length()
         keys, values = self._buffers
         self._buffers = (keys[indices], values[indices])
@@ -90,20 +90,22 @@ class GrowingLayer(DynamicLayer):
 class _Batch:
     """The rows that are generated, as the model needs them for the next token."""
 
-    def __init__(self, model: torch.nn.Module, ids_BT: Tensor, mask_BT: Tensor, most: int, forward: dict[str, Any]):
+    def __init__(
+        self, model: torch.nn.Module, ids_BT: Tensor, mask_BT: Tensor, max_tokens: int, forward: dict[str, Any]
+    ):
         self._model, self._forward = model, forward
         self._cache = Cache(layer_class_to_replicate=GrowingLayer)
-        self._mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(mask_BT), most)], dim=1)
+        self._mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(mask_BT), max_tokens)], dim=1)
         self._used = ids_BT.shape[1]
         self._ids_BT, self._positions_BT = ids_BT, (mask_BT.cumsum(1) - 1).clamp(min=0)
         self._nan_B1 = torch.zeros_like(ids_BT[:, :1], dtype=torch.bool)
 
     def nan(self) -> list[bool]:
-        """Of every row, whether a logit of it was NaN. Waits for the GPU."""
+        """Return for every row whether one of its logits was NaN. Waits for the GPU."""
         return self._nan_B1[:, 0].tolist()
 
     def tokens(self, n: int) -> Tensor:
-        """The next n tokens of every row, (B, n)."""
+        """Return the next n tokens of every row, (B, n)."""
         return torch.cat([self._token() for _ in range(n)], dim=1)
 
     def _token(self) -> Tensor:
@@ -122,7 +124,7 @@ class _Batch:
         return self._ids_BT
 
     def keep(self, places: list[int]) -> None:
-        """Rows leave: these stay, in this order."""
+        """Keep only these rows, in this order."""
         if len(places) == len(self._ids_BT):
             return
         kept = torch.tensor(places, device=self._ids_BT.device)
@@ -132,16 +134,18 @@ class _Batch:
 
 
 class _FixedBatch(_Batch):
-    """The same by FixedSteps. Rows that are done are carried along until they are half of the batch: a batch of another
-    size, or a cache that grows, wants a new graph.
+    """A batch that generates by FixedSteps.
+
+    Finished rows are carried along until they are half of the batch, since a batch of another size, or a cache that
+    grows, needs a new graph.
     """
 
     _steps: FixedSteps | None = None
     _places: list[int] | None = None  # of the rows wanted; None: all
 
     def nan(self) -> list[bool]:
-        found = super().nan()
-        return found if self._places is None else [found[place] for place in self._places]
+        is_nan = super().nan()
+        return is_nan if self._places is None else [is_nan[place] for place in self._places]
 
     def tokens(self, n: int) -> Tensor:
         if not self._cache.layers:
@@ -186,7 +190,7 @@ _uncaptured: set[type] = set()  # models of which a capture failed
 
 
 def fixed_steps_suit(model: Any) -> bool:
-    """Whether the model is on a GPU and takes a mask of four dimensions."""
+    """Return whether the model is on a GPU and takes a mask of four dimensions."""
     return next(model.parameters()).device.type == "cuda" and takes_long_masks(model)
 
 
@@ -201,39 +205,46 @@ def greedy(
     fixed: bool = False,
     **forward: Any,
 ) -> list[list[int]]:
-    """The generated ids of every row, at most `max_new_tokens`, padded prompts at the left.
+    """Generate greedily and return the new ids of every row.
 
-    A row ends with the first of `end_ids`, which is kept, or where `stopped` says so of what the rows generated; it is asked
-    once in LOOK_EVERY tokens. `fixed`: by steps that are all alike, for a GPU (`fixed_steps_suit`). `forward`: more
-    arguments of the model's forward.
+    Args:
+        model: The language model.
+        ids_BT: Prompts, padded at the left.
+        mask_BT: Their attention mask.
+        max_new_tokens: The most tokens of a row.
+        end_ids: A row ends with the first of these, which is kept.
+        stopped: Says of a row's ids whether it ends; asked once in LOOK_EVERY tokens.
+        fixed: Take steps that are all alike, for a GPU (`fixed_steps_suit`).
+        forward: More arguments of the model's forward.
 
-    Raises: NanLogits, also once in LOOK_EVERY tokens.
+    Raises:
+        NanLogits: A logit is NaN; checked once in LOOK_EVERY tokens.
     """
     ends = set(end_ids)
-    alive, made = list(range(len(ids_BT))), [list[int]() for _ in range(len(ids_BT))]
+    alive, generated = list(range(len(ids_BT))), [list[int]() for _ in range(len(ids_BT))]
     batch = (_FixedBatch if fixed else _Batch)(model, ids_BT, mask_BT, max_new_tokens, forward)
     for done in range(0, max_new_tokens, LOOK_EVERY):
         new = batch.tokens(min(LOOK_EVERY, max_new_tokens - done))
         for row, ids, nan in zip(alive, new.tolist(), batch.nan(), strict=True):
             if nan:
                 raise NanLogits(row)
-            made[row] += ids
-        going = _going(made, alive, ends, stopped)
+            generated[row] += ids
+        going = _going(generated, alive, ends, stopped)
         alive = [alive[i] for i in going]
         if not alive:
             break
         batch.keep(going)
-    return made
+    return generated
 
 
-def _going(made: list[list[int]], alive: list[int], ends: set[int], stopped: Stopped) -> list[int]:
-    """The places in `alive` of the rows that go on. A row that has met an end is cut behind it."""
+def _going(generated: list[list[int]], alive: list[int], ends: set[int], stopped: Stopped) -> list[int]:
+    """Return the places in `alive` of the rows that go on. A row that has met an end is cut behind it."""
     going = []
-    for place, (row, stop) in enumerate(zip(alive, stopped([made[row] for row in alive]), strict=True)):
-        fresh = range(max(0, len(made[row]) - LOOK_EVERY), len(made[row]))
-        end = next((i for i in fresh if made[row][i] in ends), None)
+    for place, (row, stop) in enumerate(zip(alive, stopped([generated[row] for row in alive]), strict=True)):
+        fresh = range(max(0, len(generated[row]) - LOOK_EVERY), len(generated[row]))
+        end = next((i for i in fresh if generated[row][i] in ends), None)
         if end is not None:
-            made[row] = made[row][: end + 1]
+            generated[row] = generated[row][: end + 1]
         elif not stop:
             going.append(place)
     return going

@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from mora.errors import ConfigError
 
-from .aggregate import floor, standard_error
-from .kept import Kept
+from .aggregate import majority_baseline, standard_error
+from .logged import LoggedSamples
 from .metrics import facts as facts_of
 from .metrics import key
 from .response_cache import ResponseCache
@@ -30,50 +30,55 @@ Metrics = dict[str, dict[str, float]]  # task -> metric and metric_stderr
 
 @dataclass(frozen=True)
 class Settings:
-    """What is equal for all models that are to be compared, and where data and progress lie.
+    """The settings that are equal for all models to be compared, and the folders of data and progress.
 
-    `metadata` reaches the data loaders of the tasks. `limit` takes the first documents of each task. With `journal`, batches
-    already answered under the same `identity` are not computed again. `max_length`: tokens of prompt and answer; where an
-    answer may be long, more are taken, but never more than `most`.
+    Attributes:
+        metadata: Reaches the data loaders of the tasks.
+        limit: Score only the first documents of each task.
+        response_cache: Batches already answered under the same `identity` are not computed again.
+        max_length: Tokens of prompt and answer; more for long answers, up to `length_limit`.
     """
 
     batch_size: int
     max_length: int = 2048
-    most: int | None = None
+    length_limit: int | None = None
     limit: int | None = None
     data_dir: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
-    journal: Path | None = None
+    response_cache: Path | None = None
     identity: str = ""
 
-    def resumable(self, journal: Path, identity: str) -> Settings:
-        """The same, with progress kept in `journal`."""
-        return replace(self, journal=journal, identity=identity)
+    def resumable(self, response_cache: Path, identity: str) -> Settings:
+        """Return the settings with progress kept in `response_cache`."""
+        return replace(self, response_cache=response_cache, identity=identity)
 
     def within(self, model: torch.nn.Module) -> Settings:
-        """The same, for a model that may have fewer positions. Says so, and what follows from it."""
+        """Return the settings for a model that may have fewer positions; print so, and what follows from it."""
         there = positions(model)
-        if there is None or there >= (self.most or self.max_length + PROMPT_TOKENS):
+        if there is None or there >= (self.length_limit or self.max_length + PROMPT_TOKENS):
             return self
         print(
-            f"the model has {there} positions: a prompt is cut at the left where it and its answer have more; an answer to "
-            f"be written has at most {there // 2}",
+            f"the model has {there} positions: longer prompts are cut at the left, and generated answers have "
+            f"at most {there // 2} tokens",
             file=sys.stderr,
             flush=True,
         )
-        return replace(self, max_length=min(self.max_length, there), most=there)
+        return replace(self, max_length=min(self.max_length, there), length_limit=there)
 
 
 def evaluate_model(
     model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, tasks: list[str], settings: Settings
-) -> tuple[Metrics, dict[str, Kept]]:
-    """Scores of lm-eval's and our tasks and groups, with standard errors, and every scored document.
+) -> tuple[Metrics, dict[str, LoggedSamples]]:
+    """Score lm-eval's and this suite's tasks and groups, with standard errors, and return every scored document, too.
 
-    Beside a task's scores: `documents`, and for multiple choice `floor`, the score of the best constant answer. A group's
-    score is the plain mean of its tasks' (errors added as of independent tasks). The caller's random state and the model's
-    mode are left as they were. Call it under autocast where the weights are wider than the compute dtype.
+    Beside a task's scores there are `documents` and, for multiple choice, `floor`, the score of the best constant
+    answer. A group's score is the plain mean of its tasks' scores, with errors added as of independent tasks. The
+    caller's random state and the model's mode are restored. Call it under autocast if the weights are wider than the
+    compute dtype.
 
-    Raises: ConfigError for an unknown task, DataError for data that are missing or wrong.
+    Raises:
+        ConfigError: A task is unknown.
+        DataError: Data are missing or wrong.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from lm_eval.evaluator import evaluate
@@ -82,48 +87,48 @@ def evaluate_model(
 
     settings = settings.within(model)
     manager = task_manager(tasks, tokenizer, settings)
-    window = f"{settings.max_length}" + (f" {settings.most}" if settings.most else "")
-    journal = ResponseCache(settings.journal, f"{settings.identity}|{settings.batch_size}|{window}")
+    window = f"{settings.max_length}" + (f" {settings.length_limit}" if settings.length_limit else "")
+    response_cache = ResponseCache(settings.response_cache, f"{settings.identity}|{settings.batch_size}|{window}")
     was_training = model.training
     model.eval()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
-        result = evaluate(
-            lm=Backend(model, tokenizer, settings.batch_size, settings.max_length, journal, settings.most),
-            task_dict=_loaded(manager, tasks),
+        result: Any = evaluate(  # simple_evaluate would run pip and compilers each time, for a report that is not kept
+            Backend(model, tokenizer, settings.batch_size, settings.max_length, response_cache, settings.length_limit),
+            _loaded(manager, tasks),
             limit=settings.limit,
             bootstrap_iters=0,
-            log_samples=True,
+            fewshot_as_multiturn=True,
         )
     model.train(was_training)
-    kept = {name: keep(name, result) for name in result["samples"]}
-    metrics = {name: _with_errors(result["results"][name], kept[name]) | _facts(kept[name]) for name in kept}
+    logged = {name: keep(name, result) for name in result["samples"]}
+    metrics = {name: _with_errors(result["results"][name], logged[name]) | _facts(logged[name]) for name in logged}
     for group, members in result["group_subtasks"].items():
         if members:
             metrics[group] = average([metrics[member] for member in members if member in metrics])
-    return {name: values for name, values in metrics.items() if values}, kept
+    return {name: values for name, values in metrics.items() if values}, logged
 
 
 def _loaded(manager: Any, tasks: list[str]) -> Any:
-    """The tasks as lm-eval's `simple_evaluate` makes them ready. That would also seed every random generator, and ask pip
-    and the system, for seconds, what is installed."""
+    """Load the tasks, without examples where their files ask for none."""
     loaded = manager.load(tasks)
     for task in loaded["tasks"].values():
         if task.get_config("num_fewshot") is None:
-            task.set_config(key="num_fewshot", value=0)
-        task.set_fewshot_seed(seed=None)
+            task.set_config("num_fewshot", 0)
+        task.set_fewshot_seed(None)
     return loaded
 
 
 def check_names(tasks: list[str]) -> None:
-    """Before anything is loaded. Raises: ConfigError for a name that neither we nor lm-eval have."""
+    """Raise ConfigError, before anything is loaded, for a name that neither this suite nor lm-eval has."""
     _manager(tasks)
 
 
 def task_manager(tasks: list[str], tokenizer: PreTrainedTokenizerBase, settings: Settings) -> Any:
-    """Our tasks, and lm-eval's own catalogue (seconds to index) only where a name is not ours.
+    """Return a task manager with this suite's tasks; lm-eval's catalogue, which takes seconds, is added only if needed.
 
-    Raises: ConfigError for a name that neither knows.
+    Raises:
+        ConfigError: Neither knows a name.
     """
     metadata = {"data_dir": settings.data_dir, "tokenizer": tokenizer, "max_length": settings.max_length}
     return _manager(tasks, metadata | settings.metadata)
@@ -143,8 +148,8 @@ def _manager(tasks: list[str], metadata: dict[str, Any] | None = None) -> Any:
     return manager
 
 
-def keep(name: str, result: dict[str, Any]) -> Kept:
-    """What is worth keeping of lm-eval's samples: what identifies, what was said, what was scored."""
+def keep(name: str, result: dict[str, Any]) -> LoggedSamples:
+    """Return what lm-eval's samples are logged with: identity, answer and score."""
     metadata = result["configs"][name].get("metadata") or {}
     samples = result["samples"][name]
     rows = []
@@ -171,11 +176,11 @@ def keep(name: str, result: dict[str, Any]) -> Kept:
         "prompts": prompts[:16],
         "documents": len({row["id"] for row in rows}),
     }
-    return Kept(header, rows)
+    return LoggedSamples(header, rows)
 
 
 def average(members: list[dict[str, float]]) -> dict[str, float]:
-    """The plain mean of `score` and of `floor`, the error for independent tasks. Empty where a member has no score."""
+    """Return the plain mean of `score` and of `floor`, with the error for independent tasks; {} if a member has no score."""
     if not members or any("score" not in member for member in members):
         return {}
     errors = [member["score_stderr"] for member in members]
@@ -190,31 +195,39 @@ def average(members: list[dict[str, float]]) -> dict[str, float]:
     return averaged
 
 
-def _facts(kept: Kept) -> dict[str, float]:
-    """How many documents were scored, and what a model that knows nothing scores: in multiple choice the best constant
-    answer, else what the task says; where some texts hold no answer, the score among those that do."""
-    facts = {"documents": float(kept.header["documents"])}
-    if kept.rows and "answered" in kept.rows[0] and (told := [row["score"] for row in kept.rows if row["answered"]]):
-        facts |= {"score_if_answered": sum(told) / len(told), "score_if_answered_stderr": standard_error("mean", told)}
-    if kept.rows and {"acc_sum", "score"} <= kept.rows[0].keys():
-        rows = [row for row in kept.rows if row["filter"] == kept.rows[0]["filter"]]
+def _facts(logged: LoggedSamples) -> dict[str, float]:
+    """Return the number of scored documents, and the score of a model that knows nothing.
+
+    The latter is that of the best constant answer in multiple choice, else what the task says. If some texts hold no
+    answer, the score among those that do is added.
+    """
+    facts = {"documents": float(logged.header["documents"])}
+    if (
+        logged.rows
+        and "answered" in logged.rows[0]
+        and (answered := [row["score"] for row in logged.rows if row["answered"]])
+    ):
+        facts["score_if_answered"] = sum(answered) / len(answered)
+        facts["score_if_answered_stderr"] = standard_error("mean", answered)
+    if logged.rows and {"acc_sum", "score"} <= logged.rows[0].keys():
+        rows = [row for row in logged.rows if row["filter"] == logged.rows[0]["filter"]]
         gold, items = [row["gold"] for row in rows], [row["score"] for row in rows]
-        facts["floor"] = floor(kept.header["aggregation"], gold, items)
-    elif (known := facts_of(key(kept.header["task"], kept.header["headline"])).floor) is not None:
+        facts["floor"] = majority_baseline(logged.header["aggregation"], gold, items)
+    elif (known := facts_of(key(logged.header["task"], logged.header["headline"])).floor) is not None:
         facts["floor"] = known
     return facts
 
 
-def _with_errors(values: dict[str, Any], kept: Kept) -> dict[str, float]:
-    """lm-eval's values as `metric`, or `metric:filter`, and our own standard errors."""
+def _with_errors(values: dict[str, Any], logged: LoggedSamples) -> dict[str, float]:
+    """Return lm-eval's values as `metric`, or `metric:filter`, with this suite's standard errors."""
     out = {}
     for name, value in values.items():
         metric, _, chosen = name.partition(",")
-        rows = [row for row in kept.rows if row["filter"] == (chosen or "none")]
+        rows = [row for row in logged.rows if row["filter"] == (chosen or "none")]
         if not isinstance(value, (int, float)) or not rows or metric not in rows[0]:
             continue
         named = metric if chosen == "none" else f"{metric}:{chosen}"
-        aggregation = kept.header["aggregation"] if metric == "score" else "mean"
+        aggregation = logged.header["aggregation"] if metric == "score" else "mean"
         clusters = [row["cluster"] for row in rows]
         clustered = None if clusters[0] is None else clusters
         out[named] = float(value)

@@ -1,4 +1,4 @@
-"""What a metric's own task says of it: whether higher is better, and what a model that knows nothing scores. No torch."""
+"""A metric's facts from its own task: whether higher is better, and the score of a model that knows nothing. No torch."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ LOSSES = {"validation_loss": False, "value_nll": False, "value_token_acc": True}
 
 
 class Facts(NamedTuple):
-    """None: not known."""
+    """Facts about a metric; None if not known."""
 
     higher_is_better: bool | None
     floor: float | None
 
 
 def facts(name: str) -> Facts:
-    """Of `task.metric`, of a group's score, of a metric whose own name says its task, or of a loss along the run."""
+    """Return the facts of `task.metric`, a group's score, a metric named after its task, or a loss along the run."""
     if name in LOSSES:
         return Facts(LOSSES[name], None)
     return _known().get(name.partition(":")[0], Facts(None, None))
 
 
 def beside(task: str) -> str | None:
-    """The task whose score is shown with that of this one, as its file says; None where it says none."""
+    """Return the task whose score is shown with that of this one, as its file says; None if it says none."""
     return next(((v.get("metadata") or {}).get("beside") for v in _files() if v.get("task") == task), None)
 
 
 def key(task: str, metric: str) -> str:
-    """A task's metric among those of a run: `task.metric`, or its own name where that begins with the task's."""
+    """Return the name of a task's metric in a run: `task.metric`, or its own name if that begins with the task's."""
     return metric if metric.startswith(f"{task}_") else f"{task}.{metric}"
 
 
 def members(task: str) -> list[str]:
-    """The tasks of a group, else the task itself."""
+    """Return the tasks of a group, else the task itself."""
     groups = {values["group"]: values["task"] for values in _files() if "group" in values}
     return groups.get(task, [task])
 
@@ -52,23 +52,23 @@ def _files() -> list[dict[str, Any]]:
 @lru_cache
 def _known() -> dict[str, Facts]:
     files = _files()
-    found: dict[str, Facts] = {}
+    facts: dict[str, Facts] = {}
     for values in (v for v in files if "metric_list" in v):
         about = values.get("metadata") or {}
         for entry in values["metric_list"]:
             scored = entry["metric"] == about.get("headline", "score")
             floor = about.get("floor") if scored else None
-            found[key(values["task"], entry["metric"])] = Facts(entry["higher_is_better"], floor)
+            facts[key(values["task"], entry["metric"])] = Facts(entry["higher_is_better"], floor)
     for values in (v for v in files if "group" in v):
-        members = [found.get(f"{member}.score", Facts(None, None)) for member in values["task"]]
+        members = [facts.get(f"{member}.score", Facts(None, None)) for member in values["task"]]
         floors = [member.floor for member in members]
-        whole = sum(f for f in floors if f is not None) / len(floors) if None not in floors else None
-        found[f"{values['group']}.score"] = Facts(members[0].higher_is_better, whole)
-    return found
+        floor_of_group = sum(f for f in floors if f is not None) / len(floors) if None not in floors else None
+        facts[f"{values['group']}.score"] = Facts(members[0].higher_is_better, floor_of_group)
+    return facts
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A task file over what it includes."""
+    """Read a task file, merged over the files that it includes."""
     values: dict[str, Any] = yaml.load(path.read_text(), _Loader) or {}
     included = values.pop("include", None)
     return values if included is None else _read(path.parent / included) | values

@@ -25,10 +25,13 @@ PACKAGES = ("torch", "transformers", "peft", "lm_eval", "datasets")
 
 
 def run(options: argparse.Namespace) -> Path:
-    """Evaluates and writes `<output>/result.json` and `<output>/samples/`. Returns the JSON's path.
+    """Evaluate, write `<output>/result.json` and `<output>/samples/`, and return the path of the JSON.
 
     Tasks are added to those that the folder already has of the same weights and settings.
-    Raises: ConfigError; OSError where nothing can be written there.
+
+    Raises:
+        ConfigError: The model or a task cannot be evaluated, or the folder holds a result of others.
+        OSError: The output cannot be written.
     """
     started, code = time.monotonic(), source.of_this_process()
     where = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -44,10 +47,10 @@ def run(options: argparse.Namespace) -> Path:
     settings = Settings(
         batch_size=options.batch_size,
         max_length=options.max_length or Settings.max_length,
-        most=options.max_length,
+        length_limit=options.max_length,
         limit=options.limit,
         data_dir=options.data_dir,
-        journal=folder / "journal.jsonl",
+        response_cache=folder / "journal.jsonl",
         identity=f"{identity}|{precision}|{code['fingerprint']}",  # other code, other answers
     )
     new: dict[str, Any] = {
@@ -55,7 +58,7 @@ def run(options: argparse.Namespace) -> Path:
         "settings": {k: getattr(settings, k) for k in ("batch_size", "max_length", "limit")},
     }
     result.known(folder, new)  # refuses before anything is scored
-    metrics, kept = evaluate_model(model, tokenizer, options.task, settings)
+    metrics, logged = evaluate_model(model, tokenizer, options.task, settings)
     facts = {
         "source": code,
         "packages": {package: version(package) for package in PACKAGES},
@@ -65,9 +68,9 @@ def run(options: argparse.Namespace) -> Path:
     new["metrics"] = {
         name: {k: None if math.isnan(v) else v for k, v in values.items()} for name, values in metrics.items()
     }
-    new["tasks"] = {name: k.header | facts for name, k in kept.items()}
+    new["tasks"] = {name: k.header | facts for name, k in logged.items()}
     joined = result.joined(folder, new)
-    samples.write(folder, kept)
+    samples.write(folder, logged)
     replace_file(folder / "result.json", json.dumps(sealed(joined), indent=1, sort_keys=True) + "\n")
     (folder / "journal.jsonl").unlink(missing_ok=True)
     for name, values in metrics.items():
@@ -78,12 +81,12 @@ def run(options: argparse.Namespace) -> Path:
 
 
 def _short(model: Path) -> str:
-    """The name of its scores: of what a run left, in adapter/ or model/, the run's."""
+    """Return the name of the model in its scores: for adapter/ or model/ of a run, the run's."""
     return model.resolve().parent.name if model.name in ("adapter", "model") else model.name
 
 
 def fingerprint(model: torch.nn.Module) -> str:
-    """16 hex digits over every weight's name and bytes."""
+    """Return 16 hex digits over every weight's name and bytes."""
     digest = hashlib.sha256()
     for key, tensor in model.state_dict().items():
         digest.update(key.encode())

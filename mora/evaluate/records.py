@@ -3,137 +3,144 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sized
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from mora import io
-from mora.data.files import read_json, read_rows, record_of
-from mora.data.records import Record, there, wrong
+from mora.data.records import Record, field_error, field_names
+from mora.data.sets import EvaluationSet
 from mora.errors import DataError
 
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a set may come from. `file` is relative to the data folder; `hub` is None where only local records exist."""
-
-    file: str
-    fields: tuple[str, ...]
-    hub: str | None = None
-    config: str | None = None
-    split: str = "test"
-
-
 def data_folder(data_dir: str | None = None) -> Path | None:
-    """`data_dir`, else MORA_DATA_DIR, else None."""
+    """Return `data_dir`, else MORA_DATA_DIR, else None."""
     return Path(data_dir) if data_dir else io.data_dir()
 
 
-def raw_folder(data_dir: str | None) -> Path:
-    """The data folder of a task that has no other place to read from. Raises: DataError where none is set."""
+def raw_files(source: EvaluationSet, data_dir: str | None, split: str | None = None) -> list[Path]:
+    """Return the files of a set that has no other place, of the scored split unless another is given.
+
+    Raises:
+        DataError: If no data folder is set, or one of the files is not there.
+    """
     folder = data_folder(data_dir)
     if folder is None:
         raise DataError("a _local task reads raw records: set MORA_DATA_DIR or --data-dir to their folder")
-    return folder
+    return source.required(split or source.scored, folder)
 
 
-def rows(source: Source, data_dir: str | None = None, streaming: bool = False) -> Iterator[Record]:
-    """All rows, with `source.fields` in each of them. `streaming`: of a hub set, only what is read is fetched.
+def rows(
+    source: EvaluationSet, data_dir: str | None = None, split: str | None = None, streaming: bool = False
+) -> Iterator[Record]:
+    """Return all rows of a set, from the data folder if its files are there, else from the hub.
 
-    Raises: DataError with the first place and field that are wrong, and where there are no rows.
+    Args:
+        source: The set.
+        data_dir: The data folder; None is MORA_DATA_DIR.
+        split: None is the one that is scored.
+        streaming: Fetch from the hub only what is read.
+
+    Raises:
+        DataError: The first place and field that are wrong; if there are no rows, or the hub does not answer.
     """
-    folder = data_folder(data_dir)
-    if folder is not None and (folder / source.file).is_file():
-        path = folder / source.file
-        return check(read_rows(path), source.fields, str(path))
+    folder, split = data_folder(data_dir), split or source.scored
+    if paths := source.local(split, folder):
+        return read(source, paths)
     if source.hub is None:
-        raise DataError(_missing(source, folder))
+        raise DataError(_missing(source, split, folder))
     import datasets
 
-    name = f"{source.hub} {source.config or ''} {source.split}".replace("  ", " ")
-    try:
-        found = datasets.load_dataset(source.hub, source.config, split=source.split, streaming=streaming)
-    except (OSError, ValueError) as error:  # no network and no cached copy, or no such set
-        raise DataError(f"{name}: {' '.join(str(error).split())[:160]}; {_missing(source, folder)}") from error
-    records = (Record(f"{name}, row {number}", dict(row)) for number, row in enumerate(found, 1))
-    return check(records, source.fields, name)
+    records: list[Iterator[Record]] = []
+    for config in source.hub.configs:
+        name = f"{source.hub.id} {config or ''} {split}".replace("  ", " ")
+        try:
+            dataset = datasets.load_dataset(
+                source.hub.id, config, split=split, revision=source.hub.revision, streaming=streaming
+            )
+        except (OSError, ValueError) as error:  # no network and no cached copy, or no such set
+            reason = " ".join(str(error).split())[:160]
+            raise DataError(f"{name}: {reason}; {_missing(source, split, folder)}") from error
+        records.append(_named(dataset, name))
+    return check(chain.from_iterable(records), source.fields, source.hub.id)
 
 
-def check(found: Iterable[Record], fields: tuple[str, ...], where: str) -> Iterator[Record]:
-    """The rows, if there are any and every one has every field.
+def _named(dataset: Iterable[Any], name: str) -> Iterator[Record]:
+    return (Record(f"{name}, row {number}", dict(row)) for number, row in enumerate(dataset, 1))
 
-    Raises: DataError with the first place and field that are wrong.
+
+def read(source: EvaluationSet, paths: Sequence[Path], *more_fields: str) -> Iterator[Record]:
+    """Yield the rows of local files, each with the set's fields and these. Raises DataError as `check` does."""
+    records = chain.from_iterable(source.rows(path) for path in paths)
+    return check(records, (*source.fields, *more_fields), str(paths[0]))
+
+
+def check(records: Iterable[Record], fields: tuple[str, ...], where: str) -> Iterator[Record]:
+    """Yield the rows, once checked that there are any and that each has every field.
+
+    Raises:
+        DataError: The first place and field that are wrong.
     """
     empty = True
-    for record in found:
+    for record in records:
         empty = False
         for field in fields:
             if record.row.get(field) is None:
-                raise DataError(f"{record.where}: field {field!r} is missing; the row has {there(record)}")
+                raise DataError(f"{record.where}: field {field!r} is missing; the row has {field_names(record)}")
         yield record
     if empty:
         raise DataError(f"{where}: there are no rows")
 
 
-def keyed(path: Path) -> Iterator[Record]:
-    """The rows of a JSON file that holds them by their ids. Raises: DataError."""
-    whole = json_object(path)
-    return (inside(whole, key) for key in whole.row)
-
-
-def json_object(path: Path) -> Record:
-    """A whole JSON file. Raises: DataError where it is no object."""
-    return record_of(str(path), read_json(path))
-
-
-def inside(record: Record, field: str) -> Record:
-    """The object in a field. Raises: DataError."""
+def object_field(record: Record, field: str) -> Record:
+    """Return the object in a field. Raises DataError."""
     value = record.row.get(field)
     if not isinstance(value, dict):
-        raise wrong(record, field, "an object with fields")
+        raise field_error(record, field, "an object with fields")
     return Record(f"{record.where}, {field}", value)
 
 
-def each(record: Record, field: str) -> list[Record]:
-    """The objects of a list in a field; the list may be empty. Raises: DataError."""
+def object_list(record: Record, field: str) -> list[Record]:
+    """Return the objects of a list in a field, which may be empty. Raises DataError."""
     value = record.row.get(field)
     if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
-        raise wrong(record, field, "a list of objects with fields")
+        raise field_error(record, field, "a list of objects with fields")
     return [Record(f"{record.where}, {field}[{i}]", row) for i, row in enumerate(value)]
 
 
 def text(record: Record, field: str, empty: bool = False) -> str:
-    """Raises: DataError where the field is no text, or blank unless `empty`."""
+    """Return the text in a field. Raises DataError if it is not a text, or is blank unless `empty`."""
     value = record.row.get(field)
     if not isinstance(value, str) or not (empty or value.strip()):
-        raise wrong(record, field, "a text" if empty else "a text that is not empty")
+        raise field_error(record, field, "a text" if empty else "a text that is not empty")
     return value
 
 
 def texts(record: Record, field: str) -> list[str]:
-    """Raises: DataError where the field is no list of texts, or an empty one."""
+    """Return the texts in a field. Raises DataError if it is not a list of texts, or is empty."""
     value = record.row.get(field)
     if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
-        raise wrong(record, field, "a list of texts")
+        raise field_error(record, field, "a list of texts")
     return value
 
 
 def gold_text(value: Any) -> str | None:
-    """A gold answer as text, which JSON may have as a number; None of what is neither a text nor a number."""
+    """Return a gold answer as text, which JSON may hold as a number; None if it is neither."""
     if isinstance(value, str):
         return value if value.strip() else None
     return str(value) if type(value) in (int, float) and math.isfinite(value) else None
 
 
-def enough(shots: Sized, k: int, where: str) -> None:
-    """Raises: DataError where there are fewer than `k` to show."""
+def require_at_least(shots: Sized, k: int, where: str) -> None:
+    """Raise DataError if there are fewer than `k` examples to show."""
     if len(shots) < k:
-        raise DataError(f"{where}: {len(shots)} examples to take {k} shots from: put the whole file there")
+        raise DataError(f"{where}: {len(shots)} examples for {k} shots: provide the whole file")
 
 
-def _missing(source: Source, folder: Path | None) -> str:
-    place = f"{folder}/{source.file}" if folder else f"{source.file} in a folder that MORA_DATA_DIR names"
+def _missing(source: EvaluationSet, split: str, folder: Path | None) -> str:
+    file = source.export.get(split, source.files[split][0])
+    place = f"{folder}/{file}" if folder else f"{file} in a folder that MORA_DATA_DIR names"
     return f"without the hub, put {place}, rows with {', '.join(source.fields)}"

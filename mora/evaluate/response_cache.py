@@ -1,4 +1,4 @@
-"""What a long evaluation has already computed, batch by batch, so that a second start goes on where the first was cut."""
+"""The answers of a long evaluation, batch by batch, so that a second start resumes where the first was interrupted."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class ResponseCache:
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = path.read_text(errors="replace").splitlines(keepends=True) if path.is_file() else []
         if lines and lines[0] == _line({"identity": identity}):
-            whole = [lines[0], *(line for line in lines[1:] if (row := _row(line)) and self._keep(row))]
-            if len(whole) == len(lines):
+            intact = [lines[0], *(line for line in lines[1:] if (row := _row(line)) and self._keep(row))]
+            if len(intact) == len(lines):
                 return
-            if len(lines) - len(whole) > 1 or lines[-1].endswith("\n"):  # a crash may have cut the last
-                print(f"{path}: damaged lines are left out, and what they held is computed again", file=sys.stderr)
-            lines = whole
+            if len(lines) - len(intact) > 1 or lines[-1].endswith("\n"):  # a crash may have cut the last
+                print(f"{path}: damaged lines are ignored, and their answers are computed again", file=sys.stderr)
+            lines = intact
         else:
             lines = [_line({"identity": identity})]
         replace_file(path, "".join(lines))
@@ -43,7 +43,7 @@ class ResponseCache:
         return True
 
     def answer(self, batch: Any, compute: Callable[[], Any]) -> Any:
-        """The stored answer to `batch` (JSON values), or that of `compute`, which is then stored."""
+        """Return the stored answer to `batch` (JSON values), or that of `compute`, which is then stored."""
         if self.path is None:
             return compute()
         key = hashlib.sha256(json.dumps(batch).encode()).hexdigest()
@@ -57,7 +57,7 @@ class ResponseCache:
 
 
 def _row(line: str) -> dict[str, Any] | None:
-    """None of a line that is cut or damaged."""
+    """Parse a line; None if it is cut or damaged."""
     try:
         row = unsealed(json.loads(line))
     except (ValueError, AttributeError):

@@ -1,4 +1,4 @@
-"""Kept samples on disk: `samples/<task>.jsonl`, a header line and a line a document."""
+"""Logged samples on disk: `samples/<task>.jsonl`, a header line and a line per document."""
 
 from __future__ import annotations
 
@@ -9,45 +9,44 @@ from pathlib import Path
 from mora.config.seal import sealed, unsealed
 from mora.io import replace_file
 
-from .kept import Kept
+from .logged import LoggedSamples
 from .records import DataError
 
 ROWS = "rows_sha256"  # in a header
 
 
-def write(folder: Path, kept: dict[str, Kept]) -> None:
-    """Writes `folder/samples/<task>.jsonl` for every task, each whole or not at all."""
+def write(folder: Path, logged: dict[str, LoggedSamples]) -> None:
+    """Write `folder/samples/<task>.jsonl` for every task, each atomically."""
     (folder / "samples").mkdir(parents=True, exist_ok=True)
-    for task, samples in kept.items():
+    for task, samples in logged.items():
         rows = [json.dumps(row) for row in samples.rows]
         header = json.dumps(sealed(samples.header | {ROWS: _digest(rows)}))
         replace_file(folder / "samples" / f"{task}.jsonl", "\n".join([header, *rows]) + "\n")
 
 
-def read(folder: Path) -> dict[str, Kept]:
-    """Every task's samples below `folder`.
-
-    Raises: DataError where there are none, or damaged ones.
-    """
-    found = {}
+def read(folder: Path) -> dict[str, LoggedSamples]:
+    """Read every task's samples below `folder`. Raises DataError if there are none, or damaged ones."""
+    samples = {}
     for path in sorted((folder / "samples").glob("*.jsonl")):
         try:
             first, *lines = path.read_text().splitlines()
             header, rows = unsealed(json.loads(first)), [json.loads(line) for line in lines]
             if header.pop(ROWS, _digest(lines)) != _digest(lines):
-                raise ValueError("its rows are not those that its digest was made of")
+                raise ValueError("its rows do not match its digest")
             if not all(isinstance(line, dict) for line in rows):
                 raise ValueError("expected an object a line")
             if missing := [
                 name for name in ("task", "prompts", "aggregation") if not isinstance(header.get(name), str)
             ]:
                 raise ValueError(f"no text as {missing[0]} in the first line")
-            found[path.stem] = Kept(header, rows)
+            samples[path.stem] = LoggedSamples(header, rows)
         except (OSError, ValueError, AttributeError, RecursionError) as error:  # of json, or for want of a header
-            raise DataError(f"{path} is no file of samples, or was cut ({error}): score the model again") from error
-    if not found:
+            raise DataError(
+                f"{path} is not a file of samples, or is truncated ({error}): score the model again"
+            ) from error
+    if not samples:
         raise DataError(f"{folder}/samples holds no samples: give the folder of a run or of `python -m mora.evaluate`")
-    return found
+    return samples
 
 
 def _digest(rows: list[str]) -> str:

@@ -13,7 +13,7 @@ CHOICES = ("PubMedQA", "USMLE", "RCT", "FPB", "FiQA_SA", "Headline")  # AdaptLLM
 
 
 def write(folder: Path) -> Path:
-    """Writes every file that the tasks of the paper read, a few rows each, always the same. Returns the folder."""
+    """Write every file that the paper's tasks read, a few rows each, always the same; return the folder."""
     rng = random.Random(0)
     for name in CHOICES:
         _jsonl(folder / f"adaptllm/{name}.jsonl", [_choice(rng, i) for i in range(ROWS)])

@@ -1,4 +1,4 @@
-"""How many tokens of prompt and answer a model can take together, and what is cut where they are more."""
+"""The tokens that prompt and answer may take together, and what is cut if they are more."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 
 # of configurations whose positions are relative: they go on beyond what was trained
 UNBOUNDED = ("rope_parameters", "rope_scaling", "rope_theta", "alibi")
-PROMPT_TOKENS = 1024  # of a prompt are kept where nothing forbids it; MATH's answers alone may have 2 048
+PROMPT_TOKENS = 1024  # of a prompt are kept where nothing forbids it; MATH's answers alone may have 2,048
 DEFAULT_ANSWER = 256  # lm-eval's, of a task that says nothing
 
 
 def positions(model: torch.nn.Module) -> int | None:
-    """Of a model whose positions are a table, its length: an index beyond it is an error. None of any other."""
+    """Return the number of positions of a model that has a table of them, which no index may exceed; None for any other."""
     config: Any = getattr(model, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     if config is None or any(getattr(config, name, None) for name in UNBOUNDED):
@@ -23,18 +23,18 @@ def positions(model: torch.nn.Module) -> int | None:
     return next((n for name in names if isinstance(n := getattr(config, name, None), int) and n > 0), None)
 
 
-def for_answers(requests: list[Any], window: int, most: int | None) -> tuple[list[Any], int]:
-    """lm-eval's generation requests, and tokens of prompt and answer that they take together.
+def for_answers(requests: list[Any], window: int, length_limit: int | None) -> tuple[list[Any], int]:
+    """Return lm-eval's generation requests, and the tokens that a prompt and its answer may take together.
 
-    It is `window`, or more, up to `most`, so that PROMPT_TOKENS are left of a prompt beside the longest answer asked for.
-    Where that is more than `most`, an answer has at most half of it, and a prompt, cut at the left, the rest.
+    That is `window`, or more, up to `length_limit`, if a prompt would keep fewer than PROMPT_TOKENS beside the longest
+    answer. If it would exceed `length_limit`, an answer gets at most half of it; a prompt, cut at the left, gets the rest.
     """
     longest = max((_answer(request) for request in requests), default=0)
     wanted = max(window, longest + PROMPT_TOKENS)
-    if most is None or wanted <= most:
+    if length_limit is None or wanted <= length_limit:
         return requests, wanted
-    half = max(1, most // 2)
-    return [_with_answer(request, min(_answer(request), half)) for request in requests], most
+    half = max(1, length_limit // 2)
+    return [_with_answer(request, min(_answer(request), half)) for request in requests], length_limit
 
 
 def _answer(request: Any) -> int:

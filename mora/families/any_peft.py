@@ -18,13 +18,15 @@ REFUSED = (TypeError, ValueError, KeyError, AttributeError, NotImplementedError,
 
 
 class AnyPeft(Family):
-    """`settings`: what the method's adapter_config.json says, or, written here, could say."""
+    """Any other method of PEFT's whose update can be merged. Read by `mora/families/any_peft.py`."""
 
     has_rank: ClassVar[bool] = False
     captures_graphs: ClassVar[bool] = False  # its layers may do what no graph can hold
 
     kind: Literal["peft"]
+    """This kind of adapter."""
     settings: dict[str, Any]
+    """The fields of its adapter_config.json, read from `method.config` or written here."""
 
     @property
     def peft_type(self) -> str:
@@ -58,17 +60,17 @@ class AnyPeft(Family):
 
         config = self.peft_config(size)
         try:
-            made = get_peft_model(model, config)  # type: ignore[arg-type]
+            wrapped = get_peft_model(model, config)  # type: ignore[arg-type]
         except REFUSED as error:
             raise self._refused(error) from error
-        found = getattr(made.base_model, "targeted_module_names", [])
+        targeted = getattr(wrapped.base_model, "targeted_module_names", [])
         for target in size.target_modules if isinstance(size.target_modules, list) else []:
             # PEFT passes over it as long as another is there
-            if not any(f".{name}".endswith(f".{target}") for name in found):
+            if not any(f".{name}".endswith(f".{target}") for name in targeted):
                 raise ConfigError(f"method.config: target_modules: {self.peft_type} finds no module called {target!r}")
         try:
-            with merged(made, next(made.parameters()).dtype):
-                return made
+            with merged(wrapped, next(wrapped.parameters()).dtype):
+                return wrapped
         except REFUSED as error:
             raise self._refused(error) from error
 
@@ -80,12 +82,12 @@ class AnyPeft(Family):
         """
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-        known = {kind.value: found for kind, found in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-        if (found := known.get(self.peft_type)) is None:
+        known = {kind.value: kind_config for kind, kind_config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+        if (kind_config := known.get(self.peft_type)) is None:
             raise ConfigError(
                 f"method.config: peft_type={self.peft_type!r}: expected one of {', '.join(sorted(known))}"
             )
-        names = {field.name for field in fields(found)}
+        names = {field.name for field in fields(kind_config)}
         settings = {key: value for key, value in self.settings.items() if key != "peft_type"}
         if unknown := sorted(settings.keys() - names):
             raise ConfigError(
@@ -94,7 +96,7 @@ class AnyPeft(Family):
         if "target_modules" in names:
             settings["target_modules"] = size.target_modules
         try:
-            config = found(task_type="CAUSAL_LM", **settings)
+            config = kind_config(task_type="CAUSAL_LM", **settings)
         except REFUSED as error:
             raise self._refused(error) from error
         if config.is_prompt_learning or config.is_adaption_prompt:

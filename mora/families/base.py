@@ -71,6 +71,7 @@ class Family(FrozenModel):
     """Whether `footprint` is implemented."""
 
     kind: str
+    """The kind of adapter: a file of `mora/families`."""
 
     @property
     def step_family(self) -> str:
@@ -106,7 +107,7 @@ class Family(FrozenModel):
 
     def footprint(self, in_features: int, out_features: int, r: int, hidden_size: int, number_bytes: int) -> Footprint:
         """Return what one module's adapter takes, from sizes alone. `number_bytes`: of an activation."""
-        raise ConfigError(f"method.adapter.kind={self.kind}: what its adapter costs is not known")
+        raise ConfigError(f"method.adapter.kind={self.kind}: the cost of its adapter is unknown")
 
     def check_restarts(self, method: str, groups: list[str] | None) -> None:
         """Raise ValueError if a restart cannot merge this adapter, or has no such `groups`."""

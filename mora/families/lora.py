@@ -19,18 +19,26 @@ if TYPE_CHECKING:
 
 
 class Lora(Family):
-    """`init` and `freeze_a` are of A; `lr_ratio`: learning rate of B and of one-dimensional parameters over that of A."""
+    """LoRA, DoRA, LoRA+ and AsyLoRA, by PEFT: W + alpha / r B A. Read by `mora/families/lora.py`."""
 
     has_known_cost: ClassVar[bool] = True
 
     kind: Literal["lora"]
+    """This kind of adapter."""
     target_modules: Targets
+    """Names of the modules that carry adapters, or all-linear."""
     dropout: Annotated[float, Field(ge=0, lt=1)]
+    """Dropout probability of the adapter's input."""
     lora_alpha: PositiveFloat | None
+    """Scales the update, by alpha / r; null: max(16, R / 2) at the rank R that r stands for, with the ratio kept."""
     init: Literal["kaiming", "orthonormal"]
+    """First values of A. B starts at zero."""
     freeze_a: bool
+    """Train B alone."""
     lr_ratio: PositiveFloat
+    """Learning rate of B and of one-dimensional parameters over that of A (LoRA+)."""
     dora: bool
+    """Train the norm of each row of the weight as well (DoRA)."""
 
     @property
     def step_family(self) -> str:

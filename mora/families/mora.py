@@ -21,20 +21,31 @@ Groups = Literal["modulo", "contiguous", "contiguous-modulo", "modulo-contiguous
 
 
 class Mora(Family):
-    """The options of `mora.adapter.config.MoraConfig`, which documents them."""
+    """MoRA: options of `mora.adapter.config.MoraConfig`. Read by `mora/families/mora.py`."""
 
     has_known_cost: ClassVar[bool] = True
 
     kind: Literal["mora"]
+    """This kind of adapter."""
     target_modules: Targets
+    """Names of the modules that carry adapters, or all-linear."""
     dropout: Annotated[float, Field(ge=0, lt=1)]
+    """Dropout probability of the adapter's input: `mora_dropout` of MoraConfig."""
     operator: Literal["auto", "truncation", "sharing", "decouple", "rotation"]
+    """How inputs are compressed and outputs decompressed: Eq. 4, 6, 8 or 9. auto: rotation if a group would hold more than
+    8 inputs, else sharing."""
     groups: Groups
+    """Which inputs, and which outputs, the operator sharing ties together (Appendix B)."""
     split: Literal["uneven", "padded"]
+    """What becomes of contiguous groups of unequal size."""
     pad: Literal["circular", "zeros"]
+    """What fills the last block or group: the first inputs again, or zeros."""
     pairs: Literal["half_split", "interleaved"]
+    """Which planes rotation turns: j and j + r_hat / 2, or 2j and 2j + 1."""
     overflow: Literal["drop", "fold"]
+    """Whether decouple and rotation ignore blocks of inputs beyond the last output, or add them to the first ones."""
     rhat_rounding: Literal["floor", "official"]
+    """How r_hat becomes an integer: down, or to the nearest."""
 
     def search_spaces(self, name: str) -> list[str]:
         return ["mora_rotation", name] if self.operator == "rotation" else [name]

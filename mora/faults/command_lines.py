@@ -67,10 +67,10 @@ def keys_of(task: str, method: str) -> tuple[str, ...]:
     """Every field and section of such a run."""
     rank = [] if method in ("none", "fft") else ["r=8"]
     values = compose([f"task={task}", f"method={method}", "scale=smoke", *rank]).model_dump()
-    found: list[str] = []
+    keys: list[str] = []
 
     def walk(name: str, value: Any) -> None:
-        found.append(name)
+        keys.append(name)
         if isinstance(value, dict):
             for key, inner in value.items():
                 if isinstance(key, str) and re.fullmatch(r"\w+", key):
@@ -78,7 +78,7 @@ def keys_of(task: str, method: str) -> tuple[str, ...]:
 
     for name, value in values.items():
         walk(name, value)
-    return tuple(found)
+    return tuple(keys)
 
 
 def ask(line: tuple[list[str], list[str]]) -> None:
@@ -106,7 +106,7 @@ def through_run_py(line: tuple[list[str], list[str]]) -> None:
     process does anything else."""
     command = [sys.executable, "run.py", *line[0]]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace", timeout=300)
-    said = done.stderr.strip()
-    if done.returncode == 0 or "Traceback" in said or done.stdout:
-        raise RuntimeError(f"exit code {done.returncode}: {done.stdout[-200:]} {said[-500:]}")
-    raise Refused(said, ["run.py: "])
+    message = done.stderr.strip()
+    if done.returncode == 0 or "Traceback" in message or done.stdout:
+        raise RuntimeError(f"exit code {done.returncode}: {done.stdout[-200:]} {message[-500:]}")
+    raise Refused(message, ["run.py: "])

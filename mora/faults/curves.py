@@ -27,14 +27,16 @@ class Compared:
 def compare(rows: Sequence[Row], whole: Sequence[Row], ended: bool) -> Compared:
     """`rows` against the uninterrupted run's; all once it has `ended`, until then all up to the last there."""
     keys, expected = [_key(row) for row in rows], {_key(row): row for row in whole}
-    found = dict(zip(keys, rows, strict=True))
+    by_key = dict(zip(keys, rows, strict=True))
     due = [key for key in expected if ended or key <= max(keys, default=(0, 0))]
     unordered = sum(a >= b for a, b in pairwise(keys))
     return Compared(
-        steps=sum(not evaluated for _, evaluated in found),
-        lost=sum(key not in found for key in due),
+        steps=sum(not evaluated for _, evaluated in by_key),
+        lost=sum(key not in by_key for key in due),
         doubled=unordered + sum(key not in expected for key in keys),
-        difference=max((_difference(found[key], expected[key]) for key in expected.keys() & found.keys()), default=0.0),
+        difference=max(
+            (_difference(by_key[key], expected[key]) for key in expected.keys() & by_key.keys()), default=0.0
+        ),
     )
 
 

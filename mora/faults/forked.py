@@ -17,6 +17,7 @@ PRELOADED = (
     "transformers",
     "peft",
     "deepspeed",
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # and torch's compiler: two seconds of every engine otherwise
     "hydra",
     "lm_eval.evaluator",
     "lm_eval.tasks",

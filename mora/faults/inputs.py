@@ -45,7 +45,7 @@ class Refused(Exception):
 def fuzz(kind: str, inputs: SearchStrategy[Any], ask: Callable[[Any], None], number: int, seed: int) -> Fuzzed:
     """Asks `number` inputs that follow from `seed`. `ask` raises Refused for what it refuses; what else it raises would be a
     traceback."""
-    found = Fuzzed(kind)
+    fuzzed = Fuzzed(kind)
 
     @seeded(seed)
     @settings(
@@ -57,40 +57,40 @@ def fuzz(kind: str, inputs: SearchStrategy[Any], ask: Callable[[Any], None], num
     )
     @given(inputs)
     def one(value: Any) -> None:
-        with _judged(found, value):
+        with _judged(fuzzed, value):
             ask(value)
 
     one()
-    return found
+    return fuzzed
 
 
 @contextmanager
-def _judged(found: Fuzzed, value: Any) -> Any:
-    found.inputs += 1
+def _judged(fuzzed: Fuzzed, value: Any) -> Any:
+    fuzzed.inputs += 1
     started = _cpu_s()
     try:
         yield
-        found.taken += 1
+        fuzzed.taken += 1
     except Refused as refusal:
-        found.refused += 1
-        found.refusals.append(value)
+        fuzzed.refused += 1
+        fuzzed.refusals.append(value)
         message = str(refusal)
         if "\n" in message or len(message) > LINE:
-            found.wrong.append(
+            fuzzed.wrong.append(
                 f"{value!r:.200}: a message of {len(message)} characters, {message.count(chr(10))} breaks"
             )
         if refusal.names and not any(name in message for name in refusal.names):
-            found.wrong.append(f"{value!r:.200}: {message[:300]!r} names none of {list(refusal.names)[:5]}")
+            fuzzed.wrong.append(f"{value!r:.200}: {message[:300]!r} names none of {list(refusal.names)[:5]}")
     except Exception as error:
-        found.tracebacks += 1
+        fuzzed.tracebacks += 1
         (*_, last) = traceback.extract_tb(error.__traceback__)
-        found.wrong.append(
+        fuzzed.wrong.append(
             f"{value!r:.300}: {type(error).__name__} in {last.filename}:{last.lineno}: {str(error)[:200]}"
         )
     seconds = _cpu_s() - started
-    found.slowest_s = max(found.slowest_s, seconds)
+    fuzzed.slowest_s = max(fuzzed.slowest_s, seconds)
     if seconds > LIMIT_S:
-        found.wrong.append(f"{value!r:.200}: {seconds:.1f} s")
+        fuzzed.wrong.append(f"{value!r:.200}: {seconds:.1f} s")
 
 
 def _cpu_s() -> float:

@@ -130,8 +130,8 @@ def _ask_peft(scratch: Path, values: Any) -> None:
     file.write_bytes(_text(values))
     run = {"method": {"config": str(file), "adapter": {"kind": "peft", "settings": None}}}
     try:
-        found = with_settings(run)["method"]["adapter"]
-        adapter = AnyPeft.model_validate(found)
+        settings = with_settings(run)["method"]["adapter"]
+        adapter = AnyPeft.model_validate(settings)
         adapter.peft_config(Size(None, None, adapter.modules, {}))
     except ValueError as error:  # a ConfigError is one, too; of pydantic's, `load` makes a line
         raise Refused(str(error).split("\n")[0], ["method.config", "AnyPeft"]) from error
@@ -226,14 +226,14 @@ LOADERS: dict[str, Callable[[str], Any]] = {
 
 def _task_files(scratch: Path) -> SearchStrategy[tuple[str, bytes]]:
     synthetic.write(scratch / "task_files")
-    found: list[SearchStrategy[tuple[str, bytes]]] = []
+    strategies: list[SearchStrategy[tuple[str, bytes]]] = []
     for name in LOADERS:
         data = (scratch / "task_files" / name).read_bytes()
-        found.append(st.tuples(st.just(name), broken(data)))
+        strategies.append(st.tuples(st.just(name), broken(data)))
         if name.endswith(".jsonl"):
             rows = changed(json.loads(data.splitlines()[0])).map(_text)
-            found.append(st.tuples(st.just(name), st.tuples(st.just(data), rows).map(b"".join)))
-    return st.one_of(found)
+            strategies.append(st.tuples(st.just(name), st.tuples(st.just(data), rows).map(b"".join)))
+    return st.one_of(strategies)
 
 
 def _ask_task(scratch: Path, name: str, data: bytes) -> None:

@@ -57,8 +57,8 @@ def _kill_suites(attempts: Attempts, kills: int, seed: int, scratch: Path, keep:
                     whole_s = min(whole_s, time.monotonic() - started)
                 break
             for name, rows in _logs(folder):
-                found = compare(rows, whole[name], ended=False)
-                attempts.judge(found, 0.0, f"suite {attempts.runs}, kill {len(attempts.kills)}, {name}")
+                compared = compare(rows, whole[name], ended=False)
+                attempts.judge(compared, 0.0, f"suite {attempts.runs}, kill {len(attempts.kills)}, {name}")
         _end(folder, whole, attempts)
         shutil.rmtree(folder)
         keep(attempts)
@@ -141,10 +141,10 @@ def _output(folder: Path) -> str:
 def living(folder: Path, *modules: str) -> list[int]:
     """The processes of these modules, by default those that train, that work in the folder."""
     wanted = {*(modules or ("mora.train",))}
-    found: list[int] = []
+    pids: list[int] = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
             words: list[Any] = path.read_bytes().decode(errors="replace").split("\0")
             if wanted & {*words} and any(word.startswith(f"{folder}/") for word in words):
-                found.append(int(path.parent.name))
-    return sorted(found)
+                pids.append(int(path.parent.name))
+    return sorted(pids)

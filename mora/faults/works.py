@@ -21,7 +21,7 @@ CUT_AT = "in_evaluation:12"  # two checkpoints lie there, and the evaluation of 
 SETTINGS = (
     *SUMS, *SMALL, "scale=smoke", "method=mora", "r=4", "task.train.warmup_steps=2",
     "task.train.checkpoint_every_steps=6", "task.evaluation.at_steps=[6,12]", "task.evaluation.loss_every_steps=6",
-    "task.train.stop_step=14",
+    "task.train.stop_step=14", "task.evaluation.tasks=[metamath_gsm8k_gold,metamath_math_gold]",  # none is generated
 )  # fmt: skip
 RUN = Case("a cut run", SETTINGS)
 ANOTHER_RUN = Case("another run", (*SETTINGS, "seed=1"))

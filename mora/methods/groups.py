@@ -17,9 +17,9 @@ def parameter_groups(model: nn.Module, config: RunConfig) -> list[Group]:
     """Return the trainable parameters, each in one group; at least one group, empty if nothing trains."""
     adapter = config.method.adapter
     prefix = model.base_model.prefix if isinstance(model, PeftModel) else None
-    found: dict[tuple[float, bool], dict[str, nn.Parameter]] = {}
+    by_scale: dict[tuple[float, bool], dict[str, nn.Parameter]] = {}
     for name, p in trainable(model).items():
         scale = 1.0 if adapter is None else adapter.lr_scale(name, p.dim())
-        own = prefix is not None and any(part.startswith(prefix) for part in name.split("."))
-        found.setdefault((scale, own), {})[name] = p
-    return [Group(parameters, *key) for key, parameters in found.items()] or [Group()]
+        is_adapter = prefix is not None and any(part.startswith(prefix) for part in name.split("."))
+        by_scale.setdefault((scale, is_adapter), {})[name] = p
+    return [Group(parameters, *key) for key, parameters in by_scale.items()] or [Group()]

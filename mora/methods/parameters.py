@@ -1,4 +1,4 @@
-"""What trains, counted by kind of module, beside what LoRA would train at the same rank."""
+"""Trainable parameters by kind of module, beside those of LoRA at the same rank."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .groups import trainable
 
 
 def parameter_table(model: nn.Module) -> dict[str, int]:
-    """Trainable parameters of each kind of module, named without layer numbers, largest first."""
+    """Return the trainable parameters of each kind of module, named without layer numbers, largest first."""
     table: dict[str, int] = {}
     for name, p in trainable(model).items():
         kind = _kind(name)
@@ -18,7 +18,7 @@ def parameter_table(model: nn.Module) -> dict[str, int]:
 
 
 def lora_table(model: nn.Module) -> dict[str, int]:
-    """LoRA's parameters, r (in_features + out_features), in the modules that carry an adapter, by kind."""
+    """Return LoRA's parameters, r (in_features + out_features), of the modules that carry an adapter, by kind."""
     table: dict[str, int] = {}
     for name, layer in model.named_modules():
         if isinstance(layer, BaseTunerLayer):
@@ -28,25 +28,29 @@ def lora_table(model: nn.Module) -> dict[str, int]:
     return table
 
 
-def parameter_lines(model: nn.Module, r: int | None) -> list[str]:
-    """A table for people: every kind of module and the total, with LoRA's count at rank `r` where there is an adapter.
+def parameter_lines(model: nn.Module, rank: str | None) -> list[str]:
+    """Return a table for people: every kind of module and the total, beside LoRA's count where there is an adapter.
 
-    Before an engine splits the weights.
+    Call it before an engine splits the weights.
+
+    Args:
+        model: The wrapped model.
+        rank: The rank in words ("r=8"); None for a method without one.
     """
-    lora = {} if r is None else lora_table(model)
+    lora = {} if rank is None else lora_table(model)
     ours: dict[str, int] = {}
     for name, count in parameter_table(model).items():
         module = next((kind for kind in lora if name.startswith(f"{kind}.")), name)  # lora_A and lora_B in one line
         ours[module] = ours.get(module, 0) + count
     lines = [_line(kind, count, lora.get(kind)) for kind, count in ours.items()]
-    whole, total = sum(p.numel() for p in model.parameters()), sum(ours.values())
+    all_parameters, total = sum(p.numel() for p in model.parameters()), sum(ours.values())
     of_lora = sum(lora.values()) + sum(count for kind, count in ours.items() if kind not in lora)
-    share = f"in all, {100 * total / whole:.2f} % of {whole:,}"
-    return [*lines, _line(share, total, of_lora if lora else None, f" at r={r}")]
+    share = f"in all, {100 * total / all_parameters:.2f}% of {all_parameters:,}"
+    return [*lines, _line(share, total, of_lora if lora else None, f" at {rank}")]
 
 
 def _line(what: str, ours: int, lora: int | None, rank: str = "") -> str:
-    beside = "" if lora is None else f"; LoRA{rank} {lora:,} ({100 * (ours / lora - 1):+.2f} %)"
+    beside = "" if lora is None else f"; LoRA{rank} {lora:,} ({100 * (ours / lora - 1):+.2f}%)"
     return f"  {ours:>14,}  {what}{beside}"
 
 

@@ -27,13 +27,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"mora.models: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("mora.models: stopped; nothing is kept of what was not whole", file=sys.stderr)
+        print("mora.models: stopped; incomplete files were removed", file=sys.stderr)
         return 130
     return 0
 
 
 def _fetched(model: Model) -> str:
-    """Where the model's checkpoint lies now. Raises: ConfigError; what the hub raises."""
+    """Return the path of the model's checkpoint, fetched if need be. Raises ConfigError, and errors of the hub."""
     if model.source == "gguf":
         from . import files, gguf
 
@@ -43,7 +43,7 @@ def _fetched(model: Model) -> str:
         from huggingface_hub import snapshot_download
 
         return snapshot_download(str(model.path), revision=model.revision, ignore_patterns=["*.bin", "*.pth", "*.gguf"])
-    return "its weights are drawn, there is nothing to fetch"
+    return "its weights are random, so there is nothing to fetch"
 
 
 if __name__ == "__main__":

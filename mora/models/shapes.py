@@ -28,8 +28,15 @@ class Linear:
 
 @dataclass(frozen=True)
 class Shape:
-    """Layers of a width `hidden`, with `mlp` numbers between their two halves, `queries` and `kv` outputs of attention's
-    projections. `linears`: by kind, the head apart. `small`: parameters of norms, biases and learned positions.
+    """The shape of a causal model.
+
+    Attributes:
+        hidden: Width of the layers.
+        mlp: Numbers between the two halves of the feed-forward layer.
+        queries: Outputs of attention's query projection.
+        kv: Outputs of its key and value projections.
+        linears: By kind, without the head.
+        small: Parameters of norms, biases and learned positions.
     """
 
     layers: int
@@ -61,10 +68,12 @@ class Shape:
 
 
 def shape_of(model: Model) -> Shape:
-    """From the configuration, or by the name of a known model, as earlier results have it; of a checkpoint's folder, from
-    its config.json, and then transformers is imported.
+    """Return the model's shape, from its configuration or, as earlier results have it, by the name of a known model.
 
-    Raises: ValueError for a model whose shape is not known without its weights.
+    For a checkpoint's folder it comes from config.json, and transformers is imported.
+
+    Raises:
+        ValueError: The shape is not known without the weights.
     """
     pinned = known.named(model.name)
     if (fields := model.architecture or model.shape or (pinned.shape if pinned else None)) is not None:
@@ -72,13 +81,13 @@ def shape_of(model: Model) -> Shape:
     if model.source == "pretrained" and (Path(model.path or "") / "config.json").is_file():
         return _of_folder(str(model.path))
     raise ValueError(
-        f"model.name={model.name!r}: its shape is not known without its weights; known are {', '.join(known.names())}, "
+        f"model.name={model.name!r}: its shape is unknown without its weights; known are {', '.join(known.names())}, "
         "and every folder given as model.path"
     )
 
 
 def llama(fields: dict[str, Any]) -> Shape:
-    """Of a Llama, or of a Qwen2 (attention_bias), by the fields of its config.json."""
+    """Return the shape of a Llama, or of a Qwen2 (attention_bias), by the fields of its config.json."""
     h, i, n = fields["hidden_size"], fields["intermediate_size"], fields["num_hidden_layers"]
     heads = fields["num_attention_heads"]
     width = fields.get("head_dim") or h // heads
@@ -93,7 +102,7 @@ def llama(fields: dict[str, Any]) -> Shape:
 
 @lru_cache
 def _of_folder(folder: str) -> Shape:
-    """Of any causal model, which is built without memory for its weights."""
+    """Return the shape of any causal model, which is built without memory for its weights."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.pytorch_utils import Conv1D
@@ -109,18 +118,18 @@ def _of_folder(folder: str) -> Shape:
             path = tuple(part for part in name.split(".") if not part.isdigit())
             sizes.setdefault(path, []).append(size if isinstance(module, Conv1D) else size[::-1])
     kinds = {path: ".".join(end_of(path, {*sizes})) for path in sizes}
-    linears = tuple(Linear(kinds[p], *size, found.count(size)) for p, found in sizes.items() for size in {*found})
+    linears = tuple(Linear(kinds[p], *size, of_kind.count(size)) for p, of_kind in sizes.items() for size in {*of_kind})
     tied, vocabulary = head is None or head.weight is embedding.weight, embedding.weight.shape[0]
     hidden, heads = config.hidden_size, config.num_attention_heads
     width = getattr(config, "head_dim", None) or hidden // heads
     kv = width * (getattr(config, "num_key_value_heads", None) or heads)
     mlp = next((v for n in ("intermediate_size", "ffn_dim", "n_inner") if (v := getattr(config, n, None))), 4 * hidden)
-    whole = sum(p.numel() for p in model.parameters())
-    small = whole - sum(linear.weights for linear in linears) - vocabulary * hidden * (1 if tied else 2)
+    total = sum(p.numel() for p in model.parameters())
+    small = total - sum(linear.weights for linear in linears) - vocabulary * hidden * (1 if tied else 2)
     return Shape(config.num_hidden_layers, hidden, mlp, heads * width, kv, vocabulary, tied, linears, small)
 
 
 def end_of(path: tuple[str, ...], paths: set[tuple[str, ...]]) -> tuple[str, ...]:
-    """As little of the end of a path as tells it from the others: q_proj, but attn.c_proj where mlp.c_proj is there too."""
+    """Return the shortest end of a path that tells it from the others: q_proj; attn.c_proj if there is mlp.c_proj, too."""
     ends = (path[-n:] for n in range(1, len(path)))
     return next((end for end in ends if sum(p[-len(end) :] == end for p in paths) == 1), path)

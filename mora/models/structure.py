@@ -1,4 +1,4 @@
-"""What a model's structure allows a run to compute in a faster way, found by asking the model, not by its name."""
+"""Shortcuts that a model's structure allows, found by asking the model, not by its name."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _probed: WeakKeyDictionary[nn.Module, dict[str, bool]] = WeakKeyDictionary()
 
 
 def causal_model(model: nn.Module) -> PreTrainedModel | None:
-    """What lies under PEFT's wrapper and DeepSpeed's engine, or either; None where that is no model of transformers."""
+    """Return the model under PEFT's wrapper and DeepSpeed's engine; None if that is no model of transformers."""
     model = getattr(model, "module", model)  # DeepSpeed's engine
-    found = model.get_base_model() if isinstance(model, PeftModel) else model
-    return found if isinstance(found, PreTrainedModel) else None
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    return base if isinstance(base, PreTrainedModel) else None
 
 
 def plain_head(model: nn.Module) -> tuple[nn.Module, Tensor] | None:
-    """The model under the head and the head's weight (V, H); None where logits are more than their product.
+    """Return the model under the head and the head's weight (V, H); None if logits are more than their product.
 
-    So for models that scale or cap their logits, and for a head that is adapted, hooked (as ZeRO-3 does, which gathers the
-    weight) or biased. `model` may be wrapped: by PEFT, by DeepSpeed's engine, by both.
+    That is so for models that scale or cap their logits, and for a head that is adapted, hooked (as ZeRO-3 does, which
+    gathers the weight) or biased. `model` may be wrapped by PEFT, by DeepSpeed's engine, or by both.
     """
     causal = causal_model(model)
     if causal is None:
@@ -48,8 +48,9 @@ def plain_head(model: nn.Module) -> tuple[nn.Module, Tensor] | None:
 
 
 def needs_no_mask(model: nn.Module, length: int) -> bool:
-    """Whether attention over sequences of `length` tokens, causal and without padding before their end, is the same where no
-    mask is made: torch's attention, which sees all that came before.
+    """Return whether attention gives the same without a mask for causal sequences of `length` tokens.
+
+    They have no padding before their end. torch's attention then sees all tokens before each.
     """
     causal = causal_model(model)
     if causal is None or not _sees_everything(causal.config, length):
@@ -58,12 +59,12 @@ def needs_no_mask(model: nn.Module, length: int) -> bool:
 
 
 def can_be_captured(model: nn.Module) -> bool:
-    """Whether a step can be a CUDA graph: the host has nothing to look at or to choose."""
+    """Return whether a step can be a CUDA graph: the host has nothing to look at or to choose."""
     return plain_head(model) is not None and needs_no_mask(model, PROBED)
 
 
 def takes_long_masks(model: nn.Module) -> bool:
-    """Whether the model takes a mask of four dimensions, as captured decoding gives it over a cache with room to grow."""
+    """Return whether the model takes a mask of four dimensions, as captured decoding gives it over a growing cache."""
     causal = causal_model(model)
     if causal is None or not _sees_everything(causal.config, None):
         return False
@@ -72,11 +73,11 @@ def takes_long_masks(model: nn.Module) -> bool:
 
 @contextmanager
 def without_mask(trunk: nn.Module) -> Iterator[None]:
-    """Within, every row of a batch is one sequence, causal and without padding before its end (`needs_no_mask`).
+    """Context manager: every row of a batch is one causal sequence without padding before its end (`needs_no_mask`).
 
-    transformers looks for packed sequences in the positions: on a GPU the host waits for the device in every pass. Under
-    capture, where it may not wait, it makes a mask, with which attention repeats keys and values, keeps the mask once a
-    layer and takes a slower kernel than FlashAttention.
+    transformers looks for packed sequences in the positions, so that on a GPU the host waits for the device in every
+    pass. Under capture, where it may not wait, it makes a mask, with which attention repeats keys and values, keeps the
+    mask once per layer and takes a slower kernel than FlashAttention.
     """
     config: Any = trunk.config
     before = config._attn_implementation
@@ -88,7 +89,10 @@ def without_mask(trunk: nn.Module) -> Iterator[None]:
 
 
 def fast_paths(model: nn.Module, fused_layers: bool, captures: bool) -> dict[str, bool]:
-    """Which fast paths a run with this model has. `captures`: its hardware captures the steps of models that let it."""
+    """Return the fast paths of a run with this model.
+
+    `captures`: its hardware captures the steps of models that allow it.
+    """
     return {
         "fused norms and gates": fused_layers,
         "head and loss in chunks": plain_head(model) is not None,
@@ -99,7 +103,7 @@ def fast_paths(model: nn.Module, fused_layers: bool, captures: bool) -> dict[str
 
 
 def _ask(causal: PreTrainedModel, question: str, answer: Any) -> bool:
-    """`answer()`, asked once a model, on a handful of tokens and with nothing left behind: no gradient, no random number."""
+    """Return `answer()`, asked once per model on a handful of tokens, leaving no gradient and no changed random state."""
     known = _probed.setdefault(causal, {})
     if question not in known:
         modes = [(module, module.training) for module in causal.modules()]
@@ -116,7 +120,10 @@ def _ask(causal: PreTrainedModel, question: str, answer: Any) -> bool:
 
 
 def _multiplies(causal: PreTrainedModel, trunk: nn.Module, weight: Tensor) -> bool:
-    """Whether logits are hidden @ weight.T, of hidden states so large that a cap would show. The trunk does not compute."""
+    """Return whether logits are hidden @ weight.T, tested with hidden states so large that a cap would show.
+
+    The trunk does not compute.
+    """
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(1, 4, weight.shape[1], generator=generator).to(weight)
     product = F.linear(hidden, weight)
@@ -133,7 +140,7 @@ def _multiplies(causal: PreTrainedModel, trunk: nn.Module, weight: Tensor) -> bo
 
 
 def _sees_everything(config: Any, length: int | None) -> bool:
-    """Whether attention is torch's and no window is narrower than `length` tokens; None: than any."""
+    """Return whether attention is torch's and no window is narrower than `length` tokens (None: than any)."""
     if getattr(config, "_attn_implementation", "") != "sdpa":
         return False
     if getattr(config, "use_sliding_window", True) is False:
@@ -143,7 +150,7 @@ def _sees_everything(config: Any, length: int | None) -> bool:
 
 
 def _ids(causal: PreTrainedModel) -> Tensor:
-    """(2, PROBED), none of them a special token's where there are enough others."""
+    """Return ids (2, PROBED), none of a special token if there are enough others."""
     ids = torch.arange(2 * PROBED) % max(1, causal.config.vocab_size // 2) + causal.config.vocab_size // 4
     return ids.view(2, PROBED).to(causal.device)
 
@@ -156,7 +163,7 @@ def _equal_without_mask(causal: PreTrainedModel) -> bool:
 
 
 def _equal_with_long_mask(causal: PreTrainedModel) -> bool:
-    """The last token's logits where the mask (B, 1, T, T) is given, with padding at the left of one row, and as usual."""
+    """Return whether the last token's logits are the same with a mask (B, 1, T, T) as usual, one row padded at the left."""
     ids = _ids(causal)
     mask = torch.ones_like(ids)
     mask[1, :3] = 0
@@ -168,7 +175,7 @@ def _equal_with_long_mask(causal: PreTrainedModel) -> bool:
 
 
 def _close(one: Tensor, other: Tensor) -> bool:
-    """To the rounding of their dtype, and finite."""
+    """Return whether both are finite and equal up to the rounding of their dtype."""
     tolerance = 2e-2 if one.dtype == torch.bfloat16 else 1e-3
     scale = other.float().abs().max()
     return bool(((one.float() - other.float()).abs().max() <= tolerance * scale).item())

@@ -14,9 +14,10 @@ from .gguf import as_folder
 
 
 def load_tokenizer(config: Model) -> PreTrainedTokenizerBase:
-    """The tokenizer of the model, without its weights.
+    """Return the tokenizer of the model, without its weights.
 
-    Raises: ModelError where there is none, or it has no token that ends a text.
+    Raises:
+        ModelError: There is none, or it has no token that ends a text.
     """
     if config.source in ("init", "init_on_device"):
         if config.tokenizer is None:
@@ -37,12 +38,12 @@ def load_tokenizer(config: Model) -> PreTrainedTokenizerBase:
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The padding token, or EOS where there is none. Labels mask the padding, so the choice changes no loss."""
+    """Return the padding token, or EOS if there is none. Labels mask the padding, so the choice changes no loss."""
     return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
 
 
 def character_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a printable character, after <pad>, <s> and </s>, which no text can contain."""
+    """Return a tokenizer with one token per printable character, after <pad>, <s> and </s>, which no text can contain."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     vocabulary = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", *string.printable])}

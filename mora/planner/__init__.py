@@ -1,1 +1,1 @@
-"""What runs cost before they are started: parameters, FLOPs, memory, time. Counted from configurations; imports no torch."""
+"""The cost of runs before they are started: parameters, FLOPs, memory, time. Counted from configurations, without torch."""

@@ -1,6 +1,6 @@
-"""What a run costs before it is started: steps and tokens, FLOPs, memory a GPU, hours, disk. No torch, no weights.
+"""The cost of a run before it is started: steps and tokens, FLOPs, memory per GPU, hours, disk.
 
-Evaluation and checkpoint writing are not in the hours.
+Needs no torch and no weights. Evaluation and checkpoint writing are not in the hours.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from mora.results import RunResult
 from .counts import flops_per_token, frozen_adapter, number_bytes, trainable
 from .gpus import H100, Gpu
 from .memory import Memory, fitting_micro_batch, memory
-from .speed import rate_of
+from .speed import token_time
 
 # Training sequences where the data decide. A result of the task and scale, where there is one, is asked first.
 SEQUENCES: dict[tuple[str, str], int] = {
     ("paper", "tulu2"): 326_154 - 256,  # allenai/tulu-v2-sft-mixture; the paper says 326k; less what is held out
     ("paper", "metamath"): 395_000 - 6_750,  # meta-math/MetaMathQA; the paper says 395k; less 256 of some 15k questions
-    ("paper", "biomed"): 213_333,  # configs/task/biomed.yaml, from kongds/MoRA issue 5
-    ("paper", "finance"): 213_333,  # configs/task/finance.yaml
+    ("paper", "biomed"): 213_333,  # configs/task/biomed/paper.yaml, from kongds/MoRA issue 5
+    ("paper", "finance"): 213_333,  # configs/task/finance/paper.yaml
     ("lite", "tulu2"): 19_951,  # docs/LOG.md, as prepared from the stand-ins; so the next three
     ("lite", "metamath"): 14_439,
     ("lite", "biomed"): 4_515,
@@ -34,91 +34,109 @@ SEQUENCES: dict[tuple[str, str], int] = {
 
 @dataclass(frozen=True)
 class Length:
-    """Steps and tokens of a run, and where they come from: "config", "results" or "set size". Tokens may be a bound."""
+    """Steps and tokens of a run; with `at_most` the tokens are a bound. None: the data are not prepared.
+
+    `padding`: tokens with padding over those without, where a run has counted them.
+    """
 
     steps: int | None
     tokens: float | None
-    source: str
     at_most: bool = True
+    padding: float = 1.0
 
 
 def length_of(config: RunConfig, results: Iterable[RunResult] = ()) -> Length:
-    """`results`: of the same task and scale, whose own counts are taken first."""
+    """Return the run's length. `results` of the same task and scale have counts, which are taken first."""
     train, longest = config.task.train, max_length(config)
     for result in results:
         report = result.data.get("report", {})
         if report.get("sequences") and report.get("sequence_tokens"):
             known = config if config.knows_steps else config.with_samples(report["sequences"])
             mean = report["sequence_tokens"] / report["sequences"]
-            return Length(known.last_step, known.last_step * train.global_batch_size * mean, "results", at_most=False)
+            tokens = train.global_batch_size * mean
+            padding = (result.speed or {}).get("padded_tokens", tokens) / tokens
+            return Length(known.last_step, known.last_step * tokens, at_most=False, padding=padding)
     if config.knows_steps:
         full = config.task.name == "c4"  # blocks of equal length
-        return Length(config.last_step, config.last_step * train.global_batch_size * longest, "config", not full)
+        return Length(config.last_step, config.last_step * train.global_batch_size * longest, not full)
     count = SEQUENCES.get((config.scale.name, config.task.name))
     if count is None:
-        return Length(None, None, "data not prepared")
+        return Length(None, None)
     steps = config.with_samples(count).last_step
     full = config.task.name in ("biomed", "finance")  # blocks too
-    return Length(steps, steps * train.global_batch_size * longest, "set size", not full)
+    return Length(steps, steps * train.global_batch_size * longest, not full)
 
 
 def max_length(config: RunConfig) -> int:
-    """Tokens of the longest sequence. A UUID pair: 73 characters and BOS where each is a token; at most 80 elsewhere."""
+    """Return the tokens of the longest sequence.
+
+    A UUID pair has 73 characters and BOS if each is a token, and at most 80 elsewhere.
+    """
     return getattr(config.task.data, "max_length", None) or (75 if config.scale.name == "smoke" else 80)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one run. `memory` at `micro_batch_size`, the largest that fits; None: not even one sequence does. On a CPU, whose
-    memory and speed are not known: the micro batch that is set, and no hours.
+    """The cost of a run.
 
-    `gpu_hours`: of training alone. `disk`: what is left at the end; `checkpoints`: the most on the way.
+    Attributes:
+        memory: At `micro_batch_size`.
+        micro_batch_size: The largest that fits; None if not even one sequence does. On a CPU, whose memory and speed
+            are not known, the one that is set, and no hours.
+        gpu_hours: Of training alone.
+        disk: Bytes that are left at the end.
+        checkpoints: The most bytes of checkpoints meanwhile.
     """
 
     steps: int | None
     tokens: float | None
     at_most: bool
-    length_source: str
     flops: float | None
     trainable: int
     memory: Memory
     micro_batch_size: int | None
     gpu_hours: float | None
-    rate_source: str
+    time_source: str
     disk: float
     checkpoints: float
 
 
 def cost(config: RunConfig, results: Iterable[RunResult] = (), gpu: Gpu = H100) -> Cost:
-    """`results`: of the same task and scale, for the length of their data. On another `gpu` than an H100 the speed is scaled
-    by the peaks of both, and its source says so."""
+    """Return the cost of a run.
+
+    Args:
+        config: The run.
+        results: Results of the same task and scale, for the length of their data.
+        gpu: On another GPU than an H100 the speed is scaled by the peaks of both, and its source says so.
+    """
     longest, length = max_length(config), length_of(config, results)
     flops = None if length.tokens is None else length.tokens * flops_per_token(config, longest)
-    own, shape, on_cpu = trainable(config), shape_of(config.model), config.hardware.device == "cpu"
+    trained, shape, on_cpu = trainable(config), shape_of(config.model), config.hardware.device == "cpu"
     micro = config.micro_batch_size if on_cpu else fitting_micro_batch(config, longest, gpu.memory)
-    needs, rate = memory(config, longest, micro or 1), None if on_cpu else rate_of(config, longest, micro or 1).on(gpu)
+    needs = memory(config, longest, micro or 1)
+    time = None if on_cpu else token_time(config, longest, micro or 1).on(gpu)
+    padded = None if length.tokens is None else length.tokens * length.padding
     return Cost(
         steps=length.steps,
         tokens=length.tokens,
         at_most=length.at_most,
-        length_source=length.source,
         flops=flops,
-        trainable=own,
+        trainable=trained,
         memory=needs,
         micro_batch_size=micro,
-        gpu_hours=None if length.tokens is None or rate is None else length.tokens * rate.seconds / 3600,
-        rate_source="not known on a CPU" if rate is None else rate.source,
-        disk=_disk(config, own, shape),
-        checkpoints=3 * (12 * own + needs.shadow),  # two kept and one being written
+        gpu_hours=None if padded is None or time is None else padded * time.seconds_per_token / 3600,
+        time_source="not known on a CPU" if time is None else time.source,
+        disk=_disk(config, trained, shape),
+        checkpoints=3 * (12 * trained + needs.shadow),  # two kept and one being written
     )
 
 
-def _disk(config: RunConfig, own: int, shape: Shape) -> int:
-    """Of the adapter and the whole model, as far as a run leaves them: what trained is in fp32, merged layers are not."""
+def _disk(config: RunConfig, trained: int, shape: Shape) -> int:
+    """Return the bytes of what a run leaves of adapter and model: trained parts in fp32; merged layers are rounded."""
     if config.method.adapter is None:
-        return 4 * own
+        return 4 * trained
     rest = shape.rest if config.trains_rest else 0
-    adapter = 4 * (own - rest + frozen_adapter(config))
+    adapter = 4 * (trained - rest + frozen_adapter(config))
     if config.method.restart is None and not config.trains_rest:
         return adapter
     return adapter + number_bytes(config) * (shape.parameters - rest) + 4 * rest

@@ -14,7 +14,10 @@ TRAINED_HEAD = 8  # FLOPs a weight and token: forward, both gradients, and the l
 
 
 def adapters(config: RunConfig) -> dict[str, tuple[Linear, Footprint]]:
-    """Of every kind of module that carries one, by its name; none for a method without."""
+    """Return every kind of module that carries an adapter, by name, with the adapter's footprint.
+
+    There are none for a method without adapters.
+    """
     settings, shape = config.method.adapter, shape_of(config.model)
     if settings is None:
         return {}
@@ -25,7 +28,7 @@ def adapters(config: RunConfig) -> dict[str, tuple[Linear, Footprint]]:
 
 def _check_known(config: RunConfig) -> None:
     if not getattr(config.method.adapter, "has_known_cost", False):
-        raise ConfigError(f"what an adapter of method {config.method.name} costs is not known")
+        raise ConfigError(f"the cost of an adapter of method {config.method.name} is unknown")
 
 
 def _is_target(name: str, targets: list[str] | str) -> bool:
@@ -33,7 +36,7 @@ def _is_target(name: str, targets: list[str] | str) -> bool:
 
 
 def adapter(config: RunConfig, linear: Linear, width: int) -> Footprint:
-    """Of one module of that kind. `width`: the model's hidden size."""
+    """Return the adapter's footprint on one module of that kind. `width`: the model's hidden size."""
     _check_known(config)
     assert config.method.adapter is not None
     r = config.model.rank_of(linear.name, config.r or 0)
@@ -41,20 +44,22 @@ def adapter(config: RunConfig, linear: Linear, width: int) -> Footprint:
 
 
 def number_bytes(config: RunConfig) -> int:
-    """Of a number in the dtype of weights and activations."""
+    """Return the bytes of a number in the dtype of weights and activations."""
     return 2 if config.scale.precision == "bf16" else 4
 
 
 def operator_of(config: RunConfig) -> str | None:
-    """MoRA's operator, "auto" resolved; None of other methods."""
+    """Return MoRA's operator with "auto" resolved; None for other methods."""
     if config.method.adapter is None:
         return None
     return config.method.adapter.operator_for(shape_of(config.model).hidden, config.r or 0)
 
 
 class Square(NamedTuple):
-    """MoRA's M in a model: its side `r_hat` in a module of the model's `width`, and the share of all modules' inputs that
-    can never change an output.
+    """The size of MoRA's M in a model.
+
+    Its side is `r_hat` in a module of the model's `width`; `ignored` is the share of all modules' inputs that never
+    change an output.
     """
 
     r_hat: int
@@ -63,40 +68,41 @@ class Square(NamedTuple):
 
 
 def square(config: RunConfig) -> Square | None:
-    """None of a method without M. Raises: ValueError where the model's shape is not known without its weights."""
+    """Return the size of M; None for a method without M. Raises ValueError if the shape is not known without weights."""
     if not isinstance(config.method.adapter, Mora):
         return None
-    width, found = shape_of(config.model).hidden, adapters(config).values()
+    width, adapted = shape_of(config.model).hidden, adapters(config).values()
     side = math.isqrt(adapter(config, Linear("", width, width, 1), width).parameters)
-    inputs = sum(linear.in_features * linear.count for linear, _ in found)
-    return Square(side, width, sum(own.ignored * linear.count for linear, own in found) / inputs)
+    inputs = sum(linear.in_features * linear.count for linear, _ in adapted)
+    return Square(side, width, sum(footprint.ignored * linear.count for linear, footprint in adapted) / inputs)
 
 
 def trainable(config: RunConfig) -> int:
-    """Trainable parameters."""
+    """Return the number of trainable parameters."""
     shape = shape_of(config.model)
     if config.method.adapter is None:
         return shape.parameters if config.method.trains else 0
-    own = sum(found.parameters * linear.count for linear, found in adapters(config).values())
-    return own + (shape.rest if config.trains_rest else 0)
+    in_adapters = sum(footprint.parameters * linear.count for linear, footprint in adapters(config).values())
+    return in_adapters + (shape.rest if config.trains_rest else 0)
 
 
 def frozen_adapter(config: RunConfig) -> int:
-    """Parameters of the adapters that do not train: A under method.adapter.freeze_a."""
-    return sum(found.frozen * linear.count for linear, found in adapters(config).values())
+    """Return the parameters of the adapters that do not train: A under method.adapter.freeze_a."""
+    return sum(footprint.frozen * linear.count for linear, footprint in adapters(config).values())
 
 
-def flops_per_token(config: RunConfig, length: float, own: bool = True) -> float:
-    """Of forward and backward, a token in a sequence of `length`: 2 a multiply-add, causal attention counted once.
+def flops_per_token(config: RunConfig, length: float, with_adapters: bool = True) -> float:
+    """Return the FLOPs of forward and backward per token in a sequence of `length` tokens.
 
-    A frozen weight has no gradient of its own: 4 a weight; a trained one 6. Gradient checkpointing: the layers once more, 2.
-    own=False: without the adapters.
+    A multiply-add counts 2, causal attention once. A frozen weight has no gradient of its own and costs 4, a trained
+    one 6; gradient checkpointing computes the layers once more, 2. with_adapters=False leaves out the adapters.
     """
     shape = shape_of(config.model)
     once = 2 if config.hardware.gradient_checkpointing else 0
     attention = (6 + once) * shape.layers * shape.hidden * length
     if config.method.adapter is None:
         return (6 + once) * shape.in_layers + TRAINED_HEAD * shape.head + attention
-    products = sum(found.products * linear.count for linear, found in adapters(config).values()) if own else 0
+    adapted = adapters(config).values() if with_adapters else ()
+    products = sum(footprint.products * linear.count for linear, footprint in adapted)
     head = (TRAINED_HEAD if config.trains_rest else 4) * shape.head
     return (4 + once) * shape.in_layers + head + (6 + once) * products + attention

@@ -12,7 +12,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Gpu:
-    """`memory`: bytes, as torch reports them. `flops`: peak of dense bf16 a second, by NVIDIA's data sheet."""
+    """A GPU. `memory`: bytes, as torch reports them; `flops`: peak of dense bf16 per second, by NVIDIA's data sheet."""
 
     name: str
     memory: float
@@ -20,7 +20,7 @@ class Gpu:
 
     @property
     def speed(self) -> float:
-        """Of it, in units of an H100: by the peaks alone, since nothing was measured on it."""
+        """Its speed over an H100's, by the peaks alone, since nothing was measured on it."""
         return self.flops / H100.flops
 
 
@@ -39,7 +39,7 @@ KNOWN = {
 
 
 def gpu(text: str) -> Gpu:
-    """By its name, or by hand as GIB,TFLOPS: `48,362`. Raises: ConfigError."""
+    """Return the GPU of that name, or one given as GIB,TFLOPS: `48,362`. Raises ConfigError."""
     if text.lower() in KNOWN:
         return KNOWN[text.lower()]
     by_hand = re.fullmatch(r"(\d+(?:\.\d+)?),(\d+(?:\.\d+)?)", text)

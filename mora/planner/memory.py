@@ -41,12 +41,12 @@ class Memory:
 
     @property
     def gpu(self) -> float:
-        """At the peak of a step: where backward begins, or where it has freed the activations and made all gradients."""
+        """Bytes at the peak of a step: as backward begins, or once it has freed the activations and made all gradients."""
         return self.weights + self.optimizer + max(self.held + self.moving, self.gradients) + self.workspaces
 
     @property
     def moving(self) -> float:
-        """Of activations and logits at the most."""
+        """The most bytes of activations and logits."""
         return self.activations + self.logits - min(self.recomputed, self.logits)
 
 
@@ -57,39 +57,44 @@ def memory(
     fused: bool = True,
     chunked_loss: bool = True,
 ) -> Memory:
-    """Of a step on sequences of `length` tokens. `fused`: liger-kernel's norms and gate. `chunked_loss`: fused_loss.py's.
+    """Return the memory of a step on sequences of `length` tokens.
 
-    hardware.offload is not counted: what it would move to the CPU is taken for memory of the GPU.
+    Args:
+        config: The run. hardware.offload is not counted: what it would move to the CPU counts as memory of the GPU.
+        length: Tokens of a sequence.
+        micro_batch_size: Sequences per pass; None takes the run's.
+        fused: With liger-kernel's norms and gate.
+        chunked_loss: With the loss of fused_loss.py.
     """
     shape, ranks, stage = shape_of(config.model), config.hardware.world_size, config.parallel
-    own, own_frozen, wide = trainable(config), frozen_adapter(config), number_bytes(config)
-    frozen = shape.parameters - (own if config.method.adapter is None else shape.rest if config.trains_rest else 0)
+    trained, own_frozen, number_size = trainable(config), frozen_adapter(config), number_bytes(config)
+    frozen = shape.parameters - (trained if config.method.adapter is None else shape.rest if config.trains_rest else 0)
     split = {name: ranks if stage in stages else 1 for name, stages in SPLIT.items()}
     size = micro_batch_size or config.micro_batch_size
-    weights = wide * (frozen + own + own_frozen) / split["weights"]
-    if wide == 2:
+    weights = number_size * (frozen + trained + own_frozen) / split["weights"]
+    if number_size == 2:
         weights += 4 * own_frozen  # its fp32 values, which are saved: mora/train/engine.py, round_frozen
     if stage.startswith("zero"):  # sums of gradients in fp32, at stage 3 at all times; those in bf16 are not kept
-        gradients, optimizer = 4 * own / split["gradients"], 12 * own / split["optimizer"]
+        gradients, optimizer = 4 * trained / split["gradients"], 12 * trained / split["optimizer"]
         held = gradients if stage == "zero3" else gradients * _sums_held(config, size)
     else:  # in bf16: gradients in bf16 until they are added up in fp32, and fp32 masters
-        gradients, optimizer = (6.0, 12.0) if wide == 2 else (4.0, 8.0)
-        gradients, optimizer = gradients * own, optimizer * own
-        held = 4.0 * own * _sums_held(config, size)
+        gradients, optimizer = (6.0, 12.0) if number_size == 2 else (4.0, 8.0)
+        gradients, optimizer = gradients * trained, optimizer * trained
+        held = 4.0 * trained * _sums_held(config, size)
     tokens = size * length
-    logits = _loss_bytes(config, shape, tokens, wide, chunked_loss)
+    logits = _loss_bytes(config, shape, tokens, number_size, chunked_loss)
     shadow = 4 * shape.in_layers if config.method.restart else 0
-    kept, recomputed = (wide * tokens * numbers for numbers in _saved(config, shape, fused))
+    kept, recomputed = (number_size * tokens * numbers for numbers in _saved(config, shape, fused))
     workspaces = _workspaces(config, shape)
     return Memory(weights, gradients, optimizer, kept + recomputed, logits, shadow, held, workspaces, recomputed)
 
 
 def _workspaces(config: RunConfig, shape: Shape) -> float:
-    """Of cuBLAS; and of DeepSpeed the place where gradients are reduced, and what ZeRO-3 leaves gathered."""
+    """Return the workspaces of cuBLAS, and DeepSpeed's buffers for reducing gradients and for gathered weights."""
     streams = 2 if _captures(config) else 1  # a graph is captured on a stream of its own
-    cublas, wide = float(HANDLES * streams * WORKSPACE_BYTES), number_bytes(config)
-    gathered = wide * min(shape.parameters, LIVE) if config.parallel == "zero3" else 0
-    bucket = {"zero1": 4, "zero2": wide, "zero3": 4}.get(config.parallel, 0) * BUCKET
+    cublas, number_size = float(HANDLES * streams * WORKSPACE_BYTES), number_bytes(config)
+    gathered = number_size * min(shape.parameters, LIVE) if config.parallel == "zero3" else 0
+    bucket = {"zero1": 4, "zero2": number_size, "zero3": 4}.get(config.parallel, 0) * BUCKET
     return cublas + bucket + gathered
 
 
@@ -98,7 +103,7 @@ def _captures(config: RunConfig) -> bool:
 
 
 def _sums_held(config: RunConfig, micro_batch_size: int) -> int:
-    """Copies of the gradients that lie there when backward begins: the sums; and one more while a graph is captured."""
+    """Return the copies of the gradients when backward begins: the sums, and one more while a graph is captured."""
     if _captures(config):
         return 2
     passes = config.task.train.global_batch_size / (micro_batch_size * config.hardware.world_size)
@@ -113,11 +118,12 @@ SPLIT = {
 
 
 def _saved(config: RunConfig, shape: Shape, fused: bool) -> tuple[float, float]:
-    """Numbers of the compute dtype that backward needs, a token, over all layers: kept from forward, and made anew.
+    """Return the numbers of the compute dtype that backward needs per token over all layers: kept, and recomputed.
 
-    A layer: its two norms (x, twice as wide in fp32 where not fused), q, k, v and attention's output, gate and up (and silu
-    of the gate where not fused), and what the adapters or trained weights read. liger's norm keeps x as it is, its gate the
-    two factors, its rotary embedding nothing. Gradient checkpointing: every layer's input, and one layer at a time.
+    A layer has its two norms (x, twice as wide in fp32 if not fused), q, k, v and attention's output, gate and up (and
+    silu of the gate if not fused), and what the adapters or trained weights read. liger's norm keeps x as it is, its
+    gate the two factors, its rotary embedding nothing. Gradient checkpointing keeps every layer's input, and one layer
+    at a time.
     """
     h, i, q = shape.hidden, shape.mlp, shape.queries
     trains_norms = config.method.adapter is None or config.trains_rest
@@ -134,40 +140,42 @@ def _saved(config: RunConfig, shape: Shape, fused: bool) -> tuple[float, float]:
 
 
 def _saved_by_adapters(config: RunConfig) -> float:
-    """Of one layer: what each keeps of its own, and every input once that one of its readers keeps."""
-    found = adapters(config)
-    own = sum(adapter.saved for _, adapter in found.values())
-    together = [readers for readers in INPUTS if found.keys() & {*readers}]
-    alone = [(name,) for name in found if name != "o_proj" and not any(name in readers for readers in INPUTS)]
+    """Return the numbers that one layer's adapters save, and each input once if one of its readers keeps it."""
+    by_module = adapters(config)
+    saved = sum(adapter.saved for _, adapter in by_module.values())
+    together = [readers for readers in INPUTS if by_module.keys() & {*readers}]
+    alone = [(name,) for name in by_module if name != "o_proj" and not any(name in readers for readers in INPUTS)]
     for readers in (*together, *alone):
-        sizes = [found[name][0].in_features for name in readers if name in found and found[name][1].keeps_input]
-        own += max(sizes, default=0)
-    return own
+        sizes = [
+            by_module[name][0].in_features for name in readers if name in by_module and by_module[name][1].keeps_input
+        ]
+        saved += max(sizes, default=0)
+    return saved
 
 
-def _loss_bytes(config: RunConfig, shape: Shape, tokens: int, wide: int, chunked: bool) -> float:
-    """Of the logits, two chunks, as one is made before the last is dropped; and hidden states beside those that are kept.
+def _loss_bytes(config: RunConfig, shape: Shape, tokens: int, number_size: int, chunked: bool) -> float:
+    """Return the peak bytes of the loss: two chunks of logits, and hidden states beside those kept.
 
-    A head that trains: its gradient's sum in fp32, and what one chunk adds to it. Where no chunks are made, as under ZeRO-3,
-    the whole logits: the logarithms of the probabilities, their gradient and that of the logits.
+    The next chunk is allocated before the last is freed. A head that trains adds its gradient's sum in fp32, and what
+    one chunk adds to it. Without chunks, as under ZeRO-3, there are the whole logits: the log-probabilities, their
+    gradient and that of the logits.
     """
-    whole = float(tokens * shape.vocabulary)
+    logits = float(tokens * shape.vocabulary)
     if not chunked or config.parallel == "zero3":
-        return whole * 12
-    chunks = min(2 * LOSS_CHUNK_BYTES / 4, whole) * wide
+        return logits * 12
+    chunks = min(2 * LOSS_CHUNK_BYTES / 4, logits) * number_size
     if config.method.adapter is None or config.trains_rest:
-        return chunks + wide * tokens * shape.hidden + (4 + wide) * shape.head
-    return chunks + 2 * wide * tokens * shape.hidden
+        return chunks + number_size * tokens * shape.hidden + (4 + number_size) * shape.head
+    return chunks + 2 * number_size * tokens * shape.hidden
 
 
 def fitting_micro_batch(config: RunConfig, length: int, gpu_bytes: float = H100.memory) -> int | None:
-    """The largest number of sequences a pass that fits a GPU of so many bytes and divides a rank's share; None where not
-    even one does.
+    """Return the largest number of sequences per pass that fits the GPU and divides a rank's share; None if none does.
 
-    Where tokens are set: of the longest sequences, as many as that allows.
+    If tokens are set: as many of the longest sequences as they allow.
     """
     share = config.task.train.global_batch_size // config.hardware.world_size
     tokens = config.hardware.micro_batch_tokens
-    most = config.micro_batch_size if tokens is None else min(share, max(1, tokens // length))
-    sizes = (n for n in range(most, 0, -1) if share % n == 0)
+    largest = config.micro_batch_size if tokens is None else min(share, max(1, tokens // length))
+    sizes = (n for n in range(largest, 0, -1) if share % n == 0)
     return next((n for n in sizes if memory(config, length, n).gpu <= gpu_bytes * (1 - RESERVE)), None)

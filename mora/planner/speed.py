@@ -23,33 +23,38 @@ BENCH = ROOT / "results" / "bench"
 RUNS = ROOT / "results" / "runs"
 UTILISATION = 0.40  # assumed where nothing was measured: the frozen 7B model reaches it in docs/performance.md
 EARLIER_NAMES = {"llama_1.3b": "llama_1b3"}  # of a shape in results/bench, as configs/model has it now
-AGAIN = "`make bench` measures again"
+AGAIN = "`make bench` repeats the measurement"
 STEADY = 1.1  # the longest step over the shortest; beyond it the CPU or another program held the GPU up
 
 
 @dataclass(frozen=True)
-class Rate:
-    """Seconds a token on one GPU, forward, backward and update, and what that was taken from."""
+class TokenTime:
+    """Seconds per token on one GPU (forward, backward and update), and the measurement behind it."""
 
-    seconds: float
+    seconds_per_token: float
     source: str
 
     @property
     def measured(self) -> bool:
         return self.source.startswith("measured")
 
-    def on(self, gpu: Gpu) -> Rate:
-        """The same on another GPU, by the peaks of both."""
+    def on(self, gpu: Gpu) -> TokenTime:
+        """Return the same time on another GPU, scaled by the peaks of both."""
         if gpu == H100:
             return self
         scaled = f"scaled by {gpu.speed:.2f}, the peaks of {gpu.name} and h100, from: {self.source}"
-        return Rate(self.seconds / gpu.speed, scaled)
+        return TokenTime(self.seconds_per_token / gpu.speed, scaled)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a run of that configuration took on one GPU: `seconds` a micro batch of `tokens`, in sequences of `length`, its
-    share of the update included. whole: with update and fused layers. steady: its steps took equally long."""
+    """A measured configuration on one GPU.
+
+    Attributes:
+        seconds: Per micro batch of `tokens`, in sequences of `length`, with its share of the update.
+        whole: With update and fused layers.
+        steady: Its steps took equally long.
+    """
 
     name: str
     device: str
@@ -65,38 +70,50 @@ def is_steady(seconds: Sequence[float]) -> bool:
     return max(seconds) <= STEADY * min(seconds)
 
 
-def rate_of(config: RunConfig, length: int, micro_batch_size: int, without: str = "") -> Rate:
-    """The speed of the nearest measurement of the same model; an assumed share of the GPU's peak where there is none. Where
-    another method was measured, or one that trains other parts, the source says "extrapolated from" and not "measured".
+def token_time(config: RunConfig, length: int, micro_batch_size: int, without: str = "") -> TokenTime:
+    """Return the time per token by the nearest measurement of the same model, else by an assumed share of the GPU's peak.
 
-    Nearest: first the same method (restarts and learning rates aside), on its own or with all else that trains; then real
-    steps before passes alone, steady before disturbed ones; then equal graphs, checkpointing, operator and dropout; then
-    rank and tokens a micro batch, both as ratios. Checkpointing and length are made equal by the FLOPs of the base model,
-    rank is not: what an adapter multiplies is little, and its time hardly follows it (rank 256 for 8 costs LoRA on the 7B
-    shape 8 %, where FLOPs say 14; MoRA on the small model is faster at the larger rank).
+    If another method or operator was measured, or one that trains other parts, the source says "extrapolated from"
+    instead of "measured". Nearest is first the same method (restarts and learning rates aside), on its own or with all
+    else that trains; then real steps before passes alone, steady before disturbed ones; then equal graphs, checkpointing,
+    operator and dropout; then rank and tokens per micro batch, both as ratios.
 
-    Where cases alike in all else were measured at two sizes of micro batch, a line through the nearest two: a small model's
-    pass has a part that no tokens shorten. `without`: the name of a case that is to be predicted from the others.
+    Checkpointing and length are corrected by the FLOPs of the base model. Rank is not: an adapter multiplies little,
+    and its time hardly follows the rank (rank 256 instead of 8 costs LoRA on the 7B shape 8%, where FLOPs say 14%; MoRA
+    on the small model is faster at the larger rank). If cases that are otherwise alike were measured with two sizes of
+    micro batch, the time lies on a line through the nearest two, since a small model's pass has a part that fewer
+    tokens do not shorten.
+
+    Args:
+        config: The run.
+        length: Tokens of a sequence.
+        micro_batch_size: Sequences per pass.
+        without: The name of a case that is to be predicted from the others.
     """
     tokens = micro_batch_size * length
     everything = (*_real_steps(), *_runs(), *_passes())
-    found = [m for m in everything if m.name != without and m.config.model.name == config.model.name]
-    if not found:
+    candidates = [m for m in everything if m.name != without and m.config.model.name == config.model.name]
+    if not candidates:
         flops = flops_per_token(config, length)
         source = f"assumed, {UTILISATION:.0%} of {H100.flops / 1e12:.0f} TFLOP/s"
-        return Rate(flops / (UTILISATION * H100.flops), source)
-    found.sort(key=lambda m: (*_unlike(m, config), _far(m.config.r, config.r) + _far(m.tokens, tokens)))
-    nearest = found[0]
-    alike = [m for m in found if _unlike(m, config) == _unlike(nearest, config) and m.config.r == nearest.config.r]
+        return TokenTime(flops / (UTILISATION * H100.flops), source)
+    candidates.sort(key=lambda m: (*_unlike(m, config), _far(m.config.r, config.r) + _far(m.tokens, tokens)))
+    nearest = candidates[0]
+    alike = [m for m in candidates if _unlike(m, config) == _unlike(nearest, config) and m.config.r == nearest.config.r]
     seconds = _at(tokens, alike) / tokens
-    work = flops_per_token(config, length, own=False) / flops_per_token(nearest.config, nearest.length, own=False)
-    if _unlike(nearest, config)[:2] != (False, False):
-        return Rate(seconds * work, f"extrapolated from {nearest.name}, {nearest.device}")
-    return Rate(seconds * work, f"measured, {nearest.device}, {nearest.name}")
+    work = flops_per_token(config, length, with_adapters=False)
+    work /= flops_per_token(nearest.config, nearest.length, with_adapters=False)
+    same_parts = (
+        nearest.config.method.step_family == config.method.step_family
+        and nearest.config.trains_rest == config.trains_rest
+    )
+    if not same_parts or operator_of(nearest.config) != operator_of(config):
+        return TokenTime(seconds * work, f"extrapolated from {nearest.name}, {nearest.device}")
+    return TokenTime(seconds * work, f"measured, {nearest.device}, {nearest.name}")
 
 
 def _unlike(case: Measured, config: RunConfig) -> tuple[bool, ...]:
-    """In what a case differs from the run, the most weighty first."""
+    """Return how a case differs from the run, the most important difference first."""
     one, other = case.config, config
     return (
         one.method.step_family != other.method.step_family,
@@ -119,7 +136,7 @@ def _far(one: float | None, other: float | None) -> float:
 
 
 def _at(tokens: float, alike: Sequence[Measured]) -> float:
-    """Seconds of a micro batch of so many tokens; `alike` has the nearest first."""
+    """Return the seconds of a micro batch of so many tokens; `alike` has the nearest first."""
     near = alike[0]
     for far in alike[1:]:
         if far.tokens != near.tokens and far.length == near.length:
@@ -132,11 +149,11 @@ def _at(tokens: float, alike: Sequence[Measured]) -> float:
 
 @lru_cache
 def _real_steps() -> tuple[Measured, ...]:
-    """Every case of `python -m mora.bench plan` that was measured."""
-    found = []
+    """Return every measured case of `python -m mora.bench plan`."""
+    measured = []
     for path in sorted(BENCH.glob("plan-*.json")):
-        found += checked(path, _of_plan, AGAIN)
-    return tuple(found)
+        measured += checked(path, _of_plan, AGAIN)
+    return tuple(measured)
 
 
 def _of_plan(result: dict[str, Any]) -> list[Measured]:
@@ -144,7 +161,7 @@ def _of_plan(result: dict[str, Any]) -> list[Measured]:
 
 
 def of_row(row: dict[str, Any], device: str) -> Measured:
-    """A row of `python -m mora.bench plan`."""
+    """Return the measurement in a row of `python -m mora.bench plan`."""
     seconds = statistics.median(row["step_s"]) / row["micro_batches"]
     config, tokens = compose(row["overrides"]), row["batch_size"] * row["length"]
     return Measured(row["name"], device, config, row["length"], tokens, seconds, is_steady(row["step_s"]), True)
@@ -152,8 +169,11 @@ def of_row(row: dict[str, Any], device: str) -> Measured:
 
 @lru_cache
 def _runs() -> tuple[Measured, ...]:
-    """Finished runs on one GPU that no other run shared; not those whose configuration is no longer read."""
-    found = []
+    """Return the finished runs that had one GPU to themselves, and whose configuration can still be read.
+
+    Such a run was started alone and is steady, which one that another joined is not.
+    """
+    measured = []
     for result in STORE.all(RUNS):
         speed, hardware = result.speed, result.hardware
         alone = hardware.get("runs_side_by_side") == 1 and hardware.get("ranks") == 1
@@ -166,40 +186,46 @@ def _runs() -> tuple[Measured, ...]:
         if config.hardware.micro_batch_tokens is not None:  # passes of many sizes
             continue
         report = result.data["report"]
-        length = report["sequence_tokens"] / report["sequences"]
-        passes = config.task.train.global_batch_size / config.micro_batch_size
-        steady = is_steady([speed["step_s"], speed.get("fastest_s", speed["step_s"])])
-        found.append(
+        sequences = config.task.train.global_batch_size
+        length = speed.get("padded_tokens", report["sequence_tokens"] / report["sequences"] * sequences) / sequences
+        passes = sequences / config.micro_batch_size
+        if not is_steady([speed["step_s"], speed.get("fastest_s", speed["step_s"])]):
+            continue
+        measured.append(
             Measured(
                 f"run {result.run_id}", hardware["device"], config, length, config.micro_batch_size * length,
-                speed["step_s"] / passes, steady, True,
+                speed["step_s"] / passes, True, True,
             )
         )  # fmt: skip
-    return tuple(found)
+    return tuple(measured)
 
 
 @lru_cache
 def _passes() -> tuple[Measured, ...]:
-    """Of `python -m mora.bench step`: forward and backward without update, fused layers and graphs. Not the other ways of
-    computing the same.
+    """Return the cases of `python -m mora.bench step`: forward and backward without update, fused layers and graphs.
 
-    Raises: ConfigError for a shape that configs/model does not have: its measurement would be passed over in silence.
+    Other ways of computing the same are left out.
+
+    Raises:
+        ConfigError: A shape is not in configs/model, so that its measurement would be ignored silently.
     """
-    found = []
+    measured = []
     for path in sorted(BENCH.glob("step-*.json")):
-        found += checked(path, _of_steps, AGAIN)
-    return tuple(found)
+        measured += checked(path, _of_steps, AGAIN)
+    return tuple(measured)
 
 
 def _of_steps(result: dict[str, Any]) -> list[Measured]:
-    found = []
+    measured: list[Measured] = []
+    if result.get("extent") == "small":  # of launches, for the most part, which the suite's runs capture in graphs
+        return measured
     for scenario in result["scenarios"]:
         plain = [c for c in scenario["cases"] if c["ms"] and c["r"] and not c["stock"] and c["form"] == "auto"]
         model = EARLIER_NAMES.get(scenario["shape"], scenario["shape"])
         if not (CONFIG_DIR / "model" / f"{model}.yaml").is_file():
-            raise ValueError(f"shape {model!r} has no configs/model/{model}.yaml: name it as there")
-        found += [_of_pass(case, scenario | {"shape": model}, result["hardware"]["device"]) for case in plain]
-    return found
+            raise ValueError(f"shape {model!r} has no configs/model/{model}.yaml: use a name of that folder")
+        measured += [_of_pass(case, scenario | {"shape": model}, result["hardware"]["device"]) for case in plain]
+    return measured
 
 
 def _of_pass(case: dict[str, Any], scenario: dict[str, Any], device: str) -> Measured:

@@ -130,9 +130,9 @@ class RestartCallback(TrainerCallback):
             return _Settings(
                 self._settings.every_steps, self._settings.warmup_steps, None, self._settings.merge_rounding
             )
-        own = model.peft_config[name].groups
-        if own not in groups:
-            raise ValueError(f"groups={tuple(groups)}: the adapter's own kind, {own!r}, must be among them")
+        kind = model.peft_config[name].groups
+        if kind not in groups:
+            raise ValueError(f"groups={tuple(groups)}: the adapter's own kind, {kind!r}, must be among them")
         return self._settings
 
     def _resume(self, output_dir: Path, step: int) -> None:

@@ -97,15 +97,15 @@ def adapted_layers(model: PeftModel, init_a: InitA = kaiming_a) -> list[Adapted]
         ValueError: A layer is neither LoRA's nor MoRA's.
     """
     (adapter_name,) = model.active_adapters
-    found = []
+    layers = []
     for name, layer in model.named_modules():
         if isinstance(layer, MoraLayer):
-            found.append(of_mora(name, layer, adapter_name))
+            layers.append(of_mora(name, layer, adapter_name))
         elif isinstance(layer, LoraLayer):
-            found.append(of_lora(name, layer, adapter_name, init_a))
+            layers.append(of_lora(name, layer, adapter_name, init_a))
         elif isinstance(layer, BaseTunerLayer):
             raise ValueError(f"{name} is a {type(layer).__name__}, whose update no restart knows to merge")
-    return found
+    return layers
 
 
 def set_groups(model: PeftModel, groups: Groups) -> int:

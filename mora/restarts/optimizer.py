@@ -54,11 +54,11 @@ class TorchState:
 @contextmanager
 def exchanged(values: dict[nn.Parameter, Tensor]) -> Iterator[None]:
     """Within, the parameters hold these values, and afterwards their own again."""
-    own = [(p, p.data) for p in values]
+    before = [(p, p.data) for p in values]
     for p, value in values.items():
         p.data = value
     try:
         yield
     finally:
-        for p, value in own:
+        for p, value in before:
             p.data = value

@@ -30,17 +30,17 @@ def check_supported(args: TrainingArguments, model: nn.Module) -> list[Adapted]:
 
 
 def _of_the_arguments(args: TrainingArguments) -> list[str]:
-    found = []
+    reasons = []
     if args.fsdp or (getattr(args, "fsdp_config", None) and args.fsdp_config.get("version") and _under_fsdp()):
-        found.append("under FSDP no rank holds a base weight to merge into: use DDP, or DeepSpeed ZeRO-3")
+        reasons.append("under FSDP no rank holds a base weight to merge into: use DDP, or DeepSpeed ZeRO-3")
     if args.parallel_mode is ParallelMode.NOT_DISTRIBUTED and args.n_gpu > 1:
-        found.append("nn.DataParallel is not supported: start one process a GPU with torchrun or accelerate launch")
+        reasons.append("nn.DataParallel is not supported: start one process a GPU with torchrun or accelerate launch")
     if args.load_best_model_at_end:
-        found.append(
+        reasons.append(
             "load_best_model_at_end would put an earlier adapter on the last merged base: leave it out, and load the "
             "checkpoint you want with mora.restarts.callback.restore_base"
         )
-    return found
+    return reasons
 
 
 def _under_fsdp() -> bool:
@@ -59,26 +59,28 @@ def _of_the_adapter(model: nn.Module) -> list[str]:
         return [] if config.init_weights else ["init_weights=False would not start the adapter from zero"]
     if type(config) is not LoraConfig:
         return [f"restarts are for LoRA and MoRA, not {type(config).__name__}"]
-    found = []
+    reasons = []
     if config.init_lora_weights is not True:
-        found.append(f"init_lora_weights={config.init_lora_weights!r}: a restart begins as init_lora_weights=True does")
+        reasons.append(
+            f"init_lora_weights={config.init_lora_weights!r}: a restart begins as init_lora_weights=True does"
+        )
     for name in ("use_dora", "lora_bias", "target_parameters", "trainable_token_indices", "alora_invocation_tokens"):
         if getattr(config, name, None):
-            found.append(f"{name}: a restart of it is not defined; leave it out")
-    return found
+            reasons.append(f"{name}: a restart of it is not defined; leave it out")
+    return reasons
 
 
 def _of_the_layers(model: nn.Module) -> list[str]:
-    found = []
+    reasons = []
     owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     for name, layer in model.named_modules():
         if not isinstance(layer, BaseTunerLayer):
             continue
         base = layer.get_base_layer()
         if type(base) not in (nn.Linear, Conv1D) or type(base.weight) not in (nn.Parameter, Tensor):
-            found.append(f"{name} is a {type(base).__name__}, into which an update cannot be merged exactly")
+            reasons.append(f"{name} is a {type(base).__name__}, into which an update cannot be merged exactly")
         elif owners[id(base.weight)] > 1:
-            found.append(f"{name} shares its weight with another module, which a merge would change, too")
+            reasons.append(f"{name} shares its weight with another module, which a merge would change, too")
         elif layer.merged:
-            found.append(f"{name} is merged: unmerge_adapter() before training")
-    return found
+            reasons.append(f"{name} is merged: unmerge_adapter() before training")
+    return reasons

@@ -53,12 +53,12 @@ def _deepspeed(model: nn.Module, zero: Any, adapter: list[nn.Parameter]) -> Stat
     stage, groups_of = stages[type(zero).__name__]
     _check_adam(zero.optimizer)
     names = {p: name for name, p in model.named_parameters()}
-    own = set(adapter)
+    of_adapter = set(adapter)
     groups = []
     for parameters in groups_of(zero):
-        kinds = {p in own for p in parameters}
+        kinds = {p in of_adapter for p in parameters}
         if len(kinds) > 1:
-            other = next(names[p] for p in parameters if p not in own)
+            other = next(names[p] for p in parameters if p not in of_adapter)
             raise ValueError(
                 f"RestartCallback: {other} trains in one parameter group with the adapter, where DeepSpeed counts their "
                 "steps together: train the adapter alone, or without DeepSpeed"
@@ -72,7 +72,7 @@ def zero_groups(zero: Any) -> list[list[nn.Parameter]]:
 
 
 def stage3_groups(zero: Any) -> list[list[nn.Parameter]]:
-    found: list[list[nn.Parameter]] = [[] for _ in zero.optimizer.param_groups]
+    groups: list[list[nn.Parameter]] = [[] for _ in zero.optimizer.param_groups]
     for i, parameters in enumerate(zero.fp16_groups):
-        found[zero.sub_group_to_group_id[i]] += parameters
-    return found
+        groups[zero.sub_group_to_group_id[i]] += parameters
+    return groups

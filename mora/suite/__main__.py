@@ -14,12 +14,12 @@ from . import claims, commands, figures, launch, ledger, memory, overrides, plan
 from . import experiment as experiments
 from .arguments import parse
 from .cells import CellRuns, resolve, resolve_all
-from .contrasts import Found
+from .contrasts import ResolvedTables
 from .experiment import CellSpec, Experiment, Scale
 from .result import is_current, result_of
 
 DEFAULT_SCALE = (
-    "scale paper, as none was given: the paper's models and data on its hardware; --scale lite or smoke for less"
+    "no --scale given, so scale paper: the paper's models and data on its hardware; --scale lite or smoke needs less"
 )
 Rows = dict[tuple[str, Scale], list[list[CellSpec]]]
 
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"mora.suite: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("mora.suite: stopped; start it again to go on from the checkpoints", file=sys.stderr)
+        print("mora.suite: stopped; start it again to resume from the checkpoints", file=sys.stderr)
         return 130
     if failed:
         print(f"mora.suite: {len(failed)} runs failed: {', '.join(failed)}", file=sys.stderr)
@@ -52,26 +52,28 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _do(args: argparse.Namespace, loaded: dict[str, Experiment]) -> list[str]:
-    """Plans, hands in, or runs and renders. Returns the runs that failed."""
-    own, job = slurm.split(args.set)
-    overrides.check(own, args.results)
-    given = overrides.given(args, own)
+    """Plan, submit, or run and render; return the runs that failed."""
+    settings, job = slurm.split(args.set)
+    overrides.check(settings, args.results)
+    if args.results is not None and args.results.exists() and not args.results.is_dir():
+        raise ConfigError(f"--results {args.results}: is a file; expected a folder, which is made where there is none")
+    given = overrides.given(args, settings)
     if job and args.hardware != "slurm":
-        raise ConfigError(f"--set {slurm.PREFIX}{next(iter(job))}: expected it with --hardware slurm alone")
+        raise ConfigError(f"--set {slurm.PREFIX}{next(iter(job))}: only valid with --hardware slurm")
     changed = {name: overrides.applied(experiment, given) for name, experiment in loaded.items()}
     scales: tuple[Scale, ...] = claims.SCALES if args.render else (args.scale,)
     seeds = list(range(args.seeds)) if args.seeds else None
     shown = [(name, s) for name, e in changed.items() for s in scales if not args.render or e.has(s)]
-    rows: Rows = {(name, s): experiments.grids(changed[name], s, seeds) for name, s in shown}
-    everything = experiments.only([grid for group in rows.values() for row in group for grid in row], args.only)
+    rows: Rows = {(name, s): experiments.cell_specs(changed[name], s, seeds) for name, s in shown}
+    everything = experiments.filter_cells([spec for group in rows.values() for row in group for spec in row], args.only)
     powers = [] if args.render else [line for name, s in rows for line in claims.plan_lines(name, s, seeds)]
     if args.plan:
-        print("\n".join([_plan(args, everything, own), *(powers if args.plan == "table" else [])]))
+        print("\n".join([_plan(args, everything, settings), *(powers if args.plan == "table" else [])]))
         return []
     if args.force and not args.render:
         _repeat(everything)
     if args.hardware == "slurm" and not slurm.in_job():
-        _hand_in(args, everything, own, job)
+        _hand_in(args, everything, settings, job)
         return []
     failed: list[str] = []
     if not args.render:
@@ -83,57 +85,55 @@ def _do(args: argparse.Namespace, loaded: dict[str, Experiment]) -> list[str]:
             if loaded[name].kind == "spectrum":
                 runner.measure_spectra([spec for row in group for spec in row])
     resolved = {where: resolve_all(group) for where, group in rows.items()}
-    for (name, scale), found in resolved.items():
-        print(_render(name, loaded[name], found, scale, args.results))
+    for (name, scale), cells in resolved.items():
+        print(_render(name, loaded[name], cells, scale, args.results))
     if args.render and not args.names:
         from .report import headline  # draws, which nothing else here needs before
 
-        judged = Found(resolved)
-        ledger.render(found=judged)
+        judged = ResolvedTables(resolved)
+        ledger.render(resolved=judged)
         headline.render(judged)
         replace_file(provenance.DEVIATIONS, provenance.deviations())
     return failed
 
 
-def _plan(args: argparse.Namespace, grids: list[CellSpec], own: list[str]) -> str:
+def _plan(args: argparse.Namespace, specs: list[CellSpec], settings: list[str]) -> str:
     if args.plan == "commands":
-        return commands.text(grids, args.gpu)
-    return plan.text(grids, args.hardware or ("gpu8" if args.scale == "paper" else "gpu1"), own, args.gpu)
+        return commands.text(specs, args.gpu)
+    return plan.text(specs, args.hardware or ("gpu8" if args.scale == "paper" else "gpu1"), settings, args.gpu)
 
 
-def _hand_in(args: argparse.Namespace, grids: list[CellSpec], own: list[str], job: dict[str, str]) -> None:
-    """One array job of `--jobs` tasks; nothing where nothing is missing."""
-    if not runner.plan(grids):
-        print("nothing is missing: no job was handed in")
+def _hand_in(args: argparse.Namespace, specs: list[CellSpec], settings: list[str], job: dict[str, str]) -> None:
+    """Submit one array job of `--jobs` tasks, unless nothing is missing."""
+    if not runner.plan(specs):
+        print("nothing is missing: no job was submitted")
         return
-    logs = launch.run_folder(grids[0].config).parent / "slurm"
-    script = slurm.script(slurm.command(args, own), grids[0].config.hardware, args.jobs, job, logs)
+    logs = launch.run_folder(specs[0].config).parent / "slurm"
+    script = slurm.script(slurm.command(args, settings), specs[0].config.hardware, args.jobs, job, logs)
     number = slurm.submit(script, logs)
-    print(
-        f"job {number}, {args.jobs} tasks: {logs}/{number}_*.out; the same command again hands in what is still missing"
-    )
+    print(f"job {number}, {args.jobs} tasks: {logs}/{number}_*.out; repeat the command to submit what is still missing")
 
 
-def _repeat(grids: list[CellSpec]) -> None:
-    """Every result of these cells is set aside."""
-    moved = [path for config in _known(grids) if (path := launch.repeat(config))]
+def _repeat(specs: list[CellSpec]) -> None:
+    """Set aside every result of these cells."""
+    moved = [path for config in _known(specs) if (path := launch.repeat(config))]
     if moved:
-        go_on = "to go on after a stop, start without FORCE=1 (--force)"
-        print(f"{len(moved)} results were set aside, into {moved[0].parent}; {go_on}")
+        go_on = "to resume after a stop, start without FORCE=1 (--force)"
+        print(f"{len(moved)} results were moved to {moved[0].parent}; {go_on}")
 
 
-def _known(grids: list[CellSpec]) -> list[RunConfig]:
-    """Every run of these cells that is known by now: of their searches, and the final ones of the rates that stand."""
-    resolved = [resolve(grid, is_current) for grid in grids]
-    return [run.config for cell in resolved for run in (*cell.searched, *cell.finals)]
+def _known(specs: list[CellSpec]) -> list[RunConfig]:
+    """Return every run of these cells that is known by now: searches, and the final runs of chosen learning rates."""
+    resolved = [resolve(spec, is_current) for spec in specs]
+    return [run.config for cell in resolved for run in (*cell.search_cell_runs, *cell.final_cell_runs)]
 
 
-def _say_what_is_there(grids: list[CellSpec], args: argparse.Namespace) -> None:
-    """Where nothing is run: that, and why."""
-    there = {str(launch.result_path(config)) for config in _known(grids) if result_of(config) is not None}
-    if there and not runner.plan(grids):
-        again = "FORCE=1 (--force) runs them again, RESULTS=FOLDER (--results FOLDER) in a folder of their own"
-        print(f"nothing was run: all {len(there)} results are there, in {Path(min(there)).parent}; {again}")
+def _say_what_is_there(specs: list[CellSpec], args: argparse.Namespace) -> None:
+    """Print why nothing was run, if so."""
+    there = {str(launch.result_path(config)) for config in _known(specs) if result_of(config) is not None}
+    if there and not runner.plan(specs):
+        again = "FORCE=1 (--force) repeats them; RESULTS=FOLDER (--results FOLDER) runs them into another folder"
+        print(f"nothing to run: all {len(there)} results exist in {Path(min(there)).parent}; {again}")
 
 
 def _render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale: Scale, results: Path | None) -> str:
@@ -142,7 +142,7 @@ def _render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale
 
     if experiment.kind == "settings":
         if scale != "paper":
-            return f"{name}: at scale paper only"
+            return f"{name}: only at scale paper"
         path = settings.render(name, experiment, folder("tables"))
     elif experiment.kind == "table":
         path = tables.render(name, experiment, rows, scale, folder("tables"))

@@ -15,30 +15,34 @@ def parse(arguments: list[str] | None = None, prog: str = "python -m mora.suite"
     parser.add_argument("names", nargs="*", help="experiments, such as table2 figure3")
     parser.add_argument("--scale", choices=["smoke", "lite", "mid", "paper"], help="default: paper, which is said")
     parser.add_argument("--jobs", type=positive_int, default=1, help="runs side by side; with --hardware slurm: nodes")
-    parser.add_argument("--seeds", type=positive_int, help="seeds 0 to N-1, instead of the experiment's")
+    parser.add_argument("--seeds", type=positive_int, help="seeds 0 to N-1 instead of the experiment's")
     parser.add_argument(
         "--only",
         nargs="+",
         default=[],
         metavar="KEY=VALUE,...",
-        help="run (or plan) these cells alone: task=metamath,biomed method=lora,mora r=8 (of Table 4: operator=sharing); "
+        help="run (or plan) only these cells: task=metamath,biomed method=lora,mora r=8 (of Table 4: operator=sharing); "
         "the whole table is rendered",
     )
     where = (
-        "of the runs or their plan: a name in configs/hardware; default auto, of plans gpu8 at scale paper, else gpu1"
+        "hardware of the runs or their plan, a name in configs/hardware; default: auto, for plans gpu8 at scale paper, "
+        "else gpu1"
     )
     parser.add_argument("--hardware", metavar="NAME", help=where)
     settings = (
-        "of every run, that change no result: hardware.micro_batch_size=16; of jobs: hydra.launcher.partition=NAME"
+        "overrides that change no result, for every run (hardware.micro_batch_size=16) or job "
+        "(hydra.launcher.partition=NAME)"
     )
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help=settings)
-    planned = "start nothing: print the runs that are missing and what they cost, or the command of each"
+    planned = "start nothing; print the missing runs with their cost, or the command of each"
     parser.add_argument("--plan", nargs="?", const="table", choices=["table", "commands"], help=planned)
     known = f"of the plan: {', '.join(KNOWN)}, or by hand GIB,TFLOPS"
     parser.add_argument("--gpu", type=_gpu, default=H100, help=known)
-    parser.add_argument("--force", action="store_true", help="run again what has results, which are kept in earlier/")
-    parser.add_argument("--results", type=Path, metavar="FOLDER", help="for runs, tables, figures, instead of results/")
-    parser.add_argument("--render", action="store_true", help="only render lite and paper results again")
+    parser.add_argument("--force", action="store_true", help="repeat runs that have results, which move to earlier/")
+    parser.add_argument(
+        "--results", type=Path, metavar="FOLDER", help="folder of runs, tables, figures instead of results/"
+    )
+    parser.add_argument("--render", action="store_true", help="only render all committed results again")
     return parser.parse_args(arguments)
 
 

@@ -1,4 +1,4 @@
-"""What was found for a cell: its runs and results, resolved once; the paper's number and ours over seeds."""
+"""Resolve a cell once: its runs and results, the paper's number, and ours over seeds."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from mora.results import Metric, Metrics, RunResult
 from . import verdicts
 from .experiment import Candidate, CellSpec
 from .result import reportable, result_of
-from .selection import Choice, Counts, choose, last_step
+from .selection import Accepts, Choice, choose, last_step
 
 
 class CellRun(NamedTuple):
-    """A run of a cell, made or not, and what run.py is given for it beside its rate and seed."""
+    """A run of a cell, made or not, and the arguments of run.py beside its learning rate and seed."""
 
     config: RunConfig
     overrides: list[str]
@@ -30,14 +30,14 @@ class CellRun(NamedTuple):
 
 @dataclass(frozen=True)
 class CellRuns:
-    """A cell's search and final runs, and what of them was made. `final`: one a seed; none until the candidate is chosen.
+    """A cell's search and final runs, and their results.
 
-    `results`: those of the final runs that there are, one a seed.
+    `final_runs`: one per seed; none until the search has chosen. `results`: of those final runs that were made.
     """
 
     spec: CellSpec
     choice: Choice
-    final: list[RunConfig]
+    final_runs: list[RunConfig]
     results: list[tuple[RunConfig, RunResult]]
 
     @property
@@ -46,48 +46,48 @@ class CellRuns:
         spec = self.spec
         if not spec.exists:
             return []
-        stand_in = self.final or [spec.run(spec.candidates[0], seed) for seed in spec.seeds]
-        if not spec.at_scale.search and spec.search and not self.final:
+        stand_in = self.final_runs or [spec.run(spec.search_space[0], seed) for seed in spec.seeds]
+        if not spec.at_scale.search and spec.search_runs and not self.final_runs:
             stand_in = stand_in[1:]  # the winner of the search is the first seed's run
-        return [*spec.search, *self.choice.more, *stand_in]
+        return [*spec.search_runs, *self.choice.missing, *stand_in]
 
     @property
-    def best(self) -> Candidate | None:
-        return self.choice.best
+    def selected(self) -> Candidate | None:
+        return self.choice.selected
 
     @property
-    def searched(self) -> list[CellRun]:
-        """Every run that the choice rests on or asks for: the search itself, then rates beyond its edge and second seeds."""
+    def search_cell_runs(self) -> list[CellRun]:
+        """All runs that the choice rests on or asks for: the search, then learning rates beyond its edge, second seeds."""
         first, choice = self.spec.at_scale.seeds[0], self.choice
-        if not self.spec.search:
+        if not self.spec.search_runs:
             return []
         runs = [(candidate, first) for candidate, _ in choice.scores]
-        if not choice.again:  # what is asked for is a rate
-            runs += [(Candidate(choice.best.overrides, c.lr), first) for c in choice.more if choice.best]
-        runs += [(candidate, self.spec.at_scale.seeds[1]) for candidate in choice.again]
+        if not choice.second_seed:  # what is asked for is a rate
+            runs += [(Candidate(choice.selected.overrides, c.lr), first) for c in choice.missing if choice.selected]
+        runs += [(candidate, self.spec.at_scale.seeds[1]) for candidate in choice.second_seed]
         more = self.spec.at_scale.search
         return [
             CellRun(self.spec.run(c, seed, searching=True), [*self.spec.base, *c.overrides, *more]) for c, seed in runs
         ]
 
     @property
-    def finals(self) -> list[CellRun]:
+    def final_cell_runs(self) -> list[CellRun]:
         """The final runs; none until the candidate is chosen."""
-        overrides = [*self.spec.base, *(self.best.overrides if self.best else ())]
-        return [CellRun(config, overrides) for config in self.final]
+        overrides = [*self.spec.base, *(self.selected.overrides if self.selected else ())]
+        return [CellRun(config, overrides) for config in self.final_runs]
 
     def metrics(self, config: RunConfig, result: RunResult) -> Metrics:
-        """Of a final run, at the step that the column shows."""
+        """Return the metrics of a final run at the step that the column shows."""
         return result.metrics.get(self.spec.column.step or last_step(config, result), {})
 
     @cached_property
     def cell(self) -> Cell:
-        """Of the results that there are."""
-        found = [self.measured(config, result) for config, result in self.results]
-        values = tuple(measured[0] for measured in found if measured)
-        errors = tuple(measured[1] for measured in found if measured and measured[1] is not None)
+        """The paper's number and ours, from the results that exist."""
+        measurements = [self.measured(config, result) for config, result in self.results]
+        values = tuple(measured[0] for measured in measurements if measured)
+        errors = tuple(measured[1] for measured in measurements if measured and measured[1] is not None)
         known = errors if len(errors) == len(values) else None
-        return Cell(self.spec.paper_value, values or None, known, len(self.final))
+        return Cell(self.spec.paper_value, values or None, known, len(self.final_runs))
 
     @cached_property
     def at_floor(self) -> bool:
@@ -108,8 +108,10 @@ class CellRuns:
         return None
 
     def measured(self, config: RunConfig, result: RunResult) -> tuple[float, float | None] | None:
-        """The metric in the table's unit and its standard error; a run that diverged, or has no number as its metric, is the
-        worst there is."""
+        """Return the metric and its standard error in the table's unit.
+
+        A run that diverged, or whose metric is not finite, gets the worst value there is.
+        """
         metric = self.metrics(config, result).get(self.spec.column.metric)
         factor = 100 if self.spec.experiment.unit == "percent" else 1
         if result.status == "diverged" or (metric is not None and not metric.finite):
@@ -121,8 +123,11 @@ class CellRuns:
 
 
 def at_floor(cells: list[CellRuns]) -> bool:
-    """Whether the mean over cells is within three standard errors of what knowing nothing scores, or below. False where a
-    cell was not run, or its metric has no floor."""
+    """Return whether the mean over the cells shows no skill.
+
+    That is at most `verdicts.AT_FLOOR` standard errors above the score of a model that knows nothing. False if a cell
+    was not run or its metric has no floor.
+    """
     above, errors = 0.0, []
     for runs in cells:
         known = [m for c, r in runs.results if (m := runs.metrics(c, r).get(runs.spec.column.metric)) is not None]
@@ -137,55 +142,62 @@ def at_floor(cells: list[CellRuns]) -> bool:
 
 
 def steps_to(result: RunResult, metric: str, level: float) -> float | None:
-    """The step at which a metric that grows came to a level, linear between measurements; None where it did not."""
+    """Return the step at which a growing metric reached `level`, interpolated linearly; None if it never did."""
     before: tuple[int, float] | None = None
     for step in sorted(result.metrics):
-        if (found := result.metrics[step].get(metric)) is None or not found.finite:
+        if (score := result.metrics[step].get(metric)) is None or not score.finite:
             continue
-        if found.value >= level:
+        if score.value >= level:
             if before is None:
                 return float(step)
-            return before[0] + (step - before[0]) * (level - before[1]) / (found.value - before[1])
-        before = step, found.value
+            return before[0] + (step - before[0]) * (level - before[1]) / (score.value - before[1])
+        before = step, score.value
     return None
 
 
-def resolve(spec: CellSpec, counts: Counts = reportable) -> CellRuns:
-    """Reads the results of the cell's runs. A search takes part in the choice, and a result in the cell, if it `counts`."""
-    choice = choose(spec, counts)
-    final = [spec.run(choice.best, seed) for seed in spec.seeds] if choice.best is not None and spec.exists else []
-    found = [(config, result_of(config)) for config in final]
-    results = [(config, result) for config, result in found if result is not None and counts(result, spec.scale)]
-    return CellRuns(spec, choice, final, results)
+def resolve(spec: CellSpec, accepts: Accepts = reportable) -> CellRuns:
+    """Read the results of the cell's runs. Only results that `accepts` lets pass enter the choice and the cell."""
+    choice = choose(spec, accepts)
+    chosen = choice.selected if spec.exists else None
+    final_runs = [spec.run(chosen, seed) for seed in spec.seeds] if chosen is not None else []
+    pairs = [(config, result_of(config)) for config in final_runs]
+    results = [(config, result) for config, result in pairs if result is not None and accepts(result, spec.scale)]
+    return CellRuns(spec, choice, final_runs, results)
 
 
-def in_order(found: Sequence[CellRuns]) -> Iterator[CellRun]:
-    """The runs as they are begun: searches, since other runs wait for them, what their choices ask for beyond, then the
-    final runs of the cells that have chosen for good."""
-    for cell in found:
-        yield from cell.searched[: len(cell.spec.search)]
-    for cell in found:
-        yield from cell.searched[len(cell.spec.search) :]
-    for cell in found:
-        if not cell.choice.more:
-            yield from cell.finals
+def in_order(cells: Sequence[CellRuns]) -> Iterator[CellRun]:
+    """Yield the runs in the order in which they are started.
+
+    First the searches, since other runs wait for them; then what their choices ask for beyond; then the final runs of
+    the cells that have chosen for good.
+    """
+    for cell in cells:
+        yield from cell.search_cell_runs[: len(cell.spec.search_runs)]
+    for cell in cells:
+        yield from cell.search_cell_runs[len(cell.spec.search_runs) :]
+    for cell in cells:
+        if not cell.choice.missing:
+            yield from cell.final_cell_runs
 
 
 def resolve_all(rows: list[list[CellSpec]]) -> list[list[CellRuns]]:
-    """The cells of one experiment at one scale. Those that show other metrics of the same runs share what was found."""
-    found: dict[tuple[object, ...], CellRuns] = {}
+    """Resolve the cells of one experiment at one scale.
+
+    Cells that show other metrics of the same runs share one resolution.
+    """
+    resolved: dict[tuple[object, ...], CellRuns] = {}
 
     def shared(spec: CellSpec) -> CellRuns:
-        key = (spec.exists, *spec.base, *spec.candidates)
-        if key not in found:
-            found[key] = resolve(spec)
-        return replace(found[key], spec=spec)
+        key = (spec.exists, *spec.base, *spec.search_space)
+        if key not in resolved:
+            resolved[key] = resolve(spec)
+        return replace(resolved[key], spec=spec)
 
     return [[shared(spec) for spec in row] for row in rows]
 
 
 def higher_is_better(name: str, metric: Metric | None = None) -> bool:
-    """As the metric's task says. Raises: ConfigError where no task says it."""
+    """Return the direction that the metric's task gives. Raises ConfigError if no task gives one."""
     known = facts(name).higher_is_better if metric is None else metric.higher_is_better
     if known is None:
         raise ConfigError(f"metric {name}: no task in mora/evaluate/tasks says whether higher is better")
@@ -194,10 +206,13 @@ def higher_is_better(name: str, metric: Metric | None = None) -> bool:
 
 @dataclass(frozen=True)
 class Cell:
-    """`values`, one a seed that was run, None where none was; inf where a run diverged and lower is better.
+    """The paper's number and ours, in the table's unit.
 
-    `errors`: standard errors over the evaluation's documents, one a value, where the metric has them. Units of the table.
-    `seeds`: how many the experiment wants.
+    Attributes:
+        paper: The printed number, if there is one.
+        values: One per seed that was run; None if there is none. inf for a run that diverged if lower is better.
+        errors: Standard errors over the evaluation's documents, one per value, if the metric has them.
+        seeds: How many seeds the experiment asks for.
     """
 
     paper: float | None
@@ -211,7 +226,7 @@ class Cell:
 
     @cached_property
     def sd(self) -> float | None:
-        """Of a seed; None for one seed, or where a run diverged."""
+        """The standard deviation over seeds; None for one seed, or if a run diverged."""
         if self.values is None or len(self.values) < 2 or math.inf in self.values:
             return None
         return statistics.stdev(self.values)

@@ -21,7 +21,7 @@ Unit = Literal["points", "nats", "values"]
 
 
 class Ratio(FrozenModel):
-    """Of the median times of two cases of the step benchmark, by their names."""
+    """The ratio of the median times of two cases of the step benchmark, by their names."""
 
     shape: str
     slow: str
@@ -30,7 +30,7 @@ class Ratio(FrozenModel):
 
 
 class Contrast(FrozenModel):
-    """`first` minus `second`. `columns`: of this contrast, where they are not the claim's."""
+    """`first` minus `second`. `columns` replace the claim's."""
 
     first: Row
     second: Row
@@ -38,7 +38,7 @@ class Contrast(FrozenModel):
 
 
 class Plan(FrozenModel):
-    """What the power is computed from, in the claim's unit. seed_sd: None where it is not known."""
+    """The assumptions behind the power, in the claim's unit. `seed_sd` is None if it is not known."""
 
     effect: float
     seed_sd: float | None = None
@@ -65,12 +65,12 @@ class Claim(FrozenModel):
 
     @property
     def primary(self) -> Contrast:
-        """Of every claim but a ratio."""
+        """The contrast that is judged, for every claim but a ratio."""
         return Contrast.model_validate({"first": self.first, "second": self.second})
 
 
 class Ledger(FrozenModel):
-    """`fixed_by`: the commit that wrote down contrasts and margins."""
+    """All claims. `fixed_by` is the commit that wrote down contrasts and margins."""
 
     fixed_by: str
     claims: list[Claim]
@@ -81,7 +81,7 @@ def load() -> Ledger:
 
 
 def power_of(claim: Claim, table: Sequence[Claim], seeds: int) -> float:
-    """That of the claim's test at so many seeds, where all claims of the table are judged together."""
+    """Return the power of the claim's test with so many seeds, judged together with all claims of the table."""
     plan = claim.plan
     return verdicts.power(
         claim.test, Design(plan.effect, plan.seed_sd, plan.document_se, seeds, len(table)), claim.margin
@@ -89,15 +89,15 @@ def power_of(claim: Claim, table: Sequence[Claim], seeds: int) -> float:
 
 
 def plan_lines(name: str, scale: Scale, seeds: list[int] | None = None) -> list[str]:
-    """The power of each claim on this experiment, at the seeds that are planned."""
+    """Return a line per claim on this experiment: its power at the planned seeds."""
     table = [claim for claim in load().claims if claim.experiment == name]
     at = experiments.load(name).scales.get(scale)
     if at is None or scale not in SCALES:
         return []
     n, lines = len(seeds or at.seeds), []
     for claim in table:
-        found = power_of(claim, table, n)
+        power = power_of(claim, table, n)
         plan = f"a difference of {claim.plan.effect:g}" if claim.test == "order" else f"a margin of {claim.margin:g}"
-        weak = "" if found >= verdicts.ENOUGH else f"; {WEAK}: these runs will most likely not decide it"
-        lines.append(f"power {found:.2f} at {n} seed{'s' * (n > 1)}, {plan} {claim.unit}: {claim.says}{weak}")
+        weak = "" if power >= verdicts.ENOUGH else f"; {WEAK}: these runs will probably not decide it"
+        lines.append(f"power {power:.2f} at {n} seed{'s' * (n > 1)}, {plan} {claim.unit}: {claim.says}{weak}")
     return lines

@@ -13,38 +13,40 @@ from .experiment import CellSpec
 from .result import done, is_current
 
 
-def text(grids: list[CellSpec], gpu: Gpu = H100) -> str:
-    """A line a run, with the largest micro batch that fits `gpu` where none is set.
+def text(specs: list[CellSpec], gpu: Gpu = H100) -> str:
+    """Return a command line per missing run, with the largest micro batch that fits `gpu` if none is set.
 
-    The final runs of a cell whose search is not complete are not known yet: they are counted in a comment.
+    The final runs of a cell whose search is not complete are not known yet: a comment counts them.
     """
-    lines = [shlex.join(["python", "run.py", *words]) for words in arguments(grids, gpu).values()]
-    waiting = sum(grid.exists and not resolve(grid, is_current).final for grid in grids)
-    more = f"# and the final runs of {waiting} cells, once these have chosen their rates: ask again then"
+    lines = [shlex.join(["python", "run.py", *words]) for words in arguments(specs, gpu).values()]
+    waiting = sum(spec.exists and not resolve(spec, is_current).final_runs for spec in specs)
+    more = (
+        f"# and the final runs of {waiting} cells, whose learning rates these searches choose: repeat this command then"
+    )
     return "\n".join([*lines, *([more] if waiting else [])]) or "# nothing is missing"
 
 
-def arguments(grids: list[CellSpec], gpu: Gpu = H100) -> dict[str, list[str]]:
-    """What run.py is given for each run that is missing and can begin now, by the run's id, in the order of `in_order`."""
-    found: dict[str, list[str]] = {}
-    for run in in_order([resolve(grid, is_current) for grid in grids]):
-        if run_id(run.config) not in found and not done(run.config):
-            found[run_id(run.config)] = [*words(*run), *_micro_batch(run.config, gpu)]
-    return found
+def arguments(specs: list[CellSpec], gpu: Gpu = H100) -> dict[str, list[str]]:
+    """Return the arguments of run.py for each missing run that can start now, by run id, in the order of `in_order`."""
+    words_of: dict[str, list[str]] = {}
+    for run in in_order([resolve(spec, is_current) for spec in specs]):
+        if run_id(run.config) not in words_of and not done(run.config):
+            words_of[run_id(run.config)] = [*words(*run), *_micro_batch(run.config, gpu)]
+    return words_of
 
 
 def _micro_batch(config: RunConfig, gpu: Gpu) -> list[str]:
-    """Where it is left open, the largest that fits."""
+    """Return the override of the largest micro batch that fits, if the run leaves it open."""
     size = fit.fitted(config, gpu.memory).hardware.micro_batch_size if fit.left_open(config) else None
     return [f"hardware.micro_batch_size={size}"] if size else []
 
 
 def words(config: RunConfig, overrides: list[str]) -> list[str]:
-    """What run.py is given for a run of a cell with these overrides."""
+    """Return the arguments of run.py for a run of a cell with these overrides."""
     lr = [] if config.lr is None else [f"lr={config.lr:.10g}"]
     return [*_last_of_each(overrides), *lr, f"seed={config.seed}"]
 
 
 def _last_of_each(overrides: list[str]) -> list[str]:
-    """Hydra refuses a group that is given twice."""
+    """Keep the last choice of each group, since Hydra refuses a group that is given twice."""
     return list({text.split("=")[0]: text for text in overrides}.values())

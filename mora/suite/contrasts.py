@@ -1,4 +1,4 @@
-"""What the results say of one contrast: its differences by seed and their errors, and whether a floor hides it."""
+"""A contrast's result: its differences by seed, their errors, and whether a floor hides it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .experiment import CellSpec, Row, Scale
 from .figures import spectrum_of
 
 
-class Found:
+class ResolvedTables:
     """The resolved tables that claims are judged on, each once."""
 
     def __init__(self, resolved: dict[tuple[str, Scale], list[list[CellRuns]]] | None = None) -> None:
@@ -25,7 +25,7 @@ class Found:
 
     def rows(self, name: str, scale: Scale) -> list[list[CellRuns]]:
         if (name, scale) not in self._rows:
-            self._rows[name, scale] = resolve_all(experiments.grids(experiments.load(name), scale))
+            self._rows[name, scale] = resolve_all(experiments.cell_specs(experiments.load(name), scale))
         return self._rows[name, scale]
 
 
@@ -49,7 +49,7 @@ class Measured:
 
     @cached_property
     def seeds(self) -> list[int]:
-        """Those that both rows have."""
+        """The seeds that both rows have."""
         if self.first is None or self.second is None:
             return []
         return [seed for seed in self.first.values if seed in self.second.values]
@@ -71,7 +71,7 @@ class Measured:
 
     @cached_property
     def paired_se(self) -> float | None:
-        """Over documents that both rows scored, where their scores are kept."""
+        """The standard error over the documents that both rows scored, if their scores were saved."""
         if self.first is None or self.second is None or not self.seeds:
             return None
         return pairing.error(self.first.cells, self.second.cells, self.seeds, self.unit)
@@ -112,28 +112,28 @@ def _side(claim: Claim, rows: list[list[CellRuns]], row: Row, columns: list[str]
 
 
 def _by_seed(runs: CellRuns, unit: Unit) -> dict[int, tuple[float, float | None]]:
-    """The value and its error over the documents, in the claim's unit."""
+    """Return the value and its standard error over documents by seed, in the claim's unit."""
     if unit == "values":
         spectra = {config.seed: spectrum_of(config) for config, _ in runs.results}
         name = runs.spec.column.metric
         return {s: (statistics.fmean(f.kinds[k][name] for k in MODULES), None) for s, f in spectra.items() if f}
-    found: dict[int, tuple[float, float | None]] = {}
+    values: dict[int, tuple[float, float | None]] = {}
     for config, result in runs.results:
         if (measured := runs.measured(config, result)) is None:
             continue
         value, error = measured
         if unit == "nats":
-            found[config.seed] = (math.log(value), None if error is None else error / value)
+            values[config.seed] = (math.log(value), None if error is None else error / value)
             continue
         metric = runs.metrics(config, result).get(runs.spec.column.metric)
         if error is not None and metric is not None and metric.documents:
             error = max(error, 100 * verdicts.share_error(metric.value, metric.documents))
-        found[config.seed] = (value, error)
-    return found
+        values[config.seed] = (value, error)
+    return values
 
 
 def find(rows: list[list[CellRuns]], wanted: Row, column: str) -> CellRuns | None:
-    """The cell of that method, operator and rank of the paper, in the column of that name."""
+    """Return the cell of that method, operator and rank of the paper in the column of that name."""
     for row in rows:
         for runs in row:
             spec = runs.spec
@@ -145,7 +145,7 @@ def find(rows: list[list[CellRuns]], wanted: Row, column: str) -> CellRuns | Non
 
 
 def nothing_known(measured: Measured) -> bool:
-    """Whether nothing can be told: both rows are at what knowing nothing scores, or the untuned model is."""
+    """Return whether both rows, or the untuned model, are at the score of a model that knows nothing."""
     if measured.first is None or measured.second is None:
         return False
     if at_floor(measured.first.cells) and at_floor(measured.second.cells):
@@ -154,7 +154,7 @@ def nothing_known(measured: Measured) -> bool:
 
 
 def untuned(spec: CellSpec) -> CellSpec:
-    """The cell of the model that nothing was done to, in the same column."""
+    """Return the cell of the untuned model in the same column."""
     free = [text for text in spec.column.overrides if not text.startswith(("r=", "method"))]
     return CellSpec(
         spec.experiment,
@@ -166,7 +166,7 @@ def untuned(spec: CellSpec) -> CellSpec:
 
 
 def rare_counts(claim: Claim, measured: Measured) -> tuple[int, int, int, int] | None:
-    """Right answers and answers of both rows, over the shared seeds, where one of them has few right or few wrong."""
+    """Return right answers and answers of both rows over the shared seeds, if one of them has few right or few wrong."""
     if claim.unit != "points" or measured.first is None or measured.second is None:
         return None
     counts: list[int] = []
@@ -185,20 +185,20 @@ def rare_counts(claim: Claim, measured: Measured) -> tuple[int, int, int, int] |
 
 
 def documents(sides: list[Side]) -> int | None:
-    """Of one row, the most that a seed scored."""
+    """Return the largest number of documents that a seed of one row scored."""
     if not sides:
         return None
-    found = []
+    counts = []
     for runs in sides[0].cells:
         known = [runs.metrics(config, result).get(runs.spec.column.metric) for config, result in runs.results]
-        found.append(max((metric.documents or 0 for metric in known if metric), default=0))
+        counts.append(max((metric.documents or 0 for metric in known if metric), default=0))
     steps = {runs.spec.column.metric for runs in sides[0].cells}
-    return (found[0] if len(steps) == 1 else sum(found)) or None
+    return (counts[0] if len(steps) == 1 else sum(counts)) or None
 
 
-def paper_effect(claim: Claim, contrast: Contrast, found: Found) -> float | None:
-    """What the paper prints, first minus second, over the same columns and in the same unit."""
-    rows = found.rows(claim.experiment, "paper")
+def paper_effect(claim: Claim, contrast: Contrast, resolved: ResolvedTables) -> float | None:
+    """Return the paper's effect, first minus second, over the same columns and in the same unit."""
+    rows = resolved.rows(claim.experiment, "paper")
     names = [runs.spec.column.name for runs in (rows[0] if rows else [])]
     differences = []
     for column in (name for name in contrast.columns or claim.columns if name in names):

@@ -64,10 +64,10 @@ class Row(FrozenModel):
 
 
 class Column(FrozenModel):
-    """What is read of a run: a metric at a step (null: the last). In a figure: a panel.
+    """What a table's column reads from a run, or a figure's panel: a metric at a step (None: the last).
 
-    A column that carries the name of a column of the paper stands beside its number; any other has no number of the paper.
-    `auto`: what operator=auto becomes here, so that a row of that operator shares the runs of other tables.
+    A column that is named as one of the paper's is compared with the paper's number; any other is not. `auto` is what
+    operator=auto becomes here, so that a row of that operator shares the runs of other tables.
     """
 
     name: str
@@ -79,10 +79,16 @@ class Column(FrozenModel):
 
 
 class AtScale(FrozenModel):
-    """`search`: overrides of the runs that only choose. `sweep`: what is chosen, the rate alone or the method's whole grid.
+    """An experiment at one scale.
 
-    `columns`: of this scale, where they are not those of the experiment. `repeats`: a rate at the edge of its grid adds the
-    next one, and the best two get a second seed, before the final runs.
+    Attributes:
+        seeds: Of the final runs; a search takes the first.
+        rows: Methods and ranks.
+        columns: Replace those of the experiment.
+        search: Overrides of the runs that only choose.
+        sweep: What is chosen: the learning rate, or all that the paper searched for the method.
+        repeats: Before the final runs, a learning rate at the edge of the search adds the next one, and the best two
+            get a second seed.
     """
 
     seeds: list[int]
@@ -101,10 +107,13 @@ class Reach(FrozenModel):
 
 
 class Experiment(FrozenModel):
-    """`selection`: the metric, lower is better, that chooses among the runs of a search. `unit`: of the table's cells.
+    """A file of experiments/.
 
-    `notes`: the first words of the paper's inconsistencies with itself that concern this experiment.
-    `settings`, of kind settings: a hyperparameter of the paper's table -> its place in a run's configuration.
+    Attributes:
+        selection: The metric that chooses among the runs of a search; lower is better.
+        unit: Of the table's cells.
+        notes: The first words of those inconsistencies of the paper that concern this experiment.
+        settings: For kind settings, a hyperparameter of the paper's table and its place in a run's configuration.
     """
 
     title: str
@@ -119,12 +128,17 @@ class Experiment(FrozenModel):
     settings: dict[str, str] = {}
 
     def has(self, scale: Scale) -> bool:
-        """Whether there is something to show at the scale."""
+        """Return whether there is something to show at the scale."""
         return scale in self.scales or (self.kind == "settings" and scale == "paper")
 
 
 def load(name: str) -> Experiment:
-    """Raises: FileNotFoundError that lists the experiments there are; ConfigError where its file is not one."""
+    """Read experiments/<name>.yaml.
+
+    Raises:
+        FileNotFoundError: There is no such experiment; the message lists those there are.
+        ConfigError: The file is not an experiment.
+    """
     if name not in names():
         raise FileNotFoundError(f"there is no experiment {name!r}; there are {', '.join(names())}{near(name, names())}")
     try:
@@ -135,7 +149,11 @@ def load(name: str) -> Experiment:
 
 
 def checked(name: str, values: Any) -> Experiment:
-    """Raises: ConfigError with every field that is wrong."""
+    """Validate the values of an experiment's file.
+
+    Raises:
+        ConfigError: Some fields are wrong; the message names each of them.
+    """
     try:
         return Experiment.model_validate(values)
     except ValidationError as error:
@@ -151,8 +169,11 @@ def paper_tables() -> dict[str, Any]:
     return read_yaml(PAPER)
 
 
-def grids(experiment: Experiment, scale: Scale, seeds: list[int] | None = None) -> list[list[CellSpec]]:
-    """Rows of cells; a row leaves out the columns of a task that it is `without`. `seeds` instead of the experiment's."""
+def cell_specs(experiment: Experiment, scale: Scale, seeds: list[int] | None = None) -> list[list[CellSpec]]:
+    """Return rows of cells; a row leaves out the columns of a task that it is `without`.
+
+    `seeds` replace the experiment's.
+    """
     if scale not in experiment.scales:
         return []
     at = experiment.scales[scale]
@@ -162,10 +183,15 @@ def grids(experiment: Experiment, scale: Scale, seeds: list[int] | None = None) 
     return [[CellSpec(experiment, scale, at, row, column) for column in columns] for row in at.rows]
 
 
-def only(found: list[CellSpec], filters: list[str]) -> list[CellSpec]:
-    """The cells that every filter lets pass; a filter is `task=`, `method=`, `r=` or `operator=` with values between commas.
+def filter_cells(cells: list[CellSpec], filters: list[str]) -> list[CellSpec]:
+    """Return the cells that pass every filter.
 
-    Raises: ConfigError for another key, or a value that no cell has.
+    Args:
+        cells: The cells to choose from.
+        filters: Each is `task=`, `method=`, `r=` or `operator=`, followed by values between commas.
+
+    Raises:
+        ConfigError: A filter has another key, or a value that no cell has.
     """
     for text in filters:
         key, _, values = text.partition("=")
@@ -173,23 +199,23 @@ def only(found: list[CellSpec], filters: list[str]) -> list[CellSpec]:
             raise ConfigError(f"--only {text}: expected {', '.join(f'{known}=VALUE,...' for known in FILTERS)}")
         if "=" in values:
             raise ConfigError(f"--only {text}: conditions stand apart: --only {' '.join(_apart(text))}")
-        there = {str(has): None for grid in found if (has := FILTERS[key](grid)) is not None}
+        there = {str(has): None for cell in cells if (has := FILTERS[key](cell)) is not None}
         if unknown := [value for value in values.split(",") if value not in there]:
-            hint = _stands_for(found, unknown[0]) if key == "r" else near(unknown[0], list(there))
+            hint = _stands_for(cells, unknown[0]) if key == "r" else near(unknown[0], list(there))
             raise ConfigError(f"--only {text}: no cell has {key}={unknown[0]}; there are {', '.join(there)}{hint}")
     chosen = [(FILTERS[key], values.split(",")) for key, _, values in (text.partition("=") for text in filters)]
-    return [grid for grid in found if all(str(value(grid)) in values for value, values in chosen)]
+    return [cell for cell in cells if all(str(value(cell)) in values for value, values in chosen)]
 
 
 def _apart(text: str) -> list[str]:
-    """task=uuid,c4,method=lora -> task=uuid,c4 and method=lora."""
+    """Split conditions: task=uuid,c4,method=lora -> task=uuid,c4 and method=lora."""
     return re.split(rf",(?=(?:{'|'.join(FILTERS)})=)", text)
 
 
-def _stands_for(found: list[CellSpec], r: str) -> str:
-    """Which rank of these cells stands for that one of the paper's."""
-    ranks = {(own, str(cell.config.model.stands_for(int(own)))) for cell in found if (own := FILTERS["r"](cell))}
-    ours = sorted((str(own) for own, paper in ranks if paper == r), key=int)
+def _stands_for(cells: list[CellSpec], r: str) -> str:
+    """Return a hint that names the rank of these cells which stands for this one of the paper's."""
+    ranks = {(rank, str(cell.config.model.stands_for(int(rank)))) for cell in cells if (rank := FILTERS["r"](cell))}
+    ours = sorted((str(rank) for rank, paper in ranks if paper == r), key=int)
     return f"; the paper's r={r} is r={ours[0]} here" if ours else ""
 
 
@@ -228,23 +254,23 @@ class CellSpec:
         return compose(self.base)
 
     @cached_property
-    def candidates(self) -> list[Candidate]:
-        """Every setting that the paper searched: the rates, and the method's own where `sweep` says so."""
+    def search_space(self) -> list[Candidate]:
+        """All settings that the paper searched: the learning rates, and with `sweep: method` the method's own."""
         settings = method_sweep(self.row.method) if self.at_scale.sweep == "method" else {}
         chosen = list(product(*([f"{key}={value}" for value in values] for key, values in settings.items())))
         rates: list[float | None] = [*self.row.rates.get(self.column.name, self.config.lr_grid())] or [None]
         return [Candidate(overrides, lr) for overrides in chosen for lr in rates]
 
     @cached_property
-    def search(self) -> list[RunConfig]:
+    def search_runs(self) -> list[RunConfig]:
         """One run a candidate, on the first seed; none where there is nothing to choose."""
-        if not self.exists or len(self.candidates) < 2:
+        if not self.exists or len(self.search_space) < 2:
             return []
-        return [self.run(c, self.at_scale.seeds[0], searching=True) for c in self.candidates]
+        return [self.run(c, self.at_scale.seeds[0], searching=True) for c in self.search_space]
 
     @property
     def seeds(self) -> list[int]:
-        """Those of the scale; the first alone where nothing is trained, for no seed changes anything there."""
+        """The seeds of the final runs; only the first if nothing is trained, since a seed then changes nothing."""
         return self.at_scale.seeds if self.config.method.trains else self.at_scale.seeds[:1]
 
     def run(self, candidate: Candidate, seed: int, searching: bool = False) -> RunConfig:
@@ -255,16 +281,15 @@ class CellSpec:
     def label(self) -> str:
         name = NAMES.get(self.row.method) or self.config.method.label
         if self.row.r is not None:
-            stands_for = self.config.model.stands_for(self.row.r)
-            name += f" r={self.row.r}" + (f" (as {stands_for})" if stands_for != self.row.r else "")
+            name += f" {self.config.model.rank_text(self.row.r)}"
         more = [self.row.operator] if self.row.operator else []
-        told = (setting for setting in self.row.settings if not setting.startswith("method.config="))  # by the name
-        more += [setting.rpartition(".")[2] for setting in told]
+        shown = (setting for setting in self.row.settings if not setting.startswith("method.config="))  # by the name
+        more += [setting.rpartition(".")[2] for setting in shown]
         return ", ".join([name, *more])
 
     @cached_property
     def paper_value(self) -> float | None:
-        """What the paper prints for this cell, if it prints anything. Scale smoke never stands beside the paper."""
+        """The paper's number for this cell, if it prints one. Scale smoke is never compared with the paper."""
         if self.experiment.paper is None or self.scale == "smoke":
             return None
         table = paper_tables()[self.experiment.paper]
@@ -282,15 +307,15 @@ class CellSpec:
 
 
 FILTERS: dict[str, Callable[[CellSpec], str | int | None]] = {
-    "task": lambda grid: grid.column.task,
-    "method": lambda grid: grid.row.method,
-    "r": lambda grid: dict(text.split("=", 1) for text in grid.base).get("r"),  # the row's, or in Table 4 the column's
-    "operator": lambda grid: grid.row.operator,
+    "task": lambda cell: cell.column.task,
+    "method": lambda cell: cell.row.method,
+    "r": lambda cell: dict(text.split("=", 1) for text in cell.base).get("r"),  # the row's, or in Table 4 the column's
+    "operator": lambda cell: cell.row.operator,
 }
 
 
 def method_sweep(method: str) -> dict[str, list[str]]:
-    """What the paper searched for a method beside the rate: configs/sweep/<method>.yaml, which Hydra takes too."""
+    """Return what the paper searched beside the learning rate: configs/sweep/<method>.yaml, which Hydra takes, too."""
     path = SWEEPS / f"{method}.yaml"
     if not path.is_file():
         return {}

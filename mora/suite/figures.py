@@ -1,5 +1,7 @@
-"""Loss curves from the raw logs beside the results, and spectra, as SVG that every rendering gives byte for byte, each
-with its caption as Markdown."""
+"""Loss curves from the raw logs beside the results, and spectra, as SVG with a Markdown caption.
+
+Every rendering gives the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -29,19 +31,22 @@ if TYPE_CHECKING:
 SMOOTHING_STEPS = 5
 POINTS = 250  # of a curve where every seed has its own
 FALL = 0.15  # the share of a run whose first fall is left above the panel: what sets methods apart comes after it
-BRING = "bring it from where the run was made, or remove it and the result beside it: the run is done again"
+BRING = "copy it from the machine of the run, or remove it and the result beside it to repeat the run"
 STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))  # as many as Figure 4 has curves
 CAPTIONS = {
-    "figure": f"Each curve: the mean over seeds of the training loss, averaged over {SMOOTHING_STEPS} steps; band: from the "
-    f"least to the greatest of the seeds. The first {FALL:.0%} of the steps may lie above the panel.",
-    "spectrum": "Each bar: the singular values of delta W above 0.1, mean over the layers of a kind of module, and "
-    "over seeds.",
+    "figure": f"Each curve: training loss, averaged over seeds and over {SMOOTHING_STEPS} steps; band: the range of the "
+    f"seeds. The first {FALL:.0%} of the steps may lie above the panel.",
+    "spectrum": "Each bar: the number of singular values of delta W above 0.1, averaged over the layers of a kind of "
+    "module and over seeds.",
 }
 
 
 def render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale: str, folder: Path) -> Path | None:
-    """Writes `folder/<name>-<scale>.svg`, a panel a column, and `.md`, its caption; returns the picture's path, or None
-    where there is nothing to draw yet."""
+    """Write `folder/<name>-<scale>.svg`, with one panel per column, and its caption `.md`.
+
+    Returns:
+        The path of the picture; None if there is nothing to draw yet.
+    """
     panels = list(zip(*rows, strict=True))
     figure = drawn(experiment, rows, scale)
     if figure is None:
@@ -61,7 +66,10 @@ def render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale:
 def drawn(
     experiment: Experiment, rows: list[list[CellRuns]], scale: str, width: float = 6.4, every_seed: bool = False
 ) -> Figure | None:
-    """A panel of `width` inches a column; a line or a dot a seed where `every_seed`; None where there is nothing yet."""
+    """Draw one panel of `width` inches per column; None if there is nothing to draw yet.
+
+    With `every_seed` each seed has its own line or dot.
+    """
     panels = list(zip(*rows, strict=True))
     if not any(_shown(runs) for panel in panels for runs in panel):
         return None
@@ -85,7 +93,7 @@ def drawn(
 
 
 def _caption(picture: str, experiment: Experiment, panels: list[tuple[CellRuns, ...]], scale: str) -> str:
-    """The picture with what it shows, of which runs, and of which commits these are."""
+    """Return the picture's caption: what it shows, of which runs, and the commits that made them."""
     about = f"Scale {scale}, {models(panels)}. {CAPTIONS[experiment.kind]}"
     lines = [f"# {experiment.title}", "", f"![{experiment.title}]({picture})", "", about]
     for note in notes(experiment):
@@ -112,13 +120,13 @@ def _commit(source: Source | None) -> str:
 
 
 def _shown(runs: CellRuns) -> list[tuple[RunConfig, RunResult]]:
-    """The runs of a curve or of bars, with their results; none unless all of them are there and can be drawn."""
-    found = runs.results
-    if len(found) < len(runs.final):
+    """Return the runs of a curve or of bars with their results; none unless all of them exist and can be drawn."""
+    results = runs.results
+    if len(results) < len(runs.final_runs):
         return []
     if runs.spec.experiment.kind == "spectrum":
-        return found if all(spectrum_path(config).is_file() for config, _ in found) else []
-    return found if all(result.status == "done" for _, result in found) else []
+        return results if all(spectrum_path(config).is_file() for config, _ in results) else []
+    return results if all(result.status == "done" for _, result in results) else []
 
 
 def _losses(axes: Axes, panel: list[CellRuns], every_seed: bool) -> None:
@@ -139,16 +147,16 @@ def _losses(axes: Axes, panel: list[CellRuns], every_seed: bool) -> None:
         after = [curves[:, int(FALL * curves.shape[1]) :] for curves in drawn]
         low, high = min(c.min() for c in after), max(c.max() for c in after)
         axes.set_ylim(low - 0.03 * (high - low), high + 0.03 * (high - low))
-    axes.set(xlabel="step", ylabel="training loss (nats a token)")
+    axes.set(xlabel="step", ylabel="training loss (nats per token)")
 
 
 def _spectra(axes: Axes, panel: list[CellRuns], every_seed: bool) -> None:
     width = 0.8 / len(panel)
     for i, runs in enumerate(panel):
-        found = [spectrum_of(config) for config, _ in _shown(runs)]
-        if not found:
+        spectra = [spectrum_of(config) for config, _ in _shown(runs)]
+        if not spectra:
             continue
-        counts = np.array([[s.kinds[kind][runs.spec.column.metric] for kind in MODULES] for s in found if s])
+        counts = np.array([[s.kinds[kind][runs.spec.column.metric] for kind in MODULES] for s in spectra if s])
         places = np.arange(len(MODULES)) + (i - (len(panel) - 1) / 2) * width
         axes.bar(places, counts.mean(0), width, label=runs.spec.label)
         for seed in counts if every_seed else ():
@@ -158,32 +166,32 @@ def _spectra(axes: Axes, panel: list[CellRuns], every_seed: bool) -> None:
 
 
 def spectrum_of(config: RunConfig) -> Spectrum | None:
-    """The spectrum of a run, where it was measured. Raises: ConfigError where its file is damaged."""
+    """Return the spectrum of a run; None if it was not measured. Raises ConfigError if its file is damaged."""
     path = spectrum_path(config)
     return read_spectrum(path) if path.is_file() else None
 
 
 def _curves(runs: CellRuns) -> np.ndarray:
-    """Training loss, (seeds, steps), smoothed."""
+    """Return the smoothed training loss, (seeds, steps)."""
     losses = {log_path(config): _losses_of(config, result) for config, result in _shown(runs)}
     steps = max(map(len, losses.values()))
-    for path, found in losses.items():
-        if len(found) < steps:
-            raise DamagedFileError(f"{path} was cut: it has {len(found)} steps, another seed {steps}; {BRING}")
-    return np.array([_smooth(found) for found in losses.values()])
+    for path, curve in losses.items():
+        if len(curve) < steps:
+            raise DamagedFileError(f"{path} is truncated: it has {len(curve)} steps, another seed has {steps}; {BRING}")
+    return np.array([_smooth(curve) for curve in losses.values()])
 
 
 def _losses_of(config: RunConfig, result: RunResult) -> list[float]:
-    """Raises: DamagedFileError where the log is missing, or a loss is no number."""
-    path, found = log_path(config), [row["loss"] for row in log_of(config, result) if "loss" in row]
-    if not found:
+    """Return the training loss of every step. Raises DamagedFileError if the log is missing or a loss is not a number."""
+    path, losses = log_path(config), [row["loss"] for row in log_of(config, result) if "loss" in row]
+    if not losses:
         raise DamagedFileError(f"{path} is missing, or holds no loss; {BRING}")
-    for step, loss in enumerate(found, 1):
+    for step, loss in enumerate(losses, 1):
         if not isinstance(loss, float | int) or not math.isfinite(loss):
             raise DamagedFileError(
                 f"{path} is damaged (step {step}, loss={str(loss)[:80]!r}: expected a number); {BRING}"
             )
-    return found
+    return losses
 
 
 def _smooth(values: list[float]) -> np.ndarray:
@@ -193,5 +201,5 @@ def _smooth(values: list[float]) -> np.ndarray:
 
 
 def output_folder(scale: str, kind: str) -> Path:
-    """results/tables or results/figures; smoke stays in outputs/."""
+    """Return results/tables or results/figures; smoke stays in outputs/."""
     return ROOT / ("outputs/smoke" if scale == "smoke" else "results") / kind

@@ -14,13 +14,16 @@ MARK = "out_of_memory.json"  # what a worker leaves in the run's folder: mora/tr
 
 
 def left_open(config: RunConfig) -> bool:
-    """Whether nobody has said how much goes through the model at once."""
+    """Return whether nobody has said how much goes through the model at once."""
     return config.hardware.micro_batch_size is None and config.hardware.micro_batch_tokens is None
 
 
 def fitted(config: RunConfig, gpu_bytes: float | None = None) -> RunConfig:
-    """On a GPU, with the largest micro batch that should fit; 1 where the plan says that none does, since a plan may err.
-    As it is on a CPU, or where the model's shape is not known. `gpu_bytes`: of a GPU that need not be here."""
+    """Return the run with the largest micro batch that should fit on its GPU.
+
+    That is 1 if the plan says that none fits, since a plan may err. Nothing changes on a CPU, or if the model's shape
+    is not known. `gpu_bytes` is the memory of a GPU that need not be in this machine.
+    """
     if config.hardware.device == "cpu" or not left_open(config) or not config.method.trains:
         return config
     if (there := gpu_bytes or memory()) is None:
@@ -36,28 +39,28 @@ def fitted(config: RunConfig, gpu_bytes: float | None = None) -> RunConfig:
 
 
 def halved(config: RunConfig) -> RunConfig | None:
-    """With the next smaller micro batch, at most half, that divides a rank's share; None where it is 1."""
+    """Return the run with the next smaller micro batch, at most half, that divides a rank's share; None if it is 1."""
     share, micro = config.task.train.global_batch_size // config.hardware.world_size, config.micro_batch_size
     smaller = max((n for n in range(1, micro // 2 + 1) if share % n == 0), default=None)
     return None if smaller is None else _with(config, smaller)
 
 
 def ran_out_of_memory(folder: Path) -> bool:
-    """Whether the last worker said so. Asked once: the mark is removed."""
+    """Return whether the last worker said so. Asked once: the mark is removed."""
     mark = folder / MARK
-    found = mark.is_file()
+    marked = mark.is_file()
     mark.unlink(missing_ok=True)
-    return found
+    return marked
 
 
 def too_slow(config: RunConfig) -> str | None:
-    """That a run which is meant for a GPU is about to go on a CPU, and how long that may take."""
+    """Return a warning if a run that is meant for a GPU is about to start on a CPU, with the time that it may take."""
     if config.scale.name == "smoke" or config.hardware.device == "cuda" or visible():
         return None
     from mora.planner.cost import length_of, max_length
     from mora.planner.counts import flops_per_token
 
-    text = f"scale {config.scale.name} is meant for a GPU, and there is none here"
+    text = f"scale {config.scale.name} is meant for a GPU, and this machine has none"
     try:
         tokens = length_of(config).tokens or 0
         hours = tokens * flops_per_token(config, max_length(config)) / (CPU_FLOPS * (os.cpu_count() or 1)) / 3600

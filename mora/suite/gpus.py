@@ -1,4 +1,4 @@
-"""What GPUs there are, and which of them each of several runs side by side gets. No torch: it would hold memory on each."""
+"""The GPUs of this machine, and their distribution over runs side by side. No torch, which would hold memory on each."""
 
 from __future__ import annotations
 
@@ -13,30 +13,32 @@ MIB = 2**20
 
 
 def visible() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; none where there is no NVIDIA driver."""
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; none without an NVIDIA driver."""
     if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [name for name in named.split(",") if name.strip()]
     return [index for (index,) in query("index")]
 
 
 def memory() -> float | None:
-    """Bytes of the smallest GPU here; None where there is none."""
+    """Return the bytes of the smallest GPU here; None if there is none."""
     sizes = [float(size) * MIB for (size,) in query("memory.total") if size.replace(".", "").isdigit()]
     return min(sizes) if sizes and visible() else None
 
 
 def query(*what: str) -> list[list[str]]:
-    """These values of nvidia-smi, a row a GPU; none where there is no NVIDIA driver."""
+    """Ask nvidia-smi for these values, one row per GPU; no rows without an NVIDIA driver."""
     if shutil.which("nvidia-smi") is None:
         return []
     command = ["nvidia-smi", f"--query-gpu={','.join(what)}", "--format=csv,noheader,nounits"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return [row.split(", ") for row in found.stdout.splitlines()] if found.returncode == 0 else []
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    return [row.split(", ") for row in answer.stdout.splitlines()] if answer.returncode == 0 else []
 
 
-class Places:
-    """Places for runs of `ranks` processes each: `jobs` of them, but no more than there are sets of GPUs where a run takes
-    several, since runs of several GPUs share none. Runs of one GPU are spread evenly, several on one where `jobs` says so.
+class GpuSlots:
+    """Slots for runs of `ranks` processes each.
+
+    There are `jobs` slots; for runs of several GPUs, which share none, at most as many as there are sets of GPUs. Runs
+    of one GPU are spread evenly, and share a GPU if there are more jobs than GPUs.
     """
 
     def __init__(self, jobs: int, gpus: list[str], ranks: int = 1):
@@ -51,10 +53,10 @@ class Places:
 
     @contextmanager
     def take(self, ranks: int) -> Iterator[dict[str, str]]:
-        """The environment of a run in one of the places. A run of other ranks than they are for sees every GPU."""
+        """Yield the environment of a run in a free slot. A run with another number of ranks sees every GPU."""
         gpus = self._free.get()
         try:
-            own = {"CUDA_VISIBLE_DEVICES": gpus} if gpus is not None and ranks == gpus.count(",") + 1 else {}
-            yield {"MORA_SIDE_BY_SIDE": str(self.on_one_gpu), **own}
+            env = {"CUDA_VISIBLE_DEVICES": gpus} if gpus is not None and ranks == gpus.count(",") + 1 else {}
+            yield {"MORA_SIDE_BY_SIDE": str(self.on_one_gpu), **env}
         finally:
             self._free.put(gpus)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mora.config import ConfigError, RunConfig
-from mora.config.schema import Model
+from mora.config.model_schema import Model
 from mora.io import sha256
 from mora.results import RunResult
 
@@ -13,7 +13,7 @@ from .gpus import visible
 
 
 def check(config: RunConfig) -> None:
-    """Raises: ConfigError where the hardware or the weights that the run names are not here."""
+    """Raise ConfigError if this machine lacks the hardware or the weights that the run names."""
     hardware, path = config.hardware, config.model.path
     if hardware.device == "cuda" and hardware.rendezvous != "slurm" and (there := len(visible())) < hardware.processes:
         seen = f"there are {there}" if there else "there is no GPU"
@@ -30,7 +30,7 @@ def check(config: RunConfig) -> None:
 
 
 def unlike(config: RunConfig, result: RunResult) -> str | None:
-    """What lies here and did not make the result of this run's id; None where all is alike, or not here to be compared."""
+    """Return how the files here differ from those that made the result of this run id; None if they agree or are absent."""
     return _other_weights(config.model, result) or _other_files(result)
 
 
@@ -44,8 +44,12 @@ def _other_weights(model: Model, result: RunResult) -> str | None:
     if (
         recorded is None or now is None
     ):  # a hub id, whose revision is in the run's id; or a result that did not record it
-        return None if model.path == was else f"its model.path was {was!r}, this one is {model.path!r}"
-    return None if now == recorded else f"model.path={model.path!r} holds other weights than it was made with"
+        return None if model.path == was else f"its model.path was {was!r}, now it is {model.path!r}"
+    return (
+        None
+        if now == recorded
+        else f"model.path={model.path!r} does not hold the weights that the result was made with"
+    )
 
 
 def _other_files(result: RunResult) -> str | None:
@@ -53,14 +57,14 @@ def _other_files(result: RunResult) -> str | None:
 
     groups = result.data.get("fingerprints", {}).get("sources", {})
     for facts in (facts for group in groups.values() for facts in group if "files" in facts):
-        found = {path.name: sha256(path) for path in sources.match(facts["files"])}
-        if not found and Path(facts["files"]).is_absolute():
-            return f"there is no file {facts['files']} any more"
-        if found and found != facts["sha256"]:
-            return f"{facts['files']} has another content than it was made with"
+        digests = {path.name: sha256(path) for path in sources.match(facts["files"])}
+        if not digests and Path(facts["files"]).is_absolute():
+            return f"{facts['files']} no longer exists"
+        if digests and digests != facts["sha256"]:
+            return f"{facts['files']} has changed since the result was made"
     return None
 
 
 def _is_local(path: str) -> bool:
-    """No hub id, which is NAME or OWNER/NAME."""
+    """Return whether the path is not a hub id, which is NAME or OWNER/NAME."""
     return path.startswith(("/", ".", "~")) or path.count("/") > 1

@@ -1,4 +1,4 @@
-"""A run's folder, and the worker process in it. No torch."""
+"""The folder of a run, and the worker process in it. No torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .result import done, is_current, result_of
 
 
 def run_folder(config: RunConfig) -> Path:
-    """Where the run works: outputs/<run_id>, or MORA_OUTPUT_DIR/<run_id> for a larger disk."""
+    """Return the run's working folder: outputs/<run_id>, or MORA_OUTPUT_DIR/<run_id> for a larger disk."""
     return output_dir() / run_id(config)
 
 
@@ -33,7 +33,7 @@ _workers: dict[subprocess.Popen[bytes], bool] = {}  # whether it has been asked 
 
 
 def interrupt_on_sigterm() -> None:
-    """From now on SIGTERM, and a closed terminal, are Ctrl-C: what is running is stopped gently, not abandoned."""
+    """Treat SIGTERM and a closed terminal as Ctrl-C from now on, so that workers save a checkpoint before they stop."""
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -44,7 +44,7 @@ def interrupt_on_sigterm() -> None:
 
 
 def stop_workers(how: signal.Signals = signal.SIGTERM) -> None:
-    """Asks every worker that is running to save a checkpoint and end."""
+    """Ask every running worker to save a checkpoint and end."""
     for worker in list(_workers):
         _workers[worker] = True
         _send(how, _ranks(worker))
@@ -57,15 +57,15 @@ def _send(how: signal.Signals, pids: Iterable[int]) -> None:
 
 
 def _ranks(worker: subprocess.Popen[bytes]) -> list[int]:
-    """The processes that train. Torchrun is passed over: once asked, it kills its ranks after 30 s, saved or not."""
+    """Return the processes that train. Torchrun is left out: when asked, it kills its ranks after 30 s, saved or not."""
     torchrun = "torch.distributed.run" in worker.args  # type: ignore[operator]
     children = Path(f"/proc/{worker.pid}/task/{worker.pid}/children")
-    found = children.read_text().split() if torchrun and children.is_file() else []
-    return [int(pid) for pid in found] or [worker.pid]
+    pids = children.read_text().split() if torchrun and children.is_file() else []
+    return [int(pid) for pid in pids] or [worker.pid]
 
 
 def _starter(config: RunConfig) -> list[str]:
-    """Python, or torchrun for several ranks: it ends them all when one dies."""
+    """Return the start of a command: Python, or torchrun for several ranks, which ends them all when one dies."""
     hardware = config.hardware
     if hardware.world_size == 1:
         return [sys.executable]
@@ -77,7 +77,7 @@ def _starter(config: RunConfig) -> list[str]:
 
 
 def rendezvous(config: RunConfig) -> str:
-    """Where the nodes of a run meet, host:port; for "slurm" on the job's first node, at a port of the job's own."""
+    """Return host:port, where the nodes of a run meet; for "slurm", the job's first node with a port of the job's own."""
     if config.hardware.rendezvous != "slurm":
         assert config.hardware.rendezvous is not None
         return config.hardware.rendezvous
@@ -88,15 +88,13 @@ def rendezvous(config: RunConfig) -> str:
 
 
 def warning(scale: str) -> str | None:
-    """What to know before a run of this scale is started: that its result will enter no table."""
+    """Return a warning if the results of this scale will enter no table: the source is changed or has no commit."""
     dirty = source.of_this_process()["dirty"]
     if scale == "smoke" or dirty is False:
         return None
     if dirty is None:
-        return "there is no git here: results enter tables after scripts/collect_results.py has found their commit"
-    return (
-        "source that changes numbers is not that of the commit: results enter no table; commit mora/ and configs/ first"
-    )
+        return "no git repository: results enter no table until scripts/collect_results.py has found their commit"
+    return "the source is changed since the commit: results will enter no table; commit mora/ and configs/ first"
 
 
 def launch(
@@ -106,14 +104,21 @@ def launch(
     folder: Path | None = None,
     left_s: Callable[[], float] | None = None,
 ) -> int:
-    """Runs the worker to its end and returns its exit code, or STOPPED; a run whose result stands is not repeated, one that
-    does not is set aside. Where the micro batch is left open, it is the plan's largest that fits, and halved each time that
-    it did not.
+    """Run the worker to its end and return its exit code, or STOPPED.
 
-    `output`: a file for what it prints, else this terminal. `folder`: another than the run's own. `left_s`: seconds that the
-    worker may go on, asked every second; when none are left it is killed with all its ranks. Interrupted, it lets the
-    worker save a checkpoint; interrupted again, it does not wait for that.
-    Raises: ConfigError where the hardware or weights are not here, or the result is of others than those that are.
+    A run whose result counts is not repeated; a result that does not count is set aside. If the micro batch is left
+    open, the largest that the plan allows is taken, and halved after each out-of-memory error.
+
+    Args:
+        config: The run.
+        output: A file for what the worker prints; None is this terminal.
+        env: Environment variables of the worker beside this process's.
+        folder: Another folder than the run's own.
+        left_s: Returns the seconds that are left, asked every second; at zero the worker and all its ranks are killed.
+
+    Raises:
+        ConfigError: The hardware or weights are not here, or the result was made with others than those that are.
+        KeyboardInterrupt: The launch was interrupted; the worker has saved a checkpoint, or was interrupted again.
     """
     inputs.check(config)
     if done(config):
@@ -136,8 +141,8 @@ def launch(
         if smaller is None or code == STOPPED:
             return code
         print(
-            f"{run_id(config)}: out of GPU memory with {now.micro_batch_size} sequences a pass; again with "
-            f"{smaller.micro_batch_size}, from the last checkpoint (the same run, but for rounding and the draw of dropout)",
+            f"{run_id(config)}: out of GPU memory with {now.micro_batch_size} sequences per pass; retrying with "
+            f"{smaller.micro_batch_size}, from the last checkpoint (the same run but for rounding and dropout's draw)",
             file=output or sys.stderr,
             flush=True,
         )
@@ -153,7 +158,7 @@ def _announce(config: RunConfig, folder: Path, output: Any) -> None:
 def _work(
     config: RunConfig, folder: Path, output: Any, env: dict[str, str] | None, left_s: Callable[[], float] | None
 ) -> int:
-    """One worker, to its end. Returns its exit code, or STOPPED."""
+    """Run one worker to its end; return its exit code, or STOPPED."""
     worker = subprocess.Popen(
         [*_starter(config), "-m", "mora.train", str(folder)],
         stdout=output,
@@ -168,31 +173,35 @@ def _work(
         if not _workers[worker]:
             return code
         if code < 0:  # it was still loading and could say nothing
-            print(f"{run_id(config)}: stopped; start it again to go on", file=output or sys.stderr)
+            print(f"{run_id(config)}: stopped; start it again to resume", file=output or sys.stderr)
         return STOPPED
     finally:
         del _workers[worker]
 
 
 def _check_is_its_own(config: RunConfig) -> None:
-    """Raises: ConfigError where the result was made of other weights or data under the same names."""
+    """Raise ConfigError if the result was made of other weights or data under the same names."""
     result = result_of(config)
     if result is not None and (reason := inputs.unlike(config, result)):
         raise ConfigError(
             f"{result_path(config)} is not this run's result: {reason}; give another model a name of its own "
-            "(model.name=...), or move the result away to run again"
+            "(model.name=...), or move the result away to repeat the run"
         )
 
 
 def unheld(folder: Path) -> AbstractContextManager[bool]:
-    """Whether no worker, of this suite or another, is at the run: while it lives it locks the run's folder. None can begin
-    before this ends; others may ask meanwhile."""
+    """Context manager: whether no worker, of this suite or another, is at the run.
+
+    A worker locks the run's folder while it lives. None can start before this ends; others may ask meanwhile.
+    """
     return locked(folder, shared=True, wait=False)
 
 
 def _set_aside(config: RunConfig, folder: Path) -> None:
-    """Moves a result that does not stand, with its log and spectrum, to `unusable/` beside it, named by its source too. Not
-    while a worker is at the run: it began with that."""
+    """Move a result that does not count, with its log and spectrum, to `unusable/` beside it, named by its source, too.
+
+    Nothing is moved while a worker is at the run, for it started with that result.
+    """
     with unheld(folder) as free:
         result = result_of(config)
         if free and result is not None and not is_current(result, config.scale.name):
@@ -200,8 +209,11 @@ def _set_aside(config: RunConfig, folder: Path) -> None:
 
 
 def repeat(config: RunConfig) -> Path | None:
-    """Moves the run's result, whatever it is worth, to `earlier/` beside it, so that the run is done again. Returns where it
-    is now; None where there is none, or a worker is at the run."""
+    """Move the run's result, whether it counts or not, to `earlier/` beside it, so that the run is repeated.
+
+    Returns:
+        Where it is now; None if there is none, or a worker is at the run.
+    """
     folder = run_folder(config)
     folder.mkdir(parents=True, exist_ok=True)
     with unheld(folder) as free:
@@ -213,7 +225,7 @@ def repeat(config: RunConfig) -> Path | None:
 
 
 def _move(config: RunConfig, where: str, mark: str) -> Path:
-    """The result with its log and spectrum into a folder beside it."""
+    """Move the result with its log and spectrum into a folder beside it."""
     path = result_path(config)
     aside = path.parent / where / f"{run_id(config)}.{mark}"
     aside.parent.mkdir(exist_ok=True)
@@ -243,7 +255,7 @@ def _wait(worker: subprocess.Popen[bytes], left_s: Callable[[], float] | None) -
 
 
 def write_config(config: RunConfig, path: Path) -> None:
-    """At once, since several nodes may do it; left alone where it says the same."""
+    """Write the configuration atomically, since several nodes may do so; an equal file is left alone."""
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     if path.is_file() and path.read_text() == text:
         return

@@ -19,7 +19,7 @@ from mora.results import checked
 from . import verdicts
 from .cells import CellRuns
 from .claims import SCALES, Claim, Contrast, Ratio, Unit, load
-from .contrasts import Found, Measured, documents, find, measure, nothing_known, paper_effect, rare_counts
+from .contrasts import Measured, ResolvedTables, documents, find, measure, nothing_known, paper_effect, rare_counts
 from .experiment import NAMES, Row, Scale
 from .verdicts import ALPHA, Estimate, Interval, Judged, Variance, Verdict
 
@@ -30,7 +30,7 @@ FULL = ROOT / "results" / "claims.md"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the results say of a contrast. `interval`: 95 %, of an equality 90 %, as two one-sided tests at 5 % have it."""
+    """What the results say about a contrast. `interval` is 95%; for an equality 90%, as in two one-sided tests at 5%."""
 
     verdict: Verdict
     first: str
@@ -46,7 +46,7 @@ class Outcome:
 
 
 class Case(BaseModel):
-    """`ms`: of each round; none where it failed."""
+    """A case of the step benchmark. `ms` holds the time of each round; none if it failed."""
 
     name: str
     ms: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]]
@@ -62,27 +62,27 @@ class BenchSource(BaseModel):
 
 
 class Bench(BaseModel):
-    """What a ratio needs of a file of the step benchmark."""
+    """The part of a file of the step benchmark that a ratio needs."""
 
     source: BenchSource
     scenarios: list[Scenario]
 
 
-def judge(claims: Iterable[Claim], scale: Scale, found: Found | None = None) -> list[Outcome]:
-    """One outcome a claim. The claims of one experiment share the variance of a seed, and hold together (Holm)."""
-    found, claims = found or Found(), list(claims)
+def judge(claims: Iterable[Claim], scale: Scale, resolved: ResolvedTables | None = None) -> list[Outcome]:
+    """Return one outcome per claim. The claims of one experiment share a seed's variance, and hold together (Holm)."""
+    resolved, claims = resolved or ResolvedTables(), list(claims)
     outcomes: dict[int, Outcome] = {}
     for name in dict.fromkeys(claim.experiment for claim in claims):
         table = [claim for claim in claims if claim.experiment == name]
-        for claim, outcome in zip(table, _of_table(table, scale, found), strict=True):
+        for claim, outcome in zip(table, _of_table(table, scale, resolved), strict=True):
             outcomes[id(claim)] = outcome
     return [outcomes[id(claim)] for claim in claims]
 
 
-def _of_table(table: list[Claim], scale: Scale, found: Found) -> list[Outcome]:
+def _of_table(table: list[Claim], scale: Scale, resolved: ResolvedTables) -> list[Outcome]:
     if not table[0].experiment:
         return [_of_ratio(claim.ratio, scale) for claim in table if claim.ratio]
-    rows = found.rows(table[0].experiment, scale)
+    rows = resolved.rows(table[0].experiment, scale)
     every = [measure(claim, claim.primary, rows) for claim in table]
     shared = {unit: _variance(table, every, unit) for unit in {claim.unit for claim in table}}
     estimates = [_estimate(claim, m, shared[claim.unit]) for claim, m in zip(table, every, strict=True)]
@@ -96,7 +96,7 @@ def _of_table(table: list[Claim], scale: Scale, found: Found) -> list[Outcome]:
     for i, verdict in zip(judged, verdicts.decide(list(judged.values())), strict=True):
         kept[i] = verdict
     return [
-        _outcome(claim, claim.primary, measured, estimate, verdict, rows, found)
+        _outcome(claim, claim.primary, measured, estimate, verdict, rows, resolved)
         for claim, measured, estimate, verdict in zip(table, every, estimates, kept, strict=True)
     ]
 
@@ -114,27 +114,27 @@ def _variance(table: list[Claim], every: list[Measured], unit: Unit) -> Variance
 
 
 def _estimate(claim: Claim, measured: Measured, of_table: Variance | None) -> Estimate | None:
-    """None where no seed has both rows."""
+    """Estimate the difference; None if no seed has both rows."""
     if not measured.seeds:
         return None
     return verdicts.estimate(measured.differences, of_table, measured.document_se, claim.plan.seed_sd)
 
 
-def also(claim: Claim, scale: Scale, found: Found) -> list[Outcome]:
-    """The contrasts that are shown beside the primary one, each with its own seeds' variance. They get no verdict."""
+def also(claim: Claim, scale: Scale, resolved: ResolvedTables) -> list[Outcome]:
+    """Return the contrasts that are shown beside the primary one, each with the variance of its own seeds and no verdict."""
     if not claim.experiment:
         return []
-    rows, outcomes = found.rows(claim.experiment, scale), []
+    rows, outcomes = resolved.rows(claim.experiment, scale), []
     for contrast in claim.also:
         measured = measure(claim, contrast, rows)
         estimate = _estimate(claim, measured, None)
         verdict: Verdict = "not run" if estimate is None else "undecided"
-        outcomes.append(_outcome(claim, contrast, measured, estimate, verdict, rows, found))
+        outcomes.append(_outcome(claim, contrast, measured, estimate, verdict, rows, resolved))
     return outcomes
 
 
 def _exact(claim: Claim, measured: Measured, judged: Judged) -> Judged:
-    """Of a share with few right or wrong answers, an order needs Fisher's test too."""
+    """Demand Fisher's test, too, for an order of shares with few right or few wrong answers."""
     counts = rare_counts(claim, measured)
     if counts is None or claim.test != "order":
         return judged
@@ -148,7 +148,7 @@ def _outcome(
     estimate: Estimate | None,
     verdict: Verdict,
     rows: list[list[CellRuns]],
-    found: Found,
+    resolved: ResolvedTables,
 ) -> Outcome:
     names = [_name(rows, row) for row in (contrast.first, contrast.second)]
     sides = [side for side in (measured.first, measured.second) if side is not None]
@@ -172,7 +172,7 @@ def _outcome(
         len(measured.seeds),
         measured.planned,
         documents(sides),
-        paper_effect(claim, contrast, found),
+        paper_effect(claim, contrast, resolved),
         _notes(claim, measured, cells, verdict),
     )
 
@@ -187,7 +187,7 @@ def _name(rows: list[list[CellRuns]], wanted: Row) -> str:
 def _notes(claim: Claim, measured: Measured, cells: list[CellRuns], verdict: Verdict) -> list[str]:
     notes = []
     if measured.seeds and not measured.complete:
-        waiting = "" if verdict == "floor" else ", judged when all are there"
+        waiting = "" if verdict == "floor" else ", not judged until all are done"
         notes.append(f"{len(measured.seeds)} of {measured.planned} seeds{waiting}")
     elif len(measured.seeds) == 1 and claim.plan.seed_sd is not None:
         notes.append(f"one seed: its sd of {claim.plan.seed_sd:g} is assumed")
@@ -199,15 +199,15 @@ def _notes(claim: Claim, measured: Measured, cells: list[CellRuns], verdict: Ver
     if measured.seeds and edges and cells[0].spec.scale != "paper":  # the grids of scale paper are the paper's
         notes.append(f"at the edge of its grid: {', '.join(edges)}")
     if turned := dict.fromkeys(runs.spec.label for runs in cells if runs.choice.reversed):
-        notes.append(f"a second seed would choose another rate: {', '.join(turned)}")
+        notes.append(f"a second seed would choose another learning rate: {', '.join(turned)}")
     return notes
 
 
 def _of_ratio(ratio: Ratio, scale: Scale) -> Outcome:
-    """The times' ratio, with the range of the slower case's rounds as its interval. It stands at scale paper."""
+    """Compare two measured times at scale paper: their ratio, and the range of the slower case's rounds as its interval."""
     measured: list[Interval] = []
     for path in sorted(BENCH.glob("step-*.json")) if scale == "paper" else []:
-        result = checked(path, Bench.model_validate, "`make bench` measures again")
+        result = checked(path, Bench.model_validate, "`make bench` repeats the measurement")
         for scenario in result.scenarios if result.source.dirty is False else []:
             times = {case.name: case.ms for case in scenario.cases if case.ms}
             if scenario.shape == ratio.shape and {ratio.slow, ratio.fast} <= times.keys():
@@ -225,10 +225,10 @@ def _of_ratio(ratio: Ratio, scale: Scale) -> Outcome:
 
 
 @lru_cache(maxsize=1)
-def rows_of(found: Found) -> list[tuple[Claim, Scale, Outcome]]:
-    """Every claim at every scale at which something was run; once, as not run, where nothing was."""
+def rows_of(resolved: ResolvedTables) -> list[tuple[Claim, Scale, Outcome]]:
+    """Return every claim at every scale at which something was run; a claim without any, once, as not run."""
     claims = load().claims
-    by_scale = {scale: judge(claims, scale, found) for scale in SCALES}
+    by_scale = {scale: judge(claims, scale, resolved) for scale in SCALES}
     lines: list[tuple[Claim, Scale, Outcome]] = []
     for i, claim in enumerate(claims):
         there = [(claim, scale, by_scale[scale][i]) for scale in SCALES if by_scale[scale][i].verdict != "not run"]
@@ -236,13 +236,13 @@ def rows_of(found: Found) -> list[tuple[Claim, Scale, Outcome]]:
     return lines
 
 
-def table(found: Found | None = None) -> str:
-    """README's ledger."""
+def table(resolved: ResolvedTables | None = None) -> str:
+    """Return README's ledger."""
     lines = [
         "| the paper says | here | verdict | effect, ours | seeds, documents | effect, the paper's |",
         "|" + "---|" * 6,
     ]
-    for claim, scale, outcome in rows_of(found or Found()):
+    for claim, scale, outcome in rows_of(resolved or ResolvedTables()):
         if outcome.verdict == "not run":
             lines.append(
                 f"| {claim.says} ({claim.where}) | - | not run | - | - | {number_text(outcome.paper, claim)} |"
@@ -250,7 +250,7 @@ def table(found: Found | None = None) -> str:
             continue
         cells = [
             f"{claim.says} ({claim.where})",
-            f"{scale}: {ours(outcome.first)} - {ours(outcome.second)}",
+            f"{scale}: {outcome.first} - {outcome.second}",
             verdict_text(outcome),
             effect_text(claim, outcome),
             count_text(outcome),
@@ -258,11 +258,6 @@ def table(found: Found | None = None) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def ours(label: str) -> str:
-    """`r=1 (as 8)` in words: never the paper's rank without ours."""
-    return label.replace("(as ", "(the paper's ")
 
 
 def verdict_text(outcome: Outcome) -> str:
@@ -292,16 +287,16 @@ def count_text(outcome: Outcome) -> str:
     return f"{n}, {outcome.documents:,}" if outcome.documents else n
 
 
-def page(found: Found | None = None) -> str:
-    """The ledger in full: what is compared, on which model, what was decided when, and contrasts that are not judged."""
-    found = found or Found()
+def page(resolved: ResolvedTables | None = None) -> str:
+    """Return the full ledger: what is compared, on which model, what was decided when, and contrasts that are not judged."""
+    resolved = resolved or ResolvedTables()
     lines = [
         "# What the results say of the paper",
         "",
         f"Contrasts and margins: `experiments/claims.yaml`, fixed by commit {load().fixed_by}. Rules: `docs/claims.md`.",
-        "Effect: first minus second, with its 95 % interval (of an equality 90 %, as two one-sided tests at 5 % have it).",
+        "Effect: first minus second, with its 95% interval (of an equality 90%, as two one-sided tests at 5% have it).",
     ]
-    for claim, scale, outcome in rows_of(found):
+    for claim, scale, outcome in rows_of(resolved):
         lines += ["", f"## {claim.says}", "", f"{claim.where}. {rule_text(claim)}"]
         if claim.decided:
             lines += ["", f"Decided: {claim.decided}"]
@@ -311,10 +306,12 @@ def page(found: Found | None = None) -> str:
         lines += ["", "| scale, model | first | second | effect, ours | the paper's | seeds, documents | verdict |"]
         lines.append("|" + "---|" * 7)
         shown = [(outcome, verdict_text(outcome))]
-        shown += [(o, "; ".join(["not judged", *o.notes])) for o in also(claim, scale, found) if o.verdict != "not run"]
-        for o, said in shown:
-            cells = [f"{scale}, {o.model}", ours(o.first), ours(o.second), effect_text(claim, o)]
-            lines.append(f"| {' | '.join([*cells, number_text(o.paper, claim), count_text(o), said])} |")
+        shown += [
+            (o, "; ".join(["not judged", *o.notes])) for o in also(claim, scale, resolved) if o.verdict != "not run"
+        ]
+        for o, verdict in shown:
+            cells = [f"{scale}, {o.model}", o.first, o.second, effect_text(claim, o)]
+            lines.append(f"| {' | '.join([*cells, number_text(o.paper, claim), count_text(o), verdict])} |")
     return "\n".join(lines) + "\n"
 
 
@@ -331,14 +328,14 @@ def rule_text(claim: Claim) -> str:
         "equal": f"the two differ by less than {claim.margin:g}",
         "closes": f"the gap at the low rank is shown, and the first is at most {claim.margin:g} worse",
     }
-    return f"Shown where {rules[claim.test]} ({over})."
+    return f"Shown if {rules[claim.test]} ({over})."
 
 
-def render(page_path: Path = PAGE, full: Path = FULL, found: Found | None = None) -> None:
-    """Writes the ledger between its two markers, and in full. Raises: ValueError where the page has lost the markers."""
-    text, found = page_path.read_text(), found or Found()
+def render(page_path: Path = PAGE, full: Path = FULL, resolved: ResolvedTables | None = None) -> None:
+    """Write the ledger between its two markers on the page, and in full. Raises ValueError if the page lacks the markers."""
+    text, resolved = page_path.read_text(), resolved or ResolvedTables()
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise ValueError(f"{page_path.name}: expected the lines {BEGIN!r} and {END!r} once each")
     head, tail = text.split(BEGIN)[0], text.split(END)[1]
-    replace_file(page_path, f"{head}{BEGIN}\n{table(found)}\n{END}{tail}")
-    replace_file(full, page(found))
+    replace_file(page_path, f"{head}{BEGIN}\n{table(resolved)}\n{END}{tail}")
+    replace_file(full, page(resolved))

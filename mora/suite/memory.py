@@ -32,9 +32,10 @@ KNOWN = 0.99  # of the tokens of all values, teacher-forced
 MARKERS = {"sharing": "o", "decouple": "s", "rotation": "D", "LoRA, A frozen": "P"}
 PLAIN: Any = {"fc": "white", "ec": "none", "pad": 0.5}  # what a rank is written on
 CAPTION = (
-    "Known: 99 % of the values' tokens are the most likely ones, every earlier one given; linear between two measurements, "
-    "50 steps apart. `>` n: not within the n steps of the run, where nats a value, the mean over all measurements, tell "
-    "more. Bits: 122 a pair over the trainable parameters. Accuracy: of the digits, by generation, at the end."
+    "Known: 99% of the values' tokens are predicted, given all tokens before them; interpolated linearly between "
+    "measurements 50 steps apart. `>` n: not within the n steps of the run; nats per value, the mean over all "
+    "measurements, then say more. Bits: 122 per pair, divided by the trainable parameters. Accuracy: share of correct "
+    "digits, generated at the end."
 )
 CSV_COLUMNS = [
     *(
@@ -57,33 +58,33 @@ CSV_COLUMNS = [
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one run. `metrics`: by step. A run that diverged has none."""
+    """The measurements of one run, by step; none if it diverged."""
 
     config: RunConfig
     metrics: dict[int, Metrics]
 
     @cached_property
     def steps(self) -> float | None:
-        """Until KNOWN of the tokens are; None where the run ended first."""
+        """The step at which the share KNOWN of the tokens was reached; None if the run ended before."""
         before, share = 0, 0.0
         for step in sorted(self.metrics):
-            found = self.metrics[step].get("value_token_acc")
-            if found is None:
+            accuracy = self.metrics[step].get("value_token_acc")
+            if accuracy is None:
                 continue
-            if found.value >= KNOWN:
-                return before + (step - before) * (KNOWN - share) / (found.value - share)
-            before, share = step, found.value
+            if accuracy.value >= KNOWN:
+                return before + (step - before) * (KNOWN - share) / (accuracy.value - share)
+            before, share = step, accuracy.value
         return None
 
     @property
     def mean_nats(self) -> float:
         """Nats a value, over all measurements."""
-        found = [values["value_nll"].value for values in self.metrics.values() if "value_nll" in values]
-        return statistics.fmean(found) if found else math.inf
+        nats = [values["value_nll"].value for values in self.metrics.values() if "value_nll" in values]
+        return statistics.fmean(nats) if nats else math.inf
 
     @property
     def accuracy(self) -> float:
-        """Of the digits, in percent, at the end."""
+        """The share of correct digits at the end, in percent."""
         last = self.metrics[max(self.metrics)].get("uuid_char_acc") if self.metrics else None
         return 100 * last.value if last else 0.0
 
@@ -96,16 +97,16 @@ class Outcome:
 class Arm:
     """A cell, and the runs of it that were made, by seed."""
 
-    found: CellRuns
+    cell: CellRuns
 
     @property
     def spec(self) -> CellSpec:
-        return self.found.spec
+        return self.cell.spec
 
     @cached_property
     def runs(self) -> dict[int, Outcome]:
-        made = [(config, result.metrics if result.status == "done" else {}) for config, result in self.found.results]
-        return {config.seed: Outcome(config, metrics) for config, metrics in made}
+        outcomes = [(config, result.metrics if result.status == "done" else {}) for config, result in self.cell.results]
+        return {config.seed: Outcome(config, metrics) for config, metrics in outcomes}
 
     @cached_property
     def trainable(self) -> int:
@@ -119,7 +120,7 @@ class Arm:
 
     @property
     def bits(self) -> float:
-        """To store, a trainable parameter."""
+        """Bits to store per trainable parameter."""
         return BITS_A_PAIR * self.pairs / self.trainable
 
     @property
@@ -134,25 +135,25 @@ class Arm:
 
     @property
     def side(self) -> int | None:
-        """Of M in a module of the model's width."""
-        found = square(self.spec.config)
-        return found and found.r_hat
+        """The side of M in a module of the model's width."""
+        matrix = square(self.spec.config)
+        return matrix and matrix.r_hat
 
 
 class Dot(NamedTuple):
-    """Where it stands, and how high it reaches with its arrow."""
+    """The position of a dot, and the top of it or of its arrow."""
 
     x: float
     top: float
 
 
 def arms(rows: list[list[CellRuns]]) -> list[Arm]:
-    """Every cell that there is, column by column."""
-    return [Arm(found) for column in zip(*rows, strict=True) for found in column if found.spec.exists]
+    """Return every cell that exists, column by column."""
+    return [Arm(cell) for column in zip(*rows, strict=True) for cell in column if cell.spec.exists]
 
 
 def partner(arm: Arm, among: list[Arm]) -> Arm | None:
-    """The LoRA of the same column and model whose number of parameters is the nearest; None of LoRA and of full training."""
+    """Return the LoRA of the same column and model with the nearest parameter count; None for LoRA and full fine-tuning."""
     if arm.kind not in MARKERS:
         return None
     same = [a for a in among if a.kind == "LoRA" and a.spec.column == arm.spec.column]
@@ -160,9 +161,9 @@ def partner(arm: Arm, among: list[Arm]) -> Arm | None:
 
 
 def ratio(lora: Outcome, other: Outcome) -> tuple[float, int] | None:
-    """LoRA's steps over the other's, and which bound that is: 0 none, 1 from below (LoRA did not get there), -1 from above.
+    """Return LoRA's steps over the other's, and which bound that is; None if neither got there.
 
-    None where neither got there.
+    The bound is 0 for none, 1 for a lower one (LoRA did not get there), -1 for an upper one.
     """
     if lora.steps is None and other.steps is None:
         return None
@@ -171,37 +172,37 @@ def ratio(lora: Outcome, other: Outcome) -> tuple[float, int] | None:
 
 
 def render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale: str, folder: Path) -> Path | None:
-    """Writes `folder/<name>-<scale>.svg`, `.md` and `.csv`; returns the picture's path, or None where nothing was run."""
-    found = arms(rows)
-    if not any(arm.runs for arm in found):
+    """Write `folder/<name>-<scale>.svg`, `.md` and `.csv`; return the picture's path, or None if nothing was run."""
+    all_arms = arms(rows)
+    if not any(arm.runs for arm in all_arms):
         return None
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{scale}.svg"
-    figure, undecided = drawn(experiment, found)
+    figure, undecided = drawn(experiment, all_arms)
     import matplotlib
     from matplotlib import pyplot as plt
 
     with matplotlib.rc_context({"svg.hashsalt": "mora", "svg.fonttype": "none"}):
         figure.savefig(path, metadata={"Date": None, "Creator": None})
     plt.close(figure)
-    replace_file(path.with_suffix(".md"), _markdown(path.name, experiment, found, scale, undecided))
-    replace_file(path.with_suffix(".csv"), _csv(found))
+    replace_file(path.with_suffix(".md"), _markdown(path.name, experiment, all_arms, scale, undecided))
+    replace_file(path.with_suffix(".csv"), _csv(all_arms))
     return path
 
 
-def drawn(experiment: Experiment, found: list[Arm], width: float = 8) -> tuple[Figure, list[str]]:
-    """The figure, `width` inches wide, and what neither arm reached, for the caption."""
+def drawn(experiment: Experiment, arms: list[Arm], width: float = 8) -> tuple[Figure, list[str]]:
+    """Draw the figure, `width` inches wide, and list the pairs in which neither arm got there, for the caption."""
     from matplotlib import pyplot as plt  # a second that a plan need not wait for
     from matplotlib.lines import Line2D
 
     plt.switch_backend("Agg")
     figure, ax = plt.subplots(figsize=(width, 0.625 * width), layout="constrained")
-    models = list(dict.fromkeys(arm.spec.config.model.name for arm in found))
+    models = list(dict.fromkeys(arm.spec.config.model.name for arm in arms))
     colours = {model: f"C{i}" for i, model in enumerate(models)}
     undecided, shown = [], set()
     dots: dict[tuple[str, str], list[Dot]] = {}  # by column and rank of LoRA
-    for arm in found:
-        lora, model = partner(arm, found), arm.spec.config.model.name
+    for arm in arms:
+        lora, model = partner(arm, arms), arm.spec.config.model.name
         for seed in sorted(set(arm.runs) & set(lora.runs if lora else ())):
             assert lora is not None
             value = ratio(lora.runs[seed], arm.runs[seed])
@@ -214,7 +215,7 @@ def drawn(experiment: Experiment, found: list[Arm], width: float = 8) -> tuple[F
     ax.axhline(1, color="grey", lw=0.8)
     _scales(ax)
     _name(ax, dots)
-    ax.set(ylabel="steps to 99 %: LoRA's over the other's\n(above 1 LoRA is slower)")
+    ax.set(ylabel="steps to 99%: LoRA's over the other's\n(above 1: LoRA is slower)")
     marks = [(kind, marker, "k") for kind, marker in MARKERS.items()] + [(name, "o", c) for name, c in colours.items()]
     handles: list[Any] = [Line2D([], [], ls="", marker=m, color=c, label=name) for name, m, c in marks if name in shown]
     handles.append(Line2D([], [], ls="", marker="$\\uparrow$", color="k", label="at least (down: at most)"))
@@ -225,7 +226,7 @@ def drawn(experiment: Experiment, found: list[Arm], width: float = 8) -> tuple[F
 
 
 def _dot(ax: Axes, lora: Arm, kind: str, value: tuple[float, int], colour: str) -> Dot:
-    """At LoRA's bits, kinds side by side; an arrow at a bound."""
+    """Draw a dot at LoRA's bits, beside those of other kinds, with an arrow if it is a bound."""
     y, bound = value
     x = lora.bits * 1.04 ** list(MARKERS).index(kind)
     ax.plot(x, y, MARKERS[kind], color=colour, alpha=0.7, ms=6)
@@ -235,7 +236,7 @@ def _dot(ax: Axes, lora: Arm, kind: str, value: tuple[float, int], colour: str) 
 
 
 def _name(ax: Axes, dots: dict[tuple[str, str], list[Dot]]) -> None:
-    """LoRA's rank once above all the dots of its column, as high as it must be to cover no other rank."""
+    """Write LoRA's rank once above all the dots of its column, high enough to cover no other rank."""
     taken: list[Bbox] = []
     for (rank, _), group in sorted(dots.items(), key=lambda item: max(dot.top for dot in item[1])):
         x = math.exp(statistics.fmean(math.log(dot.x) for dot in group))
@@ -247,10 +248,10 @@ def _name(ax: Axes, dots: dict[tuple[str, str], list[Dot]]) -> None:
 
 
 def _scales(ax: Axes) -> None:
-    """Logarithmic both, with plain numbers, and room for arrows."""
+    """Set logarithmic scales with plain numbers, and room for arrows."""
     from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
-    ax.set(xscale="log", yscale="log", xlabel="bits to store a trainable parameter (of LoRA)")
+    ax.set(xscale="log", yscale="log", xlabel="bits to store per trainable parameter (of LoRA)")
     low, high = ax.get_ylim()
     ax.set_ylim(min(low, 0.8) / 1.1, max(high, 1.25) * 1.1)
     for axis, ticks in (
@@ -262,10 +263,10 @@ def _scales(ax: Axes) -> None:
         axis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
-def _markdown(picture: str, experiment: Experiment, found: list[Arm], scale: str, undecided: list[str]) -> str:
+def _markdown(picture: str, experiment: Experiment, arms: list[Arm], scale: str, undecided: list[str]) -> str:
     lines = [f"# {experiment.title}", "", f"![{experiment.title}]({picture})", ""]
     lines.append(
-        f"Scale {scale}. Each dot: one seed, LoRA's steps over those of the other arm, which has about as many parameters "
+        f"Scale {scale}. Each dot: one seed, LoRA's steps divided by those of the other arm with about as many parameters "
         f"and the same seed. {CAPTION}"
     )
     if undecided:
@@ -277,13 +278,13 @@ def _markdown(picture: str, experiment: Experiment, found: list[Arm], scale: str
         "side of M",
         "trainable",
         "bits",
-        "rate",
-        "steps to 99 %",
-        "nats a value",
+        "lr",
+        "steps to 99%",
+        "nats per value",
         "accuracy",
     ]
     lines += ["", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    lines += [f"| {' | '.join(_line(arm))} |" for arm in found]
+    lines += [f"| {' | '.join(_line(arm))} |" for arm in arms]
     return "\n".join(lines) + "\n"
 
 
@@ -293,23 +294,23 @@ def _line(arm: Arm) -> list[str]:
     about += [f"{arm.trainable:,}", f"{arm.bits:.3f}"]
     if not runs:
         return [*about, "-", "not run", "", ""]
-    best = arm.found.best
-    rate = f"{format_lr(best.lr)}{', edge' if arm.found.choice.at_edge else ''}" if best and best.lr else "-"
+    best = arm.cell.selected
+    rate = f"{format_lr(best.lr)}{', edge' if arm.cell.choice.at_edge else ''}" if best and best.lr else "-"
     nats, accuracy = [f"{o.mean_nats:.1f}" for o in runs], [f"{o.accuracy:.1f}" for o in runs]
     return [*about, rate, ", ".join(o.shown for o in runs), ", ".join(nats), ", ".join(accuracy)]
 
 
-def _csv(found: list[Arm]) -> str:
-    """One line a run."""
+def _csv(arms: list[Arm]) -> str:
+    """Return one line per run."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
-    for arm in found:
+    for arm in arms:
         for seed, o in sorted(arm.runs.items()):
             row, config = arm.spec.row, o.config
             about = [config.model.name, arm.spec.column.name, arm.pairs, row.method, row.r or "", row.operator or ""]
             about += [" ".join(row.settings), arm.trainable, f"{arm.bits:.4f}", format_lr(config.lr or 0)]
             steps = "" if o.steps is None else f"{o.steps:.1f}"
-            found_ = [steps, config.last_step, f"{o.mean_nats:.4f}", f"{o.accuracy:.4f}", run_id(config)]
-            writer.writerow([*about, arm.found.choice.at_edge, seed, *found_])
+            values = [steps, config.last_step, f"{o.mean_nats:.4f}", f"{o.accuracy:.4f}", run_id(config)]
+            writer.writerow([*about, arm.cell.choice.at_edge, seed, *values])
     return out.getvalue()

@@ -1,4 +1,4 @@
-"""What `--hardware`, `--set` and `--results` change in the runs of an experiment, and what they may not."""
+"""What `--hardware`, `--set` and `--results` change in the runs of an experiment, and what they may not change."""
 
 from __future__ import annotations
 
@@ -15,17 +15,24 @@ WHOLE_GROUPS = ("hardware", "tracker")  # of configs/, that change no result
 
 
 def given(args: argparse.Namespace, settings: Sequence[str]) -> list[str]:
-    """As overrides of every run. A plan as a table puts its runs on hardware of its own, afterwards."""
+    """Return the command line's settings as overrides of every run.
+
+    A plan puts a table's runs on its hardware afterwards.
+    """
     elsewhere = args.plan == "table"
-    own = [text for text in settings if not (elsewhere and text.startswith("hardware"))]
+    kept = [text for text in settings if not (elsewhere and text.startswith("hardware"))]
     hardware = [f"hardware={args.hardware}"] if args.hardware and not elsewhere else []
     where = [f"scale.results_dir={args.results.resolve() / 'runs'}"] if args.results else []
-    return [*hardware, *own, *where]
+    return [*hardware, *kept, *where]
 
 
 def check(settings: Sequence[str], results: Path | None) -> None:
-    """Raises: ConfigError where a setting is no KEY=VALUE, or makes other runs, which no table would find, unless results
-    lie in a folder of their own."""
+    """Check the settings of a command line.
+
+    Raises:
+        ConfigError: A setting is not KEY=VALUE, or it makes other runs, which no table would find, while the results
+            would not go to a folder of their own.
+    """
     plain = ["task=metamath", "method=mora", "r=8", "scale=smoke"]
     for text in settings:
         if "=" not in text or text.startswith(("+", "~")):
@@ -35,13 +42,13 @@ def check(settings: Sequence[str], results: Path | None) -> None:
             continue
         if results is None and run_id(compose([*plain, text])) != run_id(compose(plain)):
             raise ConfigError(
-                f"--set {text} changes what is measured: its results would stand in no table of results/; give a folder of "
-                "their own, RESULTS=FOLDER (--results FOLDER)"
+                f"--set {text} changes what is measured, so its results fit no table of results/: give another folder, "
+                "RESULTS=FOLDER (--results FOLDER)"
             )
 
 
 def applied(experiment: Experiment, overrides: list[str]) -> Experiment:
-    """The experiment, with these overrides in all of its runs."""
+    """Return the experiment with these overrides in all of its runs."""
 
     def changed(columns: list[Column]) -> list[Column]:
         return [c.model_copy(update={"overrides": [*c.overrides, *overrides]}) for c in columns]

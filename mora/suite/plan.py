@@ -1,4 +1,4 @@
-"""Every run that is missing, with what it costs, and the totals: `make table1 PLAN=1`."""
+"""The missing runs with their cost, and the totals: `make table1 PLAN=1`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from mora.config import RunConfig, compose, run_id
+from mora.config.hardware_schema import Hardware
 from mora.config.load import load
-from mora.config.schema import Hardware
 from mora.planner.cost import Cost, cost
 from mora.planner.gpus import GIB, H100, Gpu
 from mora.planner.memory import RESERVE
@@ -18,7 +18,7 @@ from .experiment import CellSpec
 from .launch import ROOT
 from .result import is_current, rejection_reason, reportable, result_of
 
-NAME = 58  # characters of a run's name and what of its method is not in it
+NAME = 66  # characters of a run's name and what of its method is not in it
 HEAD = (  # name, unit, width
     ("steps", "", 6),
     ("tokens", "M", 8),
@@ -40,21 +40,29 @@ COLUMNS = "\n".join(
 )
 
 
-def text(grids: list[CellSpec], hardware: str, settings: Sequence[str] = (), gpu: Gpu = H100) -> str:
-    """A line a run on the hardware of that name that has no usable result, then totals and what the numbers rest on; what
-    results there are that do not count, and why. `settings`: overrides of the hardware.
+def text(specs: list[CellSpec], hardware: str, settings: Sequence[str] = (), gpu: Gpu = H100) -> str:
+    """Return a line per missing run with its cost on that hardware, then totals and the basis of the estimates.
 
-    Final runs whose setting is not chosen yet are counted at the first of the grid.
-    Raises: ConfigError, also where a result is damaged, or that hardware cannot share out a run's batch.
+    Results that do not count follow, with the reason. Final runs whose setting is not chosen yet are planned with the
+    first of the search space.
+
+    Args:
+        specs: The cells.
+        hardware: A name in configs/hardware.
+        settings: Overrides of the hardware.
+        gpu: The GPU whose memory and speed are assumed.
+
+    Raises:
+        ConfigError: A result is damaged, or that hardware cannot share out a run's batch.
     """
     chosen, measured = _hardware(hardware, settings), _results()
-    wanted = {run_id(config): config for grid in grids for config in resolve(grid, is_current).needed}
-    found = [config for config in wanted.values() if not reportable(result_of(config), config.scale.name)]
-    cells = len({tuple(grid.base) for grid in grids if grid.exists})
+    wanted = {run_id(config): config for spec in specs for config in resolve(spec, is_current).needed}
+    missing = [config for config in wanted.values() if not reportable(result_of(config), config.scale.name)]
+    cells = len({tuple(spec.base) for spec in specs if spec.exists})
     everything = f"{cells} cells (a task, method and rank each), {len(wanted)} runs"
-    if not found:
+    if not missing:
         return f"{everything}; nothing is missing"
-    runs = [load(c.model_dump(mode="json") | {"hardware": chosen.model_dump()}) for c in found]
+    runs = [load(c.model_dump(mode="json") | {"hardware": chosen.model_dump()}) for c in missing]
     costs: list[tuple[RunConfig, Cost]] = []
     unknown = []
     for run in runs:
@@ -64,53 +72,56 @@ def text(grids: list[CellSpec], hardware: str, settings: Sequence[str] = (), gpu
             unknown.append(f"{name_of(run):{NAME}} cost unknown: {error}")
     lines = [COLUMNS, *(_line(run, needs) for run, needs in costs), *unknown, "", f"{everything}; missing:"]
     totals = _totals(costs, chosen, gpu) if costs else []
-    return "\n".join([*lines, *totals, *_unusable(found)])
+    return "\n".join([*lines, *totals, *_unusable(missing)])
 
 
 def _unusable(missing: list[RunConfig]) -> list[str]:
-    """Results that are there and do not count."""
+    """Return a line per existing result that does not count."""
     lines = []
     for config in missing:
         result, scale = result_of(config), config.scale.name
         if result is not None:
+            current = is_current(result, scale)
             again = (
-                "not repeated by the same source" if is_current(result, scale) else "run again, and kept in unusable/"
+                "not repeated by the same changed source" if current else "repeated; the old result moves to unusable/"
             )
             lines.append(f"{run_id(config)} does not count: {rejection_reason(result, scale)}; {again}")
     return lines
 
 
 def _hardware(name: str, settings: Sequence[str]) -> Hardware:
-    """Of configs/hardware, whatever the task: its batch is checked when a run of it is put there."""
+    """Compose the hardware with a batch size that fits any; a run's own is checked when the run is put there."""
     whatever = ["task.train.global_batch_size=55440"]
-    own = [text for text in settings if text.startswith("hardware.")]
-    return compose(["task=c4", "method=fft", f"hardware={name}", *whatever, *own]).hardware
+    of_hardware = [text for text in settings if text.startswith("hardware.")]
+    return compose(["task=c4", "method=fft", f"hardware={name}", *whatever, *of_hardware]).hardware
 
 
 def name_of(run: RunConfig) -> str:
-    """The run's id, and what its method was given beside its rank and rate: only the hash tells that."""
+    """Return the run's id, the rank that a scaled one stands for, and the settings that only the id's hash tells."""
     more = [] if run.method.adapter is None else run.method.adapter.remarks
+    if run.r is not None and run.model.stands_for(run.r) != run.r:
+        more = [str(run.rank_text), *more]
     if run.method.restart is not None:
         more = [*more, f"every={run.method.restart.every_steps}"]
     return " ".join([run_id(run), *more])
 
 
 def _results() -> dict[tuple[str, str], list[RunResult]]:
-    """Results by scale and task, for the length of their data."""
-    found: dict[tuple[str, str], list[RunResult]] = {}
+    """Return the results by scale and task, for the length of their data."""
+    by_task: dict[tuple[str, str], list[RunResult]] = {}
     for result in STORE.all(ROOT / "results" / "runs"):
-        found.setdefault((result.scale, result.task), []).append(result)
-    return found
+        by_task.setdefault((result.scale, result.task), []).append(result)
+    return by_task
 
 
-def _line(run: RunConfig, found: Cost) -> str:
-    m = found.memory
+def _line(run: RunConfig, estimate: Cost) -> str:
+    m = estimate.memory
     parts = [f"{part / GIB:{width}.1f}" for part, width in _sized(m)]
-    micro = str(found.micro_batch_size) if found.micro_batch_size else "none"
+    micro = str(estimate.micro_batch_size) if estimate.micro_batch_size else "none"
     return (
-        f"{name_of(run):{NAME}} {_count(found.steps):>6} {_bounded(found):>8} {_number(found.flops, 1e15):>9} "
-        f"{found.trainable:>13,} {' '.join(parts)} {m.gpu / GIB:8.1f} {micro:>6} {m.shadow / GIB:7.1f} "
-        f"{_time(found.gpu_hours):>9} {found.disk / GIB:7.1f}"
+        f"{name_of(run):{NAME}} {_count(estimate.steps):>6} {_bounded(estimate):>8} {_number(estimate.flops, 1e15):>9} "
+        f"{estimate.trainable:>13,} {' '.join(parts)} {m.gpu / GIB:8.1f} {micro:>6} {m.shadow / GIB:7.1f} "
+        f"{_time(estimate.gpu_hours):>9} {estimate.disk / GIB:7.1f}"
     )
 
 
@@ -134,42 +145,42 @@ def _time(hours: float | None) -> str:
     return f"{60 * hours:.1f} min" if hours < 1 else f"{hours:,.1f} h"
 
 
-def _bounded(found: Cost) -> str:
-    """Millions of tokens; `<` where sequences may be shorter than the longest."""
-    if found.tokens is None:
+def _bounded(estimate: Cost) -> str:
+    """Return millions of tokens, with `<` if sequences may be shorter than the longest."""
+    if estimate.tokens is None:
         return "?"
-    return f"{'<' if found.at_most else ''}{found.tokens / 1e6:,.{0 if found.tokens >= 1e7 else 1}f}"
+    return f"{'<' if estimate.at_most else ''}{estimate.tokens / 1e6:,.{0 if estimate.tokens >= 1e7 else 1}f}"
 
 
 def _totals(costs: list[tuple[RunConfig, Cost]], hardware: Hardware, gpu: Gpu) -> list[str]:
-    flops = sum(found.flops or 0 for _, found in costs)
-    unknown = sum(found.flops is None for _, found in costs)
-    too_large = [run_id(run) for run, found in costs if found.micro_batch_size is None]
+    flops = sum(estimate.flops or 0 for _, estimate in costs)
+    unknown = sum(estimate.flops is None for _, estimate in costs)
+    too_large = [run_id(run) for run, estimate in costs if estimate.micro_batch_size is None]
     disk, checkpoints = sum(f.disk for _, f in costs) / GIB, max(f.checkpoints for _, f in costs) / GIB
     lines = [
         f"{len(costs)} runs, {flops / 1e18:,.1f} EFLOP, {_hours(costs, hardware)}; {disk:,.0f} GiB of adapters and whole "
-        f"models are left, and up to {checkpoints:,.0f} GiB of checkpoints a run on the way.",
+        f"models are left, and up to {checkpoints:,.0f} GiB of checkpoints per run meanwhile.",
         f"micro: {_micro(hardware, gpu)}; set it with hardware.micro_batch_size. Memory in GiB at that size, shadow in CPU "
         "memory of rank 0.",
-        "Tokens marked < take every sequence for as long as the longest. Evaluation is not counted.",
+        "Tokens marked < count every sequence as long as the longest. Evaluation is not counted.",
     ]
     sources: dict[str, int] = {}
-    for _, found in costs:
-        sources[found.rate_source] = sources.get(found.rate_source, 0) + 1
+    for _, estimate in costs:
+        sources[estimate.time_source] = sources.get(estimate.time_source, 0) + 1
     lines += [f"speed of {n} runs: {source}" for source, n in sources.items()]
     if hardware.world_size > 1 and hardware.device != "cpu":
-        lines.append("Several GPUs are extrapolated from one: their communication is not in the hours.")
+        lines.append("Multi-GPU hours are extrapolated from one GPU and exclude communication.")
     if unknown:
-        lines.append(f"{unknown} runs have data whose size is known after `make data`.")
+        lines.append(f"{unknown} runs need data whose size is unknown until `make data`.")
     if too_large:
-        lines.append(f"do not fit on {hardware.name}, not even one sequence at a time: {', '.join(too_large)}")
+        lines.append(f"do not fit on {hardware.name}, even with one sequence per pass: {', '.join(too_large)}")
     return lines
 
 
 def _hours(costs: list[tuple[RunConfig, Cost]], hardware: Hardware) -> str:
     if hardware.device == "cpu":
-        return f"hours not known on {hardware.name}"
-    hours = sum(found.gpu_hours or 0 for _, found in costs)
+        return f"unknown hours on {hardware.name}"
+    hours = sum(estimate.gpu_hours or 0 for _, estimate in costs)
     days = hours / hardware.world_size / 24
     on = f"{hardware.name} ({hardware.world_size} GPUs: {days:,.1f} days)"
     return f"{hours:,.0f} GPU hours of training at most on {on}"

@@ -1,4 +1,4 @@
-"""What a suite says of its runs while they go on: how many are done, where the present ones are, how long it may take."""
+"""Progress of a suite while its runs go on: how many are done, where the present ones are, and the time left."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EVERY_S = 60.0
 
 
 class Progress:
-    """`say` prints, at most once in EVERY_S, a line a running run and the whole's. `total`: runs that are known of."""
+    """Prints a line per running run and one for all, at most once in EVERY_S seconds. `total`: the known runs."""
 
     def __init__(self, total: int, clock: Callable[[], float] = time.monotonic):
         self.total, self.done, self._clock = total, 0, clock
@@ -30,7 +30,7 @@ class Progress:
         self.done += ended_well
 
     def more(self, planned: int) -> None:
-        """So many runs are not done yet."""
+        """Record how many known runs are not done yet."""
         self.total = max(self.total, self.done + planned)
 
     def say(self, running: Iterable[RunConfig]) -> None:
@@ -42,7 +42,7 @@ class Progress:
         print(f"  {self.whole()}", flush=True)
 
     def whole(self) -> str:
-        """`3/12 runs, about 2 h 10 min left`; without a guess before the first has ended."""
+        """`3/12 runs, about 2 h 10 min left`; without an estimate before the first run has ended."""
         text = f"{self.done}/{self.total} runs"
         if self.done:
             left = (self._clock() - self._started) / self.done * (self.total - self.done)
@@ -65,7 +65,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """`40 s`, `5 min`, `2 h 10 min`, `3 d 4 h`: two units at most."""
+    """Return seconds in at most two units: `40 s`, `5 min`, `2 h 10 min`, `3 d 4 h`."""
     minutes = int(seconds // 60)
     if minutes < 1:
         return f"{seconds:.0f} s"
@@ -77,7 +77,7 @@ def duration(seconds: float) -> str:
 
 
 def _last_row(config: RunConfig) -> dict[str, Any]:
-    """Of the run's log, with a loss; {} where there is none yet."""
+    """Return the last row of the run's log that has a loss; {} if there is none yet."""
     path = run_folder(config) / "log.jsonl"
     rows = log.read(path) if path.is_file() else []
     return next((row for row in reversed(rows) if "loss" in row), {})

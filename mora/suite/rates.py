@@ -10,28 +10,28 @@ from .experiment import CellSpec
 
 
 def default(config: RunConfig) -> tuple[RunConfig, str]:
-    """The run with the rate that a search of its cell chose, else the middle of its grid, and where that is from.
+    """Return the run with its learning rate, and where that comes from.
 
-    A cell is a task, method, rank, operator and model at one scale; its results are those of results/.
-    Raises: ConfigError where a result is damaged.
+    It is the one that a search of the run's cell chose, else the middle of its grid. A cell is a task, method, rank,
+    operator and model at one scale; its results are those in results/. Raises ConfigError if a result is damaged.
     """
     for name in experiments.names():
         experiment = experiments.load(name)
-        for spec in (spec for row in experiments.grids(experiment, config.scale.name) for spec in row):
-            if not _may_be(spec, config) or not spec.search or not _same_cell(spec.config, config):
+        for spec in (spec for row in experiments.cell_specs(experiment, config.scale.name) for spec in row):
+            if not _may_be(spec, config) or not spec.search_runs or not _same_cell(spec.config, config):
                 continue
-            found = resolve(spec)
-            if found.best is not None and found.best.lr is not None:
-                chosen = config.model_copy(update={"lr": found.best.lr})
-                return chosen, f"the best of {len(found.choice.scores)} that {name} tried at scale {config.scale.name}"
+            search = resolve(spec)
+            if search.selected is not None and search.selected.lr is not None:
+                chosen = config.model_copy(update={"lr": search.selected.lr})
+                return chosen, f"the best of {len(search.choice.scores)} that {name} tried at scale {config.scale.name}"
     return (
         config,
-        f"the middle of the grid {', '.join(f'{lr:g}' for lr in config.lr_grid())}, of which none was tried yet",
+        f"the middle of the grid {', '.join(f'{lr:g}' for lr in config.lr_grid())}, none of which has been tried yet",
     )
 
 
 def _may_be(spec: CellSpec, config: RunConfig) -> bool:
-    """Before anything is composed."""
+    """Return whether the cell may be the run's, before anything is composed."""
     return spec.exists and (spec.column.task, spec.row.method) == (config.task.name, config.method.name)
 
 

@@ -12,23 +12,23 @@ from mora.train import log
 
 
 def result_of(config: RunConfig) -> RunResult | None:
-    """The result of this very run, if it was made. Raises: ConfigError where its file is damaged."""
+    """Return the result of this very run; None if it was not made. Raises ConfigError if its file is damaged."""
     return STORE.of(config)
 
 
 def log_of(config: RunConfig, result: RunResult) -> list[dict[str, Any]]:
-    """The rows of the log beside the result; none where there is none. Raises: DamagedFileError."""
+    """Return the rows of the log beside the result; none if there is no log. Raises DamagedFileError."""
     path, rows = log_path(config), log.read(log_path(config))
     if rows and result.log_sha256 not in (None, log_digest(path.read_text())):
-        raise DamagedFileError(f"{path} is damaged: it is not the log that its result was written with; bring it back")
+        raise DamagedFileError(f"{path} is damaged: it is not the log that its result was written with; restore it")
     return rows
 
 
 def rejection_reason(result: RunResult, scale: str) -> str | None:
-    """Why the result may not enter a table of this scale; None where it may: it ended, and its source is that of a commit
-    (which scale smoke does not ask).
+    """Return why the result may not enter a table of this scale; None if it may.
 
-    `source.dirty` says so: false at the run, or once it was verified when the result was brought in. null is not enough.
+    It must have ended, and its source must be that of a commit, which scale smoke does not ask. `source.dirty` says so:
+    it is false at the run, or once verified when the result was brought in; null is not enough.
     """
     if result.status not in ("done", "diverged"):
         return f"it ended as {result.status!r}"
@@ -38,30 +38,31 @@ def rejection_reason(result: RunResult, scale: str) -> str | None:
         return None
     if result.source.dirty:
         return "its source was changed"
-    return "its commit is not known; scripts/collect_results.py looks for it"
+    return "its commit is unknown; scripts/collect_results.py looks for it"
 
 
 def reportable(result: RunResult | None, scale: str) -> RunResult | None:
-    """The result, if it may enter a table of this scale."""
+    """Return the result if it may enter a table of this scale, else None."""
     return None if result is None or rejection_reason(result, scale) else result
 
 
 def is_current(result: RunResult | None, scale: str) -> bool:
-    """Whether the run is not to be repeated: its result is usable, or a repetition would be no better, since the source
-    here is changed (or of no known commit) too and is the one that made it.
+    """Return whether the run need not be repeated.
 
-    So a suite on changed source ends, and repeats a result once the source is another one, or is committed.
+    Its result is usable; or a repetition would be no better, since the source here is changed (or of no known commit),
+    too, and is the one that made it. So a suite on changed source ends, and repeats a result once the source differs or
+    is committed.
     """
     if result is None:
         return False
     if reportable(result, scale):
         return True
-    here, made = source.of_this_process(), result.source
-    same = here["dirty"] is not False and here["fingerprint"] == made.fingerprint
-    committed = result.model_copy(update={"source": made.model_copy(update={"dirty": False})})
+    here, made_by = source.of_this_process(), result.source
+    same = here["dirty"] is not False and here["fingerprint"] == made_by.fingerprint
+    committed = result.model_copy(update={"source": made_by.model_copy(update={"dirty": False})})
     return same and rejection_reason(committed, scale) is None
 
 
 def done(config: RunConfig) -> bool:
-    """Whether the run has a result that stands."""
+    """Return whether the run has a result that stands."""
     return is_current(result_of(config), config.scale.name)

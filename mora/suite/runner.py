@@ -16,7 +16,7 @@ from mora.config.run_id import spectrum_path
 from . import inputs
 from .cells import CellRuns, in_order, resolve
 from .experiment import CellSpec
-from .gpus import Places, visible
+from .gpus import GpuSlots, visible
 from .launch import ROOT, STOPPED, interrupt_on_sigterm, launch, run_folder, stop_workers, unheld, warning
 from .progress import Progress
 from .result import done, is_current, result_of
@@ -26,54 +26,61 @@ POLL_S = 5.0  # how often a run that another suite is doing is looked at
 
 
 def missing(configs: Iterable[RunConfig]) -> list[RunConfig]:
-    """Those without a result that stands, each once."""
+    """Return the runs without a result that counts, each once."""
     return list({run_id(c): c for c in configs if not done(c)}.values())
 
 
-def plan(grids: list[CellSpec], said: set[str] | None = None) -> list[RunConfig]:
-    """What can be run now, in the order in which it is begun.
+def plan(specs: list[CellSpec], explained: set[str] | None = None) -> list[RunConfig]:
+    """Return what can be run now, in the order in which it is started.
 
-    On changed source its own results choose, too: they decide what it runs, and no table. With `said`, which keeps ids, it
-    is printed once why a run is added to a search.
+    On changed source its own results choose, too: they decide what it runs, but enter no table. With `explained`, a set of
+    run ids, the reason why a run was added to a search is printed once.
     """
-    found = [resolve(grid, is_current) for grid in grids]
-    if said is not None:
-        for cell in found:
-            _say_why(cell, said)
-    return missing(run.config for run in in_order(found))
+    cells = [resolve(spec, is_current) for spec in specs]
+    if explained is not None:
+        for cell in cells:
+            _say_why(cell, explained)
+    return missing(run.config for run in in_order(cells))
 
 
-def _say_why(cell: CellRuns, said: set[str]) -> None:
-    for config in (c for c in cell.choice.more if run_id(c) not in said):
-        said.add(run_id(config))
+def _say_why(cell: CellRuns, explained: set[str]) -> None:
+    for config in (c for c in cell.choice.missing if run_id(c) not in explained):
+        explained.add(run_id(config))
         print(f"{cell.spec.column.task} {cell.spec.label}: {cell.choice.reason(config)}", flush=True)
 
 
-def complete(grids: list[CellSpec], jobs: int, patient: bool = True) -> list[str]:
-    """Runs everything that is missing, `jobs` at once; what can be run is asked anew whenever a run ends, so that the
-    final runs of a cell do not wait for the searches of others. Returns the ids of the runs that failed.
+def complete(specs: list[CellSpec], jobs: int, patient: bool = True) -> list[str]:
+    """Run everything that is missing and return the ids of the runs that failed.
 
-    A run that another process holds is left to it, and looked at again while a place is free; not `patient`: no more, once
-    nothing else is left to do. Of several nodes, each calls it: they do the runs in one order.
-    Raises: KeyboardInterrupt on SIGTERM or Ctrl-C, after the workers have saved their checkpoints.
+    What can be run is asked anew whenever a run ends, so that the final runs of a cell do not wait for the searches of
+    others. A run that another process holds is left to it. On several nodes each calls this: they do the runs in one
+    order.
+
+    Args:
+        specs: The cells.
+        jobs: How many runs at a time.
+        patient: Look at held runs again while a slot is free; otherwise stop once nothing else is left to do.
+
+    Raises:
+        KeyboardInterrupt: SIGTERM or Ctrl-C came; the workers have saved their checkpoints.
     """
     interrupt_on_sigterm()
-    first = plan(grids)
+    first = plan(specs)
     for config in {c.hardware: c for c in first}.values():
         inputs.check(config)
-    if first and (text := warning(grids[0].scale)):
+    if first and (text := warning(specs[0].scale)):
         print(f"warning: {text}", file=sys.stderr, flush=True)
     gpus, several = visible(), max((c.hardware.processes for c in first), default=1)
     nodes = max((c.hardware.nodes for c in first), default=1)
-    places = Places(1 if nodes > 1 else jobs, gpus, several)  # the nodes of a run do the runs in one order
-    jobs, pool, progress = places.jobs, ThreadPoolExecutor(places.jobs), Progress(len(first))
+    slots = GpuSlots(1 if nodes > 1 else jobs, gpus, several)  # the nodes of a run do the runs in one order
+    jobs, pool, progress = slots.jobs, ThreadPoolExecutor(slots.jobs), Progress(len(first))
     running: dict[Future[int], RunConfig] = {}
     failed: list[str] = []
     finished: set[str] = set()  # not begun again, though a suite of other source may replace their results
     announced: list[str] = []
-    said: set[str] = set()
+    explained: set[str] = set()
     try:
-        while todo := [c for c in plan(grids, said) if run_id(c) not in {*failed, *finished}]:
+        while todo := [c for c in plan(specs, explained) if run_id(c) not in {*failed, *finished}]:
             progress.more(len(todo))
             ours = {run_id(c) for c in running.values()}
             others = [c for c in todo if run_id(c) not in ours]
@@ -82,7 +89,7 @@ def complete(grids: list[CellSpec], jobs: int, patient: bool = True) -> list[str
                 announced = _announce(free, others, jobs, gpus, announced)
             for config in free[: jobs - len(running)]:
                 progress.begin(config)
-                running[pool.submit(_run, config, places)] = config
+                running[pool.submit(_run, config, slots)] = config
             if not running and not patient:
                 break
             if not running:
@@ -111,10 +118,10 @@ def complete(grids: list[CellSpec], jobs: int, patient: bool = True) -> list[str
 def _announce(
     free: list[RunConfig], others: list[RunConfig], jobs: int, gpus: list[str], announced: list[str]
 ) -> list[str]:
-    """Says once what is begun, or what is waited for. Returns the ids of the latter."""
+    """Announce once what is started, or what is waited for; return the ids of the latter."""
     if free:
         on = f" on {len(gpus)} GPUs" if len(gpus) > 1 else ""
-        print(f"{len(free)} runs can start, {jobs} side by side{on}", flush=True)
+        print(f"{len(free)} runs can start, {jobs} in parallel{on}", flush=True)
         return []
     waiting = [run_id(c) for c in others]
     if waiting != announced:
@@ -123,7 +130,7 @@ def _announce(
 
 
 def held(config: RunConfig) -> bool:
-    """Whether a worker, of this suite or another, is at the run now; never of a run on several nodes: others join it."""
+    """Return whether a worker, of this suite or another, is at the run now; never for several nodes, as others join."""
     folder = run_folder(config)
     if config.hardware.nodes > 1 or not (folder / ".lock").is_file():
         return False
@@ -132,29 +139,32 @@ def held(config: RunConfig) -> bool:
 
 
 def _was_held(folder: Path) -> bool:
-    """Whether the worker ended because another process had the run at that moment; `held` itself holds it for an instant."""
+    """Return whether the worker ended because another process had the run then; `held` itself holds it for an instant."""
     *_, last = ["", *(folder / "output.txt").read_text(errors="replace").splitlines()]
     return "is held by another process" in last
 
 
-def _run(config: RunConfig, places: Places) -> int:
-    """The worker's exit code; 0 too where another process holds the run or was faster, 1 where its result does not stand."""
+def _run(config: RunConfig, slots: GpuSlots) -> int:
+    """Run one worker and return its exit code.
+
+    It is 0, too, if another process holds the run or was faster, and 1 if its result does not count.
+    """
     if held(config):
-        print(f"{run_id(config)}: skipped (another process runs it, or has done it)", flush=True)
+        print(f"{run_id(config)}: skipped (another process is running it or has finished it)", flush=True)
         return 0
     folder = run_folder(config)
     folder.mkdir(parents=True, exist_ok=True)
-    threads = str(max(1, (os.cpu_count() or 1) // places.jobs))
-    with open(folder / "output.txt", "a") as output, places.take(config.hardware.world_size) as env:
+    threads = str(max(1, (os.cpu_count() or 1) // slots.jobs))
+    with open(folder / "output.txt", "a") as output, slots.take(config.hardware.world_size) as env:
         code = launch(config, output, {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads), **env})
     if code == 0 and config.hardware.nodes > 1:
         _wait_for_result(config)
     if code and (done(config) or held(config) or _was_held(folder)):
-        print(f"{run_id(config)}: skipped (another process runs it, or has done it)", flush=True)
+        print(f"{run_id(config)}: skipped (another process is running it or has finished it)", flush=True)
         return 0
     if code == 0 and result_of(config) is not None and not done(config):
         print(
-            f"{run_id(config)}: its source is not that of this suite: start the suite again",
+            f"{run_id(config)}: the source has changed since the suite started: start the suite again",
             file=sys.stderr,
             flush=True,
         )
@@ -166,15 +176,15 @@ def _run(config: RunConfig, places: Places) -> int:
 
 
 def _wait_for_result(config: RunConfig) -> None:
-    """The first node writes it, the others are done a little earlier: all plan the next run with it."""
+    """Wait for the result that the first node writes: the others end a little earlier, and all plan the next run with it."""
     until = time.monotonic() + NODES_WAIT_S
     while result_of(config) is None and time.monotonic() < until:
         time.sleep(1.0)
 
 
-def measure_spectra(grids: list[CellSpec]) -> None:
-    """The spectra of finished runs whose weights are still in their folders; those that there are stay."""
-    for config in (c for grid in grids for c in resolve(grid, is_current).final):
+def measure_spectra(specs: list[CellSpec]) -> None:
+    """Measure the spectra of finished runs whose weights are still in their folders; existing ones stay."""
+    for config in (c for spec in specs for c in resolve(spec, is_current).final_runs):
         path, folder = spectrum_path(config), run_folder(config)
         result = result_of(config)
         if path.is_file() or result is None or result.status != "done" or not (folder / "config.yaml").is_file():

@@ -21,59 +21,65 @@ from .result import result_of
 
 MOST_ADDED = 2  # rates, beyond an edge
 
-Counts = Callable[[RunResult | None, str], Any]  # whether a result of that scale takes part in a choice
+Accepts = Callable[[RunResult | None, str], Any]  # whether a result of that scale takes part in a choice
 Score = float | str | None  # of a candidate: its selection metric, "diverged", or None without a result that counts
 
 
 @dataclass(frozen=True)
 class Choice:
-    """`scores`: of every candidate on the first seed, added ones last. `again`: of the best two on the second.
+    """The outcome of a search.
 
-    `best`: None while the search is not whole. `more`: runs beyond the search that are missing.
+    Attributes:
+        scores: Of every candidate on the first seed, added ones last.
+        second_seed: The scores of the best two on the second seed.
+        selected: The candidate of the final runs; None while the search is not complete.
+        missing: Runs beyond the search that are still to be made.
     """
 
     scores: list[tuple[Candidate, Score]]
-    again: dict[Candidate, Score]
-    best: Candidate | None
-    more: list[RunConfig]
+    second_seed: dict[Candidate, Score]
+    selected: Candidate | None
+    missing: list[RunConfig]
 
     @property
     def at_edge(self) -> bool:
         """Whether the rate is the highest or the lowest of those searched: there might be a better one beyond."""
-        return bool(self.scores) and self.best is not None and _edge(self.best, [c for c, _ in self.scores]) != 0
+        return (
+            bool(self.scores) and self.selected is not None and _edge(self.selected, [c for c, _ in self.scores]) != 0
+        )
 
     def reason(self, run: RunConfig) -> str:
-        """Why the run is one of `more`."""
-        assert self.best is not None
-        if self.again:
-            return f"the rate {run.lr:g} is one of the best two, and is tried on seed {run.seed} too"
-        edge = "highest" if (run.lr or 0) > (self.best.lr or 0) else "lowest"
-        return f"the best rate, {self.best.lr:g}, is the {edge} that was tried: {run.lr:g} is added"
+        """Return why the run is one of `missing`."""
+        assert self.selected is not None
+        if self.second_seed:
+            return f"the rate {run.lr:g} is one of the best two, so it is tried on seed {run.seed}, too"
+        edge = "highest" if (run.lr or 0) > (self.selected.lr or 0) else "lowest"
+        return f"the best rate, {self.selected.lr:g}, is the {edge} tried, so {run.lr:g} is added"
 
     @property
     def reversed(self) -> bool:
         """Whether the second seed alone would have chosen the other of the best two."""
-        if None in self.again.values() or len(self.again) < 2:
+        if None in self.second_seed.values() or len(self.second_seed) < 2:
             return False
-        first, second = self.again  # the first seed's order
-        return _loss(self.again[second]) < _loss(self.again[first])
+        first, second = self.second_seed  # the first seed's order
+        return _loss(self.second_seed[second]) < _loss(self.second_seed[first])
 
 
-def choose(spec: CellSpec, counts: Counts) -> Choice:
-    """A diverged run counts as the worst; where all did, the first is taken, so that the cell says so."""
-    scores = [(c, _score(spec, run, counts)) for c, run in zip(spec.candidates, spec.search, strict=False)]
+def choose(spec: CellSpec, accepts: Accepts) -> Choice:
+    """Choose among the runs of a search. A diverged run counts as the worst; if all did, the first is taken."""
+    scores = [(c, _score(spec, run, accepts)) for c, run in zip(spec.search_space, spec.search_runs, strict=False)]
     if not scores:
-        return Choice([], {}, spec.candidates[0], [])
+        return Choice([], {}, spec.search_space[0], [])
     if any(score is None for _, score in scores):
         return Choice(scores, {}, None, [])
     if not spec.at_scale.repeats or len(spec.at_scale.seeds) < 2:
         return Choice(scores, {}, _lowest(scores), [])
-    more = _widen(spec, scores, counts)
+    more = _widen(spec, scores, accepts)
     if more:
         return Choice(scores, {}, _lowest(scores), more)
     best_two = sorted(scores, key=lambda pair: _loss(pair[1]))[:2]
     runs = {c: spec.run(c, spec.at_scale.seeds[1], searching=True) for c, _ in best_two}
-    again = {c: _score(spec, run, counts) for c, run in runs.items()}
+    again = {c: _score(spec, run, accepts) for c, run in runs.items()}
     more = [runs[c] for c, score in again.items() if score is None]
     if more:
         return Choice(scores, again, _lowest(scores), more)
@@ -81,8 +87,8 @@ def choose(spec: CellSpec, counts: Counts) -> Choice:
     return Choice(scores, again, _lowest(means), [])
 
 
-def _widen(spec: CellSpec, scores: list[tuple[Candidate, Score]], counts: Counts) -> list[RunConfig]:
-    """Adds the scores of rates beyond the edge, while the best is there. Returns the run that is missing for that."""
+def _widen(spec: CellSpec, scores: list[tuple[Candidate, Score]], accepts: Accepts) -> list[RunConfig]:
+    """Add the scores of rates beyond the edge while the best is there; return the run that is missing for that."""
     for _ in range(MOST_ADDED):
         best = _lowest(scores)
         beyond = _edge(best, [c for c, _ in scores])
@@ -90,7 +96,7 @@ def _widen(spec: CellSpec, scores: list[tuple[Candidate, Score]], counts: Counts
             return []
         added = Candidate(best.overrides, next_rate(best.lr, beyond))
         run = spec.run(added, spec.at_scale.seeds[0], searching=True)
-        score = _score(spec, run, counts)
+        score = _score(spec, run, accepts)
         if score is None:
             return [run]
         scores.append((added, score))
@@ -98,13 +104,13 @@ def _widen(spec: CellSpec, scores: list[tuple[Candidate, Score]], counts: Counts
 
 
 def next_rate(lr: float, beyond: int) -> float:
-    """The next of 1, 3, 10, 30 and so on, upwards for 1 and downwards for -1."""
+    """Return the next of 1, 3, 10, 30 and so on: upwards for `beyond` = 1, downwards for -1."""
     half_decades = round(2 * math.log10(lr)) + beyond
     return float(f"{10 ** (half_decades / 2):.0e}")
 
 
 def _edge(chosen: Candidate, candidates: list[Candidate]) -> int:
-    """1 of the highest rate, -1 of the lowest, 0 within."""
+    """Return 1 for the highest rate, -1 for the lowest, 0 within."""
     rates = sorted(c.lr for c in candidates if c.lr is not None and c.overrides == chosen.overrides)
     if chosen.lr is None or not rates:
         return 0
@@ -120,27 +126,25 @@ def _loss(score: Score) -> float:
     return score if isinstance(score, float) else math.inf
 
 
-def _score(spec: CellSpec, config: RunConfig, counts: Counts) -> Score:
+def _score(spec: CellSpec, config: RunConfig, accepts: Accepts) -> Score:
     result = result_of(config)
-    if result is None or not counts(result, spec.scale):
+    if result is None or not accepts(result, spec.scale):
         return None
     if result.status != "done":
         return result.status
     step, name = last_step(config, result), spec.experiment.selection
     metric = result.metrics.get(step, {}).get(name)
     if metric is None:
-        raise ConfigError(
-            f"{result.run_id}: no metric {name} at step {step}: remove the result, and the run is done again"
-        )
+        raise ConfigError(f"{result.run_id}: no metric {name} at step {step}: remove the result to repeat the run")
     return metric.value if metric.finite else "diverged"
 
 
 def last_step(config: RunConfig, result: RunResult) -> int:
-    """Where the run ended: from its configuration, or where that follows from the data, from its result."""
+    """Return the step at which the run ended, from its configuration, or from its result if the data decide it."""
     if not config.method.trains:
         return 0
     if config.knows_steps:
         return config.last_step
     if result.last_step is None:
-        raise DamagedFileError(f"{result.run_id}: no field last_step: remove the result, and the run is done again")
+        raise DamagedFileError(f"{result.run_id}: no field last_step: remove the result to repeat the run")
     return result.last_step

@@ -28,33 +28,33 @@ class Line(NamedTuple):
 
 
 def lines(experiment: Experiment) -> list[Line]:
-    """Every value that the table prints, in its order."""
+    """Return every value that the table prints, in its order."""
     table = paper_tables()[experiment.paper or ""]
-    found = []
+    compared = []
     for task in (name for name, values in table.items() if isinstance(values, dict) and "scheduler" in values):
         config = compose([f"task={task}", "method=fft", "scale=paper"])
-        found += [
+        compared += [
             Line(f"{task}: {name}", table[task][name], attrgetter(path)(config))
             for name, path in experiment.settings.items()
         ]
     for task, grids in table["lr"].items():
-        found.append(Line(f"{task}: lr fft", grids["fft"], compose([f"task={task}", "method=fft"]).lr_grid()))
+        compared.append(Line(f"{task}: lr fft", grids["fft"], compose([f"task={task}", "method=fft"]).lr_grid()))
         for methods, family in ((LORA_LIKE, "lora_like"), (("mora",), "mora")):
             for r, rates in grids[family].items():
                 for method in methods:
                     config = compose([f"task={task}", f"method={method}", f"r={r}"])
-                    found.append(Line(f"{task}: lr {method} r={r}", rates, config.lr_grid()))
+                    compared.append(Line(f"{task}: lr {method} r={r}", rates, config.lr_grid()))
     for task, (r, operator) in product(table["lr"], table["mora_operator"].items()):
         config = compose([f"task={task}", "method=mora", f"r={r}"])
-        found.append(Line(f"{task}: operator r={r}", operator, operator_of(config)))
+        compared.append(Line(f"{task}: operator r={r}", operator, operator_of(config)))
     for r, alpha in table["lora_alpha"].items():
         config = compose(["task=metamath", "method=lora", f"r={r}"])
-        found.append(Line(f"lora_alpha r={r}", alpha, config.lora_alpha()))
-    return found
+        compared.append(Line(f"lora_alpha r={r}", alpha, config.lora_alpha()))
+    return compared
 
 
 def render(name: str, experiment: Experiment, folder: Path) -> Path:
-    """Writes `folder/<name>-paper.md`, `.tex` and `.csv`; returns the Markdown's path."""
+    """Write `folder/<name>-paper.md`, `.tex` and `.csv`; return the path of the Markdown."""
     rows = [
         [line.what, _plain(line.paper), _plain(line.ours), "" if line.paper == line.ours else "differs"]
         for line in lines(experiment)

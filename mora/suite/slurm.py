@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mora.config import ConfigError
-from mora.config.schema import Hardware
+from mora.config.hardware_schema import Hardware
 from mora.config.source import CONFIG_DIR
 from mora.config.yaml_file import read_yaml
 from mora.errors import MoraError
@@ -24,26 +24,25 @@ OTHER_NAMES = {"timeout_min": "time", "mem_gb": "mem"}
 
 
 def in_job() -> bool:
-    """Whether this process is one of a job, and is to run things rather than to hand them in."""
+    """Return whether this process belongs to a job, and should run things rather than submit them."""
     return "SLURM_JOB_ID" in os.environ
 
 
 def split(settings: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Those of the runs, and the options of the job."""
-    own = [text for text in settings if not text.startswith(PREFIX)]
+    """Return the settings of the runs, and the options of the job."""
+    of_runs = [text for text in settings if not text.startswith(PREFIX)]
     job = [text.removeprefix(PREFIX).partition("=") for text in settings if text.startswith(PREFIX)]
-    return own, {key: value for key, _, value in job}
+    return of_runs, {key: value for key, _, value in job}
 
 
 def script(command: Sequence[str], hardware: Hardware, tasks: int, options: dict[str, str], logs: Path) -> str:
-    """sbatch's input: `tasks` times `command`, of Python's arguments, on `hardware.nodes` nodes each.
+    """Return sbatch's input: `tasks` times `command`, Python's arguments, on `hardware.nodes` nodes each.
 
-    Raises: ConfigError for several tasks of several nodes: one could not tell another's run from one to join.
+    Raises:
+        ConfigError: There are several tasks of several nodes, which could not tell another's run from one to join.
     """
     if tasks > 1 and hardware.nodes > 1:
-        raise ConfigError(
-            f"JOBS={tasks}, hardware.nodes={hardware.nodes}: expected JOBS=1 where a run takes several nodes"
-        )
+        raise ConfigError(f"JOBS={tasks}, hardware.nodes={hardware.nodes}: expected JOBS=1 for runs of several nodes")
     launcher = read_yaml(CONFIG_DIR / "hydra" / "launcher" / "slurm.yaml")
     wanted = {
         "job-name": launcher["name"],
@@ -66,18 +65,18 @@ def script(command: Sequence[str], hardware: Hardware, tasks: int, options: dict
     return "\n".join(["#!/bin/bash", *lines, "", *begin, run, ""])
 
 
-def command(args: argparse.Namespace, own: Sequence[str]) -> list[str]:
-    """Python's arguments of one task: the suite as it was asked for, one run at a time; FORCE is done by then."""
+def command(args: argparse.Namespace, settings: Sequence[str]) -> list[str]:
+    """Return Python's arguments of one task: the suite as it was asked for, one run at a time; FORCE is done by then."""
     words = ["-m", "mora.suite", *args.names, "--scale", args.scale, "--hardware", "slurm", "--jobs", "1"]
     words += ["--seeds", str(args.seeds)] if args.seeds else []
     words += ["--results", str(args.results.resolve())] if args.results else []
-    for option, values in (("--only", args.only), ("--set", own)):
+    for option, values in (("--only", args.only), ("--set", settings)):
         words += [option, *values] if values else []
     return words
 
 
 def submit(text: str, logs: Path) -> str:
-    """Hands the job in; its number. Raises: ConfigError where there is no SLURM, or it refuses."""
+    """Submit the job and return its number. Raises ConfigError if there is no SLURM, or it refuses."""
     if shutil.which("sbatch") is None:
         raise ConfigError(
             "hardware=slurm: there is no sbatch in PATH; start it on a SLURM cluster, or use hardware=gpu8"

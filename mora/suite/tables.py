@@ -52,9 +52,9 @@ STACK = ("torch", "transformers", "peft")
 SIGNS = {"+-": "$\\pm$", "-": "$-$", "|": "$\\vert$", "~": "$\\sim$", ">": "$>$", "%": "\\%"}  # of LaTeX
 LEGEND = (
     "Each cell: paper | ours, mean +- sd (n seeds, or n of m) | the method's effect over LoRA at the same r: the paper's; "
-    "ours. In italics (in LaTeX grey): ours is within three standard errors of what knowing nothing scores, or below. "
-    f"{SQUARE}: of MoRA, M's side over the model's width, and the share of all inputs that never change an output. "
-    "ms: of a step, `~` where several runs shared the GPU. GiB: the most allocated."
+    "ours. Italics (grey in LaTeX): at most three standard errors above the score of a model that knows nothing. "
+    f"{SQUARE}: for MoRA, the side of M over the model's width, and the share of all inputs that never change an output. "
+    "ms: time per step, with `~` if several runs shared the GPU. GiB: peak allocated memory."
 )
 
 
@@ -68,7 +68,7 @@ class Shown(NamedTuple):
 
 
 def render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale: str, folder: Path) -> Path:
-    """Writes `folder/<name>-<scale>.md`, `.tex` and `.csv`; returns the Markdown's path."""
+    """Write `folder/<name>-<scale>.md`, `.tex` and `.csv`; return the path of the Markdown."""
     cells = [[shown_of(rows, i, j) for j in range(len(row))] for i, row in enumerate(rows)]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{scale}.md"
@@ -79,7 +79,7 @@ def render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale:
 
 
 def shown_of(rows: list[list[CellRuns]], i: int, j: int) -> Shown | None:
-    """What stands in row i, column j; None where the experiment leaves that cell out."""
+    """Return the cell in row i, column j with its effect; None if the experiment leaves it out."""
     runs = rows[i][j]
     if not runs.spec.exists:
         return None
@@ -105,8 +105,8 @@ def _markdown(experiment: Experiment, rows: list[list[CellRuns]], cells: list[li
     head = heading(experiment, rows)
     lines.append(f"| {' | '.join(head)} |")
     lines.append("|" + "---|" * len(head))
-    for row, found in zip(rows, cells, strict=True):
-        shown = [_italic(_words(c, DIGITS[experiment.unit]).replace("|", "\\|"), c) for c in found]
+    for row, in_row in zip(rows, cells, strict=True):
+        shown = [_italic(_words(c, DIGITS[experiment.unit]).replace("|", "\\|"), c) for c in in_row]
         lines.append(f"| {' | '.join([row[0].spec.label, trainable(row), *shown, *beyond(experiment, row)])} |")
     for note in [*notes(experiment), *_stacks(rows)]:
         lines += ["", note]
@@ -116,28 +116,28 @@ def _markdown(experiment: Experiment, rows: list[list[CellRuns]], cells: list[li
 
 
 def heading(experiment: Experiment, rows: list[list[CellRuns]]) -> list[str]:
-    """The names of the columns, those of `beyond` last."""
+    """Return the names of the columns, those of `beyond` last."""
     reached = [f"step of {experiment.reach.at_least:.0%}"] if experiment.reach else []
     return ["method", "trainable", *(runs.spec.column.name for runs in rows[0]), SQUARE, *reached, "ms", "GiB"]
 
 
 def beyond(experiment: Experiment, row: list[CellRuns]) -> list[str]:
-    """What stands beside the scores: M's size; steps to a level, every seed; time and memory, one a model or rank."""
+    """Return what is printed beside the scores: M's size, steps to a level, time and memory, one per model or rank."""
     reached = [_reached(experiment, row[0]) or "-"] if experiment.reach else []
-    times, memory = (list(dict.fromkeys(text for runs in row if (text := said(runs)))) for said in (_ms, _gib))
+    times, memory = (list(dict.fromkeys(text for runs in row if (text := text_of(runs)))) for text_of in (_ms, _gib))
     return [_squares(row), *reached, " / ".join(times) or "-", " / ".join(memory) or "-"]
 
 
 def _reached(experiment: Experiment, runs: CellRuns) -> str:
-    reach, found = experiment.reach, []
+    reach, steps = experiment.reach, []
     for _, result in runs.results if reach else []:
         step = steps_to(result, reach.metric, reach.at_least) if reach else None
-        found.append(f"> {max(result.metrics)}" if step is None else f"{step:.0f}")
-    return ", ".join(found)
+        steps.append(f"> {max(result.metrics)}" if step is None else f"{step:.0f}")
+    return ", ".join(steps)
 
 
 def _ms(runs: CellRuns) -> str:
-    """The median over the runs that had a GPU for themselves; where none had, over all, marked."""
+    """Return the median time of a step of the runs that had a GPU to themselves; if none had, of all, marked with `~`."""
     timed = [(result, 1e3 * result.speed["step_s"]) for _, result in runs.results if result.speed]
     alone = [ms for result, ms in timed if result.hardware.get("runs_side_by_side") == 1]
     if alone:
@@ -155,9 +155,9 @@ def _italic(text: str, shown: Shown | None) -> str:
 
 
 def _stacks(rows: list[list[CellRuns]]) -> list[str]:
-    """The versions that the cells were made with, more than one line where they differ."""
-    found = [result.packages for row in rows for runs in row for _, result in runs.results]
-    shown = (", ".join(f"{name} {made[name]}" for name in STACK if name in made) for made in found)
+    """Return the package versions that the cells were made with, one line per set of versions."""
+    packages = [result.packages for row in rows for runs in row for _, result in runs.results]
+    shown = (", ".join(f"{name} {made[name]}" for name in STACK if name in made) for made in packages)
     return [f"Made with {text}." for text in dict.fromkeys(shown) if text]
 
 
@@ -167,36 +167,36 @@ def models(rows: Iterable[Iterable[CellRuns]]) -> str:
 
 
 def notes(experiment: Experiment) -> list[str]:
-    """The paper's inconsistencies with itself that concern this experiment, shown and not repaired."""
-    found = paper_tables()["inconsistencies"]
-    chosen = [next(text for text in found if text.startswith(start)) for start in experiment.notes]
-    return [f"The paper with itself: {text}" for text in chosen]
+    """Return the paper's inconsistencies that concern this experiment, shown and not repaired."""
+    inconsistencies = paper_tables()["inconsistencies"]
+    chosen = [next(text for text in inconsistencies if text.startswith(start)) for start in experiment.notes]
+    return [f"Inconsistency within the paper: {text}" for text in chosen]
 
 
 def trainable(row: list[CellRuns]) -> str:
-    """The row's counts of parameters, one a model or rank."""
+    """Return the row's parameter counts, one per model or rank."""
     counts = [f"{count:,}" for runs in row for count in runs.trainable] or ["unknown"]
     return " / ".join(dict.fromkeys(counts))
 
 
 def _squares(row: list[CellRuns]) -> str:
-    """r_hat over the model's width and the share of inputs that are ignored, one a model or rank; a dash without M."""
-    found = [f"{m.r_hat / m.width:.3f}, {m.ignored:.0%}" for runs in row if (m := runs.square)]
-    return " / ".join(dict.fromkeys(found)) or "-"
+    """Return r_hat over the model's width and the share of ignored inputs, one per model or rank; a dash without M."""
+    squares = [f"{m.r_hat / m.width:.3f}, {m.ignored:.0%}" for runs in row if (m := runs.square)]
+    return " / ".join(dict.fromkeys(squares)) or "-"
 
 
 def _words(shown: Shown | None, digits: int) -> str:
-    """paper | mean +- sd (n) | effect over LoRA: the paper's; ours."""
+    """Return `paper | mean +- sd (n) | effect over LoRA: the paper's; ours`."""
     if shown is None:
         return "-"
-    found, printed = shown.cell, _printed(shown.cell.paper, digits)
-    if found.mean is None or found.values is None:
+    cell, printed = shown.cell, _printed(shown.cell.paper, digits)
+    if cell.mean is None or cell.values is None:
         return f"{printed} | {NOT_RUN}"
-    count = str(n) if (n := len(found.values)) >= found.seeds else f"{n} of {found.seeds}"
-    if math.isinf(found.mean):
+    count = str(n) if (n := len(cell.values)) >= cell.seeds else f"{n} of {cell.seeds}"
+    if math.isinf(cell.mean):
         return f"{printed} | diverged ({count})"
-    spread = f" +- {found.sd:.{digits}f}" if found.sd is not None else ""
-    ours = f"{printed} | {found.mean:.{digits}f}{spread} ({count})"
+    spread = f" +- {cell.sd:.{digits}f}" if cell.sd is not None else ""
+    ours = f"{printed} | {cell.mean:.{digits}f}{spread} ({count})"
     if shown.effect is None:
         return ours
     of_paper = "-" if shown.effect_paper is None else f"{shown.effect_paper:+.{digits}f}"
@@ -204,39 +204,39 @@ def _words(shown: Shown | None, digits: int) -> str:
 
 
 def _printed(value: float | None, digits: int) -> str:
-    """The paper's number as it stands there; 100 % has no decimals."""
+    """Return the paper's number as it is printed there; 100% has no decimals."""
     if value is None:
         return "-"
     return "100" if value == 100 else f"{value:.{digits}f}"
 
 
 def _score_lines(rows: list[list[CellRuns]]) -> list[str]:
-    """Every final run's score with its standard error and the floor, where the column shows a task's score at the end."""
+    """Return a line per final run with its score, standard error and floor, for columns that show a score at the end."""
     lines, unit = [], rows[0][0].spec.experiment.unit
     for runs in (runs for row in rows for runs in row):
         column = runs.spec.column
         for config, result in runs.results:
-            found = runs.metrics(config, result)
-            metric = found.get(column.metric)
+            metrics = runs.metrics(config, result)
+            metric = metrics.get(column.metric)
             if metric is not None and metric.documents is not None and column.step is None:
                 lr = "-" if config.lr is None else format_lr(config.lr)
-                shown = _score(column.metric, found, unit)
+                shown = _score(column.metric, metrics, unit)
                 lines.append(f"| {column.name} | {runs.spec.label} | {lr} | {config.seed} | {shown} |")
     if not lines:
         return []
     head = [
         "",
         f"Every run's score ({unit}) with its standard error over the evaluation's documents. Floor: the best constant "
-        "answer to multiple choice; `=`: the score is within 1.96 standard errors of it or below, which shows no skill.",
+        "answer to multiple choice; `=`: the score is at most 1.96 standard errors above it, which shows no skill.",
         "",
-        "| column | method | rate | seed | validation loss | documents | score | floor |",
+        "| column | method | lr | seed | validation loss | documents | score | floor |",
         "|---|---|---|---|---|---|---|---|",
     ]
     return [*head, *lines]
 
 
 def _score(name: str, metrics: Metrics, unit: str) -> str:
-    """validation loss | documents | score +- its error | floor and its mark."""
+    """Return `validation loss | documents | score +- its error | floor and its mark`."""
     factor, digits, metric = (100 if unit == "percent" else 1), DIGITS[unit], metrics[name]
     score, error = factor * metric.value, factor * (math.nan if metric.stderr is None else metric.stderr)
     at_it = metric.floor is not None and score - 1.96 * error <= 100 * metric.floor
@@ -247,18 +247,18 @@ def _score(name: str, metrics: Metrics, unit: str) -> str:
 
 
 def _beside(task: str, metrics: Metrics) -> str:
-    """What else was found: how many texts hold an answer, the score of those, how likely the set's gold answers are."""
+    """Return the share of texts with an answer, the score of those, and the likelihood of the set's gold answers."""
     parts, gold = [], metrics.get(f"{companion(task)}.score")
     if answered := metrics.get(f"{task}.answered"):
         right = metrics.get(f"{task}.score_if_answered")
-        parts.append(f"{100 * answered.value:.1f} % answered, {100 * right.value if right else 0:.1f} % of these right")
+        parts.append(f"{100 * answered.value:.1f}% answered, {100 * right.value if right else 0:.1f}% of these right")
     if gold:
-        parts.append(f"gold answers {gold.value:.3f} +- {gold.stderr or math.nan:.3f} nats a token")
+        parts.append(f"gold answers {gold.value:.3f} +- {gold.stderr or math.nan:.3f} nats per token")
     return f" ({'; '.join(parts)})" if parts else ""
 
 
 def _search_lines(experiment: Experiment, rows: list[list[CellRuns]]) -> list[str]:
-    """Every candidate of every search that was begun, the losing ones too: learning-rate curves. Of usable results alone."""
+    """Return a line per search that was begun, with every candidate, losing ones, too. Only usable results count."""
     lines: dict[str, None] = {}
     untouched: set[str] = set()
     for runs in (runs for row in rows for runs in row):
@@ -267,28 +267,28 @@ def _search_lines(experiment: Experiment, rows: list[list[CellRuns]]) -> list[st
             value = NOT_RUN
             if score is not None:
                 value, ran = score if isinstance(score, str) else f"{score:.4g}", True
-            again = runs.choice.again.get(candidate)
+            again = runs.choice.second_seed.get(candidate)
             value += "" if again is None else f" and {again if isinstance(again, str) else f'{again:.4g}'}"
-            value += "" if candidate in runs.spec.candidates else " (added: the best was at the edge)"
-            shown.append(f"{_candidate(candidate)}: {value}{_mark(runs.choice) if candidate == runs.best else ''}")
+            value += "" if candidate in runs.spec.search_space else " (added: the best was at the edge)"
+            shown.append(f"{_candidate(candidate)}: {value}{_mark(runs.choice) if candidate == runs.selected else ''}")
         if shown:
             where = f"{runs.spec.label}, {' '.join([runs.spec.column.task, *runs.spec.column.overrides])}"
             if ran:
                 lines[f"- {where}: {', '.join(shown)}"] = None
             else:
                 untouched.add(where)
-    head = f"Searches, each rate with its {experiment.selection} at the last step of the search (lower is better):"
-    rest = ["", f"Searches of which nothing was run: {len(untouched)}."] if untouched else []
+    head = f"Searches: each learning rate with its {experiment.selection} at the last step of the search (lower is better):"
+    rest = ["", f"Searches not run: {len(untouched)}."] if untouched else []
     return (["", head, "", *lines] if lines else []) + rest
 
 
 def _mark(choice: Choice) -> str:
-    said = ["chosen", *["at the edge of the grid"] * choice.at_edge, *["a second seed reverses it"] * choice.reversed]
-    return f" ({', '.join(said)})"
+    marks = ["chosen", *["at the edge of the grid"] * choice.at_edge, *["a second seed reverses it"] * choice.reversed]
+    return f" ({', '.join(marks)})"
 
 
 def _candidate(candidate: Candidate) -> str:
-    """`ratio=16.0 1e-4`: what it overrides, without the path, and its rate."""
+    """Return a candidate's overrides, without their paths, and its learning rate: `ratio=16.0 1e-4`."""
     words = [f"{key.rpartition('.')[2]}={value}" for key, _, value in (o.partition("=") for o in candidate.overrides)]
     return " ".join([*words, format_lr(candidate.lr or 0)])
 
@@ -298,10 +298,10 @@ def _latex(experiment: Experiment, rows: list[list[CellRuns]], cells: list[list[
     lines = [
         [
             *(latex.escape(row[0].spec.label), trainable(row)),
-            *(_latex_cell(c, digits) for c in found),
+            *(_latex_cell(c, digits) for c in in_row),
             *(_signs(text) for text in beyond(experiment, row)),
         ]
-        for row, found in zip(rows, cells, strict=True)
+        for row, in_row in zip(rows, cells, strict=True)
     ]
     head = [latex.escape(text) for text in heading(experiment, rows)]
     above = [f"{experiment.title}; scale {scale}, {models(rows)}.", LEGEND, *notes(experiment)]
@@ -309,7 +309,7 @@ def _latex(experiment: Experiment, rows: list[list[CellRuns]], cells: list[list[
 
 
 def _latex_cell(shown: Shown | None, digits: int) -> str:
-    """What `_words` says, with LaTeX's signs."""
+    """Return what `_words` returns, with LaTeX's signs."""
     text = _signs(_words(shown, digits))
     return f"\\textcolor{{gray}}{{{text}}}" if shown is not None and shown.at_floor else text
 
@@ -319,19 +319,19 @@ def _signs(text: str) -> str:
 
 
 def _csv(rows: list[list[CellRuns]], cells: list[list[Shown | None]]) -> str:
-    """One line a cell; fields are empty where there is nothing."""
+    """Return one line per cell; fields are empty if there is nothing."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
-    for row, found in zip(rows, cells, strict=True):
-        for runs, c in zip(row, found, strict=True):
+    for row, in_row in zip(rows, cells, strict=True):
+        for runs, c in zip(row, in_row, strict=True):
             if c is not None:
                 writer.writerow(_csv_line(runs, c))
     return out.getvalue()
 
 
 def _csv_line(runs: CellRuns, shown: Shown) -> list[str]:
-    spec, best, c = runs.spec, runs.best, shown.cell
+    spec, best, c = runs.spec, runs.selected, shown.cell
 
     def number(value: float | None) -> str:
         return "" if value is None else f"{value:.4f}"

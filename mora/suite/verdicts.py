@@ -29,7 +29,7 @@ Verdict = Literal["shown", "contradicted", "equal", "undecided", "floor", "not r
 
 
 class Variance(NamedTuple):
-    """Of a seed's paired difference."""
+    """The variance of a seed's paired difference."""
 
     value: float
     df: float
@@ -56,11 +56,11 @@ class Estimate:
         return Interval(self.effect - half, self.effect + half)
 
     def above(self, bound: float) -> float:
-        """The one-sided p-value of the difference being no larger than `bound`."""
+        """Return the one-sided p-value of the difference being no larger than `bound`."""
         return self._tail(bound - self.effect)
 
     def below(self, bound: float) -> float:
-        """The one-sided p-value of the difference being no smaller than `bound`."""
+        """Return the one-sided p-value of the difference being no smaller than `bound`."""
         return self._tail(self.effect - bound)
 
     def _tail(self, distance: float) -> float:
@@ -71,15 +71,15 @@ class Estimate:
 
 
 def variance(differences: Sequence[float]) -> Variance | None:
-    """None of one seed, or where a run diverged."""
+    """Return the variance over seeds; None for one seed, or if a run diverged."""
     if len(differences) < 2 or not all(map(math.isfinite, differences)):
         return None
     return Variance(float(np.var(differences, ddof=1)), len(differences) - 1)
 
 
-def pooled(found: Sequence[Variance | None]) -> Variance | None:
-    """The mean, weighted by degrees of freedom. None of nothing."""
-    known = [v for v in found if v is not None]
+def pooled(variances: Sequence[Variance | None]) -> Variance | None:
+    """Return the mean variance, weighted by degrees of freedom; None if there is none."""
+    known = [v for v in variances if v is not None]
     df = sum(v.df for v in known)
     return Variance(sum(v.df * v.value for v in known) / df, df) if known else None
 
@@ -87,14 +87,18 @@ def pooled(found: Sequence[Variance | None]) -> Variance | None:
 def estimate(
     differences: Sequence[float], of_table: Variance | None, document_se: float | None, seed_sd: float | None
 ) -> Estimate:
-    """The mean over seeds and its error: over seeds, and over documents where `document_se` is given.
+    """Return the mean over seeds and its error, over seeds and, with `document_se`, over documents.
 
-    `of_table`: the variance pooled over the contrasts of the table, taken where there are fewer than FEW seeds. One seed,
-    or seeds that do not differ at all: the standard deviation that the plan assumed. Without any error nothing is decided.
+    Args:
+        differences: One per seed.
+        of_table: The variance pooled over the contrasts of the table, taken if there are fewer than FEW seeds.
+        document_se: The standard error over documents.
+        seed_sd: The standard deviation that the plan assumed, taken for one seed or for seeds that do not differ at
+            all. Without any error nothing is decided.
     """
     n, effect = len(differences), float(np.mean(differences))
-    own = variance(differences)
-    chosen = of_table if own is not None and n < FEW and of_table is not None else own
+    unpooled = variance(differences)
+    chosen = of_table if unpooled is not None and n < FEW and of_table is not None else unpooled
     if seed_sd is not None and (n == 1 or (chosen is not None and chosen.value == 0)):
         chosen = Variance(seed_sd**2, math.inf)
     if chosen is None:
@@ -110,29 +114,30 @@ class Judged(NamedTuple):
     verdict: Verdict
 
 
-def judge(test: Test, found: Estimate, margin: float = 0.0, gap: Estimate | None = None) -> Judged:
-    """Before any correction. `gap`: for `closes`, what is to be closed."""
+def judge(test: Test, estimate: Estimate, margin: float = 0.0, gap: Estimate | None = None) -> Judged:
+    """Judge a claim before any correction. `gap`: for `closes`, what is to be closed."""
     if test == "order":
-        return Judged(2 * min(found.above(0), found.below(0)), "shown" if found.effect > 0 else "contradicted")
-    outside = Judged(2 * found.below(-margin), "contradicted")
+        return Judged(2 * min(estimate.above(0), estimate.below(0)), "shown" if estimate.effect > 0 else "contradicted")
+    outside = Judged(2 * estimate.below(-margin), "contradicted")
     if test == "equal":
-        equal = Judged(max(found.above(-margin), found.below(margin)), "equal")
-        return min(equal, outside, Judged(2 * found.above(margin), "contradicted"), key=lambda j: j.p)
+        equal = Judged(max(estimate.above(-margin), estimate.below(margin)), "equal")
+        return min(equal, outside, Judged(2 * estimate.above(margin), "contradicted"), key=lambda j: j.p)
     p_gap = 1.0 if gap is None else min(1.0, 2 * gap.above(0))
-    nearest = min(Judged(found.above(-margin), "shown"), outside, key=lambda j: j.p)
+    nearest = min(Judged(estimate.above(-margin), "shown"), outside, key=lambda j: j.p)
     return Judged(max(nearest.p, p_gap), nearest.verdict)
 
 
-def decide(found: Sequence[Judged]) -> list[Verdict]:
-    """The verdicts of a table's claims, which hold together."""
-    adjusted = holm([judged.p for judged in found])
-    return [judged.verdict if p <= ALPHA else "undecided" for judged, p in zip(found, adjusted, strict=True)]
+def decide(table: Sequence[Judged]) -> list[Verdict]:
+    """Return the verdicts of a table's claims, corrected together by Holm's method."""
+    adjusted = holm([judged.p for judged in table])
+    return [judged.verdict if p <= ALPHA else "undecided" for judged, p in zip(table, adjusted, strict=True)]
 
 
 def exact(first: int, n_first: int, second: int, n_second: int, level: float = 1 - ALPHA) -> tuple[Interval, float]:
-    """The interval of a difference of two shares, of the exact (Clopper-Pearson) interval of each, and Fisher's two-sided p.
+    """Return the interval of a difference of two shares, and Fisher's two-sided p.
 
-    The limits are combined by their squares (Zou and Donner 2008), which is right also where a share is 0 or 1.
+    The exact (Clopper-Pearson) limits of each share are combined by their squares (Zou and Donner 2008), which is right
+    also if a share is 0 or 1.
     """
     from scipy import stats  # a second to import, for what is seldom asked
 
@@ -146,13 +151,13 @@ def exact(first: int, n_first: int, second: int, n_second: int, level: float = 1
 
 
 def share_error(share: float, documents: int) -> float:
-    """A standard error that is not zero where all or none are right (Agresti and Coull 1998)."""
+    """Return a standard error that is not zero if all or none are right (Agresti and Coull 1998)."""
     adjusted = (share * documents + 2) / (documents + 4)
     return math.sqrt(adjusted * (1 - adjusted) / (documents + 4))
 
 
 class Design(NamedTuple):
-    """What a plan gives: the difference to be found, the errors, the seeds, and how many claims the table judges."""
+    """A plan: the effect to be detected, the errors, the seeds, and how many claims the table judges."""
 
     effect: float
     seed_sd: float | None
@@ -162,8 +167,9 @@ class Design(NamedTuple):
 
 
 def power(test: Test, design: Design, margin: float = 0.0) -> float:
-    """The chance of the right verdict where the difference is `design.effect`, at ALPHA over the number of claims: with
-    Holm's correction at least this. 0 where no error is known.
+    """Return the chance of the right verdict if the difference is `design.effect`; 0 if no error is known.
+
+    It is taken at ALPHA over the number of claims; with Holm's correction the power is at least this.
     """
     effect, sd, document_se, n, claims = design
     if sd is None:
@@ -181,7 +187,7 @@ def power(test: Test, design: Design, margin: float = 0.0) -> float:
 
 
 def _beyond(shift: float, alpha: float, df: float) -> float:
-    """The chance that a t statistic shifted by so many standard errors exceeds its critical value."""
+    """Return the chance that a t statistic, shifted by so many standard errors, exceeds its critical value."""
     if math.isinf(df):
         return float(special.ndtr(shift + special.ndtri(alpha)))
     return 1 - float(special.nctdtr(df, shift, -special.stdtrit(df, alpha)))

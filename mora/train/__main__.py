@@ -10,6 +10,9 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
+# Read when CUDA starts. A run of 1.5B, whose passes are of many sizes, otherwise holds a third more than it has allocated.
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
 import torch
 import yaml
 
@@ -59,7 +62,7 @@ def main() -> int:
 
 
 def _of_memory_or_ranks(error: RuntimeError | MemoryError) -> str | None:
-    """What to say of memory that the machine has not, or of a rank that this one has lost; None of other errors."""
+    """Return what to say of memory that is missing, or of a rank that this one has lost; None of other errors."""
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
         return f"out of CPU memory: {one_line(error) or 'Python asked in vain for more'}"
     if "by peer" in str(error):  # of gloo and NCCL: closed, reset
@@ -79,12 +82,12 @@ def _out_of_memory(folder: Path, error: torch.OutOfMemoryError) -> str:
         name, micro, smaller = "micro_batch_tokens", hardware.micro_batch_tokens, hardware.micro_batch_tokens // 2
     advice = f"{'halve' if 2 * smaller == micro else 'lower'} it: hardware.{name}={smaller}"
     if micro == 1:
-        advice = "it is the smallest: shorten the sequences, take more GPUs, or hardware.parallel=zero3"
+        advice = "it is the smallest: shorten the sequences, use more GPUs, or hardware.parallel=zero3"
     return f"out of GPU memory with hardware.{name}={micro}; {advice} ({first})"
 
 
 def process() -> NoReturn:
-    """`main`, and the end of the process with its exit code."""
+    """Run `main`, and end the process with its exit code."""
     code = 1
     try:
         code = main()

@@ -19,7 +19,7 @@ KEPT = 2
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """Writes `folder/step_000300`. An interrupted or failed write leaves the earlier checkpoints as they were."""
+    """Write `folder/step_000300`. An interrupted or failed write leaves the earlier checkpoints as they were."""
     final, partial = folder / f"step_{step:06d}", folder / f".partial-{step:06d}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -47,14 +47,14 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
 
 
 def load_latest(folder: Path) -> dict[str, Any] | None:
-    """The newest checkpoint whose hash is right, on the CPU; None without. A damaged one is named and passed over."""
+    """Return the newest intact checkpoint, on the CPU; None if there is none. A damaged one is named and skipped."""
     for path in reversed(_steps(folder)):
         try:
             return _load(path)
         except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
             reason = one_line(str(error).split("\n")[0])
             print(
-                f"checkpoint {path} is damaged ({reason:.200}): going back to the one before",
+                f"checkpoint {path} is damaged ({reason:.200}): using the one before",
                 file=sys.stderr,
                 flush=True,
             )
@@ -62,19 +62,23 @@ def load_latest(folder: Path) -> dict[str, Any] | None:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """Raises: OSError, ValueError, RuntimeError, UnpicklingError: it is not there, not whole, or holds more than data."""
-    found = path / "state.pt"
-    if (path / "sha256").read_text() != file_digest(found):
-        raise ValueError("its sha256 is another")
+    """Load one checkpoint.
+
+    Raises:
+        OSError, ValueError, RuntimeError, UnpicklingError: It is missing, damaged, or holds more than data.
+    """
+    file = path / "state.pt"
+    if (path / "sha256").read_text() != file_digest(file):
+        raise ValueError("its sha256 does not match")
     # mapped, so that the ranks of a machine share the memory of one copy
-    state = torch.load(found, map_location="cpu", weights_only=True, mmap=True)
+    state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     if not isinstance(state, dict) or state.get("step") != _step(path):
         raise ValueError(f"it is not of step {_step(path)}")
     return state
 
 
 def latest_step(folder: Path) -> int:
-    """The step of the newest checkpoint; 0 where there is none."""
+    """Return the step of the newest checkpoint; 0 if there is none."""
     steps = _steps(folder)
     return _step(steps[-1]) if steps else 0
 
@@ -88,7 +92,7 @@ def _step(path: Path) -> int:
 
 
 def failpoint(point: str, step: int) -> None:
-    """Dies here, as by SIGKILL, when MORA_KILL_AT is point:step or point:step:rank: tests interrupt a run with it."""
+    """Die here, as by SIGKILL, if MORA_KILL_AT is point:step or point:step:rank: tests interrupt a run with it."""
     here = f"{point}:{step}"
     if os.environ.get("MORA_KILL_AT") in (here, f"{here}:{os.environ.get('RANK', 0)}"):
         os.kill(os.getpid(), 9)

@@ -79,5 +79,5 @@ class GraphedBackward:
 
 @functools.cache
 def _stream(device: int) -> torch.cuda.Stream:
-    """The one on which all graphs of a GPU are captured: torch keeps 64 MiB for cuBLAS for every stream that has used it."""
+    """Return the stream on which all graphs of a GPU are captured: torch keeps 64 MiB for cuBLAS per stream in use."""
     return torch.cuda.Stream(device)

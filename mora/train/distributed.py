@@ -1,4 +1,4 @@
-"""What ranks say to each other, and nothing where there is only one."""
+"""Communication between ranks; nothing of it happens if there is only one."""
 
 from __future__ import annotations
 
@@ -35,14 +35,15 @@ __all__ = [
 
 @contextmanager
 def process_group(wanted: int, device: torch.device) -> Iterator[None]:
-    """The ranks that torchrun has started, joined. A single process needs none.
+    """Context manager: join the ranks that torchrun has started. A single process needs none.
 
-    Raises: ConfigError where there are more or fewer than `wanted`.
+    Raises:
+        ConfigError: There are more or fewer ranks than `wanted`.
     """
     started = int(os.environ.get("WORLD_SIZE", 1))
     if started != wanted:
         raise ConfigError(
-            f"the run wants {wanted} ranks (hardware.processes x hardware.nodes), but {started} were started: use run.py, "
+            f"the run needs {wanted} ranks (hardware.processes x hardware.nodes), but {started} were started: use run.py, "
             f"or torchrun with --nproc-per-node and --nnodes to match"
         )
     if wanted == 1:
@@ -60,7 +61,7 @@ def process_group(wanted: int, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def single_process_env() -> Iterator[None]:
-    """Within, libraries that look at torchrun's variables take this process for the only one, as lm-eval must."""
+    """Context manager: libraries that read torchrun's variables see a single process, as lm-eval must."""
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
     kept = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
@@ -70,7 +71,7 @@ def single_process_env() -> Iterator[None]:
 
 
 def device_of_rank(device: torch.device) -> torch.device:
-    """The GPU of this rank, where `device` is a GPU and there are several ranks on this machine."""
+    """Return the GPU of this rank if `device` is a GPU and several ranks share this machine."""
     if device.type == "cuda" and "LOCAL_RANK" in os.environ:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
@@ -78,14 +79,14 @@ def device_of_rank(device: torch.device) -> torch.device:
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
-    """In place. All ranks must call."""
+    """Sum over the ranks, in place. All ranks must call."""
     if world_size() > 1:
         dist.all_reduce(value)
     return value
 
 
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Every gradient becomes its sum over the ranks, in one message for each dtype. All ranks must call."""
+    """Replace every gradient by its sum over the ranks, in one message per dtype. All ranks must call."""
     if world_size() == 1:
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
@@ -98,14 +99,14 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether some rank says so. All ranks must call; `device` is the rank's own. Waits for the device."""
+    """Return whether some rank's flag is set. All ranks must call; `device` is the rank's own. Waits for the device."""
     if world_size() == 1:
         return flag
     return bool(sum_over_ranks(torch.tensor(float(flag), device=device)).item())
 
 
 class RankShard:
-    """Of the micro batches of every step, each world-size-th: all ranks together see each sample once."""
+    """Every world-size-th micro batch of each step, so that all ranks together see each sample once."""
 
     def __init__(self, batches: Steps):
         self.batches = batches
@@ -114,5 +115,5 @@ class RankShard:
         return islice(self.batches.step(step), rank(), None, world_size())
 
     def loss_tokens(self, step: int) -> int:
-        """Of the whole step, so that the ranks' losses add up to the step's."""
+        """Return the tokens of the whole step that carry a loss, so that the ranks' losses add up to the step's."""
         return self.batches.loss_tokens(step)

@@ -1,4 +1,4 @@
-"""What the loop needs of an optimizer: backward, step, and a state to save. Here in plain torch, on one rank or more."""
+"""The engine of the training loop (backward, step, state to save) in plain torch, on one rank or more."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mora.config.schema import Train
+from mora.config.train_schema import Train
 from mora.data.batches import Batch
 from mora.methods import Group, trainable
 from mora.models.losses import token_losses
@@ -59,7 +59,7 @@ class TorchEngine(TorchState):
         self.computation_changed()
 
     def backward(self, batch: Batch, loss_tokens: int) -> Tensor:
-        """Adds the gradient of (sum of token losses / loss_tokens). Returns that loss, detached, without a host sync."""
+        """Add the gradient of (sum of token losses / loss_tokens). Return that loss, detached, without a host sync."""
         return self._backward(batch.to(self.device), torch.full((), float(loss_tokens), device=self.device))
 
     def _eager(self, batch: Batch, loss_tokens: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class TorchEngine(TorchState):
         return loss.detach()
 
     def step(self, lr: float, max_grad_norm: float) -> Tensor:
-        """Clips, updates, clears the gradients. Returns the norm before clipping."""
+        """Clip, update and clear the gradients; return the norm before clipping."""
         for group, ours in zip(self.optimizer.param_groups, self.groups, strict=True):
             group["lr"] = lr * ours.lr_scale
         sum_gradients(self.masters.values())
@@ -89,13 +89,13 @@ class TorchEngine(TorchState):
         return norm
 
     def computation_changed(self) -> None:
-        """What the model computes is another function now: what was recorded of it is forgotten."""
+        """Forget what was recorded of the computation: the model now computes another function."""
         self._backward = GraphedBackward(self._eager, self.masters.values()) if self._graphed else self._eager
 
     def assign(self, parameter: nn.Parameter, value: Tensor, stale_master: bool = False) -> None:
-        """Writes a whole value, the same on every rank, into the parameter and into its master.
+        """Write a whole value, the same on every rank, into the parameter and its master.
 
-        stale_master: the next update goes on from the old master, as where nobody refreshed it.
+        With `stale_master` the master keeps its old value, as if nobody had refreshed it.
         """
         master = self._masters_of.get(parameter)
         if master is not None:
@@ -105,24 +105,30 @@ class TorchEngine(TorchState):
         parameter.data.copy_(value)
 
     def master(self, parameter: nn.Parameter) -> Tensor:
-        """The whole fp32 value that the optimizer updates, or that of a parameter which does not train."""
+        """Return the whole fp32 value that the optimizer updates; for a frozen parameter, its own value."""
         return self._masters_of.get(parameter, parameter).detach()
 
     def optimizer_states(self, adapter: bool) -> list[dict[str, Tensor]]:
-        """What this process holds of the moments and steps of adapters, or of everything else. May be written to."""
+        """Return this process's moments and steps of the adapters, or of everything else. They may be written to."""
         masters = [self.masters[name] for group in self.groups if group.adapter == adapter for name in group.parameters]
         return [self.optimizer.state[m] for m in masters if m in self.optimizer.state]
 
     def fp32_masters(self) -> AbstractContextManager[None]:
-        """Within, what trains holds its masters: to save or merge them unrounded. The model does not compute then."""
+        """Context manager: trained parameters hold their masters, to be saved or merged unrounded.
+
+        The model must not compute meanwhile.
+        """
         return exchanged({p: master.data for p, master in self._pairs()} | self._frozen)
 
     def materialized(self) -> AbstractContextManager[None]:
-        """Within, this process holds the whole model unrounded: for saving, and for evaluation inside `methods.merged`."""
+        """Context manager: this process holds the whole model, unrounded.
+
+        For saving, and for evaluation inside `methods.merged`.
+        """
         return self.fp32_masters()
 
     def state_dict(self) -> dict[str, Any]:
-        """Masters and optimizer state of what trains, by name: the same from every engine and any number of ranks."""
+        """Return masters and optimizer state by name, the same from every engine and any number of ranks."""
         states = {name: self.optimizer.state[m] for name, m in self.masters.items() if m in self.optimizer.state}
         weights = {name: self._stale.get(m, m).detach() for name, m in self.masters.items()}
         return {"weights": weights, "optimizer": states}
@@ -136,7 +142,7 @@ class TorchEngine(TorchState):
         self._round_masters()
 
     def _pairs(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
-        """(parameter, master) where they are two."""
+        """Return (parameter, master) for those with a master of their own."""
         return [(p, self.masters[name]) for name, p in self.parameters.items() if p is not self.masters[name]]
 
     @torch.no_grad()
@@ -147,8 +153,10 @@ class TorchEngine(TorchState):
 
 
 def round_frozen(model: nn.Module, dtype: torch.dtype) -> dict[nn.Parameter, Tensor]:
-    """Brings what does not train to the dtype of the computation. Returns the values that were rounded: of an A that stays
-    as it is, which PEFT makes in fp32.
+    """Cast the parameters that do not train to the dtype of the computation.
+
+    Returns:
+        The values before rounding, by parameter: those of a frozen A, which PEFT makes in fp32.
     """
     frozen = {p: p.data for p in model.parameters() if not p.requires_grad and p.dtype != dtype}
     for p in frozen:
@@ -157,7 +165,7 @@ def round_frozen(model: nn.Module, dtype: torch.dtype) -> dict[nn.Parameter, Ten
 
 
 def _with_master(parameter: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:
-    """The parameter's fp32 master, made of its value before it is rounded to `dtype`; in fp32 the parameter itself."""
+    """Return the parameter's fp32 master, taken before it is rounded to `dtype`; in fp32, the parameter itself."""
     if dtype == torch.float32:
         return parameter
     master = nn.Parameter(parameter.detach().float().clone())

@@ -18,9 +18,10 @@ from .interface import Engine
 
 
 def make_engine(model: nn.Module, config: RunConfig) -> Engine:
-    """Plain torch, or DeepSpeed for ZeRO. Where nothing trains there is no optimizer to split.
+    """Return an engine in plain torch, or in DeepSpeed for ZeRO. If nothing trains there is no optimizer to split.
 
-    Raises: ConfigError where DeepSpeed is not installed.
+    Raises:
+        ConfigError: DeepSpeed is not installed.
     """
     dtype, groups = DTYPES[config.scale.precision], parameter_groups(model, config)
     if config.hardware.gradient_checkpointing:
@@ -39,8 +40,10 @@ def make_engine(model: nn.Module, config: RunConfig) -> Engine:
 
 
 def captures_graphs(config: RunConfig) -> bool:
-    """Whether, on a GPU, the engine captures steps of a model that can be captured. Not of any PEFT method's layers, which
-    may do what no graph can hold."""
+    """Return whether the engine captures steps in CUDA graphs on a GPU.
+
+    Never for layers of an arbitrary PEFT method, which may do what no graph can hold.
+    """
     adapter = config.method.adapter
     return config.hardware.captures_graphs and not _is_zero(config) and (adapter is None or adapter.captures_graphs)
 
@@ -50,10 +53,10 @@ def _is_zero(config: RunConfig) -> bool:
 
 
 def checkpoint_layers(model: nn.Module) -> None:
-    """From now on, in training, backward computes each layer again from its input, with the same dropout.
+    """Recompute each layer from its input in backward, with the same dropout, from now on.
 
-    The layers are the model's own; adapters in them are computed again with them. Not the reentrant form, which gives no
-    gradient where a layer's input needs none: with adapters, the first one's.
+    The layers are the model's own, with their adapters. This is not the reentrant form, which computes no gradient if a
+    layer's input needs none, as the first layer's does not with adapters.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     assert isinstance(base, PreTrainedModel)

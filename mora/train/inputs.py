@@ -1,4 +1,4 @@
-"""What a run was made of: the weights and data that its configuration only names. No torch."""
+"""The weights and data behind a run, which its configuration only names. No torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mora.config.schema import Model
+from mora.config.model_schema import Model
 from mora.config.seal import sealed, unsealed
 from mora.errors import DamagedFileError
 from mora.io import replace_file, sha256
@@ -16,7 +16,7 @@ OF_A_CHECKPOINT = (".safetensors", ".bin", ".json", ".model", ".txt", ".jinja")
 
 
 def digest(model: Model) -> str | None:
-    """sha256 over the files of a checkpoint's folder; None for any other model, which its configuration pins."""
+    """Return the sha256 over the files of a checkpoint's folder; None for any other model, pinned by its configuration."""
     if model.source != "pretrained" or model.path is None or not Path(model.path).is_dir():
         return None
     files = sorted(path for path in Path(model.path).iterdir() if path.suffix in OF_A_CHECKPOINT and path.is_file())
@@ -24,9 +24,10 @@ def digest(model: Model) -> str | None:
 
 
 def same_as_before(folder: Path, inputs: dict[str, Any]) -> None:
-    """Remembers in the run's folder what it is made of.
+    """Remember the run's inputs in its folder.
 
-    Raises: DamagedFileError where it has checkpoints that were made of something else.
+    Raises:
+        DamagedFileError: The folder has checkpoints made of something else.
     """
     path = folder / "inputs.json"
     begun = any((folder / "checkpoints").glob("step_*"))
@@ -34,13 +35,13 @@ def same_as_before(folder: Path, inputs: dict[str, Any]) -> None:
         before = unsealed(json.loads(path.read_text())) if begun and path.is_file() else inputs
     except (ValueError, AttributeError) as error:
         raise DamagedFileError(
-            f"{path} is damaged ({error}), and says what the checkpoints there are made of: remove it, if weights and data "
-            "are as they were, or the folder to start anew"
+            f"{path}, which records the inputs of the checkpoints there, is damaged ({error}): remove it if weights and "
+            "data are unchanged, or the folder to start over"
         ) from error
     if before != inputs and begun:
         changed = ", ".join(key for key in inputs if before.get(key) != inputs[key])
         raise DamagedFileError(
-            f"{folder} holds a checkpoint made of other inputs ({changed}): bring back what it was started with, or remove "
-            "the folder to start anew"
+            f"{folder} holds a checkpoint made of other inputs ({changed}): restore what it was started with, or remove "
+            "the folder to start over"
         )
     replace_file(path, json.dumps(sealed(inputs), indent=1, sort_keys=True) + "\n")

@@ -1,4 +1,4 @@
-"""What the loop and the restarts ask of an engine and of the data: the same in plain torch and in DeepSpeed."""
+"""The protocol of engines and data that the loop and the restarts use, the same in plain torch and in DeepSpeed."""
 
 from __future__ import annotations
 

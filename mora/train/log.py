@@ -12,22 +12,24 @@ from mora.io import replace_file
 
 
 class RunLog:
-    """Appends rows to `path`, which begins with `text`: on resume what the checkpoint holds of it, whatever has become of
-    the file. The steps after it will be written again."""
+    """Appends rows to `path`, which begins with `text`.
+
+    On resume that is the log in the checkpoint, whatever has become of the file; later steps are written again.
+    """
 
     def __init__(self, path: Path, text: str = "", write: bool = True):
-        """write=False: rows are returned by `flush`, but another process writes them."""
+        """Open the log. With write=False `flush` only returns the rows, since another process writes them."""
         self.path, self.text, self._write = path, text, write
         self._waiting: list[dict[str, Any]] = []
         if write:
             replace_file(path, text)
 
     def add(self, **row: Any) -> None:
-        """Keeps a row; values may still be tensors on the GPU."""
+        """Keep a row; its values may still be tensors on the GPU."""
         self._waiting.append(row)
 
     def flush(self) -> list[dict[str, Any]]:
-        """Writes what waits, in one host sync, and returns it as plain numbers."""
+        """Write the kept rows with one host sync, and return them as plain numbers."""
         rows = [{k: v.item() if hasattr(v, "item") else v for k, v in row.items()} for row in self._waiting]
         self._waiting = []
         lines = "".join(map(_line, rows))
@@ -39,7 +41,7 @@ class RunLog:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a log without a last line that a crash cut off. Raises: DamagedFileError where another is damaged."""
+    """Return the rows of a log, without a last line cut by a crash. Raises DamagedFileError if another line is damaged."""
     if not path.is_file():
         return []
     rows = []
@@ -48,13 +50,13 @@ def read(path: Path) -> list[dict[str, Any]]:
             rows.append(_row(line))
             if rows[-1] is None:
                 raise DamagedFileError(
-                    f"{path}:{number} is damaged: restore it, or do its run again; one that has a checkpoint writes it anew"
+                    f"{path}:{number} is damaged: restore it, or repeat the run; from a checkpoint the log is rewritten"
                 )
     return rows
 
 
 def _row(line: str) -> Any:
-    """None of a line that is no row."""
+    """Parse a line; None if it is no row."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):

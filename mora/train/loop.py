@@ -41,17 +41,26 @@ class Interrupted(KeyboardInterrupt):
 
 
 def fit(engine: Engine, batches: Steps, config: RunConfig, folder: Path, evaluate: Evaluate) -> dict[str, float] | None:
-    """Trains from the latest checkpoint in `folder` to `config.last_step`.
+    """Train from the latest checkpoint in `folder` to `config.last_step`.
 
-    Returns the speed of this process (`Speed.facts`); None where it had no step to do.
+    Dropout is a pure function of (seed, step), as the batches are, so a resumed run repeats the uninterrupted one. All
+    ranks call it with the whole data; each takes its share of the micro batches, and rank 0 writes `folder/log.jsonl`.
 
-    `evaluate(step)` is asked after every update, and first of all by a run that begins at a checkpoint, which is written
-    before the evaluation of its step; it returns {} where nothing is due. Rows go to `folder/log.jsonl`.
-    Dropout is a pure function of (seed, step), as the batches are, so a resumed run repeats the uninterrupted one.
+    Args:
+        engine: Holds model and optimizer.
+        batches: The training data.
+        config: The run.
+        folder: Of the log and the checkpoints.
+        evaluate: Asked as `evaluate(step)` after every update, and first by a run that starts from a checkpoint, which
+            is written before the evaluation of its step. Returns {} if nothing is due.
 
-    All ranks call it with the whole data; each takes its share of the micro batches, rank 0 writes.
+    Returns:
+        The speed of this process (`Speed.facts`); None if it had no step to do.
 
-    Raises: Diverged with step, rate and last good checkpoint; Interrupted; RestartFailed.
+    Raises:
+        Diverged: With step, learning rate and last good checkpoint.
+        Interrupted: A signal asked to stop.
+        RestartFailed: A restart's postcondition does not hold.
     """
     saved, restarts = folder / "checkpoints", Restarts(engine, config)
     start, text = _resume(saved, engine, restarts, config)
@@ -91,11 +100,15 @@ def _train(
         lr = learning_rate(step, config.total_steps, config.lr, train, config.method.restart)
         torch.manual_seed(config.seed * 1_000_003 + step + (rank() << 40))
         loss_tokens = batches.loss_tokens(step)
-        loss = sum_over_ranks(torch.stack([engine.backward(micro, loss_tokens) for micro in batches.step(step)]).sum())
+        losses, padded_tokens = [], 0
+        for micro in batches.step(step):
+            losses.append(engine.backward(micro, loss_tokens))
+            padded_tokens += micro.input_ids.numel()
+        loss = sum_over_ranks(torch.stack(losses).sum())
         grad_norm = engine.step(lr, train.max_grad_norm)
         done = step + 1
         watchdog.beat()
-        speed.add(loss_tokens)
+        speed.add(loss_tokens, padded_tokens * world_size())
         row = {"step": done, "loss": loss, "lr": lr, "grad_norm": grad_norm}
         failpoint("after_step", done)
         if restarts.due(done):
@@ -107,7 +120,10 @@ def _train(
         stopping = any_rank(stop.asked, engine.device)
 
         due = done % train.log_every_steps == 0 or done == config.last_step
-        scored = done in config.task.evaluation.at_steps or done == config.last_step  # minutes, if by generation
+        evaluation = config.task.evaluation
+        scored = done in evaluation.at_steps or (
+            done == config.last_step and bool(evaluation.tasks)
+        )  # may take minutes
         saving = done % train.checkpoint_every_steps == 0 or scored or stopping
         if due or saving:
             progress.say(rows.write()[-1], speed.end())
@@ -115,7 +131,7 @@ def _train(
             _save(rows.checkpoints, done, engine, restarts, config, rows.log.text)
         if stopping:
             raise Interrupted(
-                f"stopped by signal after step {done}; a checkpoint was saved, start the same run to go on"
+                f"stopped by signal after step {done}; a checkpoint was saved; start the same run to resume"
             )
         measure(done, saving)
         watchdog.beat()
@@ -123,34 +139,39 @@ def _train(
 
 
 class Speed:
-    """How fast the steps are, measured over stretches of some; between the stretches nothing is measured."""
+    """The speed of the steps, measured over stretches; nothing between the stretches counts."""
 
     def __init__(self) -> None:
-        self._stretches: list[tuple[float, float]] = []
+        self._stretches: list[tuple[float, float, float]] = []
         self.start()
 
     def start(self) -> None:
-        """A stretch begins. One that was not ended is forgotten: an evaluation lay in it."""
-        self._clock, self._steps, self._tokens = time.perf_counter(), 0, 0
+        """Begin a stretch. One that was not ended is forgotten, since an evaluation interrupted it."""
+        self._clock, self._steps, self._tokens, self._padded = time.perf_counter(), 0, 0, 0
 
-    def add(self, tokens: int) -> None:
-        """A step with so many tokens that carry a loss."""
+    def add(self, tokens: int, padded: int) -> None:
+        """Count a step with so many tokens that carry a loss, and so many with padding that the model is given."""
         self._steps += 1
         self._tokens += tokens
+        self._padded += padded
 
     def end(self) -> float:
-        """A stretch ends and the next one begins. Returns its tokens a second."""
+        """End the stretch and begin the next; return its tokens per second."""
         seconds = time.perf_counter() - self._clock
-        self._stretches.append((seconds / self._steps, self._tokens / seconds))
+        self._stretches.append((seconds / self._steps, self._tokens / seconds, self._padded / self._steps))
         self.start()
         return self._stretches[-1][1]
 
     def facts(self) -> dict[str, float] | None:
-        """Medians over the stretches, `step_s` and `tokens_per_s`, and `fastest_s`, the step_s of the fastest one."""
+        """Return medians over the stretches.
+
+        `step_s`, `tokens_per_s`, and a step's `padded_tokens`; `fastest_s` is the least step_s of a stretch.
+        """
         if not self._stretches:
             return None
-        step_s, tokens_per_s = (statistics.median(values) for values in zip(*self._stretches, strict=True))
-        return {"step_s": step_s, "fastest_s": min(self._stretches)[0], "tokens_per_s": tokens_per_s}
+        step_s, tokens_per_s, padded = (statistics.median(values) for values in zip(*self._stretches, strict=True))
+        fastest_s = min(self._stretches)[0]
+        return {"step_s": step_s, "fastest_s": fastest_s, "tokens_per_s": tokens_per_s, "padded_tokens": padded}
 
 
 @dataclass
@@ -162,7 +183,7 @@ class _Rows:
     checkpoints: Path
 
     def write(self) -> list[dict[str, Any]]:
-        """Writes what waits. Raises: Diverged, when it is written."""
+        """Write the kept rows. Raises Diverged once they are written, if a loss or norm is not finite."""
         rows = self.log.flush()
         self.track(rows)
         self.check(rows)
@@ -178,7 +199,7 @@ class _Rows:
 
 
 def _save(folder: Path, done: int, engine: Engine, restarts: Restarts, config: RunConfig, log: str) -> None:
-    """Everything that the next steps depend on; the data and the dropout are functions of the step.
+    """Save everything that the next steps depend on; data and dropout are functions of the step.
 
     No rank goes on, or ends, before it is written: the others would wait in vain for it.
     """
@@ -197,12 +218,14 @@ def _save(folder: Path, done: int, engine: Engine, restarts: Restarts, config: R
 
 
 def _resume(folder: Path, engine: Engine, restarts: Restarts, config: RunConfig) -> tuple[int, str]:
-    """Loads the newest good checkpoint, if there is one. Returns the steps that are done, and the log of them.
+    """Load the newest good checkpoint, if there is one; return the steps done and their log.
 
-    The number of ranks may be another one than before where nothing is drawn by rank: a checkpoint holds whole tensors. The
-    code may not, but at scale
-    smoke: no commit would have made the result.
-    Raises: DamagedFileError where the checkpoint is of another run or code; ConfigError where the ranks see different ones.
+    The number of ranks may have changed if nothing is drawn by rank, since a checkpoint holds whole tensors. The code
+    must be the same, except at scale smoke, for no commit would have made the result.
+
+    Raises:
+        DamagedFileError: The checkpoint is of another run or of other code.
+        ConfigError: The ranks see different checkpoints.
     """
     state = checkpoint.load_latest(folder)
     start = 0 if state is None else state["step"]
@@ -214,23 +237,23 @@ def _resume(folder: Path, engine: Engine, restarts: Restarts, config: RunConfig)
         if missing := {"run_id", "source", "restart", "log", "ranks"} - state.keys():
             raise ConfigError(
                 f"{folder} holds a checkpoint without {', '.join(sorted(missing))}, of another version of the code or of "
-                "something else: remove the folder to start anew"
+                "something else: remove the folder to start over"
             )
         if state["run_id"] != run_id(config):
             raise DamagedFileError(
-                f"{folder} holds a checkpoint of {state['run_id']}, not of {run_id(config)}: start the changed run through "
-                "run.py, which gives it a folder of its own"
+                f"{folder} holds a checkpoint of {state['run_id']}, not of {run_id(config)}: start the changed run with "
+                "run.py, which gives it its own folder"
             )
         if (before := state["ranks"]) != world_size() and (drops := _dropout(config)):
             raise ConfigError(
                 f"{folder} holds a checkpoint of {before} ranks, now there are {world_size()}, and {drops}: each rank draws "
-                f"its own masks, so the run would be another; go on with {before}, or remove the folder to start anew"
+                f"its own masks, so the run would differ; resume with {before}, or remove the folder to start over"
             )
         code = of_this_process()["fingerprint"]
         if state["source"] != code and config.scale.name != "smoke":
             raise DamagedFileError(
-                f"{folder} holds a checkpoint that other code has made (fingerprint {state['source']}, now {code}): go on "
-                "with the commit that it was started from, or remove the folder to start anew"
+                f"{folder} holds a checkpoint made by other code (fingerprint {state['source']}, now {code}): resume "
+                "with the commit that it was started from, or remove the folder to start over"
             )
         restarts.load_state_dict(state["restart"])
         engine.load_state_dict(state)
@@ -239,9 +262,9 @@ def _resume(folder: Path, engine: Engine, restarts: Restarts, config: RunConfig)
 
 
 def _dropout(config: RunConfig) -> str | None:
-    """The method's setting that drops something at random; None where nothing does."""
-    found = config.method.adapter.dropouts if config.method.adapter else {}
-    return next((f"method.adapter.{name}={value}" for name, value in found.items()), None)
+    """Return the method's setting that drops something at random; None if nothing does."""
+    dropouts = config.method.adapter.dropouts if config.method.adapter else {}
+    return next((f"method.adapter.{name}={value}" for name, value in dropouts.items()), None)
 
 
 class _StopSignal:
@@ -255,8 +278,11 @@ class _StopSignal:
 
     @contextmanager
     def at_once(self, done: int) -> Iterator[None]:
-        """Within, the evaluation of a step whose checkpoint is saved, they raise Interrupted, as one does that came before:
-        whoever sent them will not wait for minutes. For one process: of several ranks, one that is ahead would be left."""
+        """Context manager: signals raise Interrupted at once, also one that came before.
+
+        For the evaluation of a step whose checkpoint is saved: the sender will not wait for minutes. Only for a single
+        process, since of several ranks one that is ahead would be left.
+        """
         self._evaluated = done
         try:
             if self.asked:
@@ -269,6 +295,6 @@ class _StopSignal:
         self.asked = True
         if self._evaluated is not None:
             raise Interrupted(
-                f"stopped by signal after step {self._evaluated}, in its evaluation; a checkpoint was saved and the answers "
-                "are kept, start the same run to go on"
+                f"stopped by signal after step {self._evaluated}, in its evaluation; a checkpoint and the answers so far "
+                "were saved; start the same run to resume"
             )

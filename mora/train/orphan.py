@@ -12,7 +12,7 @@ EVERY_S = 5.0
 
 
 def watch() -> None:
-    """Begins to look after the process that MORA_LAUNCHER names; nothing where it is not set, as under a bare torchrun."""
+    """Watch the process that MORA_LAUNCHER names; nothing if it is not set, as under a bare torchrun."""
     launcher = os.environ.get("MORA_LAUNCHER", "")
     if launcher.isdigit():
         threading.Thread(target=_until_it_is_gone, args=(int(launcher), _born(int(launcher))), daemon=True).start()
@@ -26,7 +26,7 @@ def _until_it_is_gone(pid: int, born: str | None) -> None:
 
 
 def _born(pid: int) -> str | None:
-    """When the process was started, in ticks; None where there is none."""
+    """Return the start time of the process, in ticks; None if there is no such process."""
     try:
         with open(f"/proc/{pid}/stat") as stat:
             state, *rest = stat.read().rpartition(")")[2].split()

@@ -1,4 +1,4 @@
-"""Where a run is: a bar in a terminal, and a line a minute where there is none."""
+"""Progress of a run: a bar in a terminal, a line per minute elsewhere."""
 
 from __future__ import annotations
 
@@ -30,30 +30,30 @@ class Progress:
         return iter(self._bar)
 
     def note(self, text: str) -> None:
-        """A line of its own, above the bar."""
+        """Print a line above the bar."""
         self._bar.write(text)
 
     def say(self, row: dict[str, Any], tokens_per_s: float) -> None:
-        """`row`: of the log, of a step."""
-        found = facts(self.config, row, tokens_per_s)
-        self._bar.set_postfix(found)
+        """Show a step. `row` is the step's row of the log."""
+        shown = facts(self.config, row, tokens_per_s)
+        self._bar.set_postfix(shown)
         now = time.monotonic()
         if self._lines and now - self._said >= EVERY_S:
             done, last = row["step"], self.config.last_step
             left = (now - self._began) * (last - done) / (done - self.start)
-            words = ", ".join(f"{name} {value}" for name, value in found.items())
+            words = ", ".join(f"{name} {value}" for name, value in shown.items())
             print(f"step {done}/{last}: {words}, {tqdm.format_interval(left)} left", flush=True)
             self._said = now
 
 
 def facts(config: RunConfig, row: dict[str, Any], tokens_per_s: float) -> dict[str, str]:
-    """What is said beside the step: loss, rate, speed, restarts so far and in all, the step of the next evaluation."""
+    """Return what is shown beside the step: loss, learning rate, speed, restarts so far, and the next evaluation."""
     done, last, evaluation = row["step"], config.last_step, config.task.evaluation
-    found = {"loss": f"{row['loss']:.4f}", "lr": f"{row['lr']:.2e}", "tokens/s": f"{tokens_per_s:,.0f}"}
+    shown = {"loss": f"{row['loss']:.4f}", "lr": f"{row['lr']:.2e}", "tokens/s": f"{tokens_per_s:,.0f}"}
     if (restart := config.method.restart) is not None:
         every = restart.every_steps
-        found["restarts"] = f"{min(done, last - 1) // every} of {(last - 1) // every}"
+        shown["restarts"] = f"{min(done, last - 1) // every} of {(last - 1) // every}"
     regular = (done // evaluation.loss_every_steps + 1) * evaluation.loss_every_steps
     if done < last:
-        found["evaluation at"] = str(min(last, regular, *(step for step in evaluation.at_steps if step > done)))
-    return found
+        shown["evaluation at"] = str(min(last, regular, *(step for step in evaluation.at_steps if step > done)))
+    return shown

@@ -1,4 +1,4 @@
-"""What a run says of itself: what it is when it begins, and what came of it."""
+"""The messages of a run: what it is when it begins, and its outcome."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .distributed import world_size
 
 
 def quiet() -> None:
-    """Without what libraries say that nobody here can act on."""
+    """Silence warnings and messages of libraries that a user cannot act on."""
     from transformers.utils import logging as transformers_logging
 
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -27,30 +27,31 @@ def quiet() -> None:
 
 
 def beginning(config: RunConfig, device: torch.device, model: Any, folder: Path) -> str:
-    """Device, precision, model, batch, rate, operator, where it goes on, where its result will be."""
+    """Return device, precision, model, rank, batch, learning rate, operator, where it resumes, and the result's path."""
     name, ranks = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu", world_size()
     where = f"{name} x {ranks}, {config.parallel}" if ranks > 1 else name
-    lines = [f"on {where}, {config.scale.precision}: {config.model.name}"]
+    rank = f", {config.rank_text}" if config.rank_text else ""
+    lines = [f"on {where}, {config.scale.precision}: {config.model.name}{rank}"]
     if config.method.trains:
         start = checkpoint.latest_step(folder / "checkpoints")
-        begin = f"goes on after step {start}" if start else "from the beginning"
+        begin = f"resumed after step {start}" if start else "from the beginning"
         lines.append(f"{_batch(config)}; lr {config.lr:g}; {config.last_step} steps, {begin}")
     adapters = getattr(model, "peft_config", {}).values()
     if operators := {operator for c in adapters if (operator := getattr(c, "operator", None))}:
         lines.append(f"operator: {', '.join(sorted(operators))}")
-    return "\n".join([*lines, f"result will be in {result_path(config)}"])
+    return "\n".join([*lines, f"result: {result_path(config)}"])
 
 
 def _batch(config: RunConfig) -> str:
     size, tokens = config.task.train.global_batch_size, config.hardware.micro_batch_tokens
     if tokens is not None:
-        return f"{size} sequences a step, {tokens} tokens a pass"
+        return f"{size} sequences per step, {tokens} tokens per pass"
     micro, ranks = config.micro_batch_size, world_size()
-    return f"{size} sequences a step: {micro} a pass, {size // (micro * ranks)} passes, {ranks} ranks"
+    return f"{size} sequences per step: {micro} per pass, {size // (micro * ranks)} passes, {ranks} ranks"
 
 
 def ending(config: RunConfig, folder: Path, seconds: float) -> str:
-    """Scores with their errors, time, what was saved and where, and what one may do next."""
+    """Return scores with their errors, time, what was saved and where, and what can be done next."""
     rows = [row for row in log.read(folder / "log.jsonl") if "loss" not in row]
     scores = [_score(key, rows[-1]) for key in rows[-1] if _is_score(key)] if rows else []
     lines = [f"{', '.join(scores) or 'no scores'}; {seconds:.0f} s"]

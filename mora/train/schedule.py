@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 
-from mora.config.schema import Restart, Train
+from mora.config.method_schema import Restart
+from mora.config.train_schema import Train
 from mora.restarts.schedule import jagged
 
 
 def learning_rate(step: int, total_steps: int, peak: float, train: Train, restart: Restart | None = None) -> float:
-    """The rate of update `step` (from 0): linear warm-up to `peak`, then the schedule, down to min_lr_ratio * peak.
+    """Return the learning rate of update `step` (from 0): linear warm-up to `peak`, then the schedule's decay.
 
-    With `restart` it climbs from 0 again after every restart.
+    It ends at min_lr_ratio * peak. With `restart` it climbs from 0 again after every restart.
     """
     if restart is None or step < restart.every_steps:
         return peak * _base(step, total_steps, train)
@@ -33,7 +34,7 @@ def _base(step: int, total_steps: int, train: Train) -> float:
 
 
 def _official_hf(step: int, total_steps: int, train: Train, restart: Restart) -> float:
-    """The official code without --relora_scheduler: from the last rate, a new cosine to zero over the steps left."""
+    """Return the rate of the official code without --relora_scheduler: a new cosine from the last rate to 0."""
     height = _base(restart.every_steps, total_steps, train)
     begin = restart.every_steps
     while True:

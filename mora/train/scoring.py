@@ -1,4 +1,4 @@
-"""What is measured along a run and at its end: losses that are cheap, and the lm-eval tasks of the run's task."""
+"""The measurements along a run and at its end: cheap losses, and the lm-eval tasks of the run's task."""
 
 from __future__ import annotations
 
@@ -46,10 +46,7 @@ class Scoring:
         )
 
     def check(self) -> None:
-        """Finds missing data and unknown tasks before anything is trained.
-
-        Raises: ConfigError.
-        """
+        """Check for missing data and unknown tasks before anything is trained. Raises ConfigError."""
         if self.plan.tasks:
             task_manager(self.plan.tasks, self.tokenizer, self.settings).load(self.plan.tasks)
 
@@ -68,7 +65,7 @@ class Scoring:
         return metrics
 
     def _tasks(self, engine: Engine, step: int, last: bool) -> dict[str, float]:
-        """`task.metric` of the merged model. Kept samples go to the folder."""
+        """Score the merged model and return the metrics as `task.metric`; the samples go to the run's folder."""
         failpoint("in_evaluation", step)
         if last:
             engine.computation_changed()  # the memory of its graphs is free for generation
@@ -77,7 +74,7 @@ class Scoring:
         settings = self.settings.resumable(self.folder / f"journal-{rank()}.jsonl", made_by)
         dtype = DTYPES[self.config.scale.precision]
         with engine.materialized(), merged(engine.model, dtype), single_process_env():
-            scores, kept = evaluate_model(engine.model, self.tokenizer, self.plan.tasks, settings)
+            scores, logged = evaluate_model(engine.model, self.tokenizer, self.plan.tasks, settings)
         if rank() == 0:
-            samples.write(self.folder, kept)
+            samples.write(self.folder, logged)
         return {key(task, metric): value for task, values in scores.items() for metric, value in values.items()}

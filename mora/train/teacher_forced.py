@@ -1,4 +1,4 @@
-"""How well values are known when every earlier character is given: cheap, so that it can be measured along a run."""
+"""Scores of values given every earlier character: cheap, so that they can be measured along a run."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ from mora.train.interface import Engine
 
 @torch.no_grad()
 def score(engine: Engine, samples: Sequence[Sample], pad_id: int, batch_size: int) -> dict[str, float]:
-    """Over the tokens after each prompt: `value_nll`, nats a sample, and `value_token_acc`, the share that is the argmax."""
+    """Score the tokens after each prompt.
+
+    Returns:
+        `value_nll`, in nats per sample, and `value_token_acc`, the share of tokens that are the argmax.
+    """
     engine.model.eval()
-    found, tokens = [], 0
+    sums, tokens = [], 0
     for start in range(0, len(samples), batch_size):
         chunk = samples[start : start + batch_size]
         values = [Sample(s.input_ids, [IGNORE] * s.n_prompt + s.input_ids[s.n_prompt :]) for s in chunk]
@@ -28,14 +32,14 @@ def score(engine: Engine, samples: Sequence[Sample], pad_id: int, batch_size: in
         labels = batch.labels.flatten()[known + 1].to(engine.device)
         for logits, right in _logits(engine.model, batch.to(engine.device), known.to(engine.device), labels):
             nll = F.cross_entropy(logits, right, reduction="sum")
-            found.append(torch.stack([nll.double(), (logits.argmax(-1) == right).sum().double()]))
+            sums.append(torch.stack([nll.double(), (logits.argmax(-1) == right).sum().double()]))
         tokens += labels.numel()
-    nats, hits = torch.stack(found).sum(0).tolist()
+    nats, hits = torch.stack(sums).sum(0).tolist()
     return {"value_nll": nats / len(samples), "value_token_acc": hits / tokens}
 
 
 def _logits(model: nn.Module, batch: Batch, known: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits in fp32 at the flat positions `known`, a chunk at a time, and their labels."""
+    """Yield logits in fp32 at the flat positions `known`, a chunk at a time, with their labels."""
     states = hidden_states(model, batch)
     if states is None:
         yield model(input_ids=batch.input_ids, use_cache=False).logits.flatten(0, 1)[known].float(), labels
@@ -47,11 +51,11 @@ def _logits(model: nn.Module, batch: Batch, known: Tensor, labels: Tensor) -> It
 
 @torch.no_grad()
 def validation_loss(engine: Engine, samples: Sequence[Sample], pad_id: int, batch_size: int) -> dict[str, float]:
-    """`validation_loss`: nats a token that carries a loss, over held-out samples."""
+    """Return `validation_loss`: nats per token that carries a loss, over held-out samples."""
     engine.model.eval()
-    found = []
+    sums = []
     for start in range(0, len(samples), batch_size):
         batch = collate(list(samples[start : start + batch_size]), pad_id).to(engine.device)
-        found.append(token_losses(engine.model, batch).double().sum())
+        sums.append(token_losses(engine.model, batch).double().sum())
     tokens = sum(sample.n_loss for sample in samples)
-    return {"validation_loss": float(torch.stack(found).sum()) / tokens}
+    return {"validation_loss": float(torch.stack(sums).sum()) / tokens}

@@ -19,11 +19,16 @@ EXTRA = "pip install '.[trackers]' in the checkout, or tracker=none"
 def start_tracker(
     config: RunConfig, folder: Path, from_step: int, active: bool
 ) -> AbstractContextManager[Callable[[Rows], None]]:
-    """Within, a function that takes rows of the log, each once; at the end all of them are where the tracker keeps them.
+    """Context manager: yields a function that takes each row of the log once; all rows are stored at the end.
 
-    from_step: what a resumed run goes on from.
+    Args:
+        config: The run.
+        folder: Its folder.
+        from_step: The step that a resumed run continues from.
+        active: False for ranks that report nothing.
 
-    Raises: ConfigError where the tracker is not installed, or W&B not logged in or not reached.
+    Raises:
+        ConfigError: The tracker is not installed, or W&B is not logged in or not reached.
     """
     if not active or config.tracker.kind == "none":
         return nullcontext(lambda rows: None)
@@ -64,7 +69,7 @@ def _wandb(config: RunConfig, folder: Path, from_step: int) -> Iterator[Callable
         )
     except wandb.Error as error:
         raise ConfigError(
-            f"tracker.kind=wandb: {one_line(error)} Or take tracker.mode=offline, or tracker=none"
+            f"tracker.kind=wandb: {one_line(error)} Or use tracker.mode=offline or tracker=none"
         ) from error
 
     # W&B's own step only rises: the evaluation that a resumed run may begin with would be lost. The price: steps that it

@@ -1,4 +1,4 @@
-"""A rank that waits in vain ends its job: it says who gives no sign of life, shows where it stands, and dies.
+"""A rank that waits in vain ends its job: it says who does not respond, shows where it stands, and dies.
 
 Without it the others would wait for hours in the next message. The launcher then ends every rank of the job.
 """
@@ -28,12 +28,15 @@ def limit_s() -> float:
             return seconds
     except ValueError:
         pass
-    raise ConfigError(f"MORA_HANG_S={given}: expected the seconds above 0 that a job may stand still")
+    raise ConfigError(f"MORA_HANG_S={given}: expected the seconds, above 0, that a job may hang")
 
 
 class Watchdog:
-    """Of one of several ranks. Its thread writes a sign of life into the run's folder, where the others find it: a rank that
-    is stopped or gone gives none, one that hangs does, but its work does not go on."""
+    """Watches the other ranks of a run.
+
+    Its thread writes a sign of life into the run's folder, where the others find it. A stopped or lost rank gives none;
+    a rank that hangs does, but its work does not advance.
+    """
 
     def __init__(self, folder: Path, rank: int, ranks: int, limit_s: float):
         self.folder, self.rank, self.ranks, self.limit_s = folder / "alive", rank, ranks, limit_s
@@ -42,7 +45,7 @@ class Watchdog:
         self._worked, self._over = time.monotonic(), threading.Event()
 
     def beat(self) -> None:
-        """The work has gone on."""
+        """Record that the work has advanced."""
         self._worked = time.monotonic()
 
     def start(self) -> None:
@@ -66,11 +69,11 @@ class Watchdog:
 
     def _end(self, quiet_s: list[float]) -> None:
         most_s = max(3 * EVERY_S, self.limit_s / 2)
-        silent = ", ".join(f"rank {r} gives no sign of life" for r, s in enumerate(quiet_s) if s > most_s)
-        cause = silent or "every rank is alive, and one of them does not go on"
+        silent = ", ".join(f"rank {r} does not respond" for r, s in enumerate(quiet_s) if s > most_s)
+        cause = silent or "every rank is alive, but one of them hangs"
         print(
-            f"mora.train: rank {self.rank}: nothing has gone on for {self.limit_s:.0f} s (MORA_HANG_S): {cause}; the job "
-            "ends, start it again to go on from its last checkpoint. Here it stands:",
+            f"mora.train: rank {self.rank}: no progress for {self.limit_s:.0f} s (MORA_HANG_S): {cause}; the job "
+            "ends; start it again to resume from its last checkpoint. Where it hangs:",
             file=sys.stderr,
             flush=True,
         )
@@ -79,14 +82,17 @@ class Watchdog:
 
 
 class _Sign:
-    """A file that is written from time to time. How long it was not is told by this process's own clock, from one look to
-    the next: neither the clock of another machine counts, nor one that is set."""
+    """A file that is written from time to time.
+
+    How long it was not is told by this process's own clock, from one look to the next: neither the clock of another machine
+    counts, nor one that is set.
+    """
 
     def __init__(self, path: Path):
         self.path, self._seen, self._since = path, -1, time.monotonic()
 
     def quiet_s(self) -> float:
-        """Seconds since a look saw it changed, or since the first."""
+        """Return the seconds since a look saw it changed, or since the first."""
         try:
             seen = self.path.stat().st_mtime_ns
         except OSError:
@@ -100,7 +106,7 @@ _watchdog: Watchdog | None = None  # of this process
 
 
 def start(folder: Path, rank: int, ranks: int) -> None:
-    """Begins to watch; nothing where there is one rank. Raises: ConfigError."""
+    """Begin to watch, unless there is only one rank. Raises ConfigError."""
     global _watchdog
     seconds = limit_s()
     if ranks > 1:
@@ -109,7 +115,7 @@ def start(folder: Path, rank: int, ranks: int) -> None:
 
 
 def beat() -> None:
-    """The work of this process has gone on."""
+    """Record that the work of this process has advanced."""
     if _watchdog is not None:
         _watchdog.beat()
 

@@ -49,10 +49,14 @@ PACKAGES = ("torch", "transformers", "peft", "lm_eval", "datasets", "numpy")
 
 
 def run(folder: Path) -> Path:
-    """Runs `folder/config.yaml` to its end, from its last checkpoint if there is one; not again where there is a result.
+    """Run `folder/config.yaml` to its end, from its last checkpoint if there is one; a finished run is not repeated.
 
-    Returns the path of the result.
-    Raises: ConfigError, and what `fit` raises except Diverged and NonFiniteError, which become a result of its own.
+    Returns:
+        The path of the result.
+
+    Raises:
+        ConfigError: The run cannot be done.
+        MoraError: As `fit`, except Diverged and NonFiniteError, which become a result of their own.
     """
     source.of_this_process()
     config = load_run(folder)
@@ -113,7 +117,7 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
             raise
         status = {"status": "diverged", "reason": str(error)}
         if rank() == 0:
-            print(f"diverged: {error}; nothing is saved but the log: lower lr", file=sys.stderr, flush=True)
+            print(f"diverged: {error}; only the log is saved: lower lr", file=sys.stderr, flush=True)
     if config.method.trains and status["status"] == "done":
         with engine.materialized():
             _save_trained(model, tokenizer, config, folder)
@@ -138,9 +142,9 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
 
 
 def _save_trained(model: Any, tokenizer: Any, config: RunConfig, folder: Path) -> None:
-    """The adapter; and where more than the adapter has changed, the whole model, merged, as transformers loads it.
+    """Save the adapter, and, if more than the adapter has changed, the whole merged model as transformers loads it.
 
-    The tokenizer lies beside both.
+    The tokenizer is saved beside both.
     """
     adapted = config.method.adapter is not None
     base_changed = not adapted or config.method.restart is not None or config.trains_rest
@@ -150,17 +154,17 @@ def _save_trained(model: Any, tokenizer: Any, config: RunConfig, folder: Path) -
         _name_base(folder / "adapter", None if base_changed else _base(config.model), config)
         manifest.write(folder / "adapter", WEIGHTS)
     if base_changed:
-        whole = model.merge_and_unload() if adapted else model
+        merged_model = model.merge_and_unload() if adapted else model
         if rank() == 0:
-            whole.save_pretrained(str(folder / "model"))
+            merged_model.save_pretrained(str(folder / "model"))
             tokenizer.save_pretrained(str(folder / "model"))
             manifest.write(folder / "model", WEIGHTS)
 
 
 def _base(model: Model) -> str | None:
-    """What other machines find the model by: its hub id, or its name in configs/model, which mora.evaluate knows.
+    """Return the base model's name for other machines: its hub id, or its name in configs/model, which mora.evaluate knows.
 
-    None of a model that has neither, one whose settings were overridden.
+    None for a model that has neither, because its settings were overridden.
     """
     if model.source == "pretrained":
         return model.path
@@ -168,7 +172,7 @@ def _base(model: Model) -> str | None:
 
 
 def _name_base(adapter: Path, base: str | None, config: RunConfig) -> None:
-    """In place of what PEFT writes: a path in this machine's cache, and a card of blanks that repeats it."""
+    """Replace what PEFT writes: a path in this machine's cache, and a card of blanks that repeats it."""
     path = adapter / "adapter_config.json"
     revision = config.model.revision if base and config.model.source == "pretrained" else None
     values = json.loads(path.read_text()) | {"base_model_name_or_path": base, "revision": revision}
@@ -186,8 +190,10 @@ def _name_base(adapter: Path, base: str | None, config: RunConfig) -> None:
 
 
 def write_result(config: RunConfig, folder: Path, facts: dict[str, Any]) -> Path:
-    """`<results_dir>/<run_id>.json`, its raw log beside it, and but at smoke its documents' scores; the checkpoints are then
-    removed. Returns the JSON's path."""
+    """Write `<results_dir>/<run_id>.json` with its raw log and, except at smoke, its documents' scores beside it.
+
+    The checkpoints are then removed. Returns the path of the JSON.
+    """
     path = result_path(config)
     path.parent.mkdir(parents=True, exist_ok=True)
     rows, text = log.read(folder / "log.jsonl"), (folder / "log.jsonl").read_text()
@@ -214,19 +220,22 @@ def write_result(config: RunConfig, folder: Path, facts: dict[str, Any]) -> Path
 
 @contextmanager
 def _hold(folder: Path) -> Iterator[None]:
-    """Keeps a second process out of the run's folder. Raises: MoraError where one is there."""
+    """Context manager: keep a second process out of the run's folder. Raises MoraError if one is there."""
     if int(os.environ.get("RANK", 0)) > 0:  # the first rank holds it for all
         yield
         return
     with locked(folder, wait=False) as ours:
         if not ours:
             who = holder(folder)
-            raise MoraError(f"{folder} is held by another process of the same run ({who}): wait for it or stop it")
+            raise MoraError(f"{folder} is in use by another process of the same run ({who}): wait for it or stop it")
         yield
 
 
 def with_samples(config: RunConfig, n: int) -> RunConfig:
-    """Raises: ConfigError where the schedule does not fit into the steps that `n` sequences make."""
+    """Return the run with its number of samples.
+
+    Raises ConfigError if the schedule does not fit into the steps they make.
+    """
     try:
         return config.with_samples(n)
     except ValueError as error:
@@ -234,15 +243,17 @@ def with_samples(config: RunConfig, n: int) -> RunConfig:
 
 
 def check_same_code() -> None:
-    """Raises: ConfigError where the ranks, of several machines, run different code. All ranks must call."""
+    """Raise ConfigError if the ranks, on several machines, run different code. All ranks must call."""
     codes = all_gather_value(f"fingerprint {source.of_this_process()['fingerprint']}, torch {torch.__version__}")
     if len(set(codes)) > 1:
-        told = "; ".join(f"rank {number}: {code}" for number, code in enumerate(codes))
-        raise ConfigError(f"the ranks run different code ({told}): bring every machine to the same commit and packages")
+        by_rank = "; ".join(f"rank {number}: {code}" for number, code in enumerate(codes))
+        raise ConfigError(
+            f"the ranks run different code ({by_rank}): bring every machine to the same commit and packages"
+        )
 
 
 def check_positions(model: torch.nn.Module, samples: Sequence[Sample]) -> None:
-    """Raises: ConfigError where a sequence is longer than the model has positions, before anything is trained."""
+    """Raise ConfigError, before anything is trained, if a sequence is longer than the model's positions."""
     there = positions(model)
     if there is None:
         return
@@ -264,9 +275,11 @@ def _device(wanted: str) -> torch.device:
 def _hardware(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         name, peak = torch.cuda.get_device_name(), torch.cuda.max_memory_allocated()
+        reserved = torch.cuda.max_memory_reserved()
     else:
-        name, peak = platform.machine(), None
-    return {"device": name, "peak_memory_bytes": peak, "runs_side_by_side": int(os.environ.get("MORA_SIDE_BY_SIDE", 1))}
+        name, peak, reserved = platform.machine(), None, None
+    beside = int(os.environ.get("MORA_SIDE_BY_SIDE", 1))
+    return {"device": name, "peak_memory_bytes": peak, "reserved_memory_bytes": reserved, "runs_side_by_side": beside}
 
 
 def _fast_paths_line(paths: dict[str, bool]) -> str:
@@ -285,4 +298,4 @@ def _how(config: RunConfig) -> dict[str, Any]:
 
 def _print_parameters(model: torch.nn.Module, config: RunConfig) -> None:
     if rank() == 0:
-        print("\n".join(parameter_lines(model, config.r)), flush=True)
+        print("\n".join(parameter_lines(model, config.rank_text)), flush=True)

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 from torch import Tensor, nn
 
-from mora.config.schema import Train
+from mora.config.train_schema import Train
 from mora.data.batches import Batch
 from mora.methods import Group
 from mora.models.losses import token_losses
@@ -30,7 +30,7 @@ from .engine import round_frozen
 
 
 class ZeroEngine(ZeroState):
-    """As `TorchEngine`, whose methods it has, with the optimizer (stages 1, 2) and the weights (3) split over the ranks."""
+    """`TorchEngine` with the optimizer (stages 1, 2) and the weights (3) split over the ranks."""
 
     def __init__(
         self,
@@ -74,8 +74,11 @@ class ZeroEngine(ZeroState):
             self._set_master(p, value)
 
     def _make_states(self) -> None:
-        """AdamW's, all zero. Stages 1 and 2 would make them in the first update, too late to load a checkpoint into them;
-        stage 3 makes them in an update of its own, which must not count as a step."""
+        """Make AdamW's states, all zero.
+
+        Stages 1 and 2 would make them in the first update, too late to load a checkpoint into them; stage 3 makes them
+        in an update of its own, which must not count as a step.
+        """
         for flat, _ in self._flat_groups():
             self._zero.optimizer.state[flat] = {
                 "step": torch.zeros((), dtype=torch.float32, device=flat.device),
@@ -99,7 +102,7 @@ class ZeroEngine(ZeroState):
         return torch.as_tensor(self.engine.get_global_grad_norm(), device=self.device)
 
     def state_dict(self) -> dict[str, Any]:
-        """Whole tensors, gathered one by one; only rank 0 keeps them, on the CPU."""
+        """Return whole tensors, gathered one by one; only rank 0 keeps them, on the CPU."""
         weights: dict[str, Tensor] = {}
         optimizer: dict[str, dict[str, Tensor]] = {}
         for group in self.groups:
@@ -107,9 +110,9 @@ class ZeroEngine(ZeroState):
                 self._zero.optimizer.state[flat]["step"] for flat, owner in self._flat_groups() if owner is group
             )
             for name, p in group.parameters.items():
-                found = [safe_get_full_fp32_param(p), *(safe_get_full_optimizer_state(p, key) for key in MOMENTS)]
+                values = [safe_get_full_fp32_param(p), *(safe_get_full_optimizer_state(p, key) for key in MOMENTS)]
                 if rank() == 0:
-                    weights[name], *moments = (value.detach().to("cpu", copy=True) for value in found)
+                    weights[name], *moments = (value.detach().to("cpu", copy=True) for value in values)
                     optimizer[name] = {"step": step.to("cpu", copy=True), **dict(zip(MOMENTS, moments, strict=True))}
         return {"weights": weights, "optimizer": optimizer}
 
@@ -127,7 +130,7 @@ class ZeroEngine(ZeroState):
 
     @contextmanager
     def materialized(self) -> Iterator[None]:
-        """Within, every rank holds the whole model unrounded, and computes with it as with a plain one."""
+        """Context manager: every rank holds the whole model, unrounded, and computes with it as with a plain one."""
         masters = {p: self.master(p) for p in self.parameters.values()} | self._frozen
         if self.stage < 3:
             with exchanged(masters):
@@ -148,7 +151,7 @@ class ZeroEngine(ZeroState):
 
 
 def settings(stage: int, offload: bool, max_grad_norm: float) -> dict[str, Any]:
-    """DeepSpeed's configuration: we own the accumulation, the rate and the precision; it owns the split and the clipping."""
+    """Return DeepSpeed's configuration: we own accumulation, learning rate and precision; it owns the split and clipping."""
     zero: dict[str, Any] = {"stage": stage, "overlap_comm": False, "contiguous_gradients": True}
     if offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}

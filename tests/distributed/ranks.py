@@ -19,12 +19,12 @@ def on_ranks(function, *args, world=WORLD):
     for process in processes:
         process.start()
     try:
-        found = {}
-        while len(found) < world:
+        results = {}
+        while len(results) < world:
             r, result, error = answers.get(timeout=120)
             assert error is None, f"rank {r}: {error}"
-            found[r] = result
-        return [found[r] for r in range(world)]
+            results[r] = result
+        return [results[r] for r in range(world)]
     finally:
         for process in processes:
             process.join(timeout=0.1)

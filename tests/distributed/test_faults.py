@@ -48,7 +48,7 @@ def test_a_stopped_rank_ends_the_job_in_time_with_the_cause_and_the_stacks(tmp_p
     workers[1].kill()
     workers[1].join()
     said = (folder / "output.txt").read_text()
-    assert "rank 0: nothing has gone on for 20 s (MORA_HANG_S): rank 1 gives no sign of life; the job ends" in said
+    assert "rank 0: no progress for 20 s (MORA_HANG_S): rank 1 does not respond; the job ends" in said
     assert "most recent call first" in said, "the stacks"
     to_its_end(CASE, tmp_path, config)
     assert (tmp_path / "results" / f"{folder.name}.json").is_file(), "it goes on from the checkpoint"
@@ -66,7 +66,7 @@ def test_another_number_of_ranks_is_refused_where_masks_would_be_others_and_goes
     ended = list((tmp_path / "results").glob("*[0-9a-f].json"))
     if expected is None:
         assert len(ended) == 1
-        assert "goes on after step 5" in said
+        assert "resumed after step 5" in said
     else:
         assert ended == []
         assert f"checkpoints holds a checkpoint of 2 ranks, {expected}" in said
@@ -128,5 +128,5 @@ def test_ranks_of_different_code_say_so_and_end():
 @pytest.mark.parametrize("given", ["soon", "0", "-1", "nan"])
 def test_the_time_that_a_job_may_stand_still_is_a_number(given, monkeypatch):
     monkeypatch.setenv("MORA_HANG_S", given)
-    with pytest.raises(ConfigError, match=f"^MORA_HANG_S={given}: expected the seconds above 0"):
+    with pytest.raises(ConfigError, match=f"^MORA_HANG_S={given}: expected the seconds, above 0"):
         watchdog.limit_s()

@@ -10,8 +10,9 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
-from tiny_runs import TWELVE_STEPS
+from tiny_runs import LAUNCHED, TWELVE_STEPS
 
 from mora.config import compose, run_id
 from mora.train import log
@@ -29,11 +30,8 @@ RUN = [
 ]
 
 
-OWN = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-
-
 def start(tmp_path, *overrides, **env):
-    own = OWN | {"MORA_OUTPUT_DIR": str(tmp_path / "outputs")}
+    own = LAUNCHED | {"MORA_OUTPUT_DIR": str(tmp_path / "outputs")}
     command = [sys.executable, str(ROOT / "run.py"), *RUN, f"scale.results_dir={tmp_path}/results", *overrides]
     return subprocess.Popen(
         command, cwd=ROOT, env=os.environ | own | env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -53,39 +51,50 @@ def curve(tmp_path, steps=12):
 
 
 def alive(pattern):
-    found = subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True).stdout.split()
-    return [pid for pid in found if int(pid) != os.getpid()]
+    pids = subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True).stdout.split()
+    return [pid for pid in pids if int(pid) != os.getpid()]
+
+
+RANKS = [
+    ["hardware=cpu2", "hardware.parallel=zero2"],
+    ["hardware=cpu2", "hardware.parallel=zero3", "hardware.micro_batch_tokens=200"],
+]
+
+
+def forked_ranks(tmp_path, *overrides, **env):
+    """The same run's workers without torchrun, each a fork of a process that has imported everything. Exit codes, output."""
+    config = compose([*RUN, f"scale.results_dir={tmp_path}/results", *overrides])
+    return forked.train(config, tmp_path / "outputs", **env)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The loss curve of one process."""
     tmp_path = tmp_path_factory.mktemp("whole")
-    code, output = finish(start(tmp_path, "hardware=cpu"))
-    assert code == 0, output
+    codes, output = forked_ranks(tmp_path, "hardware=cpu")
+    assert codes == [0], output
     return curve(tmp_path)
 
 
-@pytest.mark.parametrize("how", [["parallel=zero2"], ["parallel=zero3", "micro_batch_tokens=200"]], ids=" ".join)
-def test_a_rank_that_dies_ends_the_job_and_the_resumed_run_follows_one_process(tmp_path, how, whole):
-    ranks = ["hardware=cpu2", *(f"hardware.{setting}" for setting in how)]
-    folder = tmp_path / "killed" / "outputs" / run_id(compose([*RUN, *ranks]))
+@pytest.mark.parametrize("ranks", RANKS, ids=" ".join)
+def test_a_run_whose_rank_dies_is_resumed_and_follows_one_process(tmp_path, ranks, whole):
     for kill_at in ("between_merge_and_reinit:5:0", "in_evaluation:12:0"):
-        code, output = finish(start(tmp_path / "killed", *ranks, MORA_KILL_AT=kill_at))
-        assert code != 0
-        assert "SIGKILL" in output or "Signal 9" in output, output
-        time.sleep(1)
-        assert not alive(str(folder)), "a rank was left behind"
-    assert len(list(folder.parent.iterdir())) == 1, "one output folder whatever the ranks"
-    code, output = finish(start(tmp_path / "killed", *ranks))
-    assert code == 0, output
-    assert len(re.findall("^result: ", output, re.M)) == 1, "one rank speaks"
-    assert curve(tmp_path / "killed") == pytest.approx(whole, abs=1e-5)
-    (result,) = (tmp_path / "killed" / "results").glob("*[0-9a-f].json")
-    found = json.loads(result.read_text())
-    assert found["hardware"]["ranks"] == 2
-    assert found["speed"] is None, "the last step was saved before its evaluation: none was left to do"
-    assert found["metrics"]["12"].keys() >= {"value_nll", "uuid_char_acc"}
+        codes, output = forked_ranks(tmp_path, *ranks, MORA_KILL_AT=kill_at)
+        assert codes[0] == -signal.SIGKILL, output
+        assert codes[1] != 0, output
+    codes, output = forked_ranks(tmp_path, *ranks)
+    assert codes == [0, 0], output
+    assert len(list((tmp_path / "outputs").iterdir())) == 1, "one output folder whatever the ranks"
+    assert curve(tmp_path) == pytest.approx(whole, abs=1e-5)
+    values = the_result(tmp_path)
+    assert values["hardware"]["ranks"] == 2
+    assert values["speed"] is None, "the last step was saved before its evaluation: none was left to do"
+    assert values["metrics"]["12"].keys() >= {"value_nll", "uuid_char_acc"}
+
+
+def the_result(tmp_path):
+    (path,) = (tmp_path / "results").glob("*[0-9a-f].json")
+    return json.loads(path.read_text())
 
 
 LONG = ["task.train.epochs=100", "method.restart.every_steps=25", "lr=1e-3"]
@@ -109,22 +118,32 @@ def interrupted(process, how, folder, steps):
     return stopped
 
 
-def test_two_ranks_are_stopped_twice_and_torchrun_by_hand_ends_the_run(tmp_path):
-    ranks = ["hardware=cpu2", "hardware.parallel=zero2", "task.train.checkpoint_every_steps=1000"]
-    ranks.append("task.train.log_every_steps=1")
+def test_two_ranks_are_killed_once_stopped_twice_and_torchrun_by_hand_ends_the_run(tmp_path):
+    ranks = [*RANKS[0], "task.train.checkpoint_every_steps=1000", "task.train.log_every_steps=1"]
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background inherits that it is ignored
-    code, output = finish(start(tmp_path / "whole", *LONG, "hardware=cpu"))
-    assert code == 0, output
+    assert forked_ranks(tmp_path / "whole", *LONG, "hardware=cpu")[0] == [0]
     folder = tmp_path / "stopped" / "outputs" / run_id(compose([*RUN, *LONG, *ranks]))
     first = interrupted(start(tmp_path / "stopped", *LONG, *ranks), signal.SIGINT, folder, 5)
+    kill_at = f"after_step:{first + 2}:0"
+    code, output = finish(start(tmp_path / "stopped", *LONG, *ranks, MORA_KILL_AT=kill_at))
+    assert code != 0
+    assert "SIGKILL" in output or "Signal 9" in output, output
+    time.sleep(1)
+    assert not alive(str(folder)), "a rank was left behind"
     second = interrupted(start(tmp_path / "stopped", *LONG, *ranks), signal.SIGTERM, folder, first + 5)
     assert first < second < 100
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     typed = subprocess.run(
-        [*torchrun, "-m", "mora.train", str(folder)], cwd=ROOT, env=OWN | os.environ, capture_output=True, text=True
+        [*torchrun, "-m", "mora.train", str(folder)],
+        cwd=ROOT,
+        env=os.environ | LAUNCHED,
+        capture_output=True,
+        text=True,
     )
     assert typed.returncode == 0, typed.stderr
+    assert len(re.findall("^result: ", typed.stdout, re.M)) == 1, "one rank speaks"
     assert curve(tmp_path / "stopped", 100) == pytest.approx(curve(tmp_path / "whole", 100), abs=1e-5)
+    assert the_result(tmp_path / "stopped")["hardware"]["ranks"] == 2
 
 
 def test_two_nodes_on_one_machine_train_together(tmp_path):

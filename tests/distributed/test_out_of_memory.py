@@ -1,13 +1,10 @@
 """A run that its GPU cannot hold goes on with half the sequences a pass, to the result of one that began with these."""
 
-import os
-import socket
 from pathlib import Path
 
+import forked
 import pytest
-import torch
-from forked import context
-from tiny_runs import TWELVE_STEPS
+from tiny_runs import LAUNCHED, TWELVE_STEPS
 
 from mora.config import compose, run_id
 from mora.config.run_id import log_path, result_path
@@ -30,36 +27,15 @@ def limited(monkeypatch, tmp_path, limit, from_pass):
     """From now on workers run out of memory above `limit` sequences a pass."""
     starter = launch._starter
     monkeypatch.setattr(launch, "_starter", lambda config: [*starter(config), str(LIMITED)])
-    for name, value in {"LIMIT": limit, "FROM": from_pass, "MORA_OUTPUT_DIR": tmp_path / "outputs"}.items():
+    own = {"LIMIT": limit, "FROM": from_pass, "MORA_OUTPUT_DIR": tmp_path / "outputs"}
+    for name, value in (LAUNCHED | own).items():
         monkeypatch.setenv(name, str(value))
 
 
-def _rank(folder, rank, ranks, port):
-    from mora.train.worker import run
-
-    torch.set_num_threads(1)
-    if ranks > 1:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    run(folder)
-    os._exit(0)
-
-
 def not_limited(tmp_path, config):
-    """The curve of that run, each rank a fork of a process that has imported everything."""
-    folder = tmp_path / "outputs" / run_id(config)
-    folder.mkdir(parents=True)
-    launch.write_config(config, folder / "config.yaml")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = config.hardware.world_size
-    processes = [context.Process(target=_rank, args=(folder, rank, ranks, port)) for rank in range(ranks)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=240)
-        assert process.exitcode == 0
+    """The curve of that run."""
+    codes, output = forked.train(config, tmp_path / "outputs")
+    assert not any(codes), output
     return curve(config)
 
 
@@ -73,7 +49,7 @@ def test_two_ranks_go_on_with_half_to_the_same_result(tmp_path, monkeypatch, cap
     assert launch.launch(config) == 0
     said = capfd.readouterr().err
     assert "out of GPU memory with hardware.micro_batch_size=4; halve it: hardware.micro_batch_size=2" in said
-    assert f"{run_id(config)}: out of GPU memory with 4 sequences a pass; again with 2" in said
+    assert f"{run_id(config)}: out of GPU memory with 4 sequences per pass; retrying with 2" in said
     assert run_id(config) == run_id(given)
     assert len(expected) == 6
     assert curve(config) == expected
@@ -86,11 +62,14 @@ def test_one_process_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch, cap
     limited(monkeypatch, tmp_path, 4, from_pass=6)
     config = run_of(tmp_path, *alone)
     assert launch.launch(config) == 0
-    assert "out of GPU memory with 8 sequences a pass; again with 4, from the last checkpoint" in capfd.readouterr().err
-    found = curve(config)
-    assert [step for step, *_ in found] == [1, 2, 3, 4, 5, 6]
-    assert found[:4] == expected[:4], "kept from before"
-    assert found[4:] != expected[4:], "of passes of another size"
-    for one, other in zip(found, expected, strict=True):
+    assert (
+        "out of GPU memory with 8 sequences per pass; retrying with 4, from the last checkpoint"
+        in capfd.readouterr().err
+    )
+    rows = curve(config)
+    assert [step for step, *_ in rows] == [1, 2, 3, 4, 5, 6]
+    assert rows[:4] == expected[:4], "kept from before"
+    assert rows[4:] != expected[4:], "of passes of another size"
+    for one, other in zip(rows, expected, strict=True):
         assert one == pytest.approx(other, rel=1e-4)
     assert result_path(config).is_file()

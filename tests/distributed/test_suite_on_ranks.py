@@ -10,13 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
+from tiny_runs import LAUNCHED
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = "task.train.stop_step=2 task.evaluation.tasks=[] task.train.checkpoint_every_steps=1"
 
 
 def start(tmp_path, command, **env):
-    own = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "MORA_OUTPUT_DIR": str(tmp_path / "outputs")}
+    own = LAUNCHED | {"MORA_OUTPUT_DIR": str(tmp_path / "outputs")}
     clean = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEFILES")}
     return subprocess.Popen(
         command, cwd=ROOT, env=clean | own | env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -29,8 +30,8 @@ def finish(process):
 
 
 def results(tmp_path):
-    found = [json.loads(path.read_text()) for path in (tmp_path / "own" / "runs").glob("*[0-9a-f].json")]
-    return {result["run_id"]: result for result in found}
+    of_files = [json.loads(path.read_text()) for path in (tmp_path / "own" / "runs").glob("*[0-9a-f].json")]
+    return {result["run_id"]: result for result in of_files}
 
 
 def make(tmp_path, only):
@@ -59,7 +60,7 @@ def test_table1_on_two_ranks_killed_and_gone_on_repeats_nothing(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in first} == first
     code, output = finish(start(tmp_path, command))
     assert code == 0
-    assert "nothing was run: all 3 results are there" in output
+    assert "nothing to run: all 3 results exist" in output
 
 
 @pytest.mark.parametrize("method", ["mora"])

@@ -66,8 +66,8 @@ def alone(method, precision="fp32"):
     return forty_steps(method, "none", precision)
 
 
-def assert_close(found, expected, tolerance):
-    for (loss, norm), (expected_loss, expected_norm) in zip(found, expected, strict=True):
+def assert_close(rows, expected, tolerance):
+    for (loss, norm), (expected_loss, expected_norm) in zip(rows, expected, strict=True):
         assert loss == pytest.approx(expected_loss, abs=tolerance)
         assert norm == pytest.approx(expected_norm, rel=100 * tolerance)
 

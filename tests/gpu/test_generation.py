@@ -36,8 +36,8 @@ def test_a_captured_step_makes_the_tokens_that_transformers_makes(family, monkey
     expected = plain[:, 20:].tolist()
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a step that could not be captured warns
-        found = greedy(model, ids, mask, 300, [], lambda rows: [False] * len(rows), True, logits_to_keep=1)
-        assert found == expected
+        generated = greedy(model, ids, mask, 300, [], lambda rows: [False] * len(rows), True, logits_to_keep=1)
+        assert generated == expected
         lengths = {tuple(row): 40 * (i + 1) for i, row in enumerate(expected)}
 
         def stopped(rows: list[list[int]]) -> list[bool]:

@@ -13,6 +13,10 @@ from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
 from mora.config import compose
+from mora.config.hardware_schema import Hardware
+from mora.config.method_schema import Restart
+from mora.config.schema import RunConfig
+from mora.config.train_schema import Train
 from mora.models.load import load_model
 
 ROOT = Path(__file__).parents[2]
@@ -71,19 +75,27 @@ def test_the_map_has_every_package_in_the_order_of_imports():
 
 
 def test_the_configuration_reference_has_every_field_with_type_value_and_source():
-    from mora.config import schema
-
     page = HOOKS["config_reference"].page()
-    for section, path in (
-        (schema.Train, "task.train"),
-        (schema.Hardware, "hardware"),
-        (schema.Restart, "method.restart"),
-    ):
+    for section, path in ((Train, "task.train"), (Hardware, "hardware"), (Restart, "method.restart")):
         for name in section.model_fields:
             assert f"| `{path}.{name}` | " in page
     assert "| `task.train.warmup_steps` | integer >= 0 | " in page
     assert "`300`: metamath (paper: Table 5; differs: official ratio 0.03" in page
     assert re.search(r"\| `lr` \| number > 0 or null \| Peak learning rate\. .* \| `null` \|", page)
+
+
+def test_every_field_of_the_schema_has_a_meaning_and_every_section_a_reader():
+    reference, pending, seen = HOOKS["config_reference"], [RunConfig], []
+    while pending:
+        section = pending.pop()
+        texts = reference.field_texts(section)
+        missing = [name for name in section.model_fields if not texts.get(name, "").endswith(".")]
+        assert missing == [], f"{section.__name__}: a sentence below the field is its meaning"
+        assert section is RunConfig or "Read by `mora/" in section.__doc__, f"{section.__name__}: who reads it?"
+        seen.append(section)
+        found = [one for field in section.model_fields.values() for one in reference.sections(field.annotation)]
+        pending += [one for one in dict.fromkeys(found) if one not in (*seen, *pending)]
+    assert len(seen) > 20
 
 
 def test_what_the_scales_change_is_listed():

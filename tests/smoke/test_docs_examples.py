@@ -20,26 +20,26 @@ NO_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.ENDMARKER)
 
 
 @pytest.fixture(scope="module")
-def found():
+def intervals():
     return runpy.run_path(str(SCRIPT))
 
 
-def test_the_intervals_over_seeds_are_the_ledgers_and_that_of_an_equality(found):
+def test_the_intervals_over_seeds_are_the_ledgers_and_that_of_an_equality(intervals):
     table = [claim for claim in load().claims if claim.experiment == "table2"]
     wanted = next(i for i, claim in enumerate(table) if claim.first.r == 256 and claim.first.method == "mora")
-    assert found["order"] == pytest.approx(tuple(ledger.judge(table, "lite")[wanted].interval), abs=1e-3)
+    assert intervals["order"] == pytest.approx(tuple(ledger.judge(table, "lite")[wanted].interval), abs=1e-3)
     equality = table[wanted].model_copy(update={"test": "equal", "margin": 1.0})
     table[wanted] = equality
-    assert found["equality"] == pytest.approx(tuple(ledger.judge(table, "lite")[wanted].interval), abs=1e-3)
+    assert intervals["equality"] == pytest.approx(tuple(ledger.judge(table, "lite")[wanted].interval), abs=1e-3)
 
 
-def test_the_interval_over_documents_is_that_of_compare_and_of_the_ledgers_pairing(found):
+def test_the_interval_over_documents_is_that_of_compare_and_of_the_ledgers_pairing(intervals):
     folder = ROOT / "results/documents"
     first, second = (
         documents.read(next(folder.glob(f"c4-{name}-r128-*-s1-*")))["c4_perplexity_local"]
         for name in ("relora", "lora")
     )
-    low, high = found["documents"]
+    low, high = intervals["documents"]
     error = pairing._of_task([first], [second], "nats")
     assert (high - low) / 2 / 1.96 == pytest.approx(error, rel=0.1), "a bootstrap and a closed form"
     drawn = compare.compare(first, second)
@@ -47,12 +47,12 @@ def test_the_interval_over_documents_is_that_of_compare_and_of_the_ledgers_pairi
     assert drawn.high < 0 < low, "ReLoRA's perplexity is higher"
 
 
-def test_the_exact_interval_and_that_of_times_are_the_ledgers(found):
+def test_the_exact_interval_and_that_of_times_are_the_ledgers(intervals):
     expected, _ = verdicts.exact(7, 500, 5, 500)
-    assert found["right"] == [7, 5]
-    assert found["exact"] == pytest.approx([100 * limit for limit in expected])
+    assert intervals["right"] == [7, 5]
+    assert intervals["exact"] == pytest.approx([100 * limit for limit in expected])
     (claim,) = [claim for claim in load().claims if claim.ratio]
-    assert found["times"] == pytest.approx(list(ledger.judge([claim], "paper")[0].interval))
+    assert intervals["times"] == pytest.approx(list(ledger.judge([claim], "paper")[0].interval))
 
 
 def test_the_script_runs_without_the_package():

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import forked
 import pytest
-from tiny_runs import TWELVE_STEPS
+from tiny_runs import LAUNCHED, TWELVE_STEPS
 
 from mora.config import compose, run_id
 from mora.train import log
@@ -27,7 +27,7 @@ SHORT = [
 
 
 def start(tmp_path, *overrides, kill_at=None, **popen):
-    own = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "MORA_OUTPUT_DIR": str(tmp_path / "outputs")}
+    own = LAUNCHED | {"MORA_OUTPUT_DIR": str(tmp_path / "outputs")}
     env = os.environ | own | ({"MORA_KILL_AT": kill_at} if kill_at else {})
     flags = [o for o in overrides if o == "-m"]
     values = [*SHORT, f"scale.results_dir={tmp_path}/results", *(o for o in overrides if o != "-m")]
@@ -39,7 +39,8 @@ def start(tmp_path, *overrides, kill_at=None, **popen):
 
 def train(tmp_path, *overrides, kill_at=None):
     config = compose([*SHORT, f"scale.results_dir={tmp_path}/results", *overrides])
-    return forked.train(config, tmp_path / "outputs", kill_at)
+    (code,), output = forked.train(config, tmp_path / "outputs", **({"MORA_KILL_AT": kill_at} if kill_at else {}))
+    return code, output
 
 
 def folder_of(tmp_path, *overrides):
@@ -105,7 +106,7 @@ def test_a_run_killed_at_a_random_time_repeats_the_uninterrupted_one_bit_for_bit
     code, output = train(tmp_path / "whole", *overrides)
     assert code == 0, output
     after_s = random.uniform(0, time.time() - began)
-    process, folder = forked.start(config, tmp_path / "killed" / "outputs")
+    (process,), folder = forked.start(config, tmp_path / "killed" / "outputs")
     process.join(after_s)
     process.kill()
     process.join()
@@ -164,7 +165,7 @@ def test_a_stop_while_the_worker_still_loads_is_said_to_be_one(tmp_path):
     process.send_signal(signal.SIGTERM)
     code, output = finish(process)
     assert code == 130, output
-    assert f"{folder.name}: stopped; start it again to go on" in output
+    assert f"{folder.name}: stopped; start it again to resume" in output
 
 
 def test_sigterm_saves_a_checkpoint_and_the_run_goes_on(tmp_path):

@@ -47,7 +47,7 @@ def room_of(module: str) -> str:
 def imports(file: Path, root: Path = ROOT) -> list[Import]:
     """Every import of this package in the file, in functions and under TYPE_CHECKING too."""
     parts = file.relative_to(root).with_suffix("").parts
-    own, found = room_of(".".join(parts)), []
+    own, found_imports = room_of(".".join(parts)), []
     for node in ast.walk(ast.parse(file.read_text())):
         modules: list[str] = []
         if isinstance(node, ast.Import):
@@ -56,18 +56,18 @@ def imports(file: Path, root: Path = ROOT) -> list[Import]:
             above = [*parts[: len(parts) - node.level]] if node.level else []
             module = ".".join([*above, *([node.module] if node.module else [])])
             modules = [f"{module}.{alias.name}" for alias in node.names] if module == "mora" else [module]
-        found += [
+        found_imports += [
             Import(f"{file.relative_to(root)}:{node.lineno}", own, room_of(module))
             for module in modules
             if module.split(".")[0] == "mora" and room_of(module) != own
         ]
-    return found
+    return found_imports
 
 
 def all_imports() -> list[Import]:
     """A package's `__main__` is an entry point: it stands on top, whatever it lies in."""
     files = [file for file in sorted((ROOT / "mora").rglob("*.py")) if file.name != "__main__.py"]
-    return [found for file in files for found in imports(file)]
+    return [arrow for file in files for arrow in imports(file)]
 
 
 def test_every_room_has_a_floor():
@@ -78,14 +78,14 @@ def test_every_room_has_a_floor():
 
 def test_no_arrow_points_back():
     """`import mora` registers the adapter: whoever loads adapters may do that."""
-    arrows = [found for found in all_imports() if "mora" not in (found.of, found.room)]
+    arrows = [arrow for arrow in all_imports() if "mora" not in (arrow.of, arrow.room)]
     back = [f"{a.where}: {a.of} -> {a.room}" for a in arrows if FLOOR_OF[a.room] >= FLOOR_OF[a.of]]
     assert back == []
     assert len(arrows) > 300
 
 
 def test_the_wheel_needs_nothing_of_the_suite():
-    inside = [found for found in all_imports() if found.of in OF_THE_WHEEL]
+    inside = [arrow for arrow in all_imports() if arrow.of in OF_THE_WHEEL]
     assert [f"{a.where}: {a.room}" for a in inside if a.room in OF_THE_SUITE] == []
 
 
@@ -94,8 +94,8 @@ def test_an_arrow_back_is_seen(line, tmp_path):
     file = tmp_path / "mora" / "data" / "new.py"
     file.parent.mkdir(parents=True)
     file.write_text(line)
-    (found,) = imports(file, tmp_path)
-    assert FLOOR_OF[found.room] > FLOOR_OF[found.of]
+    (arrow,) = imports(file, tmp_path)
+    assert FLOOR_OF[arrow.room] > FLOOR_OF[arrow.of]
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,6 @@ def test_what_the_extras_need_is_what_their_packages_say():
     spec = importlib.util.spec_from_file_location("make_bundle", ROOT / "scripts" / "make_bundle.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    found = module.needed(["suite", "deepspeed"])
-    assert {"torch", "lm-eval", "hydra-core", "antlr4-python3-runtime", "deepspeed", "ninja", "word2number"} <= found
-    assert not {"pytest", "ruff", "wandb"} & found
+    needed = module.needed(["suite", "deepspeed"])
+    assert {"torch", "lm-eval", "hydra-core", "antlr4-python3-runtime", "deepspeed", "ninja", "word2number"} <= needed
+    assert not {"pytest", "ruff", "wandb"} & needed

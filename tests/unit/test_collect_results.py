@@ -38,9 +38,9 @@ def test_a_result_of_a_known_commit_is_brought_in_with_it(collect, tmp_path, fin
     """Until 2026-11 the fingerprint of a run covered everything; those results are brought in as well."""
     bring(tmp_path / "from", 1.0, fingerprint)
     assert collect() == 0
-    found = json.loads((tmp_path / "into" / "a.json").read_text())
-    assert found["source"]["dirty"] is False
-    assert len(found["source"]["commit"]) == 40
+    result = json.loads((tmp_path / "into" / "a.json").read_text())
+    assert result["source"]["dirty"] is False
+    assert len(result["source"]["commit"]) == 40
     assert (tmp_path / "into" / "a.log.jsonl").is_file()
 
 

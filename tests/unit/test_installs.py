@@ -39,25 +39,25 @@ def texts() -> list[Path]:
     listed = subprocess.run(["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True)
     if listed.returncode:
         pytest.skip("no git here: which files are the repository's is not known")
-    found = [ROOT / name for name in listed.stdout.splitlines() if not name.startswith(SKIPPED)]
+    files = [ROOT / name for name in listed.stdout.splitlines() if not name.startswith(SKIPPED)]
     return [
         path
-        for path in found
+        for path in files
         if path.suffix not in (".safetensors", ".zst", ".png", ".svg", ".jsonl") and path.is_file()
     ]
 
 
 def wrong(names: list[str]) -> list[str]:
     """Those that are neither locked nor known, this project's own import name before all."""
-    found = []
+    unknown = []
     for name in names:
         try:
             base = canonicalize_name(Requirement(name).name)
         except InvalidRequirement:
             base = name
         if base not in LOCKED | OPTIONAL:
-            found.append(name)
-    return found
+            unknown.append(name)
+    return unknown
 
 
 def test_the_distribution_is_not_named_as_somebody_elses() -> None:
@@ -65,8 +65,8 @@ def test_the_distribution_is_not_named_as_somebody_elses() -> None:
 
 
 def test_no_text_asks_pip_for_a_name_that_is_not_meant() -> None:
-    found = {str(p.relative_to(ROOT)): wrong(asked_for(p.read_text(errors="ignore"))) for p in texts()}
-    assert {path: names for path, names in found.items() if names} == {}
+    by_file = {str(p.relative_to(ROOT)): wrong(asked_for(p.read_text(errors="ignore"))) for p in texts()}
+    assert {path: names for path, names in by_file.items() if names} == {}
 
 
 @pytest.mark.parametrize(

@@ -27,20 +27,20 @@ def new():
 
 
 def test_a_result_of_format_1_becomes_one_of_today_and_is_read_again_as_it_was_written(tmp_path):
-    found = results.read(COMMITTED)
-    accuracy = found.metrics[1000]["uuid_char_acc"]
+    result = results.read(COMMITTED)
+    accuracy = result.metrics[1000]["uuid_char_acc"]
     assert (accuracy.value, accuracy.stderr, accuracy.documents) == (0.376, 0.00880919932, 1000)
     assert accuracy.higher_is_better
-    assert found.metrics[1000]["value_nll"] == Metric(value=14.4109275, higher_is_better=False)
-    assert found.more == {}
-    (tmp_path / "again.json").write_text(found.text())
-    assert results.read(tmp_path / "again.json") == found
+    assert result.metrics[1000]["value_nll"] == Metric(value=14.4109275, higher_is_better=False)
+    assert result.more == {}
+    (tmp_path / "again.json").write_text(result.text())
+    assert results.read(tmp_path / "again.json") == result
 
 
 def test_numbers_that_are_none_are_read_again_as_they_were_written(tmp_path):
-    found = results.read(COMMITTED)
+    result = results.read(COMMITTED)
     values = {"a": Metric(value=float("inf"), stderr=float("nan"))}
-    (tmp_path / "a.json").write_text(found.model_copy(update={"metrics": {1: values}}).text())
+    (tmp_path / "a.json").write_text(result.model_copy(update={"metrics": {1: values}}).text())
     again = results.read(tmp_path / "a.json").metrics[1]["a"]
     assert again.value == float("inf")
     assert again.stderr != again.stderr
@@ -131,14 +131,14 @@ def test_a_result_is_parsed_once_and_again_where_its_file_changed(tmp_path, monk
     assert len(parsed) == 1
     path.write_text(changed(old, "status", "diverged"))
     assert store.at(path).status == "diverged"
-    assert [found.status for found in store.all(tmp_path)] == ["diverged"]
+    assert [result.status for result in store.all(tmp_path)] == ["diverged"]
     assert len(parsed) == 2
 
 
 def test_what_a_worker_knows_and_no_field_has_is_kept(old):
     known = {k: v for k, v in old.items() if k != "metrics"}
-    found = results.of_facts(known | {"metrics": {}, "weather": "fine"})
-    assert found.more == {"weather": "fine"}
+    result = results.of_facts(known | {"metrics": {}, "weather": "fine"})
+    assert result.more == {"weather": "fine"}
 
 
 def test_the_direction_of_a_metric_is_its_tasks():
@@ -154,8 +154,8 @@ def test_the_direction_of_a_metric_is_its_tasks():
 
 def test_every_metric_of_the_committed_results_has_a_direction():
     folders = [ROOT / "results/runs", *(ROOT / "results/outdated").iterdir()]
-    committed = [found for folder in folders for found in results.STORE.all(folder)]
-    names = {name for found in committed for at in found.metrics.values() for name in at}
+    committed = [result for folder in folders for result in results.STORE.all(folder)]
+    names = {name for result in committed for at in result.metrics.values() for name in at}
     assert len(names) > 20
     assert [name for name in names if metrics.facts(name).higher_is_better is None] == []
 

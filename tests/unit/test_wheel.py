@@ -88,16 +88,16 @@ def test_it_names_its_version_its_dependencies_and_its_command(wheel):
 
 def dependencies() -> set[str]:
     """Everything that torch, transformers, peft and aenum ask for, of what is installed here."""
-    found: set[str] = set()
+    names: set[str] = set()
     pending = ["torch", "transformers", "peft", "aenum"]
     while pending:
         name = canonicalize_name(pending.pop())
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            if name not in found:
+            if name not in names:
                 needed = [Requirement(line) for line in importlib.metadata.distribution(name).requires or []]
                 pending += [n.name for n in needed if n.marker is None or n.marker.evaluate({"extra": ""})]
-                found.add(name)
-    return found
+                names.add(name)
+    return names
 
 
 def test_it_works_where_only_its_dependencies_are(wheel, tmp_path):

@@ -21,19 +21,17 @@ def targeted(model: nn.Module, targets: list[str] | str) -> dict[str, nn.Module]
     modules = [(name, module) for name, module in model.named_modules() if module is not head]
     linear = {name: module for name, module in modules if isinstance(module, (nn.Linear, Conv1D))}
     if not linear:
-        raise ConfigError(
-            "the model has no linear module beside its head: there is nothing that an adapter could be on"
-        )
+        raise ConfigError("the model has no linear module beside its head: there is nothing to adapt")
     if not isinstance(targets, list):
         return linear
-    found = {target: [name for name in linear if f".{name}".endswith(f".{target}")] for target in targets}
-    if unknown := [target for target, names in found.items() if not names]:
+    matches = {target: [name for name in linear if f".{name}".endswith(f".{target}")] for target in targets}
+    if unknown := [target for target, names in matches.items() if not names]:
         known = ", ".join(dict.fromkeys(name.rsplit(".", 1)[-1] for name in linear))
         raise ConfigError(
             f"method.adapter.target_modules: no linear module is called {unknown[0]!r}; there are {known}; "
             "method.adapter.target_modules=all-linear takes all of them"
         )
-    return {name: linear[name] for names in found.values() for name in names}
+    return {name: linear[name] for names in matches.values() for name in names}
 
 
 def check_rank(r: int, modules: dict[str, nn.Module]) -> None:

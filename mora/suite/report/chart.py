@@ -1,4 +1,4 @@
-"""A run's losses as points in a box that its page's template draws: a hundred such pictures weigh little."""
+"""The losses of a run as points in a box that the page's template draws; a hundred such pictures weigh little."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Chart(NamedTuple):
 
 
 def of_run(run: Run) -> Chart | None:
-    """None where nothing was trained. The first fall, a fiftieth of the steps, may lie above the box."""
+    """Return the run's chart; None if nothing was trained. The first fiftieth of the steps may lie above the box."""
     after = [p.value for p in (*run.training[len(run.training) // 50 :], *run.held_out)]
     if not after:
         return None

@@ -1,4 +1,4 @@
-"""What was decided after results were seen, and where the suite differs from its sources: the project's own pages."""
+"""Decisions taken after results were seen, and deviations from the sources, from the project's own pages."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Section(NamedTuple):
 
 
 def sections() -> list[Section]:
-    """The dated decisions of docs/claims.md, the whole of docs/DEVIATIONS.md by its sections, and the log's topics."""
+    """Return the dated decisions of docs/claims.md, docs/DEVIATIONS.md by its sections, and the log's topics."""
     claims = _parts("docs/claims.md")
-    found = [part for part in claims if part.title.startswith((DECIDED, CHANGED))]
-    return [*found, *_parts("docs/DEVIATIONS.md"), *_dated("docs/LOG.md")]
+    decided = [part for part in claims if part.title.startswith((DECIDED, CHANGED))]
+    return [*decided, *_parts("docs/DEVIATIONS.md"), *_dated("docs/LOG.md")]
 
 
 def _parts(name: str) -> list[Section]:
@@ -39,15 +39,17 @@ def _parts(name: str) -> list[Section]:
 
 
 def _dated(name: str) -> list[Section]:
-    """Sections that begin with a date: what was tried, negative results too."""
+    """Return the sections that begin with a date: what was tried, negative results, too."""
     return [part for part in _parts(name) if re.match(r"\d{4}-\d\d-\d\d", part.title)]
 
 
 def html(markdown: str, title: str) -> str:
-    """Links into the repository become their words, so that the page stands alone; tables scroll by themselves, each under
-    a name of its own."""
-    made = MarkdownIt("commonmark", {"html": False}).enable("table").render(LINK.sub(r"\1", markdown))
+    """Convert Markdown to HTML that stands alone.
+
+    Links into the repository become plain text. Each table scrolls by itself and has a name of its own.
+    """
+    text = MarkdownIt("commonmark", {"html": False}).enable("table").render(LINK.sub(r"\1", markdown))
     numbers = itertools.count(1)
     opened = '<div class="wide" tabindex="0" role="region" aria-label="{}, table {}"><table>'
-    made = re.sub("<table>", lambda _: opened.format(escape(title), next(numbers)), made)
-    return made.replace("</table>", "</table></div>")
+    text = re.sub("<table>", lambda _: opened.format(escape(title), next(numbers)), text)
+    return text.replace("</table>", "</table></div>")

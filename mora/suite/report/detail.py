@@ -1,4 +1,4 @@
-"""A run's page: its configuration with where each value comes from, its scores, and what it ran on."""
+"""The page of a run: its configuration with the source of each value, its scores, and what it ran on."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ class Score(NamedTuple):
 
 
 def settings(run: Run) -> list[Setting]:
-    """Every value that the run had, by its dotted name."""
+    """Return every value of the run's configuration, by its dotted name."""
     provenance = run.result.provenance
     given = {text.partition("=")[0] for text in run.overrides}
-    found = []
+    shown = []
     for name, value in flat(run.result.config):
         known = _source(provenance, name)
-        found.append(Setting(name, value, known or ("of the command" if name in given else "")))
-    return found
+        shown.append(Setting(name, value, known or ("of the command" if name in given else "")))
+    return shown
 
 
 def _source(provenance: dict[str, Any], name: str) -> str:
-    """Of the value, or of the block that it belongs to."""
+    """Return the source of the value, or of the block that it belongs to."""
     while name:
         if isinstance(source := provenance.get(name), str):
             return source
@@ -52,7 +52,7 @@ def _source(provenance: dict[str, Any], name: str) -> str:
 
 
 def flat(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Leaves by dotted name; a list of plain values is one leaf."""
+    """Yield leaves by dotted name; a list of plain values is one leaf."""
     if isinstance(values, dict) and values:
         for name, value in values.items():
             yield from flat(value, f"{prefix}.{name}" if prefix else str(name))
@@ -64,12 +64,12 @@ def flat(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def scores(run: Run) -> list[Score]:
-    """At the last step, and then back at each at which more than the held-out loss was measured."""
-    found, last = [], max(run.result.metrics, default=0)
+    """Return the scores at the last step, then back at each step at which more than the held-out loss was measured."""
+    shown, last = [], max(run.result.metrics, default=0)
     for step, metrics in sorted(run.result.metrics.items(), reverse=True):
         if step == last or set(metrics) - {"validation_loss"}:
-            found += [_score(step, name, metric) for name, metric in sorted(metrics.items())]
-    return found
+            shown += [_score(step, name, metric) for name, metric in sorted(metrics.items())]
+    return shown
 
 
 def _score(step: int, name: str, metric: Metric) -> Score:
@@ -84,7 +84,7 @@ def _score(step: int, name: str, metric: Metric) -> Score:
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
-    """What it ran on and came to, as one reads it."""
+    """Return the run's hardware, time, memory and counts as pairs of a name and a text."""
     r = run.result
     source = f"{(r.source.commit or 'unknown')[:10]}, source {r.source.fingerprint}"
     lines: list[tuple[str, object]] = [
@@ -109,12 +109,12 @@ def facts(run: Run) -> list[tuple[str, str]]:
 
 
 def _files(run: Run) -> list[Path]:
-    """Result, log, documents' scores, spectrum: what the run's numbers can be worked out from again."""
+    """Return the result, log, document scores and spectrum of the run: all that its numbers can be computed from again."""
     return [path(run.config) for path in (result_path, log_path, documents_path, spectrum_path)]
 
 
 def restarts(run: Run) -> str:
-    """`4, every 400 steps`; empty where the method has none."""
+    """Return `4, every 400 steps`; empty if the method has no restarts."""
     restart = run.result.config.get("method", {}).get("restart")
     if not isinstance(restart, dict) or not restart.get("every_steps"):
         return ""
@@ -123,5 +123,5 @@ def restarts(run: Run) -> str:
 
 
 def data(run: Run) -> list[tuple[str, str]]:
-    """Fingerprints and counts of the training data."""
+    """Return fingerprints and counts of the training data."""
     return list(flat(run.result.data)) if run.result.data else []

@@ -11,7 +11,7 @@ from mora.config.run_id import run_id
 from .. import experiment as experiments
 from .. import ledger
 from ..claims import Claim, load
-from ..contrasts import Found, measure
+from ..contrasts import ResolvedTables, measure
 from ..experiment import Scale
 from ..ledger import Outcome
 from .gather import number_of
@@ -38,12 +38,12 @@ class Finding:
 
     @property
     def source(self) -> str:
-        """`Table 2`; of a ratio, the benchmark."""
+        """`Table 2`; for a ratio, the benchmark."""
         return number_of(self.claim.experiment) if self.claim.experiment else "Step benchmark"
 
     @property
     def title(self) -> str:
-        """Of the axis."""
+        """The title of the axis."""
         return experiments.load(self.claim.experiment).title if self.claim.experiment else "Time of a step, benchmark"
 
     @property
@@ -63,7 +63,7 @@ class Finding:
         return ledger.number_text(self.outcome.paper, self.claim)
 
     def text(self, outcome: Outcome) -> str:
-        """The effect of this contrast, or of one beside it."""
+        """Return the effect of this contrast, or of one beside it, as text."""
         return ledger.effect_text(self.claim, outcome)
 
     def paper_of(self, outcome: Outcome) -> str:
@@ -87,44 +87,44 @@ class Finding:
         return says if len(says) <= SHORT else says[: SHORT - 1].rsplit(" ", 1)[0] + " …"
 
     def at(self, value: float | None) -> float | None:
-        """In percent of the axis, kept within it; None where there is nothing to show."""
+        """Return the value in percent of the axis, kept within it; None if there is nothing to show."""
         if value is None or math.isnan(value):
             return None
         return round(50 + 48 * max(-1.0, min(1.0, (value - self.centre) / self.extent)), 2)
 
     @property
     def label(self) -> str:
-        """Of the marks, for who cannot see them."""
+        """The text of the marks for screen readers."""
         if self.outcome.effect is None:
             return f"not run here; the paper's effect: {self.paper}"
         return f"ours {self.effect}; the paper's {self.paper}; {self.outcome.verdict}"
 
 
-def of_claims(resolved: Found) -> list[Finding]:
-    """Every claim at every scale at which something was run; once, as not run, where nothing was."""
+def of_claims(resolved: ResolvedTables) -> list[Finding]:
+    """Return every claim at every scale at which something was run; a claim without any, once, as not run."""
     claims = load().claims
-    found = []
+    findings = []
     for claim, scale, outcome in ledger.rows_of(resolved):
         number = claims.index(claim) + 1
         also = [o for o in ledger.also(claim, scale, resolved) if o.verdict != "not run"]
-        found.append(Finding(number, claim, scale, outcome, also, _runs(resolved, claim, scale)))
-    _set_extents(found)
-    return found
+        findings.append(Finding(number, claim, scale, outcome, also, _runs(resolved, claim, scale)))
+    _set_extents(findings)
+    return findings
 
 
-def _set_extents(found: Iterable[Finding]) -> None:
+def _set_extents(findings: Iterable[Finding]) -> None:
     reach: dict[str, float] = {}
-    for f in found:
+    for f in findings:
         o = f.outcome
         values = [o.effect, o.paper, *(o.interval or ())]
         known = [abs(v - f.centre) for v in values if v is not None and math.isfinite(v)]
         reach[f.source] = max([reach.get(f.source, 0.0), *known])
-    for f in found:
+    for f in findings:
         f.extent = reach[f.source] or 1.0
 
 
-def _runs(resolved: Found, claim: Claim, scale: Scale) -> dict[str, list[str]]:
-    """The runs of both rows of the primary contrast, by the row's label."""
+def _runs(resolved: ResolvedTables, claim: Claim, scale: Scale) -> dict[str, list[str]]:
+    """Return the runs of both rows of the primary contrast, by the row's label."""
     if not claim.experiment:
         return {}
     rows = resolved.rows(claim.experiment, scale)

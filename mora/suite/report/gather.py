@@ -1,4 +1,4 @@
-"""What the report shows: every experiment at every scale, resolved once, and each run with where it is used."""
+"""The content of the report: every experiment at every scale, resolved once, and each run with its uses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mora.results import STORE, RunResult
 from .. import claims, commands
 from .. import experiment as experiments
 from ..cells import CellRun, CellRuns
-from ..contrasts import Found
+from ..contrasts import ResolvedTables
 from ..experiment import ROOT, CellSpec, Experiment, Scale
 from ..result import log_of, reportable, result_of
 from ..selection import last_step
@@ -35,7 +35,7 @@ TITLES = {
 
 
 class Use(NamedTuple):
-    """Where a run stands: in a cell, as one of its seeds or of its search."""
+    """The use of a run in a cell: as one of its seeds, or in its search."""
 
     name: str
     scale: Scale
@@ -45,7 +45,7 @@ class Use(NamedTuple):
 
 
 class Point(NamedTuple):
-    """Of a curve: a step and a loss."""
+    """A point of a curve: a step and a loss."""
 
     step: int
     value: float
@@ -53,7 +53,7 @@ class Point(NamedTuple):
 
 @dataclass
 class Run:
-    """A run that a table, a figure or a search takes. `overrides`: what run.py is given for it."""
+    """A run that a table, a figure or a search uses. `overrides`: the arguments of run.py."""
 
     config: RunConfig
     result: RunResult
@@ -90,8 +90,8 @@ class Run:
     @cached_property
     def held_out(self) -> list[Point]:
         """The loss on held-out documents."""
-        found = [(step, m.get("validation_loss")) for step, m in sorted(self.result.metrics.items())]
-        return [Point(step, metric.value) for step, metric in found if metric is not None and metric.finite]
+        losses = [(step, m.get("validation_loss")) for step, m in sorted(self.result.metrics.items())]
+        return [Point(step, metric.value) for step, metric in losses if metric is not None and metric.finite]
 
 
 def _finite(value: object) -> bool:
@@ -138,9 +138,9 @@ class Gathered:
         }
         for folder in sorted(folders):
             self.damaged |= _without_evidence(folder)
-        self.found = Found()
+        self.resolved = ResolvedTables()
         self.shown = [
-            Shown(name, scale, experiment, self.found.rows(name, scale))
+            Shown(name, scale, experiment, self.resolved.rows(name, scale))
             for name in experiments.names()
             for experiment in [experiments.load(name)]
             for scale in self.scales
@@ -164,28 +164,28 @@ class Gathered:
 
     def _add(self, shown: Shown, cell: CellRuns) -> None:
         scale = cell.spec.scale
-        for searching, runs in ((False, cell.finals), (True, cell.searched)):
+        for searching, runs in ((False, cell.final_cell_runs), (True, cell.search_cell_runs)):
             for run in runs:
-                if (found := reportable(result_of(run.config), scale)) is not None:
-                    self._use(shown, cell.spec, run, found, searching)
+                if (result := reportable(result_of(run.config), scale)) is not None:
+                    self._use(shown, cell.spec, run, result, searching)
 
     def _use(
         self,
         shown: Shown,
         spec: CellSpec,
-        made: CellRun,
+        cell_run: CellRun,
         result: RunResult,
         searching: bool,
     ) -> None:
-        new = Run(made.config, result, spec.label, commands.words(*made))
-        run = self.runs.setdefault(run_id(made.config), new)
+        new = Run(cell_run.config, result, spec.label, commands.words(*cell_run))
+        run = self.runs.setdefault(run_id(cell_run.config), new)
         use = Use(shown.name, shown.scale, spec.label, spec.column.name, searching)
         if use not in run.uses:
             run.uses.append(use)
 
 
 def _without_evidence(folder: Path) -> dict[str, str]:
-    """Leaves out the results whose documents' scores or spectrum is damaged, as claims rest on them; why, by file name."""
+    """Leave out results whose documents' scores or spectrum is damaged, as claims rest on them; return why, by file name."""
     damaged = {}
     for kind, pattern in (("documents", "*.jsonl.zst"), ("spectra", "*.json")):
         for path in sorted((folder.parent / kind).glob(pattern)):
@@ -199,11 +199,11 @@ def _without_evidence(folder: Path) -> dict[str, str]:
 
 
 def number_of(experiment: str) -> str:
-    """`Table 2`, `Figure 5`, `Memory`."""
+    """Return the experiment's name with its number: `Table 2`, `Figure 5`, `Memory`."""
     head = experiment.rstrip("0123456789")
     return f"{head.capitalize()} {experiment[len(head) :]}".strip()
 
 
 def end(run: Run) -> int:
-    """The run's last step."""
+    """Return the run's last step."""
     return last_step(run.config, run.result)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from .. import ledger
-from ..contrasts import Found
+from ..contrasts import ResolvedTables
 from . import findings, pictures, style
 
 
-def render(found: Found, page: Path = ledger.FULL) -> Path:
-    """Writes the picture beside the ledger, under its name, as PDF and SVG; returns the latter's path."""
+def render(resolved: ResolvedTables, page: Path = ledger.FULL) -> Path:
+    """Write the picture beside the ledger, under its name, as PDF and SVG; return the path of the SVG."""
     with style.in_print():
-        style.printed(pictures.forest(findings.of_claims(found)), page.with_suffix(""))
+        style.printed(pictures.forest(findings.of_claims(resolved)), page.with_suffix(""))
     return page.with_suffix(".svg")

@@ -23,14 +23,15 @@ from .style import KEPT, PAGE, Look, legend_below, looks
 
 ACROSS = 2  # panels
 POINTS = 120  # of a curve
+SMOOTHED = 9  # points that each is the mean of
 HELD_OUT = "-held-out"  # ends the name of such a curve
 VERDICTS = {"shown": "C2", "equal": "C2", "contradicted": "C1"}  # others are grey
-SELECTIONS = {"validation_loss": "held-out loss (nats a token)", "value_nll": "loss of the values (nats a value)"}
+SELECTIONS = {"validation_loss": "held-out loss (nats per token)", "value_nll": "loss of the values (nats per value)"}
 
 
-def forest(found: Sequence[Finding]) -> Figure:
-    """Every claim that was judged: ours with its interval, and the paper's, a panel a table."""
-    judged = [f for f in found if f.outcome.effect is not None]
+def forest(findings: Sequence[Finding]) -> Figure:
+    """Draw every judged claim, ours with its interval beside the paper's, one panel per table."""
+    judged = [f for f in findings if f.outcome.effect is not None]
     panels: dict[str, list[Finding]] = {}
     for f in judged:
         panels.setdefault(f.source, []).append(f)
@@ -51,8 +52,8 @@ def forest(found: Sequence[Finding]) -> Figure:
     return figure
 
 
-def _forest_panel(ax: Axes, label: str, found: list[Finding]) -> None:
-    for y, f in enumerate(found):
+def _forest_panel(ax: Axes, label: str, findings: list[Finding]) -> None:
+    for y, f in enumerate(findings):
         o, colour = f.outcome, VERDICTS.get(f.outcome.verdict, "C6")
         assert o.effect is not None
         if o.interval is not None and math.isfinite(o.interval.low):
@@ -60,21 +61,24 @@ def _forest_panel(ax: Axes, label: str, found: list[Finding]) -> None:
         ax.plot(o.effect, y, "o", color=colour)
         if o.paper is not None:
             ax.plot(o.paper, y, "D", mfc="none", color="k")
-    ax.axvline(found[0].centre, color="k", lw=0.6)
-    ax.set_ylim(len(found) - 0.5, -0.5)
-    ax.set_yticks(range(len(found)), [f"{f.short}\n{f.outcome.verdict}, {f.scale}, {f.n}" for f in found])
+    ax.axvline(findings[0].centre, color="k", lw=0.6)
+    ax.set_ylim(len(findings) - 0.5, -0.5)
+    ax.set_yticks(range(len(findings)), [f"{f.short}\n{f.outcome.verdict}, {f.scale}, {f.n}" for f in findings])
     ax.set_xlabel(label, labelpad=1)
     ax.grid(axis="x", alpha=0.3)
 
 
 def searches(shown: Shown) -> Figure | None:
-    """The selection metric against the rate, a panel a search of a column, a line a method; chosen rates ringed."""
+    """Draw the selection metric against the learning rate, with the chosen rates ringed.
+
+    There is one panel per searched column and one line per method.
+    """
     panels: dict[str, list[CellRuns]] = {}
     seen: set[tuple[str, ...]] = set()
     for runs in shown.cells:
         if not any(isinstance(score, float) for _, score in runs.choice.scores):
             continue
-        if (key := (runs.spec.label, *map(run_id, runs.spec.search))) not in seen:
+        if (key := (runs.spec.label, *map(run_id, runs.spec.search_runs))) not in seen:
             seen.add(key)
             panels.setdefault(" ".join([runs.spec.column.task, *runs.spec.column.overrides]), []).append(runs)
     if not panels:
@@ -95,7 +99,7 @@ def searches(shown: Shown) -> Figure | None:
 
 
 def _bounds(ax: Axes, cells: list[CellRuns]) -> None:
-    """A tick a rate, and a panel that what has all but diverged does not flatten."""
+    """Place one tick per learning rate, and bound the axis so that runs that almost diverged do not flatten the panel."""
     scored = [(c.lr, s) for runs in cells for c, s in runs.choice.scores if c.lr and isinstance(s, float)]
     rates, losses = sorted({lr for lr, _ in scored}), [s for _, s in scored]
     ax.set_xticks(rates, [format_lr(lr) for lr in rates], fontsize=7)
@@ -118,12 +122,12 @@ def _search(ax: Axes, runs: CellRuns, look: Look) -> None:
         ax.plot(*zip(*line, strict=True), **look._asdict(), ms=4, label=label)
         again = [
             (c.lr, s)
-            for c, s in runs.choice.again.items()
+            for c, s in runs.choice.second_seed.items()
             if c.overrides == overrides and c.lr and isinstance(s, float)
         ]
         ax.plot([x for x, _ in again], [y for _, y in again], "x", color=look.color)
-        if runs.best is not None and runs.best.overrides == overrides:
-            at = [(x, y) for x, y in line if x == runs.best.lr]
+        if runs.selected is not None and runs.selected.overrides == overrides:
+            at = [(x, y) for x, y in line if x == runs.selected.lr]
             ax.plot([x for x, _ in at], [y for _, y in at], "o", ms=10, mfc="none", color=look.color)
 
 
@@ -136,8 +140,8 @@ class Cost(NamedTuple):
 
 
 def costs(shown: Shown) -> Figure | None:
-    """The score of the last column, every seed, against milliseconds a step, memory and trainable parameters."""
-    found: dict[str, Cost] = {}
+    """Draw every seed's score in the last column against milliseconds per step, memory and trainable parameters."""
+    by_label: dict[str, Cost] = {}
     for runs in shown.cells:
         if (
             runs.spec.column == shown.rows[0][-1].spec.column
@@ -145,23 +149,23 @@ def costs(shown: Shown) -> Figure | None:
             and len(runs.results) == len(runs.cell.values)
         ):
             results = [result for _, result in runs.results]
-            found[runs.spec.label] = Cost(
+            by_label[runs.spec.label] = Cost(
                 runs.spec.row.method,
                 runs.cell.values,
                 [1e3 * (r.speed or {}).get("step_s", math.nan) for r in results],
                 [(r.peak_memory_bytes or math.nan) / GIB for r in results],
                 [float(r.parameters.trainable) for r in results],
             )
-    if not found:
+    if not by_label:
         return None
-    look = looks({label: cost.method for label, cost in found.items()})
+    look = looks({label: cost.method for label, cost in by_label.items()})
     figure, axes = _grid(3, 3.4)
     for ax, (name, label) in zip(
         axes,
         (("ms", "step time (ms)"), ("gib", "peak memory (GiB)"), ("trainable", "trainable parameters")),
         strict=True,
     ):
-        for row, cost in found.items():
+        for row, cost in by_label.items():
             ax.plot(getattr(cost, name), cost.values, alpha=0.8, label=row, **look[row]._replace(ls="")._asdict())
         ax.set(xlabel=label, ylabel=f"{shown.rows[0][-1].spec.column.name.replace('_', ' ')} ({shown.experiment.unit})")
         ax.grid(alpha=0.3)
@@ -173,21 +177,23 @@ def costs(shown: Shown) -> Figure | None:
 
 
 def curves(runs: Iterable[Run]) -> Figure:
-    """The training loss of runs, smoothed, and the loss held out, where any was; named, so that the page can hide each."""
+    """Draw the smoothed training loss of the runs, and the held-out loss if there is one; the page can hide each by name."""
     runs = list(runs)
     held = [run for run in runs if run.held_out]
     look = looks({run.label: run.config.method.name for run in runs})
     figure, axes = _grid(1 + bool(held), 3.6)
-    _curves(axes[0], "training loss (nats a token)", look, [(run, thinned(smoothed(run.training))) for run in runs], "")
+    _curves(
+        axes[0], "training loss (nats per token)", look, [(run, thinned(smoothed(run.training))) for run in runs], ""
+    )
     if held:
-        _curves(axes[1], "held-out loss (nats a token)", look, [(run, run.held_out) for run in held], HELD_OUT)
+        _curves(axes[1], "held-out loss (nats per token)", look, [(run, run.held_out) for run in held], HELD_OUT)
     handles = [Line2D([], [], color=kind.color, ls=kind.ls) for kind in look.values()]
     legend_below(figure, handles, list(look), len(axes) + 1)
     return figure
 
 
 def _curves(ax: Axes, label: str, look: dict[str, Look], lines: list[tuple[Run, list[Point]]], suffix: str) -> None:
-    """A ring where a held-out loss is least. The first fall of the curves may lie above the panel."""
+    """Draw the curves of one label, with a ring at the least held-out loss. Their first fall may lie above the panel."""
     losses: list[float] = []
     for run, points in lines:
         values = [p.value for p in points]
@@ -200,23 +206,23 @@ def _curves(ax: Axes, label: str, look: dict[str, Look], lines: list[tuple[Run, 
     ax.grid(alpha=0.3)
 
 
-def smoothed(points: list[Point], steps: int = 9) -> list[Point]:
-    """The mean over the steps around each."""
+def smoothed(points: list[Point]) -> list[Point]:
+    """Return the mean over SMOOTHED points around each."""
     if not points:
         return []
     values = np.array([p.value for p in points])
-    padded = np.pad(values, steps // 2, mode="edge")
+    padded = np.pad(values, SMOOTHED // 2, mode="edge")
     return [
         Point(p.step, float(v))
-        for p, v in zip(points, np.convolve(padded, np.ones(steps) / steps, "valid"), strict=True)
+        for p, v in zip(points, np.convolve(padded, np.ones(SMOOTHED) / SMOOTHED, "valid"), strict=True)
     ]
 
 
-def thinned(points: list[Point], most: int = POINTS) -> list[Point]:
-    """Evenly chosen, the last one too."""
-    if len(points) <= most:
+def thinned(points: list[Point], max_points: int = POINTS) -> list[Point]:
+    """Choose points evenly, the last one, too."""
+    if len(points) <= max_points:
         return points
-    return [points[i] for i in np.linspace(0, len(points) - 1, most).round().astype(int)]
+    return [points[i] for i in np.linspace(0, len(points) - 1, max_points).round().astype(int)]
 
 
 def title_of(shown: Shown) -> str:
@@ -235,5 +241,5 @@ def _grid(panels: int, height: float) -> tuple[Figure, list[Axes]]:
 
 
 def _wrapped(name: str) -> str:
-    """`uuid pairs=150 global_batch_size=15`: without the paths of the overrides."""
+    """Return the overrides without their paths, wrapped: `uuid pairs=150 global_batch_size=15`."""
     return textwrap.fill(" ".join(word.rpartition(".")[2] for word in name.split()), 44)

@@ -16,7 +16,7 @@ from mora.io import replace_file
 
 from .. import figures, memory
 from ..experiment import ROOT
-from . import chart, decisions, detail, findings, grid, pack, pictures, style
+from . import chart, decisions, detail, findings, pack, pictures, style, table_cells
 from .gather import TITLES, Gathered, Run, Shown
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -32,7 +32,7 @@ PAGES = {
 
 
 class Picture:
-    """For a page: its heading, the SVG, and the print files' stem where there are any; or why there is no picture."""
+    """A picture for a page: its heading, the SVG, and the stem of its print files; or why there is no picture."""
 
     def __init__(self, title: str, svg: str, anchor: str, caption: str = "", stem: str = "", problem: str = ""):
         self.title, self.svg, self.anchor = title, Markup(svg), anchor
@@ -51,14 +51,17 @@ class Site:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self.claims = findings.of_claims(gathered.found) if set(gathered.scales) - {"smoke"} else []
+        self.claims = findings.of_claims(gathered.resolved) if set(gathered.scales) - {"smoke"} else []
 
     def build(self) -> Path:
-        """Returns the first page, once all is written; nothing of an earlier report stays. Raises: ConfigError where the
-        folder holds something else."""
+        """Write all pages and return the first; nothing of an earlier report stays.
+
+        Raises:
+            ConfigError: The folder holds something else.
+        """
         there = self.folder
         if there.is_dir() and any(there.iterdir()) and not (there / ASSETS[0]).is_file():
-            raise ConfigError(f"--to {there}: it holds other files than a report; name a new or an empty folder")
+            raise ConfigError(f"--to {there}: not a report's folder; give a new or empty folder")
         there.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".report-", dir=there.parent) as partial:
             self.folder = Path(partial) / there.name
@@ -72,7 +75,7 @@ class Site:
 
     @property
     def files(self) -> Path:
-        """Where what can be downloaded lies."""
+        """The folder of the files to download."""
         return self.folder / "files"
 
     def _all(self) -> None:
@@ -102,7 +105,7 @@ class Site:
         self._write(name, self._templates.get_template(name).render(known | values))
 
     def _findings(self, figures: list[str]) -> None:
-        """`figures`: the anchors of those that there are."""
+        """Write the first page. `figures` holds the anchors of the figures that exist."""
         judged = [f for f in self.claims if f.outcome.effect is not None]
         if judged:
             with style.in_print():
@@ -111,28 +114,33 @@ class Site:
         for f in sorted(self.claims, key=lambda f: f.outcome.effect is None):
             axes.setdefault(f.source, []).append(f)
         self._page(
-            "index.html", axes=sorted(axes.values(), key=lambda found: min(f.number for f in found)), judged=judged,
+            "index.html", axes=sorted(axes.values(), key=lambda axis: min(f.number for f in axis)), judged=judged,
             claims=self.claims, figures=figures, damaged=self.gathered.damaged, runs=self.gathered.runs,
         )  # fmt: skip
 
     def _tables(self) -> None:
-        found = [grid.of_table(shown, self.files, self.gathered.damaged) for shown in self.gathered.of_kind("table")]
-        given = [(shown, *grid.of_settings(shown, self.files)) for shown in self.gathered.of_kind("settings")]
-        self._page("tables.html", tables=found, given=given, runs=self.gathered.runs)
+        damaged = self.gathered.damaged
+        rendered = [table_cells.of_table(shown, self.files, damaged) for shown in self.gathered.of_kind("table")]
+        given = [(shown, *table_cells.of_settings(shown, self.files)) for shown in self.gathered.of_kind("settings")]
+        self._page("tables.html", tables=rendered, given=given, runs=self.gathered.runs)
 
     def _figures(self) -> list[Picture]:
-        found = []
+        drawn = []
         for shown in self.gathered.of_kind("figure", "spectrum", "memory"):
             anchor, title = f"{shown.name}-{shown.scale}", pictures.title_of(shown)
             try:
                 picture = self._figure(shown, anchor, title)
             except MoraError as error:
                 picture = Picture(title, "", anchor, problem=str(error).replace(f"{ROOT}/", ""))
-            found += [picture] if picture else []
-        return found
+            drawn += [picture] if picture else []
+        return drawn
 
     def _figure(self, shown: Shown, stem: str, title: str) -> Picture | None:
-        """For the page and for print; None where nothing was run. Raises: DamagedFileError for a damaged log or spectrum."""
+        """Draw the figure for the page and for print; None if nothing was run.
+
+        Raises:
+            DamagedFileError: A log or a spectrum is damaged.
+        """
         with style.on_screen():
             figure = _drawn(shown, None)
         if figure is None:
@@ -145,28 +153,28 @@ class Site:
         return Picture(title, svg, stem, f"{shown.experiment.title}. {caption}", stem)
 
     def _each(self, draw: Callable[[Shown], Figure | None], what: str) -> list[Picture]:
-        found = []
+        drawn = []
         for shown in self.gathered.of_kind("table", "memory"):
             anchor = f"{what}-{shown.name}-{shown.scale}"
             with style.on_screen():
                 figure = draw(shown)
                 if figure is not None:
                     title = pictures.title_of(shown)
-                    found.append(Picture(title, style.inline(figure, anchor, f"{what}, {title}"), anchor))
-        return found
+                    drawn.append(Picture(title, style.inline(figure, anchor, f"{what}, {title}"), anchor))
+        return drawn
 
     def _curves(self) -> list[tuple[Picture, list[Run]]]:
-        """A picture a model and task, with its runs."""
+        """Draw one picture per model and task, each with its runs."""
         groups: dict[str, list[Run]] = {}
         for run in self.gathered.runs.values():
             if run.training:
                 groups.setdefault(f"{run.config.task.name}, {run.config.model.name}", []).append(run)
-        found = []
+        curves = []
         for i, (name, runs) in enumerate(groups.items()):
             with style.on_screen():
                 svg = style.inline(pictures.curves(runs), f"curves-{i}", f"Learning curves of {name}")
-            found.append((Picture(name, svg, f"curves-{i}"), runs))
-        return found
+            curves.append((Picture(name, svg, f"curves-{i}"), runs))
+        return curves
 
     def _run(self, run: Run) -> str:
         return self._templates.get_template("one_run.html").render(
@@ -175,33 +183,35 @@ class Site:
         )  # fmt: skip
 
     def _missing(self) -> list[tuple[Shown, int, int]]:
-        """Experiments with cells that were not run, how many, and of how many."""
-        found = []
+        """Return the experiments with cells that were not run, how many, and of how many."""
+        counts = []
         for shown in self.gathered.shown:
             cells = list(shown.cells)
             if missing := sum(not runs.results for runs in cells):
-                found.append((shown, missing, len(cells)))
-        return found
+                counts.append((shown, missing, len(cells)))
+        return counts
 
 
 def _drawn(shown: Shown, width: float | None) -> Figure | None:
-    """Figures 2 to 5 and the memory study, every seed visible, without their titles, which the page or the paper has in a
-    caption; `width` in inches, of a page where None."""
+    """Draw Figures 2 to 5 and the memory study with every seed visible.
+
+    They have no title, since the page or the paper has a caption. `width` is in inches; None is the width of a page.
+    """
     if shown.kind != "memory":
         figure = figures.drawn(shown.experiment, shown.rows, shown.scale, width or 6.4, every_seed=True)
         if figure is not None:
             figure.suptitle("")
         return _in_a_column(figure) if figure and width else figure
-    found = memory.arms(shown.rows)
-    if not any(arm.runs for arm in found):
+    arms = memory.arms(shown.rows)
+    if not any(arm.runs for arm in arms):
         return None
-    figure = memory.drawn(shown.experiment, found, width or 8)[0]
+    figure = memory.drawn(shown.experiment, arms, width or 8)[0]
     figure.axes[0].set_title("")
     return _in_a_column(figure) if width else figure
 
 
 def _in_a_column(figure: Figure) -> Figure:
-    """With the legends below the panels, where there is no room within, and as high as the axes' names are long."""
+    """Fit the figure into a column: legends go below the panels if there is no room, and axis labels set the height."""
     width, height = figure.get_size_inches()
     figure.set_size_inches(width, 1.15 * height)
     named: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""How pictures look: one palette that colour-blind readers tell apart, on a page in its own colours, and in print."""
+"""The look of the pictures: one palette for colour-blind readers, on a page in its own colours, and in print."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ KEPT = "run-"  # how names begin that a page looks for
 
 
 class Look(NamedTuple):
-    """Of a row: its method's colour, and a line and a mark that set it apart from the method's other rows."""
+    """The look of a row: its method's colour, with a line and a mark that set it apart from the method's other rows."""
 
     color: str
     ls: Any
@@ -53,17 +53,17 @@ class Look(NamedTuple):
 
 
 def looks(methods: dict[str, str]) -> dict[str, Look]:
-    """By label, of the method of each: the same on every picture but for how many rows of a method it shows."""
-    found: dict[str, Look] = {}
+    """Return a look per label, given the method of each. A method has the same colour on every picture."""
+    chosen: dict[str, Look] = {}
     for label, method in methods.items():
-        i = sum(methods[other] == method for other in found)
+        i = sum(methods[other] == method for other in chosen)
         colour = METHODS.get(method, COLOURS[6])
-        found[label] = Look(colour, DASHES[i % len(DASHES)], MARKERS[i % len(MARKERS)])
-    return found
+        chosen[label] = Look(colour, DASHES[i % len(DASHES)], MARKERS[i % len(MARKERS)])
+    return chosen
 
 
 def legend_below(figure: Figure, handles: list[Any], labels: list[str], columns: int, size: int = 8) -> None:
-    """Below the panels, which keep their height."""
+    """Put the legend below the panels, which keep their height."""
     width, height = figure.get_size_inches()
     figure.set_size_inches(width, height + 0.0225 * size * math.ceil(len(labels) / columns))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=size)
@@ -78,9 +78,9 @@ def in_print() -> AbstractContextManager[None]:
 
 
 def inline(figure: Figure, name: str, label: str) -> str:
-    """The figure as an SVG element that takes the colours of its page, named for a screen reader. Closes it.
+    """Return the figure as an SVG element that takes the page's colours and is named for screen readers; close the figure.
 
-    `name`: sets apart the marks that several pictures of one page define.
+    `name` sets apart the marks that several pictures of one page define.
     """
     _settle(figure)
     out = io.StringIO()
@@ -98,8 +98,10 @@ def inline(figure: Figure, name: str, label: str) -> str:
 
 
 def printed(figure: Figure, stem: Path) -> None:
-    """Writes `stem`.svg, with letters as outlines, and `stem`.pdf, with its fonts; neither where the first is there and
-    equal, for embedding fonts takes as long as all else. Closes the figure."""
+    """Write `stem`.svg, with letters as outlines, and `stem`.pdf, with its fonts; close the figure.
+
+    If the SVG exists and is equal, nothing is written, since embedding fonts takes as long as everything else.
+    """
     _settle(figure)
     stem.parent.mkdir(parents=True, exist_ok=True)
     shown, pdf = stem.with_suffix(".svg"), stem.with_suffix(".pdf")
@@ -115,7 +117,7 @@ def printed(figure: Figure, stem: Path) -> None:
 
 
 def _settle(figure: Figure) -> None:
-    """Lays the panels out once, to four places: the solver's last digits differ from figure to figure."""
+    """Settle the layout once, to four places: the solver's last digits differ from figure to figure."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for ax in figure.axes:

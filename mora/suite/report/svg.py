@@ -14,15 +14,15 @@ NUMBER = re.compile(r"-?\d+\.\d+")
 
 
 def shortened(svg: str, keep: str = "") -> str:
-    """What it draws is the same to a hundredth of a point, and in long paths to a tenth.
+    """Return a shorter SVG that draws the same to a hundredth of a point, and to a tenth in long paths.
 
-    `keep`: how names begin that stay, beside those of clips, marks and letters.
+    `keep` is a pattern of ids that stay, beside those of clips, marks and letters.
     """
     kept = rf"[mpc][0-9a-f]{{10}}\"|DejaVu{f'|{keep}' if keep else ''}"
     svg = re.sub(rf' id="(?!{kept})[^"]*"|<!--.*?-->\n?|<metadata>.*?</metadata>', "", svg, flags=re.DOTALL)
-    svg = PATHS.sub(lambda found: f'{found[1]}{_path(found[2])}"', svg)
+    svg = PATHS.sub(lambda match: f'{match[1]}{_path(match[2])}"', svg)
     svg = MOVED.sub(r' x="\1"', svg).replace("DejaVuSans-", "g")
-    svg = PLACES.sub(lambda found: NUMBER.sub(lambda n: _number(round(100 * float(n[0])), 100), found[0]), svg)
+    svg = PLACES.sub(lambda match: NUMBER.sub(lambda n: _number(round(100 * float(n[0])), 100), match[0]), svg)
     svg = re.sub(r"\n\s*", "\n", svg)
     while (inner := ALONE.sub(r"\1", svg)) != svg:
         svg = inner
@@ -30,30 +30,33 @@ def shortened(svg: str, keep: str = "") -> str:
 
 
 def bare(svg: str) -> str:
-    """For a page: without turns by nothing, and without the fonts that the page's style names."""
+    """Return the SVG for a page: without rotations by zero, and without the fonts that the page's style names."""
     svg = re.sub(r"font-family: [^;\"]*;? ?| transform=\"rotate\(-?0 [^\"]*\"", "", svg)
     return svg.replace("xlink:href", "href")
 
 
 def _path(text: str) -> str:
-    """Moves, lines and curves relative to the point before, which adds up no rounding: places are rounded, not steps."""
+    """Make moves, lines and curves relative to the point before.
+
+    Rounding does not add up: positions are rounded, not steps.
+    """
     parts = [(letter, [float(n) for n in numbers.split()]) for letter, numbers in PARTS.findall(text)]
     unit = 10 if sum(len(numbers) for _, numbers in parts) > 2 * LONG_PATH else 100
-    made, before, start, at = [], "", (0, 0), (0, 0)
+    out, before, start, at = [], "", (0, 0), (0, 0)
     for letter, numbers in parts:
         name = letter.lower()
         if name == "z":
             at = start
-            made.append("z")
+            out.append("z")
         else:
             places = [round(unit * n) for n in numbers]
             steps = _joined([place - at[i % 2] for i, place in enumerate(places)], unit)
             repeats = name == before and name != "m"
-            made.append((" " if repeats and not steps.startswith("-") else "" if repeats else name) + steps)
+            out.append((" " if repeats and not steps.startswith("-") else "" if repeats else name) + steps)
             at = (places[-2], places[-1])
             start = at if name == "m" else start
         before = name
-    return "".join(made)
+    return "".join(out)
 
 
 def _joined(steps: list[int], unit: int) -> str:
@@ -62,6 +65,6 @@ def _joined(steps: list[int], unit: int) -> str:
 
 
 def _number(of: int, unit: int) -> str:
-    """`.5`, `-.25`, `3`."""
+    """Return hundredths or tenths as a short decimal: `.5`, `-.25`, `3`."""
     text = f"{of / unit:.{len(str(unit)) - 1}f}".rstrip("0").rstrip(".") or "0"
     return re.sub(r"^(-?)0\.", r"\1.", text) if text not in ("-0", "-") else "0"

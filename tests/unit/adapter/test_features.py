@@ -49,7 +49,7 @@ def test_the_trainer_resumes_as_if_it_had_not_been_cut(make_llama, tmp_path):
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointed_activations_give_the_same_gradients(reentrant, make_llama, adapt, tokens):
-    found = []
+    both = []
     for checkpointing in (False, True):
         torch.manual_seed(3)
         model = adapt(make_llama(), target_modules="all-linear", operator="rotation").train()
@@ -58,8 +58,8 @@ def test_checkpointed_activations_give_the_same_gradients(reentrant, make_llama,
             enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
             enable({"use_reentrant": reentrant})
         model(tokens, labels=tokens).loss.backward()
-        found.append(gradients(model))
-    assert_close(*found, tolerance=1e-6)
+        both.append(gradients(model))
+    assert_close(*both, tolerance=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

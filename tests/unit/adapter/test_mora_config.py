@@ -234,14 +234,14 @@ def test_inputs_that_rotation_ignores_are_counted_in_one_warning_a_shape(reports
     # r_hat = floor(sqrt(80)) = 8: two of the eight blocks of inputs have outputs.
     get_peft_model(narrowing(), MoraConfig(r=1, target_modules=["0", "1", "2"], operator="rotation", overflow="drop"))
     (report,) = reports()
-    assert report.startswith("MoRA operator rotation ignores 48 of 64 inputs (75 %) of 2 modules with 16 outputs;")
+    assert report.startswith("MoRA operator rotation ignores 48 of 64 inputs (75%) of 2 modules with 16 outputs;")
     assert "overflow='fold'" in report
 
 
 def test_the_warning_for_truncation_does_not_advise_an_option_that_truncation_lacks(reports):
     get_peft_model(narrowing(), MoraConfig(r=1, target_modules=["0"], operator="truncation"))
     (report,) = reports()
-    assert "ignores 56 of 64 inputs (88 %) of 1 modules" in report
+    assert "ignores 56 of 64 inputs (88%) of 1 modules" in report
     assert "fold" not in report
 
 

@@ -34,10 +34,10 @@ def test_counts_and_stable_rank_of_known_singular_values():
     tuned = {name: w + with_singular_values(w.shape, values) for name, w in base.items()}
     modules = spectrum.spectra(base, tuned, CPU)
     assert sorted(modules) == ["model.layers.0.q_proj.weight", "model.layers.1.q_proj.weight"]
-    for found in modules.values():
-        assert (found["above_0.1"], found["above_1pct"]) == (4, 3)
-        assert found["largest"] == pytest.approx(20, rel=1e-4)
-        assert found["stable_rank"] == pytest.approx(sum(v * v for v in values) / 400, rel=1e-4)
+    for counts in modules.values():
+        assert (counts["above_0.1"], counts["above_1pct"]) == (4, 3)
+        assert counts["largest"] == pytest.approx(20, rel=1e-4)
+        assert counts["stable_rank"] == pytest.approx(sum(v * v for v in values) / 400, rel=1e-4)
     assert spectrum.by_kind(modules)["q_proj"]["above_0.1"] == 4
     assert spectrum.by_kind(modules)["q_proj"]["layers"] == 2
 
@@ -45,8 +45,8 @@ def test_counts_and_stable_rank_of_known_singular_values():
 def test_inputs_that_the_update_leaves_alone_are_counted():
     base = {"model.layers.0.o_proj.weight": torch.zeros(6, 8)}
     tuned = {"model.layers.0.o_proj.weight": torch.eye(6, 8)}
-    found = spectrum.spectra(base, tuned, CPU)["model.layers.0.o_proj.weight"]
-    assert (found["unused_inputs"], found["stable_rank"]) == (2, pytest.approx(6))
+    counts = spectrum.spectra(base, tuned, CPU)["model.layers.0.o_proj.weight"]
+    assert (counts["unused_inputs"], counts["stable_rank"]) == (2, pytest.approx(6))
 
 
 def test_batches_give_what_single_matrices_give():
@@ -55,7 +55,7 @@ def test_batches_give_what_single_matrices_give():
     tuned = {name: w + torch.randn(8, 4) for name, w in base.items()}
     singly = {n: spectrum.spectra({n: base[n]}, {n: tuned[n]}, CPU)[n]["largest"] for n in base}
     together = spectrum.spectra(base, tuned, CPU)
-    assert {n: found["largest"] for n, found in together.items()} == pytest.approx(singly)
+    assert {n: counts["largest"] for n, counts in together.items()} == pytest.approx(singly)
     assert [len(b) for b in spectrum._by_shape(list(base), base, tuned, at_once=64)] == [2, 2, 1]
 
 
@@ -144,9 +144,9 @@ def test_models_whose_modules_have_other_names(name, tmp_path):
                 p[:, :5] = 0
     adapted.save_pretrained(str(tmp_path / "adapter"))
     pair = spectrum.of_models(str(tmp_path / "base"), str(tmp_path / "adapter"))
-    found = spectrum.by_kind(spectrum.spectra(pair.base, pair.tuned, CPU))
-    assert set(found) == kinds, "every linear module, without the head and the embeddings"
-    for values in found.values():
+    by_kind = spectrum.by_kind(spectrum.spectra(pair.base, pair.tuned, CPU))
+    assert set(by_kind) == kinds, "every linear module, without the head and the embeddings"
+    for values in by_kind.values():
         assert values["layers"] == 2
         assert values["above_1pct"] == 2
         assert values["unused_inputs"] == 5
@@ -175,11 +175,11 @@ def test_a_spectrum_says_of_which_run_and_models_it_is_and_by_which_source(run, 
     folder, config = run
     out = tmp_path / "spectra" / "one.json"
     assert spectrum.main(["--run", str(folder), "--out", str(out), "--device", "cpu"]) == 0
-    found = json.loads(out.read_text())
-    assert (found["run_id"], found["source"]) == (run_id(config), source.of_this_process())
+    written = json.loads(out.read_text())
+    assert (written["run_id"], written["source"]) == (run_id(config), source.of_this_process())
     base = spectrum._weights(load_model(config.model, "fp32")[0])
-    assert found["base"] == {"name": config.model.name, "sha256": spectrum.fingerprint(base)}
-    assert found["tuned"]["name"] == f"{run_id(config)}/adapter"
+    assert written["base"] == {"name": config.model.name, "sha256": spectrum.fingerprint(base)}
+    assert written["tuned"]["name"] == f"{run_id(config)}/adapter"
     one_changed = {**base, "model.layers.0.mlp.up_proj.weight": base["model.layers.0.mlp.up_proj.weight"] + 1e-3}
     assert len({spectrum.fingerprint(w) for w in (base, one_changed, dict(list(base.items())[1:]))}) == 3
 

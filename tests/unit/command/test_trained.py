@@ -42,8 +42,8 @@ def test_a_merged_run_is_a_checkpoint_like_any_other(run, leave, tmp_path, capsy
     merged = tmp_path / name / "merged"
     assert capsys.readouterr().out.splitlines()[-1] == str(merged)
     expected, _ = load_any(str(tmp_path / name / "adapter"), "fp32")
-    found = AutoModelForCausalLM.from_pretrained(merged, dtype="auto")
-    assert torch.equal(found(IDS).logits, expected(IDS).logits)
+    loaded = AutoModelForCausalLM.from_pretrained(merged, dtype="auto")
+    assert torch.equal(loaded(IDS).logits, expected(IDS).logits)
     assert AutoTokenizer.from_pretrained(merged)("a1")["input_ids"] == [13, 4]
     assert main(["merge", str(tmp_path / name), str(merged)]) == 2
     assert f"{merged} is there already" in capsys.readouterr().err

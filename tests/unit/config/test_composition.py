@@ -12,16 +12,16 @@ from mora.suite.cells import resolve
 
 def cells():
     """One a task, method and scale: their last search run where there is one, else their run."""
-    found = {}
+    by_cell = {}
     for name in ("table1", "table2", "table3", "table4"):
         for scale in ("paper", "lite", "smoke"):
-            for row in experiments.grids(experiments.load(name), scale):
+            for row in experiments.cell_specs(experiments.load(name), scale):
                 for spec in row:
                     if spec.exists:
-                        more = spec.candidates[-1].overrides if spec.search else ()
-                        searching = spec.at_scale.search if spec.search else []
-                        found[spec.column.task, spec.row.method, scale] = (*spec.base, *more, *searching)
-    return found
+                        more = spec.search_space[-1].overrides if spec.search_runs else ()
+                        searching = spec.at_scale.search if spec.search_runs else []
+                        by_cell[spec.column.task, spec.row.method, scale] = (*spec.base, *more, *searching)
+    return by_cell
 
 
 def test_what_is_composed_by_parts_is_what_hydra_composes():
@@ -38,19 +38,19 @@ def test_a_wrong_override_is_refused_in_one_line(wrong):
 
 
 def test_a_cell_shares_what_it_composed():
-    spec = experiments.grids(experiments.load("table2"), "lite")[1][0]
+    spec = experiments.cell_specs(experiments.load("table2"), "lite")[1][0]
     assert resolve(spec).spec.config is spec.config
 
 
 def test_a_method_that_is_a_file_is_read_again_in_the_next_process(tmp_path):
     overrides = ("task=uuid", "scale=smoke", "method=peft", f"method.config={tmp_path}/adapter_config.json")
-    found = []
+    configs = []
     for r in (4, 8):
         (tmp_path / "adapter_config.json").write_text(f'{{"peft_type": "VERA", "r": {r}}}')
         composition._composed.cache_clear()  # of this process
-        found.append(composition.compose(overrides))
-    assert [config.method.adapter.settings["r"] for config in found] == [4, 8]
-    assert found[1] == compose(overrides)
+        configs.append(composition.compose(overrides))
+    assert [config.method.adapter.settings["r"] for config in configs] == [4, 8]
+    assert configs[1] == compose(overrides)
 
 
 def test_what_is_kept_does_not_grow_without_end(tmp_path, monkeypatch):

@@ -16,9 +16,15 @@ SOURCE = re.compile(r"#.*\b(paper|official|ours): \S")
 def test_no_value_is_without_its_source(path):
     for number, line in enumerate(path.read_text().splitlines(), 1):
         code = line.split("#")[0].strip()
-        if not code or code.endswith(":") or re.match(r"- (override|_self_$|lora$|mora$|\w+/lite$)|name:", code):
+        if not code or code.endswith(":") or re.match(r"- (_self_$|lora$|mora$|/task/\w+/(paper|lite)$)|name:", code):
             continue
         assert SOURCE.search(line), f"{path.name}:{number} names no source: {line.strip()}"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIG_DIR.rglob("*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_numbers_in_comments_have_commas_and_percent_signs_no_blank(path):
+    for line in path.read_text().splitlines():
+        assert not re.search(r"\d %|\d \d{3}(?!\d)", line.partition("#")[2]), line
 
 
 class NoDuplicates(yaml.SafeLoader):
@@ -42,21 +48,21 @@ def test_every_file_opens_with_the_command_that_uses_it(path):
 
 
 def test_a_run_says_where_its_values_come_from():
-    found = provenance.of_run(compose(["task=metamath", "method=relora", "r=8", "scale=lite", "task.train.epochs=1"]))
-    assert found["task.train.epochs"].startswith("override: 1; paper: Table 5")
-    assert found["task.train.schedule"] == "paper: Table 5"
-    assert found["task.train.global_batch_size"].startswith("ours: ")  # of this scale, not the task's
-    assert found["method.adapter.dropout"].startswith("official: ")  # of the method it builds on
-    assert found["task.data.corpus.local"].startswith("ours: ")
-    assert not [path for path, text in found.items() if not SOURCE.search(f"# {text}")]
+    sources = provenance.of_run(compose(["task=metamath", "method=relora", "r=8", "scale=lite", "task.train.epochs=1"]))
+    assert sources["task.train.epochs"].startswith("override: 1; paper: Table 5")
+    assert sources["task.train.schedule"] == "paper: Table 5"
+    assert sources["task.train.global_batch_size"].startswith("ours: ")  # of this scale, not the task's
+    assert sources["method.adapter.dropout"].startswith("official: ")  # of the method it builds on
+    assert sources["task.data.corpus.local"].startswith("ours: ")
+    assert not [path for path, text in sources.items() if not SOURCE.search(f"# {text}")]
 
 
 def test_nothing_is_an_override_that_was_not_overridden():
     for task in ("tulu2", "metamath", "biomed", "finance", "c4"):
         for method in (["method=fft"], ["method=remora", "r=8"], ["method=lora_plus", "r=8"]):
             for scale in ("smoke", "lite", "paper") if task == "c4" else ("smoke", "lite", "mid", "paper"):
-                found = provenance.of_run(compose([f"task={task}", f"scale={scale}", *method]))
-                assert not {k: v for k, v in found.items() if v.startswith("override")}, (task, method, scale)
+                sources = provenance.of_run(compose([f"task={task}", f"scale={scale}", *method]))
+                assert not {k: v for k, v in sources.items() if v.startswith("override")}, (task, method, scale)
 
 
 def test_the_deviations_are_those_of_the_configs():

@@ -15,7 +15,7 @@ CHANGES_NUMBERS = (
     "mora/train/loop.py",
     "mora/evaluate/tasks/mmlu/mmlu.yaml",
     "mora/config/schema.py",
-    "configs/task/uuid.yaml",
+    "configs/task/uuid/paper.yaml",
 )
 CHANGES_NONE = (
     "mora/suite/latex.py",
@@ -48,8 +48,8 @@ def repository(tmp_path, monkeypatch):
 
 
 def test_committed_source_is_clean(repository):
-    found = source.describe()
-    assert found["dirty"] is False
+    described = source.describe()
+    assert described["dirty"] is False
 
 
 @pytest.mark.parametrize("name", CHANGES_NUMBERS)
@@ -75,13 +75,13 @@ def test_a_benchmark_is_of_everything(repository):
 
 def modules_of_a_run() -> set[Path]:
     """The files of this package that a worker or an evaluation imports, anywhere in their code."""
-    root, todo, found = source.ROOT, ["mora.train.__main__", "mora.evaluate.__main__"], set[Path]()
+    root, todo, files = source.ROOT, ["mora.train.__main__", "mora.evaluate.__main__"], set[Path]()
     while todo:
         base = root.joinpath(*todo.pop().split("."))
         file = base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
-        if not file.is_file() or file in found:
+        if not file.is_file() or file in files:
             continue
-        found.add(file)
+        files.add(file)
         package = file.parent.relative_to(root).parts
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Import):
@@ -90,7 +90,7 @@ def modules_of_a_run() -> set[Path]:
                 parts = [*package[: len(package) - node.level + 1]] if node.level else []
                 module = ".".join([*parts, *([node.module] if node.module else [])])
                 todo += [module, *(f"{module}.{alias.name}" for alias in node.names)]
-    return found
+    return files
 
 
 def test_whatever_a_run_imports_is_fingerprinted():
@@ -103,7 +103,7 @@ def test_whatever_a_run_imports_is_fingerprinted():
 def test_committed_results_are_found_by_the_fingerprint_of_their_time():
     """A result of an earlier commit names the fingerprint over everything."""
     result = json.loads(next((source.ROOT / "results" / "runs").glob("*.json")).read_text())["source"]
-    found = source.fingerprint_of_commit(result["commit"], source.EVERYTHING)
-    if found is None:
+    fingerprint = source.fingerprint_of_commit(result["commit"], source.EVERYTHING)
+    if fingerprint is None:
         pytest.skip("the repository's history is not here")
-    assert found == result["fingerprint"]
+    assert fingerprint == result["fingerprint"]

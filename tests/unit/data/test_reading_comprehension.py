@@ -45,8 +45,8 @@ def test_a_sentence_of_too_many_pieces_has_no_keywords(keywords, monkeypatch):
 
 
 def test_every_pattern_finds_its_sentences(keywords):
-    found = {(e.kind, e.s1, e.s2) for examples in mined(keywords).values() for e in examples}
-    assert found == {
+    examples_found = {(e.kind, e.s1, e.s2) for examples in mined(keywords).values() for e in examples}
+    assert examples_found == {
         ("contradict", TRIAL, ARMS),
         ("different", TRIAL, ARMS),
         ("entail", LAB, CENTRES),

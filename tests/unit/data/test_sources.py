@@ -13,6 +13,7 @@ from mora.config import compose
 from mora.config.data_schema import Corpus, FileSource, HubSource, Overlap
 from mora.data import files, overlap, sources
 from mora.data.records import Record, parse
+from mora.data.sets import SETS
 from mora.errors import DataError, MissingData
 from mora.io import sha256
 
@@ -44,9 +45,9 @@ def test_rows_of_every_kind_of_file(tmp_path, name):
         if name.endswith(".zst"):  # two frames, as parallel compressors write
             data = zstandard.compress(LINES[:10]) + zstandard.compress(LINES[10:])
         path.write_bytes(data)
-    found = list(files.read_rows(path))
-    assert [record.row for record in found] == ROWS
-    assert found[1].where in (f"{path}:2", f"{path}, row 2")
+    records = list(files.read_rows(path))
+    assert [record.row for record in records] == ROWS
+    assert records[1].where in (f"{path}:2", f"{path}, row 2")
 
 
 MARK = b"\xef\xbb\xbf"
@@ -249,9 +250,9 @@ def test_files_of_the_users_own_are_never_replaced_by_the_stand_in(tmp_path, mon
 
 def test_a_csv_field_in_quotes_keeps_its_line_break(tmp_path):
     (tmp_path / "a.csv").write_bytes(b'text,n\r\n"one\ntwo, three",1\r\n\r\nfour,2\r\n')
-    found = list(files.read_rows(tmp_path / "a.csv"))
-    assert [record.row for record in found] == [{"text": "one\ntwo, three", "n": "1"}, {"text": "four", "n": "2"}]
-    assert found[1].where == f"{tmp_path}/a.csv:5"
+    records = list(files.read_rows(tmp_path / "a.csv"))
+    assert [record.row for record in records] == [{"text": "one\ntwo, three", "n": "1"}, {"text": "four", "n": "2"}]
+    assert records[1].where == f"{tmp_path}/a.csv:5"
 
 
 def test_a_changed_file_has_another_sha256(tmp_path):
@@ -263,6 +264,7 @@ def test_a_changed_file_has_another_sha256(tmp_path):
     assert sha256(path) != first
 
 
+HEADLINES = "headline/gold-dataset-sinha-khandait.csv"
 QUESTION = "Natalia sold clips to 48 of her friends in April and then she sold half as many clips in May"
 
 
@@ -274,7 +276,7 @@ def index():
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "expected"),
     [
         (QUESTION, "gsm8k"),
         (f"Answer this. {QUESTION.upper()}. How many?", "gsm8k"),
@@ -286,8 +288,8 @@ def index():
         ("Why?", None),
     ],
 )
-def test_overlap_is_half_of_a_question_or_all_of_a_short_one(index, text, found):
-    assert index.find(text) == found
+def test_overlap_is_half_of_a_question_or_all_of_a_short_one(index, text, expected):
+    assert index.find(text) == expected
 
 
 def test_the_index_is_the_same_in_every_process():
@@ -307,19 +309,25 @@ def test_a_set_that_is_not_here_is_named_as_not_compared():
         ("math", "math/test.jsonl", '{"problem": 3}', ":1: field 'problem' is 3, expected a text or a list"),
         ("math", "math/test.jsonl", "", ": there are no questions"),
         ("mmlu", "mmlu/test/a_test.csv", "Why?,a,b,c,d,A\nWhy n", ":2: 1 fields, expected 6: question, four options"),
+        ("mmlu", "mmlu/test/a_test.csv", "Why?,a,b,c,d,E", ":1: the answer is 'E', expected a letter A to D"),
         ("pubmedqa", "pubmedqa/ori_pqal.json", '{\n"1": {"QUES', ": not JSON (Unterminated string starting at: line 2"),
-        ("pubmedqa", "pubmedqa/ori_pqal.json", '{"1": 2}', ", 1: is 2, expected an object with fields"),
+        ("pubmedqa", "pubmedqa/ori_pqal.json", '{"1": 2}', ": field '1' is 2, expected an object with fields"),
         ("pubmedqa", "pubmedqa/ori_pqal.json", '{"1": {"QUESTION": "Why?"}}', ", 1: field 'CONTEXTS' is missing"),
         ("fpb", "fpb/all-data.csv", 'label,news\npositive,"Sales ro', ":2: not CSV (unexpected end of data)"),
-        ("headline", "headline/a.csv", "Dates\tNews\n1\tGold\n2", ":3: 1 fields, expected 2: Dates, News"),
-        ("fiqa_sa", "fiqa_sa/task1_post_ABSA_test.json", "[]", ": is [], expected an object with fields"),
+        (
+            "headline",
+            "headline/gold-dataset-sinha-khandait.csv",
+            "Dates\tNews\n1\tGold\n2",
+            ":3: 1 fields, expected 2: Dates, News",
+        ),
+        ("pubmedqa", "pubmedqa/ori_pqal.json", "[]", ": is [], expected an object with fields"),
         ("ner", "fin_ner/FIN3_test.conll", "Loan NNP - O\nAgree", ":2: is 'Agree', expected a word and its tags"),
-        ("convfinqa", "convfinqa/dev.json", "{}", ": field 'dev' is missing, expected a list of rows"),
+        ("convfinqa", "convfinqa/dev.json", "{}", ": field 'dev' is missing, expected a list of objects"),
         (
             "convfinqa",
             "convfinqa/dev.json",
             '{"dev": [{"doc": null}]}',
-            ", row 1: field 'doc': is None, expected an obj",
+            ", dev[0]: field 'doc': is None, expected an obj",
         ),
     ],
 )
@@ -338,10 +346,10 @@ def test_the_hubs_form_of_pubmedqa_is_read_or_refused(tmp_path):
     path = tmp_path / "a.parquet"
     row = {"question": "Why?", "context": {"contexts": ["So.", "Or so."]}}
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), path)
-    assert [r.row for r in overlap._pubmedqa(path)] == [{"QUESTION": "Why?", "CONTEXTS": ["So.", "Or so."]}]
+    assert [r.row for r in SETS["pubmedqa"].rows(path)] == [{"QUESTION": "Why?", "CONTEXTS": ["So.", "Or so."]}]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"question": "Why?"}]), path)
     with pytest.raises(DataError, match=r"a\.parquet, row 1: field 'context': is None, expected an object"):
-        list(overlap._pubmedqa(path))
+        list(SETS["pubmedqa"].rows(path))
 
 
 @pytest.mark.parametrize(
@@ -359,13 +367,13 @@ def test_the_hubs_form_of_pubmedqa_is_read_or_refused(tmp_path):
     ],
 )
 def test_every_question_of_the_real_sets_is_read(real_data, name, count):
-    assert len(overlap.questions_of(overlap.SETS[name])) == count
+    assert len(overlap.questions_of(SETS[name])) == count
 
 
-@pytest.mark.parametrize("name", list(overlap.SETS))
+@pytest.mark.parametrize("name", [name for name, one in SETS.items() if one.questions])
 def test_a_real_question_within_a_training_text_is_found(real_data, name):
     made = overlap.build(Overlap(sets=[name], action="drop"))
     assert not made.missing
-    questions = [q for q in overlap.questions_of(overlap.SETS[name]) if len(overlap._words(q)) >= 2 * overlap.NGRAM]
+    questions = [q for q in overlap.questions_of(SETS[name]) if len(overlap._words(q)) >= 2 * overlap.NGRAM]
     for question in questions[:: max(1, len(questions) // 20)]:
         assert made.find(f"It was said that {question} And so on.") == name

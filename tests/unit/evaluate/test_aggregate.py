@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from mora.evaluate.aggregate import aggregate, bootstrap, floor, standard_error
+from mora.evaluate.aggregate import aggregate, bootstrap, majority_baseline, standard_error
 from mora.evaluate.compare import compare, holm, mcnemar, two_sided_p
-from mora.evaluate.harness import Kept, average
+from mora.evaluate.harness import LoggedSamples, average
 from mora.evaluate.records import DataError
 
 RNG = np.random.default_rng(0)
@@ -62,28 +62,29 @@ def test_holm():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
 
 
-def kept(scores, prompts="p"):
+def logged(scores, prompts="p"):
     header = {"task": "t", "aggregation": "mean", "prompts": prompts}
-    return Kept(header, [{"score": s, "cluster": None} for s in scores])
+    return LoggedSamples(header, [{"score": s, "cluster": None} for s in scores])
 
 
 def test_a_paired_difference():
     a = (RNG.random(400) < 0.5).astype(float)
     better = np.where(np.arange(400) % 10 == 0, 1.0, a)
-    result = compare(kept(a.tolist()), kept(better.tolist()), draws=2000)
+    result = compare(logged(a.tolist()), logged(better.tolist()), draws=2000)
     assert result.low > 0
     assert result.p < 0.01
     assert result.difference == pytest.approx(better.mean() - a.mean())
-    same = compare(kept(a.tolist()), kept(a.tolist()), draws=200)
+    same = compare(logged(a.tolist()), logged(a.tolist()), draws=200)
     assert (same.p, same.mcnemar_p, same.low, same.high) == (1.0, 1.0, 0.0, 0.0)
 
 
 def test_the_interval_is_of_95_percent_and_clusters_stay_whole():
     a, b = (RNG.random(400) < 0.5).astype(float), (RNG.random(400) < 0.6).astype(float)
-    single = compare(kept(a.tolist()), kept(b.tolist()))
+    single = compare(logged(a.tolist()), logged(b.tolist()))
     assert single.high - single.low == pytest.approx(2 * 1.96 * np.std(b - a) / 20, rel=0.06)
     four = [
-        Kept(k.header, [{**row, "cluster": i % 400} for i, row in enumerate(k.rows * 4)]) for k in (kept(a), kept(b))
+        LoggedSamples(k.header, [{**row, "cluster": i % 400} for i, row in enumerate(k.rows * 4)])
+        for k in (logged(a), logged(b))
     ]
     together = compare(*four)
     assert together.high - together.low == pytest.approx(single.high - single.low, rel=0.06)
@@ -104,18 +105,21 @@ def test_a_groups_score_is_the_plain_mean_and_its_error_that_of_independent_task
 
 def test_runs_over_other_documents_are_not_compared():
     with pytest.raises(DataError, match="prompts"):
-        compare(kept([1.0]), kept([1.0], prompts="q"))
+        compare(logged([1.0]), logged([1.0], prompts="q"))
 
 
 def test_documents_of_one_cluster_are_not_compared():
-    one = [Kept(k.header, [{**row, "cluster": "a"} for row in k.rows]) for k in (kept([0.0] * 5), kept([1.0] * 5))]
+    one = [
+        LoggedSamples(k.header, [{**row, "cluster": "a"} for row in k.rows])
+        for k in (logged([0.0] * 5), logged([1.0] * 5))
+    ]
     with pytest.raises(DataError, match="all 5 documents are one cluster"):
         compare(*one)
 
 
 def test_the_floor_is_the_best_constant_answer():
-    assert floor("mean", [0, 1, 1, 2], [0.0, 1.0, 0.0, 1.0]) == 0.5
+    assert majority_baseline("mean", [0, 1, 1, 2], [0.0, 1.0, 0.0, 1.0]) == 0.5
     pairs = [("yes", "no"), ("yes", "yes"), ("no", "no")]
-    assert floor("weighted_f1", [0, 0, 1], pairs) == pytest.approx(2 / 3 * 0.8)  # always "yes"
+    assert majority_baseline("weighted_f1", [0, 0, 1], pairs) == pytest.approx(2 / 3 * 0.8)  # always "yes"
     groups = [(group, gold, "?") for group in "ab" for gold in ("yes", "yes", "no")]
-    assert floor("group_weighted_f1", [0] * 6, groups) == pytest.approx(2 / 3 * 0.8)
+    assert majority_baseline("group_weighted_f1", [0] * 6, groups) == pytest.approx(2 / 3 * 0.8)

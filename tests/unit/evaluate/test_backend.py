@@ -14,8 +14,8 @@ from mora.evaluate.response_cache import ResponseCache
 from mora.models.load import load_any, load_model
 
 
-def backend(tiny, batch_size=4, max_length=512, journal=None):
-    return Backend(*tiny, batch_size, max_length, journal or ResponseCache(None, ""))
+def backend(tiny, batch_size=4, max_length=512, response_cache=None):
+    return Backend(*tiny, batch_size, max_length, response_cache or ResponseCache(None, ""))
 
 
 REQUESTS = [
@@ -28,8 +28,8 @@ REQUESTS = [
 
 
 def test_likelihoods_are_those_of_a_plain_forward_pass(tiny):
-    found = backend(tiny)._loglikelihood_tokens(REQUESTS, disable_tqdm=True)
-    for (_, context, continuation), (nats, _) in zip(REQUESTS, found, strict=True):
+    scored = backend(tiny)._loglikelihood_tokens(REQUESTS, disable_tqdm=True)
+    for (_, context, continuation), (nats, _) in zip(REQUESTS, scored, strict=True):
         with torch.no_grad():
             logits = tiny[0](torch.tensor([context + continuation])).logits[0].float()
         logprobs = torch.log_softmax(logits, -1)
@@ -94,11 +94,11 @@ def test_generation_is_greedy_cut_at_a_stop_text_and_resumed(tiny, tmp_path, mon
         out = model.generate(ids, max_new_tokens=24, do_sample=False, pad_token_id=tokenizer.pad_token_id)
         expected.append(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
     path = tmp_path / "journal.jsonl"
-    assert ask(backend(tiny, journal=ResponseCache(path, "m")), ["\x00"]) == expected
+    assert ask(backend(tiny, response_cache=ResponseCache(path, "m")), ["\x00"]) == expected
     stop = expected[1][5]
     assert ask(backend(tiny), [stop]) == [text.split(stop)[0] for text in expected]
-    monkeypatch.setattr("mora.evaluate.backend.greedy", None)  # all batches are in the journal
-    assert ask(backend(tiny, journal=ResponseCache(path, "m")), ["\x00"]) == expected
+    monkeypatch.setattr("mora.evaluate.backend.greedy", None)  # all batches are in the response cache
+    assert ask(backend(tiny, response_cache=ResponseCache(path, "m")), ["\x00"]) == expected
 
 
 def test_a_batch_without_room_on_the_gpu_is_answered_in_halves(tiny, monkeypatch, capsys):
@@ -125,9 +125,9 @@ def test_a_batch_without_room_on_the_gpu_is_answered_in_halves(tiny, monkeypatch
 
     leave_room_for(2)
     assert lm.generate_until(prompts, True) == written
-    for found, whole in zip(lm._loglikelihood_tokens(pairs, disable_tqdm=True), scored, strict=True):
-        assert found[0] == pytest.approx(whole[0], abs=1e-5)
-    said = "too little GPU memory for 5 rows at once, two halves: CUDA out of memory"
+    for halves, whole in zip(lm._loglikelihood_tokens(pairs, disable_tqdm=True), scored, strict=True):
+        assert halves[0] == pytest.approx(whole[0], abs=1e-5)
+    said = "CUDA out of memory with 5 rows; retrying in two halves: CUDA out of memory"
     assert said in capsys.readouterr().err
     leave_room_for(0)
     with pytest.raises(torch.OutOfMemoryError):
@@ -154,7 +154,7 @@ def test_a_batch_with_too_large_a_cache_is_written_in_parts_each_kept(tiny, monk
 
     monkeypatch.setattr("mora.evaluate.backend.greedy", noted)
     path = tmp_path / "journal.jsonl"
-    assert backend(tiny, 5, journal=ResponseCache(path, "m")).generate_until(prompts, True) == whole
+    assert backend(tiny, 5, response_cache=ResponseCache(path, "m")).generate_until(prompts, True) == whole
     assert [rows for rows, _ in sizes] == [1, 2, 2]
     assert sizes[0][1] == longest > sizes[2][1]  # the longest prompt is first; the others are not padded to its length
     assert len(path.read_text().splitlines()) == 1 + 3
@@ -216,10 +216,10 @@ def test_rows_that_end_leave_the_batch_and_the_others_do_not_notice(tiny, fixed)
         sizes.append(len(rows))
         return [row[:3] == plain[1][:3] and len(row) >= 40 for row in rows]
 
-    found = generation.greedy(model, ids, mask, limit, ends, stopped, fixed, logits_to_keep=1)
+    generated = generation.greedy(model, ids, mask, limit, ends, stopped, fixed, logits_to_keep=1)
     cut = [row[: row.index(ends[0]) + 1] if ends[0] in row else row for row in plain]
     cut[1] = cut[1][:40]
-    assert found == cut
+    assert generated == cut
     assert sizes[0] == 5
     assert sizes[-1] < 4
 
@@ -235,9 +235,9 @@ def test_softmax_is_fp32_for_a_bf16_model(tiny):
 def test_a_cut_evaluation_goes_on_and_repeats_the_uninterrupted_one(tiny, tmp_path, monkeypatch):
     whole = backend(tiny, batch_size=1)._loglikelihood_tokens(REQUESTS, disable_tqdm=True)
     path = tmp_path / "journal.jsonl"
-    backend(tiny, 1, journal=ResponseCache(path, "model"))._loglikelihood_tokens(REQUESTS, disable_tqdm=True)
+    backend(tiny, 1, response_cache=ResponseCache(path, "model"))._loglikelihood_tokens(REQUESTS, disable_tqdm=True)
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]) + '{"key": "cut')
-    lm, calls = backend(tiny, 1, journal=ResponseCache(path, "model")), []
+    lm, calls = backend(tiny, 1, response_cache=ResponseCache(path, "model")), []
     plain = lm._logits
     monkeypatch.setattr(lm, "_logits", lambda ids, spans: (calls.append(1), plain(ids, spans))[1])
     assert lm._loglikelihood_tokens(REQUESTS, disable_tqdm=True) == whole
@@ -262,6 +262,6 @@ def test_memory_adapter_and_merged_model_agree(tiny, tmp_path):
         REQUESTS, disable_tqdm=True
     )
     untouched = backend(tiny)._loglikelihood_tokens(REQUESTS, disable_tqdm=True)
-    values = [[float(nats) for nats, _ in found] for found in (in_memory, from_folder, untouched)]
+    values = [[float(nats) for nats, _ in scored] for scored in (in_memory, from_folder, untouched)]
     assert values[0] == pytest.approx(values[1], abs=1e-4)
     assert values[0] != pytest.approx(values[2], abs=1e-2)

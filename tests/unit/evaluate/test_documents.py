@@ -5,7 +5,7 @@ import random
 import pytest
 
 from mora.evaluate import compare, documents, samples
-from mora.evaluate.kept import Kept
+from mora.evaluate.logged import LoggedSamples
 from mora.evaluate.records import DataError
 
 
@@ -15,29 +15,33 @@ def scored(task, items, clusters=None, aggregation="mean", prompts="p", **header
         {"id": i, "cluster": c, "filter": "none", "score": item}
         for i, (item, c) in enumerate(zip(items, clusters, strict=True))
     ]
-    return Kept({"task": task, "aggregation": aggregation, "headline": "score", "prompts": prompts, **header}, rows)
+    return LoggedSamples(
+        {"task": task, "aggregation": aggregation, "headline": "score", "prompts": prompts, **header}, rows
+    )
 
 
 def test_scores_are_read_as_they_were_written(tmp_path):
     path = tmp_path / "documents/run.jsonl.zst"
-    kept = {
+    logged = {
         "shares": scored("shares", [0.0, 1.0, 1.0]),
         "blocks": scored("blocks", [(-123.456789, 255), (-99.5, 255)], aggregation="perplexity"),
         "labels": scored("labels", [("a", "b"), ("b", "b")], clusters=["x", "y"], aggregation="weighted_f1"),
-        "no headline": Kept({"task": "no headline", "headline": "score"}, [{"acc": 1.0}]),
+        "no headline": LoggedSamples({"task": "no headline", "headline": "score"}, [{"acc": 1.0}]),
     }
-    documents.write(path, kept)
-    found = documents.read(path)
-    assert list(found) == ["shares", "blocks", "labels"]
-    assert [row["score"] for row in found["shares"].rows] == [0, 1, 1]
-    assert [row["score"] for row in found["blocks"].rows] == [[-123.4568, 255], [-99.5, 255]]
-    assert [row["cluster"] for row in found["labels"].rows] == ["x", "y"]
-    assert found["labels"].header == kept["labels"].header
+    documents.write(path, logged)
+    read = documents.read(path)
+    assert list(read) == ["shares", "blocks", "labels"]
+    assert [row["score"] for row in read["shares"].rows] == [0, 1, 1]
+    assert [row["score"] for row in read["blocks"].rows] == [[-123.4568, 255], [-99.5, 255]]
+    assert [row["cluster"] for row in read["labels"].rows] == ["x", "y"]
+    assert read["labels"].header == logged["labels"].header
     assert list(path.parent.iterdir()) == [path]
 
 
 def test_nothing_is_written_where_no_task_has_a_headline(tmp_path):
-    documents.write(tmp_path / "run.jsonl.zst", {"a": Kept({"task": "a", "headline": "score"}, [{"acc": 1.0}])})
+    documents.write(
+        tmp_path / "run.jsonl.zst", {"a": LoggedSamples({"task": "a", "headline": "score"}, [{"acc": 1.0}])}
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -55,7 +59,7 @@ def test_a_damaged_file_is_said_in_one_line(tmp_path, content):
     documents.write(path, {"a": scored("a", [1.0, 0.0])})
     path.write_bytes(path.read_bytes()[:-4] if content is None else content)
     with pytest.raises(
-        DataError, match=r"run.jsonl.zst holds no documents' scores, or was cut \([^\n]*\): score the model again$"
+        DataError, match=r"run.jsonl.zst holds no document scores, or is truncated \([^\n]*\): score the model again$"
     ):
         documents.read(path)
 
@@ -67,8 +71,8 @@ def test_two_runs_are_compared_from_their_scores_alone(tmp_path):
     for name, items in (("a", first), ("b", second)):
         documents.write(tmp_path / f"{name}.jsonl.zst", {"mmlu": scored("mmlu", items)})
     table = compare.table(str(tmp_path / "a.jsonl.zst"), [str(tmp_path / "b.jsonl.zst")])
-    kept = compare.compare(scored("mmlu", first), scored("mmlu", second))
-    assert f"{kept.difference:+.4f} [{kept.low:+.4f}, {kept.high:+.4f}]" in table
+    compared = compare.compare(scored("mmlu", first), scored("mmlu", second))
+    assert f"{compared.difference:+.4f} [{compared.low:+.4f}, {compared.high:+.4f}]" in table
     assert "| mmlu | 400 |" in table
 
 

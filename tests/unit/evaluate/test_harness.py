@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from mora.config.data_schema import UuidData
+from mora.data.sets import EvaluationSet
 from mora.data.uuid import make_pairs
 from mora.errors import ModelError
 from mora.evaluate import __main__ as command
 from mora.evaluate import harness, samples
-from mora.evaluate.harness import Kept, Settings, evaluate_model
-from mora.evaluate.records import DataError, Source, rows
+from mora.evaluate.harness import LoggedSamples, Settings, evaluate_model
+from mora.evaluate.records import DataError, rows
 from mora.evaluate.tasks.biomed import biomed_task
 from mora.evaluate.tasks.c4 import c4_task
 from mora.evaluate.tasks.finance import finance_local
@@ -32,8 +33,8 @@ def test_perplexity_is_exp_of_the_models_own_loss(tiny, tmp_path, monkeypatch):
     (tmp_path / "pretrain_text" / "validation.jsonl.zst").write_bytes(_zst([{"text": "the cat sat. " * 100}]))
     settings = Settings(batch_size=2, data_dir=str(tmp_path))
     metrics, _ = evaluate_model(model, tokenizer, ["c4_perplexity_local"], settings)
-    found = c4_task.blocks(["the cat sat. " * 100], tokenizer, 10**6, length=256)
-    ids = [[int(i) for i in (b["context"].split()[-1] + b["target"]).split()] for b in found]
+    blocks = c4_task.blocks(["the cat sat. " * 100], tokenizer, 10**6, length=256)
+    ids = [[int(i) for i in (b["context"].split()[-1] + b["target"]).split()] for b in blocks]
     assert [len(block) for block in ids] == [256] * 5
     with torch.no_grad():
         loss = model(input_ids=torch.tensor(ids), labels=torch.tensor(ids)).loss.item()
@@ -63,7 +64,7 @@ def test_bad_flags_are_refused_before_the_model_is_loaded(flags, expected, capsy
 def test_samples_that_were_cut_are_refused_with_their_file(tmp_path):
     (tmp_path / "samples").mkdir()
     (tmp_path / "samples/t.jsonl").write_text('{"task": "t"')
-    with pytest.raises(DataError, match=r"samples/t.jsonl is no file of samples, or was cut"):
+    with pytest.raises(DataError, match=r"samples/t.jsonl is not a file of samples, or is truncated"):
         samples.read(tmp_path)
 
 
@@ -92,21 +93,21 @@ def test_every_task_with_real_records_runs(tiny):
         "finance_local",
         "c4_perplexity_local",
     ]
-    metrics, kept = evaluate_model(*tiny, tasks, Settings(batch_size=8, limit=2))
+    metrics, logged = evaluate_model(*tiny, tasks, Settings(batch_size=8, limit=2))
     assert {"biomed_local", "finance_local", "metamath_gsm8k", "finance_headline_local"} <= set(metrics)
     for name, values in metrics.items():
         assert math.isfinite(values["score"]), name
-    assert len(kept["finance_ner_local"].rows) == 2
+    assert len(logged["finance_ner_local"].rows) == 2
 
 
 def test_the_score_of_those_texts_that_hold_an_answer():
     rows = [{"id": i, "filter": "none", "answered": i % 2, "score": float(i == 1)} for i in range(8)]
     header = {"task": "metamath_gsm8k", "headline": "score", "documents": 8, "aggregation": "mean"}
-    facts = harness._facts(Kept(header, rows))
+    facts = harness._facts(LoggedSamples(header, rows))
     assert facts["score_if_answered"] == 0.25
     assert facts["score_if_answered_stderr"] == pytest.approx(0.25)
     silent = [row | {"answered": 0.0} for row in rows]
-    assert "score_if_answered" not in harness._facts(Kept(header, silent))
+    assert "score_if_answered" not in harness._facts(LoggedSamples(header, silent))
 
 
 def test_rows_of_adaptllms_schema_run_through_the_command(tiny, tmp_path, capsys):
@@ -127,8 +128,8 @@ def test_rows_of_adaptllms_schema_run_through_the_command(tiny, tmp_path, capsys
     path = tmp_path / "out/samples/biomed_rct.jsonl"
     header, *rows = map(json.loads, path.read_text().splitlines())
     header = {name: value for name, value in header.items() if "sha256" not in name}  # as before there were digests
-    kept = [header, *({**row, "cluster": "one"} for row in rows)]
-    path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    logged = [header, *({**row, "cluster": "one"} for row in rows)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in logged))
     compare.main([str(tmp_path / "out"), str(tmp_path / "out")])
     shown = capsys.readouterr().out
     assert "| biomed_usmle | 3 |" in shown
@@ -138,16 +139,16 @@ def test_rows_of_adaptllms_schema_run_through_the_command(tiny, tmp_path, capsys
 
 def test_uuid_outside_a_run_asks_for_the_papers_pairs(tmp_path):
     command.main(["tiny", "--task", "uuid", "--limit", "3", "--output", str(tmp_path), "--device", "cpu"])
-    _, *kept = map(json.loads, (tmp_path / "samples/uuid.jsonl").read_text().splitlines())
+    _, *logged = map(json.loads, (tmp_path / "samples/uuid.jsonl").read_text().splitlines())
     pairs = make_pairs(UuidData(kind="uuid", pairs=3, seed=0, loss_on="all"))
-    assert [row["gold"] for row in kept] == [value for _, value in pairs]
+    assert [row["gold"] for row in logged] == [value for _, value in pairs]
     from mora.evaluate import compare
 
     assert "| uuid | 3 |" in compare.table(str(tmp_path), [str(tmp_path)])
 
 
 def test_bad_data_are_refused_with_place_and_field(tmp_path):
-    source = Source("adaptllm/FPB.jsonl", ("input", "gold_index"))
+    source = EvaluationSet("MIT", {"test": ("adaptllm/FPB.jsonl",)}, ("input", "gold_index"))
     with pytest.raises(DataError, match=r"adaptllm/FPB\.jsonl, rows with input, gold_index"):
         rows(source, str(tmp_path))
     path = tmp_path / "adaptllm" / "FPB.jsonl"
@@ -161,7 +162,7 @@ def test_bad_data_are_refused_with_place_and_field(tmp_path):
         with pytest.raises(DataError, match=expected):
             list(rows(source, str(tmp_path)))
     packed = _zst([{"input": "a", "gold_index": 0}] * 200)
-    cut = Source("cut.jsonl.zst", ("input",))
+    cut = EvaluationSet("MIT", {"test": ("cut.jsonl.zst",)}, ("input",))
     (tmp_path / "cut.jsonl.zst").write_bytes(packed[:-9])
     with pytest.raises(DataError, match="cut off"):
         list(rows(cut, str(tmp_path)))

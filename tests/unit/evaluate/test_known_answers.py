@@ -183,7 +183,7 @@ def test_gold_and_empty_texts_of_adaptllms_rows(name, tmp_path):
 @real
 @pytest.mark.parametrize(("name", "n", "fitting"), [("gsm8k", 1319, 1290), ("math", 5000, 1200)])
 def test_gold_answers_are_training_rows_and_score_nats_a_token(name, n, fitting):
-    tokenizer = character_tokenizer()  # whose window of 2 048 is one of characters
+    tokenizer = character_tokenizer()  # whose window of 2,048 is one of characters
     task, docs = loaded(f"metamath_{name}_gold")
     assert len(docs) == n
     assert all(task.doc_to_text(doc).endswith("### Response:") for doc in docs)

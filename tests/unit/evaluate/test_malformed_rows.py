@@ -194,13 +194,13 @@ def ner(folder, text):
     [
         (fpb, "", "fpb/all-data.csv: there are no rows"),
         (fpb, "label,news\n", "fpb/all-data.csv: there are no rows"),
-        (fpb, "label,news\nneutral,Sales rose.\n", " examples to take 5 shots from"),
+        (fpb, "label,news\nneutral,Sales rose.\n", " examples for 5 shots"),
         (fpb, "label,news\ngood,Sales rose.\n", "all-data.csv:2: field 'label' is 'good', expected one of negative, "),
         (fpb, "label,news\nneutral,\n", "fpb/all-data.csv:2: field 'news' is '', expected a text that is not empty"),
         (headline, headlines("2"), "field 'Price Direction Up' is '2', expected 0 or 1"),
-        (headline, headlines("0", 3), "gold-dataset-sinha-khandait.csv: 3 examples to take 5 shots from"),
-        (piboso, "###1\noutcome\tIt worked.\n", "train_clean.txt, role 'background': 0 examples to take 2 shots from"),
-        (ner, "Ann NN B I-PER\n", "fin_ner/FIN5_train.conll: 1 examples to take 20 shots from"),
+        (headline, headlines("0", 3), "gold-dataset-sinha-khandait.csv: 3 examples for 5 shots"),
+        (piboso, "###1\noutcome\tIt worked.\n", "train_clean.txt, role 'background': 0 examples for 2 shots"),
+        (ner, "Ann NN B I-PER\n", "fin_ner/FIN5_train.conll: 1 examples for 20 shots"),
     ],
 )
 def test_a_wrong_or_short_file_is_refused_with_its_name(tmp_path, records, text, expected):
@@ -242,10 +242,12 @@ def test_mmlu_without_shots_reads_no_dev_rows_and_bio_mmlu_no_other_subject(tmp_
         path.write_text("damaged\n")
     (tmp_path / "mmlu/test/astronomy_test.csv").write_text("damaged\n")
     assert len(mmlu_task.load(0, True, "bio", str(tmp_path))["test"]) == synthetic.ROWS
-    with pytest.raises(DataError, match=r"anatomy_dev\.csv:1: expected question, four options and a letter"):
+    with pytest.raises(
+        DataError, match=r"anatomy_dev\.csv:1: 1 fields, expected 6: question, four options and a letter"
+    ):
         mmlu_task.load(5, True, "bio", str(tmp_path))
     (tmp_path / "mmlu/dev/anatomy_dev.csv").write_text("Which?,a,b,c,d,A\n")
-    with pytest.raises(DataError, match="mmlu/dev, subject 'anatomy': 1 examples to take 5 shots from"):
+    with pytest.raises(DataError, match="mmlu/dev, subject 'anatomy': 1 examples for 5 shots"):
         mmlu_task.load(5, True, "bio", str(tmp_path))
 
 

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from mora.config import compose
-from mora.data import overlap
+from mora.data.sets import SETS
 from mora.evaluate.harness import TASKS
 from mora.evaluate.tasks.biomed import biomed_task
 from mora.evaluate.tasks.c4 import c4_task
@@ -169,5 +169,5 @@ def test_numbers_that_models_make():
 def test_sentences_of_conll_files_are_apart_by_blank_lines_of_any_form(tmp_path, text):
     path = tmp_path / "x.conll"
     path.write_bytes(text.encode())
-    assert [answer for _, answer in finance_local._conll(path)] == ["A (person)", "Lund (location)"]
-    assert [record.row["text"] for record in overlap._ner(path)] == ["A", "Lund"]
+    assert [answer for _, answer in finance_local._named_entities([path])] == ["A (person)", "Lund (location)"]
+    assert [record.row["text"] for record in SETS["ner"].rows(path)] == ["A", "Lund"]

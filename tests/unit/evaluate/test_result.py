@@ -89,7 +89,7 @@ def test_a_damaged_result_is_refused_before_scoring(evaluate, unscored, tmp_path
     (tmp_path / "out/result.json").write_text(text)
     unscored()
     with pytest.raises(
-        SystemExit, match=r"result.json is no result of an evaluation, or was cut \(.*\): give another "
+        SystemExit, match=r"result.json is not an evaluation result, or is truncated \(.*\): give another "
     ):
         evaluate("biomed_rct")
     assert (tmp_path / "out/result.json").read_text() == text
@@ -98,7 +98,9 @@ def test_a_damaged_result_is_refused_before_scoring(evaluate, unscored, tmp_path
 def test_a_folder_in_place_of_the_result_is_said_before_scoring(evaluate, unscored, tmp_path):
     (tmp_path / "out/result.json").mkdir(parents=True)
     unscored()
-    with pytest.raises(SystemExit, match=r"result.json is no result of an evaluation, or was cut \(.*Is a directory"):
+    with pytest.raises(
+        SystemExit, match=r"result.json is not an evaluation result, or is truncated \(.*Is a directory"
+    ):
         evaluate("biomed_rct")
 
 

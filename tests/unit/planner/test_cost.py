@@ -22,7 +22,18 @@ def test_steps_follow_from_the_size_of_the_papers_sets(task, steps):
     result = RunResult.model_construct(data={"report": {"sequences": 128_000, "sequence_tokens": 100 * 128_000}})
     known = cost.length_of(config, [result])
     assert known.steps == math.ceil(config.task.train.epochs * 128_000 / 128)
-    assert (known.tokens, known.at_most) == (known.steps * 128 * 100, False)
+    assert (known.tokens, known.at_most, known.padding) == (known.steps * 128 * 100, False, 1)
+
+
+def test_hours_count_the_padding_that_a_run_has_counted():
+    config = compose(["task=metamath", "method=fft", "hardware=gpu1"])
+    data = {"report": {"sequences": 128_000, "sequence_tokens": 100 * 128_000}}
+    without, with_padding = (
+        cost.cost(config, [RunResult.model_construct(data=data, speed=speed)])
+        for speed in (None, {"step_s": 1.0, "padded_tokens": 128 * 150.0})
+    )
+    assert with_padding.tokens == without.tokens
+    assert with_padding.gpu_hours == pytest.approx(1.5 * without.gpu_hours)
 
 
 MEASURED = sorted((ROOT / "results/runs").glob("*-mora-r32-*.json"))
@@ -38,49 +49,49 @@ def test_the_steps_of_a_plan_are_those_that_were_run(path):
 @pytest.mark.parametrize("method", ["fft", "lora", "relora"])
 def test_hours_and_disk_follow_from_tokens_speed_and_parameters(method):
     config = paper(method, "hardware=gpu8")
-    found, shape, own = cost.cost(config), shape_of(config.model), counts.trainable(config)
-    seconds = speed.rate_of(config, 2048, found.micro_batch_size).seconds
-    assert found.tokens == 5000 * 128 * 2048
-    assert found.gpu_hours * 3600 == pytest.approx(found.tokens * seconds)
-    assert found.disk == {"fft": 4 * own, "lora": 4 * own, "relora": 4 * own + 2 * shape.parameters}[method]
-    assert found.checkpoints == 3 * (12 * own + (4 * shape.in_layers if method == "relora" else 0))
+    planned, shape, own = cost.cost(config), shape_of(config.model), counts.trainable(config)
+    seconds = speed.token_time(config, 2048, planned.micro_batch_size).seconds_per_token
+    assert planned.tokens == 5000 * 128 * 2048
+    assert planned.gpu_hours * 3600 == pytest.approx(planned.tokens * seconds)
+    assert planned.disk == {"fft": 4 * own, "lora": 4 * own, "relora": 4 * own + 2 * shape.parameters}[method]
+    assert planned.checkpoints == 3 * (12 * own + (4 * shape.in_layers if method == "relora" else 0))
 
 
 def test_a_plan_names_every_missing_run_and_adds_them_up(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "ROOT", tmp_path)
-    grids = [grid for row in experiments.grids(experiments.load("table1"), "paper") for grid in row]
-    text = plan.text(grids, "gpu8")
+    specs = [spec for row in experiments.cell_specs(experiments.load("table1"), "paper") for spec in row]
+    text = plan.text(specs, "gpu8")
     assert "\n51 cells (a task, method and rank each), 128 runs; missing:\n128 runs, " in text
     assert len([line for line in text.splitlines() if "-s0-" in line]) == 128
-    assert "Several GPUs are extrapolated" in text
+    assert "Multi-GPU hours are extrapolated" in text
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in (CONFIG_DIR / "hardware").glob("*.yaml")))
 def test_a_plan_can_be_made_for_every_hardware(name, tmp_path, monkeypatch):
     monkeypatch.setattr(source, "ROOT", tmp_path)
-    grid = experiments.grids(experiments.load("table3"), "paper")[0][0]
-    text = plan.text([grid], name)
+    spec = experiments.cell_specs(experiments.load("table3"), "paper")[0][0]
+    text = plan.text([spec], name)
     known = not name.startswith("cpu")
     assert (f"training at most on {name} " in text) == known
     assert ("fits 79 GiB" in text) == ("measured, NVIDIA" in text or "assumed, 40%" in text) == known
-    assert (f", hours not known on {name};" in text) == (f"how much memory {name} has is not known" in text) != known
+    assert (f", unknown hours on {name};" in text) == (f"how much memory {name} has is not known" in text) != known
 
 
 def test_a_cpu_takes_the_micro_batch_that_is_set():
     too_large = ["task=uuid", "method=fft", "scale=paper"]  # for one GPU of those that are known
     assert cost.cost(compose([*too_large, "hardware=gpu1"])).micro_batch_size is None
-    found = cost.cost(compose([*too_large, "hardware=cpu", "hardware.micro_batch_size=10"]))
-    assert (found.micro_batch_size, found.gpu_hours) == (10, None)
+    planned = cost.cost(compose([*too_large, "hardware=cpu", "hardware.micro_batch_size=10"]))
+    assert (planned.micro_batch_size, planned.gpu_hours) == (10, None)
 
 
 def test_hardware_that_cannot_share_out_the_batch_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "ROOT", tmp_path)
-    grid = experiments.grids(experiments.load("table2"), "lite")[0][0]
+    spec = experiments.cell_specs(experiments.load("table2"), "lite")[0][0]
     with pytest.raises(ConfigError, match=r"global_batch_size=100 is not divisible by .* x 8 ranks"):
-        plan.text([grid], "gpu8")
+        plan.text([spec], "gpu8")
 
 
 def test_unknown_hardware_is_refused_in_one_line():
-    grid = experiments.grids(experiments.load("table3"), "paper")[0][0]
+    spec = experiments.cell_specs(experiments.load("table3"), "paper")[0][0]
     with pytest.raises(ConfigError, match="hardware/nothing"):
-        plan.text([grid], "nothing")
+        plan.text([spec], "nothing")

@@ -70,9 +70,9 @@ def test_the_square_and_the_inputs_that_it_ignores_are_the_adapters(operator, ov
         settings = MoraConfig(r=8, operator=operator, overflow=overflow, target_modules="all-linear")
         layers = [m for m in get_peft_model(model, settings).modules() if isinstance(m, MoraLayer)]
     made = [layer.operator["default"] for layer in layers]
-    found = counts.square(config)
+    square = counts.square(config)
     ignored = sum(op.ignored_inputs() for op in made) / sum(op.in_features for op in made)
-    assert found == (made[0].r_hat, made[0].in_features, pytest.approx(ignored))
+    assert square == (made[0].r_hat, made[0].in_features, pytest.approx(ignored))
     assert (ignored > 0) == (operator == "truncation" or (operator != "sharing" and overflow == "drop"))
 
 
@@ -107,8 +107,8 @@ def kept(name, operator, dropout=0.05, overflow="drop", r=8):
         "mora", f"r={r}", *(f"method.adapter.{o}" for o in (f"operator={operator}", f"dropout={dropout}")),
         f"method.adapter.overflow={overflow}",
     )  # fmt: skip
-    found = counts.adapter(config, shapes.Linear(name, *SIZES[name], 1), 4096)
-    return (found.saved, found.keeps_input)
+    footprint = counts.adapter(config, shapes.Linear(name, *SIZES[name], 1), 4096)
+    return (footprint.saved, footprint.keeps_input)
 
 
 def test_mora_keeps_its_compressed_input_or_the_modules_own():

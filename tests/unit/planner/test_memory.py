@@ -165,9 +165,9 @@ def test_activations_are_what_autograd_keeps(method, dropout, on):
     if method == "mora" and dropout:
         pytest.skip("on a CPU MoRA's dropout makes a masked copy, which its kernels on a GPU do not")
     config = tiny_config(method, *more, "model.architecture.num_hidden_layers=4")
-    found = kept_for_backward(config, 4, 64)
+    measured = kept_for_backward(config, 4, 64)
     planned = memory.memory(config, 64, 4, fused=False).activations
     shape = shapes.shape_of(config.model)
     if on == "true":  # of the layers' inputs alone: the layer that is computed again comes later
         planned = 4 * 4 * 64 * shape.hidden * (shape.layers + 2)
-    assert found == pytest.approx(planned, rel=0.25)
+    assert measured == pytest.approx(planned, rel=0.25)

@@ -83,18 +83,18 @@ def test_two_sizes_of_micro_batch_give_a_line(only):
 
 def test_nothing_like_it_is_an_assumption_that_says_so(only):
     only()
-    rate = speed.rate_of(paper("mora"), 1024, 1)
-    assert (rate.measured, rate.source) == (False, "assumed, 40% of 989 TFLOP/s")
-    assert rate.seconds == pytest.approx(counts.flops_per_token(paper("mora"), 1024) / 0.4 / 989e12)
+    time = speed.token_time(paper("mora"), 1024, 1)
+    assert (time.measured, time.source) == (False, "assumed, 40% of 989 TFLOP/s")
+    assert time.seconds_per_token == pytest.approx(counts.flops_per_token(paper("mora"), 1024) / 0.4 / 989e12)
     only(row("smollm2 lora r=8 1 x 100 x 72", 44.0))
-    assert not speed.rate_of(paper("mora"), 1024, 1).measured, "another model's speed says nothing"
+    assert not speed.token_time(paper("mora"), 1024, 1).measured, "another model's speed says nothing"
 
 
 LORA, CHECKPOINTED = "llama2_7b lora r=8 2 x 4 x 1024", "llama2_7b lora r=8 2 x 4 x 1024 checkpointed"
 
 
 def nearest(method, *overrides):
-    return speed.rate_of(paper(method, "hardware=gpu1", *overrides), 1024, 4).source.removeprefix("measured, GPU, ")
+    return speed.token_time(paper(method, "hardware=gpu1", *overrides), 1024, 4).source.removeprefix("measured, GPU, ")
 
 
 def test_the_nearest_case_is_of_the_method_then_steady_then_alike_in_graphs_checkpointing_and_rank(only):
@@ -119,19 +119,19 @@ def test_the_nearest_case_is_of_the_method_then_steady_then_alike_in_graphs_chec
 @pytest.mark.parametrize("method", ["fft", "dora", "lora"])
 def test_the_speed_of_another_method_is_better_than_none_and_is_not_called_measured(method, only):
     only(row("llama2_7b mora r=8 2 x 4 x 1024", 100.0))
-    rate = speed.rate_of(paper(method, "hardware=gpu1"), 1024, 4)
-    assert (rate.measured, rate.source) == (False, "extrapolated from llama2_7b mora r=8 2 x 4 x 1024, GPU")
+    time = speed.token_time(paper(method, "hardware=gpu1"), 1024, 4)
+    assert (time.measured, time.source) == (False, "extrapolated from llama2_7b mora r=8 2 x 4 x 1024, GPU")
     only(row(LORA, 100.0))
-    same = speed.rate_of(paper("relora", "hardware=gpu1"), 1024, 4)
+    same = speed.token_time(paper("relora", "hardware=gpu1"), 1024, 4)
     assert (same.measured, same.source) == (True, f"measured, GPU, {LORA}"), "restarts aside, it is LoRA"
     with_the_head = compose(["task=c4", "model=llama2_7b", "method=lora", "r=8", "hardware=gpu1"])
-    assert speed.rate_of(with_the_head, 1024, 4).source == f"extrapolated from {LORA}, GPU"
+    assert speed.token_time(with_the_head, 1024, 4).source == f"extrapolated from {LORA}, GPU"
 
 
 def test_checkpointing_is_made_equal_by_the_flops_of_the_base(only):
     only(row(LORA, 541.4))
-    again = speed.rate_of(paper("lora", "hardware.gradient_checkpointing=true"), 1024, 4).seconds
-    once = speed.rate_of(paper("lora"), 1024, 4).seconds
+    again = speed.token_time(paper("lora", "hardware.gradient_checkpointing=true"), 1024, 4).seconds_per_token
+    once = speed.token_time(paper("lora"), 1024, 4).seconds_per_token
     assert once == pytest.approx(0.5414 / 8192)
     assert again / once == pytest.approx(1.5, rel=0.02)
 
@@ -156,9 +156,9 @@ def test_only_a_run_that_had_the_gpu_alone_counts(tmp_path, monkeypatch):
         (tmp_path / "twin.json").write_text(json.dumps(result | {"hardware": result["hardware"] | hardware}))
         return read()
 
-    (found,) = saved()
-    assert (found.name, found.tokens, found.seconds, found.steady) == ("run twin", 400, 1.0, True)
-    assert found.config.r == config.r
+    (measured,) = saved()
+    assert (measured.name, measured.tokens, measured.seconds, measured.steady) == ("run twin", 400, 1.0, True)
+    assert measured.config.r == config.r
     assert saved(runs_side_by_side=4) == ()
     assert saved(ranks=2) == ()
     assert saved(peak_memory_bytes=None) == (), "a run on a CPU"
@@ -175,9 +175,9 @@ def test_the_committed_measurements_are_read():
 @pytest.mark.parametrize(("method", "r"), [("remora", 128), ("lora", 128)])
 def test_the_measured_1b3_shape_is_found_by_its_name_in_configs(method, r):
     config = compose(["task=c4", f"method={method}", f"r={r}", "model=llama_1b3", "hardware=gpu1"])
-    rate = speed.rate_of(config, 512, 8)
-    assert "assumed" not in rate.source
-    assert "H100" in rate.source
+    time = speed.token_time(config, 512, 8)
+    assert "assumed" not in time.source
+    assert "H100" in time.source
 
 
 def test_a_measurement_of_an_unknown_shape_is_not_passed_over(tmp_path, monkeypatch):

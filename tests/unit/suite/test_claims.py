@@ -14,7 +14,7 @@ from mora.suite import claims, contrasts, figures, ledger
 from mora.suite import experiment as experiments
 from mora.suite.cells import resolve, resolve_all
 from mora.suite.claims import Claim, load
-from mora.suite.contrasts import Found, find, measure, untuned
+from mora.suite.contrasts import ResolvedTables, find, measure, untuned
 
 MORA, LORA = {"method": "mora", "r": 8}, {"method": "lora", "r": 8}
 FASTER = {
@@ -36,16 +36,16 @@ def nothing_measured(tmp_path, monkeypatch):
 
 
 def cell_of(name, scale, row, column=0):
-    rows = experiments.grids(experiments.load(name), scale)
+    rows = experiments.cell_specs(experiments.load(name), scale)
     return next(r[column] for r in rows if (r[0].row.method, r[0].row.r, r[0].row.operator) == (*row, None))
 
 
 def run_all(spec, metrics_of, chosen=1, **more):
     """The search, which chooses that rate, and a final run a seed with what `metrics_of` gives for it."""
-    for i, config in enumerate(spec.search):
+    for i, config in enumerate(spec.search_runs):
         write(config, {spec.experiment.selection: abs(i - chosen)}, steps=STEPS)
-    for config, found in zip(resolve(spec).final, metrics_of, strict=False):
-        write(config, {spec.experiment.selection: 1.0, **found}, steps=STEPS, **more)
+    for config, measured in zip(resolve(spec).final_runs, metrics_of, strict=False):
+        write(config, {spec.experiment.selection: 1.0, **measured}, steps=STEPS, **more)
 
 
 def memorised(method, accuracies, **more):
@@ -82,11 +82,11 @@ def test_an_order_is_judged_over_paired_seeds(mora, lora, expected):
     memorised("mora", mora)
     assert said(FASTER).verdict == "not run"
     memorised("lora", lora)
-    found = said(FASTER)
-    assert found.verdict == expected
-    assert found.effect == pytest.approx(100 * sum(a - b for a, b in zip(mora, lora, strict=True)) / 3)
-    assert found.interval.low < found.effect < found.interval.high
-    assert (found.seeds, found.planned, found.model) == (3, 3, "smollm2_135m")
+    outcome = said(FASTER)
+    assert outcome.verdict == expected
+    assert outcome.effect == pytest.approx(100 * sum(a - b for a, b in zip(mora, lora, strict=True)) / 3)
+    assert outcome.interval.low < outcome.effect < outcome.interval.high
+    assert (outcome.seeds, outcome.planned, outcome.model) == (3, 3, "smollm2_135m")
     assert said(FASTER, "paper").verdict == "not run"
 
 
@@ -96,15 +96,15 @@ def test_an_effect_is_the_mean_over_the_columns_beside_the_papers():
     every = FASTER | {"columns": ["step_300", "step_500", "step_700", "step_900"]}
     assert said(every).paper == pytest.approx((10.1 + 15.7 + 87.4 + 100 - 9.9 - 10.0 - 10.7 - 54.2) / 4)
     assert said(every).effect == pytest.approx(40.0)
-    assert (said(every).first, said(every).second) == ("MoRA r=1 (as 8)", "LoRA r=1 (as 8)")
+    assert (said(every).first, said(every).second) == ("MoRA r=1 (the paper's 8)", "LoRA r=1 (the paper's 8)")
 
 
 def test_a_claim_waits_for_every_planned_seed():
     memorised("mora", (0.90, 0.91))
     memorised("lora", (0.50, 0.51, 0.52))
-    found = said(FASTER)
-    assert found.verdict == "undecided"
-    assert found.notes == ["2 of 3 seeds, judged when all are there"]
+    outcome = said(FASTER)
+    assert outcome.verdict == "undecided"
+    assert outcome.notes == ["2 of 3 seeds, not judged until all are done"]
 
 
 def test_a_diverged_seed_decides_nothing_and_is_said():
@@ -112,19 +112,19 @@ def test_a_diverged_seed_decides_nothing_and_is_said():
     run_all(cell_of("table3", "lite", ("mora", 128)), [{"c4_perplexity_local.score": "inf"}] * 3)
     run_all(cell_of("table3", "lite", ("lora", 128)), [{"c4_perplexity_local.score": 60.0}] * 3)
     claim = FASTER | {"experiment": "table3", "columns": ["llama_60m_local"], "unit": "nats"}
-    found = said(claim, first={"method": "mora", "r": 128}, second={"method": "lora", "r": 128})
-    assert found.verdict == "undecided"
-    assert "a run diverged" in found.notes
+    outcome = said(claim, first={"method": "mora", "r": 128}, second={"method": "lora", "r": 128})
+    assert outcome.verdict == "undecided"
+    assert "a run diverged" in outcome.notes
 
 
 def test_perplexities_are_compared_in_nats_and_lower_is_better():
     for method, scores in (("mora", (60.0, 60.1, 59.9)), ("lora", (66.0, 66.1, 65.9))):
         run_all(cell_of("table3", "lite", (method, 128)), [{"c4_perplexity_local.score": s} for s in scores])
     claim = FASTER | {"experiment": "table3", "columns": ["llama_250m", "llama_60m_local"], "unit": "nats"}
-    found = said(claim, first={"method": "mora", "r": 128}, second={"method": "lora", "r": 128})
-    assert found.verdict == "shown"
-    assert found.effect == pytest.approx(math.log(60 / 66), abs=1e-3)
-    assert found.paper == pytest.approx(math.log(28.54 / 33.40))
+    outcome = said(claim, first={"method": "mora", "r": 128}, second={"method": "lora", "r": 128})
+    assert outcome.verdict == "shown"
+    assert outcome.effect == pytest.approx(math.log(60 / 66), abs=1e-3)
+    assert outcome.paper == pytest.approx(math.log(28.54 / 33.40))
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_at_the_floor_there_is_no_verdict():
     assert said(BETTER, test="equal", margin=2.0).verdict == "floor", "two models that know nothing are not equal"
     answered("mora", (0.45, 0.452, 0.454))
     assert said(BETTER).verdict == "shown"
-    (nothing,) = resolve(untuned(cell_of("table1", "lite", ("mora", 1)))).final
+    (nothing,) = resolve(untuned(cell_of("table1", "lite", ("mora", 1)))).final_runs
     name = "mmlu_tulu_0shot"
     facts = {"score": 0.255, "score_stderr": 0.004, "documents": 14042.0, "floor": 0.25}
     write(nothing, {f"{name}.{key}": value for key, value in facts.items()})
@@ -176,7 +176,7 @@ def test_rare_answers_are_judged_exactly_too():
         scored = {f"{name}.score": right / 1319, f"{name}.score_stderr": 0.001, f"{name}.documents": 1319.0}
         run_all(cell_of("table1", "lite", (method, 1), column=2), [scored] * 3)
     claim = Claim.model_validate(FASTER | {"experiment": "table1", "columns": ["gsm8k"]})
-    measured = measure(claim, claim.primary, Found().rows("table1", "lite"))
+    measured = measure(claim, claim.primary, ResolvedTables().rows("table1", "lite"))
     assert contrasts.rare_counts(claim, measured) == (36, 3957, 3, 3957)
     assert contrasts.rare_counts(claim.model_copy(update={"unit": "nats"}), measured) is None
 
@@ -194,20 +194,20 @@ def test_a_spectrum_is_the_mean_over_the_kinds_of_modules_and_one_of_them_decide
     for method, count in (("mora", 300.0), ("lora", 100.0)):
         spec = cell_of("figure5", "lite", (method, 128))
         run_all(spec, [{}])
-        path = figures.spectrum_path(resolve(spec).final[0])
+        path = figures.spectrum_path(resolve(spec).final_runs[0])
         path.parent.mkdir(exist_ok=True)
         kinds = {kind: {"above_0.1": count + i} for i, kind in enumerate(figures.MODULES)}
         path.write_text(json.dumps({"kinds": kinds, "modules": {}}))
     (claim,) = (c for c in load().claims if c.experiment == "figure5")
-    (found,) = ledger.judge([claim], "lite")
-    assert (found.effect, found.verdict) == (200.0, "undecided")
+    (outcome,) = ledger.judge([claim], "lite")
+    assert (outcome.effect, outcome.verdict) == (200.0, "undecided")
 
 
 @pytest.mark.parametrize("scale", claims.SCALES)
 def test_every_claim_names_cells_that_there_are(scale):
-    found = Found()
+    resolved = ResolvedTables()
     for claim in (c for c in load().claims if c.ratio is None):
-        rows = found.rows(claim.experiment, scale)
+        rows = resolved.rows(claim.experiment, scale)
         for contrast in [claim.primary, *claim.also] if rows else []:
             wanted = [contrast.first, contrast.second, *([claim.gap] if claim.gap else [])]
             columns = [runs.spec.column.name for runs in rows[0]]
@@ -218,9 +218,9 @@ def test_every_claim_names_cells_that_there_are(scale):
 
 
 def test_the_metric_of_every_claim_has_a_direction():
-    found = Found()
+    resolved = ResolvedTables()
     for claim in (c for c in load().claims if c.ratio is None and c.unit != "values"):
-        columns = {runs.spec.column.metric for runs in found.rows(claim.experiment, "paper")[0]}
+        columns = {runs.spec.column.metric for runs in resolved.rows(claim.experiment, "paper")[0]}
         assert all(metrics.facts(metric).higher_is_better is not None for metric in columns)
 
 
@@ -242,7 +242,7 @@ def test_a_ratio_of_times_is_judged_by_the_range_of_the_rounds(tmp_path, monkeyp
 def test_a_rate_at_the_edge_of_its_grid_is_told_beside_the_verdict():
     memorised("mora", (0.90, 0.91, 0.92))
     memorised("lora", (0.50, 0.51, 0.52), chosen=0)
-    assert said(FASTER).notes == ["at the edge of its grid: LoRA r=1 (as 8)"]
+    assert said(FASTER).notes == ["at the edge of its grid: LoRA r=1 (the paper's 8)"]
 
 
 def test_power_is_said_with_the_plan_and_before_any_run(monkeypatch, capsys):
@@ -287,6 +287,6 @@ def test_the_readme_shows_what_the_results_give(monkeypatch):
 
 
 def test_rows_are_found_by_the_papers_rank():
-    rows = resolve_all(experiments.grids(experiments.load("table2"), "lite"))
+    rows = resolve_all(experiments.cell_specs(experiments.load("table2"), "lite"))
     assert find(rows, Claim.model_validate(FASTER).first, "step_300").spec.row.r == 1
     assert find(rows, experiments.Row(method="mora", r=999), "step_300") is None

@@ -35,7 +35,7 @@ def contents(folder):
 
 
 def files(path):
-    return [path] if path.is_file() else [found for found in path.rglob("*") if found.is_file()]
+    return [path] if path.is_file() else [inner for inner in path.rglob("*") if inner.is_file()]
 
 
 def said(folder, arguments):
@@ -98,5 +98,5 @@ def test_compare_refuses_damaged_scores_in_one_line(copy):
         second.write_bytes(content)
         code, error = said(copy, ["mora.evaluate.compare", str(first), str(second)])
         assert (code, error.count("\n")) == (1, 1), error
-        assert f"{second} holds no documents' scores" in error
+        assert f"{second} holds no document scores" in error
         assert second.read_bytes() == content

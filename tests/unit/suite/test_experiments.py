@@ -23,7 +23,7 @@ from mora.suite import experiment as experiments
 from mora.suite import figures, launch, memory, runner, settings, tables
 from mora.suite.cells import resolve, resolve_all
 from mora.suite.experiment import CellSpec
-from mora.suite.gpus import Places
+from mora.suite.gpus import GpuSlots
 
 NAMES = experiments.names()
 TABLES = [f"table{n}" for n in (1, 2, 3, 4, 6, 7)]
@@ -33,7 +33,7 @@ SHA256 = "8979c3d2770202514c34107a3f0ba5b7495cc358970097b8228f29662b4c181e"
 
 
 def cells_of(name, scale) -> list[CellSpec]:
-    return [grid for row in experiments.grids(experiments.load(name), scale) for grid in row]
+    return [spec for row in experiments.cell_specs(experiments.load(name), scale) for spec in row]
 
 
 def scored(tasks) -> set[str]:
@@ -78,7 +78,7 @@ def test_counts_below_one_are_refused(flag, value, monkeypatch, capsys):
 
 
 def test_a_damaged_result_is_named(nothing_measured, tmp_path):
-    config = resolve(cells_of("figure2", "smoke")[0]).final[0]
+    config = resolve(cells_of("figure2", "smoke")[0]).final_runs[0]
     path = result_path(config)
     path.parent.mkdir(parents=True)
     path.write_text('{"run_id"')
@@ -92,30 +92,30 @@ def test_the_transcript_of_the_paper_is_as_it_was_checked():
 
 @pytest.mark.parametrize(("name", "scale"), CELLS)
 def test_every_cell_composes_and_reads_what_its_runs_measure(name, scale, nothing_measured):
-    for grid in cells_of(name, scale):
-        if not grid.exists:
+    for spec in cells_of(name, scale):
+        if not spec.exists:
             continue
-        runs = resolve(grid).needed
-        assert runs, grid.label
+        runs = resolve(spec).needed
+        assert runs, spec.label
         assert len({run_id(config) for config in runs}) == len(runs)
         for config in runs:
             assert config.scale.name == scale
-        whole, evaluation = grid.config, grid.config.task.evaluation
-        assert not whole.knows_steps or grid.column.step is None or grid.column.step <= whole.total_steps
-        if grid.experiment.kind == "table" and grid.column.task != "uuid":
-            assert grid.column.metric.removesuffix(".score") in scored(evaluation.tasks)
-        assert grid.column.step is None or grid.column.step in evaluation.at_steps
-        assert grid.experiment.selection == ("value_nll" if grid.column.task == "uuid" else "validation_loss")
+        whole, evaluation = spec.config, spec.config.task.evaluation
+        assert not whole.knows_steps or spec.column.step is None or spec.column.step <= whole.total_steps
+        if spec.experiment.kind == "table" and spec.column.task != "uuid":
+            assert spec.column.metric.removesuffix(".score") in scored(evaluation.tasks)
+        assert spec.column.step is None or spec.column.step in evaluation.at_steps
+        assert spec.experiment.selection == ("value_nll" if spec.column.task == "uuid" else "validation_loss")
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_every_printed_number_stands_beside_our_cell_or_not_run(name, tmp_path, nothing_measured):
     experiment = experiments.load(name)
-    rows = experiments.grids(experiment, "paper")
+    rows = experiments.cell_specs(experiment, "paper")
     path = tables.render(name, experiment, resolve_all(rows), "paper", tmp_path / "out")
     printed = [row["values"] for row in experiments.paper_tables()[name]["rows"]]
     assert sum(value is not None for values in printed for value in values) == PRINTED[name]
-    shown = [[grid.paper_value for grid in row] for row in rows]
+    shown = [[spec.paper_value for spec in row] for row in rows]
     assert shown == printed
     with open(path.with_suffix(".csv")) as file:
         assert sum(line["paper"] != "" for line in csv.DictReader(file)) == PRINTED[name]
@@ -128,40 +128,40 @@ def test_the_paper_prints_167_numbers():
 
 
 def test_table_1_takes_the_grids_of_the_paper(nothing_measured):
-    grids = [grid for grid in cells_of("table1", "paper") if grid.exists]
-    trained = {(grid.column.task, grid.row.method, grid.row.r) for grid in grids}
+    specs = [spec for spec in cells_of("table1", "paper") if spec.exists]
+    trained = {(spec.column.task, spec.row.method, spec.row.r) for spec in specs}
     assert len(trained) == 51
-    assert len({run_id(config) for grid in grids for config in resolve(grid).needed}) == 128
+    assert len({run_id(config) for spec in specs for config in resolve(spec).needed}) == 128
 
 
 @pytest.mark.parametrize(
     ("other", "scale"), [(n, s) for n in ("table4", "table6", "table7") for s in ("paper", "mid", "lite")]
 )
 def test_tables_share_their_runs(other, scale, nothing_measured):
-    main = {run_id(config) for grid in cells_of("table1", scale) for config in resolve(grid).needed}
-    for grid in cells_of(other, scale):
-        alone = other == "table4" and grid.row.operator != grid.column.auto
-        assert {run_id(config) for config in resolve(grid).needed}.isdisjoint(main) == alone, grid.label
+    main = {run_id(config) for spec in cells_of("table1", scale) for config in resolve(spec).needed}
+    for spec in cells_of(other, scale):
+        alone = other == "table4" and spec.row.operator != spec.column.auto
+        assert {run_id(config) for config in resolve(spec).needed}.isdisjoint(main) == alone, spec.label
 
 
 @pytest.mark.parametrize(("scale", "width"), [("paper", 4096), ("mid", 1536), ("lite", 576), ("smoke", 128)])
 def test_what_table_4_takes_auto_for_is_what_it_becomes(scale, width):
-    for grid in cells_of("table4", scale):
-        assert auto_operator(width, grid.config.r) == grid.column.auto
+    for spec in cells_of("table4", scale):
+        assert auto_operator(width, spec.config.r) == spec.column.auto
 
 
 def test_only_some_cells_run(nothing_measured):
     cells = cells_of("table1", "lite")
-    chosen = experiments.only(cells, ["task=metamath,biomed", "method=lora,mora", "r=1"])
+    chosen = experiments.filter_cells(cells, ["task=metamath,biomed", "method=lora,mora", "r=1"])
     assert {(g.column.task, g.row.method, g.row.r) for g in chosen} == {
         (task, method, 1) for task in ("metamath", "biomed") for method in ("lora", "mora")
     }
-    assert experiments.only(cells, []) == cells
+    assert experiments.filter_cells(cells, []) == cells
 
 
 @pytest.mark.parametrize(("scale", "r"), [("paper", 8), ("lite", 1)])
 def test_some_operators_of_table_4_run_at_the_rank_of_its_column(scale, r, nothing_measured):
-    chosen = experiments.only(cells_of("table4", scale), ["operator=sharing,truncation", f"r={r}"])
+    chosen = experiments.filter_cells(cells_of("table4", scale), ["operator=sharing,truncation", f"r={r}"])
     assert [(g.row.operator, g.column.name, g.config.r) for g in chosen] == [
         ("truncation", "r8", r), ("sharing", "r8", r)
     ]  # fmt: skip
@@ -178,14 +178,14 @@ def test_some_operators_of_table_4_run_at_the_rank_of_its_column(scale, r, nothi
 )
 def test_a_filter_that_no_cell_can_pass_is_refused(filters, complaint, nothing_measured):
     with pytest.raises(ConfigError, match=re.escape(complaint)):
-        experiments.only(cells_of("table1", "lite"), filters)
+        experiments.filter_cells(cells_of("table1", "lite"), filters)
 
 
 def test_the_untouched_model_is_scored_once_and_searches_score_nothing(nothing_measured):
-    for grid in cells_of("table1", "lite"):
-        if grid.row.method == "none":
-            assert [config.seed for config in resolve(grid).needed] == [0]
-        for config in grid.search:
+    for spec in cells_of("table1", "lite"):
+        if spec.row.method == "none":
+            assert [config.seed for config in resolve(spec).needed] == [0]
+        for config in spec.search_runs:
             assert (config.task.train.shorten_by, config.task.evaluation.tasks) == (3, [])
 
 
@@ -196,8 +196,8 @@ def test_table_5_is_what_the_configs_say():
 
 
 def test_table_5_is_markdown_latex_and_csv_and_marks_what_differs(tmp_path, monkeypatch):
-    found = [settings.Line("tulu2: warmup_steps", 500, 300), settings.Line("tulu2: lr fft", [2e-5, 1e-4], [2e-5, 1e-4])]
-    monkeypatch.setattr(settings, "lines", lambda experiment: found)
+    lines = [settings.Line("tulu2: warmup_steps", 500, 300), settings.Line("tulu2: lr fft", [2e-5, 1e-4], [2e-5, 1e-4])]
+    monkeypatch.setattr(settings, "lines", lambda experiment: lines)
     path = settings.render("table5", experiments.load("table5"), tmp_path)
     assert "| tulu2: warmup_steps | 500 | 300 | differs |\n" in path.read_text()
     assert "tulu2: warmup\\_steps & 500 & 300 & differs \\\\\n" in path.with_suffix(".tex").read_text()
@@ -210,13 +210,14 @@ def test_table_5_is_markdown_latex_and_csv_and_marks_what_differs(tmp_path, monk
 
 def test_every_inconsistency_of_the_paper_is_shown_somewhere():
     shown = [note for name in NAMES for note in tables.notes(experiments.load(name))]
-    assert set(shown) == {f"The paper with itself: {text}" for text in experiments.paper_tables()["inconsistencies"]}
+    known = experiments.paper_tables()["inconsistencies"]
+    assert set(shown) == {f"Inconsistency within the paper: {text}" for text in known}
 
 
 def test_a_run_of_another_process_is_left_to_it(tmp_path, monkeypatch):
     monkeypatch.setenv("MORA_OUTPUT_DIR", str(tmp_path))
-    grid = cells_of("table2", "smoke")[0]
-    config = resolve(grid).final[0]
+    spec = cells_of("table2", "smoke")[0]
+    config = resolve(spec).final_runs[0]
     assert not runner.held(config)
     folder = launch.run_folder(config)
     folder.mkdir(parents=True)
@@ -224,7 +225,7 @@ def test_a_run_of_another_process_is_left_to_it(tmp_path, monkeypatch):
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert runner.held(config)
         monkeypatch.setattr(runner, "launch", lambda *a, **k: pytest.fail("started a run that another process holds"))
-        assert runner._run(config, Places(1, [])) == 0
+        assert runner._run(config, GpuSlots(1, [])) == 0
     assert not runner.held(config)
 
 
@@ -234,7 +235,7 @@ def test_rendered_results_are_what_the_measured_ones_give(tmp_path):
         experiment, kind = experiments.load(name), "tables" if name.startswith("table") else "figures"
         if scale != "smoke":
             draw = tables.render if kind == "tables" else memory.render if name == "memory" else figures.render
-            draw(name, experiment, resolve_all(experiments.grids(experiment, scale)), scale, tmp_path / kind)
+            draw(name, experiment, resolve_all(experiments.cell_specs(experiment, scale)), scale, tmp_path / kind)
     settings.render("table5", experiments.load("table5"), tmp_path / "tables")
     rendered = {p.relative_to(tmp_path): p.read_bytes() for p in sorted(tmp_path.rglob("*.*"))}
     results = ROOT / "results"
@@ -245,37 +246,37 @@ def test_rendered_results_are_what_the_measured_ones_give(tmp_path):
 @pytest.mark.parametrize(("name", "scale"), [(n, s) for n, s in CELLS if n in TABLES and s != "paper"])
 def test_only_what_asks_the_papers_question_stands_beside_its_number(name, scale):
     """The same metric as at scale paper, of the rank that stands for the paper's; at scale smoke nothing."""
-    asked = {grid.column.name: grid.column.metric for grid in cells_of(name, "paper")}
-    for grid in cells_of(name, scale):
-        if grid.paper_value is not None:
+    asked = {spec.column.name: spec.column.metric for spec in cells_of(name, "paper")}
+    for spec in cells_of(name, scale):
+        if spec.paper_value is not None:
             assert scale in ("lite", "mid")
-            assert asked[grid.column.name] == grid.column.metric
-            assert not grid.column.metric.split(".")[0].endswith(("_local", "500"))
+            assert asked[spec.column.name] == spec.column.metric
+            assert not spec.column.metric.split(".")[0].endswith(("_local", "500"))
 
 
 def test_a_curve_needs_every_seed_to_its_end_and_committed_source(nothing_measured):
-    grid = cells_of("figure3", "lite")[0]
+    spec = cells_of("figure3", "lite")[0]
     rows = [{"step": step, "loss": 1.0} for step in (1, 2)]
-    for config in grid.search:
+    for config in spec.search_runs:
         write(config, {"value_nll": config.lr}, steps=(300,))
-    for config in resolve(grid).final:
+    for config in resolve(spec).final_runs:
         write(config, {}, log_rows=rows)
-    assert figures._curves(resolve(grid)).shape == (3, 2)
-    last = resolve(grid).final[-1]
+    assert figures._curves(resolve(spec)).shape == (3, 2)
+    last = resolve(spec).final_runs[-1]
     for unusable in ({"dirty": True}, {"status": "diverged"}):
         write(last, {}, **unusable)
-        assert figures._shown(resolve(grid)) == []
+        assert figures._shown(resolve(spec)) == []
     write(last, {})
-    write(grid.search[-1], {"value_nll": 9.0}, dirty=True)
-    assert figures._shown(resolve(grid)) == []
+    write(spec.search_runs[-1], {"value_nll": 9.0}, dirty=True)
+    assert figures._shown(resolve(spec)) == []
 
 
 def test_a_figure_has_a_caption_that_names_its_runs_and_their_commits(tmp_path, nothing_measured):
     experiment = experiments.load("figure4")
-    rows = experiments.grids(experiment, "smoke")
+    rows = experiments.cell_specs(experiment, "smoke")
     assert figures.render("figure4", experiment, resolve_all(rows), "smoke", tmp_path) is None
     assert list(tmp_path.glob("figure4*")) == [], "no caption of nothing"
-    done = resolve(rows[0][0]).final[0]
+    done = resolve(rows[0][0]).final_runs[0]
     made = {"commit": "0123456789abcdef", "fingerprint": "", "dirty": True}
     write(done, {}, log_rows=[{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}], source=made)
     path = figures.render("figure4", experiment, resolve_all(rows), "smoke", tmp_path)
@@ -283,16 +284,18 @@ def test_a_figure_has_a_caption_that_names_its_runs_and_their_commits(tmp_path, 
     assert title in re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", path.read_text()))
     caption = path.with_suffix(".md").read_text()
     assert caption.startswith(f"# {title}\n\n![{title}](figure4-smoke.svg)\n\nScale smoke, tiny. Each curve: ")
-    assert "\n\nThe paper with itself: Figure 4's caption says 1B, the text and Table 3 say 1.3B.\n\n" in caption
+    assert (
+        "\n\nInconsistency within the paper: Figure 4's caption says 1B, the text and Table 3 say 1.3B.\n\n" in caption
+    )
     assert f"\n| tiny | FFT | {run_id(done)} | 0123456789, changed |\n| tiny | LoRA r=8 | not run | |\n" in caption
 
 
 def test_a_caption_says_where_a_spectrum_has_no_source(tmp_path, nothing_measured):
     experiment = experiments.load("figure5")
-    rows = experiments.grids(experiment, "smoke")
+    rows = experiments.cell_specs(experiment, "smoke")
     kinds = {kind: {"above_0.1": 1.0} for kind in figures.MODULES}
     made = {"commit": "fedcba9876543210", "fingerprint": "", "dirty": False}
-    old, new = (resolve(row[0]).final[0] for row in rows[:2])
+    old, new = (resolve(row[0]).final_runs[0] for row in rows[:2])
     for config, spectrum in ((old, {"kinds": kinds}), (new, {"kinds": kinds, "source": made})):
         write(config, {})
         figures.spectrum_path(config).parent.mkdir(exist_ok=True)
@@ -305,8 +308,8 @@ def test_a_caption_says_where_a_spectrum_has_no_source(tmp_path, nothing_measure
 
 def test_spectra_are_measured_once_and_of_finished_runs_alone(tmp_path, monkeypatch, nothing_measured):
     monkeypatch.setenv("MORA_OUTPUT_DIR", str(tmp_path / "outputs"))
-    grids = cells_of("figure5", "smoke")
-    configs = [resolve(grid).final[0] for grid in grids]
+    specs = cells_of("figure5", "smoke")
+    configs = [resolve(spec).final_runs[0] for spec in specs]
     for config, status in zip(configs, ("done", "done", "diverged"), strict=False):  # the last was not run
         write(config, {}, status=status)
     for config in configs:
@@ -316,7 +319,7 @@ def test_spectra_are_measured_once_and_of_finished_runs_alone(tmp_path, monkeypa
     figures.spectrum_path(configs[0]).touch()
     asked = []
     monkeypatch.setattr(runner.subprocess, "run", lambda command, **_: asked.append(command[4]))
-    runner.measure_spectra(grids)
+    runner.measure_spectra(specs)
     assert asked == [str(launch.run_folder(configs[1]))]
 
 
@@ -326,8 +329,8 @@ def test_two_suites_on_one_folder_share_the_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "ROOT", tmp_path)
     monkeypatch.setattr(runner, "POLL_S", 0.05)
     monkeypatch.setattr(runner, "interrupt_on_sigterm", lambda: None)
-    grids = [row[0] for row in experiments.grids(experiments.load("table2"), "smoke")]
-    elsewhere, *ours = (resolve(grid).final[0] for grid in grids)
+    specs = [row[0] for row in experiments.cell_specs(experiments.load("table2"), "smoke")]
+    elsewhere, *ours = (resolve(spec).final_runs[0] for spec in specs)
     started = []
 
     def fake(config, output, env):
@@ -349,7 +352,7 @@ def test_two_suites_on_one_folder_share_the_runs(tmp_path, monkeypatch):
 
     other = threading.Thread(target=end_elsewhere)
     other.start()
-    assert runner.complete(grids, jobs=2) == []
+    assert runner.complete(specs, jobs=2) == []
     other.join()
     assert sorted(started) == sorted(run_id(config) for config in ours)
 
@@ -359,30 +362,30 @@ def test_final_runs_do_not_wait_for_the_searches_of_other_cells(tmp_path, monkey
     monkeypatch.setenv("MORA_OUTPUT_DIR", str(tmp_path / "outputs"))
     monkeypatch.setattr(source, "ROOT", tmp_path)
     monkeypatch.setattr(runner, "interrupt_on_sigterm", lambda: None)
-    grids = [row[0] for row in experiments.grids(experiments.load("table2"), "lite") if row[0].search][:2]
-    slow, first_final = run_id(grids[1].search[-1]), threading.Event()
-    searches = {run_id(c) for grid in grids for c in grid.search}
+    specs = [row[0] for row in experiments.cell_specs(experiments.load("table2"), "lite") if row[0].search_runs][:2]
+    slow, first_final = run_id(specs[1].search_runs[-1]), threading.Event()
+    searches = {run_id(c) for spec in specs for c in spec.search_runs}
     done = []
 
     def fake(config, output, env):
         if run_id(config) == slow:
             assert first_final.wait(20)
-        write(config, {grids[0].experiment.selection: 1.0})
+        write(config, {specs[0].experiment.selection: 1.0})
         done.append(run_id(config))
         if run_id(config) not in searches:
             first_final.set()
         return 0
 
     monkeypatch.setattr(runner, "launch", fake)
-    assert runner.complete(grids, jobs=2) == []
-    assert sorted(done) == sorted({run_id(c) for grid in grids for c in (*grid.search, *resolve(grid).final)})
-    assert done.index(slow) > min(done.index(run_id(c)) for c in resolve(grids[0]).final)
+    assert runner.complete(specs, jobs=2) == []
+    assert sorted(done) == sorted({run_id(c) for spec in specs for c in (*spec.search_runs, *resolve(spec).final_runs)})
+    assert done.index(slow) > min(done.index(run_id(c)) for c in resolve(specs[0]).final_runs)
 
 
 def test_a_run_that_lost_a_race_for_its_folder_has_not_failed(tmp_path, monkeypatch):
     monkeypatch.setenv("MORA_OUTPUT_DIR", str(tmp_path / "outputs"))
     monkeypatch.setattr(source, "ROOT", tmp_path)
-    config = resolve(cells_of("table2", "smoke")[0]).final[0]
+    config = resolve(cells_of("table2", "smoke")[0]).final_runs[0]
 
     def lost(config, output, env):
         output.write(
@@ -391,17 +394,17 @@ def test_a_run_that_lost_a_race_for_its_folder_has_not_failed(tmp_path, monkeypa
         return 2
 
     monkeypatch.setattr(runner, "launch", lost)
-    assert runner._run(config, Places(1, [])) == 0
+    assert runner._run(config, GpuSlots(1, [])) == 0
     monkeypatch.setattr(runner, "launch", lambda config, output, env: 1)
     (launch.run_folder(config) / "output.txt").unlink()
-    assert runner._run(config, Places(1, [])) == 1
+    assert runner._run(config, GpuSlots(1, [])) == 1
 
 
 def test_pretraining_at_lite_scale_is_run_once_and_judged_after_a_restart():
     def runs(name):
-        return {run_id(config) for grid in cells_of(name, "lite") for config in grid.search}
+        return {run_id(config) for spec in cells_of(name, "lite") for config in spec.search_runs}
 
-    searches = [config for grid in cells_of("table3", "lite") for config in grid.search]
+    searches = [config for spec in cells_of("table3", "lite") for config in spec.search_runs]
     assert runs("figure4") == runs("table3")
     assert runs("figure5") < runs("table3")
     restarting = [config for config in searches if config.method.restart]

@@ -19,10 +19,10 @@ GIB = 2**30
 @pytest.mark.parametrize(("memory", "micro"), [(79.1, 64), (39.4, 32), (23.5, 8)])
 def test_the_plans_largest_that_fits_is_taken(memory, micro, monkeypatch):
     monkeypatch.setattr(fit, "memory", lambda: memory * GIB)
-    found = fit.fitted(compose(GPU1))
-    assert found.hardware.micro_batch_size <= micro
-    assert 128 % found.hardware.micro_batch_size == 0
-    assert run_id(found) == run_id(compose(GPU1))
+    fitted = fit.fitted(compose(GPU1))
+    assert fitted.hardware.micro_batch_size <= micro
+    assert 128 % fitted.hardware.micro_batch_size == 0
+    assert run_id(fitted) == run_id(compose(GPU1))
 
 
 def test_what_is_set_or_on_a_cpu_stays(monkeypatch):
@@ -71,7 +71,7 @@ def test_a_run_that_does_not_fit_is_started_again_with_half(worker, capfd):
     tried = [int(n) for n in (launch.run_folder(worker) / "tried").read_text().split()]
     assert tried[-1] == 2
     assert all(later <= earlier / 2 for earlier, later in pairwise(tried))
-    assert f"{run_id(worker)}: out of GPU memory with 4 sequences a pass; again with 2" in capfd.readouterr().err
+    assert f"{run_id(worker)}: out of GPU memory with 4 sequences per pass; retrying with 2" in capfd.readouterr().err
 
 
 def test_a_micro_batch_that_was_asked_for_is_not_changed(worker):
@@ -130,7 +130,7 @@ def test_a_long_run_on_a_cpu_is_said_before_it_begins(monkeypatch):
     monkeypatch.setattr(fit, "visible", lambda: [])
     lite = compose(["task=uuid", "method=mora", "r=8", "scale=lite"])
     said = fit.too_slow(lite)
-    assert said.startswith("scale lite is meant for a GPU, and there is none here: about ")
+    assert said.startswith("scale lite is meant for a GPU, and this machine has none: about ")
     assert fit.too_slow(compose(["task=uuid", "method=mora", "r=8", "scale=smoke"])) is None
     monkeypatch.setattr(fit, "visible", lambda: ["0"])
     assert fit.too_slow(lite) is None

@@ -1,14 +1,14 @@
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
-from mora.suite.gpus import Places, visible
+from mora.suite.gpus import GpuSlots, visible
 
 
 def test_runs_side_by_side_are_spread_over_the_gpus():
-    places, together = Places(4, ["0", "1"]), Barrier(4)
+    slots, together = GpuSlots(4, ["0", "1"]), Barrier(4)
 
     def run(_):
-        with places.take(ranks=1) as env:
+        with slots.take(ranks=1) as env:
             together.wait(10)
             return env
 
@@ -19,19 +19,19 @@ def test_runs_side_by_side_are_spread_over_the_gpus():
 
 
 def test_a_place_is_free_again_after_a_run_that_failed():
-    places = Places(1, ["3"])
+    slots = GpuSlots(1, ["3"])
     for _ in range(2):
         try:
-            with places.take(ranks=1) as env:
+            with slots.take(ranks=1) as env:
                 raise OSError
         except OSError:
             assert env["CUDA_VISIBLE_DEVICES"] == "3"
 
 
 def test_several_ranks_see_every_gpu_and_without_a_gpu_nothing_is_hidden():
-    with Places(2, ["0", "1"]).take(ranks=2) as env:
+    with GpuSlots(2, ["0", "1"]).take(ranks=2) as env:
         assert "CUDA_VISIBLE_DEVICES" not in env
-    with Places(3, []).take(ranks=1) as env:
+    with GpuSlots(3, []).take(ranks=1) as env:
         assert env == {"MORA_SIDE_BY_SIDE": "3"}
 
 

@@ -8,6 +8,7 @@ from made_up import write
 from mora.config import ConfigError, compose, source
 from mora.config.run_id import run_id
 from mora.errors import DamagedFileError, MoraError
+from mora.io import cache_dir, data_dir, output_dir
 from mora.suite import inputs, launch
 from mora.train.inputs import digest, same_as_before
 
@@ -72,7 +73,7 @@ def test_weights_that_have_changed_in_their_folder_are_refused(tmp_path):
     config = own(checkpoint(tmp_path / "model").parent)
     done(config, data=model_of(config))
     checkpoint(tmp_path / "model", "trained on")
-    with pytest.raises(ConfigError, match="holds other weights than it was made with"):
+    with pytest.raises(ConfigError, match="does not hold the weights that the result was made with"):
         launch.launch(config)
 
 
@@ -99,6 +100,21 @@ def test_a_place_without_the_known_file_is_said_before_its_result_is_handed_back
         launch.launch(config)
 
 
+def test_a_folder_is_the_same_for_the_worker_which_works_elsewhere(tmp_path, monkeypatch):
+    """Whatever the name of that folder, and of those for outputs and the cache."""
+    (checkpoint(tmp_path / "custom") / "tokenizer.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    for name in ("MORA_OUTPUT_DIR", "MORA_CACHE_DIR", "MORA_DATA_DIR"):
+        monkeypatch.setenv(name, "there")
+    config = compose(["task=metamath", "method=mora", "r=8", "model=custom", "model.path=custom"])
+    folders = [output_dir(), cache_dir(), data_dir()]
+    monkeypatch.chdir("/")
+    assert folders == [tmp_path / "there"] * 3
+    assert config.model.path == str(tmp_path / "custom")
+    assert config.model.name == "custom"
+    assert config.model.sha256, "configs/model/custom.yaml is no model of that name"
+
+
 def test_a_hub_id_is_no_folder(tmp_path):
     inputs.check(compose(["task=metamath", *OWN, "model.path=some/model"]))
 
@@ -113,10 +129,10 @@ def test_a_data_file_with_another_content_is_refused(tmp_path):
     done(config, data={"fingerprints": {"sources": {"corpus": [facts]}}})
     assert launch.launch(config) == 0
     rows.write_text("{}\n{}\n")
-    with pytest.raises(ConfigError, match=r"rows\.jsonl has another content than it was made with"):
+    with pytest.raises(ConfigError, match=r"rows\.jsonl has changed since the result was made"):
         launch.launch(config)
     rows.unlink()
-    with pytest.raises(ConfigError, match=r"there is no file .*rows\.jsonl any more"):
+    with pytest.raises(ConfigError, match=r"rows\.jsonl no longer exists"):
         launch.launch(config)
 
 

@@ -21,11 +21,11 @@ DECOUPLE = "method.adapter.operator=decouple"
 
 
 def rows():
-    return resolve_all(experiments.grids(EXPERIMENT, "lite"))
+    return resolve_all(experiments.cell_specs(EXPERIMENT, "lite"))
 
 
 def cells(name="memory"):
-    return [spec for row in experiments.grids(experiments.load(name), "lite") for spec in row if spec.exists]
+    return [spec for row in experiments.cell_specs(experiments.load(name), "lite") for spec in row if spec.exists]
 
 
 def outcome(known):
@@ -48,15 +48,15 @@ def outcome(known):
 def test_the_searches_are_those_of_the_campaign(overrides, rates):
     asked = ["task=uuid", "scale=lite", *overrides, "task.train.stop_step=300"]
     wanted = [run_id(compose([*asked, f"lr={rate}"])) for rate in rates.split()]
-    assert wanted in [[run_id(config) for config in spec.search] for spec in cells()]
+    assert wanted in [[run_id(config) for config in spec.search_runs] for spec in cells()]
 
 
 @pytest.mark.parametrize(("method", "rate"), [("lora", "1e-2"), ("mora", "3e-3")])
 def test_three_times_the_steps_need_no_search(method, rate):
     config = compose(["task=uuid", "scale=lite", "task.train.epochs=300", f"method={method}", "r=1", f"lr={rate}"])
     (cell,) = [spec for spec in cells() if spec.row.method == method and "3000 steps" in spec.column.name]
-    assert cell.search == []
-    assert run_id(resolve(cell).final[0]) == run_id(config)
+    assert cell.search_runs == []
+    assert run_id(resolve(cell).final_runs[0]) == run_id(config)
 
 
 def test_the_runs_of_table_2_are_cells():
@@ -96,22 +96,25 @@ def test_the_figure_pairs_seeds_and_names_what_neither_reached(tmp_path, monkeyp
     assert memory.render("memory", EXPERIMENT, rows(), "lite", tmp_path / "out") is None
     chosen = [spec for spec in cells() if spec.row.r == 8 and spec.column.name == "1000 pairs"]
     for spec in chosen:
-        for config in spec.search:
+        for config in spec.search_runs:
             write(config, {"value_nll": abs(config.lr - 3e-3)})
-        for config in resolve(spec).final:
+        for config in resolve(spec).final_runs:
             share = 0.9 if config.seed == 2 else 0.995
             write(config, {"value_token_acc": share, "value_nll": 2.0, "uuid_char_acc": 0.75}, steps=(500,))
     path = memory.render("memory", EXPERIMENT, rows(), "lite", tmp_path / "out")
     first = path.read_bytes()
     text = path.with_suffix(".md").read_text()
-    assert "Reached by neither, so not drawn: MoRA r=8 (as 64) at 1000 pairs, seed 2; MoRA r=8" in text
-    assert "| 1000 pairs | MoRA r=8 (as 64) | smollm2_135m | 96 | 2,415,690 | 0.051 | 3e-3 | 497, 497, > 1000 |" in text
-    assert "| 6500 pairs | LoRA r=8 (as 64) | smollm2_135m | - | 2,442,240 | 0.325 | - | not run |" in text
-    assert "LoRA r=2 (as 16), freeze_a=true" in text
+    assert "Reached by neither, so not drawn: MoRA r=8 (the paper's 64) at 1000 pairs, seed 2; MoRA r=8" in text
+    mora = (
+        "| 1000 pairs | MoRA r=8 (the paper's 64) | smollm2_135m | 96 | 2,415,690 | 0.051 | 3e-3 | 497, 497, > 1000 |"
+    )
+    assert mora in text
+    assert "| 6500 pairs | LoRA r=8 (the paper's 64) | smollm2_135m | - | 2,442,240 | 0.325 | - | not run |" in text
+    assert "LoRA r=2 (the paper's 16), freeze_a=true" in text
     with open(path.with_suffix(".csv")) as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 12
-    assert {line["run"] for line in lines} == {run_id(c) for spec in chosen for c in resolve(spec).final}
+    assert {line["run"] for line in lines} == {run_id(c) for spec in chosen for c in resolve(spec).final_runs}
     assert [line["steps_to_99"] for line in lines if line["seed"] == "2"] == [""] * 4
     memory.render("memory", EXPERIMENT, rows(), "lite", tmp_path / "out")
     assert path.read_bytes() == first

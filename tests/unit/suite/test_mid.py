@@ -17,23 +17,23 @@ from mora.train.engines import make_engine
 
 
 def cells(name):
-    return [grid for row in experiments.grids(experiments.load(name), "mid") for grid in row]
+    return [spec for row in experiments.cell_specs(experiments.load(name), "mid") for spec in row]
 
 
-MID = [grid for name in experiments.names() for grid in cells(name)]
+MID = [spec for name in experiments.names() for spec in cells(name)]
 
 
 def test_at_scale_mid_every_search_is_a_whole_run_of_a_third_with_grids_of_equal_size():
-    assert {grid.experiment.title.split(":")[0] for grid in MID} == {
+    assert {spec.experiment.title.split(":")[0] for spec in MID} == {
         "Table 1", "Table 2", "Table 4", "Table 6", "Table 7", "Figure 2", "Figure 3"
     }  # fmt: skip
-    for grid in MID:
-        whole, searches = grid.config, grid.search
+    for spec in MID:
+        whole, searches = spec.config, spec.search_runs
         assert whole.model.name == "qwen25_coder_1b5"
         if not whole.method.trains:
             continue
         rates = sorted({run.lr for run in searches})
-        assert len(rates) == len(searches) == 4, grid.label
+        assert len(rates) == len(searches) == 4, spec.label
         assert [b / a for a, b in itertools.pairwise(rates)] == pytest.approx([3.16] * 3, rel=0.06)
         for run in searches:
             assert run.task.train.stop_step is None
@@ -46,8 +46,8 @@ def test_at_scale_mid_every_search_is_a_whole_run_of_a_third_with_grids_of_equal
 
 
 def test_at_scale_mid_no_square_is_clamped_and_no_input_is_ignored():
-    for grid in MID:
-        config = grid.config
+    for spec in MID:
+        config = spec.config
         if not isinstance(config.method.adapter, Mora):
             continue
         assert config.method.adapter.overflow == "fold"

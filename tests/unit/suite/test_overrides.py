@@ -15,12 +15,12 @@ from mora.suite import __main__ as suite
 from mora.suite import commands, fit, launch, overrides, progress, runner, slurm
 from mora.suite import experiment as experiments
 from mora.suite.cells import resolve
-from mora.suite.gpus import Places
+from mora.suite.gpus import GpuSlots
 
 
 def cells(name="table2", scale="smoke", given=()):
-    rows = experiments.grids(overrides.applied(experiments.load(name), list(given)), scale)
-    return [grid for row in rows for grid in row]
+    rows = experiments.cell_specs(overrides.applied(experiments.load(name), list(given)), scale)
+    return [spec for row in rows for spec in row]
 
 
 @pytest.mark.parametrize("name", ["table1", "table3"])
@@ -35,7 +35,7 @@ def test_hardware_and_micro_batch_change_where_runs_are_done_and_not_which(name)
 
 @pytest.mark.parametrize("setting", ["task.train.stop_step=3", "seed=4", "task.data.max_length=64"])
 def test_what_changes_a_result_needs_a_folder_of_its_own(setting, tmp_path):
-    with pytest.raises(ConfigError, match=r"changes what is measured: .*RESULTS=FOLDER"):
+    with pytest.raises(ConfigError, match=r"changes what is measured, .*RESULTS=FOLDER"):
         overrides.check([setting], None)
     overrides.check([setting], tmp_path)
 
@@ -77,12 +77,12 @@ def test_results_are_made_in_a_folder_of_their_own_and_made_again_by_force(monke
 
     assert call(monkeypatch, tmp_path, *results) == 0
     assert len(started) == first
-    assert f"nothing was run: all {first} results are there" in capsys.readouterr().out
+    assert f"nothing to run: all {first} results exist" in capsys.readouterr().out
 
     assert call(monkeypatch, tmp_path, *results, "--force", "--only", "method=mora") == 0
     again = len(started) - first
     assert again == 2
-    assert f"{again} results were set aside" in capsys.readouterr().out
+    assert f"{again} results were moved to" in capsys.readouterr().out
     assert len(list((tmp_path / "own" / "runs" / "earlier").glob("*.1.json"))) == again
     assert call(monkeypatch, tmp_path, *results, "--force", "--only", "method=mora") == 0
     assert len(list((tmp_path / "own" / "runs" / "earlier").glob("*.json"))) == 2 * again
@@ -94,7 +94,7 @@ def test_results_are_made_in_a_folder_of_their_own_and_made_again_by_force(monke
         (["--hardware", "gpu9"], "hardware/gpu9"),
         (["--set", "hardware"], "--set hardware: expected KEY=VALUE"),
         (["--set", "task.train.stop_step=1"], "changes what is measured"),
-        (["--set", "hydra.launcher.partition=gpu"], "expected it with --hardware slurm alone"),
+        (["--set", "hydra.launcher.partition=gpu"], "only valid with --hardware slurm"),
         (["--hardware", "gpu8"], "hardware.processes=8 (hardware=gpu8): there is no GPU here"),
         (["--hardware", "slurm"], "there is no sbatch in PATH"),
     ],
@@ -112,30 +112,30 @@ def test_what_cannot_be_done_is_said_before_anything_is(monkeypatch, tmp_path, c
 
 def test_the_commands_of_a_plan_are_those_runs(monkeypatch, tmp_path):
     monkeypatch.setattr(source, "ROOT", tmp_path)
-    grids = cells("table2", "lite", ["hardware=gpu1"])
-    lines = commands.text(grids).splitlines()
+    specs = cells("table2", "lite", ["hardware=gpu1"])
+    lines = commands.text(specs).splitlines()
     assert lines[-1].startswith("# and the final runs of ")
     made = {run_id(compose(shlex.split(line)[2:])) for line in lines[:-1]}
-    assert made == {run_id(c) for grid in grids for c in (*grid.search, *resolve(grid).final)}
-    for config in (c for grid in grids for c in grid.search):
-        write(config, {grids[0].experiment.selection: 1.0})
-    lines = commands.text(grids).splitlines()
+    assert made == {run_id(c) for spec in specs for c in (*spec.search_runs, *resolve(spec).final_runs)}
+    for config in (c for spec in specs for c in spec.search_runs):
+        write(config, {specs[0].experiment.selection: 1.0})
+    lines = commands.text(specs).splitlines()
     made = {run_id(compose(shlex.split(line)[2:])) for line in lines}
-    assert made == {run_id(c) for grid in grids for c in resolve(grid).final}
+    assert made == {run_id(c) for spec in specs for c in resolve(spec).final_runs}
 
 
 def test_a_command_has_the_micro_batch_that_fits(monkeypatch, tmp_path):
     monkeypatch.setattr(source, "ROOT", tmp_path)
     from mora.planner.gpus import gpu
 
-    (grid,) = [
+    (spec,) = [
         g
         for g in cells("table1", "paper", ["hardware=gpu1"])
         if g.base[:3] == ["task=metamath", "scale=paper", "method=fft"]
     ][:1]
-    for line in commands.text([grid], gpu("48,300")).splitlines()[:1]:
+    for line in commands.text([spec], gpu("48,300")).splitlines()[:1]:
         config = compose(shlex.split(line)[2:])
-        assert config.micro_batch_size == fit.fitted(grid.config, 48 * 2**30).micro_batch_size < 128
+        assert config.micro_batch_size == fit.fitted(spec.config, 48 * 2**30).micro_batch_size < 128
 
 
 SLURM = [
@@ -186,23 +186,23 @@ def test_a_table_is_handed_in_once_and_what_is_missing_again(monkeypatch, tmp_pa
     monkeypatch.delenv("SLURM_JOB_ID")
     capsys.readouterr()
     assert call(monkeypatch, tmp_path, *given) == 0
-    assert "nothing is missing: no job was handed in" in capsys.readouterr().out
+    assert "nothing is missing: no job was submitted" in capsys.readouterr().out
 
 
 def test_runs_of_several_gpus_share_none():
-    places = Places(4, [str(i) for i in range(8)], ranks=4)
-    assert places.jobs == 2
-    with places.take(4) as one, places.take(4) as other:
+    slots = GpuSlots(4, [str(i) for i in range(8)], ranks=4)
+    assert slots.jobs == 2
+    with slots.take(4) as one, slots.take(4) as other:
         assert one["CUDA_VISIBLE_DEVICES"] == "0,1,2,3"
         assert other["CUDA_VISIBLE_DEVICES"] == "4,5,6,7"
-    assert Places(4, ["0", "1"], ranks=8).jobs == 1
-    assert Places(2, [], ranks=2).jobs == 2
+    assert GpuSlots(4, ["0", "1"], ranks=8).jobs == 1
+    assert GpuSlots(2, [], ranks=2).jobs == 2
 
 
 def test_progress_says_where_runs_are_and_how_long_it_takes(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("MORA_OUTPUT_DIR", str(tmp_path))
     now = [0.0]
-    config = resolve(cells()[0]).final[0]
+    config = resolve(cells()[0]).final_runs[0]
     said = progress.Progress(3, clock=lambda: now[0])
     said.begin(config)
     now[0] = 61.0

@@ -7,7 +7,7 @@ from made_up import write
 from mora.config import source
 from mora.config.run_id import documents_path
 from mora.evaluate import documents
-from mora.evaluate.kept import Kept
+from mora.evaluate.logged import LoggedSamples
 from mora.suite import experiment as experiments
 from mora.suite import ledger, pairing
 from mora.suite.cells import resolve
@@ -23,23 +23,25 @@ def nothing_measured(tmp_path, monkeypatch):
 
 def run_all(name, method, r, column, task, items_of_seed, metrics, aggregation="mean", prompts="p"):
     """The row's search and finals, with the scores of each final run's documents."""
-    rows = experiments.grids(experiments.load(name), "lite")
+    rows = experiments.cell_specs(experiments.load(name), "lite")
     spec = next(row[column] for row in rows if (row[0].row.method, row[0].row.r) == (method, r))
-    for i, config in enumerate(spec.search):
+    for i, config in enumerate(spec.search_runs):
         write(config, {"validation_loss": float(i != 1)})
-    for config, items in zip(resolve(spec).final, items_of_seed, strict=True):
+    for config, items in zip(resolve(spec).final_runs, items_of_seed, strict=True):
         write(config, {"validation_loss": 1.0, **metrics(items)})
         header = {"task": task, "aggregation": aggregation, "headline": "score", "prompts": prompts}
-        kept = Kept(header, [{"cluster": None, "score": item} for item in items])
-        documents.write(documents_path(config), {task: kept})
+        logged = LoggedSamples(header, [{"cluster": None, "score": item} for item in items])
+        documents.write(documents_path(config), {task: logged})
     return resolve(spec)
 
 
 def answers(rng, share, seeds=3, like=None):
     """Right or wrong, four of five as in `like`."""
-    found = [(rng.random(ITEMS) < share).astype(float) for _ in range(seeds)]
+    by_seed = [(rng.random(ITEMS) < share).astype(float) for _ in range(seeds)]
     return (
-        found if like is None else [np.where(rng.random(ITEMS) < 0.8, a, b) for a, b in zip(like, found, strict=True)]
+        by_seed
+        if like is None
+        else [np.where(rng.random(ITEMS) < 0.8, a, b) for a, b in zip(like, by_seed, strict=True)]
     )
 
 
@@ -58,9 +60,9 @@ def test_the_error_is_that_of_the_paired_differences_and_enters_the_interval():
     mora = answers(rng, 0.5, like=lora)
     a = run_all("table1", "mora", 1, 0, "mmlu_tulu_0shot", mora, share)
     b = run_all("table1", "lora", 1, 0, "mmlu_tulu_0shot", lora, share)
-    found = pairing.error([a], [b], [0, 1, 2], "points")
+    error = pairing.error([a], [b], [0, 1, 2], "points")
     differences = np.mean([x - y for x, y in zip(mora, lora, strict=True)], axis=0)
-    assert found == pytest.approx(100 * differences.std(ddof=1) / np.sqrt(ITEMS))
+    assert error == pytest.approx(100 * differences.std(ddof=1) / np.sqrt(ITEMS))
     claim = Claim.model_validate(
         {
             "says": "equal", "where": "here", "experiment": "table1", "columns": ["mmlu_0shot"], "test": "equal",
@@ -69,7 +71,7 @@ def test_the_error_is_that_of_the_paired_differences_and_enters_the_interval():
     )  # fmt: skip
     (outcome,) = ledger.judge([claim], "lite")
     assert "paired over documents" in outcome.notes
-    assert outcome.interval.high - outcome.interval.low > 2 * 1.6 * found
+    assert outcome.interval.high - outcome.interval.low > 2 * 1.6 * error
 
 
 def test_perplexities_are_compared_in_nats_over_the_same_blocks():
@@ -86,8 +88,8 @@ def test_perplexities_are_compared_in_nats_over_the_same_blocks():
 
     a = run_all("table3", "mora", 128, 0, name, blocks["a"], metrics, "perplexity")
     b = run_all("table3", "lora", 128, 0, name, blocks["b"], metrics, "perplexity")
-    found = pairing.error([a], [b], [0, 1, 2], "nats")
-    assert found == pytest.approx(0.01 * np.sqrt(2 / 200), rel=0.2), "not the spread of the blocks, 1.0 nat"
+    error = pairing.error([a], [b], [0, 1, 2], "nats")
+    assert error == pytest.approx(0.01 * np.sqrt(2 / 200), rel=0.2), "not the spread of the blocks, 1.0 nat"
 
 
 def test_other_documents_an_earlier_step_and_scores_that_are_not_kept_are_not_paired():
@@ -100,5 +102,5 @@ def test_other_documents_an_earlier_step_and_scores_that_are_not_kept_are_not_pa
     documents_path(a.results[0][0]).unlink()
     assert pairing.error([a], [a], [0], "points") is None
     assert pairing.error([a], [a], [0, 1, 2], "points") == 0.0, "of the seeds that are kept"
-    at_a_step = resolve(experiments.grids(experiments.load("table2"), "lite")[1][0])
+    at_a_step = resolve(experiments.cell_specs(experiments.load("table2"), "lite")[1][0])
     assert pairing.error([at_a_step], [at_a_step], [0], "points") is None

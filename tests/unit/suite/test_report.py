@@ -65,8 +65,8 @@ def runs(site: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def pages(site: Path, runs: dict[str, str]) -> dict[str, Page]:
-    found = {path.name: Page(path.read_text()) for path in sorted(site.glob("*.html"))}
-    return found | {f"run.html?{name}": Page(text) for name, text in runs.items()}
+    of_site = {path.name: Page(path.read_text()) for path in sorted(site.glob("*.html"))}
+    return of_site | {f"run.html?{name}": Page(text) for name, text in runs.items()}
 
 
 def test_every_page_and_every_run_is_there(site: Path, runs: dict[str, str], gathered: Gathered) -> None:
@@ -123,7 +123,7 @@ def test_every_picture_and_field_has_a_name(pages: dict[str, Page]) -> None:
 
 def test_every_claim_is_on_the_first_page_with_its_verdict(site: Path, gathered: Gathered) -> None:
     text = (site / "index.html").read_text()
-    for finding in findings.of_claims(gathered.found):
+    for finding in findings.of_claims(gathered.resolved):
         assert f'href="#{finding.anchor}"' in text
         assert f'id="{finding.anchor}"' in text
         assert finding.outcome.effect is None or finding.effect in text
@@ -142,7 +142,7 @@ def test_the_first_page_of_the_project_has_the_picture_that_the_results_give(
     gathered: Gathered, tmp_path: Path
 ) -> None:
     """Byte for byte, with fonts that a printer can take."""
-    headline.render(gathered.found, tmp_path / "claims.md")
+    headline.render(gathered.resolved, tmp_path / "claims.md")
     for end in (".svg", ".pdf"):
         assert (tmp_path / f"claims{end}").read_bytes() == (ROOT / f"results/claims{end}").read_bytes(), "make render"
     pdf = (tmp_path / "claims.pdf").read_bytes()
@@ -163,9 +163,9 @@ def test_what_is_packed_comes_out() -> None:
 
 
 def test_figures_for_print_are_a_column_wide_with_fonts_that_a_printer_can_take(site: Path) -> None:
-    found = {path.stem: path.read_bytes() for path in (site / "files").glob("*.pdf") if path.stem != "claims"}
-    assert {"figure2-lite", "figure3-lite", "figure4-lite", "figure5-lite", "memory-lite"} <= set(found)
-    for name, pdf in found.items():
+    pdfs = {path.stem: path.read_bytes() for path in (site / "files").glob("*.pdf") if path.stem != "claims"}
+    assert {"figure2-lite", "figure3-lite", "figure4-lite", "figure5-lite", "memory-lite"} <= set(pdfs)
+    for name, pdf in pdfs.items():
         width = float(re.search(rb"/MediaBox \[ ?0 0 ([\d.]+)", pdf)[1])  # type: ignore[index]
         assert width == pytest.approx(72 * COLUMN), name
         assert b"/FontFile2" in pdf, name
@@ -188,7 +188,7 @@ def test_a_damaged_result_is_named_and_stops_nothing(tmp_path: Path) -> None:
 
 def test_a_folder_of_other_files_is_left_alone(gathered: Gathered, tmp_path: Path) -> None:
     (tmp_path / "mine.html").write_text("mine")
-    with pytest.raises(ConfigError, match="other files than a report"):
+    with pytest.raises(ConfigError, match="not a report's folder"):
         Site(tmp_path, gathered).build()
     assert [path.name for path in tmp_path.iterdir()] == ["mine.html"]
 

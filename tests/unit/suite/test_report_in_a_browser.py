@@ -89,14 +89,14 @@ def test_axe_finds_nothing(browser: Browser, site: Path, a_run: str, scheme: str
     # A page that was opened from a file may not read its own style, for which axe would ask before all else.
     options = {"preload": False, "resultTypes": ["violations"]}
     options |= {"runOnly": ["color-contrast"]} if scheme == "dark" else {}
-    tab, found = Tab(browser, site, a_run, scheme), {}
+    tab, violations = Tab(browser, site, a_run, scheme), {}
     for name in ALL:
         page = tab.open(name)
         page.evaluate(FEW)
         for violation in axe.Axe().run(page, options=options).response["violations"]:
-            found[f"{name}: {violation['id']}"] = [node["html"][:200] for node in violation["nodes"]][:3]
+            violations[f"{name}: {violation['id']}"] = [node["html"][:200] for node in violation["nodes"]][:3]
     tab.page.close()
-    assert found == {}
+    assert violations == {}
 
 
 def test_the_dark_page_is_dark_and_its_pictures_too(browser: Browser, site: Path, a_run: str) -> None:
@@ -141,11 +141,11 @@ def test_a_table_sorts_both_ways_filters_and_says_so(tab: Tab) -> None:
 def test_a_number_tells_its_seeds_and_leads_to_their_runs_by_keyboard(tab: Tab) -> None:
     page = tab.open("tables.html")
     number = page.locator("#t-table2-lite td button").first
-    assert "95 % interval" in (number.get_attribute("title") or "")
+    assert "95% interval" in (number.get_attribute("title") or "")
     number.focus()
     page.keyboard.press("Enter")
     told = page.locator("[popover]:popover-open")
-    assert "95 % interval of the mean" in told.inner_text()
+    assert "95% interval of the mean" in told.inner_text()
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     page.locator("h1.id").wait_for()

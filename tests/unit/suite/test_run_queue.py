@@ -102,7 +102,7 @@ def test_runs_start_in_order_as_far_as_memory_allows(queue):
 def test_a_line_may_claim_memory_and_what_like_runs_took_is_claimed_by_the_next(queue):
     _, journal = queue([f"[70 GiB] {LINES[0]}", *LINES[1:]])
     claims = [event["claim_gib"] for event in events(journal, "start")]
-    assert claims == [70.0, *[round(1.15 + 1.0, 1)] * 3], "one ended at a peak of 1 GiB"
+    assert claims == [70.0, *[round(1.1 * 1.33 + 1.0, 1)] * 3], "one ended with 1 GiB allocated at its peak"
 
 
 def test_every_gpu_is_used(queue):
@@ -122,7 +122,7 @@ def test_a_failure_is_tried_once_more_with_twice_the_memory(queue):
     name = run_id(compose(LINES[0].split()))
     assert [e["claim_gib"] for e in events(journal, "start") if e["run"] == name] == [
         24.0,
-        pytest.approx(2 * 2.15, abs=0.1),
+        pytest.approx(2 * (1.1 * 1.33 + 1.0), abs=0.1),
     ]
     assert code == 0
     assert events(journal, "sum")[0]["ended"] == 1
@@ -199,3 +199,14 @@ def test_a_line_that_is_no_run_is_named(tmp_path):
     file.write_text(f"{LINES[0]}\ntask=uuid method=lora r=zero\n")
     with pytest.raises(ConfigError, match=r"queue\.txt, line 2: .*r"):
         load()._read(file)
+
+
+def test_a_run_beside_others_tells_how_long_one_alone_would_take(queue):
+    config = compose(LINES[0].split())
+    speed = {"step_s": 0.5, "fastest_s": 0.1, "tokens_per_s": 1.0}
+    result = types.SimpleNamespace(
+        config=config.model_dump(mode="json"), peak_memory_bytes=None, wall_s=60.0, last_step=100, speed=speed
+    )
+    earlier = queue.module.Earlier()
+    earlier.add(result)
+    assert earlier.expected_s(config) == pytest.approx((60.0 - 100 * 0.4) * config.last_step / 100)

@@ -19,12 +19,12 @@ from mora.suite.selection import next_rate
 def spec(tmp_path, monkeypatch):
     """LoRA r=1 in mathematics, Table 1 at scale lite: four rates, three seeds."""
     monkeypatch.setattr(source, "ROOT", tmp_path)
-    rows = experiments.grids(experiments.load("table1"), "lite")
+    rows = experiments.cell_specs(experiments.load("table1"), "lite")
     (row,) = (row for row in rows if (row[0].row.method, row[0].row.r) == ("lora", 1))
-    found = next(cell for cell in row if cell.column.task == "metamath")
-    assert found.at_scale.repeats
-    assert len(found.search) == 4
-    return found
+    cell_spec = next(cell for cell in row if cell.column.task == "metamath")
+    assert cell_spec.at_scale.repeats
+    assert len(cell_spec.search_runs) == 4
+    return cell_spec
 
 
 def measure(runs, losses):
@@ -33,29 +33,29 @@ def measure(runs, losses):
 
 
 def again(spec, losses):
-    more = resolve(spec).choice.more
+    more = resolve(spec).choice.missing
     measure(more, losses)
     return more
 
 
 def test_a_rate_within_its_grid_is_repeated_on_a_second_seed_before_the_finals(spec):
-    measure(spec.search, (3.0, 1.0, 1.1, 4.0))
-    found = resolve(spec)
-    assert [c for c in found.choice.more] == [spec.search[i].model_copy(update={"seed": 1}) for i in (1, 2)]
-    assert found.best == spec.candidates[1], "what the first seed chose stands until then"
-    assert runner.plan([spec]) == found.choice.more
+    measure(spec.search_runs, (3.0, 1.0, 1.1, 4.0))
+    resolved = resolve(spec)
+    assert [c for c in resolved.choice.missing] == [spec.search_runs[i].model_copy(update={"seed": 1}) for i in (1, 2)]
+    assert resolved.selected == spec.search_space[1], "what the first seed chose stands until then"
+    assert runner.plan([spec]) == resolved.choice.missing
     again(spec, (1.0, 1.2))
-    found = resolve(spec)
-    assert (found.choice.more, found.best, found.choice.reversed) == ([], spec.candidates[1], False)
+    resolved = resolve(spec)
+    assert (resolved.choice.missing, resolved.selected, resolved.choice.reversed) == ([], spec.search_space[1], False)
     assert [c.seed for c in runner.plan([spec])] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(("losses", "chosen"), [((1.3, 0.9), 2), ((1.04, 1.0), 1)])
 def test_a_second_seed_that_reverses_the_choice_is_marked(spec, tmp_path, losses, chosen):
-    measure(spec.search, (3.0, 1.0, 1.1, 4.0))
+    measure(spec.search_runs, (3.0, 1.0, 1.1, 4.0))
     again(spec, losses)
-    found = resolve(spec)
-    assert (found.best, found.choice.reversed) == (spec.candidates[chosen], True), "the lower mean wins"
+    resolved = resolve(spec)
+    assert (resolved.selected, resolved.choice.reversed) == (spec.search_space[chosen], True), "the lower mean wins"
     row = resolve_all([[spec]])
     text = tables.render("table1", spec.experiment, row, "lite", tmp_path / "out").read_text()
     assert "(chosen, a second seed reverses it)" in text
@@ -63,49 +63,49 @@ def test_a_second_seed_that_reverses_the_choice_is_marked(spec, tmp_path, losses
 
 
 def test_a_rate_at_the_edge_adds_the_next_until_it_is_inside(spec, tmp_path):
-    measure(spec.search, (4.0, 3.0, 2.0, 1.0))
-    top = spec.candidates[-1].lr
-    (added,) = resolve(spec).choice.more
-    assert added == spec.search[0].model_copy(update={"lr": next_rate(top, 1)})
+    measure(spec.search_runs, (4.0, 3.0, 2.0, 1.0))
+    top = spec.search_space[-1].lr
+    (added,) = resolve(spec).choice.missing
+    assert added == spec.search_runs[0].model_copy(update={"lr": next_rate(top, 1)})
     assert resolve(spec).choice.at_edge
     measure([added], [1.5])
-    found = resolve(spec)
-    assert not found.choice.at_edge
-    assert [c.lr for c in found.choice.more] == [top, added.lr]
+    resolved = resolve(spec)
+    assert not resolved.choice.at_edge
+    assert [c.lr for c in resolved.choice.missing] == [top, added.lr]
     text = tables.render("table1", spec.experiment, resolve_all([[spec]]), "lite", tmp_path / "out").read_text()
     assert "1.5 (added: the best was at the edge)" in text
 
 
 def test_no_more_than_two_rates_are_added_and_the_edge_stays_marked(spec):
-    measure(spec.search, (1.0, 2.0, 3.0, 4.0))
+    measure(spec.search_runs, (1.0, 2.0, 3.0, 4.0))
     for loss in (0.9, 0.8):
         again(spec, [loss])
-    found = resolve(spec)
-    assert [c.seed for c in found.choice.more] == [1, 1]
-    assert found.choice.at_edge
+    resolved = resolve(spec)
+    assert [c.seed for c in resolved.choice.missing] == [1, 1]
+    assert resolved.choice.at_edge
 
 
 def test_a_diverged_second_seed_loses(spec):
-    measure(spec.search, (3.0, 1.0, 1.1, 4.0))
-    first, second = resolve(spec).choice.more
+    measure(spec.search_runs, (3.0, 1.0, 1.1, 4.0))
+    first, second = resolve(spec).choice.missing
     write(first, {}, status="diverged")
     measure([second], [1.2])
-    assert resolve(spec).best == spec.candidates[2]
+    assert resolve(spec).selected == spec.search_space[2]
 
 
 def test_a_second_seed_of_changed_source_is_as_if_it_were_not_there(spec):
-    measure(spec.search, (3.0, 1.0, 1.1, 4.0))
-    for config in resolve(spec).choice.more:
+    measure(spec.search_runs, (3.0, 1.0, 1.1, 4.0))
+    for config in resolve(spec).choice.missing:
         write(config, {"validation_loss": 1.0}, dirty=True)
-    assert len(resolve(spec).choice.more) == 2
-    assert len(resolve(spec, is_current).choice.more) == 2
+    assert len(resolve(spec).choice.missing) == 2
+    assert len(resolve(spec, is_current).choice.missing) == 2
 
 
 def test_with_one_seed_nothing_is_repeated(spec):
-    measure(spec.search, (3.0, 1.0, 1.1, 4.0))
-    (row,) = (r for r in experiments.grids(experiments.load("table1"), "lite", seeds=[0]) if r[0].row == spec.row)
+    measure(spec.search_runs, (3.0, 1.0, 1.1, 4.0))
+    (row,) = (r for r in experiments.cell_specs(experiments.load("table1"), "lite", seeds=[0]) if r[0].row == spec.row)
     alone = next(cell for cell in row if cell.column == spec.column)
-    assert resolve(alone).choice.more == []
+    assert resolve(alone).choice.missing == []
 
 
 @pytest.mark.parametrize(
@@ -118,24 +118,24 @@ def test_the_next_rate_is_half_a_decade_on(lr, above, below):
 
 def test_it_is_said_once_why_a_run_is_added(spec, capsys):
     said = set()
-    measure(spec.search, (4.0, 3.0, 2.0, 1.0))
+    measure(spec.search_runs, (4.0, 3.0, 2.0, 1.0))
     runner.plan([spec], said)
     runner.plan([spec], said)
     (line,) = capsys.readouterr().out.splitlines()
-    assert line == "metamath LoRA r=1 (as 8): the best rate, 0.01, is the highest that was tried: 0.03 is added"
+    assert line == "metamath LoRA r=1 (the paper's 8): the best rate, 0.01, is the highest tried, so 0.03 is added"
     again(spec, (1.5,))
     runner.plan([spec], said)
     first, second = capsys.readouterr().out.splitlines()
-    assert first.endswith("the rate 0.01 is one of the best two, and is tried on seed 1 too")
-    assert second.endswith("the rate 0.03 is one of the best two, and is tried on seed 1 too")
+    assert first.endswith("the rate 0.01 is one of the best two, so it is tried on seed 1, too")
+    assert second.endswith("the rate 0.03 is one of the best two, so it is tried on seed 1, too")
 
 
 def test_what_is_begun_and_what_is_repeated_includes_what_a_choice_asked_for(spec):
-    measure(spec.search, (4.0, 3.0, 2.0, 1.0))
+    measure(spec.search_runs, (4.0, 3.0, 2.0, 1.0))
     asked = [*again(spec, (1.5,)), *again(spec, (1.0, 1.2))]
     assert len(asked) == 3
     cell = resolve(spec)
-    assert [run.config for run in cell.searched] == [*spec.search, *asked]
-    assert [run.config for run in in_order([cell])] == [*spec.search, *asked, *cell.final]
+    assert [run.config for run in cell.search_cell_runs] == [*spec.search_runs, *asked]
+    assert [run.config for run in in_order([cell])] == [*spec.search_runs, *asked, *cell.final_runs]
     assert all(compose([*words(*run)]) == run.config for run in in_order([cell]))
     assert [config.seed for config in suite._known([spec])] == [0, 0, 0, 0, 0, 1, 1, 0, 1, 2], "FORCE=1 sets all aside"

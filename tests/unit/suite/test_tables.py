@@ -22,7 +22,7 @@ SQUARES = (("lora", {}), ("mora", {}), ("mora", {"operator": "rotation"}))
 
 
 def row_of(name, scale, **wanted):
-    rows = experiments.grids(experiments.load(name), scale)
+    rows = experiments.cell_specs(experiments.load(name), scale)
     return next(row for row in rows if row[0].row.model_dump(exclude_defaults=True) == wanted)
 
 
@@ -37,86 +37,88 @@ def write_uuid(run, value_nll, accuracy=0.5, **more):
 
 
 def test_the_rate_with_the_lowest_selection_metric_is_chosen_once_all_are_there(row):
-    grid = row[0]
-    search = grid.search
+    spec = row[0]
+    search = spec.search_runs
     assert {c.last_step for c in search} == {300}
     for config, nll in zip(search[:2], (3.0, 1.0), strict=True):
         write_uuid(config, nll)
-    assert resolve(grid).best is None
-    assert resolve(grid).final == []
+    assert resolve(spec).selected is None
+    assert resolve(spec).final_runs == []
     for config in search[2:]:
         write_uuid(config, 0.5, status="diverged")
-    assert resolve(grid).best.lr == search[1].lr
-    assert [(c.seed, c.lr, c.last_step) for c in resolve(grid).final] == [(s, search[1].lr, 1000) for s in (0, 1, 2)]
+    assert resolve(spec).selected.lr == search[1].lr
+    assert [(c.seed, c.lr, c.last_step) for c in resolve(spec).final_runs] == [
+        (s, search[1].lr, 1000) for s in (0, 1, 2)
+    ]
 
 
 @pytest.mark.parametrize("broken", [{"status": "diverged"}, {"value_nll": "nan"}, {"value_nll": "inf"}])
 def test_a_search_run_without_a_number_never_wins_and_is_taken_where_there_is_no_other(row, broken):
-    grid = row[0]
-    search = grid.search
+    spec = row[0]
+    search = spec.search_runs
     for config in search:
         write_uuid(config, **{"value_nll": 2.0} | broken)
-    assert {score for _, score in resolve(grid).choice.scores} == {"diverged"}
-    assert [config.lr for config in resolve(grid).final] == [search[0].lr] * 3
+    assert {score for _, score in resolve(spec).choice.scores} == {"diverged"}
+    assert [config.lr for config in resolve(spec).final_runs] == [search[0].lr] * 3
     write_uuid(search[2], 9.0)
-    assert resolve(grid).best.lr == search[2].lr
+    assert resolve(spec).selected.lr == search[2].lr
 
 
 def test_a_search_of_changed_source_enters_no_table(row, tmp_path):
-    grid = row[0]
-    for i, config in enumerate(grid.search):
+    spec = row[0]
+    for i, config in enumerate(spec.search_runs):
         write_uuid(config, 1.0 + i, dirty=i == 1)
-    assert resolve(grid).best is None, "a run of changed source takes no part in the choice"
-    write_uuid(grid.search[1], 2.0)
-    for config in resolve(grid).final:
+    assert resolve(spec).selected is None, "a run of changed source takes no part in the choice"
+    write_uuid(spec.search_runs[1], 2.0)
+    for config in resolve(spec).final_runs:
         write_uuid(config, 1.0)
-    assert resolve(grid).cell.values == (50.0,) * 3
-    write_uuid(grid.search[1], 0.1, dirty=True)
-    assert resolve(grid).cell.values is None
-    text = tables.render("table2", grid.experiment, resolve_all([row]), "lite", tmp_path / "out").read_text()
+    assert resolve(spec).cell.values == (50.0,) * 3
+    write_uuid(spec.search_runs[1], 0.1, dirty=True)
+    assert resolve(spec).cell.values is None
+    text = tables.render("table2", spec.experiment, resolve_all([row]), "lite", tmp_path / "out").read_text()
     assert text.count("not run") == 4 + 1
 
 
 def test_a_cell_takes_the_seeds_that_were_run_on_committed_source_and_says_how_many(row, tmp_path):
-    grid = row[3]
-    for i, config in enumerate(grid.search):
+    spec = row[3]
+    for i, config in enumerate(spec.search_runs):
         write_uuid(config, 1.0 if i == 1 else 3.0 + i)
-    finals = resolve(grid).final
-    assert resolve(grid).cell.values is None
+    finals = resolve(spec).final_runs
+    assert resolve(spec).cell.values is None
     for config, accuracy in zip(finals[:2], (0.4, 0.5), strict=True):
         write_uuid(config, 1.0, accuracy)
     smoke = finals[2].model_dump(mode="json") | {"scale": {"name": "smoke"}}
     for unusable in ({"dirty": True}, {"dirty": None}, {"status": "failed"}, {"config": smoke}):
         write_uuid(finals[2], 1.0, 0.9, **unusable)
-        assert resolve(grid).cell.values == pytest.approx([40, 50])
-    path = tables.render("table2", grid.experiment, resolve_all([row]), "lite", tmp_path / "out")
-    assert "| LoRA r=1 (as 8) | 1,234 | 9.9 \\| 45.0 +- 7.1 (2 of 3) |" in path.read_text()
-    write_uuid(grid.search[-1], 9.0, dirty=True)
-    assert resolve(grid).cell.values is None, "a search that is not whole chooses nothing"
-    write_uuid(grid.search[-1], 9.0)
+        assert resolve(spec).cell.values == pytest.approx([40, 50])
+    path = tables.render("table2", spec.experiment, resolve_all([row]), "lite", tmp_path / "out")
+    assert "| LoRA r=1 (the paper's 8) | 1,234 | 9.9 \\| 45.0 +- 7.1 (2 of 3) |" in path.read_text()
+    write_uuid(spec.search_runs[-1], 9.0, dirty=True)
+    assert resolve(spec).cell.values is None, "a search that is not whole chooses nothing"
+    write_uuid(spec.search_runs[-1], 9.0)
     write_uuid(finals[2], 1.0, 0.6)
-    assert resolve(grid).cell.values == pytest.approx([40, 50, 60])
-    path = tables.render("table2", grid.experiment, resolve_all([row]), "lite", tmp_path / "out")
-    first, best, *_ = (format_lr(config.lr) for config in grid.search)
-    assert "| LoRA r=1 (as 8) | 1,234 | 9.9 \\| 50.0 +- 10.0 (3) |" in path.read_text()
+    assert resolve(spec).cell.values == pytest.approx([40, 50, 60])
+    path = tables.render("table2", spec.experiment, resolve_all([row]), "lite", tmp_path / "out")
+    first, best, *_ = (format_lr(config.lr) for config in spec.search_runs)
+    assert "| LoRA r=1 (the paper's 8) | 1,234 | 9.9 \\| 50.0 +- 10.0 (3) |" in path.read_text()
     assert f"{first}: 3, {best}: 1 (chosen), " in path.read_text()
     assert "nothing was run" not in path.read_text()
-    shown = "LoRA r=1 (as 8) & 1,234 & 9.9 $\\vert$ 50.0 $\\pm$ 10.0 (3) &"
+    shown = "LoRA r=1 (the paper's 8) & 1,234 & 9.9 $\\vert$ 50.0 $\\pm$ 10.0 (3) &"
     assert shown in path.with_suffix(".tex").read_text()
     line = path.with_suffix(".csv").read_text().splitlines()[1]
     reached = '"> 1000, > 1000, > 1000"'
     assert line.startswith(
         f"lora,1,,step_300,uuid,,{best},9.9,50.0000,10.0000,3,3,,,,1234,,,,,{reached},40.0000 50.0000 60.0000,"
     )
-    write_uuid(grid.search[0], 0.5)
-    path = tables.render("table2", grid.experiment, resolve_all([row]), "lite", tmp_path / "out")
+    write_uuid(spec.search_runs[0], 0.5)
+    path = tables.render("table2", spec.experiment, resolve_all([row]), "lite", tmp_path / "out")
     assert f"{first}: 0.5 (chosen, at the edge of the grid), {best}: 1, " in path.read_text()
 
 
 def test_a_table_says_with_which_versions_its_cells_were_made(row, tmp_path):
-    for i, config in enumerate(row[0].search):
+    for i, config in enumerate(row[0].search_runs):
         write_uuid(config, float(i))
-    for config, torch in zip(resolve(row[0]).final, ("2.11.0", "2.13.0", "2.11.0"), strict=True):
+    for config, torch in zip(resolve(row[0]).final_runs, ("2.11.0", "2.13.0", "2.11.0"), strict=True):
         write_uuid(config, 1.0, packages={"torch": torch, "peft": "0.21.0", "numpy": "2.5.2"})
     text = tables.render("table2", row[0].experiment, resolve_all([row]), "lite", tmp_path / "out").read_text()
     made = [line for line in text.splitlines() if line.startswith("Made with")]
@@ -125,31 +127,31 @@ def test_a_table_says_with_which_versions_its_cells_were_made(row, tmp_path):
 
 def test_a_row_that_was_not_run_says_so(row, tmp_path):
     text = tables.render("table2", row[0].experiment, resolve_all([row]), "lite", tmp_path / "out").read_text()
-    assert text.count("not run") == 4
-    assert text.endswith("\nSearches of which nothing was run: 1.\n")
-    assert "| LoRA r=1 (as 8) | 305,280 |" in text
+    assert text.count("| not run") == 4
+    assert text.endswith("\nSearches not run: 1.\n")
+    assert "| LoRA r=1 (the paper's 8) | 305,280 |" in text
 
 
 def test_an_effect_is_over_lora_at_the_same_rank_beside_the_papers(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "ROOT", tmp_path)
     rows = [row_of("table2", "lite", method=method, r=1) for method in ("lora", "mora")]
     for row, accuracy in zip(rows, (0.3, 0.5), strict=True):
-        for i, config in enumerate(row[0].search):
+        for i, config in enumerate(row[0].search_runs):
             write_uuid(config, float(i))
-        for config in resolve(row[0]).final:
+        for config in resolve(row[0]).final_runs:
             write_uuid(config, 1.0, accuracy, speed={"step_s": 0.2}, hardware={"peak_memory_bytes": 3 * 2**30})
     path = tables.render("table2", rows[0][0].experiment, resolve_all(rows), "lite", tmp_path / "out")
     lora, mora = path.read_text().splitlines()[6:8]
-    assert lora.startswith("| LoRA r=1 (as 8) | 1,234 | 9.9 \\| 30.0 +- 0.0 (3) | 10.0 \\|")
-    assert mora.startswith("| MoRA r=1 (as 8) | 1,234 | 10.1 \\| 50.0 +- 0.0 (3) \\| +0.2; +20.0 | 15.7 \\|")
+    assert lora.startswith("| LoRA r=1 (the paper's 8) | 1,234 | 9.9 \\| 30.0 +- 0.0 (3) | 10.0 \\|")
+    assert mora.startswith("| MoRA r=1 (the paper's 8) | 1,234 | 10.1 \\| 50.0 +- 0.0 (3) \\| +0.2; +20.0 | 15.7 \\|")
     assert mora.endswith(" | > 1000, > 1000, > 1000 | ~200 | 3.0 |")
     assert "$\\vert$ +0.2; +20.0 &" in path.with_suffix(".tex").read_text()
 
 
 def test_a_cell_at_the_floor_is_set_apart(row, tmp_path):
-    for i, config in enumerate(row[0].search):
+    for i, config in enumerate(row[0].search_runs):
         write_uuid(config, float(i))
-    for config in resolve(row[0]).final:
+    for config in resolve(row[0]).final_runs:
         write(config, {"uuid_char_acc": 0.1, "uuid_char_acc_stderr": 0.01, "documents": 1000.0}, steps=STEPS)
     path = tables.render("table2", row[0].experiment, resolve_all([row]), "lite", tmp_path / "out")
     assert "| *9.9 \\| 10.0 +- 0.0 (3)* |" in path.read_text()
@@ -168,21 +170,21 @@ def test_the_step_of_a_level_lies_between_measurements(accuracies, step):
 
 def test_a_diverged_run_is_the_worst_there_is(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "ROOT", tmp_path)
-    grid = row_of("table3", "paper", method="mora", r=128)[0]
-    write(resolve(grid).final[0], {}, status="diverged")
-    assert resolve(grid).cell.values == (float("inf"),)
-    write(resolve(grid).final[0], {"c4_perplexity.score": "inf", "c4_perplexity.score_stderr": "nan"})
-    assert resolve(grid).cell == Cell(28.54, (float("inf"),))
-    grid = row_of("table1", "paper", method="fft")[2]
-    write(resolve(grid).final[0], {}, status="diverged")
-    assert resolve(grid).cell.values == (0.0,)
+    spec = row_of("table3", "paper", method="mora", r=128)[0]
+    write(resolve(spec).final_runs[0], {}, status="diverged")
+    assert resolve(spec).cell.values == (float("inf"),)
+    write(resolve(spec).final_runs[0], {"c4_perplexity.score": "inf", "c4_perplexity.score_stderr": "nan"})
+    assert resolve(spec).cell == Cell(28.54, (float("inf"),))
+    spec = row_of("table1", "paper", method="fft")[2]
+    write(resolve(spec).final_runs[0], {}, status="diverged")
+    assert resolve(spec).cell.values == (0.0,)
 
 
 def test_one_row_spans_tasks(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "ROOT", tmp_path)
     row = row_of("table1", "paper", method="fft")
     metrics = {"metamath_gsm8k.score": 0.60, "metamath_gsm8k.score_stderr": 0.01, "metamath_math.score": 0.2}
-    write(resolve(row[2]).final[0], metrics)
+    write(resolve(row[2]).final_runs[0], metrics)
     text = tables.render("table1", row[0].experiment, resolve_all([row]), "paper", tmp_path / "out").read_text()
     assert "| 50.6 \\| not run | 51.3 \\| not run | 66.6 \\| 60.0 (1) | 20.1 \\| 20.0 (1) |" in text
 
@@ -190,8 +192,8 @@ def test_one_row_spans_tasks(tmp_path, monkeypatch):
 def test_scores_stand_with_their_error_documents_floor_and_validation_loss(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "ROOT", tmp_path)
     row = row_of("table1", "lite", method="none")
-    write(resolve(row[0]).final[0], scores("mmlu_tulu_0shot", 0.26, floor=0.255))
-    write(resolve(row[2]).final[0], scores("metamath_gsm8k", 0.03))
+    write(resolve(row[0]).final_runs[0], scores("mmlu_tulu_0shot", 0.26, floor=0.255))
+    write(resolve(row[2]).final_runs[0], scores("metamath_gsm8k", 0.03))
     text = tables.render("table1", row[0].experiment, resolve_all([row]), "lite", tmp_path / "out").read_text()
     assert "| untuned | 1,234 / 0 | *- \\| 26.0 (1)* |" in text
     assert "| mmlu_0shot | untuned | - | 0 | 2.5000 | 1,000 | 26.0 +- 1.0 | 25.5 = |" in text
@@ -200,15 +202,15 @@ def test_scores_stand_with_their_error_documents_floor_and_validation_loss(tmp_p
 
 def test_answered_texts_and_gold_answers_stand_beside_a_score():
     facts = scores("metamath_math500", 0.03, answered=0.5, score_if_answered=0.06)
-    found = typed(facts)
-    assert tables._beside("metamath_math500", found) == " (50.0 % answered, 6.0 % of these right)"
-    found = typed(facts | scores("metamath_math_gold", 0.9))
-    line = tables._score("metamath_math500.score", found, "percent")
+    metrics = typed(facts)
+    assert tables._beside("metamath_math500", metrics) == " (50.0% answered, 6.0% of these right)"
+    metrics = typed(facts | scores("metamath_math_gold", 0.9))
+    line = tables._score("metamath_math500.score", metrics, "percent")
     assert line.endswith(
-        "| 3.0 +- 1.0 (50.0 % answered, 6.0 % of these right; gold answers 0.900 +- 0.010 nats a token) | 0.0"
+        "| 3.0 +- 1.0 (50.0% answered, 6.0% of these right; gold answers 0.900 +- 0.010 nats per token) | 0.0"
     )
     assert tables._beside("metamath_gsm8k", typed(scores("metamath_gsm8k", 0.0, answered=0.0))).startswith(
-        " (0.0 % answered"
+        " (0.0% answered"
     )
 
 
@@ -224,13 +226,13 @@ def test_a_row_of_mora_shows_the_side_of_m_and_the_inputs_that_it_ignores(tmp_pa
 
 
 def test_a_perplexity_is_not_a_share():
-    found = typed(scores("c4_perplexity", 55.268))
-    line = tables._score("c4_perplexity.score", found, "perplexity")
+    metrics = typed(scores("c4_perplexity", 55.268))
+    line = tables._score("c4_perplexity.score", metrics, "perplexity")
     assert line == "2.5000 | 1,000 | 55.27 +- 0.01 | -"
 
 
 @pytest.mark.parametrize(
-    ("found", "expected"),
+    ("shown", "expected"),
     [
         (None, "$-$"),
         (Shown(Cell(None, None), None, None, False), "$-$ $\\vert$ not run"),
@@ -241,8 +243,8 @@ def test_a_perplexity_is_not_a_share():
         (Shown(Cell(50.0, (52.0,)), None, None, True), "\\textcolor{gray}{50.0 $\\vert$ 52.0 (1)}"),
     ],
 )
-def test_a_cell_in_latex_says_what_it_says_in_markdown(found, expected):
-    assert tables._latex_cell(found, 1) == expected
+def test_a_cell_in_latex_says_what_it_says_in_markdown(shown, expected):
+    assert tables._latex_cell(shown, 1) == expected
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "results/tables").glob("*.md")), ids=lambda p: p.stem)

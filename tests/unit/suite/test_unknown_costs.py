@@ -12,12 +12,12 @@ from mora.suite.cells import resolve
 def spec(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "ROOT", tmp_path)
     own = overrides.applied(experiments.load("table1"), ["model=custom", "model.path=some/model"])
-    return next(spec for row in experiments.grids(own, "paper") for spec in row if spec.row.method == "mora")
+    return next(spec for row in experiments.cell_specs(own, "paper") for spec in row if spec.row.method == "mora")
 
 
 def test_a_plan_names_the_run_and_the_reason(spec):
     text = plan.text([spec], "gpu8")
-    assert " cost unknown: model.name='model': its shape is not known without its weights" in text
+    assert " cost unknown: model.name='model': its shape is unknown without its weights" in text
     assert "; missing:" in text
 
 
@@ -33,7 +33,7 @@ def test_a_method_without_a_formula_is_refused_by_name(monkeypatch):
     config = compose(["task=metamath", "method=mora", "r=8"])
     unknown = SimpleNamespace(kind="vera", target_modules=["q_proj"])
     other = config.method.model_copy(update={"name": "vera", "adapter": unknown})
-    with pytest.raises(ConfigError, match="what an adapter of method vera costs is not known"):
+    with pytest.raises(ConfigError, match="the cost of an adapter of method vera is unknown"):
         counts.trainable(config.model_copy(update={"method": other}))
 
 
@@ -46,8 +46,8 @@ def test_any_method_of_pefts_stands_in_a_plan_and_a_table_by_a_row_alone(tmp_pat
     )
     monkeypatch.setattr(experiments, "FOLDER", tmp_path)
     monkeypatch.setattr(source, "ROOT", tmp_path)
-    ((spec,),) = experiments.grids(experiments.load("own"), "smoke")
-    assert " cost unknown: what an adapter of method peft costs is not known" in plan.text([spec], "cpu")
+    ((spec,),) = experiments.cell_specs(experiments.load("own"), "smoke")
+    assert " cost unknown: the cost of an adapter of method peft is unknown" in plan.text([spec], "cpu")
     assert tables.trainable([resolve(spec)]) == "unknown"
     assert "uuid-peft_vera-" in plan.text([spec], "cpu")
     assert spec.label == "peft_vera"

@@ -14,7 +14,7 @@ from mora.suite import __main__ as suite
 from mora.suite import experiment as experiments
 from mora.suite import figures, launch, plan, runner
 from mora.suite.cells import resolve
-from mora.suite.gpus import Places
+from mora.suite.gpus import GpuSlots
 from mora.suite.result import is_current, reportable, result_of
 
 CHANGED = {"commit": "c" * 40, "fingerprint": "changed", "dirty": True}
@@ -23,12 +23,12 @@ STEPS = (300, 500, 700, 900)
 
 
 @pytest.fixture
-def grid(tmp_path, monkeypatch):
+def spec(tmp_path, monkeypatch):
     """LoRA r=1 of Table 2 at scale lite: a search of four rates, three final runs."""
     monkeypatch.setattr(source, "ROOT", tmp_path)
     monkeypatch.setenv("MORA_OUTPUT_DIR", str(tmp_path / "outputs"))
     monkeypatch.setattr(runner, "interrupt_on_sigterm", lambda: None)
-    rows = experiments.grids(experiments.load("table2"), "lite")
+    rows = experiments.cell_specs(experiments.load("table2"), "lite")
     return next(row[0] for row in rows if (row[0].row.method, row[0].row.r) == ("lora", 1))
 
 
@@ -46,52 +46,52 @@ def becomes(monkeypatch, here):
     ("broken", "reason"),
     [
         ({"dirty": True}, "its source was changed"),
-        ({"dirty": None}, "its commit is not known; scripts/collect_results.py looks for it"),
+        ({"dirty": None}, "its commit is unknown; scripts/collect_results.py looks for it"),
         ({"status": "failed"}, "it ended as 'failed'"),
         ({"scale": "smoke"}, "it is of scale smoke"),
     ],
 )
-def test_the_plan_names_what_does_not_count_and_counts_it_as_missing(grid, name, broken, reason):
-    measure(grid.search)
-    measure(resolve(grid).final)
-    assert plan.text([grid], "gpu1") == "1 cells (a task, method and rank each), 7 runs; nothing is missing"
-    config = (grid.search if name == "search" else resolve(grid).final)[-1]
+def test_the_plan_names_what_does_not_count_and_counts_it_as_missing(spec, name, broken, reason):
+    measure(spec.search_runs)
+    measure(resolve(spec).final_runs)
+    assert plan.text([spec], "gpu1") == "1 cells (a task, method and rank each), 7 runs; nothing is missing"
+    config = (spec.search_runs if name == "search" else resolve(spec).final_runs)[-1]
     if "scale" in broken:
         broken = {"config": config.model_dump(mode="json") | {"scale": {"name": "smoke"}}}
     measure([config], **broken)
-    text = plan.text([grid], "gpu1")
-    assert f"{run_id(config)} does not count: {reason}; run again, and kept in unusable/" in text
-    assert re.search(rf"^{run_id(config)} +[\d,]+ +\S+", text, re.M), "no line with its cost"
+    text = plan.text([spec], "gpu1")
+    assert f"{run_id(config)} does not count: {reason}; repeated; the old result moves to unusable/" in text
+    assert re.search(rf"^{run_id(config)} r=1 \(the paper's 8\) +[\d,]+ +\S+", text, re.M), "no line with its cost"
     assert "7 runs; missing:" in text
-    assert run_id(config) in [run_id(c) for c in runner.plan([grid])]
-    assert (resolve(grid).best is None) == (name == "search")
+    assert run_id(config) in [run_id(c) for c in runner.plan([spec])]
+    assert (resolve(spec).selected is None) == (name == "search")
 
 
 @pytest.mark.parametrize("here", [CHANGED, COPIED], ids=["changed", "copied"])
-def test_a_result_of_the_same_changed_source_is_not_repeated_and_enters_no_table(grid, monkeypatch, capsys, here):
+def test_a_result_of_the_same_changed_source_is_not_repeated_and_enters_no_table(spec, monkeypatch, capsys, here):
     becomes(monkeypatch, here)
-    measure(grid.search, source=here)
-    assert resolve(grid).best is None
-    finals = runner.plan([grid])
-    assert [(c.lr, c.last_step) for c in finals] == [(grid.search[-1].lr, 1000)] * 3
+    measure(spec.search_runs, source=here)
+    assert resolve(spec).selected is None
+    finals = runner.plan([spec])
+    assert [(c.lr, c.last_step) for c in finals] == [(spec.search_runs[-1].lr, 1000)] * 3
     measure(finals, source=here)
-    assert runner.complete([grid], 1) == []
+    assert runner.complete([spec], 1) == []
     assert capsys.readouterr().err == "", "nothing is started, so nothing is said"
-    assert resolve(grid).cell.values is None
-    text = plan.text([grid], "gpu1")
-    assert text.count("does not count: ") == text.count("; not repeated by the same source") == 7
+    assert resolve(spec).cell.values is None
+    text = plan.text([spec], "gpu1")
+    assert text.count("does not count: ") == text.count("; not repeated by the same changed source") == 7
     for other in (CHANGED | {"fingerprint": "another"}, CHANGED | {"dirty": False}):
         becomes(monkeypatch, other)
-        assert [run_id(c) for c in runner.plan([grid])] == [run_id(c) for c in grid.search]
+        assert [run_id(c) for c in runner.plan([spec])] == [run_id(c) for c in spec.search_runs]
 
 
 @pytest.mark.parametrize(
     "broken", [{"status": "failed"}, {"config": {"scale": {"name": "smoke"}, "task": {"name": "uuid"}}}]
 )
-def test_what_did_not_end_or_is_of_another_scale_is_repeated_by_any_source(grid, monkeypatch, broken):
+def test_what_did_not_end_or_is_of_another_scale_is_repeated_by_any_source(spec, monkeypatch, broken):
     becomes(monkeypatch, CHANGED)
-    measure(grid.search[:1], source=CHANGED, **broken)
-    result = result_of(grid.search[0])
+    measure(spec.search_runs[:1], source=CHANGED, **broken)
+    result = result_of(spec.search_runs[0])
     assert reportable(result, "lite") is None
     assert not is_current(result, "lite")
 
@@ -113,8 +113,8 @@ def worker(monkeypatch, tmp_path):
     return use
 
 
-def test_a_result_that_does_not_count_is_set_aside_and_the_run_done_again(grid, worker, tmp_path, capfd):
-    config = grid.search[0]
+def test_a_result_that_does_not_count_is_set_aside_and_the_run_done_again(spec, worker, tmp_path, capfd):
+    config = spec.search_runs[0]
     worker(config, source.of_this_process())
     measure([config], source=CHANGED, log_rows=[{"step": 1, "loss": 1.0}])
     spectrum = figures.spectrum_path(config)
@@ -133,8 +133,8 @@ def test_a_result_that_does_not_count_is_set_aside_and_the_run_done_again(grid, 
     assert (tmp_path / "started").read_text() == "x", "a usable result is not repeated"
 
 
-def test_nothing_is_set_aside_while_a_worker_is_at_the_run(grid):
-    config = grid.search[0]
+def test_nothing_is_set_aside_while_a_worker_is_at_the_run(spec):
+    config = spec.search_runs[0]
     measure([config], source=CHANGED)
     folder = launch.run_folder(config)
     folder.mkdir(parents=True)
@@ -149,19 +149,20 @@ def test_nothing_is_set_aside_while_a_worker_is_at_the_run(grid):
 
 
 def test_source_that_changes_under_a_suite_ends_in_a_failure_and_in_no_second_run(
-    grid, worker, tmp_path, capfd, monkeypatch
+    spec, worker, tmp_path, capfd, monkeypatch
 ):
-    config = grid.search[0]
-    monkeypatch.setattr(runner, "plan", lambda grids, said=None: runner.missing([config]))
+    config = spec.search_runs[0]
+    monkeypatch.setattr(runner, "plan", lambda specs, explained=None: runner.missing([config]))
     worker(config, CHANGED)
-    assert runner.complete([grid], 1) == [run_id(config)]
+    assert runner.complete([spec], 1) == [run_id(config)]
     assert (tmp_path / "started").read_text() == "x"
-    assert f"{run_id(config)}: its source is not that of this suite: start the suite again" in capfd.readouterr().err
+    message = f"{run_id(config)}: the source has changed since the suite started: start the suite again"
+    assert message in capfd.readouterr().err
 
 
-def test_two_suites_of_different_changed_source_do_not_repeat_each_others_runs_for_ever(grid, monkeypatch):
+def test_two_suites_of_different_changed_source_do_not_repeat_each_others_runs_for_ever(spec, monkeypatch):
     becomes(monkeypatch, CHANGED)
-    first, *_ = grid.search
+    first, *_ = spec.search_runs
     started = []
 
     def fake(config, output, env):
@@ -172,32 +173,32 @@ def test_two_suites_of_different_changed_source_do_not_repeat_each_others_runs_f
         return 0
 
     monkeypatch.setattr(runner, "launch", fake)
-    assert runner.complete([grid], 1) == []
-    assert started == [run_id(config) for config in grid.search]
+    assert runner.complete([spec], 1) == []
+    assert started == [run_id(config) for config in spec.search_runs]
 
 
 @pytest.mark.parametrize(
     ("here", "expected"),
     [
-        (CHANGED, "warning: source that changes numbers is not that of the commit: results enter no table"),
-        (COPIED, "warning: there is no git here: results enter tables after scripts/collect_results.py"),
+        (CHANGED, "warning: the source is changed since the commit: results will enter no table"),
+        (COPIED, "warning: no git repository: results enter no table until scripts/collect_results.py"),
     ],
 )
-def test_changed_source_is_said_once_at_the_start(grid, monkeypatch, capsys, here, expected):
+def test_changed_source_is_said_once_at_the_start(spec, monkeypatch, capsys, here, expected):
     becomes(monkeypatch, here)
     monkeypatch.setattr(runner, "launch", lambda config, output, env: measure([config], source=here) or 0)
-    assert runner.complete([grid], 2) == []
+    assert runner.complete([spec], 2) == []
     err = capsys.readouterr().err
     assert err.startswith(expected)
     assert err.count("warning") == 1
     assert launch.warning("smoke") is None
 
 
-def test_a_single_run_on_changed_source_says_so_too(grid, monkeypatch, worker, capfd):
+def test_a_single_run_on_changed_source_says_so_too(spec, monkeypatch, worker, capfd):
     becomes(monkeypatch, CHANGED)
-    worker(grid.search[0], CHANGED)
-    assert launch.launch(grid.search[0]) == 0
-    assert "warning: source that changes numbers is not that of the commit" in capfd.readouterr().err
+    worker(spec.search_runs[0], CHANGED)
+    assert launch.launch(spec.search_runs[0]) == 0
+    assert "warning: the source is changed since the commit" in capfd.readouterr().err
 
 
 def without(result, field):
@@ -222,9 +223,9 @@ def without(result, field):
     ],
 )
 @pytest.mark.parametrize("mode", [["--render"], ["--plan"], []])
-def test_a_damaged_result_ends_everything_in_one_line_that_names_it(grid, monkeypatch, capsys, mode, damage, complaint):
-    path = result_path(grid.search[0])
-    measure(grid.search[:1])
+def test_a_damaged_result_ends_everything_in_one_line_that_names_it(spec, monkeypatch, capsys, mode, damage, complaint):
+    path = result_path(spec.search_runs[0])
+    measure(spec.search_runs[:1])
     path.write_text(damage(json.loads(path.read_text())))
     monkeypatch.setattr(plan, "ROOT", source.ROOT)
     monkeypatch.setattr(sys, "argv", ["mora.suite", "table2", "--scale", "lite", *mode])
@@ -233,6 +234,6 @@ def test_a_damaged_result_ends_everything_in_one_line_that_names_it(grid, monkey
     assert re.fullmatch(rf"mora\.suite: {re.escape(str(path))} is damaged \(.*({complaint}).*\): remove it, .*\n", err)
 
 
-def test_a_run_whose_result_does_not_stand_has_failed(grid, monkeypatch):
+def test_a_run_whose_result_does_not_stand_has_failed(spec, monkeypatch):
     monkeypatch.setattr(runner, "launch", lambda config, output, env: measure([config], source=CHANGED) or 0)
-    assert runner._run(grid.search[0], Places(1, [])) == 1
+    assert runner._run(spec.search_runs[0], GpuSlots(1, [])) == 1

@@ -26,9 +26,9 @@ DRAWS = 2000
 
 def table_of(rng, effects, seeds, seed_sd, document_se=0.0, test="order", margin=0.0):
     """The verdicts of a table of claims, one an effect, as the ledger reaches them."""
-    found = [effect + document_se * rng.normal() + seed_sd * rng.normal(size=seeds) for effect in effects]
-    of_table = pooled([variance(d) for d in found])
-    judged = [judge(test, estimate(d, of_table, document_se, seed_sd), margin) for d in found]
+    differences = [effect + document_se * rng.normal() + seed_sd * rng.normal(size=seeds) for effect in effects]
+    of_table = pooled([variance(d) for d in differences])
+    judged = [judge(test, estimate(d, of_table, document_se, seed_sd), margin) for d in differences]
     return decide(judged)
 
 
@@ -38,7 +38,7 @@ def rate(rng, right, effects, *args, **kwargs):
 
 
 def wrong(of_equal):
-    return lambda found: any(v in of_equal for v in found)
+    return lambda verdicts: any(v in of_equal for v in verdicts)
 
 
 @pytest.mark.parametrize(("seeds", "document_se"), [(3, 0.0), (3, 1.0), (1, 0.5), (8, 0.0)])
@@ -75,14 +75,14 @@ def test_the_planned_effect_is_found_as_often_as_the_plan_says(test, effect, mar
     design = Design(effect, 1.0, document_se, seeds, claims=4)
     stated = verdicts.power(test, design, margin)
     assert stated > 0.5
-    rng, found = np.random.default_rng(3), []
+    rng, decided = np.random.default_rng(3), []
     gap = Estimate(9.0, 1.0, math.inf)
     for _ in range(DRAWS):
         tables = [effect + document_se * rng.normal() + rng.normal(size=seeds) for _ in range(4)]
         of_table = pooled([variance(d) for d in tables])
         judged = [judge(test, estimate(d, of_table, document_se, 1.0), margin, gap) for d in tables]
-        found += [verdict == ("equal" if test == "equal" else "shown") for verdict in decide(judged)]
-    assert np.mean(found) >= stated - 0.01
+        decided += [verdict == ("equal" if test == "equal" else "shown") for verdict in decide(judged)]
+    assert np.mean(decided) >= stated - 0.01
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say():
@@ -106,10 +106,10 @@ def test_the_variance_of_few_seeds_is_that_of_the_table():
 def test_a_table_of_one_claim_is_a_paired_t_test():
     rng = np.random.default_rng(5)
     a, b = rng.normal(size=(2, 4))
-    found = estimate(list(a - b), pooled([variance(list(a - b))]), None, None)
+    estimated = estimate(list(a - b), pooled([variance(list(a - b))]), None, None)
     expected = stats.ttest_rel(a, b)
-    assert judge("order", found).p == pytest.approx(expected.pvalue)
-    assert found.interval() == pytest.approx(tuple(expected.confidence_interval()))
+    assert judge("order", estimated).p == pytest.approx(expected.pvalue)
+    assert estimated.interval() == pytest.approx(tuple(expected.confidence_interval()))
 
 
 def test_one_seed_is_judged_with_the_planned_error_and_without_one_not_at_all():
@@ -119,9 +119,9 @@ def test_one_seed_is_judged_with_the_planned_error_and_without_one_not_at_all():
 
 
 def test_no_interval_has_width_zero():
-    found = estimate([0.0, 0.0, 0.0], Variance(0.0, 2), None, None)
-    assert found.interval() == (-math.inf, math.inf)
-    assert decide([judge("equal", found, 1.0)]) == ["undecided"]
+    estimated = estimate([0.0, 0.0, 0.0], Variance(0.0, 2), None, None)
+    assert estimated.interval() == (-math.inf, math.inf)
+    assert decide([judge("equal", estimated, 1.0)]) == ["undecided"]
     assert estimate([0.0, 0.0, 0.0], Variance(0.0, 2), None, 0.3).se == pytest.approx(0.3 / math.sqrt(3))
 
 

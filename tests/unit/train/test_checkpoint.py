@@ -24,7 +24,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, caps
     damaged = tmp_path / "step_000002" / "state.pt"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     assert checkpoint.load_latest(tmp_path)["step"] == 1
-    assert "step_000002 is damaged (its sha256 is another): going back to the one before" in capsys.readouterr().err
+    assert "step_000002 is damaged (its sha256 does not match): using the one before" in capsys.readouterr().err
 
 
 def test_no_space_left_keeps_the_last_good_one(tmp_path, monkeypatch):
@@ -96,7 +96,7 @@ def test_whatever_lies_in_place_of_a_checkpoint_is_passed_over(tmp_path, damage,
 def test_a_damaged_line_within_the_log_is_named(tmp_path, line):
     path = tmp_path / "log.jsonl"
     path.write_bytes(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n'.encode("latin-1"))
-    with pytest.raises(DamagedFileError, match=rf"^{path}:2 is damaged: restore it, or do its run again"):
+    with pytest.raises(DamagedFileError, match=rf"^{path}:2 is damaged: restore it, or repeat the run"):
         log.read(path)
 
 

@@ -67,6 +67,7 @@ def test_the_speed_is_that_of_steps_wherever_an_evaluation_lies(evaluated, tmp_p
     speed = fit(Engine(clock), batches, config_of_ten_steps(), tmp_path, evaluate)
     assert speed["step_s"] == speed["fastest_s"] == 1.0
     assert speed["tokens_per_s"] == batches.loss_tokens(0)
+    assert speed["padded_tokens"] == sum(micro.input_ids.numel() for micro in batches.step(0))
     assert [row["step"] for row in log.read(tmp_path / "log.jsonl") if "metric" in row] == list(evaluated)
 
 
@@ -182,7 +183,8 @@ def test_a_signal_in_an_evaluation_without_a_checkpoint_waits_for_the_next_step(
 
 @pytest.mark.parametrize("scale", ["smoke", "lite"])
 def test_a_run_does_not_go_on_with_other_code_but_at_scale_smoke(scale, tmp_path, monkeypatch):
-    config = config_of_ten_steps("fft", "task.train.checkpoint_every_steps=4", f"scale.name={scale}")
+    config = config_of_ten_steps("fft", "task.train.checkpoint_every_steps=4")
+    config = config.model_copy(update={"scale": config.scale.model_copy(update={"name": scale})})
 
     def killed(step):
         if step == 5:
@@ -195,5 +197,5 @@ def test_a_run_does_not_go_on_with_other_code_but_at_scale_smoke(scale, tmp_path
     if scale == "smoke":
         fit(tiny_engine(config), random_batches(), config, tmp_path, lambda _: {})
         return
-    with pytest.raises(DamagedFileError, match=r"that other code has made .*, now another\): go on with the commit"):
+    with pytest.raises(DamagedFileError, match=r"made by other code .*, now another\): resume with the commit"):
         fit(tiny_engine(config), random_batches(), config, tmp_path, lambda _: {})

@@ -55,6 +55,6 @@ def test_other_ranks_show_nothing(capsys):
 
 def test_the_restarts_and_the_next_evaluation():
     config = tiny_config("remora", *STEPS, *EVALUATIONS, *RESTARTS)
-    found = {step: progress.facts(config, row(step), 1.0) for step in (74, 75, 100, 120, 299, 300)}
-    assert [f["restarts"] for f in found.values()] == ["0 of 3", "1 of 3", "1 of 3", "1 of 3", "3 of 3", "3 of 3"]
-    assert [f.get("evaluation at") for f in found.values()] == ["100", "100", "120", "150", "300", None]
+    shown = {step: progress.facts(config, row(step), 1.0) for step in (74, 75, 100, 120, 299, 300)}
+    assert [f["restarts"] for f in shown.values()] == ["0 of 3", "1 of 3", "1 of 3", "1 of 3", "3 of 3", "3 of 3"]
+    assert [f.get("evaluation at") for f in shown.values()] == ["100", "100", "120", "150", "300", None]

@@ -111,13 +111,13 @@ def test_a_small_update_survives_stochastic_rounding_where_nearest_loses_it():
 def test_the_rank_of_the_whole_update_grows_as_the_method_says(method, overrides, ranks):
     engine, restarts, batches = set_up(method, "model.architecture.hidden_size=48", *overrides)
     (layer,) = (layer for layer in adapted(engine) if layer.name.endswith("q_proj"))
-    first, found = layer.base.detach().clone(), []
+    first, seen = layer.base.detach().clone(), []
     for step in range(12):
         train_step(engine, batches, step, 1e-2)
         if step % 4 == 3:
             restarts.apply(step + 1)
-            found.append(int(torch.linalg.matrix_rank((layer.base - first).double(), rtol=1e-5)))
-    assert tuple(found) == ranks
+            seen.append(int(torch.linalg.matrix_rank((layer.base - first).double(), rtol=1e-5)))
+    assert tuple(seen) == ranks
 
 
 def test_every_restart_and_every_seed_draws_an_a_of_its_own():

@@ -17,10 +17,10 @@ def test_the_beginning_names_what_decides_the_result_and_where_it_will_be(tmp_pa
     said = says.beginning(config, torch.device("cpu"), model, tmp_path).splitlines()
     size, steps = config.task.train.global_batch_size, config.last_step
     assert said == [
-        "on cpu, fp32: tiny",
-        f"{size} sequences a step: 4 a pass, {size // 4} passes, 1 ranks; lr 0.01; {steps} steps, from the beginning",
+        f"on cpu, fp32: tiny, r={config.r}",
+        f"{size} sequences per step: 4 per pass, {size // 4} passes, 1 ranks; lr 0.01; {steps} steps, from the beginning",
         "operator: sharing",
-        f"result will be in {result_path(config)}",
+        f"result: {result_path(config)}",
     ]
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from mora.config import compose
-from mora.config.schema import Restart
+from mora.config.method_schema import Restart
 from mora.train.schedule import learning_rate
 
 PAPER = Restart(
@@ -41,7 +41,7 @@ def test_a_shortened_run_has_the_whole_schedule_in_less_time():
 
 
 def pretraining(kind, total=10_000):
-    """The paper's 10 000 steps (section 5.3), peak 1."""
+    """The paper's 10,000 steps (section 5.3), peak 1."""
     train = compose(["task=uuid", "method=fft"]).task.train
     floor = 0.1 if kind == "jagged" else 0.0
     train = train.model_copy(update={"schedule": "cosine", "warmup_steps": 1000, "min_lr_ratio": floor})

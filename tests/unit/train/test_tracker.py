@@ -60,7 +60,7 @@ def test_wandb_without_a_login_is_refused_in_one_line(tmp_path, monkeypatch):
         raise wandb.errors.UsageError("No API key configured.\nUse `wandb login`.")
 
     monkeypatch.setattr(wandb, "init", no_key)
-    with pytest.raises(ConfigError, match=r"^tracker.kind=wandb: No API key configured. Use `wandb login`. Or take"):
+    with pytest.raises(ConfigError, match=r"^tracker.kind=wandb: No API key configured. Use `wandb login`. Or use"):
         track(ROWS, tmp_path, "tracker=wandb")
 
 

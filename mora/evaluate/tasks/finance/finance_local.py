@@ -5,29 +5,26 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
 
-from mora.data.files import read_rows, read_text
+from mora.data.sets import SETS
 from mora.evaluate.choices import as_test_split
 from mora.evaluate.records import (
     Record,
     Row,
-    check,
-    each,
-    enough,
+    field_error,
     gold_text,
-    inside,
-    json_object,
-    keyed,
-    raw_folder,
+    object_field,
+    object_list,
+    raw_files,
+    read,
+    require_at_least,
     text,
     texts,
-    wrong,
 )
 
 SENTIMENTS = ["negative", "neutral", "positive"]
@@ -46,33 +43,32 @@ QUESTIONS = {
 
 
 def load_fpb(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    """A fifth of the distinct sentences, by hash, is the test; five others before each."""
-    path = raw_folder(data_dir) / "fpb/all-data.csv"
+    """Load FPB. A fifth of the distinct sentences, chosen by hash, is the test; each follows five others."""
+    files = raw_files(SETS["fpb"], data_dir)
     labels: dict[str, str] = {}
-    for record in check(read_rows(path, encoding="latin-1"), ("label", "news"), str(path)):
+    for record in read(SETS["fpb"], files):
         if record.row["label"] not in SENTIMENTS:
-            raise wrong(record, "label", f"one of {', '.join(SENTIMENTS)}")
+            raise field_error(record, "label", f"one of {', '.join(SENTIMENTS)}")
         labels.setdefault(text(record, "news"), record.row["label"])
     ask = "{}\nQuestion: what is the sentiment?\nAnswer:".format
-    asked = [(ask(news), label) for news, label in labels.items() if _is_test(news)]
+    questions = [(ask(news), label) for news, label in labels.items() if _is_test(news)]
     shots = [(ask(news), label) for news, label in labels.items() if not _is_test(news)]
-    return _choice_docs(asked, shots, SENTIMENTS, 5, path)
+    return _choice_docs(questions, shots, SENTIMENTS, 5, files[0])
 
 
 def load_fiqa_sa(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    folder = raw_folder(data_dir) / "fiqa_sa"
-    return _choice_docs(_fiqa(folder, "test"), _fiqa(folder, "train"), SENTIMENTS, 5, folder)
+    test, train = (raw_files(SETS["fiqa_sa"], data_dir, split) for split in ("test", "train"))
+    return _choice_docs(_fiqa(test), _fiqa(train), SENTIMENTS, 5, train[0].parent)
 
 
 def load_headline(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    """Seven questions a headline: the public columns do not separate past and future prices from other events."""
-    path = raw_folder(data_dir) / "headline/gold-dataset-sinha-khandait.csv"
-    records = read_rows(path, delimiter="\t")
-    found = {text(record, "News"): record for record in check(records, ("News", *QUESTIONS), str(path))}
-    train = [record for news, record in found.items() if not _is_test(news)]
-    enough(train, 5, str(path))
+    """Load seven questions per headline: the public columns do not separate past and future prices from other events."""
+    files = raw_files(SETS["headline"], data_dir)
+    by_news = {text(record, "News"): record for record in read(SETS["headline"], files, *QUESTIONS)}
+    train = [record for news, record in by_news.items() if not _is_test(news)]
+    require_at_least(train, 5, str(files[0]))
     docs = []
-    for news, record in found.items():
+    for news, record in by_news.items():
         if not _is_test(news):
             continue
         for column, question in QUESTIONS.items():
@@ -84,12 +80,12 @@ def load_headline(data_dir: str | None = None, **_: Any) -> dict[str, datasets.D
 
 
 def load_ner(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    """FIN3's sentences with a person, organisation or location, twenty of FIN5's before each."""
-    folder = raw_folder(data_dir) / "fin_ner"
-    train = [s for s in _conll(folder / "FIN5_train.conll") if len(s[0].split()) <= SHOT_WORDS]
-    enough(train, 20, str(folder / "FIN5_train.conll"))
+    """Load FIN3's sentences with a person, organisation or location; twenty of FIN5's go before each."""
+    files = raw_files(SETS["ner"], data_dir, "train")
+    train = [(s, answer) for s, answer in _named_entities(files) if len(s.split()) <= SHOT_WORDS]
+    require_at_least(train, 20, str(files[0]))
     docs = []
-    for sentence, answer in _conll(folder / "FIN3_test.conll"):
+    for sentence, answer in _named_entities(raw_files(SETS["ner"], data_dir)):
         shots = random.Random(sentence).sample(train, 20)
         shown = "".join(f"{s}\nExtract named entity: {a}\n\n" for s, a in shots)
         docs.append({"prompt": f"{shown}{sentence}\nExtract named entity:", "answer": answer})
@@ -97,16 +93,16 @@ def load_ner(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Datase
 
 
 def load_convfinqa(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    """Every turn of the dev conversations, earlier turns with their gold answers; a conversation is a cluster."""
+    """Load every turn of the dev conversations, earlier turns with their gold answers; a conversation is a cluster."""
     docs = []
-    for record in each(json_object(raw_folder(data_dir) / "convfinqa/dev.json"), "dev"):
-        doc, columns = inside(record, "doc"), inside(inside(record, "doc"), "table")
+    for record in read(SETS["convfinqa"], raw_files(SETS["convfinqa"], data_dir)):
+        doc, columns = object_field(record, "doc"), object_field(object_field(record, "doc"), "table")
         table = "\n".join(
-            f"{column}: " + "; ".join(f"{k} {v}" for k, v in inside(columns, column).row.items())
+            f"{column}: " + "; ".join(f"{k} {v}" for k, v in object_field(columns, column).row.items())
             for column in columns.row
         )
         prompt = f"{text(doc, 'pre_text', empty=True)}\n{table}\n{text(doc, 'post_text', empty=True)}\n"
-        for question, gold in _turns(inside(record, "dialogue")):
+        for question, gold in _turns(object_field(record, "dialogue")):
             prompt += f"Question: {question}\nAnswer:"
             docs.append({"prompt": prompt, "answer": gold, "cluster": text(record, "id")})
             prompt += f" {gold}\n"
@@ -114,37 +110,37 @@ def load_convfinqa(data_dir: str | None = None, **_: Any) -> dict[str, datasets.
 
 
 def _turns(talk: Record) -> list[tuple[str, str]]:
-    """Questions and their answers."""
+    """Return the questions with their answers."""
     questions, given = texts(talk, "conv_questions"), talk.row.get("executed_answers")
     answers = [gold_text(value) for value in given] if isinstance(given, list) else []
     if len(answers) != len(questions) or None in answers:
-        raise wrong(talk, "executed_answers", f"a text or number for each of the {len(questions)} conv_questions")
-    return [(question, str(found)) for question, found in zip(questions, answers, strict=True)]
+        raise field_error(talk, "executed_answers", f"a text or number for each of the {len(questions)} conv_questions")
+    return [(question, str(answer)) for question, answer in zip(questions, answers, strict=True)]
 
 
 def _choice_docs(
-    asked: list[tuple[str, str]], shots: list[tuple[str, str]], options: list[str], k: int, where: Path
+    questions: list[tuple[str, str]], shots: list[tuple[str, str]], options: list[str], k: int, where: Path
 ) -> dict[str, datasets.Dataset]:
-    """`k` shots, drawn anew for each question by a generator that the question seeds."""
-    enough(shots, k, str(where))
+    """Return the questions as documents after `k` shots each, drawn by a generator that the question seeds."""
+    require_at_least(shots, k, str(where))
     docs: list[Row] = []
-    for question, label in asked:
+    for question, label in questions:
         drawn = random.Random(question).sample(shots, k)
         prompt = "".join(f"{t} {shown}\n\n" for t, shown in drawn) + question
         docs.append({"prompt": prompt, "options": options, "gold": options.index(label)})
     return as_test_split(docs)
 
 
-def _fiqa(folder: Path, split: str) -> list[tuple[str, str]]:
-    found = []
-    for kind in ("headline", "post"):
-        for record in keyed(folder / f"task1_{kind}_ABSA_{split}.json"):
-            sentence = text(record, "sentence")
-            for info in each(record, "info"):
-                value, target = _sentiment(info), text(info, "target")
-                label = "neutral" if abs(value) < NEUTRAL_BELOW else "positive" if value > 0 else "negative"
-                found.append((f"{sentence}\nQuestion: what is the sentiment on {target}?\nAnswer:", label))
-    return found
+def _fiqa(files: list[Path]) -> list[tuple[str, str]]:
+    """Return a question about each opinion, and its label."""
+    pairs = []
+    for record in read(SETS["fiqa_sa"], files):
+        sentence = text(record, "sentence")
+        for info in object_list(record, "info"):
+            value, target = _sentiment(info), text(info, "target")
+            label = "neutral" if abs(value) < NEUTRAL_BELOW else "positive" if value > 0 else "negative"
+            pairs.append((f"{sentence}\nQuestion: what is the sentiment on {target}?\nAnswer:", label))
+    return pairs
 
 
 def _sentiment(info: Record) -> float:
@@ -153,29 +149,24 @@ def _sentiment(info: Record) -> float:
     except (KeyError, TypeError, ValueError):
         value = math.nan
     if not abs(value) <= 1:
-        raise wrong(info, "sentiment_score", "a number from -1 to 1")
+        raise field_error(info, "sentiment_score", "a number from -1 to 1")
     return value
 
 
-def _conll(path: Path) -> Iterator[tuple[str, str]]:
-    """(sentence, `name (type), ...`) of the sentences with an entity other than MISC."""
-    for block in re.split(r"\n\s*\n", read_text(path).replace("\r\n", "\n")):
-        words: list[str] = []
+def _named_entities(files: list[Path]) -> Iterator[tuple[str, str]]:
+    """Yield the sentences with an entity other than MISC, each with `name (type), ...`."""
+    for record in read(SETS["ner"], files):
         names: list[tuple[list[str], str]] = []
         last = "O"
-        for line in block.splitlines():
-            columns = line.split()
-            if len(columns) < 2 or columns[0] == "-DOCSTART-":
-                continue
-            words.append(columns[0])
-            prefix, _, kind = columns[-1].partition("-")
+        for word, tag in zip(record.row["words"], record.row["tags"], strict=True):
+            prefix, _, kind = tag.partition("-")
             if kind in KINDS and (prefix == "B" or kind != last):
-                names.append(([columns[0]], KINDS[kind]))
+                names.append(([word], KINDS[kind]))
             elif kind in KINDS:
-                names[-1][0].append(columns[0])
+                names[-1][0].append(word)
             last = kind or "O"
         if names:
-            yield " ".join(words), ", ".join(f"{' '.join(name)} ({kind})" for name, kind in names)
+            yield record.row["text"], ", ".join(f"{' '.join(name)} ({kind})" for name, kind in names)
 
 
 def _headline(row: Row, question: str) -> str:
@@ -187,7 +178,7 @@ def _yes(record: Record, column: str) -> str:
     if column == "Price Sentiment":
         return "No" if value in ("none", "") else "Yes"
     if value not in ("0", "1"):
-        raise wrong(record, column, "0 or 1")
+        raise field_error(record, column, "0 or 1")
     return ["No", "Yes"][int(value)]
 
 

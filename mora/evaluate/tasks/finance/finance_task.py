@@ -7,8 +7,9 @@ from typing import Any
 
 import datasets
 
+from mora.data.sets import SETS
 from mora.evaluate.choices import adaptllm_doc, as_test_split
-from mora.evaluate.records import Record, Row, Source, gold_text, rows, text, wrong
+from mora.evaluate.records import Record, Row, field_error, gold_text, rows, text
 
 NUMBER = re.compile(r"[-+]?(?:\d+(?:,\d{3})*(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?%?")
 ENTITY = re.compile(r"(\S+)\s+\((\S+)\)")
@@ -16,86 +17,83 @@ TOLERANCE = 1e-2  # AdaptLLM's, absolute
 
 
 def load_choice(name: str, data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    found = rows(_source(name, ("input", "options", "gold_index")), data_dir)
-    return as_test_split([adaptllm_doc(record) for record in found])
+    records = rows(SETS[f"adaptllm_{name.lower()}"], data_dir)
+    return as_test_split([adaptllm_doc(record) for record in records])
 
 
 def load_headline(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    """`group` is the question's kind; the nine questions of a headline are one cluster."""
-    found = rows(_source("Headline", ("input", "options", "gold_index", "class_id")), data_dir)
+    """Load Headline. `group` is the question's kind; the nine questions of a headline are one cluster."""
+    records = rows(SETS["adaptllm_headline"], data_dir)
     docs = []
-    for record in found:
+    for record in records:
         doc, kind = adaptllm_doc(record), record.row["class_id"]
         if not isinstance(kind, (str, int)):
-            raise wrong(record, "class_id", "the number or name of the question's kind")
+            raise field_error(record, "class_id", "the number or name of the question's kind")
         headline = re.findall(r'Headline: "?(.*?)"?(?: Now answer|\n|$)', doc["prompt"])
         docs.append({**doc, "group": str(kind), "cluster": headline[-1] if headline else doc["prompt"]})
     return as_test_split(docs)
 
 
 def load_generation(name: str, data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    found = rows(_source(name, ("input", "label")), data_dir)
-    return as_test_split([{"prompt": text(record, "input"), "answer": _label(record)} for record in found])
+    records = rows(SETS[f"adaptllm_{name.lower()}"], data_dir)
+    return as_test_split([{"prompt": text(record, "input"), "answer": _label(record)} for record in records])
 
 
 def _label(record: Record) -> str:
-    """A label may be a list of answers: the first counts."""
+    """Return the gold label; in a list of answers the first counts."""
     label = record.row["label"]
-    found = gold_text(label[0] if isinstance(label, list) and label else label)
-    if found is None:
-        raise wrong(record, "label", "a text or number, or a list of them")
-    return found
+    gold = gold_text(label[0] if isinstance(label, list) and label else label)
+    if gold is None:
+        raise field_error(record, "label", "a text or number, or a list of them")
+    return gold
 
 
 def score_convfinqa(doc: Row, results: list[str]) -> dict[str, float]:
-    """`score`: any number of the first line is within 0.01 of the gold one; `close`: within 1 % of it.
+    """Score the first line's numbers.
 
-    A yes or no can only be right in `close`: AdaptLLM's rule knows numbers alone.
+    `score`: one is within 0.01 of the gold number; `close`: within 1% of it. A yes or no can only be right in `close`,
+    since AdaptLLM's rule knows only numbers.
     """
     gold = numbers(doc["answer"])
-    said = numbers(results[0].strip().split("\n")[0])
+    predicted = numbers(results[0].strip().split("\n")[0])
     if not gold:
         return {"score": 0.0, "close": float(results[0].strip().lower().startswith(doc["answer"].strip().lower()))}
     return {
-        "score": float(any(abs(n - gold[0]) <= TOLERANCE for n in said)),
-        "close": float(any(abs(n - gold[0]) <= 0.01 * abs(gold[0]) for n in said)),
+        "score": float(any(abs(n - gold[0]) <= TOLERANCE for n in predicted)),
+        "close": float(any(abs(n - gold[0]) <= 0.01 * abs(gold[0]) for n in predicted)),
     }
 
 
 def score_ner(doc: Row, results: list[str]) -> dict[str, float]:
-    """F1 of an example. `score`: as the package nereval counts, which AdaptLLM calls with every name starting at 0.
+    """Return the F1 of an example. `score` counts as the package nereval, which AdaptLLM calls with every name at 0.
 
     There each gold entity takes the first prediction of its text or its type, half a credit for each, also one that was
     taken before: of two persons, both named, the second meets the first one's name and gets a half. `strict_f1`: text
     and type must agree.
     """
-    gold, said = entities(doc["answer"]), entities(results[0].strip().split("\n")[0])
+    gold, predicted = entities(doc["answer"]), entities(results[0].strip().split("\n")[0])
     credit = 0.0
     for name, kind in gold:
-        match = next((e for e in said if e[0] == name or e[1] == kind), None)
+        match = next((e for e in predicted if e[0] == name or e[1] == kind), None)
         if match is not None:
             credit += 0.5 * (match[0] == name) + 0.5 * (match[1] == kind)
-    strict = len(set(gold) & set(said))
-    return {"score": _f1(credit, len(said), len(gold)), "strict_f1": _f1(strict, len(said), len(gold))}
+    strict = len(set(gold) & set(predicted))
+    return {"score": _f1(credit, len(predicted), len(gold)), "strict_f1": _f1(strict, len(predicted), len(gold))}
 
 
 def numbers(text: str) -> list[float]:
-    """Numbers in order; `12%` is 0.12, thousands' commas are dropped."""
-    found = []
+    """Return the numbers in order; `12%` is 0.12, commas of thousands are dropped."""
+    values = []
     for match in NUMBER.findall(text):
         digits = match.rstrip("%")
-        found.append(float(digits.replace(",", "")) / (100 if match.endswith("%") else 1))
-    return found
+        values.append(float(digits.replace(",", "")) / (100 if match.endswith("%") else 1))
+    return values
 
 
 def entities(text: str) -> list[tuple[str, str]]:
-    """(last word, type) of each `name (type)`, each pair once, as AdaptLLM's parser gives them."""
+    """Return (last word, type) of each `name (type)`, each pair once, as AdaptLLM's parser does."""
     return list(dict.fromkeys(ENTITY.findall(text)))
 
 
-def _f1(hits: float, said: int, gold: int) -> float:
-    return 2 * hits / (said + gold) if said + gold else 0.0
-
-
-def _source(name: str, fields: tuple[str, ...]) -> Source:
-    return Source(f"adaptllm/{name}.jsonl", fields, "AdaptLLM/finance-tasks", name)
+def _f1(hits: float, predicted: int, gold: int) -> float:
+    return 2 * hits / (predicted + gold) if predicted + gold else 0.0

@@ -12,70 +12,50 @@ from lm_eval.tasks.hendrycks_math.utils import is_equiv, last_boxed_only_string,
 
 from mora.data import metamath
 from mora.data.records import conversation
+from mora.data.sets import SETS
 from mora.evaluate.choices import as_test_split
-from mora.evaluate.records import Record, Row, Source, data_folder, rows, text, wrong
+from mora.evaluate.records import Record, Row, field_error, rows, text
 
 PROMPT = metamath.PROMPT + " Let's think step by step."  # official: training ends at the colon
 MARKER = "The answer is: "
 NUMBER = re.compile(r"[\-+]?\d*[.,/]?\d+")
 GOLD = re.compile(r"-?[0-9]+")
-GSM8K = Source("gsm8k/test.jsonl", ("question", "answer"), "openai/gsm8k", "main")
-MATH_FIELDS = ("problem", "solution")
-MATH500 = Source("math/math500_test.jsonl", MATH_FIELDS, "HuggingFaceH4/MATH-500")
-SUBJECTS = (
-    "algebra",
-    "counting_and_probability",
-    "geometry",
-    "intermediate_algebra",
-    "number_theory",
-    "prealgebra",
-    "precalculus",
-)
 
 
 def load_gsm8k(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
     docs = []
-    for record in rows(GSM8K, data_dir):
+    for record in rows(SETS["gsm8k"], data_dir):
         gold = text(record, "answer").rpartition("#### ")[2].replace(",", "").strip()
         if not GOLD.fullmatch(gold):
-            raise wrong(record, "answer", "a text that ends in '#### ' and a whole number")
+            raise field_error(record, "answer", "a text that ends in '#### ' and a whole number")
         docs.append(_doc(text(record, "question"), gold))
     return as_test_split(docs)
 
 
 def load_math(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    """The 5 000 problems: one file, or the hub's seven subjects."""
-    return as_test_split([_math_doc(record) for record in _math_rows(data_dir)])
+    """Load the 5,000 problems from one file, or from the hub's seven subjects."""
+    return as_test_split([_math_doc(record) for record in rows(SETS["math"], data_dir)])
 
 
 def load_math500(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    return as_test_split([_math_doc(record) for record in rows(MATH500, data_dir)])
+    return as_test_split([_math_doc(record) for record in rows(SETS["math500"], data_dir)])
 
 
 def load_gsm8k_gold(data_dir: str | None = None, **known: Any) -> dict[str, datasets.Dataset]:
-    return as_test_split(_gold_docs(rows(GSM8K, data_dir), "gsm8k", **known))
+    return as_test_split(_gold_docs(rows(SETS["gsm8k"], data_dir), "gsm8k", **known))
 
 
 def load_math_gold(data_dir: str | None = None, **known: Any) -> dict[str, datasets.Dataset]:
-    """Of all 5 000 problems."""
-    return as_test_split(_gold_docs(_math_rows(data_dir), "math", **known))
-
-
-def _math_rows(data_dir: str | None) -> list[Record]:
-    folder = data_folder(data_dir)
-    one_file = folder is not None and (folder / "math/test.jsonl").is_file()
-    found: list[Record] = []
-    for subject in SUBJECTS[:1] if one_file else SUBJECTS:
-        found += rows(Source("math/test.jsonl", MATH_FIELDS, "EleutherAI/hendrycks_math", subject), data_dir)
-    return found
+    """Load the gold answers of all 5,000 problems."""
+    return as_test_split(_gold_docs(rows(SETS["math"], data_dir), "math", **known))
 
 
 def _gold_docs(
-    found: Iterable[Record], format: str, tokenizer: Any = None, max_length: int = 2048, **_: Any
+    records: Iterable[Record], format: str, tokenizer: Any = None, max_length: int = 2048, **_: Any
 ) -> list[Row]:
-    """Prompt and answer as a training row of `format` has them. Those that do not fit into `max_length` are left out."""
+    """Return prompts and answers as in a training row of `format`; those longer than `max_length` are left out."""
     docs: list[Row] = []
-    for record in found:
+    for record in records:
         question, answer = conversation(record, format).turns
         docs.append({"prompt": metamath.prompt_of(question[1]), "answer": answer[1]})
     if tokenizer is None:
@@ -85,25 +65,31 @@ def _gold_docs(
 
 
 def score_gold(doc: Row, results: list[tuple[float, bool]]) -> dict[str, float]:
-    """`score`: nats a token of the gold answer, `nats` of all of it. A plain HFLM counts no tokens: both are the latter."""
+    """Score the gold answer: `score` in nats per token, `nats` in all.
+
+    A plain HFLM counts no tokens: both are the latter.
+    """
     value, _ = results[0]
     return {"score": -value / getattr(value, "n_tokens", 1), "nats": -float(value)}
 
 
 def score_gsm8k(doc: Row, results: list[str]) -> dict[str, float]:
-    """`score`: the rounded number after the last marker is the gold integer. `answered`: there is a marker."""
-    found = gsm8k_answer(results[0])
-    return {"score": float(found == int(doc["answer"])), "answered": float(MARKER in results[0])}
+    """Score a text. `score`: the rounded number after the last marker is the gold integer; `answered`: there is a marker."""
+    answer = gsm8k_answer(results[0])
+    return {"score": float(answer == int(doc["answer"])), "answered": float(MARKER in results[0])}
 
 
 def score_math(doc: Row, results: list[str]) -> dict[str, float]:
-    found = math_answer(results[0])
-    right = found is not None and is_equiv(found, doc["answer"])
+    answer = math_answer(results[0])
+    right = answer is not None and is_equiv(answer, doc["answer"])
     return {"score": float(right), "answered": float(MARKER in results[0])}
 
 
 def gsm8k_answer(text: str) -> int | None:
-    """MetaMath's reading, flaws kept: a fraction is divided, `1/0` is 1, `1,234,567` is 1234, no marker means no answer."""
+    """Return the answer as MetaMath reads it, flaws kept.
+
+    A fraction is divided, `1/0` is 1, `1,234,567` is 1234, and no marker means no answer.
+    """
     _, marker, after = text.rpartition(MARKER)
     match = NUMBER.search(after) if marker else None
     if match is None:
@@ -116,17 +102,17 @@ def gsm8k_answer(text: str) -> int | None:
 
 
 def math_answer(text: str) -> str | None:
-    """What follows the last marker, up to a full stop at a line's end; one more full stop at its end is left out."""
+    """Return what follows the last marker, up to a full stop at a line's end, without one more full stop at its own end."""
     _, marker, after = text.rpartition(MARKER)
     return after.split(".\n")[0].strip().removesuffix(".").strip() if marker else None
 
 
 def _math_doc(record: Record) -> Row:
-    """`\\fbox` is found by lm-eval's function, as by MetaMath's, but cannot be removed by it."""
+    """Return a problem as a document. lm-eval's and MetaMath's functions both find `\\fbox`, but cannot remove it."""
     boxed = (last_boxed_only_string(text(record, "solution")) or "").replace("\\fbox{", "\\boxed{", 1)
     answer = remove_boxed(boxed) if boxed.startswith(("\\boxed{", "\\boxed ")) else ""
     if not answer.strip():
-        raise wrong(record, "solution", "a text with its answer in \\boxed{...}")
+        raise field_error(record, "solution", "a text with its answer in \\boxed{...}")
     return _doc(text(record, "problem"), answer)
 
 

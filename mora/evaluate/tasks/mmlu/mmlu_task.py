@@ -8,11 +8,10 @@ from typing import Any
 import datasets
 
 from mora.data import tokens
-from mora.data.files import read_cells
+from mora.data.sets import LETTERS, SETS, subject_of
 from mora.evaluate.choices import as_test_split
-from mora.evaluate.records import DataError, Record, Row, Source, data_folder, enough, rows, text, texts, wrong
+from mora.evaluate.records import Record, Row, data_folder, field_error, read, require_at_least, rows, text, texts
 
-LETTERS = ["A", "B", "C", "D"]
 # The medical subjects of MultiMedQA; the paper does not say which it took.
 BIO = [
     "anatomy",
@@ -33,7 +32,7 @@ def load(
     max_length: int = 2048,
     **_: Any,
 ) -> dict[str, datasets.Dataset]:
-    """Every question with its prompt. Shots are dropped while a prompt is longer than `max_length` tokens."""
+    """Load every question with its prompt. Shots are dropped while a prompt is longer than `max_length` tokens."""
     chosen = BIO if subjects == "bio" else None
     dev: dict[str, list[Row]] = {}
     for row in _rows("dev", data_dir, chosen) if shots else []:
@@ -43,20 +42,20 @@ def load(
     def head_tokens(subject: str, n: int) -> int:
         return len(tokens.encode(tokenizer, _head(subject, dev.get(subject, [])[:n], chat)))
 
-    def fits(asked: str, row: Row, n: int) -> bool:
-        """Only a prompt that could be too long is tokenised whole: a token is at least a byte."""
+    def fits(shown: str, row: Row, n: int) -> bool:
+        """Return whether the prompt fits. Only one that could be too long is tokenised: a token has at least one byte."""
         surely = tokenizer is None or head_tokens(row["subject"], n) + len(_tail(row, chat).encode()) < max_length
-        return surely or len(tokens.encode(tokenizer, asked)) <= max_length
+        return surely or len(tokens.encode(tokenizer, shown)) <= max_length
 
     docs = []
     for row in _rows("test", data_dir, chosen):
         subject = row["subject"]
-        enough(dev.get(subject, []), shots, f"mmlu/dev, subject {subject!r}")
+        require_at_least(dev.get(subject, []), shots, f"mmlu/dev, subject {subject!r}")
         for n in range(shots, -1, -1):
-            asked = prompt(row, dev.get(subject, [])[:n], chat)
-            if n == 0 or fits(asked, row, n):
+            shown = prompt(row, dev.get(subject, [])[:n], chat)
+            if n == 0 or fits(shown, row, n):
                 break
-        docs.append({"prompt": asked, "options": LETTERS, "gold": row["answer"], "group": subject})
+        docs.append({"prompt": shown, "options": LETTERS, "gold": row["answer"], "group": subject})
     return as_test_split(docs)
 
 
@@ -65,7 +64,7 @@ def prompt(row: Row, shots: list[Row], chat: bool) -> str:
 
 
 def _head(subject: str, shots: list[Row], chat: bool) -> str:
-    """The header keeps open-instruct's two spaces before the subject, and stays without shots."""
+    """Return the header with open-instruct's two spaces before the subject; it stays without shots."""
     text = f"The following are multiple choice questions (with answers) about  {subject.replace('_', ' ')}.\n\n"
     text += "".join(f"{question(shot)} {LETTERS[shot['answer']]}\n\n" for shot in shots)
     return f"<|user|>\n{text}" if chat else text
@@ -80,33 +79,21 @@ def question(row: Row) -> str:
     return f"{row['question']}{options}\nAnswer:"
 
 
-def _rows(split: str, data_dir: str | None, chosen: list[str] | None) -> list[Row]:
-    """From `mmlu/<split>/<subject>_<split>.csv` without header, or the hub. `chosen`: of these subjects alone."""
-    folder = data_folder(data_dir)
-    files = sorted((folder / "mmlu" / split).glob(f"*_{split}.csv")) if folder else []
-    if not files:
-        fields = ("question", "subject", "choices", "answer")
-        records = rows(Source(f"mmlu/{split}.jsonl", fields, "cais/mmlu", "all", split), data_dir)
-        return [_checked(record) for record in records if chosen is None or record.row["subject"] in chosen]
-    found = []
-    for path in files:
-        if chosen is not None and path.stem.removesuffix(f"_{split}") not in chosen:
-            continue
-        for where, cells in read_cells(path):
-            if len(cells) != 6 or cells[5] not in LETTERS:
-                raise DataError(f"{where}: expected question, four options and a letter A to D")
-            subject = path.stem.removesuffix(f"_{split}")
-            answer = LETTERS.index(cells[5])
-            found.append({"question": cells[0], "subject": subject, "choices": cells[1:5], "answer": answer})
-    return found
+def _rows(split: str, data_dir: str | None, subjects: list[str] | None) -> list[Row]:
+    """Read a split, of these subjects alone unless None. Files of other subjects are not opened."""
+    source = SETS["mmlu"]
+    files = source.local(split, data_folder(data_dir))
+    wanted = [path for path in files if subjects is None or path.suffix != ".csv" or subject_of(path) in subjects]
+    records = read(source, wanted) if wanted else rows(source, data_dir, split)
+    return [_checked(record) for record in records if subjects is None or record.row["subject"] in subjects]
 
 
 def _checked(record: Record) -> Row:
     choices, answer = texts(record, "choices"), record.row["answer"]
     if len(choices) != len(LETTERS):
-        raise wrong(record, "choices", "a list of four texts")
+        raise field_error(record, "choices", "a list of four texts")
     if type(answer) is not int or answer not in range(len(LETTERS)):
-        raise wrong(record, "answer", "the index of the right choice, 0 to 3")
+        raise field_error(record, "answer", "the index of the right choice, 0 to 3")
     return {
         "question": text(record, "question"),
         "subject": text(record, "subject"),

@@ -18,7 +18,7 @@ FORM = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def load(pairs: list[tuple[str, str]] | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    """The pairs that the run trained on; outside a run those of the paper's scale, whose first ones are lite's."""
+    """Load the pairs that the run trained on; outside a run those of the paper's scale, whose first ones are lite's."""
     if pairs is None:
         data = compose(["task=uuid", "method=none"]).task.data
         assert isinstance(data, UuidData)
@@ -27,12 +27,13 @@ def load(pairs: list[tuple[str, str]] | None = None, **_: Any) -> dict[str, data
 
 
 def char_accuracy(generated: str, value: str) -> float:
-    """The share of the 32 hexadecimal digits that are right at their place; hyphens do not count, missing digits are wrong.
+    """Return the share of the 32 hexadecimal digits that are right at their place.
 
-    The paper does not define its accuracy. Only this reading has the floor that Table 2 shows, 9.8 % for unrelated UUIDs.
+    Hyphens do not count; missing digits are wrong. The paper does not define its accuracy. Only this reading has the
+    floor that Table 2 shows, 9.8% for unrelated UUIDs.
     """
-    found = _digits(generated.strip()[:UUID_LENGTH])
-    return sum(a == b for a, b in zip(found, _digits(value), strict=False)) / HEX_DIGITS
+    digits = _digits(generated.strip()[:UUID_LENGTH])
+    return sum(a == b for a, b in zip(digits, _digits(value), strict=False)) / HEX_DIGITS
 
 
 def score(doc: dict[str, str], results: list[str]) -> dict[str, float]:

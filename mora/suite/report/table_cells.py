@@ -27,7 +27,10 @@ class Seed(NamedTuple):
 
 
 class CellView(NamedTuple):
-    """`state`: measured, diverged, not run, damaged; none where there is no such cell. `order`: what is sorted by."""
+    """A cell of the page.
+
+    `state` is measured, diverged, not run, damaged, or empty if there is no such cell; `order` sorts.
+    """
 
     state: str
     paper: str
@@ -50,7 +53,10 @@ class Line:
 
 @dataclass
 class TableView:
-    """`head`: of the columns of the paper; `beyond`: of what stands beside them. `files`: to download, by their kind."""
+    """A table of the page.
+
+    `head` names the paper's columns, `beyond` those beside them; `files` are to download, by kind.
+    """
 
     anchor: str
     name: str
@@ -67,7 +73,10 @@ class TableView:
 
 
 def of_table(shown: Shown, files: Path, damaged: Collection[str] = ()) -> TableView:
-    """Writes the table into `files` as Markdown, LaTeX and CSV. `damaged`: the names of files that are."""
+    """Write the table into `files` as Markdown, LaTeX and CSV, and return what the page shows.
+
+    `damaged` holds the names of damaged result files.
+    """
     rows, experiment = shown.rows, shown.experiment
     path = tables.render(shown.name, experiment, rows, shown.scale, files)
     columns = [runs.spec.column.name for runs in rows[0]]
@@ -98,7 +107,7 @@ def of_table(shown: Shown, files: Path, damaged: Collection[str] = ()) -> TableV
 
 
 def of_settings(shown: Shown, files: Path) -> tuple[list[settings.Line], dict[str, str]]:
-    """The paper's hyperparameters beside ours, and the files to download."""
+    """Return the paper's hyperparameters beside ours, and the files to download."""
     return settings.lines(shown.experiment), _files(settings.render(shown.name, shown.experiment, files))
 
 
@@ -113,13 +122,13 @@ def _cell(rows: list[list[CellRuns]], i: int, j: int, damaged: Collection[str]) 
     digits, cell = DIGITS.get(runs.spec.experiment.unit, 4), shown.cell
     paper = "" if cell.paper is None else f"paper {cell.paper:.{digits}f}"
     if cell.mean is None or cell.values is None:
-        lost = any(f"{run_id(config)}.json" in damaged for config in (*runs.spec.search, *runs.final))
+        lost = any(f"{run_id(config)}.json" in damaged for config in (*runs.spec.search_runs, *runs.final_runs))
         state = "damaged" if lost else "not run"
         return CellView(state, paper, state, "", "", False, "", "", [])
     count = f"{n}" if (n := len(cell.values)) >= cell.seeds else f"{n} of {cell.seeds}"
     if not math.isfinite(cell.mean):
         return CellView(
-            "diverged", paper, f"diverged ({count})", "", "", False, "", _rate(runs.best), _seeds(runs, digits)
+            "diverged", paper, f"diverged ({count})", "", "", False, "", _rate(runs.selected), _seeds(runs, digits)
         )
     spread = "" if cell.sd is None else f" ± {cell.sd:.{digits}f}"
     effects = "" if shown.effect is None else f"{shown.effect:+.{digits}f}"
@@ -133,13 +142,13 @@ def _cell(rows: list[list[CellRuns]], i: int, j: int, damaged: Collection[str]) 
         f"{cell.mean:.6g}",
         shown.at_floor,
         _interval(cell.mean, cell.sd, n, digits),
-        _rate(runs.best),
+        _rate(runs.selected),
         _seeds(runs, digits),
     )
 
 
 def _interval(mean: float, sd: float | None, n: int, digits: int) -> str:
-    """Of the mean over seeds, 95 %, by Student's t."""
+    """Return the 95% interval of the mean over seeds, by Student's t."""
     if sd is None:
         return "none: one seed"
     low, high = Estimate(mean, sd / math.sqrt(n), n - 1).interval()
@@ -153,10 +162,10 @@ def _rate(best: Candidate | None) -> str:
 
 
 def _seeds(runs: CellRuns, digits: int) -> list[Seed]:
-    found = []
+    seeds = []
     for config, result in runs.results:
         value, error = runs.measured(config, result) or (math.nan, None)
         beside = "" if error is None else f" ± {error:.{digits}f}"
         shown = "diverged" if result.status == "diverged" else f"{value:.{digits}f}{beside}"
-        found.append(Seed(config.seed, shown, run_id(config)))
-    return found
+        seeds.append(Seed(config.seed, shown, run_id(config)))
+    return seeds

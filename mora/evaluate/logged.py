@@ -1,4 +1,4 @@
-"""What is kept of an evaluation. No torch."""
+"""The scored documents of an evaluation. No torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Kept:
+class LoggedSamples:
     """The scored documents of one task: a header that says how `score` is aggregated, and a row a document."""
 
     header: dict[str, Any]
