@@ -41,7 +41,7 @@ TRAIN = "one run: train, evaluate, one result (run.py)"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0; 1 where runs failed; 2 for what cannot be asked."""
+    """Run a command and return its exit code: 0; 1 if runs failed; 2 for what cannot be asked."""
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if not (ROOT / "run.py").is_file() or importlib.util.find_spec("mora.suite") is None:
         print(
@@ -50,6 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    if name == "help" and rest and rest[0] in ("train", *COMMANDS):
+        name, rest = rest[0], ["--help"]
     if name in ("-h", "--help", "help"):
         print(_help())
         return 0

@@ -17,18 +17,18 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def cache_dir() -> Path:
     """Return MORA_CACHE_DIR, or ~/.cache/mora: what can be made again."""
-    return Path(os.environ.get("MORA_CACHE_DIR", Path.home() / ".cache" / "mora"))
+    return Path(os.environ.get("MORA_CACHE_DIR", Path.home() / ".cache" / "mora")).absolute()
 
 
 def data_dir() -> Path | None:
     """Return MORA_DATA_DIR, where local data are; None if it is not set."""
     chosen = os.environ.get("MORA_DATA_DIR")
-    return Path(chosen) if chosen else None
+    return Path(chosen).absolute() if chosen else None
 
 
 def output_dir() -> Path:
     """Return MORA_OUTPUT_DIR, or outputs/ of the checkout: where runs work."""
-    return Path(os.environ.get("MORA_OUTPUT_DIR", ROOT / "outputs"))
+    return Path(os.environ.get("MORA_OUTPUT_DIR", ROOT / "outputs")).absolute()
 
 
 def replace_file(path: Path, content: str | bytes) -> None:

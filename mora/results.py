@@ -287,7 +287,7 @@ class ResultStore:
         return self._read[path][1]
 
     def leave_out_damaged(self, folder: Path) -> dict[str, str]:
-        """Why, by file name, of those that are damaged; from now on they are as if they were not there."""
+        """Treat damaged results as absent from now on; return why they are damaged, by file name."""
         damaged: dict[Path, str] = {}
         for path in sorted(folder.glob("*.json")):
             try:

@@ -22,7 +22,7 @@ import os
 import sys
 from typing import Any
 
-from mora.checks.runner import CheckRunner, Outcome, Table, add_options, gpus, start_trials
+from mora.checks.runner import CheckRunner, Outcome, Table, add_options, gpus, started_checks
 from mora.config import RunConfig, compose
 from mora.config.source import ROOT
 from mora.errors import MoraError
@@ -47,44 +47,44 @@ def main() -> int:
     facts = {"device": options.device, "steps": STEPS[options.part], "side_by_side": options.jobs}
     if options.device == "cuda":
         facts |= gpus(options.ranks, _method_config("none", "cuda"))
-    with start_trials(options) as trials:
+    with started_checks(options) as checks:
         table = Table(options.part, COLUMNS, options.out, facts)
         if options.part == "methods":
             runs = {name: [_method_config(name, options.device)] for name in METHODS if name in options.only}
-            _one_gpu_each(table, trials, runs)
+            _one_gpu_each(table, checks, runs)
         else:
-            _large(table, trials, options)
+            _large(table, checks, options)
     return 0 if table.rows and all(row["status"] in ("ok", "above the bar") for row in table.rows) else 1
 
 
-def _one_gpu_each(table: Table, trials: CheckRunner, runs: dict[str, list[RunConfig]]) -> None:
-    """Each run on a free GPU, as many at once as there are; in the order in which they were given."""
+def _one_gpu_each(table: Table, checks: CheckRunner, runs: dict[str, list[RunConfig]]) -> None:
+    """Run each on a free GPU, as many at once as there are, in the given order."""
 
     def run(name: str, configs: list[RunConfig]) -> dict[str, Any]:
-        with trials.slots.take(ranks=1) as place:
-            return _first_that_fits(trials, name, configs, place)
+        with checks.slots.take(ranks=1) as place:
+            return _first_that_fits(checks, name, configs, place)
 
-    for row in [trials.pool.submit(run, name, configs) for name, configs in runs.items()]:
+    for row in [checks.pool.submit(run, name, configs) for name, configs in runs.items()]:
         table.add(**row.result())
 
 
-def _large(table: Table, trials: CheckRunner, options: argparse.Namespace) -> None:
+def _large(table: Table, checks: CheckRunner, options: argparse.Namespace) -> None:
     configs = {
         (method, ranks): [_large_config(method, ranks, micro, options.device) for micro in (8, 4)]
         for method, ranks in [("mora", 1), ("mora", options.ranks), ("lora", 1), ("remora", 1)]
     }
     if "mora" in options.only:
-        one = _first_that_fits(trials, "mora", configs["mora", 1], trials.on(0))
+        one = _first_that_fits(checks, "mora", configs["mora", 1], checks.on(0))
         table.add(**one)
         if options.ranks > 1:
             fits = slice(0 if one["micro_batch"] == configs["mora", 1][0].micro_batch_size else 1, None)
-            many = _first_that_fits(trials, f"mora x{options.ranks}", configs["mora", options.ranks][fits])
+            many = _first_that_fits(checks, f"mora x{options.ranks}", configs["mora", options.ranks][fits])
             table.add(**many)
-            again = _first_that_fits(trials, "mora again", configs["mora", 1][fits], trials.on(0))
+            again = _first_that_fits(checks, "mora again", configs["mora", 1][fits], checks.on(0))
             table.add(**again)
             table.add(**_scaling([one, again], many, options.ranks))
     runs = {name: configs[name, 1] for name in ("remora", "lora") if name in options.only}
-    _one_gpu_each(table, trials, runs)
+    _one_gpu_each(table, checks, runs)
 
 
 def _scaling(ones: list[dict[str, Any]], many: dict[str, Any], ranks: int) -> dict[str, Any]:
@@ -107,12 +107,12 @@ def _scaling(ones: list[dict[str, Any]], many: dict[str, Any], ranks: int) -> di
 
 
 def _first_that_fits(
-    trials: CheckRunner, name: str, configs: list[RunConfig], place: dict[str, str] | None = None
+    checks: CheckRunner, name: str, configs: list[RunConfig], place: dict[str, str] | None = None
 ) -> dict[str, Any]:
     """Return the row of the first of these runs that fits into the GPU's memory."""
     for config in configs:
-        outcome = trials.run(f"{name}-{config.micro_batch_size}".replace(" ", "-"), config, place)
-        trials.remove(f"{name}-{config.micro_batch_size}".replace(" ", "-"))
+        outcome = checks.run(f"{name}-{config.micro_batch_size}".replace(" ", "-"), config, place)
+        checks.remove(f"{name}-{config.micro_batch_size}".replace(" ", "-"))
         if "out of GPU memory" not in outcome.words:
             break
     return _row(name, config, outcome)
@@ -164,7 +164,10 @@ def _method_config(name: str, device: str) -> RunConfig:
 
 
 def _large_config(method: str, ranks: int, micro: int, device: str) -> RunConfig:
-    """ReMoRA shares rows and columns, as in the paper's pretraining, so that its group kind is switched too."""
+    """Return a run of the large shape.
+
+    ReMoRA shares rows and columns, as in the paper, so that its group kind is switched, too.
+    """
     sequences, length = (8, 1024) if device == "cuda" else (4, 128)
     overrides = [
         "task=biomed",

@@ -34,7 +34,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
-from mora.checks.runner import CheckRunner, Outcome, Table, add_options, gpus, start_trials
+from mora.checks.runner import CheckRunner, Outcome, Table, add_options, gpus, started_checks
 from mora.config import RunConfig, compose
 from mora.config.source import ROOT
 from mora.errors import MoraError
@@ -63,9 +63,9 @@ def main() -> int:
     facts = {"device": options.device, "ranks": options.ranks, "steps": STEPS, "jobs": options.jobs}
     if options.device == "cuda":
         facts |= gpus(options.ranks, ranked[chosen[0]])
-    with start_trials(options) as trials:
+    with started_checks(options) as checks:
         table = Table("ranks", COLUMNS, options.out, facts)
-        _fill(table, trials, alone, ranked)
+        _fill(table, checks, alone, ranked)
     return 0 if all(row["status"] == "ok" for row in table.rows) else 1
 
 
@@ -81,19 +81,19 @@ def _compared_with(row: Row) -> dict[str, Row]:
     return {"one": (method, "zero3"), "plain": (method, "none"), "halved": (method, "halved")}
 
 
-def _fill(table: Table, trials: CheckRunner, alone: dict[Row, RunConfig], ranked: dict[Row, RunConfig]) -> None:
-    """Each row is added when its parts are done: the run on the ranks, killed and resumed, and those in one process."""
+def _fill(table: Table, checks: CheckRunner, alone: dict[Row, RunConfig], ranked: dict[Row, RunConfig]) -> None:
+    """Add each row once its parts are done: the run on the ranks, killed and resumed, and those in one process."""
     ranks: dict[Row, Future[_Ranked]] = {}
     single: dict[Row, Future[Outcome]] = {}
 
     def start_ranks(slow: bool) -> None:
         for row, config in ranked.items():
             if (row[1] == "zero3") == slow:
-                ranks[row] = trials.pool.submit(_killed_and_resumed, trials, row, config)
+                ranks[row] = checks.pool.submit(_killed_and_resumed, checks, row, config)
 
     start_ranks(slow=True)  # so that nothing long is left for the end
     for i, (key, config) in enumerate(alone.items()):
-        single[key] = trials.pool.submit(trials.run, f"{'-'.join(key)}-alone", config, trials.on(i))
+        single[key] = checks.pool.submit(checks.run, f"{'-'.join(key)}-alone", config, checks.on(i))
     start_ranks(slow=False)
     left = list(ranked)
     while left:
@@ -102,7 +102,7 @@ def _fill(table: Table, trials: CheckRunner, alone: dict[Row, RunConfig], ranked
             if ranks[row].done() and all(part.done() for part in compared.values()):
                 table.add(**_row(row, ranks[row].result(), {name: part.result() for name, part in compared.items()}))
                 left.remove(row)
-                trials.remove("-".join(row))
+                checks.remove("-".join(row))
         parts: set[Future[Any]] = {ranks[row] for row in left}
         parts |= {single[key] for row in left for key in _compared_with(row).values()}
         if waiting := [part for part in parts if not part.done()]:
@@ -122,13 +122,13 @@ class _Ranked:
         return self.resumed if self.saved_at and self.resumed.losses else self.killed
 
 
-def _killed_and_resumed(trials: CheckRunner, row: Row, config: RunConfig) -> _Ranked:
+def _killed_and_resumed(checks: CheckRunner, row: Row, config: RunConfig) -> _Ranked:
     name = "-".join(row)
-    killed = trials.run(name, config, kill_at=f"after_step:{STEPS}")
-    saved_at = trials.latest_step(name)
+    killed = checks.run(name, config, kill_at=f"after_step:{STEPS}")
+    saved_at = checks.latest_step(name)
     if killed.status != "failed" or saved_at != SAVED_AT or len(killed.losses) != STEPS - 1:
         return _Ranked(killed)
-    return _Ranked(killed, saved_at, trials.run(name, config))
+    return _Ranked(killed, saved_at, checks.run(name, config))
 
 
 def _row(row: Row, ranked: _Ranked, alone: dict[str, Outcome]) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _measured(result: dict[str, Any]) -> dict[str, Any]:
-    """All of a result but what is known of its commit."""
+    """Return a result without what is known of its commit."""
     return result | {"source": result["source"]["fingerprint"]}
 
 

@@ -132,7 +132,7 @@ def _section(path: str, section: type[BaseModel], values: dict[str, list[_Settin
 
 
 def _files_of_another_kind(path: str, section: type[BaseModel], values: dict[str, list[_Setting]]) -> set[str]:
-    """Files that choose another section than this one for `path`, by its field `kind`."""
+    """Return the files that choose another section than this one for `path`, by its field `kind`."""
     kind = section.model_fields.get("kind")
     mine = get_args(kind.annotation) if kind else ()
     return {setting.file for setting in values.get(f"{path}.kind", []) if mine and setting.value not in mine}

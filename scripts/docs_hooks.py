@@ -109,7 +109,7 @@ def resolve(page: str, link: str) -> str:
 
 
 def exists(name: str) -> bool:
-    """Whether a path of the repository, or a dotted name of a module, a class, a function, or a method, exists."""
+    """Return whether a path of the repository, or a dotted name of a module, class, function or method, exists."""
     if "/" in name:
         return (ROOT / name).exists()
     parts = name.split(".")

@@ -76,7 +76,7 @@ def layer_of(model: nn.Module) -> MoraLinear:
 
 @torch.no_grad()
 def relative_error(model: nn.Module, k: int) -> float:
-    """|dW - B A| / |dW| for PEFT's LoRA of rank k."""
+    """Return |dW - B A| / |dW| for PEFT's LoRA of rank k."""
     delta = layer_of(model).get_delta_weight("default").double()
     _, tensors = convert_to_lora(model, rank=k)
     A, B = (next(t for name, t in tensors.items() if f"lora_{part}" in name).double() for part in "AB")

@@ -63,9 +63,10 @@ def main() -> int:
 
 
 def needed(extras: list[str]) -> set[str]:
-    """Canonical names of what these extras of pyproject.toml need, and what that needs, as installed here.
+    """Return the canonical names of what these extras of pyproject.toml need, with all that needs, as installed here.
 
-    Raises: ValueError for an extra that there is not, or a package that is not installed.
+    Raises:
+        ValueError: There is no such extra, or a package is not installed.
     """
     optional = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     if unknown := [extra for extra in extras if extra not in optional]:
@@ -157,7 +158,7 @@ def _manifest(tree: Path) -> None:
 
 
 def _cut(tree: Path, out: Path, piece_bytes: int) -> dict[str, tuple[str, int]]:
-    """One tar, in pieces; what lay in `out` of an earlier bundle is removed first."""
+    """Cut the tree into one tar in pieces; what an earlier bundle left in `out` is removed first."""
     out.mkdir(parents=True, exist_ok=True)
     for old in [*out.glob("bundle.[0-9]*"), out / "pieces.json"]:
         old.unlink(missing_ok=True)

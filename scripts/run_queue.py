@@ -176,7 +176,7 @@ class Queue:
         return 0 if not left else 1
 
     def stop(self, why: str) -> None:
-        """Asks every run to save a checkpoint and end; nothing starts any more."""
+        """Ask every run to save a checkpoint and end, and start no more."""
         if self.stopping:
             return
         self.stopping = True
@@ -229,12 +229,12 @@ class Queue:
             self._launch(line, config, gpu, claim)
 
     def _too_long(self, config: RunConfig) -> bool:
-        """Whether runs like this one could not end in the time left."""
+        """Return whether runs like this one could not end in the time left."""
         expected = self.earlier.expected_s(config)
         return expected is not None and time.time() + expected > self.ends + SAVING_S
 
     def _room(self, gpu: Gpu) -> float:
-        """GiB that nobody claims and, runs that have not yet taken theirs set aside, nobody uses."""
+        """Return the GiB that nobody claims and nobody uses, aside from runs that have not yet taken theirs."""
         jobs = [job for job in self.running if job.gpu is gpu]
         if len(jobs) >= self.options.jobs:
             return -1.0

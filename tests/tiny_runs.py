@@ -17,6 +17,12 @@ TINY = [
     "model.architecture.num_hidden_layers=1",
 ]
 
+LAUNCHED = {  # in the environment of a process that is started. DeepSpeed imports an optimizer that compiles: seconds a rank
+    "OMP_NUM_THREADS": "1",
+    "PYTHONWARNINGS": "ignore",
+    "TORCHDYNAMO_DISABLE": "1",
+}
+
 TWELVE_STEPS = [  # of a run started as a process of its own
     "task=uuid",
     "scale=smoke",

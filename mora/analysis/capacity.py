@@ -87,9 +87,10 @@ LABELS = {
 
 
 def remember(name: str, r: int, load: float, rate: float, seed: int) -> dict[str, Any]:
-    """Trains one arm with Adam on all keys at once, until KNOWN of them are right or STEPS are over.
+    """Train one arm with Adam on all keys at once, until KNOWN of them are right or STEPS are over.
 
-    Returns `steps`, the update after which KNOWN were right or None, and `accuracy`, of the last state.
+    Returns:
+        `steps`, the update after which KNOWN keys were right or None, and `accuracy`, of the last state.
     """
     generator = Generator().manual_seed(seed)
     n = round(load * 2 * r * D / math.log2(D))
@@ -124,7 +125,7 @@ def at_best_rate(name: str, r: int, load: float) -> dict[str, Any]:
 
 
 def teacher(rank: int | None, generator: Generator) -> Tensor:
-    """(D, D): of `rank` equal singular values, or (None) Gaussian."""
+    """Return a teacher (D, D) with `rank` equal singular values; None draws a Gaussian one."""
     if rank is None:
         return torch.randn(D, D, generator=generator)
     left, right = (torch.linalg.qr(torch.randn(D, rank, generator=generator))[0] for _ in range(2))

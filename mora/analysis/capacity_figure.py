@@ -58,9 +58,10 @@ def table(measured: dict[str, Any]) -> str:
     lines = [
         "# Associative memory in one layer",
         "",
-        "Steps until 99 % of the keys are known, each seed, at the best rate of the first; where a seed did not get there, "
-        f"the share known after {measured['settings']['steps']} steps. `*`: the best rate is the highest or lowest tried. "
-        "Columns: bits to store a trainable parameter. [docs/capacity.md](../../docs/capacity.md) says what follows.",
+        "Steps until 99% of the keys are known, per seed, at the best learning rate of the first seed; if a seed never "
+        f"got there, the share known after {measured['settings']['steps']} steps. `*`: that rate is the highest or "
+        "lowest tried. Columns: bits to store per trainable parameter. [docs/capacity.md](../../docs/capacity.md) says what "
+        "follows.",
         "",
         f"| arm | r | {' | '.join(f'{load:g}' for load in loads)} |",
         "|" + "---|" * (2 + len(loads)),
@@ -73,7 +74,7 @@ def table(measured: dict[str, Any]) -> str:
 
 def _cell(row: dict[str, Any]) -> str:
     seeds = zip(row["steps"], row["accuracy"], strict=True)
-    shown = ", ".join(f"{100 * share:.0f} %" if steps is None else str(steps) for steps, share in seeds)
+    shown = ", ".join(f"{100 * share:.0f}%" if steps is None else str(steps) for steps, share in seeds)
     return f"{shown}{'*' if row['edge'] else ''}"
 
 
@@ -101,7 +102,7 @@ def _steps(ax: Axes, rows: list[dict[str, Any]], max_steps: int) -> None:
     ax.axhline(never, color="grey", lw=0.5)
     _arms(ax, rows, "steps", never)
     ax.text(rows[0]["load"], 1.1 * never, f"not within {max_steps} steps", color="grey", fontsize=8)
-    ax.set(ylabel="steps until 99 % of the keys are known", yscale="log", ylim=(0.8, 2.2 * max_steps))
+    ax.set(ylabel="steps until 99% of the keys are known", yscale="log", ylim=(0.8, 2.2 * max_steps))
 
 
 def _accuracy(ax: Axes, rows: list[dict[str, Any]]) -> None:

@@ -44,7 +44,7 @@ class Pair(NamedTuple):
     run: str | None = None
 
     def facts(self) -> dict[str, Any]:
-        """Which models, and by which source they were compared."""
+        """Return the names of the models, and the source that compared them."""
         models = zip(("base", "tuned"), self.names, (self.base, self.tuned), strict=True)
         described = {key: {"name": name, "sha256": fingerprint(weights)} for key, name, weights in models}
         return {"run_id": self.run, "source": source.of_this_process(), **described}
@@ -97,7 +97,7 @@ def measures(singular_values: Tensor) -> dict[str, float]:
 
 
 def by_kind(modules: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Means over the layers of each kind of module (q_proj, ...)."""
+    """Return the means over the layers of each kind of module (q_proj, ...)."""
     paths = {name: tuple(p for p in name.removesuffix(".weight").split(".") if not p.isdigit()) for name in modules}
     groups: dict[str, list[dict[str, float]]] = defaultdict(list)
     for name, values in modules.items():
@@ -109,7 +109,7 @@ def by_kind(modules: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]
 
 
 def _by_shape(names: list[str], base: Weights, tuned: Weights, at_once: int = 2**26) -> Iterator[list[str]]:
-    """Names in batches of one shape, each of at most `at_once` numbers."""
+    """Yield the names in batches of one shape, each of at most `at_once` numbers."""
     shapes: dict[torch.Size, list[str]] = defaultdict(list)
     for name in names:
         if base[name].shape != tuned[name].shape:
@@ -129,7 +129,7 @@ def of_run(folder: Path) -> Pair:
 
 
 def of_models(base: str, tuned: str) -> Pair:
-    """Two models, or a model and an adapter, by name. Raises: ConfigError."""
+    """Load two models, or a model and an adapter, by name. Raises ConfigError."""
     loaded = load_weights(base, "fp32")
     return Pair((base, tuned), _weights(loaded), _tuned_weights(tuned, loaded))
 
@@ -145,7 +145,7 @@ def _trained(folder: Path) -> Path:
 
 
 def _tuned_weights(name: str, base: PreTrainedModel) -> Weights:
-    """Weights of a checkpoint, or of a copy of `base` with the adapter in folder `name` merged in fp32."""
+    """Return the weights of a checkpoint, or of a copy of `base` with the adapter in folder `name` merged in fp32."""
     if not (Path(name) / "adapter_config.json").is_file():
         return _weights(load_weights(name, "fp32"))
     try:
@@ -157,7 +157,7 @@ def _tuned_weights(name: str, base: PreTrainedModel) -> Weights:
 
 
 def _weights(model: PreTrainedModel) -> Weights:
-    """GPT-2's Conv1D keeps its weight the other way round."""
+    """Return the linear weights (out, in) by name; GPT-2's Conv1D keeps its weight the other way round."""
     head = model.get_output_embeddings()
     modules = {f"{name}.weight": m for name, m in model.named_modules() if m is not head}
     linear = {name: m.weight.detach() for name, m in modules.items() if isinstance(m, nn.Linear)}

@@ -78,7 +78,7 @@ def _evaluation(smoke: bool, device: torch.device) -> dict[str, Any]:
 
 
 def _plan(device: torch.device, smoke: bool, only: str, folder: Path | None) -> None:
-    """Case by case into one file, named after `only`; a second call of the same source goes on where it stopped."""
+    """Measure case by case into one file, named after `only`; a second call of the same source resumes there."""
     circumstances = _circumstances(device)
     words = [word for word in ("plan", "smoke" if smoke else "", only) if word]
     with tempfile.TemporaryDirectory() as scratch:

@@ -66,7 +66,7 @@ def compare(plan: Plan, device: torch.device) -> dict[str, Any]:
 
 
 def endless(shape: str, device: torch.device) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """Random weights that never write the end of a text, and a tokenizer of words."""
+    """Return a model with random weights that never ends a text, and a tokenizer of words."""
     model = build_base(shape, device, torch.bfloat16 if device.type == "cuda" else torch.float32).eval()
     model.config.use_cache = True
     model.lm_head.weight[: len(SPECIAL)] = 0  # some word has more than 0

@@ -59,7 +59,7 @@ def samples(plan: Plan) -> list[list[int]]:
 
 
 def compare(plan: Plan, device: torch.device) -> dict[str, Any]:
-    """One row for each opponent and micro batch; a run that does not fit is a row that says so."""
+    """Return one row per opponent and micro batch, also for runs that do not fit."""
     data, rows = samples(plan), []
     for size in plan.hf_micro_batches:
         rows.append(_row("HF Trainer, PEFT LoRA r=8", size, lambda size=size: _hugging_face(plan, data, size, device)))
@@ -115,7 +115,10 @@ class _Clock:
 
 
 def _hugging_face(plan: Plan, data: list[list[int]], size: int, device: torch.device) -> float:
-    """Dynamic padding, batches of near lengths, bf16 autocast, SDPA, fused AdamW: what its documentation advises."""
+    """Measure the setup that Hugging Face's documentation advises.
+
+    That is dynamic padding, batches of near lengths, bf16 autocast, SDPA and fused AdamW.
+    """
     base = build_base(plan.shape, device, torch.bfloat16)
     model = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"))
     known = {field.name for field in dataclasses.fields(TrainingArguments)}

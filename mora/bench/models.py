@@ -113,7 +113,7 @@ def with_method(base: LlamaForCausalLM, case: Case) -> nn.Module:
 
 
 def weights_of(shape: str) -> int:
-    """Weights of all linear modules of a shape, the head included."""
+    """Return the weights of all linear modules of a shape, the head included."""
     s = SHAPES[shape]
     keys = s["hidden_size"] * s["num_key_value_heads"] // s["num_attention_heads"]
     layer = 2 * s["hidden_size"] * (s["hidden_size"] + keys) + 3 * s["hidden_size"] * s["intermediate_size"]

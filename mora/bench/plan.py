@@ -56,9 +56,10 @@ class Case:
 
 
 def cases(smoke: bool) -> Iterator[Case]:
-    """Small models first: what fails on the large one loses nothing. Steps of small models are CUDA graphs, as in runs.
+    """Yield the cases, small models first, so that a failure of the large one loses nothing.
 
-    Those of the large one have no graph, and so many tokens that the GPU takes longer for them than the CPU for launches.
+    Steps of small models are CUDA graphs, as in runs. Those of the large one have no graph, and enough tokens that the
+    GPU takes longer for them than the CPU for launches.
     """
     if smoke:
         for method in ("lora", "mora"):
@@ -191,7 +192,7 @@ def _steps(case: Case, config: RunConfig, device: torch.device, bases: dict[str,
 
 
 def _idle_in_graphs() -> int:
-    """Bytes that the graphs' own pools keep for their replays beyond what tensors hold: nobody else can have them."""
+    """Return the bytes that the graphs' own pools keep for replays beyond what tensors hold, which nobody else can use."""
     segments = torch.cuda.memory_snapshot()
     return sum(s["total_size"] - s["allocated_size"] for s in segments if tuple(s["segment_pool_id"]) != (0, 0))
 
@@ -214,7 +215,7 @@ def _vocabulary(config: RunConfig) -> int:
 
 @torch.no_grad()
 def _no_zeros(model: nn.Module) -> None:
-    """Products with zeros may run faster than with real values."""
+    """Replace zeros: products with them may run faster than with real values."""
     for p in model.parameters():
         if p.requires_grad and not p.any():
             p.normal_(std=0.01)

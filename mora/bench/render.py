@@ -35,7 +35,7 @@ def render() -> Path:
 
 
 def tables(result: dict[str, Any]) -> str:
-    """One file of results as Markdown."""
+    """Return one file of results as Markdown."""
     hardware, packages = result["hardware"], result["packages"]
     where = f"{hardware['device']}, {', '.join(f'{name} {version}' for name, version in packages.items())}"
     made = f"commit {(result['source']['commit'] or 'unknown')[:10]}{', changed' if result['source']['dirty'] else ''}"
@@ -52,7 +52,7 @@ def tables(result: dict[str, Any]) -> str:
 
 
 def _table(head: str, rows: Iterable[list[str]]) -> str:
-    """Rows that end early, with the error of what was not measured, are filled up."""
+    """Return a table. Rows that end early, with the error of what was not measured, are filled up."""
     columns = head.count("|") - 1
     lines = [f"| {' | '.join(row)} |{' |' * (columns - len(row))}" for row in rows]
     return "\n".join([head, "|" + "---|" * columns, *lines])
@@ -123,7 +123,7 @@ def _loop_table(result: dict[str, Any]) -> str:
 
 
 def _evaluation_table(result: dict[str, Any]) -> str:
-    """Rates of the median round; the ratio is to the opponent's best batch."""
+    """Return the rates of the median round; the ratio is to the opponent's best batch."""
     data = result["data"]
 
     def cells(row: dict[str, Any]) -> list[str]:
@@ -146,7 +146,7 @@ def _evaluation_table(result: dict[str, Any]) -> str:
 
 
 def _plan_table(result: dict[str, Any]) -> str:
-    """Differences above 15% are bold. Steps that were not steady show from which to which."""
+    """Return the plan beside measured steps, differences above 15% in bold, and the range of unsteady steps."""
 
     def cells(row: dict[str, Any]) -> list[str]:
         if "error" in row:

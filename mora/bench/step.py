@@ -53,7 +53,10 @@ class Scenario:
 
 
 def scenarios(extent: str) -> list[Scenario]:
-    """ "smoke" (CPU, seconds), "quick" (the bars, minutes), "small" (the bars of models up to 1.5B, a minute) or "full"."""
+    """Return the scenarios of "smoke" (CPU, seconds), "quick" (the bars, minutes), "small" or "full".
+
+    "small" has the bars of models up to 1.5B and takes a minute.
+    """
     if extent == "smoke":
         return [
             Scenario(
@@ -92,7 +95,7 @@ def scenarios(extent: str) -> list[Scenario]:
 
 
 def measure(scenario: Scenario, device: torch.device, rounds: int) -> dict[str, Any]:
-    """Milliseconds of every round and activation bytes of every case; "out of memory" where a case did not fit."""
+    """Return each case's milliseconds of every round and activation bytes, or "out of memory" if it did not fit."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     base = build_base(scenario.shape, device, dtype)
     tokens = torch.randint(SHAPES[scenario.shape]["vocab_size"], (scenario.batch_size, scenario.length), device=device)
@@ -144,7 +147,7 @@ def product_tflops(device: torch.device) -> float | None:
 
 
 def _step(model: nn.Module, tokens: Tensor, case: Case) -> Callable[[], None]:
-    """Forward and backward on fixed tokens. Without adapters the gradient goes to the embeddings, so that there is one."""
+    """Return a forward and backward pass on fixed tokens. Without adapters the gradient goes to the embeddings."""
     embeddings = model.get_input_embeddings()  # type: ignore[operator]
 
     def step() -> None:
@@ -162,7 +165,7 @@ def _step(model: nn.Module, tokens: Tensor, case: Case) -> Callable[[], None]:
 
 
 def _peak_of(step: Callable[[], None], device: torch.device) -> int | None:
-    """Bytes at the peak above what was there before: activations and gradients."""
+    """Return the peak bytes above what was allocated before: activations and gradients."""
     if device.type != "cuda":
         step()
         return None

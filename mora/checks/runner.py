@@ -184,7 +184,7 @@ class Table:
 
 
 @contextmanager
-def start_trials(options: argparse.Namespace) -> Iterator[CheckRunner]:
+def started_checks(options: argparse.Namespace) -> Iterator[CheckRunner]:
     """Context manager: a runner for the options of `add_options`, in a folder that is removed afterwards.
 
     The folder is in memory if there is room. SIGTERM and Ctrl-C end the trials' time, so that the table is completed
@@ -198,14 +198,14 @@ def start_trials(options: argparse.Namespace) -> Iterator[CheckRunner]:
         python = f"Python {sys.version.split()[0]}{', told to write no bytecode' if sys.dont_write_bytecode else ''}"
         print(f"{', '.join(free)}; {os.cpu_count()} cores; {python}", flush=True)
         gpus = visible()[: options.ranks] if options.device == "cuda" else []
-        trials = CheckRunner(Path(folder), options.jobs, options.ranks, gpus, options.limit_s, options.run_limit_s)
+        checks = CheckRunner(Path(folder), options.jobs, options.ranks, gpus, options.limit_s, options.run_limit_s)
         for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(name) != signal.SIG_IGN:  # nohup
-                signal.signal(name, lambda *_: trials.stop())
+                signal.signal(name, lambda *_: checks.stop())
         try:
-            yield trials
+            yield checks
         finally:
-            trials.close()
+            checks.close()
 
 
 def add_options(parser: argparse.ArgumentParser, jobs: int, limit_s: float, run_limit_s: float) -> None:

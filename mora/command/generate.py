@@ -44,9 +44,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def answers(options: argparse.Namespace) -> list[str]:
-    """One a prompt, without the prompt. An adapter is merged into its base first.
+    """Return one answer per prompt, without the prompt. An adapter is merged into its base first.
 
-    Raises: ConfigError where the model cannot be loaded, or a prompt is empty.
+    Raises:
+        ConfigError: The model cannot be loaded, or a prompt is empty.
     """
     folder = trained.find(options.run)
     if folder is None and named(options.run) is None and (reason := refused(options.run)):

@@ -17,10 +17,12 @@ from .source import CONFIG_DIR
 ALSO_CALLED = {  # in other programs -> here
     "alpha": "method.adapter.lora_alpha (MoRA has none)",
     "batch_size": "task.train.global_batch_size",
+    "batchsize": "task.train.global_batch_size",
     "bf16": "scale.precision",
     "data": "task.data.corpus.sources",
     "epochs": "task.train.epochs",
     "fp16": "scale.precision",
+    "gpu": "hardware.processes",
     "gpus": "hardware.processes",
     "gradient_accumulation_steps": "hardware.micro_batch_size",
     "learning_rate": "lr",
@@ -29,6 +31,7 @@ ALSO_CALLED = {  # in other programs -> here
     "lora_r": "r",
     "max_grad_norm": "task.train.max_grad_norm",
     "max_steps": "task.train.max_steps (with task.train.epochs=null)",
+    "num_gpus": "hardware.processes",
     "num_train_epochs": "task.train.epochs",
     "operator": "method.adapter.operator",
     "output": "scale.results_dir",
@@ -40,6 +43,8 @@ ALSO_CALLED = {  # in other programs -> here
     "steps": "task.train.max_steps (with task.train.epochs=null)",
     "target_modules": "method.adapter.target_modules",
     "wandb": "tracker=wandb",
+    "warmup": "task.train.warmup_steps",
+    "warmup_ratio": "task.train.warmup_steps",
 }
 METHODS = {"full": "fft", "lora+": "lora_plus", "untuned": "none", "base": "none", "qlora": "lora"}
 ELSE = {
@@ -72,7 +77,7 @@ def choice(group: str, wanted: str) -> str:
 
 def field(path: str) -> str:
     """Return what to write instead of a setting that is not there, as the end of a message; empty if nothing is near."""
-    group, name = path.split(".")[0], path.split(".")[-1]
+    group, name = path.split(".")[0], path.split(".")[-1].lower()
     if path in fields():
         return f"; another {group} has it, this one has not"
     names = [known.rpartition(".")[2] for known in fields()]

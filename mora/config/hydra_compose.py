@@ -23,6 +23,12 @@ from .load import load
 from .schema import RunConfig
 from .source import CONFIG_DIR
 
+NAMES = {  # of what a choice has brought along: by another it would stand in another's tables, or have another's run id
+    "method.name": "method",
+    "scale.name": "scale",
+    "task.name": "task",
+    "task.data.kind": "task",
+}
 OF_ONE_GRID = ("task", "method", "r", "scale", "model")  # what a grid of rates depends on
 
 
@@ -126,13 +132,15 @@ def parse_override(argument: str) -> Override:
     """Return a setting as Hydra reads it.
 
     Raises:
-        ConfigError: If Hydra's grammar does not have it, or a group's choice is no name.
+        ConfigError: If Hydra's grammar does not have it, or a group's choice is no name or another choice's.
     """
     try:
         (override,) = OverridesParser.create().parse_overrides([argument])
         value = override.value()
     except (HydraException, ValueError, RecursionError) as error:  # of Hydra; a number of thousands of digits; brackets
         message = one_line(str(error).split("See https://hydra.cc/docs/")[0])
+        if "=~" in argument:
+            raise ConfigError(f"{short(argument)}: ~ stays as it is here: write $HOME, or the whole path") from error
         raise ConfigError(
             f"{short(argument)}: cannot be read ({message:.80}): brackets, braces and quotes that open must close, and the "
             "whole setting stands between quotes: 'KEY=[A, B]'"
@@ -142,6 +150,11 @@ def parse_override(argument: str) -> Override:
     named = named or (value is None and override.is_delete())
     if group in _groups() and not named:
         raise ConfigError(f"{short(argument)}: expected a name; there are {', '.join(hints.choices(group))}")
+    if of := NAMES.get(group):
+        raise ConfigError(
+            f"{short(argument)}: it comes with the {of}, another is {of}=NAME; one of your own is added to "
+            f"configs/{of}, with its own name"
+        )
     return override
 
 

@@ -19,17 +19,28 @@ SAMPLES, SAMPLE_BYTES = 64, 4096  # of a weights file, for its fingerprint
 
 
 def identified(model: Model) -> Model:
-    """Return the model, with its fingerprint if its weights are a folder's and its name is not in configs/model.
+    """Return the model as other processes can read it, with what tells its weights from others.
 
-    `model=llama2_7b model.name=mine model.path=...` begins with LLaMA-2's shape and revision, which are not its own.
+    A folder gets its whole path, because a worker has another working directory. If the name is not in configs/model, it
+    gets its fingerprint too. `model=llama2_7b model.name=mine model.path=...` begins with LLaMA-2's shape and revision,
+    which are not its own.
 
     Raises:
-        ValueError: If the folder holds no causal language model with its tokenizer, or another one than before.
+        ValueError: If the folder holds no causal language model with its tokenizer, or another one than before; if another
+            model has the name.
     """
     folder = Path(model.path or "")
+    if model.path is not None and folder.exists() and not folder.is_absolute():
+        folder = folder.absolute()
+        model = model.model_copy(update={"path": str(folder)})
     if _revisions().get(model.revision, model.name) != model.name:
         model = model.model_copy(update={"revision": None})
-    if model.source != "pretrained" or (KNOWN / f"{model.name}.yaml").is_file():
+    known = _known(model.name)
+    if known and (model.source != known["source"] or (known["revision"] and not model.revision)):
+        raise ValueError(
+            f"model.name={model.name!r} is that of configs/model/{model.name}.yaml, which this model is not: give it another"
+        )
+    if known or model.source != "pretrained":
         return model
     if not folder.is_dir():
         if folder.is_absolute():
@@ -43,6 +54,14 @@ def identified(model: Model) -> Model:
             "the weights are not those that the run began with; give another model.name, or the old weights"
         )
     return model.model_copy(update={"sha256": sha256, "shape": None})
+
+
+@cache
+def _known(name: str) -> dict[str, Any] | None:
+    """Return what the file of configs/model says of the model of that name."""
+    file = KNOWN / f"{name}.yaml"
+    values = read_yaml(file) if file.is_file() else {}
+    return values if values.get("name") == name else None
 
 
 @cache

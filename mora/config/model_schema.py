@@ -99,13 +99,17 @@ class Model(FrozenModel):
         if scale := values.pop("rank_scale", None):
             values["ranks"] = {} if scale == 1 else {1: scale}
         if values.get("name") is None:
-            values["name"] = Path(values.get("path") or "custom").name
+            values["name"] = Path(values.get("path") or "custom").absolute().name
         return values
 
     @model_validator(mode="after")
     def _check_path(self) -> Model:
-        if self.source == "pretrained" and self.path is None:
-            raise ValueError("path=null: expected the folder or hub id of the weights (source=pretrained)")
+        if not self.name or "/" in self.name:
+            raise ValueError(f"name={self.name!r}: expected a name without /, as of a file")
+        if self.source == "pretrained" and not self.path:
+            raise ValueError(
+                f"path={self.path or 'null'}: expected the folder or hub id of the weights (source=pretrained)"
+            )
         if self.source in ("init", "init_on_device") and self.path is not None:
             raise ValueError(
                 f"path={self.path!r}: {self.name} draws its weights and would not read it; leave path out, or take "

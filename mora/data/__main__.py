@@ -16,7 +16,9 @@ from . import load
 def parse(arguments: list[str] | None = None, prog: str = "python -m mora.data") -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
-    parser.add_argument("task", help="uuid, tulu2, metamath, biomed, finance or c4")
+    parser.add_argument(
+        "task", type=lambda given: given.removeprefix("task="), help="uuid, tulu2, metamath, biomed, finance or c4"
+    )
     parser.add_argument(
         "overrides", nargs="*", default=[], help="as for run.py, for example task.data.packing=isolated"
     )

@@ -37,17 +37,26 @@ def mean_parts(items: Sequence[float]) -> tuple[Features, Value]:
 
 
 def perplexity_parts(items: Sequence[tuple[float, int]]) -> tuple[Features, Value]:
-    """Items are (log-likelihood in nats, tokens) of a block: exp of the mean negative log-likelihood over all tokens."""
+    """Return the parts of perplexity; items are (log-likelihood in nats, tokens) of a block.
+
+    Perplexity is exp of the mean negative log-likelihood over all tokens.
+    """
     return np.asarray(items, dtype=np.float64), lambda sums: np.exp(-sums[:, 0] / sums[:, 1])
 
 
 def weighted_f1_parts(items: Sequence[tuple[str, str]]) -> tuple[Features, Value]:
-    """Items are (gold, predicted): the F1 of each gold label, weighted by how often it is the gold one."""
+    """Return the parts of weighted F1; items are (gold, predicted).
+
+    It is the F1 of each gold label, weighted by the number of its documents.
+    """
     return group_weighted_f1_parts([("", gold, predicted) for gold, predicted in items])
 
 
 def group_weighted_f1_parts(items: Sequence[tuple[str, str, str]]) -> tuple[Features, Value]:
-    """Items are (group, gold, predicted): the weighted F1 within each group, then the plain mean over groups."""
+    """Return the parts of grouped weighted F1; items are (group, gold, predicted).
+
+    It is the weighted F1 within each group, then the plain mean over groups.
+    """
     groups = {g: i for i, g in enumerate(sorted({group for group, _, _ in items}))}
     labels = {label: i for i, label in enumerate(sorted({x for _, *pair in items for x in pair}))}
     shape = (len(groups), len(labels), len(labels))
@@ -120,7 +129,7 @@ def resample(counts: int, draws: int, seed: int = 0) -> np.ndarray:
 def bootstrap(
     name: str, items: Sequence[Any], clusters: Sequence[Hashable] | None = None, draws: int = DRAWS
 ) -> np.ndarray:
-    """Scores of `draws` resamplings of whole clusters (each document its own where None), float64 (draws,).
+    """Return the scores of `draws` resamplings of whole clusters, float64 (draws,); None: each document is its own cluster.
 
     The same clusters in the same order give the same resamples, so two models' draws are paired.
     """

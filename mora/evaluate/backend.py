@@ -1,4 +1,4 @@
-"""lm-eval's Hugging Face backend with what it lacks: token counts, logits only where they are scored, a journal."""
+"""lm-eval's Hugging Face backend with what it lacks: token counts, logits only where they are scored, a response cache."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Backend(HFLM):
         tokenizer: PreTrainedTokenizerBase,
         batch_size: int,
         max_length: int,
-        journal: ResponseCache,
+        response_cache: ResponseCache,
         length_limit: int | None = None,
     ):
         model.tie_weights = _leave_tied  # type: ignore[assignment]
@@ -70,7 +70,7 @@ class Backend(HFLM):
             del model.tie_weights
         base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         self.keeps_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
-        self.journal = journal
+        self.response_cache = response_cache
         self.length_limit = length_limit  # tokens of prompt and answer; None: as many as a task asks for
         self._pairs: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
         self._asked: list[Any] = []  # lm-eval's requests that are being answered
@@ -95,7 +95,7 @@ class Backend(HFLM):
             self._asked = []
 
     def _encode_pairs(self, pairs: list[tuple[str, str]]) -> None:
-        """Remembers what `_encode_pair` gives for each of them; a context is tokenised once for all its options."""
+        """Remember the result of `_encode_pair` for each pair; a context is tokenised once for all its options."""
         contexts = list(dict.fromkeys(context.rstrip() for context, _ in pairs))
         ids = self._encode_texts([*contexts, *(context + continuation for context, continuation in pairs)])
         known = dict(zip(contexts, ids, strict=False))
@@ -127,7 +127,7 @@ class Backend(HFLM):
         batches = _batches(inputs, override_bs or int(self.batch_size))
         for batch in tqdm(batches, desc="log-likelihoods", disable=disable_tqdm or None):
             wanted = [[requests[i][2] for i in by_input[ids]] for ids in batch]
-            scored = self.journal.answer(
+            scored = self.response_cache.answer(
                 [batch, wanted], partial(by_halves, partial(self._score, batch, wanted), len(batch))
             )
             owners = [i for ids in batch for i in by_input[ids]]
@@ -141,7 +141,7 @@ class Backend(HFLM):
     def _score(
         self, inputs: list[tuple[int, ...]], wanted: list[list[list[int]]], rows: slice
     ) -> list[tuple[float, bool]]:
-        """(nats, is the argmax throughout) of every wanted continuation of every input among `rows`, in order."""
+        """Return (nats, is the argmax throughout) of every wanted continuation of every input among `rows`, in order."""
         inputs, wanted = inputs[rows], wanted[rows]
         longest = max(map(len, inputs))
         ids_BT = torch.zeros((len(inputs), longest), dtype=torch.long)
@@ -195,9 +195,11 @@ class Backend(HFLM):
         return ids_BT, mask_BT
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **kwargs: Any) -> Tensor:
-        """Prompt and generated ids, padded where a row ended. Greedy, unless `kwargs` sample: as HFLM's then.
+        """Return prompts and generated ids, padded after a row's end.
 
-        A batch whose keys and values would take too much memory is written in equal parts.
+        Greedy, unless `kwargs` sample, which HFLM then does.
+
+        A batch whose keys and values would need too much memory is generated in equal parts.
         """
         if kwargs.get("do_sample"):
             return super()._model_generate(context, max_length, stop, **kwargs)
@@ -221,7 +223,7 @@ class Backend(HFLM):
         generated: list[list[int]] = []
         for rows in equal_parts(len(context), rows_at_once(self.model, max_length)):
             what = [context[rows].tolist(), mask[rows].tolist(), max_length, stop, None]
-            generated += self.journal.answer(what, partial(by_halves, generate, rows.stop, rows.start))
+            generated += self.response_cache.answer(what, partial(by_halves, generate, rows.stop, rows.start))
         longest = max(map(len, generated))
         padded = [ids + [self.tokenizer.pad_token_id] * (longest - len(ids)) for ids in generated]
         return torch.cat([context, torch.tensor(padded, dtype=torch.long, device=context.device)], dim=1)
@@ -233,7 +235,7 @@ class Backend(HFLM):
         return [i for i in (*named, self.tokenizer.eos_token_id) if i is not None]
 
     def _stopped(self, stop: list[str], rows: list[list[int]]) -> list[bool]:
-        """Whether the last tokens hold one of `stop`: lm-eval cuts the text there in any case."""
+        """Return for each row whether its last tokens hold one of `stop`; lm-eval cuts the text there in any case."""
         window = LOOK_EVERY + max(map(len, stop), default=0)
         return [any(s in text for s in stop) for text in self.tokenizer.batch_decode([ids[-window:] for ids in rows])]
 
@@ -257,7 +259,7 @@ def by_halves(answer: Callable[[slice], list[T]], stop: int, start: int = 0) -> 
 
 
 def rows_at_once(model: Any, tokens: int) -> int:
-    """Rows of so many tokens whose keys and values are no more than a batch should hold: equal on every GPU."""
+    """Return the number of rows of so many tokens whose keys and values a batch may hold: equal on every GPU."""
     config = model.config.get_text_config()
     queries = getattr(config, "num_attention_heads", None)
     if queries is None:  # no attention: nothing grows with the tokens

@@ -26,7 +26,7 @@ class LogLikelihood(float):
 
 
 def as_test_split(docs: list[Doc]) -> dict[str, datasets.Dataset]:
-    """Documents as lm-eval wants them of `custom_dataset`. Raises: DataError where there are none."""
+    """Return the documents as lm-eval expects them of `custom_dataset`. Raises DataError if there are none."""
     if not docs:
         raise DataError("the rows of this evaluation set make no documents")
     return {"test": datasets.Dataset.from_list(docs)}

@@ -41,9 +41,10 @@ class Comparison:
 
 
 def compare(a: LoggedSamples, b: LoggedSamples, draws: int = DRAWS) -> Comparison:
-    """Paired over the same documents, clusters kept whole.
+    """Compare two runs, paired over the same documents, with whole clusters.
 
-    Raises: DataError where the two runs did not score the same documents with the same prompts, or all are one cluster's.
+    Raises:
+        DataError: The runs did not score the same documents with the same prompts, or all are of one cluster.
     """
     task = a.header["task"]
     for field in ("task", "prompts", "aggregation"):

@@ -82,7 +82,7 @@ class FixedSteps:
             counter += 1
 
     def _captured(self) -> torch.cuda.CUDAGraph | None:
-        """One step as a graph, or None, with a warning, where the model cannot be captured."""
+        """Capture one step as a graph; return None, with a warning, if the model cannot be captured."""
         state = (self.ids, self.positions, self.nan, self._at, self._slot, self._seen)
         before = [tensor.clone() for tensor in state]
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()

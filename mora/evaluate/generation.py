@@ -124,7 +124,7 @@ class _Batch:
         return self._ids_BT
 
     def keep(self, places: list[int]) -> None:
-        """Rows leave: these stay, in this order."""
+        """Keep only these rows, in this order."""
         if len(places) == len(self._ids_BT):
             return
         kept = torch.tensor(places, device=self._ids_BT.device)
@@ -190,7 +190,7 @@ _uncaptured: set[type] = set()  # models of which a capture failed
 
 
 def fixed_steps_suit(model: Any) -> bool:
-    """Whether the model is on a GPU and takes a mask of four dimensions."""
+    """Return whether the model is on a GPU and takes a mask of four dimensions."""
     return next(model.parameters()).device.type == "cuda" and takes_long_masks(model)
 
 

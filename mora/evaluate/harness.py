@@ -35,7 +35,7 @@ class Settings:
     Attributes:
         metadata: Reaches the data loaders of the tasks.
         limit: Score only the first documents of each task.
-        journal: Batches already answered under the same `identity` are not computed again.
+        response_cache: Batches already answered under the same `identity` are not computed again.
         max_length: Tokens of prompt and answer; more for long answers, up to `length_limit`.
     """
 
@@ -45,12 +45,12 @@ class Settings:
     limit: int | None = None
     data_dir: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
-    journal: Path | None = None
+    response_cache: Path | None = None
     identity: str = ""
 
-    def resumable(self, journal: Path, identity: str) -> Settings:
-        """Return the settings with progress kept in `journal`."""
-        return replace(self, journal=journal, identity=identity)
+    def resumable(self, response_cache: Path, identity: str) -> Settings:
+        """Return the settings with progress kept in `response_cache`."""
+        return replace(self, response_cache=response_cache, identity=identity)
 
     def within(self, model: torch.nn.Module) -> Settings:
         """Return the settings for a model that may have fewer positions; print so, and what follows from it."""
@@ -69,13 +69,16 @@ class Settings:
 def evaluate_model(
     model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, tasks: list[str], settings: Settings
 ) -> tuple[Metrics, dict[str, LoggedSamples]]:
-    """Scores of lm-eval's and our tasks and groups, with standard errors, and every scored document.
+    """Score lm-eval's and this suite's tasks and groups, with standard errors, and return every scored document, too.
 
-    Beside a task's scores: `documents`, and for multiple choice `floor`, the score of the best constant answer. A group's
-    score is the plain mean of its tasks' (errors added as of independent tasks). The caller's random state and the model's
-    mode are left as they were. Call it under autocast where the weights are wider than the compute dtype.
+    Beside a task's scores there are `documents` and, for multiple choice, `floor`, the score of the best constant
+    answer. A group's score is the plain mean of its tasks' scores, with errors added as of independent tasks. The
+    caller's random state and the model's mode are restored. Call it under autocast if the weights are wider than the
+    compute dtype.
 
-    Raises: ConfigError for an unknown task, DataError for data that are missing or wrong.
+    Raises:
+        ConfigError: A task is unknown.
+        DataError: Data are missing or wrong.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from lm_eval.evaluator import evaluate
@@ -85,13 +88,13 @@ def evaluate_model(
     settings = settings.within(model)
     manager = task_manager(tasks, tokenizer, settings)
     window = f"{settings.max_length}" + (f" {settings.length_limit}" if settings.length_limit else "")
-    journal = ResponseCache(settings.journal, f"{settings.identity}|{settings.batch_size}|{window}")
+    response_cache = ResponseCache(settings.response_cache, f"{settings.identity}|{settings.batch_size}|{window}")
     was_training = model.training
     model.eval()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
         result: Any = evaluate(  # simple_evaluate would run pip and compilers each time, for a report that is not kept
-            Backend(model, tokenizer, settings.batch_size, settings.max_length, journal, settings.length_limit),
+            Backend(model, tokenizer, settings.batch_size, settings.max_length, response_cache, settings.length_limit),
             _loaded(manager, tasks),
             limit=settings.limit,
             bootstrap_iters=0,
@@ -117,14 +120,15 @@ def _loaded(manager: Any, tasks: list[str]) -> Any:
 
 
 def check_names(tasks: list[str]) -> None:
-    """Before anything is loaded. Raises: ConfigError for a name that neither we nor lm-eval have."""
+    """Raise ConfigError, before anything is loaded, for a name that neither this suite nor lm-eval has."""
     _manager(tasks)
 
 
 def task_manager(tasks: list[str], tokenizer: PreTrainedTokenizerBase, settings: Settings) -> Any:
-    """Our tasks, and lm-eval's own catalogue (seconds to index) only where a name is not ours.
+    """Return a task manager with this suite's tasks; lm-eval's catalogue, which takes seconds, is added only if needed.
 
-    Raises: ConfigError for a name that neither knows.
+    Raises:
+        ConfigError: Neither knows a name.
     """
     metadata = {"data_dir": settings.data_dir, "tokenizer": tokenizer, "max_length": settings.max_length}
     return _manager(tasks, metadata | settings.metadata)
@@ -215,7 +219,7 @@ def _facts(logged: LoggedSamples) -> dict[str, float]:
 
 
 def _with_errors(values: dict[str, Any], logged: LoggedSamples) -> dict[str, float]:
-    """lm-eval's values as `metric`, or `metric:filter`, and our own standard errors."""
+    """Return lm-eval's values as `metric`, or `metric:filter`, with this suite's standard errors."""
     out = {}
     for name, value in values.items():
         metric, _, chosen = name.partition(",")

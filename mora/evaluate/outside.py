@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> Path:
         length_limit=options.max_length,
         limit=options.limit,
         data_dir=options.data_dir,
-        journal=folder / "journal.jsonl",
+        response_cache=folder / "journal.jsonl",
         identity=f"{identity}|{precision}|{code['fingerprint']}",  # other code, other answers
     )
     new: dict[str, Any] = {
@@ -86,7 +86,7 @@ def _short(model: Path) -> str:
 
 
 def fingerprint(model: torch.nn.Module) -> str:
-    """16 hex digits over every weight's name and bytes."""
+    """Return 16 hex digits over every weight's name and bytes."""
     digest = hashlib.sha256()
     for key, tensor in model.state_dict().items():
         digest.update(key.encode())

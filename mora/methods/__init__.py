@@ -45,7 +45,7 @@ def prepare(model: nn.Module, config: RunConfig) -> nn.Module:
 
 
 def train_rest(model: nn.Module) -> None:
-    """Pretraining: every module that carries no adapter trains."""
+    """Train every module that carries no adapter, as pretraining does."""
     inside = {id(m) for layer in model.modules() if isinstance(layer, BaseTunerLayer) for m in layer.modules()}
     for module in model.modules():
         if id(module) not in inside:

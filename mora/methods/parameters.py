@@ -9,7 +9,7 @@ from .groups import trainable
 
 
 def parameter_table(model: nn.Module) -> dict[str, int]:
-    """Trainable parameters of each kind of module, named without layer numbers, largest first."""
+    """Return the trainable parameters of each kind of module, named without layer numbers, largest first."""
     table: dict[str, int] = {}
     for name, p in trainable(model).items():
         kind = _kind(name)
@@ -18,7 +18,7 @@ def parameter_table(model: nn.Module) -> dict[str, int]:
 
 
 def lora_table(model: nn.Module) -> dict[str, int]:
-    """LoRA's parameters, r (in_features + out_features), in the modules that carry an adapter, by kind."""
+    """Return LoRA's parameters, r (in_features + out_features), of the modules that carry an adapter, by kind."""
     table: dict[str, int] = {}
     for name, layer in model.named_modules():
         if isinstance(layer, BaseTunerLayer):

@@ -14,9 +14,10 @@ BLOCK = 4096  # logits at a time of one row
 
 
 def cross_entropy_(logits: Tensor, labels: Tensor, ignore_index: int, residual: bool) -> Tensor:
-    """Losses in fp32, (N,), of logits (N, V) with contiguous rows and labels (N,).
+    """Return the losses in fp32, (N,), of logits (N, V) with contiguous rows and labels (N,).
 
-    residual: writes softmax minus one at the label over the logits, zeros where the label is `ignore_index`.
+    With `residual` the logits are overwritten by softmax minus one at the label, or by zeros if the label is
+    `ignore_index`.
     """
     rows, vocabulary = logits.shape
     losses = torch.empty(rows, dtype=torch.float32, device=logits.device)

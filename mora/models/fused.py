@@ -30,7 +30,7 @@ def use_fused_layers(model: PreTrainedModel) -> bool:
 
 
 def built_as_llama(model: PreTrainedModel) -> bool:
-    """Whether every layer is two root-mean-square norms, attention by four projections and an MLP gated by SiLU.
+    """Return whether every layer is two root-mean-square norms, attention by four projections and an MLP gated by SiLU.
 
     The norm multiplies by its weight alone: Gemma's adds one to it.
     """
@@ -54,7 +54,7 @@ def _is_llama_layer(layer: Any) -> bool:
 
 
 def _is_fused(mlp: Any) -> bool:
-    """Whether the layer is of liger-kernel's classes, which it puts into transformers' module, for later models too."""
+    """Return whether the layer is of liger-kernel's classes."""
     return type(mlp).__module__.startswith("liger_kernel.")
 
 

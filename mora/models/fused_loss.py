@@ -16,11 +16,17 @@ CHUNK_BYTES = 256 * 2**20  # of fp32 logits: 2048 tokens of LLaMA-2's vocabulary
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-    """Losses of F.cross_entropy(hidden @ weight.T, labels, reduction="none"), in nats, fp32, and their gradients.
+    """Return F.cross_entropy(hidden @ weight.T, labels, reduction="none"), in nats, fp32, with gradients.
 
-    hidden (N, H), weight (V, H), labels (N,) int64; a label `ignore_index` gives 0. Products are taken in hidden's dtype,
-    softmax and sums in fp32. Logits live CHUNK_BYTES at a time. Of a frozen weight the gradient is computed with the loss,
-    and what is kept has the size of hidden; for one that trains, logits are made again in backward.
+    Products are taken in hidden's dtype, softmax and sums in fp32. Logits live CHUNK_BYTES at a time. With a frozen weight
+    the gradient is computed along with the loss, and what is kept has the size of hidden; for a weight that trains, logits
+    are computed again in backward.
+
+    Args:
+        hidden: (N, H).
+        weight: (V, H).
+        labels: (N,), int64.
+        ignore_index: A label whose loss is 0.
     """
     if weight.requires_grad and torch.is_grad_enabled():
         return _TrainedHead.apply(hidden, weight.to(hidden.dtype), labels, ignore_index)
@@ -78,14 +84,14 @@ class _TrainedHead(torch.autograd.Function):
 
 
 def parts(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
-    """Rows of hidden (N, H), as many at a time as have CHUNK_BYTES of logits."""
+    """Yield slices of hidden's rows (N, H), as many at a time as have CHUNK_BYTES of logits."""
     size = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
     for start in range(0, len(hidden), size):
         yield slice(start, start + size)
 
 
 def groups(lengths: list[int], weight: Tensor) -> Iterator[slice]:
-    """Rows of so many tokens each, in order: as many at a time as have CHUNK_BYTES of logits, but at least one."""
+    """Yield slices of rows of so many tokens each: as many as have CHUNK_BYTES of logits, but at least one."""
     max_tokens, start, tokens = CHUNK_BYTES // (4 * weight.shape[0]), 0, 0
     for i, length in enumerate(lengths):
         if i > start and tokens + length > max_tokens:
@@ -96,9 +102,9 @@ def groups(lengths: list[int], weight: Tensor) -> Iterator[slice]:
 
 
 def _losses_and_residual(logits: Tensor, labels: Tensor, ignore_index: int, residual: bool) -> tuple[Tensor, Tensor]:
-    """Losses of the rows of logits (N, V), and if asked for, softmax minus one at the label, in logits' dtype.
+    """Return the losses of the rows of logits (N, V) and, if wanted, softmax minus one at the label, in logits' dtype.
 
-    Both are zero where there is no label. On a GPU one Triton kernel does both, in the memory of the logits.
+    Both are zero without a label. On a GPU one Triton kernel does both, in the memory of the logits.
     """
     if logits.dtype != torch.float64 and kernels.on_triton(logits):
         from .cross_entropy_kernel import cross_entropy_

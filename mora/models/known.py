@@ -25,7 +25,7 @@ def named(name: str) -> Model | None:
 
 @lru_cache
 def _read(path: Path, changed: int) -> Model | None:
-    """Once, for a plan and a table ask hundreds of times; again where the file has changed."""
+    """Read the file once, since a plan and a table ask hundreds of times, and again if it has changed."""
     try:
         return Model.model_validate(read_yaml(path))
     except ValidationError:

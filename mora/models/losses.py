@@ -14,7 +14,7 @@ from .structure import needs_no_mask, plain_head, without_mask
 
 
 def token_losses(model: nn.Module, batch: Batch) -> Tensor:
-    """Cross-entropy of every label in nats, fp32, shape (B, T - 1), 0 where there is no label."""
+    """Return the cross-entropy of every label in nats, fp32, shape (B, T - 1); 0 without a label."""
     states = hidden_states(model, batch)
     if states is not None:
         hidden, weight = states[0][:, :-1], states[1]
@@ -27,7 +27,7 @@ def token_losses(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def hidden_states(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor] | None:
-    """Hidden states (B, T, H) of which logits are the product with the head's weight (V, H); None where they are not."""
+    """Return hidden states (B, T, H) whose product with the head's weight (V, H) is the logits; None if it is not."""
     head = plain_head(model)
     if head is None:
         return None

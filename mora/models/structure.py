@@ -59,12 +59,12 @@ def needs_no_mask(model: nn.Module, length: int) -> bool:
 
 
 def can_be_captured(model: nn.Module) -> bool:
-    """Whether a step can be a CUDA graph: the host has nothing to look at or to choose."""
+    """Return whether a step can be a CUDA graph: the host has nothing to look at or to choose."""
     return plain_head(model) is not None and needs_no_mask(model, PROBED)
 
 
 def takes_long_masks(model: nn.Module) -> bool:
-    """Whether the model takes a mask of four dimensions, as captured decoding gives it over a cache with room to grow."""
+    """Return whether the model takes a mask of four dimensions, as captured decoding gives it over a growing cache."""
     causal = causal_model(model)
     if causal is None or not _sees_everything(causal.config, None):
         return False
@@ -89,7 +89,10 @@ def without_mask(trunk: nn.Module) -> Iterator[None]:
 
 
 def fast_paths(model: nn.Module, fused_layers: bool, captures: bool) -> dict[str, bool]:
-    """Which fast paths a run with this model has. `captures`: its hardware captures the steps of models that let it."""
+    """Return the fast paths of a run with this model.
+
+    `captures`: its hardware captures the steps of models that allow it.
+    """
     return {
         "fused norms and gates": fused_layers,
         "head and loss in chunks": plain_head(model) is not None,
@@ -117,7 +120,10 @@ def _ask(causal: PreTrainedModel, question: str, answer: Any) -> bool:
 
 
 def _multiplies(causal: PreTrainedModel, trunk: nn.Module, weight: Tensor) -> bool:
-    """Whether logits are hidden @ weight.T, of hidden states so large that a cap would show. The trunk does not compute."""
+    """Return whether logits are hidden @ weight.T, tested with hidden states so large that a cap would show.
+
+    The trunk does not compute.
+    """
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(1, 4, weight.shape[1], generator=generator).to(weight)
     product = F.linear(hidden, weight)
@@ -134,7 +140,7 @@ def _multiplies(causal: PreTrainedModel, trunk: nn.Module, weight: Tensor) -> bo
 
 
 def _sees_everything(config: Any, length: int | None) -> bool:
-    """Whether attention is torch's and no window is narrower than `length` tokens; None: than any."""
+    """Return whether attention is torch's and no window is narrower than `length` tokens (None: than any)."""
     if getattr(config, "_attn_implementation", "") != "sdpa":
         return False
     if getattr(config, "use_sliding_window", True) is False:
@@ -144,7 +150,7 @@ def _sees_everything(config: Any, length: int | None) -> bool:
 
 
 def _ids(causal: PreTrainedModel) -> Tensor:
-    """(2, PROBED), none of them a special token's where there are enough others."""
+    """Return ids (2, PROBED), none of a special token if there are enough others."""
     ids = torch.arange(2 * PROBED) % max(1, causal.config.vocab_size // 2) + causal.config.vocab_size // 4
     return ids.view(2, PROBED).to(causal.device)
 

@@ -43,7 +43,7 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def character_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a printable character, after <pad>, <s> and </s>, which no text can contain."""
+    """Return a tokenizer with one token per printable character, after <pad>, <s> and </s>, which no text can contain."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     vocabulary = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", *string.printable])}

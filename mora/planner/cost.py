@@ -62,7 +62,10 @@ def length_of(config: RunConfig, results: Iterable[RunResult] = ()) -> Length:
 
 
 def max_length(config: RunConfig) -> int:
-    """Tokens of the longest sequence. A UUID pair: 73 characters and BOS where each is a token; at most 80 elsewhere."""
+    """Return the tokens of the longest sequence.
+
+    A UUID pair has 73 characters and BOS if each is a token, and at most 80 elsewhere.
+    """
     return getattr(config.task.data, "max_length", None) or (75 if config.scale.name == "smoke" else 80)
 
 

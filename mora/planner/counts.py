@@ -49,7 +49,7 @@ def number_bytes(config: RunConfig) -> int:
 
 
 def operator_of(config: RunConfig) -> str | None:
-    """MoRA's operator, "auto" resolved; None of other methods."""
+    """Return MoRA's operator with "auto" resolved; None for other methods."""
     if config.method.adapter is None:
         return None
     return config.method.adapter.operator_for(shape_of(config.model).hidden, config.r or 0)
@@ -78,7 +78,7 @@ def square(config: RunConfig) -> Square | None:
 
 
 def trainable(config: RunConfig) -> int:
-    """Trainable parameters."""
+    """Return the number of trainable parameters."""
     shape = shape_of(config.model)
     if config.method.adapter is None:
         return shape.parameters if config.method.trains else 0
@@ -87,7 +87,7 @@ def trainable(config: RunConfig) -> int:
 
 
 def frozen_adapter(config: RunConfig) -> int:
-    """Parameters of the adapters that do not train: A under method.adapter.freeze_a."""
+    """Return the parameters of the adapters that do not train: A under method.adapter.freeze_a."""
     return sum(footprint.frozen * linear.count for linear, footprint in adapters(config).values())
 
 

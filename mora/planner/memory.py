@@ -118,11 +118,12 @@ SPLIT = {
 
 
 def _saved(config: RunConfig, shape: Shape, fused: bool) -> tuple[float, float]:
-    """Numbers of the compute dtype that backward needs, a token, over all layers: kept from forward, and made anew.
+    """Return the numbers of the compute dtype that backward needs per token over all layers: kept, and recomputed.
 
-    A layer: its two norms (x, twice as wide in fp32 where not fused), q, k, v and attention's output, gate and up (and silu
-    of the gate where not fused), and what the adapters or trained weights read. liger's norm keeps x as it is, its gate the
-    two factors, its rotary embedding nothing. Gradient checkpointing: every layer's input, and one layer at a time.
+    A layer has its two norms (x, twice as wide in fp32 if not fused), q, k, v and attention's output, gate and up (and
+    silu of the gate if not fused), and what the adapters or trained weights read. liger's norm keeps x as it is, its
+    gate the two factors, its rotary embedding nothing. Gradient checkpointing keeps every layer's input, and one layer
+    at a time.
     """
     h, i, q = shape.hidden, shape.mlp, shape.queries
     trains_norms = config.method.adapter is None or config.trains_rest

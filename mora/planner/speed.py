@@ -73,9 +73,9 @@ def is_steady(seconds: Sequence[float]) -> bool:
 def token_time(config: RunConfig, length: int, micro_batch_size: int, without: str = "") -> TokenTime:
     """Return the time per token by the nearest measurement of the same model, else by an assumed share of the GPU's peak.
 
-    If another method was measured, or one that trains other parts, the source says "extrapolated from" instead of
-    "measured". Nearest is first the same method (restarts and learning rates aside), on its own or with all else that
-    trains; then real steps before passes alone, steady before disturbed ones; then equal graphs, checkpointing,
+    If another method or operator was measured, or one that trains other parts, the source says "extrapolated from"
+    instead of "measured". Nearest is first the same method (restarts and learning rates aside), on its own or with all
+    else that trains; then real steps before passes alone, steady before disturbed ones; then equal graphs, checkpointing,
     operator and dropout; then rank and tokens per micro batch, both as ratios.
 
     Checkpointing and length are corrected by the FLOPs of the base model. Rank is not: an adapter multiplies little,
@@ -103,7 +103,11 @@ def token_time(config: RunConfig, length: int, micro_batch_size: int, without: s
     seconds = _at(tokens, alike) / tokens
     work = flops_per_token(config, length, with_adapters=False)
     work /= flops_per_token(nearest.config, nearest.length, with_adapters=False)
-    if _unlike(nearest, config)[:2] != (False, False):
+    same_parts = (
+        nearest.config.method.step_family == config.method.step_family
+        and nearest.config.trains_rest == config.trains_rest
+    )
+    if not same_parts or operator_of(nearest.config) != operator_of(config):
         return TokenTime(seconds * work, f"extrapolated from {nearest.name}, {nearest.device}")
     return TokenTime(seconds * work, f"measured, {nearest.device}, {nearest.name}")
 
@@ -132,7 +136,7 @@ def _far(one: float | None, other: float | None) -> float:
 
 
 def _at(tokens: float, alike: Sequence[Measured]) -> float:
-    """Seconds of a micro batch of so many tokens; `alike` has the nearest first."""
+    """Return the seconds of a micro batch of so many tokens; `alike` has the nearest first."""
     near = alike[0]
     for far in alike[1:]:
         if far.tokens != near.tokens and far.length == near.length:
@@ -211,7 +215,9 @@ def _passes() -> tuple[Measured, ...]:
 
 
 def _of_steps(result: dict[str, Any]) -> list[Measured]:
-    measured = []
+    measured: list[Measured] = []
+    if result.get("extent") == "small":  # of launches, for the most part, which the suite's runs capture in graphs
+        return measured
     for scenario in result["scenarios"]:
         plain = [c for c in scenario["cases"] if c["ms"] and c["r"] and not c["stock"] and c["form"] == "auto"]
         model = EARLIER_NAMES.get(scenario["shape"], scenario["shape"])

@@ -161,24 +161,26 @@ class Restart:
             _MergeStats(torch.zeros(3, dtype=torch.float64, device=self.engine.device)),
             self._generator("noise"),
         )
-        promises = _Postconditions(self.engine.device)
+        postconditions = _Postconditions(self.engine.device)
         with self.engine.fp32_masters():
             for layer in self.layers:
                 with self.engine.gathered([layer.base, *layer.adapter.values()]):
                     if rank() == 0:
-                        self._merge_layer(layer, kept, noise, promises)
-        self._require(promises)
+                        self._merge_layer(layer, kept, noise, postconditions)
+        self._require(postconditions)
         return kept.facts()
 
-    def _merge_layer(self, layer: Adapted, kept: _MergeStats, noise: Generator, promises: _Postconditions) -> None:
+    def _merge_layer(
+        self, layer: Adapted, kept: _MergeStats, noise: Generator, postconditions: _Postconditions
+    ) -> None:
         delta, old = layer.delta_weight(), layer.base.data.clone()
-        promises.add(torch.isfinite(delta).all(), f"the update of {layer.name} is not finite")
+        postconditions.add(torch.isfinite(delta).all(), f"the update of {layer.name} is not finite")
         exact = self.shadow.get(layer.name, old).to(old.device, torch.float32) + delta
         new = self._cast(exact, old.dtype, noise)
         kept.add(old, new, exact, delta)
         layer.base.data.copy_(new)
         took = (layer.base.data == new).all()
-        promises.add(took, f"the base weight of {layer.name} did not take the merged values")
+        postconditions.add(took, f"the base weight of {layer.name} did not take the merged values")
         if layer.name in self.shadow:
             self.shadow[layer.name].copy_(exact)  # in its own memory: new pages take longer than the copy
         else:
@@ -230,14 +232,14 @@ class Restart:
         """
         assert self.settings is not None
         device = self.engine.device
-        promises, fingerprint = _Postconditions(device), torch.zeros((), dtype=torch.float64, device=device)
+        postconditions, fingerprint = _Postconditions(device), torch.zeros((), dtype=torch.float64, device=device)
         for layer, values in self._initial_states():
             values = {name: value.to(device) for name, value in values.items()}
             with self.engine.gathered([layer.base, *layer.adapter.values()], write=False):
-                promises.add(~layer.delta_weight().any(), f"the adapter of {layer.name} still adds to the output")
+                postconditions.add(~layer.delta_weight().any(), f"the adapter of {layer.name} still adds to the output")
                 for name, p in layer.adapter.items():
                     same = (p.data == values[name].to(p.dtype)).all()
-                    promises.add(same, f"{name} of {layer.name} does not have its first values")
+                    postconditions.add(same, f"{name} of {layer.name} does not have its first values")
                     fingerprint += p.double().sum()
                 fingerprint += layer.base.double().sum()
             if self.settings.stale_masters:
@@ -245,19 +247,19 @@ class Restart:
             for name, p in layer.adapter.items():
                 master = self.engine.master(p).to(device)
                 renewed = (master == values[name].to(master.dtype)).all()
-                promises.add(renewed, f"the optimizer's copy of {name} of {layer.name} was not renewed")
+                postconditions.add(renewed, f"the optimizer's copy of {name} of {layer.name} was not renewed")
         for state in self.engine.optimizer_states(adapter=True):
             for value in state.values():
-                promises.add(~value.any(), "moments or step of the adapter are not zero")
+                postconditions.add(~value.any(), "moments or step of the adapter are not zero")
         unchanged = torch.tensor(self._moments_of_others() == others)
-        promises.add(unchanged, "moments of parameters outside the adapter were changed")
-        self._require(promises)
+        postconditions.add(unchanged, "moments of parameters outside the adapter were changed")
+        self._require(postconditions)
         fingerprints = all_gather_value(float(fingerprint))
         if len(set(fingerprints)) > 1:
             raise RestartFailed(f"restart {self.count}: the ranks hold different weights: sums {fingerprints}")
 
-    def _require(self, promises: _Postconditions) -> None:
-        if broken := promises.broken():
+    def _require(self, postconditions: _Postconditions) -> None:
+        if broken := postconditions.broken():
             raise RestartFailed(f"restart {self.count}: {broken[0]}")
 
 

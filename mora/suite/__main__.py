@@ -52,9 +52,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _do(args: argparse.Namespace, loaded: dict[str, Experiment]) -> list[str]:
-    """Plans, hands in, or runs and renders. Returns the runs that failed."""
+    """Plan, submit, or run and render; return the runs that failed."""
     settings, job = slurm.split(args.set)
     overrides.check(settings, args.results)
+    if args.results is not None and args.results.exists() and not args.results.is_dir():
+        raise ConfigError(f"--results {args.results}: is a file; expected a folder, which is made where there is none")
     given = overrides.given(args, settings)
     if job and args.hardware != "slurm":
         raise ConfigError(f"--set {slurm.PREFIX}{next(iter(job))}: only valid with --hardware slurm")
@@ -102,7 +104,7 @@ def _plan(args: argparse.Namespace, specs: list[CellSpec], settings: list[str]) 
 
 
 def _hand_in(args: argparse.Namespace, specs: list[CellSpec], settings: list[str], job: dict[str, str]) -> None:
-    """One array job of `--jobs` tasks; nothing where nothing is missing."""
+    """Submit one array job of `--jobs` tasks, unless nothing is missing."""
     if not runner.plan(specs):
         print("nothing is missing: no job was submitted")
         return
@@ -127,7 +129,7 @@ def _known(specs: list[CellSpec]) -> list[RunConfig]:
 
 
 def _say_what_is_there(specs: list[CellSpec], args: argparse.Namespace) -> None:
-    """If nothing was run, print that and why."""
+    """Print why nothing was run, if so."""
     there = {str(launch.result_path(config)) for config in _known(specs) if result_of(config) is not None}
     if there and not runner.plan(specs):
         again = "FORCE=1 (--force) repeats them; RESULTS=FOLDER (--results FOLDER) runs them into another folder"

@@ -48,5 +48,5 @@ def words(config: RunConfig, overrides: list[str]) -> list[str]:
 
 
 def _last_of_each(overrides: list[str]) -> list[str]:
-    """Hydra refuses a group that is given twice."""
+    """Keep the last choice of each group, since Hydra refuses a group that is given twice."""
     return list({text.split("=")[0]: text for text in overrides}.values())

@@ -145,7 +145,7 @@ def find(rows: list[list[CellRuns]], wanted: Row, column: str) -> CellRuns | Non
 
 
 def nothing_known(measured: Measured) -> bool:
-    """Whether nothing can be told: both rows are at what knowing nothing scores, or the untuned model is."""
+    """Return whether both rows, or the untuned model, are at the score of a model that knows nothing."""
     if measured.first is None or measured.second is None:
         return False
     if at_floor(measured.first.cells) and at_floor(measured.second.cells):
@@ -166,7 +166,7 @@ def untuned(spec: CellSpec) -> CellSpec:
 
 
 def rare_counts(claim: Claim, measured: Measured) -> tuple[int, int, int, int] | None:
-    """Right answers and answers of both rows, over the shared seeds, where one of them has few right or few wrong."""
+    """Return right answers and answers of both rows over the shared seeds, if one of them has few right or few wrong."""
     if claim.unit != "points" or measured.first is None or measured.second is None:
         return None
     counts: list[int] = []

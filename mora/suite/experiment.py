@@ -128,7 +128,7 @@ class Experiment(FrozenModel):
     settings: dict[str, str] = {}
 
     def has(self, scale: Scale) -> bool:
-        """Whether there is something to show at the scale."""
+        """Return whether there is something to show at the scale."""
         return scale in self.scales or (self.kind == "settings" and scale == "paper")
 
 
@@ -170,7 +170,10 @@ def paper_tables() -> dict[str, Any]:
 
 
 def cell_specs(experiment: Experiment, scale: Scale, seeds: list[int] | None = None) -> list[list[CellSpec]]:
-    """Rows of cells; a row leaves out the columns of a task that it is `without`. `seeds` instead of the experiment's."""
+    """Return rows of cells; a row leaves out the columns of a task that it is `without`.
+
+    `seeds` replace the experiment's.
+    """
     if scale not in experiment.scales:
         return []
     at = experiment.scales[scale]
@@ -205,12 +208,12 @@ def filter_cells(cells: list[CellSpec], filters: list[str]) -> list[CellSpec]:
 
 
 def _apart(text: str) -> list[str]:
-    """task=uuid,c4,method=lora -> task=uuid,c4 and method=lora."""
+    """Split conditions: task=uuid,c4,method=lora -> task=uuid,c4 and method=lora."""
     return re.split(rf",(?=(?:{'|'.join(FILTERS)})=)", text)
 
 
 def _stands_for(cells: list[CellSpec], r: str) -> str:
-    """Which rank of these cells stands for that one of the paper's."""
+    """Return a hint that names the rank of these cells which stands for this one of the paper's."""
     ranks = {(rank, str(cell.config.model.stands_for(int(rank)))) for cell in cells if (rank := FILTERS["r"](cell))}
     ours = sorted((str(rank) for rank, paper in ranks if paper == r), key=int)
     return f"; the paper's r={r} is r={ours[0]} here" if ours else ""

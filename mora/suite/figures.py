@@ -172,7 +172,7 @@ def spectrum_of(config: RunConfig) -> Spectrum | None:
 
 
 def _curves(runs: CellRuns) -> np.ndarray:
-    """Training loss, (seeds, steps), smoothed."""
+    """Return the smoothed training loss, (seeds, steps)."""
     losses = {log_path(config): _losses_of(config, result) for config, result in _shown(runs)}
     steps = max(map(len, losses.values()))
     for path, curve in losses.items():
@@ -201,5 +201,5 @@ def _smooth(values: list[float]) -> np.ndarray:
 
 
 def output_folder(scale: str, kind: str) -> Path:
-    """results/tables or results/figures; smoke stays in outputs/."""
+    """Return results/tables or results/figures; smoke stays in outputs/."""
     return ROOT / ("outputs/smoke" if scale == "smoke" else "results") / kind

@@ -14,7 +14,7 @@ MARK = "out_of_memory.json"  # what a worker leaves in the run's folder: mora/tr
 
 
 def left_open(config: RunConfig) -> bool:
-    """Whether nobody has said how much goes through the model at once."""
+    """Return whether nobody has said how much goes through the model at once."""
     return config.hardware.micro_batch_size is None and config.hardware.micro_batch_tokens is None
 
 
@@ -46,7 +46,7 @@ def halved(config: RunConfig) -> RunConfig | None:
 
 
 def ran_out_of_memory(folder: Path) -> bool:
-    """Whether the last worker said so. Asked once: the mark is removed."""
+    """Return whether the last worker said so. Asked once: the mark is removed."""
     mark = folder / MARK
     marked = mark.is_file()
     mark.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ def visible() -> list[str]:
 
 
 def memory() -> float | None:
-    """Bytes of the smallest GPU here; None where there is none."""
+    """Return the bytes of the smallest GPU here; None if there is none."""
     sizes = [float(size) * MIB for (size,) in query("memory.total") if size.replace(".", "").isdigit()]
     return min(sizes) if sizes and visible() else None
 

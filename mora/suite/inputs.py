@@ -66,5 +66,5 @@ def _other_files(result: RunResult) -> str | None:
 
 
 def _is_local(path: str) -> bool:
-    """No hub id, which is NAME or OWNER/NAME."""
+    """Return whether the path is not a hub id, which is NAME or OWNER/NAME."""
     return path.startswith(("/", ".", "~")) or path.count("/") > 1

@@ -14,7 +14,7 @@ def table(notes: Sequence[str], alignment: str, head: Sequence[str], rows: Seque
 
 
 def escape(text: str) -> str:
-    """Plain text as LaTeX; of its special characters those that names and values have."""
+    """Escape plain text for LaTeX: those special characters that names and values have."""
     return re.sub(r"([&%$#_{}])", r"\\\1", text)
 
 

@@ -44,7 +44,7 @@ def interrupt_on_sigterm() -> None:
 
 
 def stop_workers(how: signal.Signals = signal.SIGTERM) -> None:
-    """Asks every worker that is running to save a checkpoint and end."""
+    """Ask every running worker to save a checkpoint and end."""
     for worker in list(_workers):
         _workers[worker] = True
         _send(how, _ranks(worker))
@@ -65,7 +65,7 @@ def _ranks(worker: subprocess.Popen[bytes]) -> list[int]:
 
 
 def _starter(config: RunConfig) -> list[str]:
-    """Python, or torchrun for several ranks: it ends them all when one dies."""
+    """Return the start of a command: Python, or torchrun for several ranks, which ends them all when one dies."""
     hardware = config.hardware
     if hardware.world_size == 1:
         return [sys.executable]
@@ -158,7 +158,7 @@ def _announce(config: RunConfig, folder: Path, output: Any) -> None:
 def _work(
     config: RunConfig, folder: Path, output: Any, env: dict[str, str] | None, left_s: Callable[[], float] | None
 ) -> int:
-    """One worker, to its end. Returns its exit code, or STOPPED."""
+    """Run one worker to its end; return its exit code, or STOPPED."""
     worker = subprocess.Popen(
         [*_starter(config), "-m", "mora.train", str(folder)],
         stdout=output,

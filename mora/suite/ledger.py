@@ -69,7 +69,7 @@ class Bench(BaseModel):
 
 
 def judge(claims: Iterable[Claim], scale: Scale, resolved: ResolvedTables | None = None) -> list[Outcome]:
-    """One outcome a claim. The claims of one experiment share the variance of a seed, and hold together (Holm)."""
+    """Return one outcome per claim. The claims of one experiment share a seed's variance, and hold together (Holm)."""
     resolved, claims = resolved or ResolvedTables(), list(claims)
     outcomes: dict[int, Outcome] = {}
     for name in dict.fromkeys(claim.experiment for claim in claims):
@@ -237,7 +237,7 @@ def rows_of(resolved: ResolvedTables) -> list[tuple[Claim, Scale, Outcome]]:
 
 
 def table(resolved: ResolvedTables | None = None) -> str:
-    """README's ledger."""
+    """Return README's ledger."""
     lines = [
         "| the paper says | here | verdict | effect, ours | seeds, documents | effect, the paper's |",
         "|" + "---|" * 6,

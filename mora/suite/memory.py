@@ -161,9 +161,9 @@ def partner(arm: Arm, among: list[Arm]) -> Arm | None:
 
 
 def ratio(lora: Outcome, other: Outcome) -> tuple[float, int] | None:
-    """LoRA's steps over the other's, and which bound that is: 0 none, 1 from below (LoRA did not get there), -1 from above.
+    """Return LoRA's steps over the other's, and which bound that is; None if neither got there.
 
-    None where neither got there.
+    The bound is 0 for none, 1 for a lower one (LoRA did not get there), -1 for an upper one.
     """
     if lora.steps is None and other.steps is None:
         return None
@@ -236,7 +236,7 @@ def _dot(ax: Axes, lora: Arm, kind: str, value: tuple[float, int], colour: str) 
 
 
 def _name(ax: Axes, dots: dict[tuple[str, str], list[Dot]]) -> None:
-    """LoRA's rank once above all the dots of its column, as high as it must be to cover no other rank."""
+    """Write LoRA's rank once above all the dots of its column, high enough to cover no other rank."""
     taken: list[Bbox] = []
     for (rank, _), group in sorted(dots.items(), key=lambda item: max(dot.top for dot in item[1])):
         x = math.exp(statistics.fmean(math.log(dot.x) for dot in group))
@@ -248,7 +248,7 @@ def _name(ax: Axes, dots: dict[tuple[str, str], list[Dot]]) -> None:
 
 
 def _scales(ax: Axes) -> None:
-    """Logarithmic both, with plain numbers, and room for arrows."""
+    """Set logarithmic scales with plain numbers, and room for arrows."""
     from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
     ax.set(xscale="log", yscale="log", xlabel="bits to store per trainable parameter (of LoRA)")
@@ -301,7 +301,7 @@ def _line(arm: Arm) -> list[str]:
 
 
 def _csv(arms: list[Arm]) -> str:
-    """One line a run."""
+    """Return one line per run."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)

@@ -76,7 +76,7 @@ def text(specs: list[CellSpec], hardware: str, settings: Sequence[str] = (), gpu
 
 
 def _unusable(missing: list[RunConfig]) -> list[str]:
-    """Results that are there and do not count."""
+    """Return a line per existing result that does not count."""
     lines = []
     for config in missing:
         result, scale = result_of(config), config.scale.name
@@ -107,7 +107,7 @@ def name_of(run: RunConfig) -> str:
 
 
 def _results() -> dict[tuple[str, str], list[RunResult]]:
-    """Results by scale and task, for the length of their data."""
+    """Return the results by scale and task, for the length of their data."""
     by_task: dict[tuple[str, str], list[RunResult]] = {}
     for result in STORE.all(ROOT / "results" / "runs"):
         by_task.setdefault((result.scale, result.task), []).append(result)
@@ -146,7 +146,7 @@ def _time(hours: float | None) -> str:
 
 
 def _bounded(estimate: Cost) -> str:
-    """Millions of tokens; `<` where sequences may be shorter than the longest."""
+    """Return millions of tokens, with `<` if sequences may be shorter than the longest."""
     if estimate.tokens is None:
         return "?"
     return f"{'<' if estimate.at_most else ''}{estimate.tokens / 1e6:,.{0 if estimate.tokens >= 1e7 else 1}f}"

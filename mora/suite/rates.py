@@ -31,7 +31,7 @@ def default(config: RunConfig) -> tuple[RunConfig, str]:
 
 
 def _may_be(spec: CellSpec, config: RunConfig) -> bool:
-    """Before anything is composed."""
+    """Return whether the cell may be the run's, before anything is composed."""
     return spec.exists and (spec.column.task, spec.row.method) == (config.task.name, config.method.name)
 
 

@@ -64,5 +64,5 @@ def is_current(result: RunResult | None, scale: str) -> bool:
 
 
 def done(config: RunConfig) -> bool:
-    """Whether the run has a result that stands."""
+    """Return whether the run has a result that stands."""
     return is_current(result_of(config), config.scale.name)

@@ -118,7 +118,7 @@ def complete(specs: list[CellSpec], jobs: int, patient: bool = True) -> list[str
 def _announce(
     free: list[RunConfig], others: list[RunConfig], jobs: int, gpus: list[str], announced: list[str]
 ) -> list[str]:
-    """Says once what is begun, or what is waited for. Returns the ids of the latter."""
+    """Announce once what is started, or what is waited for; return the ids of the latter."""
     if free:
         on = f" on {len(gpus)} GPUs" if len(gpus) > 1 else ""
         print(f"{len(free)} runs can start, {jobs} in parallel{on}", flush=True)
@@ -130,7 +130,7 @@ def _announce(
 
 
 def held(config: RunConfig) -> bool:
-    """Whether a worker, of this suite or another, is at the run now; never of a run on several nodes: others join it."""
+    """Return whether a worker, of this suite or another, is at the run now; never for several nodes, as others join."""
     folder = run_folder(config)
     if config.hardware.nodes > 1 or not (folder / ".lock").is_file():
         return False
@@ -139,7 +139,7 @@ def held(config: RunConfig) -> bool:
 
 
 def _was_held(folder: Path) -> bool:
-    """Whether the worker ended because another process had the run at that moment; `held` itself holds it for an instant."""
+    """Return whether the worker ended because another process had the run then; `held` itself holds it for an instant."""
     *_, last = ["", *(folder / "output.txt").read_text(errors="replace").splitlines()]
     return "is held by another process" in last
 

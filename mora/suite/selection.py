@@ -49,7 +49,7 @@ class Choice:
         )
 
     def reason(self, run: RunConfig) -> str:
-        """Why the run is one of `missing`."""
+        """Return why the run is one of `missing`."""
         assert self.selected is not None
         if self.second_seed:
             return f"the rate {run.lr:g} is one of the best two, so it is tried on seed {run.seed}, too"
@@ -110,7 +110,7 @@ def next_rate(lr: float, beyond: int) -> float:
 
 
 def _edge(chosen: Candidate, candidates: list[Candidate]) -> int:
-    """1 of the highest rate, -1 of the lowest, 0 within."""
+    """Return 1 for the highest rate, -1 for the lowest, 0 within."""
     rates = sorted(c.lr for c in candidates if c.lr is not None and c.overrides == chosen.overrides)
     if chosen.lr is None or not rates:
         return 0

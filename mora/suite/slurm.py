@@ -24,7 +24,7 @@ OTHER_NAMES = {"timeout_min": "time", "mem_gb": "mem"}
 
 
 def in_job() -> bool:
-    """Whether this process is one of a job, and is to run things rather than to hand them in."""
+    """Return whether this process belongs to a job, and should run things rather than submit them."""
     return "SLURM_JOB_ID" in os.environ
 
 
@@ -36,9 +36,10 @@ def split(settings: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def script(command: Sequence[str], hardware: Hardware, tasks: int, options: dict[str, str], logs: Path) -> str:
-    """sbatch's input: `tasks` times `command`, of Python's arguments, on `hardware.nodes` nodes each.
+    """Return sbatch's input: `tasks` times `command`, Python's arguments, on `hardware.nodes` nodes each.
 
-    Raises: ConfigError for several tasks of several nodes: one could not tell another's run from one to join.
+    Raises:
+        ConfigError: There are several tasks of several nodes, which could not tell another's run from one to join.
     """
     if tasks > 1 and hardware.nodes > 1:
         raise ConfigError(f"JOBS={tasks}, hardware.nodes={hardware.nodes}: expected JOBS=1 for runs of several nodes")
@@ -65,7 +66,7 @@ def script(command: Sequence[str], hardware: Hardware, tasks: int, options: dict
 
 
 def command(args: argparse.Namespace, settings: Sequence[str]) -> list[str]:
-    """Python's arguments of one task: the suite as it was asked for, one run at a time; FORCE is done by then."""
+    """Return Python's arguments of one task: the suite as it was asked for, one run at a time; FORCE is done by then."""
     words = ["-m", "mora.suite", *args.names, "--scale", args.scale, "--hardware", "slurm", "--jobs", "1"]
     words += ["--seeds", str(args.seeds)] if args.seeds else []
     words += ["--results", str(args.results.resolve())] if args.results else []
@@ -75,7 +76,7 @@ def command(args: argparse.Namespace, settings: Sequence[str]) -> list[str]:
 
 
 def submit(text: str, logs: Path) -> str:
-    """Hands the job in; its number. Raises: ConfigError where there is no SLURM, or it refuses."""
+    """Submit the job and return its number. Raises ConfigError if there is no SLURM, or it refuses."""
     if shutil.which("sbatch") is None:
         raise ConfigError(
             "hardware=slurm: there is no sbatch in PATH; start it on a SLURM cluster, or use hardware=gpu8"

@@ -180,13 +180,13 @@ def trainable(row: list[CellRuns]) -> str:
 
 
 def _squares(row: list[CellRuns]) -> str:
-    """r_hat over the model's width and the share of inputs that are ignored, one a model or rank; a dash without M."""
+    """Return r_hat over the model's width and the share of ignored inputs, one per model or rank; a dash without M."""
     squares = [f"{m.r_hat / m.width:.3f}, {m.ignored:.0%}" for runs in row if (m := runs.square)]
     return " / ".join(dict.fromkeys(squares)) or "-"
 
 
 def _words(shown: Shown | None, digits: int) -> str:
-    """paper | mean +- sd (n) | effect over LoRA: the paper's; ours."""
+    """Return `paper | mean +- sd (n) | effect over LoRA: the paper's; ours`."""
     if shown is None:
         return "-"
     cell, printed = shown.cell, _printed(shown.cell.paper, digits)
@@ -319,7 +319,7 @@ def _signs(text: str) -> str:
 
 
 def _csv(rows: list[list[CellRuns]], cells: list[list[Shown | None]]) -> str:
-    """One line a cell; fields are empty where there is nothing."""
+    """Return one line per cell; fields are empty if there is nothing."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)

@@ -115,7 +115,7 @@ class Judged(NamedTuple):
 
 
 def judge(test: Test, estimate: Estimate, margin: float = 0.0, gap: Estimate | None = None) -> Judged:
-    """Before any correction. `gap`: for `closes`, what is to be closed."""
+    """Judge a claim before any correction. `gap`: for `closes`, what is to be closed."""
     if test == "order":
         return Judged(2 * min(estimate.above(0), estimate.below(0)), "shown" if estimate.effect > 0 else "contradicted")
     outside = Judged(2 * estimate.below(-margin), "contradicted")

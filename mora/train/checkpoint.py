@@ -92,7 +92,7 @@ def _step(path: Path) -> int:
 
 
 def failpoint(point: str, step: int) -> None:
-    """Dies here, as by SIGKILL, when MORA_KILL_AT is point:step or point:step:rank: tests interrupt a run with it."""
+    """Die here, as by SIGKILL, if MORA_KILL_AT is point:step or point:step:rank: tests interrupt a run with it."""
     here = f"{point}:{step}"
     if os.environ.get("MORA_KILL_AT") in (here, f"{here}:{os.environ.get('RANK', 0)}"):
         os.kill(os.getpid(), 9)

@@ -99,7 +99,7 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether some rank says so. All ranks must call; `device` is the rank's own. Waits for the device."""
+    """Return whether some rank's flag is set. All ranks must call; `device` is the rank's own. Waits for the device."""
     if world_size() == 1:
         return flag
     return bool(sum_over_ranks(torch.tensor(float(flag), device=device)).item())

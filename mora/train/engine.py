@@ -75,7 +75,7 @@ class TorchEngine(TorchState):
         return loss.detach()
 
     def step(self, lr: float, max_grad_norm: float) -> Tensor:
-        """Clips, updates, clears the gradients. Returns the norm before clipping."""
+        """Clip, update and clear the gradients; return the norm before clipping."""
         for group, ours in zip(self.optimizer.param_groups, self.groups, strict=True):
             group["lr"] = lr * ours.lr_scale
         sum_gradients(self.masters.values())
@@ -128,7 +128,7 @@ class TorchEngine(TorchState):
         return self.fp32_masters()
 
     def state_dict(self) -> dict[str, Any]:
-        """Masters and optimizer state of what trains, by name: the same from every engine and any number of ranks."""
+        """Return masters and optimizer state by name, the same from every engine and any number of ranks."""
         states = {name: self.optimizer.state[m] for name, m in self.masters.items() if m in self.optimizer.state}
         weights = {name: self._stale.get(m, m).detach() for name, m in self.masters.items()}
         return {"weights": weights, "optimizer": states}
@@ -142,7 +142,7 @@ class TorchEngine(TorchState):
         self._round_masters()
 
     def _pairs(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
-        """(parameter, master) where they are two."""
+        """Return (parameter, master) for those with a master of their own."""
         return [(p, self.masters[name]) for name, p in self.parameters.items() if p is not self.masters[name]]
 
     @torch.no_grad()

@@ -18,9 +18,10 @@ from .interface import Engine
 
 
 def make_engine(model: nn.Module, config: RunConfig) -> Engine:
-    """Plain torch, or DeepSpeed for ZeRO. Where nothing trains there is no optimizer to split.
+    """Return an engine in plain torch, or in DeepSpeed for ZeRO. If nothing trains there is no optimizer to split.
 
-    Raises: ConfigError where DeepSpeed is not installed.
+    Raises:
+        ConfigError: DeepSpeed is not installed.
     """
     dtype, groups = DTYPES[config.scale.precision], parameter_groups(model, config)
     if config.hardware.gradient_checkpointing:

@@ -16,7 +16,7 @@ OF_A_CHECKPOINT = (".safetensors", ".bin", ".json", ".model", ".txt", ".jinja")
 
 
 def digest(model: Model) -> str | None:
-    """sha256 over the files of a checkpoint's folder; None for any other model, which its configuration pins."""
+    """Return the sha256 over the files of a checkpoint's folder; None for any other model, pinned by its configuration."""
     if model.source != "pretrained" or model.path is None or not Path(model.path).is_dir():
         return None
     files = sorted(path for path in Path(model.path).iterdir() if path.suffix in OF_A_CHECKPOINT and path.is_file())
@@ -24,9 +24,10 @@ def digest(model: Model) -> str | None:
 
 
 def same_as_before(folder: Path, inputs: dict[str, Any]) -> None:
-    """Remembers in the run's folder what it is made of.
+    """Remember the run's inputs in its folder.
 
-    Raises: DamagedFileError where it has checkpoints that were made of something else.
+    Raises:
+        DamagedFileError: The folder has checkpoints made of something else.
     """
     path = folder / "inputs.json"
     begun = any((folder / "checkpoints").glob("step_*"))

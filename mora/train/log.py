@@ -18,7 +18,7 @@ class RunLog:
     """
 
     def __init__(self, path: Path, text: str = "", write: bool = True):
-        """write=False: rows are returned by `flush`, but another process writes them."""
+        """Open the log. With write=False `flush` only returns the rows, since another process writes them."""
         self.path, self.text, self._write = path, text, write
         self._waiting: list[dict[str, Any]] = []
         if write:

@@ -41,17 +41,26 @@ class Interrupted(KeyboardInterrupt):
 
 
 def fit(engine: Engine, batches: Steps, config: RunConfig, folder: Path, evaluate: Evaluate) -> dict[str, float] | None:
-    """Trains from the latest checkpoint in `folder` to `config.last_step`.
+    """Train from the latest checkpoint in `folder` to `config.last_step`.
 
-    Returns the speed of this process (`Speed.facts`); None where it had no step to do.
+    Dropout is a pure function of (seed, step), as the batches are, so a resumed run repeats the uninterrupted one. All
+    ranks call it with the whole data; each takes its share of the micro batches, and rank 0 writes `folder/log.jsonl`.
 
-    `evaluate(step)` is asked after every update, and first of all by a run that begins at a checkpoint, which is written
-    before the evaluation of its step; it returns {} where nothing is due. Rows go to `folder/log.jsonl`.
-    Dropout is a pure function of (seed, step), as the batches are, so a resumed run repeats the uninterrupted one.
+    Args:
+        engine: Holds model and optimizer.
+        batches: The training data.
+        config: The run.
+        folder: Of the log and the checkpoints.
+        evaluate: Asked as `evaluate(step)` after every update, and first by a run that starts from a checkpoint, which
+            is written before the evaluation of its step. Returns {} if nothing is due.
 
-    All ranks call it with the whole data; each takes its share of the micro batches, rank 0 writes.
+    Returns:
+        The speed of this process (`Speed.facts`); None if it had no step to do.
 
-    Raises: Diverged with step, rate and last good checkpoint; Interrupted; RestartFailed.
+    Raises:
+        Diverged: With step, learning rate and last good checkpoint.
+        Interrupted: A signal asked to stop.
+        RestartFailed: A restart's postcondition does not hold.
     """
     saved, restarts = folder / "checkpoints", Restarts(engine, config)
     start, text = _resume(saved, engine, restarts, config)
@@ -149,7 +158,7 @@ class Speed:
         return self._stretches[-1][1]
 
     def facts(self) -> dict[str, float] | None:
-        """Medians over the stretches, `step_s` and `tokens_per_s`, and `fastest_s`, the step_s of the fastest one."""
+        """Return `step_s` and `tokens_per_s`, medians over the stretches, and `fastest_s`, the least step_s of a stretch."""
         if not self._stretches:
             return None
         step_s, tokens_per_s = (statistics.median(values) for values in zip(*self._stretches, strict=True))
@@ -181,7 +190,7 @@ class _Rows:
 
 
 def _save(folder: Path, done: int, engine: Engine, restarts: Restarts, config: RunConfig, log: str) -> None:
-    """Everything that the next steps depend on; the data and the dropout are functions of the step.
+    """Save everything that the next steps depend on; data and dropout are functions of the step.
 
     No rank goes on, or ends, before it is written: the others would wait in vain for it.
     """

@@ -12,7 +12,7 @@ EVERY_S = 5.0
 
 
 def watch() -> None:
-    """Begins to look after the process that MORA_LAUNCHER names; nothing where it is not set, as under a bare torchrun."""
+    """Watch the process that MORA_LAUNCHER names; nothing if it is not set, as under a bare torchrun."""
     launcher = os.environ.get("MORA_LAUNCHER", "")
     if launcher.isdigit():
         threading.Thread(target=_until_it_is_gone, args=(int(launcher), _born(int(launcher))), daemon=True).start()

@@ -22,7 +22,7 @@ class Restarts(Restart):
             self.layers = config.method.adapter.restarted_layers(self._model)
 
     def due(self, done: int, last: int | None = None) -> bool:
-        """After `done` updates; never after the last one, where an empty adapter would be left."""
+        """Return whether a restart is due after `done` updates; the last one would leave an empty adapter, so never then."""
         return super().due(done, self.config.last_step if last is None else last)
 
     def apply(self, done: int = 0) -> dict[str, float]:
@@ -33,7 +33,7 @@ class Restarts(Restart):
         return facts
 
     def resume(self, done: int) -> None:
-        """Once the engine, too, has loaded a checkpoint of `done` updates. Stale masters are what it loaded."""
+        """Resume once the engine has loaded a checkpoint of `done` updates. Stale masters are what it loaded."""
         if self.settings is not None and self.settings.stale_masters and self.due(done):
             self._reinitialise()
 

@@ -27,7 +27,7 @@ def quiet() -> None:
 
 
 def beginning(config: RunConfig, device: torch.device, model: Any, folder: Path) -> str:
-    """Device, precision, model, batch, rate, operator, where it goes on, where its result will be."""
+    """Return device, precision, model, rank, batch, learning rate, operator, where it resumes, and the result's path."""
     name, ranks = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu", world_size()
     where = f"{name} x {ranks}, {config.parallel}" if ranks > 1 else name
     rank = f", {config.rank_text}" if config.rank_text else ""
@@ -51,7 +51,7 @@ def _batch(config: RunConfig) -> str:
 
 
 def ending(config: RunConfig, folder: Path, seconds: float) -> str:
-    """Scores with their errors, time, what was saved and where, and what one may do next."""
+    """Return scores with their errors, time, what was saved and where, and what can be done next."""
     rows = [row for row in log.read(folder / "log.jsonl") if "loss" not in row]
     scores = [_score(key, rows[-1]) for key in rows[-1] if _is_score(key)] if rows else []
     lines = [f"{', '.join(scores) or 'no scores'}; {seconds:.0f} s"]

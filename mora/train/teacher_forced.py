@@ -39,7 +39,7 @@ def score(engine: Engine, samples: Sequence[Sample], pad_id: int, batch_size: in
 
 
 def _logits(model: nn.Module, batch: Batch, known: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits in fp32 at the flat positions `known`, a chunk at a time, and their labels."""
+    """Yield logits in fp32 at the flat positions `known`, a chunk at a time, with their labels."""
     states = hidden_states(model, batch)
     if states is None:
         yield model(input_ids=batch.input_ids, use_cache=False).logits.flatten(0, 1)[known].float(), labels

@@ -80,7 +80,7 @@ class Watchdog:
 
 
 def _age(path: Path) -> float:
-    """Seconds since the file was written; infinite where there is none."""
+    """Return the seconds since the file was written; infinite if there is none."""
     try:
         return time.time() - path.stat().st_mtime
     except OSError:
@@ -91,7 +91,7 @@ _watchdog: Watchdog | None = None  # of this process
 
 
 def start(folder: Path, rank: int, ranks: int) -> None:
-    """Begins to watch; nothing where there is one rank. Raises: ConfigError."""
+    """Begin to watch, unless there is only one rank. Raises ConfigError."""
     global _watchdog
     seconds = limit_s()
     if ranks > 1:

@@ -102,7 +102,7 @@ class ZeroEngine(ZeroState):
         return torch.as_tensor(self.engine.get_global_grad_norm(), device=self.device)
 
     def state_dict(self) -> dict[str, Any]:
-        """Whole tensors, gathered one by one; only rank 0 keeps them, on the CPU."""
+        """Return whole tensors, gathered one by one; only rank 0 keeps them, on the CPU."""
         weights: dict[str, Tensor] = {}
         optimizer: dict[str, dict[str, Tensor]] = {}
         for group in self.groups:
@@ -151,7 +151,7 @@ class ZeroEngine(ZeroState):
 
 
 def settings(stage: int, offload: bool, max_grad_norm: float) -> dict[str, Any]:
-    """DeepSpeed's configuration: we own the accumulation, the rate and the precision; it owns the split and the clipping."""
+    """Return DeepSpeed's configuration: we own accumulation, learning rate and precision; it owns the split and clipping."""
     zero: dict[str, Any] = {"stage": stage, "overlap_comm": False, "contiguous_gradients": True}
     if offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from tiny_runs import LAUNCHED
 
 from mora.checks.runner import Outcome, last_words
 from mora.results import RunResult
@@ -21,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def check(script, tmp_path, *arguments):
     """Exit code, output, and rows of the table that was written."""
     command = [sys.executable, f"scripts/{script}.py", *arguments, "--device", "cpu", "--out", str(tmp_path / "out")]
-    env = os.environ | {"TORCH_EXTENSIONS_DIR": str(tmp_path), "TMPDIR": str(tmp_path)}
+    env = os.environ | LAUNCHED | {"TORCH_EXTENSIONS_DIR": str(tmp_path), "TMPDIR": str(tmp_path)}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280)
     (written,) = (tmp_path / "out").glob("*.json")
     assert written.with_suffix(".md").read_text().startswith("| ")
@@ -79,7 +80,7 @@ def test_a_run_over_its_time_is_killed_with_its_ranks_and_its_row_fails(tmp_path
 
 def test_after_sigterm_the_table_is_whole_and_nothing_goes_on(tmp_path):
     command = [sys.executable, "scripts/check_multi_gpu.py", "--device", "cpu", "--jobs", "1", "--out", str(tmp_path)]
-    env = os.environ | {"TMPDIR": str(tmp_path)}
+    env = os.environ | LAUNCHED | {"TMPDIR": str(tmp_path)}
     process = subprocess.Popen(
         [*command, "--only", "lora:ddp", "mora:zero3"],
         cwd=ROOT,

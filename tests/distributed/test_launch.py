@@ -12,7 +12,7 @@ from pathlib import Path
 
 import forked
 import pytest
-from tiny_runs import TWELVE_STEPS
+from tiny_runs import LAUNCHED, TWELVE_STEPS
 
 from mora.config import compose, run_id
 from mora.train import log
@@ -30,11 +30,8 @@ RUN = [
 ]
 
 
-OWN = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-
-
 def start(tmp_path, *overrides, **env):
-    own = OWN | {"MORA_OUTPUT_DIR": str(tmp_path / "outputs")}
+    own = LAUNCHED | {"MORA_OUTPUT_DIR": str(tmp_path / "outputs")}
     command = [sys.executable, str(ROOT / "run.py"), *RUN, f"scale.results_dir={tmp_path}/results", *overrides]
     return subprocess.Popen(
         command, cwd=ROOT, env=os.environ | own | env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -137,7 +134,11 @@ def test_two_ranks_are_killed_once_stopped_twice_and_torchrun_by_hand_ends_the_r
     assert first < second < 100
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     typed = subprocess.run(
-        [*torchrun, "-m", "mora.train", str(folder)], cwd=ROOT, env=OWN | os.environ, capture_output=True, text=True
+        [*torchrun, "-m", "mora.train", str(folder)],
+        cwd=ROOT,
+        env=os.environ | LAUNCHED,
+        capture_output=True,
+        text=True,
     )
     assert typed.returncode == 0, typed.stderr
     assert len(re.findall("^result: ", typed.stdout, re.M)) == 1, "one rank speaks"

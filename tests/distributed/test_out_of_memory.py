@@ -1,13 +1,10 @@
 """A run that its GPU cannot hold goes on with half the sequences a pass, to the result of one that began with these."""
 
-import os
-import socket
 from pathlib import Path
 
+import forked
 import pytest
-import torch
-from forked import context
-from tiny_runs import TWELVE_STEPS
+from tiny_runs import LAUNCHED, TWELVE_STEPS
 
 from mora.config import compose, run_id
 from mora.config.run_id import log_path, result_path
@@ -30,36 +27,15 @@ def limited(monkeypatch, tmp_path, limit, from_pass):
     """From now on workers run out of memory above `limit` sequences a pass."""
     starter = launch._starter
     monkeypatch.setattr(launch, "_starter", lambda config: [*starter(config), str(LIMITED)])
-    for name, value in {"LIMIT": limit, "FROM": from_pass, "MORA_OUTPUT_DIR": tmp_path / "outputs"}.items():
+    own = {"LIMIT": limit, "FROM": from_pass, "MORA_OUTPUT_DIR": tmp_path / "outputs"}
+    for name, value in (LAUNCHED | own).items():
         monkeypatch.setenv(name, str(value))
 
 
-def _rank(folder, rank, ranks, port):
-    from mora.train.worker import run
-
-    torch.set_num_threads(1)
-    if ranks > 1:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    run(folder)
-    os._exit(0)
-
-
 def not_limited(tmp_path, config):
-    """The curve of that run, each rank a fork of a process that has imported everything."""
-    folder = tmp_path / "outputs" / run_id(config)
-    folder.mkdir(parents=True)
-    launch.write_config(config, folder / "config.yaml")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = config.hardware.world_size
-    processes = [context.Process(target=_rank, args=(folder, rank, ranks, port)) for rank in range(ranks)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=240)
-        assert process.exitcode == 0
+    """The curve of that run."""
+    codes, output = forked.train(config, tmp_path / "outputs")
+    assert not any(codes), output
     return curve(config)
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_runs import LAUNCHED
 
 from mora.config import compose
 from mora.suite.launch import rendezvous
@@ -18,7 +19,7 @@ SHORT = ["task.train.stop_step=2", "task.evaluation.at_steps=[]", "task.evaluati
 
 
 def run_py(tmp_path, *arguments, **env):
-    own = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "MORA_OUTPUT_DIR": str(tmp_path / "outputs")}
+    own = LAUNCHED | {"MORA_OUTPUT_DIR": str(tmp_path / "outputs")}
     return subprocess.run(
         [sys.executable, str(ROOT / "run.py"), *arguments],
         cwd=tmp_path,

@@ -10,13 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
+from tiny_runs import LAUNCHED
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = "task.train.stop_step=2 task.evaluation.tasks=[] task.train.checkpoint_every_steps=1"
 
 
 def start(tmp_path, command, **env):
-    own = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "MORA_OUTPUT_DIR": str(tmp_path / "outputs")}
+    own = LAUNCHED | {"MORA_OUTPUT_DIR": str(tmp_path / "outputs")}
     clean = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEFILES")}
     return subprocess.Popen(
         command, cwd=ROOT, env=clean | own | env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

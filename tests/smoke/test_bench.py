@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import statistics
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,14 +15,21 @@ from mora.bench import evaluation, plan, render
 from mora.planner import speed
 
 
-@pytest.fixture
-def step_result(tmp_path) -> dict:
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory) -> Path:
+    """The file of measured steps."""
+    tmp_path = tmp_path_factory.mktemp("steps")
     bench.main(["step", "--smoke", "--rounds", "2", "--out", str(tmp_path)])
     (path,) = tmp_path.glob("step-smoke-*.json")
-    return json.loads(path.read_text())
+    return path
 
 
-def test_steps_of_all_methods_are_measured_and_rendered(step_result, tmp_path, monkeypatch):
+@pytest.fixture
+def step_result(steps) -> dict:
+    return json.loads(steps.read_text())
+
+
+def test_steps_of_all_methods_are_measured_and_rendered(steps, step_result, tmp_path, monkeypatch):
     (scenario,) = step_result["scenarios"]
     assert [case["name"] for case in scenario["cases"]] == [
         "floor",
@@ -34,7 +41,7 @@ def test_steps_of_all_methods_are_measured_and_rendered(step_result, tmp_path, m
     assert all(len(case["ms"]) == 2 and min(case["ms"]) > 0 for case in scenario["cases"])
     page = tmp_path / "performance.md"
     page.write_text(f"before\n{render.BEGIN}\nold\n{render.END}\nafter\n")
-    monkeypatch.setattr(render, "RESULTS", tmp_path)
+    monkeypatch.setattr(render, "RESULTS", steps.parent)
     monkeypatch.setattr(render, "PAGE", page)
     render.render()
     text = page.read_text()
@@ -47,7 +54,7 @@ def test_steps_of_all_methods_are_measured_and_rendered(step_result, tmp_path, m
 
 
 def test_a_bar_is_met_or_missed_by_the_ratio_to_lora_of_the_same_rank(step_result):
-    result = copy.deepcopy(step_result)
+    result = step_result
     (scenario,) = result["scenarios"]
     scenario |= {"shape": "llama2_7b", "batch_size": 8, "length": 1024}
     scenario["cases"] = [case for case in scenario["cases"] if not case["checkpointed"]]

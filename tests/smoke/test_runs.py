@@ -12,7 +12,7 @@ from pathlib import Path
 
 import forked
 import pytest
-from tiny_runs import TWELVE_STEPS
+from tiny_runs import LAUNCHED, TWELVE_STEPS
 
 from mora.config import compose, run_id
 from mora.train import log
@@ -27,7 +27,7 @@ SHORT = [
 
 
 def start(tmp_path, *overrides, kill_at=None, **popen):
-    own = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "MORA_OUTPUT_DIR": str(tmp_path / "outputs")}
+    own = LAUNCHED | {"MORA_OUTPUT_DIR": str(tmp_path / "outputs")}
     env = os.environ | own | ({"MORA_KILL_AT": kill_at} if kill_at else {})
     flags = [o for o in overrides if o == "-m"]
     values = [*SHORT, f"scale.results_dir={tmp_path}/results", *(o for o in overrides if o != "-m")]

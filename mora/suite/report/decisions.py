@@ -39,7 +39,7 @@ def _parts(name: str) -> list[Section]:
 
 
 def _dated(name: str) -> list[Section]:
-    """Sections that begin with a date: what was tried, negative results too."""
+    """Return the sections that begin with a date: what was tried, negative results, too."""
     return [part for part in _parts(name) if re.match(r"\d{4}-\d\d-\d\d", part.title)]
 
 

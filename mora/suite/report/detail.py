@@ -52,7 +52,7 @@ def _source(provenance: dict[str, Any], name: str) -> str:
 
 
 def flat(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Leaves by dotted name; a list of plain values is one leaf."""
+    """Yield leaves by dotted name; a list of plain values is one leaf."""
     if isinstance(values, dict) and values:
         for name, value in values.items():
             yield from flat(value, f"{prefix}.{name}" if prefix else str(name))
@@ -123,5 +123,5 @@ def restarts(run: Run) -> str:
 
 
 def data(run: Run) -> list[tuple[str, str]]:
-    """Fingerprints and counts of the training data."""
+    """Return fingerprints and counts of the training data."""
     return list(flat(run.result.data)) if run.result.data else []

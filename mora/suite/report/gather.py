@@ -185,7 +185,7 @@ class Gathered:
 
 
 def _without_evidence(folder: Path) -> dict[str, str]:
-    """Leaves out the results whose documents' scores or spectrum is damaged, as claims rest on them; why, by file name."""
+    """Leave out results whose documents' scores or spectrum is damaged, as claims rest on them; return why, by file name."""
     damaged = {}
     for kind, pattern in (("documents", "*.jsonl.zst"), ("spectra", "*.json")):
         for path in sorted((folder.parent / kind).glob(pattern)):

@@ -8,7 +8,7 @@ import zlib
 
 
 def script(texts: dict[str, str]) -> str:
-    """Hands `texts`, deflated, to `unpack` of report.js; texts that are alike and near each other weigh little."""
+    """Return a script that hands `texts`, deflated, to `unpack` of report.js; similar neighbours weigh little."""
     data = base64.b64encode(zlib.compress(json.dumps(texts, ensure_ascii=False).encode(), 9)).decode()
     return f'unpack("{data}");\n'
 

@@ -219,7 +219,7 @@ def smoothed(points: list[Point]) -> list[Point]:
 
 
 def thinned(points: list[Point], max_points: int = POINTS) -> list[Point]:
-    """Evenly chosen, the last one too."""
+    """Choose points evenly, the last one, too."""
     if len(points) <= max_points:
         return points
     return [points[i] for i in np.linspace(0, len(points) - 1, max_points).round().astype(int)]

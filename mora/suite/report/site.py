@@ -183,7 +183,7 @@ class Site:
         )  # fmt: skip
 
     def _missing(self) -> list[tuple[Shown, int, int]]:
-        """Experiments with cells that were not run, how many, and of how many."""
+        """Return the experiments with cells that were not run, how many, and of how many."""
         counts = []
         for shown in self.gathered.shown:
             cells = list(shown.cells)

@@ -63,7 +63,7 @@ def looks(methods: dict[str, str]) -> dict[str, Look]:
 
 
 def legend_below(figure: Figure, handles: list[Any], labels: list[str], columns: int, size: int = 8) -> None:
-    """Below the panels, which keep their height."""
+    """Put the legend below the panels, which keep their height."""
     width, height = figure.get_size_inches()
     figure.set_size_inches(width, height + 0.0225 * size * math.ceil(len(labels) / columns))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=size)
@@ -117,7 +117,7 @@ def printed(figure: Figure, stem: Path) -> None:
 
 
 def _settle(figure: Figure) -> None:
-    """Lays the panels out once, to four places: the solver's last digits differ from figure to figure."""
+    """Settle the layout once, to four places: the solver's last digits differ from figure to figure."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for ax in figure.axes:

@@ -210,6 +210,13 @@ def test_the_page_on_conversion_holds_what_the_script_computes(conversion_script
 
 # --- fresh processes -------------------------------------------------------------------------------------------------
 
+LOOKED_FOR_BEFORE = """
+    import mora
+    import importlib.util
+    assert importlib.util.find_spec("peft") is not None  # as transformers.utils.is_peft_available() does
+    import peft
+    assert "MORA" in peft.PeftType.__members__
+"""
 MERGE = """
     import sys
     from transformers import AutoModelForCausalLM
@@ -248,15 +255,16 @@ class Process:
 def test_a_fresh_process_merges_an_adapter_and_another_uses_the_result_without_mora(
     make_llama, adapt, tokens, tmp_path
 ):
+    """mora may be imported before or after PEFT, which somebody may have looked for before."""
     make_llama().save_pretrained(tmp_path / "base")
     model = adapt(make_llama(), target_modules="all-linear", operator="rotation")
     model.save_pretrained(tmp_path / "adapter")
     torch.save(tokens, tmp_path / "tokens.pt")
-    orders = ("mora, peft", "peft, mora")
+    orders = {"mora first": LOOKED_FOR_BEFORE, "peft first": "\n    import peft, mora\n"}
     merged = [tmp_path / order for order in orders]
     merging = [
-        Process(f"    import {order}{MERGE}", tmp_path / "base", tmp_path / "adapter", target, cwd=tmp_path)
-        for order, target in zip(orders, merged, strict=True)
+        Process(order + MERGE, tmp_path / "base", tmp_path / "adapter", target, cwd=tmp_path)
+        for order, target in zip(orders.values(), merged, strict=True)
     ]
     for process in merging:
         process.succeed()
@@ -266,18 +274,6 @@ def test_a_fresh_process_merges_an_adapter_and_another_uses_the_result_without_m
     assert (expected - make_llama()(tokens).logits).abs().max() > 0.1
     for logits in torch.load(tmp_path / "logits.pt"):
         assert_close(logits, expected)
-
-
-def test_mora_is_registered_although_someone_looked_for_peft_before_it_was_imported(tmp_path):
-    # transformers.utils.is_peft_available() does this.
-    code = """
-        import mora
-        import importlib.util
-        assert importlib.util.find_spec("peft") is not None
-        import peft
-        assert "MORA" in peft.PeftType.__members__
-    """
-    Process(code, cwd=tmp_path).succeed()
 
 
 def test_importing_mora_alone_imports_neither_torch_nor_peft(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mora.__main__ import COMMANDS, main
+from mora.data import __main__ as data
 
 ROOT = Path(__file__).resolve().parents[3]
 LIMIT_CPU_S = 2.5  # twice and more of what the slowest takes on an old CPU; torch alone takes longer
@@ -82,6 +83,20 @@ def test_only_what_is_needed_is_asked_for(capsys):
     with pytest.raises(SystemExit):
         main(["data"])
     assert capsys.readouterr().err.endswith("the following arguments are required: task\n")
+
+
+def test_help_of_a_command_is_asked_for_either_way(capsys):
+    said = []
+    for asked in (["help", "data"], ["data", "--help"]):
+        with pytest.raises(SystemExit):
+            main(asked)
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    assert "usage: mora data" in said[0]
+
+
+def test_a_task_may_be_written_as_for_train():
+    assert data.parse(["task=uuid"]).task == data.parse(["uuid"]).task == "uuid"
 
 
 def test_plan_starts_nothing(capsys):

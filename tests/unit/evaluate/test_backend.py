@@ -14,8 +14,8 @@ from mora.evaluate.response_cache import ResponseCache
 from mora.models.load import load_any, load_model
 
 
-def backend(tiny, batch_size=4, max_length=512, journal=None):
-    return Backend(*tiny, batch_size, max_length, journal or ResponseCache(None, ""))
+def backend(tiny, batch_size=4, max_length=512, response_cache=None):
+    return Backend(*tiny, batch_size, max_length, response_cache or ResponseCache(None, ""))
 
 
 REQUESTS = [
@@ -94,11 +94,11 @@ def test_generation_is_greedy_cut_at_a_stop_text_and_resumed(tiny, tmp_path, mon
         out = model.generate(ids, max_new_tokens=24, do_sample=False, pad_token_id=tokenizer.pad_token_id)
         expected.append(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
     path = tmp_path / "journal.jsonl"
-    assert ask(backend(tiny, journal=ResponseCache(path, "m")), ["\x00"]) == expected
+    assert ask(backend(tiny, response_cache=ResponseCache(path, "m")), ["\x00"]) == expected
     stop = expected[1][5]
     assert ask(backend(tiny), [stop]) == [text.split(stop)[0] for text in expected]
-    monkeypatch.setattr("mora.evaluate.backend.greedy", None)  # all batches are in the journal
-    assert ask(backend(tiny, journal=ResponseCache(path, "m")), ["\x00"]) == expected
+    monkeypatch.setattr("mora.evaluate.backend.greedy", None)  # all batches are in the response cache
+    assert ask(backend(tiny, response_cache=ResponseCache(path, "m")), ["\x00"]) == expected
 
 
 def test_a_batch_without_room_on_the_gpu_is_answered_in_halves(tiny, monkeypatch, capsys):
@@ -154,7 +154,7 @@ def test_a_batch_with_too_large_a_cache_is_written_in_parts_each_kept(tiny, monk
 
     monkeypatch.setattr("mora.evaluate.backend.greedy", noted)
     path = tmp_path / "journal.jsonl"
-    assert backend(tiny, 5, journal=ResponseCache(path, "m")).generate_until(prompts, True) == whole
+    assert backend(tiny, 5, response_cache=ResponseCache(path, "m")).generate_until(prompts, True) == whole
     assert [rows for rows, _ in sizes] == [1, 2, 2]
     assert sizes[0][1] == longest > sizes[2][1]  # the longest prompt is first; the others are not padded to its length
     assert len(path.read_text().splitlines()) == 1 + 3
@@ -235,9 +235,9 @@ def test_softmax_is_fp32_for_a_bf16_model(tiny):
 def test_a_cut_evaluation_goes_on_and_repeats_the_uninterrupted_one(tiny, tmp_path, monkeypatch):
     whole = backend(tiny, batch_size=1)._loglikelihood_tokens(REQUESTS, disable_tqdm=True)
     path = tmp_path / "journal.jsonl"
-    backend(tiny, 1, journal=ResponseCache(path, "model"))._loglikelihood_tokens(REQUESTS, disable_tqdm=True)
+    backend(tiny, 1, response_cache=ResponseCache(path, "model"))._loglikelihood_tokens(REQUESTS, disable_tqdm=True)
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]) + '{"key": "cut')
-    lm, calls = backend(tiny, 1, journal=ResponseCache(path, "model")), []
+    lm, calls = backend(tiny, 1, response_cache=ResponseCache(path, "model")), []
     plain = lm._logits
     monkeypatch.setattr(lm, "_logits", lambda ids, spans: (calls.append(1), plain(ids, spans))[1])
     assert lm._loglikelihood_tokens(REQUESTS, disable_tqdm=True) == whole

@@ -37,14 +37,14 @@ def settings(tmp_path):
     (tmp_path / "adaptllm").mkdir()
     for name, rows in ROWS.items():
         (tmp_path / f"adaptllm/{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return Settings(batch_size=4, data_dir=str(tmp_path), journal=tmp_path / "journal.jsonl")
+    return Settings(batch_size=4, data_dir=str(tmp_path), response_cache=tmp_path / "journal.jsonl")
 
 
 @pytest.mark.parametrize(
     ("task", "what"), [("biomed_usmle", "a log-likelihood is nan"), ("finance_ner", "a logit is NaN")]
 )
 def test_the_document_is_named(broken, settings, task, what):
-    for _ in range(2):  # the second time from the journal, where it is in there
+    for _ in range(2):  # the second time from the response cache, if it is there
         with pytest.raises(NonFiniteError, match=f"^task {task}, document 2: {what}: the weights are damaged, or"):
             evaluate_model(*broken, [task], settings)
 

@@ -233,8 +233,8 @@ def test_no_full_logits_are_made_anywhere(family, tied, monkeypatch):
     monkeypatch.setattr(fused_loss, "CHUNK_BYTES", 4 * vocabulary * 10)
     ids = torch.randint(3, 100, (rows, length))
     samples = [Sample(row, row, n_prompt=2) for row in ids.tolist()]
-    journal = ResponseCache(None, "")
-    backend = Backend(engine.model, character_tokenizer(), rows, 64, journal)
+    response_cache = ResponseCache(None, "")
+    backend = Backend(engine.model, character_tokenizer(), rows, 64, response_cache)
     engine.backward(Batch(ids, ids), rows * length)  # the model has been asked what it allows
     with Largest() as largest:
         engine.backward(Batch(ids, ids), rows * length)

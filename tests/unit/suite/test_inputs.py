@@ -8,6 +8,7 @@ from made_up import write
 from mora.config import ConfigError, compose, source
 from mora.config.run_id import run_id
 from mora.errors import DamagedFileError, MoraError
+from mora.io import cache_dir, data_dir, output_dir
 from mora.suite import inputs, launch
 from mora.train.inputs import digest, same_as_before
 
@@ -97,6 +98,21 @@ def test_a_place_without_the_known_file_is_said_before_its_result_is_handed_back
     done(config)
     with pytest.raises(MoraError, match=said):
         launch.launch(config)
+
+
+def test_a_folder_is_the_same_for_the_worker_which_works_elsewhere(tmp_path, monkeypatch):
+    """Whatever the name of that folder, and of those for outputs and the cache."""
+    (checkpoint(tmp_path / "custom") / "tokenizer.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    for name in ("MORA_OUTPUT_DIR", "MORA_CACHE_DIR", "MORA_DATA_DIR"):
+        monkeypatch.setenv(name, "there")
+    config = compose(["task=metamath", "method=mora", "r=8", "model=custom", "model.path=custom"])
+    folders = [output_dir(), cache_dir(), data_dir()]
+    monkeypatch.chdir("/")
+    assert folders == [tmp_path / "there"] * 3
+    assert config.model.path == str(tmp_path / "custom")
+    assert config.model.name == "custom"
+    assert config.model.sha256, "configs/model/custom.yaml is no model of that name"
 
 
 def test_a_hub_id_is_no_folder(tmp_path):

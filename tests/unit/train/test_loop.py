@@ -182,7 +182,8 @@ def test_a_signal_in_an_evaluation_without_a_checkpoint_waits_for_the_next_step(
 
 @pytest.mark.parametrize("scale", ["smoke", "lite"])
 def test_a_run_does_not_go_on_with_other_code_but_at_scale_smoke(scale, tmp_path, monkeypatch):
-    config = config_of_ten_steps("fft", "task.train.checkpoint_every_steps=4", f"scale.name={scale}")
+    config = config_of_ten_steps("fft", "task.train.checkpoint_every_steps=4")
+    config = config.model_copy(update={"scale": config.scale.model_copy(update={"name": scale})})
 
     def killed(step):
         if step == 5:

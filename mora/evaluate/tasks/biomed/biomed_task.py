@@ -17,12 +17,12 @@ SHOTS_A_ROLE = 2
 
 
 def load_adapt(name: str, data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    """AdaptLLM's rows: the prompt is filled, demonstrations included."""
+    """Load AdaptLLM's rows, whose prompts include the demonstrations."""
     return as_test_split([adaptllm_doc(record) for record in rows(SETS[f"adaptllm_{name.lower()}"], data_dir)])
 
 
 def load_pubmedqa_local(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    """PubMedQA-L's 1,000 questions from `pubmedqa/ori_pqal.json`."""
+    """Load PubMedQA-L's 1,000 questions from `pubmedqa/ori_pqal.json`."""
     docs = []
     source = SETS["pubmedqa"]
     for record in read(source, raw_files(source, data_dir)):
@@ -39,7 +39,7 @@ def load_pubmedqa_local(data_dir: str | None = None, **_: Any) -> dict[str, data
 
 
 def load_piboso_local(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    """Roles of the sentences of 200 abstracts (NICTA-PIBOSO), two training sentences of each role before each."""
+    """Load the sentences of 200 abstracts (NICTA-PIBOSO) with their roles; two training sentences of each role go before."""
     source, train = SETS["piboso"], dict[str, list[str]]()
     files = raw_files(source, data_dir, "train")
     for record in read(source, files):

@@ -21,7 +21,7 @@ BLOCK = 512  # paper: section 5.3
 def load(
     tokenizer: Any = None, data_dir: str | None = None, tokens: int = 10_000_000, block: int = BLOCK, **_: Any
 ) -> dict[str, datasets.Dataset]:
-    """Blocks of C4's validation split: a folder's `c4/validation.jsonl.zst` (or .jsonl), or the hub, streamed."""
+    """Load blocks of C4's validation split: a folder's `c4/validation.jsonl.zst` (or .jsonl), or the hub, streamed."""
     records = rows(SETS["c4"], data_dir, streaming=True)
     return as_test_split(blocks((text(record, "text", empty=True) for record in records), tokenizer, tokens, block))
 
@@ -29,17 +29,18 @@ def load(
 def load_local(
     tokenizer: Any = None, data_dir: str | None = None, tokens: int = 10_000_000, block: int = BLOCK, **_: Any
 ) -> dict[str, datasets.Dataset]:
-    """Blocks of `pretrain_text/validation.jsonl.zst`."""
+    """Load blocks of `pretrain_text/validation.jsonl.zst`."""
     records = rows(SETS["pretrain_text"], data_dir)
     return as_test_split(blocks((text(record, "text", empty=True) for record in records), tokenizer, tokens, block))
 
 
 def blocks(texts: Iterable[str], tokenizer: Any, tokens: int, length: int = BLOCK) -> list[dict[str, str]]:
-    """Blocks made as in training: `context` is a block's first id, `target` the others.
+    """Return blocks made as in training: `context` is a block's first id, `target` the others.
 
-    Both are lists of ids, for decoding them to text would not give them back.
+    Both are lists of ids, since decoding and encoding would change them.
 
-    Raises: DataError without a tokenizer, without its EOS, or where not one block is filled.
+    Raises:
+        DataError: There is no tokenizer, it has no EOS, or not one block is filled.
     """
     if tokenizer is None or tokenizer.eos_token_id is None:
         raise DataError(

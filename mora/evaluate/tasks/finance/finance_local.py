@@ -62,7 +62,7 @@ def load_fiqa_sa(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Da
 
 
 def load_headline(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    """Seven questions a headline: the public columns do not separate past and future prices from other events."""
+    """Load seven questions per headline: the public columns do not separate past and future prices from other events."""
     files = raw_files(SETS["headline"], data_dir)
     by_news = {text(record, "News"): record for record in read(SETS["headline"], files, *QUESTIONS)}
     train = [record for news, record in by_news.items() if not _is_test(news)]
@@ -80,7 +80,7 @@ def load_headline(data_dir: str | None = None, **_: Any) -> dict[str, datasets.D
 
 
 def load_ner(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    """FIN3's sentences with a person, organisation or location, twenty of FIN5's before each."""
+    """Load FIN3's sentences with a person, organisation or location; twenty of FIN5's go before each."""
     files = raw_files(SETS["ner"], data_dir, "train")
     train = [(s, answer) for s, answer in _named_entities(files) if len(s.split()) <= SHOT_WORDS]
     require_at_least(train, 20, str(files[0]))
@@ -110,7 +110,7 @@ def load_convfinqa(data_dir: str | None = None, **_: Any) -> dict[str, datasets.
 
 
 def _turns(talk: Record) -> list[tuple[str, str]]:
-    """Questions and their answers."""
+    """Return the questions with their answers."""
     questions, given = texts(talk, "conv_questions"), talk.row.get("executed_answers")
     answers = [gold_text(value) for value in given] if isinstance(given, list) else []
     if len(answers) != len(questions) or None in answers:

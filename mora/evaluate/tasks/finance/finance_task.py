@@ -65,7 +65,7 @@ def score_convfinqa(doc: Row, results: list[str]) -> dict[str, float]:
 
 
 def score_ner(doc: Row, results: list[str]) -> dict[str, float]:
-    """F1 of an example. `score`: as the package nereval counts, which AdaptLLM calls with every name starting at 0.
+    """Return the F1 of an example. `score` counts as the package nereval, which AdaptLLM calls with every name at 0.
 
     There each gold entity takes the first prediction of its text or its type, half a credit for each, also one that was
     taken before: of two persons, both named, the second meets the first one's name and gets a half. `strict_f1`: text
@@ -82,7 +82,7 @@ def score_ner(doc: Row, results: list[str]) -> dict[str, float]:
 
 
 def numbers(text: str) -> list[float]:
-    """Numbers in order; `12%` is 0.12, thousands' commas are dropped."""
+    """Return the numbers in order; `12%` is 0.12, commas of thousands are dropped."""
     values = []
     for match in NUMBER.findall(text):
         digits = match.rstrip("%")
@@ -91,7 +91,7 @@ def numbers(text: str) -> list[float]:
 
 
 def entities(text: str) -> list[tuple[str, str]]:
-    """(last word, type) of each `name (type)`, each pair once, as AdaptLLM's parser gives them."""
+    """Return (last word, type) of each `name (type)`, each pair once, as AdaptLLM's parser does."""
     return list(dict.fromkeys(ENTITY.findall(text)))
 
 

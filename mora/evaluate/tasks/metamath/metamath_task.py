@@ -53,7 +53,7 @@ def load_math_gold(data_dir: str | None = None, **known: Any) -> dict[str, datas
 def _gold_docs(
     records: Iterable[Record], format: str, tokenizer: Any = None, max_length: int = 2048, **_: Any
 ) -> list[Row]:
-    """Prompt and answer as a training row of `format` has them. Those that do not fit into `max_length` are left out."""
+    """Return prompts and answers as in a training row of `format`; those longer than `max_length` are left out."""
     docs: list[Row] = []
     for record in records:
         question, answer = conversation(record, format).turns
@@ -86,7 +86,10 @@ def score_math(doc: Row, results: list[str]) -> dict[str, float]:
 
 
 def gsm8k_answer(text: str) -> int | None:
-    """MetaMath's reading, flaws kept: a fraction is divided, `1/0` is 1, `1,234,567` is 1234, no marker means no answer."""
+    """Return the answer as MetaMath reads it, flaws kept.
+
+    A fraction is divided, `1/0` is 1, `1,234,567` is 1234, and no marker means no answer.
+    """
     _, marker, after = text.rpartition(MARKER)
     match = NUMBER.search(after) if marker else None
     if match is None:
