@@ -34,11 +34,15 @@ SEQUENCES: dict[tuple[str, str], int] = {
 
 @dataclass(frozen=True)
 class Length:
-    """Steps and tokens of a run; with `at_most` the tokens are a bound. None: the data are not prepared."""
+    """Steps and tokens of a run; with `at_most` the tokens are a bound. None: the data are not prepared.
+
+    `padding`: tokens with padding over those without, where a run has counted them.
+    """
 
     steps: int | None
     tokens: float | None
     at_most: bool = True
+    padding: float = 1.0
 
 
 def length_of(config: RunConfig, results: Iterable[RunResult] = ()) -> Length:
@@ -49,7 +53,9 @@ def length_of(config: RunConfig, results: Iterable[RunResult] = ()) -> Length:
         if report.get("sequences") and report.get("sequence_tokens"):
             known = config if config.knows_steps else config.with_samples(report["sequences"])
             mean = report["sequence_tokens"] / report["sequences"]
-            return Length(known.last_step, known.last_step * train.global_batch_size * mean, at_most=False)
+            tokens = train.global_batch_size * mean
+            padding = (result.speed or {}).get("padded_tokens", tokens) / tokens
+            return Length(known.last_step, known.last_step * tokens, at_most=False, padding=padding)
     if config.knows_steps:
         full = config.task.name == "c4"  # blocks of equal length
         return Length(config.last_step, config.last_step * train.global_batch_size * longest, not full)
@@ -107,10 +113,9 @@ def cost(config: RunConfig, results: Iterable[RunResult] = (), gpu: Gpu = H100) 
     flops = None if length.tokens is None else length.tokens * flops_per_token(config, longest)
     trained, shape, on_cpu = trainable(config), shape_of(config.model), config.hardware.device == "cpu"
     micro = config.micro_batch_size if on_cpu else fitting_micro_batch(config, longest, gpu.memory)
-    needs, time = (
-        memory(config, longest, micro or 1),
-        None if on_cpu else token_time(config, longest, micro or 1).on(gpu),
-    )
+    needs = memory(config, longest, micro or 1)
+    time = None if on_cpu else token_time(config, longest, micro or 1).on(gpu)
+    padded = None if length.tokens is None else length.tokens * length.padding
     return Cost(
         steps=length.steps,
         tokens=length.tokens,
@@ -119,7 +124,7 @@ def cost(config: RunConfig, results: Iterable[RunResult] = (), gpu: Gpu = H100) 
         trainable=trained,
         memory=needs,
         micro_batch_size=micro,
-        gpu_hours=None if length.tokens is None or time is None else length.tokens * time.seconds_per_token / 3600,
+        gpu_hours=None if padded is None or time is None else padded * time.seconds_per_token / 3600,
         time_source="not known on a CPU" if time is None else time.source,
         disk=_disk(config, trained, shape),
         checkpoints=3 * (12 * trained + needs.shadow),  # two kept and one being written

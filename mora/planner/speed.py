@@ -186,8 +186,9 @@ def _runs() -> tuple[Measured, ...]:
         if config.hardware.micro_batch_tokens is not None:  # passes of many sizes
             continue
         report = result.data["report"]
-        length = report["sequence_tokens"] / report["sequences"]
-        passes = config.task.train.global_batch_size / config.micro_batch_size
+        sequences = config.task.train.global_batch_size
+        length = speed.get("padded_tokens", report["sequence_tokens"] / report["sequences"] * sequences) / sequences
+        passes = sequences / config.micro_batch_size
         if not is_steady([speed["step_s"], speed.get("fastest_s", speed["step_s"])]):
             continue
         measured.append(

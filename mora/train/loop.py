@@ -100,11 +100,15 @@ def _train(
         lr = learning_rate(step, config.total_steps, config.lr, train, config.method.restart)
         torch.manual_seed(config.seed * 1_000_003 + step + (rank() << 40))
         loss_tokens = batches.loss_tokens(step)
-        loss = sum_over_ranks(torch.stack([engine.backward(micro, loss_tokens) for micro in batches.step(step)]).sum())
+        losses, padded_tokens = [], 0
+        for micro in batches.step(step):
+            losses.append(engine.backward(micro, loss_tokens))
+            padded_tokens += micro.input_ids.numel()
+        loss = sum_over_ranks(torch.stack(losses).sum())
         grad_norm = engine.step(lr, train.max_grad_norm)
         done = step + 1
         watchdog.beat()
-        speed.add(loss_tokens)
+        speed.add(loss_tokens, padded_tokens * world_size())
         row = {"step": done, "loss": loss, "lr": lr, "grad_norm": grad_norm}
         failpoint("after_step", done)
         if restarts.due(done):
@@ -138,31 +142,36 @@ class Speed:
     """The speed of the steps, measured over stretches; nothing between the stretches counts."""
 
     def __init__(self) -> None:
-        self._stretches: list[tuple[float, float]] = []
+        self._stretches: list[tuple[float, float, float]] = []
         self.start()
 
     def start(self) -> None:
         """Begin a stretch. One that was not ended is forgotten, since an evaluation interrupted it."""
-        self._clock, self._steps, self._tokens = time.perf_counter(), 0, 0
+        self._clock, self._steps, self._tokens, self._padded = time.perf_counter(), 0, 0, 0
 
-    def add(self, tokens: int) -> None:
-        """Count a step with so many tokens that carry a loss."""
+    def add(self, tokens: int, padded: int) -> None:
+        """Count a step with so many tokens that carry a loss, and so many with padding that the model is given."""
         self._steps += 1
         self._tokens += tokens
+        self._padded += padded
 
     def end(self) -> float:
         """End the stretch and begin the next; return its tokens per second."""
         seconds = time.perf_counter() - self._clock
-        self._stretches.append((seconds / self._steps, self._tokens / seconds))
+        self._stretches.append((seconds / self._steps, self._tokens / seconds, self._padded / self._steps))
         self.start()
         return self._stretches[-1][1]
 
     def facts(self) -> dict[str, float] | None:
-        """Return `step_s` and `tokens_per_s`, medians over the stretches, and `fastest_s`, the least step_s of a stretch."""
+        """Return medians over the stretches.
+
+        `step_s`, `tokens_per_s`, and a step's `padded_tokens`; `fastest_s` is the least step_s of a stretch.
+        """
         if not self._stretches:
             return None
-        step_s, tokens_per_s = (statistics.median(values) for values in zip(*self._stretches, strict=True))
-        return {"step_s": step_s, "fastest_s": min(self._stretches)[0], "tokens_per_s": tokens_per_s}
+        step_s, tokens_per_s, padded = (statistics.median(values) for values in zip(*self._stretches, strict=True))
+        fastest_s = min(self._stretches)[0]
+        return {"step_s": step_s, "fastest_s": fastest_s, "tokens_per_s": tokens_per_s, "padded_tokens": padded}
 
 
 @dataclass

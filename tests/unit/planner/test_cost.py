@@ -22,7 +22,18 @@ def test_steps_follow_from_the_size_of_the_papers_sets(task, steps):
     result = RunResult.model_construct(data={"report": {"sequences": 128_000, "sequence_tokens": 100 * 128_000}})
     known = cost.length_of(config, [result])
     assert known.steps == math.ceil(config.task.train.epochs * 128_000 / 128)
-    assert (known.tokens, known.at_most) == (known.steps * 128 * 100, False)
+    assert (known.tokens, known.at_most, known.padding) == (known.steps * 128 * 100, False, 1)
+
+
+def test_hours_count_the_padding_that_a_run_has_counted():
+    config = compose(["task=metamath", "method=fft", "hardware=gpu1"])
+    data = {"report": {"sequences": 128_000, "sequence_tokens": 100 * 128_000}}
+    without, with_padding = (
+        cost.cost(config, [RunResult.model_construct(data=data, speed=speed)])
+        for speed in (None, {"step_s": 1.0, "padded_tokens": 128 * 150.0})
+    )
+    assert with_padding.tokens == without.tokens
+    assert with_padding.gpu_hours == pytest.approx(1.5 * without.gpu_hours)
 
 
 MEASURED = sorted((ROOT / "results/runs").glob("*-mora-r32-*.json"))
