@@ -6,13 +6,14 @@ import argparse
 
 
 def positive_int(text: str) -> int:
+    """Return the text as a number above 0."""
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number above 0")
     return int(text)
 
 
 def device(text: str) -> str:
-    """A device of torch's that is there."""
+    """Return the text if it names a device of torch's that is there."""
     import torch
 
     try:
