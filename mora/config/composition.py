@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import cache, lru_cache, reduce
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -22,12 +22,9 @@ from omegaconf.errors import OmegaConfBaseException
 from mora.errors import ConfigError
 from mora.io import cache_dir, replace_file
 
-from .hydra_compose import composed, hydra_line, validate
+from .hydra_compose import composed, hydra_line, parse_override, validate
 from .schema import RunConfig
 from .source import CONFIG_DIR
-
-if TYPE_CHECKING:  # Hydra is imported where it composes: what is kept needs none
-    from hydra.core.override_parser.types import Override
 
 OF_A_FILE = ("model.", "method.config=")  # say more than they write: a folder's digest, a file's content
 MOST_KEPT, FILES_KEPT = 4096, 8  # at some 2 kB a configuration
@@ -56,7 +53,7 @@ def _composed(overrides: tuple[str, ...]) -> RunConfig:
     if key in kept:
         return RunConfig.model_validate(kept[key])
     config = _compose(overrides)
-    if not any(text.startswith(OF_A_FILE) for text in overrides):
+    if not any(text.lstrip("+").startswith(OF_A_FILE) for text in overrides):
         kept[key] = config.model_dump(mode="json")
     return config
 
@@ -127,8 +124,4 @@ def _of_groups(groups: tuple[str, ...], method: str = "method=none") -> DictConf
     return composed([*groups, method])
 
 
-@lru_cache(maxsize=1024)
-def _parsed(text: str) -> Override:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    return OverridesParser.create().parse_override(text)
+_parsed = lru_cache(maxsize=1024)(parse_override)
