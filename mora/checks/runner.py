@@ -181,7 +181,8 @@ class Table:
     def _markdown(self) -> str:
         lines = [list(self.columns), ["---"] * len(self.columns)]
         lines += [[self._text(row, key) for key in self.columns] for row in self.rows]
-        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        facts = "".join(f"- {key}: {value}\n" for key, value in self.facts.items())
+        return f"{facts}\n" * bool(facts) + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import math
 
 
 def positive_int(text: str) -> int:
+    """Return the text as a number above 0."""
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number above 0")
     return int(text)
@@ -29,7 +30,7 @@ def amount(text: str) -> float:
 
 
 def device(text: str) -> str:
-    """A device of torch's that is there."""
+    """Return the text if it names a device of torch's that is there."""
     import torch
 
     try:

@@ -39,7 +39,11 @@ class Base(NamedTuple):
 
 
 def compose(overrides: Sequence[str]) -> RunConfig:
-    """The run that `python run.py OVERRIDES` would start. Not from two threads at once. Raises: ConfigError."""
+    """Return the run that `python run.py OVERRIDES` would start. Not for several threads at once.
+
+    Raises:
+        ConfigError: If the overrides make no run.
+    """
     return _composed(tuple(overrides))
 
 
@@ -56,7 +60,10 @@ def _composed(overrides: tuple[str, ...]) -> RunConfig:
 
 @cache
 def _kept() -> dict[str, Any]:
-    """Overrides -> the configuration, as this source composes them; written again when the process ends with more."""
+    """Return overrides -> configuration, as this source has composed them so far.
+
+    When the process ends with more than it began with, they are written again.
+    """
     digest = hashlib.sha256(version("hydra-core").encode())
     for file in sorted([*CONFIG_DIR.rglob("*.yaml"), *Path(__file__).parent.glob("*.py")]):
         digest.update(f"{file.name}\n".encode() + file.read_bytes())
@@ -70,7 +77,7 @@ def _kept() -> dict[str, Any]:
 
 
 def _write(path: Path, kept: dict[str, Any], before: int) -> None:
-    """The newest MOST_KEPT configurations; of the files of other sources, the newest FILES_KEPT stay."""
+    """Write the newest MOST_KEPT configurations, and remove the files of other sources but for the newest FILES_KEPT."""
     if len(kept) > before:
         with suppress(OSError):  # a cache that cannot be written is none
             path.parent.mkdir(parents=True, exist_ok=True)
