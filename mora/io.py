@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+IN_USE = "is in use by another process of the same run"  # last words of a worker, by which the suite knows that it has not failed
 
 
 def cache_dir() -> Path:

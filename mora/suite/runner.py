@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mora.config import RunConfig, run_id
 from mora.config.run_id import spectrum_path
+from mora.io import IN_USE
 
 from . import inputs
 from .cells import CellRuns, in_order, resolve
@@ -141,7 +142,7 @@ def held(config: RunConfig) -> bool:
 def _was_held(folder: Path) -> bool:
     """Return whether the worker ended because another process had the run then; `held` itself holds it for an instant."""
     *_, last = ["", *(folder / "output.txt").read_text(errors="replace").splitlines()]
-    return "is held by another process" in last
+    return IN_USE in last
 
 
 def _run(config: RunConfig, slots: GpuSlots) -> int:

@@ -30,7 +30,7 @@ from mora.errors import ConfigError, MoraError, NonFiniteError
 from mora.evaluate import documents, samples
 from mora.evaluate.harness import check_names
 from mora.evaluate.window import positions
-from mora.io import holder, locked, replace_file
+from mora.io import IN_USE, holder, locked, replace_file
 from mora.methods import parameter_lines, parameter_table, prepare
 from mora.models import known
 from mora.models.fused import use_fused_layers
@@ -227,7 +227,7 @@ def _hold(folder: Path) -> Iterator[None]:
     with locked(folder, wait=False) as ours:
         if not ours:
             who = holder(folder)
-            raise MoraError(f"{folder} is in use by another process of the same run ({who}): wait for it or stop it")
+            raise MoraError(f"{folder} {IN_USE} ({who}): wait for it or stop it")
         yield
 
 

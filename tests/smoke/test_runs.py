@@ -15,6 +15,7 @@ import pytest
 from tiny_runs import LAUNCHED, TWELVE_STEPS
 
 from mora.config import compose, run_id
+from mora.io import IN_USE
 from mora.train import log
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -256,7 +257,7 @@ def test_a_folder_that_another_run_holds_is_refused(tmp_path):
         fcntl.flock(lock, fcntl.LOCK_EX)
         code, output = train(tmp_path, "method=fft")
     assert code != 0
-    assert f"{run_id(compose([*SHORT, 'method=fft']))} is held by another process" in output
+    assert f"{run_id(compose([*SHORT, 'method=fft']))} {IN_USE} (unknown)" in output
 
 
 def test_several_micro_batches_give_the_loss_of_one(tmp_path):

@@ -17,6 +17,7 @@ from mora.config import ConfigError, run_id, source
 from mora.config.run_id import result_path
 from mora.config.source import ROOT
 from mora.errors import DamagedFileError
+from mora.io import IN_USE
 from mora.sizes import auto_operator
 from mora.suite import __main__ as suite
 from mora.suite import experiment as experiments
@@ -388,9 +389,7 @@ def test_a_run_that_lost_a_race_for_its_folder_has_not_failed(tmp_path, monkeypa
     config = resolve(cells_of("table2", "smoke")[0]).final_runs[0]
 
     def lost(config, output, env):
-        output.write(
-            f"mora.train: {launch.run_folder(config)} is held by another process of the same run: wait for it\n"
-        )
+        output.write(f"mora.train: {launch.run_folder(config)} {IN_USE} (pid 1): wait for it\n")
         return 2
 
     monkeypatch.setattr(runner, "launch", lost)
