@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-IN_USE = "is in use by another process of the same run"  # last words of a worker, by which the suite knows that it has not failed
+IN_USE = "is in use by another process of the same run"  # a worker says so last; the suite knows it by that
 
 
 def cache_dir() -> Path:
