@@ -39,6 +39,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from mora.config import ConfigError, RunConfig, compose, run_id
+from mora.config.arguments import amount
 from mora.config.run_id import documents_path, log_path, result_path, spectrum_path
 from mora.config.source import ROOT
 from mora.errors import MoraError, one_line
@@ -343,11 +344,11 @@ def read_gpus(wanted: list[str]) -> list[Gpu]:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("queue", type=Path, help="a file with one run a line")
-    parser.add_argument("--minutes", type=float, default=60.0, help="how long the queue may run, saving included")
+    parser.add_argument("--minutes", type=amount, default=60.0, help="how long the queue may run, saving included")
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "queue", help="journal, output and results")
     parser.add_argument("--gpus", type=lambda text: text.split(","), default=[], help="indices, 0,1; all if not given")
     parser.add_argument("--jobs", type=int, default=6, help="at most so many runs side by side on one GPU")
-    parser.add_argument("--unknown-gib", type=float, default=24.0, help="claimed by a run like no other")
+    parser.add_argument("--unknown-gib", type=amount, default=24.0, help="claimed by a run like no other")
     return parser.parse_args()
 
 

@@ -93,8 +93,8 @@ def test_every_field_of_the_schema_has_a_meaning_and_every_section_a_reader():
         assert missing == [], f"{section.__name__}: a sentence below the field is its meaning"
         assert section is RunConfig or "Read by `mora/" in section.__doc__, f"{section.__name__}: who reads it?"
         seen.append(section)
-        found = [one for field in section.model_fields.values() for one in reference.sections(field.annotation)]
-        pending += [one for one in dict.fromkeys(found) if one not in (*seen, *pending)]
+        nested = [one for field in section.model_fields.values() for one in reference.sections(field.annotation)]
+        pending += [one for one in dict.fromkeys(nested) if one not in (*seen, *pending)]
     assert len(seen) > 20
 
 
