@@ -46,7 +46,7 @@ def test_a_merged_run_is_a_checkpoint_like_any_other(run, leave, tmp_path, capsy
     assert torch.equal(loaded(IDS).logits, expected(IDS).logits)
     assert AutoTokenizer.from_pretrained(merged)("a1")["input_ids"] == [13, 4]
     assert main(["merge", str(tmp_path / name), str(merged)]) == 2
-    assert f"{merged} is there already" in capsys.readouterr().err
+    assert f"{merged} exists already" in capsys.readouterr().err
     assert not list(merged.parent.glob(".*"))
 
 
