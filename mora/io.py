@@ -42,6 +42,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """Context manager: yield a path beside `path`, for a file or a folder, that takes its place if nothing goes wrong.
 
     Otherwise nothing is left of it. A file is on the disk before it has its name.
+    Raises: IsADirectoryError where a file cannot take the place of a folder.
     """
     partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
     try:
@@ -50,6 +51,8 @@ def replacing(path: Path) -> Iterator[Path]:
             with open(partial, "rb") as file:
                 os.fsync(file.fileno())
         os.replace(partial, path)
+    except IsADirectoryError as error:
+        raise IsADirectoryError(error.errno, "a folder is where a file belongs, move it away", str(path)) from error
     finally:
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)

@@ -250,7 +250,15 @@ def checked(path: Path, make: Callable[[dict[str, Any]], T], again: str) -> T:
         why = _first(error)
     except KeyError as error:
         why = f"no field {error}"
-    except (ValueError, TypeError, AttributeError, RecursionError, OverflowError, IsADirectoryError) as error:
+    except (
+        IsADirectoryError,
+        PermissionError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        OverflowError,
+    ) as error:
         why = one_line(error)
     raise DamagedFileError(f"{path} is damaged ({why[:300]}): remove it, and {again}")
 
@@ -302,8 +310,15 @@ class ResultStore:
         self._left_out |= {path}
 
     def of(self, config: RunConfig) -> RunResult | None:
-        """Return the result of this very run. Raises DamagedFileError if its file is damaged."""
-        return self.at(result_path(config))
+        """Return the result of this very run. Raises DamagedFileError if its file is damaged, or holds another run's."""
+        path = result_path(config)
+        found = self.at(path)
+        if found is not None and found.run_id not in ("", path.stem):  # old ones name none
+            raise DamagedFileError(
+                f"{path} is the result of {found.run_id}: bring back the file of that name, or remove it, and the run is "
+                "done again"
+            )
+        return found
 
     def all(self, folder: Path) -> Iterator[RunResult]:
         """Yield all results in the folder. Raises DamagedFileError if one is damaged."""

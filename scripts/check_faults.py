@@ -1,10 +1,11 @@
 """What a hostile night does to runs and suites, counted: kills at random times, and whether anything was lost.
 
-python scripts/check_faults.py kills --out results/checks       # at least 100 kills: half an hour on two quiet cores
+python scripts/check_faults.py kills --out results/checks       # at least 100 kills; interrupted, it goes on by --seed
 python scripts/check_faults.py kills --kills 20 --seed 7        # fewer; the seed is printed, and repeats the draws
 python scripts/check_faults.py kills --only remora suite        # some of the cases
 python scripts/check_faults.py inputs --out results/checks      # at least 1,000 command lines, and as many files
 python scripts/check_faults.py files --out results/checks       # every file, cut, flipped, empty, a folder, another's
+python scripts/check_faults.py full --out results/checks        # a disk that is full, at every write
 
 kills: a run is started, killed by SIGKILL at a time drawn from the seed, started again, killed again, and in the end let to
 its end. Every method in one process; one whose data are prepared and whose scores are generated; ReMoRA under ZeRO-2 and 3
@@ -14,11 +15,15 @@ every kill the log is compared with the uninterrupted run's: bit for bit, on ran
 inputs: command lines and files made by Hypothesis are asked of the code that reads them: each is taken, or refused in a line
 that names what is wrong, within three seconds of CPU time; some command lines again through run.py, in a process.
 
-files: a run is cut in an evaluation, each of its files and of its cache is damaged in turn, and the run is gone on with.
-Each time it is refused in a line, or ends with the uninterrupted run's result.
+files: a run and an evaluation are cut, scores are compared, a suite is begun again when its runs are there; before that
+one of their files is damaged, each in turn. Each time it is refused in a line that names it, and nothing else has changed,
+or the work ends as it does without the damage.
+
+full: the disk is full from the n-th write on, for every n of a preparation and run, an evaluation and a suite.
 
 lost, doubled   steps or evaluations that are missing, or stand twice, over all kills and ends
 difference      the largest of a loss, gradient norm, rate or metric
+source          the commit, and a fingerprint of what runs and suites are made of
 results         of the runs that were let to their end; each was then started once more, and must not be done again
 """
 
@@ -37,17 +42,20 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mora.checks.runner import Table
-from mora.config import ConfigError
+from mora.config import ConfigError, source
 from mora.config.arguments import positive_int
 from mora.config.source import ROOT
-from mora.faults import files, kills, suites
+from mora.faults import files, full_disk, kills, suites, works
+from mora.faults.counted import Counted
 from mora.suite.launch import interrupt_on_sigterm
 
 ROOM = 4 * 2**30  # bytes free in memory, without which runs write to TMPDIR
+TESTED = source.Files((*source.NUMBERS.paths, "mora/suite", "run.py"), source.NUMBERS.without)
 KILLS = {
     "case": "", "kills": "d", "runs": "d", "results": "d", "lost": "d", "doubled": "d", "difference": ".1e", "status": "",
 }  # fmt: skip
 FILES = {"file": "", "damages": "d", "healed": "d", "refused": "d", "status": ""}
+FULL = {"work": "", "writes": "d", "said": "d", "passed_over": "d", "status": ""}
 INPUTS = {
     "kind": "", "inputs": "d", "taken": "d", "refused": "d", "tracebacks": "d", "slowest_s": ".2f", "status": "",
 }  # fmt: skip
@@ -58,7 +66,9 @@ def main() -> int:
     interrupt_on_sigterm()
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
     with _scratch() as scratch:
-        table = {"kills": _kills, "inputs": _inputs, "files": _files}[options.part](options, seed, scratch)
+        table = {"kills": _kills, "inputs": _inputs, "files": _files, "full": _full}[options.part](
+            options, seed, scratch
+        )
     return 0 if all(row["status"] == "ok" for row in table.rows) else 1
 
 
@@ -77,33 +87,62 @@ def _kills(options: argparse.Namespace, seed: int, scratch: Path) -> Table:
     if not chosen:
         names = [*(case.name for case in kills.cases()), suites.NAME]
         raise ConfigError(f"--only {' '.join(options.only)}: expected part of a name: {'; '.join(names)}")
-    table, each = Table("faults", KILLS, options.out, {"seed": seed}), -(-options.kills // len(chosen))
-    for i, case in enumerate(chosen.values()):
-        folder = scratch / str(i)
-        outcome = suites.kill_suites(each, seed, folder) if case is None else kills.kill_runs(case, each, seed, folder)
+    facts = {"seed": seed, "source": _source()}
+    table, each, counted = (
+        Table("faults", KILLS, options.out, facts),
+        -(-options.kills // len(chosen)),
+        Counted(options.out, facts),
+    )
+    for i, (name, case) in enumerate(chosen.items()):
+        folder, found = scratch / str(i), counted.of(name)
+        if case is None:
+            suites.kill_suites(each, seed, folder, found, counted.keep)
+        else:
+            kills.kill_runs(case, each, seed, folder, found, counted.keep)
         shutil.rmtree(folder, ignore_errors=True)
-        more = {"kills": len(outcome.kills), "all_kills": outcome.kills, "status": "wrong" if outcome.wrong else "ok"}
-        _add(table, asdict(outcome) | more)
-    lost = sum(row["lost"] + row["doubled"] for row in table.rows)
-    print(f"{sum(row['kills'] for row in table.rows)} kills with seed {seed}; {lost} steps lost or doubled")
+        more = {"kills": len(found.kills), "all_kills": found.kills, "status": "wrong" if found.wrong else "ok"}
+        _add(table, asdict(found) | more)
+    sums = {name: sum(row[name] for row in table.rows) for name in ("kills", "runs", "results", "lost", "doubled")}
+    worst = max(row["difference"] for row in table.rows)
+    wrong = any(row["wrong"] for row in table.rows)
+    table.add(case="all", **sums, difference=worst, status="wrong" if wrong else "ok")
+    counted.done()
     return table
+
+
+def _source() -> str:
+    """The commit of what is tested, and whether it is changed."""
+    found = source.describe(TESTED)
+    changed = ", changed" if found["dirty"] else ""
+    return f"{str(found['commit'])[:10]}{changed}, fingerprint {found['fingerprint']}"
 
 
 def _inputs(options: argparse.Namespace, seed: int, scratch: Path) -> Table:
     from mora.faults import fuzzing  # with Hypothesis, which is of the extra `dev`
 
     table = Table("fuzzed", INPUTS, options.out, {"seed": seed, "limit_s": fuzzing.LIMIT_S})
-    for fuzzed in fuzzing.all_kinds(options.inputs, seed, scratch, lambda name: _is_wanted(name, options.only)):
-        _add(table, asdict(fuzzed) | {"refusals": None, "status": "wrong" if fuzzed.wrong else "ok"})
+    for found in fuzzing.all_kinds(options.inputs, seed, scratch, lambda name: _is_wanted(name, options.only)):
+        _add(table, asdict(found) | {"refusals": None, "status": "wrong" if found.wrong else "ok"})
     print(f"{sum(row['inputs'] for row in table.rows)} inputs with seed {seed}")
     return table
 
 
 def _files(options: argparse.Namespace, seed: int, scratch: Path) -> Table:
-    table = Table("damaged", FILES, options.out, {})
-    for damaged in files.damage_files(scratch, lambda name: _is_wanted(name, options.only)):
-        _add(table, asdict(damaged) | {"status": "wrong" if damaged.wrong else "ok"})
-    print(f"{sum(row['damages'] for row in table.rows)} damages")
+    table, names = Table("damaged", FILES, options.out, {"source": _source()}), {work.name for work in works.works()}
+    chosen, only = names & {*options.only} or names, [word for word in options.only if word not in names]
+    for work in (work for work in works.works() if work.name in chosen):
+        for found in files.damage_files(work, scratch / work.name, lambda name: _is_wanted(name, only)):
+            _add(table, asdict(found) | {"status": "wrong" if found.wrong else "ok"})
+    sums = {name: sum(row[name] for row in table.rows) for name in ("damages", "healed", "refused")}
+    table.add(file="all", **sums, status="wrong" if any(row["wrong"] for row in table.rows) else "ok")
+    return table
+
+
+def _full(options: argparse.Namespace, seed: int, scratch: Path) -> Table:
+    table = Table("full", FULL, options.out, {"source": _source()})
+    for work in (work for work in works.begun() if _is_wanted(work.name, options.only)):
+        for found in full_disk.fill_disks(work, scratch / work.name):
+            _add(table, asdict(found) | {"status": "wrong" if found.wrong else "ok"})
     return table
 
 
@@ -119,7 +158,7 @@ def _is_wanted(name: str, only: list[str]) -> bool:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["kills", "inputs", "files"])
+    parser.add_argument("part", choices=["kills", "inputs", "files", "full"])
     parser.add_argument("--kills", type=positive_int, default=100, help="at least so many, spread over the cases")
     parser.add_argument(
         "--inputs", type=positive_int, default=1200, help="command lines; a fifth of it of the other kinds"

@@ -15,8 +15,9 @@ other claims what the plan says of its training, or --unknown-gib. A run that fa
 A run that like runs could not end in the time left is not started, and where none is left that could, the queue ends.
 When the time is over every run is asked to save a checkpoint (MORA_OUTPUT_DIR) and ends.
 
-DIR/journal.jsonl has a line an event; the last one sums up: GPU minutes held, in runs that ended, in runs that did not
-("wasted", until another machine takes up their checkpoints), and how busy the driver saw the GPUs.
+DIR/journal.jsonl has a line an event; `wrong`: what could not be read or written, which ends no queue. The last one sums
+up: GPU minutes held, in runs that ended, in runs that did not ("wasted", until another machine takes up their
+checkpoints), and how busy the driver saw the GPUs.
 """
 
 from __future__ import annotations
@@ -38,9 +39,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from mora.config import ConfigError, RunConfig, compose, run_id
+from mora.config.arguments import amount
 from mora.config.run_id import documents_path, log_path, result_path, spectrum_path
 from mora.config.source import ROOT
-from mora.errors import MoraError
+from mora.errors import MoraError, one_line
 from mora.planner.cost import max_length
 from mora.planner.memory import memory
 from mora.results import STORE, RunResult, read
@@ -125,10 +127,10 @@ def main() -> int:
     options = _options()
     try:
         _read(options.queue)
+        options.out.mkdir(parents=True, exist_ok=True)
+        queue = Queue(options)
     except (MoraError, OSError) as error:
         sys.exit(f"run_queue.py: {error}")
-    options.out.mkdir(parents=True, exist_ok=True)
-    queue = Queue(options)
     signal.signal(signal.SIGTERM, lambda *_: queue.stop("asked to stop"))
     signal.signal(signal.SIGINT, lambda *_: queue.stop("asked to stop"))
     return queue.run()
@@ -137,8 +139,8 @@ def main() -> int:
 class Queue:
     def __init__(self, options: argparse.Namespace):
         self.options = options
-        self.ends = time.time() + 60 * options.minutes - SAVING_S
-        self.began = time.time()
+        self.ends = time.monotonic() + 60 * options.minutes - SAVING_S
+        self.began = time.monotonic()
         self.gpus = read_gpus(options.gpus)
         if not self.gpus:
             sys.exit("run_queue.py: nvidia-smi shows no GPU of --gpus; the queue is for GPUs, run.py runs anywhere")
@@ -148,13 +150,14 @@ class Queue:
         self.ended: dict[str, str] = {}  # run id -> how it ended
         self.spent_s = {"ended": 0.0, "not ended": 0.0}
         self.stopping = False
+        self._said: set[str] = set()
         self._read_at: tuple[tuple[int, int, int], list[tuple[str, RunConfig | None]]] = ((0, 0, 0), [])
 
     def run(self) -> int:
         self.note(event="queue", gpus=[gpu.index for gpu in self.gpus], minutes=self.options.minutes)
         while True:
             self._collect()
-            if not self.stopping and time.time() >= self.ends:
+            if not self.stopping and time.monotonic() >= self.ends:
                 self.stop("the time is over")
             if not self.stopping:
                 self._start()
@@ -165,7 +168,7 @@ class Queue:
                 mine = next(g for g in self.gpus if g.index == gpu.index)
                 mine.used_gib = gpu.used_gib
                 mine.busy += gpu.busy
-        held_s = (time.time() - self.began) * len(self.gpus)
+        held_s = (time.monotonic() - self.began) * len(self.gpus)
         busy = statistics.fmean(b for gpu in self.gpus for b in gpu.busy) if any(g.busy for g in self.gpus) else 0.0
         left = [run_id(config) for _, config in self._waiting()]
         self.note(
@@ -185,10 +188,19 @@ class Queue:
             job.process.terminate()
 
     def note(self, **event: Any) -> None:
-        line = json.dumps({"at": round(time.time() - self.began, 1), **event})
+        line = json.dumps({"at": round(time.monotonic() - self.began, 1), **event})
         print(line, flush=True)
-        with open(self.options.out / "journal.jsonl", "a") as file:
-            file.write(line + "\n")
+        try:
+            with open(self.options.out / "journal.jsonl", "a") as file:
+                file.write(line + "\n")
+        except OSError as error:  # runs go on, and are looked after, without
+            print(f"run_queue.py: the journal is not written: {error}", file=sys.stderr, flush=True)
+
+    def complain(self, error: Exception) -> None:
+        """Say once what is wrong and ends no queue."""
+        if (text := one_line(error)) not in self._said:
+            self._said.add(text)
+            self.note(event="wrong", what=text)
 
     def _waiting(self) -> list[tuple[str, RunConfig]]:
         """Return what may start now: not done, running or given up, and before the first @wait with open runs above it."""
@@ -208,10 +220,13 @@ class Queue:
         return open_
 
     def _lines(self) -> list[tuple[str, RunConfig | None]]:
-        """Return the lines of the file, read again if it has changed or a run has ended."""
-        state = (self.options.queue.stat().st_mtime_ns, len(self.ended), sum(self.tries.values()))
-        if state != self._read_at[0]:
-            self._read_at = (state, _read(self.options.queue))
+        """Return the lines of the file, read again if it has changed or a run has ended; as before while it is wrong."""
+        try:
+            state = (self.options.queue.stat().st_mtime_ns, len(self.ended), sum(self.tries.values()))
+            if state != self._read_at[0]:
+                self._read_at = (state, _read(self.options.queue))
+        except (MoraError, OSError) as error:
+            self.complain(error)
         return self._read_at[1]
 
     def _start(self) -> None:
@@ -226,12 +241,15 @@ class Queue:
             gpu = max(self.gpus, key=self._room)
             if self._room(gpu) < min(claim, 0.9 * gpu.total_gib):
                 return  # in order: what is large is not passed by for ever
-            self._launch(line, config, gpu, claim)
+            try:
+                self._launch(line, config, gpu, claim)
+            except OSError as error:  # a full disk; with the next look it is tried again
+                return self.complain(error)
 
     def _too_long(self, config: RunConfig) -> bool:
         """Return whether runs like this one could not end in the time left."""
         expected = self.earlier.expected_s(config)
-        return expected is not None and time.time() + expected > self.ends + SAVING_S
+        return expected is not None and time.monotonic() + expected > self.ends + SAVING_S
 
     def _room(self, gpu: Gpu) -> float:
         """Return the GiB that nobody claims and nobody uses, aside from runs that have not yet taken theirs."""
@@ -239,7 +257,7 @@ class Queue:
         if len(jobs) >= self.options.jobs:
             return -1.0
         claimed = sum(job.claim_gib for job in jobs)
-        settling = sum(job.claim_gib for job in jobs if time.time() - job.started < SETTLING_S)
+        settling = sum(job.claim_gib for job in jobs if time.monotonic() - job.started < SETTLING_S)
         return 0.97 * gpu.total_gib - max(claimed, gpu.used_gib + settling)
 
     def _launch(self, line: str, config: RunConfig, gpu: Gpu, claim: float) -> None:
@@ -251,29 +269,37 @@ class Queue:
         command = [sys.executable, str(ROOT / "run.py"), *shlex.split(CLAIM.sub("", line))]
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, env=env)
         output.close()
-        self.running.append(Job(config, claim, process, gpu, time.time()))
+        self.running.append(Job(config, claim, process, gpu, time.monotonic()))
         self.note(event="start", run=run_id(config), gpu=gpu.index, claim_gib=round(claim, 1), beside=beside)
 
     def _collect(self) -> None:
         for job in [job for job in self.running if job.process.poll() is not None]:
             self.running.remove(job)
-            name, seconds, code = run_id(job.config), time.time() - job.started, job.process.returncode
+            name, seconds, code = run_id(job.config), time.monotonic() - job.started, job.process.returncode
             result = result_path(job.config)
             done = code == 0 and result.is_file()
             self.spent_s["ended" if done else "not ended"] += seconds
             self.note(event="end", run=name, code=code, wall_s=round(seconds, 1), gpu=job.gpu.index)
             if done:
                 self.ended[name] = "done"
-                self.earlier.add(read(result))
-                for path in (result, log_path(job.config), spectrum_path(job.config), documents_path(job.config)):
-                    if path.is_file():
-                        kept = self.options.out / path.parent.name  # runs, spectra, documents: alike in name
-                        kept.mkdir(exist_ok=True)
-                        shutil.copy(path, kept)
+                try:
+                    self._keep(job.config)
+                except (MoraError, OSError) as error:
+                    self.complain(error)
             elif not self.stopping:
                 self.tries[name] = self.tries.get(name, 0) + 1
                 if self.tries[name] > 1:
                     self.ended[name] = "failed"
+
+    def _keep(self, config: RunConfig) -> None:
+        """Remember what the run took, and copy its result to DIR. Raises DamagedFileError or OSError."""
+        result = result_path(config)
+        self.earlier.add(read(result))
+        for path in (result, log_path(config), spectrum_path(config), documents_path(config)):
+            if path.is_file():
+                kept = self.options.out / path.parent.name  # runs, spectra, documents: alike in name
+                kept.mkdir(exist_ok=True)
+                shutil.copy(path, kept)
 
 
 def _read(path: Path) -> list[tuple[str, RunConfig | None]]:
@@ -318,11 +344,11 @@ def read_gpus(wanted: list[str]) -> list[Gpu]:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("queue", type=Path, help="a file with one run a line")
-    parser.add_argument("--minutes", type=float, default=60.0, help="how long the queue may run, saving included")
+    parser.add_argument("--minutes", type=amount, default=60.0, help="how long the queue may run, saving included")
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "queue", help="journal, output and results")
     parser.add_argument("--gpus", type=lambda text: text.split(","), default=[], help="indices, 0,1; all if not given")
     parser.add_argument("--jobs", type=int, default=6, help="at most so many runs side by side on one GPU")
-    parser.add_argument("--unknown-gib", type=float, default=24.0, help="claimed by a run like no other")
+    parser.add_argument("--unknown-gib", type=amount, default=24.0, help="claimed by a run like no other")
     return parser.parse_args()
 
 

@@ -17,7 +17,9 @@ alone and nothing asks the device for a value, so a step may be captured in a CU
 
 The form is chosen for each call. The environment variable MORA_KERNELS, or `use(...)`, decides otherwise: "auto";
 "torch", this function without Triton; "reference", the operators composed under autograd; "triton", also on the CPU (with
-TRITON_INTERPRET=1, for tests). Second derivatives need "reference"; the others refuse them.
+TRITON_INTERPRET=1, for tests); "products", plain products with f_comp and f_decomp as matrices (`products.py`), which is
+made for small models that wait for the CPU, and is not chosen by itself until it has been measured on a GPU. Second
+derivatives need "reference" or "products"; the others refuse them.
 """
 
 from __future__ import annotations
@@ -36,13 +38,14 @@ from torch.nn import functional as F
 
 from mora.sizes import aligned
 
+from . import products
 from .gather import Gather, Maps, maps
 from .operators import Operator
 
 if TYPE_CHECKING:
     from .gather_kernel import Dropout
 
-Form = Literal["auto", "triton", "torch", "reference"]
+Form = Literal["auto", "triton", "torch", "reference", "products"]
 CHUNK_BYTES = 16 * 2**20  # of compressed blocks: they and their product with M stay in the L2 cache of an H100 (50 MB)
 MULTIPROCESSORS = 132  # of an H100: how many tiles a matrix product should have
 
@@ -68,12 +71,12 @@ def is_reference() -> bool:
 
 def on_triton(x: Tensor) -> bool:
     """Whether this suite's Triton kernels are to be used on x, as far as that does not depend on an operator."""
-    return _form == "triton" or (_form == "auto" and x.is_cuda and _has_triton())
+    return _form == "triton" or (_form in ("auto", "products") and x.is_cuda and _has_triton())
 
 
-def runs_triton(x: Tensor, operator: Operator) -> bool:
-    """Whether the maps of this operator on this x run as Triton kernels."""
-    return _triton_maps(x, operator) is not None
+def takes_dropout(x: Tensor, operator: Operator) -> bool:
+    """Whether `adapted_linear` draws the dropout of this x itself: not where its maps run as torch code."""
+    return _form == "products" or _triton_maps(x, operator) is not None
 
 
 def _triton_maps(x: Tensor, operator: Operator) -> Maps | None:
@@ -104,9 +107,11 @@ def adapted_linear(
     weight_KD: the frozen base weight, (in_features, out_features); without it the adapter's part alone is returned, in
         `dtype`.
     bias: the frozen base bias. No gradient is computed for either.
-    dropout: probability, on the adapter's input; only where `runs_triton`.
+    dropout: probability, on the adapter's input; only where `takes_dropout`.
     dtype: of the compressed input and its product with M, by default M's. M's gradient has M's dtype.
     """
+    if _form == "products":
+        return products.adapted_linear(x, M, operator, scaling, weight_KD, bias, dropout, dtype or M.dtype)
     drop = None
     if dropout:
         from .gather_kernel import Dropout

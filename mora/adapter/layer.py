@@ -262,7 +262,7 @@ class MoraLinear(nn.Module, MoraLayer):
             and type(weight) in (nn.Parameter, Tensor)
             and not weight.requires_grad
             and (bias is None or not bias.requires_grad)
-            and (self._dropout_now(adapter) == 0 or kernels.runs_triton(x, self.operator[adapter]))
+            and (self._dropout_now(adapter) == 0 or kernels.takes_dropout(x, self.operator[adapter]))
         )
 
     def _dropout_now(self, adapter: str) -> float:

@@ -73,7 +73,8 @@ def scenarios(extent: str) -> list[Scenario]:
             )
         ]
     if extent == "small":
-        cases = BAR[:4]
+        products = tuple(Case("mora", 8, operator, form="products") for operator in ("rotation", "sharing"))
+        cases = (*BAR[:4], *products)
         return [
             Scenario("smollm2_135m", 100, 72, cases),
             Scenario("qwen25_coder_0b5", 50, 72, cases),

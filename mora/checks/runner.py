@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mora.config import RunConfig
+from mora.config.arguments import amount
 from mora.errors import ConfigError
 from mora.io import replace_file
 from mora.results import RunResult
@@ -180,7 +181,8 @@ class Table:
     def _markdown(self) -> str:
         lines = [list(self.columns), ["---"] * len(self.columns)]
         lines += [[self._text(row, key) for key in self.columns] for row in self.rows]
-        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        facts = "".join(f"- {key}: {value}\n" for key, value in self.facts.items())
+        return f"{facts}\n" * bool(facts) + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 @contextmanager
@@ -214,9 +216,9 @@ def add_options(parser: argparse.ArgumentParser, jobs: int, limit_s: float, run_
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
     parser.add_argument("--jobs", type=int, default=jobs, help="runs side by side")
     parser.add_argument(
-        "--limit-s", type=float, default=limit_s, help="of the whole: what has not run by then is not run"
+        "--limit-s", type=amount, default=limit_s, help="of the whole: what has not run by then is not run"
     )
-    parser.add_argument("--run-limit-s", type=float, default=run_limit_s, help="of a run: a hang ends as a failed row")
+    parser.add_argument("--run-limit-s", type=amount, default=run_limit_s, help="of a run: a hang ends as a failed row")
     parser.add_argument(
         "--out", type=Path, help="a folder for the tables, as JSON and Markdown, written after every row"
     )

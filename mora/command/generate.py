@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from mora.config.arguments import device, positive_int
+from mora.config.arguments import amount, device, positive_int, seed
 from mora.errors import ConfigError, MoraError
 from mora.models.known import named, refused
 
@@ -19,15 +19,13 @@ def parse(arguments: list[str] | None = None, prog: str = "mora generate") -> ar
     )
     parser.add_argument("prompt", nargs="+", help="one or more; each is answered alone")
     parser.add_argument("--max-tokens", type=positive_int, default=128, help="of an answer; default: 128")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0, the default: the likeliest token each time")
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn at a temperature above 0")
+    parser.add_argument("--temperature", type=amount, default=0.0, help="0, the default: the likeliest token each time")
+    parser.add_argument("--seed", type=seed, default=0, help="of what is drawn at a temperature above 0")
     parser.add_argument("--precision", choices=["bf16", "fp32"], help="default: bf16 on a GPU, fp32 on a CPU")
     parser.add_argument("--device", type=device, help="default: cuda if there is a GPU")
     options = parser.parse_args(arguments)
     if "" in options.prompt:
         parser.error("prompt '': expected a text")
-    if options.temperature < 0:
-        parser.error(f"--temperature {options.temperature}: expected 0 or more")
     return options
 
 

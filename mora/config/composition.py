@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import cache, lru_cache, reduce
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -22,12 +22,9 @@ from omegaconf.errors import OmegaConfBaseException
 from mora.errors import ConfigError
 from mora.io import cache_dir, replace_file
 
-from .hydra_compose import composed, hydra_line, validate
+from .hydra_compose import composed, hydra_line, parse_override, validate
 from .schema import RunConfig
 from .source import CONFIG_DIR
-
-if TYPE_CHECKING:  # Hydra is imported where it composes: what is kept needs none
-    from hydra.core.override_parser.types import Override
 
 OF_A_FILE = ("model.", "method.config=")  # say more than they write: a folder's digest, a file's content
 MOST_KEPT, FILES_KEPT = 4096, 8  # at some 2 kB a configuration
@@ -42,7 +39,11 @@ class Base(NamedTuple):
 
 
 def compose(overrides: Sequence[str]) -> RunConfig:
-    """The run that `python run.py OVERRIDES` would start. Not from two threads at once. Raises: ConfigError."""
+    """Return the run that `python run.py OVERRIDES` would start. Not for several threads at once.
+
+    Raises:
+        ConfigError: If the overrides make no run.
+    """
     return _composed(tuple(overrides))
 
 
@@ -52,14 +53,17 @@ def _composed(overrides: tuple[str, ...]) -> RunConfig:
     if key in kept:
         return RunConfig.model_validate(kept[key])
     config = _compose(overrides)
-    if not any(text.startswith(OF_A_FILE) for text in overrides):
+    if not any(text.lstrip("+").startswith(OF_A_FILE) for text in overrides):
         kept[key] = config.model_dump(mode="json")
     return config
 
 
 @cache
 def _kept() -> dict[str, Any]:
-    """Overrides -> the configuration, as this source composes them; written again when the process ends with more."""
+    """Return overrides -> configuration, as this source has composed them so far.
+
+    When the process ends with more than it began with, they are written again.
+    """
     digest = hashlib.sha256(version("hydra-core").encode())
     for file in sorted([*CONFIG_DIR.rglob("*.yaml"), *Path(__file__).parent.glob("*.py")]):
         digest.update(f"{file.name}\n".encode() + file.read_bytes())
@@ -73,7 +77,7 @@ def _kept() -> dict[str, Any]:
 
 
 def _write(path: Path, kept: dict[str, Any], before: int) -> None:
-    """The newest MOST_KEPT configurations; of the files of other sources, the newest FILES_KEPT stay."""
+    """Write the newest MOST_KEPT configurations, and remove the files of other sources but for the newest FILES_KEPT."""
     if len(kept) > before:
         with suppress(OSError):  # a cache that cannot be written is none
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,8 +124,4 @@ def _of_groups(groups: tuple[str, ...], method: str = "method=none") -> DictConf
     return composed([*groups, method])
 
 
-@lru_cache(maxsize=1024)
-def _parsed(text: str) -> Override:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    return OverridesParser.create().parse_override(text)
+_parsed = lru_cache(maxsize=1024)(parse_override)

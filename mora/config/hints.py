@@ -54,7 +54,7 @@ ELSE = {
 
 
 def near(wanted: str, known: Sequence[str]) -> str:
-    """`; did you mean ...?` of the name that is nearest; nothing where none is."""
+    """Return `; did you mean ...?` with the name that is nearest; empty if none is near."""
     matches = get_close_matches(wanted.lower(), known, 1, 0.65)
     return f"; did you mean {matches[0]}?" if matches else ""
 
@@ -67,7 +67,7 @@ def choices(group: str) -> list[str]:
 
 
 def choice(group: str, wanted: str) -> str:
-    """What to write instead of `group=wanted`, as the end of a message."""
+    """Return what to write instead of `group=wanted`, as the end of a message."""
     names, low = choices(group), wanted.lower()
     begun = [name for name in names if low and name.startswith(low)]
     known = [METHODS[low]] if group == "method" and low in METHODS else []
@@ -76,7 +76,7 @@ def choice(group: str, wanted: str) -> str:
 
 
 def field(path: str) -> str:
-    """What to write instead of a setting that is not there, as the end of a message; nothing where nothing is near."""
+    """Return what to write instead of a setting that is not there, as the end of a message; empty if nothing is near."""
     group, name = path.split(".")[0], path.split(".")[-1].lower()
     if path in fields():
         return f"; another {group} has it, this one has not"
@@ -92,7 +92,7 @@ def field(path: str) -> str:
 
 @functools.cache
 def fields() -> tuple[str, ...]:
-    """The dotted name of every setting of a run, whatever the kinds of its sections are."""
+    """Return the dotted name of every setting of a run, whatever the kinds of its sections."""
     return tuple(dict.fromkeys(_fields(RunConfig, "")))
 
 
@@ -104,7 +104,7 @@ def _fields(section: type[FrozenModel], prefix: str) -> Iterator[str]:
 
 
 def _sections(annotation: Any) -> list[type[FrozenModel]]:
-    """Those that a field may hold itself, not in a list."""
+    """Return the sections that a field may hold itself, not in a list."""
     if isinstance(annotation, type) and issubclass(annotation, FrozenModel):
         return [annotation]
     if get_origin(annotation) in (Annotated, Union, types.UnionType):

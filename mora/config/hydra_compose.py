@@ -33,9 +33,9 @@ OF_ONE_GRID = ("task", "method", "r", "scale", "model")  # what a grid of rates 
 
 
 def _lr_grid(*, _root_: DictConfig) -> str:
-    """${lr_grid:} of configs/sweep/: the rates of the composed task, method and rank, as Hydra sweeps over them.
+    """Return ${lr_grid:} of configs/sweep/: the rates of the composed task, method and rank, as Hydra sweeps over them.
 
-    Of what cannot be run: null, so that the one run that is then started says in a line what is wrong.
+    It is null for what cannot be run, so that the one run that is then started says in a line what is wrong.
     """
     values: Any = OmegaConf.to_container(OmegaConf.masked_copy(_root_, list(RunConfig.model_fields)), resolve=True)
     try:
@@ -86,10 +86,11 @@ OPTIONS_WITH_VALUE = {
 
 
 def _check_form(arguments: Sequence[str]) -> list[Override]:
-    """The settings among the arguments, parsed. Refuses what Hydra's grammar would refuse in its own words.
+    """Return the settings among the arguments, parsed. Refuse what Hydra's grammar would refuse in its own words.
 
-    Raises: ConfigError for a setting with dashes, as other programs have it, one that a blank has cut in two, or one without
-    its end; where neither task nor method is given.
+    Raises:
+        ConfigError: If a setting has dashes, as in other programs, is cut in two by a blank, or has no end; if neither task
+            nor method is given.
     """
     before, overrides = "", []
     for argument in arguments:
@@ -128,7 +129,11 @@ def _blank(before: str) -> str:
 
 
 def parse_override(argument: str) -> Override:
-    """Raises: ConfigError for what Hydra's grammar has not, a choice that is no name, or a name that is another choice's."""
+    """Return a setting as Hydra reads it.
+
+    Raises:
+        ConfigError: If Hydra's grammar does not have it, or a group's choice is no name or another choice's.
+    """
     try:
         (override,) = OverridesParser.create().parse_overrides([argument])
         value = override.value()
@@ -159,9 +164,10 @@ def _groups() -> set[str]:
 
 
 def compose(overrides: Sequence[str]) -> RunConfig:
-    """The run that `python run.py OVERRIDES` would start.
+    """Return the run that `python run.py OVERRIDES` would start.
 
-    Raises: ConfigError.
+    Raises:
+        ConfigError: If the overrides make no run.
     """
     for text in overrides:
         parse_override(text)
@@ -206,9 +212,10 @@ def with_task_file(arguments: Sequence[str]) -> list[str]:
 
 
 def validate(composed: DictConfig) -> RunConfig:
-    """A Hydra config, resolved, as a RunConfig with its learning rate filled in.
+    """Resolve what Hydra composed, and return it as a run with its learning rate filled in.
 
-    Raises: ConfigError.
+    Raises:
+        ConfigError: If a value is wrong or missing.
     """
     try:
         values: Any = OmegaConf.to_container(composed, resolve=True)

@@ -19,10 +19,13 @@ MAX_FIELDS = 5  # wrong ones that a message names
 
 
 def load(values: dict[str, Any]) -> RunConfig:
-    """Plain values, as in a run's config.yaml, as a RunConfig. A missing lr becomes the middle of the grid; a folder as the
-    model gets its fingerprint, a file as the method its content.
+    """Return plain values, as a run's config.yaml has them, as a checked and complete run.
 
-    Raises: ConfigError.
+    A missing lr becomes the middle of the grid. A model that is a folder gets its fingerprint, a method that is a file its
+    content.
+
+    Raises:
+        ConfigError: If a value is wrong or missing; it names up to five.
     """
     try:
         config = RunConfig.model_validate(with_settings(values))
@@ -38,12 +41,18 @@ def load(values: dict[str, Any]) -> RunConfig:
 
 
 def load_run(folder: Path) -> RunConfig:
-    """The configuration that a run's folder holds. Raises: ConfigError, and what `read_yaml` raises."""
+    """Return the configuration that a run's folder holds.
+
+    Raises:
+        ConfigError: If it is no configuration of this version.
+        OSError: If there is none.
+        yaml.YAMLError: If the file is damaged.
+    """
     return load(read_yaml(folder / "config.yaml"))
 
 
 def described(error: ValidationError, values: Any) -> str:
-    """In a line, every field that is wrong; of many, the first ones."""
+    """Return every field that is wrong in one line; of many, the first ones."""
     errors = [_describe(e, values) for e in error.errors()]
     more = [f"{len(errors) - MAX_FIELDS} more fields"] if len(errors) > MAX_FIELDS else []
     return "; ".join([*errors[:MAX_FIELDS], *more])
@@ -66,7 +75,10 @@ def _describe(error: Any, values: Any) -> str:
 
 
 def _field(loc: tuple[Any, ...], values: Any) -> str:
-    """The field as the user writes it: pydantic puts the kind of a section, and the type it tried, between the names."""
+    """Return the field as the user writes it.
+
+    Between the names, pydantic puts the kind of a section and the type that it tried.
+    """
     parts: list[str] = []
     for i, part in enumerate(loc):
         section = values if isinstance(values, dict) else {}

@@ -19,13 +19,15 @@ SAMPLES, SAMPLE_BYTES = 64, 4096  # of a weights file, for its fingerprint
 
 
 def identified(model: Model) -> Model:
-    """The model, with its fingerprint where its weights are a folder's and its name is none of configs/model, and that
-    folder's whole path: a worker has another working directory.
+    """Return the model as other processes can read it, with what tells its weights from others.
 
-    `model=llama2_7b model.name=mine model.path=...` begins with LLaMA-2's shape and revision, which are not its own.
+    A folder gets its whole path, because a worker has another working directory. If the name is not in configs/model, it
+    gets its fingerprint too. `model=llama2_7b model.name=mine model.path=...` begins with LLaMA-2's shape and revision,
+    which are not its own.
 
-    Raises: ValueError where the folder is not one of a causal language model with its tokenizer, or not the one that it was;
-    where another model has the name.
+    Raises:
+        ValueError: If the folder holds no causal language model with its tokenizer, or another one than before; if another
+            model has the name.
     """
     folder = Path(model.path or "")
     if model.path is not None and folder.exists() and not folder.is_absolute():
@@ -56,7 +58,7 @@ def identified(model: Model) -> Model:
 
 @cache
 def _known(name: str) -> dict[str, Any] | None:
-    """The file in configs/model of the model of that name."""
+    """Return what the file of configs/model says of the model of that name."""
     file = KNOWN / f"{name}.yaml"
     values = read_yaml(file) if file.is_file() else {}
     return values if values.get("name") == name else None
@@ -64,13 +66,13 @@ def _known(name: str) -> dict[str, Any] | None:
 
 @cache
 def _revisions() -> dict[str | None, str]:
-    """Revision -> the name of the model of configs/ that it pins on the hub."""
+    """Return revision -> the name of the model of configs/ that it pins on the hub."""
     models = [read_yaml(path) for path in sorted(KNOWN.glob("*.yaml"))]
     return {m["revision"]: m["name"] for m in models if m.get("source") == "pretrained" and m.get("revision")}
 
 
 def check_folder(folder: Path) -> None:
-    """Raises: ValueError, with what is missing or wrong."""
+    """Raise ValueError if something is missing or wrong, and say what."""
     where = f"model.path={str(folder)!r}"
     try:
         config = json.loads((folder / "config.json").read_text())
@@ -93,12 +95,15 @@ def check_folder(folder: Path) -> None:
 
 
 def _is_image_model(config: dict[str, Any]) -> bool:
-    """No words, but pictures."""
+    """Return whether a configuration is of a model that reads pictures and no text."""
     return "vocab_size" not in config and ("image_size" in config or "num_channels" in config)
 
 
 def fingerprint(folder: Path) -> str:
-    """64 hex digits over config.json and samples of every weights file: two sets of trained weights never share them all."""
+    """Return 64 hex digits over config.json and samples of every weights file.
+
+    Two sets of trained weights never share all of these samples.
+    """
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for path in sorted(path for pattern in WEIGHTS for path in folder.glob(pattern)):
         size = path.stat().st_size

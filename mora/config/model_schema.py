@@ -41,6 +41,7 @@ class PackageParts(FrozenModel):
 
     @property
     def requirements(self) -> list[str]:
+        """Return the requirement of each part, in order."""
         return [self.requirement.format(n=n) for n in range(1, self.parts + 1)]
 
 
@@ -89,7 +90,7 @@ class Model(FrozenModel):
     @model_validator(mode="before")
     @classmethod
     def _earlier_layout(cls, values: Any) -> Any:
-        """Configurations in results/runs, and a model without a name, which has that of its folder."""
+        """Read older configurations of results/runs too, and name a model without a name by its folder."""
         if not isinstance(values, dict):
             return values
         values = dict(values)
@@ -119,8 +120,9 @@ class Model(FrozenModel):
         return self
 
     def stands_for(self, r: int) -> int:
-        """The rank on LLaMA-2-7B that r stands for: by `ranks`, on a line through two neighbours in logarithms; outside of
-        them by the ratio of the nearest.
+        """Return the rank on LLaMA-2-7B that r stands for.
+
+        Between two of `ranks` it lies on the line through them in logarithms; outside, it has the ratio of the nearest.
         """
         known = sorted(self.ranks.items()) or [(1, 1)]
         below, above = [p for p in known if p[0] <= r], [p for p in known if p[0] >= r]
@@ -137,5 +139,5 @@ class Model(FrozenModel):
         return f"r={r}" if paper_rank == r else f"r={r} (the paper's {paper_rank})"
 
     def rank_of(self, module: str, r: int) -> int:
-        """r of a module of that kind (k_proj, ...)."""
+        """Return the r of a kind of module (k_proj, ...): the run's, but at most its cap."""
         return min(r, self.rank_caps.get(module, r))

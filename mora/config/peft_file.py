@@ -19,10 +19,12 @@ NOT_OF_THE_METHOD = (
 
 
 def with_settings(values: dict[str, Any]) -> dict[str, Any]:
-    """A run's plain values, with the content of the file in place where the method is peft and only its path is known.
+    """Return a run's plain values, with the file's content if the method is peft and only the file's path is known.
 
     So a run keeps what it began with, and its id tells two files apart, whatever they are called.
-    Raises: ValueError where the file is not given, not there or not of a PEFT method.
+
+    Raises:
+        ValueError: If the file is not given, not there, or not of a PEFT method.
     """
     method: Any = values.get("method")
     adapter = method.get("adapter") if isinstance(method, dict) else None
@@ -34,7 +36,7 @@ def with_settings(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Raises: ValueError."""
+    """Return the settings of an adapter_config.json. Raises ValueError if it is none."""
     where, file = f"method.config={str(path)!r}", path / NAME if path.is_dir() else path
     try:
         settings = json.loads(file.read_text())

@@ -1,5 +1,6 @@
-"""Where each value of a run comes from: the comment on its line in configs/, or `override`. Also docs/DEVIATIONS.md, which
-`make render` writes anew.
+"""Where each value of a run comes from: the comment on its line in configs/, or `override`.
+
+Also docs/DEVIATIONS.md, which `make render` writes anew.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ class Setting(NamedTuple):
 
 
 def settings(file: Path) -> list[Setting]:
-    """Every leaf of a task's or method's file, but its name. A list is one leaf, with the first
-    comment in it."""
+    """Return every leaf of a task's or method's file, but its name.
+
+    A list is one leaf, with the first comment in it.
+    """
     text = file.read_text()
     lines, group = text.splitlines(), file.parent.name
     prefix = "" if text.startswith("# @package _global_") else f"{group}."
@@ -36,7 +39,7 @@ def settings(file: Path) -> list[Setting]:
 
 
 def of_run(config: RunConfig) -> dict[str, str]:
-    """Dotted path -> source, for every value that a file of the task or method sets; the last file that does counts.
+    """Return dotted path -> source, for every value that a file of the task or method sets; the last file that does counts.
 
     A value that is not the file's any more came from the command line or an experiment: `override`.
     """
@@ -62,7 +65,7 @@ def of_run(config: RunConfig) -> dict[str, str]:
 
 
 def deviations() -> str:
-    """Markdown: every setting of a task or method on which sources differ, and every one that is ours at paper scale."""
+    """Return Markdown: settings of tasks and methods on which sources differ, and those that are ours at paper scale."""
     lines = [
         "# Where sources differ, and what we chose",
         "",
@@ -124,7 +127,7 @@ def _at(values: Any, path: str) -> tuple[bool, Any]:
 
 
 def _resolved(setting: Setting, config: RunConfig) -> Any:
-    """Its value; of a reference to other values of the run, ${...}, what it gives there."""
+    """Return a setting's value; of a reference to other values of the run, ${...}, what it gives there."""
     if not isinstance(setting.value, str) or "${" not in setting.value:
         return setting.value
     from omegaconf import OmegaConf  # a worker that is started needs it once, at its end
@@ -138,7 +141,7 @@ def _resolved(setting: Setting, config: RunConfig) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it: keys are text, and numbers compare as numbers."""
+    """Return a value as JSON has it: keys are text, and numbers compare as numbers."""
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list):

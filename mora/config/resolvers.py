@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 
 def _restart_warmup(every_steps: Any) -> int:
-    """${restart_warmup:N} of configs/method/: 50 steps, as the paper, but at most its largest share of an interval, 5%.
+    """Return ${restart_warmup:N} of configs/method/: 50 steps, as in the paper, but at most 5% of the interval, its largest.
 
     Of what is no number of steps 0: the check of every_steps says what is wrong.
     """
@@ -16,7 +16,7 @@ def _restart_warmup(every_steps: Any) -> int:
 
 
 def _of_model(field: str, otherwise: Any, *, _root_: DictConfig) -> Any:
-    """${of_model:FIELD,VALUE} of configs/method/: what the model says, else the method's own value."""
+    """Return ${of_model:FIELD,VALUE} of configs/method/: what the model says, else the method's own value."""
     own = OmegaConf.select(_root_, f"model.{field}")
     return otherwise if own is None else own
 

@@ -15,7 +15,7 @@ LAYOUT_VERSION = 1  # of the hash itself
 
 
 def run_id(config: RunConfig) -> str:
-    """For example `uuid-mora-r8-lr3e-4-s0-0123456789`. Equal for runs whose results must be equal.
+    """Return the name of a run, for example `uuid-mora-r8-lr3e-4-s0-0123456789`: equal if results must be equal.
 
     Left out of the hash: the hardware, the tracker, where weights and results lie, and how often things are logged or saved.
     """
@@ -47,7 +47,10 @@ def run_id(config: RunConfig) -> str:
 
 
 def _identity(model: Model) -> dict[str, Any]:
-    """What of a model can change a result, as layout 1 has it: its source's first name, and one factor for all ranks."""
+    """Return what of a model can change a result, in the form of layout 1.
+
+    That has the first name of the model's source, and one factor for all ranks.
+    """
     fields = {"name", "source", "revision", "sha256", "init_seed", "architecture", "tokenizer"}
     values = model.model_dump(mode="json", include=fields)
     if model.source == "gguf":
@@ -60,28 +63,28 @@ def _identity(model: Model) -> dict[str, Any]:
 
 
 def result_path(config: RunConfig) -> Path:
-    """Where the run's result is written, and looked for."""
+    """Return where the run's result is written, and looked for."""
     return source.ROOT / config.scale.results_dir / f"{run_id(config)}.json"
 
 
 def log_path(config: RunConfig) -> Path:
-    """Of the raw log, beside the result."""
+    """Return where the raw log is, beside the result."""
     return result_path(config).with_suffix(".log.jsonl")
 
 
 def spectrum_path(config: RunConfig) -> Path:
-    """Where the spectrum of the run's delta W is written, and looked for."""
+    """Return where the spectrum of the run's ΔW is written, and looked for."""
     path = result_path(config)
     return path.parent.parent / "spectra" / path.name
 
 
 def documents_path(config: RunConfig) -> Path:
-    """Where the score of every document of the run's evaluation is written, and looked for."""
+    """Return where the score of every document of the run's evaluation is written, and looked for."""
     path = result_path(config)
     return path.parent.parent / "documents" / f"{path.stem}.jsonl.zst"
 
 
 def format_lr(lr: float) -> str:
-    """3e-4, 2.5e-4: the shortest scientific form."""
+    """Return the shortest scientific form of a learning rate: 3e-4, 2.5e-4."""
     mantissa, exponent = f"{lr:.3e}".split("e")
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"

@@ -104,18 +104,22 @@ class RunConfig(FrozenModel):
 
     @property
     def n_samples(self) -> int | None:
-        """Training sequences, once they are known: uuid's from its pairs, the others' after preparation."""
+        """Return the number of training sequences, or None until it is known.
+
+        Task uuid has its pairs; other tasks know it after preparation.
+        """
         return self.task.data.pairs if isinstance(self.task.data, UuidData) else self._n_samples
 
     @property
     def knows_steps(self) -> bool:
-        """Whether total_steps can be asked."""
+        """Return whether total_steps can be asked."""
         return self.n_samples is not None or self.task.train.max_steps is not None
 
     def with_samples(self, n: int) -> RunConfig:
-        """The same run, whose number of training sequences is now known. Equal run id.
+        """Return the same run, with the same run id, whose number of training sequences `n` is now known.
 
-        Raises: ValueError where the schedule does not fit into the steps that follow.
+        Raises:
+            ValueError: If there are fewer than a batch, or the schedule does not fit into the steps that follow.
         """
         batch = self.task.train.global_batch_size
         if n < batch:
@@ -148,7 +152,7 @@ class RunConfig(FrozenModel):
 
     @property
     def parallel(self) -> str:
-        """How the ranks share the work: none, ddp, zero1, zero2 or zero3."""
+        """Return how the processes share the work: none, ddp, zero1, zero2 or zero3."""
         if self.hardware.parallel != "auto":
             return self.hardware.parallel
         if self.hardware.world_size == 1:
@@ -157,28 +161,28 @@ class RunConfig(FrozenModel):
 
     @property
     def total_steps(self) -> int:
-        """Optimizer updates of the schedule. Raises: RuntimeError before the number of sequences is known."""
+        """Return the updates of the schedule. Raises RuntimeError before the number of sequences is known."""
         if not self.knows_steps:
             raise RuntimeError(f"the steps of {self.task.name} are known after its data are prepared: with_samples(n)")
         return self.task.train.total_steps(self.n_samples or 0)
 
     @property
     def last_step(self) -> int:
-        """Where the run ends: the schedule's end, or stop_step if that comes first."""
+        """Return the update at which the run ends: the schedule's last, or stop_step if that comes first."""
         return min(self.total_steps, self.task.train.stop_step or self.total_steps)
 
     @property
     def trains_rest(self) -> bool:
-        """Pretraining: whatever carries no adapter trains too (embeddings, head, norms)."""
+        """Return whether what carries no adapter (embeddings, head, norms) trains too, as in pretraining."""
         return getattr(self.task.data, "kind", None) == "pretrain"
 
     @property
     def micro_batch_size(self) -> int:
-        """Sequences of one rank in one pass; without a setting, all that it has to do in a step."""
+        """Return the sequences of one process in one pass; without a setting, its whole share of an update."""
         return self.hardware.micro_batch_size or self.task.train.global_batch_size // self.hardware.world_size
 
     def lr_grid(self) -> list[float]:
-        """The learning rates the paper searched for this task, method and rank (at lite scale: ours)."""
+        """Return the task's search space for the method and rank, at scale paper the paper's. Empty if nothing trains."""
         if self.method.lr_grid is None:
             return []
         adapter, key = self.method.adapter, self.method.lr_grid
@@ -191,23 +195,26 @@ class RunConfig(FrozenModel):
 
     @property
     def rank_text(self) -> str | None:
-        """The rank as it is printed everywhere, `Model.rank_text`; None for a method without one."""
+        """Return the rank as it is printed everywhere, `Model.rank_text`; None for a method without one."""
         return None if self.r is None else self.model.rank_text(self.r)
 
     def lora_alpha(self) -> float:
-        """max(16, R / 2) at the rank R that r stands for, with the alpha / r ratio kept (Table 5: 16 at 8, 128 at 256)."""
+        """Return max(16, R / 2) at the rank R that r stands for, with the ratio alpha / r kept.
+
+        Table 5 of the paper has 16 at r=8 and 128 at r=256.
+        """
         assert self.r is not None
         paper_rank = self.model.stands_for(self.r)
         return max(16, paper_rank / 2) * self.r / paper_rank
 
     @property
     def rank_pattern(self) -> dict[str, int]:
-        """The kinds of modules whose rank is not r, but the model's cap for them."""
+        """Return the kinds of modules whose rank is not r but the model's cap for them."""
         return {name: cap for name, cap in self.model.rank_caps.items() if self.r is not None and cap < self.r}
 
     @property
     def target_modules(self) -> Targets:
-        """What carries adapters; none without one."""
+        """Return the modules that carry adapters; none for a method without one."""
         return [] if self.method.adapter is None else self.method.adapter.modules
 
 

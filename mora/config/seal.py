@@ -10,15 +10,16 @@ FIELD = "sha256"
 
 
 def sealed(values: dict[str, Any]) -> dict[str, Any]:
-    """The values as JSON has them, with their digest."""
+    """Return the values as JSON has them, with their digest."""
     plain = json.loads(json.dumps(values))
     return plain | {FIELD: _digest(plain)}
 
 
 def unsealed(values: dict[str, Any]) -> dict[str, Any]:
-    """The values without their digest. Those of files from before there was one are taken as they are.
+    """Return the values without their digest. Files from before there was one are taken as they are.
 
-    Raises: ValueError where the digest is that of other values.
+    Raises:
+        ValueError: If the digest is that of other values.
     """
     kept = {key: value for key, value in values.items() if key != FIELD}
     if FIELD in values and values[FIELD] != _digest(kept):

@@ -49,7 +49,10 @@ EVERYTHING = Files(("mora", "configs", "run.py"))
 
 
 def describe(files: Files = NUMBERS) -> dict[str, Any]:
-    """commit, fingerprint, dirty. Without git (a copied tree): commit from MORA_SOURCE_COMMIT, dirty None (unknown)."""
+    """Return commit, fingerprint, and whether the files differ from the commit's (`dirty`).
+
+    In a tree without git the commit is MORA_SOURCE_COMMIT's, and `dirty` is None.
+    """
     commit = _git("rev-parse", "HEAD")
     fingerprint = fingerprint_of_files(files)
     if commit is None:
@@ -59,12 +62,12 @@ def describe(files: Files = NUMBERS) -> dict[str, Any]:
 
 @functools.cache
 def of_this_process() -> dict[str, Any]:
-    """`describe` as it was when first asked: what Python has loaded, whatever becomes of the files afterwards."""
+    """Return `describe` as it was when first asked: what Python has loaded, whatever becomes of the files afterwards."""
     return describe()
 
 
 def fingerprint_of_files(files: Files = NUMBERS) -> str:
-    """16 hex digits over path and git blob hash of every one of these files in the work tree."""
+    """Return 16 hex digits over path and git blob hash of each of these files in the work tree."""
     lines = []
     for name in files.paths:
         path = ROOT / name
@@ -77,7 +80,7 @@ def fingerprint_of_files(files: Files = NUMBERS) -> str:
 
 
 def fingerprint_of_commit(commit: str, files: Files = NUMBERS) -> str | None:
-    """The same over a commit; None where git does not know it."""
+    """Return the same over a commit; None if git does not know it."""
     listing = _git("ls-tree", "-r", "--full-tree", commit, "--", *files.paths)
     if listing is None:
         return None

@@ -11,5 +11,5 @@ SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read_yaml(path: Path) -> Any:
-    """The file's value. Raises: yaml.YAMLError."""
+    """Return the file's value. Raises OSError or yaml.YAMLError."""
     return yaml.load(path.read_text(), SafeLoader)

@@ -28,9 +28,15 @@ class TrainingData:
 
 
 def load(config: RunConfig, tokenizer: PreTrainedTokenizerBase, workers: int | None = None) -> TrainingData:
-    """The data of the run's task, prepared on the first call with these data and this tokenizer.
+    """Return the data of the run's task, prepared on the first call with these data and this tokenizer.
 
-    Raises: DataError, naming file, line and field where data cannot be used.
+    Args:
+        config: The run.
+        tokenizer: The model's.
+        workers: Processes that prepare; None: one per CPU.
+
+    Raises:
+        DataError: If data cannot be used; it names file, line and field.
     """
     data = config.task.data
     if isinstance(data, UuidData):

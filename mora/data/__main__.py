@@ -14,6 +14,7 @@ from . import load
 
 
 def parse(arguments: list[str] | None = None, prog: str = "python -m mora.data") -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument(
         "task", type=lambda given: given.removeprefix("task="), help="uuid, tulu2, metamath, biomed, finance or c4"
@@ -27,6 +28,7 @@ def parse(arguments: list[str] | None = None, prog: str = "python -m mora.data")
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Prepare the data of a task, and return the exit code."""
     args = parse(arguments)
     try:
         config = compose([f"task={args.task}", f"scale={args.scale}", "method=none", *args.overrides])

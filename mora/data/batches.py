@@ -31,14 +31,14 @@ class Batch:
     position_ids: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """Without waiting for the device, which a copy to a GPU from memory that is not pinned may do."""
+        """Return the batch on a device, without waiting for it, as a copy to a GPU from memory that is not pinned may do."""
         pins = device.type == "cuda" and not self.input_ids.is_cuda
         tensors = [x if x is None or not pins else x.pin_memory() for x in vars(self).values()]
         return Batch(*(None if x is None else x.to(device, non_blocking=True) for x in tensors))  # type: ignore[arg-type]
 
 
 def collate(samples: list[Sample], pad_id: int, length: int | None = None) -> Batch:
-    """Pads to `length`, or to the longest sample."""
+    """Pad samples to `length` tokens, or to the longest of them, and return them as one batch."""
     length = length or max(len(s.input_ids) for s in samples)
     ids = torch.full((len(samples), length), pad_id, dtype=torch.long)
     labels = torch.full((len(samples), length), IGNORE, dtype=torch.long)
@@ -67,7 +67,7 @@ def balanced(lengths: Sequence[int], max_tokens: int, ranks: int = 1) -> list[in
 
 
 def _fewest(lengths: Sequence[int], max_tokens: int) -> list[int]:
-    """Of the fewest micro batches of at most so many tokens."""
+    """Return the places of the fewest micro batches of at most so many tokens."""
     ends, start = [], 0
     for i, length in enumerate(lengths):
         if i > start and (i + 1 - start) * length > max_tokens:
@@ -104,12 +104,12 @@ class Batches:
         self._order: dict[int, np.ndarray] = {}
 
     def indices(self, step: int) -> list[int]:
-        """Which samples step `step` (from 0) sees, in order."""
+        """Return the indices of the samples that step `step` (from 0) sees, in order."""
         start = step * self.global_batch_size
         return [self._at(i) for i in range(start, start + self.global_batch_size)]
 
     def step(self, step: int) -> Iterator[Batch]:
-        """The micro batches of a step, on the CPU. Where they are several, each has sequences of like length: less padding.
+        """Yield the micro batches of a step, on the CPU. If there are several, each has sequences of like length.
 
         They add up to the same gradient in any order; dropout masks, which follow the shape and the place, are others.
         """
@@ -121,17 +121,20 @@ class Batches:
             yield collate(micro, self.pad_id, self._padded(max(len(s.input_ids) for s in micro)))
 
     def loss_tokens(self, step: int) -> int:
-        """Tokens of the step that carry a loss: the labels that are left after the shift by one."""
+        """Return the tokens of a step that carry a loss: the labels that are left after the shift by one."""
         return sum(self.samples[i].n_loss for i in self.indices(step))
 
     def _ends(self, chosen: list[Sample]) -> list[int]:
-        """Where to end each micro batch."""
+        """Return where to end each micro batch."""
         if self.micro_batch_tokens is None:
             return [*range(self.micro_batch_size, len(chosen), self.micro_batch_size), len(chosen)]
         return balanced([self._padded(len(s.input_ids)) for s in chosen], self.micro_batch_tokens, self.ranks)
 
     def _padded(self, length: int) -> int:
-        """Few different shapes, so that kernels are chosen rarely: multiples of 64, up to the longest sample there is."""
+        """Return the length that sequences are padded to: a multiple of 64, but at most the longest sample there is.
+
+        Few different shapes mean that kernels are chosen rarely.
+        """
         return min(self.longest, -(-length // SHAPE_STEP) * SHAPE_STEP)
 
     def _at(self, position: int) -> int:

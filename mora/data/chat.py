@@ -10,12 +10,12 @@ from .samples import IGNORE, Sample
 
 
 def text_of(turns: list[tuple[str, str]], eos: str) -> str:
-    """`<|role|>` on a line of its own before each turn; an assistant's turn ends with EOS."""
+    """Return the text: `<|role|>` on a line of its own before each turn; an assistant's turn ends with EOS."""
     return "".join(f"<|{role}|>\n{content.strip()}{eos if role == 'assistant' else ''}\n" for role, content in turns)
 
 
 def encode(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Sample:
-    """The conversation, cut at max_length tokens; the loss is on what follows `<|assistant|>` and its line break.
+    """Return the conversation, cut at max_length tokens, with the loss on what follows `<|assistant|>` and its line break.
 
     Spans are found by tokenising what comes before them, as in open-instruct's finetune.py. All labels may be IGNORE when
     the cut falls before the first answer. The authors also put 0 for ids of 32,000 and more, which LLaMA-2's own tokenizer

@@ -77,7 +77,7 @@ class BlockEncoder:
 def without_overlaps(
     rows: list[Record], read: Iterable[Read], index: Index, drop: bool, report: Report
 ) -> Iterator[tuple[Record, Read]]:
-    """Every row with what was read from it, but for those to be dropped; either way an overlap is counted."""
+    """Yield every row with what was read from it, but for those to be dropped. Either way an overlap is counted."""
     for record, row in zip(rows, read, strict=True):
         evaluation_set = index.find(row.question)
         if evaluation_set is not None:
@@ -87,12 +87,13 @@ def without_overlaps(
 
 
 def count(report: Report, kind: str, sample: Sample) -> None:
+    """Count a sample as a document of its kind."""
     report.documents[kind] += 1
     report.tokens[kind] += len(sample.input_ids)
 
 
 def kind_of(record: Record, format: str) -> str:
-    """The part of a mixture that a row names itself (Tulu's dataset, MetaMath's type), else its format."""
+    """Return the part of a mixture that a row names itself (Tulu's dataset, MetaMath's type), else its format."""
     for field in ("dataset", "source", "type"):
         named = record.row.get(field)
         if isinstance(named, str) and format != "math":

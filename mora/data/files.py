@@ -23,10 +23,15 @@ csv.field_size_limit(2**31 - 1)  # a field may be a whole article; Python's own 
 
 
 def read_rows(path: Path, encoding: str = "utf-8", delimiter: str | None = None) -> Iterator[Record]:
-    """The rows of a .jsonl, .json (an array too), .parquet, .csv or .tsv file; CSV with a header line.
+    """Yield the rows of a .jsonl, .json (an array too), .parquet, .csv or .tsv file, also as .gz or .zst.
 
-    `delimiter` of a CSV file: a comma, in .tsv a tab, unless given.
-    Raises: DataError naming file and line.
+    Args:
+        path: The file. A CSV file has a header line.
+        encoding: Of a CSV file; the others are UTF-8.
+        delimiter: Of a CSV file; None: a comma, in .tsv a tab.
+
+    Raises:
+        DataError: If the file is damaged or of another kind; it names file and line.
     """
     kind = path.name.removesuffix(".gz").removesuffix(".zst").rsplit(".", 1)[-1]
     if kind == "parquet":
@@ -53,9 +58,10 @@ def read_rows(path: Path, encoding: str = "utf-8", delimiter: str | None = None)
 
 
 def read_cells(path: Path, encoding: str = "utf-8", delimiter: str = ",") -> Iterator[tuple[str, list[str]]]:
-    """The lines of a CSV file as (file and line where it ends, fields); a field in quotes may hold line breaks.
+    """Yield the records of a CSV file as (file and line where it ends, fields). A quoted field may hold line breaks.
 
-    Raises: DataError.
+    Raises:
+        DataError: If the file is not CSV in this encoding.
     """
     lines = (_decoded(line, encoding, f"{path}:{n}") for n, line in enumerate(_lines(path), 1))
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
@@ -70,17 +76,17 @@ def read_cells(path: Path, encoding: str = "utf-8", delimiter: str = ",") -> Ite
 
 
 def read_json(path: Path) -> Any:
-    """The one JSON value of a whole file. Raises: DataError."""
+    """Return the one JSON value of a whole file. Raises DataError if it is damaged."""
     return _json(b"".join(_chunks(path)), str(path))
 
 
 def read_text(path: Path) -> str:
-    """The whole file, UTF-8. Raises: DataError."""
+    """Return the text of a whole UTF-8 file. Raises DataError if it is damaged."""
     return _decoded(b"".join(_chunks(path)), "utf-8", str(path))
 
 
 def record_of(where: str, row: Any) -> Record:
-    """Raises: DataError where the row is no object."""
+    """Return a row with its place. Raises DataError if it is no object."""
     if not isinstance(row, dict):
         raise DataError(f"{where}: is {row!r:.40}, expected an object with fields")
     return Record(where, row)
@@ -102,14 +108,14 @@ def _parquet(path: Path) -> Iterator[Record]:
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
-    """The decompressed bytes of a file, without the byte order mark that some programs begin UTF-8 with."""
+    """Yield the decompressed bytes of a file, without the byte order mark that some programs begin UTF-8 with."""
     chunks = _unpacked(path)
     yield next(chunks, b"").removeprefix(codecs.BOM_UTF8)
     yield from chunks
 
 
 def _unpacked(path: Path) -> Iterator[bytes]:
-    """A stream that ends early is an error, not an end."""
+    """Yield the decompressed bytes of a file. Raises DataError if it ends early."""
     try:
         if path.suffix == ".zst":
             yield from _zst(path)
@@ -144,7 +150,7 @@ def _zst(path: Path) -> Iterator[bytes]:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """Lines with their ends, which CSV needs where a field holds line breaks."""
+    """Yield lines with their ends, which CSV needs if a field holds line breaks."""
     rest = b""
     for chunk in _chunks(path):
         *whole, rest = (rest + chunk).split(b"\n")
@@ -179,7 +185,10 @@ def _json(data: bytes, where: str) -> Any:
 
 
 def _half_pair(value: Any, field: str = "") -> str | None:
-    """The field, such as `messages[0].content`, of the first text with half of a surrogate pair: no tokenizer takes it."""
+    """Return the field, such as `messages[0].content`, of the first text with half of a surrogate pair.
+
+    No tokenizer takes such a text.
+    """
     if isinstance(value, str):
         return field if _HALF.search(value) else None
     if isinstance(value, dict):

@@ -13,14 +13,14 @@ NAME = "sha256.json"
 
 
 def write(folder: Path, patterns: Sequence[str] = ("*",)) -> None:
-    """For the files of the folder that fit a pattern. The last thing that is written there."""
+    """Write the manifest of the files in a folder that match a pattern, the last thing that is written there."""
     files = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file() and path.name != NAME}
     digests = {path.name: sha256(path) for path in sorted(files)}
     replace_file(folder / NAME, json.dumps(sealed(digests), indent=1) + "\n")
 
 
 def damage(folder: Path) -> str | None:
-    """What is not as it was written, in words; None where all is, or nothing is known of it."""
+    """Return what is not as it was written, in words; None if all is, or if nothing is known of it."""
     path = folder / NAME
     if not path.exists():
         return None

@@ -21,7 +21,7 @@ PROMPT_WITH_INPUT = (
 
 
 def prompt_of(query: str) -> str:
-    """The first line of the query is the instruction; further lines, where there are any, are its input."""
+    """Return the Alpaca prompt of a query: its first line is the instruction, further lines are the input."""
     instruction, _, rest = query.partition("\n")
     if rest:
         return PROMPT_WITH_INPUT.format(instruction=instruction, input=rest)
@@ -29,9 +29,9 @@ def prompt_of(query: str) -> str:
 
 
 def encode(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Sample:
-    """Prompt, answer right after the colon, EOS; cut at max_length; no loss on as many tokens as the prompt has alone.
+    """Return prompt, answer right after the colon, and EOS, cut at max_length tokens.
 
-    All labels may be IGNORE when the prompt fills max_length.
+    As many tokens as the prompt has alone carry no loss. All labels may be IGNORE when the prompt fills max_length.
     """
     (_, query), (_, response) = conversation.turns
     prompt = prompt_of(query)

@@ -36,7 +36,7 @@ class Example:
 
 
 def _pair(verbaliser: str, inner: str) -> re.Pattern[str]:
-    """Sentence, verbaliser, comma, sentence, after the end of another sentence. Sentences have 50 characters and more."""
+    """Return the pattern of: end of a sentence; sentence, verbaliser, comma, sentence, each of 50 characters or more."""
     sentence = rf"[^{inner}]{{50,}}[.!?]+"
     return re.compile(rf"[.!?]+\s+({sentence})\s+(?:{verbaliser})\s*,\s+({sentence})(?=\s)", re.IGNORECASE)
 
@@ -66,7 +66,7 @@ class Keywords:
     words: frozenset[str]
 
     def of(self, sentence: str) -> list[str]:
-        """The sentence's keywords in order, each once; none where it has more than MOST_PIECES distinct pieces."""
+        """Return the sentence's keywords in order, each once; none if it has more than MOST_PIECES distinct pieces."""
         pieces = self.tokenizer.encode(sentence).tokens
         if len(set(pieces)) > MOST_PIECES:
             return []
@@ -74,7 +74,7 @@ class Keywords:
 
 
 def learn_keywords(texts: Iterable[str], general: Iterable[str]) -> Keywords:
-    """A BPE vocabulary of the texts, and the pieces in it that `general` (a tokenizer's vocabulary) does not have.
+    """Learn a BPE vocabulary of the texts, and return its pieces that `general` (a tokenizer's vocabulary) does not have.
 
     AdaptLLM trains SentencePiece; BPE on words with their mark gives pieces of the same form.
     """
@@ -88,7 +88,10 @@ def learn_keywords(texts: Iterable[str], general: Iterable[str]) -> Keywords:
 
 
 def keywords_of(tokenizer: Tokenizer, general: Iterable[str]) -> Keywords:
-    """The pieces of a domain's tokenizer that `general` lacks, begin a word and, mark included, exceed 10 characters."""
+    """Return the pieces of a domain's tokenizer that make keywords.
+
+    `general` lacks them, they begin a word and, mark included, they have more than 10 characters.
+    """
     known = {piece.replace("Ġ", _MARK) for piece in general}
     own = (piece for piece in tokenizer.get_vocab() if piece.startswith(_MARK) and len(piece) > 10)
     return Keywords(tokenizer, frozenset(piece for piece in own if piece not in known))
@@ -101,6 +104,7 @@ class Mined:
     examples: dict[str, list[Example]] = field(default_factory=dict)
 
     def add(self, type_: str, examples: list[Example]) -> None:
+        """Add examples of a type."""
         if examples:
             self.examples.setdefault(type_, []).extend(examples)
 
@@ -119,7 +123,7 @@ TYPES = {
 
 
 def mine(body: str, found_sentences: list[str], keywords: Keywords, rng: random.Random) -> Mined:
-    """At most PER_KIND examples of every kind, chosen by `rng`."""
+    """Mine a text for examples, at most PER_KIND of each kind, chosen by `rng`."""
     mined = Mined()
     for kind, pattern in PATTERNS.items():
         examples = [Example(kind, first.strip(), _capital(second)) for first, second in pattern.findall(body)]
@@ -147,7 +151,7 @@ _END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[A-Z0-9\"'(\[])")
 
 
 def sentences(text: str) -> list[str]:
-    """The text cut after sentence ends, not after common abbreviations and initials; line breaks end a sentence too."""
+    """Cut a text after sentence ends and at line breaks, but not after common abbreviations and initials."""
     parts = []
     for line in text.splitlines():
         begin = ""

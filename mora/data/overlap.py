@@ -39,9 +39,11 @@ class Index:
 
     @property
     def missing(self) -> list[str]:
+        """Return the sets that were not there."""
         return [name for name, fact in self.facts.items() if fact == NOT_COMPARED]
 
     def add(self, name: str, questions: list[str]) -> None:
+        """Add the questions of a set."""
         for question in questions:
             words = _words(question)
             if len(words) >= NGRAM:
@@ -54,7 +56,10 @@ class Index:
         self.facts[name] = hashlib.sha256("\n".join(questions).encode()).hexdigest()[:16]
 
     def find(self, text: str) -> str | None:
-        """The set that `text` overlaps with: it holds half of a question, or is a short question and nothing else."""
+        """Return the set that a text overlaps with, or None.
+
+        The text holds half of a question, or is a short question and nothing else.
+        """
         if not self.runs and not self.whole:
             return None
         words = _words(text)
@@ -69,9 +74,10 @@ class Index:
 
 
 def build(overlap: Overlap) -> Index:
-    """The index of the named sets. A set that is not there is left out; `facts` then say so.
+    """Return the index of the named sets. A set that is not there is left out, and `facts` say so.
 
-    Raises: DataError for a set that is there but damaged.
+    Raises:
+        DataError: If a set is there but damaged.
     """
     index = Index()
     for name in overlap.sets:
@@ -130,7 +136,7 @@ def _words(text: str) -> list[str]:
 
 
 def _grams(words: list[str], n: int) -> list[int]:
-    """A 64-bit hash of every n words in a row, equal in every process (Python's own hash of text is not)."""
+    """Return a 64-bit hash of every n words in a row, equal in every process, as Python's own hash of text is not."""
     if not 0 < n <= len(words):
         return []
     values = np.array([zlib.crc32(word.encode()) for word in words], dtype=np.uint64)

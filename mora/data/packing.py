@@ -11,7 +11,7 @@ from .samples import IGNORE, Sample
 
 
 def blocks(documents: Iterable[list[int]], length: int) -> Iterator[Sample]:
-    """The documents laid end to end and cut every `length` tokens; a last piece that is shorter is left out.
+    """Lay the documents end to end and cut them every `length` tokens. A last piece that is shorter is left out.
 
     Every token carries a loss, and a token sees all that is before it in its block, other documents too.
     """
@@ -26,9 +26,14 @@ def blocks(documents: Iterable[list[int]], length: int) -> Iterator[Sample]:
 
 
 def bins(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[list[int]]:
-    """Which samples share a sequence of `capacity` tokens: longest first, each into the fullest sequence that has room.
+    """Return which samples share a sequence of `capacity` tokens: longest first, each into the fullest that has room.
 
-    A sample longer than the capacity is a mistake of the caller. Raises: ValueError.
+    Args:
+        lengths: Tokens of each sample.
+        capacity: Tokens of a sequence.
+
+    Raises:
+        ValueError: If a sample is longer than the capacity.
     """
     packed: list[list[int]] = []
     room: dict[int, list[int]] = {}  # free tokens -> sequences
@@ -57,7 +62,10 @@ def bins(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[list[int]]:
 
 
 def join(samples: Sequence[Sample]) -> Sample:
-    """One sequence of samples that do not see each other. The first token of each carries no loss: nothing precedes it."""
+    """Join samples into one sequence in which they do not see each other.
+
+    The first token of each carries no loss, because nothing precedes it.
+    """
     ids: list[int] = []
     labels: list[int] = []
     starts = []
@@ -69,7 +77,10 @@ def join(samples: Sequence[Sample]) -> Sample:
 
 
 def positions(starts: Sequence[int], length: int) -> np.ndarray:
-    """Position of every token in its own member, int64, shape (length,). Padding goes on counting in the last member."""
+    """Return the position of every token in its own member, int64, shape (length,).
+
+    Padding goes on counting in the last member.
+    """
     index = np.arange(length)
     first = np.zeros(length, dtype=np.int64)
     first[list(starts)] = starts

@@ -39,10 +39,17 @@ class Prepared(NamedTuple):
 
 
 def prepare(data: PreparedData, tokenizer: PreTrainedTokenizerBase, workers: int | None = None) -> Prepared:
-    """Made on the first call, then read from the cache.
+    """Prepare data on the first call, and read them from the cache afterwards.
 
     Of several processes one prepares and the others wait. A stopped preparation goes on where it was.
-    Raises: DataError.
+
+    Args:
+        data: What is prepared.
+        tokenizer: The model's.
+        workers: Processes that encode; None: one per CPU.
+
+    Raises:
+        DataError: If data cannot be used; it names file, line and field.
     """
     if tokenizer.eos_token_id is None:
         raise DataError(f"the tokenizer {tokenizer.name_or_path!r} has no EOS token: set eos_token in its config")
@@ -84,7 +91,10 @@ def prepare(data: PreparedData, tokenizer: PreTrainedTokenizerBase, workers: int
 
 
 def _finished(done: Path) -> dict[str, Any] | None:
-    """What `_finish` wrote; None where it has not, or where that or a shard is damaged: what is whole is taken again."""
+    """Return what `_finish` wrote; None if it did not, or if that or a shard is damaged.
+
+    What is whole is then taken again.
+    """
     if not done.exists():
         return None
     try:
@@ -107,7 +117,7 @@ def _recipe(data: PreparedData) -> list[Any]:
 
 
 def _check_enough(data: PreparedData, there_are: int) -> None:
-    """Raises: DataError where nothing would be left to train on."""
+    """Raise DataError if nothing would be left to train on."""
     if data.validation_sequences >= max(1, there_are):
         raise DataError(
             f"task.data.validation_sequences={data.validation_sequences}: the data have only {there_are} sequences"
@@ -115,7 +125,7 @@ def _check_enough(data: PreparedData, there_are: int) -> None:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Over the ids of a text with all of the tokenizer's habits in it, and its whole vocabulary."""
+    """Return a digest over the ids of a text with all of the tokenizer's habits in it, and over its whole vocabulary."""
     probe = tokens.encode(tokenizer, "It's 3.5 %, isn't it?\n\n  Yes: naïve [1] <|user|>\n")
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     facts = [list(probe), vocabulary, tokenizer.eos_token_id, tokenizer.bos_token_id]
@@ -129,7 +139,7 @@ def _corpora(data: PreparedData) -> dict[str, Any]:
 
 
 def _check_held_out(data: PreparedData, made: Made) -> None:
-    """Raises: DataError where something was to be held out, and nothing is."""
+    """Raise DataError if something was to be held out, and nothing is."""
     if data.validation_sequences and not len(StoredSamples(made.validation)):
         raise DataError(
             f"task.data.validation_sequences={data.validation_sequences}: not one sequence came of what is held out; give "
@@ -145,7 +155,7 @@ def _make(
     held_out: RowsByName,
     index: overlap.Index,
 ) -> Made:
-    """The shards of the finished data set, and what went into it."""
+    """Return the shards of the finished data set, and what went into it."""
     if isinstance(data, ReadingData):
         return reading_comprehension.make(data, tokenizer, writer, rows, held_out, index)
     if isinstance(data, PretrainData):
@@ -168,8 +178,11 @@ def _conversations(
     held_out: list[Rows],
     index: overlap.Index,
 ) -> Made:
-    """One sample a row. Held out: the first rows of `held_out`; without any, one row each of some families, whose other
-    rows are not trained on either."""
+    """Make one sample per row.
+
+    Held out are the first rows of `held_out`; without any, one row each of some families, whose other rows are not trained
+    on either.
+    """
     encode, n = {"chat": chat.encode, "metamath": metamath.encode}[data.kind], data.validation_sequences
     one_answer = data.kind == "metamath"
     talks = ConversationEncoder(tokenizer, encode, data.max_length, index, data.overlap.action == "drop", one_answer)
@@ -194,7 +207,7 @@ def _conversations(
 
 
 def _finish(folder: Path, done: Path, made: Made, rows: RowsByName, index: overlap.Index) -> None:
-    """Writes what was made, last of all, and removes the pieces that nobody needs any more."""
+    """Write what was made, last of all, and remove the pieces that nobody needs any more."""
     samples, report = StoredSamples(made.training), made.report
     if len(samples) == 0:
         names = ", ".join(json.dumps(source.facts) for group in rows.values() for source in group)

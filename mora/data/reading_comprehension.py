@@ -49,13 +49,14 @@ FRAMES = {
 
 @functools.cache
 def templates() -> dict[str, Any]:
+    """Return reading_templates.yaml, read once."""
     return yaml.safe_load(Path(__file__).with_name("reading_templates.yaml").read_text())
 
 
 def transform(
     text: str, domain: str, keywords: Keywords, seed: int, cut: Any = lambda body: body
 ) -> tuple[str, Counter[str]]:
-    """The text as reading comprehension, and how many questions of each type it got.
+    """Return the text as reading comprehension, and how many questions of each type it got.
 
     All draws are a function of seed and text. The title is the first line where there are several; `cut` shortens the body.
     """
@@ -73,7 +74,7 @@ def transform(
 
 
 def _block(examples: dict[str, list[Example]], domain: str, rng: random.Random) -> str:
-    """All questions: types in random order, those of a type together, after a phrase that leads to them."""
+    """Return all questions: types in random order, those of a type together, after a phrase that leads to them."""
     if not examples:
         return ""
     types = list(examples)
@@ -83,7 +84,7 @@ def _block(examples: dict[str, list[Example]], domain: str, rng: random.Random) 
 
 
 def _ask(example: Example, domain: str, rng: random.Random) -> str:
-    """One question and its answer, joined by a space."""
+    """Return one question and its answer, joined by a space."""
     wording = templates()
     if mining.TYPES.get(example.kind) == "nli":
         if rng.random() < CLASSIFY:
@@ -105,7 +106,7 @@ def _ask(example: Example, domain: str, rng: random.Random) -> str:
 def _frame(
     title: str, body: str, parts: list[str], block: str, domain: str, rng: random.Random
 ) -> tuple[str, list[str]]:
-    """The whole text in a task, the question block right after it; and which types of question that task is."""
+    """Return the whole text in a task, with the question block right after it, and the task's types of questions."""
     wording = templates()
     shares = FRAMES[bool(title), len(parts) >= 2]
     drawn = rng.choices(("summary", "completion", "both", "plain"), shares)[0]
@@ -143,7 +144,7 @@ class TextEncoder:
         return made
 
     def _cut(self, body: str, report: Report) -> str:
-        """The first max_length - ROOM_FOR_QUESTIONS tokens. What is cut off is counted."""
+        """Return the first max_length - ROOM_FOR_QUESTIONS tokens, and count what is cut off."""
         room = max(1, self.data.max_length - ROOM_FOR_QUESTIONS)
         offsets = self.tokenizer(body, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         if len(offsets) <= room:
@@ -184,7 +185,7 @@ def make(
     held_out: dict[str, list[Rows]],
     index: Index,
 ) -> Made:
-    """Texts and instructions, shuffled by document and packed. The instructions end at their share of tokens.
+    """Make texts and instructions, shuffled by document and packed. The instructions end at their share of tokens.
 
     Held out are whole documents in the same mix: of `held_out`, or where that is empty, drawn from the others.
     """
@@ -226,7 +227,7 @@ def _stream(
     wanted: float | None,
     apart: float,
 ) -> _Stream:
-    """Documents of `wanted` tokens together (None: all there are) to train on, and of `apart` tokens that are held out.
+    """Return documents of `wanted` tokens together (None: all) to train on, and of `apart` tokens that are held out.
 
     `rows`: to train on, and to hold out; where there are none of the latter, a draw that is alike for every run.
     """
@@ -250,7 +251,7 @@ def _stream(
 
 
 def _up_to(lengths: np.ndarray, tokens: float | None) -> int:
-    """How many of the first documents have `tokens` tokens together; all of them for None."""
+    """Return how many of the first documents have `tokens` tokens together; all of them for None."""
     if tokens is None:
         return len(lengths)
     return min(len(lengths), int(np.searchsorted(np.concatenate([[0], np.cumsum(lengths)]), tokens)))
@@ -277,7 +278,7 @@ def _packed(data: ReadingData, texts: Subset, talk: Subset, report: Report) -> I
 
 
 def _keywords(data: ReadingData, tokenizer: PreTrainedTokenizerBase, folder: Path, rows: list[Rows]) -> Keywords:
-    """Learnt from the first texts; kept in the folder, so that a preparation that goes on has the same."""
+    """Learn keywords from the first texts, and keep them in the folder, so that a preparation that goes on has the same."""
     kept = folder / "keywords.json"
     if not kept.is_file():
         first = islice(((record, source.format) for source in rows for record in source), data.keyword_documents)

@@ -33,12 +33,12 @@ class Conversation:
 
     @property
     def question(self) -> str:
-        """What the user says: the part that is compared with evaluation sets."""
+        """Return what the user says, the part that is compared with evaluation sets."""
         return "\n".join(content for role, content in self.turns if role == "user")
 
     @property
     def family(self) -> int:
-        """Equal for rows of one origin, which must not be parted when some are held out; 64 bits."""
+        """Return 64 bits, equal for rows of one origin, which must not be parted when some are held out."""
         text = " ".join((self.origin or "\n".join(content for _, content in self.turns)).split())
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], signed=True)
 
@@ -51,16 +51,22 @@ class Document:
 
     @property
     def question(self) -> str:
+        """Return the part that is compared with evaluation sets: all of it."""
         return self.text
 
 
 def parse(record: Record, format: str) -> Conversation | Document:
-    """The row in the recipe's form. Raises: DataError."""
+    """Return a row in the form that its recipe takes. Raises DataError if a field is missing or wrong."""
     return _PARSERS[format](record)
 
 
 def conversation(record: Record, format: str) -> Conversation:
-    """Raises: DataError; TypeError where the format is one of plain text."""
+    """Return a row as a conversation.
+
+    Raises:
+        DataError: If a field is missing or wrong.
+        TypeError: If the format is one of plain text.
+    """
     parsed = parse(record, format)
     if not isinstance(parsed, Conversation):
         raise DataError(f"format={format!r} holds plain text, this task needs questions and answers")
@@ -68,7 +74,7 @@ def conversation(record: Record, format: str) -> Conversation:
 
 
 def document(record: Record, format: str) -> Document:
-    """Raises: DataError, also where the format is one of conversations."""
+    """Return a row as a document. Raises DataError if a field is wrong, or the format is one of conversations."""
     parsed = parse(record, format)
     if not isinstance(parsed, Document):
         raise DataError(f"format={format!r} holds questions and answers, this task needs plain text: format=text")
@@ -76,13 +82,13 @@ def document(record: Record, format: str) -> Document:
 
 
 def field_error(record: Record, field: str, expected: str) -> DataError:
-    """What to raise where a field is missing or of the wrong kind."""
+    """Return what to raise if a field is missing or of the wrong kind."""
     state = f"is {record.row[field]!r:.60}" if field in record.row else "is missing"
     return DataError(f"{record.where}: field {field!r} {state}, expected {expected}; the row has {field_names(record)}")
 
 
 def field_names(record: Record) -> str:
-    """The names of its fields, in a line."""
+    """Return the names of a row's fields, in a line."""
     return f"{' '.join(', '.join(sorted(map(str, record.row))).split()):.200}"
 
 
@@ -161,7 +167,7 @@ def _metamath(record: Record) -> Conversation:
 
 
 def _gsm8k(record: Record) -> Conversation:
-    """GSM8K's own answers in MetaMathQA's form: calculator marks removed, the closing phrase added."""
+    """Return GSM8K's own answers in MetaMathQA's form: calculator marks removed, the closing phrase added."""
     answer = re.sub(r"<<[^<>]*>>", "", _string(record, "answer"))
     if "####" not in answer:
         raise DataError(f"{record.where}: field 'answer' has no '#### ' before its result")
@@ -171,7 +177,7 @@ def _gsm8k(record: Record) -> Conversation:
 
 
 def _math(record: Record) -> Conversation:
-    """MATH's own solutions in MetaMathQA's form: the closing phrase added."""
+    """Return MATH's own solutions in MetaMathQA's form: the closing phrase added."""
     solution = _string(record, "solution")
     result = _last_boxed(solution)
     if result is None:
@@ -181,7 +187,7 @@ def _math(record: Record) -> Conversation:
 
 
 def _last_boxed(solution: str) -> str | None:
-    """What stands in the last \\boxed{...} or \\fbox{...}, or after `\\boxed `."""
+    """Return what stands in the last \\boxed{...} or \\fbox{...}, or after `\\boxed `; None without one."""
     start = max(solution.rfind("\\boxed"), solution.rfind("\\fbox"))
     if start < 0:
         return None
@@ -197,7 +203,7 @@ def _last_boxed(solution: str) -> str | None:
 
 
 def _text(record: Record) -> Document:
-    """`text`; a separate `title`, where the row has one, becomes the first line."""
+    """Return `text`; a separate `title`, if the row has one, becomes the first line."""
     text, title = _string(record, "text"), record.row.get("title")
     if isinstance(title, str) and title.strip():
         text = f"{title.strip()}\n{text}"

@@ -27,15 +27,17 @@ class Report:
         return Report(**summed)
 
     def as_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
         return {k: dict(v) if isinstance(v, Counter) else v for k, v in vars(self).items()}
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Report:
+        """Return the report that `as_dict` gave as plain values."""
         plain: dict[str, Any] = {k: Counter(v) if isinstance(v, dict) else v for k, v in values.items()}
         return Report(**plain)
 
     def text(self, name: str) -> str:
-        """For the terminal."""
+        """Return the report for the terminal, under a name."""
         total = max(1, sum(self.tokens.values()))
         lines = [
             f"{name}: {sum(self.documents.values()):,} documents -> {self.sequences:,} sequences of up to "

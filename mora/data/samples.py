@@ -29,13 +29,16 @@ class Sample:
 
     @property
     def n_loss(self) -> int:
-        """Tokens that carry a loss: the labels that are left after the shift by one."""
+        """Return the number of tokens that carry a loss: the labels that are left after the shift by one."""
         return sum(label != IGNORE for label in self.labels[1:])
 
 
 def write_shard(folder: Path, samples: Iterable[Sample], vocabulary: int, families: Sequence[int] = ()) -> None:
-    """Writes samples as flat arrays: ids.npy, ends.npy and, where some token has no loss or a member starts, flags.npy;
-    and families.npy, where families are given, one a sample."""
+    """Write samples as flat arrays.
+
+    These are ids.npy, ends.npy, flags.npy if some token has no loss or a member starts, and families.npy if families are
+    given, one per sample.
+    """
     dtype = np.uint16 if vocabulary <= 1 << 16 else np.uint32
     ids, flags, ends, total = [], [], [], 0
     for sample in samples:
@@ -71,17 +74,17 @@ class StoredSamples(Sequence[Sample]):
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest sample."""
+        """Return the tokens of the longest sample."""
         return max((int(np.diff(ends, prepend=0).max()) for ends in self._ends if len(ends)), default=0)
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of every sample."""
+        """Return the tokens of every sample."""
         return np.concatenate([np.zeros(0, np.int64), *(np.diff(ends, prepend=0) for ends in self._ends)])
 
     @property
     def families(self) -> np.ndarray:
-        """Of every sample, as they were written."""
+        """Return the family of every sample, as it was written."""
         kept = [
             np.load(shard / "families.npy") for shard, ends in zip(self.shards, self._ends, strict=True) if len(ends)
         ]
@@ -89,11 +92,12 @@ class StoredSamples(Sequence[Sample]):
 
     @property
     def tokens(self) -> int:
+        """Return the tokens of all samples."""
         return sum(int(ends[-1]) for ends in self._ends if len(ends))
 
     @property
     def loss_tokens(self) -> int:
-        """The sum of n_loss over all samples."""
+        """Return the sum of n_loss over all samples."""
         total = 0
         for shard, ends in enumerate(self._ends):
             _, flags = self._arrays(shard)
@@ -159,13 +163,13 @@ class Subset(Sequence[Sample]):
 
 
 def hold_out(samples: StoredSamples, n: int) -> tuple[Subset, Subset]:
-    """Training and validation samples; the n of validation are drawn the same way for every run."""
+    """Return the samples for training and for validation. The n of validation are drawn the same way for every run."""
     order = np.random.default_rng(0).permutation(len(samples))
     return Subset(samples, np.sort(order[n:])), Subset(samples, np.sort(order[:n]))
 
 
 def hold_out_families(families: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """The indices of the first samples of n families, drawn the same way for every run; and those of all their samples."""
+    """Draw n families, the same for every run, and return the indices of their first samples and of all their samples."""
     names, first = np.unique(families, return_index=True)
     drawn = np.random.default_rng(0).permutation(len(names))[:n]
     return np.sort(first[drawn]), np.flatnonzero(np.isin(families, names[drawn]))

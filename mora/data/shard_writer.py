@@ -51,13 +51,16 @@ class EncodedShards:
 
     @property
     def samples(self) -> StoredSamples:
+        """Return the samples of all pieces, read as they are asked for."""
         return StoredSamples(self.shards)
 
 
 @dataclass(frozen=True)
 class Made:
-    """The shards of a data set. `left_out`: samples of the training shards that no run trains on: what is held out, and
-    their families."""
+    """The shards of a data set.
+
+    `left_out`: samples of the training shards that no run trains on, because they or others of their family are held out.
+    """
 
     training: list[Path]
     report: Report
@@ -81,10 +84,12 @@ class ShardWriter:
         rows_per_piece: int = 1000,
         stop_when: Callable[[Report], bool] = lambda _: False,
     ) -> EncodedShards:
-        """The rows as pieces `folder/<name>-00000`, ...; ends when `stop_when` is true of the pieces so far.
+        """Encode the rows as pieces `folder/<name>-00000`, ... until `stop_when` is true of the pieces so far.
 
         Pieces of an earlier attempt are taken as they are. A piece never holds rows of two sources.
-        Raises: DataError, from the first row that is wrong.
+
+        Raises:
+            DataError: The first row that is wrong.
         """
         shards: list[Path] = []
         report = Report()
@@ -99,7 +104,7 @@ class ShardWriter:
         return EncodedShards(shards, report)
 
     def write(self, name: str, samples: Iterable[Sample], per_shard: int = 10_000) -> list[Path]:
-        """Samples made of finished pieces, in shards; the pieces may then go."""
+        """Write samples that are made of finished pieces as shards. The pieces may then go."""
         shards = []
         source = iter(samples)
         while chunk := list(islice(source, per_shard)):
@@ -120,7 +125,7 @@ class ShardWriter:
                 number += 1
 
     def _in_order(self, jobs: Iterator[_Job], encoder: Encoder) -> Iterator[Path]:
-        """The folders of the jobs in their order; at most two pieces a worker are under way."""
+        """Yield the folders of the jobs in their order. At most two pieces per worker are under way."""
         first = list(islice(jobs, 2 * self.workers))
         all_read = len(first) < 2 * self.workers
         workers = min(self.workers, len(first) // PIECES_A_PROCESS) if all_read else self.workers

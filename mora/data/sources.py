@@ -28,7 +28,7 @@ class Rows:
     made: SyntheticSource | None = None
 
     def __iter__(self) -> Iterator[Record]:
-        """Raises: DataError for a file that is damaged, a line that is no JSON object, and where there are no rows."""
+        """Yield the rows. Raises DataError if a file is damaged, a line is no JSON object, or there are no rows."""
         empty = True
         for record in islice(self._all(), self.max_rows):
             empty = False
@@ -44,7 +44,7 @@ class Rows:
 
 
 def resolve(corpus: Corpus) -> list[Rows]:
-    """The corpus's sources; local files instead of the hub's where all are there. Raises: DataError."""
+    """Return the corpus's sources, or its local files instead of the hub's if all are there. Raises DataError."""
     if takes_local(corpus):
         return [resolve_source(source) for source in corpus.local]
     try:
@@ -59,13 +59,13 @@ def resolve(corpus: Corpus) -> list[Rows]:
 
 
 def takes_local(corpus: Corpus) -> bool:
-    """Whether local files stand in for the hub's: there are some for it, and all of them are there."""
+    """Return whether local files stand in for the hub's: the corpus names some, and all of them are there."""
     from_hub = any(isinstance(source, HubSource) for source in corpus.sources)
     return from_hub and bool(corpus.local) and all(match(source.files) for source in corpus.local)
 
 
 def resolve_held_out(corpus: Corpus) -> list[Rows]:
-    """The files of held-out rows beside the local ones, where these are taken; else none. Raises: DataError."""
+    """Return the files of held-out rows beside the local ones, if these are taken; else none. Raises DataError."""
     if not takes_local(corpus):
         return []
     try:
@@ -75,7 +75,11 @@ def resolve_held_out(corpus: Corpus) -> list[Rows]:
 
 
 def resolve_source(source: Source) -> Rows:
-    """Raises: DataError where files are missing, damaged or not the pinned ones, or the hub cannot be reached."""
+    """Find the files of a source.
+
+    Raises:
+        DataError: If files are missing, damaged or not the pinned ones, or the hub cannot be reached.
+    """
     if isinstance(source, SyntheticSource):
         return Rows(source.format, (), None, {"synthetic": source.model_dump()}, source)
     if isinstance(source, FileSource):
@@ -93,9 +97,10 @@ def resolve_source(source: Source) -> Rows:
 
 
 def hub_files(source: HubSource) -> tuple[list[Path], str]:
-    """The source's files, from MORA_DATA_DIR/<id> where they are, else from the hub; and the commit, or "local".
+    """Return the source's files and their commit: from MORA_DATA_DIR/<id> (commit "local"), else from the hub.
 
-    Raises: MissingData.
+    Raises:
+        MissingData: If they are in neither.
     """
     local = match(f"{source.id}/{source.files}")
     if local:
@@ -120,7 +125,7 @@ def hub_files(source: HubSource) -> tuple[list[Path], str]:
 
 
 def match(pattern: str) -> list[Path]:
-    """Files by a glob; an absolute one, or one under MORA_DATA_DIR. Raises: DataError for what is no pattern."""
+    """Return the files of a glob, absolute or below MORA_DATA_DIR. Raises DataError if it is no pattern."""
     path = Path(pattern)
     base = Path(path.anchor) if path.is_absolute() else data_dir()
     if base is None:
@@ -133,7 +138,7 @@ def match(pattern: str) -> list[Path]:
 
 
 def missing(pattern: str) -> str:
-    """What to say of a pattern that no file matches."""
+    """Return what to say of a pattern that no file matches."""
     if Path(pattern).is_absolute() or data_dir() is not None:
         return f"no file matches {(data_dir() or Path()) / pattern}"  # an absolute pattern stands alone
     return f"{pattern}: set MORA_DATA_DIR to the folder that holds it"

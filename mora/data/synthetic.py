@@ -28,7 +28,7 @@ LINKS = ("Therefore", "However", "Moreover", "In other words", "Thus", "In contr
 
 
 def rows(source: SyntheticSource) -> Iterator[Record]:
-    """`source.rows` rows, a pure function of its seed."""
+    """Make `source.rows` rows, a pure function of its seed."""
     rng = random.Random(source.seed)
     for number in range(1, source.rows + 1):
         yield Record(f"synthetic {source.format}, row {number}", _MAKERS[source.format](rng))

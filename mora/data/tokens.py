@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int | None = None) -> list[int]:
-    """What the tokenizer gives, a leading BOS of its own included, cut at `max_length`; without an EOS that it appends.
+    """Return the ids of a text, a BOS of the tokenizer's own included, cut at `max_length`, without an EOS that it appends.
 
     A tokenizer may append EOS to every text (add_eos_token of many Llamas). Then a prompt alone is no prefix of prompt and
     answer, and one to be continued would end the sequence. EOS is only where the text has it.
@@ -17,7 +17,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int | None
 
 
 def without_appended_eos(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int]) -> list[int]:
-    """`ids` of `text` without what EOS there is at the end beyond the text's own."""
+    """Return `ids` of `text` without what EOS there is at the end beyond the text's own."""
     eos = tokenizer.eos_token_id
     if not ids or ids[-1] != eos:
         return ids
@@ -30,7 +30,7 @@ def _at_the_end(ids: Sequence[int], eos: int) -> int:
 
 
 def _written(text: str, eos: str) -> int:
-    """How often the text ends with EOS."""
+    """Return how often the text ends with EOS."""
     n = 0
     while text.endswith(eos):
         text, n = text.removesuffix(eos), n + 1

@@ -16,7 +16,10 @@ Pair = tuple[str, str]
 
 
 def make_pairs(data: UuidData) -> list[Pair]:
-    """`data.pairs` pairs (key, value) of version-4 UUIDs, a pure function of `data.seed`. The first n never depend on n."""
+    """Make `data.pairs` pairs (key, value) of version-4 UUIDs, a pure function of `data.seed`.
+
+    The first n pairs are the same however many there are.
+    """
     rng = random.Random(data.seed)
 
     def draw() -> str:
@@ -26,11 +29,12 @@ def make_pairs(data: UuidData) -> list[Pair]:
 
 
 def fingerprint(pairs: list[Pair]) -> str:
+    """Return 16 hex digits over the pairs, in order."""
     return hashlib.sha256("\n".join(f"{k}:{v}" for k, v in pairs).encode()).hexdigest()[:16]
 
 
 def encode(pair: Pair, tokenizer: PreTrainedTokenizerBase, loss_on: str) -> Sample:
-    """`key:value` without EOS (official). loss_on "all" puts the loss on every token, "value" only on the value's.
+    """Return `key:value` without EOS (official). loss_on "all" puts the loss on every token, "value" only on the value's.
 
     It begins with the tokens of `key:` alone, as a prompt does. Where the tokenizer would join the colon with the value, the
     two are encoded apart.

@@ -37,7 +37,7 @@ def read(path: Path) -> dict[str, LoggedSamples]:
     try:
         text = zstandard.ZstdDecompressor().decompress(path.read_bytes(), max_output_size=2**30).decode()
         return {entry["header"]["task"]: _logged(entry) for entry in map(json.loads, text.splitlines())}
-    except (zstandard.ZstdError, ValueError, LookupError, TypeError, RecursionError) as error:
+    except (OSError, zstandard.ZstdError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise DataError(
             f"{path} holds no document scores, or is truncated ({one_line(error):.300}): score the model again"
         ) from error

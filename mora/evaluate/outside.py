@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> Path:
         ConfigError: The model or a task cannot be evaluated, or the folder holds a result of others.
         OSError: The output cannot be written.
     """
-    started, code = time.time(), source.of_this_process()
+    started, code = time.monotonic(), source.of_this_process()
     where = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     on_gpu = torch.device(where).type == "cuda"
     check_names(options.task)
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> Path:
         "source": code,
         "packages": {package: version(package) for package in PACKAGES},
         "hardware": torch.cuda.get_device_name(where) if on_gpu else "cpu",
-        "wall_s": round(time.time() - started, 1),
+        "wall_s": round(time.monotonic() - started, 1),
     }
     new["metrics"] = {
         name: {k: None if math.isnan(v) else v for k, v in values.items()} for name, values in metrics.items()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mora.config.seal import unsealed
-from mora.errors import ConfigError, DamagedFileError
+from mora.errors import ConfigError, DamagedFileError, one_line
 
 Result = dict[str, Any]  # model, settings, metrics by task or group, and by task what was scored, by which code, where
 
@@ -22,7 +22,7 @@ def known(folder: Path, new: Result) -> Result | None:
             than `new`.
     """
     path = folder / "result.json"
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
         result = unsealed(json.loads(path.read_text()))
@@ -30,8 +30,10 @@ def known(folder: Path, new: Result) -> Result | None:
         held = f"{folder} holds the scores of {model['name']!r} in {model['precision']}"
         same_weights = model["fingerprint"] == new["model"]["fingerprint"]
         result["metrics"], result["tasks"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedFileError(f"{path} is not an evaluation result, or is truncated: {ELSEWHERE}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedFileError(
+            f"{path} is not an evaluation result, or is truncated ({one_line(error):.200}): {ELSEWHERE}"
+        ) from error
     if not same_weights:
         raise ConfigError(f"{held}, other weights: {ELSEWHERE}")
     other = [f"{k}={settings.get(k)}, not {value}" for k, value in new["settings"].items() if settings.get(k) != value]

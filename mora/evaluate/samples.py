@@ -40,7 +40,7 @@ def read(folder: Path) -> dict[str, LoggedSamples]:
             ]:
                 raise ValueError(f"no text as {missing[0]} in the first line")
             samples[path.stem] = LoggedSamples(header, rows)
-        except (ValueError, AttributeError, RecursionError) as error:  # of json, or for want of a header
+        except (OSError, ValueError, AttributeError, RecursionError) as error:  # of json, or for want of a header
             raise DataError(
                 f"{path} is not a file of samples, or is truncated ({error}): score the model again"
             ) from error

@@ -1,8 +1,7 @@
-"""Every file of a cut run and of its cache, damaged in turn: named in a line, or made again; never another result."""
+"""Every file of a work, damaged in turn: named in a line, or made again; never another outcome, and nothing else touched."""
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -10,59 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mora.config.run_id import log_path, result_path
-from mora.train import log
-
 from . import forked
-from .curves import compare
-from .kills import SUMS, Case, Whole, run_folder, start, to_its_end, uninterrupted
+from .damages import ANOTHER, HOWS, NOT_READABLE, damage
+from .privileges import obey_permissions
+from .works import Work
 
-CUT_AT = "in_evaluation:12"  # two checkpoints lie there, and the evaluation of the last is not written yet
-SETTINGS = (
-    *SUMS, "scale=smoke", "method=mora", "r=4", "task.train.warmup_steps=2", "task.train.checkpoint_every_steps=6",
-    "task.evaluation.at_steps=[6,12]", "task.evaluation.loss_every_steps=6", "task.train.stop_step=14",
-    "task.evaluation.tasks=[metamath_gsm8k_gold,metamath_math_gold]",  # nothing is generated: seconds a start
-)  # fmt: skip
-CASE = Case("a cut run", SETTINGS)
-OTHER = Case("another run", (*SETTINGS, "seed=1"))
-NOT_READ = ("output.txt", ".lock", "*/evaluation_data/*")  # the last: written anew by every start
-
-
-def _half(data: bytes) -> bytes:
-    return data[: len(data) // 2]
-
-
-def _flipped(data: bytes) -> bytes:
-    """A bit of the middle byte, and one of a digit: what changes a number and breaks no syntax."""
-    changed = bytearray(data)
-    digits = [match.start() for match in re.finditer(rb"(?<=[:, ])\d", data)]
-    for at in {len(data) // 2, *(digits[len(digits) // 2 :][:1])}:
-        changed[at] ^= 1
-    return bytes(changed)
-
-
-def _nan(data: bytes) -> bytes | None:
-    """None of what is no text, or has no number."""
-    try:
-        text = data.decode()
-    except UnicodeDecodeError:
-        return None
-    changed = re.sub(r"(?<=[:, ])-?\d+(\.\d+)?(e-?\d+)?(?=[,}\s])", "NaN", text, count=1)
-    return None if changed == text else changed.encode()
-
-
-DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
-    "cut": _half,
-    "flipped": _flipped,
-    "empty": lambda data: b"",
-    "NaN inside": _nan,
-}
-IN_ITS_PLACE = ("a folder", "another run's")
+RUN_ID = re.compile(r"(uuid|metamath)-[\w.-]*?-s\d+-[0-9a-f]{10}|(?<=-)[0-9a-f]{16}(?=/)")
 
 
 @dataclass
 class Damaged:
-    """What came of the damages to one file: how often the work went on to the uninterrupted run's result, or was refused."""
+    """What came of the damages to one file: how often the work ended as if there were none, or was refused in a line."""
 
     file: str
     damages: int = 0
@@ -71,75 +28,74 @@ class Damaged:
     wrong: list[str] = field(default_factory=list)
 
 
-def damage_files(scratch: Path, wanted: Callable[[str], bool], hows: tuple[str, ...] = ()) -> Iterator[Damaged]:
-    """Each file of a cut run, damaged in each of the ways, and the run then gone on with."""
+def damage_files(
+    work: Work, scratch: Path, wanted: Callable[[str], bool], hows: tuple[str, ...] = HOWS
+) -> Iterator[Damaged]:
+    """One file of every kind, damaged in each of the ways, and the work then begun again."""
     forked.warm()
-    whole, cut, other = uninterrupted(CASE, scratch / "whole"), scratch / "cut", scratch / "other"
-    _cut(CASE, cut)
-    if not hows or IN_ITS_PLACE[1] in hows:
-        _cut(OTHER, other)
-    for file in sorted(path.relative_to(cut) for path in cut.rglob("*") if path.is_file()):
-        if any(file.match(pattern) for pattern in NOT_READ) or not wanted(str(file)):
+    made, other, again = scratch / "made", scratch / "other", scratch / "again"
+    work.make(made)
+    work.other(other)
+    shutil.copytree(made, again)
+    said = work.go_on(again, forked.as_it_is)
+    whole = work.outcome(again)
+    if whole is None:
+        raise RuntimeError(f"{work.name}: undamaged, it did not end: {said[-1500:]}")
+    shutil.rmtree(again)
+    for name, file in _one_of_each_kind(work, made).items():
+        if not wanted(name):
             continue
-        damaged = Damaged(_short(file))
-        for how in hows or (*DAMAGES, *IN_ITS_PLACE):
-            again = scratch / "again"
-            shutil.copytree(cut, again)
-            if _damage(again / file, how, other):
-                damaged.damages += 1
-                _go_on(again, file, how, whole, damaged)
+        found = Damaged(name)
+        for how in hows:
+            shutil.copytree(made, again)
+            if damage(again / file, how, _another(made, other, file, name) if how == ANOTHER else None):
+                found.damages += 1
+                _go_on(work, again, file, how, whole, found)
             shutil.rmtree(again)
-        yield damaged
+        yield found
 
 
-def _cut(case: Case, folder: Path) -> None:
-    config = case.config(folder)
-    (worker,) = start(case, folder, config, MORA_KILL_AT=CUT_AT)
-    worker.join()
-    if worker.exitcode != -9:
-        raise RuntimeError(f"{case.name} was not cut: {(run_folder(folder, config) / 'output.txt').read_text()[-800:]}")
+def _one_of_each_kind(work: Work, folder: Path) -> dict[str, Path]:
+    """The first of the files whose names differ by their run's id alone, by that name."""
+    found: dict[str, Path] = {}
+    for path in sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file()):
+        if not {*path.parts} & {*work.unread}:
+            found.setdefault(f"{work.name}: {RUN_ID.sub('RUN', str(path))}", path)
+    return found
 
 
-def _short(file: Path) -> str:
-    """Without what differs from run to run."""
-    return re.sub(r"-[0-9a-f]{10,16}(?=/)", "", re.sub(r"uuid-\S+?/|metamath-\S+?-s0-\w+/", "RUN/", str(file)))
+def _another(made: Path, other: Path, file: Path, name: str) -> Path | None:
+    """A file of the same kind: of another run of this work, else of another work."""
+    kind = name.partition(": ")[2]
+    for folder in (made, other):
+        for path in sorted(folder.rglob("*")):
+            relative = path.relative_to(folder)
+            if path.is_file() and RUN_ID.sub("RUN", str(relative)) == kind and (folder != made or relative != file):
+                return path
+    return None
 
 
-def _damage(path: Path, how: str, other: Path) -> bool:
-    """False where that cannot be done to the file."""
-    if how == "a folder":
-        path.unlink()
-        path.mkdir()
-        return True
-    if how == "another run's":
-        theirs = next((p for p in sorted(other.rglob(path.name)) if p.parent.name == path.parent.name), None)
-        theirs = theirs or next(iter(sorted(other.rglob(path.name))), None)
-        data = theirs.read_bytes() if theirs is not None else None
+def _go_on(work: Work, folder: Path, file: Path, how: str, whole: Any, found: Damaged) -> None:
+    before = _contents(folder, file)
+    said = work.go_on(folder, obey_permissions if how == NOT_READABLE else forked.as_it_is)
+    outcome = work.outcome(folder)
+    if "Traceback" in said:
+        found.wrong.append(f"{how}: {said[-600:]}")
+    elif outcome is None:
+        found.refused += 1
+        if file.name not in said and file.parent.name not in said:
+            found.wrong.append(f"{how}: the file is not named: {said[-300:]}")
+        touched = [name for name, data in _contents(folder, file).items() if before.get(name, data) != data]
+        if touched:
+            found.wrong.append(f"{how}: refused, and {touched} are not as they were")
+    elif outcome != whole:
+        found.wrong.append(f"{how}: another outcome than without the damage, and not a word: {said[-300:]}")
     else:
-        data = DAMAGES[how](path.read_bytes())
-    if data is None or data == path.read_bytes():
-        return False
-    path.write_bytes(data)
-    return True
+        found.healed += 1
 
 
-def _go_on(folder: Path, file: Path, how: str, whole: Whole, damaged: Damaged) -> None:
-    config = CASE.config(folder)
-    said_before = len((run_folder(folder, config) / "output.txt").read_text())
-    output = to_its_end(CASE, folder, config)[said_before:]
-    if "Traceback" in output:
-        damaged.wrong.append(f"{how}: {output[-600:]}")
-    elif not result_path(config).is_file():
-        damaged.refused += 1
-        if file.name not in output and str(file.parent.name) not in output:
-            damaged.wrong.append(f"{how}: the file is not named: {output[-300:]}")
-    elif (
-        not compare(log.read(log_path(config)), whole.rows, ended=True).equal(0.0) or _metrics(config) != whole.metrics
-    ):
-        damaged.wrong.append(f"{how}: another result than the uninterrupted run's, and not a word: {output[-300:]}")
-    else:
-        damaged.healed += 1
-
-
-def _metrics(config: Any) -> Any:
-    return json.loads(result_path(config).read_text())["metrics"]
+def _contents(folder: Path, without: Path) -> dict[str, bytes]:
+    """Of what tells nothing of a start: all but what it prints and its locks."""
+    passed = {"output.txt", "code.txt", ".lock", "known.txt", without.name}
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in passed)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}

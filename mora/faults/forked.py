@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
@@ -17,12 +18,23 @@ PRELOADED = (
     "peft",
     "deepspeed",
     "deepspeed.runtime.zero.muon.muon_optimizer",  # and torch's compiler: two seconds of every engine otherwise
-    "lm_eval.api.task",
+    "hydra",
+    "lm_eval.evaluator",
+    "lm_eval.tasks",
     "mora.config.hydra_compose",
+    "mora.evaluate.backend",
+    "mora.families.tools.targets",
     "mora.train.worker",
     "mora.train.zero",
 )
 context.set_forkserver_preload(list(PRELOADED))
+
+
+Prepare = Callable[[], None]
+
+
+def as_it_is() -> None:
+    """Nothing is prepared."""
 
 
 def warm() -> None:
@@ -32,8 +44,9 @@ def warm() -> None:
     process.join()
 
 
-def start(folder: Path, env: Mapping[str, str], ranks: int = 1) -> list[ForkServerProcess]:
-    """`python -m mora.train FOLDER`, one process a rank; what they print is added to `output.txt` there."""
+def start(folder: Path, env: Mapping[str, str], ranks: int = 1, prepare: Prepare = as_it_is) -> list[ForkServerProcess]:
+    """`python -m mora.train FOLDER`, one process a rank; what they print is added to `output.txt` there. `prepare`, a
+    function of a module, is called in each before."""
     places: list[dict[str, str]] = [{}]
     if ranks > 1:
         with socket.socket() as free:
@@ -41,21 +54,41 @@ def start(folder: Path, env: Mapping[str, str], ranks: int = 1) -> list[ForkServ
             port = str(free.getsockname()[1])
         common = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         places = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
-    workers = [context.Process(target=_work, args=(folder, {**env, **place})) for place in places]
+    workers = [context.Process(target=_work, args=(folder, {**env, **place}, prepare)) for place in places]
     for worker in workers:
         worker.start()
     return workers
 
 
-def _work(folder: Path, env: dict[str, str]) -> None:
-    import torch
+def command(
+    module: str, arguments: list[str], output: Path, env: Mapping[str, str], prepare: Prepare
+) -> ForkServerProcess:
+    """`python -m MODULE ARGUMENTS`, for modules with a `main(arguments)`; what it prints is added to `output`."""
+    process = context.Process(target=_command, args=(module, arguments, output, dict(env), prepare))
+    process.start()
+    return process
 
+
+def _command(module: str, arguments: list[str], output: Path, env: dict[str, str], prepare: Prepare) -> None:
+    _set_up(output, env)
+    prepare()
+    sys.exit(importlib.import_module(module).main(arguments))
+
+
+def _work(folder: Path, env: dict[str, str], prepare: Prepare) -> None:
     from mora.train.__main__ import process
 
-    with open(folder / "output.txt", "a") as file:
+    _set_up(folder / "output.txt", env)
+    prepare()
+    sys.argv = ["mora.train", str(folder)]
+    process()
+
+
+def _set_up(output: Path, env: dict[str, str]) -> None:
+    import torch
+
+    with open(output, "a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.environ.update(env)
     torch.set_num_threads(1)
-    sys.argv = ["mora.train", str(folder)]
-    process()

@@ -7,8 +7,8 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,11 +24,14 @@ LIMIT_S = 300.0  # of one start
 KILLS_A_RUN = 5
 WHOM = ("all ranks", "one rank")
 ALONE_S = 60.0  # that a rank may live on after another was killed
-STEPS = 60
+STEPS = 36
+SMALL = (
+    "model.architecture.hidden_size=32", "model.architecture.intermediate_size=48",
+    "model.architecture.num_hidden_layers=1",
+)  # fmt: skip
 UUID = (
-    "task=uuid", "model.architecture.hidden_size=32", "model.architecture.intermediate_size=48",
-    "model.architecture.num_hidden_layers=1", "task.data.pairs=8", "task.train.global_batch_size=8",
-    f"task.train.epochs={STEPS}", "task.evaluation.at_steps=[30]", "task.evaluation.loss_every_steps=10",
+    "task=uuid", *SMALL, "task.data.pairs=8", "task.train.global_batch_size=8", f"task.train.epochs={STEPS}",
+    "task.evaluation.at_steps=[18]", "task.evaluation.loss_every_steps=10",
 )  # fmt: skip
 SUMS = ("task=metamath", "task.train.epochs=4", "task.evaluation.loss_every_steps=4")  # prepared data, two tasks
 OFTEN = (
@@ -56,13 +59,13 @@ class Case(NamedTuple):
 
 def cases() -> list[Case]:
     """Every method in one process, one on data that are prepared, and one that restarts on two ranks."""
-    runs = [Case(name, _of_method(name, UUID)) for name in METHODS]
-    runs.append(Case("mora, prepared data", _of_method("mora", SUMS)))
+    found = [Case(name, _of_method(name, UUID)) for name in METHODS]
+    found.append(Case("mora, prepared data", _of_method("mora", (*SUMS, *SMALL))))
     two = ("hardware=cpu2", "method.adapter.dropout=0")
     for parallel in ("zero2", "zero3"):
         settings = (*_of_method("remora", UUID), *two, f"hardware.parallel={parallel}")
-        runs.append(Case(f"remora, {parallel}, two ranks", settings, ranks=2, tolerance=1e-5))
-    return runs
+        found.append(Case(f"remora, {parallel}, two ranks", settings, ranks=2, tolerance=1e-5))
+    return found
 
 
 def _of_method(name: str, task: tuple[str, ...]) -> tuple[str, ...]:
@@ -72,10 +75,12 @@ def _of_method(name: str, task: tuple[str, ...]) -> tuple[str, ...]:
 
 @dataclass
 class Attempts:
-    """What was done to a case, and what came of it. `wrong`: in words, of what is not as it should be."""
+    """What was done to a case, and what came of it. `draws`: of kills, with those whose time came after the run's end.
+    `wrong`: in words, of what is not as it should be."""
 
     case: str
     kills: list[dict[str, Any]] = field(default_factory=list)
+    draws: int = 0
     runs: int = 0
     lost: int = 0
     doubled: int = 0
@@ -83,12 +88,24 @@ class Attempts:
     difference: float = 0.0
     wrong: list[str] = field(default_factory=list)
 
-    def judge(self, compared: Compared, tolerance: float, where: str) -> None:
-        self.lost += compared.lost
-        self.doubled += compared.doubled
-        self.difference = max(self.difference, compared.difference)
-        if not compared.equal(tolerance):
-            self.wrong.append(f"{where}: {compared}")
+    def draw(self, seed: int) -> random.Random:
+        """What decides over the next kill."""
+        self.draws += 1
+        return random.Random(f"{seed}:{self.case}:{self.draws - 1}")
+
+    def judge(self, found: Compared, tolerance: float, where: str) -> None:
+        self.lost += found.lost
+        self.doubled += found.doubled
+        self.difference = max(self.difference, found.difference)
+        if not found.equal(tolerance):
+            self.wrong.append(f"{where}: {found}")
+
+
+Keep = Callable[[Attempts], None]
+
+
+def _nowhere(_: Attempts) -> None:
+    """What is counted is not kept for another start."""
 
 
 @dataclass(frozen=True)
@@ -100,25 +117,35 @@ class Whole:
     seconds: float
 
 
-def kill_runs(case: Case, kills: int, seed: int, scratch: Path) -> Attempts:
-    """Kills runs of the case so many times, at times that follow from `seed`, the case and the kill's number."""
+def kill_runs(case: Case, kills: int, seed: int, scratch: Path, attempts: Attempts, keep: Keep = _nowhere) -> None:
+    """Kills runs of the case until there are so many, at times that follow from `seed`, the case and the kill's number.
+
+    `attempts`: of before, which is added to. `keep` is called with it after every run that has come to its end.
+    """
+    if len(attempts.kills) >= kills:
+        return
     forked.warm()
-    attempts, whole, draws = Attempts(case.name), uninterrupted(case, scratch / "whole"), count()
+    whole = uninterrupted(case, scratch / "whole")
+    lasts_s = whole.seconds
     while len(attempts.kills) < kills:
         attempts.runs += 1
         folder = scratch / f"run-{attempts.runs}"
         config = case.config(folder)
-        for number in islice(draws, min(KILLS_A_RUN, kills - len(attempts.kills))):
-            draw = random.Random(f"{seed}:{case.name}:{number}")
-            after_s, how = draw.uniform(0.1, 1.0) * whole.seconds, draw.choice(WHOM) if case.ranks > 1 else "process"
-            if _killed(case, folder, config, after_s, how, attempts):
-                rows = log.read(run_folder(folder, config) / "log.jsonl")
-                compared = compare(rows, whole.rows, ended=False)
-                attempts.judge(compared, case.tolerance, f"run {attempts.runs}, kill {len(attempts.kills)}")
-                attempts.kills[-1]["steps"] = compared.steps
+        for number in range(min(KILLS_A_RUN, kills - len(attempts.kills))):
+            draw = attempts.draw(seed)
+            after_s, how = draw.uniform(0.1, 1.0) * lasts_s, draw.choice(WHOM) if case.ranks > 1 else "process"
+            started = time.monotonic()
+            if not _killed(case, folder, config, after_s, how, attempts):
+                if number == 0:  # from its beginning to its end: the machine was busier before
+                    lasts_s = min(lasts_s, time.monotonic() - started)
+                break
+            rows = log.read(run_folder(folder, config) / "log.jsonl")
+            found = compare(rows, whole.rows, ended=False)
+            attempts.judge(found, case.tolerance, f"run {attempts.runs}, kill {len(attempts.kills)}")
+            attempts.kills[-1]["steps"] = found.steps
         _end(case, folder, config, whole, attempts)
         shutil.rmtree(folder)
-    return attempts
+        keep(attempts)
 
 
 def uninterrupted(case: Case, folder: Path) -> Whole:
@@ -135,17 +162,21 @@ def run_folder(folder: Path, config: RunConfig) -> Path:
     return folder / "outputs" / run_id(config)
 
 
-def start(case: Case, folder: Path, config: RunConfig, **env: str) -> list[forked.ForkServerProcess]:
+def start(
+    case: Case, folder: Path, config: RunConfig, prepare: forked.Prepare = forked.as_it_is, **env: str
+) -> list[forked.ForkServerProcess]:
     """The run's workers, with a cache of their own."""
-    run = run_folder(folder, config)
-    run.mkdir(parents=True, exist_ok=True)
-    write_config(config, run / "config.yaml")
-    return forked.start(run, {"MORA_CACHE_DIR": str(folder / "cache"), **env}, case.ranks)
+    own = run_folder(folder, config)
+    own.mkdir(parents=True, exist_ok=True)
+    write_config(config, own / "config.yaml")
+    return forked.start(own, {"MORA_CACHE_DIR": str(folder / "cache"), **env}, case.ranks, prepare)
 
 
-def to_its_end(case: Case, folder: Path, config: RunConfig) -> str:
+def to_its_end(
+    case: Case, folder: Path, config: RunConfig, prepare: forked.Prepare = forked.as_it_is, **env: str
+) -> str:
     """What the run has printed."""
-    for worker in start(case, folder, config):
+    for worker in start(case, folder, config, prepare, **env):
         worker.join(LIMIT_S)
         if worker.exitcode is None:
             worker.kill()
@@ -157,7 +188,7 @@ def _killed(case: Case, folder: Path, config: RunConfig, after_s: float, how: st
     """Starts the run and kills it. False where it had ended before; True once nothing of it is left."""
     if result_path(config).is_file():
         return False
-    workers, started = start(case, folder, config), time.monotonic()
+    workers = start(case, folder, config)
     workers[0].join(after_s)
     if workers[0].exitcode is not None:
         for worker in workers:
@@ -165,7 +196,8 @@ def _killed(case: Case, folder: Path, config: RunConfig, after_s: float, how: st
         if any(worker.exitcode for worker in workers):
             attempts.wrong.append(f"run {attempts.runs} failed: {_last_words(folder, config)}")
         return False
-    for worker in workers if how != "one rank" else workers[-1:]:
+    chosen = workers if how != "one rank" else workers[-1:]
+    for worker in chosen:
         worker.kill()
     for worker in workers:
         worker.join(ALONE_S)
@@ -173,8 +205,10 @@ def _killed(case: Case, folder: Path, config: RunConfig, after_s: float, how: st
             attempts.wrong.append(f"run {attempts.runs}: a rank lived on for {ALONE_S:.0f} s after another was killed")
             worker.kill()
             worker.join()
+    if not any(worker.exitcode == -signal.SIGKILL for worker in chosen):
+        return False
     attempts.kills.append({"run": attempts.runs, "after_s": round(after_s, 3), "killed": how})
-    return workers[-1].exitcode == -signal.SIGKILL or time.monotonic() - started < after_s
+    return True
 
 
 def _end(case: Case, folder: Path, config: RunConfig, whole: Whole, attempts: Attempts) -> None:

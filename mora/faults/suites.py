@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from mora.config.source import ROOT
 from mora.train import log
 
 from .curves import Row, compare
-from .kills import Attempts
+from .kills import Attempts, Keep
 
 NAME = "suite, JOBS=2"
 KILLS_A_SUITE = 5
@@ -33,33 +32,36 @@ RUNS = 4
 WHOM = ("suite", "worker", "all")
 
 
-def kill_suites(kills: int, seed: int, scratch: Path) -> Attempts:
-    """Kills suites of Table 2's four runs so many times. A suite whose workers live on is started again at once: it waits
-    for the runs that they hold, and they end by themselves."""
-    attempts = Attempts(NAME)
+def kill_suites(kills: int, seed: int, scratch: Path, attempts: Attempts, keep: Keep) -> None:
+    """Kills suites of Table 2's four runs until there are so many kills. A suite whose workers live on is started again at
+    once: it waits for the runs that they hold, and they end by themselves. `attempts`, `keep`: as of `kills.kill_runs`."""
+    if len(attempts.kills) >= kills:
+        return
     try:
-        _kill_suites(attempts, kills, seed, scratch)
+        _kill_suites(attempts, kills, seed, scratch, keep)
     finally:
         for pid in living(scratch, "mora.suite", "mora.train"):
             os.kill(pid, signal.SIGKILL)
-    return attempts
 
 
-def _kill_suites(attempts: Attempts, kills: int, seed: int, scratch: Path) -> None:
+def _kill_suites(attempts: Attempts, kills: int, seed: int, scratch: Path, keep: Keep) -> None:
     whole, whole_s = _uninterrupted(scratch / "whole")
-    draws = count()
     while len(attempts.kills) < kills:
         attempts.runs += 1
         folder = scratch / f"suite-{attempts.runs}"
-        for number in islice(draws, min(KILLS_A_SUITE, kills - len(attempts.kills))):
-            draw = random.Random(f"{seed}:{NAME}:{number}")
+        for number in range(min(KILLS_A_SUITE, kills - len(attempts.kills))):
+            draw = attempts.draw(seed)
+            started = time.monotonic()
             if not _killed(folder, draw.uniform(0.1, 0.7) * whole_s, draw, attempts):
+                if number == 0:  # from its beginning to its end: the machine was busier before
+                    whole_s = min(whole_s, time.monotonic() - started)
                 break
             for name, rows in _logs(folder):
                 compared = compare(rows, whole[name], ended=False)
                 attempts.judge(compared, 0.0, f"suite {attempts.runs}, kill {len(attempts.kills)}, {name}")
         _end(folder, whole, attempts)
         shutil.rmtree(folder)
+        keep(attempts)
 
 
 def _uninterrupted(folder: Path) -> tuple[dict[str, list[Row]], float]:

@@ -42,10 +42,13 @@ def refused(name: str) -> str | None:
 
     It is a path to nothing, or nearly the name of a known model.
     """
-    if Path(name).exists():
-        return (
-            None if Path(name).is_dir() else f"{name!r} is a file: expected a folder, hub id or name in configs/model"
-        )
+    if name in ("", ".", "..") or Path(name).exists():
+        if not Path(name).is_dir():
+            return f"{name!r} is a file: expected a folder, hub id or name in configs/model"
+        parts = ("config.json", "adapter_config.json", "adapter", "model")  # of a run's folder the loader says which
+        if name and any((Path(name) / part).exists() for part in parts):
+            return None
+        return f"{name!r}: expected a folder with config.json or adapter_config.json, hub id or name in configs/model"
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
         return f"{name!r}: there is no such folder; give a folder, hub id or name in configs/model"
     return f"{name!r}: there is no such model{near}" if "/" not in name and (near := meant(name)) else None

@@ -53,12 +53,21 @@ def main() -> int:
     except (RestartFailed, OSError, yaml.YAMLError) as error:
         print(f"mora.train: {one_line(error)}", file=sys.stderr)
         return 1
-    except RuntimeError as error:
-        if "DefaultCPUAllocator" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if (line := _of_memory_or_ranks(error)) is None:
             raise
-        print(f"mora.train: out of CPU memory: {one_line(error)}", file=sys.stderr)
+        print(f"mora.train: {line}", file=sys.stderr)
         return 1
     return 0
+
+
+def _of_memory_or_ranks(error: RuntimeError | MemoryError) -> str | None:
+    """Return what to say of memory that is missing, or of a rank that this one has lost; None of other errors."""
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+        return f"out of CPU memory: {one_line(error) or 'Python asked in vain for more'}"
+    if "by peer" in str(error):  # of gloo and NCCL: closed, reset
+        return f"rank {os.environ.get('RANK')}: another rank has ended, and says why ({one_line(error):.100})"
+    return None
 
 
 def _out_of_memory(folder: Path, error: torch.OutOfMemoryError) -> str:

@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from mora.errors import ConfigError
@@ -39,7 +40,8 @@ class Watchdog:
 
     def __init__(self, folder: Path, rank: int, ranks: int, limit_s: float):
         self.folder, self.rank, self.ranks, self.limit_s = folder / "alive", rank, ranks, limit_s
-        self._journal = folder / f"journal-{rank}.jsonl"  # which grows with every batch of answers
+        self._answers = _Sign(folder / f"journal-{rank}.jsonl")  # which grows with every batch of answers
+        self._others = [_Sign(self.folder / str(r)) for r in range(ranks)]
         self._worked, self._over = time.monotonic(), threading.Event()
 
     def beat(self) -> None:
@@ -59,12 +61,15 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._over.wait(min(EVERY_S, self.limit_s / 4)):
-            self._mark()
-            if time.monotonic() - self._worked > self.limit_s and _age(self._journal) > self.limit_s:
-                self._end()
+            with suppress(OSError):  # a full disk
+                self._mark()
+            quiet_s = [sign.quiet_s() for sign in self._others]
+            if min(time.monotonic() - self._worked, self._answers.quiet_s()) > self.limit_s:
+                self._end(quiet_s)
 
-    def _end(self) -> None:
-        silent = ", ".join(f"rank {r} does not respond" for r in range(self.ranks) if self._silent(r))
+    def _end(self, quiet_s: list[float]) -> None:
+        most_s = max(3 * EVERY_S, self.limit_s / 2)
+        silent = ", ".join(f"rank {r} does not respond" for r, s in enumerate(quiet_s) if s > most_s)
         cause = silent or "every rank is alive, but one of them hangs"
         print(
             f"mora.train: rank {self.rank}: no progress for {self.limit_s:.0f} s (MORA_HANG_S): {cause}; the job "
@@ -75,16 +80,26 @@ class Watchdog:
         faulthandler.dump_traceback(all_threads=True)
         os._exit(LEFT_BEHIND)
 
-    def _silent(self, rank: int) -> bool:
-        return _age(self.folder / str(rank)) > max(3 * EVERY_S, self.limit_s / 2)
 
+class _Sign:
+    """A file that is written from time to time.
 
-def _age(path: Path) -> float:
-    """Return the seconds since the file was written; infinite if there is none."""
-    try:
-        return time.time() - path.stat().st_mtime
-    except OSError:
-        return float("inf")
+    How long it was not is told by this process's own clock, from one look to the next: neither the clock of another machine
+    counts, nor one that is set.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self._seen, self._since = path, -1, time.monotonic()
+
+    def quiet_s(self) -> float:
+        """Return the seconds since a look saw it changed, or since the first."""
+        try:
+            seen = self.path.stat().st_mtime_ns
+        except OSError:
+            seen = -1
+        if seen != self._seen:
+            self._seen, self._since = seen, time.monotonic()
+        return time.monotonic() - self._since
 
 
 _watchdog: Watchdog | None = None  # of this process

@@ -69,7 +69,7 @@ def run(folder: Path) -> Path:
 
 
 def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
-    started = time.time()
+    started = time.monotonic()
     check_same_code()
     if config.task.evaluation.tasks:
         check_names(config.task.evaluation.tasks)
@@ -132,12 +132,12 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
         },
         "hardware": _hardware(device) | _how(config) | {"fused_layers": fused, "fast_paths": paths},
         "speed": speed,
-        "wall_s": round(time.time() - started, 1),
+        "wall_s": round(time.monotonic() - started, 1),
     }
     if rank() > 0:
         return folder
     path = write_result(config, folder, status | facts)
-    print(says.ending(config, folder, time.time() - started), flush=True)
+    print(says.ending(config, folder, time.monotonic() - started), flush=True)
     return path
 
 

@@ -1,10 +1,13 @@
 """A rank that is killed, stopped or of other code, and a job that goes on with another number of ranks."""
 
 import os
+import resource
 import signal
 import time
+from pathlib import Path
 
 import pytest
+import torch
 from ranks import on_ranks
 
 from mora.config import ConfigError
@@ -68,6 +71,40 @@ def test_another_number_of_ranks_is_refused_where_masks_would_be_others_and_goes
         assert ended == []
         assert f"checkpoints holds a checkpoint of 2 ranks, {expected}" in said
         assert "Traceback" not in said.rpartition("mora.train: ")[2]
+
+
+def little_memory_on_rank_1():
+    """So much that training begins, and a third pass asks for more than the system gives."""
+    if os.environ["RANK"] != "1":
+        return
+    from mora.train.zero import ZeroEngine
+
+    here = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (here + 8 * 2**30, here + 8 * 2**30))
+    passes, backward = iter(range(10**6)), ZeroEngine.backward
+
+    def larger(self, micro, loss_tokens):
+        if next(passes) == 2:
+            torch.zeros(2**34, dtype=torch.uint8)
+        return backward(self, micro, loss_tokens)
+
+    ZeroEngine.backward = larger
+
+
+def test_a_rank_without_memory_ends_the_job_with_the_cause_first(tmp_path):
+    forked.warm()
+    config = CASE.config(tmp_path)
+    workers = start(CASE, tmp_path, config, prepare=little_memory_on_rank_1)
+    for worker in workers:
+        worker.join(90)
+    assert [worker.exitcode for worker in workers] == [1, 1]
+    said = (run_folder(tmp_path, config) / "output.txt").read_text()
+    assert "Traceback" not in said
+    cause, follows = (
+        said.index("mora.train: out of CPU memory: "),
+        said.index("mora.train: rank 0: another rank has ended"),
+    )
+    assert cause < follows
 
 
 def other_code():

@@ -118,6 +118,7 @@ def interrupted(process, how, folder, steps):
     return stopped
 
 
+@pytest.mark.timeout(900)  # four launches of two ranks, on a machine that may be busy
 def test_two_ranks_are_killed_once_stopped_twice_and_torchrun_by_hand_ends_the_run(tmp_path):
     ranks = [*RANKS[0], "task.train.checkpoint_every_steps=1000", "task.train.log_every_steps=1"]
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background inherits that it is ignored

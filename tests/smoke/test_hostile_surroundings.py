@@ -9,6 +9,7 @@ import pytest
 from mora.config.run_id import log_path, result_path
 from mora.faults.curves import compare
 from mora.faults.kills import UUID, Case, run_folder, to_its_end, uninterrupted
+from mora.faults.privileges import obey_permissions
 from mora.suite.launch import write_config
 from mora.train import log
 
@@ -79,11 +80,14 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path):
     assert "Traceback" not in said
 
 
-def test_odd_names_and_no_home_change_nothing(tmp_path, whole, monkeypatch):
-    monkeypatch.setenv("HOME", "/proc/no home")
+@pytest.mark.parametrize("home", ["/proc/no home", "read-only home"])
+def test_odd_names_and_a_home_that_cannot_be_written_change_nothing(tmp_path, whole, home):
     folder = tmp_path / "ein Ordner, ä 日本 $HOME 'x'"
     folder.mkdir()
-    said = to_its_end(CASE, folder, CASE.config(folder))
+    if not home.startswith("/"):
+        (tmp_path / home).mkdir(mode=0o555)
+        home = str(tmp_path / home)
+    said = to_its_end(CASE, folder, CASE.config(folder), obey_permissions, HOME=home)
     assert result_path(CASE.config(folder)).is_file(), said
     assert_whole(folder, whole)
 

@@ -111,3 +111,25 @@ def test_what_is_not_needed_is_not_imported(module, without):
     code = f"import sys, {module}; print(*(name for name in {without!r} if name in sys.modules))"
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (ran.returncode, ran.stdout.strip()) == (0, ""), ran.stderr
+
+
+SET_BY_OTHERS = {
+    "time.time",
+    "time.time_ns",
+    "datetime.now",
+    "datetime.datetime.now",
+    "datetime.utcnow",
+    "time.localtime",
+}
+
+
+def test_nothing_is_decided_by_a_clock_that_can_be_set():
+    """Ages, deadlines and durations are told by `time.monotonic`, which neither jumps nor differs between machines."""
+    files = [ROOT / "run.py", *(ROOT / "mora").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")]
+    asked = [
+        f"{file.relative_to(ROOT)}:{node.lineno}"
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in SET_BY_OTHERS
+    ]
+    assert asked == []

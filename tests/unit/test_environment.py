@@ -1,9 +1,11 @@
 """pyproject.toml, requirements.lock and environment.yml describe one environment."""
 
+import ast
 import importlib.metadata
 import os
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -81,6 +83,39 @@ def test_the_lock_is_closed() -> None:
                 if needed not in LOCK.keys() | {"setuptools"}:
                     missing[needed] = name
     assert missing == {}
+
+
+def imported_names() -> set[str]:
+    """Of the packages that the code imports, in functions too, without Python's and its own. Triton comes with torch, which
+    pins it; it is not there on a CPU's build."""
+    files = [ROOT / "run.py", *(path for name in ("mora", "scripts") for path in (ROOT / name).rglob("*.py"))]
+    found: set[str] = set()
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) and not node.level else []
+            found |= {name.partition(".")[0] for name in names}
+    return (
+        found
+        - set(sys.stdlib_module_names)
+        - {"mora", "triton", *(path.stem for path in (ROOT / "scripts").glob("*.py"))}
+    )
+
+
+def test_every_import_is_of_a_locked_package() -> None:
+    distributions = importlib.metadata.packages_distributions()
+    names = imported_names()
+    assert {"torch", "peft", "hydra", "numpy", "deepspeed"} <= names
+    assert [
+        name for name in sorted(names) if not {canonicalize_name(d) for d in distributions.get(name, [])} & LOCK.keys()
+    ] == []
+
+
+def test_an_audit_of_packages_that_nobody_knows_is_none() -> None:
+    """pip-audit passes over what its registry does not know, and ends with 0: a mirror of packages knows no advisories."""
+    command = make("-n", "audit", "PY=python").stdout
+    assert "--strict" in command
+    assert f"pypi.org/pypi/peft/{LOCK['peft']}/json" in command
 
 
 def test_pip_leaves_out_of_the_lock_only_what_needs_a_compiler() -> None:

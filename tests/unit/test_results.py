@@ -6,6 +6,8 @@ import random
 import pytest
 
 from mora import results
+from mora.config import compose
+from mora.config.run_id import result_path
 from mora.config.source import ROOT
 from mora.errors import DamagedFileError, MoraError
 from mora.evaluate import metrics
@@ -156,3 +158,10 @@ def test_every_metric_of_the_committed_results_has_a_direction():
     names = {name for result in committed for at in result.metrics.values() for name in at}
     assert len(names) > 20
     assert [name for name in names if metrics.facts(name).higher_is_better is None] == []
+
+
+def test_the_result_of_another_run_in_its_place_is_refused(tmp_path):
+    config = compose(["task=uuid", "method=lora", "r=8", "scale=smoke", f"scale.results_dir={tmp_path}"])
+    result_path(config).write_text(COMMITTED.read_text())
+    with pytest.raises(DamagedFileError, match=rf"is the result of {COMMITTED.stem}: bring back the file of that name"):
+        ResultStore().of(config)

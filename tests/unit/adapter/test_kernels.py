@@ -156,7 +156,7 @@ def inputs(width: int) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("form", ["torch", pytest.param("triton", marks=needs_interpreter)])
+@pytest.mark.parametrize("form", ["torch", "products", pytest.param("triton", marks=needs_interpreter)])
 @pytest.mark.parametrize(
     ("setting", "shape"),
     [
@@ -216,7 +216,7 @@ def test_gradients_of_the_torch_form_equal_finite_differences(setting):
         assert torch.autograd.gradcheck(function, (x, M))
 
 
-def test_second_derivatives_are_refused_by_the_fused_function_and_given_by_the_reference(
+def test_second_derivatives_are_refused_by_the_fused_function_and_given_by_those_of_torchs_own_operations(
     make_mlp, adapt, x, mora_layers
 ):
     layer = mora_layers(adapt(make_mlp()))["0"]
@@ -229,9 +229,14 @@ def test_second_derivatives_are_refused_by_the_fused_function_and_given_by_the_r
 
     with pytest.raises(RuntimeError, match="once_differentiable"):
         take_it()
-    with kernels.use("reference"):
-        take_it()
+    grads = []
+    for form in ("reference", "products"):
+        M.grad = None
+        with kernels.use(form):
+            take_it()
+        grads.append(M.grad)
     assert M.grad.count_nonzero() > 0
+    torch.testing.assert_close(*grads)
 
 
 @needs_interpreter
@@ -357,18 +362,20 @@ def test_a_module_used_twice_adds_both_gradients(make_mlp, adapt, mora_layers):
     layer.double()
     x = torch.randn(3, 32, dtype=torch.float64)
     gradients = []
-    for form in ("auto", "reference"):
+    for form in ("auto", "products", "reference"):
         with kernels.use(form):
             gradients.append(torch.autograd.grad(layer(layer(x)).square().sum(), layer.mora_M["default"].weight)[0])
-    torch.testing.assert_close(*gradients)
+    torch.testing.assert_close(gradients[0], gradients[2])
+    torch.testing.assert_close(gradients[1], gradients[2])
 
 
+@pytest.mark.parametrize("fast", ["auto", "products"])
 @pytest.mark.parametrize("mode", ["fp32 base", "bf16 base"])
 @pytest.mark.parametrize("operator", list(OPERATORS))
-def test_autocast_gives_the_dtypes_and_values_of_the_reference(operator, mode, make_mlp, adapt, mora_layers, x):
+def test_autocast_gives_the_dtypes_and_values_of_the_reference(operator, mode, fast, make_mlp, adapt, mora_layers, x):
     model = adapt(make_mlp(torch.float32 if mode == "fp32 base" else torch.bfloat16), operator=operator)
     results = []
-    for form in ("auto", "reference"):
+    for form in (fast, "reference"):
         with kernels.use(form):
             with torch.autocast("cpu", torch.bfloat16):
                 y = model(x)

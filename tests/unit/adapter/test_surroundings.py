@@ -166,7 +166,7 @@ IN_PLACE = {
 }
 
 
-@pytest.mark.parametrize("form", ["torch", "reference"])
+@pytest.mark.parametrize("form", ["torch", "reference", "products"])
 @pytest.mark.parametrize("shape", [(20,), (4, 20), (2, 3, 20), (0, 20)], ids=str)
 @pytest.mark.parametrize("operation", IN_PLACE)
 def test_an_in_place_operation_on_the_output_trains_as_out_of_place(

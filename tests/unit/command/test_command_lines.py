@@ -206,6 +206,11 @@ OTHERS = {  # of `mora`: what it gets -> exit code and the end of what it says
     "merge none_such": (2, "'none_such': expected a run's id or folder, or a folder with an adapter"),
     "merge configs": (2, "configs holds neither adapter/ nor model/"),
     "generate smollm2 hello": (2, "there is no such model; did you mean smollm2_135m?"),
+    "evaluate docs --task uuid": (2, "'docs': expected a folder with config.json or adapter_config.json"),
+    "evaluate '' --task uuid": (2, "'': expected a folder with config.json or adapter_config.json"),
+    "generate tiny hello --temperature nan": (2, "argument --temperature: 'nan': expected a number, 0 or more"),
+    "generate tiny hello --seed -1": (2, "argument --seed: '-1': expected a whole number from 0 on"),
+    f"generate tiny hello --seed {2**63}": (2, "expected a whole number from 0 on, below 2^63"),
     "generate /no/such hello": (2, "'/no/such': expected a run's id or folder, or a folder with an adapter"),
     "spectrum smolm2 tiny": (2, "there is no such model; did you mean smollm2_135m?"),
     "spectrum tiny": (2, "give BASE and TUNED, or --run RUN_DIR"),
@@ -217,7 +222,7 @@ def test_mora_refuses_in_one_line(line, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     expected, said = OTHERS[line]
     try:
-        code = main(line.split())
+        code = main(shlex.split(line))
     except SystemExit as ended:
         code = ended.code
         if isinstance(code, str):

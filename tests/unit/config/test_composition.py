@@ -31,7 +31,9 @@ def test_what_is_composed_by_parts_is_what_hydra_composes():
         assert composition.compose(chosen) == compose(chosen), chosen
 
 
-@pytest.mark.parametrize("wrong", ["task=none_such", "train.nothing=1", "task.train.epochs=many", "r=-1"])
+@pytest.mark.parametrize(
+    "wrong", ["task=none_such", "train.nothing=1", "task.train.epochs=many", "r=-1", "method.name=mora"]
+)
 def test_a_wrong_override_is_refused_in_one_line(wrong):
     with pytest.raises(ConfigError, match=r"^[^\n]+$"):
         composition.compose(["task=uuid", "method=lora", "r=8", wrong])

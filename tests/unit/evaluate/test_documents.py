@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from mora.evaluate import compare, documents
+from mora.evaluate import compare, documents, samples
 from mora.evaluate.logged import LoggedSamples
 from mora.evaluate.records import DataError
 
@@ -74,3 +74,11 @@ def test_two_runs_are_compared_from_their_scores_alone(tmp_path):
     compared = compare.compare(scored("mmlu", first), scored("mmlu", second))
     assert f"{compared.difference:+.4f} [{compared.low:+.4f}, {compared.high:+.4f}]" in table
     assert "| mmlu | 400 |" in table
+
+
+@pytest.mark.parametrize("name", ["documents.jsonl.zst", "samples/uuid.jsonl"])
+def test_a_folder_in_place_of_scores_is_said_in_one_line(tmp_path, name):
+    (tmp_path / name).mkdir(parents=True)
+    read = documents.read if name.startswith("documents") else lambda path: samples.read(path.parent.parent)
+    with pytest.raises(DataError, match=rf"{name} .*Is a directory.*: score the model again$"):
+        read(tmp_path / name)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import subprocess
 
 import pytest
 import torch
@@ -25,7 +26,8 @@ from mora.models.load import load_any
 real = pytest.mark.skipif("MORA_DATA_DIR" not in os.environ, reason="MORA_DATA_DIR is not set")
 
 
-def test_perplexity_is_exp_of_the_models_own_loss(tiny, tmp_path):
+def test_perplexity_is_exp_of_the_models_own_loss(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("an evaluation asks no other program"))
     model, tokenizer = tiny
     (tmp_path / "pretrain_text").mkdir()
     (tmp_path / "pretrain_text" / "validation.jsonl.zst").write_bytes(_zst([{"text": "the cat sat. " * 100}]))

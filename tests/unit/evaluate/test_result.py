@@ -89,10 +89,19 @@ def test_a_damaged_result_is_refused_before_scoring(evaluate, unscored, tmp_path
     (tmp_path / "out/result.json").write_text(text)
     unscored()
     with pytest.raises(
-        SystemExit, match=r"result.json is not an evaluation result, or is truncated: give another folder"
+        SystemExit, match=r"result.json is not an evaluation result, or is truncated \(.*\): give another "
     ):
         evaluate("biomed_rct")
     assert (tmp_path / "out/result.json").read_text() == text
+
+
+def test_a_folder_in_place_of_the_result_is_said_before_scoring(evaluate, unscored, tmp_path):
+    (tmp_path / "out/result.json").mkdir(parents=True)
+    unscored()
+    with pytest.raises(
+        SystemExit, match=r"result.json is not an evaluation result, or is truncated \(.*Is a directory"
+    ):
+        evaluate("biomed_rct")
 
 
 def test_the_code_at_the_start_is_named_and_no_answers_of_other_code_are_taken(evaluate, tmp_path, monkeypatch):

@@ -144,7 +144,7 @@ def test_when_the_time_is_over_nothing_starts_and_what_is_left_is_named(queue):
 def test_what_runs_when_the_time_is_over_is_asked_to_stop(queue, monkeypatch):
     Process.hanging = {LINES[0]}
     clock = iter(range(0, 10**6, 10))
-    monkeypatch.setattr(queue.module.time, "time", lambda: float(next(clock)))
+    monkeypatch.setattr(queue.module.time, "monotonic", lambda: float(next(clock)))
     code, journal = queue(LINES[:1], minutes=2)
     assert code == 1
     assert [event["event"] for event in journal] == ["queue", "start", "stopping", "end", "sum"]
@@ -160,6 +160,38 @@ def test_a_run_that_cannot_end_in_time_is_not_started(queue):
     assert code == 1
     assert Process.started == []
     assert events(journal, "sum")[0]["left"] == [run_id(compose(LINES[0].split()))]
+
+
+def test_a_wrong_edit_is_said_once_and_what_was_read_before_goes_on(queue, monkeypatch):
+    read, calls = queue.module._read, iter(range(10**6))
+
+    def half_written(path):
+        if 0 < next(calls) < 4:
+            raise ConfigError("queue.txt, line 2: there is no such method")
+        return read(path)
+
+    monkeypatch.setattr(queue.module, "_read", half_written)
+    code, journal = queue(LINES)
+    assert (code, Process.started) == (0, LINES)
+    assert [event["what"] for event in events(journal, "wrong")] == ["queue.txt, line 2: there is no such method"]
+
+
+def test_a_full_disk_ends_no_queue(queue, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device", "x.json")
+
+    monkeypatch.setattr(queue.module.shutil, "copy", full)
+    code, journal = queue(LINES[:1])
+    assert (code, Process.started) == (0, LINES[:1])
+    assert [event["what"] for event in events(journal, "wrong")] == ["[Errno 28] No space left on device: 'x.json'"]
+
+
+def test_a_queue_goes_on_where_its_journal_cannot_be_written(queue, capsys):
+    (queue.module.ROOT / "out" / "journal.jsonl").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError):  # of this test, which reads it
+        queue(LINES[:1])
+    assert Process.started == LINES[:1]
+    assert "run_queue.py: the journal is not written: [Errno 21] Is a directory" in capsys.readouterr().err
 
 
 def test_a_line_that_is_no_run_is_named(tmp_path):

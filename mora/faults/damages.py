@@ -1,0 +1,59 @@
+"""What may have become of a file: cut, flipped, empty, not readable, a folder, another one, NaN inside."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+NOT_READABLE = "not readable"  # of a process that is bound by permissions
+A_FOLDER, ANOTHER = "a folder", "another's"
+
+
+def _half(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def _flipped(data: bytes) -> bytes:
+    """A bit of the middle byte, and one of a digit: what changes a number and breaks no syntax."""
+    changed = bytearray(data)
+    digits = [match.start() for match in re.finditer(rb"(?<=[:, ])\d", data)]
+    for at in {len(data) // 2, *(digits[len(digits) // 2 :][:1])}:
+        changed[at] ^= 1
+    return bytes(changed)
+
+
+def _nan(data: bytes) -> bytes | None:
+    """None of what is no text, or has no number."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return None
+    changed = re.sub(r"(?<=[:, ])-?\d+(\.\d+)?(e-?\d+)?(?=[,}\s])", "NaN", text, count=1)
+    return None if changed == text else changed.encode()
+
+
+BYTES: dict[str, Callable[[bytes], bytes | None]] = {
+    "cut": _half,
+    "flipped": _flipped,
+    "empty": lambda data: b"",
+    "NaN inside": _nan,
+}
+HOWS = (*BYTES, NOT_READABLE, A_FOLDER, ANOTHER)
+
+
+def damage(path: Path, how: str, another: Path | None) -> bool:
+    """Returns False where that cannot be done to the file, or would change nothing. `another`: what takes its place."""
+    if how == A_FOLDER:
+        path.unlink()
+        path.mkdir()
+        return True
+    if how == NOT_READABLE:
+        path.chmod(0)
+        return True
+    before = path.read_bytes()
+    data = BYTES[how](before) if how != ANOTHER else another.read_bytes() if another is not None else None
+    if data is None or data == before:
+        return False
+    path.write_bytes(data)
+    return True

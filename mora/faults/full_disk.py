@@ -1,0 +1,96 @@
+"""A disk that is full from the n-th write on: said in a line, nothing half written, and the next start goes on."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from . import forked
+from .works import Work
+
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+MARK = "full.txt"  # names what could not be written first
+SAID = "No space left on device"
+
+
+@dataclass
+class Full:
+    """What came of it for one work. `writes`: that failed first, each in a start of its own. `passed_over`: after which
+    the work ended all the same, since it can do without."""
+
+    work: str
+    writes: int = 0
+    said: int = 0
+    passed_over: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+
+def fill_from(number: int, folder: Path) -> None:
+    """From now on this process opens no file below `folder` for writing, and makes no folder there, after `number` times."""
+    mark = os.open(folder / MARK, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    done, below = 0, f"{folder}/"
+
+    def full(event: str, args: tuple[Any, ...]) -> None:
+        nonlocal done
+        if event not in ("open", "os.mkdir") or not str(args[0]).startswith(below):
+            return
+        if os.path.isdir(args[0]) if event == "os.mkdir" else not _writes(*args[1:3]):
+            return
+        done += 1
+        if done == number + 1:
+            os.write(mark, str(args[0]).encode())
+        if done > number:
+            raise OSError(errno.ENOSPC, SAID, str(args[0]))
+
+    sys.addaudithook(full)
+
+
+def _writes(mode: str | None, flags: int) -> bool:
+    return bool(set(mode or "") & {*"wax+"}) or bool(flags & WRITES)
+
+
+def fill_disks(work: Work, scratch: Path, every: int = 1) -> Iterator[Full]:
+    """Each write of the work in turn, or each `every`-th."""
+    forked.warm()
+    made, again, found = scratch / "made", scratch / "again", Full(work.name)
+    work.make(made)
+    shutil.copytree(made, again)
+    said = work.go_on(again, forked.as_it_is)
+    whole = work.outcome(again)
+    if whole is None:
+        raise RuntimeError(f"{work.name}: with room, it did not end: {said[-1500:]}")
+    for number in count(0, every):
+        shutil.rmtree(again)
+        shutil.copytree(made, again)
+        said = work.go_on(again, partial(fill_from, number, again))
+        if not (hit := (again / MARK).read_text()):
+            break
+        found.writes += 1
+        _judge(work, again, hit.replace(f"{again}/", ""), said, whole, found)
+    shutil.rmtree(again)
+    yield found
+
+
+def _judge(work: Work, folder: Path, hit: str, said: str, whole: Any, found: Full) -> None:
+    left = [str(path.relative_to(folder)) for path in folder.rglob("*partial*")]
+    if "Traceback" in said:
+        found.wrong.append(f"{hit}: {said[-600:]}")
+    elif work.outcome(folder) == whole:
+        found.passed_over += 1
+    elif SAID not in said:
+        found.wrong.append(f"{hit}: not a word of it: {said[-300:]}")
+    else:
+        found.said += 1
+    if left:
+        found.wrong.append(f"{hit}: {left} are left")
+    again = work.go_on(folder, forked.as_it_is)
+    if work.outcome(folder) != whole:
+        found.wrong.append(f"{hit}: with room again, it does not go on: {again[-600:]}")
