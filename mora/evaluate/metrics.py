@@ -25,6 +25,8 @@ def facts(name: str) -> Facts:
     """Return the facts of `task.metric`, a group's score, a metric named after its task, or a loss along the run."""
     if name in LOSSES:
         return Facts(LOSSES[name], None)
+    if name.endswith(".score_if_answered"):  # the harness adds it to a score, whose floor it has not
+        return Facts(facts(name.removesuffix("_if_answered")).higher_is_better, None)
     return _known().get(name.partition(":")[0], Facts(None, None))
 
 
