@@ -95,7 +95,7 @@ def _go_on(work: Work, folder: Path, file: Path, how: str, whole: Any, damaged: 
 
 
 def _contents(folder: Path, without: Path) -> dict[str, bytes]:
-    """Of what tells nothing of a start: all but what it prints and its locks."""
-    passed = {"output.txt", "code.txt", ".lock", "known.txt", without.name}
+    """Of all but what every start writes: its configuration, with its own paths, what it prints, and its locks."""
+    passed = {"config.yaml", "output.txt", "code.txt", ".lock", "known.txt", without.name}
     files = (path for path in folder.rglob("*") if path.is_file() and path.name not in passed)
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
