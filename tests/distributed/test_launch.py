@@ -142,7 +142,7 @@ def test_two_ranks_are_killed_once_stopped_twice_and_torchrun_by_hand_ends_the_r
         text=True,
     )
     assert typed.returncode == 0, typed.stderr
-    assert len(re.findall("^result: ", typed.stdout, re.M)) == 1, "one rank speaks"
+    assert len(re.findall("^next: ", typed.stdout, re.M)) == 1, "one rank speaks"
     assert curve(tmp_path / "stopped", 100) == pytest.approx(curve(tmp_path / "whole", 100), abs=1e-5)
     assert the_result(tmp_path / "stopped")["hardware"]["ranks"] == 2
 
