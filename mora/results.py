@@ -312,13 +312,13 @@ class ResultStore:
     def of(self, config: RunConfig) -> RunResult | None:
         """Return the result of this very run. Raises DamagedFileError if its file is damaged, or holds another run's."""
         path = result_path(config)
-        found = self.at(path)
-        if found is not None and found.run_id not in ("", path.stem):  # old ones name none
+        result = self.at(path)
+        if result is not None and result.run_id not in ("", path.stem):  # old ones name none
             raise DamagedFileError(
-                f"{path} is the result of {found.run_id}: bring back the file of that name, or remove it, and the run is "
+                f"{path} is the result of {result.run_id}: bring back the file of that name, or remove it, and the run is "
                 "done again"
             )
-        return found
+        return result
 
     def all(self, folder: Path) -> Iterator[RunResult]:
         """Yield all results in the folder. Raises DamagedFileError if one is damaged."""

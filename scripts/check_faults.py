@@ -94,14 +94,18 @@ def _kills(options: argparse.Namespace, seed: int, scratch: Path) -> Table:
         Counted(options.out, facts),
     )
     for i, (name, case) in enumerate(chosen.items()):
-        folder, found = scratch / str(i), counted.of(name)
+        folder, attempts = scratch / str(i), counted.of(name)
         if case is None:
-            suites.kill_suites(each, seed, folder, found, counted.keep)
+            suites.kill_suites(each, seed, folder, attempts, counted.keep)
         else:
-            kills.kill_runs(case, each, seed, folder, found, counted.keep)
+            kills.kill_runs(case, each, seed, folder, attempts, counted.keep)
         shutil.rmtree(folder, ignore_errors=True)
-        more = {"kills": len(found.kills), "all_kills": found.kills, "status": "wrong" if found.wrong else "ok"}
-        _add(table, asdict(found) | more)
+        more = {
+            "kills": len(attempts.kills),
+            "all_kills": attempts.kills,
+            "status": "wrong" if attempts.wrong else "ok",
+        }
+        _add(table, asdict(attempts) | more)
     sums = {name: sum(row[name] for row in table.rows) for name in ("kills", "runs", "results", "lost", "doubled")}
     worst = max(row["difference"] for row in table.rows)
     wrong = any(row["wrong"] for row in table.rows)
@@ -112,17 +116,17 @@ def _kills(options: argparse.Namespace, seed: int, scratch: Path) -> Table:
 
 def _source() -> str:
     """The commit of what is tested, and whether it is changed."""
-    found = source.describe(TESTED)
-    changed = ", changed" if found["dirty"] else ""
-    return f"{str(found['commit'])[:10]}{changed}, fingerprint {found['fingerprint']}"
+    described = source.describe(TESTED)
+    changed = ", changed" if described["dirty"] else ""
+    return f"{str(described['commit'])[:10]}{changed}, fingerprint {described['fingerprint']}"
 
 
 def _inputs(options: argparse.Namespace, seed: int, scratch: Path) -> Table:
     from mora.faults import fuzzing  # with Hypothesis, which is of the extra `dev`
 
     table = Table("fuzzed", INPUTS, options.out, {"seed": seed, "limit_s": fuzzing.LIMIT_S})
-    for found in fuzzing.all_kinds(options.inputs, seed, scratch, lambda name: _is_wanted(name, options.only)):
-        _add(table, asdict(found) | {"refusals": None, "status": "wrong" if found.wrong else "ok"})
+    for fuzzed in fuzzing.all_kinds(options.inputs, seed, scratch, lambda name: _is_wanted(name, options.only)):
+        _add(table, asdict(fuzzed) | {"refusals": None, "status": "wrong" if fuzzed.wrong else "ok"})
     print(f"{sum(row['inputs'] for row in table.rows)} inputs with seed {seed}")
     return table
 
@@ -131,8 +135,8 @@ def _files(options: argparse.Namespace, seed: int, scratch: Path) -> Table:
     table, names = Table("damaged", FILES, options.out, {"source": _source()}), {work.name for work in works.works()}
     chosen, only = names & {*options.only} or names, [word for word in options.only if word not in names]
     for work in (work for work in works.works() if work.name in chosen):
-        for found in files.damage_files(work, scratch / work.name, lambda name: _is_wanted(name, only)):
-            _add(table, asdict(found) | {"status": "wrong" if found.wrong else "ok"})
+        for damaged in files.damage_files(work, scratch / work.name, lambda name: _is_wanted(name, only)):
+            _add(table, asdict(damaged) | {"status": "wrong" if damaged.wrong else "ok"})
     sums = {name: sum(row[name] for row in table.rows) for name in ("damages", "healed", "refused")}
     table.add(file="all", **sums, status="wrong" if any(row["wrong"] for row in table.rows) else "ok")
     return table
@@ -141,8 +145,8 @@ def _files(options: argparse.Namespace, seed: int, scratch: Path) -> Table:
 def _full(options: argparse.Namespace, seed: int, scratch: Path) -> Table:
     table = Table("full", FULL, options.out, {"source": _source()})
     for work in (work for work in works.begun() if _is_wanted(work.name, options.only)):
-        for found in full_disk.fill_disks(work, scratch / work.name):
-            _add(table, asdict(found) | {"status": "wrong" if found.wrong else "ok"})
+        for full in full_disk.fill_disks(work, scratch / work.name):
+            _add(table, asdict(full) | {"status": "wrong" if full.wrong else "ok"})
     return table
 
 

@@ -18,8 +18,8 @@ from mora.errors import ConfigError
 
 from .aggregate import majority_baseline, standard_error
 from .logged import LoggedSamples
+from .metrics import IF_ANSWERED, key
 from .metrics import facts as facts_of
-from .metrics import key
 from .response_cache import ResponseCache
 from .window import PROMPT_TOKENS, positions
 
@@ -207,8 +207,8 @@ def _facts(logged: LoggedSamples) -> dict[str, float]:
         and "answered" in logged.rows[0]
         and (answered := [row["score"] for row in logged.rows if row["answered"]])
     ):
-        facts["score_if_answered"] = sum(answered) / len(answered)
-        facts["score_if_answered_stderr"] = standard_error("mean", answered)
+        facts[IF_ANSWERED] = sum(answered) / len(answered)
+        facts[f"{IF_ANSWERED}_stderr"] = standard_error("mean", answered)
     if logged.rows and {"acc_sum", "score"} <= logged.rows[0].keys():
         rows = [row for row in logged.rows if row["filter"] == logged.rows[0]["filter"]]
         gold, items = [row["gold"] for row in rows], [row["score"] for row in rows]

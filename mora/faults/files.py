@@ -45,23 +45,23 @@ def damage_files(
     for name, file in _one_of_each_kind(work, made).items():
         if not wanted(name):
             continue
-        found = Damaged(name)
+        damaged = Damaged(name)
         for how in hows:
             shutil.copytree(made, again)
             if damage(again / file, how, _another(made, other, file, name) if how == ANOTHER else None):
-                found.damages += 1
-                _go_on(work, again, file, how, whole, found)
+                damaged.damages += 1
+                _go_on(work, again, file, how, whole, damaged)
             shutil.rmtree(again)
-        yield found
+        yield damaged
 
 
 def _one_of_each_kind(work: Work, folder: Path) -> dict[str, Path]:
     """The first of the files whose names differ by their run's id alone, by that name."""
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for path in sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file()):
         if not {*path.parts} & {*work.unread}:
-            found.setdefault(f"{work.name}: {RUN_ID.sub('RUN', str(path))}", path)
-    return found
+            paths.setdefault(f"{work.name}: {RUN_ID.sub('RUN', str(path))}", path)
+    return paths
 
 
 def _another(made: Path, other: Path, file: Path, name: str) -> Path | None:
@@ -75,27 +75,27 @@ def _another(made: Path, other: Path, file: Path, name: str) -> Path | None:
     return None
 
 
-def _go_on(work: Work, folder: Path, file: Path, how: str, whole: Any, found: Damaged) -> None:
+def _go_on(work: Work, folder: Path, file: Path, how: str, whole: Any, damaged: Damaged) -> None:
     before = _contents(folder, file)
     said = work.go_on(folder, obey_permissions if how == NOT_READABLE else forked.as_it_is)
     outcome = work.outcome(folder)
     if "Traceback" in said:
-        found.wrong.append(f"{how}: {said[-600:]}")
+        damaged.wrong.append(f"{how}: {said[-600:]}")
     elif outcome is None:
-        found.refused += 1
+        damaged.refused += 1
         if file.name not in said and file.parent.name not in said:
-            found.wrong.append(f"{how}: the file is not named: {said[-300:]}")
+            damaged.wrong.append(f"{how}: the file is not named: {said[-300:]}")
         touched = [name for name, data in _contents(folder, file).items() if before.get(name, data) != data]
         if touched:
-            found.wrong.append(f"{how}: refused, and {touched} are not as they were")
+            damaged.wrong.append(f"{how}: refused, and {touched} are not as they were")
     elif outcome != whole:
-        found.wrong.append(f"{how}: another outcome than without the damage, and not a word: {said[-300:]}")
+        damaged.wrong.append(f"{how}: another outcome than without the damage, and not a word: {said[-300:]}")
     else:
-        found.healed += 1
+        damaged.healed += 1
 
 
 def _contents(folder: Path, without: Path) -> dict[str, bytes]:
-    """Of what tells nothing of a start: all but what it prints and its locks."""
-    passed = {"output.txt", "code.txt", ".lock", "known.txt", without.name}
+    """Of all but what every start writes: its configuration, with its own paths, what it prints, and its locks."""
+    passed = {"config.yaml", "output.txt", "code.txt", ".lock", "known.txt", without.name}
     files = (path for path in folder.rglob("*") if path.is_file() and path.name not in passed)
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}

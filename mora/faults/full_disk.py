@@ -60,7 +60,7 @@ def _writes(mode: str | None, flags: int) -> bool:
 def fill_disks(work: Work, scratch: Path, every: int = 1) -> Iterator[Full]:
     """Each write of the work in turn, or each `every`-th."""
     forked.warm()
-    made, again, found = scratch / "made", scratch / "again", Full(work.name)
+    made, again, full = scratch / "made", scratch / "again", Full(work.name)
     work.make(made)
     shutil.copytree(made, again)
     said = work.go_on(again, forked.as_it_is)
@@ -73,24 +73,24 @@ def fill_disks(work: Work, scratch: Path, every: int = 1) -> Iterator[Full]:
         said = work.go_on(again, partial(fill_from, number, again))
         if not (hit := (again / MARK).read_text()):
             break
-        found.writes += 1
-        _judge(work, again, hit.replace(f"{again}/", ""), said, whole, found)
+        full.writes += 1
+        _judge(work, again, hit.replace(f"{again}/", ""), said, whole, full)
     shutil.rmtree(again)
-    yield found
+    yield full
 
 
-def _judge(work: Work, folder: Path, hit: str, said: str, whole: Any, found: Full) -> None:
+def _judge(work: Work, folder: Path, hit: str, said: str, whole: Any, full: Full) -> None:
     left = [str(path.relative_to(folder)) for path in folder.rglob("*partial*")]
     if "Traceback" in said:
-        found.wrong.append(f"{hit}: {said[-600:]}")
+        full.wrong.append(f"{hit}: {said[-600:]}")
     elif work.outcome(folder) == whole:
-        found.passed_over += 1
+        full.passed_over += 1
     elif SAID not in said:
-        found.wrong.append(f"{hit}: not a word of it: {said[-300:]}")
+        full.wrong.append(f"{hit}: not a word of it: {said[-300:]}")
     else:
-        found.said += 1
+        full.said += 1
     if left:
-        found.wrong.append(f"{hit}: {left} are left")
+        full.wrong.append(f"{hit}: {left} are left")
     again = work.go_on(folder, forked.as_it_is)
     if work.outcome(folder) != whole:
-        found.wrong.append(f"{hit}: with room again, it does not go on: {again[-600:]}")
+        full.wrong.append(f"{hit}: with room again, it does not go on: {again[-600:]}")

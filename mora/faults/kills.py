@@ -59,13 +59,13 @@ class Case(NamedTuple):
 
 def cases() -> list[Case]:
     """Every method in one process, one on data that are prepared, and one that restarts on two ranks."""
-    found = [Case(name, _of_method(name, UUID)) for name in METHODS]
-    found.append(Case("mora, prepared data", _of_method("mora", (*SUMS, *SMALL))))
+    runs = [Case(name, _of_method(name, UUID)) for name in METHODS]
+    runs.append(Case("mora, prepared data", _of_method("mora", (*SUMS, *SMALL))))
     two = ("hardware=cpu2", "method.adapter.dropout=0")
     for parallel in ("zero2", "zero3"):
         settings = (*_of_method("remora", UUID), *two, f"hardware.parallel={parallel}")
-        found.append(Case(f"remora, {parallel}, two ranks", settings, ranks=2, tolerance=1e-5))
-    return found
+        runs.append(Case(f"remora, {parallel}, two ranks", settings, ranks=2, tolerance=1e-5))
+    return runs
 
 
 def _of_method(name: str, task: tuple[str, ...]) -> tuple[str, ...]:
@@ -93,12 +93,12 @@ class Attempts:
         self.draws += 1
         return random.Random(f"{seed}:{self.case}:{self.draws - 1}")
 
-    def judge(self, found: Compared, tolerance: float, where: str) -> None:
-        self.lost += found.lost
-        self.doubled += found.doubled
-        self.difference = max(self.difference, found.difference)
-        if not found.equal(tolerance):
-            self.wrong.append(f"{where}: {found}")
+    def judge(self, compared: Compared, tolerance: float, where: str) -> None:
+        self.lost += compared.lost
+        self.doubled += compared.doubled
+        self.difference = max(self.difference, compared.difference)
+        if not compared.equal(tolerance):
+            self.wrong.append(f"{where}: {compared}")
 
 
 Keep = Callable[[Attempts], None]
@@ -140,9 +140,9 @@ def kill_runs(case: Case, kills: int, seed: int, scratch: Path, attempts: Attemp
                     lasts_s = min(lasts_s, time.monotonic() - started)
                 break
             rows = log.read(run_folder(folder, config) / "log.jsonl")
-            found = compare(rows, whole.rows, ended=False)
-            attempts.judge(found, case.tolerance, f"run {attempts.runs}, kill {len(attempts.kills)}")
-            attempts.kills[-1]["steps"] = found.steps
+            compared = compare(rows, whole.rows, ended=False)
+            attempts.judge(compared, case.tolerance, f"run {attempts.runs}, kill {len(attempts.kills)}")
+            attempts.kills[-1]["steps"] = compared.steps
         _end(case, folder, config, whole, attempts)
         shutil.rmtree(folder)
         keep(attempts)

@@ -20,23 +20,23 @@ def test_runs_killed_at_random_times_lose_and_double_nothing(tmp_path, name):
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}")  # shown on failure
     (case,) = (case for case in kills.cases() if case.name == name)
-    found = kills.Attempts(name)
-    kills.kill_runs(case, 2, seed, tmp_path, found)
-    assert found.wrong == []
-    assert (len(found.kills), found.lost, found.doubled) == (2, 0, 0)
-    assert found.results == found.runs
-    assert found.difference <= case.tolerance
+    attempts = kills.Attempts(name)
+    kills.kill_runs(case, 2, seed, tmp_path, attempts)
+    assert attempts.wrong == []
+    assert (len(attempts.kills), attempts.lost, attempts.doubled) == (2, 0, 0)
+    assert attempts.results == attempts.runs
+    assert attempts.difference <= case.tolerance
 
 
 def test_an_interrupted_check_goes_on_with_the_kills_that_it_has_counted(tmp_path):
-    facts, found = {"seed": 1, "source": "here"}, kills.Attempts("remora", [{"run": 1}], draws=2, runs=1)
-    Counted(tmp_path, facts).keep(found)
-    assert Counted(tmp_path, facts).of("remora") == found
+    facts, attempts = {"seed": 1, "source": "here"}, kills.Attempts("remora", [{"run": 1}], draws=2, runs=1)
+    Counted(tmp_path, facts).keep(attempts)
+    assert Counted(tmp_path, facts).of("remora") == attempts
     assert Counted(tmp_path, facts).of("lora") == kills.Attempts("lora")
     assert Counted(tmp_path, facts | {"source": "other"}).of("remora").kills == []
-    before = found.draw(1).random()
+    before = attempts.draw(1).random()
     assert Counted(tmp_path, facts).of("remora").draw(1).random() == before, "the same kill as without the interruption"
-    kills.kill_runs(kills.cases()[0], 1, 1, tmp_path / "runs", found)
+    kills.kill_runs(kills.cases()[0], 1, 1, tmp_path / "runs", attempts)
     assert not (tmp_path / "runs").exists(), "nothing is left to do"
     (tmp_path / "faults.counted.json").write_text("{}")
     assert Counted(tmp_path, facts).of("remora").kills == []
@@ -61,8 +61,8 @@ def test_every_method_is_killed():
 )
 def test_a_step_that_is_missing_or_stands_twice_is_counted(steps, ended, lost, doubled):
     whole = [STEP | {"step": step} for step in (1, 2, 3)]
-    found = compare([STEP | {"step": step} for step in steps], whole, ended)
-    assert (found.lost, found.doubled, found.difference) == (lost, doubled, 0.0)
+    compared = compare([STEP | {"step": step} for step in steps], whole, ended)
+    assert (compared.lost, compared.doubled, compared.difference) == (lost, doubled, 0.0)
 
 
 def test_another_number_and_a_missing_one_are_differences():
@@ -77,18 +77,18 @@ def test_another_number_and_a_missing_one_are_differences():
 )
 def test_damaged_files_are_noticed(tmp_path, name, chosen):
     (work,) = (work for work in works.works() if work.name == name)
-    found = list(files.damage_files(work, tmp_path, lambda name: name.endswith(chosen), ("flipped", "not readable")))
-    assert [line for file in found for line in file.wrong] == []
-    assert sum(file.damages for file in found) >= 2 * len(chosen)
-    assert {os.path.basename(file.file) for file in found} == {*chosen}
+    damaged = list(files.damage_files(work, tmp_path, lambda name: name.endswith(chosen), ("flipped", "not readable")))
+    assert [line for file in damaged for line in file.wrong] == []
+    assert sum(file.damages for file in damaged) >= 2 * len(chosen)
+    assert {os.path.basename(file.file) for file in damaged} == {*chosen}
 
 
 def test_a_full_disk_is_said_at_every_write_of_an_evaluation(tmp_path):
     (work,) = (work for work in works.begun() if work.name == "evaluation")
-    (found,) = full_disk.fill_disks(work, tmp_path, every=4)
-    assert found.wrong == []
-    assert found.writes >= 2
-    assert found.said == found.writes
+    (full,) = full_disk.fill_disks(work, tmp_path, every=4)
+    assert full.wrong == []
+    assert full.writes >= 2
+    assert full.said == full.writes
 
 
 def test_a_process_writes_nothing_once_its_disk_is_full(tmp_path):

@@ -89,14 +89,14 @@ def imported_names() -> set[str]:
     """Of the packages that the code imports, in functions too, without Python's and its own. Triton comes with torch, which
     pins it; it is not there on a CPU's build."""
     files = [ROOT / "run.py", *(path for name in ("mora", "scripts") for path in (ROOT / name).rglob("*.py"))]
-    found: set[str] = set()
+    imported: set[str] = set()
     for file in files:
         for node in ast.walk(ast.parse(file.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [str(node.module)] if isinstance(node, ast.ImportFrom) and not node.level else []
-            found |= {name.partition(".")[0] for name in names}
+            imported |= {name.partition(".")[0] for name in names}
     return (
-        found
+        imported
         - set(sys.stdlib_module_names)
         - {"mora", "triton", *(path.stem for path in (ROOT / "scripts").glob("*.py"))}
     )

@@ -198,7 +198,7 @@ def test_two_processes_do_not_both_measure_one_run(run, tmp_path, monkeypatch, c
         out.write_text("{}")
     second.join()
     assert (ended, out.read_text()) == ([0], "{}")
-    assert "is there already" in capsys.readouterr().out
+    assert "exists already" in capsys.readouterr().out
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
