@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mora.padding import padded_length
+
 from .packing import positions
 from .samples import IGNORE, Sample, StoredSamples, Subset
-
-SHAPE_STEP = 64  # tokens
 
 
 @dataclass(frozen=True)
@@ -131,11 +131,8 @@ class Batches:
         return balanced([self._padded(len(s.input_ids)) for s in chosen], self.micro_batch_tokens, self.ranks)
 
     def _padded(self, length: int) -> int:
-        """Return the length that sequences are padded to: a multiple of 64, but at most the longest sample there is.
-
-        Few different shapes mean that kernels are chosen rarely.
-        """
-        return min(self.longest, -(-length // SHAPE_STEP) * SHAPE_STEP)
+        """Return the length that a micro batch of which this is the longest gets, so that kernels are chosen rarely."""
+        return padded_length(length, self.longest)
 
     def _at(self, position: int) -> int:
         epoch, offset = divmod(position, len(self.samples))

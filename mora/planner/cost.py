@@ -15,7 +15,7 @@ from mora.results import RunResult
 from .counts import flops_per_token, frozen_adapter, number_bytes, trainable
 from .gpus import H100, Gpu
 from .memory import Memory, fitting_micro_batch, memory
-from .speed import token_time
+from .speed import padded_tokens_per_sequence, token_time
 
 # Training sequences where the data decide. A result of the task and scale, where there is one, is asked first.
 SEQUENCES: dict[tuple[str, str], int] = {
@@ -36,7 +36,7 @@ SEQUENCES: dict[tuple[str, str], int] = {
 class Length:
     """Steps and tokens of a run; with `at_most` the tokens are a bound. None: the data are not prepared.
 
-    `padding`: tokens with padding over those without, where a run has counted them.
+    `padding`: tokens with padding over those without.
     """
 
     steps: int | None
@@ -53,9 +53,8 @@ def length_of(config: RunConfig, results: Iterable[RunResult] = ()) -> Length:
         if report.get("sequences") and report.get("sequence_tokens"):
             known = config if config.knows_steps else config.with_samples(report["sequences"])
             mean = report["sequence_tokens"] / report["sequences"]
-            tokens = train.global_batch_size * mean
-            padding = (result.speed or {}).get("padded_tokens", tokens) / tokens
-            return Length(known.last_step, known.last_step * tokens, at_most=False, padding=padding)
+            tokens = known.last_step * train.global_batch_size * mean
+            return Length(known.last_step, tokens, at_most=False, padding=padded_tokens_per_sequence(result) / mean)
     if config.knows_steps:
         full = config.task.name == "c4"  # blocks of equal length
         return Length(config.last_step, config.last_step * train.global_batch_size * longest, not full)

@@ -14,7 +14,8 @@ from mora.config.composition import compose
 from mora.config.load import load
 from mora.config.source import CONFIG_DIR, ROOT
 from mora.errors import MoraError
-from mora.results import STORE, checked
+from mora.padding import padded_length
+from mora.results import STORE, RunResult, checked
 
 from .counts import flops_per_token, operator_of
 from .gpus import H100, Gpu
@@ -185,10 +186,8 @@ def _runs() -> tuple[Measured, ...]:
             continue
         if config.hardware.micro_batch_tokens is not None:  # passes of many sizes
             continue
-        report = result.data["report"]
-        sequences = config.task.train.global_batch_size
-        length = speed.get("padded_tokens", report["sequence_tokens"] / report["sequences"] * sequences) / sequences
-        passes = sequences / config.micro_batch_size
+        length = padded_tokens_per_sequence(result)
+        passes = config.task.train.global_batch_size / config.micro_batch_size
         if not is_steady([speed["step_s"], speed.get("fastest_s", speed["step_s"])]):
             continue
         measured.append(
@@ -198,6 +197,15 @@ def _runs() -> tuple[Measured, ...]:
             )
         )  # fmt: skip
     return tuple(measured)
+
+
+def padded_tokens_per_sequence(result: RunResult) -> float:
+    """Return the tokens that the model was given for a sequence: as counted, else those of a sequence of mean length."""
+    if result.speed and "padded_tokens" in result.speed:
+        return result.speed["padded_tokens"] / float(result.config["task"]["train"]["global_batch_size"])
+    report = result.data["report"]
+    mean = math.ceil(report["sequence_tokens"] / report["sequences"])
+    return float(padded_length(mean, report.get("longest", mean)))
 
 
 @lru_cache

@@ -13,7 +13,7 @@ from mora.io import ROOT
 # From the ground up. Rooms of one line know nothing of each other. The adapter and its restarts, which a wheel holds,
 # know torch and PEFT alone.
 FLOORS = (
-    ("errors", "io", "sizes"),
+    ("errors", "io", "sizes", "padding"),
     ("frozen", "adapter"),
     ("restarts",),
     ("families",),

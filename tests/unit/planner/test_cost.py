@@ -29,7 +29,7 @@ def test_hours_count_the_padding_that_a_run_has_counted():
     config = compose(["task=metamath", "method=fft", "hardware=gpu1"])
     data = {"report": {"sequences": 128_000, "sequence_tokens": 100 * 128_000}}
     without, with_padding = (
-        cost.cost(config, [RunResult.model_construct(data=data, speed=speed)])
+        cost.cost(config, [RunResult.model_construct(config=config.model_dump(mode="json"), data=data, speed=speed)])
         for speed in (None, {"step_s": 1.0, "padded_tokens": 128 * 150.0})
     )
     assert with_padding.tokens == without.tokens
