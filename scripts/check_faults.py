@@ -74,7 +74,7 @@ def main() -> int:
 
 @contextmanager
 def _scratch() -> Iterator[Path]:
-    """A folder in memory where there is room: runs wait for the disk at every checkpoint."""
+    """Give a folder in memory if there is room, since runs wait for the disk at every checkpoint."""
     shared = Path("/dev/shm")
     room = shared.is_dir() and shutil.disk_usage(shared).free >= ROOM
     with TemporaryDirectory(dir=shared if room else None, prefix="mora-faults-", ignore_cleanup_errors=True) as folder:
@@ -115,7 +115,7 @@ def _kills(options: argparse.Namespace, seed: int, scratch: Path) -> Table:
 
 
 def _source() -> str:
-    """The commit of what is tested, and whether it is changed."""
+    """Return the commit of what is tested, and whether it is changed."""
     described = source.describe(TESTED)
     changed = ", changed" if described["dirty"] else ""
     return f"{str(described['commit'])[:10]}{changed}, fingerprint {described['fingerprint']}"

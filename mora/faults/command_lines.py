@@ -102,8 +102,12 @@ def names(odd: list[str]) -> list[str]:
 
 
 def through_run_py(line: tuple[list[str], list[str]]) -> None:
-    """The same in a process of its own, of a line that is known to be refused. Raises: Refused; RuntimeError where the
-    process does anything else."""
+    """Ask `run.py` for a line that is known to be refused, in a process of its own.
+
+    Raises:
+        Refused: The process refused the line in one line of text.
+        RuntimeError: The process did anything else.
+    """
     command = [sys.executable, "run.py", *line[0]]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace", timeout=300)
     message = done.stderr.strip()

@@ -32,17 +32,17 @@ class Counted:
             print(f"{self.path} is damaged ({error}): counted anew", file=sys.stderr)
 
     def of(self, case: str) -> Attempts:
-        """What was counted of the case."""
+        """Return what was counted for the case."""
         return Attempts(**self._cases.get(case, {"case": case}))
 
     def keep(self, attempts: Attempts) -> None:
-        """The attempts up to here are counted."""
+        """Write the attempts so far, for a later start."""
         self._cases[attempts.case] = asdict(attempts)
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(self.path, json.dumps(sealed({"facts": self.facts, "cases": self._cases})) + "\n")
 
     def done(self) -> None:
-        """The table has it all."""
+        """Remove the file, once the table holds everything."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)

@@ -41,7 +41,7 @@ def compare(rows: Sequence[Row], whole: Sequence[Row], ended: bool) -> Compared:
 
 
 def _key(row: Row) -> tuple[int, int]:
-    """Steps in order, each before its evaluation."""
+    """Sort rows by step, and each step before its evaluation."""
     return row["step"], int("loss" not in row)
 
 

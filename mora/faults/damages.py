@@ -15,7 +15,7 @@ def _half(data: bytes) -> bytes:
 
 
 def _flipped(data: bytes) -> bytes:
-    """A bit of the middle byte, and one of a digit: what changes a number and breaks no syntax."""
+    """Flip a bit of the middle byte, and one of a digit, which changes a number and breaks no syntax."""
     changed = bytearray(data)
     digits = [match.start() for match in re.finditer(rb"(?<=[:, ])\d", data)]
     for at in {len(data) // 2, *(digits[len(digits) // 2 :][:1])}:
@@ -43,7 +43,7 @@ HOWS = (*BYTES, NOT_READABLE, A_FOLDER, ANOTHER)
 
 
 def damage(path: Path, how: str, another: Path | None) -> bool:
-    """Returns False where that cannot be done to the file, or would change nothing. `another`: what takes its place."""
+    """Damage a file; return False if it cannot be damaged in that way, or would not change. `another` replaces it."""
     if how == A_FOLDER:
         path.unlink()
         path.mkdir()

@@ -56,7 +56,7 @@ def damage_files(
 
 
 def _one_of_each_kind(work: Work, folder: Path) -> dict[str, Path]:
-    """The first of the files whose names differ by their run's id alone, by that name."""
+    """Return one file of each kind, by its kind: names that differ only in the run id are one kind."""
     paths: dict[str, Path] = {}
     for path in sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file()):
         if not {*path.parts} & {*work.unread}:
@@ -65,7 +65,7 @@ def _one_of_each_kind(work: Work, folder: Path) -> dict[str, Path]:
 
 
 def _another(made: Path, other: Path, file: Path, name: str) -> Path | None:
-    """A file of the same kind: of another run of this work, else of another work."""
+    """Return a file of the same kind, from another run of this work if there is one, else from another work."""
     kind = name.partition(": ")[2]
     for folder in (made, other):
         for path in sorted(folder.rglob("*")):

@@ -34,19 +34,25 @@ Prepare = Callable[[], None]
 
 
 def as_it_is() -> None:
-    """Nothing is prepared."""
+    """Prepare nothing."""
 
 
 def warm() -> None:
-    """Waits until the server is there: what is timed then is a worker's own time."""
+    """Wait until the fork server is there, so that what is timed afterwards is a worker's own time."""
     process = context.Process(target=int)
     process.start()
     process.join()
 
 
 def start(folder: Path, env: Mapping[str, str], ranks: int = 1, prepare: Prepare = as_it_is) -> list[ForkServerProcess]:
-    """`python -m mora.train FOLDER`, one process a rank; what they print is added to `output.txt` there. `prepare`, a
-    function of a module, is called in each before."""
+    """Start `python -m mora.train FOLDER`, one process per rank.
+
+    Args:
+        folder: The run's folder. What the processes print is added to its `output.txt`.
+        env: Environment variables of the processes.
+        ranks: The number of processes.
+        prepare: A function at the top of a module, called in each process first.
+    """
     places: list[dict[str, str]] = [{}]
     if ranks > 1:
         with socket.socket() as free:

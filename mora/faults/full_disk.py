@@ -23,8 +23,15 @@ SAID = "No space left on device"
 
 @dataclass
 class Full:
-    """What came of it for one work. `writes`: that failed first, each in a start of its own. `passed_over`: after which
-    the work ended all the same, since it can do without."""
+    """The outcome for one work.
+
+    Attributes:
+        work: Its name.
+        writes: How many writes failed first, each in a start of its own.
+        said: After how many of them the work ended with a line that says so.
+        passed_over: After how many the work ended all the same, since it can do without.
+        wrong: A line for every other outcome.
+    """
 
     work: str
     writes: int = 0

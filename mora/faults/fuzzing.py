@@ -18,7 +18,7 @@ PROCESSES = 12  # command lines that are asked of run.py itself
 
 
 def all_kinds(number: int, seed: int, scratch: Path, wanted: Callable[[str], bool]) -> Iterator[Fuzzed]:
-    """`number` command lines, a hundredth of them again as processes, and a fifth as many inputs of each other kind."""
+    """Try `number` command lines, a hundredth of them again as processes, and a fifth as many inputs of each other kind."""
     quiet()
     logging.disable(logging.WARNING)  # lm-eval greets every task
     scratch.mkdir(exist_ok=True)

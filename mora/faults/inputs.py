@@ -20,8 +20,10 @@ LINE = 2000  # characters of a refusal, however long the value
 
 @dataclass
 class Fuzzed:
-    """What came of a kind of input. `wrong`: a line for every one that was not taken or refused as it should be; `refusals`:
-    the inputs that were. Seconds are the CPU's, which other processes do not lengthen.
+    """The outcome for one kind of input.
+
+    `wrong` has a line for every input that was neither taken nor refused as it should be; `refusals` has the inputs that
+    were refused. Seconds are the CPU's, which other processes do not lengthen.
     """
 
     kind: str
@@ -43,8 +45,10 @@ class Refused(Exception):
 
 
 def fuzz(kind: str, inputs: SearchStrategy[Any], ask: Callable[[Any], None], number: int, seed: int) -> Fuzzed:
-    """Asks `number` inputs that follow from `seed`. `ask` raises Refused for what it refuses; what else it raises would be a
-    traceback."""
+    """Try `number` inputs that follow from `seed`.
+
+    `ask` raises Refused for what it refuses; anything else that it raises would be a traceback.
+    """
     fuzzed = Fuzzed(kind)
 
     @seeded(seed)

@@ -75,8 +75,11 @@ def _of_method(name: str, task: tuple[str, ...]) -> tuple[str, ...]:
 
 @dataclass
 class Attempts:
-    """What was done to a case, and what came of it. `draws`: of kills, with those whose time came after the run's end.
-    `wrong`: in words, of what is not as it should be."""
+    """What was done to a case, and the outcome.
+
+    `draws` counts the kills that were planned, with those whose time came after the run's end; `wrong` says in words what is
+    not as it should be.
+    """
 
     case: str
     kills: list[dict[str, Any]] = field(default_factory=list)
@@ -89,7 +92,7 @@ class Attempts:
     wrong: list[str] = field(default_factory=list)
 
     def draw(self, seed: int) -> random.Random:
-        """What decides over the next kill."""
+        """Return the random numbers that decide the next kill."""
         self.draws += 1
         return random.Random(f"{seed}:{self.case}:{self.draws - 1}")
 
@@ -105,7 +108,7 @@ Keep = Callable[[Attempts], None]
 
 
 def _nowhere(_: Attempts) -> None:
-    """What is counted is not kept for another start."""
+    """Keep nothing for a later start."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ def kill_runs(case: Case, kills: int, seed: int, scratch: Path, attempts: Attemp
 
 
 def uninterrupted(case: Case, folder: Path) -> Whole:
-    """Raises: RuntimeError where it fails."""
+    """Run the case without a kill. Raises RuntimeError if it fails."""
     config, started = case.config(folder), time.monotonic()
     output = to_its_end(case, folder, config)
     seconds = time.monotonic() - started
@@ -165,7 +168,7 @@ def run_folder(folder: Path, config: RunConfig) -> Path:
 def start(
     case: Case, folder: Path, config: RunConfig, prepare: forked.Prepare = forked.as_it_is, **env: str
 ) -> list[forked.ForkServerProcess]:
-    """The run's workers, with a cache of their own."""
+    """Start the run's workers, with a cache of their own."""
     own = run_folder(folder, config)
     own.mkdir(parents=True, exist_ok=True)
     write_config(config, own / "config.yaml")
@@ -175,7 +178,7 @@ def start(
 def to_its_end(
     case: Case, folder: Path, config: RunConfig, prepare: forked.Prepare = forked.as_it_is, **env: str
 ) -> str:
-    """What the run has printed."""
+    """Run to the end; return what the run has printed."""
     for worker in start(case, folder, config, prepare, **env):
         worker.join(LIMIT_S)
         if worker.exitcode is None:
@@ -185,7 +188,7 @@ def to_its_end(
 
 
 def _killed(case: Case, folder: Path, config: RunConfig, after_s: float, how: str, attempts: Attempts) -> bool:
-    """Starts the run and kills it. False where it had ended before; True once nothing of it is left."""
+    """Start the run and kill it; return False if it had ended before, True once no process of it is left."""
     if result_path(config).is_file():
         return False
     workers = start(case, folder, config)
@@ -212,7 +215,7 @@ def _killed(case: Case, folder: Path, config: RunConfig, after_s: float, how: st
 
 
 def _end(case: Case, folder: Path, config: RunConfig, whole: Whole, attempts: Attempts) -> None:
-    """The run to its end, once more when it has ended, and what is there then."""
+    """Run to the end, start the run once more, and judge what is there then."""
     output = to_its_end(case, folder, config)
     where = f"run {attempts.runs}"
     if not result_path(config).is_file():

@@ -114,7 +114,7 @@ def _mora_settings() -> SearchStrategy[dict[str, Any]]:
 
 
 def _ask_mora(settings: dict[str, Any]) -> None:
-    """A library answers with an exception of Python's: it is the words that must help."""
+    """Make a configuration: a library answers with an exception of Python's, so its words must help."""
     try:
         MoraConfig(**settings)
     except (ValueError, TypeError) as error:

@@ -82,7 +82,7 @@ MORE = (
 
 @st.composite
 def configurations(draw: Any) -> tuple[list[str], list[str]]:
-    """Overrides of a tiny run, and those that may be wrong."""
+    """Draw the overrides of a tiny run, and those of them that may be wrong."""
     task, method = draw(st.sampled_from(TASKS)), draw(st.sampled_from(METHODS))
     keys = [key for key in keys_of(task, method) if key.startswith((*PARTS, *MORE))]
     values = st.sampled_from([*SMALL, *SMALL, *WORDS, *NAMES])

@@ -33,8 +33,11 @@ WHOM = ("suite", "worker", "all")
 
 
 def kill_suites(kills: int, seed: int, scratch: Path, attempts: Attempts, keep: Keep) -> None:
-    """Kills suites of Table 2's four runs until there are so many kills. A suite whose workers live on is started again at
-    once: it waits for the runs that they hold, and they end by themselves. `attempts`, `keep`: as of `kills.kill_runs`."""
+    """Kill suites of Table 2's four runs until there are `kills` kills.
+
+    A suite whose workers live on is started again at once: it waits for the runs that they hold, and they end by themselves.
+    `attempts` and `keep` are those of `kills.kill_runs`.
+    """
     if len(attempts.kills) >= kills:
         return
     try:
@@ -65,7 +68,7 @@ def _kill_suites(attempts: Attempts, kills: int, seed: int, scratch: Path, keep:
 
 
 def _uninterrupted(folder: Path) -> tuple[dict[str, list[Row]], float]:
-    """The rows of every run by its id, and seconds. Raises: RuntimeError where it fails."""
+    """Return the rows of every run by its id, and the seconds. Raises RuntimeError if the suite fails."""
     started = time.monotonic()
     code = _start(folder).wait(LIMIT_S)
     if code:
@@ -83,7 +86,7 @@ def _start(folder: Path) -> subprocess.Popen[bytes]:
 
 
 def _killed(folder: Path, after_s: float, draw: random.Random, attempts: Attempts) -> bool:
-    """False where the suite had ended before, or there was no worker to be killed."""
+    """Start the suite and kill it; return False if it had ended before, or had no worker to kill."""
     suite, whom = _start(folder), draw.choice(WHOM)
     with suppress(subprocess.TimeoutExpired):
         suite.wait(after_s)
@@ -109,7 +112,7 @@ def _killed(folder: Path, after_s: float, draw: random.Random, attempts: Attempt
 
 
 def _end(folder: Path, whole: dict[str, list[Row]], attempts: Attempts) -> None:
-    """The suite to its end, once more when it has ended, and what is there then."""
+    """Run the suite to the end, start it once more, and judge what is there then."""
     where = f"suite {attempts.runs}"
     if code := _start(folder).wait(LIMIT_S):
         attempts.wrong.append(f"{where}: exit code {code}: {_output(folder)[-600:]}")
@@ -139,7 +142,7 @@ def _output(folder: Path) -> str:
 
 
 def living(folder: Path, *modules: str) -> list[int]:
-    """The processes of these modules, by default those that train, that work in the folder."""
+    """Return the processes of these modules, by default of the trainer, that work in the folder."""
     wanted = {*(modules or ("mora.train",))}
     pids: list[int] = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):

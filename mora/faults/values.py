@@ -41,7 +41,7 @@ def plain() -> SearchStrategy[Any]:
 
 
 def typed() -> SearchStrategy[str]:
-    """What stands after KEY= on a command line: as a shell would hand it on, well formed for Hydra or not."""
+    """Draw what stands after KEY= on a command line, as a shell would hand it on, well formed for Hydra or not."""
     return st.one_of(scalars().map(_word), plain().map(_grammar), st.text(max_size=30)).map(_for_a_process)
 
 
@@ -54,12 +54,12 @@ def _word(value: Any) -> str:
 
 
 def _is_huge(value: Any) -> bool:
-    """Python prints no number of more than 4300 digits."""
+    """Tell whether Python refuses to print the number, which it does beyond 4,300 digits."""
     return isinstance(value, int) and abs(value) > 10**4000
 
 
 def _grammar(value: Any) -> str:
-    """Lists and maps as Hydra reads them."""
+    """Write lists and maps as Hydra reads them."""
     if isinstance(value, list):
         return f"[{','.join(map(_grammar, value))}]"
     if isinstance(value, dict):

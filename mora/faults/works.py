@@ -182,7 +182,7 @@ def _suite_again(folder: Path, prepare: forked.Prepare) -> str:
 
 
 def _of_suite(folder: Path) -> Any:
-    """The runs' metrics, and what was rendered."""
+    """Return the runs' metrics, and what was rendered."""
     if not _ended_well(folder):
         return None
     runs = {p.name: json.loads(p.read_text())["metrics"] for p in (folder / "own" / "runs").glob("*[0-9a-f].json")}
