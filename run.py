@@ -15,6 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from mora.config.hints import choices
 from mora.config.hydra_compose import check_sweep, hydra_line, validate, with_task_file
 from mora.config.run_id import log_path
 from mora.errors import MoraError
@@ -42,18 +43,19 @@ def main(composed: DictConfig) -> None:
     print(f"log: {log_path(config)}; `{shown}` shows the runs of tables and figures as pages")
 
 
+GROUPS = {"tasks": "task", "methods": "method", "hardware": "hardware"}  # whose choices the help lists
 HELP = """python run.py task=NAME method=NAME [r=N] [scale=paper|mid|lite|smoke] [KEY=VALUE ...]
 
 One run: train, evaluate, one result JSON in results/runs. -m makes a multirun of values between commas, or of sweep=lr.
 
-  task      uuid tulu2 metamath biomed finance c4        what is learned, and how it is scored
-  method    none fft lora lora_plus asylora relora dora mora remora; or any other of PEFT's:
-            peft method.config=adapter_config.json
+  task      {tasks}        what is learned, and how it is scored
+  method    {methods}
+            peft takes any other of PEFT's: method.config=adapter_config.json
   r         the LoRA rank, or the one whose number of parameters MoRA has; none and fft take none
   scale     smoke: tiny, CPU, minutes; lite: 135M and mid: 1.5B, one GPU; paper (default): the paper's models
   lr        without: the rate that a search of this cell chose, else the middle of its grid; printed
   seed      of initialisation, order and dropout
-  hardware  auto cpu cpu2 gpu1 gpu8 multinode slurm; hardware.micro_batch_size=N
+  hardware  {hardware}; hardware.micro_batch_size=N
   model     a name in configs/model, or model=custom model.path=FOLDER_OR_HUB_ID
   tracker   none tensorboard wandb
 
@@ -65,7 +67,7 @@ python run.py --hydra-help                                       Hydra's own opt
 
 if __name__ == "__main__":
     if {"-h", "--help"} & {*sys.argv[1:]}:
-        print(HELP, end="")
+        print(HELP.format(**{name: " ".join(choices(group)) for name, group in GROUPS.items()}), end="")
         sys.exit(0)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         sys.exit(

@@ -18,7 +18,7 @@ CHUNKS_MIB = (4, 8, 16, 32, 4096)
 
 
 def sweep(device: torch.device, smoke: bool) -> None:
-    """Print milliseconds of the frozen layer, then of each method, rotation for every size of its row parts."""
+    """Print milliseconds of the frozen layer, then of each method, rotation for every size of its row chunks."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     shapes = {"tiny": (64, 172)} if smoke else LAYERS
     tokens, chunks = (64, (4096,)) if smoke else (TOKENS, CHUNKS_MIB)

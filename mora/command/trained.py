@@ -50,7 +50,7 @@ def is_adapter(folder: Path) -> bool:
 
 
 def precision(folder: Path) -> str:
-    """Return the precision of the run that left the folder; fp32 if no run did."""
+    """Return the precision of the run that wrote the folder; fp32 if no run did."""
     config = folder.parent / "config.yaml"
     return str(read_yaml(config)["scale"]["precision"]) if config.is_file() else "fp32"
 

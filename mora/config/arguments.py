@@ -30,7 +30,7 @@ def amount(text: str) -> float:
 
 
 def device(text: str) -> str:
-    """Return the text if it names a device of torch's that is there."""
+    """Return the text if it names an available torch device."""
     import torch
 
     try:

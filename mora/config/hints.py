@@ -62,7 +62,7 @@ def near(wanted: str, known: Sequence[str]) -> str:
 def choices(group: str) -> list[str]:
     """Return the names that `group=NAME` takes, in order: of tasks their folders, else the group's files."""
     folder = CONFIG_DIR / group
-    folders = [path.parent.name for path in folder.glob("*/paper.yaml")]
+    folders = {path.parent.name for path in folder.glob("*/*.yaml")}
     return sorted(folders or [path.stem for path in folder.glob("*.yaml")])
 
 

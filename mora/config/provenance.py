@@ -95,12 +95,12 @@ def deviations() -> str:
 
 
 def _bases(file: Path) -> list[Path]:
-    """Return the files of the same folder that the file builds on by its defaults list, and those that they build on."""
+    """Return the files that the file builds on by its defaults list, and those that they build on."""
     if not file.is_file():
         return []
     defaults = (read_yaml(file) or {}).get("defaults", [])
     names = [name for name in defaults if isinstance(name, str) and name != "_self_"]
-    direct = [file.with_name(f"{Path(name).name}.yaml") for name in names]
+    direct = [(CONFIG_DIR if name[0] == "/" else file.parent) / f"{name.strip('/')}.yaml" for name in names]
     return [base for one in direct for base in (*_bases(one), one)]
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from torch import nn
 
-# By PEFT, of settings.
+# Exceptions that PEFT raises for bad settings.
 REFUSED = (TypeError, ValueError, KeyError, AttributeError, NotImplementedError, RuntimeError)
 
 

@@ -74,7 +74,7 @@ def load_model(
 
 
 def load_any(name: str, precision: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return the model of `load_weights` and the tokenizer beside it, for an adapter without one that of its base.
+    """Return the model of `load_weights` and the tokenizer beside it, or its base's if an adapter has none.
 
     Raises:
         ModelError: The model or its tokenizer cannot be loaded.

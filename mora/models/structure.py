@@ -22,7 +22,7 @@ _probed: WeakKeyDictionary[nn.Module, dict[str, bool]] = WeakKeyDictionary()
 
 
 def causal_model(model: nn.Module) -> PreTrainedModel | None:
-    """Return the model under PEFT's wrapper and DeepSpeed's engine; None if that is no model of transformers."""
+    """Return the model under PEFT's wrapper and DeepSpeed's engine; None if it is not a transformers model."""
     model = getattr(model, "module", model)  # DeepSpeed's engine
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     return base if isinstance(base, PreTrainedModel) else None

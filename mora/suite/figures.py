@@ -201,5 +201,5 @@ def _smooth(values: list[float]) -> np.ndarray:
 
 
 def output_folder(scale: str, kind: str) -> Path:
-    """Return results/tables or results/figures; smoke stays in outputs/."""
+    """Return results/tables or results/figures, at scale smoke a folder under outputs/."""
     return ROOT / ("outputs/smoke" if scale == "smoke" else "results") / kind

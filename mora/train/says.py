@@ -39,7 +39,7 @@ def beginning(config: RunConfig, device: torch.device, model: Any, folder: Path)
     adapters = getattr(model, "peft_config", {}).values()
     if operators := {operator for c in adapters if (operator := getattr(c, "operator", None))}:
         lines.append(f"operator: {', '.join(sorted(operators))}")
-    return "\n".join([*lines, f"result: {result_path(config)}"])
+    return "\n".join([*lines, f"the result will be in {result_path(config)}"])
 
 
 def _batch(config: RunConfig) -> str:

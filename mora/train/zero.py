@@ -1,4 +1,4 @@
-"""The engine in DeepSpeed: ZeRO-1, 2 and 3. The only file that imports it.
+"""The engine in DeepSpeed: ZeRO-1, 2 and 3. The only file of the suite that imports it.
 
 The precision policy is that of `TorchEngine`: what trains is rounded to the compute dtype, ZeRO keeps fp32 masters of it and
 sums gradients in fp32. DeepSpeed's bf16 switch stays off: it would choose another optimizer for stage 1, while ZeRO takes

@@ -16,7 +16,7 @@ SOURCE = re.compile(r"#.*\b(paper|official|ours): \S")
 def test_no_value_is_without_its_source(path):
     for number, line in enumerate(path.read_text().splitlines(), 1):
         code = line.split("#")[0].strip()
-        if not code or code.endswith(":") or re.match(r"- (_self_$|lora$|mora$|/task/\w+/(paper|lite)$)|name:", code):
+        if not code or code.endswith(":") or re.match(r"- (_self_$|lora$|mora$|peft$|/task/\w+/\w+$)|name:", code):
             continue
         assert SOURCE.search(line), f"{path.name}:{number} names no source: {line.strip()}"
 
@@ -67,3 +67,12 @@ def test_nothing_is_an_override_that_was_not_overridden():
 
 def test_the_deviations_are_those_of_the_configs():
     assert provenance.DEVIATIONS.read_text() == provenance.deviations(), "run `make render`"
+
+
+def test_a_file_that_builds_on_another_tasks_of_its_own_name_takes_its_sources_there(tmp_path):
+    own = tmp_path / "mychat" / "smoke.yaml"
+    own.parent.mkdir()
+    own.write_text("defaults:\n  - /task/tulu2/smoke\n  - _self_\n")
+    bases = [str(base.relative_to(CONFIG_DIR)) for base in provenance._bases(own)]
+    assert bases[-1] == "task/tulu2/smoke.yaml"
+    assert "task/tulu2/paper.yaml" in bases

@@ -20,7 +20,7 @@ def test_the_beginning_names_what_decides_the_result_and_where_it_will_be(tmp_pa
         f"on cpu, fp32: tiny, r={config.r}",
         f"{size} sequences per step: 4 per pass, {size // 4} passes, 1 ranks; lr 0.01; {steps} steps, from the beginning",
         "operator: sharing",
-        f"result: {result_path(config)}",
+        f"the result will be in {result_path(config)}",
     ]
 
 
