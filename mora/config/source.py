@@ -29,6 +29,7 @@ NUMBERS = Files(
         "mora/errors.py",
         "mora/io.py",
         "mora/sizes.py",
+        "mora/padding.py",
         "mora/frozen.py",
         "mora/families",
         "mora/adapter",

@@ -12,7 +12,7 @@ from mora.config.yaml_file import SafeLoader
 
 TASKS = Path(__file__).parent / "tasks"
 LOSSES = {"validation_loss": False, "value_nll": False, "value_token_acc": True}  # measured along a run, of no task
-IF_ANSWERED = "score_if_answered"  # of the documents that have an answer, where a task says which have
+IF_ANSWERED = "score_if_answered"  # of those that have an answer: describes, and has no direction, as few may have one
 
 
 class Facts(NamedTuple):
@@ -26,10 +26,7 @@ def facts(name: str) -> Facts:
     """Return the facts of `task.metric`, a group's score, a metric named after its task, or a loss along the run."""
     if name in LOSSES:
         return Facts(LOSSES[name], None)
-    name = name.partition(":")[0]
-    if name.endswith(IF_ANSWERED):  # better where the score is, and no floor is known of it
-        return Facts(facts(f"{name.removesuffix(IF_ANSWERED)}score").higher_is_better, None)
-    return _known().get(name, Facts(None, None))
+    return _known().get(name.partition(":")[0], Facts(None, None))
 
 
 def beside(task: str) -> str | None:

@@ -25,7 +25,7 @@ def check(script, tmp_path, *arguments):
     env = os.environ | LAUNCHED | {"TORCH_EXTENSIONS_DIR": str(tmp_path), "TMPDIR": str(tmp_path)}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280)
     (written,) = (tmp_path / "out").glob("*.json")
-    assert written.with_suffix(".md").read_text().startswith("| ")
+    assert written.with_suffix(".md").read_text().startswith("- device: cpu\n")
     return done.returncode, done.stdout + done.stderr, json.loads(written.read_text())["rows"]
 
 

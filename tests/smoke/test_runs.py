@@ -203,7 +203,10 @@ def test_a_stop_in_the_last_evaluation_ends_it_and_its_answers_are_kept(tmp_path
     process.send_signal(signal.SIGTERM)
     code, output = finish(process)
     assert code == 130, output
-    assert "mora.train: stopped by signal after step 2, in its evaluation; a checkpoint was saved" in output
+    assert (
+        "mora.train: stopped by signal after step 2, in its evaluation; a checkpoint and the answers so far were saved"
+        in output
+    )
     assert "Traceback" not in output
     kept = answers()
     assert len(kept) < 100
