@@ -193,9 +193,13 @@ def _work(job: _Job, encoder: Encoder | None = None) -> Path:
     partial = job.folder.with_name(f".partial-{job.folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
     encoded = encode(job.records, job.format)
-    write_shard(partial, encoded.samples, job.vocabulary, encoded.families)
-    (partial / "report.json").write_text(json.dumps(encoded.report.as_dict()))
-    manifest.write(partial)
-    shutil.rmtree(job.folder, ignore_errors=True)
-    os.rename(partial, job.folder)
+    try:
+        write_shard(partial, encoded.samples, job.vocabulary, encoded.families)
+        (partial / "report.json").write_text(json.dumps(encoded.report.as_dict()))
+        manifest.write(partial)
+        shutil.rmtree(job.folder, ignore_errors=True)
+        os.rename(partial, job.folder)
+    except OSError:  # a full disk would stay full
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     return job.folder

@@ -101,7 +101,10 @@ def _go_on_run(folder: Path, prepare: forked.Prepare) -> str:
     config = RUN.config(folder)
     printed = run_folder(folder, config) / "output.txt"
     before = len(printed.read_text()) if printed.exists() else 0
-    return to_its_end(RUN, folder, config, prepare)[before:]
+    try:
+        return to_its_end(RUN, folder, config, prepare)[before:]
+    except OSError as error:  # of what the launcher writes, which run.py says in a line
+        return str(error)
 
 
 def _of_run(folder: Path) -> Any:
