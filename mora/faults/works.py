@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -115,6 +116,7 @@ def _of_run(folder: Path) -> Any:
     return rows, json.loads(result_path(config).read_text())["metrics"]
 
 
+MILLISECONDS = re.compile(r"(~|\\sim\$)[\d,.]+")  # of a step, as tables write them
 FIRST, SECOND = "metamath_gsm8k", "metamath_math"
 
 
@@ -185,11 +187,12 @@ def _suite_again(folder: Path, prepare: forked.Prepare) -> str:
 
 
 def _of_suite(folder: Path) -> Any:
-    """Return the runs' metrics, and what was rendered."""
+    """Return the runs' metrics, and what was rendered, without the milliseconds, which a run that is done again has anew."""
     if not _ended_well(folder):
         return None
     runs = {p.name: json.loads(p.read_text())["metrics"] for p in (folder / "own" / "runs").glob("*[0-9a-f].json")}
-    return runs, {p.name: p.read_text() for part in ("tables", "figures") for p in (folder / "own" / part).glob("*")}
+    rendered = [path for part in ("tables", "figures") for path in (folder / "own" / part).glob("*")]
+    return runs, {path.name: MILLISECONDS.sub(r"\1", path.read_text()) for path in rendered}
 
 
 def _ended_well(folder: Path) -> bool:
