@@ -95,7 +95,11 @@ def _go_on(work: Work, folder: Path, file: Path, how: str, whole: Any, damaged: 
 
 
 def _contents(folder: Path, without: Path) -> dict[str, bytes]:
-    """Of all but what every start writes: its configuration, with its own paths, what it prints, and its locks."""
-    passed = {"config.yaml", "output.txt", "code.txt", ".lock", "known.txt", without.name}
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in passed)
+    """Return the files' bytes, of all but what every start writes, and what a run writes that only needs the file at its end.
+
+    The first are its configuration, with its own paths, what it prints, and its locks; the second its answers and samples.
+    """
+    passed = {"config.yaml", "output.txt", "code.txt", ".lock", "known.txt", "journal-0.jsonl", without.name}
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    files = (path for path in paths if path.name not in passed and path.parent.name != "samples")
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
