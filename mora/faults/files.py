@@ -95,7 +95,7 @@ def _go_on(work: Work, folder: Path, file: Path, how: str, whole: Any, damaged: 
 
 
 def _contents(folder: Path, without: Path) -> dict[str, bytes]:
-    """Return the files' bytes, of all but what every start writes, and what a run writes that only needs the file at its end.
+    """Return the files' bytes, of all but what every start writes, and what a run writes until it needs the file.
 
     The first are its configuration, with its own paths, what it prints, and its locks; the second its answers and samples.
     """
