@@ -111,7 +111,7 @@ def adapted_linear(
     dtype: of the compressed input and its product with M, by default M's. M's gradient has M's dtype.
     """
     if _form == "products":
-        return products.adapted_linear(x, M, operator, scaling, weight_KD, bias, dropout, dtype or M.dtype)
+        return products.adapted_linear(x, _square(M, dtype or M.dtype, scaling), operator, weight_KD, bias, dropout)
     drop = None
     if dropout:
         from .gather_kernel import Dropout

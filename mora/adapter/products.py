@@ -20,18 +20,19 @@ from .operators import Operator
 
 def adapted_linear(
     x: Tensor,
-    M: Tensor,
+    square: Tensor,
     operator: Operator,
-    scaling: float,
     weight_KD: Tensor | None,
     bias: Tensor | None,
     dropout: float,
-    dtype: torch.dtype,
 ) -> Tensor:
-    """Return x (..., in_features) -> (..., out_features), as `kernels.adapted_linear` does, whose arguments these are."""
+    """Return x (..., in_features) -> (..., out_features), as `kernels.adapted_linear` does.
+
+    `square` is scaling * M in the compute dtype; the other arguments are those of that function.
+    """
+    dtype = square.dtype
     S, T = matrices(operator, x.device, dtype)
     x2 = x.reshape(-1, operator.in_features)
-    square = M.to(dtype) if scaling == 1.0 else M.to(dtype) * scaling
     c = (F.dropout(x2, dropout) if dropout else x2).to(dtype) @ S
     z = F.linear(c.view(-1, operator.r_hat), square).view(-1, T.shape[0])
     if weight_KD is None:

@@ -49,6 +49,15 @@ class Work:
     outcome: Callable[[Path], Any]
     unread: tuple[str, ...] = ()
 
+    def unharmed(self, made: Path, again: Path) -> Any:
+        """Make the files in `made`, go on in a copy, `again`, and return the outcome. Raises RuntimeError without one."""
+        self.make(made)
+        shutil.copytree(made, again)
+        said = self.go_on(again, forked.as_it_is)
+        if (outcome := self.outcome(again)) is None:
+            raise RuntimeError(f"{self.name}: unharmed, it did not end: {said[-1500:]}")
+        return outcome
+
 
 def works() -> list[Work]:
     """All of them."""
