@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class MoraError(ValueError):
     """The base of all of them. The message is one line: field or file, value, what was expected and what to do."""
@@ -39,3 +42,19 @@ def one_line(error: object) -> str:
 def short(text: str, max_length: int = 100) -> str:
     """Return the text, without the middle of a long one."""
     return text if len(text) <= max_length else f"{text[: max_length * 2 // 3]} ... {text[-max_length // 4 :]}"
+
+
+def nearest(wanted: str, known: Iterable[str]) -> str | None:
+    """Return the known name, in whatever case, that `wanted` may stand for; None if none is near.
+
+    It is the shortest that begins so, else the most similar one.
+    """
+    names = {name.lower(): name for name in known}
+    begun = [name for name in names if len(wanted) > 1 and name.startswith(wanted.lower())]
+    similar = get_close_matches(wanted.lower(), names, 1, 0.65)  # at difflib's 0.6 `cosine` is near `none`
+    return next((names[name] for name in [*sorted(begun, key=len), *similar]), None)
+
+
+def did_you_mean(name: str | None) -> str:
+    """Return `; did you mean NAME?`, the end of a message; empty without a name."""
+    return f"; did you mean {name}?" if name else ""
