@@ -8,6 +8,7 @@ import sys
 
 from mora.config import compose
 from mora.config.arguments import positive_int
+from mora.config.hardware_schema import SCALES
 from mora.errors import MoraError
 
 from . import load
@@ -22,7 +23,7 @@ def parse(arguments: list[str] | None = None, prog: str = "python -m mora.data")
     parser.add_argument(
         "overrides", nargs="*", default=[], help="as for run.py, for example task.data.packing=isolated"
     )
-    parser.add_argument("--scale", choices=["smoke", "lite", "mid", "paper"], default="paper")
+    parser.add_argument("--scale", choices=SCALES, default="paper")
     parser.add_argument("--workers", type=positive_int, default=None, help="processes; all cores unless given")
     return parser.parse_intermixed_args(arguments)
 

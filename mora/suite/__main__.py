@@ -61,7 +61,7 @@ def _do(args: argparse.Namespace, loaded: dict[str, Experiment]) -> list[str]:
     if job and args.hardware != "slurm":
         raise ConfigError(f"--set {slurm.PREFIX}{next(iter(job))}: only valid with --hardware slurm")
     changed = {name: overrides.applied(experiment, given) for name, experiment in loaded.items()}
-    scales: tuple[Scale, ...] = claims.SCALES if args.render else (args.scale,)
+    scales: tuple[Scale, ...] = claims.COMPARED if args.render else (args.scale,)
     seeds = list(range(args.seeds)) if args.seeds else None
     shown = [(name, s) for name, e in changed.items() for s in scales if not args.render or e.has(s)]
     rows: Rows = {(name, s): experiments.cell_specs(changed[name], s, seeds) for name, s in shown}

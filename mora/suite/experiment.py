@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from mora.config import ConfigError, RunConfig
 from mora.config.composition import compose
+from mora.config.hardware_schema import ScaleName as Scale
 from mora.config.load import described
 from mora.config.source import ROOT
 from mora.config.yaml_file import read_yaml
@@ -35,7 +36,6 @@ NAMES = {
     "mora": "MoRA",
     "remora": "ReMoRA",
 }
-Scale = Literal["paper", "mid", "lite", "smoke"]
 
 
 class Row(FrozenModel):

@@ -11,13 +11,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from mora.config.hardware_schema import SCALES
 from mora.errors import ConfigError, MoraError
 from mora.io import replace_file
 
 from .. import figures, memory
 from ..experiment import ROOT
 from . import chart, decisions, detail, findings, pack, pictures, style, table_cells
-from .gather import TITLES, Gathered, Run, Shown
+from .gather import Gathered, Run, Shown
 
 TEMPLATES = Path(__file__).parent / "templates"
 ASSETS = ("report.css", "report.js")
@@ -101,7 +102,7 @@ class Site:
         replace_file(self.folder / name, text)
 
     def _page(self, name: str, **values: Any) -> None:
-        known = {"pages": PAGES, "here": name, "titles": TITLES, "scales": self.gathered.scales}
+        known = {"pages": PAGES, "here": name, "titles": SCALES, "scales": self.gathered.scales}
         self._write(name, self._templates.get_template(name).render(known | values))
 
     def _findings(self, figures: list[str]) -> None:
