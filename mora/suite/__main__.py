@@ -10,7 +10,7 @@ from mora.config import ConfigError, RunConfig, provenance
 from mora.errors import MoraError
 from mora.io import replace_file
 
-from . import claims, commands, figures, launch, ledger, memory, overrides, plan, runner, settings, slurm, tables
+from . import claims, commands, figures, launch, ledger, memory_study, overrides, plan, runner, settings, slurm, tables
 from . import experiment as experiments
 from .arguments import parse
 from .cells import CellRuns, resolve, resolve_all
@@ -147,7 +147,7 @@ def _render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale
     elif experiment.kind == "table":
         path = tables.render(name, experiment, rows, scale, folder("tables"))
     else:
-        draw = memory.render if experiment.kind == "memory" else figures.render
+        draw = memory_study.render if experiment.kind == "memory" else figures.render
         drawn = draw(name, experiment, rows, scale, folder("figures"))
         return f"figure: {_relative(drawn)}" if drawn else f"{name}, scale {scale}: nothing to draw yet"
     return f"{path.read_text()}\n{_relative(path)}"
