@@ -29,7 +29,7 @@ FLOORS = (
     ("analysis", "bench", "checks", "command", "faults"),  # instruments
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-OF_THE_WHEEL = {"sizes", "adapter", "restarts", "mora"}
+OF_THE_WHEEL = {"io", "sizes", "adapter", "restarts", "mora"}
 OF_THE_SUITE = FLOOR_OF.keys() - OF_THE_WHEEL
 
 
