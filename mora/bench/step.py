@@ -73,8 +73,8 @@ def scenarios(extent: str) -> list[Scenario]:
             )
         ]
     if extent == "small":
-        products = tuple(Case("mora", 8, operator, form="products") for operator in ("rotation", "sharing"))
-        cases = (*BAR[:4], *products)
+        fused = tuple(Case("mora", 8, operator, form="fused") for operator in ("rotation", "sharing"))
+        cases = (*BAR[:4], *fused)
         return [
             Scenario("smollm2_135m", 100, 72, cases),
             Scenario("qwen25_coder_0b5", 50, 72, cases),
