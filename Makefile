@@ -109,11 +109,11 @@ format: $(READY) ## fix formatting and what else ruff can
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-audit: $(READY) ## ask PyPI's advisories about every locked package, where they can be reached; one that is not known fails
+audit: $(READY) ## look up every locked package in PyPI's advisories; an unknown package fails; offline, nothing is audited
 	@if ! $(PY) -c 'import urllib.request; urllib.request.urlopen("https://pypi.org/pypi/peft/$(PEFT)/json", timeout=5)' 2>/dev/null; then \
 		echo "PyPI's advisories (pypi.org/pypi/peft/$(PEFT)/json) cannot be reached: the packages are not audited"; exit 0; fi; \
 	$(PY) -m venv $(AUDIT) && \
-		$(AUDIT)/bin/pip install --disable-pip-version-check --quiet pip-audit==2.10.1; \
+		$(AUDIT)/bin/pip install --disable-pip-version-check --quiet pip-audit==2.10.1 && \
 		$(AUDIT)/bin/pip-audit --strict --requirement requirements.lock --no-deps --disable-pip --progress-spinner off
 
 check: lint types audit ## run lint, types, the audit and unit tests
