@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+import sys
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from typing import ParamSpec
+
+Arguments = ParamSpec("Arguments")
 
 
 class MoraError(ValueError):
@@ -32,6 +37,33 @@ class DamagedFileError(MoraError):
 
 class NonFiniteError(MoraError):
     """Numbers of a model that are NaN or infinite: its answers mean nothing. The message names task and document."""
+
+
+def ends_in_one_line(
+    program: str, *also: type[Exception], stopped: str = "stopped"
+) -> Callable[[Callable[Arguments, int]], Callable[Arguments, int]]:
+    """Decorate the main of a command, which returns its exit code.
+
+    MoraError, OSError and `also` end it with one line and 2, Ctrl-C with the line `stopped` and 130.
+    """
+
+    expected: tuple[type[Exception], ...] = (MoraError, OSError, *also)
+
+    def decorate(main: Callable[Arguments, int]) -> Callable[Arguments, int]:
+        @functools.wraps(main)
+        def ending(*args: Arguments.args, **kwargs: Arguments.kwargs) -> int:
+            try:
+                return main(*args, **kwargs)
+            except expected as error:
+                print(f"{program}: {one_line(error)}", file=sys.stderr)
+                return 2
+            except KeyboardInterrupt:
+                print(f"{program}: {stopped}", file=sys.stderr)
+                return 130
+
+        return ending
+
+    return decorate
 
 
 def one_line(error: object) -> str:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from mora.config import ConfigError, RunConfig, provenance
-from mora.errors import MoraError
+from mora.errors import ends_in_one_line
 from mora.io import replace_file
 
 from . import claims, commands, figures, launch, ledger, memory_study, overrides, plan, runner, settings, slurm, tables
@@ -24,6 +24,7 @@ DEFAULT_SCALE = (
 Rows = dict[tuple[str, Scale], list[list[CellSpec]]]
 
 
+@ends_in_one_line("mora.suite", stopped="stopped; start it again to resume from the checkpoints")
 def main(arguments: list[str] | None = None) -> int:
     args = parse(arguments)
     if not args.names and not args.render:
@@ -33,19 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         args.scale = "paper"
         if not args.render:  # which shows every scale
             print(DEFAULT_SCALE, file=sys.stderr)
-    try:
-        loaded = {name: experiments.load(name) for name in args.names or experiments.names()}
-    except FileNotFoundError as error:
-        print(f"mora.suite: {error}", file=sys.stderr)
-        return 2
-    try:
-        failed = _do(args, loaded)
-    except (MoraError, OSError) as error:
-        print(f"mora.suite: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("mora.suite: stopped; start it again to resume from the checkpoints", file=sys.stderr)
-        return 130
+    failed = _do(args, {name: experiments.load(name) for name in args.names or experiments.names()})
     if failed:
         print(f"mora.suite: {len(failed)} runs failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0

@@ -1,8 +1,8 @@
-"""What an error suggests instead of a name that does not exist."""
+"""How a command ends, and what an error suggests instead of a name that does not exist."""
 
 import pytest
 
-from mora.errors import did_you_mean, nearest
+from mora.errors import DataError, did_you_mean, ends_in_one_line, nearest
 
 KNOWN = ("lr", "lr_grid", "epochs", "none", "qwen_0b5", "qwen_1b5", "MMLU")
 
@@ -28,3 +28,27 @@ def test_the_nearest_name_begins_so_or_looks_so(wanted, near):
 
 def test_of_no_names_none_is_near():
     assert nearest("lr", []) is None
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (DataError("a.jsonl:1: not\nJSON"), 2, "mora data: a.jsonl:1: not JSON\n"),
+        (FileNotFoundError(2, "No such file", "a.jsonl"), 2, "mora data: [Errno 2] No such file: 'a.jsonl'\n"),
+        (KeyError("id"), 2, "mora data: 'id'\n"),
+        (KeyboardInterrupt(), 130, "mora data: stopped; start it again\n"),
+    ],
+)
+def test_a_command_ends_in_one_line(raised, code, said, capsys):
+    @ends_in_one_line("mora data", KeyError, stopped="stopped; start it again")
+    def main(arguments):
+        raise raised
+
+    assert main([]) == code
+    assert capsys.readouterr().err == said
+
+
+def test_a_bug_keeps_its_traceback_and_an_exit_code_is_handed_on():
+    assert ends_in_one_line("mora data")(lambda: 1)() == 1
+    with pytest.raises(ZeroDivisionError):
+        ends_in_one_line("mora data")(lambda: 1 // 0)()

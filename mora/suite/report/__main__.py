@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from mora.config.hardware_schema import SCALES
-from mora.errors import MoraError
+from mora.errors import ends_in_one_line
 
 from .. import claims
 from ..figures import output_folder
@@ -15,15 +15,12 @@ from .gather import Gathered
 from .site import Site
 
 
+@ends_in_one_line("mora.suite.report")
 def main() -> int:
     args = _arguments()
     scales = args.scale or claims.COMPARED
     folder = args.to or output_folder("smoke" if set(scales) == {"smoke"} else "lite", "report")
-    try:
-        first = Site(folder.resolve(), Gathered(scales)).build()
-    except (MoraError, OSError) as error:
-        print(f"mora.suite.report: {error}", file=sys.stderr)
-        return 2
+    first = Site(folder.resolve(), Gathered(scales)).build()
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"the report, {size / 1e6:.1f} MB: open {first}")
     return 0
