@@ -60,7 +60,7 @@ def size(operator: Operator) -> int:
     return n * operator.r_hat * (operator.in_features + operator.out_features)
 
 
-@functools.lru_cache(maxsize=256)
+@torch.compiler.assume_constant_result  # they would be made in the graph, for each layer and step
 def matrices(operator: Operator, side: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return S, (in_features, n side), and T, (n side, out_features), with zeros from r_hat to `side`.
 
@@ -68,6 +68,11 @@ def matrices(operator: Operator, side: int, device: torch.device, dtype: torch.d
     linear, and a block that reaches no output is left out.
     Computed in fp32, or wider, and rounded once.
     """
+    return _made(operator, side, device, dtype)
+
+
+@functools.lru_cache(maxsize=256)
+def _made(operator: Operator, side: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False), torch.no_grad():  # a cached inference tensor would break the next training step
         wide = torch.promote_types(dtype, torch.float32)
         inputs = torch.eye(operator.in_features, device=device, dtype=wide)
