@@ -9,6 +9,7 @@ import platform
 import re
 import tempfile
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +21,20 @@ from mora.config import source
 from mora.config.arguments import positive_int
 from mora.io import replace_file
 
-from . import evaluation, layers, loop, plan, render, step
+from . import evaluation, layers, loop, plan, quantised, render, step
 
 PACKAGES = ("torch", "transformers", "peft")
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m mora.bench", description=__doc__)
-    parser.add_argument("what", choices=("step", "loop", "evaluation", "plan", "layers", "render"))
+    parser.add_argument("what", choices=("step", "loop", "evaluation", "plan", "layers", "quantised", "render"))
     extent = parser.add_mutually_exclusive_group()
     extent.add_argument("--quick", action="store_true", help="step: the bars alone, under four minutes on an H100")
     extent.add_argument("--small", action="store_true", help="step: the bars of models up to 1.5B, about a minute")
     extent.add_argument("--smoke", action="store_true", help="a tiny model, seconds on a CPU; not written to results/")
     parser.add_argument(
-        "--rounds", type=positive_int, default=10, help="step: how often each method is timed (default 10)"
+        "--rounds", type=positive_int, default=None, help="how often each is timed: step (default 10), quantised (4)"
     )
     parser.add_argument("--only", default="", help="plan: the cases whose names hold this")
     parser.add_argument("--out", type=Path, default=None, help="folder of the JSON, instead of results/bench")
@@ -52,7 +53,11 @@ def main(arguments: list[str] | None = None) -> None:
         _plan(device, options.smoke, options.only, options.out)
         return
     if options.what == "step":
-        result = _step(name, options.rounds, device)
+        result = _step(name, options.rounds or 10, device)
+    elif options.what == "quantised":
+        if find_spec("bitsandbytes") is None:
+            parser.error("quantised needs bitsandbytes, which is not installed: pip install bitsandbytes==0.50.2")
+        result = _quantised(options.smoke, options.rounds or 4, device)
     else:
         result = (_loop if options.what == "loop" else _evaluation)(options.smoke, device)
     _write(result, f"{options.what}-{name}", options.out, options.smoke)
@@ -77,6 +82,11 @@ def _evaluation(smoke: bool, device: torch.device) -> dict[str, Any]:
     return {"kind": "evaluation"} | measured | _circumstances(device)
 
 
+def _quantised(smoke: bool, rounds: int, device: torch.device) -> dict[str, Any]:
+    measured = quantised.compare(quantised.SMOKE if smoke else quantised.FULL, device, rounds)
+    return {"kind": "quantised"} | measured | _circumstances(device, (*PACKAGES, "bitsandbytes"))
+
+
 def _plan(device: torch.device, smoke: bool, only: str, folder: Path | None) -> None:
     """Measure case by case into one file, named after `only`; a second call of the same source resumes there."""
     circumstances = _circumstances(device)
@@ -91,11 +101,11 @@ def _slug(words: str) -> str:
     return re.sub(r"[^a-z0-9_]+", "-", words.lower()).strip("-")
 
 
-def _circumstances(device: torch.device) -> dict[str, Any]:
+def _circumstances(device: torch.device, packages: tuple[str, ...] = PACKAGES) -> dict[str, Any]:
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
     return {
         "hardware": {"device": name, "product_tflops": step.product_tflops(device)},
-        "packages": {package: version(package) for package in PACKAGES},
+        "packages": {package: version(package) for package in packages},
         "source": source.describe(source.EVERYTHING),
     }
 
