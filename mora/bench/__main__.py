@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
     extent.add_argument("--small", action="store_true", help="step: the bars of models up to 1.5B, about a minute")
     extent.add_argument("--smoke", action="store_true", help="a tiny model, seconds on a CPU; not written to results/")
     parser.add_argument(
-        "--rounds", type=positive_int, default=None, help="how often each is timed: step (default 10), quantised (4)"
+        "--rounds", type=positive_int, default=None, help="how often each is timed: step (default 10), quantised (3)"
     )
     parser.add_argument("--only", default="", help="plan: the cases whose names hold this")
     parser.add_argument("--out", type=Path, default=None, help="folder of the JSON, instead of results/bench")
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     elif options.what == "quantised":
         if find_spec("bitsandbytes") is None:
             parser.error("quantised needs bitsandbytes, which is not installed: pip install bitsandbytes==0.50.2")
-        result = _quantised(options.smoke, options.rounds or 4, device)
+        result = _quantised(options.smoke, options.rounds or 3, device)
     else:
         result = (_loop if options.what == "loop" else _evaluation)(options.smoke, device)
     _write(result, f"{options.what}-{name}", options.out, options.smoke)

@@ -38,7 +38,7 @@ class Setting:
         return Case("lora", self.r), Case("mora", self.r, "rotation"), Case("mora", self.r, "sharing")
 
 
-FULL = Setting("llama2_7b", (8, 1024), (2, 512), r=8)
+FULL = Setting("llama2_7b", (8, 1024), (1, 512), r=8)
 SMOKE = Setting("tiny", (2, 32), (2, 32), r=2)
 
 
