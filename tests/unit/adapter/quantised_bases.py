@@ -83,7 +83,7 @@ def torchao4(folder: Path, device: str, dtype: torch.dtype) -> LlamaForCausalLM:
 
 
 def hqq4(folder: Path, device: str, dtype: torch.dtype) -> LlamaForCausalLM:
-    """By hqq itself: transformers 5 takes an HqqConfig and quantises nothing."""
+    """By hqq itself: transformers 5 refuses its HqqConfig as not available yet."""
     quantize = pytest.importorskip("hqq.core.quantize")
 
     def rounded(linear: nn.Linear) -> nn.Module:
