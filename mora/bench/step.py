@@ -29,6 +29,7 @@ BAR = (  # the cases of the bars, each beside the LoRA of its r
     Case("lora", 256),
     Case("mora", 256, "sharing"),
 )
+SMALL = (*BAR[:4], Case("mora", 8, "rotation", form="fused"), Case("mora", 8, "sharing", form="fused"))
 ALL = (
     *BAR,
     Case("mora", 256, "rotation"),
@@ -74,12 +75,10 @@ def scenarios(extent: str) -> list[Scenario]:
             )
         ]
     if extent == "small":
-        products = tuple(Case("mora", 8, operator, form="products") for operator in ("rotation", "sharing"))
-        cases = (*BAR[:4], *products)
         return [
-            Scenario("smollm2_135m", 100, 72, cases),
-            Scenario("qwen25_coder_0b5", 50, 72, cases),
-            Scenario("qwen25_coder_1b5", 16, 256, cases),
+            Scenario("smollm2_135m", 100, 72, SMALL),
+            Scenario("qwen25_coder_0b5", 50, 72, SMALL),
+            Scenario("qwen25_coder_1b5", 16, 256, SMALL),
         ]
     if extent == "quick":
         return [Scenario("llama2_7b", 8, 1024, BAR), Scenario("smollm2_135m", 100, 72, BAR)]
@@ -100,7 +99,7 @@ def measure(scenario: Scenario, device: torch.device, rounds: int) -> dict[str, 
     """Return the scenario and, by case, what `in_turn` has measured."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     base = build_base(scenario.shape, device, dtype)
-    tokens = torch.randint(SHAPES[scenario.shape]["vocab_size"], (scenario.batch_size, scenario.length), device=device)
+    tokens = random_tokens(scenario, device)
     return {
         "shape": scenario.shape,
         "batch_size": scenario.batch_size,
@@ -122,7 +121,7 @@ def in_turn(
     for case in cases:
         model = with_method(bases[case.base], case)
         results[case] = asdict(case) | {"name": case.name, "trainable": trainable_parameters(model), "ms": []}
-        steps[case] = _step(model, tokens, case)
+        steps[case] = forward_and_backward(model, tokens, case)
         try:
             for _ in range(WARM_UP):
                 results[case]["activation_bytes"] = _peak_of(steps[case], device)
@@ -158,7 +157,13 @@ def product_tflops(device: torch.device) -> float | None:
     return round(2 * SIDE**3 / ms / 1e9, 1)
 
 
-def _step(model: nn.Module, tokens: Tensor, case: Case) -> Callable[[], None]:
+def random_tokens(scenario: Scenario, device: torch.device) -> Tensor:
+    """Return tokens (B, T)."""
+    shape = scenario.batch_size, scenario.length
+    return torch.randint(SHAPES[scenario.shape]["vocab_size"], shape, device=device)
+
+
+def forward_and_backward(model: nn.Module, tokens: Tensor, case: Case) -> Callable[[], None]:
     """Return a forward and backward pass on fixed tokens. Without adapters the gradient goes to the embeddings."""
     embeddings = model.get_input_embeddings()  # type: ignore[operator]
 
