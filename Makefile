@@ -158,6 +158,9 @@ docs: $(READY) ## build the documentation into site/, strictly: a dead link or a
 
 bench: $(READY) ## measure what every method costs on this GPU: results/bench/, docs/performance.md (QUICK=1: only cases with a bar)
 	$(PY) -m mora.bench step $(if $(call yes,QUICK),--quick)
+	$(if $(call yes,QUICK),,$(PY) -m mora.bench step --small)
+	$(if $(call yes,QUICK),,$(PY) -m mora.bench compiled)
+	$(if $(call yes,QUICK),,$(PY) -m mora.bench decoding)
 	$(if $(call yes,QUICK),,$(PY) -m mora.bench loop)
 	$(if $(call yes,QUICK),,$(PY) -m mora.bench evaluation)
 	$(if $(call yes,QUICK),,$(PY) -m mora.bench plan)

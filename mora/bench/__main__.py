@@ -8,7 +8,9 @@ import os
 import platform
 import re
 import tempfile
+from collections.abc import Iterator
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,61 +25,100 @@ from mora.config import source
 from mora.config.arguments import positive_int
 from mora.io import replace_file
 
-from . import evaluation, layers, loop, plan, render, step
+from . import compiled, decoding, evaluation, layers, loop, plan, quantised, render, step
 
 PACKAGES = ("torch", "transformers", "peft")
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m mora.bench", description=__doc__)
-    parser.add_argument("what", choices=("step", "loop", "evaluation", "plan", "layers", "render"))
+    parser.add_argument("what", choices=(*MEASUREMENTS, "plan", "layers", "render"))
     extent = parser.add_mutually_exclusive_group()
     extent.add_argument("--quick", action="store_true", help="step: the bars alone, under four minutes on an H100")
     extent.add_argument("--small", action="store_true", help="step: the bars of models up to 1.5B, about a minute")
     extent.add_argument("--smoke", action="store_true", help="a tiny model, seconds on a CPU; not written to results/")
     parser.add_argument(
-        "--rounds", type=positive_int, default=10, help="step: how often each method is timed (default 10)"
+        "--rounds", type=positive_int, default=None, help="how often each is timed: step, compiled (10), quantised (3)"
     )
     parser.add_argument("--only", default="", help="plan: the cases whose names hold this")
     parser.add_argument("--out", type=Path, default=None, help="folder of the JSON, instead of results/bench")
     options = parser.parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    name = next((extent for extent in ("smoke", "small", "quick") if getattr(options, extent)), "full")
     if options.what == "render":
         print(render.render())
-        return
-    if device.type == "cpu" and not options.smoke:
+    elif device.type == "cpu" and not options.smoke:
         parser.error("torch sees no GPU here: only --smoke runs on a CPU")
-    if options.what == "layers":
+    elif options.what == "quantised" and find_spec("bitsandbytes") is None:
+        parser.error("quantised needs bitsandbytes, which is not installed: pip install bitsandbytes==0.50.2")
+    elif options.what == "layers":
         layers.sweep(device, smoke=options.smoke)
-        return
-    if options.what == "plan":
+    elif options.what == "plan":
         _plan(device, options.smoke, options.only, options.out)
-        return
-    if options.what == "step":
-        result = _step(name, options.rounds, device)
     else:
-        result = (_loop if options.what == "loop" else _evaluation)(options.smoke, device)
-    _write(result, f"{options.what}-{name}", options.out, options.smoke)
+        extent_name = next((name for name in ("smoke", "small", "quick") if getattr(options, name)), "full")
+        _measure(options.what, extent_name, options.rounds, device, options.out)
 
 
-def _step(extent: str, rounds: int, device: torch.device) -> dict[str, Any]:
+def _measure(what: str, extent: str, rounds: int | None, device: torch.device, folder: Path | None) -> None:
+    """Measure, and write what there is after each scenario. Without a folder, "smoke" is only printed."""
+    circumstances = _circumstances(device, (*PACKAGES, "bitsandbytes") if what == "quantised" else PACKAGES)
+    folder = folder or (None if extent == "smoke" else render.RESULTS)
+    path = folder and folder / f"{what}-{extent}-{_slug(circumstances['hardware']['device'])}.json"
+    for measured in MEASUREMENTS[what](extent, rounds, device):
+        result = {"kind": what} | measured | circumstances
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, json.dumps(result, indent=1) + "\n")
+    print(render.tables(result))
+    if path is not None:
+        print(f"\n{path}")
+
+
+def _step(extent: str, rounds: int | None, device: torch.device) -> Iterator[dict[str, Any]]:
     measured = []
     for scenario in step.scenarios(extent):
         print(f"{scenario.shape}, {scenario.batch_size} x {scenario.length}", flush=True)
-        measured.append(step.measure(scenario, device, rounds))
+        measured.append(step.measure(scenario, device, rounds or 10))
+        yield {"extent": extent, "scenarios": measured}
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    return {"kind": "step", "extent": extent, "scenarios": measured} | _circumstances(device)
 
 
-def _loop(smoke: bool, device: torch.device) -> dict[str, Any]:
-    return {"kind": "loop"} | loop.compare(loop.SMOKE if smoke else loop.FULL, device) | _circumstances(device)
+def _compiled(extent: str, rounds: int | None, device: torch.device) -> Iterator[dict[str, Any]]:
+    measured = []
+    for scenario in compiled.measure(compiled.SMOKE if extent == "smoke" else compiled.FULL, device, rounds or 10):
+        measured.append(scenario)
+        yield {"scenarios": measured}
 
 
-def _evaluation(smoke: bool, device: torch.device) -> dict[str, Any]:
-    measured = evaluation.compare(evaluation.SMOKE if smoke else evaluation.FULL, device)
-    return {"kind": "evaluation"} | measured | _circumstances(device)
+def _decoding(extent: str, rounds: int | None, device: torch.device) -> Iterator[dict[str, Any]]:
+    measured = []
+    for scenario in decoding.measure(decoding.SMOKE if extent == "smoke" else decoding.FULL, device):
+        measured.append(scenario)
+        yield {"scenarios": measured}
+
+
+def _loop(extent: str, rounds: int | None, device: torch.device) -> Iterator[dict[str, Any]]:
+    yield loop.compare(loop.SMOKE if extent == "smoke" else loop.FULL, device)
+
+
+def _evaluation(extent: str, rounds: int | None, device: torch.device) -> Iterator[dict[str, Any]]:
+    yield evaluation.compare(evaluation.SMOKE if extent == "smoke" else evaluation.FULL, device)
+
+
+def _quantised(extent: str, rounds: int | None, device: torch.device) -> Iterator[dict[str, Any]]:
+    plan = quantised.SMOKE if extent == "smoke" else quantised.FULL
+    yield quantised.compare(plan, device, rounds or 3)
+
+
+MEASUREMENTS = {
+    "step": _step,
+    "compiled": _compiled,
+    "decoding": _decoding,
+    "loop": _loop,
+    "evaluation": _evaluation,
+    "quantised": _quantised,
+}
 
 
 def _plan(device: torch.device, smoke: bool, only: str, folder: Path | None) -> None:
@@ -94,25 +135,13 @@ def _slug(words: str) -> str:
     return re.sub(r"[^a-z0-9_]+", "-", words.lower()).strip("-")
 
 
-def _circumstances(device: torch.device) -> dict[str, Any]:
+def _circumstances(device: torch.device, packages: tuple[str, ...] = PACKAGES) -> dict[str, Any]:
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
     return {
         "hardware": {"device": name, "product_tflops": step.product_tflops(device)},
-        "packages": {package: version(package) for package in PACKAGES},
+        "packages": {package: version(package) for package in packages},
         "source": source.describe(source.EVERYTHING),
     }
-
-
-def _write(result: dict[str, Any], name: str, folder: Path | None, smoke: bool) -> None:
-    if folder is None and smoke:
-        print(render.tables(result))
-        return
-    folder = folder or render.RESULTS
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}-{_slug(result['hardware']['device'])}.json"
-    replace_file(path, json.dumps(result, indent=1) + "\n")
-    print(render.tables(result))
-    print(f"\n{path}")
 
 
 if __name__ == "__main__":

@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import LlamaForCausalLM
 
 from mora.adapter import kernels
 
@@ -28,6 +29,7 @@ BAR = (  # the cases of the bars, each beside the LoRA of its r
     Case("lora", 256),
     Case("mora", 256, "sharing"),
 )
+SMALL = (*BAR[:4], Case("mora", 8, "rotation", form="fused"), Case("mora", 8, "sharing", form="fused"))
 ALL = (
     *BAR,
     Case("mora", 256, "rotation"),
@@ -73,12 +75,10 @@ def scenarios(extent: str) -> list[Scenario]:
             )
         ]
     if extent == "small":
-        fused = tuple(Case("mora", 8, operator, form="fused") for operator in ("rotation", "sharing"))
-        cases = (*BAR[:4], *fused)
         return [
-            Scenario("smollm2_135m", 100, 72, cases),
-            Scenario("qwen25_coder_0b5", 50, 72, cases),
-            Scenario("qwen25_coder_1b5", 16, 256, cases),
+            Scenario("smollm2_135m", 100, 72, SMALL),
+            Scenario("qwen25_coder_0b5", 50, 72, SMALL),
+            Scenario("qwen25_coder_1b5", 16, 256, SMALL),
         ]
     if extent == "quick":
         return [Scenario("llama2_7b", 8, 1024, BAR), Scenario("smollm2_135m", 100, 72, BAR)]
@@ -96,16 +96,32 @@ def scenarios(extent: str) -> list[Scenario]:
 
 
 def measure(scenario: Scenario, device: torch.device, rounds: int) -> dict[str, Any]:
-    """Return each case's milliseconds of every round and activation bytes, or "out of memory" if it did not fit."""
+    """Return the scenario and, by case, what `in_turn` has measured."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     base = build_base(scenario.shape, device, dtype)
-    tokens = torch.randint(SHAPES[scenario.shape]["vocab_size"], (scenario.batch_size, scenario.length), device=device)
+    tokens = random_tokens(scenario, device)
+    return {
+        "shape": scenario.shape,
+        "batch_size": scenario.batch_size,
+        "length": scenario.length,
+        "model_flop": model_flop(scenario),
+        "cases": in_turn({"": base}, scenario.cases, tokens, device, rounds),
+    }
+
+
+def in_turn(
+    bases: Mapping[str, LlamaForCausalLM], cases: Sequence[Case], tokens: Tensor, device: torch.device, rounds: int
+) -> list[dict[str, Any]]:
+    """Return a dict per case: what it is, the milliseconds of every round and activation bytes, or the error.
+
+    bases: by `Case.base`; a case's model shares the weights of its base. tokens: (batch_size, length).
+    """
     results: dict[Case, dict[str, Any]] = {}
     steps: dict[Case, Callable[[], None]] = {}
-    for case in scenario.cases:
-        model = with_method(base, case)
+    for case in cases:
+        model = with_method(bases[case.base], case)
         results[case] = asdict(case) | {"name": case.name, "trainable": trainable_parameters(model), "ms": []}
-        steps[case] = _step(model, tokens, case)
+        steps[case] = forward_and_backward(model, tokens, case)
         try:
             for _ in range(WARM_UP):
                 results[case]["activation_bytes"] = _peak_of(steps[case], device)
@@ -119,13 +135,7 @@ def measure(scenario: Scenario, device: torch.device, rounds: int) -> dict[str, 
             results[case]["ms"].append(milliseconds(step, device))
     for result in results.values():
         print(f"  {_line(result)}", flush=True)
-    return {
-        "shape": scenario.shape,
-        "batch_size": scenario.batch_size,
-        "length": scenario.length,
-        "model_flop": model_flop(scenario),
-        "cases": list(results.values()),
-    }
+    return list(results.values())
 
 
 def model_flop(scenario: Scenario) -> int:
@@ -147,7 +157,13 @@ def product_tflops(device: torch.device) -> float | None:
     return round(2 * SIDE**3 / ms / 1e9, 1)
 
 
-def _step(model: nn.Module, tokens: Tensor, case: Case) -> Callable[[], None]:
+def random_tokens(scenario: Scenario, device: torch.device) -> Tensor:
+    """Return tokens (B, T)."""
+    shape = scenario.batch_size, scenario.length
+    return torch.randint(SHAPES[scenario.shape]["vocab_size"], shape, device=device)
+
+
+def forward_and_backward(model: nn.Module, tokens: Tensor, case: Case) -> Callable[[], None]:
     """Return a forward and backward pass on fixed tokens. Without adapters the gradient goes to the embeddings."""
     embeddings = model.get_input_embeddings()  # type: ignore[operator]
 

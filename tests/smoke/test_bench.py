@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import statistics
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from mora.bench import __main__ as bench
-from mora.bench import evaluation, plan, render
+from mora.bench import compiled, decoding, evaluation, plan, quantised, render, step
 from mora.planner import speed
 
 
@@ -66,6 +68,109 @@ def test_a_bar_is_met_or_missed_by_the_ratio_to_lora_of_the_same_rank(step_resul
     assert "time 0.95 met, memory 0.85 missed" in text
 
 
+@pytest.mark.parametrize(
+    ("shape", "rotation", "sharing"),
+    [
+        ("smollm2_135m", "time 1.10 met", "time 1.05 missed"),
+        ("qwen25_coder_0b5", "time 1.00 missed", "time 1.00 missed"),
+    ],
+)
+def test_small_models_have_bars_of_their_own(step_result, shape, rotation, sharing):
+    (scenario,) = step_result["scenarios"]
+    tokens = {"smollm2_135m": (100, 72), "qwen25_coder_0b5": (50, 72)}[shape]
+    scenario |= {"shape": shape, "batch_size": tokens[0], "length": tokens[1]}
+    for case, ms in zip(scenario["cases"], (90, 100, 110, 110, 110), strict=True):
+        case |= {"r": 8 if case["r"] else 0, "ms": [ms] * 3, "name": case["name"].replace("r=2", "r=8")}
+    rows = render.tables(step_result).splitlines()
+    verdicts = {row.split("|")[1].strip(): row.split("|")[-2].strip() for row in rows if "r=8" in row}
+    assert verdicts == {
+        "lora r=8": "",
+        "mora rotation r=8": rotation,
+        "mora sharing r=8": sharing,
+        "mora sharing r=8 checkpointed": "",
+    }
+
+
+def test_what_was_measured_is_kept_when_a_later_scenario_fails(tmp_path, monkeypatch):
+    (scenario,) = step.scenarios("smoke")
+    monkeypatch.setattr(step, "scenarios", lambda extent: [scenario, replace(scenario, shape="no such shape")])
+    with pytest.raises(KeyError, match="no such shape"):
+        bench.main(["step", "--smoke", "--rounds", "1", "--out", str(tmp_path)])
+    (path,) = tmp_path.glob("step-smoke-*.json")
+    assert [s["shape"] for s in json.loads(path.read_text())["scenarios"]] == ["tiny"]
+
+
+def test_compiled_steps_are_measured_each_in_its_process(tmp_path):
+    bench.main(["compiled", "--smoke", "--rounds", "2", "--out", str(tmp_path)])
+    (path,) = tmp_path.glob("compiled-smoke-*.json")
+    result = json.loads(path.read_text())
+    (scenario,) = result["scenarios"]
+    lora, mora = scenario["cases"]
+    for case in (lora, mora):
+        assert len(case["ms"]) == 2
+        assert min(case["ms"]) > 0
+        assert case["graphs"] == 1, "a graph break costs more than an adapter"
+        assert case["first_step_s"] * 1e3 > max(case["ms"])
+    lora["ms"], mora["ms"] = [20.0, 10.0], [15.0, 14.0]
+    assert "| mora sharing r=2 | 14.5 (14.0 to 15.0) | 0.967 | " in (text := render.tables(result))
+    assert text.count(" | met |") == 1
+    mora |= {"ms": [], "error": "out of memory"}
+    assert "| mora sharing r=2 | out of memory | | | | |" in render.tables(result)
+
+
+def test_a_case_that_fails_or_is_late_loses_no_other(monkeypatch):
+    cases = compiled.SMOKE.scenarios[0].cases
+    workers = [_worker(case) for case in cases] + [_worker(replace(cases[0], r=3))]
+    (_, first), (_, second), (_, third) = workers
+    first.send({"graphs": 1})
+    second.close()
+    compiled._await_first_steps([worker for worker, _ in workers], patience_s=0.2)
+    first.send(12.5)
+    for worker, _ in workers:
+        compiled._take_turn(worker)
+    first.send({"error": "RuntimeError: later"})
+    compiled._take_turn(workers[0][0])
+    assert [worker.result for worker, _ in workers] == [
+        {"ms": [12.5], "graphs": 1, "error": "RuntimeError: later"},
+        {"ms": [], "error": "its process died"},
+        {"ms": [], "error": "not compiled within 0 s"},
+    ]
+    assert [worker.process.killed for worker, _ in workers] == [False, False, True]
+    assert third.poll() is False, "it is not asked for a step"
+
+
+def _worker(case):
+    ours, theirs = multiprocessing.Pipe()
+    process = SimpleNamespace(killed=False)
+    process.kill = lambda: setattr(process, "killed", True)
+    return compiled._Worker(compiled.SMOKE.scenarios[0], case, process, ours, {"ms": []}), theirs
+
+
+def test_decoding_is_measured_in_turns(tmp_path):
+    bench.main(["decoding", "--smoke", "--out", str(tmp_path)])
+    (path,) = tmp_path.glob("decoding-smoke-*.json")
+    result = json.loads(path.read_text())
+    (scenario,) = result["scenarios"]
+    assert [case["name"] for case in scenario["cases"]] == ["floor", "lora r=2", "mora sharing r=2"]
+    for case, seconds in zip(scenario["cases"], ([1.0, 1.0], [2.0, 4.0], [3.0, 3.0]), strict=True):
+        assert len(case["seconds"]) == 2
+        assert min(case["seconds"]) > 0
+        case["seconds"] = seconds
+    assert "| mora sharing r=2 | 2.0 (2.0 to 2.0) | 0.333 | 1.000 | met |" in render.tables(result)
+    scenario["cases"][2]["seconds"] = [3.1]
+    assert "| mora sharing r=2 | 1.9 (1.9 to 1.9) | 0.323 | 0.968 | missed |" in render.tables(result)
+
+
+def test_a_text_that_ends_early_is_not_timed():
+    (case, *_), prompt = decoding.SMOKE.cases, torch.tensor([[5, 6, 7]])
+    model = decoding.endless("tiny", torch.device("cpu"))
+    decode = decoding._decoder(model, prompt, case)
+    decode(5)
+    model.generation_config.eos_token_id = model.generate(input_ids=prompt, max_new_tokens=5)[0, -1].item()
+    with pytest.raises(RuntimeError, match=r"floor: wrote [1-5] tokens of 9"):
+        decode(9)
+
+
 def test_the_whole_loop_runs_against_the_hugging_face_trainer(tmp_path):
     bench.main(["loop", "--smoke", "--out", str(tmp_path)])
     (path,) = tmp_path.glob("loop-smoke-*.json")
@@ -91,6 +196,37 @@ def test_evaluation_runs_against_lm_evals_backend(tmp_path):
     text = render.tables(result)
     assert "| options | ours | 4 | 16 | 2.000 | 0.50 (0.50 to 0.50, 3) |" in text
     assert "| texts | ours | 2 | 4 | 0.250 | 4.00 (4.00 to 4.00, 3) |" in text
+
+
+def test_quantised_bases_are_measured_and_train(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    bench.main(["quantised", "--smoke", "--rounds", "2", "--out", str(tmp_path)])
+    (path,) = tmp_path.glob("quantised-smoke-*.json")
+    result = json.loads(path.read_text())
+    methods = ("lora r=2", "mora rotation r=2", "mora sharing r=2")
+    assert [case["name"] for case in result["cases"]] == [f"{m} on {b}" for b in quantised.BASES for m in methods]
+    assert all(len(case["ms"]) == 2 and min(case["ms"]) > 0 for case in result["cases"])
+    assert all(case["losses"][-1] < case["losses"][0] for case in result["cases"])
+    result["base_bytes"] = {name: 2**30 for name in quantised.BASES}
+    for case, ms in zip(result["cases"], (10, 11, 12) * 3, strict=True):
+        case |= {"ms": [ms], "activation_bytes": ms * 2**30, "losses": [10.5, 9.25]}
+    text = render.tables(result)
+    assert "| mora sharing r=2 on nf4 | 1.00 | 12.0 (12.0 to 12.0) | 1.200 | 12.00 | 1.200 | 10.500 to 9.250 |" in text
+    result["cases"][-1] |= {"ms": [], "error": "out of memory"}
+    assert "| mora sharing r=2 on nf4 | 1.00 | out of memory |  |  |  | 10.500 to 9.250 |" in render.tables(result)
+
+
+@pytest.mark.parametrize(("how", "linear", "off"), [("int8", "Linear8bitLt", 0.02), ("nf4", "Linear4bit", 0.2)])
+def test_a_quantised_base_is_the_same_base_rounded(how, linear, off):
+    pytest.importorskip("bitsandbytes")
+    plain, rounded = (quantised.quantised("tiny", name, torch.device("cpu")) for name in ("bf16", how))
+    tokens = quantised._tokens("tiny", (2, 32), torch.device("cpu"))
+    with torch.no_grad():
+        expected, got = plain.model(tokens)[0], rounded.model(tokens)[0]
+    assert 0 < (got - expected).norm() < off * expected.norm()
+    kinds = {type(module).__name__ for module in rounded.model.modules()}
+    assert linear in kinds
+    assert "Linear" not in kinds
 
 
 @pytest.mark.parametrize(("patience_s", "rounds"), [(0.0, 1), (30.0, 5)])

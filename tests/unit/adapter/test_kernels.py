@@ -415,3 +415,21 @@ def test_autocast_gives_the_dtypes_and_values_of_the_reference(operator, mode, f
     assert (y.dtype, grad.dtype) == (expected.dtype, torch.float32)
     assert relative_error(y, expected.double()) < 1e-2
     assert relative_error(grad, expected_grad.double()) < 2e-2
+
+
+@pytest.mark.parametrize("form", ["auto", "products"])
+def test_constants_are_not_made_again_in_a_compiled_graph(form, make_mlp, adapt, x):
+    model = adapt(make_mlp(), operator="rotation")
+    called = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:
+        inner = [g for g in graph.modules() if isinstance(g, torch.fx.GraphModule)]  # an autograd function's, too
+        called.extend(node.target for g in inner for node in g.graph.nodes if node.op == "call_function")
+        return graph
+
+    torch.compiler.reset()
+    with kernels.use(form):
+        expected = model(x)
+        torch.testing.assert_close(torch.compile(model, backend=backend, fullgraph=True)(x), expected)
+    assert called
+    assert not {torch.eye, torch.arange, torch.outer} & set(called)

@@ -1,13 +1,23 @@
-"""Quantised bases: PEFT's backends, with a stand-in here and, where they are installed, bitsandbytes and torchao."""
+"""Quantised bases: PEFT's backends, with a stand-in here and with each package that is installed."""
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import get_peft_model
 from peft.utils.quantization_utils import QuantizationBackend
+from quantised_bases import (
+    awq4,
+    bnb4,
+    bnb8,
+    check_gradient,
+    check_merge,
+    check_training_and_files,
+    gptq4,
+    hqq4,
+    save_llama,
+    torchao8,
+)
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -68,54 +78,34 @@ def test_a_merge_into_a_quantised_base_says_its_error(coarse, mora_layers, x):
     assert (merged(x) - adapted).norm() < 0.3 * adapted.norm()
 
 
-def bnb8():
-    pytest.importorskip("bitsandbytes")
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(load_in_8bit=True)
-
-
-def bnb4():
-    pytest.importorskip("bitsandbytes")
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32, bnb_4bit_quant_type="nf4")
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("llama")
+    save_llama(folder)
+    return folder
 
 
-def torchao8():
-    pytest.importorskip("torchao")
-    from torchao.quantization import Int8WeightOnlyConfig
-    from transformers import TorchAoConfig
-
-    return TorchAoConfig(Int8WeightOnlyConfig())
+@pytest.mark.parametrize(("quantise", "off"), [(bnb8, 0.05), (bnb4, 0.3), (torchao8, 0.05), (hqq4, 0.3)])
+def test_a_quantised_llama_trains_is_saved_loaded_and_merged(quantise, off, folder, tmp_path):
+    model, tokens = check_training_and_files(lambda: quantise(folder, "cpu", torch.float32), tmp_path)
+    check_merge(model, tokens, off)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize(("make", "off"), [(bnb8, 0.05), (bnb4, 0.3), (torchao8, 0.05)])
-def test_a_quantised_llama_trains_is_saved_loaded_and_merged(make, off, make_llama, tokens, tmp_path):
-    settings = make()
-    make_llama().save_pretrained(tmp_path / "base")
-
-    def load():
-        return AutoModelForCausalLM.from_pretrained(tmp_path / "base", quantization_config=settings, device_map="cpu")
-
-    config = MoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_weights=False)
-    model = get_peft_model(load(), config)
-    model(tokens, labels=tokens).loss.backward()
-    assert all(p.grad.any() for p in model.parameters() if p.requires_grad)
-    model.eval().save_pretrained(tmp_path / "adapter")
-    with torch.no_grad():
-        adapted = model(tokens).logits
-        loaded = PeftModel.from_pretrained(load(), tmp_path / "adapter").eval()
-        torch.testing.assert_close(loaded(tokens).logits, adapted)
-        with model.disable_adapter():
-            effect = (model(tokens).logits - adapted).norm()
-        assert effect > 0.1
-        assert (model.merge_and_unload(safe_merge=True)(tokens).logits - adapted).norm() < off * effect
+@pytest.mark.parametrize("quantise", [gptq4, awq4])
+def test_a_base_of_gptq_or_awq_trains_is_saved_and_loaded_and_refuses_a_merge(quantise, folder, tmp_path):
+    model, _ = check_training_and_files(lambda: quantise(folder, "cpu", torch.float32), tmp_path)
+    with pytest.raises(TypeError, match="Dequantization is not supported for gptq layers"):
+        model.merge_and_unload()
+    assert type(model.unload().model.layers[0].self_attn.q_proj).__module__.startswith("gptqmodel.")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("optimum") is None, reason="needs optimum-quanto")
+@pytest.mark.parametrize("quantise", [bnb8, bnb4, torchao8, hqq4, gptq4, awq4])
+def test_the_gradient_on_a_quantised_base_is_that_of_the_reference_form(quantise, folder):
+    check_gradient(lambda: quantise(folder, "cpu", torch.float32))
+
+
 def test_quanto_is_refused_by_name(make_llama, tmp_path):
+    pytest.importorskip("optimum.quanto")
     from transformers import QuantoConfig
 
     make_llama().save_pretrained(tmp_path)
