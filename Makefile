@@ -33,6 +33,7 @@ endif
 yes = $(if $(filter 1 yes true,$($(1))),1,$(if $(filter-out 0 no false,$($(1))),$(error $(1)=$($(1)): expected 1 or 0)))
 PLANNED = $(if $(filter commands,$(PLAN)),--plan commands,$(if $(call yes,PLAN),--plan))
 
+SCALES      := $(shell ls configs/scale | sed 's/\.yaml$$//' | paste -sd '|')
 EXPERIMENTS := $(sort $(basename $(notdir $(wildcard experiments/table*.yaml experiments/figure*.yaml experiments/memory.yaml))))
 SOURCES     := mora scripts $(wildcard run.py)
 SUITE        = $(PY) -m mora.suite
@@ -53,7 +54,7 @@ PEFT_SOURCE := $(or $(TMPDIR),/tmp)/mora-peft-tests
 .PHONY: help install demo data model lint types format audit check numbers test peft-tests all scores render report docs bench clean $(EXPERIMENTS)
 
 help: ## print this list
-	@echo 'usage: make TARGET [SCALE=paper|mid|lite|smoke] [HARDWARE=name] [PLAN=1] [JOBS=n] [SEEDS=n] [ONLY="..."] [VENV=.venv | PY=python]'
+	@echo 'usage: make TARGET [SCALE=$(SCALES)] [HARDWARE=name] [PLAN=1] [JOBS=n] [SEEDS=n] [ONLY="..."] [VENV=.venv | PY=python]'
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@for name in $(EXPERIMENTS); do printf "  %-10s %s\n" $$name "$$(sed -n 's/^title: *"*\([^"]*\).*/\1/p' experiments/$$name.yaml)"; done
@@ -90,7 +91,7 @@ demo: $(READY) ## memorise UUIDs with a tiny model on a CPU, in minutes: Table 2
 	$(if $(PLANNED),,$(SUITE).report --scale smoke)
 
 data: $(READY) ## prepare the training data of TASK at SCALE and describe them
-	@$(if $(TASK),,echo "make data TASK=uuid|tulu2|metamath|biomed|finance|c4 [SCALE=paper|mid|lite|smoke]" >&2; exit 2)
+	@$(if $(TASK),,echo "make data TASK=uuid|tulu2|metamath|biomed|finance|c4 [SCALE=$(SCALES)]" >&2; exit 2)
 	$(PY) -m mora.data $(TASK) --scale $(SCALE)
 
 model: $(READY) ## fetch and verify MODEL, a file of configs/model (MODEL=qwen25_coder_1b5); scale lite's model comes with `install`
@@ -108,11 +109,11 @@ format: $(READY) ## fix formatting and what else ruff can
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-audit: $(READY) ## ask PyPI's advisories about every locked package, where they can be reached; one that is not known fails
+audit: $(READY) ## look up every locked package in PyPI's advisories; an unknown package fails; offline, nothing is audited
 	@if ! $(PY) -c 'import urllib.request; urllib.request.urlopen("https://pypi.org/pypi/peft/$(PEFT)/json", timeout=5)' 2>/dev/null; then \
 		echo "PyPI's advisories (pypi.org/pypi/peft/$(PEFT)/json) cannot be reached: the packages are not audited"; exit 0; fi; \
 	$(PY) -m venv $(AUDIT) && \
-		$(AUDIT)/bin/pip install --disable-pip-version-check --quiet pip-audit==2.10.1; \
+		$(AUDIT)/bin/pip install --disable-pip-version-check --quiet pip-audit==2.10.1 && \
 		$(AUDIT)/bin/pip-audit --strict --requirement requirements.lock --no-deps --disable-pip --progress-spinner off
 
 check: lint types audit ## run lint, types, the audit and unit tests

@@ -15,6 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from mora.config.hardware_schema import SCALES
 from mora.config.hints import choices
 from mora.config.hydra_compose import check_sweep, hydra_line, validate, with_task_file
 from mora.config.run_id import log_path
@@ -44,7 +45,7 @@ def main(composed: DictConfig) -> None:
 
 
 GROUPS = {"tasks": "task", "methods": "method", "hardware": "hardware"}  # whose choices the help lists
-HELP = """python run.py task=NAME method=NAME [r=N] [scale=paper|mid|lite|smoke] [KEY=VALUE ...]
+HELP = """python run.py task=NAME method=NAME [r=N] [scale=NAME] [KEY=VALUE ...]
 
 One run: train, evaluate, one result JSON in results/runs. -m makes a multirun of values between commas, or of sweep=lr.
 
@@ -52,7 +53,7 @@ One run: train, evaluate, one result JSON in results/runs. -m makes a multirun o
   method    {methods}
             peft takes any other of PEFT's: method.config=adapter_config.json
   r         the LoRA rank, or the one whose number of parameters MoRA has; none and fft take none
-  scale     smoke: tiny, CPU, minutes; lite: 135M and mid: 1.5B, one GPU; paper (default): the paper's models
+  scale     {scales} (default)
   lr        without: the rate that a search of this cell chose, else the middle of its grid; printed
   seed      of initialisation, order and dropout
   hardware  {hardware}; hardware.micro_batch_size=N
@@ -67,7 +68,9 @@ python run.py --hydra-help                                       Hydra's own opt
 
 if __name__ == "__main__":
     if {"-h", "--help"} & {*sys.argv[1:]}:
-        print(HELP.format(**{name: " ".join(choices(group)) for name, group in GROUPS.items()}), end="")
+        groups = {name: " ".join(choices(group)) for name, group in GROUPS.items()}
+        scales = f",\n{' ' * 12}".join(f"{name}: {what}" for name, what in SCALES.items())
+        print(HELP.format(**groups, scales=scales), end="")
         sys.exit(0)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         sys.exit(

@@ -6,11 +6,11 @@ import importlib
 import importlib.util
 import os
 import sys
-from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
 from mora import __version__
+from mora.errors import did_you_mean, nearest
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -62,8 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         script = str(ROOT / "run.py")
         os.execv(sys.executable, [sys.executable, script, *rest])
     if name not in COMMANDS:
-        near = get_close_matches(name, ["train", *COMMANDS], 1)
-        meant = f"; did you mean {near[0]}?" if near else ""
+        meant = did_you_mean(nearest(name, ["train", *COMMANDS]))
         print(f"mora: there is no command {name!r}{meant}; there are train, {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     if name == "plan" and not any(argument.split("=")[0] == "--plan" for argument in rest):

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import sys
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from typing import ParamSpec
+
+Arguments = ParamSpec("Arguments")
+
 
 class MoraError(ValueError):
     """The base of all of them. The message is one line: field or file, value, what was expected and what to do."""
@@ -31,6 +39,33 @@ class NonFiniteError(MoraError):
     """Numbers of a model that are NaN or infinite: its answers mean nothing. The message names task and document."""
 
 
+def ends_in_one_line(
+    program: str, *also: type[Exception], stopped: str = "stopped"
+) -> Callable[[Callable[Arguments, int]], Callable[Arguments, int]]:
+    """Decorate the main of a command, which returns its exit code.
+
+    MoraError, OSError and `also` end it with one line and 2, Ctrl-C with the line `stopped` and 130.
+    """
+
+    expected: tuple[type[Exception], ...] = (MoraError, OSError, *also)
+
+    def decorate(main: Callable[Arguments, int]) -> Callable[Arguments, int]:
+        @functools.wraps(main)
+        def ending(*args: Arguments.args, **kwargs: Arguments.kwargs) -> int:
+            try:
+                return main(*args, **kwargs)
+            except expected as error:
+                print(f"{program}: {one_line(error)}", file=sys.stderr)
+                return 2
+            except KeyboardInterrupt:
+                print(f"{program}: {stopped}", file=sys.stderr)
+                return 130
+
+        return ending
+
+    return decorate
+
+
 def one_line(error: object) -> str:
     """Return the text of `error` with every run of white space as one blank."""
     return " ".join(str(error).split())
@@ -39,3 +74,19 @@ def one_line(error: object) -> str:
 def short(text: str, max_length: int = 100) -> str:
     """Return the text, without the middle of a long one."""
     return text if len(text) <= max_length else f"{text[: max_length * 2 // 3]} ... {text[-max_length // 4 :]}"
+
+
+def nearest(wanted: str, known: Iterable[str]) -> str | None:
+    """Return the known name, in whatever case, that `wanted` may stand for; None if none is near.
+
+    It is the shortest that begins so, else the most similar one.
+    """
+    names = {name.lower(): name for name in known}
+    begun = [name for name in names if len(wanted) > 1 and name.startswith(wanted.lower())]
+    similar = get_close_matches(wanted.lower(), names, 1, 0.65)  # at difflib's 0.6 `cosine` is near `none`
+    return next((names[name] for name in [*sorted(begun, key=len), *similar]), None)
+
+
+def did_you_mean(name: str | None) -> str:
+    """Return `; did you mean NAME?`, the end of a message; empty without a name."""
+    return f"; did you mean {name}?" if name else ""

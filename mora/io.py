@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -49,7 +48,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield partial
         if partial.is_file():
-            with open(partial, "rb") as file:
+            with open(partial, "rb+") as file:  # Windows writes out only what may be written
                 os.fsync(file.fileno())
         os.replace(partial, path)
     except IsADirectoryError as error:
@@ -75,6 +74,8 @@ def locked(folder: Path, shared: bool = False, wait: bool = True) -> Iterator[bo
     Yields:
         Whether the lock is held.
     """
+    import fcntl  # not on Windows, where the method is used without the suite
+
     kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     with open(folder / ".lock", "a") as lock:
         try:

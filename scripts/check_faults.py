@@ -45,6 +45,7 @@ from mora.checks.runner import Table
 from mora.config import ConfigError, source
 from mora.config.arguments import positive_int
 from mora.config.source import ROOT
+from mora.errors import ends_in_one_line
 from mora.faults import files, full_disk, kills, suites, works
 from mora.faults.counted import Counted
 from mora.suite.launch import interrupt_on_sigterm
@@ -61,6 +62,7 @@ INPUTS = {
 }  # fmt: skip
 
 
+@ends_in_one_line("check_faults.py")
 def main() -> int:
     options = _options()
     interrupt_on_sigterm()
@@ -177,7 +179,4 @@ def _options() -> argparse.Namespace:
 
 if __name__ == "__main__":
     os.chdir(ROOT)
-    try:
-        sys.exit(main())
-    except ConfigError as error:
-        sys.exit(f"check_faults.py: {error}")
+    sys.exit(main())

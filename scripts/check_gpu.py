@@ -25,7 +25,7 @@ from typing import Any
 from mora.checks.runner import CheckRunner, Outcome, Table, add_options, gpus, started_checks
 from mora.config import RunConfig, compose
 from mora.config.source import ROOT
-from mora.errors import MoraError
+from mora.errors import ends_in_one_line
 
 METHODS = ("none", "fft", "lora", "lora_plus", "asylora", "dora", "relora", "mora", "remora")
 WITHOUT_RANK = ("none", "fft")
@@ -42,6 +42,7 @@ COLUMNS = {
 }  # fmt: skip
 
 
+@ends_in_one_line("check_gpu.py")
 def main() -> int:
     options = _options()
     facts = {"device": options.device, "steps": STEPS[options.part], "side_by_side": options.jobs}
@@ -221,7 +222,4 @@ def _options() -> argparse.Namespace:
 
 if __name__ == "__main__":
     os.chdir(ROOT)
-    try:
-        sys.exit(main())
-    except MoraError as error:
-        sys.exit(f"check_gpu.py: {error}")
+    sys.exit(main())

@@ -37,7 +37,7 @@ from typing import Any
 from mora.checks.runner import CheckRunner, Outcome, Table, add_options, gpus, started_checks
 from mora.config import RunConfig, compose
 from mora.config.source import ROOT
-from mora.errors import MoraError
+from mora.errors import ends_in_one_line
 
 METHODS = {"relora": 8, "remora": 8, "mora": 8, "lora": 8, "fft": None}
 PARALLEL = ("ddp", "zero1", "zero2", "zero3")
@@ -55,6 +55,7 @@ COLUMNS = {
 Row = tuple[str, str]  # method, parallel
 
 
+@ends_in_one_line("check_multi_gpu.py")
 def main() -> int:
     options = _options()
     chosen = [row for row in _all_rows() if not options.only or {*row, ":".join(row)} & {*options.only}]
@@ -226,7 +227,4 @@ def _options() -> argparse.Namespace:
 
 if __name__ == "__main__":
     os.chdir(ROOT)
-    try:
-        sys.exit(main())
-    except MoraError as error:
-        sys.exit(f"check_multi_gpu.py: {error}")
+    sys.exit(main())

@@ -35,7 +35,7 @@ from packaging.utils import canonicalize_name
 
 from mora.config import ConfigError
 from mora.config.source import ROOT
-from mora.errors import MoraError
+from mora.errors import ends_in_one_line
 from mora.io import cache_dir, file_digest
 from mora.models import files, known
 
@@ -43,19 +43,16 @@ GLIBC = ("2_28", "2_27", "2_24", "2_17", "2_12", "2_5")
 PLATFORMS = (*(f"manylinux_{glibc}_x86_64" for glibc in GLIBC), "manylinux2014_x86_64", "manylinux1_x86_64")
 
 
+@ends_in_one_line("make_bundle.py", ValueError)
 def main() -> int:
     options = _options()
-    try:
-        with tempfile.TemporaryDirectory() as temporary:
-            tree = Path(temporary)
-            _wheels(tree / "wheels", options)
-            _models(tree / "cache", options.models)
-            _data(tree / "data", options.data)
-            _manifest(tree)
-            pieces = _cut(tree, options.out, options.piece_mib * 2**20)
-    except (MoraError, OSError, ValueError) as error:
-        print(f"make_bundle.py: {error}", file=sys.stderr)
-        return 2
+    with tempfile.TemporaryDirectory() as temporary:
+        tree = Path(temporary)
+        _wheels(tree / "wheels", options)
+        _models(tree / "cache", options.models)
+        _data(tree / "data", options.data)
+        _manifest(tree)
+        pieces = _cut(tree, options.out, options.piece_mib * 2**20)
     shutil.copy(ROOT / "scripts" / "unpack_bundle.py", options.out)
     total = sum(size for _, size in pieces.values())
     print(f"{len(pieces)} pieces, {total / 2**20:,.1f} MiB, in {options.out}; there: python3 unpack_bundle.py . TARGET")

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from mora.config import run_id, source
 from mora.config.load import load_run
 from mora.config.seal import sealed
-from mora.errors import ConfigError, ModelError, MoraError, one_line
+from mora.errors import ConfigError, ModelError, MoraError, ends_in_one_line, one_line
 from mora.io import locked, replace_file
 from mora.models.load import LOAD_ERRORS, load_model, load_weights, merged_with
 from mora.models.shapes import end_of
@@ -186,22 +186,19 @@ def _measure(pair: Pair, device: str, out: Path | None) -> None:
         replace_file(out, json.dumps(sealed(result), indent=1, sort_keys=True) + "\n")
 
 
+@ends_in_one_line("mora.analysis.spectrum")
 def main(arguments: list[str] | None = None) -> int:
     args = parse(arguments)
     where = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        if args.run is None:
-            _measure(of_models(args.base, args.tuned), where, args.out)
-            return 0
-        _trained(args.run)  # first: nothing is waited for or written in a folder that is no run's
-        with locked(args.run):  # its worker takes that lock too
-            if args.out is not None and args.out.is_file():
-                print(f"{args.out} exists already: remove it to measure again")
-            else:
-                _measure(of_run(args.run), where, args.out)
-    except MoraError as error:
-        print(f"mora.analysis.spectrum: {error}", file=sys.stderr)
-        return 2
+    if args.run is None:
+        _measure(of_models(args.base, args.tuned), where, args.out)
+        return 0
+    _trained(args.run)  # first: nothing is waited for or written in a folder that is no run's
+    with locked(args.run):  # its worker takes that lock too
+        if args.out is not None and args.out.is_file():
+            print(f"{args.out} exists already: remove it to measure again")
+        else:
+            _measure(of_run(args.run), where, args.out)
     return 0
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from mora.config.arguments import amount, device, positive_int, seed
-from mora.errors import ConfigError, MoraError
+from mora.errors import ConfigError, ends_in_one_line
 from mora.models.known import named, refused
 
 from . import trained
@@ -29,15 +28,10 @@ def parse(arguments: list[str] | None = None, prog: str = "mora generate") -> ar
     return options
 
 
+@ends_in_one_line("mora generate")
 def main(arguments: list[str] | None = None) -> int:
-    try:
-        for answer in answers(parse(arguments)):
-            print(answer)
-    except (MoraError, OSError) as error:
-        print(f"mora generate: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    for answer in answers(parse(arguments)):
+        print(answer)
     return 0
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from mora.errors import ConfigError, MoraError
+from mora.errors import ConfigError, ends_in_one_line
 from mora.io import replacing
 
 from . import trained
@@ -20,12 +19,9 @@ def parse(arguments: list[str] | None = None, prog: str = "mora merge") -> argpa
     return parser.parse_args(arguments)
 
 
+@ends_in_one_line("mora merge")
 def main(arguments: list[str] | None = None) -> int:
-    try:
-        print(merge(parse(arguments)))
-    except (MoraError, OSError) as error:
-        print(f"mora merge: {error}", file=sys.stderr)
-        return 2
+    print(merge(parse(arguments)))
     return 0
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from difflib import get_close_matches
 from pathlib import Path
 
 from mora.config.yaml_file import read_yaml
-from mora.errors import ConfigError
+from mora.errors import ConfigError, nearest
 from mora.io import output_dir
 
 PARTS = {"model": "config.json", "adapter": "adapter_config.json"}  # of a run's folder
@@ -36,13 +35,10 @@ def find(name: str) -> Path | None:
 def unknown(name: str) -> ConfigError:
     """Return an error that names what may have been meant instead of this unknown run."""
     runs = sorted(path.parent.name for path in output_dir().glob("*/config.yaml"))
-    near = get_close_matches(name, runs, 3, 0.5) or runs[:3]
-    there = (
-        f"; there are {len(runs)} in {output_dir()}, such as {', '.join(near)}"
-        if runs
-        else f"; {output_dir()} has none"
+    there = f"{len(runs)} runs, such as {nearest(name, runs) or runs[0]}" if runs else "none"
+    return ConfigError(
+        f"{name!r}: expected a run's id or folder, or a folder with an adapter; {output_dir()} holds {there}"
     )
-    return ConfigError(f"{name!r}: expected a run's id or folder, or a folder with an adapter{there}")
 
 
 def is_adapter(folder: Path) -> bool:

@@ -8,11 +8,19 @@ from pydantic import PositiveInt
 
 from mora.frozen import FrozenModel
 
+ScaleName = Literal["smoke", "lite", "mid", "paper"]
+SCALES: dict[ScaleName, str] = {  # in order of cost; configs/scale/NAME.yaml chooses the model
+    "smoke": "a tiny model on a CPU, which shows the path alone",
+    "lite": "small models",
+    "mid": "1.5B",
+    "paper": "the paper's models",
+}
+
 
 class Scale(FrozenModel):
     """How large a replication is: model, data and precision. Read by `mora/models`, `mora/train` and `mora/suite`."""
 
-    name: Literal["smoke", "lite", "mid", "paper"]
+    name: ScaleName
     """The name in captions. Results of different scales never share a table."""
     precision: Literal["fp32", "bf16"]
     """Of compute and of frozen weights. What trains has fp32 masters."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import re
 import types
-from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
+from collections.abc import Iterator
 from typing import Annotated, Any, Union, get_args, get_origin
 
+from mora.errors import did_you_mean, nearest
 from mora.frozen import FrozenModel
 
 from .schema import RunConfig
@@ -53,12 +53,6 @@ ELSE = {
 }
 
 
-def near(wanted: str, known: Sequence[str]) -> str:
-    """Return `; did you mean ...?` with the name that is nearest; empty if none is near."""
-    matches = get_close_matches(wanted.lower(), known, 1, 0.65)
-    return f"; did you mean {matches[0]}?" if matches else ""
-
-
 def choices(group: str) -> list[str]:
     """Return the names that `group=NAME` takes, in order: of tasks their folders, else the group's files."""
     folder = CONFIG_DIR / group
@@ -68,11 +62,9 @@ def choices(group: str) -> list[str]:
 
 def choice(group: str, wanted: str) -> str:
     """Return what to write instead of `group=wanted`, as the end of a message."""
-    names, low = choices(group), wanted.lower()
-    begun = [name for name in names if low and name.startswith(low)]
-    known = [METHODS[low]] if group == "method" and low in METHODS else []
-    near = known or begun or get_close_matches(low, names, 1, 0.65)
-    return ELSE.get(group, "") + (f"; did you mean {group}={near[0]}?" if near else "")
+    known = METHODS.get(wanted.lower()) if group == "method" else None
+    name = known or nearest(wanted, choices(group))
+    return ELSE.get(group, "") + did_you_mean(name and f"{group}={name}")
 
 
 def field(path: str) -> str:
@@ -80,14 +72,12 @@ def field(path: str) -> str:
     group, name = path.split(".")[0], path.split(".")[-1].lower()
     if path in fields():
         return f"; another {group} has it, this one has not"
-    names = [known.rpartition(".")[2] for known in fields()]
-    same = [known for known, last in zip(fields(), names, strict=True) if last == name]
-    here = [known for known in same if known.startswith(f"{group}.")] or same
-    near = [fields()[names.index(last)] for last in get_close_matches(name, names, 1, 0.75)]
-    meant = ALSO_CALLED.get(name) or next(iter([*get_close_matches(path, here, 1, 0), *near]), None)
-    return (
-        f"; did you mean {meant}?" if meant and not re.search(r"\.\d", path) else ""
-    )  # in a list no other place helps
+    if re.search(r"\.\d", path):
+        return ""  # in a list no other place helps
+    last = nearest(name, (known.rpartition(".")[2] for known in fields()))
+    called = [known for known in fields() if known.rpartition(".")[2] == last]
+    here = [known for known in called if known.startswith(f"{group}.")] or called
+    return did_you_mean(ALSO_CALLED.get(name) or nearest(path, here) or next(iter(here), None))
 
 
 @functools.cache

@@ -8,7 +8,8 @@ import sys
 
 from mora.config import compose
 from mora.config.arguments import positive_int
-from mora.errors import MoraError
+from mora.config.hardware_schema import SCALES
+from mora.errors import ends_in_one_line
 
 from . import load
 
@@ -22,27 +23,19 @@ def parse(arguments: list[str] | None = None, prog: str = "python -m mora.data")
     parser.add_argument(
         "overrides", nargs="*", default=[], help="as for run.py, for example task.data.packing=isolated"
     )
-    parser.add_argument("--scale", choices=["smoke", "lite", "mid", "paper"], default="paper")
+    parser.add_argument("--scale", choices=SCALES, default="paper")
     parser.add_argument("--workers", type=positive_int, default=None, help="processes; all cores unless given")
     return parser.parse_intermixed_args(arguments)
 
 
+@ends_in_one_line("mora.data", stopped="stopped; start it again to resume")
 def main(arguments: list[str] | None = None) -> int:
     """Prepare the data of a task, and return the exit code."""
     args = parse(arguments)
-    try:
-        config = compose([f"task={args.task}", f"scale={args.scale}", "method=none", *args.overrides])
-        from mora.models.tokenizers import (
-            load_tokenizer,
-        )  # torch, which an answer about the arguments does not wait for
+    config = compose([f"task={args.task}", f"scale={args.scale}", "method=none", *args.overrides])
+    from mora.models.tokenizers import load_tokenizer  # torch, which an answer about the arguments does not wait for
 
-        data = load(config, load_tokenizer(config.model), args.workers)
-    except (MoraError, OSError) as error:
-        print(f"mora.data: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("mora.data: stopped; start it again to resume", file=sys.stderr)
-        return 130
+    data = load(config, load_tokenizer(config.model), args.workers)
     print(json.dumps(data.fingerprints, indent=1))
     print(data.report.text(f"{args.task} at scale {args.scale}"))
     if data.validation:

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from mora.config.arguments import device, positive_int
-from mora.errors import MoraError
+from mora.errors import ends_in_one_line
 from mora.models.arguments import model
 
 MAX_LENGTH = "maximum tokens of prompt and answer; default: 2048, more if a task's answers need it"
@@ -29,21 +29,17 @@ def parse(arguments: list[str] | None = None, prog: str = "python -m mora.evalua
     return options
 
 
-def main(arguments: list[str] | None = None) -> None:
+@ends_in_one_line("mora.evaluate", stopped="stopped; start it again to resume")
+def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     from mora.train.says import quiet  # with torch, which an answer about the arguments does not wait for
 
     from .outside import run
 
     quiet()
-    try:
-        print(run(options))
-    except (MoraError, OSError) as error:
-        sys.exit(f"mora.evaluate: {error}")
-    except KeyboardInterrupt:
-        print("mora.evaluate: stopped; start it again to resume", file=sys.stderr)
-        sys.exit(130)
+    print(run(options))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

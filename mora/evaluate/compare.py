@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from mora.errors import DataError, ends_in_one_line
+
 from . import documents, samples
 from .aggregate import aggregate, bootstrap, items_of
 from .logged import LoggedSamples
-from .records import DataError
 
 DRAWS = 10_000
 
@@ -166,13 +167,12 @@ def parse(arguments: list[str] | None = None, prog: str = "python -m mora.evalua
     return parser.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> None:
+@ends_in_one_line("mora.evaluate.compare")
+def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    try:
-        print(table(options.baseline, options.run))
-    except DataError as error:
-        sys.exit(f"mora.evaluate.compare: {error}")
+    print(table(options.baseline, options.run))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,14 +7,13 @@ import json
 import os
 import sys
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from mora.errors import ConfigError
+from mora.errors import ConfigError, did_you_mean, nearest
 
 from .aggregate import majority_baseline, standard_error
 from .logged import LoggedSamples
@@ -142,8 +141,7 @@ def _manager(tasks: list[str], metadata: dict[str, Any] | None = None) -> Any:
     if not set(tasks) <= set(ours):
         manager = TaskManager(include_path=str(TASKS), metadata=metadata)
         if unknown := sorted(set(tasks) - set(manager.all_tasks)):
-            near = get_close_matches(unknown[0], ours, 1) or get_close_matches(unknown[0], manager.all_tasks, 1)
-            meant = f"; did you mean {near[0]}?" if near else ""
+            meant = did_you_mean(nearest(unknown[0], ours) or nearest(unknown[0], manager.all_tasks))
             raise ConfigError(f"tasks={unknown}: not known to lm-eval{meant}; ours are {', '.join(ours)}")
     return manager
 

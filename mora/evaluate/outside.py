@@ -18,7 +18,7 @@ from mora.config.seal import sealed
 from mora.io import replace_file
 from mora.models.load import load_any
 
-from . import result, samples
+from . import samples, score_file
 from .harness import Settings, check_names, evaluate_model
 
 PACKAGES = ("torch", "transformers", "peft", "lm_eval", "datasets")
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> Path:
         "model": {"name": options.model, "fingerprint": identity, "precision": precision},
         "settings": {k: getattr(settings, k) for k in ("batch_size", "max_length", "limit")},
     }
-    result.known(folder, new)  # refuses before anything is scored
+    score_file.known(folder, new)  # refuses before anything is scored
     metrics, logged = evaluate_model(model, tokenizer, options.task, settings)
     facts = {
         "source": code,
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> Path:
         name: {k: None if math.isnan(v) else v for k, v in values.items()} for name, values in metrics.items()
     }
     new["tasks"] = {name: k.header | facts for name, k in logged.items()}
-    joined = result.joined(folder, new)
+    joined = score_file.joined(folder, new)
     samples.write(folder, logged)
     replace_file(folder / "result.json", json.dumps(sealed(joined), indent=1, sort_keys=True) + "\n")
     (folder / "journal.jsonl").unlink(missing_ok=True)

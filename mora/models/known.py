@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from pydantic import ValidationError
 from mora.config.model_schema import Model
 from mora.config.source import CONFIG_DIR
 from mora.config.yaml_file import read_yaml
+from mora.errors import did_you_mean, nearest
 
 FOLDER = CONFIG_DIR / "model"
 
@@ -56,6 +56,5 @@ def refused(name: str) -> str | None:
 
 def meant(name: str) -> str:
     """Return `; did you mean ...` if this is nearly the name of a known model, else ""."""
-    begun = [one for one in names() if one.startswith(name.lower())]
-    near = begun or get_close_matches(name.lower(), names(), 1)
-    return f"; did you mean {near[0]}? configs/model has {', '.join(names())}" if name and near else ""
+    near = nearest(name, names())
+    return f"{did_you_mean(near)} configs/model has {', '.join(names())}" if near else ""

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mora.adapter.operators import Groups
+from mora.io import replacing
 
 from .layers import Adapted, sharing_layers
 from .ranks import barrier, rank
@@ -144,11 +145,8 @@ class RestartCallback(TrainerCallback):
 
 def save(folder: Path, restart: Restart, step: int) -> None:
     """Write what `load` reads, whole or not at all."""
-    partial = folder / f".{FILE}"
-    save_file(restart.shadow, partial, metadata={"count": str(restart.count), "step": str(step)})
-    with open(partial, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, folder / FILE)
+    with replacing(folder / FILE) as partial:
+        save_file(restart.shadow, partial, metadata={"count": str(restart.count), "step": str(step)})
 
 
 def load(folder: Path, step: int) -> tuple[int, dict[str, torch.Tensor]]:

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 from mora.config import ConfigError, RunConfig, provenance
-from mora.errors import MoraError
+from mora.errors import ends_in_one_line
 from mora.io import replace_file
 
-from . import claims, commands, figures, launch, ledger, memory, overrides, plan, runner, settings, slurm, tables
+from . import claims, commands, figures, launch, ledger, memory_study, overrides, plan, runner, settings, slurm, tables
 from . import experiment as experiments
 from .arguments import parse
 from .cells import CellRuns, resolve, resolve_all
@@ -24,6 +24,7 @@ DEFAULT_SCALE = (
 Rows = dict[tuple[str, Scale], list[list[CellSpec]]]
 
 
+@ends_in_one_line("mora.suite", stopped="stopped; start it again to resume from the checkpoints")
 def main(arguments: list[str] | None = None) -> int:
     args = parse(arguments)
     if not args.names and not args.render:
@@ -33,19 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         args.scale = "paper"
         if not args.render:  # which shows every scale
             print(DEFAULT_SCALE, file=sys.stderr)
-    try:
-        loaded = {name: experiments.load(name) for name in args.names or experiments.names()}
-    except FileNotFoundError as error:
-        print(f"mora.suite: {error}", file=sys.stderr)
-        return 2
-    try:
-        failed = _do(args, loaded)
-    except (MoraError, OSError) as error:
-        print(f"mora.suite: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("mora.suite: stopped; start it again to resume from the checkpoints", file=sys.stderr)
-        return 130
+    failed = _do(args, {name: experiments.load(name) for name in args.names or experiments.names()})
     if failed:
         print(f"mora.suite: {len(failed)} runs failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
@@ -61,7 +50,7 @@ def _do(args: argparse.Namespace, loaded: dict[str, Experiment]) -> list[str]:
     if job and args.hardware != "slurm":
         raise ConfigError(f"--set {slurm.PREFIX}{next(iter(job))}: only valid with --hardware slurm")
     changed = {name: overrides.applied(experiment, given) for name, experiment in loaded.items()}
-    scales: tuple[Scale, ...] = claims.SCALES if args.render else (args.scale,)
+    scales: tuple[Scale, ...] = claims.COMPARED if args.render else (args.scale,)
     seeds = list(range(args.seeds)) if args.seeds else None
     shown = [(name, s) for name, e in changed.items() for s in scales if not args.render or e.has(s)]
     rows: Rows = {(name, s): experiments.cell_specs(changed[name], s, seeds) for name, s in shown}
@@ -147,7 +136,7 @@ def _render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale
     elif experiment.kind == "table":
         path = tables.render(name, experiment, rows, scale, folder("tables"))
     else:
-        draw = memory.render if experiment.kind == "memory" else figures.render
+        draw = memory_study.render if experiment.kind == "memory" else figures.render
         drawn = draw(name, experiment, rows, scale, folder("figures"))
         return f"figure: {_relative(drawn)}" if drawn else f"{name}, scale {scale}: nothing to draw yet"
     return f"{path.read_text()}\n{_relative(path)}"

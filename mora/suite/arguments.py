@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from mora.config.arguments import positive_int
+from mora.config.hardware_schema import SCALES
 from mora.errors import MoraError
 from mora.planner.gpus import H100, KNOWN, Gpu, gpu
 
@@ -13,9 +14,7 @@ from mora.planner.gpus import H100, KNOWN, Gpu, gpu
 def parse(arguments: list[str] | None = None, prog: str = "python -m mora.suite") -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("names", nargs="*", help="experiments, such as table2 figure3")
-    parser.add_argument(
-        "--scale", choices=["smoke", "lite", "mid", "paper"], help="default: paper; the output names it"
-    )
+    parser.add_argument("--scale", choices=SCALES, help="default: paper; the output names it")
     parser.add_argument("--jobs", type=positive_int, default=1, help="runs side by side; with --hardware slurm: nodes")
     parser.add_argument("--seeds", type=positive_int, help="seeds 0 to N-1 instead of the experiment's")
     parser.add_argument(

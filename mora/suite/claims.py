@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from mora.config.hardware_schema import SCALES
 from mora.config.yaml_file import read_yaml
 from mora.frozen import FrozenModel
 
@@ -15,7 +16,7 @@ from .verdicts import Design, Test
 
 CLAIMS = experiments.FOLDER / "claims.yaml"
 WEAK = f"UNDER {verdicts.ENOUGH}"
-SCALES: tuple[Scale, ...] = ("lite", "mid", "paper")
+COMPARED: tuple[Scale, ...] = tuple(scale for scale in SCALES if scale != "smoke")
 
 Unit = Literal["points", "nats", "values"]
 
@@ -92,7 +93,7 @@ def plan_lines(name: str, scale: Scale, seeds: list[int] | None = None) -> list[
     """Return a line per claim on this experiment: its power at the planned seeds."""
     table = [claim for claim in load().claims if claim.experiment == name]
     at = experiments.load(name).scales.get(scale)
-    if at is None or scale not in SCALES:
+    if at is None or scale not in COMPARED:
         return []
     n, lines = len(seeds or at.seeds), []
     for claim in table:

@@ -14,11 +14,11 @@ from pydantic import ValidationError
 
 from mora.config import ConfigError, RunConfig
 from mora.config.composition import compose
-from mora.config.hints import near
+from mora.config.hardware_schema import ScaleName as Scale
 from mora.config.load import described
 from mora.config.source import ROOT
 from mora.config.yaml_file import read_yaml
-from mora.errors import one_line
+from mora.errors import did_you_mean, nearest, one_line
 from mora.frozen import FrozenModel
 
 FOLDER = ROOT / "experiments"
@@ -36,7 +36,6 @@ NAMES = {
     "mora": "MoRA",
     "remora": "ReMoRA",
 }
-Scale = Literal["paper", "mid", "lite", "smoke"]
 
 
 class Row(FrozenModel):
@@ -140,7 +139,8 @@ def load(name: str) -> Experiment:
         ConfigError: The file is not an experiment.
     """
     if name not in names():
-        raise FileNotFoundError(f"there is no experiment {name!r}; there are {', '.join(names())}{near(name, names())}")
+        meant = did_you_mean(nearest(name, names()))
+        raise FileNotFoundError(f"there is no experiment {name!r}; there are {', '.join(names())}{meant}")
     try:
         values = read_yaml(FOLDER / f"{name}.yaml")
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -201,7 +201,7 @@ def filter_cells(cells: list[CellSpec], filters: list[str]) -> list[CellSpec]:
             raise ConfigError(f"--only {text}: conditions stand apart: --only {' '.join(_apart(text))}")
         there = {str(has): None for cell in cells if (has := FILTERS[key](cell)) is not None}
         if unknown := [value for value in values.split(",") if value not in there]:
-            hint = _stands_for(cells, unknown[0]) if key == "r" else near(unknown[0], list(there))
+            hint = _stands_for(cells, unknown[0]) if key == "r" else did_you_mean(nearest(unknown[0], there))
             raise ConfigError(f"--only {text}: no cell has {key}={unknown[0]}; there are {', '.join(there)}{hint}")
     chosen = [(FILTERS[key], values.split(",")) for key, _, values in (text.partition("=") for text in filters)]
     return [cell for cell in cells if all(str(value(cell)) in values for value, values in chosen)]

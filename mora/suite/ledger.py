@@ -18,7 +18,7 @@ from mora.results import checked
 
 from . import verdicts
 from .cells import CellRuns
-from .claims import SCALES, Claim, Contrast, Ratio, Unit, load
+from .claims import COMPARED, Claim, Contrast, Ratio, Unit, load
 from .contrasts import Measured, ResolvedTables, documents, find, measure, nothing_known, paper_effect, rare_counts
 from .experiment import NAMES, Row, Scale
 from .verdicts import ALPHA, Estimate, Interval, Judged, Variance, Verdict
@@ -232,10 +232,10 @@ def _of_ratio(ratio: Ratio, scale: Scale) -> Outcome:
 def rows_of(resolved: ResolvedTables) -> list[tuple[Claim, Scale, Outcome]]:
     """Return every claim at every scale at which something was run; a claim without any, once, as not run."""
     claims = load().claims
-    by_scale = {scale: judge(claims, scale, resolved) for scale in SCALES}
+    by_scale = {scale: judge(claims, scale, resolved) for scale in COMPARED}
     lines: list[tuple[Claim, Scale, Outcome]] = []
     for i, claim in enumerate(claims):
-        there = [(claim, scale, by_scale[scale][i]) for scale in SCALES if by_scale[scale][i].verdict != "not run"]
+        there = [(claim, scale, by_scale[scale][i]) for scale in COMPARED if by_scale[scale][i].verdict != "not run"]
         lines += there or [(claim, "paper", by_scale["paper"][i])]
     return lines
 

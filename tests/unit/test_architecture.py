@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
+from mora.config.source import NUMBERS
 from mora.io import ROOT
 
 # From the ground up. Rooms of one line know nothing of each other. The adapter and its restarts, which a wheel holds,
@@ -28,7 +29,7 @@ FLOORS = (
     ("analysis", "bench", "checks", "command", "faults"),  # instruments
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-OF_THE_WHEEL = {"sizes", "adapter", "restarts", "mora"}
+OF_THE_WHEEL = {"io", "sizes", "adapter", "restarts", "mora"}
 OF_THE_SUITE = FLOOR_OF.keys() - OF_THE_WHEEL
 
 
@@ -87,6 +88,13 @@ def test_no_arrow_points_back():
 def test_the_wheel_needs_nothing_of_the_suite():
     inside = [arrow for arrow in all_imports() if arrow.of in OF_THE_WHEEL]
     assert [f"{a.where}: {a.room}" for a in inside if a.room in OF_THE_SUITE] == []
+
+
+def test_a_fingerprint_covers_every_floor_below_the_suite():
+    """But plans, which decide no number: a room that is new below the suite is covered, and none above it."""
+    modules = [path.removesuffix(".py").replace("/", ".") for path in NUMBERS.paths if path.startswith("mora/")]
+    below = {room for rooms in FLOORS[: FLOOR_OF["suite"]] for room in rooms}
+    assert {room_of(module) for module in modules} == below - {"planner"} | {"mora"}
 
 
 @pytest.mark.parametrize("line", ["from mora.suite import runner", "def f():\n    import mora.train.loop"])

@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 USE = """
-    import importlib.util
+    import importlib.util, sys
+    sys.modules["fcntl"] = None  # as on Windows
     assert not any(importlib.util.find_spec(name) for name in ("omegaconf", "hydra", "datasets", "deepspeed", "lm_eval"))
     from pathlib import Path
     import mora

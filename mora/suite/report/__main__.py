@@ -6,23 +6,21 @@ import argparse
 import sys
 from pathlib import Path
 
-from mora.errors import MoraError
+from mora.config.hardware_schema import SCALES
+from mora.errors import ends_in_one_line
 
 from .. import claims
 from ..figures import output_folder
-from .gather import ALL, Gathered
+from .gather import Gathered
 from .site import Site
 
 
+@ends_in_one_line("mora.suite.report")
 def main() -> int:
     args = _arguments()
-    scales = args.scale or claims.SCALES
+    scales = args.scale or claims.COMPARED
     folder = args.to or output_folder("smoke" if set(scales) == {"smoke"} else "lite", "report")
-    try:
-        first = Site(folder.resolve(), Gathered(scales)).build()
-    except (MoraError, OSError) as error:
-        print(f"mora.suite.report: {error}", file=sys.stderr)
-        return 2
+    first = Site(folder.resolve(), Gathered(scales)).build()
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"the report, {size / 1e6:.1f} MB: open {first}")
     return 0
@@ -30,7 +28,7 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m mora.suite.report", description=__doc__)
-    parser.add_argument("--scale", nargs="+", choices=ALL, help=f"default: {', '.join(claims.SCALES)}")
+    parser.add_argument("--scale", nargs="+", choices=SCALES, help=f"default: {', '.join(claims.COMPARED)}")
     parser.add_argument(
         "--to", type=Path, metavar="FOLDER", help="default: results/report; of smoke outputs/smoke/report"
     )

@@ -25,14 +25,6 @@ from ..experiment import ROOT, CellSpec, Experiment, Scale
 from ..result import log_of, reportable, result_of
 from ..selection import last_step
 
-ALL: tuple[Scale, ...] = ("smoke", *claims.SCALES)
-TITLES = {
-    "smoke": "a tiny model, which shows the path alone",
-    "lite": "small models",
-    "mid": "1.5B",
-    "paper": "the paper's models",
-}
-
 
 class Use(NamedTuple):
     """The use of a run in a cell: as one of its seeds, or in its search."""
@@ -127,7 +119,7 @@ class Shown:
 class Gathered:
     """Everything at some scales. `damaged`: why a file is left out, by its name."""
 
-    def __init__(self, scales: Iterable[Scale] = claims.SCALES) -> None:
+    def __init__(self, scales: Iterable[Scale] = claims.COMPARED) -> None:
         self.scales = tuple(scales)
         folders = {
             ROOT / "results" / "runs",

@@ -13,12 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from mora.config.hardware_schema import SCALES
 from mora.config.run_id import format_lr, run_id
 from mora.planner.gpus import GIB
 
 from ..cells import CellRuns
 from .findings import Finding
-from .gather import TITLES, Point, Run, Shown
+from .gather import Point, Run, Shown
 from .style import KEPT, PAGE, Look, legend_below, looks
 
 ACROSS = 2  # panels
@@ -226,7 +227,7 @@ def thinned(points: list[Point], max_points: int = POINTS) -> list[Point]:
 
 
 def title_of(shown: Shown) -> str:
-    return f"{shown.number}, scale {shown.scale} ({TITLES[shown.scale]})"
+    return f"{shown.number}, scale {shown.scale} ({SCALES[shown.scale]})"
 
 
 def _grid(panels: int, height: float) -> tuple[Figure, list[Axes]]:

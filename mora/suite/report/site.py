@@ -11,13 +11,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from mora.config.hardware_schema import SCALES
 from mora.errors import ConfigError, MoraError
 from mora.io import replace_file
 
-from .. import figures, memory
+from .. import figures, memory_study
 from ..experiment import ROOT
 from . import chart, decisions, detail, findings, pack, pictures, style, table_cells
-from .gather import TITLES, Gathered, Run, Shown
+from .gather import Gathered, Run, Shown
 
 TEMPLATES = Path(__file__).parent / "templates"
 ASSETS = ("report.css", "report.js")
@@ -101,7 +102,7 @@ class Site:
         replace_file(self.folder / name, text)
 
     def _page(self, name: str, **values: Any) -> None:
-        known = {"pages": PAGES, "here": name, "titles": TITLES, "scales": self.gathered.scales}
+        known = {"pages": PAGES, "here": name, "titles": SCALES, "scales": self.gathered.scales}
         self._write(name, self._templates.get_template(name).render(known | values))
 
     def _findings(self, figures: list[str]) -> None:
@@ -149,7 +150,7 @@ class Site:
         with style.in_print():
             if (again := _drawn(shown, style.COLUMN)) is not None:
                 style.printed(again, self.files / stem)
-        caption = figures.CAPTIONS.get(shown.kind, memory.CAPTION).replace("`", "")
+        caption = figures.CAPTIONS.get(shown.kind, memory_study.CAPTION).replace("`", "")
         return Picture(title, svg, stem, f"{shown.experiment.title}. {caption}", stem)
 
     def _each(self, draw: Callable[[Shown], Figure | None], what: str) -> list[Picture]:
@@ -202,10 +203,10 @@ def _drawn(shown: Shown, width: float | None) -> Figure | None:
         if figure is not None:
             figure.suptitle("")
         return _in_a_column(figure) if figure and width else figure
-    arms = memory.arms(shown.rows)
+    arms = memory_study.arms(shown.rows)
     if not any(arm.runs for arm in arms):
         return None
-    figure = memory.drawn(shown.experiment, arms, width or 8)[0]
+    figure = memory_study.drawn(shown.experiment, arms, width or 8)[0]
     figure.axes[0].set_title("")
     return _in_a_column(figure) if width else figure
 

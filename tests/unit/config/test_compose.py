@@ -1,12 +1,14 @@
 import shutil
 import subprocess
 import sys
+from typing import get_args
 
 import hydra
 import pytest
 import yaml
 
 from mora.config import ConfigError, compose, hints, hydra_compose, run_id
+from mora.config.hardware_schema import SCALES, ScaleName
 from mora.config.hydra_compose import check_sweep
 from mora.config.load import load
 from mora.config.source import CONFIG_DIR, ROOT
@@ -304,6 +306,12 @@ def test_a_task_is_one_folder(tmp_path, monkeypatch):
         assert config.model.name == model
     with pytest.raises(ConfigError, match=r"^scale=lite: task mine has no such scale; it has paper, smoke$"):
         compose(["task=mine", "method=mora", "r=8", "scale=lite"])
+
+
+def test_a_scale_has_a_name_a_description_and_a_file():
+    assert hints.choices("scale") == sorted(SCALES) == sorted(get_args(ScaleName))
+    for scale in SCALES:
+        assert compose(["task=uuid", "method=mora", "r=8", f"scale={scale}"]).scale.name == scale
 
 
 def test_several_tasks_or_scales_at_once_are_refused():

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+from types import SimpleNamespace
+
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from trainer_runs import (
@@ -21,6 +25,7 @@ from trainer_runs import (
 from mora import MoraConfig, RestartCallback
 from mora.methods import prepare
 from mora.models.load import load_model
+from mora.restarts import callback
 from mora.restarts.callback import FILE, restore_base
 from mora.restarts.restart import RestartFailed
 from mora.restarts.supported import check_supported
@@ -47,6 +52,22 @@ def test_a_resumed_run_goes_on_as_the_one_that_was_not_cut(method, stop, tmp_pat
     trainer.train(resume_from_checkpoint=True)
     assert_as_the_suite(watch.steps, of_the_suite(method)[stop:])
     assert restart.history[-1]["restart"] == 3
+
+
+def test_a_file_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeypatch):
+    first = SimpleNamespace(shadow={"q_proj": torch.ones(2, 2)}, count=1)
+    callback.save(tmp_path, first, 4)
+    whole = (tmp_path / FILE).read_bytes()
+
+    def full(tensors, path, metadata):
+        path.write_bytes(whole[:9])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(callback, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        callback.save(tmp_path, first, 6)
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+    assert (tmp_path / FILE).read_bytes() == whole
 
 
 def test_the_merged_base_of_a_checkpoint_can_be_put_under_its_adapter(tmp_path):

@@ -21,7 +21,7 @@ from mora.io import IN_USE
 from mora.sizes import auto_operator
 from mora.suite import __main__ as suite
 from mora.suite import experiment as experiments
-from mora.suite import figures, launch, memory, runner, settings, tables
+from mora.suite import figures, launch, memory_study, runner, settings, tables
 from mora.suite.cells import resolve, resolve_all
 from mora.suite.experiment import CellSpec
 from mora.suite.gpus import GpuSlots
@@ -235,7 +235,7 @@ def test_rendered_results_are_what_the_measured_ones_give(tmp_path):
     for name, scale in CELLS:
         experiment, kind = experiments.load(name), "tables" if name.startswith("table") else "figures"
         if scale != "smoke":
-            draw = tables.render if kind == "tables" else memory.render if name == "memory" else figures.render
+            draw = tables.render if kind == "tables" else memory_study.render if name == "memory" else figures.render
             draw(name, experiment, resolve_all(experiments.cell_specs(experiment, scale)), scale, tmp_path / kind)
     settings.render("table5", experiments.load("table5"), tmp_path / "tables")
     rendered = {p.relative_to(tmp_path): p.read_bytes() for p in sorted(tmp_path.rglob("*.*"))}

@@ -10,9 +10,9 @@ from matplotlib import pyplot as plt
 from mora.config import compose, run_id, source
 from mora.results import typed
 from mora.suite import experiment as experiments
-from mora.suite import memory
+from mora.suite import memory_study
 from mora.suite.cells import resolve, resolve_all
-from mora.suite.memory import Outcome
+from mora.suite.memory_study import Outcome
 
 EXPERIMENT = experiments.load("memory")
 SMALL = ["task.data.pairs=150", "task.train.global_batch_size=15"]
@@ -66,13 +66,13 @@ def test_the_runs_of_table_2_are_cells():
 
 
 def test_loads_are_from_a_thirtieth_to_half_a_bit():
-    bits = sorted(arm.bits for arm in memory.arms(rows()) if arm.spec.row.r == 1)
+    bits = sorted(arm.bits for arm in memory_study.arms(rows()) if arm.spec.row.r == 1)
     assert bits[0] < 0.035
     assert 0.49 < bits[-1] < 0.55
-    frozen = [arm for arm in memory.arms(rows()) if arm.kind == "LoRA, A frozen"]
+    frozen = [arm for arm in memory_study.arms(rows()) if arm.kind == "LoRA, A frozen"]
     assert frozen
     for arm in frozen:
-        assert memory.partner(arm, memory.arms(rows())).trainable == pytest.approx(arm.trainable, rel=0.02)
+        assert memory_study.partner(arm, memory_study.arms(rows())).trainable == pytest.approx(arm.trainable, rel=0.02)
 
 
 def test_steps_lie_between_the_measurements_and_are_none_where_the_run_ended_first():
@@ -85,15 +85,15 @@ def test_steps_lie_between_the_measurements_and_are_none_where_the_run_ended_fir
 
 def test_a_ratio_is_a_bound_where_one_of_the_two_did_not_get_there():
     fast, slow, never = outcome([0.99]), outcome([0, 0, 0, 0.99]), outcome([0.5])
-    assert memory.ratio(slow, fast) == (pytest.approx(4.0), 0)
-    assert memory.ratio(never, fast) == (pytest.approx(20.0), 1)
-    assert memory.ratio(fast, never) == (pytest.approx(0.05), -1)
-    assert memory.ratio(never, never) is None
+    assert memory_study.ratio(slow, fast) == (pytest.approx(4.0), 0)
+    assert memory_study.ratio(never, fast) == (pytest.approx(20.0), 1)
+    assert memory_study.ratio(fast, never) == (pytest.approx(0.05), -1)
+    assert memory_study.ratio(never, never) is None
 
 
 def test_the_figure_pairs_seeds_and_names_what_neither_reached(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "ROOT", tmp_path)
-    assert memory.render("memory", EXPERIMENT, rows(), "lite", tmp_path / "out") is None
+    assert memory_study.render("memory", EXPERIMENT, rows(), "lite", tmp_path / "out") is None
     chosen = [spec for spec in cells() if spec.row.r == 8 and spec.column.name == "1000 pairs"]
     for spec in chosen:
         for config in spec.search_runs:
@@ -101,7 +101,7 @@ def test_the_figure_pairs_seeds_and_names_what_neither_reached(tmp_path, monkeyp
         for config in resolve(spec).final_runs:
             share = 0.9 if config.seed == 2 else 0.995
             write(config, {"value_token_acc": share, "value_nll": 2.0, "uuid_char_acc": 0.75}, steps=(500,))
-    path = memory.render("memory", EXPERIMENT, rows(), "lite", tmp_path / "out")
+    path = memory_study.render("memory", EXPERIMENT, rows(), "lite", tmp_path / "out")
     first = path.read_bytes()
     text = path.with_suffix(".md").read_text()
     assert "Reached by neither, so not drawn: MoRA r=8 (the paper's 64) at 1000 pairs, seed 2; MoRA r=8" in text
@@ -116,15 +116,15 @@ def test_the_figure_pairs_seeds_and_names_what_neither_reached(tmp_path, monkeyp
     assert len(lines) == 12
     assert {line["run"] for line in lines} == {run_id(c) for spec in chosen for c in resolve(spec).final_runs}
     assert [line["steps_to_99"] for line in lines if line["seed"] == "2"] == [""] * 4
-    memory.render("memory", EXPERIMENT, rows(), "lite", tmp_path / "out")
+    memory_study.render("memory", EXPERIMENT, rows(), "lite", tmp_path / "out")
     assert path.read_bytes() == first
 
 
 def test_no_rank_is_written_over_another():
     _, ax = plt.subplots()
     ax.set(xscale="log", yscale="log", xlim=(0.01, 1), ylim=(0.5, 2))
-    near = {(f"r={r}", "1000 pairs"): [memory.Dot(0.1 * 1.001**r, 1.0)] for r in (1, 2, 8)}
-    memory._name(ax, near | {("r=1", "3000 steps"): [memory.Dot(0.1, 1.01), memory.Dot(0.1, 0.6)]})
+    near = {(f"r={r}", "1000 pairs"): [memory_study.Dot(0.1 * 1.001**r, 1.0)] for r in (1, 2, 8)}
+    memory_study._name(ax, near | {("r=1", "3000 steps"): [memory_study.Dot(0.1, 1.01), memory_study.Dot(0.1, 0.6)]})
     boxes = [text.get_window_extent() for text in ax.texts]
     assert [text.get_text() for text in ax.texts] == ["r=1", "r=2", "r=8", "r=1"], "one a group, the lowest first"
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))

@@ -10,14 +10,19 @@ from mora.evaluate import outside, synthetic
 from mora.evaluate.response_cache import ResponseCache
 
 
+class Refused(Exception):
+    """What the command said before it ended."""
+
+
 @pytest.fixture
-def evaluate(tmp_path):
+def evaluate(tmp_path, capsys):
     """Scores made-up records with the tiny model into one folder. Returns what is then in its `result.json`."""
     data = synthetic.write(tmp_path / "data")
 
     def call(*arguments, model="tiny"):
         flags = ["--data-dir", str(data), "--output", str(tmp_path / "out"), "--device", "cpu"]
-        command.main([model, "--task", *arguments, *flags])
+        if command.main([model, "--task", *arguments, *flags]):
+            raise Refused(capsys.readouterr().err.strip())
         return json.loads((tmp_path / "out/result.json").read_text())
 
     return call
@@ -55,7 +60,7 @@ def test_other_documents_do_not_replace_a_score(evaluate, tmp_path):
     path = tmp_path / "data/adaptllm/USMLE.jsonl"
     path.write_text(path.read_text().replace("did it rise", "did it fall"))
     with pytest.raises(
-        SystemExit, match=r"out holds the scores of biomed_usmle over other documents: give another folder"
+        Refused, match=r"out holds the scores of biomed_usmle over other documents: give another folder"
     ):
         evaluate("biomed_usmle")
     assert json.loads((tmp_path / "out/result.json").read_text()) == first
@@ -68,7 +73,7 @@ def test_other_settings_are_refused_before_scoring(evaluate, unscored):
     expected = (
         r"'tiny' in fp32 with batch_size=64, not 8; limit=2, not None: use the same settings, or give another folder"
     )
-    with pytest.raises(SystemExit, match=expected):
+    with pytest.raises(Refused, match=expected):
         evaluate("biomed_rct", "--batch-size", "8")
 
 
@@ -78,7 +83,7 @@ def test_other_weights_are_refused_before_scoring(evaluate, unscored, tmp_path):
     known["model"] |= {"fingerprint": "00", "name": "A/adapter"}
     (tmp_path / "out/result.json").write_text(json.dumps(known))
     unscored()
-    with pytest.raises(SystemExit, match=r"holds the scores of 'A/adapter' in fp32, other weights: .* with --output$"):
+    with pytest.raises(Refused, match=r"holds the scores of 'A/adapter' in fp32, other weights: .* with --output$"):
         evaluate("biomed_rct")
     assert json.loads((tmp_path / "out/result.json").read_text()) == known
 
@@ -89,7 +94,7 @@ def test_a_damaged_result_is_refused_before_scoring(evaluate, unscored, tmp_path
     (tmp_path / "out/result.json").write_text(text)
     unscored()
     with pytest.raises(
-        SystemExit, match=r"result.json is not an evaluation result, or is truncated \(.*\): give another "
+        Refused, match=r"result.json is not an evaluation result, or is truncated \(.*\): give another "
     ):
         evaluate("biomed_rct")
     assert (tmp_path / "out/result.json").read_text() == text
@@ -98,9 +103,7 @@ def test_a_damaged_result_is_refused_before_scoring(evaluate, unscored, tmp_path
 def test_a_folder_in_place_of_the_result_is_said_before_scoring(evaluate, unscored, tmp_path):
     (tmp_path / "out/result.json").mkdir(parents=True)
     unscored()
-    with pytest.raises(
-        SystemExit, match=r"result.json is not an evaluation result, or is truncated \(.*Is a directory"
-    ):
+    with pytest.raises(Refused, match=r"result.json is not an evaluation result, or is truncated \(.*Is a directory"):
         evaluate("biomed_rct")
 
 

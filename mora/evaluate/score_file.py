@@ -1,4 +1,7 @@
-"""The `result.json` of `python -m mora.evaluate`: one model under one setting, with tasks of several calls."""
+"""The `result.json` of `python -m mora.evaluate`: one model's scores under one setting, of several calls.
+
+The result of a training run is another file: `mora/results.py`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The memory study: steps until pairs are known, against the bits that a trainable parameter has to store."""
+"""The memory study: steps until pairs are known, against the bits that a trainable parameter has to store.
+
+The bytes that a run takes on a GPU are another matter: `mora/planner/memory.py`.
+"""
 
 from __future__ import annotations
 
