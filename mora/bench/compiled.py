@@ -155,7 +155,7 @@ def _serve(pipe: Connection, scenario: Scenario, case: Case, backend: str, devic
 
 
 def _end_with_parent() -> None:
-    """A benchmark that was killed leaves no compilation behind."""
+    """End this process when its parent ends: a benchmark that was killed leaves no compilation behind."""
     parent = mp.parent_process()
     if parent is not None:
         parent.join()
