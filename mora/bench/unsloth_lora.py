@@ -6,6 +6,7 @@ Nothing of it needs a network: a folder with random weights stands for the model
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -48,6 +49,7 @@ def _save_base(plan: Plan, folder: Path, device: torch.device) -> None:
     base.save_pretrained(folder)
     word_tokenizer(SHAPES[plan.shape]["vocab_size"]).save_pretrained(folder)
     del base
+    gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
@@ -87,7 +89,8 @@ def main() -> None:
 def _train(plan: Plan, size: int, padding_free: bool, folder: str) -> dict[str, Any]:
     """Measure its fused kernels without gradient checkpointing, on micro batches of `size` samples.
 
-    padding_free: laid end to end, else padded to the longest of near lengths.
+    It compiles the model's blocks: a whole epoch is its warm-up, the second one is timed.
+    padding_free: the samples are laid end to end, else padded to the longest of near lengths.
     """
     import datasets
     import trl
@@ -96,12 +99,12 @@ def _train(plan: Plan, size: int, padding_free: bool, folder: str) -> dict[str, 
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
-        folder, max_seq_length=1024, dtype=_dtype(device), load_in_4bit=False
+        folder, max_seq_length=1024, dtype=_dtype(device), load_in_4bit=False, use_gradient_checkpointing=False
     )
     model = unsloth.FastLanguageModel.get_peft_model(
         model, r=8, lora_alpha=16, lora_dropout=0, bias="none", target_modules=LAYERS, use_gradient_checkpointing=False
     )
-    clock = Clock(plan.warm_up_steps, device)
+    clock = Clock(plan.samples // plan.global_batch_size, device)
     counts: list[int] = []
 
     class Ticks(TrainerCallback):
@@ -112,7 +115,7 @@ def _train(plan: Plan, size: int, padding_free: bool, folder: str) -> dict[str, 
     with tempfile.TemporaryDirectory() as outputs:
         arguments = trl.SFTConfig(
             output_dir=outputs, per_device_train_batch_size=size,
-            gradient_accumulation_steps=plan.global_batch_size // size, num_train_epochs=1, learning_rate=3e-4,
+            gradient_accumulation_steps=plan.global_batch_size // size, num_train_epochs=2, learning_rate=3e-4,
             bf16=device.type == "cuda", use_cpu=device.type == "cpu", optim="adamw_torch_fused", save_strategy="no",
             logging_strategy="no", report_to="none", max_length=1024, padding_free=padding_free, dataloader_drop_last=True,
             disable_tqdm=True, **({} if padding_free else by_length()),
