@@ -15,11 +15,11 @@ The four linear maps run as Triton kernels (`gather_kernel.py`) on a GPU; elsewh
 them by itself and could not look into a kernel, they are the operators' own torch code. Everything is allocated by shape
 alone and nothing asks the device for a value, so a step may be captured in a CUDA graph once it has run.
 
-The form is chosen for each call. The environment variable MORA_KERNELS, or `use(...)`, decides otherwise: "auto";
-"torch", this function without Triton; "reference", the operators composed under autograd; "triton", also on the CPU (with
-TRITON_INTERPRET=1, for tests); "products", plain products with f_comp and f_decomp as matrices (`products.py`), which is
-made for small models that wait for the CPU, and is not chosen by itself until it has been measured on a GPU. Second
-derivatives need "reference" or "products"; the others refuse them.
+That is the form "fused". "products" (`products.py`) is made for small models: plain products with f_comp and f_decomp as
+matrices, fewer launches for more arithmetic. "auto" chooses for each call: "products" on a GPU where the layer is so small
+that the CPU decides, else "fused". The environment variable MORA_KERNELS, or `use(...)`, decides otherwise: "torch", the
+fused function without Triton; "reference", the operators composed under autograd; "triton", also on the CPU (with
+TRITON_INTERPRET=1, for tests). Second derivatives need "reference" or "products"; the others refuse them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ from .operators import Operator
 if TYPE_CHECKING:
     from .gather_kernel import Dropout
 
-Form = Literal["auto", "triton", "torch", "reference", "products"]
+Form = Literal["auto", "fused", "products", "torch", "reference", "triton"]
+LIGHT = 2**36  # multiply-adds of x W in 2-byte numbers: an H200 computes the layer as fast as a CPU launches "fused"
+LARGE = 2**25  # numbers in S and T, 64 MiB in bf16: reading them would cost what "products" saves
 CHUNK_BYTES = 16 * 2**20  # of compressed blocks: they and their product with M stay in the L2 cache of an H100 (50 MB)
 MULTIPROCESSORS = 132  # of an H100: how many tiles a matrix product should have
 
@@ -71,12 +73,20 @@ def is_reference() -> bool:
 
 def on_triton(x: Tensor) -> bool:
     """Whether this suite's Triton kernels are to be used on x, as far as that does not depend on an operator."""
-    return _form == "triton" or (_form in ("auto", "products") and x.is_cuda and _has_triton())
+    return _form == "triton" or (_form in ("auto", "fused", "products") and x.is_cuda and _has_triton())
 
 
 def takes_dropout(x: Tensor, operator: Operator) -> bool:
     """Whether `adapted_linear` draws the dropout of this x itself: not where its maps run as torch code."""
-    return _form == "products" or _triton_maps(x, operator) is not None
+    return _as_products(x, operator) or _triton_maps(x, operator) is not None
+
+
+def _as_products(x: Tensor, operator: Operator) -> bool:
+    """Whether this call is one of plain products: see the top of the file."""
+    if _form != "auto" or not x.is_cuda or torch.compiler.is_compiling():
+        return _form == "products"
+    base = x.numel() * operator.out_features * (1 if x.itemsize == 2 else 8)  # what an H100 needs longer for fp32
+    return base < LIGHT and products.size(operator) < LARGE
 
 
 def _triton_maps(x: Tensor, operator: Operator) -> Maps | None:
@@ -97,21 +107,21 @@ def adapted_linear(
     M: Tensor,
     operator: Operator,
     scaling: float = 1.0,
-    weight_KD: Tensor | None = None,
+    weight_DK: Tensor | None = None,
     bias: Tensor | None = None,
     dropout: float = 0.0,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """x (..., in_features) -> (..., out_features).
 
-    weight_KD: the frozen base weight, (in_features, out_features); without it the adapter's part alone is returned, in
+    weight_DK: the frozen base weight, (out_features, in_features); without it the adapter's part alone is returned, in
         `dtype`.
     bias: the frozen base bias. No gradient is computed for either.
     dropout: probability, on the adapter's input; only where `takes_dropout`.
     dtype: of the compressed input and its product with M, by default M's. M's gradient has M's dtype.
     """
-    if _form == "products":
-        return products.adapted_linear(x, _square(M, dtype or M.dtype, scaling), operator, weight_KD, bias, dropout)
+    if _as_products(x, operator):
+        return products.adapted_linear(x, _square(M, dtype or M.dtype, scaling), operator, weight_DK, bias, dropout)
     drop = None
     if dropout:
         from .gather_kernel import Dropout
@@ -119,7 +129,7 @@ def adapted_linear(
         # Drawn on the device: torch.manual_seed, checkpointing and graph capture all govern it as they do nn.Dropout.
         drop = Dropout(dropout, torch.randint(-(2**63), 2**63 - 1, (1,), device=x.device))
     maps = _triton_maps(x, operator)
-    return _AdaptedLinear.apply(x, M, weight_KD, bias, operator, maps, scaling, dtype or M.dtype, drop)
+    return _AdaptedLinear.apply(x, M, weight_DK, bias, operator, maps, scaling, dtype or M.dtype, drop)
 
 
 class _AdaptedLinear(torch.autograd.Function):
@@ -128,7 +138,7 @@ class _AdaptedLinear(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         M: Tensor,
-        weight_KD: Tensor | None,
+        weight_DK: Tensor | None,
         bias: Tensor | None,
         operator: Operator,
         maps: Maps | None,
@@ -138,7 +148,7 @@ class _AdaptedLinear(torch.autograd.Function):
     ) -> Tensor:
         """Return y. Without `maps`, the operator's kernels, it is computed by torch code."""
         x2 = x.reshape(-1, operator.in_features)
-        y_dtype = dtype if weight_KD is None else _base_dtype(x)
+        y_dtype = dtype if weight_DK is None else _base_dtype(x)
         c = blocks = None
         if maps is None:
             c = operator.compress(x2.to(dtype))
@@ -152,11 +162,11 @@ class _AdaptedLinear(torch.autograd.Function):
                 y = _forward_in_blocks(x2, M, operator, blocks, scaling)
             else:
                 c, y = _forward_triton(x2, M, operator, maps, scaling, dtype, y_dtype, dropout)
-        if weight_KD is not None:
-            y = _plus_product(y, x2.to(y_dtype), weight_KD.to(y_dtype), in_place=maps is not None)
+        if weight_DK is not None:
+            y = _plus_product(y, x2.to(y_dtype), weight_DK.to(y_dtype).mT, in_place=maps is not None)
             if bias is not None:
                 y += bias
-        ctx.save_for_backward(x if c is None else c, M, weight_KD, dropout.seed if dropout else None)
+        ctx.save_for_backward(x if c is None else c, M, weight_DK, dropout.seed if dropout else None)
         ctx.keeps_c, ctx.maps, ctx.in_blocks = c is not None, maps, blocks is not None
         ctx.operator, ctx.scaling, ctx.dtype = operator, scaling, dtype
         ctx.shape, ctx.x_dtype, ctx.dropout = x.shape, x.dtype, dropout and dropout.p
@@ -166,11 +176,11 @@ class _AdaptedLinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]  # what f_comp(x) owes to x is not kept: use "reference"
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        kept, M, weight_KD, seed = ctx.saved_tensors
+        kept, M, weight_DK, seed = ctx.saved_tensors
         operator, (needs_x, needs_M, *_) = ctx.operator, ctx.needs_input_grad
         g = grad_y.reshape(-1, operator.out_features)
         x_or_c = kept if ctx.keeps_c else kept.reshape(-1, operator.in_features)
-        x_dtype = ctx.x_dtype if weight_KD is None else g.dtype
+        x_dtype = ctx.x_dtype if weight_DK is None else g.dtype
         if ctx.maps is not None:
             g, x_or_c = _with_contiguous_rows(g), _with_contiguous_rows(x_or_c)
             if ctx.in_blocks:
@@ -185,8 +195,8 @@ class _AdaptedLinear(torch.autograd.Function):
             if needs_M:
                 c = x_or_c if ctx.keeps_c else operator.compress(x_or_c.to(ctx.dtype))
                 dM = _square(_outer(dz, c), M.dtype, ctx.scaling)
-        if dx is not None and weight_KD is not None:
-            dx = _plus_product(dx, g, weight_KD.to(g.dtype).mT, in_place=ctx.maps is not None)
+        if dx is not None and weight_DK is not None:
+            dx = _plus_product(dx, g, weight_DK.to(g.dtype), in_place=ctx.maps is not None)
         if dx is not None:
             dx = dx.to(ctx.x_dtype).view(ctx.shape)
         return dx, dM, None, None, None, None, None, None, None
@@ -209,7 +219,7 @@ def _plus_product(y: Tensor, a: Tensor, b: Tensor, in_place: bool) -> Tensor:
 
 
 def _square(M: Tensor, dtype: torch.dtype, scaling: float) -> Tensor:
-    M = M.to(dtype)
+    M = M if M.dtype == dtype else M.to(dtype)
     return M if scaling == 1.0 else M * scaling
 
 

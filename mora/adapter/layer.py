@@ -218,11 +218,12 @@ class MoraLinear(nn.Module, MoraLayer):
 
     def _adapters_now(self) -> list[str]:
         """Return the adapters that must be added to the base output: the active ones, unless merged or disabled."""
-        if self.disable_adapters and self.merged:
+        if self._disable_adapters and self.merged_adapters:
             self.unmerge()
-        if self.disable_adapters or self.merged:
+        if self._disable_adapters or self.merged_adapters:
             return []
-        return [name for name in self.active_adapters if name in self.mora_M]
+        here = self.mora_M
+        return [name for name in self.active_adapters if name in here]
 
     def _adapter_output(self, adapter: str, x: Tensor) -> Tensor:
         """Return what one adapter adds, without the base: dropout, then the operator around M, then the scaling."""
@@ -240,7 +241,7 @@ class MoraLinear(nn.Module, MoraLayer):
             x,
             self.operator[adapter],
             self.scaling[adapter],
-            weight_KD=base.weight if isinstance(base, Conv1D) else base.weight.mT,
+            weight_DK=base.weight.mT if isinstance(base, Conv1D) else base.weight,
             bias=base.bias,
             dropout=self._dropout_now(adapter),
             dtype=self._compute_dtype(square.weight, x),

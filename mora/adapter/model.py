@@ -119,8 +119,15 @@ class MoraModel(BaseTuner):
         others = [m for m in self.model.modules() if id(m) not in base_ids]
         shared = {id(p) for module in others for p in module.parameters(recurse=False)}
         for base in bases:
-            if id(base.weight) in shared:
+            if id(getattr(base, "weight", None)) in shared:  # HQQ's and GPTQ's modules have none
                 base.weight = nn.Parameter(base.weight.detach().clone(), base.weight.requires_grad)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        """Put a base module back as it is: PEFT's method also copies `weight`, which HQQ's and GPTQ's modules have not."""
+        if isinstance(new_module, BaseTunerLayer):
+            super()._replace_module(parent, child_name, new_module, child)
+        else:
+            setattr(parent, child_name, new_module)
 
     @classmethod
     def _remap_adapter_state_dict_for_load(

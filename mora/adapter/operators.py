@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -222,7 +222,7 @@ class Rotation(Decouple):
         """Block i (..., N, r_hat) turned by sign * i * theta_j in its j-th plane; computed in fp32 or wider."""
         dtype = torch.promote_types(blocks.dtype, torch.float32)
         # One cache serves the whole process, so what a tracer makes (torch.export's FakeTensor, say) must stay out of it.
-        table = rotation_table if type(blocks) is Tensor else rotation_table.__wrapped__
+        table = constant_rotation_table if type(blocks) is Tensor else rotation_table.__wrapped__
         cos, sin = table(self.n_blocks, self.r_hat, blocks.device, dtype)
         sin = sign * sin
         if self.pairs == "half_split":
@@ -252,6 +252,11 @@ def rotation_table(n_blocks: int, r_hat: int, device: torch.device, dtype: torch
         theta = 10000.0 ** (-torch.arange(0, r_hat, 2, dtype=torch.float64) / r_hat)
         angle = torch.outer(torch.arange(n_blocks, dtype=torch.float64), theta)
         return angle.cos().to(device, dtype), angle.sin().to(device, dtype)
+
+
+@torch.compiler.assume_constant_result  # it would be made in the graph, for each layer and step
+def constant_rotation_table(*key: Any) -> tuple[Tensor, Tensor]:
+    return rotation_table(*key)
 
 
 def _pad(x: Tensor, length: int, pad: Pad) -> Tensor:

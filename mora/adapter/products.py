@@ -2,27 +2,33 @@
 
 A small model waits for the CPU: what counts there is how many operations a layer launches, and how much Python runs between
 them. Beside the base's own, a layer has three here forward and five backward, all of torch's autograd, where PEFT's LoRA
-has four and six; every operator is the same code. The price is arithmetic, 4 N R (K + D) operations per token forward and
-backward, most of which multiply by zeros: free on a GPU that waits, too much on a large model. In bf16 a rotation's cosines
-are rounded to it.
+has four and six; every operator is the same code. The price is arithmetic, 4 n R (K + D) operations per token forward and
+backward, where n counts the blocks that reach an output of their own. Most of them multiply by zeros: free on a GPU that
+waits, too much on a large model. In bf16 a rotation's cosines are rounded to it.
 """
 
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .operators import Operator
+from mora.sizes import aligned
+
+from .operators import Decouple, Operator
+
+FEW = 2**33  # multiply-adds of x W: beyond, it pays to fill r_hat up to a multiple of 8, for cuBLAS's fast kernels
+ROWS = 1024  # of S that are computed at once: a wide layer's blocks, all inputs at a time, would take hundreds of MB
 
 
 def adapted_linear(
     x: Tensor,
     square: Tensor,
     operator: Operator,
-    weight_KD: Tensor | None,
+    weight_DK: Tensor | None,
     bias: Tensor | None,
     dropout: float,
 ) -> Tensor:
@@ -30,28 +36,62 @@ def adapted_linear(
 
     `square` is scaling * M in the compute dtype; the other arguments are those of that function.
     """
-    dtype = square.dtype
-    S, T = matrices(operator, x.device, dtype)
-    x2 = x.reshape(-1, operator.in_features)
-    c = (F.dropout(x2, dropout) if dropout else x2).to(dtype) @ S
-    z = F.linear(c.view(-1, operator.r_hat), square).view(-1, T.shape[0])
-    if weight_KD is None:
+    dtype, R = square.dtype, operator.r_hat
+    side = R if x.numel() * operator.out_features < FEW else aligned(R)
+    S, T = matrices(operator, side, x.device, dtype)
+    x2 = x if x.dim() == 2 else x.reshape(-1, operator.in_features)
+    c = F.dropout(x2, dropout) if dropout else x2
+    c = (c if c.dtype == dtype else c.to(dtype)) @ S
+    if side != R:
+        square = F.pad(square, (0, side - R, 0, side - R))
+    width = S.shape[1]
+    z = F.linear(c, square) if width == side else F.linear(c.view(-1, side), square).view(-1, width)
+    if weight_DK is None:
         y = z @ T
     else:
-        base = F.linear(x2, weight_KD.mT, bias)
-        y = torch.addmm(base, z, T) if base.dtype == dtype else base + (z @ T).to(base.dtype)
-    return y.view(*x.shape[:-1], operator.out_features)
+        y = F.linear(x2, weight_DK, bias)
+        y = y.addmm_(z, T) if y.dtype == dtype else y + (z @ T).to(y.dtype)
+    return y if x is x2 else y.view(*x.shape[:-1], operator.out_features)
+
+
+def size(operator: Operator) -> int:
+    """Return how many numbers S and T hold, without r_hat's padding."""
+    n = min(operator.n_blocks, operator.n_blocks_out) if isinstance(operator, Decouple) else 1
+    return n * operator.r_hat * (operator.in_features + operator.out_features)
+
+
+@torch.compiler.assume_constant_result  # they would be made in the graph, for each layer and step
+def matrices(operator: Operator, side: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return S, (in_features, n side), and T, (n side, out_features), with zeros from r_hat to `side`.
+
+    n counts the blocks, 1 for operators that know none. Blocks whose outputs fall together are added in S, since M is
+    linear, and a block that reaches no output is left out.
+    Computed in fp32, or wider, and rounded once.
+    """
+    return _made(operator, side, device, dtype)
 
 
 @functools.lru_cache(maxsize=256)
-def matrices(operator: Operator, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return S, (in_features, N r_hat), and T, (N r_hat, out_features), with N = 1 for operators that know no blocks.
-
-    Computed in fp32, or wider, and rounded once.
-    """
+def _made(operator: Operator, side: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False), torch.no_grad():  # a cached inference tensor would break the next training step
         wide = torch.promote_types(dtype, torch.float32)
-        compressed = operator.compress(torch.eye(operator.in_features, dtype=wide))
-        S = compressed.flatten(1)
-        T = operator.decompress(torch.eye(S.shape[1], dtype=wide).view(-1, *compressed.shape[1:]))
-        return S.to(device, dtype).contiguous(), T.to(device, dtype).contiguous()
+        inputs = torch.eye(operator.in_features, device=device, dtype=wide)
+        S = torch.cat([_compressed(rows, operator) for rows in inputs.split(ROWS)])
+        n, R = S.shape[1:]
+        last = replace(operator, in_features=n * R) if isinstance(operator, Decouple) else operator  # that has n blocks
+        units = torch.eye(n * R, device=device, dtype=wide)
+        T = last.decompress(units.view(n * R, n, R) if isinstance(operator, Decouple) else units)
+        missing = side - R
+        S = F.pad(S, (0, missing)).flatten(1)
+        T = F.pad(T.view(n, R, -1), (0, 0, 0, missing)).flatten(0, 1)
+        return S.to(dtype), T.to(dtype)
+
+
+def _compressed(x: Tensor, operator: Operator) -> Tensor:
+    """f_comp of x, (rows, in_features), as (rows, n, r_hat)."""
+    blocks = operator.compress(x).view(len(x), -1, operator.r_hat)
+    if not isinstance(operator, Decouple) or (n := operator.n_blocks_out) >= operator.n_blocks:
+        return blocks
+    if operator.overflow == "drop":
+        return blocks[:, :n]
+    return torch.stack([blocks[:, i::n].sum(1) for i in range(n)], dim=1)

@@ -10,10 +10,14 @@ import re
 import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # read when CUDA starts
+os.environ.setdefault(
+    "MORA_KERNELS", "fused"
+)  # as in the suite's runs; where users' own loops are measured, a case says what
 
 import torch
 
@@ -21,7 +25,7 @@ from mora.config import source
 from mora.config.arguments import positive_int
 from mora.io import replace_file
 
-from . import compiled, decoding, evaluation, layers, loop, plan, render, step, unsloth_lora
+from . import compiled, decoding, evaluation, layers, loop, plan, quantised, render, step, unsloth_lora
 
 PACKAGES = ("torch", "transformers", "peft")
 
@@ -36,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     extent.add_argument("--smoke", action="store_true", help="a tiny model, seconds on a CPU; not written to results/")
     parser.add_argument(
-        "--rounds", type=positive_int, default=10, help="step, compiled: how often each method is timed (default 10)"
+        "--rounds", type=positive_int, default=None, help="how often each is timed: step, compiled (10), quantised (3)"
     )
     parser.add_argument("--only", default="", help="plan: the cases whose names hold this")
     parser.add_argument("--out", type=Path, default=None, help="folder of the JSON, instead of results/bench")
@@ -49,6 +53,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(render.render())
     elif device.type == "cpu" and not options.smoke:
         parser.error("torch sees no GPU here: only --smoke runs on a CPU")
+    elif options.what == "quantised" and find_spec("bitsandbytes") is None:
+        parser.error("quantised needs bitsandbytes, which is not installed: pip install bitsandbytes==0.50.2")
     elif options.what == "layers":
         layers.sweep(device, smoke=options.smoke)
     elif options.what == "plan":
@@ -57,9 +63,9 @@ def main(arguments: list[str] | None = None) -> None:
         _measure(options.what, extent_name, options.rounds, device, options.out)
 
 
-def _measure(what: str, extent: str, rounds: int, device: torch.device, folder: Path | None) -> None:
+def _measure(what: str, extent: str, rounds: int | None, device: torch.device, folder: Path | None) -> None:
     """Measure, and write what there is after each scenario. Without a folder, "smoke" is only printed."""
-    circumstances = _circumstances(device)
+    circumstances = _circumstances(device, (*PACKAGES, "bitsandbytes") if what == "quantised" else PACKAGES)
     folder = folder or (None if extent == "smoke" else render.RESULTS)
     path = folder and folder / f"{what}-{extent}-{_slug(circumstances['hardware']['device'])}.json"
     for measured in MEASUREMENTS[what](extent, rounds, device):
@@ -72,38 +78,43 @@ def _measure(what: str, extent: str, rounds: int, device: torch.device, folder: 
         print(f"\n{path}")
 
 
-def _step(extent: str, rounds: int, device: torch.device) -> Iterator[dict[str, Any]]:
+def _step(extent: str, rounds: int | None, device: torch.device) -> Iterator[dict[str, Any]]:
     measured = []
     for scenario in step.scenarios(extent):
         print(f"{scenario.shape}, {scenario.batch_size} x {scenario.length}", flush=True)
-        measured.append(step.measure(scenario, device, rounds))
+        measured.append(step.measure(scenario, device, rounds or 10))
         yield {"extent": extent, "scenarios": measured}
         if device.type == "cuda":
             torch.cuda.empty_cache()
 
 
-def _compiled(extent: str, rounds: int, device: torch.device) -> Iterator[dict[str, Any]]:
+def _compiled(extent: str, rounds: int | None, device: torch.device) -> Iterator[dict[str, Any]]:
     measured = []
-    for scenario in compiled.measure(compiled.SMOKE if extent == "smoke" else compiled.FULL, device, rounds):
+    for scenario in compiled.measure(compiled.SMOKE if extent == "smoke" else compiled.FULL, device, rounds or 10):
         measured.append(scenario)
         yield {"scenarios": measured}
 
 
-def _decoding(extent: str, rounds: int, device: torch.device) -> Iterator[dict[str, Any]]:
+def _decoding(extent: str, rounds: int | None, device: torch.device) -> Iterator[dict[str, Any]]:
     measured = []
     for scenario in decoding.measure(decoding.SMOKE if extent == "smoke" else decoding.FULL, device):
         measured.append(scenario)
         yield {"scenarios": measured}
 
 
-def _loop(extent: str, rounds: int, device: torch.device) -> Iterator[dict[str, Any]]:
+def _loop(extent: str, rounds: int | None, device: torch.device) -> Iterator[dict[str, Any]]:
     measured = loop.compare(loop.PLANS[extent], device)
     yield measured
     yield measured | {"rows": measured["rows"] + unsloth_lora.compare(extent, device)}
 
 
-def _evaluation(extent: str, rounds: int, device: torch.device) -> Iterator[dict[str, Any]]:
+def _evaluation(extent: str, rounds: int | None, device: torch.device) -> Iterator[dict[str, Any]]:
     yield evaluation.compare(evaluation.SMOKE if extent == "smoke" else evaluation.FULL, device)
+
+
+def _quantised(extent: str, rounds: int | None, device: torch.device) -> Iterator[dict[str, Any]]:
+    plan = quantised.SMOKE if extent == "smoke" else quantised.FULL
+    yield quantised.compare(plan, device, rounds or 3)
 
 
 MEASUREMENTS = {
@@ -112,6 +123,7 @@ MEASUREMENTS = {
     "decoding": _decoding,
     "loop": _loop,
     "evaluation": _evaluation,
+    "quantised": _quantised,
 }
 EXTENTS = {"step": ("quick", "small"), "loop": ("small",)}  # besides "full" and "smoke"
 
@@ -130,11 +142,11 @@ def _slug(words: str) -> str:
     return re.sub(r"[^a-z0-9_]+", "-", words.lower()).strip("-")
 
 
-def _circumstances(device: torch.device) -> dict[str, Any]:
+def _circumstances(device: torch.device, packages: tuple[str, ...] = PACKAGES) -> dict[str, Any]:
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
     return {
         "hardware": {"device": name, "product_tflops": step.product_tflops(device)},
-        "packages": {package: version(package) for package in PACKAGES},
+        "packages": {package: version(package) for package in packages},
         "source": source.describe(source.EVERYTHING),
     }
 

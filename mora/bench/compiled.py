@@ -21,7 +21,7 @@ import torch
 
 from . import step
 from .models import Case, build_base, trainable_parameters, with_method
-from .step import SMALL, Scenario
+from .step import BAR, Scenario
 
 UNTIMED = 2  # steps of a turn before the timed one, which allocate what the last turn gave back
 FAREWELL_S = 10.0  # for a process to end by itself
@@ -36,7 +36,10 @@ class Plan:
     patience_s: float = 240.0
 
 
-FULL = Plan((Scenario("smollm2_135m", 100, 72, SMALL[1:]), Scenario("qwen25_coder_0b5", 50, 72, SMALL[1:])))
+# Uncompiled the choice of a small layer; compiled it is not.
+PRODUCTS = (Case("mora", 8, "rotation", form="products"), Case("mora", 8, "sharing", form="products"))
+CASES = (*BAR[1:4], *PRODUCTS)
+FULL = Plan((Scenario("smollm2_135m", 100, 72, CASES), Scenario("qwen25_coder_0b5", 50, 72, CASES)))
 SMOKE = Plan((Scenario("tiny", 2, 32, (Case("lora", 2), Case("mora", 2, "sharing"))),), "aot_eager", 300.0)
 
 

@@ -47,7 +47,7 @@ SHAPES: dict[str, dict[str, int]] = {
 class Case:
     """One method. `stock`: fp32 adapters under bf16 autocast, as PEFT does by itself; else adapters in the model's dtype.
 
-    `checkpointed`: with gradient checkpointing.
+    `checkpointed`: with gradient checkpointing. `base`: how the base is quantised, if it is (`mora.bench.quantised`).
     """
 
     method: Literal["floor", "lora", "dora", "mora"]
@@ -56,12 +56,14 @@ class Case:
     stock: bool = False
     form: Form = "auto"
     checkpointed: bool = False
+    base: str = ""
 
     @property
     def name(self) -> str:
         operator = self.operator if self.method == "mora" else ""
         words = [self.method, operator, f"r={self.r}" if self.r else "", "stock" if self.stock else ""]
         words += [self.form if self.form != "auto" else "", "checkpointed" if self.checkpointed else ""]
+        words += [f"on {self.base}" if self.base else ""]
         return " ".join(word for word in words if word)
 
 
@@ -84,12 +86,17 @@ def build(architecture: dict[str, Any], device: torch.device, dtype: torch.dtype
 
 
 def twin_of(base: LlamaForCausalLM) -> LlamaForCausalLM:
-    """Return another model that shares every weight of `base`."""
-    return copy.deepcopy(base, {id(t): t for t in [*base.parameters(), *base.buffers()]})
+    """Return another model that shares every weight of `base`, and the modules that bitsandbytes keeps a state in."""
+    shared: list[Any] = [*base.parameters(), *base.buffers()]
+    shared += [module for module in base.modules() if type(module).__module__.startswith("bitsandbytes.")]
+    return copy.deepcopy(base, {id(x): x for x in shared})
 
 
-def with_method(base: LlamaForCausalLM, case: Case) -> nn.Module:
-    """Return another model that shares every weight of `base`, with random adapters: zeros may run faster."""
+def with_method(base: LlamaForCausalLM, case: Case, untrained: bool = False) -> nn.Module:
+    """Return another model that shares every weight of `base`, with random adapters: zeros may run faster.
+
+    untrained: with the adapters that training starts from instead.
+    """
     twin = twin_of(base)
     if case.checkpointed:
         checkpoint_layers(twin)
@@ -98,14 +105,14 @@ def with_method(base: LlamaForCausalLM, case: Case) -> nn.Module:
     config: LoraConfig | MoraConfig
     if case.method == "mora":
         config = MoraConfig(
-            r=case.r, operator=case.operator, overflow="drop", target_modules="all-linear", init_weights=False
+            r=case.r, operator=case.operator, overflow="drop", target_modules="all-linear", init_weights=untrained
         )
     else:
         config = LoraConfig(
             r=case.r,
             lora_alpha=16,
             target_modules="all-linear",
-            init_lora_weights=False,
+            init_lora_weights=untrained,
             use_dora=case.method == "dora",
         )
     with torch.device(base.device):

@@ -62,6 +62,8 @@ def tables(result: dict[str, Any]) -> str:
     if result["kind"] == "decoding":
         parts = [f"## Decoding, one sequence, unmerged\n\n{where}; {made}.", *map(_decoding_table, result["scenarios"])]
         return "\n\n".join(parts)
+    if result["kind"] == "quantised":
+        return f"## Quantised bases\n\n{where}; {made}.\n\n{_quantised_table(result)}"
     peak = f" A bf16 product of 8192^3: {hardware['product_tflops']} TFLOP/s." if hardware["product_tflops"] else ""
     parts = [f"## Forward and backward, {result['extent']}\n\n{where}; {made}.{peak}"]
     parts += [_step_table(scenario, hardware["product_tflops"]) for scenario in result["scenarios"]]
@@ -209,6 +211,35 @@ def _evaluation_table(result: dict[str, Any]) -> str:
         f"{result['shape']}, random weights; {data['questions']:,} questions of about {data['median']} tokens with four "
         f"one-token options, and {data['prompts']:,} prompts continued by {data['new_tokens']} tokens.\n\n"
         f"{_table(head, map(cells, result['rows']))}"
+    )
+
+
+def _quantised_table(result: dict[str, Any]) -> str:
+    """Return time and memory beside LoRA's on the same base, and the loss before and after some steps."""
+    cases, steps = result["cases"], len(result["cases"][0]["losses"]) - 1
+    loras = {case["base"]: case for case in cases if case["method"] == "lora" and case["ms"]}
+
+    def cells(case: dict[str, Any]) -> list[str]:
+        named = [case["name"], _gib(result["base_bytes"][case["base"]], 2)]
+        loss = f"{case['losses'][0]:.3f} to {case['losses'][-1]:.3f}"
+        if not case["ms"]:
+            return [*named, case["error"], "", "", "", loss]
+        ms, lora, memory = statistics.median(case["ms"]), loras.get(case["base"]), case["activation_bytes"]
+        return [
+            *named,
+            f"{ms:.1f} ({min(case['ms']):.1f} to {max(case['ms']):.1f})",
+            _ratio(ms / statistics.median(lora["ms"]) if lora else None),
+            _gib(memory, 2),
+            _ratio(memory / lora["activation_bytes"] if lora and memory else None),
+            loss,
+        ]
+
+    (rows, length), (few, short) = result["timed"], result["trained"]
+    head = "| | base, GiB | ms, median (min to max) | / LoRA | activations, GiB | / LoRA | loss |"
+    return (
+        f"{result['shape']}, random weights; {rows} x {length} tokens. Loss: before and after {steps} steps of AdamW at "
+        f"{result['learning_rate']} on one batch of {few} x {short} random tokens, fp32 adapters under autocast.\n\n"
+        f"{_table(head, map(cells, cases))}"
     )
 
 

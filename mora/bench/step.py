@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import LlamaForCausalLM
 
 from mora.adapter import kernels
 
@@ -28,7 +29,7 @@ BAR = (  # the cases of the bars, each beside the LoRA of its r
     Case("lora", 256),
     Case("mora", 256, "sharing"),
 )
-SMALL = (*BAR[:4], *(Case("mora", 8, operator, form="products") for operator in ("rotation", "sharing")))
+SMALL = (*BAR[:4], Case("mora", 8, "rotation", form="fused"), Case("mora", 8, "sharing", form="fused"))
 ALL = (
     *BAR,
     Case("mora", 256, "rotation"),
@@ -95,14 +96,30 @@ def scenarios(extent: str) -> list[Scenario]:
 
 
 def measure(scenario: Scenario, device: torch.device, rounds: int) -> dict[str, Any]:
-    """Return each case's milliseconds of every round and activation bytes, or "out of memory" if it did not fit."""
+    """Return the scenario and, by case, what `in_turn` has measured."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     base = build_base(scenario.shape, device, dtype)
     tokens = random_tokens(scenario, device)
+    return {
+        "shape": scenario.shape,
+        "batch_size": scenario.batch_size,
+        "length": scenario.length,
+        "model_flop": model_flop(scenario),
+        "cases": in_turn({"": base}, scenario.cases, tokens, device, rounds),
+    }
+
+
+def in_turn(
+    bases: Mapping[str, LlamaForCausalLM], cases: Sequence[Case], tokens: Tensor, device: torch.device, rounds: int
+) -> list[dict[str, Any]]:
+    """Return a dict per case: what it is, the milliseconds of every round and activation bytes, or the error.
+
+    bases: by `Case.base`; a case's model shares the weights of its base. tokens: (batch_size, length).
+    """
     results: dict[Case, dict[str, Any]] = {}
     steps: dict[Case, Callable[[], None]] = {}
-    for case in scenario.cases:
-        model = with_method(base, case)
+    for case in cases:
+        model = with_method(bases[case.base], case)
         results[case] = asdict(case) | {"name": case.name, "trainable": trainable_parameters(model), "ms": []}
         steps[case] = forward_and_backward(model, tokens, case)
         try:
@@ -118,13 +135,7 @@ def measure(scenario: Scenario, device: torch.device, rounds: int) -> dict[str, 
             results[case]["ms"].append(milliseconds(step, device))
     for result in results.values():
         print(f"  {_line(result)}", flush=True)
-    return {
-        "shape": scenario.shape,
-        "batch_size": scenario.batch_size,
-        "length": scenario.length,
-        "model_flop": model_flop(scenario),
-        "cases": list(results.values()),
-    }
+    return list(results.values())
 
 
 def model_flop(scenario: Scenario) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -144,13 +145,44 @@ def find(rows: list[list[CellRuns]], wanted: Row, column: str) -> CellRuns | Non
     return None
 
 
-def nothing_known(measured: Measured) -> bool:
-    """Return whether both rows, or the untuned model, are at the score of a model that knows nothing."""
+ANSWERS = 0.1  # share of the questions that a model must answer in the form asked, for its score to tell what it knows
+
+
+def nothing_known(claim: Claim, measured: Measured) -> bool:
+    """Return whether scores are too near to those of a model that knows nothing.
+
+    So they are if both rows are there, or if the higher one has less room above than the claim is about; or if the untuned
+    model is, unless it does not know the form of the answers, of which its score then tells alone.
+    """
     if measured.first is None or measured.second is None:
         return False
-    if at_floor(measured.first.cells) and at_floor(measured.second.cells):
+    sides = (measured.first.cells, measured.second.cells)
+    if all(map(at_floor, sides)) or not has_room(sides, claim.margin or claim.plan.effect):
         return True
-    return at_floor([resolve(untuned(runs.spec)) for runs in measured.first.cells])
+    before = [resolve(untuned(runs.spec)) for runs in measured.first.cells]
+    return at_floor(before) and all(map(_answers, before))
+
+
+def has_room(sides: Iterable[list[CellRuns]], points: float) -> bool:
+    """Return whether the higher row stands at least so far above the floor; True where a metric has none."""
+    above = [_above_floor(cells) for cells in sides]
+    return any(height is None or 100 * height >= points for height in above)
+
+
+def _above_floor(cells: list[CellRuns]) -> float | None:
+    heights = []
+    for runs in cells:
+        known = [m for c, r in runs.results if (m := runs.metrics(c, r).get(runs.spec.column.metric)) is not None]
+        if not known or known[0].floor is None:
+            return None
+        heights.append(statistics.fmean(m.value - known[0].floor for m in known))
+    return statistics.fmean(heights) if heights else None
+
+
+def _answers(runs: CellRuns) -> bool:
+    name = runs.spec.column.metric.removesuffix(".score") + ".answered"
+    shares = [metrics[name].value for c, r in runs.results if name in (metrics := runs.metrics(c, r))]
+    return not shares or statistics.fmean(shares) >= ANSWERS
 
 
 def untuned(spec: CellSpec) -> CellSpec:

@@ -89,7 +89,7 @@ def _of_table(table: list[Claim], scale: Scale, resolved: ResolvedTables) -> lis
     judged: dict[int, Judged] = {}
     kept: list[Verdict] = []
     for i, (claim, measured, estimate) in enumerate(zip(table, every, estimates, strict=True)):
-        kept.append("not run" if estimate is None else "floor" if nothing_known(measured) else "undecided")
+        kept.append("not run" if estimate is None else "floor" if nothing_known(claim, measured) else "undecided")
         if estimate is not None and kept[i] == "undecided" and measured.complete:
             gap = _gap(claim, rows, shared[claim.unit])
             judged[i] = _exact(claim, measured, verdicts.judge(claim.test, estimate, claim.margin, gap))
@@ -162,6 +162,10 @@ def _outcome(
             exact = verdicts.exact(*counts)[0]
             low, high = min(low, 100 * measured.sign * exact.low), max(high, 100 * measured.sign * exact.high)
         interval = Interval(*sorted((measured.sign * low, measured.sign * high)))
+    paper = paper_effect(claim, contrast, resolved)
+    notes = _notes(claim, measured, cells, verdict)
+    if verdict == "undecided" and measured.complete and paper is not None and interval is not None:
+        notes += [] if interval.low <= paper <= interval.high else ["the paper's effect is outside the interval"]
     return Outcome(
         verdict,
         names[0],
@@ -172,8 +176,8 @@ def _outcome(
         len(measured.seeds),
         measured.planned,
         documents(sides),
-        paper_effect(claim, contrast, resolved),
-        _notes(claim, measured, cells, verdict),
+        paper,
+        notes,
     )
 
 

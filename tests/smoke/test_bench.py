@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mora.bench import __main__ as bench
-from mora.bench import compiled, decoding, evaluation, plan, render, step, unsloth_lora
+from mora.bench import compiled, decoding, evaluation, plan, quantised, render, step, unsloth_lora
 from mora.planner import speed
 
 
@@ -235,6 +235,37 @@ def test_evaluation_runs_against_lm_evals_backend(tmp_path):
     text = render.tables(result)
     assert "| options | ours | 4 | 16 | 2.000 | 0.50 (0.50 to 0.50, 3) |" in text
     assert "| texts | ours | 2 | 4 | 0.250 | 4.00 (4.00 to 4.00, 3) |" in text
+
+
+def test_quantised_bases_are_measured_and_train(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    bench.main(["quantised", "--smoke", "--rounds", "2", "--out", str(tmp_path)])
+    (path,) = tmp_path.glob("quantised-smoke-*.json")
+    result = json.loads(path.read_text())
+    methods = ("lora r=2", "mora rotation r=2", "mora sharing r=2")
+    assert [case["name"] for case in result["cases"]] == [f"{m} on {b}" for b in quantised.BASES for m in methods]
+    assert all(len(case["ms"]) == 2 and min(case["ms"]) > 0 for case in result["cases"])
+    assert all(case["losses"][-1] < case["losses"][0] for case in result["cases"])
+    result["base_bytes"] = {name: 2**30 for name in quantised.BASES}
+    for case, ms in zip(result["cases"], (10, 11, 12) * 3, strict=True):
+        case |= {"ms": [ms], "activation_bytes": ms * 2**30, "losses": [10.5, 9.25]}
+    text = render.tables(result)
+    assert "| mora sharing r=2 on nf4 | 1.00 | 12.0 (12.0 to 12.0) | 1.200 | 12.00 | 1.200 | 10.500 to 9.250 |" in text
+    result["cases"][-1] |= {"ms": [], "error": "out of memory"}
+    assert "| mora sharing r=2 on nf4 | 1.00 | out of memory |  |  |  | 10.500 to 9.250 |" in render.tables(result)
+
+
+@pytest.mark.parametrize(("how", "linear", "off"), [("int8", "Linear8bitLt", 0.02), ("nf4", "Linear4bit", 0.2)])
+def test_a_quantised_base_is_the_same_base_rounded(how, linear, off):
+    pytest.importorskip("bitsandbytes")
+    plain, rounded = (quantised.quantised("tiny", name, torch.device("cpu")) for name in ("bf16", how))
+    tokens = quantised._tokens("tiny", (2, 32), torch.device("cpu"))
+    with torch.no_grad():
+        expected, got = plain.model(tokens)[0], rounded.model(tokens)[0]
+    assert 0 < (got - expected).norm() < off * expected.norm()
+    kinds = {type(module).__name__ for module in rounded.model.modules()}
+    assert linear in kinds
+    assert "Linear" not in kinds
 
 
 @pytest.mark.parametrize(("patience_s", "rounds"), [(0.0, 1), (30.0, 5)])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
 from test_operators import GROUPS, PADS, build, product, setting_id, shape_id
 from torch import Tensor, nn
 
-from mora.adapter import OPERATORS, Operator, kernels
+from mora.adapter import OPERATORS, Operator, kernels, products
 
 needs_interpreter = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") != "1",
@@ -137,7 +138,7 @@ def fused_and_expected(operator: Operator, x: Tensor, dtype: torch.dtype, bias: 
         t.to(dtype) for t in (x, torch.randn(D, K), torch.randn(R, R), torch.randn(D), torch.randn(*x.shape[:-1], D))
     )
     x, M = x.detach().requires_grad_(), M.requires_grad_()
-    y = kernels.adapted_linear(x, M, operator, scaling, weight_KD=W.mT, bias=b if bias else None)
+    y = kernels.adapted_linear(x, M, operator, scaling, weight_DK=W, bias=b if bias else None)
     fused = (y, *torch.autograd.grad(y, (x, M), g))
     x, M = x.detach().double().requires_grad_(), M.detach().double().requires_grad_()
     y = x @ (W.double() + scaling * operator.delta_weight(M)).mT + (b.double() if bias else 0)
@@ -156,7 +157,9 @@ def inputs(width: int) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("form", ["torch", "products", pytest.param("triton", marks=needs_interpreter)])
+@pytest.mark.parametrize(
+    "form", ["torch", "products", "products, aligned", pytest.param("triton", marks=needs_interpreter)]
+)
 @pytest.mark.parametrize(
     ("setting", "shape"),
     [
@@ -171,8 +174,11 @@ def inputs(width: int) -> dict[str, Tensor]:
     ],
     ids=["sharing", "groups", "rotation", "folded", "dropped", "in-place", "in-place-interleaved", "in-place-decouple"],
 )
-def test_output_and_gradients_equal_the_delta_weight(form, setting, shape):
+def test_output_and_gradients_equal_the_delta_weight(form, setting, shape, monkeypatch):
     torch.manual_seed(0)
+    if form == "products, aligned":
+        form = "products"
+        monkeypatch.setattr(products, "FEW", 0)
     operator = build(setting, shape)
     with kernels.use(form):
         for kind, x in inputs(shape[0]).items():
@@ -184,6 +190,28 @@ def test_output_and_gradients_equal_the_delta_weight(form, setting, shape):
             *fused_and_expected(operator, torch.randn(64, shape[0]), torch.bfloat16), strict=True
         ):
             assert relative_error(actual, expected) < 1e-2
+
+
+def test_what_the_products_are_made_of_is_counted_before_it_is_made():
+    for setting, shape in ((("sharing", {}), (31, 90, 12)), (("rotation", {"overflow": "fold"}), (90, 31, 10))):
+        operator = build(setting, shape)
+        S, T = products.matrices(operator, operator.r_hat, torch.device("cpu"), torch.float32)
+        assert products.size(operator) == S.numel() + T.numel()
+
+
+def test_a_layer_that_waits_for_the_cpu_is_computed_as_products_on_a_gpu():
+    def as_products(rows: int, shape: tuple[int, int, int], itemsize: int = 2, kind: str = "sharing", gpu: bool = True):
+        x = SimpleNamespace(is_cuda=gpu, itemsize=itemsize, numel=lambda: rows * shape[0])
+        with kernels.use("auto"):
+            return kernels._as_products(x, build((kind, {}), shape))
+
+    small, large = (576, 1536, 129), (4096, 4096, 256)  # SmolLM2's and LLaMA-2-7B's, r=8
+    assert as_products(7200, small)
+    assert as_products(1, large)
+    assert not as_products(7200, small, gpu=False)
+    assert not as_products(8192, large)
+    assert not as_products(20_000, small, itemsize=4)
+    assert not as_products(1, large, kind="rotation"), "S and T would be as large as W"
 
 
 @needs_interpreter
@@ -208,10 +236,10 @@ def test_gradients_of_the_torch_form_equal_finite_differences(setting):
     W, b = torch.randn(7, 5, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
     x = torch.randn(2, 3, 7, dtype=torch.float64, requires_grad=True)
     M = torch.randn(operator.r_hat, operator.r_hat, dtype=torch.float64, requires_grad=True)
-    for weight_KD, bias in ((W, b), (W, None), (None, None)):
+    for weight_DK, bias in ((W.mT, b), (W.mT, None), (None, None)):
 
-        def function(x: Tensor, M: Tensor, weight_KD=weight_KD, bias=bias) -> Tensor:
-            return kernels.adapted_linear(x, M, operator, 0.5, weight_KD=weight_KD, bias=bias)
+        def function(x: Tensor, M: Tensor, weight_DK=weight_DK, bias=bias) -> Tensor:
+            return kernels.adapted_linear(x, M, operator, 0.5, weight_DK=weight_DK, bias=bias)
 
         assert torch.autograd.gradcheck(function, (x, M))
 
@@ -219,9 +247,8 @@ def test_gradients_of_the_torch_form_equal_finite_differences(setting):
 def test_second_derivatives_are_refused_by_the_fused_function_and_given_by_those_of_torchs_own_operations(
     make_mlp, adapt, x, mora_layers
 ):
-    layer = mora_layers(adapt(make_mlp()))["0"]
-
-    M = layer.mora_M["default"].weight
+    layer = mora_layers(adapt(make_mlp()))["0"].double()
+    x, M = x.double(), layer.mora_M["default"].weight
 
     def take_it() -> None:
         (first,) = torch.autograd.grad(layer(x).pow(3).sum(), M, create_graph=True)
@@ -249,7 +276,7 @@ def test_rows_in_parts_give_the_same_as_in_one(dropout, monkeypatch):
     def results() -> tuple[Tensor, ...]:
         torch.manual_seed(0)
         with kernels.use("triton"):
-            y = kernels.adapted_linear(x, M, operator, weight_KD=W.mT, dropout=dropout)
+            y = kernels.adapted_linear(x, M, operator, weight_DK=W, dropout=dropout)
             return (y, *torch.autograd.grad(y, (x, M), g))
 
     whole = results()
@@ -313,7 +340,7 @@ def test_backward_keeps_the_smaller_of_input_and_compressed_input():
     def saved(setting, shape) -> int:
         operator = build(setting, shape)
         x, M = torch.randn(4, shape[0], requires_grad=True), torch.randn(shape[2], shape[2], requires_grad=True)
-        y = kernels.adapted_linear(x, M, operator, weight_KD=torch.randn(shape[0], shape[1]))
+        y = kernels.adapted_linear(x, M, operator, weight_DK=torch.randn(shape[1], shape[0]))
         return max(t.shape[-1] if t.shape[0] == 4 else 0 for t in y.grad_fn.saved_tensors if t is not None)
 
     assert saved(("sharing", {}), (32, 32, 8)) == 8
@@ -388,3 +415,21 @@ def test_autocast_gives_the_dtypes_and_values_of_the_reference(operator, mode, f
     assert (y.dtype, grad.dtype) == (expected.dtype, torch.float32)
     assert relative_error(y, expected.double()) < 1e-2
     assert relative_error(grad, expected_grad.double()) < 2e-2
+
+
+@pytest.mark.parametrize("form", ["auto", "products"])
+def test_constants_are_not_made_again_in_a_compiled_graph(form, make_mlp, adapt, x):
+    model = adapt(make_mlp(), operator="rotation")
+    called = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:
+        inner = [g for g in graph.modules() if isinstance(g, torch.fx.GraphModule)]  # an autograd function's, too
+        called.extend(node.target for g in inner for node in g.graph.nodes if node.op == "call_function")
+        return graph
+
+    torch.compiler.reset()
+    with kernels.use(form):
+        expected = model(x)
+        torch.testing.assert_close(torch.compile(model, backend=backend, fullgraph=True)(x), expected)
+    assert called
+    assert not {torch.eye, torch.arange, torch.outer} & set(called)

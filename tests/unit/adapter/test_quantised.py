@@ -6,8 +6,9 @@ import importlib.util
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import get_peft_model
 from peft.utils.quantization_utils import QuantizationBackend
+from quantised_bases import bnb4, bnb8, check_gradient, check_whole_path, hqq4, save_llama, torchao8
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -68,50 +69,21 @@ def test_a_merge_into_a_quantised_base_says_its_error(coarse, mora_layers, x):
     assert (merged(x) - adapted).norm() < 0.3 * adapted.norm()
 
 
-def bnb8():
-    pytest.importorskip("bitsandbytes")
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(load_in_8bit=True)
-
-
-def bnb4():
-    pytest.importorskip("bitsandbytes")
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32, bnb_4bit_quant_type="nf4")
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("llama")
+    save_llama(folder)
+    return folder
 
 
-def torchao8():
-    pytest.importorskip("torchao")
-    from torchao.quantization import Int8WeightOnlyConfig
-    from transformers import TorchAoConfig
-
-    return TorchAoConfig(Int8WeightOnlyConfig())
+@pytest.mark.parametrize(("quantise", "off"), [(bnb8, 0.05), (bnb4, 0.3), (torchao8, 0.05), (hqq4, 0.3)])
+def test_a_quantised_llama_trains_is_saved_loaded_and_merged(quantise, off, folder, tmp_path):
+    check_whole_path(lambda: quantise(folder, "cpu", torch.float32), off, tmp_path)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize(("make", "off"), [(bnb8, 0.05), (bnb4, 0.3), (torchao8, 0.05)])
-def test_a_quantised_llama_trains_is_saved_loaded_and_merged(make, off, make_llama, tokens, tmp_path):
-    settings = make()
-    make_llama().save_pretrained(tmp_path / "base")
-
-    def load():
-        return AutoModelForCausalLM.from_pretrained(tmp_path / "base", quantization_config=settings, device_map="cpu")
-
-    config = MoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_weights=False)
-    model = get_peft_model(load(), config)
-    model(tokens, labels=tokens).loss.backward()
-    assert all(p.grad.any() for p in model.parameters() if p.requires_grad)
-    model.eval().save_pretrained(tmp_path / "adapter")
-    with torch.no_grad():
-        adapted = model(tokens).logits
-        loaded = PeftModel.from_pretrained(load(), tmp_path / "adapter").eval()
-        torch.testing.assert_close(loaded(tokens).logits, adapted)
-        with model.disable_adapter():
-            effect = (model(tokens).logits - adapted).norm()
-        assert effect > 0.1
-        assert (model.merge_and_unload(safe_merge=True)(tokens).logits - adapted).norm() < off * effect
+@pytest.mark.parametrize("quantise", [bnb8, bnb4, torchao8, hqq4])
+def test_the_gradient_on_a_quantised_base_is_that_of_the_reference_form(quantise, folder):
+    check_gradient(lambda: quantise(folder, "cpu", torch.float32))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("optimum") is None, reason="needs optimum-quanto")

@@ -9,8 +9,12 @@ from paper_runs import paper
 
 from mora.bench import plan
 from mora.config import compose
+from mora.config.load import load
+from mora.config.source import ROOT
 from mora.errors import DamagedFileError
 from mora.planner import counts, speed
+from mora.planner.cost import cost
+from mora.results import read
 
 LARGE = ["task=metamath", "hardware=gpu1", "hardware.cuda_graphs=false"]
 CASES = {case.name: case for case in plan.cases(smoke=False)} | {
@@ -188,3 +192,20 @@ def test_a_measurement_of_an_unknown_shape_is_not_passed_over(tmp_path, monkeypa
     monkeypatch.setattr(speed, "BENCH", tmp_path)
     with pytest.raises(DamagedFileError, match=r"shape 'llama_9b' has no configs/model/llama_9b\.yaml"):
         speed._passes.__wrapped__()
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        "metamath-fft-lr1e-5-s0-7d3cd6a0eb",
+        "metamath-lora-r4-lr1e-3-s1-d22c04c77b",
+        "metamath-mora-r4-lr3e-4-s1-7b048226d1",
+    ],
+)
+def test_the_benchmarks_and_the_counted_padding_predict_a_run_that_had_its_gpu_to_itself(run, monkeypatch):
+    result = read(ROOT / "results" / "runs" / f"{run}.json")
+    assert result.hardware["runs_side_by_side"] == 1
+    monkeypatch.setattr(speed, "_runs", tuple)  # its own time among them
+    planned = cost(load(result.config), [result])
+    assert planned.time_source.startswith("measured")
+    assert 3600 * planned.gpu_hours / planned.steps == pytest.approx(result.speed["step_s"], rel=0.15)

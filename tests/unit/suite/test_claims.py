@@ -169,6 +169,44 @@ def test_at_the_floor_there_is_no_verdict():
     assert said(BETTER).verdict == "floor", "the untuned model knows nothing"
 
 
+GSM8K = "metamath_gsm8k"
+
+
+def solved(cell, shares, answers=0.98):
+    facts = {"score_stderr": 0.0137, "documents": 1319.0, "floor": 0.0}
+    shown = [{"score": s, "answered": answers, "answered_stderr": 0.004, **facts} for s in shares]
+    run_all(cell, [{f"{GSM8K}.{key}": value for key, value in values.items()} for values in shown])
+
+
+def test_an_untuned_model_that_does_not_know_the_form_of_the_answers_says_nothing():
+    claim = {"columns": ["gsm8k"], "test": "equal", "margin": 3.5}
+    for method in ("mora", "lora"):
+        solved(cell_of("table1", "lite", (method, 1), column=2), (0.560, 0.562, 0.561))
+    assert said(BETTER, **claim).verdict == "equal"
+    before = untuned(cell_of("table1", "lite", ("mora", 1), column=2))
+    solved(before, [0.0], answers=0.002)
+    assert said(BETTER, **claim).verdict == "equal"
+    solved(before, [0.0], answers=0.5)
+    assert said(BETTER, **claim).verdict == "floor"
+
+
+def test_where_a_difference_has_no_room_above_the_floor_there_is_no_verdict():
+    for method in ("mora", "lora"):
+        solved(cell_of("table1", "lite", (method, 1), column=2), (0.030, 0.031, 0.032))
+    assert said(BETTER, columns=["gsm8k"], test="equal", margin=3.5).verdict == "floor"
+    assert said(BETTER, columns=["gsm8k"], test="equal", margin=2.0).verdict == "equal"
+
+
+def test_an_undecided_order_says_whether_the_papers_effect_is_excluded():
+    memorised("mora", (0.500, 0.502, 0.501))
+    memorised("lora", (0.500, 0.501, 0.502))
+    outcome = said(FASTER)
+    assert outcome.verdict == "undecided"
+    assert "the paper's effect is outside the interval" in outcome.notes
+    memorised("mora", (0.50, 0.90, 0.70))
+    assert said(FASTER).notes == []
+
+
 def test_rare_answers_are_judged_exactly_too():
     name = "metamath_gsm8k"
     table = {"mora": 12, "lora": 1}
