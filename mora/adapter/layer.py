@@ -195,10 +195,13 @@ class MoraLinear(nn.Module, MoraLayer):
         adapters = self._adapters_now()
         if not adapters:
             return self.base_layer(x, *args, **kwargs)
-        if not args and not kwargs and self._can_join_base(adapters[0], x):
-            result = self._with_base(adapters.pop(0), x)
-        else:
+        result = None if args or kwargs else self._with_base(adapters[0], x)
+        if result is None:
             result = self.base_layer(x, *args, **kwargs)
+        elif len(adapters) == 1:
+            return result
+        else:
+            del adapters[0]
         dtype = result.dtype
         for adapter in adapters:
             result = result + self._adapter_output(adapter, x)
@@ -233,37 +236,35 @@ class MoraLinear(nn.Module, MoraLayer):
             return square(self.mora_dropout[adapter](self._cast_input_dtype(x, M.dtype)), operator, scaling)
         return square(self.mora_dropout[adapter](x), operator, scaling, dtype=self._compute_dtype(M, x))
 
-    def _with_base(self, adapter: str, x: Tensor) -> Tensor:
-        """Return the base output plus one adapter's, computed in one function. Only if `_can_join_base`."""
-        base: Any = self.base_layer
+    def _with_base(self, adapter: str, x: Tensor) -> Tensor | None:
+        """Return the base output plus one adapter's, computed in one function; None where the base must be called.
+
+        So it must unless it is a plain frozen linear module whose forward nobody wants to see called: not under hooks
+        (DeepSpeed ZeRO-3, offloading), for a subclass, for a weight that trains, or with dropout where the mask must be
+        applied to a copy of x.
+        """
+        base = self.base_layer
+        if type(base) not in (nn.Linear, Conv1D) or kernels.is_reference():
+            return None
+        weight, bias, operator, dropout = base.weight, base.bias, self.operator[adapter], self._dropout_now(adapter)
+        if (
+            "forward" in base.__dict__
+            or (base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks)
+            or type(weight) not in (nn.Parameter, Tensor)
+            or weight.requires_grad
+            or (bias is not None and bias.requires_grad)
+            or (dropout and not kernels.takes_dropout(x, operator))
+        ):
+            return None
         square: Any = self.mora_M[adapter]
         return square(
             x,
-            self.operator[adapter],
+            operator,
             self.scaling[adapter],
-            weight_DK=base.weight.mT if isinstance(base, Conv1D) else base.weight,
-            bias=base.bias,
-            dropout=self._dropout_now(adapter),
+            weight_DK=weight.mT if isinstance(base, Conv1D) else weight,
+            bias=bias,
+            dropout=dropout,
             dtype=self._compute_dtype(square.weight, x),
-        )
-
-    def _can_join_base(self, adapter: str, x: Tensor) -> bool:
-        """Whether the base layer is a plain frozen linear module whose forward nobody wants to see called.
-
-        Not so under hooks (DeepSpeed ZeRO-3, offloading), for a subclass, for a weight that trains, or with dropout where
-        the mask must be applied to a copy of x.
-        """
-        base = self.base_layer
-        if kernels.is_reference() or type(base) not in (nn.Linear, Conv1D):
-            return False
-        weight, bias = base.weight, base.bias
-        return (
-            "forward" not in base.__dict__
-            and not (base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks)
-            and type(weight) in (nn.Parameter, Tensor)
-            and not weight.requires_grad
-            and (bias is None or not bias.requires_grad)
-            and (self._dropout_now(adapter) == 0 or kernels.takes_dropout(x, self.operator[adapter]))
         )
 
     def _dropout_now(self, adapter: str) -> float:
@@ -275,7 +276,7 @@ class MoraLinear(nn.Module, MoraLayer):
         device = x.device.type
         if torch.is_autocast_enabled(device) and M.dtype != torch.float64:
             return torch.get_autocast_dtype(device)
-        return M.dtype if getattr(self, "cast_input_dtype_enabled", True) else x.dtype
+        return M.dtype if self.__dict__.get("cast_input_dtype_enabled", True) else x.dtype
 
     @torch.inference_mode(False)  # what it makes may be trained on later
     @torch.no_grad()

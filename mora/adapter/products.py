@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 
 from mora.sizes import aligned
 
+from . import operators
 from .operators import Decouple, Operator
 
 FEW = 2**33  # multiply-adds of x W: beyond, it pays to fill r_hat up to a multiple of 8, for cuBLAS's fast kernels
@@ -54,13 +56,13 @@ def adapted_linear(
     return y if x is x2 else y.view(*x.shape[:-1], operator.out_features)
 
 
+@functools.lru_cache(maxsize=256)
 def size(operator: Operator) -> int:
     """Return how many numbers S and T hold, without r_hat's padding."""
     n = min(operator.n_blocks, operator.n_blocks_out) if isinstance(operator, Decouple) else 1
     return n * operator.r_hat * (operator.in_features + operator.out_features)
 
 
-@torch.compiler.assume_constant_result  # they would be made in the graph, for each layer and step
 def matrices(operator: Operator, side: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return S, (in_features, n side), and T, (n side, out_features), with zeros from r_hat to `side`.
 
@@ -68,7 +70,17 @@ def matrices(operator: Operator, side: int, device: torch.device, dtype: torch.d
     linear, and a block that reaches no output is left out.
     Computed in fp32, or wider, and rounded once.
     """
+    if torch.compiler.is_compiling():
+        o = operator
+        fields = (o.in_features, o.out_features, o.r_hat, o.pad, o.groups, o.split, o.pairs, o.overflow)
+        return _constant(side, device, dtype, type(o).__name__, *fields)
     return _made(operator, side, device, dtype)
+
+
+@torch.compiler.assume_constant_result  # the graph would make them for each layer and step
+def _constant(side: int, device: torch.device, dtype: torch.dtype, kind: str, *fields: Any) -> tuple[Tensor, Tensor]:
+    """`matrices` of an operator by its fields, since torch 2.11 takes no object of ours as a constant."""
+    return _made(getattr(operators, kind)(*fields), side, device, dtype)
 
 
 @functools.lru_cache(maxsize=256)

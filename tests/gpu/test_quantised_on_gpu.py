@@ -10,7 +10,17 @@ import torch
 from peft import PeftModel, get_peft_model
 
 sys.path.append(str(Path(__file__).parents[1] / "unit" / "adapter"))
-from quantised_bases import bnb4, bnb8, check_gradient, check_whole_path, hqq4, save_llama, torchao4, torchao8
+from quantised_bases import (
+    bnb4,
+    bnb8,
+    check_gradient,
+    check_merge,
+    check_training_and_files,
+    hqq4,
+    save_llama,
+    torchao4,
+    torchao8,
+)
 
 from mora import MoraConfig
 
@@ -26,7 +36,8 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize(("quantise", "off"), [(bnb8, 0.1), (bnb4, 0.3), (torchao8, 0.1), (hqq4, 0.3)])
 def test_a_quantised_llama_trains_is_saved_loaded_and_merged(quantise, off, folder, tmp_path):
-    check_whole_path(lambda: quantise(folder, "cuda", torch.bfloat16), off, tmp_path)
+    model, tokens = check_training_and_files(lambda: quantise(folder, "cuda", torch.bfloat16), tmp_path)
+    check_merge(model, tokens, off)
 
 
 @pytest.mark.parametrize("quantise", [bnb8, bnb4, torchao8, hqq4])

@@ -92,6 +92,22 @@ def test_finetune_sft_trains(adapter):
     assert json.loads(Path(adapter, "adapter_config.json").read_text())["peft_type"] == "MORA"
 
 
+def test_finetune_4bit_trains_resumes_and_says_what_merging_rounds_away(model, rows, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    main = main_of("finetune_4bit")
+    with pytest.warns(UserWarning, match="merged into a quantised base, whose rounding is"):
+        main(model, rows, str(tmp_path))
+    assert is_trained(tmp_path / "adapter")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged_4bit")
+    assert type(merged.model.layers[0].self_attn.q_proj).__name__ == "Linear4bit"
+    steps = sorted(path.name for path in tmp_path.glob("checkpoint-*"))
+    trained = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    main(model, rows, str(tmp_path))  # nothing is left to train; it must not begin again
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == steps == ["checkpoint-6"]
+    again = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert all(torch.equal(again[name], M) for name, M in trained.items())
+
+
 def test_remora_restarts_and_leaves_a_whole_model(model, rows, tmp_path, capsys):
     main_of("remora")(model, rows, str(tmp_path / "out"), "2")
     assert "2 restarts" in capsys.readouterr().out

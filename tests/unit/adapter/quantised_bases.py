@@ -18,6 +18,7 @@ from mora.adapter import kernels
 Load = Callable[[], LlamaForCausalLM]
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+GROUP = 64  # weights that share a scale, in the schemes that have groups
 
 
 def save_llama(folder: Path) -> None:
@@ -77,44 +78,81 @@ def torchao4(folder: Path, device: str, dtype: torch.dtype) -> LlamaForCausalLM:
     from torchao.quantization import Int4WeightOnlyConfig
     from transformers import TorchAoConfig
 
-    settings = Int4WeightOnlyConfig(group_size=64, int4_packing_format="tile_packed_to_4d")
+    settings = Int4WeightOnlyConfig(group_size=GROUP, int4_packing_format="tile_packed_to_4d")
     return load(folder, device, dtype, TorchAoConfig(settings))
 
 
 def hqq4(folder: Path, device: str, dtype: torch.dtype) -> LlamaForCausalLM:
-    """By hqq itself: transformers 5 takes an HqqConfig and quantises nothing."""
+    """By hqq itself: transformers 5 refuses its HqqConfig as not available yet."""
     quantize = pytest.importorskip("hqq.core.quantize")
-    model = load(folder, device, dtype)
+
+    def rounded(linear: nn.Linear) -> nn.Module:
+        settings = quantize.BaseQuantizeConfig(nbits=4, group_size=GROUP)
+        return quantize.HQQLinear(linear, settings, compute_dtype=dtype, device=device)
+
+    return each_linear(load(folder, device, dtype), rounded)
+
+
+def gptq4(folder: Path, device: str, dtype: torch.dtype) -> LlamaForCausalLM:
+    pytest.importorskip("gptqmodel")
+    from gptqmodel.nn_modules.qlinear.torch import TorchLinear
+
+    return each_linear(load(folder, device, dtype), lambda linear: packed(TorchLinear, linear))
+
+
+def awq4(folder: Path, device: str, dtype: torch.dtype) -> LlamaForCausalLM:
+    pytest.importorskip("gptqmodel")
+    from gptqmodel.nn_modules.qlinear.torch_awq import AwqTorchLinear
+
+    return each_linear(load(folder, device, dtype), lambda linear: packed(AwqTorchLinear, linear))
+
+
+def packed(kind: type[nn.Module], linear: nn.Linear) -> nn.Module:
+    """`linear`, rounded to the nearest of 16 steps per group, in a module of GPT-QModel, which runs anywhere."""
+    weight = linear.weight.data.float().cpu()
+    scales = weight.view(len(weight), -1, GROUP).abs().amax(-1) / 7
+    module: Any = kind(4, GROUP, True, False, linear.in_features, linear.out_features)
+    pack = getattr(module, "pack_original", None) or module.pack
+    pack(linear.float().cpu(), scales, torch.full_like(scales, 8), torch.arange(linear.in_features) // GROUP)
+    return module.to(weight.device)
+
+
+def each_linear(model: LlamaForCausalLM, replace: Callable[[nn.Linear], nn.Module]) -> LlamaForCausalLM:
     for parent in list(model.model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):
-                settings = quantize.BaseQuantizeConfig(nbits=4, group_size=64)
-                setattr(parent, name, quantize.HQQLinear(child, settings, compute_dtype=dtype, device=device))
+                setattr(parent, name, replace(child))
     return model
 
 
-def check_whole_path(load_base: Load, off: float, tmp_path: Path) -> None:
-    """MoRA trains, is saved, loaded and merged; what the merge rounds away is less than `off` of the adapter's effect."""
+def check_training_and_files(load_base: Load, folder: Path) -> tuple[PeftModel, Tensor]:
+    """MoRA trains, is saved, and is loaded with the same output. Returns the model and the tokens of that output."""
     torch.manual_seed(0)
     model = get_peft_model(load_base(), MoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_weights=False))
     tokens = torch.randint(48, (2, 9), device=model.device)
     model(tokens, labels=tokens).loss.backward()
     assert all(p.grad.any() for p in model.parameters() if p.requires_grad)
-    model.eval().save_pretrained(tmp_path / "adapter")
+    model.eval().save_pretrained(folder)
     with torch.no_grad():
-        adapted = model(tokens).logits
-        loaded = PeftModel.from_pretrained(load_base(), tmp_path / "adapter").eval()
-        torch.testing.assert_close(loaded(tokens).logits, adapted)
-        with model.disable_adapter():
-            effect = (model(tokens).logits - adapted).norm()
-        assert effect > 0.1
-        with pytest.warns(UserWarning, match="merged into a quantised base, whose rounding is"):
-            merged = model.merge_and_unload(safe_merge=True)
-        assert (merged(tokens).logits - adapted).norm() < off * effect
+        loaded = PeftModel.from_pretrained(load_base(), folder).eval()
+        torch.testing.assert_close(loaded(tokens).logits, model(tokens).logits)
+    return model, tokens
+
+
+@torch.no_grad()
+def check_merge(model: PeftModel, tokens: Tensor, off: float) -> None:
+    """Merging says that it rounds, and changes the output by less than `off` of the adapter's effect."""
+    adapted = model(tokens).logits
+    with model.disable_adapter():
+        effect = (model(tokens).logits - adapted).norm()
+    assert effect > 0.1
+    with pytest.warns(UserWarning, match="merged into a quantised base, whose rounding is"):
+        merged = model.merge_and_unload(safe_merge=True)
+    assert (merged(tokens).logits - adapted).norm() < off * effect
 
 
 def check_gradient(load_base: Load) -> None:
-    """The gradient of M is that of the reference form.
+    """The gradient of M is that of the reference form, in each form that a layer may take.
 
     It may differ by twice what one rounding of the embeddings changes.
     """
@@ -122,14 +160,15 @@ def check_gradient(load_base: Load) -> None:
     model = get_peft_model(load_base(), MoraConfig(r=4, target_modules=PROJECTIONS, init_weights=False)).eval()
     tokens = torch.randint(48, (2, 9), device=model.device)
     expected = gradient(model, tokens, "reference")
-    got = gradient(model, tokens, "auto")
+    got = {form: gradient(model, tokens, form) for form in ("auto", "fused", "products")}
     eps = torch.finfo(model.dtype).eps
     with torch.no_grad():
         embeddings = model.get_input_embeddings().weight
         embeddings *= 1 + eps * torch.randint_like(embeddings, 2)
     noise = (gradient(model, tokens, "reference") - expected).norm()
     assert expected.any()
-    assert (got - expected).norm() < 2 * max(noise, eps * expected.norm())
+    for form, values in got.items():
+        assert (values - expected).norm() < 2 * max(noise, eps * expected.norm()), form
 
 
 def gradient(model: nn.Module, tokens: Tensor, form: str) -> Tensor:

@@ -1,14 +1,23 @@
-"""Quantised bases: PEFT's backends, with a stand-in here and, where they are installed, bitsandbytes and torchao."""
+"""Quantised bases: PEFT's backends, with a stand-in here and with each package that is installed."""
 
 from __future__ import annotations
-
-import importlib.util
 
 import pytest
 import torch
 from peft import get_peft_model
 from peft.utils.quantization_utils import QuantizationBackend
-from quantised_bases import bnb4, bnb8, check_gradient, check_whole_path, hqq4, save_llama, torchao8
+from quantised_bases import (
+    awq4,
+    bnb4,
+    bnb8,
+    check_gradient,
+    check_merge,
+    check_training_and_files,
+    gptq4,
+    hqq4,
+    save_llama,
+    torchao8,
+)
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -78,16 +87,25 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize(("quantise", "off"), [(bnb8, 0.05), (bnb4, 0.3), (torchao8, 0.05), (hqq4, 0.3)])
 def test_a_quantised_llama_trains_is_saved_loaded_and_merged(quantise, off, folder, tmp_path):
-    check_whole_path(lambda: quantise(folder, "cpu", torch.float32), off, tmp_path)
+    model, tokens = check_training_and_files(lambda: quantise(folder, "cpu", torch.float32), tmp_path)
+    check_merge(model, tokens, off)
 
 
-@pytest.mark.parametrize("quantise", [bnb8, bnb4, torchao8, hqq4])
+@pytest.mark.parametrize("quantise", [gptq4, awq4])
+def test_a_base_of_gptq_or_awq_trains_is_saved_and_loaded_and_refuses_a_merge(quantise, folder, tmp_path):
+    model, _ = check_training_and_files(lambda: quantise(folder, "cpu", torch.float32), tmp_path)
+    with pytest.raises(TypeError, match="Dequantization is not supported for gptq layers"):
+        model.merge_and_unload()
+    assert type(model.unload().model.layers[0].self_attn.q_proj).__module__.startswith("gptqmodel.")
+
+
+@pytest.mark.parametrize("quantise", [bnb8, bnb4, torchao8, hqq4, gptq4, awq4])
 def test_the_gradient_on_a_quantised_base_is_that_of_the_reference_form(quantise, folder):
     check_gradient(lambda: quantise(folder, "cpu", torch.float32))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("optimum") is None, reason="needs optimum-quanto")
 def test_quanto_is_refused_by_name(make_llama, tmp_path):
+    pytest.importorskip("optimum.quanto")
     from transformers import QuantoConfig
 
     make_llama().save_pretrained(tmp_path)
