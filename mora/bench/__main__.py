@@ -25,7 +25,7 @@ from mora.config import source
 from mora.config.arguments import positive_int
 from mora.io import replace_file
 
-from . import compiled, decoding, evaluation, layers, loop, plan, quantised, render, step
+from . import compiled, decoding, evaluation, layers, loop, plan, quantised, render, step, unsloth_lora
 
 PACKAGES = ("torch", "transformers", "peft")
 
@@ -35,7 +35,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("what", choices=(*MEASUREMENTS, "plan", "layers", "render"))
     extent = parser.add_mutually_exclusive_group()
     extent.add_argument("--quick", action="store_true", help="step: the bars alone, under four minutes on an H100")
-    extent.add_argument("--small", action="store_true", help="step: the bars of models up to 1.5B, about a minute")
+    extent.add_argument(
+        "--small", action="store_true", help="step: the bars of models up to 1.5B; loop: SmolLM2; a minute"
+    )
     extent.add_argument("--smoke", action="store_true", help="a tiny model, seconds on a CPU; not written to results/")
     parser.add_argument(
         "--rounds", type=positive_int, default=None, help="how often each is timed: step, compiled (10), quantised (3)"
@@ -44,6 +46,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=None, help="folder of the JSON, instead of results/bench")
     options = parser.parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    extent_name = next((name for name in ("smoke", "small", "quick") if getattr(options, name)), "full")
+    if extent_name not in ("full", "smoke", *EXTENTS.get(options.what, ())):
+        parser.error(f"{options.what} has no --{extent_name}")
     if options.what == "render":
         print(render.render())
     elif device.type == "cpu" and not options.smoke:
@@ -55,7 +60,6 @@ def main(arguments: list[str] | None = None) -> None:
     elif options.what == "plan":
         _plan(device, options.smoke, options.only, options.out)
     else:
-        extent_name = next((name for name in ("smoke", "small", "quick") if getattr(options, name)), "full")
         _measure(options.what, extent_name, options.rounds, device, options.out)
 
 
@@ -99,7 +103,9 @@ def _decoding(extent: str, rounds: int | None, device: torch.device) -> Iterator
 
 
 def _loop(extent: str, rounds: int | None, device: torch.device) -> Iterator[dict[str, Any]]:
-    yield loop.compare(loop.SMOKE if extent == "smoke" else loop.FULL, device)
+    measured = loop.compare(loop.PLANS[extent], device)
+    yield measured
+    yield measured | {"rows": measured["rows"] + unsloth_lora.compare(extent, device)}
 
 
 def _evaluation(extent: str, rounds: int | None, device: torch.device) -> Iterator[dict[str, Any]]:
@@ -119,6 +125,7 @@ MEASUREMENTS = {
     "evaluation": _evaluation,
     "quantised": _quantised,
 }
+EXTENTS = {"step": ("quick", "small"), "loop": ("small",)}  # besides "full" and "smoke"
 
 
 def _plan(device: torch.device, smoke: bool, only: str, folder: Path | None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing as mp
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -32,7 +33,7 @@ class Plan:
 
     scenarios: tuple[Scenario, ...]
     backend: str = "inductor"
-    patience_s: float = 150.0
+    patience_s: float = 240.0
 
 
 # Uncompiled the choice of a small layer; compiled it is not.
@@ -131,6 +132,7 @@ def _take_turn(worker: _Worker) -> None:
 
 def _serve(pipe: Connection, scenario: Scenario, case: Case, backend: str, device: torch.device, threads: int) -> None:
     """Compile, report, then answer each message with the milliseconds of a step."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         torch._inductor.config.compile_threads = threads
         base = build_base(scenario.shape, device, torch.bfloat16 if device.type == "cuda" else torch.float32)
@@ -153,6 +155,14 @@ def _serve(pipe: Connection, scenario: Scenario, case: Case, backend: str, devic
         pipe.send({"error": "out of memory"})
     except Exception as error:  # of a compiler: a row of the table, not the end of the others
         pipe.send({"error": f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"})
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent ends: a benchmark that was killed leaves no compilation behind."""
+    parent = mp.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _give_back(device: torch.device) -> None:

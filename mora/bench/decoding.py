@@ -17,7 +17,7 @@ from mora.adapter import kernels
 from .models import SHAPES, Case, build_base, with_method
 from .step import SMALL
 
-WARM_UP_TOKENS = 8
+WARM_UP_TURNS = 2
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Plan:
     patience_s: float
 
 
-FULL = Plan(("smollm2_135m", "qwen25_coder_1b5"), SMALL, 32, 64, rounds=5, patience_s=20.0)
+FULL = Plan(("smollm2_135m", "qwen25_coder_1b5"), SMALL, 32, 16, rounds=9, patience_s=45.0)  # a turn takes about a second
 SMOKE = Plan(("tiny",), (Case("floor"), Case("lora", 2), Case("mora", 2, "sharing")), 4, 6, rounds=2, patience_s=20.0)
 
 
@@ -46,8 +46,9 @@ def measure(plan: Plan, device: torch.device) -> Iterator[dict[str, Any]]:
         prompt = torch.randint(SHAPES[shape]["vocab_size"], (1, plan.prompt_tokens), device=device)
         cases = {case: asdict(case) | {"name": case.name, "seconds": []} for case in plan.cases}
         decoders = {case: _decoder(with_method(base, case).eval(), prompt, case) for case in plan.cases}
-        for decode in decoders.values():
-            decode(min(WARM_UP_TOKENS, plan.new_tokens))
+        for _ in range(WARM_UP_TURNS):
+            for decode in decoders.values():
+                decode(plan.new_tokens)
         started = time.perf_counter()
         for _ in range(plan.rounds):
             for case, decode in decoders.items():

@@ -34,18 +34,25 @@ TRAIN = {
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """samples are random tokens with lengths like MetaMathQA's in the Alpaca template: log-normal, median 250."""
+    """samples are random tokens with lengths like MetaMathQA's in the Alpaca template: log-normal, median 250.
+
+    unsloth_micro_batches: samples, and whether they are laid end to end, not padded.
+    """
 
     shape: str
     samples: int
     global_batch_size: int
     hf_micro_batches: tuple[int, ...]
     our_micro_tokens: tuple[int, ...]
+    unsloth_micro_batches: tuple[tuple[int, bool], ...]
     warm_up_steps: int = 2
 
 
-FULL = Plan("llama2_7b", 512, 64, (4, 8, 16), (8192, 16384))
-SMOKE = Plan("tiny", 16, 4, (4,), (512,), warm_up_steps=1)
+PLANS = {
+    "full": Plan("llama2_7b", 512, 64, (4, 8, 16), (8192, 16384), ((16, False), (32, True), (64, True))),
+    "small": Plan("smollm2_135m", 1024, 64, (16, 32), (16384,), ((16, False), (64, True))),
+    "smoke": Plan("tiny", 16, 4, (4,), (512,), ((4, False),), warm_up_steps=1),
+}
 
 
 def lengths(plan: Plan) -> list[int]:
@@ -92,7 +99,7 @@ def _row(who: str, micro_batch: int | str, run: Any) -> dict[str, Any]:
     return row
 
 
-class _Clock:
+class Clock:
     """Real tokens a second over the steps after the warm-up."""
 
     def __init__(self, warm_up_steps: int, device: torch.device):
@@ -114,6 +121,14 @@ class _Clock:
         return self.tokens / (time.perf_counter() - self.start)
 
 
+def by_length() -> dict[str, Any]:
+    """Return the arguments of batches of near lengths, as this transformers names them."""
+    known = {field.name for field in dataclasses.fields(TrainingArguments)}
+    if "train_sampling_strategy" in known:
+        return {"train_sampling_strategy": "group_by_length"}
+    return {"group_by_length": True}
+
+
 def _hugging_face(plan: Plan, data: list[list[int]], size: int, device: torch.device) -> float:
     """Measure the setup that Hugging Face's documentation advises.
 
@@ -121,11 +136,7 @@ def _hugging_face(plan: Plan, data: list[list[int]], size: int, device: torch.de
     """
     base = build_base(plan.shape, device, torch.bfloat16)
     model = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"))
-    known = {field.name for field in dataclasses.fields(TrainingArguments)}
-    by_length: dict[str, Any] = {"group_by_length": True}
-    if "train_sampling_strategy" in known:
-        by_length = {"train_sampling_strategy": "group_by_length"}
-    clock = _Clock(plan.warm_up_steps, device)
+    clock = Clock(plan.warm_up_steps, device)
     counts: list[int] = []
 
     class Ticks(TrainerCallback):
@@ -150,7 +161,7 @@ def _hugging_face(plan: Plan, data: list[list[int]], size: int, device: torch.de
             gradient_accumulation_steps=plan.global_batch_size // size, num_train_epochs=1, learning_rate=3e-4,
             bf16=device.type == "cuda", use_cpu=device.type == "cpu", optim="adamw_torch_fused", save_strategy="no",
             logging_strategy="no", report_to="none", remove_unused_columns=False, dataloader_drop_last=True,
-            disable_tqdm=True, **by_length,
+            disable_tqdm=True, **by_length(),
         )  # fmt: skip
         rows = [{"input_ids": ids} for ids in data]
         trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[Ticks()])
@@ -170,7 +181,7 @@ def _ours(plan: Plan, data: list[list[int]], micro_tokens: int, device: torch.de
     engine = TorchEngine(model, train, dtype)
     samples = [Sample(ids, list(ids)) for ids in data]
     batches = Batches(samples, 0, plan.global_batch_size, 1, seed=0, micro_batch_tokens=micro_tokens)
-    clock = _Clock(plan.warm_up_steps, device)
+    clock = Clock(plan.warm_up_steps, device)
     for step in range(len(data) // plan.global_batch_size):
         loss_tokens = batches.loss_tokens(step)
         for batch in batches.step(step):

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mora.bench import __main__ as bench
-from mora.bench import compiled, decoding, evaluation, plan, quantised, render, step
+from mora.bench import compiled, decoding, evaluation, plan, quantised, render, step, unsloth_lora
 from mora.planner import speed
 
 
@@ -175,12 +175,51 @@ def test_the_whole_loop_runs_against_the_hugging_face_trainer(tmp_path):
     bench.main(["loop", "--smoke", "--out", str(tmp_path)])
     (path,) = tmp_path.glob("loop-smoke-*.json")
     result = json.loads(path.read_text())
-    assert [row["who"] for row in result["rows"]] == ["HF Trainer, PEFT LoRA r=8", "ours, MoRA r=8"]
-    assert all(row["tokens_per_s"] > 0 for row in result["rows"])
+    *rows, unsloth = result["rows"]
+    assert [row["who"] for row in rows] == ["HF Trainer, PEFT LoRA r=8", "ours, MoRA r=8"]
+    assert all(row["tokens_per_s"] > 0 for row in rows)
+    assert unsloth["who"].startswith("Unsloth")
+    assert unsloth.get("tokens_per_s", 0) > 0 or unsloth["error"] == "not installed"
     assert "| ours, MoRA r=8 | 512 tokens |" in render.tables(result)
     result["hardware"]["product_tflops"], result["shape"] = 800.0, "llama2_7b"
     result["rows"][1]["tokens_per_s"] = 8000.0
     assert " | 26% | " in render.tables(result)  # of 8,000 tokens at 4 times 6.6 billion weights
+
+
+def test_an_opponent_that_fails_is_a_row_with_its_last_words(tmp_path, monkeypatch):
+    monkeypatch.setattr(unsloth_lora, "PROGRAM", "raise ValueError('no GPU')")
+    assert unsloth_lora._run("smoke", 0, tmp_path) == {"error": "ValueError: no GPU"}
+    monkeypatch.setattr(unsloth_lora, "PROGRAM", "import sys\nopen(sys.argv[4], 'w').write('{\"error\": \"full\"}')")
+    assert unsloth_lora._run("smoke", 0, tmp_path) == {"error": "full"}
+    monkeypatch.setattr(unsloth_lora, "PROGRAM", "import time\ntime.sleep(60)")
+    monkeypatch.setattr(unsloth_lora, "PATIENCE_S", 0.5)
+    assert unsloth_lora._run("smoke", 1, tmp_path) == {"error": "not done within 0 s"}
+
+
+def test_real_tokens_are_counted_and_padding_is_seen():
+    class Collator:
+        def __call__(self, rows):
+            longest = max(len(row["input_ids"]) for row in rows)
+            return {"input_ids": torch.zeros(len(rows), longest)}
+
+    collator, counts = Collator(), []
+    unsloth_lora._count_tokens(collator, counts, padding_free=True)
+    assert isinstance(collator, Collator)
+    rows = [{"input_ids": [1, 2, 3]}, {"input_ids": [1]}]
+    collator(rows[:1])
+    assert counts == [3]
+    with pytest.raises(ValueError, match="4 tokens: it is padded"):
+        collator(rows)
+    padded, counts = Collator(), []
+    unsloth_lora._count_tokens(padded, counts, padding_free=False)
+    padded(rows)
+    assert counts == [4]
+
+
+def test_an_extent_that_a_measurement_has_not_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        bench.main(["decoding", "--small"])
+    assert "decoding has no --small" in capsys.readouterr().err
 
 
 def test_evaluation_runs_against_lm_evals_backend(tmp_path):

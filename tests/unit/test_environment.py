@@ -86,8 +86,11 @@ def test_the_lock_is_closed() -> None:
 
 
 def imported_names() -> set[str]:
-    """Of the packages that the code imports, in functions too, without Python's and its own. Triton comes with torch, which
-    pins it; it is not there on a CPU's build."""
+    """Of the packages that the code imports, in functions too, without Python's and its own.
+
+    Triton comes with torch, which pins it; it is not there on a CPU's build. bitsandbytes and Unsloth are measured where
+    somebody has installed them.
+    """
     files = [ROOT / "run.py", *(path for name in ("mora", "scripts") for path in (ROOT / name).rglob("*.py"))]
     imported: set[str] = set()
     for file in files:
@@ -98,7 +101,7 @@ def imported_names() -> set[str]:
     return (
         imported
         - set(sys.stdlib_module_names)
-        - {"mora", "triton", *(path.stem for path in (ROOT / "scripts").glob("*.py"))}
+        - {"mora", "triton", "bitsandbytes", "unsloth", *(path.stem for path in (ROOT / "scripts").glob("*.py"))}
     )
 
 
