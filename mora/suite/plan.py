@@ -16,7 +16,7 @@ from mora.results import STORE, RunResult
 from .cells import resolve
 from .experiment import CellSpec
 from .launch import ROOT
-from .result import is_current, rejection_reason, reportable, result_of
+from .usable import is_current, rejection_reason, reportable, result_of
 
 NAME = 66  # characters of a run's name and what of its method is not in it
 HEAD = (  # name, unit, width
@@ -29,6 +29,7 @@ HEAD = (  # name, unit, width
     ("optim", "GiB", 6),
     ("activ", "GiB", 6),
     ("logits", "GiB", 6),
+    ("graphs", "GiB", 6),
     ("a GPU", "GiB", 8),
     ("micro", "seq", 6),
     ("shadow", "GiB", 7),
@@ -126,7 +127,7 @@ def _line(run: RunConfig, estimate: Cost) -> str:
 
 
 def _sized(m: Any) -> list[tuple[float, int]]:
-    return [(m.weights, 8), (m.gradients, 6), (m.optimizer, 6), (m.activations, 6), (m.logits, 6)]
+    return [(m.weights, 8), (m.gradients, 6), (m.optimizer, 6), (m.activations, 6), (m.logits, 6), (m.graphs, 6)]
 
 
 def _count(value: int | None) -> str:
