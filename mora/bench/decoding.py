@@ -35,7 +35,9 @@ class Plan:
     patience_s: float
 
 
-FULL = Plan(("smollm2_135m", "qwen25_coder_1b5"), SMALL, 32, 16, rounds=9, patience_s=45.0)  # a turn takes about a second
+FULL = Plan(
+    ("smollm2_135m", "qwen25_coder_1b5"), SMALL, 32, 16, rounds=9, patience_s=45.0
+)  # a turn takes about a second
 SMOKE = Plan(("tiny",), (Case("floor"), Case("lora", 2), Case("mora", 2, "sharing")), 4, 6, rounds=2, patience_s=20.0)
 
 
