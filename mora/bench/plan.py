@@ -232,7 +232,8 @@ class Prediction(NamedTuple):
 def predict(row: dict[str, Any]) -> Prediction:
     """Predict a case from its description and the other cases alone. No seconds if nothing like it was measured."""
     config = compose(row["overrides"])
-    peak = memory.memory(config, row["length"], row["batch_size"], fused=row["fused"]).gpu
+    needs = memory.memory(config, row["length"], row["batch_size"], fused=row["fused"])
+    peak = needs.gpu - needs.graphs  # all passes are of one shape
     time = speed.token_time(config, row["length"], row["batch_size"], without=row["name"])
     tokens = row["micro_batches"] * row["batch_size"] * row["length"]
     return Prediction(peak, time.seconds_per_token * tokens if time.measured else None, time.source)

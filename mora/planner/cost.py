@@ -14,7 +14,7 @@ from mora.results import RunResult
 
 from .counts import flops_per_token, frozen_adapter, number_bytes, trainable
 from .gpus import H100, Gpu
-from .memory import Memory, fitting_micro_batch, memory
+from .memory import Memory, fitting_micro_batch, memory, of_one_length
 from .speed import padded_tokens_per_sequence, token_time
 
 # Training sequences where the data decide. A result of the task and scale, where there is one, is asked first.
@@ -55,14 +55,13 @@ def length_of(config: RunConfig, results: Iterable[RunResult] = ()) -> Length:
             mean = report["sequence_tokens"] / report["sequences"]
             tokens = known.last_step * train.global_batch_size * mean
             return Length(known.last_step, tokens, at_most=False, padding=padded_tokens_per_sequence(result) / mean)
+    full = of_one_length(config) and config.task.name != "uuid"  # blocks; how many tokens a UUID has is the tokenizer's
     if config.knows_steps:
-        full = config.task.name == "c4"  # blocks of equal length
         return Length(config.last_step, config.last_step * train.global_batch_size * longest, not full)
     count = SEQUENCES.get((config.scale.name, config.task.name))
     if count is None:
         return Length(None, None)
     steps = config.with_samples(count).last_step
-    full = config.task.name in ("biomed", "finance")  # blocks too
     return Length(steps, steps * train.global_batch_size * longest, not full)
 
 

@@ -26,7 +26,8 @@ class Memory:
     """Bytes on one GPU, each at its most; `shadow` lies in the CPU memory of rank 0.
 
     `held`: what there is of gradients before backward begins, from earlier micro batches. `workspaces`: of cuBLAS, and of
-    DeepSpeed. `recomputed`: what of the activations gradient checkpointing makes anew, once the logits are gone.
+    DeepSpeed. `recomputed`: what of the activations gradient checkpointing makes anew, once the logits are gone. `graphs`:
+    what captured CUDA graphs keep for themselves while a pass of a shape that is not captured runs beside them.
     """
 
     weights: float
@@ -38,11 +39,13 @@ class Memory:
     held: float
     workspaces: float
     recomputed: float
+    graphs: float
 
     @property
     def gpu(self) -> float:
         """Bytes at the peak of a step: as backward begins, or once it has freed the activations and made all gradients."""
-        return self.weights + self.optimizer + max(self.held + self.moving, self.gradients) + self.workspaces
+        backward = max(self.held + self.moving, self.gradients)
+        return self.weights + self.optimizer + backward + self.workspaces + self.graphs
 
     @property
     def moving(self) -> float:
@@ -86,7 +89,15 @@ def memory(
     shadow = 4 * shape.in_layers if config.method.restart else 0
     kept, recomputed = (number_size * tokens * numbers for numbers in _saved(config, shape, fused))
     workspaces = _workspaces(config, shape)
-    return Memory(weights, gradients, optimizer, kept + recomputed, logits, shadow, held, workspaces, recomputed)
+    graphs = 0.0 if of_one_length(config) or not _captures(config) else kept + recomputed + logits
+    return Memory(
+        weights, gradients, optimizer, kept + recomputed, logits, shadow, held, workspaces, recomputed, graphs
+    )
+
+
+def of_one_length(config: RunConfig) -> bool:
+    """Return whether all training sequences are equally long once they are padded: full blocks of text, or UUIDs."""
+    return config.task.name in ("uuid", "c4", "biomed", "finance")
 
 
 def _workspaces(config: RunConfig, shape: Shape) -> float:

@@ -29,6 +29,7 @@ HEAD = (  # name, unit, width
     ("optim", "GiB", 6),
     ("activ", "GiB", 6),
     ("logits", "GiB", 6),
+    ("graphs", "GiB", 6),
     ("a GPU", "GiB", 8),
     ("micro", "seq", 6),
     ("shadow", "GiB", 7),
@@ -126,7 +127,7 @@ def _line(run: RunConfig, estimate: Cost) -> str:
 
 
 def _sized(m: Any) -> list[tuple[float, int]]:
-    return [(m.weights, 8), (m.gradients, 6), (m.optimizer, 6), (m.activations, 6), (m.logits, 6)]
+    return [(m.weights, 8), (m.gradients, 6), (m.optimizer, 6), (m.activations, 6), (m.logits, 6), (m.graphs, 6)]
 
 
 def _count(value: int | None) -> str:
