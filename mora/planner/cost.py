@@ -5,11 +5,13 @@ Needs no torch and no weights. Evaluation and checkpoint writing are not in the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mora.config import RunConfig
 from mora.models.shapes import Shape, shape_of
+from mora.padding import padded_length
 from mora.results import RunResult
 
 from .counts import flops_per_token, frozen_adapter, number_bytes, trainable
@@ -30,6 +32,8 @@ SEQUENCES: dict[tuple[str, str], int] = {
     ("smoke", "tulu2"): 64,  # rows of configs/task/tulu2/smoke.yaml, less the eight held out
     ("smoke", "metamath"): 64,
 }
+# Tokens of a training sequence of the stand-ins, in the mean, as prepared for scales lite and mid.
+MEAN_TOKENS = {"tulu2": 127.5, "metamath": 236.9}
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,9 @@ def length_of(config: RunConfig, results: Iterable[RunResult] = ()) -> Length:
             mean = report["sequence_tokens"] / report["sequences"]
             tokens = known.last_step * train.global_batch_size * mean
             return Length(known.last_step, tokens, at_most=False, padding=padded_tokens_per_sequence(result) / mean)
+    if config.knows_steps and config.scale.name in ("lite", "mid") and (mean := MEAN_TOKENS.get(config.task.name)):
+        padding = padded_length(math.ceil(mean), longest) / mean
+        return Length(config.last_step, config.last_step * train.global_batch_size * mean, False, padding)
     full = of_one_length(config) and config.task.name != "uuid"  # blocks; how many tokens a UUID has is the tokenizer's
     if config.knows_steps:
         return Length(config.last_step, config.last_step * train.global_batch_size * longest, not full)
