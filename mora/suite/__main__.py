@@ -77,11 +77,14 @@ def _do(args: argparse.Namespace, loaded: dict[str, Experiment]) -> list[str]:
     for (name, scale), cells in resolved.items():
         print(_render(name, loaded[name], cells, scale, args.results))
     if args.render and not args.names:
-        from .report import headline  # draws, which nothing else here needs before
+        from .report import headline, rate_figure  # draw, which nothing else here needs before
 
         judged = ResolvedTables(resolved)
         ledger.render(resolved=judged)
         headline.render(judged)
+        for scale in scales:
+            at_scale = [cells for (_, s), cells in resolved.items() if s == scale]
+            rate_figure.render(scale, at_scale, figures.output_folder(scale, "figures"))
         replace_file(provenance.DEVIATIONS, provenance.deviations())
     return failed
 
