@@ -92,16 +92,16 @@ def searches(shown: Shown) -> Figure | None:
             _search(ax, runs, look[runs.spec.label])
         ax.set(xscale="log", xlabel="learning rate", ylabel=SELECTIONS.get(metric, metric))
         ax.set_title(_wrapped(name), fontsize=8)
-        scores = [(c.lr, s) for runs in cells for c, s in runs.choice.scores if c.lr and isinstance(s, float)]
-        bounds(ax, scores)
+        _bounds(ax, cells)
         ax.grid(alpha=0.3)
     handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     legend_below(figure, list(handles.values()), list(handles), min(3, len(axes) + 1))
     return figure
 
 
-def bounds(ax: Axes, scored: Sequence[tuple[float, float]]) -> None:
+def _bounds(ax: Axes, cells: list[CellRuns]) -> None:
     """Place one tick per learning rate, and bound the axis so that runs that almost diverged do not flatten the panel."""
+    scored = [(c.lr, s) for runs in cells for c, s in runs.choice.scores if c.lr and isinstance(s, float)]
     rates, losses = sorted({lr for lr, _ in scored}), [s for _, s in scored]
     ax.set_xticks(rates, [format_lr(lr) for lr in rates], fontsize=7)
     ax.minorticks_off()

@@ -1,4 +1,4 @@
-"""Loss by learning rate, of every search: does the order of methods hold once each has its own best rate?
+"""Loss by learning rate, of every search: whether the order of methods at one rate is that at their own best rates.
 
 `make render` writes `results/figures/rates-<scale>.svg`, `.md` and `.csv`. Searches are those of all experiments; a panel
 has the methods of one task, model and rank.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,24 +27,24 @@ from mora.config.run_id import format_lr, run_id
 from mora.io import replace_file
 
 from ..cells import CellRuns
-from ..tables import CAPTIONS
-from .pictures import SELECTIONS, bounds
-from .style import MARKERS, PAGE, PRINT, UNDATED, looks
+from .pictures import SELECTIONS
+from .style import MARKERS, PAGE, PRINT, UNDATED, Look, looks
 
 ACROSS = 3  # panels
 HEIGHT = 2.1  # of a panel with its title and labels, in inches
-WIDE = 10  # the ratio of losses from which an axis is logarithmic
+WIDE = 10  # the ratio of losses from which an axis is logarithmic, and full training is out of a panel's reach
 TITLE = "Learning rates: the loss at the end of each search, and the order of the methods"
 ABOUT = (
-    "Each line: a method, through the means over the seeds of its searches; each dot: a seed; ringed: the rate that the "
-    "search chose, without a ring while it is not complete. Losses far above the others lie above the panel. A search "
-    "ends before a final run does, and only it is shown: what the final runs came to is in [the tables](../tables), and "
-    "may be in another order."
+    "Each line: a method, through the means over the seeds of its searches; each dot: a seed, where there are two. Ringed: "
+    "the rate that the search chose; there is no ring while it is not complete. Losses far above the others lie above the "
+    "panel. Only searches are shown, which end before a final run does: the outcomes of final runs are in "
+    "[the tables](../tables), and may be in another order."
 )
 ORDERS = (
-    "The orders: lowest loss first, then the distance to it, in nats; n: the seeds, those that all of the methods have. Left: at "
-    "each rate that all adapters were searched at. Right: each at the rate that its own search chose; full training, which has a grid of its "
-    "own, stands only there. Same: at how many of the common rates the adapters are in the order of their own rates."
+    "The orders: lowest loss first, then the others' distance to it in nats; n: the seeds, those that all of the methods "
+    "have. At one rate: each rate that all adapters were searched at. At own rates: each at the rate that its search chose; "
+    "full training, which has a grid of its own, stands only there. Same: at how many of the common rates the adapters are "
+    "in the order of their own rates. With one or two seeds nothing is tested here, and no claim is judged on it."
 )
 CSV_COLUMNS = ["task", "settings", "model", "r", "method", "lr", "seed", "metric", "loss", "chosen", "run"]
 
@@ -68,6 +69,10 @@ class Curve:
     def rates(self) -> list[float]:
         return sorted({lr for lr, _ in self.points})
 
+    @property
+    def lowest(self) -> float:
+        return min((point.loss for point in self.points.values()), default=math.inf)
+
     def losses(self, lr: float) -> dict[int, float]:
         """Return the losses at a rate by seed."""
         return {seed: point.loss for (rate, seed), point in self.points.items() if rate == lr}
@@ -87,8 +92,22 @@ class Panel:
 
     @property
     def name(self) -> str:
-        model = CAPTIONS.get(self.config.model.name, self.config.model.name).partition(",")[0]
-        return ", ".join(filter(None, [self.config.task.name, self.settings, model, self.config.rank_text]))
+        return f"{self.what}, {self.config.model.name}, {self.config.rank_text}"
+
+    @property
+    def what(self) -> str:
+        """The task and its settings."""
+        return ", ".join(filter(None, [self.config.task.name, self.settings]))
+
+    @property
+    def place(self) -> tuple[str, str, str, int]:
+        """Where the panel stands among others."""
+        return self.config.task.name, self.config.model.name, self.settings, self.config.r or 0
+
+    @property
+    def steps(self) -> str:
+        """The steps of a search, where its configuration decides them."""
+        return f"{self.config.last_step:,}" if self.config.knows_steps else "-"
 
     @property
     def searched(self) -> list[Curve]:
@@ -97,6 +116,10 @@ class Panel:
     @property
     def adapters(self) -> list[Curve]:
         return [curve for curve in self.searched if curve.method != "fft"]
+
+    @property
+    def lowest(self) -> float:
+        return min((curve.lowest for curve in self.adapters), default=math.inf)
 
     @property
     def common(self) -> list[float]:
@@ -119,10 +142,26 @@ class Panel:
         """Return the adapters' order at one rate."""
         return self.order({curve.label: lr for curve in self.adapters})
 
+    def chosen_at(self, lr: float) -> list[str]:
+        """Return the adapters whose search is complete, in their order at one rate."""
+        return [label for label in self.at(lr)[0] if label in self.own]
+
+    @property
+    def same(self) -> int:
+        """At how many of the common rates the adapters are in the order of their own rates."""
+        adapters = {curve.label for curve in self.adapters}
+        own = [label for label in self.order(self.own)[0] if label in adapters]
+        return sum(self.chosen_at(lr) == own for lr in self.common)
+
+    @property
+    def turns(self) -> bool:
+        """Whether the order of the adapters is not the same at all common rates."""
+        return len({tuple(self.chosen_at(lr)) for lr in self.common}) > 1
+
 
 def panels(experiments: Iterable[list[list[CellRuns]]]) -> list[Panel]:
     """Gather the searches of resolved experiments: every task, model and rank that has any to be run."""
-    found: dict[tuple[str, ...], Panel] = {}
+    found: dict[tuple[str, str, str], Panel] = {}
     for rows in experiments:
         cells = {tuple(cell.spec.base): cell for row in rows for cell in row if cell.spec.search_runs}
         for cell in cells.values():
@@ -134,7 +173,7 @@ def panels(experiments: Iterable[list[list[CellRuns]]]) -> list[Panel]:
     full = {key[:2]: panel.curves for key, panel in found.items() if panel.config.r is None}
     for key, panel in found.items():
         panel.curves = full.get(key[:2], {}) | panel.curves
-    return [panel for panel in found.values() if panel.config.r is not None]
+    return sorted((panel for panel in found.values() if panel.config.r is not None), key=lambda panel: panel.place)
 
 
 def _add(panel: Panel, cell: CellRuns) -> None:
@@ -160,51 +199,73 @@ def _add(panel: Panel, cell: CellRuns) -> None:
 def drawn(shown: Sequence[Panel]) -> Figure:
     """Draw the panels. Their places are set in inches, since a layout engine's last digits differ from run to run."""
     labels = {curve.label: curve.method for panel in shown for curve in panel.searched}
-    look = {name: one._replace(marker=MARKERS[i]) for i, (name, one) in enumerate(looks(labels).items())}
+    look = {name: one._replace(marker=MARKERS[i % len(MARKERS)]) for i, (name, one) in enumerate(looks(labels).items())}
     down, across = math.ceil(len(shown) / ACROSS), min(ACROSS, len(shown))
-    height = HEIGHT * down + 0.35
-    figure, axes = plt.subplots(down, across, figsize=(PAGE * across / ACROSS + 0.2, height), squeeze=False)
+    width, height = PAGE * across / ACROSS, HEIGHT * down + 0.35
+    figure, axes = plt.subplots(down, across, figsize=(width, height), squeeze=False)
     figure.subplots_adjust(
-        left=0.55 / figure.get_figwidth(), right=0.99, top=1 - 0.35 / height, bottom=0.72 / height, hspace=0.5, wspace=0.32
+        left=0.55 / width, right=1 - 0.2 / width, top=1 - 0.35 / height, bottom=0.8 / height, hspace=0.55, wspace=0.42
     )
     for ax, panel in zip(axes.flat, shown, strict=False):
         _draw(ax, panel, look)
     for ax in axes.flat[len(shown) :]:
         ax.set_axis_off()
-    for row in axes:
-        row[0].set_ylabel(SELECTIONS[shown[0].metric] if len({p.metric for p in shown}) == 1 else "nats")
     handles: list[Any] = [Line2D([], [], **one._asdict(), label=name) for name, one in look.items()]
     handles.append(Line2D([], [], ls="", marker="o", ms=8, mfc="none", color="k", label="chosen"))
     figure.legend(handles=handles, loc="lower center", ncols=min(len(handles), 5))
     return figure
 
 
-def _draw(ax: Axes, panel: Panel, look: Mapping[str, Any]) -> None:
-    points = [(lr, p.loss) for curve in panel.searched for (lr, _), p in curve.points.items() if math.isfinite(p.loss)]
+def _draw(ax: Axes, panel: Panel, look: Mapping[str, Look]) -> None:
+    where, rates, losses = "learning rate", set[float](), list[float]()
     for curve in panel.searched:
-        one = look[curve.label]
-        means = [(lr, mean) for lr in curve.rates if math.isfinite(mean := curve.mean(lr))]
-        ax.plot([lr for lr, _ in means], [mean for _, mean in means], **one._asdict(), ms=3.5)
-        ax.plot([lr for lr, _ in curve.points], [p.loss for p in curve.points.values()], ".", color=one.color, ms=2)
-        if curve.chosen is not None:
-            ax.plot(curve.chosen, curve.mean(curve.chosen), "o", ms=8, mfc="none", color=one.color)
-    ax.set(xscale="log", xlabel="learning rate")
-    ax.set_title(panel.name.replace(f", {panel.config.rank_text}", f"\n{panel.config.rank_text}"), fontsize=7)
-    bounds(ax, points)
-    losses = [loss for _, loss in points]
-    if max(losses) > WIDE * min(losses):
-        ax.set(yscale="log", ylim=(min(losses) / 1.5, max(losses) * 1.5))
-    ax.tick_params(axis="x", labelsize=6)
+        if curve.method == "fft" and panel.lowest > WIDE * curve.lowest:
+            where += f" ({curve.label} is below: {curve.lowest:.2g})"
+            continue
+        rates |= set(curve.rates)
+        losses += [p.loss for p in curve.points.values() if math.isfinite(p.loss)]
+        _line_of(ax, curve, look[curve.label])
+    ax.set(xscale="log")
+    ax.set_xlabel(where, fontsize=6)
+    ax.set_ylabel(SELECTIONS[panel.metric], fontsize=6)
+    ax.set_xticks(sorted(rates), [format_lr(lr) for lr in sorted(rates)])
+    ax.minorticks_off()
+    ax.set_title(f"{panel.what}\n{panel.config.model.name}, {panel.config.rank_text}", fontsize=6)
+    if losses and max(losses) > WIDE * min(losses):
+        ax.set(yscale="log", ylim=(min(losses) / 1.7, max(losses) * 1.5))
+        ax.yaxis.set_major_formatter("{x:g}")
+    elif losses:
+        low, top = min(losses), _top(losses)
+        ax.set_ylim(low - 0.07 * (top - low), top + 0.07 * (top - low))
+    ax.tick_params(labelsize=6)
     ax.grid(alpha=0.3)
 
 
-def _words(order: dict[str, float], n: int, rates: Mapping[str, float] = {}) -> str:
+def _top(losses: Iterable[float]) -> float:
+    """Return the loss at which a panel ends: below the first gap that is wider than all that lies under it."""
+    ordered = sorted(losses)
+    for below, above in itertools.pairwise(ordered[len(ordered) // 2 :]):
+        if above - below > below - ordered[0]:
+            return below
+    return ordered[-1]
+
+
+def _line_of(ax: Axes, curve: Curve, look: Look) -> None:
+    means = [(lr, mean) for lr in curve.rates if math.isfinite(mean := curve.mean(lr))]
+    ax.plot([lr for lr, _ in means], [mean for _, mean in means], **look._asdict(), ms=4)
+    seeds = [(lr, loss) for lr in curve.rates for loss in curve.losses(lr).values() if len(curve.losses(lr)) > 1]
+    ax.plot([lr for lr, _ in seeds], [loss for _, loss in seeds], "o", mfc="w", mec=look.color, mew=0.4, ms=2)
+    if curve.chosen is not None and math.isfinite(curve.mean(curve.chosen)):
+        ax.plot(curve.chosen, curve.mean(curve.chosen), "o", ms=8, mfc="none", color=look.color)
+
+
+def _words(order: dict[str, float], n: int, rates: Mapping[str, float] | None = None) -> str:
     """Return `n=2: MoRA, LoRA +0.0013`; with `rates` each with its own behind its name."""
     if not order:
         return "-"
     best, parts = min(order.values()), []
     for label, loss in order.items():
-        name = f"{label} ({format_lr(rates[label])})" if label in rates else label
+        name = f"{label} ({format_lr(rates[label])})" if rates else label
         beyond = f" {loss - best:+#.3g}" if math.isfinite(loss) else " diverged"
         parts.append(name if loss == best and math.isfinite(loss) else name + beyond)
     return f"n={n}: {'; '.join(parts)}"
@@ -212,11 +273,19 @@ def _words(order: dict[str, float], n: int, rates: Mapping[str, float] = {}) -> 
 
 def _line(panel: Panel) -> str:
     (own, n), common = panel.order(panel.own), panel.common
-    adapters = [label for label in own if label in {curve.label for curve in panel.adapters}]
-    same = sum(list(panel.at(lr)[0]) == adapters for lr in common)
     at_each = "<br>".join(f"{format_lr(lr)}, {_words(*panel.at(lr))}" for lr in common) or "none"
-    cells = [panel.name, at_each, _words(own, n, panel.own), f"{same} of {len(common)}", _not_yet(panel)]
-    return f"| {' | '.join(cells)} |"
+    same = f"{panel.same} of {len(common)}"
+    return f"| {' | '.join([panel.name, panel.steps, at_each, _words(own, n, panel.own), same, _not_yet(panel)])} |"
+
+
+def _in_all(shown: Sequence[Panel]) -> str:
+    several = [panel for panel in shown if len(panel.common) > 1]
+    same, rates = sum(panel.same for panel in shown), sum(len(panel.common) for panel in shown)
+    turns = sum(panel.turns for panel in several)
+    return (
+        f"In all: at {same} of {rates} common rates the adapters are in the order of their own rates. In {turns} of "
+        f"{len(several)} panels with more than one common rate their order changes from rate to rate."
+    )
 
 
 def _not_yet(panel: Panel) -> str:
@@ -226,9 +295,11 @@ def _not_yet(panel: Panel) -> str:
 
 
 def _markdown(picture: str, scale: str, shown: Sequence[Panel], rest: Sequence[Panel]) -> str:
-    lines = [f"# {TITLE}", "", f"![{TITLE}]({picture})", "", f"Scale {scale}. {ABOUT}", "", ORDERS, ""]
-    lines.append("| panel | order at one rate | order at own rates | same | no search yet |")
-    lines += ["|---|---|---|---|---|", *map(_line, shown)]
+    lines = [f"# {TITLE}", ""]
+    for paragraph in (f"![{TITLE}]({picture})", f"Scale {scale}. {ABOUT}", ORDERS, _in_all(shown)):
+        lines += [paragraph, ""]
+    lines.append("| panel | steps | order at one rate | order at own rates | same | no search yet |")
+    lines += ["|" + "---|" * 6, *map(_line, shown)]
     if rest:
         lines += ["", "Fewer than two adapters were searched here, so there is no panel:", ""]
         lines += ["| task, model, rank | searched | no search yet |", "|---|---|---|"]
