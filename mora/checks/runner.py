@@ -24,7 +24,7 @@ from mora.io import replace_file
 from mora.results import RunResult
 from mora.suite.gpus import GpuSlots, visible
 from mora.suite.launch import launch
-from mora.suite.result import result_of
+from mora.suite.usable import result_of
 from mora.train import log
 
 GIB = 2**30

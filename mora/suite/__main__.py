@@ -16,7 +16,7 @@ from .arguments import parse
 from .cells import CellRuns, resolve, resolve_all
 from .contrasts import ResolvedTables
 from .experiment import CellSpec, Experiment, Scale
-from .result import is_current, result_of
+from .usable import is_current, result_of
 
 DEFAULT_SCALE = (
     "no --scale given, so scale paper: the paper's models and data on its hardware; --scale lite or smoke needs less"

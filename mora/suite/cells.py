@@ -17,8 +17,8 @@ from mora.results import Metric, Metrics, RunResult
 
 from . import verdicts
 from .experiment import Candidate, CellSpec
-from .result import reportable, result_of
 from .selection import Accepts, Choice, choose, last_step
+from .usable import reportable, result_of
 
 
 class CellRun(NamedTuple):

@@ -10,7 +10,7 @@ from mora.planner.gpus import H100, Gpu
 from . import fit
 from .cells import in_order, resolve
 from .experiment import CellSpec
-from .result import done, is_current
+from .usable import done, is_current
 
 
 def text(specs: list[CellSpec], gpu: Gpu = H100) -> str:

@@ -21,8 +21,8 @@ from mora.results import MODULES, RunResult, Source, Spectrum, read_spectrum
 from .cells import CellRuns
 from .experiment import Experiment
 from .launch import ROOT
-from .result import log_of
 from .tables import NOT_RUN, models, notes
+from .usable import log_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,7 +19,7 @@ from mora.config.source import ROOT
 from mora.io import locked, output_dir, replace_file
 
 from . import fit, inputs
-from .result import done, is_current, result_of
+from .usable import done, is_current, result_of
 
 
 def run_folder(config: RunConfig) -> Path:

@@ -16,7 +16,7 @@ from mora.results import STORE, RunResult
 from .cells import resolve
 from .experiment import CellSpec
 from .launch import ROOT
-from .result import is_current, rejection_reason, reportable, result_of
+from .usable import is_current, rejection_reason, reportable, result_of
 
 NAME = 66  # characters of a run's name and what of its method is not in it
 HEAD = (  # name, unit, width

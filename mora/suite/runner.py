@@ -20,7 +20,7 @@ from .experiment import CellSpec
 from .gpus import GpuSlots, visible
 from .launch import ROOT, STOPPED, interrupt_on_sigterm, launch, run_folder, stop_workers, unheld, warning
 from .progress import Progress
-from .result import done, is_current, result_of
+from .usable import done, is_current, result_of
 
 NODES_WAIT_S = 120.0
 POLL_S = 5.0  # how often a run that another suite is doing is looked at

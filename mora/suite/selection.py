@@ -17,7 +17,7 @@ from mora.errors import DamagedFileError
 from mora.results import RunResult
 
 from .experiment import Candidate, CellSpec
-from .result import result_of
+from .usable import result_of
 
 MOST_ADDED = 2  # rates, beyond an edge
 

@@ -22,8 +22,8 @@ from .. import experiment as experiments
 from ..cells import CellRun, CellRuns
 from ..contrasts import ResolvedTables
 from ..experiment import ROOT, CellSpec, Experiment, Scale
-from ..result import log_of, reportable, result_of
 from ..selection import last_step
+from ..usable import log_of, reportable, result_of
 
 
 class Use(NamedTuple):

@@ -11,8 +11,8 @@ from mora.suite import experiment as experiments
 from mora.suite import runner, tables
 from mora.suite.cells import in_order, resolve, resolve_all
 from mora.suite.commands import words
-from mora.suite.result import is_current
 from mora.suite.selection import next_rate
+from mora.suite.usable import is_current
 
 
 @pytest.fixture

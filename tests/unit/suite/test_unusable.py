@@ -15,7 +15,7 @@ from mora.suite import experiment as experiments
 from mora.suite import figures, launch, plan, runner
 from mora.suite.cells import resolve
 from mora.suite.gpus import GpuSlots
-from mora.suite.result import is_current, reportable, result_of
+from mora.suite.usable import is_current, reportable, result_of
 
 CHANGED = {"commit": "c" * 40, "fingerprint": "changed", "dirty": True}
 COPIED = {"commit": None, "fingerprint": "changed", "dirty": None}
