@@ -77,11 +77,14 @@ def _do(args: argparse.Namespace, loaded: dict[str, Experiment]) -> list[str]:
     for (name, scale), cells in resolved.items():
         print(_render(name, loaded[name], cells, scale, args.results))
     if args.render and not args.names:
-        from .report import headline  # draws, which nothing else here needs before
+        from .report import headline, rate_figure  # draw, which nothing else here needs before
 
         judged = ResolvedTables(resolved)
         ledger.render(resolved=judged)
         headline.render(judged)
+        for scale in scales:
+            at_scale = [cells for (_, s), cells in resolved.items() if s == scale]
+            rate_figure.render(scale, at_scale, _folder("figures", scale, args.results))
         replace_file(provenance.DEVIATIONS, provenance.deviations())
     return failed
 
@@ -126,20 +129,21 @@ def _say_what_is_there(specs: list[CellSpec], args: argparse.Namespace) -> None:
 
 
 def _render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale: Scale, results: Path | None) -> str:
-    def folder(kind: str) -> Path:
-        return figures.output_folder(scale, kind) if results is None else results.resolve() / kind
-
     if experiment.kind == "settings":
         if scale != "paper":
             return f"{name}: only at scale paper"
-        path = settings.render(name, experiment, folder("tables"))
+        path = settings.render(name, experiment, _folder("tables", scale, results))
     elif experiment.kind == "table":
-        path = tables.render(name, experiment, rows, scale, folder("tables"))
+        path = tables.render(name, experiment, rows, scale, _folder("tables", scale, results))
     else:
         draw = memory_study.render if experiment.kind == "memory" else figures.render
-        drawn = draw(name, experiment, rows, scale, folder("figures"))
+        drawn = draw(name, experiment, rows, scale, _folder("figures", scale, results))
         return f"figure: {_relative(drawn)}" if drawn else f"{name}, scale {scale}: nothing to draw yet"
     return f"{path.read_text()}\n{_relative(path)}"
+
+
+def _folder(kind: str, scale: Scale, results: Path | None) -> Path:
+    return figures.output_folder(scale, kind) if results is None else results.resolve() / kind
 
 
 def _relative(path: Path) -> Path:

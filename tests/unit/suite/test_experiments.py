@@ -25,6 +25,7 @@ from mora.suite import figures, launch, memory_study, runner, settings, tables
 from mora.suite.cells import resolve, resolve_all
 from mora.suite.experiment import CellSpec
 from mora.suite.gpus import GpuSlots
+from mora.suite.report import rate_figure
 
 NAMES = experiments.names()
 TABLES = [f"table{n}" for n in (1, 2, 3, 4, 6, 7)]
@@ -232,11 +233,16 @@ def test_a_run_of_another_process_is_left_to_it(tmp_path, monkeypatch):
 
 def test_rendered_results_are_what_the_measured_ones_give(tmp_path):
     """results/tables and results/figures hold nothing but what `make render` writes, byte for byte, and all of it."""
+    at_scale = {}
     for name, scale in CELLS:
         experiment, kind = experiments.load(name), "tables" if name.startswith("table") else "figures"
         if scale != "smoke":
             draw = tables.render if kind == "tables" else memory_study.render if name == "memory" else figures.render
-            draw(name, experiment, resolve_all(experiments.cell_specs(experiment, scale)), scale, tmp_path / kind)
+            rows = resolve_all(experiments.cell_specs(experiment, scale))
+            draw(name, experiment, rows, scale, tmp_path / kind)
+            at_scale.setdefault(scale, []).append(rows)
+    for scale, resolved in at_scale.items():
+        rate_figure.render(scale, resolved, tmp_path / "figures")
     settings.render("table5", experiments.load("table5"), tmp_path / "tables")
     rendered = {p.relative_to(tmp_path): p.read_bytes() for p in sorted(tmp_path.rglob("*.*"))}
     results = ROOT / "results"

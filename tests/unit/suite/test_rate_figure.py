@@ -1,0 +1,125 @@
+"""The figure of learning rates: whose searches share a panel, over which seeds an order is, and what is left out."""
+
+import csv
+
+import pytest
+from made_up import write
+
+from mora.config import run_id, source
+from mora.suite import experiment as experiments
+from mora.suite.cells import resolve, resolve_all
+from mora.suite.report import rate_figure
+
+
+@pytest.fixture
+def measure(tmp_path, monkeypatch):
+    """Write the search of a method at r=4 in mathematics, scale mid; `again` are the losses of the best two on seed 1."""
+    monkeypatch.setattr(source, "ROOT", tmp_path)
+    cells = [spec for row in experiments.cell_specs(experiments.load("table1"), "mid") for spec in row]
+
+    def search(method, losses, again=(), **changed):
+        of_method = [spec for spec in cells if (spec.row.method, spec.row.r or 4) == (method, 4)]
+        spec = next(spec for spec in of_method if spec.column.task == "metamath")
+        for config, loss in zip(spec.search_runs, losses, strict=False):
+            write(config, {"validation_loss": loss}, **changed)
+        for config, loss in zip(resolve(spec).choice.missing, again, strict=False):
+            write(config, {"validation_loss": loss})
+        return spec
+
+    return search
+
+
+def gathered(*names):
+    return [resolve_all(experiments.cell_specs(experiments.load(name), "mid")) for name in names]
+
+
+def panel():
+    (one,) = [p for p in rate_figure.panels(gathered("table1")) if (p.config.task.name, p.config.r) == ("metamath", 4)]
+    return one
+
+
+def test_an_order_is_over_the_seeds_that_all_have(measure):
+    lora = measure("lora", (0.59, 0.56, 0.55, 0.57), again=(0.54, 0.58))
+    measure("mora", (0.56, 0.551, 0.58, 0.79))
+    one = panel()
+    assert one.common == [c.lr for c in lora.search_space]
+    best, second = one.order(one.own), one.at(1e-3)
+    assert best == ({"LoRA": 0.55, "MoRA": 0.551}, 1), "seed 1 of LoRA alone is not compared with seed 0 of MoRA"
+    assert second == ({"LoRA": 0.55, "MoRA": 0.58}, 1)
+    measure("mora", (0.56, 0.551, 0.58, 0.79), again=(0.53, 0.57))
+    order, seeds = panel().order(panel().own)
+    assert (list(order), seeds) == (["MoRA", "LoRA"], 2)
+    assert order == pytest.approx({"MoRA": 0.5405, "LoRA": 0.545})
+    assert panel().same == 2, "at 1e-4 and 3e-4"
+    assert panel().turns
+
+
+def test_one_order_at_every_rate_does_not_turn(measure):
+    measure("lora", (0.59, 0.56, 0.55, 0.57))
+    measure("mora", (0.58, 0.55, 0.54, 0.56))
+    assert (panel().same, panel().turns) == (4, False)
+
+
+def test_a_search_that_is_not_complete_has_no_own_rate_and_a_diverged_run_is_last(measure):
+    measure("lora", (0.59, 0.56))
+    measure("mora", (0.58, 0.55, 0.54))
+    mora = measure("mora", ())
+    write(mora.search_runs[3], {}, status="diverged")
+    one = panel()
+    assert one.own == {"MoRA": mora.search_space[2].lr}
+    assert one.common == [c.lr for c in mora.search_space[:2]]
+    write(measure("lora", ()).search_runs[3], {"validation_loss": 0.7})
+    assert list(panel().at(3e-3)[0]) == ["LoRA", "MoRA"]
+    line = rate_figure._line(panel())
+    assert "3e-3, n=1: LoRA; MoRA diverged" in line
+    assert "LoRA (not complete)" in line
+    assert "ReLoRA; AsyLoRA; DoRA" in line
+
+
+def test_two_experiments_share_a_curve_and_full_training_stands_beside_each_rank(measure):
+    measure("mora", (0.56, 0.551, 0.58, 0.79))
+    measure("fft", (0.55, 0.54, 0.56, 0.66))
+    found = [p for p in rate_figure.panels(gathered("table1", "table4")) if p.config.task.name == "metamath"]
+    assert [(p.config.r, [c.label for c in p.searched]) for p in found] == [(4, ["FFT", "MoRA"]), (96, ["FFT"])]
+    assert [c.label for c in found[0].curves.values() if c.label.startswith("MoRA")] == [
+        *("MoRA", "MoRA, truncation", "MoRA, sharing", "MoRA, decouple")
+    ], "rotation is what Table 1's MoRA is at r=4"
+
+
+def test_the_files_hold_every_search_run_and_no_final_one(measure, tmp_path):
+    assert rate_figure.render("mid", gathered("table1"), tmp_path / "out") is None
+    lora = measure("lora", (0.59, 0.56, 0.55, 0.57), again=(0.54, 0.58))
+    assert rate_figure.render("mid", gathered("table1"), tmp_path / "out") is None, "one method has no order"
+    mora = measure("mora", (0.56, 0.551, 0.58, 0.79))
+    for config in resolve(mora).final_runs:
+        write(config, {"validation_loss": 0.123})
+    path = rate_figure.render("mid", gathered("table1", "table4"), tmp_path / "out")
+    first, text = path.read_bytes(), path.with_suffix(".md").read_text()
+    assert "| metamath, qwen25_coder_1b5, r=4 (the paper's 8) | 100 | 1e-4, n=1: MoRA; LoRA +0.0300<br>" in text
+    assert "n=1: LoRA (1e-3); MoRA (3e-4) +0.00100 | 2 of 4 | FFT; LoRA+; ReLoRA;" in text
+    assert (
+        "| biomed, qwen25_coder_1b5, r=4 (the paper's 8) | - | FFT; LoRA; LoRA+; ReLoRA; AsyLoRA; DoRA; MoRA |" in text
+    )
+    with open(path.with_suffix(".csv")) as file:
+        lines = list(csv.DictReader(file))
+    again = [config.model_copy(update={"seed": 1}) for config in (lora.search_runs[2], lora.search_runs[1])]
+    assert {line["run"] for line in lines} == {run_id(c) for c in (*lora.search_runs, *again, *mora.search_runs)}
+    assert [(line["method"], line["lr"], line["seed"]) for line in lines if line["chosen"] == "True"] == [
+        *(("LoRA", "1e-3", "0"), ("LoRA", "1e-3", "1"), ("MoRA", "3e-4", "0"))
+    ]
+    rate_figure.render("mid", gathered("table1", "table4"), tmp_path / "out")
+    assert path.read_bytes() == first
+
+
+def test_a_panel_ends_below_what_lies_far_above():
+    assert rate_figure._top([4.7, 4.75, 4.8, 4.9, 6.9, 7.1]) == 4.9
+    assert rate_figure._top([52, 57, 63, 75, 86, 101]) == 101
+    assert rate_figure._top([1.0, 9.0]) == 9.0
+
+
+def test_methods_differ_in_their_marks_where_colours_cannot_be_seen(measure):
+    for method in ("lora", "mora", "relora"):
+        measure(method, (0.59, 0.56, 0.55, 0.57))
+    figure = rate_figure.drawn([panel()])
+    marks = [line.get_marker() for line in figure.axes[0].lines if line.get_linestyle() != "None"]
+    assert len(marks) == len(set(marks)) == 3
