@@ -83,7 +83,7 @@ def _constant(side: int, device: torch.device, dtype: torch.dtype, kind: str, *f
     return _made(getattr(operators, kind)(*fields), side, device, dtype)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=64)  # some MB each, on the GPU
 def _made(operator: Operator, side: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False), torch.no_grad():  # a cached inference tensor would break the next training step
         wide = torch.promote_types(dtype, torch.float32)
