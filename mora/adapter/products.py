@@ -87,8 +87,12 @@ def _constant(side: int, device: torch.device, dtype: torch.dtype, kind: str, *f
 def _made(operator: Operator, side: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False), torch.no_grad():  # a cached inference tensor would break the next training step
         wide = torch.promote_types(dtype, torch.float32)
-        inputs = torch.eye(operator.in_features, device=device, dtype=wide)
-        S = torch.cat([_compressed(rows, operator) for rows in inputs.split(ROWS)])
+        K, parts = operator.in_features, []
+        for start in range(0, K, ROWS):
+            inputs = torch.zeros(min(ROWS, K - start), K, device=device, dtype=wide)
+            inputs.diagonal(start).fill_(1)
+            parts.append(_compressed(inputs, operator))
+        S = torch.cat(parts)
         n, R = S.shape[1:]
         last = replace(operator, in_features=n * R) if isinstance(operator, Decouple) else operator  # that has n blocks
         units = torch.eye(n * R, device=device, dtype=wide)
