@@ -15,8 +15,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCKED = {
     canonicalize_name(name) for name in re.findall(r"^([\w.-]+)==", (ROOT / "requirements.lock").read_text(), re.M)
 }
-# Not in the lock: two need a GPU, and pip-audit, of the Python Packaging Authority, has an environment of its own.
-OPTIONAL = {"liger-kernel", "vllm", "pip-audit"}
+# Not in the lock: two need a GPU, bitsandbytes serves quantised bases alone, and pip-audit has an environment of its own.
+OPTIONAL = {"liger-kernel", "vllm", "bitsandbytes", "pip-audit"}
 INSTALL = re.compile(r"\b(?:pip3?|uv pip|pipx|uv tool) install((?:[ \t]+(?:'[^'\n]+'|\"[^\"\n]+\"|[^\s`'\",;)(]+))+)")
 SKIPPED = ("results/runs/", "tests/unit/test_installs.py")
 
@@ -27,7 +27,7 @@ def asked_for(text: str) -> list[str]:
     for arguments in INSTALL.findall(text):
         words = [word.strip("'\"") for word in re.findall(r"'[^']+'|\"[^\"]+\"|\S+", arguments)]
         for word in words:
-            if word in ("as", "needs", "or", "and", "in"):  # the sentence goes on
+            if word in ("as", "needs", "or", "and", "in", "&&"):  # the sentence, or the command, goes on
                 break
             if word.startswith(("-", ".", "/", "git+", "http", "{", "$")) or word.endswith((".lock", ".txt")):
                 continue
