@@ -93,6 +93,7 @@ class RunResult(_Frozen):
     last_step: Count | None = None
     final_train_loss: float | None = None
     wall_s: float | None = None
+    scoring_s: float | None = None  # of wall_s
     log_sha256: str | None = None
     packages: dict[str, str] = {}
     hardware: dict[str, Any] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,12 @@ VALIDATED_AT_ONCE = 8  # whole sequences with all their logits
 class Scoring:
     """Called after every step, and where a run goes on; returns {} where nothing is due.
 
-    All ranks make it, call it and compute the same.
+    All ranks make it, call it and compute the same. `seconds` adds up what the calls took.
     """
 
     def __init__(self, config: RunConfig, data: TrainingData, tokenizer: Any, pad_id: int, folder: Path):
         self.config, self.data, self.tokenizer, self.pad_id, self.folder = config, data, tokenizer, pad_id, folder
-        self.plan = config.task.evaluation
+        self.plan, self.seconds = config.task.evaluation, 0.0
         made_up = folder / "evaluation_data" if config.scale.name == "smoke" else None
         if made_up is not None and rank() == 0:
             synthetic.write(made_up)
@@ -51,6 +52,13 @@ class Scoring:
             task_manager(self.plan.tasks, self.tokenizer, self.settings).load(self.plan.tasks)
 
     def __call__(self, engine: Engine, step: int) -> dict[str, float]:
+        started = time.monotonic()
+        try:
+            return self._scores(engine, step)
+        finally:
+            self.seconds += time.monotonic() - started
+
+    def _scores(self, engine: Engine, step: int) -> dict[str, float]:
         plan, metrics = self.plan, dict[str, float]()
         last = step == (self.config.last_step if self.config.method.trains else 0)
         scored = step in plan.at_steps or last

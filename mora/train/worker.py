@@ -133,6 +133,7 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
         "hardware": _hardware(device) | _how(config) | {"fused_layers": fused, "fast_paths": paths},
         "speed": speed,
         "wall_s": round(time.monotonic() - started, 1),
+        "scoring_s": round(scoring.seconds, 1),
     }
     if rank() > 0:
         return folder

@@ -216,6 +216,7 @@ def test_a_stop_in_the_last_evaluation_ends_it_and_its_answers_are_kept(tmp_path
     assert answers()[: len(kept)] == kept
     (result,) = results(tmp_path)
     assert result["speed"] is None, "no step was left to do"
+    assert 0 < result["scoring_s"] < result["wall_s"]
     assert "uuid_char_acc" in result["metrics"]["2"]
 
 
