@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -50,20 +50,9 @@ def tables(result: dict[str, Any]) -> str:
     hardware, packages = result["hardware"], result["packages"]
     where = f"{hardware['device']}, {', '.join(f'{name} {version}' for name, version in packages.items())}"
     made = f"commit {(result['source']['commit'] or 'unknown')[:10]}{', changed' if result['source']['dirty'] else ''}"
-    if result["kind"] == "plan":
-        return f"## The plan against real steps\n\n{where}; {made}.\n\n{_plan_table(result)}"
-    if result["kind"] == "loop":
-        return f"## The whole loop\n\n{where}; {made}.\n\n{_loop_table(result)}"
-    if result["kind"] == "evaluation":
-        return f"## Evaluation\n\n{where}; {made}.\n\n{_evaluation_table(result)}"
-    if result["kind"] == "compiled":
-        parts = [f"## Forward and backward, compiled\n\n{where}; {made}.", *map(_compiled_table, result["scenarios"])]
-        return "\n\n".join(parts)
-    if result["kind"] == "decoding":
-        parts = [f"## Decoding, one sequence, unmerged\n\n{where}; {made}.", *map(_decoding_table, result["scenarios"])]
-        return "\n\n".join(parts)
-    if result["kind"] == "quantised":
-        return f"## Quantised bases\n\n{where}; {made}.\n\n{_quantised_table(result)}"
+    if result["kind"] != "step":
+        title, table = KINDS[result["kind"]]
+        return f"## {title}\n\n{where}; {made}.\n\n{table(result)}"
     peak = f" A bf16 product of 8192^3: {hardware['product_tflops']} TFLOP/s." if hardware["product_tflops"] else ""
     parts = [f"## Forward and backward, {result['extent']}\n\n{where}; {made}.{peak}"]
     parts += [_step_table(scenario, hardware["product_tflops"]) for scenario in result["scenarios"]]
@@ -282,3 +271,17 @@ def _ratio(value: float | None) -> str:
 
 def _gib(size: float | None, digits: int) -> str:
     return f"{size / 2**30:.{digits}f}" if size else ""
+
+
+def _each(table: Callable[[dict[str, Any]], str]) -> Callable[[dict[str, Any]], str]:
+    return lambda result: "\n\n".join(map(table, result["scenarios"]))
+
+
+KINDS = {  # of measurements but "step", whose heads differ: a title and what makes the table of a file
+    "compiled": ("Forward and backward, compiled", _each(_compiled_table)),
+    "decoding": ("Decoding, one sequence, unmerged", _each(_decoding_table)),
+    "evaluation": ("Evaluation", _evaluation_table),
+    "loop": ("The whole loop", _loop_table),
+    "plan": ("The plan against real steps", _plan_table),
+    "quantised": ("Quantised bases", _quantised_table),
+}
