@@ -72,7 +72,8 @@ def one_line(error: object) -> str:
 
 
 def short(text: str, max_length: int = 100) -> str:
-    """Return the text, without the middle of a long one."""
+    """Return the text in one line, without the middle of a long one."""
+    text = one_line(text)
     return text if len(text) <= max_length else f"{text[: max_length * 2 // 3]} ... {text[-max_length // 4 :]}"
 
 

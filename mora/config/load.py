@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mora.errors import ConfigError, short
+from mora.errors import ConfigError, one_line, short
 
 from . import hints
 from .model_folder import identified
@@ -55,7 +55,7 @@ def described(error: ValidationError, values: Any) -> str:
     """Return every field that is wrong in one line; of many, the first ones."""
     errors = [_describe(e, values) for e in error.errors()]
     more = [f"{len(errors) - MAX_FIELDS} more fields"] if len(errors) > MAX_FIELDS else []
-    return "; ".join([*errors[:MAX_FIELDS], *more])
+    return one_line("; ".join([*errors[:MAX_FIELDS], *more]))  # a field's name may hold a line break
 
 
 def _describe(error: Any, values: Any) -> str:

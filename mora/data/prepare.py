@@ -143,7 +143,7 @@ def _check_held_out(data: PreparedData, made: Made) -> None:
     if data.validation_sequences and not len(StoredSamples(made.validation)):
         raise DataError(
             f"task.data.validation_sequences={data.validation_sequences}: not one sequence came of what is held out; give "
-            "more rows, or 0, which holds out none"
+            f"more rows, a larger task.data.max_length than {data.max_length}, or 0, which holds out none"
         )
 
 

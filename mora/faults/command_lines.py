@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -96,6 +97,11 @@ def names(odd: list[str]) -> list[str]:
     keys = [argument.partition("=")[0].lstrip("+~").rpartition(".")[2] for argument in odd]
     shown = [form for argument in odd for form in (short(argument), short(repr(argument)))]
     return [name for name in (*keys, *shown) if name]
+
+
+def can_be_passed(line: tuple[list[str], list[str]]) -> bool:
+    """Return whether Linux starts a process with these arguments, each of which may have 128 KiB."""
+    return all(len(os.fsencode(word)) < 2**17 for word in line[0])
 
 
 def through_run_py(line: tuple[list[str], list[str]]) -> None:

@@ -25,7 +25,8 @@ def all_kinds(number: int, seed: int, scratch: Path, wanted: Callable[[str], boo
     if wanted("command lines"):
         lines = fuzz("command lines", command_lines.command_lines(), command_lines.ask, number, seed)
         yield lines
-        again, some = lines.refusals[:: max(1, len(lines.refusals) // PROCESSES)], min(PROCESSES, -(-number // 100))
+        asked = [line for line in lines.refusals if command_lines.can_be_passed(line)]
+        again, some = asked[:: max(1, len(asked) // PROCESSES)], min(PROCESSES, -(-number // 100))
         yield fuzz("run.py", st.sampled_from(again), command_lines.through_run_py, some, seed)
     if wanted("set-ups"):
         yield fuzz("set-ups", set_up.configurations(), lambda line: set_up.ask(scratch, line), number // 5, seed)

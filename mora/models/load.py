@@ -184,6 +184,12 @@ def _random_model(
             f"model.tokenizer={config.tokenizer!r} has {len(tokenizer)} tokens, more than "
             f"model.architecture.vocab_size={vocabulary}: take another, or raise it"
         )
+    heads, groups = (fields.get(f"num_{kind}_heads") for kind in ("attention", "key_value"))
+    if isinstance(heads, int) and isinstance(groups, int) and (groups < 1 or heads % groups):
+        raise ConfigError(
+            f"model.architecture.num_attention_heads={heads}: expected a multiple of num_key_value_heads={groups}, which "
+            "queries share; change either"
+        )
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)

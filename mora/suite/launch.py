@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import yaml
 from mora.config import ConfigError, RunConfig, run_id, source
 from mora.config.run_id import documents_path, log_path, result_path, spectrum_path
 from mora.config.source import ROOT
+from mora.errors import short
 from mora.io import locked, output_dir, replace_file
 
 from . import fit, inputs
@@ -159,14 +161,20 @@ def _work(
     config: RunConfig, folder: Path, output: Any, env: dict[str, str] | None, left_s: Callable[[], float] | None
 ) -> int:
     """Run one worker to its end; return its exit code, or STOPPED."""
-    worker = subprocess.Popen(
-        [*_starter(config), "-m", "mora.train", str(folder)],
-        stdout=output,
-        stderr=output and subprocess.STDOUT,
-        cwd=ROOT,
-        env={**os.environ, **(env or {}), "MORA_LAUNCHER": str(os.getpid())},
-        start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
-    )
+    command = [*_starter(config), "-m", "mora.train", str(folder)]
+    try:
+        worker = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=output and subprocess.STDOUT,
+            cwd=ROOT,
+            env={**os.environ, **(env or {}), "MORA_LAUNCHER": str(os.getpid())},
+            start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
+        )
+    except (OSError, ValueError) as error:  # an argument that is too long, or with a NUL: hardware.rendezvous, say
+        raise ConfigError(
+            f"the worker cannot be started ({error.args[-1]}): {short(shlex.join(command), 300)}"
+        ) from error
     _workers[worker] = False
     try:
         code = _wait(worker, left_s)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mora.errors import DataError, did_you_mean, ends_in_one_line, nearest
+from mora.errors import DataError, did_you_mean, ends_in_one_line, nearest, short
 
 KNOWN = ("lr", "lr_grid", "epochs", "none", "qwen_0b5", "qwen_1b5", "MMLU")
 
@@ -52,3 +52,8 @@ def test_a_bug_keeps_its_traceback_and_an_exit_code_is_handed_on():
     assert ends_in_one_line("mora data")(lambda: 1)() == 1
     with pytest.raises(ZeroDivisionError):
         ends_in_one_line("mora data")(lambda: 1 // 0)()
+
+
+def test_what_is_shown_of_a_value_has_no_line_breaks():
+    assert short("a\nb\r\n\tc") == "a b c"
+    assert len(short("x" * 500)) < 110
