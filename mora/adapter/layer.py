@@ -195,17 +195,14 @@ class MoraLinear(nn.Module, MoraLayer):
         adapters = self._adapters_now()
         if not adapters:
             return self.base_layer(x, *args, **kwargs)
-        result = None if args or kwargs else self._with_base(adapters[0], x)
+        first, *rest = adapters
+        result = None if args or kwargs else self._with_base(first, x)
         if result is None:
-            result = self.base_layer(x, *args, **kwargs)
-        elif len(adapters) == 1:
-            return result
-        else:
-            del adapters[0]
+            result, rest = self.base_layer(x, *args, **kwargs), adapters
         dtype = result.dtype
-        for adapter in adapters:
+        for adapter in rest:
             result = result + self._adapter_output(adapter, x)
-        return result.to(dtype)
+        return result if result.dtype == dtype else result.to(dtype)
 
     def _each_row(self, names: Sequence[str], x: Tensor, result: Tensor) -> Tensor:
         """Return `result`, the base output, with each row's adapter added to it."""

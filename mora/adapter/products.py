@@ -59,8 +59,12 @@ def adapted_linear(
 @functools.lru_cache(maxsize=256)
 def size(operator: Operator) -> int:
     """Return how many numbers S and T hold, without r_hat's padding."""
-    n = min(operator.n_blocks, operator.n_blocks_out) if isinstance(operator, Decouple) else 1
-    return n * operator.r_hat * (operator.in_features + operator.out_features)
+    return _blocks(operator) * operator.r_hat * (operator.in_features + operator.out_features)
+
+
+def _blocks(operator: Operator) -> int:
+    """Return n: how many blocks reach an output of their own, 1 for operators that know none."""
+    return min(operator.n_blocks, operator.n_blocks_out) if isinstance(operator, Decouple) else 1
 
 
 def matrices(operator: Operator, side: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -94,9 +98,11 @@ def _made(operator: Operator, side: int, device: torch.device, dtype: torch.dtyp
             parts.append(_compressed(inputs, operator))
         S = torch.cat(parts)
         n, R = S.shape[1:]
-        last = replace(operator, in_features=n * R) if isinstance(operator, Decouple) else operator  # that has n blocks
         units = torch.eye(n * R, device=device, dtype=wide)
-        T = last.decompress(units.view(n * R, n, R) if isinstance(operator, Decouple) else units)
+        if isinstance(operator, Decouple):  # one of n blocks writes what that of all writes of the first n
+            T = replace(operator, in_features=n * R).decompress(units.view(n * R, n, R))
+        else:
+            T = operator.decompress(units)
         missing = side - R
         S = F.pad(S, (0, missing)).flatten(1)
         T = F.pad(T.view(n, R, -1), (0, 0, 0, missing)).flatten(0, 1)
@@ -105,9 +111,7 @@ def _made(operator: Operator, side: int, device: torch.device, dtype: torch.dtyp
 
 def _compressed(x: Tensor, operator: Operator) -> Tensor:
     """f_comp of x, (rows, in_features), as (rows, n, r_hat)."""
-    blocks = operator.compress(x).view(len(x), -1, operator.r_hat)
-    if not isinstance(operator, Decouple) or (n := operator.n_blocks_out) >= operator.n_blocks:
-        return blocks
+    blocks, n = operator.compress(x).view(len(x), -1, operator.r_hat), _blocks(operator)
     if operator.overflow == "drop":
         return blocks[:, :n]
     return torch.stack([blocks[:, i::n].sum(1) for i in range(n)], dim=1)

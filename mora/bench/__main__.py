@@ -8,16 +8,15 @@ import os
 import platform
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # read when CUDA starts
-os.environ.setdefault(
-    "MORA_KERNELS", "fused"
-)  # as in the suite's runs; where users' own loops are measured, a case says what
+# As in the suite's runs; where users' own loops are measured, a case says which form.
+os.environ.setdefault("MORA_KERNELS", "fused")
 
 import torch
 
@@ -89,17 +88,23 @@ def _step(extent: str, rounds: int | None, device: torch.device) -> Iterator[dic
 
 
 def _compiled(extent: str, rounds: int | None, device: torch.device) -> Iterator[dict[str, Any]]:
-    measured = []
-    for scenario in compiled.measure(compiled.SMOKE if extent == "smoke" else compiled.FULL, device, rounds or 10):
-        measured.append(scenario)
-        yield {"scenarios": measured}
+    return _growing(compiled.measure(_plan_of(compiled, extent), device, rounds or 10))
 
 
 def _decoding(extent: str, rounds: int | None, device: torch.device) -> Iterator[dict[str, Any]]:
+    return _growing(decoding.measure(_plan_of(decoding, extent), device))
+
+
+def _growing(scenarios: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield what there is after each scenario."""
     measured = []
-    for scenario in decoding.measure(decoding.SMOKE if extent == "smoke" else decoding.FULL, device):
+    for scenario in scenarios:
         measured.append(scenario)
         yield {"scenarios": measured}
+
+
+def _plan_of(benchmark: Any, extent: str) -> Any:
+    return benchmark.SMOKE if extent == "smoke" else benchmark.FULL
 
 
 def _loop(extent: str, rounds: int | None, device: torch.device) -> Iterator[dict[str, Any]]:
@@ -109,12 +114,11 @@ def _loop(extent: str, rounds: int | None, device: torch.device) -> Iterator[dic
 
 
 def _evaluation(extent: str, rounds: int | None, device: torch.device) -> Iterator[dict[str, Any]]:
-    yield evaluation.compare(evaluation.SMOKE if extent == "smoke" else evaluation.FULL, device)
+    yield evaluation.compare(_plan_of(evaluation, extent), device)
 
 
 def _quantised(extent: str, rounds: int | None, device: torch.device) -> Iterator[dict[str, Any]]:
-    plan = quantised.SMOKE if extent == "smoke" else quantised.FULL
-    yield quantised.compare(plan, device, rounds or 3)
+    yield quantised.compare(_plan_of(quantised, extent), device, rounds or 3)
 
 
 MEASUREMENTS = {

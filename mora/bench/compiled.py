@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from . import step
-from .models import Case, build_base, trainable_parameters, with_method
+from .models import Case, build_base, dtype_on, trainable_parameters, with_method
 from .step import BAR, Scenario
 
 UNTIMED = 2  # steps of a turn before the timed one, which allocate what the last turn gave back
@@ -135,7 +135,7 @@ def _serve(pipe: Connection, scenario: Scenario, case: Case, backend: str, devic
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         torch._inductor.config.compile_threads = threads
-        base = build_base(scenario.shape, device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+        base = build_base(scenario.shape, device, dtype_on(device))
         model = with_method(base, case)
         tokens = step.random_tokens(scenario, device)
         compiled: Any = torch.compile(model, backend=backend, dynamic=False)

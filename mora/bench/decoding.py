@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 
 from mora.adapter import kernels
 
-from .models import SHAPES, Case, build_base, with_method
+from .models import SHAPES, Case, build_base, dtype_on, with_method
 from .step import SMALL
 
 WARM_UP_TURNS = 2
@@ -35,9 +35,8 @@ class Plan:
     patience_s: float
 
 
-FULL = Plan(
-    ("smollm2_135m", "qwen25_coder_1b5"), SMALL, 32, 16, rounds=9, patience_s=45.0
-)  # a turn takes about a second
+# A turn takes about a second.
+FULL = Plan(("smollm2_135m", "qwen25_coder_1b5"), SMALL, 32, 16, rounds=9, patience_s=45.0)
 SMOKE = Plan(("tiny",), (Case("floor"), Case("lora", 2), Case("mora", 2, "sharing")), 4, 6, rounds=2, patience_s=20.0)
 
 
@@ -67,7 +66,7 @@ def measure(plan: Plan, device: torch.device) -> Iterator[dict[str, Any]]:
 
 def endless(shape: str, device: torch.device) -> LlamaForCausalLM:
     """Return a model that never ends a text, whatever its random weights write."""
-    model = build_base(shape, device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    model = build_base(shape, device, dtype_on(device))
     model.config.use_cache = True
     model.generation_config.eos_token_id = None
     return model

@@ -20,7 +20,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from mora.evaluate.backend import Backend
 from mora.evaluate.response_cache import ResponseCache
 
-from .models import SHAPES, build_base
+from .models import SHAPES, build_base, dtype_on
 
 OPTIONS = (" w4", " w5", " w6", " w7")
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
@@ -67,7 +67,7 @@ def compare(plan: Plan, device: torch.device) -> dict[str, Any]:
 
 def endless(shape: str, device: torch.device) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """Return a model with random weights that never ends a text, and a tokenizer of words."""
-    model = build_base(shape, device, torch.bfloat16 if device.type == "cuda" else torch.float32).eval()
+    model = build_base(shape, device, dtype_on(device)).eval()
     model.config.use_cache = True
     model.lm_head.weight[: len(SPECIAL)] = 0  # some word has more than 0
     return model, word_tokenizer(SHAPES[shape]["vocab_size"])

@@ -9,7 +9,7 @@ from torch import nn
 
 from mora.adapter import MoraConfig, MoraLinear, kernels
 
-from .models import Case
+from .models import Case, dtype_on
 from .step import milliseconds
 
 LAYERS = {"q": (4096, 4096), "gate": (4096, 11008), "down": (11008, 4096)}
@@ -19,7 +19,7 @@ CHUNKS_MIB = (4, 8, 16, 32, 4096)
 
 def sweep(device: torch.device, smoke: bool) -> None:
     """Print milliseconds of the frozen layer, then of each method, rotation for every size of its row chunks."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = dtype_on(device)
     shapes = {"tiny": (64, 172)} if smoke else LAYERS
     tokens, chunks = (64, (4096,)) if smoke else (TOKENS, CHUNKS_MIB)
     for name, (k, d) in shapes.items():

@@ -22,7 +22,7 @@ from mora.data.samples import IGNORE, Sample
 from mora.models.fused import use_fused_layers
 from mora.train.engine import TorchEngine
 
-from .models import SHAPES, build_base
+from .models import SHAPES, build_base, dtype_on
 
 TRAIN = {
     "stop_step": None, "epochs": 1,
@@ -121,6 +121,27 @@ class Clock:
         return self.tokens / (time.perf_counter() - self.start)
 
 
+class Ticks(TrainerCallback):
+    """Tells the clock of every optimizer step. `counts`: real tokens of its micro batches, which the collator appends."""
+
+    def __init__(self, clock: Clock, counts: list[int]):
+        self.clock, self.counts = clock, counts
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.clock.tick(sum(self.counts))
+        self.counts.clear()
+
+
+def trainer_arguments(plan: Plan, size: int, device: torch.device) -> dict[str, Any]:
+    """Return what every opponent's trainer is told: micro batches of `size`, bf16 autocast, fused AdamW, nothing saved."""
+    return {
+        "per_device_train_batch_size": size, "gradient_accumulation_steps": plan.global_batch_size // size,
+        "learning_rate": 3e-4, "bf16": device.type == "cuda", "use_cpu": device.type == "cpu",
+        "optim": "adamw_torch_fused", "save_strategy": "no", "logging_strategy": "no", "report_to": "none",
+        "dataloader_drop_last": True, "disable_tqdm": True,
+    }  # fmt: skip
+
+
 def by_length() -> dict[str, Any]:
     """Return the arguments of batches of near lengths, as this transformers names them."""
     known = {field.name for field in dataclasses.fields(TrainingArguments)}
@@ -139,11 +160,6 @@ def _hugging_face(plan: Plan, data: list[list[int]], size: int, device: torch.de
     clock = Clock(plan.warm_up_steps, device)
     counts: list[int] = []
 
-    class Ticks(TrainerCallback):
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            clock.tick(sum(counts))
-            counts.clear()
-
     def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         longest = max(len(row["input_ids"]) for row in rows)
         ids = torch.zeros(len(rows), longest, dtype=torch.long)
@@ -157,21 +173,22 @@ def _hugging_face(plan: Plan, data: list[list[int]], size: int, device: torch.de
 
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            output_dir=folder, per_device_train_batch_size=size,
-            gradient_accumulation_steps=plan.global_batch_size // size, num_train_epochs=1, learning_rate=3e-4,
-            bf16=device.type == "cuda", use_cpu=device.type == "cpu", optim="adamw_torch_fused", save_strategy="no",
-            logging_strategy="no", report_to="none", remove_unused_columns=False, dataloader_drop_last=True,
-            disable_tqdm=True, **by_length(),
-        )  # fmt: skip
+            output_dir=folder,
+            num_train_epochs=1,
+            remove_unused_columns=False,
+            **trainer_arguments(plan, size, device),
+            **by_length(),
+        )
         rows = [{"input_ids": ids} for ids in data]
-        trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[Ticks()])
+        ticks = Ticks(clock, counts)
+        trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[ticks])
         trainer.train()
     return clock.rate()
 
 
 def _ours(plan: Plan, data: list[list[int]], micro_tokens: int, device: torch.device) -> float:
     """Measure a run with hardware.micro_batch_tokens: bf16, fp32 masters, fused layers, loss in chunks."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = dtype_on(device)
     base = build_base(plan.shape, device, dtype)
     if device.type == "cuda":
         use_fused_layers(base)

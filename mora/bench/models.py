@@ -67,6 +67,11 @@ class Case:
         return " ".join(word for word in words if word)
 
 
+def dtype_on(device: torch.device) -> torch.dtype:
+    """Return the dtype of the models: bf16, and fp32 on a CPU."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
 def build_base(shape: str, device: torch.device, dtype: torch.dtype) -> LlamaForCausalLM:
     """Build a Llama of that shape, with room for long sequences."""
     return build(SHAPES[shape] | {"max_position_embeddings": 8192}, device, dtype)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from .models import SHAPES, Case, build, with_method
+from .models import SHAPES, Case, build, dtype_on, with_method
 from .step import in_turn
 
 BASES = ("bf16", "int8", "nf4")
@@ -70,7 +70,7 @@ def quantised(shape: str, how: str, device: torch.device) -> LlamaForCausalLM:
 
     On a CPU "bf16" is fp32.
     """
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = dtype_on(device)
     base = build(SHAPES[shape] | {"max_position_embeddings": 8192, "initializer_range": SPREAD}, device, dtype)
     if how == "bf16":
         return base

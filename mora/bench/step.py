@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM
 
 from mora.adapter import kernels
 
-from .models import SHAPES, Case, build_base, trainable_parameters, weights_of, with_method
+from .models import SHAPES, Case, build_base, dtype_on, trainable_parameters, weights_of, with_method
 
 WARM_UP = 3
 
@@ -97,7 +97,7 @@ def scenarios(extent: str) -> list[Scenario]:
 
 def measure(scenario: Scenario, device: torch.device, rounds: int) -> dict[str, Any]:
     """Return the scenario and, by case, what `in_turn` has measured."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = dtype_on(device)
     base = build_base(scenario.shape, device, dtype)
     tokens = random_tokens(scenario, device)
     return {

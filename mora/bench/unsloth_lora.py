@@ -1,7 +1,7 @@
 """Unsloth's LoRA as an opponent of the whole loop, in a process of its own: importing it changes torch and transformers.
 
-`run` starts that process, which must import `unsloth` before anything else; the rest of this module is what it does there.
-Nothing of it needs a network: a folder with random weights stands for the model.
+`compare` starts that process, which must import `unsloth` before anything else; the rest of this module is what it does
+there. Nothing of it needs a network: a folder with random weights stands for the model.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from .evaluation import word_tokenizer
-from .loop import PLANS, SHAPES, Clock, Plan, build_base, by_length, samples
+from .loop import PLANS, Clock, Plan, Ticks, by_length, samples, trainer_arguments
+from .models import SHAPES, build_base, dtype_on
 
 PROGRAM = "import unsloth\nfrom mora.bench import unsloth_lora\nunsloth_lora.main()"
 LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -44,7 +45,7 @@ def compare(extent: str, device: torch.device) -> list[dict[str, Any]]:
 
 
 def _save_base(plan: Plan, folder: Path, device: torch.device) -> None:
-    base = build_base(plan.shape, device, _dtype(device))
+    base = build_base(plan.shape, device, dtype_on(device))
     base.config.use_cache = True
     base.save_pretrained(folder)
     word_tokenizer(SHAPES[plan.shape]["vocab_size"]).save_pretrained(folder)
@@ -95,11 +96,10 @@ def _train(plan: Plan, size: int, padding_free: bool, folder: str) -> dict[str, 
     import datasets
     import trl
     import unsloth
-    from transformers import TrainerCallback
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, tokenizer = unsloth.FastLanguageModel.from_pretrained(
-        folder, max_seq_length=1024, dtype=_dtype(device), load_in_4bit=False, use_gradient_checkpointing=False
+        folder, max_seq_length=1024, dtype=dtype_on(device), load_in_4bit=False, use_gradient_checkpointing=False
     )
     model = unsloth.FastLanguageModel.get_peft_model(
         model, r=8, lora_alpha=16, lora_dropout=0, bias="none", target_modules=LAYERS, use_gradient_checkpointing=False
@@ -107,25 +107,21 @@ def _train(plan: Plan, size: int, padding_free: bool, folder: str) -> dict[str, 
     clock = Clock(plan.samples // plan.global_batch_size, device)
     counts: list[int] = []
 
-    class Ticks(TrainerCallback):
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            clock.tick(sum(counts))
-            counts.clear()
-
     with tempfile.TemporaryDirectory() as outputs:
         arguments = trl.SFTConfig(
-            output_dir=outputs, per_device_train_batch_size=size,
-            gradient_accumulation_steps=plan.global_batch_size // size, num_train_epochs=2, learning_rate=3e-4,
-            bf16=device.type == "cuda", use_cpu=device.type == "cpu", optim="adamw_torch_fused", save_strategy="no",
-            logging_strategy="no", report_to="none", max_length=1024, padding_free=padding_free, dataloader_drop_last=True,
-            disable_tqdm=True, **({} if padding_free else by_length()),
-        )  # fmt: skip
+            output_dir=outputs,
+            num_train_epochs=2,
+            max_length=1024,
+            padding_free=padding_free,
+            **trainer_arguments(plan, size, device),
+            **({} if padding_free else by_length()),
+        )
         trainer = trl.SFTTrainer(
             model=model,
             args=arguments,
             train_dataset=datasets.Dataset.from_dict({"input_ids": samples(plan)}),
             processing_class=tokenizer,
-            callbacks=[Ticks()],
+            callbacks=[Ticks(clock, counts)],
         )
         _count_tokens(trainer.data_collator, counts, padding_free)
         trainer.train()
@@ -148,7 +144,3 @@ def _count_tokens(collator: Any, counts: list[int], padding_free: bool) -> None:
             return batch
 
     collator.__class__ = Counting
-
-
-def _dtype(device: torch.device) -> torch.dtype:
-    return torch.bfloat16 if device.type == "cuda" else torch.float32

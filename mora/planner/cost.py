@@ -59,17 +59,17 @@ def length_of(config: RunConfig, results: Iterable[RunResult] = ()) -> Length:
             mean = report["sequence_tokens"] / report["sequences"]
             tokens = known.last_step * train.global_batch_size * mean
             return Length(known.last_step, tokens, at_most=False, padding=padded_tokens_per_sequence(result) / mean)
-    if config.knows_steps and config.scale.name in ("lite", "mid") and (mean := MEAN_TOKENS.get(config.task.name)):
-        padding = padded_length(math.ceil(mean), longest) / mean
-        return Length(config.last_step, config.last_step * train.global_batch_size * mean, False, padding)
-    full = of_one_length(config) and config.task.name != "uuid"  # blocks; how many tokens a UUID has is the tokenizer's
     if config.knows_steps:
-        return Length(config.last_step, config.last_step * train.global_batch_size * longest, not full)
-    count = SEQUENCES.get((config.scale.name, config.task.name))
-    if count is None:
+        steps = config.last_step
+    elif count := SEQUENCES.get((config.scale.name, config.task.name)):
+        steps = config.with_samples(count).last_step
+    else:
         return Length(None, None)
-    steps = config.with_samples(count).last_step
-    return Length(steps, steps * train.global_batch_size * longest, not full)
+    sequences = steps * train.global_batch_size
+    if config.scale.name in ("lite", "mid") and (mean := MEAN_TOKENS.get(config.task.name)):
+        return Length(steps, sequences * mean, at_most=False, padding=padded_length(math.ceil(mean), longest) / mean)
+    full = of_one_length(config) and config.task.name != "uuid"  # blocks; how many tokens a UUID has is the tokenizer's
+    return Length(steps, sequences * longest, not full)
 
 
 def max_length(config: RunConfig) -> int:

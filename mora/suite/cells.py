@@ -81,6 +81,12 @@ class CellRuns:
         return result.metrics.get(self.spec.column.step or last_step(config, result), {})
 
     @cached_property
+    def shown(self) -> list[Metric]:
+        """The column's metric of each final run that has it."""
+        name = self.spec.column.metric
+        return [metric for c, r in self.results if (metric := self.metrics(c, r).get(name)) is not None]
+
+    @cached_property
     def cell(self) -> Cell:
         """The paper's number and ours, from the results that exist."""
         measurements = [self.measured(config, result) for config, result in self.results]
@@ -128,17 +134,25 @@ def at_floor(cells: list[CellRuns]) -> bool:
     That is at most `verdicts.AT_FLOOR` standard errors above the score of a model that knows nothing. False if a cell
     was not run or its metric has no floor.
     """
-    above, errors = 0.0, []
+    height = above_floor(cells)
+    if height is None:
+        return False
+    firsts = [runs.shown[0] for runs in cells]
+    errors = [verdicts.share_error(m.value, m.documents) if m.documents else m.stderr or 0.0 for m in firsts]
+    return height <= verdicts.AT_FLOOR * math.hypot(*errors) / len(cells)
+
+
+def above_floor(cells: list[CellRuns]) -> float | None:
+    """Return how far the mean over the cells stands above the score of a model that knows nothing.
+
+    None if a cell was not run, its metric has no floor, or a score is not finite.
+    """
+    heights = []
     for runs in cells:
-        known = [m for c, r in runs.results if (m := runs.metrics(c, r).get(runs.spec.column.metric)) is not None]
-        if not known or known[0].floor is None or not all(metric.finite for metric in known):
-            return False
-        metric = known[0]
-        above += statistics.fmean(m.value for m in known) - known[0].floor
-        errors.append(
-            verdicts.share_error(metric.value, metric.documents) if metric.documents else metric.stderr or 0.0
-        )
-    return bool(cells) and above <= verdicts.AT_FLOOR * math.hypot(*errors)
+        if not runs.shown or runs.shown[0].floor is None or not all(metric.finite for metric in runs.shown):
+            return None
+        heights.append(statistics.fmean(metric.value for metric in runs.shown) - runs.shown[0].floor)
+    return statistics.fmean(heights) if heights else None
 
 
 def steps_to(result: RunResult, metric: str, level: float) -> float | None:

@@ -12,7 +12,7 @@ from mora.results import MODULES
 
 from . import experiment as experiments
 from . import pairing, verdicts
-from .cells import CellRuns, at_floor, higher_is_better, resolve, resolve_all
+from .cells import CellRuns, above_floor, at_floor, higher_is_better, resolve, resolve_all
 from .claims import Claim, Contrast, Unit
 from .experiment import CellSpec, Row, Scale
 from .figures import spectrum_of
@@ -165,18 +165,8 @@ def nothing_known(claim: Claim, measured: Measured) -> bool:
 
 def has_room(sides: Iterable[list[CellRuns]], points: float) -> bool:
     """Return whether the higher row stands at least so far above the floor; True where a metric has none."""
-    above = [_above_floor(cells) for cells in sides]
-    return any(height is None or 100 * height >= points for height in above)
-
-
-def _above_floor(cells: list[CellRuns]) -> float | None:
-    heights = []
-    for runs in cells:
-        known = [m for c, r in runs.results if (m := runs.metrics(c, r).get(runs.spec.column.metric)) is not None]
-        if not known or known[0].floor is None:
-            return None
-        heights.append(statistics.fmean(m.value - known[0].floor for m in known))
-    return statistics.fmean(heights) if heights else None
+    heights = [above_floor(cells) for cells in sides]
+    return any(height is None or 100 * height >= points for height in heights)
 
 
 def _answers(runs: CellRuns) -> bool:

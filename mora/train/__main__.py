@@ -10,7 +10,7 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
-# Read when CUDA starts. A run of 1.5B, whose passes are of many sizes, otherwise holds a third more than it has allocated.
+# Read when CUDA starts: segments that grow, instead of a block for each size of a pass.
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 # Steps are captured, so launches cost nothing; and a rotation's cosines are not rounded to bf16.
 os.environ.setdefault("MORA_KERNELS", "fused")
