@@ -21,9 +21,12 @@ from transformers import PreTrainedTokenizerBase
 from mora.data.batches import Batch
 from mora.data.tokens import without_appended_eos
 from mora.errors import NonFiniteError
+from mora.models.beginning import Beginning
 from mora.models.fused_loss import groups
 from mora.models.losses import hidden_states
+from mora.models.structure import continues_from_cache, plain_head
 
+from .alike import by_beginning
 from .choices import LogLikelihood
 from .generation import LOOK_EVERY, NanLogits, fixed_steps_suit, greedy
 from .response_cache import ResponseCache
@@ -42,8 +45,9 @@ Request = tuple[tuple[str, str], list[int], list[int]]  # texts, context ids, co
 class Backend(HFLM):
     """HFLM for a causal model in memory, one process. Log-softmax in fp32 whatever the model's dtype.
 
-    Requests that share all input tokens, as the one-token options of a question do, share a forward pass. Batches are sorted
-    by length, longest first.
+    Requests that share all input tokens, as the one-token options of a question do, share a forward pass. Inputs that
+    begin alike, as questions after the same examples do, share that of their beginning. Batches are sorted by length,
+    longest first.
     """
 
     _max_length: int
@@ -122,13 +126,13 @@ class Backend(HFLM):
         by_input: dict[tuple[int, ...], list[int]] = {}
         for i, (_, context, continuation) in enumerate(requests):
             by_input.setdefault(tuple((context + continuation)[-(self.max_length + 1) : -1]), []).append(i)
-        inputs = sorted(by_input, key=lambda ids: (-len(ids), ids))
         answers: dict[int, tuple[LogLikelihood, bool]] = {}
-        batches = _batches(inputs, override_bs or int(self.batch_size))
-        for batch in tqdm(batches, desc="log-likelihoods", disable=disable_tqdm or None):
+        longest = {ids: max(len(requests[i][2]) for i in rows) for ids, rows in by_input.items()}
+        batches = self._batches(longest, override_bs or int(self.batch_size))
+        for beginning, batch in tqdm(batches, desc="log-likelihoods", disable=disable_tqdm or None):
             wanted = [[requests[i][2] for i in by_input[ids]] for ids in batch]
             scored = self.response_cache.answer(
-                [batch, wanted], partial(by_halves, partial(self._score, batch, wanted), len(batch))
+                [batch, wanted], partial(by_halves, partial(self._score, beginning, batch, wanted), len(batch))
             )
             owners = [i for ids in batch for i in by_input[ids]]
             for i, (nats, is_greedy) in zip(owners, scored, strict=True):
@@ -137,12 +141,33 @@ class Backend(HFLM):
                 answers[i] = (LogLikelihood(nats, len(requests[i][2])), is_greedy)
         return [answers[i] for i in range(len(requests))]
 
+    def _batches(
+        self, longest: dict[tuple[int, ...], int], size: int
+    ) -> list[tuple[Beginning | None, list[tuple[int, ...]]]]:
+        """Return batches of inputs, each with what all its inputs begin with.
+
+        `longest`: the number of tokens of an input's longest option.
+        """
+        if not continues_from_cache(self.model):
+            return [(None, batch) for batch in _batches(list(longest), size)]
+        trunk = plain_head(self.model)[0]  # type: ignore[index]
+        batches: list[tuple[Beginning | None, list[tuple[int, ...]]]] = []
+        for shared, members in by_beginning(longest):
+            beginning = Beginning(trunk, members[0][:shared]) if shared else None
+            batches += [(beginning, batch) for batch in _batches(members, size, shared)]
+        return batches
+
     @torch.no_grad()
     def _score(
-        self, inputs: list[tuple[int, ...]], wanted: list[list[list[int]]], rows: slice
+        self,
+        beginning: Beginning | None,
+        inputs: list[tuple[int, ...]],
+        wanted: list[list[list[int]]],
+        rows: slice,
     ) -> list[tuple[float, bool]]:
         """Return (nats, is the argmax throughout) of every wanted continuation of every input among `rows`, in order."""
-        inputs, wanted = inputs[rows], wanted[rows]
+        skipped = beginning.length if beginning else 0
+        inputs, wanted = [ids[skipped:] for ids in inputs[rows]], wanted[rows]
         longest = max(map(len, inputs))
         ids_BT = torch.zeros((len(inputs), longest), dtype=torch.long)
         for row, ids in enumerate(inputs):
@@ -150,7 +175,7 @@ class Backend(HFLM):
         ends = [len(ids) for ids in inputs]
         spans = [slice(end - max(map(len, options)), end) for end, options in zip(ends, wanted, strict=True)]
         nats, greedy = [], []
-        for logits_TV, options in zip(self._logits(ids_BT.to(self.device), spans), wanted, strict=True):
+        for logits_TV, options in zip(self._logits(ids_BT.to(self.device), spans, beginning), wanted, strict=True):
             logprobs_TV = torch.log_softmax(logits_TV.float(), dim=-1)
             said_T = logprobs_TV.argmax(-1)
             for option in options:
@@ -159,9 +184,9 @@ class Backend(HFLM):
                 greedy.append((said_T[-len(option) :] == target_T).all())
         return list(zip(torch.stack(nats).tolist(), torch.stack(greedy).tolist(), strict=True))
 
-    def _logits(self, ids_BT: Tensor, spans: list[slice]) -> Iterator[Tensor]:
+    def _logits(self, ids_BT: Tensor, spans: list[slice], beginning: Beginning | None) -> Iterator[Tensor]:
         """Yield every row's logits (T, V) of its span; if the head is a plain product, by chunks of rows."""
-        states = hidden_states(self.model, Batch(ids_BT, ids_BT))
+        states = hidden_states(self.model, Batch(ids_BT, ids_BT), beginning)
         if states is None:
             first = min(span.start for span in spans) if self.keeps_logits else 0
             kept = {"logits_to_keep": torch.arange(first, ids_BT.shape[1], device=ids_BT.device)} if first else {}
@@ -278,11 +303,15 @@ def equal_parts(n: int, max_size: int) -> list[slice]:
     return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def _batches(inputs: list[tuple[int, ...]], size: int) -> list[list[tuple[int, ...]]]:
-    """Cut inputs, sorted longest first, into batches of at most `size` without large gaps in length: logits span the gap."""
+def _batches(inputs: list[tuple[int, ...]], size: int, shared: int = 0) -> list[list[tuple[int, ...]]]:
+    """Sort inputs, longest first, into batches of at most `size` without large gaps in length: logits span the gap.
+
+    `shared` tokens at their beginning do not count.
+    """
     batches: list[list[tuple[int, ...]]] = []
-    for ids in inputs:
-        if not batches or len(batches[-1]) == size or len(ids) < SHORTEST * len(batches[-1][0]):
+    for ids in sorted(inputs, key=lambda ids: (-len(ids), ids)):
+        short = bool(batches) and len(ids) - shared < SHORTEST * (len(batches[-1][0]) - shared)
+        if not batches or len(batches[-1]) == size or short:
             batches.append([])
         batches[-1].append(ids)
     return batches

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from mora.data.batches import IGNORE, Batch
 
+from .beginning import Beginning
 from .fused_loss import linear_cross_entropy
 from .structure import needs_no_mask, plain_head, without_mask
 
@@ -26,12 +27,17 @@ def token_losses(model: nn.Module, batch: Batch) -> Tensor:
     return flat.view(labels.shape)[:, :-1]
 
 
-def hidden_states(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor] | None:
-    """Return hidden states (B, T, H) whose product with the head's weight (V, H) is the logits; None if it is not."""
+def hidden_states(model: nn.Module, batch: Batch, beginning: Beginning | None = None) -> tuple[Tensor, Tensor] | None:
+    """Return hidden states (B, T, H) whose product with the head's weight (V, H) is the logits; None if it is not.
+
+    With a `beginning`, the batch holds what follows it.
+    """
     head = plain_head(model)
     if head is None:
         return None
     trunk, weight = head
+    if beginning is not None:
+        return beginning.continued(batch.input_ids), weight
     alone = batch.position_ids is None and needs_no_mask(model, batch.input_ids.shape[1])
     with without_mask(trunk) if alone else nullcontext():
         return trunk(**_inputs(batch), use_cache=False).last_hidden_state, weight

@@ -15,6 +15,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
+from .beginning import Beginning
+
 WITHOUT_MASK = "sdpa_without_mask"  # transformers makes no mask for a function that it does not know
 AttentionInterface.register(WITHOUT_MASK, sdpa_attention_forward)
 PROBED = 12  # tokens
@@ -71,6 +73,14 @@ def takes_long_masks(model: nn.Module) -> bool:
     return _ask(causal, "long masks", lambda: _equal_with_long_mask(causal))
 
 
+def continues_from_cache(model: nn.Module) -> bool:
+    """Return whether hidden states are the same where keys and values of the first tokens come from a `Beginning`."""
+    causal = causal_model(model)
+    if causal is None or plain_head(model) is None or not _sees_everything(causal.config, None):
+        return False
+    return _ask(causal, "beginnings", lambda: _equal_after_beginning(causal))
+
+
 @contextmanager
 def without_mask(trunk: nn.Module) -> Iterator[None]:
     """Context manager: every row of a batch is one causal sequence without padding before its end (`needs_no_mask`).
@@ -98,6 +108,7 @@ def fast_paths(model: nn.Module, fused_layers: bool, captures: bool) -> dict[str
         "head and loss in chunks": plain_head(model) is not None,
         "attention without mask": can_be_captured(model),
         "captured steps": captures and can_be_captured(model),
+        "shared beginnings": continues_from_cache(model),
         "captured decoding": next(model.parameters()).device.type == "cuda" and takes_long_masks(model),
     }
 
@@ -172,6 +183,15 @@ def _equal_with_long_mask(causal: PreTrainedModel) -> bool:
     seen = torch.ones((PROBED, PROBED), dtype=torch.bool, device=ids.device).tril() & mask[:, None, None, :].bool()
     given = causal(input_ids=ids, attention_mask=seen, position_ids=positions, use_cache=False).logits[:, -1]
     return _close(given, usual)
+
+
+def _equal_after_beginning(causal: PreTrainedModel) -> bool:
+    trunk, (ids, other) = causal.base_model, _ids(causal)
+    half = PROBED // 2
+    beginning = Beginning(trunk, ids[:half].tolist())
+    both = torch.stack([ids, torch.cat([ids[:half], other[half:]])])
+    usual = trunk(input_ids=both, use_cache=False).last_hidden_state[:, half:]
+    return all(_close(beginning.continued(both[:, half:]), usual) for _ in range(2))
 
 
 def _close(one: Tensor, other: Tensor) -> bool:

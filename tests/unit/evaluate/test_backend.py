@@ -44,10 +44,43 @@ def test_a_batch_holds_inputs_of_like_length():
     assert sizes == [[10, 9, 8], [8, 7], [2]]
 
 
+def test_inputs_that_begin_alike_share_the_beginnings_pass(tiny, monkeypatch):
+    """Two groups, and inputs alone; options of one and of three tokens; a batch that is answered in halves."""
+    monkeypatch.setattr("mora.evaluate.alike.WORTH", 100)
+    monkeypatch.setattr("mora.evaluate.backend.continues_from_cache", lambda model: False)
+    contexts = [[*range(10, 50), i, *range(i)] for i in range(5, 13)] + [[*range(60, 100), i] for i in range(5, 11)]
+    requests = [*REQUESTS, *((("", ""), context, option) for context in contexts for option in ([8], [9], [9, 10, 11]))]
+    whole = backend(tiny)._loglikelihood_tokens(requests, disable_tqdm=True)
+    monkeypatch.undo()
+    monkeypatch.setattr("mora.evaluate.alike.WORTH", 100)
+    lm, shapes, room = backend(tiny), [], 4
+    plain, trunk = lm._logits, tiny[0].base_model.forward
+
+    def noted(*args, **kwargs):
+        shapes.append(tuple(kwargs["input_ids"].shape))
+        return trunk(*args, **kwargs)
+
+    def limited(ids, *rest):
+        if len(ids) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(ids, *rest)
+
+    monkeypatch.setattr(tiny[0].base_model, "forward", noted)
+    monkeypatch.setattr(lm, "_logits", limited)
+    scored = lm._loglikelihood_tokens(requests, disable_tqdm=True)
+    assert [tokens for rows, tokens in shapes if rows == 1].count(40) == 2
+    assert max(tokens for rows, tokens in shapes if rows > 1) < 40
+    room = 2
+    for again in (scored, lm._loglikelihood_tokens(requests, disable_tqdm=True)):
+        for (nats, said), (expected, all_said) in zip(again, whole, strict=True):
+            assert nats == pytest.approx(expected, abs=1e-4)
+            assert said == all_said
+
+
 def test_one_token_options_share_a_forward_pass(tiny, monkeypatch):
     lm, calls = backend(tiny), []
     plain = lm._logits
-    monkeypatch.setattr(lm, "_logits", lambda ids, first: (calls.append(len(ids)), plain(ids, first))[1])
+    monkeypatch.setattr(lm, "_logits", lambda ids, *rest: (calls.append(len(ids)), plain(ids, *rest))[1])
     lm._loglikelihood_tokens([(("", ""), [5, 6], [t]) for t in (7, 8, 9)], disable_tqdm=True)
     assert calls == [1]
 
@@ -239,7 +272,7 @@ def test_a_cut_evaluation_goes_on_and_repeats_the_uninterrupted_one(tiny, tmp_pa
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]) + '{"key": "cut')
     lm, calls = backend(tiny, 1, response_cache=ResponseCache(path, "model")), []
     plain = lm._logits
-    monkeypatch.setattr(lm, "_logits", lambda ids, spans: (calls.append(1), plain(ids, spans))[1])
+    monkeypatch.setattr(lm, "_logits", lambda ids, *rest: (calls.append(1), plain(ids, *rest))[1])
     assert lm._loglikelihood_tokens(REQUESTS, disable_tqdm=True) == whole
     assert len(calls) == 2  # four distinct inputs, two of them already answered
     assert not ResponseCache(path, "another model").known

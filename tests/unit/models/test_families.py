@@ -106,6 +106,23 @@ def test_the_loss_is_that_of_transformers_and_paths_are_those_that_are_right(fam
     assert built_as_llama(model) == as_llama
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_likelihoods_after_a_shared_beginning_are_those_of_whole_inputs(family, folder_of, monkeypatch):
+    """Positions, rotary embeddings and masks go on where the beginning ends; a narrower window is not tried."""
+    model, tokenizer = load_model(run_of(folder_of(family), "method=none").model, "fp32")
+    beginning = batch_of(rows=1).input_ids[0].tolist()
+    requests = [(("", ""), [*beginning, i, *range(50, 50 + i)], [7, 8]) for i in range(5, 13)]
+
+    def answers(worth):
+        monkeypatch.setattr("mora.evaluate.alike.WORTH", worth)
+        scored = Backend(model, tokenizer, 3, 64, ResponseCache(None, ""))._loglikelihood_tokens(requests, True)
+        return torch.tensor([nats for nats, _ in scored])
+
+    torch.testing.assert_close(answers(1), answers(1 << 30), rtol=1e-4, atol=1e-4)
+    _, product, longest, _ = FAMILIES[family]
+    assert structure.continues_from_cache(model) == (product and longest == 20)
+
+
 def test_layers_that_are_fused_already_are_known(folder_of):
     """liger-kernel's classes stay in transformers' module, so the process's next model is made with them."""
     model = load_model(run_of(folder_of("qwen2"), "method=none").model, "fp32")[0]

@@ -1,0 +1,52 @@
+"""Tokens that many sequences begin with: their keys and values are computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+
+class Beginning:
+    """Keys and values of tokens that several sequences begin with, computed by the trunk when they are first needed."""
+
+    def __init__(self, trunk: nn.Module, ids: Sequence[int]):
+        self._trunk, self._ids = trunk, list(ids)
+        self._cache: Cache | None = None
+
+    @property
+    def length(self) -> int:
+        return len(self._ids)
+
+    @torch.no_grad()
+    def continued(self, ids_BT: Tensor) -> Tensor:
+        """Return the hidden states (B, T, H) of tokens that follow, in rows padded at the right if they are unequal."""
+        if self._cache is None:
+            computed = DynamicCache()
+            ids = torch.tensor([self._ids], device=ids_BT.device)
+            self._trunk(input_ids=ids, past_key_values=computed, use_cache=True)
+            self._cache = Cache(layers=[_Begun(layer) for layer in computed.layers])
+        return self._trunk(input_ids=ids_BT, past_key_values=self._cache, use_cache=True).last_hidden_state
+
+
+class _Begun(DynamicLayer):
+    """One row's keys and values, (1, heads, T, width), with which every row of a batch begins.
+
+    It keeps no others: one layer's are in memory at a time, and the next batch finds the same.
+    """
+
+    def __init__(self, computed: Any):
+        super().__init__()
+        self.lazy_initialization(computed.keys, computed.values)
+        self.keys, self.values = computed.keys, computed.values
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Return keys and values of the beginning and of what follows, (B, heads, T, width)."""
+        rows = (len(key_states), -1, -1, -1)
+        return (
+            torch.cat([self.keys.expand(rows), key_states], dim=-2),
+            torch.cat([self.values.expand(rows), value_states], dim=-2),
+        )
