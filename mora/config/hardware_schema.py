@@ -44,6 +44,8 @@ class Hardware(FrozenModel):
     """Sequences of one process in one forward pass; null: its whole share of the global batch."""
     micro_batch_tokens: PositiveInt | None = None
     """Instead of `micro_batch_size`: the most tokens, padding included, of one process in one forward pass."""
+    padding_free: bool = False
+    """Lay the sequences of a pass end to end in one row, of at most `micro_batch_tokens`, instead of padding them."""
     gradient_checkpointing: bool = False
     """Recompute layers in the backward pass instead of keeping their activations: less memory, more time."""
     processes: PositiveInt = 1

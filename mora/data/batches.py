@@ -13,8 +13,10 @@ from torch import Tensor
 
 from mora.padding import padded_length
 
-from .packing import positions
+from .packing import even, join, positions
 from .samples import IGNORE, Sample, StoredSamples, Subset
+
+ROW_STEP = 512  # tokens: rows without padding have few different lengths, each of which becomes a CUDA graph
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,15 @@ class Batch:
     No attention mask: attention is causal and the padding comes last, so no real token sees it. `position_ids_BT` only
     where a sequence is packed: transformers keeps the members apart where positions start anew, if it is given no mask
     and no cache.
+
+    bounds: int32, of a row without padding, (1, T): 0, where each of its sequences ends, and T as often as the tensor
+    is longer.
     """
 
     input_ids: Tensor
     labels: Tensor
     position_ids: Tensor | None = None
+    bounds: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device, without waiting for it, as a copy to a GPU from memory that is not pinned may do."""
@@ -48,6 +54,21 @@ def collate(samples: list[Sample], pad_id: int, length: int | None = None) -> Ba
     if not any(s.starts for s in samples):
         return Batch(ids, labels)
     return Batch(ids, labels, torch.from_numpy(np.stack([positions(s.starts or (0,), length) for s in samples])))
+
+
+def end_to_end(samples: list[Sample], pad_id: int, length: int, slots: int) -> Batch:
+    """Lay at most `slots` samples end to end in one row of `length` tokens; what is left of it is a sequence of its own.
+
+    `slots` makes batches of different numbers of samples alike.
+    """
+    joined = join(samples)
+    batch = collate([joined], pad_id, length)
+    assert batch.position_ids is not None
+    batch.position_ids[:, len(joined.input_ids) :] = 0
+    bounds = torch.full((slots + 2,), length, dtype=torch.int32)
+    bounds[: len(samples)] = torch.tensor(joined.starts)
+    bounds[len(samples)] = len(joined.input_ids)
+    return Batch(batch.input_ids, batch.labels, batch.position_ids, bounds)
 
 
 def balanced(lengths: Sequence[int], max_tokens: int, ranks: int = 1) -> list[int]:
@@ -79,8 +100,9 @@ def _fewest(lengths: Sequence[int], max_tokens: int) -> list[int]:
 class Batches:
     """The micro batches of every step, a pure function of (seed, step): epochs of shuffled samples, laid end to end.
 
-    micro_batch_tokens: micro batches of at most so many padded tokens, instead of `micro_batch_size` sequences; their
-    number is then a multiple of `ranks`.
+    micro_batch_tokens: micro batches of at most so many tokens, instead of `micro_batch_size` sequences; their number is
+        then a multiple of `ranks`.
+    padding_free: a micro batch is one row of sequences laid end to end; else they are padded to the longest of them.
     """
 
     def __init__(
@@ -92,10 +114,11 @@ class Batches:
         seed: int,
         micro_batch_tokens: int | None = None,
         ranks: int = 1,
+        padding_free: bool = False,
     ):
         self.samples, self.pad_id = samples, pad_id
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
-        self.micro_batch_tokens, self.ranks = micro_batch_tokens, ranks
+        self.micro_batch_tokens, self.ranks, self.padding_free = micro_batch_tokens, ranks, padding_free
         self.seed = seed
         if isinstance(samples, StoredSamples | Subset):
             self.longest = samples.longest
@@ -114,11 +137,22 @@ class Batches:
         They add up to the same gradient in any order; dropout masks, which follow the shape and the place, are others.
         """
         chosen = [self.samples[i] for i in self.indices(step)]
+        if self.padding_free:
+            yield from self._end_to_end(chosen)
+            return
         if self.micro_batch_tokens is not None or self.micro_batch_size < len(chosen):
             chosen.sort(key=lambda s: len(s.input_ids))
         for start, end in pairwise([0, *self._ends(chosen)]):
             micro = chosen[start:end]
             yield collate(micro, self.pad_id, self._padded(max(len(s.input_ids) for s in micro)))
+
+    def _end_to_end(self, chosen: list[Sample]) -> Iterator[Batch]:
+        assert self.micro_batch_tokens is not None
+        bins = even([len(s.input_ids) for s in chosen], self.micro_batch_tokens, self.ranks)
+        most = max(sum(len(chosen[i].input_ids) for i in members) for members in bins)
+        length = -(-most // ROW_STEP) * ROW_STEP
+        for members in bins:
+            yield end_to_end([chosen[i] for i in members], self.pad_id, length, len(chosen))
 
     def loss_tokens(self, step: int) -> int:
         """Return the tokens of a step that carry a loss: the labels that are left after the shift by one."""

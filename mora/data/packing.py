@@ -61,6 +61,28 @@ def bins(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[list[int]]:
     return packed
 
 
+def even(lengths: Sequence[int], capacity: int, multiple: int = 1) -> list[list[int]]:
+    """Return which samples share a row of at most `capacity` tokens, rows as even as placing the longest first makes them.
+
+    There are as few rows as that allows, a multiple of `multiple`. A longer sample has a row of its own. None is empty if
+    there are at least `multiple` samples.
+    """
+    capacity = max(capacity, *lengths)
+    longest_first = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    n = -(-sum(lengths) // capacity)
+    while True:
+        n = -(-n // multiple) * multiple
+        rows: list[list[int]] = [[] for _ in range(n)]
+        tokens = [0] * n
+        for i in longest_first:
+            row = tokens.index(min(tokens))
+            rows[row].append(i)
+            tokens[row] += lengths[i]
+        if max(tokens) <= capacity:
+            return rows
+        n += 1
+
+
 def join(samples: Sequence[Sample]) -> Sample:
     """Join samples into one sequence in which they do not see each other.
 

@@ -15,6 +15,7 @@ from mora.data.batches import Batches
 from mora.errors import MoraError
 from mora.methods import prepare
 from mora.models.load import load_model
+from mora.models.structure import trains_without_padding
 from mora.models.tokenizers import pad_id
 from mora.train.engines import make_engine
 from mora.train.scoring import Scoring
@@ -113,6 +114,7 @@ def _set_up(config: RunConfig, scratch: Path) -> None:
     batches = Batches(
         data.samples, pad, train.global_batch_size, config.micro_batch_size, config.seed,
         config.hardware.micro_batch_tokens, config.hardware.world_size,
+        config.hardware.padding_free and trains_without_padding(model),
     )  # fmt: skip
     engine = make_engine(prepare(model, config), config)
     if config.method.trains:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,7 +11,8 @@ from mora.data.batches import IGNORE, Batch
 
 from .beginning import Beginning
 from .fused_loss import linear_cross_entropy
-from .structure import needs_no_mask, plain_head, without_mask
+from .structure import causal_model, needs_no_mask, plain_head, without_mask
+from .varlen import within
 
 
 def token_losses(model: nn.Module, batch: Batch) -> Tensor:
@@ -21,7 +22,9 @@ def token_losses(model: nn.Module, batch: Batch) -> Tensor:
         hidden, weight = states[0][:, :-1], states[1]
         labels = batch.labels[:, 1:]
         return linear_cross_entropy(hidden.flatten(0, 1), weight, labels.flatten(), IGNORE).view(labels.shape)
-    logits = model(**_inputs(batch), use_cache=False).logits
+    causal = causal_model(model)
+    with nullcontext() if causal is None else _attention(causal.base_model, batch):
+        logits = model(**_inputs(batch), use_cache=False).logits
     labels = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORE)  # the labels are shifted, not the large logits
     flat = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="none")
     return flat.view(labels.shape)[:, :-1]
@@ -39,8 +42,12 @@ def hidden_states(model: nn.Module, batch: Batch, beginning: Beginning | None = 
     if beginning is not None:
         return beginning.continued(batch.input_ids), weight
     alone = batch.position_ids is None and needs_no_mask(model, batch.input_ids.shape[1])
-    with without_mask(trunk) if alone else nullcontext():
+    with without_mask(trunk) if alone else _attention(trunk, batch):
         return trunk(**_inputs(batch), use_cache=False).last_hidden_state, weight
+
+
+def _attention(trunk: nn.Module, batch: Batch) -> AbstractContextManager[None]:
+    return nullcontext() if batch.bounds is None else within(trunk, batch.bounds)
 
 
 def _inputs(batch: Batch) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from .beginning import Beginning
+from .varlen import within
 
 WITHOUT_MASK = "sdpa_without_mask"  # transformers makes no mask for a function that it does not know
 AttentionInterface.register(WITHOUT_MASK, sdpa_attention_forward)
@@ -73,6 +74,14 @@ def takes_long_masks(model: nn.Module) -> bool:
     return _ask(causal, "long masks", lambda: _equal_with_long_mask(causal))
 
 
+def trains_without_padding(model: nn.Module) -> bool:
+    """Return whether sequences that lie end to end in one row give what each of them gives by itself."""
+    causal = causal_model(model)
+    if causal is None or not _sees_everything(causal.config, None):
+        return False
+    return _ask(causal, "no padding", lambda: _equal_end_to_end(causal))
+
+
 def continues_from_cache(model: nn.Module) -> bool:
     """Return whether hidden states are the same where keys and values of the first tokens come from a `Beginning`."""
     causal = causal_model(model)
@@ -98,12 +107,13 @@ def without_mask(trunk: nn.Module) -> Iterator[None]:
         config._attn_implementation = before
 
 
-def fast_paths(model: nn.Module, fused_layers: bool, captures: bool) -> dict[str, bool]:
+def fast_paths(model: nn.Module, padding_free: bool, fused_layers: bool, captures: bool) -> dict[str, bool]:
     """Return the fast paths of a run with this model.
 
-    `captures`: its hardware captures the steps of models that allow it.
+    `padding_free`, `captures`: its hardware pads no sequence, and captures the steps, of models that allow it.
     """
     return {
+        "rows without padding": padding_free and trains_without_padding(model),
         "fused norms and gates": fused_layers,
         "head and loss in chunks": plain_head(model) is not None,
         "attention without mask": can_be_captured(model),
@@ -183,6 +193,16 @@ def _equal_with_long_mask(causal: PreTrainedModel) -> bool:
     seen = torch.ones((PROBED, PROBED), dtype=torch.bool, device=ids.device).tril() & mask[:, None, None, :].bool()
     given = causal(input_ids=ids, attention_mask=seen, position_ids=positions, use_cache=False).logits[:, -1]
     return _close(given, usual)
+
+
+def _equal_end_to_end(causal: PreTrainedModel) -> bool:
+    trunk, ids = causal.base_model, _ids(causal)
+    usual = trunk(input_ids=ids, use_cache=False).last_hidden_state
+    row, positions = ids.flatten()[None], torch.arange(PROBED, device=ids.device).repeat(2)[None]
+    bounds = torch.tensor([0, PROBED, 2 * PROBED], dtype=torch.int32, device=ids.device)
+    with within(trunk, bounds):
+        given = trunk(input_ids=row, position_ids=positions, use_cache=False).last_hidden_state
+    return _close(given.view_as(usual), usual)
 
 
 def _equal_after_beginning(causal: PreTrainedModel) -> bool:

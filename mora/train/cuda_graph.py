@@ -43,8 +43,8 @@ class GraphedBackward:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, batch: Batch, loss_tokens: Tensor) -> Tensor:
-        if batch.position_ids is not None:  # packed: transformers looks at the positions on the host
-            return self._backward(batch, loss_tokens)
+        if batch.position_ids is not None and batch.bounds is None:
+            return self._backward(batch, loss_tokens)  # packed: transformers looks at the positions on the host
         shape = batch.input_ids.shape
         self._seen[shape] += 1
         if shape not in self._captured:
@@ -52,14 +52,15 @@ class GraphedBackward:
                 return self._backward(batch, loss_tokens)
             self._captured[shape] = self._capture(batch, loss_tokens)
         captured = self._captured[shape]
-        captured.batch.input_ids.copy_(batch.input_ids)
-        captured.batch.labels.copy_(batch.labels)
+        for ours, given in zip(vars(captured.batch).values(), vars(batch).values(), strict=True):
+            if ours is not None:
+                ours.copy_(given)
         captured.loss_tokens.copy_(loss_tokens)
         captured.graph.replay()
         return captured.loss.clone()
 
     def _capture(self, batch: Batch, loss_tokens: Tensor) -> _Captured:
-        inputs = Batch(batch.input_ids.clone(), batch.labels.clone())
+        inputs = Batch(*(None if x is None else x.clone() for x in vars(batch).values()))  # type: ignore[arg-type]
         tokens = loss_tokens.clone()
         gradients = [p.grad.clone() for p in self._parameters if p.grad is not None]
         stream = _stream(torch.cuda.current_device())

@@ -45,7 +45,7 @@ def beginning(config: RunConfig, device: torch.device, model: Any, folder: Path)
 def _batch(config: RunConfig) -> str:
     size, tokens = config.task.train.global_batch_size, config.hardware.micro_batch_tokens
     if tokens is not None:
-        return f"{size} sequences per step, {tokens} tokens per pass"
+        return f"{size} sequences per step, at most {tokens} tokens per pass"
     micro, ranks = config.micro_batch_size, world_size()
     return f"{size} sequences per step: {micro} per pass, {size // (micro * ranks)} passes, {ranks} ranks"
 

@@ -88,13 +88,13 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
     scoring.check()
     fused = device.type == "cuda" and use_fused_layers(model)
     model = prepare(model, config).to(device)
+    paths = fast_paths(model, config.hardware.padding_free, fused, device.type == "cuda" and captures_graphs(config))
     batches = Batches(
         data.samples, pad, config.task.train.global_batch_size, config.micro_batch_size, config.seed,
-        config.hardware.micro_batch_tokens, config.hardware.world_size,
+        config.hardware.micro_batch_tokens, config.hardware.world_size, paths["rows without padding"],
     )  # fmt: skip
     parameters = parameter_table(model)
     _print_parameters(model, config)
-    paths = fast_paths(model, fused, device.type == "cuda" and captures_graphs(config))
     if rank() == 0:
         print(_fast_paths_line(paths), flush=True)
         print(says.beginning(config, device, model, folder), flush=True)

@@ -57,7 +57,7 @@ def alive(pattern):
 
 RANKS = [
     ["hardware=cpu2", "hardware.parallel=zero2"],
-    ["hardware=cpu2", "hardware.parallel=zero3", "hardware.micro_batch_tokens=200"],
+    ["hardware=cpu2", "hardware.parallel=zero3", "hardware.micro_batch_tokens=200", "hardware.padding_free=true"],
 ]
 
 

@@ -54,6 +54,17 @@ from mora.config.source import CONFIG_DIR, ROOT
             ["task=uuid", "method=fft", "hardware.micro_batch_size=8", "hardware.micro_batch_tokens=512"],
             "hardware.micro_batch_size=8 and hardware.micro_batch_tokens=512: set one",
         ),
+        (["task=uuid", "method=fft", "hardware.padding_free=true"], "how many tokens may a row have"),
+        (
+            ["task=uuid", "method=fft", "hardware.padding_free=true", "hardware.micro_batch_tokens=512"]
+            + ["hardware.gradient_checkpointing=true"],
+            "set hardware.gradient_checkpointing=false",
+        ),
+        (
+            ["task=tulu2", "method=fft", "hardware.padding_free=true", "hardware.micro_batch_tokens=4096"]
+            + ["task.data.packing=isolated"],
+            "the sequences are packed already",
+        ),
         (["task=uuid", "method=mora", "r=8", "hardware=cpu2", "hardware.parallel=none"], "2 ranks need ddp"),
         (["task=uuid", "method=mora", "r=8", "hardware=cpu2", "hardware.nodes=2"], "set hardware.rendezvous=HOST:PORT"),
         (["task=uuid", "method=relora", "r=8", "method.restart.every_steps=1000"], "would never restart; lower it"),

@@ -1,5 +1,7 @@
 """Packed and unpacked give the same logits and the same loss; blocks are cut where they should be."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from mora.config import compose
 from mora.data import packing
 from mora.data.batches import Batches, balanced, collate
+from mora.data.packing import even
 from mora.data.samples import IGNORE, Sample, StoredSamples, write_shard
 from mora.models.load import load_model
 from mora.models.losses import token_losses
@@ -123,6 +126,46 @@ def test_micro_batches_by_tokens_hold_the_step_in_few_even_passes():
     assert len(sizes) == -(-int(lengths.sum() * 1.2) // 8192), "more passes than a fifth of padding explains"
     assert max(sizes) < 1.2 * min(sizes)
     assert sorted(i for batch in micros for i in batch.input_ids[:, 0].tolist()) == list(range(64))
+
+
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_rows_without_padding_hold_the_step_in_few_even_rows_of_one_length(ranks):
+    lengths = np.clip(np.random.default_rng(0).lognormal(4.8, 0.7, 64), 5, 1024).astype(int)
+    samples = [Sample([i] * n, [i] * n) for i, n in enumerate(lengths, 1)]
+    rows = list(Batches(samples, 0, 64, 64, 0, micro_batch_tokens=4096, ranks=ranks, padding_free=True).step(0))
+    assert len(rows) % ranks == 0
+    assert {row.input_ids.shape for row in rows} == {(1, rows[0].input_ids.shape[1])}
+    assert rows[0].input_ids.shape[1] <= 4096
+    assert sum(row.input_ids.numel() for row in rows) < 1.3 * lengths.sum()
+    seen = []
+    for row in rows:
+        assert row.bounds.shape == (64 + 2,)
+        members = [row.input_ids[0, a:b] for a, b in pairwise(row.bounds.tolist()) if a < b]
+        positions = [row.position_ids[0, a:b] for a, b in pairwise(row.bounds.tolist()) if a < b]
+        *members, rest = members if row.bounds[-2] == row.input_ids.shape[1] else [*members, torch.zeros(0)]
+        assert not rest.any()
+        for ids, places in zip(members, positions, strict=False):
+            assert len(set(ids.tolist())) == 1
+            assert places.tolist() == [*range(len(ids))]
+            seen.append((ids[0].item(), len(ids)))
+    assert sorted(seen) == [*enumerate(lengths, 1)]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "capacity", "ranks", "sizes"),
+    [
+        ([3, 3, 2, 2, 2], 6, 1, [5, 4, 3]),  # the longest first is not always the best
+        ([3, 3, 2, 2, 2], 12, 1, [12]),
+        ([3, 3, 2, 2, 2, 4], 16, 2, [8, 8]),
+        ([9, 1, 1], 4, 1, [9, 2]),  # one is longer than a row should be
+        ([5, 5, 5], 9, 1, [5, 5, 5]),  # two rows would hold 15 tokens, but not these
+        ([1, 1, 1, 1], 100, 4, [1, 1, 1, 1]),
+    ],
+)
+def test_rows_are_few_even_and_as_many_for_each_rank(lengths, capacity, ranks, sizes):
+    rows = even(lengths, capacity, ranks)
+    assert sorted((sum(lengths[i] for i in row) for row in rows), reverse=True) == sizes
+    assert sorted(i for row in rows for i in row) == [*range(len(lengths))]
 
 
 @pytest.mark.parametrize(

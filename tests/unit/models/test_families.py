@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mora.config import ConfigError, compose
-from mora.data.batches import IGNORE, Batch, Sample
+from mora.data.batches import IGNORE, Batch, Sample, collate, end_to_end
 from mora.errors import ModelError
 from mora.evaluate.backend import Backend
 from mora.evaluate.response_cache import ResponseCache
@@ -104,6 +104,34 @@ def test_the_loss_is_that_of_transformers_and_paths_are_those_that_are_right(fam
     assert (structure.plain_head(model) is not None) == product
     assert [n for n in (0, 8, 20) if not n or structure.needs_no_mask(model, n)][-1] == longest
     assert built_as_llama(model) == as_llama
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sequences_end_to_end_have_the_losses_and_gradients_of_padded_ones(family, folder_of):
+    model = load_model(run_of(folder_of(family), "method=none").model, "fp32")[0].requires_grad_(True)
+    ids = batch_of(rows=4).input_ids.tolist()
+    samples = [Sample(row[:n], [IGNORE] * 2 + row[2:n]) for row, n in zip(ids, (20, 7, 13, 1), strict=True)]
+
+    def losses_and_gradients(batch):
+        losses = token_losses(model, batch)
+        losses.sum().backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        model.zero_grad()
+        return losses[losses != 0], gradients
+
+    padded, expected = losses_and_gradients(collate(samples, 0))
+    row = end_to_end(samples, 0, 64, slots=6)
+    assert row.input_ids.shape == (1, 64)
+    assert row.bounds.tolist() == [0, 20, 27, 40, 41, 64, 64, 64]
+    _, _, longest, _ = FAMILIES[family]
+    assert structure.trains_without_padding(model) == (longest == 20)
+    if longest < 20:
+        return  # a window, or logits that follow from more than a product of the hidden states
+    losses, gradients = losses_and_gradients(row)
+    torch.testing.assert_close(losses, padded, rtol=1e-4, atol=1e-4)
+    assert len(losses) == 18 + 5 + 11
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -219,7 +247,7 @@ def test_asking_a_model_leaves_nothing_behind(folder_of):
     model = load_model(run_of(folder_of("gpt2"), "method=none").model, "fp32")[0].train()
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    structure.fast_paths(model, False, True)
+    structure.fast_paths(model, True, False, True)
     assert torch.equal(torch.get_rng_state(), state)
     assert model.training
     assert all(module.training for module in model.modules())
