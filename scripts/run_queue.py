@@ -12,7 +12,8 @@ for all runs of these cells that are missing: searches, then what they choose, a
 A run starts on the GPU with the most room, where the memory that like runs have taken (the peak in their results, their
 evaluation included, and 10%) fits beside what already runs there, and where the driver reports it as free; a run like no
 other claims what the plan says of its training, or --unknown-gib. A run that fails is tried once more with twice the claim.
-A run that like runs could not end in the time left is not started, and where none is left that could, the queue ends.
+A run that could not end in the time left, as like runs did alone and as many times slower as there are runs on its GPU, is
+not started; where none is left that could, the queue ends.
 When the time is over every run is asked to save a checkpoint (MORA_OUTPUT_DIR) and ends.
 
 DIR/journal.jsonl has a line an event; `wrong`: what could not be read or written, which ends no queue. The last one sums
@@ -233,12 +234,12 @@ class Queue:
         for line, config in self._waiting():
             if len(self.running) >= self.options.jobs * len(self.gpus):
                 return
-            if self._too_long(config):
+            gpu = max(self.gpus, key=self._room)
+            if self._too_long(config, beside=sum(job.gpu is gpu for job in self.running)):
                 continue
             named = CLAIM.match(line)
             claim = float(named[1]) if named else self.earlier.claim_gib(config, self.options.unknown_gib)
             claim *= 2 ** self.tries.get(run_id(config), 0)
-            gpu = max(self.gpus, key=self._room)
             if self._room(gpu) < min(claim, 0.9 * gpu.total_gib):
                 return  # in order: what is large is not passed by for ever
             try:
@@ -246,10 +247,10 @@ class Queue:
             except OSError as error:  # a full disk; with the next look it is tried again
                 return self.complain(error)
 
-    def _too_long(self, config: RunConfig) -> bool:
-        """Return whether runs like this one could not end in the time left."""
+    def _too_long(self, config: RunConfig, beside: int = 0) -> bool:
+        """Return whether a run like this one could not end in the time left, as one of so many more on its GPU."""
         expected = self.earlier.expected_s(config)
-        return expected is not None and time.monotonic() + expected > self.ends + SAVING_S
+        return expected is not None and time.monotonic() + (1 + beside) * expected > self.ends + SAVING_S
 
     def _room(self, gpu: Gpu) -> float:
         """Return the GiB that nobody claims and nobody uses, aside from runs that have not yet taken theirs."""

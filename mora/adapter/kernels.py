@@ -17,9 +17,9 @@ alone and nothing asks the device for a value, so a step may be captured in a CU
 
 That is the form "fused". "products" (`products.py`) is made for small models: plain products with f_comp and f_decomp as
 matrices, fewer launches for more arithmetic. "auto" chooses for each call: "products" on a GPU where the layer is so small
-that the CPU decides, else "fused". The environment variable MORA_KERNELS, or `use(...)`, decides otherwise: "torch", the
-fused function without Triton; "reference", the operators composed under autograd; "triton", also on the CPU (with
-TRITON_INTERPRET=1, for tests). Second derivatives need "reference" or "products"; the others refuse them.
+that the CPU decides, compiled or not, else "fused". The environment variable MORA_KERNELS, or `use(...)`, decides
+otherwise: "torch", the fused function without Triton; "reference", the operators composed under autograd; "triton", also
+on the CPU (with TRITON_INTERPRET=1, for tests). Second derivatives need "reference" or "products"; the others refuse them.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def takes_dropout(x: Tensor, operator: Operator) -> bool:
 
 def _as_products(x: Tensor, operator: Operator) -> bool:
     """Whether this call is one of plain products: see the top of the file."""
-    if _form != "auto" or not x.is_cuda or torch.compiler.is_compiling():
+    if _form != "auto" or not x.is_cuda:
         return _form == "products"
     base = x.numel() * operator.out_features * (1 if x.itemsize == 2 else 8)  # what an H100 needs longer for fp32
     return base < LIGHT and products.size(operator) < LARGE

@@ -118,7 +118,7 @@ def _evaluation(extent: str, rounds: int | None, device: torch.device) -> Iterat
 
 
 def _quantised(extent: str, rounds: int | None, device: torch.device) -> Iterator[dict[str, Any]]:
-    yield quantised.compare(_plan_of(quantised, extent), device, rounds or 3)
+    return quantised.measure(_plan_of(quantised, extent), device, rounds or 3)
 
 
 MEASUREMENTS = {

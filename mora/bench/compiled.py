@@ -36,9 +36,7 @@ class Plan:
     patience_s: float = 240.0
 
 
-# Uncompiled the choice of a small layer; compiled it is not.
-PRODUCTS = (Case("mora", 8, "rotation", form="products"), Case("mora", 8, "sharing", form="products"))
-CASES = (*BAR[1:4], *PRODUCTS)
+CASES = BAR[1:4]
 FULL = Plan((Scenario("smollm2_135m", 100, 72, CASES), Scenario("qwen25_coder_0b5", 50, 72, CASES)))
 SMOKE = Plan((Scenario("tiny", 2, 32, (Case("lora", 2), Case("mora", 2, "sharing"))),), "aot_eager", 300.0)
 

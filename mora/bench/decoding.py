@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM
 from mora.adapter import kernels
 
 from .models import SHAPES, Case, build_base, dtype_on, with_method
-from .step import SMALL
+from .step import BAR
 
 WARM_UP_TURNS = 2
 
@@ -36,7 +36,7 @@ class Plan:
 
 
 # A turn takes about a second.
-FULL = Plan(("smollm2_135m", "qwen25_coder_1b5"), SMALL, 32, 16, rounds=9, patience_s=45.0)
+FULL = Plan(("smollm2_135m", "qwen25_coder_1b5"), BAR[:4], 32, 16, rounds=9, patience_s=45.0)
 SMOKE = Plan(("tiny",), (Case("floor"), Case("lora", 2), Case("mora", 2, "sharing")), 4, 6, rounds=2, patience_s=20.0)
 
 

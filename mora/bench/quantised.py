@@ -1,5 +1,8 @@
 """LoRA and MoRA on a base in bf16, 8 bits and NF4: time and memory of a step, the loss of some. Needs bitsandbytes.
 
+Adapters are in fp32 under bf16 autocast, as PEFT and the Trainer have it. Without autocast those on an 8-bit base compute in
+fp32, since PEFT casts an adapter to the dtype of a base weight only where that is a floating-point one.
+
 Random weights of half the usual spread. With the usual one, 47% of the inputs of a down projection of LLaMA-2-7B's shape
 exceed bitsandbytes' threshold for outliers in 256 tokens, which it computes apart; with half of it, none.
 """
@@ -8,8 +11,9 @@ from __future__ import annotations
 
 import gc
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +23,7 @@ from .models import SHAPES, Case, build, dtype_on, with_method
 from .step import in_turn
 
 BASES = ("bf16", "int8", "nf4")
+OPERATORS: tuple[Literal["rotation", "sharing"], ...] = ("rotation", "sharing")
 LEARNING_RATE = 3e-4  # the paper's for both methods
 SPREAD = 0.01  # standard deviation of the weights
 
@@ -35,15 +40,16 @@ class Setting:
 
     @property
     def methods(self) -> tuple[Case, ...]:
-        return Case("lora", self.r), Case("mora", self.r, "rotation"), Case("mora", self.r, "sharing")
+        moras = (Case("mora", self.r, operator, stock=True) for operator in OPERATORS)
+        return Case("lora", self.r, stock=True), *moras
 
 
 FULL = Setting("llama2_7b", (8, 1024), (1, 512), r=8)
 SMOKE = Setting("tiny", (2, 32), (2, 32), r=2)
 
 
-def compare(setting: Setting, device: torch.device, rounds: int) -> dict[str, Any]:
-    """Return the bases' bytes, and a dict per base and method: that of `in_turn`, and its "losses".
+def measure(setting: Setting, device: torch.device, rounds: int) -> Iterator[dict[str, Any]]:
+    """Yield the bases' bytes, and a dict per base and method: that of `in_turn`, then with its "losses", too.
 
     "losses" are those of the first `steps` steps of AdamW on one batch of random tokens, and the one after.
     """
@@ -56,13 +62,15 @@ def compare(setting: Setting, device: torch.device, rounds: int) -> dict[str, An
     cases = [replace(case, base=name) for name in BASES for case in setting.methods]
     timed, trained = (_tokens(setting.shape, size, device) for size in (setting.timed, setting.trained))
     rows = in_turn(bases, cases, timed, device, rounds)
-    for case, row in zip(cases, rows, strict=True):
-        row["losses"] = _losses(bases[case.base], replace(case, stock=True), trained, setting.steps)
-        print(f"  {case.name:32} loss {row['losses'][0]:.4f} -> {row['losses'][-1]:.4f}", flush=True)
-    return {
+    result = {
         "shape": setting.shape, "timed": setting.timed, "trained": setting.trained, "learning_rate": LEARNING_RATE,
         "base_bytes": sizes, "cases": rows,
     }  # fmt: skip
+    yield result
+    for case, row in zip(cases, rows, strict=True):
+        row["losses"] = _losses(bases[case.base], case, trained, setting.steps)
+        print(f"  {case.name:32} loss {row['losses'][0]:.4f} -> {row['losses'][-1]:.4f}", flush=True)
+        yield result
 
 
 def quantised(shape: str, how: str, device: torch.device) -> LlamaForCausalLM:

@@ -205,12 +205,12 @@ def _evaluation_table(result: dict[str, Any]) -> str:
 
 def _quantised_table(result: dict[str, Any]) -> str:
     """Return time and memory beside LoRA's on the same base, and the loss before and after some steps."""
-    cases, steps = result["cases"], len(result["cases"][0]["losses"]) - 1
+    cases, steps = result["cases"], max(len(case.get("losses", ())) for case in result["cases"]) - 1
     loras = {case["base"]: case for case in cases if case["method"] == "lora" and case["ms"]}
 
     def cells(case: dict[str, Any]) -> list[str]:
         named = [case["name"], _gib(result["base_bytes"][case["base"]], 2)]
-        loss = f"{case['losses'][0]:.3f} to {case['losses'][-1]:.3f}"
+        loss = f"{case['losses'][0]:.3f} to {case['losses'][-1]:.3f}" if "losses" in case else "not run"
         if not case["ms"]:
             return [*named, case["error"], "", "", "", loss]
         ms, lora, memory = statistics.median(case["ms"]), loras.get(case["base"]), case["activation_bytes"]
@@ -226,8 +226,8 @@ def _quantised_table(result: dict[str, Any]) -> str:
     (rows, length), (few, short) = result["timed"], result["trained"]
     head = "| | base, GiB | ms, median (min to max) | / LoRA | activations, GiB | / LoRA | loss |"
     return (
-        f"{result['shape']}, random weights; {rows} x {length} tokens. Loss: before and after {steps} steps of AdamW at "
-        f"{result['learning_rate']} on one batch of {few} x {short} random tokens, fp32 adapters under autocast.\n\n"
+        f"{result['shape']}, random weights, fp32 adapters under autocast; {rows} x {length} tokens. Loss: before and "
+        f"after {steps} steps of AdamW at {result['learning_rate']} on one batch of {few} x {short} random tokens.\n\n"
         f"{_table(head, map(cells, cases))}"
     )
 

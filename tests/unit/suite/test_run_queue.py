@@ -162,6 +162,14 @@ def test_a_run_that_cannot_end_in_time_is_not_started(queue):
     assert events(journal, "sum")[0]["left"] == [run_id(compose(LINES[0].split()))]
 
 
+def test_two_runs_that_only_one_by_one_can_end_in_time_are_not_run_side_by_side(queue):
+    committed = queue.module.ROOT / "results" / "runs"
+    committed.mkdir(parents=True)
+    write(compose(LINES[0].split()), {"value_nll": 1.0}, run_id="x", wall_s=200.0).rename(committed / "x.json")
+    _, journal = queue(LINES[:2], minutes=5)
+    assert [event["event"] for event in journal] == ["queue", "start", "end", "start", "end", "sum"]
+
+
 def test_a_wrong_edit_is_said_once_and_what_was_read_before_goes_on(queue, monkeypatch):
     read, calls = queue.module._read, iter(range(10**6))
 
