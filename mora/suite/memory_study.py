@@ -179,15 +179,11 @@ def render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale:
     all_arms = arms(rows)
     if not any(arm.runs for arm in all_arms):
         return None
-    folder.mkdir(parents=True, exist_ok=True)
+    from .report.style import saved  # a second that a plan need not wait for
+
     path = folder / f"{name}-{scale}.svg"
     figure, undecided = drawn(experiment, all_arms)
-    import matplotlib
-    from matplotlib import pyplot as plt
-
-    with matplotlib.rc_context({"svg.hashsalt": "mora", "svg.fonttype": "none"}):
-        figure.savefig(path, metadata={"Date": None, "Creator": None})
-    plt.close(figure)
+    saved(figure, path)
     replace_file(path.with_suffix(".md"), _markdown(path.name, experiment, all_arms, scale, undecided))
     replace_file(path.with_suffix(".csv"), _csv(all_arms))
     return path

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -28,7 +27,7 @@ from mora.io import replace_file
 
 from ..cells import CellRuns
 from .pictures import SELECTIONS
-from .style import MARKERS, PAGE, PRINT, UNDATED, Look, looks
+from .style import MARKERS, PAGE, Look, in_print, looks, saved
 
 ACROSS = 3  # panels
 HEIGHT = 2.1  # of a panel with its title and labels, in inches
@@ -330,12 +329,9 @@ def render(scale: str, experiments: Iterable[list[list[CellRuns]]], folder: Path
     shown = [panel for panel in every if len(panel.adapters) > 1]
     if not shown:
         return None
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"rates-{scale}.svg"
-    with matplotlib.rc_context(PRINT | {"svg.fonttype": "none"}):
-        figure = drawn(shown)
-        figure.savefig(path, metadata=UNDATED)
-    plt.close(figure)
+    with in_print():
+        saved(drawn(shown), path)
     replace_file(path.with_suffix(".md"), _markdown(path.name, scale, shown, [p for p in every if p not in shown]))
     replace_file(path.with_suffix(".csv"), _csv(shown))
     return path

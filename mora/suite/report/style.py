@@ -19,7 +19,7 @@ from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from mora.io import replace_file
+from mora.io import replace_file, replacing
 
 from . import svg
 
@@ -75,6 +75,14 @@ def on_screen() -> AbstractContextManager[None]:
 
 def in_print() -> AbstractContextManager[None]:
     return plt.rc_context(PRINT)
+
+
+def saved(figure: Figure, path: Path) -> None:
+    """Write the figure to `path` as an SVG, with letters as text and the same bytes every time; close the figure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial, plt.rc_context({"svg.hashsalt": "mora", "svg.fonttype": "none"}):
+        figure.savefig(partial, format="svg", metadata=UNDATED)
+    plt.close(figure)
 
 
 def inline(figure: Figure, name: str, label: str) -> str:

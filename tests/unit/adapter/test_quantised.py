@@ -15,7 +15,6 @@ from quantised_bases import (
     check_training_and_files,
     gptq4,
     hqq4,
-    save_llama,
     torchao8,
 )
 from torch import Tensor, nn
@@ -78,30 +77,23 @@ def test_a_merge_into_a_quantised_base_says_its_error(coarse, mora_layers, x):
     assert (merged(x) - adapted).norm() < 0.3 * adapted.norm()
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("llama")
-    save_llama(folder)
-    return folder
-
-
 @pytest.mark.parametrize(("quantise", "off"), [(bnb8, 0.05), (bnb4, 0.3), (torchao8, 0.05), (hqq4, 0.3)])
-def test_a_quantised_llama_trains_is_saved_loaded_and_merged(quantise, off, folder, tmp_path):
-    model, tokens = check_training_and_files(lambda: quantise(folder, "cpu", torch.float32), tmp_path)
+def test_a_quantised_llama_trains_is_saved_loaded_and_merged(quantise, off, saved_llama, tmp_path):
+    model, tokens = check_training_and_files(lambda: quantise(saved_llama, "cpu", torch.float32), tmp_path)
     check_merge(model, tokens, off)
 
 
 @pytest.mark.parametrize("quantise", [gptq4, awq4])
-def test_a_base_of_gptq_or_awq_trains_is_saved_and_loaded_and_refuses_a_merge(quantise, folder, tmp_path):
-    model, _ = check_training_and_files(lambda: quantise(folder, "cpu", torch.float32), tmp_path)
+def test_a_base_of_gptq_or_awq_trains_is_saved_and_loaded_and_refuses_a_merge(quantise, saved_llama, tmp_path):
+    model, _ = check_training_and_files(lambda: quantise(saved_llama, "cpu", torch.float32), tmp_path)
     with pytest.raises(TypeError, match="Dequantization is not supported for gptq layers"):
         model.merge_and_unload()
     assert type(model.unload().model.layers[0].self_attn.q_proj).__module__.startswith("gptqmodel.")
 
 
 @pytest.mark.parametrize("quantise", [bnb8, bnb4, torchao8, hqq4, gptq4, awq4])
-def test_the_gradient_on_a_quantised_base_is_that_of_the_reference_form(quantise, folder):
-    check_gradient(lambda: quantise(folder, "cpu", torch.float32))
+def test_the_gradient_on_a_quantised_base_is_that_of_the_reference_form(quantise, saved_llama):
+    check_gradient(lambda: quantise(saved_llama, "cpu", torch.float32))
 
 
 def test_quanto_is_refused_by_name(make_llama, tmp_path):
