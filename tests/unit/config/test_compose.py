@@ -13,6 +13,8 @@ from mora.config.hydra_compose import check_sweep
 from mora.config.load import load
 from mora.config.source import CONFIG_DIR, ROOT
 
+PADDING_FREE = ["hardware.padding_free=true", "hardware.micro_batch_tokens=512"]
+
 
 @pytest.mark.parametrize(
     ("overrides", "expected"),
@@ -56,13 +58,11 @@ from mora.config.source import CONFIG_DIR, ROOT
         ),
         (["task=uuid", "method=fft", "hardware.padding_free=true"], "how many tokens may a row have"),
         (
-            ["task=uuid", "method=fft", "hardware.padding_free=true", "hardware.micro_batch_tokens=512"]
-            + ["hardware.gradient_checkpointing=true"],
+            ["task=uuid", "method=fft", *PADDING_FREE, "hardware.gradient_checkpointing=true"],
             "set hardware.gradient_checkpointing=false",
         ),
         (
-            ["task=tulu2", "method=fft", "hardware.padding_free=true", "hardware.micro_batch_tokens=4096"]
-            + ["task.data.packing=isolated"],
+            ["task=tulu2", "method=fft", *PADDING_FREE, "task.data.packing=isolated"],
             "the sequences are packed already",
         ),
         (["task=uuid", "method=mora", "r=8", "hardware=cpu2", "hardware.parallel=none"], "2 ranks need ddp"),
