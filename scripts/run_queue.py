@@ -45,7 +45,7 @@ from mora.config.run_id import documents_path, log_path, result_path, spectrum_p
 from mora.config.source import ROOT
 from mora.errors import MoraError, one_line
 from mora.planner.cost import max_length
-from mora.planner.memory import memory
+from mora.planner.memory import memory, sequences_per_pass
 from mora.results import STORE, RunResult, read
 from mora.suite import commands, gpus
 from mora.suite import experiment as experiments
@@ -102,7 +102,8 @@ class Earlier:
         if peaks := self.peaks.get(_kind(config.model_dump(mode="json"))):
             return max(peaks) * MARGIN + CONTEXT_GIB
         try:
-            return memory(config, max_length(config), config.micro_batch_size).gpu / GIB * MARGIN + CONTEXT_GIB
+            longest = max_length(config)
+            return memory(config, longest, sequences_per_pass(config, longest)).gpu / GIB * MARGIN + CONTEXT_GIB
         except ValueError:
             return unknown_gib
 

@@ -218,3 +218,14 @@ def test_a_run_beside_others_tells_how_long_one_alone_would_take(queue):
     earlier = queue.module.Earlier()
     earlier.add(result)
     assert earlier.expected_s(config) == pytest.approx((60.0 - 100 * 0.4) * config.last_step / 100)
+
+
+def test_a_run_by_tokens_claims_what_its_passes_need(tmp_path, monkeypatch):
+    module = load()
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    run, earlier = ["task=tulu2", "scale=lite", "method=lora", "r=8", "model=llama2_7b"], module.Earlier()
+    few, many, whole = (
+        earlier.claim_gib(compose([*run, *more]), 24.0)
+        for more in (["hardware.micro_batch_tokens=4096"], ["hardware.micro_batch_tokens=16384"], [])
+    )
+    assert 20 < few < many < whole  # passes of 4, 16 and 32 sequences of 1,024 tokens
