@@ -16,11 +16,11 @@ def a_figure():
 
 def test_a_picture_has_the_same_bytes_every_time_and_letters_as_text(tmp_path):
     for name in ("first", "second"):
-        saved(a_figure(), tmp_path / "new" / f"{name}.svg")
+        saved(figure := a_figure(), tmp_path / "new" / f"{name}.svg")
+        assert not plt.fignum_exists(figure.number)
     first, second = ((tmp_path / "new" / f"{name}.svg").read_bytes() for name in ("first", "second"))
     assert first == second
     assert b">loss &amp; rate</text>" in first
-    assert not plt.get_fignums()
 
 
 def test_a_picture_that_cannot_be_drawn_leaves_the_one_before(tmp_path):
