@@ -147,7 +147,7 @@ def parse_override(argument: str) -> Override:
         ) from error
     group = override.key_or_group
     named = override.is_sweep_override() or isinstance(value, (str, QuotedString))
-    named = named or (value is None and override.is_delete())
+    named = (named or (value is None and override.is_delete())) and "${" not in str(value)
     if group in _groups() and not named:
         raise ConfigError(f"{short(argument)}: expected a name; there are {', '.join(hints.choices(group))}")
     if of := NAMES.get(group):

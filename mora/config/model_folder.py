@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mora.errors import short
+
 from .model_schema import Model
 from .source import ROOT
 from .yaml_file import read_yaml
@@ -30,7 +32,11 @@ def identified(model: Model) -> Model:
             model has the name.
     """
     folder = Path(model.path or "")
-    if model.path is not None and folder.exists() and not folder.is_absolute():
+    try:
+        there = folder.exists()
+    except OSError as error:  # a name that no file can have
+        raise ValueError(f"model.path={short(str(folder))!r}: {error.strerror}; give a folder or hub id") from error
+    if model.path is not None and there and not folder.is_absolute():
         folder = folder.absolute()
         model = model.model_copy(update={"path": str(folder)})
     if _revisions().get(model.revision, model.name) != model.name:

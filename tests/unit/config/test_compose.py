@@ -24,6 +24,8 @@ PADDING_FREE = ["hardware.padding_free=true", "hardware.micro_batch_tokens=512"]
         (["task=uuid/lite", "method=fft"], "Could not find 'task/uuid/lite' Available options in 'task': biomed c4"),
         (["task=uuid", "method=fft", "scale=large"], "Could not find 'scale/large'"),
         (["task=uuid", "method=nothing"], "Could not find 'method/nothing'"),
+        (["task=uuid", "method=${lr}", "r=8"], "method=${lr}: expected a name; there are"),
+        (["task=uuid", "method=mora", "r=8", "model=custom", f"model.path={'x' * 5000}"], "model.path='xxx"),
         (["method=mora", "r=8"], "You must specify 'task'"),
         (["task=uuid", "method=mora"], "r is missing"),
         (["task=uuid", "method=mora", "r=0"], "r=0: input should be greater than 0"),
