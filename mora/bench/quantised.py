@@ -13,7 +13,7 @@ import gc
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,6 @@ from .models import SHAPES, Case, build, dtype_on, with_method
 from .step import in_turn
 
 BASES = ("bf16", "int8", "nf4")
-OPERATORS: tuple[Literal["rotation", "sharing"], ...] = ("rotation", "sharing")
 LEARNING_RATE = 3e-4  # the paper's for both methods
 SPREAD = 0.01  # standard deviation of the weights
 
@@ -40,8 +39,8 @@ class Setting:
 
     @property
     def methods(self) -> tuple[Case, ...]:
-        moras = (Case("mora", self.r, operator, stock=True) for operator in OPERATORS)
-        return Case("lora", self.r, stock=True), *moras
+        rotation, sharing = Case("mora", self.r, "rotation", stock=True), Case("mora", self.r, "sharing", stock=True)
+        return Case("lora", self.r, stock=True), rotation, sharing
 
 
 FULL = Setting("llama2_7b", (8, 1024), (1, 512), r=8)

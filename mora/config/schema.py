@@ -137,21 +137,7 @@ class RunConfig(FrozenModel):
                 f"{hardware.micro_batch_tokens}: set one of them, the other to null"
             )
         if hardware.padding_free:
-            if hardware.micro_batch_tokens is None:
-                raise ValueError(
-                    "hardware.padding_free=true: how many tokens may a row have? Set hardware.micro_batch_tokens, 4096 say, "
-                    "and hardware.micro_batch_size=null"
-                )
-            if hardware.gradient_checkpointing:
-                raise ValueError(
-                    "hardware.padding_free=true: layers that are computed again in backward would not know where a sequence "
-                    "ends; set hardware.gradient_checkpointing=false"
-                )
-            if getattr(self.task.data, "packing", None) == "isolated":
-                raise ValueError(
-                    "hardware.padding_free=true and task.data.packing=isolated: the sequences are packed already; set "
-                    "one of the two, hardware.padding_free=false or task.data.packing=none"
-                )
+            self._check_padding_free()
         share, ranks = (hardware.micro_batch_size or 1) * hardware.world_size, hardware.world_size
         if batch % share:
             several = f" x {ranks} ranks" if ranks > 1 else ""
@@ -164,6 +150,23 @@ class RunConfig(FrozenModel):
         if hardware.nodes > 1 and hardware.rendezvous is None:
             raise ValueError(
                 f"hardware.nodes={hardware.nodes}: every node must know the first one; set hardware.rendezvous=HOST:PORT"
+            )
+
+    def _check_padding_free(self) -> None:
+        if self.hardware.micro_batch_tokens is None:
+            raise ValueError(
+                "hardware.padding_free=true: how many tokens may a row have? Set hardware.micro_batch_tokens, 4096 say, "
+                "and hardware.micro_batch_size=null"
+            )
+        if self.hardware.gradient_checkpointing:
+            raise ValueError(
+                "hardware.padding_free=true: layers that are computed again in backward would not know where a sequence "
+                "ends; set hardware.gradient_checkpointing=false"
+            )
+        if getattr(self.task.data, "packing", None) == "isolated":
+            raise ValueError(
+                "hardware.padding_free=true and task.data.packing=isolated: the sequences are packed already; set "
+                "one of the two, hardware.padding_free=false or task.data.packing=none"
             )
 
     @property

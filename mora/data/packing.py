@@ -64,8 +64,8 @@ def bins(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[list[int]]:
 def even(lengths: Sequence[int], capacity: int, multiple: int = 1) -> list[list[int]]:
     """Return which samples share a row of at most `capacity` tokens, rows as even as placing the longest first makes them.
 
-    There are as few rows as that allows, a multiple of `multiple`. A longer sample has a row of its own. None is empty if
-    there are at least `multiple` samples.
+    There are as few rows as that allows, a multiple of `multiple`. A longer sample has a row of its own. None is empty
+    where `multiple` divides the number of samples.
     """
     capacity = max(capacity, *lengths)
     longest_first = sorted(range(len(lengths)), key=lambda i: -lengths[i])

@@ -148,12 +148,10 @@ class Backend(HFLM):
 
         `longest`: the number of tokens of an input's longest option.
         """
-        if not continues_from_cache(self.model):
-            return [(None, batch) for batch in _batches(list(longest), size)]
-        trunk = plain_head(self.model)[0]  # type: ignore[index]
+        head = plain_head(self.model) if continues_from_cache(self.model) else None
         batches: list[tuple[Beginning | None, list[tuple[int, ...]]]] = []
-        for shared, members in by_beginning(longest):
-            beginning = Beginning(trunk, members[0][:shared]) if shared else None
+        for shared, members in by_beginning(longest) if head else [(0, list(longest))]:
+            beginning = Beginning(head[0], members[0][:shared]) if head and shared else None
             batches += [(beginning, batch) for batch in _batches(members, size, shared)]
         return batches
 

@@ -11,15 +11,13 @@ from hypothesis import strategies as st
 from mora.config import compose
 from mora.config.schema import RunConfig
 from mora.data import load as load_data
-from mora.data.batches import Batches
 from mora.errors import MoraError
 from mora.methods import prepare
 from mora.models.load import load_model
-from mora.models.structure import trains_without_padding
 from mora.models.tokenizers import pad_id
 from mora.train.engines import make_engine
 from mora.train.scoring import Scoring
-from mora.train.worker import check_positions, with_samples
+from mora.train.worker import check_positions, make_batches, with_samples
 
 from .command_lines import METHODS, keys_of, names
 from .inputs import Refused
@@ -110,12 +108,7 @@ def _set_up(config: RunConfig, scratch: Path) -> None:
     check_positions(model, data.samples)
     pad = pad_id(tokenizer)
     Scoring(config, data, tokenizer, pad, scratch).check()
-    train = config.task.train
-    batches = Batches(
-        data.samples, pad, train.global_batch_size, config.micro_batch_size, config.seed,
-        config.hardware.micro_batch_tokens, config.hardware.world_size,
-        config.hardware.padding_free and trains_without_padding(model),
-    )  # fmt: skip
+    batches = make_batches(config, model, data.samples, pad)
     engine = make_engine(prepare(model, config), config)
     if config.method.trains:
         engine.model.train()

@@ -9,10 +9,10 @@ from torch.nn import functional as F
 
 from mora.data.batches import IGNORE, Batch
 
+from .attention import within, without_mask
 from .beginning import Beginning
 from .fused_loss import linear_cross_entropy
-from .structure import causal_model, needs_no_mask, plain_head, without_mask
-from .varlen import within
+from .structure import causal_model, needs_no_mask, plain_head
 
 
 def token_losses(model: nn.Module, batch: Batch) -> Tensor:
@@ -22,8 +22,7 @@ def token_losses(model: nn.Module, batch: Batch) -> Tensor:
         hidden, weight = states[0][:, :-1], states[1]
         labels = batch.labels[:, 1:]
         return linear_cross_entropy(hidden.flatten(0, 1), weight, labels.flatten(), IGNORE).view(labels.shape)
-    causal = causal_model(model)
-    with nullcontext() if causal is None else _attention(causal.base_model, batch):
+    with _attention(model, batch):
         logits = model(**_inputs(batch), use_cache=False).logits
     labels = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORE)  # the labels are shifted, not the large logits
     flat = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="none")
@@ -42,12 +41,16 @@ def hidden_states(model: nn.Module, batch: Batch, beginning: Beginning | None = 
     if beginning is not None:
         return beginning.continued(batch.input_ids), weight
     alone = batch.position_ids is None and needs_no_mask(model, batch.input_ids.shape[1])
-    with without_mask(trunk) if alone else _attention(trunk, batch):
+    with without_mask(trunk) if alone else _attention(model, batch):
         return trunk(**_inputs(batch), use_cache=False).last_hidden_state, weight
 
 
-def _attention(trunk: nn.Module, batch: Batch) -> AbstractContextManager[None]:
-    return nullcontext() if batch.bounds is None else within(trunk, batch.bounds)
+def _attention(model: nn.Module, batch: Batch) -> AbstractContextManager[None]:
+    if batch.bounds is None:
+        return nullcontext()
+    causal = causal_model(model)
+    assert causal is not None  # no other trains without padding
+    return within(causal.base_model, batch.bounds)
 
 
 def _inputs(batch: Batch) -> dict[str, Tensor]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -11,15 +9,12 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AttentionInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
+from .attention import within, without_mask
 from .beginning import Beginning
-from .varlen import within
 
-WITHOUT_MASK = "sdpa_without_mask"  # transformers makes no mask for a function that it does not know
-AttentionInterface.register(WITHOUT_MASK, sdpa_attention_forward)
 PROBED = 12  # tokens
 _probed: WeakKeyDictionary[nn.Module, dict[str, bool]] = WeakKeyDictionary()
 
@@ -90,30 +85,13 @@ def continues_from_cache(model: nn.Module) -> bool:
     return _ask(causal, "beginnings", lambda: _equal_after_beginning(causal))
 
 
-@contextmanager
-def without_mask(trunk: nn.Module) -> Iterator[None]:
-    """Context manager: every row of a batch is one causal sequence without padding before its end (`needs_no_mask`).
-
-    transformers looks for packed sequences in the positions, so that on a GPU the host waits for the device in every
-    pass. Under capture, where it may not wait, it makes a mask, with which attention repeats keys and values, keeps the
-    mask once per layer and takes a slower kernel than FlashAttention.
-    """
-    config: Any = trunk.config
-    before = config._attn_implementation
-    config._attn_implementation = WITHOUT_MASK
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
-
-
 def fast_paths(model: nn.Module, padding_free: bool, fused_layers: bool, captures: bool) -> dict[str, bool]:
     """Return the fast paths of a run with this model.
 
-    `padding_free`, `captures`: its hardware pads no sequence, and captures the steps, of models that allow it.
+    `captures`: its hardware captures the steps of models that allow it.
     """
     return {
-        "rows without padding": padding_free and trains_without_padding(model),
+        "rows without padding": padding_free,
         "fused norms and gates": fused_layers,
         "head and loss in chunks": plain_head(model) is not None,
         "attention without mask": can_be_captured(model),

@@ -182,15 +182,16 @@ def _loss_bytes(config: RunConfig, shape: Shape, tokens: int, number_size: int, 
 
 def sequences_per_pass(config: RunConfig, length: int) -> int:
     """Return the sequences of one process in one pass. If tokens are set: as many of the longest as they allow."""
-    share, tokens = (
-        config.task.train.global_batch_size // config.hardware.world_size,
-        config.hardware.micro_batch_tokens,
-    )
-    return config.micro_batch_size if tokens is None else min(share, max(1, tokens // length))
+    tokens = config.hardware.micro_batch_tokens
+    return config.micro_batch_size if tokens is None else min(_share(config), max(1, tokens // length))
 
 
 def fitting_micro_batch(config: RunConfig, length: int, gpu_bytes: float = H100.memory) -> int | None:
     """Return the largest number of sequences per pass that fits the GPU and divides a rank's share; None if none does."""
-    share = config.task.train.global_batch_size // config.hardware.world_size
-    sizes = (n for n in range(sequences_per_pass(config, length), 0, -1) if share % n == 0)
+    sizes = (n for n in range(sequences_per_pass(config, length), 0, -1) if _share(config) % n == 0)
     return next((n for n in sizes if memory(config, length, n).gpu <= gpu_bytes * (1 - RESERVE)), None)
+
+
+def _share(config: RunConfig) -> int:
+    """Return the sequences of one process in an update."""
+    return config.task.train.global_batch_size // config.hardware.world_size

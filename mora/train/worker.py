@@ -35,7 +35,7 @@ from mora.methods import parameter_lines, parameter_table, prepare
 from mora.models import known
 from mora.models.fused import use_fused_layers
 from mora.models.load import load_model
-from mora.models.structure import fast_paths
+from mora.models.structure import fast_paths, trains_without_padding
 from mora.models.tokenizers import pad_id
 
 from . import inputs, log, says, watchdog
@@ -88,13 +88,10 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
     scoring.check()
     fused = device.type == "cuda" and use_fused_layers(model)
     model = prepare(model, config).to(device)
-    paths = fast_paths(model, config.hardware.padding_free, fused, device.type == "cuda" and captures_graphs(config))
-    batches = Batches(
-        data.samples, pad, config.task.train.global_batch_size, config.micro_batch_size, config.seed,
-        config.hardware.micro_batch_tokens, config.hardware.world_size, paths["rows without padding"],
-    )  # fmt: skip
+    batches = make_batches(config, model, data.samples, pad)
     parameters = parameter_table(model)
     _print_parameters(model, config)
+    paths = fast_paths(model, batches.padding_free, fused, device.type == "cuda" and captures_graphs(config))
     if rank() == 0:
         print(_fast_paths_line(paths), flush=True)
         print(says.beginning(config, device, model, folder), flush=True)
@@ -241,6 +238,16 @@ def with_samples(config: RunConfig, n: int) -> RunConfig:
         return config.with_samples(n)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def make_batches(config: RunConfig, model: torch.nn.Module, samples: Sequence[Sample], pad: int) -> Batches:
+    """Return the run's micro batches, without padding where the hardware says so and the model allows it."""
+    hardware = config.hardware
+    padding_free = hardware.padding_free and trains_without_padding(model)
+    return Batches(
+        samples, pad, config.task.train.global_batch_size, config.micro_batch_size, config.seed,
+        hardware.micro_batch_tokens, hardware.world_size, padding_free,
+    )  # fmt: skip
 
 
 def check_same_code() -> None:

@@ -1,4 +1,4 @@
-"""Attention within each of several sequences that lie end to end in one row, none of which sees another."""
+"""Attention without a mask: of rows that are one sequence each, and of a row of several that do not see each other."""
 
 from __future__ import annotations
 
@@ -11,8 +11,21 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-VARLEN = "varlen"  # transformers makes no mask for a function that it does not know
+# transformers makes no mask for a function that it does not know
+WITHOUT_MASK, WITHIN = "sdpa_without_mask", "sdpa_within_sequences"
 _bounds: Tensor | None = None  # of the row that is being computed
+
+
+@contextmanager
+def without_mask(trunk: nn.Module) -> Iterator[None]:
+    """Context manager: every row of a batch is one causal sequence without padding before its end.
+
+    `mora.models.structure.needs_no_mask` says for which models. transformers looks for packed sequences in the positions, so
+    that on a GPU the host waits for the device in every pass. Under capture, where it may not wait, it makes a mask, with
+    which attention repeats keys and values, keeps the mask once per layer and takes a slower kernel than FlashAttention.
+    """
+    with _by(trunk, WITHOUT_MASK):
+        yield
 
 
 @contextmanager
@@ -24,16 +37,26 @@ def within(trunk: nn.Module, bounds: Tensor) -> Iterator[None]:
         bounds: int32, (N + 1,), on the model's device: 0, where each sequence ends, and T as often as N asks for.
     """
     global _bounds
+    before, _bounds = _bounds, bounds
+    try:
+        with _by(trunk, WITHIN):
+            yield
+    finally:
+        _bounds = before
+
+
+@contextmanager
+def _by(trunk: nn.Module, function: str) -> Iterator[None]:
     config: Any = trunk.config
-    before = config._attn_implementation, _bounds
-    config._attn_implementation, _bounds = VARLEN, bounds
+    before = config._attn_implementation
+    config._attn_implementation = function
     try:
         yield
     finally:
-        config._attn_implementation, _bounds = before
+        config._attn_implementation = before
 
 
-def _attention(
+def _within_sequences(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -60,4 +83,5 @@ def _attention(
     )
 
 
-AttentionInterface.register(VARLEN, _attention)
+AttentionInterface.register(WITHOUT_MASK, sdpa_attention_forward)
+AttentionInterface.register(WITHIN, _within_sequences)
