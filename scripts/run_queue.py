@@ -7,7 +7,8 @@ QUEUE has one run a line, as the arguments of run.py: `task=c4 method=lora r=128
 what follows a # are passed over. Earlier lines go first. The file is read again whenever a run may start, so lines can be
 added while the queue runs. A line may begin with `[30 GiB]`, the memory that it claims. `@wait` on a line of its own ends
 the part that may start until everything above it has ended. `@experiment table1 mid task=metamath method=lora,mora` stands
-for all runs of these cells that are missing: searches, then what they choose, as they come.
+for all runs of these cells that are missing: searches, then what they choose, as they come. Its words that begin with
+`hardware.`, which change no result, are given to every one of these runs.
 
 A run starts on the GPU with the most room, where the memory that like runs have taken (the peak in their results, their
 evaluation included, and 10%) fits beside what already runs there, and where the driver reports it as free; a run like no
@@ -329,8 +330,9 @@ def _compose(line: str) -> RunConfig:
 def _missing(name: str, scale: str, *only: str) -> list[str]:
     """Return one line per missing run of the experiment that can start now. Raises ConfigError, FileNotFoundError."""
     rows = experiments.cell_specs(experiments.load(name), cast(experiments.Scale, scale))
-    cells = experiments.filter_cells([cell for row in rows for cell in row], list(only))
-    return [shlex.join(words) for words in commands.arguments(cells).values()]
+    hardware = [word for word in only if word.startswith("hardware.")]
+    cells = experiments.filter_cells([cell for row in rows for cell in row], [w for w in only if w not in hardware])
+    return [shlex.join([*words, *hardware]) for words in commands.arguments(cells).values()]
 
 
 def read_gpus(wanted: list[str]) -> list[Gpu]:

@@ -202,6 +202,15 @@ def test_a_queue_goes_on_where_its_journal_cannot_be_written(queue, capsys):
     assert "run_queue.py: the journal is not written: [Errno 21] Is a directory" in capsys.readouterr().err
 
 
+def test_an_experiments_hardware_words_go_to_every_run_and_change_none(tmp_path):
+    module, words = load(), "@experiment table1 smoke task=metamath method=lora"
+    (tmp_path / "plain.txt").write_text(words)
+    (tmp_path / "rows.txt").write_text(f"{words} hardware.micro_batch_tokens=4096 hardware.micro_batch_size=null")
+    plain, rows = (module._read(tmp_path / name) for name in ("plain.txt", "rows.txt"))
+    assert [run_id(config) for _, config in rows] == [run_id(config) for _, config in plain]
+    assert {config.hardware.micro_batch_tokens for _, config in rows} == {4096}
+
+
 def test_a_line_that_is_no_run_is_named(tmp_path):
     file = tmp_path / "queue.txt"
     file.write_text(f"{LINES[0]}\ntask=uuid method=lora r=zero\n")
