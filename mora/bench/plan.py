@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import LlamaForCausalLM
 
-from mora.config import RunConfig, compose
+from mora.config import RunConfig
 from mora.data.batches import Batch
 from mora.io import replace_file
 from mora.methods import prepare
@@ -44,7 +44,7 @@ class Case:
     micro_batches: int
 
     def config(self) -> RunConfig:
-        return compose(self.all_overrides())
+        return speed.of_equal_passes(self.all_overrides())
 
     def all_overrides(self) -> list[str]:
         sequences = self.batch_size * self.micro_batches
@@ -231,7 +231,7 @@ class Prediction(NamedTuple):
 
 def predict(row: dict[str, Any]) -> Prediction:
     """Predict a case from its description and the other cases alone. No seconds if nothing like it was measured."""
-    config = compose(row["overrides"])
+    config = speed.of_equal_passes(row["overrides"])
     needs = memory.memory(config, row["length"], row["batch_size"], fused=row["fused"])
     peak = needs.gpu - needs.graphs  # all passes are of one shape
     time = speed.token_time(config, row["length"], row["batch_size"], without=row["name"])

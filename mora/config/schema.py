@@ -156,12 +156,12 @@ class RunConfig(FrozenModel):
         if self.hardware.micro_batch_tokens is None:
             raise ValueError(
                 "hardware.padding_free=true: how many tokens may a row have? Set hardware.micro_batch_tokens, 4096 say, "
-                "and hardware.micro_batch_size=null"
+                "and hardware.micro_batch_size=null; or padding_free=false"
             )
         if self.hardware.gradient_checkpointing:
             raise ValueError(
                 "hardware.padding_free=true: layers that are computed again in backward would not know where a sequence "
-                "ends; set hardware.gradient_checkpointing=false"
+                "ends; set one of the two, hardware.padding_free=false or hardware.gradient_checkpointing=false"
             )
         if getattr(self.task.data, "packing", None) == "isolated":
             raise ValueError(

@@ -51,14 +51,20 @@ class Length:
 
 def length_of(config: RunConfig, results: Iterable[RunResult] = ()) -> Length:
     """Return the run's length. `results` of the same task and scale have counts, which are taken first."""
-    train, longest = config.task.train, max_length(config)
-    for result in results:
-        report = result.data.get("report", {})
-        if report.get("sequences") and report.get("sequence_tokens"):
-            known = config if config.knows_steps else config.with_samples(report["sequences"])
-            mean = report["sequence_tokens"] / report["sequences"]
-            tokens = known.last_step * train.global_batch_size * mean
-            return Length(known.last_step, tokens, at_most=False, padding=padded_tokens_per_sequence(result) / mean)
+    train, longest, rows = config.task.train, max_length(config), config.hardware.padding_free
+    counted = [
+        r
+        for r in results
+        if (report := r.data.get("report")) and report.get("sequences") and report.get("sequence_tokens")
+    ]
+    if counted:
+        alike = [r for r in counted if bool(r.config["hardware"].get("padding_free")) == rows]
+        report = (alike or counted)[0].data["report"]
+        known = config if config.knows_steps else config.with_samples(report["sequences"])
+        mean = report["sequence_tokens"] / report["sequences"]
+        tokens = known.last_step * train.global_batch_size * mean
+        padding = padded_tokens_per_sequence(alike[0]) / mean if alike else _padding(mean, longest, rows)
+        return Length(known.last_step, tokens, at_most=False, padding=padding)
     if config.knows_steps:
         steps = config.last_step
     elif count := SEQUENCES.get((config.scale.name, config.task.name)):
@@ -67,9 +73,14 @@ def length_of(config: RunConfig, results: Iterable[RunResult] = ()) -> Length:
         return Length(None, None)
     sequences = steps * train.global_batch_size
     if config.scale.name in ("lite", "mid") and (mean := MEAN_TOKENS.get(config.task.name)):
-        return Length(steps, sequences * mean, at_most=False, padding=padded_length(math.ceil(mean), longest) / mean)
+        return Length(steps, sequences * mean, at_most=False, padding=_padding(mean, longest, rows))
     full = of_one_length(config) and config.task.name != "uuid"  # blocks; how many tokens a UUID has is the tokenizer's
     return Length(steps, sequences * longest, not full)
+
+
+def _padding(mean: float, longest: int, rows: bool) -> float:
+    """Return tokens with padding over those without, of sequences of so many tokens; of `rows` end to end there is none."""
+    return 1.0 if rows else padded_length(math.ceil(mean), longest) / mean
 
 
 def max_length(config: RunConfig) -> int:

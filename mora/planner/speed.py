@@ -164,8 +164,13 @@ def _of_plan(result: dict[str, Any]) -> list[Measured]:
 def of_row(row: dict[str, Any], device: str) -> Measured:
     """Return the measurement in a row of `python -m mora.bench plan`."""
     seconds = statistics.median(row["step_s"]) / row["micro_batches"]
-    config, tokens = compose(row["overrides"]), row["batch_size"] * row["length"]
+    config, tokens = of_equal_passes(row["overrides"]), row["batch_size"] * row["length"]
     return Measured(row["name"], device, config, row["length"], tokens, seconds, is_steady(row["step_s"]), True)
+
+
+def of_equal_passes(overrides: Sequence[str]) -> RunConfig:
+    """Return the configuration of a case of `python -m mora.bench plan`: its passes have one size."""
+    return compose(["hardware.micro_batch_tokens=null", "hardware.padding_free=false", *overrides])
 
 
 @lru_cache

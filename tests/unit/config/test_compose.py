@@ -61,7 +61,7 @@ PADDING_FREE = ["hardware.padding_free=true", "hardware.micro_batch_tokens=512"]
         (["task=uuid", "method=fft", "hardware.padding_free=true"], "how many tokens may a row have"),
         (
             ["task=uuid", "method=fft", *PADDING_FREE, "hardware.gradient_checkpointing=true"],
-            "set hardware.gradient_checkpointing=false",
+            "hardware.padding_free=false or hardware.gradient_checkpointing=false",
         ),
         (
             ["task=tulu2", "method=fft", *PADDING_FREE, "task.data.packing=isolated"],

@@ -19,7 +19,8 @@ from mora.suite import plan
 def test_steps_follow_from_the_size_of_the_papers_sets(task, steps):
     config = compose([f"task={task}", "method=fft"])
     assert cost.length_of(config).steps == steps
-    result = RunResult.model_construct(data={"report": {"sequences": 128_000, "sequence_tokens": 100 * 128_000}})
+    data = {"report": {"sequences": 128_000, "sequence_tokens": 100 * 128_000}}
+    result = RunResult.model_construct(config=config.model_dump(mode="json"), data=data)
     known = cost.length_of(config, [result])
     assert known.steps == math.ceil(config.task.train.epochs * 128_000 / 128)
     assert (known.tokens, known.at_most, known.padding) == (known.steps * 128 * 100, False, 1)
@@ -34,6 +35,23 @@ def test_hours_count_the_padding_that_a_run_has_counted():
     )
     assert with_padding.tokens == without.tokens
     assert with_padding.gpu_hours == pytest.approx(1.5 * without.gpu_hours)
+
+
+def test_rows_end_to_end_are_planned_without_the_padding_that_padded_runs_counted():
+    rows = compose(["task=metamath", "scale=mid", "method=fft"])
+    padded = compose(
+        ["task=metamath", "scale=mid", "method=fft", "hardware.padding_free=false", "hardware.micro_batch_tokens=null"]
+    )
+    data = {"report": {"sequences": 14_400, "sequence_tokens": 100 * 14_400}}
+
+    def ran(config, tokens):
+        speed = {"step_s": 1.0, "padded_tokens": 48 * tokens}
+        return RunResult.model_construct(config=config.model_dump(mode="json"), data=data, speed=speed)
+
+    earlier = [ran(padded, 140.0)]
+    assert cost.length_of(padded, earlier).padding == pytest.approx(1.4)
+    assert cost.length_of(rows, earlier).padding == 1.0
+    assert cost.length_of(rows, [*earlier, ran(rows, 103.0)]).padding == pytest.approx(1.03)
 
 
 MEASURED = sorted((ROOT / "results/runs").glob("*-mora-r32-*.json"))
