@@ -93,12 +93,19 @@ def _of_table(table: list[Claim], scale: Scale, resolved: ResolvedTables) -> lis
         if estimate is not None and kept[i] == "undecided" and measured.complete:
             gap = _gap(claim, rows, shared[claim.unit])
             judged[i] = _exact(claim, measured, verdicts.judge(claim.test, estimate, claim.margin, gap))
-    for i, verdict in zip(judged, verdicts.decide(list(judged.values())), strict=True):
+    alone: dict[int, str] = {}  # what would have been decided, were there no other claims
+    table_of = list(judged.values())
+    for i, p, verdict in zip(judged, verdicts.corrected(table_of), verdicts.decide(table_of), strict=True):
         kept[i] = verdict
-    return [
+        if verdict == "undecided" and judged[i].p <= ALPHA:
+            alone[i] = f"{judged[i].verdict} alone, p {judged[i].p:.3f}; with the table's other claims {p:.3f}"
+    outcomes = [
         _outcome(claim, claim.primary, measured, estimate, verdict, rows, resolved)
         for claim, measured, estimate, verdict in zip(table, every, estimates, kept, strict=True)
     ]
+    for i, note in alone.items():
+        outcomes[i].notes.append(note)
+    return outcomes
 
 
 def _gap(claim: Claim, rows: list[list[CellRuns]], of_table: Variance | None) -> Estimate | None:

@@ -127,10 +127,14 @@ def judge(test: Test, estimate: Estimate, margin: float = 0.0, gap: Estimate | N
     return Judged(max(nearest.p, p_gap), nearest.verdict)
 
 
+def corrected(table: Sequence[Judged]) -> list[float]:
+    """Return the p-values of a table's claims, corrected together by Holm's method."""
+    return list(holm([judged.p for judged in table]))
+
+
 def decide(table: Sequence[Judged]) -> list[Verdict]:
-    """Return the verdicts of a table's claims, corrected together by Holm's method."""
-    adjusted = holm([judged.p for judged in table])
-    return [judged.verdict if p <= ALPHA else "undecided" for judged, p in zip(table, adjusted, strict=True)]
+    """Return the verdicts of a table's claims, by the corrected p-values."""
+    return [judged.verdict if p <= ALPHA else "undecided" for judged, p in zip(table, corrected(table), strict=True)]
 
 
 def exact(first: int, n_first: int, second: int, n_second: int, level: float = 1 - ALPHA) -> tuple[Interval, float]:
