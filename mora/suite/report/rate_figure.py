@@ -41,9 +41,10 @@ ABOUT = (
 )
 ORDERS = (
     "The orders: lowest loss first, then the others' distance to it in nats; n: the seeds, those that all of the methods "
-    "have. At one rate: each rate that all adapters were searched at. At own rates: each at the rate that its search chose; "
-    "full training, which has a grid of its own, stands only there. Same: at how many of the common rates the adapters are "
-    "in the order of their own rates. With one or two seeds nothing is tested here, and no claim is judged on it."
+    "have. At one rate: each rate that all adapters with a complete search were searched at. At own rates: each at the rate "
+    "that its search chose; full training, which has a grid of its own, stands only there. Same: at how many of the common "
+    "rates the adapters are in the order of their own rates. With one or two seeds nothing is tested here, and no claim is "
+    "judged on it."
 )
 CSV_COLUMNS = ["task", "settings", "model", "r", "method", "lr", "seed", "metric", "loss", "chosen", "run"]
 
@@ -122,8 +123,10 @@ class Panel:
 
     @property
     def common(self) -> list[float]:
-        """The rates at which every adapter was searched."""
-        return sorted(set.intersection(*(set(curve.rates) for curve in self.adapters)))
+        """The rates at which every adapter was searched; of those whose search is complete, where there are two."""
+        complete = [curve for curve in self.adapters if curve.chosen is not None]
+        searches = complete if len(complete) > 1 else self.adapters
+        return sorted(set.intersection(*(set(curve.rates) for curve in searches)))
 
     @property
     def own(self) -> dict[str, float]:
@@ -139,7 +142,7 @@ class Panel:
 
     def at(self, lr: float) -> tuple[dict[str, float], int]:
         """Return the adapters' order at one rate."""
-        return self.order({curve.label: lr for curve in self.adapters})
+        return self.order({curve.label: lr for curve in self.adapters if lr in curve.rates})
 
     def chosen_at(self, lr: float) -> list[str]:
         """Return the adapters whose search is complete, in their order at one rate."""
