@@ -67,7 +67,8 @@ class CellRuns:
         runs += [(candidate, self.spec.at_scale.seeds[1]) for candidate in choice.second_seed]
         more = self.spec.at_scale.search
         return [
-            CellRun(self.spec.run(c, seed, searching=True), [*self.spec.base, *c.overrides, *more]) for c, seed in runs
+            CellRun(self.spec.run(c, seed, searching=True), [*self.spec.searched, *c.overrides, *more])
+            for c, seed in runs
         ]
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import product
 from typing import Any, Literal, NamedTuple
@@ -42,7 +42,8 @@ class Row(FrozenModel):
     """A line of a table or a curve of a figure. `without`: tasks on which the paper prints a dash for it.
 
     `settings`: more overrides, which its label says. `columns`: the names of those that it has, where not all. `rates`: what
-    is searched in a column, where that is not the task's grid.
+    is searched in a column, where that is not the task's grid. `rate_without_settings`: the row has no search of its own: it
+    takes the rate that the same row without its settings chose, so that nothing else differs.
     """
 
     method: str
@@ -52,6 +53,7 @@ class Row(FrozenModel):
     without: list[str] = []
     columns: list[str] | None = None
     rates: dict[str, list[float]] = {}
+    rate_without_settings: bool = False
 
     def overrides(self) -> list[str]:
         chosen = [f"method={self.method}"]
@@ -243,6 +245,13 @@ class CellSpec:
         shared = row.model_copy(update={"operator": None}) if row.operator == column.auto else row
         return [f"task={column.task}", f"scale={self.scale}", *shared.overrides(), *column.overrides]
 
+    @cached_property
+    def searched(self) -> list[str]:
+        """The overrides that the runs of its search share."""
+        if not self.row.rate_without_settings:
+            return self.base
+        return replace(self, row=self.row.model_copy(update={"settings": [], "rate_without_settings": False})).base
+
     @property
     def exists(self) -> bool:
         named = self.row.columns is None or self.column.name in self.row.columns
@@ -275,7 +284,8 @@ class CellSpec:
 
     def run(self, candidate: Candidate, seed: int, searching: bool = False) -> RunConfig:
         more = [*candidate.overrides, *(self.at_scale.search if searching else [])]
-        return compose([*self.base, *more]).model_copy(update={"lr": candidate.lr, "seed": seed})
+        base = self.searched if searching else self.base
+        return compose([*base, *more]).model_copy(update={"lr": candidate.lr, "seed": seed})
 
     @cached_property
     def label(self) -> str:

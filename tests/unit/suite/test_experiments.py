@@ -57,15 +57,17 @@ def nothing_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "ROOT", tmp_path)
 
 
-def test_the_experiments_are_the_tables_and_figures_of_the_paper():
-    expected = [*(f"figure{n}" for n in (2, 3, 4, 5)), "memory", *(f"table{n}" for n in range(1, 8))]
+def test_the_experiments_are_the_tables_and_figures_of_the_paper_and_three_of_ours():
+    expected = [*(f"figure{n}" for n in (2, 3, 4, 5)), "figure_restarts", "memory"]
+    expected += [*(f"table{n}" for n in range(1, 8)), "table_restarts"]
     assert expected == NAMES
 
 
 @pytest.mark.parametrize("name", ["table9", "claims", "../experiments/table2"])
 def test_a_name_that_is_no_experiment_is_refused(name):
     with pytest.raises(
-        FileNotFoundError, match=r"there is no experiment .*; there are figure2, .*, table7(; did you mean \w+\?)?$"
+        FileNotFoundError,
+        match=r"there is no experiment .*; there are figure2, .*, table_restarts(; did you mean \w+\?)?$",
     ):
         experiments.load(name)
 
@@ -108,6 +110,25 @@ def test_every_cell_composes_and_reads_what_its_runs_measure(name, scale, nothin
             assert spec.column.metric.removesuffix(".score") in scored(evaluation.tasks)
         assert spec.column.step is None or spec.column.step in evaluation.at_steps
         assert spec.experiment.selection == ("value_nll" if spec.column.task == "uuid" else "validation_loss")
+
+
+def test_a_row_without_a_search_of_its_own_takes_the_rate_of_the_row_without_its_settings(nothing_measured):
+    cells = [spec for spec in cells_of("table_restarts", "mid") if spec.column.task == "metamath"]
+    clean, stale, official = (spec for spec in cells if spec.row.method == "relora")
+    assert [run_id(run) for run in stale.search_runs] == [run_id(run) for run in clean.search_runs]
+    for run, loss in zip(clean.search_runs, (0.6, 0.5, 0.55, 0.7), strict=True):
+        write(run, {"validation_loss": loss})
+    for run, loss in zip(resolve(clean).choice.missing, (0.50, 0.60), strict=True):
+        assert run.seed == 1
+        write(run, {"validation_loss": loss})
+    chosen = {run.lr for spec in (clean, stale, official) for run in resolve(spec).final_runs}
+    assert chosen == {clean.search_space[1].lr}
+    assert [run.method.restart.stale_masters for run in resolve(stale).final_runs] == [True, True]
+    assert [run.method.restart.schedule for run in resolve(official).final_runs] == ["official_hf", "official_hf"]
+    words = [run.overrides for run in resolve(stale).search_cell_runs]
+    assert words, "what a queue is given for a search"
+    assert not any("stale" in word for run in words for word in run)
+    assert all("method.restart.stale_masters=true" in run.overrides for run in resolve(stale).final_cell_runs)
 
 
 @pytest.mark.parametrize("name", TABLES)
