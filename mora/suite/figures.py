@@ -19,7 +19,7 @@ from mora.io import replace_file
 from mora.results import MODULES, RunResult, Source, Spectrum, read_spectrum
 
 from .cells import CellRuns
-from .experiment import Experiment
+from .experiment import NAMES, Experiment
 from .launch import ROOT
 from .tables import NOT_RUN, models, notes
 from .usable import log_of
@@ -81,7 +81,8 @@ def drawn(
         draw(ax, list(panel), every_seed)
         missing = ", ".join(runs.spec.label for runs in panel if not _shown(runs))
         about = f"scale {scale}, {panel[0].spec.column.name}"
-        ax.set_title(about + (f"; not run: {missing}" if missing else ""), fontsize=small)
+        text = about + (f"; not run: {missing}" if missing else "")
+        ax.set_title(textwrap.fill(text, int(12.5 * width)), fontsize=small)
         ax.grid(alpha=0.3)
         if ax.lines or ax.patches:
             ax.legend(frameon=False, fontsize=small)
@@ -91,6 +92,10 @@ def drawn(
 def _caption(picture: str, experiment: Experiment, panels: list[tuple[CellRuns, ...]], scale: str) -> str:
     """Return the picture's caption: what it shows, of which runs, and the commits that made them."""
     about = f"Scale {scale}, {models(panels)}. {CAPTIONS[experiment.kind]}"
+    if experiment.beyond_first:
+        about += (
+            " The loss is that beyond the first row's, at the same step of the same seed, and so on the same sequences."
+        )
     lines = [f"# {experiment.title}", "", f"![{experiment.title}]({picture})", "", about]
     for note in notes(experiment):
         lines += ["", note]
@@ -126,11 +131,16 @@ def _shown(runs: CellRuns) -> list[tuple[RunConfig, RunResult]]:
 
 
 def _losses(axes: Axes, panel: list[CellRuns], every_seed: bool) -> None:
-    drawn = []
+    drawn, first, what = [], panel[0], "training loss (nats per token)"
+    beyond = None
+    if first.spec.experiment.beyond_first:
+        if not _shown(first):
+            return
+        beyond, what = _curves(first), f"training loss less {NAMES[first.spec.row.method]}'s (nats per token)"
     for i, runs in enumerate(panel):
-        if not _shown(runs):
+        if not _shown(runs) or (beyond is not None and runs is first):
             continue
-        curves = _curves(runs)
+        curves = _curves(runs) if beyond is None else _curves(runs) - beyond
         apart = max(1, curves.shape[1] // POINTS) if every_seed else 1  # many lines, so fewer points in each
         steps, curves = np.arange(1, curves.shape[1] + 1)[::apart], curves[:, ::apart]
         line = axes.plot(steps, curves.mean(0), ls=STYLES[i % len(STYLES)], lw=1.6, label=runs.spec.label)[0]
@@ -143,7 +153,9 @@ def _losses(axes: Axes, panel: list[CellRuns], every_seed: bool) -> None:
         after = [curves[:, int(FALL * curves.shape[1]) :] for curves in drawn]
         low, high = min(c.min() for c in after), max(c.max() for c in after)
         axes.set_ylim(low - 0.03 * (high - low), high + 0.03 * (high - low))
-    axes.set(xlabel="step", ylabel="training loss (nats per token)")
+    if beyond is not None:
+        axes.axhline(0, color="k", lw=0.8)
+    axes.set(xlabel="step", ylabel=what)
 
 
 def _spectra(axes: Axes, panel: list[CellRuns], every_seed: bool) -> None:
