@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 import os
 import sys
@@ -172,31 +173,28 @@ class Backend(HFLM):
             ids_BT[row, : len(ids)] = torch.tensor(ids)  # padded at the right, where causal attention looks at nothing
         ends = [len(ids) for ids in inputs]
         spans = [slice(end - max(map(len, options)), end) for end, options in zip(ends, wanted, strict=True)]
-        nats, greedy = [], []
-        for logits_TV, options in zip(self._logits(ids_BT.to(self.device), spans, beginning), wanted, strict=True):
-            logprobs_TV = torch.log_softmax(logits_TV.float(), dim=-1)
-            said_T = logprobs_TV.argmax(-1)
-            for option in options:
-                target_T = torch.tensor(option, device=self.device)
-                nats.append(logprobs_TV[-len(option) :].gather(1, target_T[:, None]).sum())
-                greedy.append((said_T[-len(option) :] == target_T).all())
-        return list(zip(torch.stack(nats).tolist(), torch.stack(greedy).tolist(), strict=True))
+        scored, first = [], 0
+        for lengths, logits_NV in self._logits(ids_BT.to(self.device), spans, beginning):
+            scored += option_scores(logits_NV, lengths, wanted[first : first + len(lengths)])
+            first += len(lengths)
+        return scored
 
-    def _logits(self, ids_BT: Tensor, spans: list[slice], beginning: Beginning | None) -> Iterator[Tensor]:
-        """Yield every row's logits (T, V) of its span; if the head is a plain product, by chunks of rows."""
+    def _logits(
+        self, ids_BT: Tensor, spans: list[slice], beginning: Beginning | None
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """Yield logits (N, V) of the spans of some rows, with the length of each: of many if the head is a plain product."""
         states = hidden_states(self.model, Batch(ids_BT, ids_BT), beginning)
         if states is None:
             first = min(span.start for span in spans) if self.keeps_logits else 0
             kept = {"logits_to_keep": torch.arange(first, ids_BT.shape[1], device=ids_BT.device)} if first else {}
             logits_BTV = self.model(input_ids=ids_BT, use_cache=False, **kept).logits
             for logits_TV, span in zip(logits_BTV, spans, strict=True):
-                yield logits_TV[span.start - first : span.stop - first]
+                yield [span.stop - span.start], logits_TV[span.start - first : span.stop - first]
             return
         hidden_BTH, weight_VH = states
         rows = [hidden_TH[span] for hidden_TH, span in zip(hidden_BTH, spans, strict=True)]
         for group in groups([len(row) for row in rows], weight_VH):
-            logits_NV = F.linear(torch.cat(rows[group]), weight_VH)
-            yield from logits_NV.split([len(row) for row in rows[group]])
+            yield [len(row) for row in rows[group]], F.linear(torch.cat(rows[group]), weight_VH)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Generate as HFLM does, within the window of `for_answers`. Raises NonFiniteError."""
@@ -261,6 +259,26 @@ class Backend(HFLM):
         """Return for each row whether its last tokens hold one of `stop`; lm-eval cuts the text there in any case."""
         window = LOOK_EVERY + max(map(len, stop), default=0)
         return [any(s in text for s in stop) for text in self.tokenizer.batch_decode([ids[-window:] for ids in rows])]
+
+
+def option_scores(logits_NV: Tensor, lengths: list[int], options: list[list[list[int]]]) -> list[tuple[float, bool]]:
+    """Return (nats, is the argmax throughout) of every option, a list of token ids, in order.
+
+    Args:
+        logits_NV: What inputs say at their last places, one input after the other.
+        lengths: How many of the N places an input has.
+        options: The options of each input. One of t tokens is what the input's last t places may say.
+    """
+    ends = itertools.accumulate(lengths)
+    places = [
+        (end - len(ids) + i, t) for end, of in zip(ends, options, strict=True) for ids in of for i, t in enumerate(ids)
+    ]
+    place_M, token_M = torch.tensor(places, device=logits_NV.device).T  # one copy to the device, and two back, for all
+    logprobs_NV = torch.log_softmax(logits_NV.float(), dim=-1)
+    nats_M = logprobs_NV[place_M, token_M].tolist()
+    right_M = (logprobs_NV.argmax(-1)[place_M] == token_M).tolist()
+    stops = [0, *itertools.accumulate(len(ids) for of in options for ids in of)]
+    return [(math.fsum(nats_M[a:b]), all(right_M[a:b])) for a, b in itertools.pairwise(stops)]
 
 
 def by_halves(answer: Callable[[slice], list[T]], stop: int, start: int = 0) -> list[T]:

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCau
 from mora import MoraConfig
 from mora.config import compose
 from mora.evaluate import generation
-from mora.evaluate.backend import Backend, _batches, equal_parts, rows_at_once
+from mora.evaluate.backend import Backend, _batches, equal_parts, option_scores, rows_at_once
 from mora.evaluate.response_cache import ResponseCache
 from mora.models.load import load_any, load_model
 
@@ -298,3 +298,22 @@ def test_memory_adapter_and_merged_model_agree(tiny, tmp_path):
     values = [[float(nats) for nats, _ in scored] for scored in (in_memory, from_folder, untouched)]
     assert values[0] == pytest.approx(values[1], abs=1e-4)
     assert values[0] != pytest.approx(values[2], abs=1e-2)
+
+
+def test_options_of_several_inputs_are_scored_at_their_own_places():
+    torch.manual_seed(0)
+    logits, lengths = torch.randn(6, 11), [1, 3, 2]
+    options = [[[4], [7]], [[1, 2, 3], [9], [5, 6]], [[8, 10]]]
+    expected, start = [], 0
+    for length, of in zip(lengths, options, strict=True):
+        rows = logits[start : start + length].log_softmax(-1)
+        start += length
+        for ids in of:
+            said = rows[-len(ids) :]
+            nats = sum(said[i, token].item() for i, token in enumerate(ids))
+            expected.append((pytest.approx(nats, rel=1e-6), said.argmax(-1).tolist() == ids))
+    assert option_scores(logits, lengths, options) == expected
+    logits[0, 7], logits[4:, :] = 9.0, 0.0
+    logits[4, 8] = logits[5, 10] = 9.0
+    greedy = [is_greedy for _, is_greedy in option_scores(logits, lengths, options)]
+    assert (greedy[:2], greedy[-1]) == ([False, True], True)
