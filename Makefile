@@ -59,7 +59,7 @@ help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@for name in $(EXPERIMENTS); do printf "  %-10s %s\n" $$name "$$(sed -n 's/^title: *"*\([^"]*\).*/\1/p' experiments/$$name.yaml)"; done
 	@echo
-	@echo "  A table or figure first runs what is missing. Where: HARDWARE=gpu8 (configs/hardware), SET=\"hardware.micro_batch_size=16\";"
+	@echo "  A table or figure first runs what is missing. Where: HARDWARE=gpu8 (configs/hardware), SET=\"hardware.cuda_graphs=false\";"
 	@echo "  HARDWARE=slurm SET=\"hydra.launcher.partition=NAME\" JOBS=4 submits one array job of four nodes."
 	@echo "  FORCE=1 repeats runs that have results, and keeps those; RESULTS=folder starts without results, in that folder."
 	@echo "  PLAN=1 prints the missing runs and their cost, PLAN=commands the command of each; none is started."

@@ -37,7 +37,7 @@ TRAIN = {
 class Plan:
     """samples are random tokens with lengths like MetaMathQA's in the Alpaca template: log-normal, median 250.
 
-    warm_up_steps: a pass of ours is captured in a CUDA graph when its length comes for the third time.
+    warm_up_steps: updates that are not timed. A pass of ours is captured in a CUDA graph when its shape comes a third time.
     unsloth_micro_batches: samples, and whether they are laid end to end, not padded.
     """
 
@@ -51,7 +51,9 @@ class Plan:
 
 
 PLANS = {
-    "full": Plan("llama2_7b", 512, 64, (4, 8, 16), (8192, 16384), ((16, False), (32, True), (64, True))),
+    "full": Plan(
+        "llama2_7b", 1024, 64, (4, 8, 16), (8192, 16384), ((16, False), (32, True), (64, True)), warm_up_steps=8
+    ),
     "small": Plan("smollm2_135m", 2048, 64, (16, 32), (8192,), ((16, False), (64, True)), warm_up_steps=8),
     "smoke": Plan("tiny", 16, 4, (4,), (512,), ((4, False),), warm_up_steps=1),
 }

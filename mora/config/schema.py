@@ -135,6 +135,7 @@ class RunConfig(FrozenModel):
             raise ValueError(
                 f"hardware.micro_batch_size={hardware.micro_batch_size} and hardware.micro_batch_tokens="
                 f"{hardware.micro_batch_tokens}: set one of them, the other to null"
+                + ("; without tokens, hardware.padding_free=false too" if hardware.padding_free else "")
             )
         if hardware.padding_free:
             self._check_padding_free()

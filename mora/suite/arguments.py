@@ -31,7 +31,7 @@ def parse(arguments: list[str] | None = None, prog: str = "python -m mora.suite"
     )
     parser.add_argument("--hardware", metavar="NAME", help=where)
     settings = (
-        "overrides that change no result, for every run (hardware.micro_batch_size=16) or job "
+        "overrides that change no result, for every run (hardware.cuda_graphs=false) or job "
         "(hydra.launcher.partition=NAME)"
     )
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help=settings)

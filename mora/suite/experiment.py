@@ -114,7 +114,7 @@ class Experiment(FrozenModel):
         selection: The metric that chooses among the runs of a search; lower is better.
         unit: Of the table's cells.
         notes: The first words of those inconsistencies of the paper that concern this experiment.
-        beyond_first: For kind figure, curves are the loss beyond that of the first row, at the same step of the same seed.
+        minus_first: For kind figure, curves are the loss minus the first row's, at the same step and seed.
         settings: For kind settings, a hyperparameter of the paper's table and its place in a run's configuration.
     """
 
@@ -127,7 +127,7 @@ class Experiment(FrozenModel):
     scales: dict[Scale, AtScale] = {}
     notes: list[str] = []
     reach: Reach | None = None
-    beyond_first: bool = False
+    minus_first: bool = False
     settings: dict[str, str] = {}
 
     def has(self, scale: Scale) -> bool:

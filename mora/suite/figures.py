@@ -92,10 +92,8 @@ def drawn(
 def _caption(picture: str, experiment: Experiment, panels: list[tuple[CellRuns, ...]], scale: str) -> str:
     """Return the picture's caption: what it shows, of which runs, and the commits that made them."""
     about = f"Scale {scale}, {models(panels)}. {CAPTIONS[experiment.kind]}"
-    if experiment.beyond_first:
-        about += (
-            " The loss is that beyond the first row's, at the same step of the same seed, and so on the same sequences."
-        )
+    if experiment.minus_first:
+        about += " Shown is the loss minus the first row's at the same step and seed, hence on the same sequences."
     lines = [f"# {experiment.title}", "", f"![{experiment.title}]({picture})", "", about]
     for note in notes(experiment):
         lines += ["", note]
@@ -132,15 +130,15 @@ def _shown(runs: CellRuns) -> list[tuple[RunConfig, RunResult]]:
 
 def _losses(axes: Axes, panel: list[CellRuns], every_seed: bool) -> None:
     drawn, first, what = [], panel[0], "training loss (nats per token)"
-    beyond = None
-    if first.spec.experiment.beyond_first:
+    base = None
+    if first.spec.experiment.minus_first:
         if not _shown(first):
             return
-        beyond, what = _curves(first), f"training loss less {NAMES[first.spec.row.method]}'s (nats per token)"
+        base, what = _curves(first), f"training loss minus {NAMES[first.spec.row.method]}'s (nats per token)"
     for i, runs in enumerate(panel):
-        if not _shown(runs) or (beyond is not None and runs is first):
+        if not _shown(runs) or (base is not None and runs is first):
             continue
-        curves = _curves(runs) if beyond is None else _curves(runs) - beyond
+        curves = _curves(runs) if base is None else _curves(runs) - base
         apart = max(1, curves.shape[1] // POINTS) if every_seed else 1  # many lines, so fewer points in each
         steps, curves = np.arange(1, curves.shape[1] + 1)[::apart], curves[:, ::apart]
         line = axes.plot(steps, curves.mean(0), ls=STYLES[i % len(STYLES)], lw=1.6, label=runs.spec.label)[0]
@@ -152,8 +150,10 @@ def _losses(axes: Axes, panel: list[CellRuns], every_seed: bool) -> None:
     if drawn:
         after = [curves[:, int(FALL * curves.shape[1]) :] for curves in drawn]
         low, high = min(c.min() for c in after), max(c.max() for c in after)
+        if base is not None:
+            low, high = min(low, 0.0), max(high, 0.0)
         axes.set_ylim(low - 0.03 * (high - low), high + 0.03 * (high - low))
-    if beyond is not None:
+    if base is not None and drawn:
         axes.axhline(0, color="k", lw=0.8)
     axes.set(xlabel="step", ylabel=what)
 

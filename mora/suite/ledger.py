@@ -98,7 +98,8 @@ def _of_table(table: list[Claim], scale: Scale, resolved: ResolvedTables) -> lis
     for i, p, verdict in zip(judged, verdicts.corrected(table_of), verdicts.decide(table_of), strict=True):
         kept[i] = verdict
         if verdict == "undecided" and judged[i].p <= ALPHA:
-            alone[i] = f"{judged[i].verdict} alone, p {judged[i].p:.3f}; with the table's other claims {p:.3f}"
+            before = f"{judged[i].verdict} before Holm's correction (p = {judged[i].p:.3f})"
+            alone[i] = f"{before}, undecided after it (p = {p:.3f})"
     outcomes = [
         _outcome(claim, claim.primary, measured, estimate, verdict, rows, resolved)
         for claim, measured, estimate, verdict in zip(table, every, estimates, kept, strict=True)

@@ -36,7 +36,7 @@ def check(settings: Sequence[str], results: Path | None) -> None:
     plain = ["task=metamath", "method=mora", "r=8", "scale=smoke"]
     for text in settings:
         if "=" not in text or text.startswith(("+", "~")):
-            raise ConfigError(f"--set {text}: expected KEY=VALUE, for example hardware.micro_batch_size=16")
+            raise ConfigError(f"--set {text}: expected KEY=VALUE, for example hardware.cuda_graphs=false")
         parse_override(text)
         if text.split("=")[0] in WHOLE_GROUPS or text.startswith("hardware."):
             continue

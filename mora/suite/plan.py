@@ -63,7 +63,7 @@ def text(specs: list[CellSpec], hardware: str, settings: Sequence[str] = (), gpu
     everything = f"{cells} cells (a task, method and rank each), {len(wanted)} runs"
     if not missing:
         return f"{everything}; nothing is missing"
-    runs = [load(c.model_dump(mode="json") | {"hardware": chosen.model_dump()}) for c in missing]
+    runs = [load(c.model_dump(mode="json") | {"hardware": _as_there(c, chosen, settings)}) for c in missing]
     costs: list[tuple[RunConfig, Cost]] = []
     unknown = []
     for run in runs:
@@ -74,6 +74,15 @@ def text(specs: list[CellSpec], hardware: str, settings: Sequence[str] = (), gpu
     lines = [COLUMNS, *(_line(run, needs) for run, needs in costs), *unknown, "", f"{everything}; missing:"]
     totals = _totals(costs, chosen, gpu) if costs else []
     return "\n".join([*lines, *totals, *_unusable(missing)])
+
+
+def _as_there(config: RunConfig, chosen: Hardware, settings: Sequence[str]) -> dict[str, Any]:
+    """Return the hardware that the run has there: its task may say that it trains without padding, unless `settings` do."""
+    own = {"micro_batch_tokens", "padding_free"}
+    given = {setting.partition("=")[0] for setting in settings}
+    if given & {f"hardware.{name}" for name in (*own, "micro_batch_size")}:
+        own = set()
+    return chosen.model_dump() | config.hardware.model_dump(include=own)
 
 
 def _unusable(missing: list[RunConfig]) -> list[str]:
@@ -161,8 +170,8 @@ def _totals(costs: list[tuple[RunConfig, Cost]], hardware: Hardware, gpu: Gpu) -
     lines = [
         f"{len(costs)} runs, {flops / 1e18:,.1f} EFLOP, {_hours(costs, hardware)}; {disk:,.0f} GiB of adapters and whole "
         f"models are left, and up to {checkpoints:,.0f} GiB of checkpoints per run meanwhile.",
-        f"micro: {_micro(hardware, gpu)}; set it with hardware.micro_batch_size. Memory in GiB at that size, shadow in CPU "
-        "memory of rank 0.",
+        f"micro: {_micro(hardware, gpu)}; set it with hardware.micro_batch_size (of runs without padding, "
+        "hardware.micro_batch_tokens). Memory in GiB at that size, shadow in CPU memory of rank 0.",
         "Tokens marked < count every sequence as long as the longest. Evaluation is not counted.",
     ]
     sources: dict[str, int] = {}

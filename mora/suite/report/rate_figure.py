@@ -123,7 +123,7 @@ class Panel:
 
     @property
     def common(self) -> list[float]:
-        """The rates at which every adapter was searched; of those whose search is complete, where there are two."""
+        """The rates that all adapters with a complete search share; of all adapters if fewer than two are complete."""
         complete = [curve for curve in self.adapters if curve.chosen is not None]
         searches = complete if len(complete) > 1 else self.adapters
         return sorted(set.intersection(*(set(curve.rates) for curve in searches)))
@@ -146,7 +146,7 @@ class Panel:
 
     def chosen_at(self, lr: float) -> list[str]:
         """Return the adapters whose search is complete, in their order at one rate."""
-        return [label for label in self.at(lr)[0] if label in self.own]
+        return list(self.order({c.label: lr for c in self.adapters if c.chosen is not None and lr in c.rates})[0])
 
     @property
     def same(self) -> int:

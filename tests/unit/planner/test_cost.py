@@ -75,6 +75,13 @@ def test_hours_and_disk_follow_from_tokens_speed_and_parameters(method):
     assert planned.checkpoints == 3 * (12 * own + (4 * shape.in_layers if method == "relora" else 0))
 
 
+def test_a_plan_keeps_what_a_task_says_of_padding_unless_it_is_told_otherwise():
+    rows = compose(["task=tulu2", "scale=mid", "method=fft"])
+    there = compose(["task=tulu2", "method=fft", "hardware=gpu8"]).hardware
+    assert plan._as_there(rows, there, []) == there.model_dump() | {"micro_batch_tokens": 4096, "padding_free": True}
+    assert plan._as_there(rows, there, ["hardware.micro_batch_size=8"]) == there.model_dump()
+
+
 def test_a_plan_names_every_missing_run_and_adds_them_up(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "ROOT", tmp_path)
     specs = [spec for row in experiments.cell_specs(experiments.load("table1"), "paper") for spec in row]

@@ -125,6 +125,8 @@ def test_a_row_without_a_search_of_its_own_takes_the_rate_of_the_row_without_its
     assert chosen == {clean.search_space[1].lr}
     assert [run.method.restart.stale_masters for run in resolve(stale).final_runs] == [True, True]
     assert [run.method.restart.schedule for run in resolve(official).final_runs] == ["official_hf", "official_hf"]
+    lines = tables._search_lines(clean.experiment, [[resolve(spec)] for spec in (clean, stale, official)])
+    assert [line.partition(",")[0] for line in lines if line.startswith("- ")] == ["- ReLoRA r=96 (the paper's 256)"]
     words = [run.overrides for run in resolve(stale).search_cell_runs]
     assert words, "what a queue is given for a search"
     assert not any("stale" in word for run in words for word in run)
@@ -299,7 +301,7 @@ def test_a_curve_needs_every_seed_to_its_end_and_committed_source(nothing_measur
     assert figures._shown(resolve(spec)) == []
 
 
-def test_a_loss_beyond_the_first_rows_is_taken_seed_by_seed(nothing_measured):
+def test_a_loss_minus_the_first_rows_is_taken_seed_by_seed(nothing_measured):
     lora, relora, stale, _ = (spec for spec in cells_of("figure_restarts", "mid"))
     for spec, losses in ((lora, (0.5, 0.7)), (relora, (0.51, 0.73))):
         for run in spec.search_runs:
@@ -314,11 +316,11 @@ def test_a_loss_beyond_the_first_rows_is_taken_seed_by_seed(nothing_measured):
     curve, zero = ax.lines
     assert list(curve.get_ydata()) == pytest.approx([0.02] * 10)
     assert (curve.get_label(), list(zero.get_ydata())) == ("ReLoRA r=96 (the paper's 256)", [0, 0])
-    assert ax.get_ylabel() == "training loss less LoRA's (nats per token)"
+    assert ax.get_ylabel() == "training loss minus LoRA's (nats per token)"
     for run in resolve(lora).final_runs:
         result_path(run).unlink()
     (ax,) = figures.drawn(experiment, resolve_all([[lora], [relora], [stale]]), "mid").axes
-    assert not ax.lines, "there is nothing to be beyond"
+    assert not ax.lines, "there is nothing to subtract"
 
 
 def test_a_figure_has_a_caption_that_names_its_runs_and_their_commits(tmp_path, nothing_measured):
