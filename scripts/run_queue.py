@@ -15,7 +15,8 @@ evaluation included, and 10%) fits beside what already runs there, and where the
 other claims what the plan says of its training, or --unknown-gib. A run that fails is tried once more with twice the claim.
 A run that could not end in the time left, as like runs did alone and as many times slower as there are runs on its GPU, is
 not started; where none is left that could, the queue ends.
-When the time is over every run is asked to save a checkpoint (MORA_OUTPUT_DIR) and ends.
+A minute before the time is over every run is asked to save a checkpoint (MORA_OUTPUT_DIR) and ends; one that has trained and
+is being scored has that minute.
 
 DIR/journal.jsonl has a line an event; `wrong`: what could not be read or written, which ends no queue. The last one sums
 up: GPU minutes held, in runs that ended, in runs that did not ("wasted", until another machine takes up their
@@ -48,12 +49,13 @@ from mora.errors import MoraError, one_line
 from mora.planner.cost import max_length
 from mora.planner.memory import memory, sequences_per_pass
 from mora.results import STORE, RunResult, read
-from mora.suite import commands, gpus
+from mora.suite import commands, gpus, launch
 from mora.suite import experiment as experiments
 
 GIB = 2**30
 POLL_S = 2.0
 SAVING_S = 60.0  # how long a run may take to save its checkpoint
+LAST_S = 10.0  # before the end, when a run that is still being scored is stopped, too
 SETTLING_S = 25.0  # how long a run that has just started may not yet hold the memory it will hold
 MARGIN = 1.1  # of the memory that like runs held
 HELD = 1.33  # what a run holds over what it has allocated, where only that is known: 65 GiB for 49 was seen
@@ -76,6 +78,13 @@ class Job:
     process: subprocess.Popen[bytes]
     gpu: Gpu
     started: float
+    asked: bool = False
+
+    def ask_to_stop(self) -> None:
+        """Once: a run that is asked again would not finish saving."""
+        if not self.asked:
+            self.process.terminate()
+        self.asked = True
 
 
 class Earlier:
@@ -161,6 +170,8 @@ class Queue:
         while True:
             self._collect()
             if not self.stopping and time.monotonic() >= self.ends:
+                self.stop("the time is over", [job for job in self.running if not _is_trained(job.config)])
+            if self.stopping and time.monotonic() >= self.ends + SAVING_S - LAST_S:
                 self.stop("the time is over")
             if not self.stopping:
                 self._start()
@@ -181,14 +192,14 @@ class Queue:
         )  # fmt: skip
         return 0 if not left else 1
 
-    def stop(self, why: str) -> None:
-        """Ask every run to save a checkpoint and end, and start no more."""
-        if self.stopping:
-            return
+    def stop(self, why: str, jobs: list[Job] | None = None) -> None:
+        """Ask runs (None: all) to save a checkpoint and end, and start no more."""
+        jobs = self.running if jobs is None else jobs
+        if not self.stopping:
+            self.note(event="stopping", why=why, running=[run_id(job.config) for job in jobs])
         self.stopping = True
-        self.note(event="stopping", why=why, running=[run_id(job.config) for job in self.running])
-        for job in self.running:
-            job.process.terminate()
+        for job in jobs:
+            job.ask_to_stop()
 
     def note(self, **event: Any) -> None:
         line = json.dumps({"at": round(time.monotonic() - self.began, 1), **event})
@@ -303,6 +314,15 @@ class Queue:
                 kept = self.options.out / path.parent.name  # runs, spectra, documents: alike in name
                 kept.mkdir(exist_ok=True)
                 shutil.copy(path, kept)
+
+
+def _is_trained(config: RunConfig) -> bool:
+    """Return whether the run has taken its last step, with whose checkpoint only the scores are missing."""
+    try:
+        *_, last = (launch.run_folder(config) / "log.jsonl").read_text().splitlines()
+        return config.knows_steps and json.loads(last)["step"] == config.last_step
+    except (OSError, ValueError, KeyError):  # no log yet, or one that is being written
+        return False
 
 
 def _read(path: Path) -> list[tuple[str, RunConfig | None]]:

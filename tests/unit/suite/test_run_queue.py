@@ -50,6 +50,7 @@ class Process:
         return self.returncode
 
     def terminate(self):
+        assert self.returncode is None, "asked again, a run would not finish saving"
         self.returncode = 130
 
 
@@ -150,6 +151,22 @@ def test_what_runs_when_the_time_is_over_is_asked_to_stop(queue, monkeypatch):
     assert [event["event"] for event in journal] == ["queue", "start", "stopping", "end", "sum"]
     assert journal[3]["code"] == 130
     assert journal[4]["run_min"]["not ended"] > 0
+
+
+def test_a_run_that_has_trained_has_the_last_minute_for_its_scores(queue, monkeypatch):
+    Process.hanging = {LINES[0], LINES[1]}
+    trained, training = (compose(line.split()) for line in LINES[:2])
+    for config, step in ((trained, trained.last_step), (training, training.last_step - 1)):
+        folder = queue.module.launch.run_folder(config)
+        folder.mkdir(parents=True)
+        (folder / "log.jsonl").write_text(json.dumps({"step": 1}) + "\n" + json.dumps({"step": step}) + "\n")
+    clock = iter(range(10**6))
+    monkeypatch.setattr(queue.module.time, "monotonic", lambda: float(next(clock)))
+    _, journal = queue(LINES[:2], minutes=3)
+    (stopping,), ends = events(journal, "stopping"), events(journal, "end")
+    assert stopping["running"] == [run_id(training)]
+    assert [end["run"] for end in ends] == [run_id(training), run_id(trained)]
+    assert stopping["at"] < ends[0]["at"] < stopping["at"] + 20 < ends[1]["at"] < 180
 
 
 def test_a_run_that_cannot_end_in_time_is_not_started(queue):
