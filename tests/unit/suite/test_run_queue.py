@@ -153,7 +153,8 @@ def test_what_runs_when_the_time_is_over_is_asked_to_stop(queue, monkeypatch):
     assert journal[4]["run_min"]["not ended"] > 0
 
 
-def test_a_run_that_has_trained_has_the_last_minute_for_its_scores(queue, monkeypatch):
+def test_a_run_that_has_trained_has_the_last_minute_for_its_scores(queue, tmp_path, monkeypatch):
+    monkeypatch.setenv("MORA_OUTPUT_DIR", str(tmp_path / "outputs"))
     Process.hanging = {LINES[0], LINES[1]}
     trained, training = (compose(line.split()) for line in LINES[:2])
     for config, step in ((trained, trained.last_step), (training, training.last_step - 1)):
