@@ -124,7 +124,7 @@ numbers: $(READY) ## a short run of the numeric tests; ATEN_CPU_CAPABILITY=defau
 		tests/distributed/test_zero.py::test_in_bf16_the_loss_stays_beside_that_of_fp32
 
 test: lint types ## run lint, types and all tests
-	$(PY) -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+	$(PY) -m pytest -n 2 --dist loadscope
 
 peft-tests: $(READY) ## run PEFT's own tests of custom models on MoRA (fetches the locked version's source from PyPI)
 	$(PY) -m pip download --disable-pip-version-check --quiet --no-deps --no-binary :all: --no-build-isolation --dest $(PEFT_SOURCE) peft==$(PEFT)
