@@ -145,7 +145,9 @@ def test_make_lists_exactly_the_experiments_that_exist_with_their_titles() -> No
         for path in (ROOT / "experiments").glob("*.yaml")
         if path.stem != "claims"
     }
-    listed = dict(re.findall(r"^  ((?:table|figure)(?:\d+|_\w+)|memory) +([A-Z].+)$", make().stdout, flags=re.MULTILINE))
+    listed = dict(
+        re.findall(r"^  ((?:table|figure)(?:\d+|_\w+)|memory) +([A-Z].+)$", make().stdout, flags=re.MULTILINE)
+    )
     assert listed == titles
 
 
