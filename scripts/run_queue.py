@@ -49,8 +49,9 @@ from mora.errors import MoraError, one_line
 from mora.planner.cost import max_length
 from mora.planner.memory import memory, sequences_per_pass
 from mora.results import STORE, RunResult, read
-from mora.suite import commands, gpus, launch
+from mora.suite import commands, gpus
 from mora.suite import experiment as experiments
+from mora.suite.progress import last_row
 
 GIB = 2**30
 POLL_S = 2.0
@@ -319,9 +320,8 @@ class Queue:
 def _is_trained(config: RunConfig) -> bool:
     """Return whether the run has taken its last step, with whose checkpoint only the scores are missing."""
     try:
-        *_, last = (launch.run_folder(config) / "log.jsonl").read_text().splitlines()
-        return config.knows_steps and json.loads(last)["step"] == config.last_step
-    except (OSError, ValueError, KeyError):  # no log yet, or one that is being written
+        return config.knows_steps and last_row(config).get("step") == config.last_step
+    except (MoraError, OSError):  # a log that cannot be read ends no queue
         return False
 
 

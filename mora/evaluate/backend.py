@@ -193,8 +193,9 @@ class Backend(HFLM):
             return
         hidden_BTH, weight_VH = states
         rows = [hidden_TH[span] for hidden_TH, span in zip(hidden_BTH, spans, strict=True)]
-        for group in groups([len(row) for row in rows], weight_VH):
-            yield [len(row) for row in rows[group]], F.linear(torch.cat(rows[group]), weight_VH)
+        lengths = [len(row) for row in rows]
+        for group in groups(lengths, weight_VH):
+            yield lengths[group], F.linear(torch.cat(rows[group]), weight_VH)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Generate as HFLM does, within the window of `for_answers`. Raises NonFiniteError."""

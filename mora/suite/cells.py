@@ -56,6 +56,11 @@ class CellRuns:
         return self.choice.selected
 
     @property
+    def of_search(self) -> CellRuns:
+        """The cell whose search this one's choice rests on."""
+        return replace(self, spec=self.spec.searched)
+
+    @property
     def search_cell_runs(self) -> list[CellRun]:
         """All runs that the choice rests on or asks for: the search, then learning rates beyond its edge, second seeds."""
         first, choice = self.spec.at_scale.seeds[0], self.choice
@@ -67,7 +72,7 @@ class CellRuns:
         runs += [(candidate, self.spec.at_scale.seeds[1]) for candidate in choice.second_seed]
         more = self.spec.at_scale.search
         return [
-            CellRun(self.spec.run(c, seed, searching=True), [*self.spec.searched, *c.overrides, *more])
+            CellRun(self.spec.run(c, seed, searching=True), [*self.spec.searched.base, *c.overrides, *more])
             for c, seed in runs
         ]
 

@@ -248,11 +248,11 @@ class CellSpec:
         return [f"task={column.task}", f"scale={self.scale}", *shared.overrides(), *column.overrides]
 
     @cached_property
-    def searched(self) -> list[str]:
-        """The overrides that the runs of its search share."""
+    def searched(self) -> CellSpec:
+        """The cell whose search gives the rate: this one, or that of the row without its settings."""
         if not self.row.rate_without_settings:
-            return self.base
-        return replace(self, row=self.row.model_copy(update={"settings": [], "rate_without_settings": False})).base
+            return self
+        return replace(self, row=self.row.model_copy(update={"settings": [], "rate_without_settings": False}))
 
     @property
     def exists(self) -> bool:
@@ -286,7 +286,7 @@ class CellSpec:
 
     def run(self, candidate: Candidate, seed: int, searching: bool = False) -> RunConfig:
         more = [*candidate.overrides, *(self.at_scale.search if searching else [])]
-        base = self.searched if searching else self.base
+        base = self.searched.base if searching else self.base
         return compose([*base, *more]).model_copy(update={"lr": candidate.lr, "seed": seed})
 
     @cached_property

@@ -129,32 +129,27 @@ def _shown(runs: CellRuns) -> list[tuple[RunConfig, RunResult]]:
 
 
 def _losses(axes: Axes, panel: list[CellRuns], every_seed: bool) -> None:
-    drawn, first, what = [], panel[0], "training loss (nats per token)"
-    base = None
+    what, first = "training loss (nats per token)", panel[0]
+    shown = [(i, runs.spec.label, _curves(runs)) for i, runs in enumerate(panel) if _shown(runs)]
     if first.spec.experiment.minus_first:
-        if not _shown(first):
-            return
-        base, what = _curves(first), f"training loss minus {NAMES[first.spec.row.method]}'s (nats per token)"
-    for i, runs in enumerate(panel):
-        if not _shown(runs) or (base is not None and runs is first):
-            continue
-        curves = _curves(runs) if base is None else _curves(runs) - base
+        what = f"training loss minus {NAMES[first.spec.row.method]}'s (nats per token)"
+        shown = [(i, label, curves - shown[0][2]) for i, label, curves in shown[1:]] if _shown(first) else []
+    drawn = []
+    for i, label, curves in shown:
         apart = max(1, curves.shape[1] // POINTS) if every_seed else 1  # many lines, so fewer points in each
         steps, curves = np.arange(1, curves.shape[1] + 1)[::apart], curves[:, ::apart]
-        line = axes.plot(steps, curves.mean(0), ls=STYLES[i % len(STYLES)], lw=1.6, label=runs.spec.label)[0]
+        line = axes.plot(steps, curves.mean(0), ls=STYLES[i % len(STYLES)], lw=1.6, label=label)[0]
         if len(curves) > 1:
             axes.fill_between(steps, curves.min(0), curves.max(0), color=line.get_color(), alpha=0.2, lw=0)
         for curve in curves if every_seed else ():
             axes.plot(steps, curve, color=line.get_color(), lw=0.5, alpha=0.7)
-        drawn.append(curves)
-    if drawn:
-        after = [curves[:, int(FALL * curves.shape[1]) :] for curves in drawn]
-        low, high = min(c.min() for c in after), max(c.max() for c in after)
-        if base is not None:
-            low, high = min(low, 0.0), max(high, 0.0)
-        axes.set_ylim(low - 0.03 * (high - low), high + 0.03 * (high - low))
-    if base is not None and drawn:
+        drawn.append(curves[:, int(FALL * curves.shape[1]) :])
+    if drawn and first.spec.experiment.minus_first:
         axes.axhline(0, color="k", lw=0.8)
+        drawn.append(np.zeros((1, 1)))
+    if drawn:
+        low, high = min(c.min() for c in drawn), max(c.max() for c in drawn)
+        axes.set_ylim(low - 0.03 * (high - low), high + 0.03 * (high - low))
     axes.set(xlabel="step", ylabel=what)
 
 

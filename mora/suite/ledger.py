@@ -93,19 +93,17 @@ def _of_table(table: list[Claim], scale: Scale, resolved: ResolvedTables) -> lis
         if estimate is not None and kept[i] == "undecided" and measured.complete:
             gap = _gap(claim, rows, shared[claim.unit])
             judged[i] = _exact(claim, measured, verdicts.judge(claim.test, estimate, claim.margin, gap))
-    alone: dict[int, str] = {}  # what would have been decided, were there no other claims
-    table_of = list(judged.values())
-    for i, p, verdict in zip(judged, verdicts.corrected(table_of), verdicts.decide(table_of), strict=True):
+    judged_of_table = list(judged.values())
+    for i, verdict in zip(judged, verdicts.decide(judged_of_table), strict=True):
         kept[i] = verdict
-        if verdict == "undecided" and judged[i].p <= ALPHA:
-            before = f"{judged[i].verdict} before Holm's correction (p = {judged[i].p:.3f})"
-            alone[i] = f"{before}, undecided after it (p = {p:.3f})"
     outcomes = [
         _outcome(claim, claim.primary, measured, estimate, verdict, rows, resolved)
         for claim, measured, estimate, verdict in zip(table, every, estimates, kept, strict=True)
     ]
-    for i, note in alone.items():
-        outcomes[i].notes.append(note)
+    for i, p in zip(judged, verdicts.corrected(judged_of_table), strict=True):
+        if kept[i] == "undecided" and judged[i].p <= ALPHA:
+            before = f"{judged[i].verdict} before Holm's correction (p = {judged[i].p:.3f})"
+            outcomes[i].notes.append(f"{before}, undecided after it (p = {p:.3f})")
     return outcomes
 
 

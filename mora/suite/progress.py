@@ -23,7 +23,7 @@ class Progress:
         self._begun: dict[str, tuple[float, int]] = {}
 
     def begin(self, config: RunConfig) -> None:
-        self._begun[run_id(config)] = (self._clock(), _last_row(config).get("step", 0))
+        self._begun[run_id(config)] = (self._clock(), last_row(config).get("step", 0))
 
     def end(self, config: RunConfig, ended_well: bool) -> None:
         self._begun.pop(run_id(config), None)
@@ -50,7 +50,7 @@ class Progress:
         return text
 
     def line(self, config: RunConfig) -> str:
-        row, (began, first) = _last_row(config), self._begun.get(run_id(config), (self._clock(), 0))
+        row, (began, first) = last_row(config), self._begun.get(run_id(config), (self._clock(), 0))
         if "step" not in row:
             return f"{run_id(config)}: no step yet ({duration(self._clock() - began)})"
         text = f"{run_id(config)}: step {row['step']}"
@@ -76,7 +76,7 @@ def duration(seconds: float) -> str:
     return f"{minutes // 1440} d {minutes % 1440 // 60} h"
 
 
-def _last_row(config: RunConfig) -> dict[str, Any]:
+def last_row(config: RunConfig) -> dict[str, Any]:
     """Return the last row of the run's log that has a loss; {} if there is none yet."""
     path = run_folder(config) / "log.jsonl"
     rows = log.read(path) if path.is_file() else []

@@ -261,7 +261,7 @@ def _search_lines(experiment: Experiment, rows: list[list[CellRuns]]) -> list[st
     """Return a line per search that was begun, with every candidate, losing ones, too. Only usable results count."""
     lines: dict[str, None] = {}
     untouched: set[str] = set()
-    for runs in (runs for row in rows for runs in row if not runs.spec.row.rate_without_settings):
+    for runs in (runs.of_search for row in rows for runs in row):
         shown, ran = [], False
         for candidate, score in runs.choice.scores:
             value = NOT_RUN

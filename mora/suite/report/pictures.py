@@ -76,8 +76,8 @@ def searches(shown: Shown) -> Figure | None:
     """
     panels: dict[str, list[CellRuns]] = {}
     seen: set[tuple[str, ...]] = set()
-    for runs in shown.cells:
-        if runs.spec.row.rate_without_settings or not any(isinstance(score, float) for _, score in runs.choice.scores):
+    for runs in (cell.of_search for cell in shown.cells):
+        if not any(isinstance(score, float) for _, score in runs.choice.scores):
             continue
         if (key := (runs.spec.label, *map(run_id, runs.spec.search_runs))) not in seen:
             seen.add(key)

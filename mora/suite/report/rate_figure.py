@@ -165,7 +165,8 @@ def panels(experiments: Iterable[list[list[CellRuns]]]) -> list[Panel]:
     """Gather the searches of resolved experiments: every task, model and rank that has any to be run."""
     found: dict[tuple[str, str, str], Panel] = {}
     for rows in experiments:
-        cells = {tuple(cell.spec.base): cell for row in rows for cell in row if cell.spec.search_runs}
+        searched = (cell.of_search for row in rows for cell in row if cell.spec.search_runs)
+        cells = {tuple(cell.spec.base): cell for cell in searched}
         for cell in cells.values():
             config = cell.spec.search_runs[0]
             key = (config.task.model_dump_json(), config.model.name, str(config.r))

@@ -10,6 +10,7 @@ from made_up import write
 
 from mora.config import ConfigError, compose, run_id, source
 from mora.config.source import ROOT
+from mora.suite import launch
 
 SMOKE = "task=uuid scale=smoke method=lora r=8"
 LINES = [f"{SMOKE} seed={seed}" for seed in range(4)]
@@ -158,9 +159,9 @@ def test_a_run_that_has_trained_has_the_last_minute_for_its_scores(queue, tmp_pa
     Process.hanging = {LINES[0], LINES[1]}
     trained, training = (compose(line.split()) for line in LINES[:2])
     for config, step in ((trained, trained.last_step), (training, training.last_step - 1)):
-        folder = queue.module.launch.run_folder(config)
+        folder = launch.run_folder(config)
         folder.mkdir(parents=True)
-        (folder / "log.jsonl").write_text(json.dumps({"step": 1}) + "\n" + json.dumps({"step": step}) + "\n")
+        (folder / "log.jsonl").write_text("".join(json.dumps({"step": s, "loss": 1.0}) + "\n" for s in (1, step)))
     clock = iter(range(10**6))
     monkeypatch.setattr(queue.module.time, "monotonic", lambda: float(next(clock)))
     _, journal = queue(LINES[:2], minutes=3)
