@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from mora.sizes import aligned
 
+from .direct_launch import DirectLaunch
 from .gather import Gather
 from .operators import rotation_table
 
@@ -54,38 +54,24 @@ def run(plan: Gather, source: Tensor, out: Tensor, dropout: Dropout | None = Non
 
 
 class _Launcher:
-    """Launches a Gather on tensors of one kind.
-
-    Triton's own launch works out at every call which compiled kernel fits the arguments, which takes Python longer than all
-    else that is done here. What decides is the same for all tensors of a kind: their types, strides and device, and that
-    their addresses are multiples of 16. So the first call asks Triton, and the next ones launch what it found, with
-    addresses for tensors. A call with another address goes through Triton again.
-    """
+    """Launches a Gather on tensors of one kind."""
 
     def __init__(self, plan: Gather, device: torch.device, strides: tuple[int, int], p: float, few_rows: bool):
         self._table: tuple[Tensor, Tensor] | None = None
         if plan.rotation:
             R = plan.block_out or plan.block_source
             self._table = rotation_table(plan.turned // R, R, device, torch.float32)
-        self._constants = _constants(plan, drops=p > 0, tile=TILE // 8 if few_rows else TILE)
-        self._rows_a_program = self._constants["ROWS"]
-        self._columns = -(-plan.width // self._constants["COLUMNS"])
+        constants = _constants(plan, drops=p > 0, tile=TILE // 8 if few_rows else TILE)
+        self._rows_a_program = constants["ROWS"]
+        self._columns = -(-plan.width // constants["COLUMNS"])
         self._strides, self._drop = strides, (int(p * 2**32), 1 / (1 - p))
-        self._compiled: Any = None  # after the first call; in Triton's interpreter it stays None
+        self._launch = DirectLaunch(gather_sum, constants)
 
     def __call__(self, source: Tensor, out: Tensor, seed: Tensor, first_row: int) -> None:
         n_rows = out.shape[0]
         grid = (-(-n_rows // self._rows_a_program), self._columns, 1)
         tensors = (source, out, *(self._table or (source, source)), seed)  # the table is not read without a rotation
-        numbers = (n_rows, *self._strides, first_row, *self._drop)
-        addresses = [tensor.data_ptr() for tensor in tensors]
-        is_aligned = (addresses[0] | addresses[1] | addresses[4]) % 16 == 0
-        if is_aligned and self._compiled is not None:
-            self._compiled[grid](*addresses, *numbers, *self._constants.values())
-            return
-        compiled = gather_sum[grid](*tensors, *numbers, **self._constants)
-        if is_aligned:
-            self._compiled = compiled
+        self._launch(grid, tensors, (n_rows, *self._strides, first_row, *self._drop))
 
 
 @functools.lru_cache(maxsize=4096)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 sys.path.append(str(Path(__file__).parents[1] / "unit" / "adapter"))
+from test_few_rows_kernel import added_and_expected
 from test_kernels import MAPS, SETTINGS, expected_in_memory, fused_and_expected, inputs, relative_error
 from test_operators import build, setting_id, shape_id
 
@@ -68,6 +69,23 @@ def test_output_and_gradients_over_shapes(setting, shape, dtype):
         results = fused_and_expected(operator, torch.randn(rows, shape[0]), dtype)
         for what, actual, expected in zip(("y", "dx", "dM"), *results, strict=True):
             assert relative_error(actual, expected) < TOLERANCE[dtype], (what, rows)
+
+
+@pytest.mark.parametrize("dtype", [*TOLERANCE, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", REAL + ODD, ids=shape_id)
+@pytest.mark.parametrize("setting", MAIN, ids=setting_id)
+def test_decodings_kernel_over_shapes(setting, shape, dtype):
+    operator = build(setting, rounded_up_for_rotation(setting, shape))
+    for rows in (1, 1, 16):  # the second time without Triton's look-up
+        assert relative_error(*added_and_expected(operator, rows, dtype)) < TOLERANCE.get(dtype, 1e-2), rows
+
+
+@pytest.mark.parametrize("shape", ODD[2:3] + ODD[4:], ids=shape_id)
+@pytest.mark.parametrize("setting", SETTINGS, ids=setting_id)
+def test_decodings_kernel_of_every_setting(setting, shape):
+    operator = build(setting, rounded_up_for_rotation(setting, shape))
+    assert relative_error(*added_and_expected(operator, 2, torch.float32)) < 1e-5
+    assert relative_error(*added_and_expected(operator, 2, torch.bfloat16, square=torch.float32)) < 1e-2
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
