@@ -67,7 +67,6 @@ def measure(plan: Plan, device: torch.device) -> Iterator[dict[str, Any]]:
 def endless(shape: str, device: torch.device) -> LlamaForCausalLM:
     """Return a model that never ends a text, whatever its random weights write."""
     model = build_base(shape, device, dtype_on(device))
-    model.config.use_cache = True
     model.generation_config.eos_token_id = None
     return model
 
@@ -78,7 +77,7 @@ def _decoder(model: nn.Module, prompt: Tensor, case: Case) -> Callable[[int], No
     def decode(new_tokens: int) -> None:
         with kernels.use(case.form):
             text: Tensor = model.generate(  # type: ignore[operator]
-                input_ids=prompt, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False
+                input_ids=prompt, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, use_cache=True
             )
         written = text.shape[1] - prompt.shape[1]
         if written != new_tokens:  # their rate would be another model's
