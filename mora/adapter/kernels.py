@@ -98,7 +98,11 @@ def _as_products(x: Tensor, operator: Operator) -> bool:
 
 def _decoding_kernel(x: Tensor, M: Tensor, weight_DK: Tensor, operator: Operator, dtype: torch.dtype) -> FewRows | None:
     """Return what adds the adapter's part in place, where there are a few rows and no backward pass; else None."""
-    if torch.is_grad_enabled() or x.numel() > FEW_ROWS * operator.in_features or _form not in ("auto", "fused", "triton"):
+    if (
+        torch.is_grad_enabled()
+        or x.numel() > FEW_ROWS * operator.in_features
+        or _form not in ("auto", "fused", "triton")
+    ):
         return None
     if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter) or not on_triton(x):
         return None

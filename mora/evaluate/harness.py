@@ -66,14 +66,14 @@ class Settings:
 
 
 def evaluate_model(
-    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, tasks: list[str], settings: Settings
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, tasks: list[str], settings: Settings, loaded: Any = None
 ) -> tuple[Metrics, dict[str, LoggedSamples]]:
     """Score lm-eval's and this suite's tasks and groups, with standard errors, and return every scored document, too.
 
     Beside a task's scores there are `documents` and, for multiple choice, `floor`, the score of the best constant
     answer. A group's score is the plain mean of its tasks' scores, with errors added as of independent tasks. The
     caller's random state and the model's mode are restored. Call it under autocast if the weights are wider than the
-    compute dtype.
+    compute dtype. `loaded`: what `load_tasks` returned for the same settings, not yet scored.
 
     Raises:
         ConfigError: A task is unknown.
@@ -84,8 +84,9 @@ def evaluate_model(
 
     from .backend import Backend
 
-    settings = settings.within(model)
-    manager = task_manager(tasks, tokenizer, settings)
+    given, settings = settings, settings.within(model)
+    if loaded is None or settings.max_length != given.max_length:
+        loaded = load_tasks(tasks, tokenizer, settings)
     window = f"{settings.max_length}" + (f" {settings.length_limit}" if settings.length_limit else "")
     response_cache = ResponseCache(settings.response_cache, f"{settings.identity}|{settings.batch_size}|{window}")
     was_training = model.training
@@ -94,7 +95,7 @@ def evaluate_model(
     with torch.random.fork_rng(devices=devices):
         result: Any = evaluate(  # simple_evaluate would run pip and compilers each time, for a report that is not kept
             Backend(model, tokenizer, settings.batch_size, settings.max_length, response_cache, settings.length_limit),
-            _loaded(manager, tasks),
+            loaded,
             limit=settings.limit,
             bootstrap_iters=0,
             fewshot_as_multiturn=True,
@@ -108,9 +109,9 @@ def evaluate_model(
     return {name: values for name, values in metrics.items() if values}, logged
 
 
-def _loaded(manager: Any, tasks: list[str]) -> Any:
-    """Load the tasks, without examples where their files ask for none."""
-    loaded = manager.load(tasks)
+def load_tasks(tasks: list[str], tokenizer: PreTrainedTokenizerBase, settings: Settings) -> Any:
+    """Load the tasks with their documents, without examples where their files ask for none. Raises as `evaluate_model`."""
+    loaded = task_manager(tasks, tokenizer, settings).load(tasks)
     for task in loaded["tasks"].values():
         if task.get_config("num_fewshot") is None:
             task.set_config("num_fewshot", 0)

@@ -13,7 +13,7 @@ from mora.config.schema import RunConfig
 from mora.config.source import of_this_process
 from mora.data import TrainingData
 from mora.evaluate import samples, synthetic
-from mora.evaluate.harness import Settings, evaluate_model, task_manager
+from mora.evaluate.harness import Settings, evaluate_model, load_tasks
 from mora.evaluate.metrics import key
 from mora.methods import merged
 from mora.models.dtypes import DTYPES
@@ -36,6 +36,7 @@ class Scoring:
     def __init__(self, config: RunConfig, data: TrainingData, tokenizer: Any, pad_id: int, folder: Path):
         self.config, self.data, self.tokenizer, self.pad_id, self.folder = config, data, tokenizer, pad_id, folder
         self.plan, self.seconds = config.task.evaluation, 0.0
+        self._loaded: Any = None  # the tasks, until they are scored
         made_up = folder / "evaluation_data" if config.scale.name == "smoke" else None
         if made_up is not None and rank() == 0:
             synthetic.write(made_up)
@@ -49,7 +50,7 @@ class Scoring:
     def check(self) -> None:
         """Check for missing data and unknown tasks before anything is trained. Raises ConfigError."""
         if self.plan.tasks:
-            task_manager(self.plan.tasks, self.tokenizer, self.settings).load(self.plan.tasks)
+            self._loaded = load_tasks(self.plan.tasks, self.tokenizer, self.settings)
 
     def __call__(self, engine: Engine, step: int) -> dict[str, float]:
         started = time.monotonic()
@@ -81,8 +82,9 @@ class Scoring:
         made_by = f"{run_id(self.config)}|{step}|{of_this_process()['fingerprint']}"  # other code, other answers
         settings = self.settings.resumable(self.folder / f"journal-{rank()}.jsonl", made_by)
         dtype = DTYPES[self.config.scale.precision]
+        loaded, self._loaded = self._loaded, None
         with engine.materialized(), merged(engine.model, dtype), single_process_env():
-            scores, logged = evaluate_model(engine.model, self.tokenizer, self.plan.tasks, settings)
+            scores, logged = evaluate_model(engine.model, self.tokenizer, self.plan.tasks, settings, loaded)
         if rank() == 0:
             samples.write(self.folder, logged)
         return {key(task, metric): value for task, values in scores.items() for metric, value in values.items()}
