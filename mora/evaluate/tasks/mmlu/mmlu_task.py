@@ -12,6 +12,9 @@ from mora.data.sets import LETTERS, SETS, subject_of
 from mora.evaluate.choices import as_test_split
 from mora.evaluate.records import Record, Row, data_folder, field_error, read, require_at_least, rows, text, texts
 
+AT_THE_SEAM = (
+    32  # tokens by which a text may exceed the sum of its two parts, far more than a tokenizer makes of one word
+)
 # The medical subjects of MultiMedQA; the paper does not say which it took.
 BIO = [
     "anatomy",
@@ -44,7 +47,11 @@ def load(
 
     def fits(shown: str, row: Row, n: int) -> bool:
         """Return whether the prompt fits. Only one that could be too long is tokenised: a token has at least one byte."""
-        surely = tokenizer is None or head_tokens(row["subject"], n) + len(_tail(row, chat).encode()) < max_length
+        if tokenizer is None:
+            return True
+        room = max_length - head_tokens(row["subject"], n)
+        tail = _tail(row, chat)
+        surely = len(tail.encode()) < room or len(tokens.encode(tokenizer, tail)) + AT_THE_SEAM < room
         return surely or len(tokens.encode(tokenizer, shown)) <= max_length
 
     docs = []
