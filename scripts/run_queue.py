@@ -10,9 +10,10 @@ the part that may start until everything above it has ended. `@experiment table1
 for all runs of these cells that are missing: searches, then what they choose, as they come. Its words that begin with
 `hardware.`, which change no result, are given to every one of these runs.
 
-A run starts on the GPU with the most room, where the memory that like runs have taken (the peak in their results, their
-evaluation included, and 10%) fits beside what already runs there, and where the driver reports it as free; a run like no
-other claims what the plan says of its training, or --unknown-gib. A run that fails is tried once more with twice the claim.
+A run starts on the GPU with the most room, where the memory that like runs with passes of its size have held (the peak in
+their results, evaluation included, and 10%) fits beside what already runs there, and where the driver reports it as free; a
+run like no other claims what the plan says of its training, or --unknown-gib. A run that fails is tried once more with
+twice the claim.
 A run that could not end in the time left, as like runs did alone and as many times slower as there are runs on its GPU, is
 not started; where none is left that could, the queue ends.
 A minute before the time is over every run is asked to save a checkpoint (MORA_OUTPUT_DIR) and ends; one that has trained and
@@ -59,7 +60,7 @@ SAVING_S = 60.0  # how long a run may take to save its checkpoint
 LAST_S = 10.0  # before the end, when a run that is still being scored is stopped, too
 SETTLING_S = 25.0  # how long a run that has just started may not yet hold the memory it will hold
 MARGIN = 1.1  # of the memory that like runs held
-HELD = 1.33  # what a run holds over what it has allocated, where only that is known: 65 GiB for 49 was seen
+HELD = 1.33  # what a run holds over what it has allocated, where its result knows only that: 65 GiB for 49 was seen
 CONTEXT_GIB = 1.0  # CUDA's own
 CLAIM = re.compile(r"\[(\d+) GiB\]\s*")
 
@@ -101,7 +102,7 @@ class Earlier:
         kind = _kind(result.config)
         if result.peak_memory_bytes:
             held = result.hardware.get("reserved_memory_bytes") or HELD * result.peak_memory_bytes
-            self.peaks.setdefault(kind, []).append(held / GIB)
+            self.peaks.setdefault((kind, _pass(result.config)), []).append(held / GIB)
         if result.wall_s and result.last_step:
             speed = result.speed or {"step_s": 0.0}
             by_others = speed["step_s"] - speed.get("fastest_s", speed["step_s"])  # of those that shared its GPU
@@ -109,14 +110,21 @@ class Earlier:
             self.times.setdefault(kind, []).append((result.last_step, result.wall_s - slowed_s))
 
     def claim_gib(self, config: RunConfig, unknown_gib: float) -> float:
-        """Return the GiB that similar runs took, else the plan's; `unknown_gib` if that does not know the model's shape."""
-        if peaks := self.peaks.get(_kind(config.model_dump(mode="json"))):
+        """Return the GiB that similar runs with passes of that size held, else what the plan says of this one.
+
+        A pass counts twice in the latter: its memory stays with the first captured graph, and the next shape needs its own.
+        `unknown_gib`: if the plan does not know the model's shape.
+        """
+        known = config.model_dump(mode="json")
+        if peaks := self.peaks.get((_kind(known), _pass(known))):
             return max(peaks) * MARGIN + CONTEXT_GIB
         try:
             longest = max_length(config)
-            return memory(config, longest, sequences_per_pass(config, longest)).gpu / GIB * MARGIN + CONTEXT_GIB
+            planned = memory(config, longest, sequences_per_pass(config, longest))
         except ValueError:
             return unknown_gib
+        passes = planned.activations + planned.logits + planned.graphs
+        return (planned.gpu + passes) / GIB * MARGIN + CONTEXT_GIB
 
     def expected_s(self, config: RunConfig) -> float | None:
         """Return the seconds of the similar runs nearest in steps, at their fastest; None if there are none.
@@ -134,6 +142,12 @@ def _kind(config: dict[str, Any]) -> tuple:
     task = config["task"]
     size = (task["train"]["global_batch_size"], task["data"].get("pairs"))
     return (task["name"], config["model"]["name"], config["method"]["name"], config["r"], *size)
+
+
+def _pass(config: dict[str, Any]) -> tuple:
+    """Return what decides the size of a pass."""
+    hardware = config["hardware"]
+    return tuple(hardware.get(name) for name in ("micro_batch_size", "micro_batch_tokens", "padding_free"))
 
 
 def main() -> int:

@@ -257,3 +257,24 @@ def test_a_run_by_tokens_claims_what_its_passes_need(tmp_path, monkeypatch):
         for more in (["hardware.micro_batch_tokens=4096"], ["hardware.micro_batch_tokens=16384"], [])
     )
     assert 20 < few < many < whole  # passes of 4, 16 and 32 sequences of 1,024 tokens
+
+
+def test_a_run_claims_what_like_runs_held_only_if_their_passes_had_its_size(tmp_path, monkeypatch):
+    module = load()
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    run = ["task=finance", "scale=mid", "method=lora", "r=4", "lr=1e-3"]
+    large, small = compose(run), compose([*run, "hardware.micro_batch_size=2"])
+    earlier = module.Earlier()
+    planned = earlier.claim_gib(large, 24.0)
+    held = types.SimpleNamespace(
+        config=large.model_dump(mode="json"),
+        peak_memory_bytes=22.8 * 2**30,
+        hardware={"reserved_memory_bytes": 42.7 * 2**30},
+        wall_s=None,
+        last_step=100,
+        speed=None,
+    )
+    earlier.add(held)
+    assert earlier.claim_gib(large, 24.0) == pytest.approx(42.7 * 1.1 + 1)
+    assert planned == pytest.approx(earlier.claim_gib(large, 24.0), rel=0.1)  # what that run held on an H200
+    assert earlier.claim_gib(small, 24.0) < planned / 2
