@@ -12,8 +12,8 @@ for all runs of these cells that are missing: searches, then what they choose, a
 
 A run starts on the GPU with the most room, where the memory that like runs with passes of its size have held (the peak in
 their results, evaluation included, and 10%) fits beside what already runs there, and where the driver reports it as free; a
-run like no other claims what the plan says of its training, or --unknown-gib. A run that fails is tried once more with
-twice the claim.
+run like no other claims what the plan says of its training and one pass more, or --unknown-gib. A run that fails is tried
+once more with twice the claim.
 A run that could not end in the time left, as like runs did alone and as many times slower as there are runs on its GPU, is
 not started; where none is left that could, the queue ends.
 A minute before the time is over every run is asked to save a checkpoint (MORA_OUTPUT_DIR) and ends; one that has trained and
@@ -90,7 +90,7 @@ class Job:
 
 
 class Earlier:
-    """The committed results of similar runs: of the same task, model, method and rank."""
+    """The committed results of similar runs: of the same task, model, method and rank; for memory, of passes as large."""
 
     def __init__(self) -> None:
         self.peaks: dict[tuple, list[float]] = {}
@@ -110,10 +110,10 @@ class Earlier:
             self.times.setdefault(kind, []).append((result.last_step, result.wall_s - slowed_s))
 
     def claim_gib(self, config: RunConfig, unknown_gib: float) -> float:
-        """Return the GiB that similar runs with passes of that size held, else what the plan says of this one.
+        """Return the GiB that similar runs with passes of that size held, else the plan's and one training pass more.
 
-        A pass counts twice in the latter: its memory stays with the first captured graph, and the next shape needs its own.
-        `unknown_gib`: if the plan does not know the model's shape.
+        A captured run keeps the memory of a pass that it no longer needs. `unknown_gib`: if the plan does not know the
+        model's shape.
         """
         known = config.model_dump(mode="json")
         if peaks := self.peaks.get((_kind(known), _pass(known))):
@@ -123,8 +123,8 @@ class Earlier:
             planned = memory(config, longest, sequences_per_pass(config, longest))
         except ValueError:
             return unknown_gib
-        passes = planned.activations + planned.logits + planned.graphs
-        return (planned.gpu + passes) / GIB * MARGIN + CONTEXT_GIB
+        kept = planned.activations + planned.logits if config.method.trains else 0.0
+        return (planned.gpu + kept) / GIB * MARGIN + CONTEXT_GIB
 
     def expected_s(self, config: RunConfig) -> float | None:
         """Return the seconds of the similar runs nearest in steps, at their fastest; None if there are none.
@@ -146,8 +146,8 @@ def _kind(config: dict[str, Any]) -> tuple:
 
 def _pass(config: dict[str, Any]) -> tuple:
     """Return what decides the size of a pass."""
-    hardware = config["hardware"]
-    return tuple(hardware.get(name) for name in ("micro_batch_size", "micro_batch_tokens", "padding_free"))
+    hardware = config["hardware"]  # an earlier result may lack the last
+    return hardware.get("micro_batch_size"), hardware.get("micro_batch_tokens"), bool(hardware.get("padding_free"))
 
 
 def main() -> int:

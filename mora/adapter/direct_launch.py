@@ -14,7 +14,8 @@ class DirectLaunch:
     Triton's own launch works out at every call which compiled kernel fits the arguments, which takes Python longer than all
     else that is done here. What decides is the same for all tensors of a kind: their types, strides and device, and that
     their addresses are multiples of 16. So the first call asks Triton, and the next ones launch what it found, with
-    addresses for tensors. A call with another address goes through Triton again.
+    addresses for tensors. A call with another address goes through Triton again. A number must have the same Python type at
+    every call, and a kernel that gets an integer which varies must name it in `do_not_specialize`.
     """
 
     def __init__(self, kernel: Any, constants: dict[str, Any]) -> None:

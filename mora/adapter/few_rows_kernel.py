@@ -1,9 +1,10 @@
 """y += scaling * f_decomp(M f_comp(x)) for a few rows, in one Triton kernel: what decoding launches beside the base product.
 
 A sequence that is decoded has one row a step, and the GPU then waits for the CPU: what counts is how many operations a layer
-launches. LoRA has four beside the base's, the products of `products.py` have three, this has one. A program has some rows
-of M and one row of x. It makes f_comp(x) for itself, K values out of the cache, and adds its part of M f_comp(x) wherever
-f_decomp puts it. Sums are in fp32; f_comp(x) is rounded to M's dtype, as the other forms have it.
+launches. LoRA has four beside the base's, the products of `products.py` have three, this has one. Each program handles
+SQUARE_ROWS rows of M for one row of x. It computes f_comp(x) itself, reading x's K values, which are in the cache, and adds
+its part of M f_comp(x) to the outputs that f_decomp assigns to it. Sums are in fp32; f_comp(x) is rounded to M's dtype, as
+in the other forms.
 
 Importing this file imports Triton.
 """
@@ -21,9 +22,9 @@ from .direct_launch import DirectLaunch
 from .gather import Gather, maps
 from .operators import Decouple, Operator, Rotation, rotation_table
 
-SQUARE_ROWS = 16  # rows of M that a program has
+SQUARE_ROWS = 16  # rows of M that a program handles
 TILE = 4096  # elements of the largest tile
-MOST_BLOCKS = 128  # that a program holds at once
+MOST_BLOCKS = 128  # blocks that a program can hold at once
 
 
 def few_rows(operator: Operator) -> FewRows | None:
@@ -44,7 +45,7 @@ class FewRows:
     def add_to(self, y: Tensor, x: Tensor, M: Tensor, scaling: float) -> Tensor:
         """Add to y (..., out_features) what an adapter makes of x (..., in_features), in place, and return y.
 
-        All three are contiguous and of any floating dtype but fp64.
+        All three are contiguous, each in fp32, bf16 or fp16.
         """
         device = x.get_device()
         if (
@@ -56,7 +57,11 @@ class FewRows:
         if kind not in self._launches:
             self._launches[kind] = self._launch(x)
         launch, tables = self._launches[kind]
-        launch((x.numel() // self.operator.in_features, self._programs, 1), (x, M, y, *(tables or (x, x))), (scaling,))
+        launch(
+            (x.numel() // self.operator.in_features, self._programs, 1),
+            (x, M, y, *(tables or (x, x))),
+            (float(scaling),),
+        )
         return y
 
     def _launch(self, x: Tensor) -> tuple[DirectLaunch, tuple[Tensor, ...]]:

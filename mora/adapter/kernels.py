@@ -15,15 +15,14 @@ The four linear maps run as Triton kernels (`gather_kernel.py`) on a GPU; elsewh
 them by itself and could not look into a kernel, they are the operators' own torch code. Everything is allocated by shape
 alone and nothing asks the device for a value, so a step may be captured in a CUDA graph once it has run.
 
-Decoding, a few rows without a backward pass, has a kernel of its own for all that is added to the base product
-(`few_rows_kernel.py`).
-
 That is the form "fused". "products" (`products.py`) is made for small models: plain products with f_comp and f_decomp as
 matrices, fewer launches for more arithmetic. "auto" chooses for each call: "products" on a GPU where the layer is so small
-that the CPU decides, compiled or not, else "fused"; before either, decoding's kernel. The environment variable
-MORA_KERNELS, or `use(...)`, decides otherwise: "torch", the fused function without Triton; "reference", the operators
-composed under autograd; "triton", also on the CPU (with TRITON_INTERPRET=1, for tests). Second derivatives need
-"reference" or "products"; the others refuse them.
+that the CPU decides, compiled or not, else "fused". The environment variable MORA_KERNELS, or `use(...)`, decides
+otherwise: "torch", the fused function without Triton; "reference", the operators composed under autograd; "triton", also
+on the CPU (with TRITON_INTERPRET=1, for tests). Second derivatives need "reference" or "products"; the others refuse them.
+
+Decoding has one row a sequence and no backward pass. In the forms "auto", "fused" and "triton", calls without gradients on
+at most FEW_ROWS rows use one kernel for all that is added to the base product (`few_rows_kernel.py`).
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ if TYPE_CHECKING:
 Form = Literal["auto", "fused", "products", "torch", "reference", "triton"]
 LIGHT = 2**36  # multiply-adds of x W in 2-byte numbers: an H200 computes the layer as fast as a CPU launches "fused"
 LARGE = 2**25  # numbers in S and T, 64 MiB in bf16: reading them would cost what "products" saves
-FEW_ROWS = 16  # of x in a pass of decoding, at most
+FEW_ROWS = 16  # most rows of x for which decoding's kernel is used
 CHUNK_BYTES = 16 * 2**20  # of compressed blocks: they and their product with M stay in the L2 cache of an H100 (50 MB)
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MULTIPROCESSORS = 132  # of an H100: how many tiles a matrix product should have
@@ -98,13 +97,11 @@ def _as_products(x: Tensor, operator: Operator) -> bool:
 
 def _decoding_kernel(x: Tensor, M: Tensor, weight_DK: Tensor, operator: Operator, dtype: torch.dtype) -> FewRows | None:
     """Return what adds the adapter's part in place, where there are a few rows and no backward pass; else None."""
-    if (
-        torch.is_grad_enabled()
-        or x.numel() > FEW_ROWS * operator.in_features
-        or _form not in ("auto", "fused", "triton")
-    ):
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.jit.is_tracing():
+        return None  # a compiler or a tracer could not look into the kernel
+    if x.numel() > FEW_ROWS * operator.in_features or _form not in ("auto", "fused", "triton"):
         return None
-    if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter) or not on_triton(x):
+    if type(x) not in (Tensor, torch.nn.Parameter) or not on_triton(x):
         return None
     fits = (
         x.dtype == weight_DK.dtype == _base_dtype(x)
@@ -126,7 +123,9 @@ def _few_rows(operator: Operator) -> FewRows | None:
 
 
 def _triton_maps(x: Tensor, operator: Operator) -> Maps | None:
-    if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter) or not on_triton(x):
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return None
+    if type(x) not in (Tensor, torch.nn.Parameter) or not on_triton(x):
         return None
     if x.dtype not in TRITON_DTYPES or x.numel() == 0:
         return None

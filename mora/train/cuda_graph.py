@@ -63,6 +63,7 @@ class GraphedBackward:
         inputs = Batch(*(None if x is None else x.clone() for x in vars(batch).values()))  # type: ignore[arg-type]
         tokens = loss_tokens.clone()
         gradients = [p.grad.clone() for p in self._parameters if p.grad is not None]
+        torch.cuda.empty_cache()  # what passes have left on the current stream is of no use on the other
         stream = _stream(torch.cuda.current_device())
         stream.wait_stream(torch.cuda.current_stream())
         with torch.random.fork_rng(devices=[torch.cuda.current_device()]), torch.cuda.stream(stream):

@@ -80,6 +80,29 @@ def test_decodings_kernel_over_shapes(setting, shape, dtype):
         assert relative_error(*added_and_expected(operator, rows, dtype)) < TOLERANCE.get(dtype, 1e-2), rows
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("setting", MAIN, ids=setting_id)
+def test_decodings_kernel_takes_any_address_and_scaling_and_is_captured(setting):
+    operator = build(setting, rounded_up_for_rotation(setting, (90, 31, 10)))
+    R, x, W = operator.r_hat, torch.randn(1, 90), torch.randn(31, 90)
+    memory = torch.randn(R * R + 1)
+
+    def check(M: Tensor, scaling: float, y: Tensor | None = None) -> None:
+        if y is None:
+            y = kernels.adapted_linear(x, M, operator, scaling, weight_DK=W)
+        assert relative_error(y, x.double() @ (W + scaling * operator.delta_weight(M)).double().mT) < 1e-5
+
+    for scaling in (1, 0.5, 2, 1):  # Triton would make a constant of the integer 1
+        check(memory[1:].view(R, R), scaling)
+        check(memory[:-1].view(R, R), scaling)
+    graph, M = torch.cuda.CUDAGraph(), memory[:-1].view(R, R)
+    with torch.cuda.graph(graph):
+        y = kernels.adapted_linear(x, M, operator, 0.5, weight_DK=W)
+    x.normal_()
+    graph.replay()
+    check(M, 0.5, y)
+
+
 @pytest.mark.parametrize("shape", ODD[2:3] + ODD[4:], ids=shape_id)
 @pytest.mark.parametrize("setting", SETTINGS, ids=setting_id)
 def test_decodings_kernel_of_every_setting(setting, shape):

@@ -85,6 +85,18 @@ def test_a_model_that_decodes_uses_it_and_one_that_trains_does_not(monkeypatch):
 
 
 @needs_interpreter
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [1, 40])
+def test_a_traced_layer_computes_all_of_itself_since_a_trace_does_not_record_a_kernel(rows):
+    operator, M, W = build(("rotation", {}), (48, 48, 16)), torch.randn(16, 16), torch.randn(48, 48)
+    x, example = torch.randn(rows, 48), torch.ones(rows, 48)
+    with kernels.use("triton"):
+        traced = torch.jit.trace(lambda x: kernels.adapted_linear(x, M, operator, weight_DK=W), example)
+    expected = x.double() @ (W.double() + operator.delta_weight(M.double())).mT
+    assert relative_error(traced(x), expected) < 1e-5
+
+
+@needs_interpreter
 def test_operators_that_it_cannot_compute():
     from mora.adapter.few_rows_kernel import few_rows
 

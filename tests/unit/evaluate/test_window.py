@@ -14,11 +14,11 @@ from mora.models.tokenizers import character_tokenizer
 from mora.train.worker import check_positions
 
 
-def small(kind):
+def small(kind, n_positions=128):
     torch.manual_seed(0)
     special = {"vocab_size": len(character_tokenizer()), "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     if kind == "gpt2":
-        return GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, n_positions=128, **special)).eval()
+        return GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, n_positions=n_positions, **special)).eval()
     sizes = {
         "hidden_size": 32,
         "word_embed_proj_dim": 32,
@@ -82,6 +82,22 @@ def test_it_is_scored_to_the_end_and_said_first(kind, task, tmp_path, capsys):
     assert metrics[task]["documents"] >= 1
     said = capsys.readouterr().err
     assert said.startswith("the model has 128 positions: longer prompts are cut at the left")
+
+
+@pytest.mark.parametrize(("n_positions", "loads"), [(4096, 0), (128, 1)])
+def test_tasks_that_are_there_are_not_loaded_again_unless_the_model_is_too_short_for_them(
+    n_positions, loads, tmp_path, monkeypatch
+):
+    from mora.evaluate import harness, synthetic
+
+    synthetic.write(tmp_path)
+    settings, tokenizer, calls = Settings(2, limit=1, data_dir=str(tmp_path)), character_tokenizer(), []
+    loaded = harness.load_tasks(["mmlu_tulu_0shot"], tokenizer, settings)
+    real = harness.load_tasks
+    monkeypatch.setattr(harness, "load_tasks", lambda *a: calls.append(a) or real(*a))
+    metrics, _ = evaluate_model(small("gpt2", n_positions), tokenizer, ["mmlu_tulu_0shot"], settings, loaded)
+    assert metrics["mmlu_tulu_0shot"]["documents"] == 1
+    assert len(calls) == loads
 
 
 def test_a_training_sequence_that_is_too_long_is_refused_before_training():

@@ -266,8 +266,10 @@ def test_a_run_claims_what_like_runs_held_only_if_their_passes_had_its_size(tmp_
     large, small = compose(run), compose([*run, "hardware.micro_batch_size=2"])
     earlier = module.Earlier()
     planned = earlier.claim_gib(large, 24.0)
+    old = large.model_dump(mode="json")
+    del old["hardware"]["padding_free"]  # results from before there was that choice lack it
     held = types.SimpleNamespace(
-        config=large.model_dump(mode="json"),
+        config=old,
         peak_memory_bytes=22.8 * 2**30,
         hardware={"reserved_memory_bytes": 42.7 * 2**30},
         wall_s=None,
@@ -278,3 +280,21 @@ def test_a_run_claims_what_like_runs_held_only_if_their_passes_had_its_size(tmp_
     assert earlier.claim_gib(large, 24.0) == pytest.approx(42.7 * 1.1 + 1)
     assert planned == pytest.approx(earlier.claim_gib(large, 24.0), rel=0.1)  # what that run held on an H200
     assert earlier.claim_gib(small, 24.0) < planned / 2
+
+
+@pytest.mark.parametrize(
+    ("run", "held_gib"),  # on an H200
+    [
+        ("task=tulu2 method=lora r=4 lr=1e-3", 34.6),
+        ("task=tulu2 method=mora r=4 lr=3e-4", 25.5),
+        ("task=tulu2 method=fft lr=1e-5", 52.6),
+        ("task=metamath method=relora r=96 lr=3e-4", 39.4),
+        ("task=finance method=mora r=4 lr=3e-4", 31.3),
+        ("task=tulu2 method=none", 10.0),
+    ],
+)
+def test_a_run_like_no_other_claims_what_such_runs_hold(run, held_gib, tmp_path, monkeypatch):
+    module = load()
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    claim = module.Earlier().claim_gib(compose([*run.split(), "scale=mid"]), 24.0)
+    assert held_gib < claim < 1.6 * held_gib + 15

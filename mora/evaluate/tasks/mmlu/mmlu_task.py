@@ -12,9 +12,9 @@ from mora.data.sets import LETTERS, SETS, subject_of
 from mora.evaluate.choices import as_test_split
 from mora.evaluate.records import Record, Row, data_folder, field_error, read, require_at_least, rows, text, texts
 
-AT_THE_SEAM = (
-    32  # tokens by which a text may exceed the sum of its two parts, far more than a tokenizer makes of one word
-)
+# A text may have more tokens than its two parts together; far fewer than these.
+AT_THE_SEAM = 32
+
 # The medical subjects of MultiMedQA; the paper does not say which it took.
 BIO = [
     "anatomy",
@@ -46,7 +46,10 @@ def load(
         return len(tokens.encode(tokenizer, _head(subject, dev.get(subject, [])[:n], chat)))
 
     def fits(shown: str, row: Row, n: int) -> bool:
-        """Return whether the prompt fits. Only one that could be too long is tokenised: a token has at least one byte."""
+        """Return whether the prompt fits. Bytes bound the tokens of the question.
+
+        If they do not settle it, the question is tokenised alone, and only then the whole prompt.
+        """
         if tokenizer is None:
             return True
         room = max_length - head_tokens(row["subject"], n)
