@@ -1,4 +1,4 @@
-"""y += scaling * f_decomp(M f_comp(x)) for a few rows, in one Triton kernel: what decoding launches beside the base product.
+"""y += scaling * f_decomp(M f_comp(x)) for a few rows, in one Triton kernel: all that decoding launches beside the base.
 
 A sequence that is decoded has one row a step, and the GPU then waits for the CPU: what counts is how many operations a layer
 launches. LoRA has four beside the base's, the products of `products.py` have three, this has one. Each program handles

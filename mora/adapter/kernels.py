@@ -95,7 +95,9 @@ def _as_products(x: Tensor, operator: Operator) -> bool:
     return base < LIGHT and products.size(operator) < LARGE
 
 
-def _decoding_kernel(x: Tensor, M: Tensor, weight_DK: Tensor, operator: Operator, dtype: torch.dtype) -> FewRows | None:
+def _decoding_kernel(
+    x: Tensor, M: Tensor, weight_DK: Tensor | None, operator: Operator, dtype: torch.dtype
+) -> FewRows | None:
     """Return what adds the adapter's part in place, where there are a few rows and no backward pass; else None."""
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.jit.is_tracing():
         return None  # a compiler or a tracer could not look into the kernel
@@ -104,7 +106,7 @@ def _decoding_kernel(x: Tensor, M: Tensor, weight_DK: Tensor, operator: Operator
     if type(x) not in (Tensor, torch.nn.Parameter) or not on_triton(x):
         return None
     fits = (
-        x.dtype == weight_DK.dtype == _base_dtype(x)
+        (weight_DK is None or x.dtype == weight_DK.dtype == _base_dtype(x))
         and x.dtype in TRITON_DTYPES
         and M.dtype == dtype
         and dtype in TRITON_DTYPES
@@ -155,10 +157,12 @@ def adapted_linear(
     dropout: probability, on the adapter's input; only where `takes_dropout`.
     dtype: of the compressed input and its product with M, by default M's. M's gradient has M's dtype.
     """
-    if weight_DK is not None and not dropout:
-        update = _decoding_kernel(x, M, weight_DK, operator, dtype or M.dtype)
-        if update is not None:
-            return update.add_to(F.linear(x, weight_DK, bias), x, M, scaling)
+    if not dropout and (kernel := _decoding_kernel(x, M, weight_DK, operator, dtype or M.dtype)):
+        if weight_DK is None:
+            y = x.new_zeros(*x.shape[:-1], operator.out_features, dtype=M.dtype)
+        else:
+            y = F.linear(x, weight_DK, bias)
+        return kernel.add_to(y, x, M, scaling)
     if _as_products(x, operator):
         return products.adapted_linear(x, _square(M, dtype or M.dtype, scaling), operator, weight_DK, bias, dropout)
     drop = None

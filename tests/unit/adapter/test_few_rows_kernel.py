@@ -76,12 +76,22 @@ def test_a_model_that_decodes_uses_it_and_one_that_trains_does_not(monkeypatch):
         assert count(1) == count(16) == 1
         assert count(17) == count(0) == 0
         assert count(1, form="torch") == count(1, form="products") == 0
-        assert count(1, weight_DK=None) == 0
+        assert count(1, weight_DK=None) == 1, "a base that is called as a module"
         assert count(1, M=M.mT) == 0, "not contiguous"
         assert count(1, dropout=0.5) == 0
         assert count(1, dtype=torch.bfloat16) == 0, "M would have to be cast"
         with torch.autocast("cpu", torch.bfloat16):
             assert count(1) == 0
+
+
+@needs_interpreter
+@torch.no_grad()
+def test_the_adapters_part_alone():
+    operator, M, x = build(("rotation", {}), (48, 90, 16)), torch.randn(16, 16), torch.randn(2, 1, 48)
+    with kernels.use("triton"):
+        y = kernels.adapted_linear(x.bfloat16(), M, operator, 0.5)
+    assert (y.dtype, y.shape) == (torch.float32, (2, 1, 90))
+    assert relative_error(y, x.bfloat16().double() @ (0.5 * operator.delta_weight(M.double())).mT) < 1e-5
 
 
 @needs_interpreter
