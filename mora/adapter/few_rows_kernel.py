@@ -48,20 +48,16 @@ class FewRows:
         All three are contiguous, each in fp32, bf16 or fp16.
         """
         device = x.get_device()
-        if (
-            device >= 0 and device != torch.cuda.current_device()
-        ):  # on which Triton launches, wherever its arguments are
+        # Triton launches on the current device, wherever the arguments are.
+        if device >= 0 and device != torch.cuda.current_device():
             with torch.cuda.device(device):
                 return self.add_to(y, x, M, scaling)
         kind = device, x.dtype, M.dtype, y.dtype
         if kind not in self._launches:
             self._launches[kind] = self._launch(x)
         launch, tables = self._launches[kind]
-        launch(
-            (x.numel() // self.operator.in_features, self._programs, 1),
-            (x, M, y, *(tables or (x, x))),
-            (float(scaling),),
-        )
+        grid = (x.numel() // self.operator.in_features, self._programs, 1)
+        launch(grid, (x, M, y, *(tables or (x, x))), (float(scaling),))
         return y
 
     def _launch(self, x: Tensor) -> tuple[DirectLaunch, tuple[Tensor, ...]]:

@@ -191,6 +191,7 @@ def _killed(case: Case, folder: Path, config: RunConfig, after_s: float, how: st
     """Start the run and kill it; return False if it had ended before, True once no process of it is left."""
     if result_path(config).is_file():
         return False
+    began = time.time()
     workers = start(case, folder, config)
     workers[0].join(after_s)
     if workers[0].exitcode is not None:
@@ -202,16 +203,30 @@ def _killed(case: Case, folder: Path, config: RunConfig, after_s: float, how: st
     chosen = workers if how != "one rank" else workers[-1:]
     for worker in chosen:
         worker.kill()
+    have_trained = _have_trained(folder, config, began)
     for worker in workers:
-        worker.join(ALONE_S)
+        worker.join(ALONE_S if have_trained else 0.0)
         if worker.exitcode is None:
-            attempts.wrong.append(f"run {attempts.runs}: a rank lived on for {ALONE_S:.0f} s after another was killed")
+            if have_trained:
+                attempts.wrong.append(
+                    f"run {attempts.runs}: a rank lived on for {ALONE_S:.0f} s after another was killed"
+                )
             worker.kill()
             worker.join()
     if not any(worker.exitcode == -signal.SIGKILL for worker in chosen):
         return False
     attempts.kills.append({"run": attempts.runs, "after_s": round(after_s, 3), "killed": how})
     return True
+
+
+def _have_trained(folder: Path, config: RunConfig, began: float) -> bool:
+    """Return whether the ranks that were started at `began` have logged a step.
+
+    Until then a rank may wait for another that joins one of their groups, for hours; the launcher, which is not here, would
+    end it. Afterwards the broken connection does.
+    """
+    path = run_folder(folder, config) / "log.jsonl"
+    return path.is_file() and path.stat().st_mtime > began
 
 
 def _end(case: Case, folder: Path, config: RunConfig, whole: Whole, attempts: Attempts) -> None:
