@@ -191,7 +191,7 @@ def _killed(case: Case, folder: Path, config: RunConfig, after_s: float, how: st
     """Start the run and kill it; return False if it had ended before, True once no process of it is left."""
     if result_path(config).is_file():
         return False
-    began = time.time()
+    before = _log_written(folder, config)
     workers = start(case, folder, config)
     workers[0].join(after_s)
     if workers[0].exitcode is not None:
@@ -203,7 +203,7 @@ def _killed(case: Case, folder: Path, config: RunConfig, after_s: float, how: st
     chosen = workers if how != "one rank" else workers[-1:]
     for worker in chosen:
         worker.kill()
-    have_trained = _have_trained(folder, config, began)
+    have_trained = _log_written(folder, config) != before
     for worker in workers:
         worker.join(ALONE_S if have_trained else 0.0)
         if worker.exitcode is None:
@@ -219,14 +219,14 @@ def _killed(case: Case, folder: Path, config: RunConfig, after_s: float, how: st
     return True
 
 
-def _have_trained(folder: Path, config: RunConfig, began: float) -> bool:
-    """Return whether the ranks that were started at `began` have logged a step.
+def _log_written(folder: Path, config: RunConfig) -> int | None:
+    """Return when the run's log was last written, None if there is none: whether the ranks have logged a step by now.
 
     Until then a rank may wait for another that joins one of their groups, for hours; the launcher, which is not here, would
     end it. Afterwards the broken connection does.
     """
     path = run_folder(folder, config) / "log.jsonl"
-    return path.is_file() and path.stat().st_mtime > began
+    return path.stat().st_mtime_ns if path.is_file() else None
 
 
 def _end(case: Case, folder: Path, config: RunConfig, whole: Whole, attempts: Attempts) -> None:
