@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -24,6 +25,12 @@ class DirectLaunch:
         self._compiled: Any = None  # after the first call; in Triton's interpreter it stays None
 
     def __call__(self, grid: tuple[int, int, int], tensors: Sequence[Tensor], numbers: Sequence[float]) -> None:
+        device = tensors[0].get_device()
+        if (
+            device >= 0 and device != torch.cuda.current_device()
+        ):  # on which Triton launches, wherever its arguments are
+            with torch.cuda.device(device):
+                return self(grid, tensors, numbers)
         addresses = [tensor.data_ptr() for tensor in tensors]
         every = 0
         for address in addresses:

@@ -47,27 +47,21 @@ class FewRows:
 
         All three are contiguous, each in fp32, bf16 or fp16.
         """
-        device = x.get_device()
-        # Triton launches on the current device, wherever the arguments are.
-        if device >= 0 and device != torch.cuda.current_device():
-            with torch.cuda.device(device):
-                return self.add_to(y, x, M, scaling)
-        kind = device, x.dtype, M.dtype, y.dtype
+        kind = x.get_device(), x.dtype, M.dtype, y.dtype
         if kind not in self._launches:
             self._launches[kind] = self._launch(x)
         launch, tables = self._launches[kind]
         grid = (x.numel() // self.operator.in_features, self._programs, 1)
-        launch(grid, (x, M, y, *(tables or (x, x))), (float(scaling),))
+        launch(grid, (x, M, y, *tables), (float(scaling),))
         return y
 
     def _launch(self, x: Tensor) -> tuple[DirectLaunch, tuple[Tensor, ...]]:
-        """Return the kernel and the rotation's table."""
+        """Return the kernel and what it reads beside x, M and y: the rotation's table, which decouple leaves unread."""
         op = self.operator
-        if not isinstance(op, Decouple):
-            return DirectLaunch(add_shared, _sharing_constants(op)), ()
-        turns = isinstance(op, Rotation)
-        tables = rotation_table(op.n_blocks, op.r_hat, x.device, torch.float32) if turns else ()
-        return DirectLaunch(add_blocks, _block_constants(op)), tables
+        if isinstance(op, Decouple):
+            table = rotation_table(op.n_blocks, op.r_hat, x.device, torch.float32)
+            return DirectLaunch(add_blocks, _block_constants(op)), table
+        return DirectLaunch(add_shared, _sharing_constants(op)), ()
 
 
 def _block_constants(op: Decouple) -> dict[str, Any]:
@@ -131,7 +125,7 @@ def _members(
 
 @triton.jit
 def add_shared(
-    x, M, y, unused_cos, unused_sin, scaling,
+    x, M, y, scaling,
     R: tl.constexpr, K: tl.constexpr, D: tl.constexpr, MODULUS: tl.constexpr,
     LIMIT_IN: tl.constexpr, TERMS_IN: tl.constexpr, FIRST_IN: tl.constexpr, LARGER_IN: tl.constexpr,
     STRIDE_IN: tl.constexpr, HELD_IN: tl.constexpr,

@@ -40,12 +40,9 @@ def run(plan: Gather, source: Tensor, out: Tensor, dropout: Dropout | None = Non
     dropout: acts on the source of `compress` and on the output of `compress_adjoint`: give it to those two only.
     first_row: the row of the whole input at which the data given begin, for dropout.
     """
-    rows, device = out.shape[0], source.get_device()
+    rows = out.shape[0]
     if rows == 0:
         return out
-    if device >= 0 and device != torch.cuda.current_device():  # on which Triton launches, wherever its arguments are
-        with torch.cuda.device(device):
-            return run(plan, source, out, dropout, first_row)
     p, seed = (dropout.p, dropout.seed) if dropout else (0.0, source)
     strides = source.stride(0), out.stride(0)
     launcher = _launcher(plan, source.device, source.dtype, out.dtype, strides, p, few_rows=rows < FEW_ROWS)

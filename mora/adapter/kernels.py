@@ -99,18 +99,14 @@ def _decoding_kernel(
     x: Tensor, M: Tensor, weight_DK: Tensor | None, operator: Operator, dtype: torch.dtype
 ) -> FewRows | None:
     """Return what adds the adapter's part in place, where there are a few rows and no backward pass; else None."""
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.jit.is_tracing():
-        return None  # a compiler or a tracer could not look into the kernel
-    if x.numel() > FEW_ROWS * operator.in_features or _form not in ("auto", "fused", "triton"):
+    if torch.is_grad_enabled() or _form == "products" or not _launches(x):
         return None
-    if type(x) not in (Tensor, torch.nn.Parameter) or not on_triton(x):
+    if x.numel() > FEW_ROWS * operator.in_features:
         return None
     fits = (
         (weight_DK is None or x.dtype == weight_DK.dtype == _base_dtype(x))
-        and x.dtype in TRITON_DTYPES
         and M.dtype == dtype
         and dtype in TRITON_DTYPES
-        and x.numel() > 0
         and x.is_contiguous()
         and M.is_contiguous()
     )
@@ -125,13 +121,16 @@ def _few_rows(operator: Operator) -> FewRows | None:
 
 
 def _triton_maps(x: Tensor, operator: Operator) -> Maps | None:
+    return maps(operator) if _launches(x) else None
+
+
+def _launches(x: Tensor) -> bool:
+    """Whether this call may launch Triton kernels on x: a compiler or a tracer could not look into them."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return None
+        return False
     if type(x) not in (Tensor, torch.nn.Parameter) or not on_triton(x):
-        return None
-    if x.dtype not in TRITON_DTYPES or x.numel() == 0:
-        return None
-    return maps(operator)
+        return False
+    return x.dtype in TRITON_DTYPES and x.numel() > 0
 
 
 @functools.cache
