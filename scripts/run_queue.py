@@ -11,9 +11,9 @@ for all runs of these cells that are missing: searches, then what they choose, a
 `hardware.`, which change no result, are given to every one of these runs.
 
 A run starts on the GPU with the most room, where the memory that like runs with passes of its size have held (the peak in
-their results, evaluation included, and 10%) fits beside what already runs there, and where the driver reports it as free; a
-run like no other claims what the plan says of its training and one pass more, or --unknown-gib. A run that fails is tried
-once more with twice the claim.
+their results, and 10%) fits beside what already runs there, and where the driver reports it as free; a run like no other
+claims what the plan says of its training, or what scoring holds if that is more, or --unknown-gib. A run that fails is
+tried once more with twice the claim.
 A run that could not end in the time left, as like runs did alone and as many times slower as there are runs on its GPU, is
 not started; where none is left that could, the queue ends.
 A minute before the time is over every run is asked to save a checkpoint (MORA_OUTPUT_DIR) and ends; one that has trained and
@@ -60,6 +60,7 @@ SAVING_S = 60.0  # how long a run may take to save its checkpoint
 LAST_S = 10.0  # before the end, when a run that is still being scored is stopped, too
 SETTLING_S = 25.0  # how long a run that has just started may not yet hold the memory it will hold
 MARGIN = 1.1  # of the memory that like runs held
+SCORING = 10.0  # times the weights: what scoring holds at most, 28 GiB beside 2.9 of weights in finance
 HELD = 1.33  # what a run holds over what it has allocated, where its result knows only that: 65 GiB for 49 was seen
 CONTEXT_GIB = 1.0  # CUDA's own
 CLAIM = re.compile(r"\[(\d+) GiB\]\s*")
@@ -110,10 +111,9 @@ class Earlier:
             self.times.setdefault(kind, []).append((result.last_step, result.wall_s - slowed_s))
 
     def claim_gib(self, config: RunConfig, unknown_gib: float) -> float:
-        """Return the GiB that similar runs with passes of that size held, else the plan's and one training pass more.
+        """Return the GiB that similar runs with passes of that size held, else those of the plan or of scoring.
 
-        A captured run keeps the memory of a pass that it no longer needs. `unknown_gib`: if the plan does not know the
-        model's shape.
+        `unknown_gib`: if the plan does not know the model's shape.
         """
         known = config.model_dump(mode="json")
         if peaks := self.peaks.get((_kind(known), _pass(known))):
@@ -123,8 +123,8 @@ class Earlier:
             planned = memory(config, longest, sequences_per_pass(config, longest))
         except ValueError:
             return unknown_gib
-        kept = planned.activations + planned.logits if config.method.trains else 0.0
-        return (planned.gpu + kept) / GIB * MARGIN + CONTEXT_GIB
+        scoring = SCORING * planned.weights if config.task.evaluation.tasks else 0.0
+        return max(planned.gpu, scoring) / GIB * MARGIN + CONTEXT_GIB
 
     def expected_s(self, config: RunConfig) -> float | None:
         """Return the seconds of the similar runs nearest in steps, at their fastest; None if there are none.
@@ -145,9 +145,10 @@ def _kind(config: dict[str, Any]) -> tuple:
 
 
 def _pass(config: dict[str, Any]) -> tuple:
-    """Return what decides the size of a pass."""
-    hardware = config["hardware"]  # an earlier result may lack the last
-    return hardware.get("micro_batch_size"), hardware.get("micro_batch_tokens"), bool(hardware.get("padding_free"))
+    """Return what decides the size of a pass, and whether scoring follows, which may need more."""
+    hardware, scored = config["hardware"], bool(config["task"]["evaluation"]["tasks"])
+    size = hardware.get("micro_batch_size"), hardware.get("micro_batch_tokens")
+    return *size, bool(hardware.get("padding_free")), scored  # an earlier result may lack the third
 
 
 def main() -> int:

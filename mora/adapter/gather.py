@@ -57,9 +57,9 @@ class Gather:
 
     @property
     def turned(self) -> int:
-        """The positions that have an angle: whole blocks of the longer side."""
+        """The positions that have an angle: the longer side, in whole blocks."""
         R = self.block_out or self.block_source
-        return max(self.n_out, self.n_source) // R * R if self.rotation else 0
+        return math.ceil(max(self.n_out, self.n_source) / R) * R if self.rotation else 0
 
     @property
     def width(self) -> int:
@@ -69,7 +69,7 @@ class Gather:
 
 @dataclass(frozen=True)
 class Maps:
-    """The gathers of one operator. `n_blocks` counts the blocks that can reach the output; 1 for sharing.
+    """The gathers of one operator. `n_blocks` counts the blocks that M acts on; 1 for sharing.
 
     block_matrices, for blocks that lie in x and y as they are, aligned and without padding, else None: row a of M -> row a
     of every P^i = M R_i side by side, so that y^i = P^i x^i is a batched product on x itself. With it its adjoint.
@@ -129,21 +129,20 @@ def _spread(n_out: int, groups: int, length: int, kind: str, split: str) -> Gath
 
 
 def _blocks(op: Decouple) -> Maps:
+    """Blocks that fall together in the output are added before M, which is linear: M acts on no more than these sums."""
     K, D, R = op.in_features, op.out_features, op.r_hat
-    folds = op.overflow == "fold" and op.n_blocks_out < op.n_blocks
-    n_blocks = op.n_blocks if folds else min(op.n_blocks, op.n_blocks_out)  # later blocks are dropped: never computed
-    P, rounds = n_blocks * R, op.n_blocks_out * R
+    n_blocks = min(op.n_blocks, op.n_blocks_out)
+    P, read = n_blocks * R, (op.n_blocks if op.overflow == "fold" else n_blocks) * R  # blocks that are dropped: unread
     circular = op.pad == "circular"
-    wraps = circular and P > K
+    wraps, folds = circular and read > K, read > P
     rotation = int(isinstance(op, Rotation))
-    compress = Gather(P, K, P if circular else min(P, K), modulus=K if wraps else 0, block_out=R)
-    adjoint = Gather(K, P, P, terms=1 + wraps, stride=K, block_source=R)
-    if folds:
-        decompress = Gather(D, P, P, terms=math.ceil(P / rounds), stride=rounds, block_source=R)
-        decompress_adjoint = Gather(P, D, P, modulus=rounds, block_out=R)
-    else:
-        decompress = Gather(D, P, D, modulus=P, block_source=R)
-        decompress_adjoint = Gather(P, D, D, terms=math.ceil(D / P), stride=P, block_out=R)
+    limit = read if circular else min(read, K)
+    compress = Gather(
+        P, K, limit, terms=math.ceil(read / P), stride=P if folds else 0, modulus=K if wraps else 0, block_out=R
+    )
+    adjoint = Gather(K, P, read, terms=1 + wraps, stride=K, modulus=P if folds else 0, block_source=R)
+    decompress = Gather(D, P, D, modulus=P, block_source=R)
+    decompress_adjoint = Gather(P, D, D, terms=math.ceil(D / P), stride=P, block_out=R)
     interleaved = op.pairs == "interleaved"
     matrices = matrices_adjoint = None
     if K == D == P and R % ALIGNMENT == 0:

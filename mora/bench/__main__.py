@@ -24,14 +24,14 @@ from mora.config import source
 from mora.config.arguments import positive_int
 from mora.io import replace_file
 
-from . import compiled, decoding, evaluation, layers, loop, plan, quantised, render, step, unsloth_lora
+from . import compiled, decoding, evaluation, layers, loop, plan, profile, quantised, render, step, unsloth_lora
 
 PACKAGES = ("torch", "transformers", "peft")
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m mora.bench", description=__doc__)
-    parser.add_argument("what", choices=(*MEASUREMENTS, "plan", "layers", "render"))
+    parser.add_argument("what", choices=(*MEASUREMENTS, "plan", "layers", "profile", "render"))
     extent = parser.add_mutually_exclusive_group()
     extent.add_argument("--quick", action="store_true", help="step: the bars alone, under four minutes on an H100")
     extent.add_argument(
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--rounds", type=positive_int, default=None, help="how often each is timed: step, compiled (10), quantised (3)"
     )
-    parser.add_argument("--only", default="", help="plan: the cases whose names hold this")
+    parser.add_argument("--only", default="", help="plan, profile: the cases whose names hold this")
     parser.add_argument("--out", type=Path, default=None, help="folder of the JSON, instead of results/bench")
     options = parser.parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -56,6 +56,8 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("quantised needs bitsandbytes, which is not installed: pip install bitsandbytes==0.50.2")
     elif options.what == "layers":
         layers.sweep(device, smoke=options.smoke)
+    elif options.what == "profile":
+        profile.show(device, smoke=options.smoke, only=options.only)
     elif options.what == "plan":
         _plan(device, options.smoke, options.only, options.out)
     else:

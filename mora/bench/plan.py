@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -153,7 +153,32 @@ def _measured(case: Case, device: torch.device, bases: dict[str, LlamaForCausalL
 
 
 def _steps(case: Case, config: RunConfig, device: torch.device, bases: dict[str, LlamaForCausalLM]) -> dict[str, Any]:
-    """Take steps of the engine that a run would have, on random tokens."""
+    """Time steps of the engine that a run would have."""
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    step, fused = warmed_up(case, config, device, bases)
+    capturing = torch.cuda.max_memory_allocated() if on_gpu else 0
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    seconds = [milliseconds(step, device) / 1e3 for _ in range(TIMED)]
+    replaying = torch.cuda.max_memory_allocated() + _idle_in_graphs() if on_gpu else 0
+    return {
+        "fused": fused,
+        "step_s": seconds,
+        "peak_bytes": max(capturing, replaying) if on_gpu else None,
+        "replaying_bytes": replaying if on_gpu else None,
+        "reserved_bytes": torch.cuda.max_memory_reserved() if on_gpu else None,
+    }
+
+
+def warmed_up(
+    case: Case, config: RunConfig, device: torch.device, bases: dict[str, LlamaForCausalLM]
+) -> tuple[Callable[[], None], bool]:
+    """Return a step on random tokens of the engine that a run would have, captured, and whether its layers are fused.
+
+    bases: the model of the case before, by its name; that of this case takes its place.
+    """
     dtype = DTYPES[config.scale.precision]
     if config.model.name not in bases:
         bases.clear()  # one model at a time
@@ -170,25 +195,11 @@ def _steps(case: Case, config: RunConfig, device: torch.device, bases: dict[str,
     for _ in range(case.micro_batches):
         ids = torch.randint(3, _vocabulary(config), (case.batch_size, case.length), generator=generator)
         batches.append(Batch(ids, ids.clone()).to(device))
-    on_gpu = device.type == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
     # The moments are made before anything is captured, as after a resume: all that there can be at once.
     _step(engine, batches[:1], case)
     for _ in range(WARM_UP):
         _step(engine, batches, case)
-    capturing = torch.cuda.max_memory_allocated() if on_gpu else 0
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
-    seconds = [milliseconds(lambda: _step(engine, batches, case), device) / 1e3 for _ in range(TIMED)]
-    replaying = torch.cuda.max_memory_allocated() + _idle_in_graphs() if on_gpu else 0
-    return {
-        "fused": fused,
-        "step_s": seconds,
-        "peak_bytes": max(capturing, replaying) if on_gpu else None,
-        "replaying_bytes": replaying if on_gpu else None,
-        "reserved_bytes": torch.cuda.max_memory_reserved() if on_gpu else None,
-    }
+    return lambda: _step(engine, batches, case), fused
 
 
 def _idle_in_graphs() -> int:

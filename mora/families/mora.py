@@ -67,11 +67,12 @@ class Mora(Family):
         blocks = 1
         if operator in ("decouple", "rotation"):
             inputs, outputs = math.ceil(k / r_hat), math.ceil(d / r_hat)
-            blocks = inputs if self.overflow == "fold" else min(inputs, outputs)  # those that reach the output
+            blocks = min(inputs, outputs)  # those that M acts on: what is folded is added before
         compressed = blocks * aligned(r_hat)
         in_place = blocks > 1 and not self.dropout and k == d == compressed == blocks * r_hat
         keeps_x = in_place or compressed >= k
-        ignored = 0 if operator == "sharing" else max(k - blocks * r_hat, 0)
+        folds = operator in ("decouple", "rotation") and self.overflow == "fold"
+        ignored = 0 if operator == "sharing" or folds else max(k - blocks * r_hat, 0)
         return Footprint(r_hat**2, blocks * r_hat**2, 0 if keeps_x else compressed, keeps_x, ignored=ignored)
 
     def check_restarts(self, method: str, groups: list[str] | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import re
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from mora.bench import __main__ as bench
-from mora.bench import compiled, decoding, evaluation, plan, quantised, render, step, unsloth_lora
+from mora.bench import compiled, decoding, evaluation, plan, profile, quantised, render, step, unsloth_lora
 from mora.planner import speed
 
 
@@ -313,6 +314,18 @@ def test_the_plan_is_held_against_real_steps_and_goes_on_where_it_stopped(tmp_pa
     checkpointed = [plan.predict(row).peak_bytes for row in result["rows"]]
     assert checkpointed[1] < checkpointed[0]
     assert render.tables(result).count("\n| tiny ") == 4
+
+
+def test_a_steps_time_is_told_apart_by_kernel(capsys):
+    bench.main(["profile", "--smoke", "--only", "tiny mora r=4 2 x 4 x 32 checkpointed"])
+    first, *rows = capsys.readouterr().out.splitlines()
+    total = float(re.search(r": ([\d.]+) ms in \d+ kernels", first)[1])
+    families = [row for row in rows if any(row.endswith(name) for name in (*profile.FAMILIES, profile.REST))]
+    assert sum(float(row.split()[0]) for row in families) == pytest.approx(total, abs=0.1)
+    names = [row.split("x  ")[1] for row in rows]
+    assert {"matrix products", "attention", "optimizer", "_AdaptedLinearBackward"} <= {*names}
+    assert profile.family_of("nvjet_tst_128x256_64x4_2x1_v_bz_TNT") == "matrix products"
+    assert profile.family_of("gather_sum") == "MoRA's maps"
 
 
 def test_steps_that_were_not_steady_say_so(tmp_path):

@@ -46,7 +46,7 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 
 
 def expected_in_memory(operator: Operator, name: str, source: Tensor) -> Tensor:
-    """The fp64 operator's result of one map, laid out as the kernel does: used blocks only, each padded with zeros."""
+    """The fp64 operator's result of one map, laid out as the kernel does: the blocks that M acts on, padded with zeros."""
     from mora.adapter.gather import maps
     from mora.sizes import aligned
 
@@ -55,10 +55,15 @@ def expected_in_memory(operator: Operator, name: str, source: Tensor) -> Tensor:
         blocks = source.view(len(source), -1, side)[..., : operator.r_hat]
         if isinstance(operator, OPERATORS["sharing"]):
             blocks = blocks.squeeze(1)
+        elif operator.n_blocks > n_blocks and operator.overflow == "fold" and name == "compress_adjoint":
+            blocks = blocks.repeat(1, operator.n_blocks // n_blocks + 1, 1)[:, : operator.n_blocks]
         elif operator.n_blocks > n_blocks:
             blocks = nn.functional.pad(blocks, (0, 0, 0, operator.n_blocks - n_blocks))
         return getattr(operator, name)(blocks)
-    blocks = getattr(operator, name)(source).reshape(len(source), -1, operator.r_hat)[:, :n_blocks]
+    blocks = getattr(operator, name)(source).reshape(len(source), -1, operator.r_hat)
+    if operator.overflow == "fold" and name == "compress":
+        blocks = torch.stack([blocks[:, i::n_blocks].sum(1) for i in range(n_blocks)], dim=1)
+    blocks = blocks[:, :n_blocks]
     return nn.functional.pad(blocks, (0, side - operator.r_hat)).flatten(1)
 
 
