@@ -16,6 +16,8 @@ claims what the plan says of its training, or what scoring holds if that is more
 tried once more with twice the claim.
 A run that could not end in the time left, as like runs did alone and as many times slower as there are runs on its GPU, is
 not started; where none is left that could, the queue ends.
+With --mps the runs of a GPU compute at the same time, through NVIDIA MPS, instead of in turns; where that does not work, the
+queue says so and goes on without.
 A minute before the time is over every run is asked to save a checkpoint (MORA_OUTPUT_DIR) and ends; one that has trained and
 is being scored has that minute.
 
@@ -37,6 +39,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -161,7 +164,13 @@ def main() -> int:
         sys.exit(f"run_queue.py: {error}")
     signal.signal(signal.SIGTERM, lambda *_: queue.stop("asked to stop"))
     signal.signal(signal.SIGINT, lambda *_: queue.stop("asked to stop"))
-    return queue.run()
+    with ExitStack() as stack:
+        if options.mps:
+            try:
+                queue.env = stack.enter_context(gpus.sharing_at_once())
+            except OSError as error:
+                queue.complain(error)
+        return queue.run()
 
 
 class Queue:
@@ -173,6 +182,7 @@ class Queue:
         if not self.gpus:
             sys.exit("run_queue.py: nvidia-smi shows no GPU of --gpus; the queue is for GPUs, run.py runs anywhere")
         self.earlier = Earlier()
+        self.env: dict[str, str] = {}  # of every run
         self.running: list[Job] = []
         self.tries: dict[str, int] = {}
         self.ended: dict[str, str] = {}  # run id -> how it ended
@@ -294,7 +304,8 @@ class Queue:
         output = open(self.options.out / f"{run_id(config)}.txt", "ab")  # noqa: SIM115 - the process keeps it
         # As many as may come to share the GPU with it: by their speed, a run that others join is not one that was alone.
         beside = 1 + sum(job.gpu is gpu for job in self.running)
-        env = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu.index, "MORA_SIDE_BY_SIDE": str(self.options.jobs)}
+        env = {**os.environ, **self.env, "CUDA_VISIBLE_DEVICES": gpu.index}
+        env["MORA_SIDE_BY_SIDE"] = str(self.options.jobs)
         env.setdefault("OMP_NUM_THREADS", "2")
         command = [sys.executable, str(ROOT / "run.py"), *shlex.split(CLAIM.sub("", line))]
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, env=env)
@@ -387,6 +398,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "queue", help="journal, output and results")
     parser.add_argument("--gpus", type=lambda text: text.split(","), default=[], help="indices, 0,1; all if not given")
     parser.add_argument("--jobs", type=int, default=6, help="at most so many runs side by side on one GPU")
+    parser.add_argument("--mps", action="store_true", help="runs compute on a GPU at the same time, through NVIDIA MPS")
     parser.add_argument("--unknown-gib", type=amount, default=24.0, help="claimed by a run like no other")
     return parser.parse_args()
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 
 MIB = 2**20
+MPS = "nvidia-cuda-mps-control"
+MPS_S = 90.0  # for torch to be imported, and more
 
 
 def visible() -> list[str]:
@@ -32,6 +36,38 @@ def query(*what: str) -> list[list[str]]:
     command = ["nvidia-smi", f"--query-gpu={','.join(what)}", "--format=csv,noheader,nounits"]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     return [row.split(", ") for row in answer.stdout.splitlines()] if answer.returncode == 0 else []
+
+
+@contextmanager
+def sharing_at_once() -> Iterator[dict[str, str]]:
+    """Yield the environment of runs that compute on a GPU at the same time, through NVIDIA MPS, and not in turns.
+
+    MPS is started, tried with a small product, and ended with the context. Raises OSError if it does not work here.
+    """
+    folder = tempfile.mkdtemp(prefix="mps-")
+    env = {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
+
+    def call(*command: str, given: str | None = None) -> None:  # no pipe for what it prints: the daemon would hold it
+        with open(f"{folder}/said", "w+") as said:
+            answer = subprocess.run(
+                command, env=os.environ | env, input=given, stdout=said, stderr=said, text=True, timeout=MPS_S
+            )
+            said.seek(0)
+            if answer.returncode:
+                raise OSError(f"NVIDIA MPS does not work here: {command[0]} failed: {said.read().strip()[-200:]}")
+
+    try:
+        call(MPS, "-d")
+        try:
+            call(sys.executable, "-c", "import torch; a = torch.ones(64, 64, device='cuda'); assert (a @ a).sum() > 0")
+            yield env
+        finally:
+            with suppress(OSError, subprocess.TimeoutExpired):
+                call(MPS, given="quit\n")
+    except subprocess.TimeoutExpired as error:
+        raise OSError(f"NVIDIA MPS does not work here: {error.cmd[0]} took more than {MPS_S:.0f} s") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class GpuSlots:
