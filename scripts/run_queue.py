@@ -10,14 +10,14 @@ the part that may start until everything above it has ended. `@experiment table1
 for all runs of these cells that are missing: searches, then what they choose, as they come. Its words that begin with
 `hardware.`, which change no result, are given to every one of these runs.
 
-A run starts on the GPU with the most room, where the memory that like runs with passes of its size have held (the peak in
+A run starts on the GPU with the most room, where the memory that a like run with passes of its size has held (the least of
 their results, and 10%) fits beside what already runs there, and where the driver reports it as free; a run like no other
 claims what the plan says of its training, or what scoring holds if that is more, or --unknown-gib. A run that fails is
 tried once more with twice the claim.
 A run that could not end in the time left, as like runs did alone and as many times slower as there are runs on its GPU, is
 not started; where none is left that could, the queue ends.
 With --mps the runs of a GPU compute at the same time, through NVIDIA MPS, instead of in turns; where that does not work, the
-queue says so and goes on without.
+queue says so and goes on without. A fatal fault of one run on the GPU then ends the others there, too.
 A minute before the time is over every run is asked to save a checkpoint (MORA_OUTPUT_DIR) and ends; one that has trained and
 is being scored has that minute.
 
@@ -63,7 +63,7 @@ SAVING_S = 60.0  # how long a run may take to save its checkpoint
 LAST_S = 10.0  # before the end, when a run that is still being scored is stopped, too
 SETTLING_S = 25.0  # how long a run that has just started may not yet hold the memory it will hold
 MARGIN = 1.1  # of the memory that like runs held
-SCORING = 10.0  # times the weights: what scoring holds at most, 28 GiB beside 2.9 of weights in finance
+SCORING = 11.0  # times the weights: scoring finance held 31.9 GiB beside 2.9 of weights
 HELD = 1.33  # what a run holds over what it has allocated, where its result knows only that: 65 GiB for 49 was seen
 CONTEXT_GIB = 1.0  # CUDA's own
 CLAIM = re.compile(r"\[(\d+) GiB\]\s*")
@@ -94,7 +94,10 @@ class Job:
 
 
 class Earlier:
-    """The committed results of similar runs: of the same task, model, method and rank; for memory, of passes as large."""
+    """The committed results of similar runs: of the same task, model, method and rank.
+
+    For memory also of passes as large, and followed by scoring or not.
+    """
 
     def __init__(self) -> None:
         self.peaks: dict[tuple, list[float]] = {}
@@ -120,7 +123,7 @@ class Earlier:
         """
         known = config.model_dump(mode="json")
         if peaks := self.peaks.get((_kind(known), _pass(known))):
-            return max(peaks) * MARGIN + CONTEXT_GIB
+            return min(peaks) * MARGIN + CONTEXT_GIB  # earlier sources held more than they needed
         try:
             longest = max_length(config)
             planned = memory(config, longest, sequences_per_pass(config, longest))
@@ -167,7 +170,7 @@ def main() -> int:
     with ExitStack() as stack:
         if options.mps:
             try:
-                queue.env = stack.enter_context(gpus.sharing_at_once())
+                queue.env = stack.enter_context(gpus.sharing_at_once([gpu.index for gpu in queue.gpus]))
             except OSError as error:
                 queue.complain(error)
         return queue.run()

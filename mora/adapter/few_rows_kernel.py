@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .direct_launch import DirectLaunch
 from .gather import Gather, maps
+from .gather_kernel import plane_of
 from .operators import Decouple, Operator, Rotation, rotation_table
 
 SQUARE_ROWS = 16  # rows of M that a program handles
@@ -190,16 +191,9 @@ def add_blocks(
             position = block[:, None] * R + k[None, :]
             own = _input(x + row * K, position, ok, K, CIRCULAR)
             if TURNS:
-                if INTERLEAVED:
-                    is_first = k % 2 == 0
-                    plane = k // 2
-                    partner = tl.where(is_first, 1, -1)
-                else:
-                    is_first = k < R // 2
-                    plane = tl.where(is_first, k, k - R // 2)
-                    partner = tl.where(is_first, R // 2, -(R // 2))
+                plane, is_first, to_partner = plane_of(k, R, INTERLEAVED)
                 angle = block[:, None] * (R // 2) + plane[None, :]
-                other = _input(x + row * K, position + partner[None, :], ok, K, CIRCULAR)
+                other = _input(x + row * K, position + to_partner[None, :], ok, K, CIRCULAR)
                 turned = tl.load(sin + angle, mask=ok, other=0.0) * tl.where(is_first, -1.0, 1.0)[None, :]
                 own = own * tl.load(cos + angle, mask=ok, other=0.0) + other * turned
             c += own

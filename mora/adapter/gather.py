@@ -5,7 +5,8 @@ f_comp, f_decomp and their adjoints all have the same form: an output is a sum o
     out[o] = sum over t of source[group(position(o, t))],
 
 and padding, circular wrap, tiling, groups and blocks are index arithmetic in `position` and `group`. A `Gather` names that
-arithmetic for one map; `gather_kernel.py` carries it out.
+arithmetic for one map; `gather_kernel.py` carries it out. Where blocks fall together in the output (`overflow="fold"`),
+they are added in f_comp, not in f_decomp as the operators write it: M, in between, is linear.
 """
 
 from __future__ import annotations
@@ -129,7 +130,6 @@ def _spread(n_out: int, groups: int, length: int, kind: str, split: str) -> Gath
 
 
 def _blocks(op: Decouple) -> Maps:
-    """Blocks that fall together in the output are added before M, which is linear: M acts on no more than these sums."""
     K, D, R = op.in_features, op.out_features, op.r_hat
     n_blocks = min(op.n_blocks, op.n_blocks_out)
     P, read = n_blocks * R, (op.n_blocks if op.overflow == "fold" else n_blocks) * R  # blocks that are dropped: unread

@@ -156,6 +156,20 @@ def _fetch(
 
 
 @triton.jit
+def plane_of(j, R: tl.constexpr, INTERLEAVED: tl.constexpr):
+    """Return the plane in which element j of a block turns, whether j is its first element, and the way to the other."""
+    if INTERLEAVED:
+        plane = j // 2
+        is_first = j % 2 == 0
+        to_partner = tl.where(is_first, 1, -1)
+    else:
+        is_first = j < R // 2
+        plane = tl.where(is_first, j, j - R // 2)
+        to_partner = tl.where(is_first, R // 2, -(R // 2))
+    return plane, is_first, to_partner
+
+
+@triton.jit
 def _turned(
     source, row, row_ok, stride, position, ok, cos, sin, seed, first_row, threshold, keep_scale,
     N_SOURCE: tl.constexpr, LIMIT: tl.constexpr, MODULUS: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr,
@@ -163,15 +177,8 @@ def _turned(
 ):  # fmt: skip
     """Return the element at `position` after block i is rotated by TURN * i * theta_j in its j-th plane (Eq. 10, 11)."""
     block = position // R
-    j = position % R
-    if INTERLEAVED:
-        is_first = j % 2 == 0
-        plane = j // 2
-        partner = tl.where(is_first, position + 1, position - 1)
-    else:
-        is_first = j < R // 2
-        plane = tl.where(is_first, j, j - R // 2)
-        partner = tl.where(is_first, position + R // 2, position - R // 2)
+    plane, is_first, to_partner = plane_of(position % R, R, INTERLEAVED)
+    partner = position + to_partner
     angle_ok = ok & (position < TURNED)
     c = tl.load(cos + block * (R // 2) + plane, mask=angle_ok, other=1.0)
     s = tl.load(sin + block * (R // 2) + plane, mask=angle_ok, other=0.0)

@@ -9,7 +9,7 @@ Every operator keeps Eq. 3, `decompress(compress(x) @ M.T) == x @ delta_weight(M
 any dtype. `delta_weight` is built from the same pieces as the forward pass: `_pad` and `_fold_pad`, `_sum_groups` and
 `_spread_groups`, `_rotate` by +angle and by -angle are pairs of a linear map and its adjoint, so that only the place of a
 block in the output is said twice.
-The adjoints of whole maps, which the backward pass of `kernels.py` uses, are put together from the same pairs.
+The adjoints of whole maps, which the backward pass of `fused_linear.py` uses, are put together from the same pairs.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import statistics
 import torch
 from torch import nn
 
-from mora.adapter import MoraConfig, MoraLinear, kernels
+from mora.adapter import MoraConfig, MoraLinear, fused_linear
 
 from .models import Case, dtype_on
 from .step import milliseconds
@@ -34,7 +34,7 @@ def sweep(device: torch.device, smoke: bool) -> None:
             ).to(device)
             layer.mora_M["default"].weight.data = layer.mora_M["default"].weight.data.to(dtype)
             for mib in chunks if operator == "rotation" else chunks[-1:]:
-                kernels.CHUNK_BYTES = mib * 2**20
+                fused_linear.CHUNK_BYTES = mib * 2**20
                 part = f" parts of {mib} MiB" if operator == "rotation" else ""
                 print(f"{name:6} {f'{operator} r={r}{part}':24} {_time(layer, x, g, device):.3f} ms", flush=True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,6 @@ from mora.models.dtypes import DTYPES
 from mora.models.fused import use_fused_layers
 from mora.planner import memory, speed
 from mora.train.engines import make_engine
-from mora.train.interface import Engine
 
 from .models import build, twin_of
 from .step import milliseconds
@@ -153,18 +152,19 @@ def _measured(case: Case, device: torch.device, bases: dict[str, LlamaForCausalL
 
 
 def _steps(case: Case, config: RunConfig, device: torch.device, bases: dict[str, LlamaForCausalLM]) -> dict[str, Any]:
-    """Time steps of the engine that a run would have."""
+    """Take steps of the engine that a run would have, on random tokens."""
+    step = Step(case, config, device, bases)
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    step, fused = warmed_up(case, config, device, bases)
+    step.warm_up()
     capturing = torch.cuda.max_memory_allocated() if on_gpu else 0
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     seconds = [milliseconds(step, device) / 1e3 for _ in range(TIMED)]
     replaying = torch.cuda.max_memory_allocated() + _idle_in_graphs() if on_gpu else 0
     return {
-        "fused": fused,
+        "fused": step.fused,
         "step_s": seconds,
         "peak_bytes": max(capturing, replaying) if on_gpu else None,
         "replaying_bytes": replaying if on_gpu else None,
@@ -172,47 +172,50 @@ def _steps(case: Case, config: RunConfig, device: torch.device, bases: dict[str,
     }
 
 
-def warmed_up(
-    case: Case, config: RunConfig, device: torch.device, bases: dict[str, LlamaForCausalLM]
-) -> tuple[Callable[[], None], bool]:
-    """Return a step on random tokens of the engine that a run would have, captured, and whether its layers are fused.
+class Step:
+    """A step of a case by the engine that a run would have, on random tokens. Call it once it is warmed up.
 
     bases: the model of the case before, by its name; that of this case takes its place.
     """
-    dtype = DTYPES[config.scale.precision]
-    if config.model.name not in bases:
-        bases.clear()  # one model at a time
-        gc.collect()
-        bases[config.model.name] = build(_architecture(config, case.length), device, dtype)
-    model: nn.Module = twin_of(bases[config.model.name])
-    fused = device.type == "cuda" and use_fused_layers(model)  # type: ignore[arg-type]
-    with torch.device(device):
-        model = prepare(model, config).train()
-    _no_zeros(model)
-    engine = make_engine(model, config)
-    generator = torch.Generator().manual_seed(0)
-    batches = []
-    for _ in range(case.micro_batches):
-        ids = torch.randint(3, _vocabulary(config), (case.batch_size, case.length), generator=generator)
-        batches.append(Batch(ids, ids.clone()).to(device))
-    # The moments are made before anything is captured, as after a resume: all that there can be at once.
-    _step(engine, batches[:1], case)
-    for _ in range(WARM_UP):
-        _step(engine, batches, case)
-    return lambda: _step(engine, batches, case), fused
+
+    def __init__(self, case: Case, config: RunConfig, device: torch.device, bases: dict[str, LlamaForCausalLM]) -> None:
+        dtype = DTYPES[config.scale.precision]
+        if config.model.name not in bases:
+            bases.clear()  # one model at a time
+            gc.collect()
+            bases[config.model.name] = build(_architecture(config, case.length), device, dtype)
+        model: nn.Module = twin_of(bases[config.model.name])
+        self.fused = device.type == "cuda" and use_fused_layers(model)  # type: ignore[arg-type]
+        with torch.device(device):
+            model = prepare(model, config).train()
+        _no_zeros(model)
+        self._engine = make_engine(model, config)
+        self._loss_tokens = case.micro_batches * case.batch_size * (case.length - 1)
+        generator = torch.Generator().manual_seed(0)
+        self._batches = []
+        for _ in range(case.micro_batches):
+            ids = torch.randint(3, _vocabulary(config), (case.batch_size, case.length), generator=generator)
+            self._batches.append(Batch(ids, ids.clone()).to(device))
+
+    def __call__(self) -> None:
+        self._take(self._batches)
+
+    def warm_up(self) -> None:
+        """Make the moments before anything is captured, as after a resume: all that there can be at once. Then capture."""
+        self._take(self._batches[:1])
+        for _ in range(WARM_UP):
+            self._take(self._batches)
+
+    def _take(self, batches: list[Batch]) -> None:
+        for batch in batches:
+            self._engine.backward(batch, self._loss_tokens)
+        self._engine.step(LR, 1.0)
 
 
 def _idle_in_graphs() -> int:
     """Return the bytes that the graphs' own pools keep for replays beyond what tensors hold, which nobody else can use."""
     segments = torch.cuda.memory_snapshot()
     return sum(s["total_size"] - s["allocated_size"] for s in segments if tuple(s["segment_pool_id"]) != (0, 0))
-
-
-def _step(engine: Engine, batches: list[Batch], case: Case) -> None:
-    loss_tokens = case.micro_batches * case.batch_size * (case.length - 1)
-    for batch in batches:
-        engine.backward(batch, loss_tokens)
-    engine.step(LR, 1.0)
 
 
 def _architecture(config: RunConfig, length: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch.profiler import ProfilerActivity
 from transformers import LlamaForCausalLM
 
-from .plan import Case, cases, warmed_up
+from .plan import Case, Step, cases
 
 FAMILIES = {  # the first that a kernel's name fits
     "MoRA's maps": r"gather_sum",
@@ -28,34 +28,41 @@ def show(device: torch.device, smoke: bool, only: str) -> None:
     bases: dict[str, LlamaForCausalLM] = {}
     for case in cases(smoke):
         if only in case.name:
-            print(_table(case, _kernels(case, device, bases)), flush=True)
+            print(table(case.name, _kernels(case, device, bases)), flush=True)
 
 
 def _kernels(case: Case, device: torch.device, bases: dict[str, LlamaForCausalLM]) -> dict[str, tuple[float, int]]:
     """Return milliseconds and launches of a step by kernel; on a CPU of torch's operations."""
     on_gpu = device.type == "cuda"
-    step, _ = warmed_up(case, case.config(), device, bases)
+    step = Step(case, case.config(), device, bases)
+    step.warm_up()
     with torch.profiler.profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiler:
         step()
         if on_gpu:
             torch.cuda.synchronize()
-    return {
+    times = {
         event.key: ((event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e3, event.count)
         for event in profiler.key_averages()
     }
+    return {name: cost for name, cost in times.items() if cost[0] > 0}  # a launch itself takes no time of the GPU
 
 
-def _table(case: Case, kernels: dict[str, tuple[float, int]]) -> str:
+def table(name: str, kernels: dict[str, tuple[float, int]]) -> str:
+    """Return the case's name with its total, a line per family, and a line per kernel of the slowest.
+
+    kernels: name -> (milliseconds, launches).
+    """
     families: dict[str, list[tuple[float, int]]] = defaultdict(list)
-    for name, cost in kernels.items():
-        families[family_of(name)].append(cost)
-    totals = {name: (sum(ms for ms, _ in costs), sum(n for _, n in costs)) for name, costs in families.items()}
+    for kernel, cost in kernels.items():
+        families[family_of(kernel)].append(cost)
+    totals = {family: (sum(ms for ms, _ in costs), sum(n for _, n in costs)) for family, costs in families.items()}
     slowest = sorted(kernels.items(), key=lambda item: -item[1][0])[:SHOWN]
-    lines = [f"{case.name}: {sum(ms for ms, _ in kernels.values()):.1f} ms in {len(kernels)} kernels"]
-    for name, (ms, launches) in [*sorted(totals.items(), key=lambda item: -item[1][0]), *slowest]:
-        lines.append(f"  {ms:9.2f} ms  {launches:6} x  {name:.110}")
+    lines = [f"{name}: {sum(ms for ms, _ in kernels.values()):.1f} ms in {len(kernels)} kernels"]
+    for what, (ms, launches) in [*sorted(totals.items(), key=lambda item: -item[1][0]), *slowest]:
+        lines.append(f"  {ms:9.2f} ms  {launches:6} x  {what:.110}")
     return "\n".join(lines)
 
 
 def family_of(kernel: str) -> str:
+    """Return the family of a kernel by its name."""
     return next((name for name, pattern in FAMILIES.items() if re.search(pattern, kernel, re.IGNORECASE)), REST)

@@ -56,8 +56,8 @@ class Mora(Family):
     def footprint(self, in_features: int, out_features: int, r: int, hidden_size: int, number_bytes: int) -> Footprint:
         """Count as for the base class.
 
-        MoRA keeps f_comp(x), or x if that is no larger or if its blocks are multiplied without a copy; its dropout is drawn
-        again in backward (mora/adapter/kernels.py).
+        MoRA keeps what M acts on, f_comp(x) with folded blocks added up, or x if that is no larger or if its blocks are
+        multiplied without a copy; its dropout is drawn again in backward (mora/adapter/fused_linear.py).
         """
         k, d = in_features, out_features
         operator = self.operator_for(hidden_size, r)
@@ -65,14 +65,14 @@ class Mora(Family):
         r_hat = r_hat_for(k, d, r, self.rhat_rounding, even)
         r_hat = min(r_hat, min(k, d) // 2 * 2 if even else min(k, d))
         blocks = 1
-        if operator in ("decouple", "rotation"):
+        if in_blocks := operator in ("decouple", "rotation"):
             inputs, outputs = math.ceil(k / r_hat), math.ceil(d / r_hat)
             blocks = min(inputs, outputs)  # those that M acts on: what is folded is added before
         compressed = blocks * aligned(r_hat)
         in_place = blocks > 1 and not self.dropout and k == d == compressed == blocks * r_hat
         keeps_x = in_place or compressed >= k
-        folds = operator in ("decouple", "rotation") and self.overflow == "fold"
-        ignored = 0 if operator == "sharing" or folds else max(k - blocks * r_hat, 0)
+        reads_all = operator == "sharing" or (in_blocks and self.overflow == "fold")
+        ignored = 0 if reads_all else max(k - blocks * r_hat, 0)
         return Footprint(r_hat**2, blocks * r_hat**2, 0 if keeps_x else compressed, keeps_x, ignored=ignored)
 
     def check_restarts(self, method: str, groups: list[str] | None) -> None:

@@ -8,12 +8,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from queue import SimpleQueue
 
 MIB = 2**20
 MPS = "nvidia-cuda-mps-control"
 MPS_S = 90.0  # for torch to be imported, and more
+PRODUCT = "import torch; a = torch.ones(64, 64, device='cuda'); assert (a @ a).sum() > 0"
 
 
 def visible() -> list[str]:
@@ -39,35 +40,40 @@ def query(*what: str) -> list[list[str]]:
 
 
 @contextmanager
-def sharing_at_once() -> Iterator[dict[str, str]]:
+def sharing_at_once(indices: list[str]) -> Iterator[dict[str, str]]:
     """Yield the environment of runs that compute on a GPU at the same time, through NVIDIA MPS, and not in turns.
 
-    MPS is started, tried with a small product, and ended with the context. Raises OSError if it does not work here.
+    MPS is started, tried with a small product on each of these GPUs, and ended with the context. Raises OSError if it does
+    not work here.
     """
-    folder = tempfile.mkdtemp(prefix="mps-")
-    env = {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
-
-    def call(*command: str, given: str | None = None) -> None:  # no pipe for what it prints: the daemon would hold it
-        with open(f"{folder}/said", "w+") as said:
-            answer = subprocess.run(
-                command, env=os.environ | env, input=given, stdout=said, stderr=said, text=True, timeout=MPS_S
-            )
-            said.seek(0)
-            if answer.returncode:
-                raise OSError(f"NVIDIA MPS does not work here: {command[0]} failed: {said.read().strip()[-200:]}")
-
-    try:
-        call(MPS, "-d")
-        try:
-            call(sys.executable, "-c", "import torch; a = torch.ones(64, 64, device='cuda'); assert (a @ a).sum() > 0")
+    with tempfile.TemporaryDirectory(prefix="mps-", ignore_cleanup_errors=True) as folder:
+        env = {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
+        with ExitStack() as stack:
+            try:
+                _call([MPS, "-d"], folder, env)  # which would count the GPUs anew if only some were visible to it
+                stack.callback(_quietly_end, folder, env)
+                for index in indices:
+                    _call([sys.executable, "-c", PRODUCT], folder, env | {"CUDA_VISIBLE_DEVICES": index})
+            except subprocess.TimeoutExpired as error:
+                raise OSError(f"NVIDIA MPS does not work here: {error.cmd[0]} took over {MPS_S:.0f} s") from error
             yield env
-        finally:
-            with suppress(OSError, subprocess.TimeoutExpired):
-                call(MPS, given="quit\n")
-    except subprocess.TimeoutExpired as error:
-        raise OSError(f"NVIDIA MPS does not work here: {error.cmd[0]} took more than {MPS_S:.0f} s") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _call(command: list[str], folder: str, env: dict[str, str], given: str | None = None) -> None:
+    """Run to its end. What it prints goes to a file: MPS's daemon would hold a pipe open."""
+    mine = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    with open(f"{folder}/said", "w+") as said:
+        answer = subprocess.run(
+            command, env=mine | env, input=given, stdout=said, stderr=said, text=True, timeout=MPS_S, check=False
+        )
+        said.seek(0)
+        if answer.returncode:
+            raise OSError(f"NVIDIA MPS does not work here: {command[0]} failed: {said.read().strip()[-200:]}")
+
+
+def _quietly_end(folder: str, env: dict[str, str]) -> None:
+    with suppress(OSError, subprocess.TimeoutExpired):
+        _call([MPS], folder, env, given="quit\n")
 
 
 class GpuSlots:

@@ -17,7 +17,7 @@ from test_few_rows_kernel import added_and_expected
 from test_kernels import MAPS, SETTINGS, expected_in_memory, fused_and_expected, inputs, relative_error
 from test_operators import build, setting_id, shape_id
 
-from mora.adapter import MoraConfig, MoraLinear, kernels
+from mora.adapter import MoraConfig, MoraLinear, fused_linear, kernels
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:MoRA r=")]
 
@@ -122,7 +122,7 @@ def test_inputs_that_are_not_contiguous_and_bias_and_scaling(setting, dtype):
 
 def test_many_rows_in_several_parts(monkeypatch):
     operator = build(("rotation", {}), (4096, 1024, 202))
-    monkeypatch.setattr(kernels, "CHUNK_BYTES", 2**20)
+    monkeypatch.setattr(fused_linear, "CHUNK_BYTES", 2**20)
     results = fused_and_expected(operator, torch.randn(1001, 4096), torch.float32)
     for actual, expected in zip(*results, strict=True):
         assert relative_error(actual, expected) < 1e-5

@@ -11,7 +11,7 @@ import torch
 from test_operators import GROUPS, PADS, build, product, setting_id, shape_id
 from torch import Tensor, nn
 
-from mora.adapter import OPERATORS, Operator, kernels, products
+from mora.adapter import OPERATORS, Operator, fused_linear, kernels, products
 
 needs_interpreter = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") != "1",
@@ -285,21 +285,21 @@ def test_rows_in_parts_give_the_same_as_in_one(dropout, monkeypatch):
             return (y, *torch.autograd.grad(y, (x, M), g))
 
     whole = results()
-    monkeypatch.setattr(kernels, "CHUNK_BYTES", 2000)
-    assert kernels._rows_of_a_part(37, 80 * 4, 5) < 10
+    monkeypatch.setattr(fused_linear, "CHUNK_BYTES", 2000)
+    assert fused_linear._rows_of_a_part(37, 80 * 4, 5) < 10
     torch.testing.assert_close(results(), whole, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("rows", [1, 1023, 1025, 5003])
 def test_the_sum_over_rows_leaves_none_out_however_it_is_split(rows):
     dz, c = torch.randn(rows, 8), torch.randn(rows, 8)
-    assert relative_error(kernels._split_outer(dz, c), dz.double().mT @ c.double()) < 1e-5
+    assert relative_error(fused_linear._split_outer(dz, c), dz.double().mT @ c.double()) < 1e-5
 
 
 def test_a_square_at_an_odd_address_is_multiplied_as_a_copy_at_an_aligned_one():
     M = torch.randn(16 * 16 + 1)[1:].view(16, 16)
     assert M.data_ptr() % 16
-    square = kernels._aligned_square(M, 16, torch.float32, 1.0)
+    square = fused_linear._aligned_square(M, 16, torch.float32, 1.0)
     assert square.data_ptr() % 16 == 0
     assert torch.equal(square, M)
 

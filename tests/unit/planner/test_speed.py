@@ -209,9 +209,8 @@ def test_the_benchmarks_and_the_counted_padding_predict_a_run_that_had_its_gpu_t
     planned = cost(load(result.config), [result])
     assert planned.time_source.startswith("measured")
     assert 3600 * planned.gpu_hours / planned.steps == pytest.approx(result.speed["step_s"], rel=0.15)
+    if "mora" in run:
+        return  # that run kept the whole inputs of k, v and down, of which the sums of folded blocks are kept now
     allocated, held = result.hardware["peak_memory_bytes"], result.hardware["reserved_memory_bytes"]
     assert planned.memory.gpu - planned.memory.graphs == pytest.approx(allocated, rel=0.15)
-    if (
-        result.config["method"]["name"] != "mora"
-    ):  # that run kept the whole inputs of k, v and down, whose blocks are folded
-        assert planned.memory.gpu == pytest.approx(held, rel=0.15)
+    assert planned.memory.gpu == pytest.approx(held, rel=0.15)

@@ -15,7 +15,7 @@ def daemon(folder, python_fails=False):
     for name, status in (("control", 0), ("python", int(python_fails))):
         script = folder / name
         script.write_text(
-            f'#!/bin/sh\necho "{name} $1 $([ "$1" ] || cat)" >> {folder}/calls\n'
+            f'#!/bin/sh\necho "{name} $CUDA_VISIBLE_DEVICES $1 $([ "$1" ] || cat)" >> {folder}/calls\n'
             f'[ -d "$CUDA_MPS_PIPE_DIRECTORY" ] && echo why && exit {status}\nexit 9\n'
         )
         script.chmod(0o755)
@@ -25,22 +25,24 @@ def test_mps_is_started_tried_and_ended(tmp_path, monkeypatch):
     daemon(tmp_path)
     monkeypatch.setattr(gpus, "MPS", str(tmp_path / "control"))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    with sharing_at_once() as env:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    with sharing_at_once(["3", "1"]) as env:
         assert os.path.isdir(env["CUDA_MPS_PIPE_DIRECTORY"])
-        assert (tmp_path / "calls").read_text() == "control -d \npython -c \n"
-    assert (tmp_path / "calls").read_text().endswith("control  quit\n")
+        assert "CUDA_VISIBLE_DEVICES" not in env
+        assert (tmp_path / "calls").read_text() == "control  -d \npython 3 -c \npython 1 -c \n"
+    assert (tmp_path / "calls").read_text().endswith("control   quit\n")
     assert not os.path.exists(env["CUDA_MPS_PIPE_DIRECTORY"])
 
 
 def test_where_mps_does_not_work_it_is_ended_and_said_so(tmp_path, monkeypatch):
     monkeypatch.setattr(gpus, "MPS", str(tmp_path / "control"))
-    with pytest.raises(FileNotFoundError, match="control"), sharing_at_once():
+    with pytest.raises(FileNotFoundError, match="control"), sharing_at_once(["0"]):
         pass
     daemon(tmp_path, python_fails=True)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    with pytest.raises(OSError, match=r"NVIDIA MPS does not work here: .*python failed: why"), sharing_at_once():
+    with pytest.raises(OSError, match=r"NVIDIA MPS does not work here: .*python failed: why"), sharing_at_once(["0"]):
         pass
-    assert Path(tmp_path / "calls").read_text().endswith("control  quit\n")
+    assert Path(tmp_path / "calls").read_text().endswith("control   quit\n")
 
 
 def test_runs_side_by_side_are_spread_over_the_gpus():

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import sys
 import types
+from contextlib import contextmanager
 
 import pytest
 from made_up import write
@@ -105,6 +106,39 @@ def test_a_line_may_claim_memory_and_what_like_runs_took_is_claimed_by_the_next(
     _, journal = queue([f"[70 GiB] {LINES[0]}", *LINES[1:]])
     claims = [event["claim_gib"] for event in events(journal, "start")]
     assert claims == [70.0, *[round(1.1 * 1.33 + 1.0, 1)] * 3], "one ended with 1 GiB allocated at its peak"
+
+
+def test_runs_get_the_environment_in_which_they_share_a_gpu(tmp_path, monkeypatch, queue):
+    module, seen = queue.module, []
+
+    @contextmanager
+    def sharing(indices):
+        assert indices == ["0"]
+        yield {"CUDA_MPS_PIPE_DIRECTORY": "there"}
+        seen.append("ended")
+
+    class Looking(Process):
+        def __init__(self, command, env, **options):
+            seen.append(env.get("CUDA_MPS_PIPE_DIRECTORY"))
+            super().__init__(command, env, **options)
+
+    monkeypatch.setattr(module.subprocess, "Popen", Looking)
+    monkeypatch.setattr(module.gpus, "sharing_at_once", sharing)
+    file, out = tmp_path / "queue.txt", tmp_path / "out"
+    file.write_text("\n".join(LINES[:2]))
+    monkeypatch.setattr(sys, "argv", ["run_queue.py", str(file), "--out", str(out), "--mps"])
+    monkeypatch.setattr(module.signal, "signal", lambda *_: None)
+    assert module.main() == 0
+    assert seen == ["there", "there", "ended"]
+
+    def failing(indices):
+        raise OSError("NVIDIA MPS does not work here: why")
+
+    monkeypatch.setattr(module.gpus, "sharing_at_once", failing)
+    file.write_text(LINES[2])
+    assert module.main() == 0
+    assert seen[3:] == [None]
+    assert "NVIDIA MPS does not work here: why" in (out / "journal.jsonl").read_text()
 
 
 def test_every_gpu_is_used(queue):
@@ -278,6 +312,9 @@ def test_a_run_claims_what_like_runs_held_only_if_their_passes_had_its_size(tmp_
     )
     earlier.add(held)
     assert earlier.claim_gib(large, 24.0) == pytest.approx(42.7 * 1.1 + 1)
+    held.hardware = {"reserved_memory_bytes": 31.9 * 2**30}  # of later source, which needs less
+    earlier.add(held)
+    assert earlier.claim_gib(large, 24.0) == pytest.approx(31.9 * 1.1 + 1)
     assert earlier.claim_gib(small, 24.0) == planned  # what scoring holds
     search, small_search = (
         earlier.claim_gib(compose([*words, "task.evaluation.tasks=[]"]), 24.0)
@@ -287,17 +324,17 @@ def test_a_run_claims_what_like_runs_held_only_if_their_passes_had_its_size(tmp_
 
 
 @pytest.mark.parametrize(
-    ("run", "held_gib"),  # on an H200, since a capture begins with an empty cache
+    ("run", "held_gib", "most"),  # on an H200, by source that empties the cache before a capture
     [
-        ("task=tulu2 method=fft lr=1e-5", 49.7),
-        ("task=finance method=lora r=4 lr=1e-3", 31.9),
-        ("task=finance method=mora r=4 lr=3e-4", 30.9),
-        ("task=finance method=lora r=4 lr=1e-3 task.train.shorten_by=3 task.evaluation.tasks=[]", 23.6),
-        ("task=tulu2 method=none", 10.0),
+        ("task=tulu2 method=fft lr=1e-5", 49.7, 1.2),
+        ("task=finance method=lora r=4 lr=1e-3", 31.9, 1.2),
+        ("task=finance method=mora r=4 lr=3e-4", 30.9, 1.2),
+        ("task=finance method=lora r=4 lr=1e-3 task.train.shorten_by=3 task.evaluation.tasks=[]", 23.6, 1.2),
+        ("task=tulu2 method=none", 10.0, 4.0),  # finance decides what scoring claims
     ],
 )
-def test_a_run_like_no_other_claims_what_such_runs_hold(run, held_gib, tmp_path, monkeypatch):
+def test_a_run_like_no_other_claims_what_such_runs_hold(run, held_gib, most, tmp_path, monkeypatch):
     module = load()
     monkeypatch.setattr(module, "ROOT", tmp_path)
     claim = module.Earlier().claim_gib(compose([*run.split(), "scale=mid"]), 24.0)
-    assert held_gib < claim < 1.1 * held_gib + 25  # at most what scoring finance holds
+    assert held_gib < claim < most * held_gib
