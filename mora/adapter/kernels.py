@@ -72,6 +72,42 @@ def takes_dropout(x: Tensor, operator: Operator) -> bool:
     return _as_products(x, operator) or _triton_maps(x, operator) is not None
 
 
+def adapted_linear(
+    x: Tensor,
+    M: Tensor,
+    operator: Operator,
+    scaling: float = 1.0,
+    weight_DK: Tensor | None = None,
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """x (..., in_features) -> (..., out_features).
+
+    weight_DK: the frozen base weight, (out_features, in_features); without it the adapter's part alone is returned, in
+        `dtype`.
+    bias: the frozen base bias. No gradient is computed for either.
+    dropout: probability, on the adapter's input; only where `takes_dropout`.
+    dtype: of the compressed input and its product with M, by default M's. M's gradient has M's dtype.
+    """
+    if not dropout and (kernel := _decoding_kernel(x, M, weight_DK, operator, dtype or M.dtype)):
+        if weight_DK is None:
+            y = x.new_zeros(*x.shape[:-1], operator.out_features, dtype=M.dtype)
+        else:
+            y = F.linear(x, weight_DK, bias)
+        return kernel.add_to(y, x, M, scaling)
+    if _as_products(x, operator):
+        return products.adapted_linear(x, scaled(M, dtype or M.dtype, scaling), operator, weight_DK, bias, dropout)
+    drop = None
+    if dropout:
+        from .gather_kernel import Dropout
+
+        # Drawn on the device: torch.manual_seed, checkpointing and graph capture all govern it as they do nn.Dropout.
+        drop = Dropout(dropout, torch.randint(-(2**63), 2**63 - 1, (1,), device=x.device))
+    maps = _triton_maps(x, operator)
+    return AdaptedLinear.apply(x, M, weight_DK, bias, operator, maps, scaling, dtype or M.dtype, drop)
+
+
 def _as_products(x: Tensor, operator: Operator) -> bool:
     """Whether this call is one of plain products: see the top of the file."""
     if _form != "auto" or not x.is_cuda:
@@ -121,39 +157,3 @@ def _launches(x: Tensor) -> bool:
 @functools.cache
 def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
-
-
-def adapted_linear(
-    x: Tensor,
-    M: Tensor,
-    operator: Operator,
-    scaling: float = 1.0,
-    weight_DK: Tensor | None = None,
-    bias: Tensor | None = None,
-    dropout: float = 0.0,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
-    """x (..., in_features) -> (..., out_features).
-
-    weight_DK: the frozen base weight, (out_features, in_features); without it the adapter's part alone is returned, in
-        `dtype`.
-    bias: the frozen base bias. No gradient is computed for either.
-    dropout: probability, on the adapter's input; only where `takes_dropout`.
-    dtype: of the compressed input and its product with M, by default M's. M's gradient has M's dtype.
-    """
-    if not dropout and (kernel := _decoding_kernel(x, M, weight_DK, operator, dtype or M.dtype)):
-        if weight_DK is None:
-            y = x.new_zeros(*x.shape[:-1], operator.out_features, dtype=M.dtype)
-        else:
-            y = F.linear(x, weight_DK, bias)
-        return kernel.add_to(y, x, M, scaling)
-    if _as_products(x, operator):
-        return products.adapted_linear(x, scaled(M, dtype or M.dtype, scaling), operator, weight_DK, bias, dropout)
-    drop = None
-    if dropout:
-        from .gather_kernel import Dropout
-
-        # Drawn on the device: torch.manual_seed, checkpointing and graph capture all govern it as they do nn.Dropout.
-        drop = Dropout(dropout, torch.randint(-(2**63), 2**63 - 1, (1,), device=x.device))
-    maps = _triton_maps(x, operator)
-    return AdaptedLinear.apply(x, M, weight_DK, bias, operator, maps, scaling, dtype or M.dtype, drop)
