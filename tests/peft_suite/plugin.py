@@ -66,8 +66,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def fp32_rounding(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Allow what fp32 rounds: FSDP moves weights to other addresses, where a CPU may take another kernel.
 
-    A log-probability near 0 is the difference of two numbers near 7: one CPU gave -6.0433e-4 and -6.0421e-4, and PEFT's tests
-    allow 1e-8.
+    A log-probability near 0 is the difference of two numbers near 7: one CPU gave -6.0433e-4 and -6.0421e-4; PEFT's
+    tests allow 1e-8.
     """
     if "fsdp_wrapped" in request.node.name:
         monkeypatch.setattr(torch, "allclose", partial(torch.allclose, atol=1e-6))
