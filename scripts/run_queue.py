@@ -109,7 +109,7 @@ class Earlier:
         kind = _kind(result.config)
         if result.peak_memory_bytes:
             held = result.hardware.get("reserved_memory_bytes") or HELD * result.peak_memory_bytes
-            self.peaks.setdefault((kind, _pass(result.config)), []).append(held / GIB)
+            self.peaks.setdefault((kind, _memory_kind(result.config)), []).append(held / GIB)
         if result.wall_s and result.last_step:
             speed = result.speed or {"step_s": 0.0}
             by_others = speed["step_s"] - speed.get("fastest_s", speed["step_s"])  # of those that shared its GPU
@@ -122,7 +122,7 @@ class Earlier:
         `unknown_gib`: if the plan does not know the model's shape.
         """
         known = config.model_dump(mode="json")
-        if peaks := self.peaks.get((_kind(known), _pass(known))):
+        if peaks := self.peaks.get((_kind(known), _memory_kind(known))):
             return min(peaks) * MARGIN + CONTEXT_GIB  # earlier sources held more than they needed
         try:
             longest = max_length(config)
@@ -150,8 +150,8 @@ def _kind(config: dict[str, Any]) -> tuple:
     return (task["name"], config["model"]["name"], config["method"]["name"], config["r"], *size)
 
 
-def _pass(config: dict[str, Any]) -> tuple:
-    """Return what decides the size of a pass, and whether scoring follows, which may need more."""
+def _memory_kind(config: dict[str, Any]) -> tuple:
+    """Return the size of a pass, and whether scoring follows: what decides the memory within a kind."""
     hardware, scored = config["hardware"], bool(config["task"]["evaluation"]["tasks"])
     size = hardware.get("micro_batch_size"), hardware.get("micro_batch_tokens")
     return *size, bool(hardware.get("padding_free")), scored  # an earlier result may lack the third

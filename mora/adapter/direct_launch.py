@@ -26,9 +26,8 @@ class DirectLaunch:
 
     def __call__(self, grid: tuple[int, int, int], tensors: Sequence[Tensor], numbers: Sequence[float]) -> None:
         device = tensors[0].get_device()
-        if (
-            device >= 0 and device != torch.cuda.current_device()
-        ):  # on which Triton launches, wherever its arguments are
+        # Triton launches on the current device, wherever its arguments are.
+        if device >= 0 and device != torch.cuda.current_device():
             with torch.cuda.device(device):
                 return self(grid, tensors, numbers)
         addresses = [tensor.data_ptr() for tensor in tensors]

@@ -31,7 +31,7 @@ MOST_BLOCKS = 128  # blocks that a program can hold at once
 def few_rows(operator: Operator) -> FewRows | None:
     """None for an operator that the kernels cannot compute: truncation, and one of very many blocks."""
     if isinstance(operator, Decouple):
-        return FewRows(operator) if min(operator.n_blocks, operator.n_blocks_out) <= MOST_BLOCKS else None
+        return FewRows(operator) if operator.n_multiplied <= MOST_BLOCKS else None
     return FewRows(operator) if maps(operator) is not None else None
 
 
@@ -67,7 +67,7 @@ class FewRows:
 
 def _block_constants(op: Decouple) -> dict[str, Any]:
     R, n, n_out = op.r_hat, op.n_blocks, op.n_blocks_out
-    blocks = min(n, n_out)
+    blocks = op.n_multiplied
     held = max(16, triton.next_power_of_2(blocks))  # 16: what a matrix product of Triton's needs at least
     copies = -(-n_out // blocks)
     return {

@@ -131,16 +131,14 @@ def _spread(n_out: int, groups: int, length: int, kind: str, split: str) -> Gath
 
 def _blocks(op: Decouple) -> Maps:
     K, D, R = op.in_features, op.out_features, op.r_hat
-    n_blocks = min(op.n_blocks, op.n_blocks_out)
+    n_blocks = op.n_multiplied
     P, read = n_blocks * R, (op.n_blocks if op.overflow == "fold" else n_blocks) * R  # blocks that are dropped: unread
     circular = op.pad == "circular"
-    wraps, folds = circular and read > K, read > P
+    wraps = circular and read > K
     rotation = int(isinstance(op, Rotation))
     limit = read if circular else min(read, K)
-    compress = Gather(
-        P, K, limit, terms=math.ceil(read / P), stride=P if folds else 0, modulus=K if wraps else 0, block_out=R
-    )
-    adjoint = Gather(K, P, read, terms=1 + wraps, stride=K, modulus=P if folds else 0, block_source=R)
+    compress = Gather(P, K, limit, terms=math.ceil(read / P), stride=P, modulus=K if wraps else 0, block_out=R)
+    adjoint = Gather(K, P, read, terms=1 + wraps, stride=K, modulus=P if read > P else 0, block_source=R)
     decompress = Gather(D, P, D, modulus=P, block_source=R)
     decompress_adjoint = Gather(P, D, D, terms=math.ceil(D / P), stride=P, block_out=R)
     interleaved = op.pairs == "interleaved"

@@ -150,6 +150,11 @@ class Decouple(Operator):
     def n_blocks_out(self) -> int:
         return math.ceil(self.out_features / self.r_hat)
 
+    @property
+    def n_multiplied(self) -> int:
+        """How many blocks M need act on: of those beyond the output, none, or their sums with the first ones."""
+        return min(self.n_blocks, self.n_blocks_out)
+
     def compress(self, x: Tensor) -> Tensor:
         padded = _pad(x, self.n_blocks * self.r_hat, self.pad)
         return padded.unflatten(-1, (self.n_blocks, self.r_hat))

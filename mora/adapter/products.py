@@ -64,7 +64,7 @@ def size(operator: Operator) -> int:
 
 def _blocks(operator: Operator) -> int:
     """Return n: how many blocks reach an output of their own, 1 for operators that know none."""
-    return min(operator.n_blocks, operator.n_blocks_out) if isinstance(operator, Decouple) else 1
+    return operator.n_multiplied if isinstance(operator, Decouple) else 1
 
 
 def matrices(operator: Operator, side: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

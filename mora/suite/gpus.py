@@ -50,7 +50,7 @@ def sharing_at_once(indices: list[str]) -> Iterator[dict[str, str]]:
         env = {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
         with ExitStack() as stack:
             try:
-                _call([MPS, "-d"], folder, env)  # which would count the GPUs anew if only some were visible to it
+                _call([MPS, "-d"], folder, env)
                 stack.callback(_quietly_end, folder, env)
                 for index in indices:
                     _call([sys.executable, "-c", PRODUCT], folder, env | {"CUDA_VISIBLE_DEVICES": index})
@@ -60,7 +60,10 @@ def sharing_at_once(indices: list[str]) -> Iterator[dict[str, str]]:
 
 
 def _call(command: list[str], folder: str, env: dict[str, str], given: str | None = None) -> None:
-    """Run to its end. What it prints goes to a file: MPS's daemon would hold a pipe open."""
+    """Run to its end. What it prints goes to a file: MPS's daemon would hold a pipe open.
+
+    The daemon sees every GPU: of some alone it would count anew, and runs name theirs by the index among all.
+    """
     mine = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     with open(f"{folder}/said", "w+") as said:
         answer = subprocess.run(
