@@ -14,8 +14,8 @@ A run starts on the GPU with the most room, where the memory that a like run wit
 their results, and 10%) fits beside what already runs there, and where the driver reports it as free; a run like no other
 claims what the plan says of its training, or what scoring holds if that is more, or --unknown-gib. A run that fails is
 tried once more with twice the claim.
-A run that could not end in the time left, as like runs did alone and as many times slower as there are runs on its GPU, is
-not started; where none is left that could, the queue ends.
+A run that could not end in the time left, by the time of like runs and of the plan, with its training as many times slower
+as there are runs on its GPU, is not started; where none is left that could, the queue ends.
 With --mps the runs of a GPU compute at the same time, through NVIDIA MPS, instead of in turns; where that does not work, the
 queue says so and goes on without. A fatal fault of one run on the GPU then ends the others there, too.
 A minute before the time is over every run is asked to save a checkpoint (MORA_OUTPUT_DIR) and ends; one that has trained and
@@ -50,22 +50,16 @@ from mora.config.arguments import amount
 from mora.config.run_id import documents_path, log_path, result_path, spectrum_path
 from mora.config.source import ROOT
 from mora.errors import MoraError, one_line
-from mora.planner.cost import max_length
-from mora.planner.memory import memory, sequences_per_pass
-from mora.results import STORE, RunResult, read
+from mora.results import read
 from mora.suite import commands, gpus
 from mora.suite import experiment as experiments
+from mora.suite.like_runs import LikeRuns
 from mora.suite.progress import last_row
 
-GIB = 2**30
 POLL_S = 2.0
 SAVING_S = 60.0  # how long a run may take to save its checkpoint
 LAST_S = 10.0  # before the end, when a run that is still being scored is stopped, too
 SETTLING_S = 25.0  # how long a run that has just started may not yet hold the memory it will hold
-MARGIN = 1.1  # of the memory that like runs held
-SCORING = 11.0  # times the weights: scoring finance held 31.9 GiB beside 2.9 of weights
-HELD = 1.33  # what a run holds over what it has allocated, where its result knows only that: 65 GiB for 49 was seen
-CONTEXT_GIB = 1.0  # CUDA's own
 CLAIM = re.compile(r"\[(\d+) GiB\]\s*")
 
 
@@ -91,70 +85,6 @@ class Job:
         if not self.asked:
             self.process.terminate()
         self.asked = True
-
-
-class Earlier:
-    """The committed results of similar runs: of the same task, model, method and rank.
-
-    For memory also of passes as large, and followed by scoring or not.
-    """
-
-    def __init__(self) -> None:
-        self.peaks: dict[tuple, list[float]] = {}
-        self.times: dict[tuple, list[tuple[int, float]]] = {}  # steps and seconds of a run
-        for result in STORE.all(ROOT / "results" / "runs"):
-            self.add(result)
-
-    def add(self, result: RunResult) -> None:
-        kind = _kind(result.config)
-        if result.peak_memory_bytes:
-            held = result.hardware.get("reserved_memory_bytes") or HELD * result.peak_memory_bytes
-            self.peaks.setdefault((kind, _memory_kind(result.config)), []).append(held / GIB)
-        if result.wall_s and result.last_step:
-            speed = result.speed or {"step_s": 0.0}
-            by_others = speed["step_s"] - speed.get("fastest_s", speed["step_s"])  # of those that shared its GPU
-            slowed_s = result.last_step * by_others
-            self.times.setdefault(kind, []).append((result.last_step, result.wall_s - slowed_s))
-
-    def claim_gib(self, config: RunConfig, unknown_gib: float) -> float:
-        """Return the GiB that similar runs with passes of that size held, else those of the plan or of scoring.
-
-        `unknown_gib`: if the plan does not know the model's shape.
-        """
-        known = config.model_dump(mode="json")
-        if peaks := self.peaks.get((_kind(known), _memory_kind(known))):
-            return min(peaks) * MARGIN + CONTEXT_GIB  # earlier sources held more than they needed
-        try:
-            longest = max_length(config)
-            planned = memory(config, longest, sequences_per_pass(config, longest))
-        except ValueError:
-            return unknown_gib
-        scoring = SCORING * planned.weights if config.task.evaluation.tasks else 0.0
-        return max(planned.gpu, scoring) / GIB * MARGIN + CONTEXT_GIB
-
-    def expected_s(self, config: RunConfig) -> float | None:
-        """Return the seconds of the similar runs nearest in steps, at their fastest; None if there are none.
-
-        The fastest of them counts, since others shared their GPU.
-        """
-        times = self.times.get(_kind(config.model_dump(mode="json")))
-        if not times or not config.knows_steps:
-            return None
-        nearest = min((abs(steps - config.last_step) for steps, _ in times))
-        return min(wall * config.last_step / steps for steps, wall in times if abs(steps - config.last_step) == nearest)
-
-
-def _kind(config: dict[str, Any]) -> tuple:
-    task = config["task"]
-    size = (task["train"]["global_batch_size"], task["data"].get("pairs"))
-    return (task["name"], config["model"]["name"], config["method"]["name"], config["r"], *size)
-
-
-def _memory_kind(config: dict[str, Any]) -> tuple:
-    """Return the size of a pass, and whether scoring follows: what decides the memory within a kind."""
-    hardware, scored = config["hardware"], bool(config["task"]["evaluation"]["tasks"])
-    size = hardware.get("micro_batch_size"), hardware.get("micro_batch_tokens")
-    return *size, bool(hardware.get("padding_free")), scored  # an earlier result may lack the third
 
 
 def main() -> int:
@@ -184,7 +114,7 @@ class Queue:
         self.gpus = read_gpus(options.gpus)
         if not self.gpus:
             sys.exit("run_queue.py: nvidia-smi shows no GPU of --gpus; the queue is for GPUs, run.py runs anywhere")
-        self.earlier = Earlier()
+        self.like_runs = LikeRuns(ROOT / "results" / "runs")
         self.env: dict[str, str] = {}  # of every run
         self.running: list[Job] = []
         self.tries: dict[str, int] = {}
@@ -280,7 +210,7 @@ class Queue:
             if self._too_long(config, beside=sum(job.gpu is gpu for job in self.running)):
                 continue
             named = CLAIM.match(line)
-            claim = float(named[1]) if named else self.earlier.claim_gib(config, self.options.unknown_gib)
+            claim = float(named[1]) if named else self.like_runs.claim_gib(config, self.options.unknown_gib)
             claim *= 2 ** self.tries.get(run_id(config), 0)
             if self._room(gpu) < min(claim, 0.9 * gpu.total_gib):
                 return  # in order: what is large is not passed by for ever
@@ -291,8 +221,8 @@ class Queue:
 
     def _too_long(self, config: RunConfig, beside: int = 0) -> bool:
         """Return whether a run like this one could not end in the time left, as one of so many more on its GPU."""
-        expected = self.earlier.expected_s(config)
-        return expected is not None and time.monotonic() + (1 + beside) * expected > self.ends + SAVING_S
+        expected = self.like_runs.expected_s(config, beside)
+        return expected is not None and time.monotonic() + expected > self.ends + SAVING_S
 
     def _room(self, gpu: Gpu) -> float:
         """Return the GiB that nobody claims and nobody uses, aside from runs that have not yet taken theirs."""
@@ -338,7 +268,7 @@ class Queue:
     def _keep(self, config: RunConfig) -> None:
         """Remember what the run took, and copy its result to DIR. Raises DamagedFileError or OSError."""
         result = result_path(config)
-        self.earlier.add(read(result))
+        self.like_runs.add(read(result))
         for path in (result, log_path(config), spectrum_path(config), documents_path(config)):
             if path.is_file():
                 kept = self.options.out / path.parent.name  # runs, spectra, documents: alike in name

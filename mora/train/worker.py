@@ -46,6 +46,7 @@ from .scoring import Scoring
 
 WEIGHTS = ("*.safetensors",)  # of what is saved; the rest may be edited
 PACKAGES = ("torch", "transformers", "peft", "lm_eval", "datasets", "numpy")
+BY_OTHERS = 3 * 2**30  # bytes on a GPU beyond what this process has reserved; its context and buffers of NCCL hold less
 
 
 def run(folder: Path) -> Path:
@@ -281,12 +282,15 @@ def _device(wanted: str) -> torch.device:
 
 
 def _hardware(device: torch.device) -> dict[str, Any]:
+    beside = int(os.environ.get("MORA_SIDE_BY_SIDE", 1))
     if device.type == "cuda":
         name, peak = torch.cuda.get_device_name(), torch.cuda.max_memory_allocated()
         reserved = torch.cuda.max_memory_reserved()
+        free, total = torch.cuda.mem_get_info()
+        if total - free - torch.cuda.memory_reserved() > BY_OTHERS:  # a program that nobody told this run of
+            beside = max(beside, 2)
     else:
         name, peak, reserved = platform.machine(), None, None
-    beside = int(os.environ.get("MORA_SIDE_BY_SIDE", 1))
     return {"device": name, "peak_memory_bytes": peak, "reserved_memory_bytes": reserved, "runs_side_by_side": beside}
 
 

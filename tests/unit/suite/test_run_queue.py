@@ -11,7 +11,7 @@ from made_up import write
 
 from mora.config import ConfigError, compose, run_id, source
 from mora.config.source import ROOT
-from mora.suite import launch
+from mora.suite import launch, like_runs
 
 SMOKE = "task=uuid scale=smoke method=lora r=8"
 LINES = [f"{SMOKE} seed={seed}" for seed in range(4)]
@@ -69,7 +69,7 @@ def queue(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "POLL_S", 0.0)
     monkeypatch.setattr(module, "SETTLING_S", 0.0)
     monkeypatch.setattr(module.subprocess, "Popen", Process)
-    monkeypatch.setattr(module, "memory", no_plan)
+    monkeypatch.setattr(like_runs, "memory", no_plan)
     module.totals = {"0": 80.0}
     monkeypatch.setattr(
         module, "read_gpus", lambda wanted: [module.Gpu(i, total, 0.0, [50.0]) for i, total in module.totals.items()]
@@ -269,72 +269,3 @@ def test_a_line_that_is_no_run_is_named(tmp_path):
     file.write_text(f"{LINES[0]}\ntask=uuid method=lora r=zero\n")
     with pytest.raises(ConfigError, match=r"queue\.txt, line 2: .*r"):
         load()._read(file)
-
-
-def test_a_run_beside_others_tells_how_long_one_alone_would_take(queue):
-    config = compose(LINES[0].split())
-    speed = {"step_s": 0.5, "fastest_s": 0.1, "tokens_per_s": 1.0}
-    result = types.SimpleNamespace(
-        config=config.model_dump(mode="json"), peak_memory_bytes=None, wall_s=60.0, last_step=100, speed=speed
-    )
-    earlier = queue.module.Earlier()
-    earlier.add(result)
-    assert earlier.expected_s(config) == pytest.approx((60.0 - 100 * 0.4) * config.last_step / 100)
-
-
-def test_a_run_by_tokens_claims_what_its_passes_need(tmp_path, monkeypatch):
-    module = load()
-    monkeypatch.setattr(module, "ROOT", tmp_path)
-    run, earlier = ["task=tulu2", "scale=lite", "method=lora", "r=8", "model=llama2_7b"], module.Earlier()
-    few, many, whole = (
-        earlier.claim_gib(compose([*run, *more]), 24.0)
-        for more in (["hardware.micro_batch_tokens=4096"], ["hardware.micro_batch_tokens=16384"], [])
-    )
-    assert 20 < few < many < whole  # passes of 4, 16 and 32 sequences of 1,024 tokens
-
-
-def test_a_run_claims_what_like_runs_held_only_if_their_passes_had_its_size(tmp_path, monkeypatch):
-    module = load()
-    monkeypatch.setattr(module, "ROOT", tmp_path)
-    run = ["task=finance", "scale=mid", "method=lora", "r=4", "lr=1e-3"]
-    large, small = compose(run), compose([*run, "hardware.micro_batch_size=2"])
-    earlier = module.Earlier()
-    planned = earlier.claim_gib(large, 24.0)
-    old = large.model_dump(mode="json")
-    del old["hardware"]["padding_free"]  # results from before there was that choice lack it
-    held = types.SimpleNamespace(
-        config=old,
-        peak_memory_bytes=22.8 * 2**30,
-        hardware={"reserved_memory_bytes": 42.7 * 2**30},
-        wall_s=None,
-        last_step=100,
-        speed=None,
-    )
-    earlier.add(held)
-    assert earlier.claim_gib(large, 24.0) == pytest.approx(42.7 * 1.1 + 1)
-    held.hardware = {"reserved_memory_bytes": 31.9 * 2**30}  # of later source, which needs less
-    earlier.add(held)
-    assert earlier.claim_gib(large, 24.0) == pytest.approx(31.9 * 1.1 + 1)
-    assert earlier.claim_gib(small, 24.0) == planned  # what scoring holds
-    search, small_search = (
-        earlier.claim_gib(compose([*words, "task.evaluation.tasks=[]"]), 24.0)
-        for words in (run, [*run, "hardware.micro_batch_size=2"])
-    )
-    assert small_search < search / 2 < planned / 2
-
-
-@pytest.mark.parametrize(
-    ("run", "held_gib", "most"),  # on an H200, by source that empties the cache before a capture
-    [
-        ("task=tulu2 method=fft lr=1e-5", 49.7, 1.2),
-        ("task=finance method=lora r=4 lr=1e-3", 31.9, 1.2),
-        ("task=finance method=mora r=4 lr=3e-4", 30.9, 1.2),
-        ("task=finance method=lora r=4 lr=1e-3 task.train.shorten_by=3 task.evaluation.tasks=[]", 23.6, 1.2),
-        ("task=tulu2 method=none", 10.0, 4.0),  # finance decides what scoring claims
-    ],
-)
-def test_a_run_like_no_other_claims_what_such_runs_hold(run, held_gib, most, tmp_path, monkeypatch):
-    module = load()
-    monkeypatch.setattr(module, "ROOT", tmp_path)
-    claim = module.Earlier().claim_gib(compose([*run.split(), "scale=mid"]), 24.0)
-    assert held_gib < claim < most * held_gib

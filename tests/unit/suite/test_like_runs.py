@@ -1,0 +1,111 @@
+"""What a run will hold and take, from results of runs like it and from the plan."""
+
+import types
+
+import pytest
+
+from mora.config import compose
+from mora.suite.like_runs import LikeRuns
+
+GIB = 2**30
+FINANCE = "task=finance scale=mid method=lora r=4 lr=1e-3"
+SEARCH = "task.train.shorten_by=3 task.evaluation.tasks=[]"
+UUID = "task=uuid scale=smoke method=lora r=8"
+
+
+@pytest.fixture
+def like_runs(tmp_path):
+    return LikeRuns(tmp_path)
+
+
+def result(config, **values):
+    there = {"peak_memory_bytes": None, "hardware": {"device": "NVIDIA H200"}, "wall_s": None, "last_step": 100}
+    return types.SimpleNamespace(**{"config": config.model_dump(mode="json"), "speed": None} | there | values)
+
+
+def speed(step_s, fastest_s):
+    return {"step_s": step_s, "fastest_s": fastest_s, "tokens_per_s": 1.0}
+
+
+def test_what_is_not_training_is_taken_as_it_was_and_a_step_at_its_fastest(like_runs):
+    config = compose(UUID.split())
+    like_runs.add(result(config, wall_s=60.0, speed=speed(0.5, 0.1)))
+    assert like_runs.expected_s(config) == pytest.approx(10.0 + 0.1 * config.last_step)
+    assert like_runs.expected_s(config, beside=2) == pytest.approx(10.0 + 3 * 0.1 * config.last_step)
+
+
+def test_the_like_runs_nearest_in_steps_decide(like_runs):
+    config = compose(UUID.split())
+    for rest_s, steps in (
+        (5.0, 10 * config.last_step),
+        (20.0, config.last_step),
+        (40.0, config.last_step),
+        (30.0, config.last_step),
+    ):
+        like_runs.add(result(config, wall_s=rest_s + steps, last_step=steps, speed=speed(1.0, 1.0)))
+    assert like_runs.expected_s(config) == pytest.approx(30.0 + config.last_step)
+
+
+def test_a_result_without_speed_tells_the_time_of_all(like_runs):
+    config = compose(UUID.split())
+    assert like_runs.expected_s(config) is None
+    like_runs.add(result(config, wall_s=600.0, last_step=config.last_step))
+    assert like_runs.expected_s(config) == pytest.approx(600.0)
+
+
+def test_runs_that_always_shared_their_gpu_take_no_longer_alone_than_the_plan_has_measured(like_runs):
+    """Four searches shared an H200: a step took 1.06 s at its fastest, and alone one takes 0.30."""
+    config = compose(f"{FINANCE} {SEARCH}".split())
+    planned_s = like_runs.expected_s(config)
+    assert 20 < planned_s < 45
+    like_runs.add(result(config, wall_s=189.3, speed=speed(1.2, 1.06)))
+    assert like_runs.expected_s(config) == pytest.approx(189.3 - 100 * 1.2 + planned_s)
+    assert like_runs.expected_s(config, beside=3) == pytest.approx(189.3 - 100 * 1.2 + 4 * planned_s)
+
+
+def test_a_plan_measured_on_another_gpu_is_not_taken_for_this_one(like_runs):
+    config = compose(f"{FINANCE} {SEARCH}".split())
+    like_runs.add(result(config, wall_s=189.3, speed=speed(1.2, 1.06), hardware={"device": "NVIDIA A100"}))
+    assert like_runs.expected_s(config) == pytest.approx(189.3 - 100 * (1.2 - 1.06))
+
+
+def test_a_run_by_tokens_claims_what_its_passes_need(like_runs):
+    run = ["task=tulu2", "scale=lite", "method=lora", "r=8", "model=llama2_7b"]
+    few, many, whole = (
+        like_runs.claim_gib(compose([*run, *more]), 24.0)
+        for more in (["hardware.micro_batch_tokens=4096"], ["hardware.micro_batch_tokens=16384"], [])
+    )
+    assert 20 < few < many < whole  # passes of 4, 16 and 32 sequences of 1,024 tokens
+
+
+def test_a_run_claims_what_like_runs_held_only_if_their_passes_had_its_size(like_runs):
+    large, small = compose(FINANCE.split()), compose([*FINANCE.split(), "hardware.micro_batch_size=2"])
+    planned = like_runs.claim_gib(large, 24.0)
+    held = result(large, peak_memory_bytes=22.8 * GIB, hardware={"reserved_memory_bytes": 42.7 * GIB})
+    del held.config["hardware"]["padding_free"]  # results from before there was that choice lack it
+    like_runs.add(held)
+    assert like_runs.claim_gib(large, 24.0) == pytest.approx(42.7 * 1.1 + 1)
+    held.hardware = {"reserved_memory_bytes": 31.9 * GIB}  # of later source, which needs less
+    like_runs.add(held)
+    assert like_runs.claim_gib(large, 24.0) == pytest.approx(31.9 * 1.1 + 1)
+    assert like_runs.claim_gib(small, 24.0) == planned  # what scoring holds
+    search, small_search = (
+        like_runs.claim_gib(compose([*FINANCE.split(), *more, "task.evaluation.tasks=[]"]), 24.0)
+        for more in ([], ["hardware.micro_batch_size=2"])
+    )
+    assert small_search < search / 2 < planned / 2
+
+
+@pytest.mark.parametrize(
+    ("run", "held_gib", "most"),  # on an H200, by source that empties the cache before a capture
+    [
+        ("task=tulu2 method=fft lr=1e-5", 49.7, 1.2),
+        ("task=finance method=lora r=4 lr=1e-3", 31.9, 1.2),
+        ("task=finance method=mora r=4 lr=3e-4", 30.9, 1.2),
+        (f"task=finance method=lora r=4 lr=1e-3 {SEARCH}", 23.6, 1.2),
+        ("task=tulu2 method=none", 10.0, 4.0),  # finance decides what scoring claims
+    ],
+)
+def test_a_run_like_no_other_claims_what_such_runs_hold(run, held_gib, most, like_runs):
+    claim = like_runs.claim_gib(compose([*run.split(), "scale=mid"]), 24.0)
+    assert held_gib < claim < most * held_gib
