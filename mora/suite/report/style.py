@@ -126,7 +126,7 @@ def printed(figure: Figure, stem: Path) -> None:
 
 def _settle(figure: Figure) -> None:
     """Settle the layout once, to four places: the solver's last digits differ from figure to figure."""
-    figure.draw_without_rendering()
+    figure.get_layout_engine().execute(figure)  # type: ignore[union-attr]  # a constrained layout, by SCREEN and PRINT
     figure.set_layout_engine("none")
     for ax in figure.axes:
         ax.set_position(tuple(round(edge, 4) for edge in ax.get_position().bounds))
