@@ -60,23 +60,22 @@ class FewRows:
         """Return the kernel and what it reads beside x, M and y: the rotation's table, which decouple leaves unread."""
         op = self.operator
         if isinstance(op, Decouple):
-            table = rotation_table(op.n_blocks, op.r_hat, x.device, torch.float32)
+            table = rotation_table(op.n_read, op.r_hat, x.device, torch.float32)
             return DirectLaunch(add_blocks, _block_constants(op)), table
         return DirectLaunch(add_shared, _sharing_constants(op)), ()
 
 
 def _block_constants(op: Decouple) -> dict[str, Any]:
-    R, n, n_out = op.r_hat, op.n_blocks, op.n_blocks_out
     blocks = op.n_multiplied
     held = max(16, triton.next_power_of_2(blocks))  # 16: what a matrix product of Triton's needs at least
-    copies = -(-n_out // blocks)
+    copies = -(-op.n_blocks_out // blocks)
     return {
-        "R": R,
+        "R": op.r_hat,
         "K": op.in_features,
         "D": op.out_features,
         "BLOCKS": blocks,
-        "ROUNDS": -(-n // n_out) if op.overflow == "fold" else 1,
-        "BLOCKS_IN": n,
+        "ROUNDS": -(-op.n_read // blocks),
+        "BLOCKS_IN": op.n_read,
         "COPIES": copies,
         "CIRCULAR": op.pad == "circular",
         "TURNS": isinstance(op, Rotation),

@@ -5,8 +5,7 @@ f_comp, f_decomp and their adjoints all have the same form: an output is a sum o
     out[o] = sum over t of source[group(position(o, t))],
 
 and padding, circular wrap, tiling, groups and blocks are index arithmetic in `position` and `group`. A `Gather` names that
-arithmetic for one map; `gather_kernel.py` carries it out. Where blocks fall together in the output (`overflow="fold"`),
-they are added in f_comp, not in f_decomp as the operators write it: M, in between, is linear.
+arithmetic for one map; `gather_kernel.py` carries it out.
 """
 
 from __future__ import annotations
@@ -132,7 +131,7 @@ def _spread(n_out: int, groups: int, length: int, kind: str, split: str) -> Gath
 def _blocks(op: Decouple) -> Maps:
     K, D, R = op.in_features, op.out_features, op.r_hat
     n_blocks = op.n_multiplied
-    P, read = n_blocks * R, (op.n_blocks if op.overflow == "fold" else n_blocks) * R  # blocks that are dropped: unread
+    P, read = n_blocks * R, op.n_read * R
     circular = op.pad == "circular"
     wraps = circular and read > K
     rotation = int(isinstance(op, Rotation))

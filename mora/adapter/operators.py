@@ -7,8 +7,8 @@
 
 Every operator keeps Eq. 3, `decompress(compress(x) @ M.T) == x @ delta_weight(M).T`, for any leading dimensions of x and
 any dtype. `delta_weight` is built from the same pieces as the forward pass: `_pad` and `_fold_pad`, `_sum_groups` and
-`_spread_groups`, `_rotate` by +angle and by -angle are pairs of a linear map and its adjoint, so that only the place of a
-block in the output is said twice.
+`_spread_groups`, `_sum_rounds` and `_repeat_rounds`, `_rotate` by +angle and by -angle are pairs of a linear map and its
+adjoint, so that only the place of a block in the output is said twice.
 The adjoints of whole maps, which the backward pass of `fused_linear.py` uses, are put together from the same pairs.
 """
 
@@ -140,7 +140,11 @@ class Sharing(Operator):
 
 
 class Decouple(Operator):
-    """Eq. 8: M acts on each block of r_hat inputs separately, so ΔW is block diagonal."""
+    """Eq. 8: M acts on each block of r_hat inputs separately, so ΔW is block diagonal.
+
+    A layer with fewer outputs than inputs has blocks beyond its output. They are dropped, as in the official code, or added
+    to the first ones ("fold"), in f_comp: M is linear, and acts on as many blocks as the output holds.
+    """
 
     @property
     def n_blocks(self) -> int:
@@ -152,57 +156,49 @@ class Decouple(Operator):
 
     @property
     def n_multiplied(self) -> int:
-        """How many blocks M need act on: of those beyond the output, none, or their sums with the first ones."""
+        """How many blocks `compress` returns, and M acts on."""
         return min(self.n_blocks, self.n_blocks_out)
 
+    @property
+    def n_read(self) -> int:
+        """How many blocks of the input `compress` reads."""
+        return self.n_blocks if self.overflow == "fold" else self.n_multiplied
+
     def compress(self, x: Tensor) -> Tensor:
-        padded = _pad(x, self.n_blocks * self.r_hat, self.pad)
-        return padded.unflatten(-1, (self.n_blocks, self.r_hat))
+        padded = _pad(x[..., : self.n_read * self.r_hat], self.n_read * self.r_hat, self.pad)
+        blocks = self._rotate(padded.unflatten(-1, (self.n_read, self.r_hat)), sign=1)
+        return _sum_rounds(blocks, self.n_multiplied)
 
     def decompress(self, z: Tensor) -> Tensor:
-        """Blocks side by side. Too few are repeated; those beyond the output are dropped, or added to the first ones."""
-        n_out = self.n_blocks_out
-        if n_out > self.n_blocks:
-            z = z.repeat(*[1] * (z.dim() - 2), math.ceil(n_out / self.n_blocks), 1)
-        elif n_out < self.n_blocks and self.overflow == "fold":
-            rounds = math.ceil(self.n_blocks / n_out)
-            z = torch.nn.functional.pad(z, (0, 0, 0, rounds * n_out - self.n_blocks))
-            z = z.unflatten(-2, (rounds, n_out)).sum(-3)
-        return z.flatten(-2)[..., : self.out_features]
+        return _repeat_rounds(z, self.n_blocks_out).flatten(-2)[..., : self.out_features]
 
     def compress_adjoint(self, c: Tensor) -> Tensor:
-        return _fold_pad(c.flatten(-2), self.in_features, self.pad)
+        columns = self._rotate(_repeat_rounds(c, self.n_read), sign=-1).flatten(-2)
+        return _fold_pad(columns, self.in_features, self.pad)
 
     def decompress_adjoint(self, y: Tensor) -> Tensor:
-        n, n_out = self.n_blocks, self.n_blocks_out
-        blocks = _pad(y, n_out * self.r_hat, "zeros").unflatten(-1, (n_out, self.r_hat))
-        if n_out > n:
-            rounds = math.ceil(n_out / n)
-            blocks = torch.nn.functional.pad(blocks, (0, 0, 0, rounds * n - n_out))
-            return blocks.unflatten(-2, (rounds, n)).sum(-3)
-        if self.overflow == "fold":
-            return blocks.repeat(*[1] * (blocks.dim() - 2), math.ceil(n / n_out), 1)[..., :n, :]
-        return torch.nn.functional.pad(blocks, (0, 0, 0, n - n_out))
+        padded = _pad(y, self.n_blocks_out * self.r_hat, "zeros")
+        return _sum_rounds(padded.unflatten(-1, (self.n_blocks_out, self.r_hat)), self.n_multiplied)
 
     def block_matrices(self, M: Tensor) -> Tensor:
-        """P^i, one matrix a block: (N, r_hat, r_hat). Here M itself."""
-        return M.expand(self.n_blocks, -1, -1)
+        """P^i, one matrix a block that is read: (N, r_hat, r_hat)."""
+        rows = M.unsqueeze(-2).expand(-1, self.n_read, -1)  # row a of every P^i is R_i^T M[a]
+        return self._rotate(rows, sign=-1).transpose(0, 1)
 
     def delta_weight(self, M: Tensor) -> Tensor:
-        n, n_out, R = self.n_blocks, self.n_blocks_out, self.r_hat
-        blocks = self.block_matrices(M)
-        delta = M.new_zeros(self.out_features, n * R)
-        for i in range(n if self.overflow == "fold" and n > n_out else n_out):  # block by block: merging takes seconds
-            rows = slice(i % n_out * R, min((i % n_out + 1) * R, self.out_features))
+        n, R, blocks = self.n_read, self.r_hat, self.block_matrices(M)
+        delta = M.new_zeros(self.out_features, self.n_blocks * R)
+        for i in range(max(n, self.n_blocks_out)):  # block by block: merging takes seconds
+            rows = slice(i % self.n_blocks_out * R, min((i % self.n_blocks_out + 1) * R, self.out_features))
             delta[rows, i % n * R : (i % n + 1) * R] = blocks[i % n, : rows.stop - rows.start]
         return _fold_pad(delta, self.in_features, self.pad)
 
     def ignored_inputs(self) -> int:
-        n_out = self.n_blocks_out
-        if n_out >= self.n_blocks or self.overflow == "fold":
-            return 0
-        dropped = range(n_out * self.r_hat, self.n_blocks * self.r_hat)
-        return sum(1 for i in dropped if i < self.in_features)
+        return max(0, self.in_features - self.n_read * self.r_hat)
+
+    def _rotate(self, blocks: Tensor, sign: int) -> Tensor:
+        """Turn blocks (..., N, r_hat). Here they stay as they are."""
+        return blocks
 
 
 class Rotation(Decouple):
@@ -213,22 +209,12 @@ class Rotation(Decouple):
         if self.r_hat % 2:
             raise ValueError(f"rotation turns pairs of inputs, so r_hat must be even: got r_hat={self.r_hat}")
 
-    def compress(self, x: Tensor) -> Tensor:
-        return self._rotate(super().compress(x), sign=1)
-
-    def compress_adjoint(self, c: Tensor) -> Tensor:
-        return super().compress_adjoint(self._rotate(c, sign=-1))
-
-    def block_matrices(self, M: Tensor) -> Tensor:
-        rows = M.unsqueeze(-2).expand(-1, self.n_blocks, -1)  # row a of every P^i is R_i^T M[a]
-        return self._rotate(rows, sign=-1).transpose(0, 1)
-
     def _rotate(self, blocks: Tensor, sign: int) -> Tensor:
         """Block i (..., N, r_hat) turned by sign * i * theta_j in its j-th plane; computed in fp32 or wider."""
         dtype = torch.promote_types(blocks.dtype, torch.float32)
         # One cache serves the whole process, so what a tracer makes (torch.export's FakeTensor, say) must stay out of it.
         table = constant_rotation_table if type(blocks) is Tensor else rotation_table.__wrapped__
-        cos, sin = table(self.n_blocks, self.r_hat, blocks.device, dtype)
+        cos, sin = table(blocks.shape[-2], self.r_hat, blocks.device, dtype)
         sin = sign * sin
         if self.pairs == "half_split":
             a, b = blocks.chunk(2, dim=-1)
@@ -275,13 +261,33 @@ def _pad(x: Tensor, length: int, pad: Pad) -> Tensor:
 
 
 def _fold_pad(columns: Tensor, length: int, pad: Pad) -> Tensor:
-    """Adjoint of `_pad` on the last dimension: padded columns go back to where their input came from."""
+    """Adjoint of `_pad` on the last dimension: padded columns go back to where their input came from.
+
+    Columns that were never read are zeros.
+    """
     extra = columns.shape[-1] - length
-    if extra == 0 or pad == "zeros":
+    if extra <= 0:
+        return torch.nn.functional.pad(columns, (0, -extra))
+    if pad == "zeros":
         return columns[..., :length]
     folded = columns[..., :length].clone()
     folded[..., :extra] += columns[..., length:]
     return folded
+
+
+def _sum_rounds(blocks: Tensor, n: int) -> Tensor:
+    """(..., N, r_hat) -> (..., n, r_hat): block i is added to block i mod n."""
+    rounds = math.ceil(blocks.shape[-2] / n)
+    if rounds == 1:
+        return blocks
+    padded = torch.nn.functional.pad(blocks, (0, 0, 0, rounds * n - blocks.shape[-2]))
+    return padded.unflatten(-2, (rounds, n)).sum(-3)
+
+
+def _repeat_rounds(blocks: Tensor, n: int) -> Tensor:
+    """Adjoint of `_sum_rounds`: (..., N, r_hat) -> (..., n, r_hat), block i is block i mod N."""
+    rounds = math.ceil(n / blocks.shape[-2])
+    return blocks if rounds == 1 else blocks.repeat(*[1] * (blocks.dim() - 2), rounds, 1)[..., :n, :]
 
 
 def _sum_groups(x: Tensor, r_hat: int, kind: str) -> Tensor:

@@ -3,14 +3,13 @@
 A small model waits for the CPU: what counts there is how many operations a layer launches, and how much Python runs between
 them. Beside the base's own, a layer has three here forward and five backward, all of torch's autograd, where PEFT's LoRA
 has four and six; every operator is the same code. The price is arithmetic, 4 n R (K + D) operations per token forward and
-backward, where n counts the blocks that reach an output of their own. Most of them multiply by zeros: free on a GPU that
-waits, too much on a large model. In bf16 a rotation's cosines are rounded to it.
+backward, where n counts the blocks that M acts on. Most of them multiply by zeros: free on a GPU that waits, too much on a
+large model. In bf16 a rotation's cosines are rounded to it.
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -63,15 +62,14 @@ def size(operator: Operator) -> int:
 
 
 def _blocks(operator: Operator) -> int:
-    """Return n: how many blocks reach an output of their own, 1 for operators that know none."""
+    """Return n: how many blocks M acts on, 1 for operators that know none."""
     return operator.n_multiplied if isinstance(operator, Decouple) else 1
 
 
 def matrices(operator: Operator, side: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return S, (in_features, n side), and T, (n side, out_features), with zeros from r_hat to `side`.
 
-    n counts the blocks, 1 for operators that know none. Blocks whose outputs fall together are added in S, since M is
-    linear, and a block that reaches no output is left out.
+    n counts the blocks that M acts on, 1 for operators that know none.
     Computed in fp32, or wider, and rounded once.
     """
     if torch.compiler.is_compiling():
@@ -95,23 +93,13 @@ def _made(operator: Operator, side: int, device: torch.device, dtype: torch.dtyp
         for start in range(0, K, ROWS):
             inputs = torch.zeros(min(ROWS, K - start), K, device=device, dtype=wide)
             inputs.diagonal(start).fill_(1)
-            parts.append(_compressed(inputs, operator))
+            parts.append(operator.compress(inputs).view(len(inputs), -1, operator.r_hat))
         S = torch.cat(parts)
         n, R = S.shape[1:]
         units = torch.eye(n * R, device=device, dtype=wide)
-        if isinstance(operator, Decouple):  # one of n blocks writes what that of all writes of the first n
-            T = replace(operator, in_features=n * R).decompress(units.view(n * R, n, R))
-        else:
-            T = operator.decompress(units)
+        T = operator.decompress(units.view(n * R, n, R) if isinstance(operator, Decouple) else units)
         missing = side - R
         S = F.pad(S, (0, missing)).flatten(1)
         T = F.pad(T.view(n, R, -1), (0, 0, 0, missing)).flatten(0, 1)
         return S.to(dtype), T.to(dtype)
 
-
-def _compressed(x: Tensor, operator: Operator) -> Tensor:
-    """f_comp of x, (rows, in_features), as (rows, n, r_hat)."""
-    blocks, n = operator.compress(x).view(len(x), -1, operator.r_hat), _blocks(operator)
-    if operator.overflow == "drop":
-        return blocks[:, :n]
-    return torch.stack([blocks[:, i::n].sum(1) for i in range(n)], dim=1)
