@@ -102,4 +102,3 @@ def _made(operator: Operator, side: int, device: torch.device, dtype: torch.dtyp
         S = F.pad(S, (0, missing)).flatten(1)
         T = F.pad(T.view(n, R, -1), (0, 0, 0, missing)).flatten(0, 1)
         return S.to(dtype), T.to(dtype)
-
