@@ -14,8 +14,8 @@ A run starts on the GPU with the most room, where the memory that a like run wit
 their results, and 10%) fits beside what already runs there, and where the driver reports it as free; a run like no other
 claims what the plan says of its training, or what scoring holds if that is more, or --unknown-gib. A run that fails is
 tried once more with twice the claim.
-A run that could not end in the time left, by the time of like runs and of the plan, with its training as many times slower
-as there are runs on its GPU, is not started; where none is left that could, the queue ends.
+A run that could not end in the time left, by the times of like runs and the plan's measured steps on such a GPU, training as
+many times slower as there are runs on it, is not started; where none is left that could, the queue ends.
 With --mps the runs of a GPU compute at the same time, through NVIDIA MPS, instead of in turns; where that does not work, the
 queue says so and goes on without. A fatal fault of one run on the GPU then ends the others there, too.
 A minute before the time is over every run is asked to save a checkpoint (MORA_OUTPUT_DIR) and ends; one that has trained and
@@ -114,7 +114,7 @@ class Queue:
         self.gpus = read_gpus(options.gpus)
         if not self.gpus:
             sys.exit("run_queue.py: nvidia-smi shows no GPU of --gpus; the queue is for GPUs, run.py runs anywhere")
-        self.like_runs = LikeRuns(ROOT / "results" / "runs")
+        self.like_runs = LikeRuns(ROOT / "results" / "runs", gpu_name(self.gpus[0].index))
         self.env: dict[str, str] = {}  # of every run
         self.running: list[Job] = []
         self.tries: dict[str, int] = {}
@@ -322,6 +322,10 @@ def read_gpus(wanted: list[str]) -> list[Gpu]:
         for index, total, used, busy in rows
         if not wanted or index in wanted
     ]
+
+
+def gpu_name(index: str) -> str:
+    return next((name for other, name in gpus.query("index", "name") if other == index), "")
 
 
 def _options() -> argparse.Namespace:

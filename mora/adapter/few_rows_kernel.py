@@ -175,7 +175,7 @@ def add_blocks(
 ):  # fmt: skip
     """Decouple and rotation: c^i = R_i x^i, z^i = M c^i; the z^i lie side by side, and are repeated to fill the output.
 
-    Where later blocks are added to the first ones, their c^i are, since M is linear.
+    Folded blocks are added to c, as `compress` does.
     """
     row = tl.program_id(0).to(tl.int64)
     j = tl.program_id(1) * SQUARE_ROWS + tl.arange(0, SQUARE_ROWS)

@@ -4,7 +4,6 @@ What it saves, against composing the operators under autograd:
 
 - Memory: backward keeps f_comp(x) where it is smaller than x, else x, which q, k and v share, and nothing else. Rotated
   blocks are then made again from x.
-- Folded blocks: the kernels add blocks that fall together in the output before M, so that M acts on their sums alone.
 - Passes: f_decomp writes the output first and the base product is accumulated onto it (a matrix product with beta = 1);
   the gradient of x likewise. So nothing of the size of x or y is ever added in a pass of its own.
 - Blocks that lie in x and y as they are (rotation where r_hat divides both widths, as in LLaMA-2's attention at r=8) are
@@ -61,7 +60,9 @@ class AdaptedLinear(torch.autograd.Function):
             c = operator.compress(x2.to(dtype))
             y = operator.decompress(F.linear(c, scaled(M, dtype, scaling))).to(y_dtype)
             is_smaller = c.numel() * c.itemsize < x.numel() * x.itemsize
-            c = c.contiguous() if is_smaller else None  # truncation's is a view of x, which would be kept whole
+            c = (
+                c.contiguous() if is_smaller else None
+            )  # truncation's and decouple's may be a view of x, which would be kept whole
         else:
             x2 = _with_contiguous_rows(x2)
             blocks = maps.block_matrices if dropout is None and x.dtype == dtype == y_dtype else None

@@ -3,7 +3,7 @@
     x_K   input of a layer             K = in_features  (the paper's k)
     y_D   what the adapter adds        D = out_features (the paper's d)
     M_RR  the trainable square matrix  R = r_hat
-    N     number of blocks of r_hat inputs, ceil(K / R)
+    n     number of blocks of r_hat inputs that M acts on
 
 Every operator keeps Eq. 3, `decompress(compress(x) @ M.T) == x @ delta_weight(M).T`, for any leading dimensions of x and
 any dtype. `delta_weight` is built from the same pieces as the forward pass: `_pad` and `_fold_pad`, `_sum_groups` and
@@ -51,7 +51,7 @@ class Operator:
             )
 
     def compress(self, x: Tensor) -> Tensor:
-        """Apply f_comp: (..., in_features) -> (..., r_hat), or (..., N, r_hat) for operators that work on blocks."""
+        """Apply f_comp: (..., in_features) -> (..., r_hat), or (..., n, r_hat) for operators that work on blocks."""
         raise NotImplementedError
 
     def decompress(self, z: Tensor) -> Tensor:
@@ -167,23 +167,23 @@ class Decouple(Operator):
     def compress(self, x: Tensor) -> Tensor:
         padded = _pad(x[..., : self.n_read * self.r_hat], self.n_read * self.r_hat, self.pad)
         blocks = self._rotate(padded.unflatten(-1, (self.n_read, self.r_hat)), sign=1)
-        return _sum_rounds(blocks, self.n_multiplied)
+        return _sum_rounds(blocks, self.n_multiplied).to(x.dtype)
 
     def decompress(self, z: Tensor) -> Tensor:
         return _repeat_rounds(z, self.n_blocks_out).flatten(-2)[..., : self.out_features]
 
     def compress_adjoint(self, c: Tensor) -> Tensor:
         columns = self._rotate(_repeat_rounds(c, self.n_read), sign=-1).flatten(-2)
-        return _fold_pad(columns, self.in_features, self.pad)
+        return _fold_pad(columns, self.in_features, self.pad).to(c.dtype)
 
     def decompress_adjoint(self, y: Tensor) -> Tensor:
         padded = _pad(y, self.n_blocks_out * self.r_hat, "zeros")
         return _sum_rounds(padded.unflatten(-1, (self.n_blocks_out, self.r_hat)), self.n_multiplied)
 
     def block_matrices(self, M: Tensor) -> Tensor:
-        """P^i, one matrix a block that is read: (N, r_hat, r_hat)."""
+        """P^i, one matrix a block that is read: (n_read, r_hat, r_hat)."""
         rows = M.unsqueeze(-2).expand(-1, self.n_read, -1)  # row a of every P^i is R_i^T M[a]
-        return self._rotate(rows, sign=-1).transpose(0, 1)
+        return self._rotate(rows, sign=-1).transpose(0, 1).to(M.dtype)
 
     def delta_weight(self, M: Tensor) -> Tensor:
         n, R, blocks = self.n_read, self.r_hat, self.block_matrices(M)
@@ -197,7 +197,7 @@ class Decouple(Operator):
         return max(0, self.in_features - self.n_read * self.r_hat)
 
     def _rotate(self, blocks: Tensor, sign: int) -> Tensor:
-        """Turn blocks (..., N, r_hat). Here they stay as they are."""
+        """Turn blocks (..., n, r_hat). Here they stay as they are."""
         return blocks
 
 
@@ -210,7 +210,7 @@ class Rotation(Decouple):
             raise ValueError(f"rotation turns pairs of inputs, so r_hat must be even: got r_hat={self.r_hat}")
 
     def _rotate(self, blocks: Tensor, sign: int) -> Tensor:
-        """Block i (..., N, r_hat) turned by sign * i * theta_j in its j-th plane; computed in fp32 or wider."""
+        """Return blocks (..., n, r_hat), the i-th turned by sign * i * theta_j in its j-th plane, in fp32 or wider."""
         dtype = torch.promote_types(blocks.dtype, torch.float32)
         # One cache serves the whole process, so what a tracer makes (torch.export's FakeTensor, say) must stay out of it.
         table = constant_rotation_table if type(blocks) is Tensor else rotation_table.__wrapped__
@@ -218,11 +218,9 @@ class Rotation(Decouple):
         sin = sign * sin
         if self.pairs == "half_split":
             a, b = blocks.chunk(2, dim=-1)
-            turned = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
-        else:
-            a, b = blocks[..., 0::2], blocks[..., 1::2]
-            turned = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
-        return turned.to(blocks.dtype)
+            return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+        a, b = blocks[..., 0::2], blocks[..., 1::2]
+        return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
 
 
 OPERATORS: dict[str, type[Operator]] = {
@@ -263,7 +261,7 @@ def _pad(x: Tensor, length: int, pad: Pad) -> Tensor:
 def _fold_pad(columns: Tensor, length: int, pad: Pad) -> Tensor:
     """Adjoint of `_pad` on the last dimension: padded columns go back to where their input came from.
 
-    Columns that were never read are zeros.
+    Inputs that were never read get zeros.
     """
     extra = columns.shape[-1] - length
     if extra <= 0:
@@ -276,7 +274,7 @@ def _fold_pad(columns: Tensor, length: int, pad: Pad) -> Tensor:
 
 
 def _sum_rounds(blocks: Tensor, n: int) -> Tensor:
-    """(..., N, r_hat) -> (..., n, r_hat): block i is added to block i mod n."""
+    """(..., m, r_hat) -> (..., n, r_hat): block i is added to block i mod n."""
     rounds = math.ceil(blocks.shape[-2] / n)
     if rounds == 1:
         return blocks
@@ -285,7 +283,7 @@ def _sum_rounds(blocks: Tensor, n: int) -> Tensor:
 
 
 def _repeat_rounds(blocks: Tensor, n: int) -> Tensor:
-    """Adjoint of `_sum_rounds`: (..., N, r_hat) -> (..., n, r_hat), block i is block i mod N."""
+    """Adjoint of `_sum_rounds`: (..., m, r_hat) -> (..., n, r_hat), block i is block i mod m."""
     rounds = math.ceil(n / blocks.shape[-2])
     return blocks if rounds == 1 else blocks.repeat(*[1] * (blocks.dim() - 2), rounds, 1)[..., :n, :]
 

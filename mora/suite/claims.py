@@ -46,6 +46,14 @@ class Plan(FrozenModel):
     document_se: float = 0.0
 
 
+class SecondLook(FrozenModel):
+    """More seeds (`seeds` in all) for a claim that was judged and stayed undecided: judged once more, at its own level."""
+
+    seeds: int
+    level: float
+    plan: Plan
+
+
 class Claim(FrozenModel):
     """The form is described at the top of experiments/claims.yaml. `decided`: what was, after which results, dated."""
 
@@ -61,8 +69,17 @@ class Claim(FrozenModel):
     unit: Unit = "points"
     plan: Plan = Plan(effect=0.0)
     also: list[Contrast] = []
+    second_look: SecondLook | None = None
     decided: str | None = None
     ratio: Ratio | None = None
+
+    def look(self, seeds: int) -> SecondLook | None:
+        """Return the second look if so many planned seeds are those of it."""
+        return self.second_look if self.second_look is not None and seeds >= self.second_look.seeds else None
+
+    def level(self, seeds: int) -> float:
+        """Return the largest corrected p-value that decides, with so many seeds planned."""
+        return look.level if (look := self.look(seeds)) else verdicts.ALPHA
 
     @property
     def primary(self) -> Contrast:
@@ -83,10 +100,9 @@ def load() -> Ledger:
 
 def power_of(claim: Claim, table: Sequence[Claim], seeds: int) -> float:
     """Return the power of the claim's test with so many seeds, judged together with all claims of the table."""
-    plan = claim.plan
-    return verdicts.power(
-        claim.test, Design(plan.effect, plan.seed_sd, plan.document_se, seeds, len(table)), claim.margin
-    )
+    plan = look.plan if (look := claim.look(seeds)) else claim.plan
+    design = Design(plan.effect, plan.seed_sd, plan.document_se, seeds, len(table), claim.level(seeds))
+    return verdicts.power(claim.test, design, claim.margin)
 
 
 def plan_lines(name: str, scale: Scale, seeds: list[int] | None = None) -> list[str]:
@@ -95,8 +111,9 @@ def plan_lines(name: str, scale: Scale, seeds: list[int] | None = None) -> list[
     at = experiments.load(name).scales.get(scale)
     if at is None or scale not in COMPARED:
         return []
-    n, lines = len(seeds or at.seeds), []
+    lines = []
     for claim in table:
+        n = claim.second_look.seeds if claim.second_look and not seeds else len(seeds or at.seeds)
         power = power_of(claim, table, n)
         plan = f"a difference of {claim.plan.effect:g}" if claim.test == "order" else f"a margin of {claim.margin:g}"
         weak = "" if power >= verdicts.ENOUGH else f"; {WEAK}: these runs will probably not decide it"

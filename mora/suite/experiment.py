@@ -43,7 +43,8 @@ class Row(FrozenModel):
 
     `settings`: more overrides, which its label says. `columns`: the names of those that it has, where not all. `rates`: what
     is searched in a column, where that is not the task's grid. `rate_without_settings`: the row has no search of its own: it
-    takes the rate that the same row without its settings chose, so that nothing else differs.
+    takes the rate that the same row without its settings chose, so that nothing else differs. `more_seeds`: of a task's
+    final runs, beside the scale's.
     """
 
     method: str
@@ -54,6 +55,7 @@ class Row(FrozenModel):
     columns: list[str] | None = None
     rates: dict[str, list[float]] = {}
     rate_without_settings: bool = False
+    more_seeds: dict[str, list[int]] = {}
 
     def overrides(self) -> list[str]:
         chosen = [f"method={self.method}"]
@@ -176,13 +178,14 @@ def paper_tables() -> dict[str, Any]:
 def cell_specs(experiment: Experiment, scale: Scale, seeds: list[int] | None = None) -> list[list[CellSpec]]:
     """Return rows of cells; a row leaves out the columns of a task that it is `without`.
 
-    `seeds` replace the experiment's.
+    `seeds` replace the experiment's, those of single rows too.
     """
     if scale not in experiment.scales:
         return []
     at = experiment.scales[scale]
     if seeds:
-        at = at.model_copy(update={"seeds": seeds})
+        rows = [row.model_copy(update={"more_seeds": {}}) for row in at.rows]
+        at = at.model_copy(update={"seeds": seeds, "rows": rows})
     columns = at.columns or experiment.columns
     return [[CellSpec(experiment, scale, at, row, column) for column in columns] for row in at.rows]
 
@@ -282,7 +285,9 @@ class CellSpec:
     @property
     def seeds(self) -> list[int]:
         """The seeds of the final runs; only the first if nothing is trained, since a seed then changes nothing."""
-        return self.at_scale.seeds if self.config.method.trains else self.at_scale.seeds[:1]
+        if not self.config.method.trains:
+            return self.at_scale.seeds[:1]
+        return [*self.at_scale.seeds, *self.row.more_seeds.get(self.column.task, [])]
 
     def run(self, candidate: Candidate, seed: int, searching: bool = False) -> RunConfig:
         more = [*candidate.overrides, *(self.at_scale.search if searching else [])]

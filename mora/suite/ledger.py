@@ -21,7 +21,7 @@ from .cells import CellRuns
 from .claims import COMPARED, Claim, Contrast, Ratio, Unit, load
 from .contrasts import Measured, ResolvedTables, documents, find, measure, nothing_known, paper_effect, rare_counts
 from .experiment import NAMES, Row, Scale
-from .verdicts import ALPHA, Estimate, Interval, Judged, Variance, Verdict
+from .verdicts import Estimate, Interval, Judged, Variance, Verdict
 
 BENCH = ROOT / "results" / "bench"
 PAGE, BEGIN, END = ROOT / "README.md", "<!-- claims:begin -->", "<!-- claims:end -->"
@@ -30,7 +30,10 @@ FULL = ROOT / "results" / "claims.md"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the results say about a contrast. `interval` is 95%; for an equality 90%, as in two one-sided tests at 5%."""
+    """What the results say about a contrast. `interval` is 95%; for an equality 90%, as in two one-sided tests at 5%.
+
+    Of a second look at 1% they are 99% and 98%.
+    """
 
     verdict: Verdict
     first: str
@@ -94,14 +97,15 @@ def _of_table(table: list[Claim], scale: Scale, resolved: ResolvedTables) -> lis
             gap = _gap(claim, rows, shared[claim.unit])
             judged[i] = _exact(claim, measured, verdicts.judge(claim.test, estimate, claim.margin, gap))
     judged_of_table = list(judged.values())
-    for i, verdict in zip(judged, verdicts.decide(judged_of_table), strict=True):
+    levels = [table[i].level(every[i].planned) for i in judged]
+    for i, verdict in zip(judged, verdicts.decide(judged_of_table, levels), strict=True):
         kept[i] = verdict
     outcomes = [
         _outcome(claim, claim.primary, measured, estimate, verdict, rows, resolved)
         for claim, measured, estimate, verdict in zip(table, every, estimates, kept, strict=True)
     ]
     for i, p in zip(judged, verdicts.corrected(judged_of_table), strict=True):
-        if kept[i] == "undecided" and judged[i].p <= ALPHA:
+        if kept[i] == "undecided" and judged[i].p <= table[i].level(every[i].planned):
             before = f"{judged[i].verdict} before Holm's correction (p = {judged[i].p:.3f})"
             outcomes[i].notes.append(f"{before}, undecided after it (p = {p:.3f})")
     return outcomes
@@ -163,7 +167,8 @@ def _outcome(
     effect = interval = None
     if estimate is not None:
         effect = measured.sign * estimate.effect
-        low, high = estimate.interval(1 - ALPHA if claim.test == "order" else 1 - 2 * ALPHA)
+        level = claim.level(measured.planned)
+        low, high = estimate.interval(1 - level if claim.test == "order" else 1 - 2 * level)
         if claim.test == "order" and (counts := rare_counts(claim, measured)) is not None:
             exact = verdicts.exact(*counts)[0]
             low, high = min(low, 100 * measured.sign * exact.low), max(high, 100 * measured.sign * exact.high)
@@ -305,6 +310,7 @@ def page(resolved: ResolvedTables | None = None) -> str:
         "",
         f"Contrasts and margins: `experiments/claims.yaml`, fixed by commit {load().fixed_by}. Rules: `docs/claims.md`.",
         "Effect: first minus second, with its 95% interval (of an equality 90%, as two one-sided tests at 5% have it).",
+        "At a second look, whose level is 1%, the intervals are 99% and 98%.",
     ]
     for claim, scale, outcome in rows_of(resolved):
         lines += ["", f"## {claim.says}", "", f"{claim.where}. {rule_text(claim)}"]
@@ -338,7 +344,9 @@ def rule_text(claim: Claim) -> str:
         "equal": f"the two differ by less than {claim.margin:g}",
         "closes": f"the gap at the low rank is shown, and the first is at most {claim.margin:g} worse",
     }
-    return f"Shown if {rules[claim.test]} ({over})."
+    look = claim.second_look
+    again = f" Judged a second time, with {look.seeds} seeds, at a level of {look.level:.0%}." if look else ""
+    return f"Shown if {rules[claim.test]} ({over}).{again}"
 
 
 def render(page_path: Path = PAGE, full: Path = FULL, resolved: ResolvedTables | None = None) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import statistics
+from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mora.config import RunConfig
-from mora.errors import MoraError
-from mora.planner.cost import cost, max_length
+from mora.planner.cost import length_of, max_length
 from mora.planner.memory import memory, sequences_per_pass
+from mora.planner.speed import token_time
 from mora.results import STORE, RunResult
 
 GIB = 2**30
@@ -19,30 +20,45 @@ HELD = 1.33  # what a run holds over what it has allocated, where its result kno
 CONTEXT_GIB = 1.0  # CUDA's own
 
 
-class Took(NamedTuple):
-    """The seconds of an earlier run: of all that is not training, and of a step while the fewest others shared its GPU."""
+class Timing(NamedTuple):
+    """The seconds of an earlier run: of a step in its fastest stretch, and of all that is neither training nor scoring."""
 
     steps: int
-    rest_s: float
     step_s: float
-    device: str
+    rest_s: float
 
 
 class LikeRuns:
-    """Results of the same task, model, method and rank. For memory also of passes as large, and scored or not alike."""
+    """Results of the same task, model, method and rank.
 
-    def __init__(self, folder: Path) -> None:
-        self.held_gib: dict[tuple, list[float]] = {}
-        self.took: dict[tuple, list[Took]] = {}
+    For memory also of passes as large, and scored or not alike; for time also on the same GPU. What scoring takes is that
+    of every method.
+    """
+
+    def __init__(self, folder: Path, device: str) -> None:
+        """`device`: the GPU's name, as a result has it."""
+        self.device = device
+        self.held_gib: dict[tuple, list[float]] = defaultdict(list)
+        self.timings: dict[tuple, list[Timing]] = defaultdict(list)
+        self.scoring_s: dict[tuple, list[float]] = defaultdict(list)
         for result in STORE.all(folder):
             self.add(result)
 
     def add(self, result: RunResult) -> None:
         if result.peak_memory_bytes:
             held = result.hardware.get("reserved_memory_bytes") or HELD * result.peak_memory_bytes
-            self.held_gib.setdefault(_memory_kind(result.config), []).append(held / GIB)
-        if took := _took(result):
-            self.took.setdefault(_kind(result.config), []).append(took)
+            self.held_gib[_memory_kind(result.config)].append(held / GIB)
+        if not result.wall_s or result.hardware.get("device") != self.device:
+            return
+        scoring_s = result.scoring_s or 0.0  # of an old result not known, and then part of the rest
+        if result.scoring_s is not None:
+            self.scoring_s[_scored(result.config)].append(scoring_s)
+        if not result.last_step:
+            return
+        speed = result.speed or {"step_s": (result.wall_s - scoring_s) / result.last_step}
+        rest_s = max(0.0, result.wall_s - scoring_s - result.last_step * speed["step_s"])
+        timing = Timing(result.last_step, speed.get("fastest_s", speed["step_s"]), rest_s)
+        self.timings[_kind(result.config)].append(timing)
 
     def claim_gib(self, config: RunConfig, unknown_gib: float) -> float:
         """Return the GiB that like runs with passes of that size held, else those of the plan or of scoring.
@@ -60,51 +76,37 @@ class LikeRuns:
         return max(planned.gpu, scoring) / GIB * MARGIN + CONTEXT_GIB
 
     def expected_s(self, config: RunConfig, beside: int = 0) -> float | None:
-        """Return the seconds that the run would take; None where neither a like run nor the plan knows.
+        """Return the seconds that the run will take, with `beside` more on its GPU; None if its steps were never timed.
 
-        Training takes what a step of the like runs took at its fastest, or what the plan has measured of such steps on
-        that GPU if it is less, since runs that always share a GPU do not show what one alone takes. `beside` more runs
-        make training as many times longer. All else takes what it took the like runs. They are those nearest in steps.
+        - Training: the steps, each as long as the fastest of the like runs that are nearest in steps, or as the plan has
+          measured it on this GPU if that is less, since runs that always share a GPU do not show what one alone takes;
+          times 1 + beside.
+        - The rest of the run: the median of those like runs.
+        - Scoring: the median of runs of the same task and model that are scored, or not, as this one.
         """
         if not config.knows_steps:
             return None
-        planned = _measured_plan(config)
-        known = self.took.get(_kind(config.model_dump(mode="json")), [])
-        if not known:
-            return None if planned is None else (1 + beside) * planned.seconds
-        far = min(abs(took.steps - config.last_step) for took in known)
-        nearest = [took for took in known if abs(took.steps - config.last_step) == far]
-        training_s = config.last_step * min(took.step_s for took in nearest)
-        if planned is not None and any(took.device in planned.source for took in nearest):
-            training_s = min(training_s, planned.seconds)
-        return statistics.median(took.rest_s for took in nearest) + (1 + beside) * training_s
+        known, planned_s = self.timings.get(_kind(config.model_dump(mode="json")), []), self._planned_s(config)
+        if not known and planned_s is None:
+            return None
+        distance = min((abs(timing.steps - config.last_step) for timing in known), default=0)
+        nearest = [timing for timing in known if abs(timing.steps - config.last_step) == distance]
+        trainings = [config.last_step * timing.step_s for timing in nearest]
+        training_s = min(trainings if planned_s is None else [*trainings, planned_s])
+        rest_s = statistics.median([timing.rest_s for timing in nearest] or [0.0])
+        scoring_s = statistics.median(self.scoring_s.get(_scored(config.model_dump(mode="json"))) or [0.0])
+        return (1 + beside) * training_s + rest_s + scoring_s
 
-
-def _took(result: RunResult) -> Took | None:
-    if not result.wall_s or not result.last_step:
-        return None
-    device = result.hardware.get("device", "")
-    if not result.speed:
-        return Took(result.last_step, 0.0, result.wall_s / result.last_step, device)
-    step_s = result.speed["step_s"]
-    rest_s = max(0.0, result.wall_s - result.last_step * step_s)
-    return Took(result.last_step, rest_s, result.speed.get("fastest_s", step_s), device)
-
-
-class _Plan(NamedTuple):
-    seconds: float
-    source: str  # names the GPU
-
-
-def _measured_plan(config: RunConfig) -> _Plan | None:
-    """Return the seconds of training by the plan; None where its time was not measured."""
-    try:
-        planned = cost(config)
-    except (MoraError, ValueError):
-        return None
-    if not planned.gpu_hours or not planned.time_source.startswith("measured"):
-        return None
-    return _Plan(3600 * planned.gpu_hours, planned.time_source)
+    def _planned_s(self, config: RunConfig) -> float | None:
+        """Return the seconds of training by the plan; None if it has not measured such steps on this GPU."""
+        length, longest = length_of(config), max_length(config)
+        if length.tokens is None:
+            return None
+        try:
+            time = token_time(config, longest, sequences_per_pass(config, longest))
+        except ValueError:
+            return None
+        return length.tokens * length.padding * time.seconds_per_token if time.device == self.device else None
 
 
 def _kind(config: dict[str, Any]) -> tuple:
@@ -118,3 +120,8 @@ def _memory_kind(config: dict[str, Any]) -> tuple:
     hardware, scored = config["hardware"], bool(config["task"]["evaluation"]["tasks"])
     size = hardware.get("micro_batch_size"), hardware.get("micro_batch_tokens")
     return *_kind(config), *size, bool(hardware.get("padding_free")), scored  # an earlier result may lack the third
+
+
+def _scored(config: dict[str, Any]) -> tuple:
+    """Return what decides the time of scoring: the task, the model, and whether lm-eval's tasks are scored."""
+    return config["task"]["name"], config["model"]["name"], bool(config["task"]["evaluation"]["tasks"])

@@ -132,9 +132,13 @@ def corrected(table: Sequence[Judged]) -> list[float]:
     return list(holm([judged.p for judged in table]))
 
 
-def decide(table: Sequence[Judged]) -> list[Verdict]:
-    """Return the verdicts of a table's claims, by the corrected p-values."""
-    return [judged.verdict if p <= ALPHA else "undecided" for judged, p in zip(table, corrected(table), strict=True)]
+def decide(table: Sequence[Judged], levels: Sequence[float] | None = None) -> list[Verdict]:
+    """Return the verdicts of a table's claims, by the corrected p-values and the claims' levels (None: ALPHA)."""
+    levels = [ALPHA] * len(table) if levels is None else levels
+    return [
+        judged.verdict if p <= level else "undecided"
+        for judged, p, level in zip(table, corrected(table), levels, strict=True)
+    ]
 
 
 def exact(first: int, n_first: int, second: int, n_second: int, level: float = 1 - ALPHA) -> tuple[Interval, float]:
@@ -161,24 +165,25 @@ def share_error(share: float, documents: int) -> float:
 
 
 class Design(NamedTuple):
-    """A plan: the effect to be detected, the errors, the seeds, and how many claims the table judges."""
+    """A plan: the effect to be detected, the errors, the seeds, how many claims the table judges, and at which level."""
 
     effect: float
     seed_sd: float | None
     document_se: float
     seeds: int
     claims: int = 1
+    level: float = ALPHA
 
 
 def power(test: Test, design: Design, margin: float = 0.0) -> float:
     """Return the chance of the right verdict if the difference is `design.effect`; 0 if no error is known.
 
-    It is taken at ALPHA over the number of claims; with Holm's correction the power is at least this.
+    It is taken at the level over the number of claims; with Holm's correction the power is at least this.
     """
-    effect, sd, document_se, n, claims = design
+    effect, sd, document_se, n, claims, level = design
     if sd is None:
         return 0.0
-    se, alpha = math.sqrt(sd**2 / n + document_se**2), ALPHA / claims
+    se, alpha = math.sqrt(sd**2 / n + document_se**2), level / claims
     if se == 0:
         return 0.0
     df = math.inf if n == 1 else (n - 1) * (claims if n < FEW else 1)

@@ -100,6 +100,7 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
     engine = make_engine(model, config)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
+    shared = others_hold_memory(device)
 
     status: dict[str, Any] = {"status": "done"}
     speed = None
@@ -116,6 +117,7 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
         status = {"status": "diverged", "reason": str(error)}
         if rank() == 0:
             print(f"diverged: {error}; only the log is saved: lower lr", file=sys.stderr, flush=True)
+    shared = others_hold_memory(device) or shared  # runs that began together end apart: none may be there at the end
     if config.method.trains and status["status"] == "done":
         with engine.materialized():
             _save_trained(model, tokenizer, config, folder)
@@ -128,7 +130,7 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
             "trainable": sum(parameters.values()),
             "by_module": parameters,
         },
-        "hardware": _hardware(device) | _how(config) | {"fused_layers": fused, "fast_paths": paths},
+        "hardware": _hardware(device, shared) | _how(config) | {"fused_layers": fused, "fast_paths": paths},
         "speed": speed,
         "wall_s": round(time.monotonic() - started, 1),
         "scoring_s": round(scoring.seconds, 1),
@@ -281,16 +283,22 @@ def _device(wanted: str) -> torch.device:
     return torch.device("cuda")
 
 
-def _hardware(device: torch.device) -> dict[str, Any]:
-    beside = int(os.environ.get("MORA_SIDE_BY_SIDE", 1))
+def others_hold_memory(device: torch.device) -> bool:
+    """Return whether other programs hold more than 3 GiB on the GPU now, whoever started them."""
+    if device.type != "cuda":
+        return False
+    free, total = torch.cuda.mem_get_info()
+    return total - free - torch.cuda.memory_reserved() > BY_OTHERS
+
+
+def _hardware(device: torch.device, shared: bool) -> dict[str, Any]:
+    """Return the facts for the result. `shared`: others were seen on the GPU, whom MORA_SIDE_BY_SIDE need not count."""
     if device.type == "cuda":
         name, peak = torch.cuda.get_device_name(), torch.cuda.max_memory_allocated()
         reserved = torch.cuda.max_memory_reserved()
-        free, total = torch.cuda.mem_get_info()
-        if total - free - torch.cuda.memory_reserved() > BY_OTHERS:  # a program that nobody told this run of
-            beside = max(beside, 2)
     else:
         name, peak, reserved = platform.machine(), None, None
+    beside = max(int(os.environ.get("MORA_SIDE_BY_SIDE", 1)), 1 + shared)
     return {"device": name, "peak_memory_bytes": peak, "reserved_memory_bytes": reserved, "runs_side_by_side": beside}
 
 

@@ -107,6 +107,40 @@ def test_a_claim_waits_for_every_planned_seed():
     assert outcome.notes == ["2 of 3 seeds, not judged until all are done"]
 
 
+@pytest.mark.parametrize(("spread", "expected"), [(1.0, "undecided"), (0.5, "equal")])  # p = 0.021, 0.001
+def test_a_second_look_waits_for_its_seeds_and_is_judged_at_its_own_level(spread, expected):
+    claim = BETTER | {
+        "test": "equal",
+        "margin": 2.0,
+        "second_look": {"seeds": 7, "level": 0.01, "plan": {"effect": 0.0}},
+    }
+    name, differences = "mmlu_tulu_0shot", [spread * d for d in (-0.03, 0.03, -0.014, 0.014, -0.014, 0.014, 0.0)]
+
+    def looked(n):
+        for method, shares in (("lora", [0.5] * n), ("mora", [0.5 + d for d in differences[:n]])):
+            values = [{f"{name}.score": s, f"{name}.documents": 14042.0, f"{name}.floor": 0.25} for s in shares]
+            run_all(cell_of("table1", "mid", (method, 4)), values)
+        return said(claim, "mid")
+
+    assert looked(3).notes[0] == "3 of 7 seeds, not judged until all are done"
+    outcome = looked(7)
+    assert (outcome.verdict, outcome.seeds) == (expected, 7)
+    half = outcome.interval.high - outcome.effect
+    assert half == pytest.approx(3.143 * 2.08 * spread / math.sqrt(7), rel=0.01)  # t at 99% of 6 degrees of freedom
+
+
+def test_the_seeds_of_a_second_look_are_those_of_its_cells():
+    looks = [claim for claim in load().claims if claim.second_look]
+    assert looks
+    for claim in looks:
+        rows = ResolvedTables().rows(claim.experiment, "mid")
+        assert measure(claim, claim.primary, rows).planned == claim.second_look.seeds
+        (first, *_) = (c for row in rows for c in row if c.spec.seeds == list(range(7)))
+        assert first.spec.column.task == "tulu2"
+    fewer = experiments.cell_specs(experiments.load("table1"), "mid", [0])
+    assert all(len(spec.seeds) == 1 for row in fewer for spec in row)
+
+
 def test_a_diverged_seed_decides_nothing_and_is_said():
     memorised("lora", (0.50, 0.51, 0.52))
     run_all(cell_of("table3", "lite", ("mora", 128)), [{"c4_perplexity_local.score": "inf"}] * 3)

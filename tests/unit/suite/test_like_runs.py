@@ -5,6 +5,8 @@ import types
 import pytest
 
 from mora.config import compose
+from mora.planner.speed import TokenTime
+from mora.suite import like_runs as module
 from mora.suite.like_runs import LikeRuns
 
 GIB = 2**30
@@ -15,58 +17,77 @@ UUID = "task=uuid scale=smoke method=lora r=8"
 
 @pytest.fixture
 def like_runs(tmp_path):
-    return LikeRuns(tmp_path)
+    return LikeRuns(tmp_path, "NVIDIA H200")
+
+
+@pytest.fixture
+def plan(monkeypatch):
+    """Makes up the plan's time per token; at first that of another GPU."""
+
+    def says(seconds_per_token, device="NVIDIA H200"):
+        time = TokenTime(seconds_per_token, f"measured, {device}", device)
+        monkeypatch.setattr(module, "token_time", lambda *_: time)
+
+    says(1.0, "a GPU of no result")
+    return says
 
 
 def result(config, **values):
     there = {"peak_memory_bytes": None, "hardware": {"device": "NVIDIA H200"}, "wall_s": None, "last_step": 100}
-    return types.SimpleNamespace(**{"config": config.model_dump(mode="json"), "speed": None} | there | values)
+    there |= {"speed": None, "scoring_s": None}
+    return types.SimpleNamespace(**{"config": config.model_dump(mode="json")} | there | values)
 
 
 def speed(step_s, fastest_s):
     return {"step_s": step_s, "fastest_s": fastest_s, "tokens_per_s": 1.0}
 
 
-def test_what_is_not_training_is_taken_as_it_was_and_a_step_at_its_fastest(like_runs):
+def test_what_is_not_training_is_taken_as_it_was_and_a_step_at_its_fastest(like_runs, plan):
     config = compose(UUID.split())
     like_runs.add(result(config, wall_s=60.0, speed=speed(0.5, 0.1)))
     assert like_runs.expected_s(config) == pytest.approx(10.0 + 0.1 * config.last_step)
     assert like_runs.expected_s(config, beside=2) == pytest.approx(10.0 + 3 * 0.1 * config.last_step)
 
 
-def test_the_like_runs_nearest_in_steps_decide(like_runs):
+def test_the_like_runs_nearest_in_steps_decide(like_runs, plan):
     config = compose(UUID.split())
-    for rest_s, steps in (
-        (5.0, 10 * config.last_step),
-        (20.0, config.last_step),
-        (40.0, config.last_step),
-        (30.0, config.last_step),
-    ):
+    n = config.last_step
+    for rest_s, steps in ((5.0, 10 * n), (20.0, n), (40.0, n), (30.0, n)):
         like_runs.add(result(config, wall_s=rest_s + steps, last_step=steps, speed=speed(1.0, 1.0)))
-    assert like_runs.expected_s(config) == pytest.approx(30.0 + config.last_step)
+    assert like_runs.expected_s(config) == pytest.approx(30.0 + n)
 
 
-def test_a_result_without_speed_tells_the_time_of_all(like_runs):
+def test_a_result_without_speed_tells_the_time_of_all_and_another_gpus_nothing(like_runs, plan):
     config = compose(UUID.split())
+    for device in ("NVIDIA H20", ""):
+        like_runs.add(result(config, wall_s=900.0, last_step=config.last_step, hardware={"device": device}))
     assert like_runs.expected_s(config) is None
     like_runs.add(result(config, wall_s=600.0, last_step=config.last_step))
     assert like_runs.expected_s(config) == pytest.approx(600.0)
 
 
-def test_runs_that_always_shared_their_gpu_take_no_longer_alone_than_the_plan_has_measured(like_runs):
-    """Four searches shared an H200: a step took 1.06 s at its fastest, and alone one takes 0.30."""
+def test_runs_that_always_shared_their_gpu_take_no_longer_alone_than_the_plan_has_measured(like_runs, plan):
+    """Four searches shared an H200: a step of 14 sequences took 1.06 s at its fastest, and alone one takes 0.3."""
     config = compose(f"{FINANCE} {SEARCH}".split())
-    planned_s = like_runs.expected_s(config)
-    assert 20 < planned_s < 45
     like_runs.add(result(config, wall_s=189.3, speed=speed(1.2, 1.06)))
-    assert like_runs.expected_s(config) == pytest.approx(189.3 - 100 * 1.2 + planned_s)
-    assert like_runs.expected_s(config, beside=3) == pytest.approx(189.3 - 100 * 1.2 + 4 * planned_s)
+    assert like_runs.expected_s(config) == pytest.approx(69.3 + 106)
+    plan(0.3 / (14 * 1024), "NVIDIA H20")
+    assert like_runs.expected_s(config) == pytest.approx(69.3 + 106), "what was measured on another GPU does not count"
+    plan(0.3 / (14 * 1024))
+    assert like_runs.expected_s(config) == pytest.approx(69.3 + 30)
+    assert like_runs.expected_s(config, beside=3) == pytest.approx(69.3 + 4 * 30)
 
 
-def test_a_plan_measured_on_another_gpu_is_not_taken_for_this_one(like_runs):
-    config = compose(f"{FINANCE} {SEARCH}".split())
-    like_runs.add(result(config, wall_s=189.3, speed=speed(1.2, 1.06), hardware={"device": "NVIDIA A100"}))
-    assert like_runs.expected_s(config) == pytest.approx(189.3 - 100 * (1.2 - 1.06))
+def test_scoring_takes_what_it_took_another_method(like_runs, plan):
+    searched, final = compose(f"{FINANCE} {SEARCH}".split()), compose(FINANCE.split())
+    untouched = compose(["task=finance", "scale=mid", "method=none"])
+    plan(0.3 / (14 * 1024))
+    assert like_runs.expected_s(final) == pytest.approx(90)
+    like_runs.add(result(searched, wall_s=60.0, speed=speed(0.3, 0.3), scoring_s=10.0))
+    assert like_runs.expected_s(searched) == pytest.approx(60)
+    assert like_runs.expected_s(final) == pytest.approx(90 + 20)
+    like_runs.add(result(untouched, wall_s=156.0, scoring_s=139.0, last_step=0))
+    assert like_runs.expected_s(final) == pytest.approx(90 + 20 + 139)
 
 
 def test_a_run_by_tokens_claims_what_its_passes_need(like_runs):

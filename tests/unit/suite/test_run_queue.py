@@ -14,6 +14,7 @@ from mora.config.source import ROOT
 from mora.suite import launch, like_runs
 
 SMOKE = "task=uuid scale=smoke method=lora r=8"
+ON = {"device": "NVIDIA H200"}
 LINES = [f"{SMOKE} seed={seed}" for seed in range(4)]
 
 
@@ -70,6 +71,8 @@ def queue(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "SETTLING_S", 0.0)
     monkeypatch.setattr(module.subprocess, "Popen", Process)
     monkeypatch.setattr(like_runs, "memory", no_plan)
+    monkeypatch.setattr(like_runs, "token_time", no_plan)
+    monkeypatch.setattr(module, "gpu_name", lambda index: "NVIDIA H200")
     module.totals = {"0": 80.0}
     monkeypatch.setattr(
         module, "read_gpus", lambda wanted: [module.Gpu(i, total, 0.0, [50.0]) for i, total in module.totals.items()]
@@ -208,7 +211,9 @@ def test_a_run_that_has_trained_has_the_last_minute_for_its_scores(queue, tmp_pa
 def test_a_run_that_cannot_end_in_time_is_not_started(queue):
     committed = queue.module.ROOT / "results" / "runs"
     committed.mkdir(parents=True)
-    write(compose(LINES[0].split()), {"value_nll": 1.0}, run_id="x", wall_s=600.0).rename(committed / "x.json")
+    write(compose(LINES[0].split()), {"value_nll": 1.0}, run_id="x", wall_s=600.0, hardware=ON).rename(
+        committed / "x.json"
+    )
     code, journal = queue(LINES[:1], minutes=5)
     assert code == 1
     assert Process.started == []
@@ -218,7 +223,9 @@ def test_a_run_that_cannot_end_in_time_is_not_started(queue):
 def test_two_runs_that_only_one_by_one_can_end_in_time_are_not_run_side_by_side(queue):
     committed = queue.module.ROOT / "results" / "runs"
     committed.mkdir(parents=True)
-    write(compose(LINES[0].split()), {"value_nll": 1.0}, run_id="x", wall_s=200.0).rename(committed / "x.json")
+    write(compose(LINES[0].split()), {"value_nll": 1.0}, run_id="x", wall_s=200.0, hardware=ON).rename(
+        committed / "x.json"
+    )
     _, journal = queue(LINES[:2], minutes=5)
     assert [event["event"] for event in journal] == ["queue", "start", "end", "start", "end", "sum"]
 

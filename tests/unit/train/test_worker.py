@@ -8,13 +8,17 @@ from mora.train import worker
 GIB = 2**30
 
 
-@pytest.mark.parametrize(("named", "by_others_gib", "expected"), [(1, 0.8, 1), (1, 24.0, 2), (4, 24.0, 4), (4, 0.8, 4)])
-def test_a_run_beside_a_program_that_nobody_named_does_not_count_as_alone(named, by_others_gib, expected, monkeypatch):
-    """Its step time would be taken for that of the GPU by the plan and the tables."""
+@pytest.mark.parametrize(("by_others_gib", "expected"), [(0.8, False), (24.0, True)])
+def test_memory_that_others_hold_on_the_gpu_is_seen(by_others_gib, expected, monkeypatch):
+    """A step beside them would be taken for one that had the GPU to itself, by the plan and the tables."""
     held, total = 20 * GIB, 140 * GIB
-    monkeypatch.setenv("MORA_SIDE_BY_SIDE", str(named))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
-    for name in ("max_memory_allocated", "max_memory_reserved", "memory_reserved"):
-        monkeypatch.setattr(torch.cuda, name, lambda: held)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: held)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (total - held - by_others_gib * GIB, total))
-    assert worker._hardware(torch.device("cuda"))["runs_side_by_side"] == expected
+    assert worker.others_hold_memory(torch.device("cuda")) is expected
+    assert not worker.others_hold_memory(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("named", "shared", "expected"), [(1, False, 1), (1, True, 2), (4, True, 4), (4, False, 4)])
+def test_a_run_beside_a_program_that_nobody_named_does_not_count_as_alone(named, shared, expected, monkeypatch):
+    monkeypatch.setenv("MORA_SIDE_BY_SIDE", str(named))
+    assert worker._hardware(torch.device("cpu"), shared)["runs_side_by_side"] == expected
