@@ -1,6 +1,8 @@
+import os
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from mora.config import source
 from mora.suite.report.gather import Gathered
@@ -22,8 +24,13 @@ def gathered() -> Gathered:
 
 
 @pytest.fixture(scope="session")
-def site(gathered: Gathered, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of the committed results. Only to be read."""
-    folder = tmp_path_factory.mktemp("report") / "site"
-    Site(folder, gathered).build()
+def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of the committed results, built once for all of pytest's processes. Only to be read."""
+    of_all = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        of_all = of_all.parent
+    folder = of_all / "report" / "site"
+    with FileLock(of_all / "report.lock"):
+        if not folder.is_dir():
+            Site(folder, request.getfixturevalue("gathered")).build()
     return folder
