@@ -60,7 +60,7 @@ def test_a_dead_link_or_an_unknown_name_is_warned_of(line, caplog):
     assert record.name.startswith("mkdocs."), "strict mode counts the warnings of these"
 
 
-@pytest.mark.parametrize("name", ["mora.train", "mora.adapter.operators.Rotation.compress", "mora/adapter"])
+@pytest.mark.parametrize("name", ["mora.train", "mora.adapter.operators.Decouple.compress", "mora/adapter"])
 def test_what_exists_is_found(name):
     assert HOOKS["exists"](name)
 
