@@ -60,9 +60,7 @@ class AdaptedLinear(torch.autograd.Function):
             c = operator.compress(x2.to(dtype))
             y = operator.decompress(F.linear(c, scaled(M, dtype, scaling))).to(y_dtype)
             is_smaller = c.numel() * c.itemsize < x.numel() * x.itemsize
-            c = (
-                c.contiguous() if is_smaller else None
-            )  # truncation's and decouple's may be a view of x, which would be kept whole
+            c = c.contiguous() if is_smaller else None  # truncation's, or decouple's, may be a view that keeps all of x
         else:
             x2 = _with_contiguous_rows(x2)
             blocks = maps.block_matrices if dropout is None and x.dtype == dtype == y_dtype else None

@@ -95,17 +95,17 @@ def _of_table(table: list[Claim], scale: Scale, resolved: ResolvedTables) -> lis
         kept.append("not run" if estimate is None else "floor" if nothing_known(claim, measured) else "undecided")
         if estimate is not None and kept[i] == "undecided" and measured.complete:
             gap = _gap(claim, rows, shared[claim.unit])
-            judged[i] = _exact(claim, measured, verdicts.judge(claim.test, estimate, claim.margin, gap))
+            nearest = _exact(claim, measured, verdicts.judge(claim.test, estimate, claim.margin, gap))
+            judged[i] = nearest._replace(level=claim.level(measured.planned))
     judged_of_table = list(judged.values())
-    levels = [table[i].level(every[i].planned) for i in judged]
-    for i, verdict in zip(judged, verdicts.decide(judged_of_table, levels), strict=True):
+    for i, verdict in zip(judged, verdicts.decide(judged_of_table), strict=True):
         kept[i] = verdict
     outcomes = [
         _outcome(claim, claim.primary, measured, estimate, verdict, rows, resolved)
         for claim, measured, estimate, verdict in zip(table, every, estimates, kept, strict=True)
     ]
     for i, p in zip(judged, verdicts.corrected(judged_of_table), strict=True):
-        if kept[i] == "undecided" and judged[i].p <= table[i].level(every[i].planned):
+        if kept[i] == "undecided" and judged[i].p <= judged[i].level:
             before = f"{judged[i].verdict} before Holm's correction (p = {judged[i].p:.3f})"
             outcomes[i].notes.append(f"{before}, undecided after it (p = {p:.3f})")
     return outcomes

@@ -108,10 +108,11 @@ def estimate(
 
 
 class Judged(NamedTuple):
-    """The p-value of the verdict that is nearest, and that verdict."""
+    """The p-value of the verdict that is nearest, that verdict, and the largest corrected p-value that decides."""
 
     p: float
     verdict: Verdict
+    level: float = ALPHA
 
 
 def judge(test: Test, estimate: Estimate, margin: float = 0.0, gap: Estimate | None = None) -> Judged:
@@ -132,12 +133,10 @@ def corrected(table: Sequence[Judged]) -> list[float]:
     return list(holm([judged.p for judged in table]))
 
 
-def decide(table: Sequence[Judged], levels: Sequence[float] | None = None) -> list[Verdict]:
-    """Return the verdicts of a table's claims, by the corrected p-values and the claims' levels (None: ALPHA)."""
-    levels = [ALPHA] * len(table) if levels is None else levels
+def decide(table: Sequence[Judged]) -> list[Verdict]:
+    """Return the verdicts of a table's claims, by the corrected p-values."""
     return [
-        judged.verdict if p <= level else "undecided"
-        for judged, p, level in zip(table, corrected(table), levels, strict=True)
+        judged.verdict if p <= judged.level else "undecided" for judged, p in zip(table, corrected(table), strict=True)
     ]
 
 

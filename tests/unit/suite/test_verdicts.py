@@ -150,8 +150,7 @@ def test_holm_holds_the_verdicts_of_a_table_together():
 
 
 def test_a_claim_may_have_a_level_of_its_own():
-    table = [Judged(0.02, "equal"), Judged(0.02, "equal")]
-    assert decide(table, [0.05, 0.01]) == ["equal", "undecided"]
+    assert decide([Judged(0.02, "equal"), Judged(0.02, "equal", level=0.01)]) == ["equal", "undecided"]
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 0), (0, 5), (1, 7), (500, 499)])
