@@ -11,6 +11,7 @@ from typing import Any
 from mora.config import source
 from mora.io import replace_file
 from mora.planner import speed
+from mora.suite.rounds import RatioOfTimes, ratio_of_times
 
 from . import plan
 from .models import weights_of
@@ -77,37 +78,49 @@ def _step_table(scenario: dict[str, Any], peak: float | None) -> str:
             return [case["name"], case["error"]]
         ms, lora = medians[case["name"]], done.get(f"lora r={case['r']}")
         memory = case["activation_bytes"]
-        time_ratio = ms / medians[lora["name"]] if lora else None
+        over_lora = _over_lora(case, lora, "ms")
         memory_ratio = memory / lora["activation_bytes"] if lora and memory else None
         return [
             case["name"],
             f"{ms:.1f} ({min(case['ms']):.1f} to {max(case['ms']):.1f})",
             _ratio(ms / medians["floor"] if "floor" in medians else None),
-            _ratio(time_ratio),
+            _interval(over_lora),
             _gib(memory, 2),
             _ratio(memory_ratio),
             f"{tokens / ms * 1e3:,.0f}",
             f"{scenario['model_flop'] / ms / 1e9 / peak:.0%}" if peak else "",
-            _verdict(scenario, case, time_ratio, memory_ratio),
+            _verdict(scenario, case, over_lora, memory_ratio),
         ]
 
     rounds = len(next(iter(done.values()))["ms"])
-    head = "| | ms, median (min to max) | / floor | / LoRA | activations, GiB | / LoRA | tokens/s | utilisation | bar |"
+    head = (
+        "| | ms, median (min to max) | / floor | time / LoRA's | activations, GiB | / LoRA | tokens/s | utilisation "
+        "| bar |"
+    )
     return (
         f"### {scenario['shape']}, {scenario['batch_size']} x {scenario['length']} tokens, {rounds} rounds\n\n"
         f"{_table(head, map(cells, cases))}"
     )
 
 
-def _verdict(scenario: dict[str, Any], case: dict[str, Any], time: float | None, memory: float | None) -> str:
+def _verdict(scenario: dict[str, Any], case: dict[str, Any], time: RatioOfTimes | None, memory: float | None) -> str:
     bars = BARS.get((scenario["shape"], scenario["batch_size"], scenario["length"]), {})
     bar = bars.get((case["operator"], case["r"]))
     if bar is None or not _is_plain(case) or time is None:
         return ""
-    verdict = f"time {bar[0]:.2f} {WORDS[round(time, 3) > bar[0]]}"
+    verdict = f"time {bar[0]:.2f} {_met(time, bar[0])}"
     if bar[1] is None or memory is None:
         return verdict
     return f"{verdict}, memory {bar[1]:.2f} {WORDS[round(memory, 3) > bar[1]]}"
+
+
+def _met(time: RatioOfTimes, bar: float) -> str:
+    return f"{WORDS[time.exceeds(bar)]}{'' if time.decides(bar) else ', within noise'}"
+
+
+def _over_lora(case: dict[str, Any], lora: dict[str, Any] | None, times: str) -> RatioOfTimes | None:
+    """Return the ratio of a case's times to LoRA's of the same rounds; None where there are none."""
+    return ratio_of_times(case[times], lora[times]) if lora and lora[times] else None
 
 
 def _is_plain(case: dict[str, Any]) -> bool:
@@ -117,19 +130,18 @@ def _is_plain(case: dict[str, Any]) -> bool:
 
 def _compiled_table(scenario: dict[str, Any]) -> str:
     cases = scenario["cases"]
-    medians = {case["name"]: statistics.median(case["ms"]) for case in cases if case["ms"]}
+    named = {case["name"]: case for case in cases}
 
     def cells(case: dict[str, Any]) -> list[str]:
         if not case["ms"]:
             return [case["name"], case["error"]]
-        ms, lora = medians[case["name"]], medians.get(f"lora r={case['r']}")
-        spread = f"{ms:.1f} ({min(case['ms']):.1f} to {max(case['ms']):.1f})"
-        ratio = ms / lora if lora else None
+        spread = f"{statistics.median(case['ms']):.1f} ({min(case['ms']):.1f} to {max(case['ms']):.1f})"
+        ratio = _over_lora(case, named.get(f"lora r={case['r']}"), "ms")
         first = f"{case['first_step_s']:.0f}"
-        return [case["name"], spread, _ratio(ratio), first, str(case["graphs"]), _as_lora(case, ratio)]
+        return [case["name"], spread, _interval(ratio), first, str(case["graphs"]), _as_lora(case, ratio)]
 
     rounds = max(len(case["ms"]) for case in cases)
-    head = "| | ms, median (min to max) | / LoRA | first step, s | graphs | bar |"
+    head = "| | ms, median (min to max) | time / LoRA's | first step, s | graphs | bar |"
     return (
         f"### {scenario['shape']}, {scenario['batch_size']} x {scenario['length']} tokens, {scenario['backend']}, "
         f"{rounds} rounds\n\n{_table(head, map(cells, cases))}"
@@ -138,25 +150,26 @@ def _compiled_table(scenario: dict[str, Any]) -> str:
 
 def _decoding_table(scenario: dict[str, Any]) -> str:
     cases, new = scenario["cases"], scenario["new_tokens"]
-    rates = {case["name"]: new / statistics.median(case["seconds"]) for case in cases}
+    named = {case["name"]: case for case in cases}
+    rates = {name: new / statistics.median(case["seconds"]) for name, case in named.items()}
 
     def cells(case: dict[str, Any]) -> list[str]:
-        rate, lora, seconds = rates[case["name"]], rates.get(f"lora r={case['r']}"), case["seconds"]
+        rate, seconds = rates[case["name"]], case["seconds"]
         spread = f"{rate:.1f} ({new / max(seconds):.1f} to {new / min(seconds):.1f})"
-        ratio = lora / rate if lora else None
-        return [case["name"], spread, _ratio(rate / rates["floor"]), _ratio(ratio and 1 / ratio), _as_lora(case, ratio)]
+        ratio = _over_lora(case, named.get(f"lora r={case['r']}"), "seconds")
+        return [case["name"], spread, _ratio(rate / rates["floor"]), _interval(ratio), _as_lora(case, ratio)]
 
     rounds = len(cases[0]["seconds"])
-    head = "| | new tokens/s, median (min to max) | / floor | / LoRA | bar |"
+    head = "| | new tokens/s, median (min to max) | / floor | time / LoRA's | bar |"
     return (
         f"### {scenario['shape']}, {new} tokens after {scenario['prompt_tokens']}, {rounds} rounds\n\n"
         f"{_table(head, map(cells, cases))}"
     )
 
 
-def _as_lora(case: dict[str, Any], time: float | None) -> str:
+def _as_lora(case: dict[str, Any], time: RatioOfTimes | None) -> str:
     """Return whether a time over LoRA's meets the bar."""
-    return f"{WORDS[round(time, 3) > AS_LORA]}" if time is not None and _is_plain(case) else ""
+    return _met(time, AS_LORA) if time is not None and _is_plain(case) else ""
 
 
 def _loop_table(result: dict[str, Any]) -> str:
@@ -217,14 +230,14 @@ def _quantised_table(result: dict[str, Any]) -> str:
         return [
             *named,
             f"{ms:.1f} ({min(case['ms']):.1f} to {max(case['ms']):.1f})",
-            _ratio(ms / statistics.median(lora["ms"]) if lora else None),
+            _interval(_over_lora(case, lora, "ms")),
             _gib(memory, 2),
             _ratio(memory / lora["activation_bytes"] if lora and memory else None),
             loss,
         ]
 
     (rows, length), (few, short) = result["timed"], result["trained"]
-    head = "| | base, GiB | ms, median (min to max) | / LoRA | activations, GiB | / LoRA | loss |"
+    head = "| | base, GiB | ms, median (min to max) | time / LoRA's | activations, GiB | / LoRA | loss |"
     return (
         f"{result['shape']}, random weights, fp32 adapters under autocast; {rows} x {length} tokens. Loss: before and "
         f"after {steps} steps of AdamW at {result['learning_rate']} on one batch of {few} x {short} random tokens.\n\n"
@@ -267,6 +280,13 @@ def _off(predicted: float | None, measured: float | None) -> str:
 
 def _ratio(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
+
+
+def _interval(ratio: RatioOfTimes | None) -> str:
+    if ratio is None:
+        return ""
+    low, high = ratio.interval
+    return f"{ratio.median:.3f}" + (f" ({low:.2f} to {high:.2f})" if low < high else "")
 
 
 def _gib(size: float | None, digits: int) -> str:

@@ -22,7 +22,7 @@ Unit = Literal["points", "nats", "values"]
 
 
 class Ratio(FrozenModel):
-    """The ratio of the median times of two cases of the step benchmark, by their names."""
+    """The ratio of the times of two cases of the step benchmark, by their names."""
 
     shape: str
     slow: str

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -21,6 +20,7 @@ from .cells import CellRuns
 from .claims import COMPARED, Claim, Contrast, Ratio, Unit, load
 from .contrasts import Measured, ResolvedTables, documents, find, measure, nothing_known, paper_effect, rare_counts
 from .experiment import NAMES, Row, Scale
+from .rounds import RatioOfTimes, ratio_of_times
 from .verdicts import Estimate, Interval, Judged, Variance, Verdict
 
 BENCH = ROOT / "results" / "bench"
@@ -219,24 +219,21 @@ def _notes(claim: Claim, measured: Measured, cells: list[CellRuns], verdict: Ver
 
 
 def _of_ratio(ratio: Ratio, scale: Scale) -> Outcome:
-    """Compare two measured times at scale paper: their ratio, and the range of the slower case's rounds as its interval."""
-    measured: list[Interval] = []
+    """Compare two measured times at scale paper: the largest of the ratios that were measured, round by round."""
+    measured: list[RatioOfTimes] = []
     for path in sorted(BENCH.glob("step-*.json")) if scale == "paper" else []:
         result = checked(path, Bench.model_validate, "`make bench` repeats the measurement")
         for scenario in result.scenarios if result.source.dirty is False else []:
             times = {case.name: case.ms for case in scenario.cases if case.ms}
             if scenario.shape == ratio.shape and {ratio.slow, ratio.fast} <= times.keys():
-                fast = statistics.median(times[ratio.fast])
-                measured.append(Interval(min(times[ratio.slow]) / fast, max(times[ratio.slow]) / fast))
+                measured.append(ratio_of_times(times[ratio.slow], times[ratio.fast]))
     if not measured:
         return Outcome("not run", ratio.slow, ratio.fast, "")
-    worst = max(measured, key=lambda interval: interval.high)
-    above = [interval.low > ratio.at_most for interval in measured]
-    verdict: Verdict = "contradicted" if any(above) else "shown" if worst.high <= ratio.at_most else "undecided"
+    effect, interval = max(measured, key=lambda one: one.interval.high)
+    above = any(one.interval.low > ratio.at_most for one in measured)
+    verdict: Verdict = "contradicted" if above else "shown" if interval.high <= ratio.at_most else "undecided"
     notes = ["of this suite's kernels, random weights"]
-    return Outcome(
-        verdict, ratio.slow, ratio.fast, ratio.shape, statistics.fmean(worst), worst, 0, 0, None, 1.03, notes
-    )
+    return Outcome(verdict, ratio.slow, ratio.fast, ratio.shape, effect, interval, 0, 0, None, 1.03, notes)
 
 
 @lru_cache(maxsize=1)
