@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import sys
 import types
 from contextlib import contextmanager
@@ -148,6 +149,15 @@ def test_every_gpu_is_used(queue):
     queue.module.totals = {"0": 30.0, "1": 30.0}
     _, journal = queue(LINES[:2])
     assert [event["gpu"] for event in events(journal, "start")] == ["0", "1"]
+
+
+def test_a_run_that_fits_nowhere_keeps_one_gpu_and_later_lines_have_the_others(queue):
+    queue.module.totals = {"0": 80.0, "1": 60.0}
+    claims = [40, 40, 70, 15, 15]
+    _, journal = queue([f"[{claim} GiB] {SMOKE} seed={seed}" for seed, claim in enumerate(claims)])
+    started = [(re.search(r"-s(\d)", event["run"])[1], event["gpu"]) for event in events(journal, "start")]
+    assert started[:3] == [("0", "0"), ("1", "1"), ("3", "1")]
+    assert started[3] == ("2", "0"), "of 37.6 GiB free on GPU 0, the last line would have fitted there before"
 
 
 def test_wait_holds_back_what_is_below_it(queue):
