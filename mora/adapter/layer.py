@@ -305,7 +305,11 @@ class MoraLinear(nn.Module, MoraLayer):
         delta = sign * self.fp32_delta_weight(adapter).to(upcast)
         merged = (before.to(upcast) + delta).to(before.dtype)
         if safe and not torch.isfinite(merged).all():
-            raise ValueError(f"the merged weight is not finite in {before.dtype}: adapter {adapter!r} holds bad values")
+            kind = "NaNs" if merged.isnan().any() else "Infinite numbers"
+            raise ValueError(  # in the words by which callers of PEFT know it
+                f"{kind} detected in the merged weights. The adapter {adapter} seems to be broken, "
+                f"or {before.dtype} cannot hold the sum."
+            )
         if self.quantization_backend is None:
             weight = self.get_base_layer().weight
             weight.data.copy_(merged)

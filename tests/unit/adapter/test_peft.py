@@ -463,7 +463,9 @@ def test_a_safe_merge_of_values_that_are_not_finite_raises_and_touches_nothing(v
     before = layer.base_layer.weight.clone()
     with torch.no_grad():
         layer.mora_M["default"].weight[0, 0] = value
-    with pytest.raises(ValueError, match=r"merged weight is not finite .*'default'"):
+    with pytest.raises(
+        ValueError, match=r"(NaNs|Infinite numbers) detected in the merged weights\. The adapter default"
+    ):
         layer.merge(safe_merge=True)
     assert torch.equal(layer.base_layer.weight, before)
     assert not layer.merged
@@ -474,7 +476,7 @@ def test_a_safe_merge_sees_a_sum_that_overflows_the_dtype_of_the_base(make_mlp, 
     with torch.no_grad():
         layer.base_layer.weight.fill_(60_000)
         layer.mora_M["default"].weight.fill_(60_000)
-    with pytest.raises(ValueError, match=r"not finite in torch\.float16"):
+    with pytest.raises(ValueError, match=r"or torch\.float16 cannot hold the sum"):
         layer.merge(safe_merge=True)
     assert layer.base_layer.weight.isfinite().all()
 
