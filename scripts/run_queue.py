@@ -12,9 +12,9 @@ for all runs of these cells that are missing: searches, then what they choose, a
 
 A run starts on the GPU with the most room, where the memory that a like run with passes of its size has held (the least of
 their results, and 10%) fits beside what already runs there, and where the driver reports it as free; a run like no other
-claims what the plan says of its training, or what scoring holds if that is more, or --unknown-gib. A run that fits on no GPU
-yet keeps the one with the most room for itself; later lines may start on the others. A run that fails is tried once more
-with twice the claim.
+claims what the plan says of its training, or what scoring holds if that is more, or --unknown-gib. The first line that fits
+on no GPU yet keeps the one with the most room for itself; later lines may start on the others. A run that fails is tried
+once more with twice the claim.
 A run that could not end in the time left, by the times of like runs and the plan's measured steps on such a GPU, training as
 many times slower as there are runs on it, is not started; where none is left that could, the queue ends.
 With --mps the runs of a GPU compute at the same time, through NVIDIA MPS, instead of in turns; where that does not work, the
@@ -204,8 +204,9 @@ class Queue:
         return self._read_at[1]
 
     def _start(self) -> None:
-        free = list(self.gpus)
+        kept: Gpu | None = None
         for line, config in self._waiting():
+            free = [gpu for gpu in self.gpus if gpu is not kept]
             if not free or len(self.running) >= self.options.jobs * len(self.gpus):
                 return
             gpu = max(free, key=self._room)
@@ -215,7 +216,7 @@ class Queue:
             claim = float(named[1]) if named else self.like_runs.claim_gib(config, self.options.unknown_gib)
             claim *= 2 ** self.tries.get(run_id(config), 0)
             if self._room(gpu) < min(claim, 0.9 * gpu.total_gib):
-                free.remove(gpu)  # kept for this run: what is large is not passed by for ever
+                kept = kept or gpu  # so that a large run is not passed over for ever
                 continue
             try:
                 self._launch(line, config, gpu, claim)

@@ -305,11 +305,11 @@ class MoraLinear(nn.Module, MoraLayer):
         delta = sign * self.fp32_delta_weight(adapter).to(upcast)
         merged = (before.to(upcast) + delta).to(before.dtype)
         if safe and not torch.isfinite(merged).all():
-            kind = "NaNs" if merged.isnan().any() else "Infinite numbers"
-            raise ValueError(  # in the words by which callers of PEFT know it
-                f"{kind} detected in the merged weights. The adapter {adapter} seems to be broken, "
-                f"or {before.dtype} cannot hold the sum."
-            )
+            # PEFT's wording, which callers match
+            broken = f"detected in the merged weights. The adapter {adapter} seems to be broken"
+            if merged.isnan().any():
+                raise ValueError(f"NaNs {broken}.")
+            raise ValueError(f"Infinite numbers {broken}, or {before.dtype} cannot hold the sum.")
         if self.quantization_backend is None:
             weight = self.get_base_layer().weight
             weight.data.copy_(merged)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -69,7 +70,9 @@ def configs() -> dict[str, PreTrainedConfig]:
 
 
 def write() -> list[str]:
-    """Write the models that the cache lacks, and return the names of all."""
+    """Write the models that the cache lacks, and return the names of all. Raises RuntimeError if the cache is the user's."""
+    if "HF_HUB_CACHE" not in os.environ:
+        raise RuntimeError("HF_HUB_CACHE must name a folder for models with random weights, which have real names")
     names, cache = configs(), Path(HF_HUB_CACHE)
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / "tiny_models.lock"):  # tests may run in several processes
