@@ -30,6 +30,8 @@ from .pictures import SELECTIONS
 from .style import MARKERS, PAGE, Look, in_print, looks, saved
 
 ACROSS = 3  # panels
+LEGEND = 5  # entries a row
+ROW = 0.2  # of a legend, in inches
 HEIGHT = 2.1  # of a panel with its title and labels, in inches
 WIDE = 10  # the ratio of losses from which an axis is logarithmic, and full training is out of a panel's reach
 TITLE = "Learning rates: the loss at the end of each search, and the order of the methods"
@@ -203,19 +205,25 @@ def drawn(shown: Sequence[Panel]) -> Figure:
     """Draw the panels. Their places are set in inches, since a layout engine's last digits differ from run to run."""
     labels = {curve.label: curve.method for panel in shown for curve in panel.searched}
     look = {name: one._replace(marker=MARKERS[i % len(MARKERS)]) for i, (name, one) in enumerate(looks(labels).items())}
+    handles: list[Any] = [Line2D([], [], **one._asdict(), label=name) for name, one in look.items()]
+    handles.append(Line2D([], [], ls="", marker="o", ms=8, mfc="none", color="k", label="chosen"))
+    legend = ROW * math.ceil(len(handles) / LEGEND)
     down, across = math.ceil(len(shown) / ACROSS), min(ACROSS, len(shown))
-    width, height = PAGE * across / ACROSS, HEIGHT * down + 0.35
+    width, height = PAGE * across / ACROSS, HEIGHT * down + legend + 0.05
     figure, axes = plt.subplots(down, across, figsize=(width, height), squeeze=False)
     figure.subplots_adjust(
-        left=0.55 / width, right=1 - 0.2 / width, top=1 - 0.35 / height, bottom=0.8 / height, hspace=0.55, wspace=0.42
+        left=0.55 / width,
+        right=1 - 0.2 / width,
+        top=1 - 0.35 / height,
+        bottom=(0.5 + legend) / height,
+        hspace=0.55,
+        wspace=0.42,
     )
     for ax, panel in zip(axes.flat, shown, strict=False):
         _draw(ax, panel, look)
     for ax in axes.flat[len(shown) :]:
         ax.set_axis_off()
-    handles: list[Any] = [Line2D([], [], **one._asdict(), label=name) for name, one in look.items()]
-    handles.append(Line2D([], [], ls="", marker="o", ms=8, mfc="none", color="k", label="chosen"))
-    figure.legend(handles=handles, loc="lower center", ncols=min(len(handles), 5))
+    figure.legend(handles=handles, loc="lower center", ncols=min(len(handles), LEGEND))
     return figure
 
 
@@ -234,21 +242,22 @@ def _draw(ax: Axes, panel: Panel, look: Mapping[str, Look]) -> None:
     ax.set_xticks(sorted(rates), [format_lr(lr) for lr in sorted(rates)])
     ax.minorticks_off()
     ax.set_title(f"{panel.what}\n{panel.config.model.name}, {panel.config.rank_text}", fontsize=6)
-    if losses and max(losses) > WIDE * min(losses):
-        ax.set(yscale="log", ylim=(min(losses) / 1.7, max(losses) * 1.5))
-        ax.yaxis.set_major_formatter("{x:g}")
-    elif losses:
+    if losses:
         low, top = min(losses), _top(losses)
-        ax.set_ylim(low - 0.07 * (top - low), top + 0.07 * (top - low))
+        if top > WIDE * low:
+            ax.set(yscale="log", ylim=(low / 1.7, max(losses) * 1.5))
+            ax.yaxis.set_major_formatter("{x:g}")
+        else:
+            ax.set_ylim(low - 0.07 * (top - low), top + 0.07 * (top - low))
     ax.tick_params(labelsize=6)
     ax.grid(alpha=0.3)
 
 
 def _top(losses: Iterable[float]) -> float:
-    """Return the loss at which a panel ends: below the first gap that is wider than all that lies under it."""
+    """Return the loss at which a panel ends: below the first gap that is twice as wide as all that lies under it."""
     ordered = sorted(losses)
     for below, above in itertools.pairwise(ordered[len(ordered) // 2 :]):
-        if above - below > below - ordered[0]:
+        if above - below > 2 * (below - ordered[0]):
             return below
     return ordered[-1]
 

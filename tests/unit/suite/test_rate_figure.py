@@ -128,6 +128,24 @@ def test_a_panel_ends_below_what_lies_far_above():
     assert rate_figure._top([4.7, 4.75, 4.8, 4.9, 6.9, 7.1]) == 4.9
     assert rate_figure._top([52, 57, 63, 75, 86, 101]) == 101
     assert rate_figure._top([1.0, 9.0]) == 9.0
+    assert rate_figure._top([1.74, 1.75, 1.77, 1.84, 1.91, 2.09]) == 2.09, "a rate that is bad, not one that diverges"
+
+
+def test_a_search_that_diverged_leaves_the_axis_linear(measure):
+    measure("lora", (0.59, 0.56, 0.55, 0.57))
+    measure("mora", (0.55, 0.549, 0.58, 7.9))
+    (axes,) = rate_figure.drawn([panel()]).axes
+    assert axes.get_yscale() == "linear"
+    assert axes.get_ylim()[1] < 0.6
+
+
+def test_the_legend_lies_below_what_is_written_under_the_panels(measure):
+    for method in ("lora", "mora", "relora", "lora_plus", "asylora", "dora"):
+        measure(method, (0.59, 0.56, 0.55, 0.57))
+    figure = rate_figure.drawn([panel()])
+    figure.canvas.draw()
+    written = figure.axes[0].xaxis.label.get_window_extent()
+    assert figure.legends[0].get_window_extent().y1 <= written.y0
 
 
 def test_methods_differ_in_their_marks_where_colours_cannot_be_seen(measure):
