@@ -82,7 +82,7 @@ def _step_table(scenario: dict[str, Any], peak: float | None) -> str:
         memory_ratio = memory / lora["activation_bytes"] if lora and memory else None
         return [
             case["name"],
-            f"{ms:.1f} ({min(case['ms']):.1f} to {max(case['ms']):.1f})",
+            _spread(case["ms"]),
             _ratio(ms / medians["floor"] if "floor" in medians else None),
             _interval(over_lora),
             _gib(memory, 2),
@@ -135,10 +135,9 @@ def _compiled_table(scenario: dict[str, Any]) -> str:
     def cells(case: dict[str, Any]) -> list[str]:
         if not case["ms"]:
             return [case["name"], case["error"]]
-        spread = f"{statistics.median(case['ms']):.1f} ({min(case['ms']):.1f} to {max(case['ms']):.1f})"
         ratio = _over_lora(case, named.get(f"lora r={case['r']}"), "ms")
         first = f"{case['first_step_s']:.0f}"
-        return [case["name"], spread, _interval(ratio), first, str(case["graphs"]), _as_lora(case, ratio)]
+        return [case["name"], _spread(case["ms"]), _interval(ratio), first, str(case["graphs"]), _as_lora(case, ratio)]
 
     rounds = max(len(case["ms"]) for case in cases)
     head = "| | ms, median (min to max) | time / LoRA's | first step, s | graphs | bar |"
@@ -226,10 +225,10 @@ def _quantised_table(result: dict[str, Any]) -> str:
         loss = f"{case['losses'][0]:.3f} to {case['losses'][-1]:.3f}" if "losses" in case else "not run"
         if not case["ms"]:
             return [*named, case["error"], "", "", "", loss]
-        ms, lora, memory = statistics.median(case["ms"]), loras.get(case["base"]), case["activation_bytes"]
+        lora, memory = loras.get(case["base"]), case["activation_bytes"]
         return [
             *named,
-            f"{ms:.1f} ({min(case['ms']):.1f} to {max(case['ms']):.1f})",
+            _spread(case["ms"]),
             _interval(_over_lora(case, lora, "ms")),
             _gib(memory, 2),
             _ratio(memory / lora["activation_bytes"] if lora and memory else None),
@@ -280,6 +279,10 @@ def _off(predicted: float | None, measured: float | None) -> str:
 
 def _ratio(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
+
+
+def _spread(ms: list[float]) -> str:
+    return f"{statistics.median(ms):.1f} ({min(ms):.1f} to {max(ms):.1f})"
 
 
 def _interval(ratio: RatioOfTimes | None) -> str:

@@ -30,11 +30,8 @@ SIZES = {
 }  # fmt: skip
 GPT = {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "vocab_size": VOCABULARY, "n_positions": 128}
 LLAMA = SIZES | {"intermediate_size": INNER}
-IDS = {
-    "bos_token_id": 3,
-    "eos_token_id": 4,
-    "pad_token_id": 0,
-}  # a padding token has an embedding of zeros, and tests use 1 and 2
+# Not 1 and 2, which tests use: the embedding of a padding token is zero.
+IDS = {"bos_token_id": 3, "eos_token_id": 4, "pad_token_id": 0}
 
 
 def configs() -> dict[str, PreTrainedConfig]:

@@ -151,20 +151,21 @@ def test_every_gpu_is_used(queue):
     assert [event["gpu"] for event in events(journal, "start")] == ["0", "1"]
 
 
-def test_a_run_that_fits_nowhere_keeps_one_gpu_and_later_lines_have_the_others(queue):
+def started_on_two_gpus(queue, claims):
+    """Return seed and GPU of the runs, which claim so many GiB, in the order of their starts; GPUs of 80 and 60 GiB."""
     queue.module.totals = {"0": 80.0, "1": 60.0}
-    claims = [40, 40, 70, 15, 15]
     _, journal = queue([f"[{claim} GiB] {SMOKE} seed={seed}" for seed, claim in enumerate(claims)])
-    started = [(re.search(r"-s(\d)", event["run"])[1], event["gpu"]) for event in events(journal, "start")]
+    return [(re.search(r"-s(\d)", event["run"])[1], event["gpu"]) for event in events(journal, "start")]
+
+
+def test_a_run_that_fits_nowhere_keeps_one_gpu_and_later_lines_have_the_others(queue):
+    started = started_on_two_gpus(queue, [40, 40, 70, 15, 15])
     assert started[:3] == [("0", "0"), ("1", "1"), ("3", "1")]
     assert started[3] == ("2", "0"), "seed 4 would fit on GPU 0, too, but that is kept for seed 2"
 
 
 def test_several_runs_that_fit_nowhere_keep_one_gpu_together(queue):
-    queue.module.totals = {"0": 80.0, "1": 60.0}
-    claims = [40, 40, 70, 70, 15]
-    _, journal = queue([f"[{claim} GiB] {SMOKE} seed={seed}" for seed, claim in enumerate(claims)])
-    started = [(re.search(r"-s(\d)", event["run"])[1], event["gpu"]) for event in events(journal, "start")]
+    started = started_on_two_gpus(queue, [40, 40, 70, 70, 15])
     assert started[:3] == [("0", "0"), ("1", "1"), ("4", "1")]
     assert [seed for seed, _ in started[3:]] == ["2", "3"]
 
