@@ -34,6 +34,12 @@ def beside(task: str) -> str | None:
     return next(((v.get("metadata") or {}).get("beside") for v in _files() if v.get("task") == task), None)
 
 
+def documents_of(task: str) -> str:
+    """Return the name of the documents that a task scores: tasks whose files give the same name score the same ones."""
+    named = ((v.get("metadata") or {}).get("documents") for v in _files() if v.get("task") == task)
+    return next((name for name in named if name), task)
+
+
 def key(task: str, metric: str) -> str:
     """Return the name of a task's metric in a run: `task.metric`, or its own name if that begins with the task's."""
     return metric if metric.startswith(f"{task}_") else f"{task}.{metric}"

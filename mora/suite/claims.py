@@ -22,12 +22,13 @@ Unit = Literal["points", "nats", "values"]
 
 
 class Ratio(FrozenModel):
-    """The ratio of the times of two cases of the step benchmark, by their names."""
+    """The ratio of the times of two cases of the step benchmark, by their names. `paper`: the ratio that it reports."""
 
     shape: str
     slow: str
     fast: str
     at_most: float
+    paper: float
 
 
 class Contrast(FrozenModel):
@@ -55,7 +56,7 @@ class SecondLook(FrozenModel):
 
 
 class Claim(FrozenModel):
-    """The form is described at the top of experiments/claims.yaml. `decided`: what was, after which results, dated."""
+    """The form is described at the top of experiments/claims.yaml."""
 
     says: str
     where: str
@@ -70,7 +71,6 @@ class Claim(FrozenModel):
     plan: Plan = Plan(effect=0.0)
     also: list[Contrast] = []
     second_look: SecondLook | None = None
-    decided: str | None = None
     ratio: Ratio | None = None
 
     def look(self, seeds: int) -> SecondLook | None:
@@ -87,10 +87,18 @@ class Claim(FrozenModel):
         return Contrast.model_validate({"first": self.first, "second": self.second})
 
 
-class Ledger(FrozenModel):
-    """All claims. `fixed_by` is the commit that wrote down contrasts and margins."""
+class Fixed(FrozenModel):
+    """The commit that wrote down contrasts and margins, the file that held them, and the commit that added second looks."""
 
-    fixed_by: str
+    commit: str
+    file: str
+    second_looks: str
+
+
+class Ledger(FrozenModel):
+    """All claims, and where the version control shows that they were written down."""
+
+    fixed_by: Fixed
     claims: list[Claim]
 
 

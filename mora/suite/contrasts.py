@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
+from mora.evaluate.metrics import documents_of
 from mora.results import MODULES
 
 from . import experiment as experiments
@@ -207,15 +208,15 @@ def rare_counts(claim: Claim, measured: Measured) -> tuple[int, int, int, int] |
 
 
 def documents(sides: list[Side]) -> int | None:
-    """Return the largest number of documents that a seed of one row scored."""
+    """Return the largest number of documents that a seed of one row scored; documents of two columns count once."""
     if not sides:
         return None
-    counts = []
+    counts: dict[str, int] = {}
     for runs in sides[0].cells:
         known = [runs.metrics(config, result).get(runs.spec.column.metric) for config, result in runs.results]
-        counts.append(max((metric.documents or 0 for metric in known if metric), default=0))
-    steps = {runs.spec.column.metric for runs in sides[0].cells}
-    return (counts[0] if len(steps) == 1 else sum(counts)) or None
+        name = documents_of(runs.spec.column.metric.removesuffix(".score"))
+        counts[name] = max([counts.get(name, 0), *(metric.documents or 0 for metric in known if metric)])
+    return sum(counts.values()) or None
 
 
 def paper_effect(claim: Claim, contrast: Contrast, resolved: ResolvedTables) -> float | None:

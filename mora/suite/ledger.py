@@ -17,7 +17,7 @@ from mora.results import checked
 
 from . import verdicts
 from .cells import CellRuns
-from .claims import COMPARED, Claim, Contrast, Ratio, Unit, load
+from .claims import COMPARED, Claim, Contrast, Ledger, Ratio, Unit, load
 from .contrasts import Measured, ResolvedTables, documents, find, measure, nothing_known, paper_effect, rare_counts
 from .experiment import NAMES, Row, Scale
 from .rounds import RatioOfTimes, ratio_of_times
@@ -27,12 +27,22 @@ BENCH = ROOT / "results" / "bench"
 PAGE, BEGIN, END = ROOT / "README.md", "<!-- claims:begin -->", "<!-- claims:end -->"
 FULL = ROOT / "results" / "claims.md"
 
+MEANING: dict[Verdict, str] = {
+    "shown": "the results say so, too",
+    "equal": "the two differ by less than the margin that was fixed before",
+    "contradicted": "the results say the opposite",
+    "undecided": "the runs do not settle it",
+    "floor": "scores are too near those of guessing to compare methods",
+    "not run": "runs are missing",
+}
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the results say about a contrast. `interval` is 95%; for an equality 90%, as in two one-sided tests at 5%.
+    """What the results say about a contrast.
 
-    Of a second look at 1% they are 99% and 98%.
+    `interval` is 95%; for an equality or a closed gap 90%, as in two one-sided tests at 5%. At a second look, whose level
+    is 1%, it is 99% or 98%. `columns` are those of the claim that the scale has.
     """
 
     verdict: Verdict
@@ -46,6 +56,7 @@ class Outcome:
     documents: int | None = None
     paper: float | None = None
     notes: list[str] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
 
 
 class Case(BaseModel):
@@ -89,25 +100,25 @@ def _of_table(table: list[Claim], scale: Scale, resolved: ResolvedTables) -> lis
     every = [measure(claim, claim.primary, rows) for claim in table]
     shared = {unit: _variance(table, every, unit) for unit in {claim.unit for claim in table}}
     estimates = [_estimate(claim, m, shared[claim.unit]) for claim, m in zip(table, every, strict=True)]
-    judged: dict[int, Judged] = {}
     kept: list[Verdict] = []
+    judged = [Judged(1.0, "undecided")] * len(table)  # what is not judged yet, or never will be, counts in Holm's correction
     for i, (claim, measured, estimate) in enumerate(zip(table, every, estimates, strict=True)):
         kept.append("not run" if estimate is None else "floor" if nothing_known(claim, measured) else "undecided")
         if estimate is not None and kept[i] == "undecided" and measured.complete:
             gap = _gap(claim, rows, shared[claim.unit])
             nearest = _exact(claim, measured, verdicts.judge(claim.test, estimate, claim.margin, gap))
             judged[i] = nearest._replace(level=claim.level(measured.planned))
-    judged_of_table = list(judged.values())
-    for i, verdict in zip(judged, verdicts.decide(judged_of_table), strict=True):
-        kept[i] = verdict
+    kept = [
+        verdict if was == "undecided" else was for was, verdict in zip(kept, verdicts.decide(judged), strict=True)
+    ]
     outcomes = [
         _outcome(claim, claim.primary, measured, estimate, verdict, rows, resolved)
         for claim, measured, estimate, verdict in zip(table, every, estimates, kept, strict=True)
     ]
-    for i, p in zip(judged, verdicts.corrected(judged_of_table), strict=True):
-        if kept[i] == "undecided" and judged[i].p <= judged[i].level:
-            before = f"{judged[i].verdict} before Holm's correction (p = {judged[i].p:.3f})"
-            outcomes[i].notes.append(f"{before}, undecided after it (p = {p:.3f})")
+    for outcome, alone, p in zip(outcomes, judged, verdicts.corrected(judged), strict=True):
+        if outcome.verdict == "undecided" and alone.p <= alone.level:
+            before = f"{alone.verdict} before Holm's correction (p = {alone.p:.3f})"
+            outcome.notes.append(f"{before}, undecided after it (p = {p:.3f})")
     return outcomes
 
 
@@ -189,6 +200,7 @@ def _outcome(
         documents(sides),
         paper,
         notes,
+        [runs.spec.column.name for runs in sides[0].cells] if sides else [],
     )
 
 
@@ -228,12 +240,12 @@ def _of_ratio(ratio: Ratio, scale: Scale) -> Outcome:
             if scenario.shape == ratio.shape and {ratio.slow, ratio.fast} <= times.keys():
                 measured.append(ratio_of_times(times[ratio.slow], times[ratio.fast]))
     if not measured:
-        return Outcome("not run", ratio.slow, ratio.fast, "")
+        return Outcome("not run", ratio.slow, ratio.fast, "", paper=ratio.paper)
     above = [one for one in measured if one.interval.low > ratio.at_most]
     effect, interval = max(above or measured, key=lambda one: one.interval.high)
     verdict: Verdict = "contradicted" if above else "shown" if interval.high <= ratio.at_most else "undecided"
     notes = ["of this suite's kernels, random weights"]
-    return Outcome(verdict, ratio.slow, ratio.fast, ratio.shape, effect, interval, 0, 0, None, 1.03, notes)
+    return Outcome(verdict, ratio.slow, ratio.fast, ratio.shape, effect, interval, 0, 0, None, ratio.paper, notes)
 
 
 @lru_cache(maxsize=1)
@@ -262,7 +274,7 @@ def table(resolved: ResolvedTables | None = None) -> str:
             continue
         cells = [
             f"{claim.says} ({claim.where})",
-            f"{scale}: {outcome.first} - {outcome.second}",
+            _compared(claim, scale, outcome),
             verdict_text(outcome),
             effect_text(claim, outcome),
             count_text(outcome),
@@ -270,6 +282,12 @@ def table(resolved: ResolvedTables | None = None) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _compared(claim: Claim, scale: Scale, outcome: Outcome) -> str:
+    if claim.ratio is not None:
+        return f"shape of {outcome.model}: {outcome.first} / {outcome.second}"
+    return f"{scale}: {outcome.first} - {outcome.second}"
 
 
 def verdict_text(outcome: Outcome) -> str:
@@ -305,14 +323,10 @@ def page(resolved: ResolvedTables | None = None) -> str:
     lines = [
         "# What the results say of the paper",
         "",
-        f"Contrasts and margins: `experiments/claims.yaml`, fixed by commit {load().fixed_by}. Rules: `docs/claims.md`.",
-        "Effect: first minus second, with its 95% interval (of an equality 90%, as two one-sided tests at 5% have it).",
-        "At a second look, whose level is 1%, the intervals are 99% and 98%.",
+        *_preamble(load()),
     ]
     for claim, scale, outcome in rows_of(resolved):
-        lines += ["", f"## {claim.says}", "", f"{claim.where}. {rule_text(claim)}"]
-        if claim.decided:
-            lines += ["", f"Decided: {claim.decided}"]
+        lines += ["", f"## {claim.says}", "", f"{claim.where}. {rule_text(claim, outcome)}"]
         if outcome.verdict == "not run":
             lines += ["", f"Not run; the paper's effect: {number_text(outcome.paper, claim)}."]
             continue
@@ -328,14 +342,35 @@ def page(resolved: ResolvedTables | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def rule_text(claim: Claim) -> str:
+def _preamble(ledger: Ledger) -> list[str]:
+    fixed = ledger.fixed_by
+    return [
+        f"Contrasts and margins were fixed by commit {fixed.commit}, in `{fixed.file}` (`git show {fixed.commit}:{fixed.file}`);",
+        f"today they are in `experiments/claims.yaml`. Second looks were added by {fixed.second_looks}. Rules: `docs/claims.md`.",
+        "",
+        "Effect: first minus second, or first over second for times. Intervals are not corrected for multiple tests: 95% for an",
+        "order, 90% for an equality or a closed gap (two one-sided tests at 5%); at a second look, whose level is 1%, 99% and 98%.",
+        "Verdicts are corrected over each table by Holm's method, so an interval may exclude 0 beside *undecided*.",
+    ]
+
+
+def summary(resolved: ResolvedTables | None = None) -> str:
+    """Return how many claims have which verdict, each at the largest scale that has asked it, and what the verdicts mean."""
+    best: dict[str, Verdict] = {}
+    for claim, _, outcome in rows_of(resolved or ResolvedTables()):
+        best[claim.says] = outcome.verdict if outcome.verdict != "not run" else best.get(claim.says, "not run")
+    counts = {verdict: sum(v == verdict for v in best.values()) for verdict in MEANING}
+    listed = [f"{n} {verdict}" for verdict, n in counts.items() if n]
+    meanings = [f"*{verdict[0].upper()}{verdict[1:]}*: {MEANING[verdict]}." for verdict, n in counts.items() if n]
+    return f"Of {len(best)} claims: {', '.join(listed)}. {' '.join(meanings)}"
+
+
+def rule_text(claim: Claim, outcome: Outcome) -> str:
+    """Return when the claim counts as shown, over the columns that the scale has."""
     if claim.ratio is not None:
-        return f"The ratio of two times is at most {claim.ratio.at_most:g}."
-    over = (
-        f"{claim.unit}, mean over {', '.join(claim.columns)}"
-        if len(claim.columns) > 1
-        else f"{claim.unit}, {claim.columns[0]}"
-    )
+        return f"Shown if the time of the first over that of the second is at most {claim.ratio.at_most:g}."
+    columns = outcome.columns or claim.columns
+    over = f"{claim.unit}, {'mean over ' if len(columns) > 1 else ''}{', '.join(columns)}"
     rules = {
         "order": "the first is better",
         "equal": f"the two differ by less than {claim.margin:g}",
@@ -352,5 +387,5 @@ def render(page_path: Path = PAGE, full: Path = FULL, resolved: ResolvedTables |
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise ValueError(f"{page_path.name}: expected the lines {BEGIN!r} and {END!r} once each")
     head, tail = text.split(BEGIN)[0], text.split(END)[1]
-    replace_file(page_path, f"{head}{BEGIN}\n{table(resolved)}\n{END}{tail}")
+    replace_file(page_path, f"{head}{BEGIN}\n{summary(resolved)}\n\n{table(resolved)}\n{END}{tail}")
     replace_file(full, page(resolved))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,42 +14,72 @@ from mora.config.run_id import documents_path
 from mora.evaluate import documents
 from mora.evaluate.aggregate import bootstrap, standard_error
 from mora.evaluate.logged import LoggedSamples
-from mora.evaluate.metrics import members
+from mora.evaluate.metrics import documents_of, members
 
 from .cells import CellRuns
 from .claims import Unit
+
+
+class Part(NamedTuple):
+    """A task's share of the mean over columns, and what both rows scored of it, a pair a seed."""
+
+    share: float
+    pairs: list[tuple[LoggedSamples, LoggedSamples]]
+
+    @property
+    def kind(self) -> str:
+        return str(self.pairs[0][0].header["aggregation"])
+
+    @property
+    def clusters(self) -> list[str] | None:
+        clusters = [row["cluster"] for row in self.pairs[0][0].rows]
+        return None if clusters[0] is None else clusters
 
 
 def error(first: list[CellRuns], second: list[CellRuns], seeds: list[int], unit: Unit) -> float | None:
     """Return the standard error of the mean difference over columns and seeds, in the claim's unit.
 
     Only seeds whose document scores were saved take part. None if there is no such seed, if the two rows scored
-    different documents, or if a column shows an earlier step. Columns, and the tasks of a group, count as independent.
+    different documents, or if a column shows an earlier step. Tasks on the same documents (MMLU with 0 and with 5
+    examples) are added document by document; other columns, and the tasks of a group, count as independent.
     """
-    columns: list[float] = []
+    sets: dict[tuple[str, int], list[Part]] = {}
     for a, b in zip(first, second, strict=True):
         if a.spec.column.step is not None:
             return None
         tasks = members(a.spec.column.metric.removesuffix(".score"))
-        errors = [_of_task(_logged(a, seeds, task), _logged(b, seeds, task), unit) for task in tasks]
-        known = [e for e in errors if e is not None]
-        if len(known) < len(errors):
-            return None
-        columns.append(math.hypot(*known) / len(known))
-    return math.hypot(*columns) / len(columns) if columns else None
+        for task in tasks:
+            pairs = _pairs(_logged(a, seeds, task), _logged(b, seeds, task))
+            if not pairs:
+                return None
+            part = Part(1 / len(first) / len(tasks), pairs)
+            sets.setdefault((documents_of(task), len(pairs[0][0].rows)), []).append(part)
+    return math.hypot(*(_of_set(parts, unit) for parts in sets.values())) if sets else None
 
 
-def _of_task(first: list[LoggedSamples | None], second: list[LoggedSamples | None], unit: Unit) -> float | None:
-    """Return the standard error over documents of the difference, averaged over seeds."""
+def _pairs(
+    first: list[LoggedSamples | None], second: list[LoggedSamples | None]
+) -> list[tuple[LoggedSamples, LoggedSamples]]:
     pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
-    if not pairs or any(a.header["prompts"] != b.header["prompts"] for a, b in pairs):
-        return None
-    kind, clusters = pairs[0][0].header["aggregation"], [row["cluster"] for row in pairs[0][0].rows]
-    clustered = None if clusters[0] is None else clusters
-    if kind == "mean":
-        items = np.mean([np.subtract(_items(a), _items(b)) for a, b in pairs], axis=0)
-        return _scale(unit) * standard_error(kind, items.tolist(), clustered)
-    drawn = [[bootstrap(kind, _items(logged), clustered) for logged in pair] for pair in pairs]
+    return [] if any(a.header["prompts"] != b.header["prompts"] for a, b in pairs) else pairs
+
+
+def _of_set(parts: list[Part], unit: Unit) -> float:
+    """Return the standard error over one set of documents of what its tasks add to the mean difference."""
+    if any(part.kind != "mean" for part in parts):
+        return math.hypot(*(part.share * _bootstrapped(part, unit) for part in parts))
+    items = sum(part.share * _mean_difference(part) for part in parts)
+    return _scale(unit) * standard_error("mean", np.asarray(items).tolist(), parts[0].clusters)
+
+
+def _mean_difference(part: Part) -> np.ndarray:
+    """Return (documents,): the difference of each document's score, averaged over seeds."""
+    return np.mean([np.subtract(_items(a), _items(b)) for a, b in part.pairs], axis=0)
+
+
+def _bootstrapped(part: Part, unit: Unit) -> float:
+    """Return the standard error over documents of the difference of two scores that are no mean over documents."""
+    drawn = [[bootstrap(part.kind, _items(logged), part.clusters) for logged in pair] for pair in part.pairs]
     transform = np.log if unit == "nats" else np.asarray
     differences = np.mean([transform(a) - transform(b) for a, b in drawn], axis=0)
     return _scale(unit) * float(np.std(differences, ddof=1))

@@ -40,7 +40,7 @@ def test_the_interval_over_documents_is_that_of_compare_and_of_the_ledgers_pairi
         for name in ("relora", "lora")
     )
     low, high = intervals["documents"]
-    error = pairing._of_task([first], [second], "nats")
+    error = pairing._of_set([pairing.Part(1.0, [(first, second)])], "nats")
     assert (high - low) / 2 / 1.96 == pytest.approx(error, rel=0.1), "a bootstrap and a closed form"
     drawn = compare.compare(first, second)
     assert math.log(drawn.a / drawn.b) == pytest.approx((low + high) / 2, rel=1e-3)

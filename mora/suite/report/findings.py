@@ -71,7 +71,7 @@ class Finding:
 
     @property
     def rule(self) -> str:
-        return ledger.rule_text(self.claim)
+        return ledger.rule_text(self.claim, self.outcome)
 
     @property
     def n(self) -> str:

@@ -262,6 +262,9 @@ def test_the_claims_of_a_table_hold_together():
     assert {outcome.verdict for outcome in many} == {"undecided"}
     note = "shown before Holm's correction (p = 0.012), undecided after it (p = 0.232)"
     assert all(note in outcome.notes for outcome in many)
+    not_run = FASTER | {"first": {"method": "mora", "r": 64}}
+    one, *_ = ledger.judge([Claim.model_validate(c) for c in (FASTER, *[not_run] * 19)], "lite")
+    assert note in one.notes, "a claim that is not judged yet counts, or a verdict would depend on when it is read"
 
 
 def test_a_spectrum_is_the_mean_over_the_kinds_of_modules_and_one_of_them_decides_nothing():
@@ -342,7 +345,7 @@ def test_the_ledger_is_written_between_its_markers_and_in_full(tmp_path):
     page, full = tmp_path / "README.md", tmp_path / "claims.md"
     page.write_text(f"before\n{ledger.BEGIN}\nold\n{ledger.END}\nafter\n")
     ledger.render(page, full)
-    assert page.read_text() == f"before\n{ledger.BEGIN}\n{ledger.table()}\n{ledger.END}\nafter\n"
+    assert page.read_text() == f"before\n{ledger.BEGIN}\n{ledger.summary()}\n\n{ledger.table()}\n{ledger.END}\nafter\n"
     assert full.read_text() == ledger.page()
     page.write_text("no markers")
     with pytest.raises(ValueError, match="once each"):
@@ -358,7 +361,7 @@ def test_the_ledger_never_says_the_papers_rank_without_ours():
 
 def test_the_readme_shows_what_the_results_give(monkeypatch):
     monkeypatch.undo()
-    assert f"{ledger.BEGIN}\n{ledger.table()}\n{ledger.END}" in ledger.PAGE.read_text()
+    assert f"{ledger.BEGIN}\n{ledger.summary()}\n\n{ledger.table()}\n{ledger.END}" in ledger.PAGE.read_text()
     assert ledger.FULL.read_text() == ledger.page()
 
 

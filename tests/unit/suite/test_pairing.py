@@ -31,7 +31,8 @@ def run_all(name, method, r, column, task, items_of_seed, metrics, aggregation="
         write(config, {"validation_loss": 1.0, **metrics(items)})
         header = {"task": task, "aggregation": aggregation, "headline": "score", "prompts": prompts}
         logged = LoggedSamples(header, [{"cluster": None, "score": item} for item in items])
-        documents.write(documents_path(config), {task: logged})
+        kept = documents.read(documents_path(config)) if documents_path(config).is_file() else {}
+        documents.write(documents_path(config), {**kept, task: logged})
     return resolve(spec)
 
 
@@ -46,7 +47,10 @@ def answers(rng, share, seeds=3, like=None):
 
 
 def share(items):
-    name = "mmlu_tulu_0shot"
+    return of_task("mmlu_tulu_0shot", items)
+
+
+def of_task(name, items):
     return {
         f"{name}.score": float(np.mean(items)),
         f"{name}.score_stderr": 0.01,
@@ -104,3 +108,16 @@ def test_other_documents_an_earlier_step_and_scores_that_are_not_kept_are_not_pa
     assert pairing.error([a], [a], [0, 1, 2], "points") == 0.0, "of the seeds that are kept"
     at_a_step = resolve(experiments.cell_specs(experiments.load("table2"), "lite")[1][0])
     assert pairing.error([at_a_step], [at_a_step], [0], "points") is None
+
+
+def test_two_prompts_of_the_same_questions_are_added_question_by_question():
+    rng = np.random.default_rng(0)
+    lora, mora = answers(rng, 0.5), answers(rng, 0.5)
+    named = {0: "mmlu_tulu_0shot", 1: "mmlu_tulu_5shot"}
+
+    def rows(method, items):
+        return [run_all("table1", method, 1, c, named[c], items, lambda i, c=c: of_task(named[c], i)) for c in named]
+
+    first, second = rows("mora", mora), rows("lora", lora)
+    one = pairing.error(first[:1], second[:1], [0, 1, 2], "points")
+    assert pairing.error(first, second, [0, 1, 2], "points") == pytest.approx(one), "the same answers twice tell no more"
