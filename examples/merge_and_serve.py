@@ -2,8 +2,9 @@
 
     python examples/merge_and_serve.py ADAPTER OUTPUT [LORA_RANK]
 
-OUTPUT/merged is an ordinary checkpoint. OUTPUT/lora is a PEFT LoRA, for servers that hold several adapters on one base.
-Prefer the merged model: the LoRA is exact only for the sharing operator, at a rank of r_hat or more.
+OUTPUT/merged is an ordinary checkpoint. With LORA_RANK, OUTPUT/lora is a PEFT LoRA, for servers that hold several adapters
+on one base. Prefer the merged model: the LoRA is exact only for the sharing operator, at a rank of the largest r_hat or
+more. The adapter's README.md lists r_hat.
 """
 
 import subprocess
@@ -19,18 +20,21 @@ print(generate("The capital of France is", max_new_tokens=20, do_sample=False)[0
 """
 SERVE = """
 Serve the merged model:
-    vllm serve {output}/merged
+    vllm serve {output}/merged"""
+SERVE_LORA = """
 Or one base with several adapters:
-    vllm serve BASE --enable-lora --max-lora-rank {rank} --lora-modules tuned={output}/lora
-"""
+    vllm serve BASE --enable-lora --max-lora-rank {rank} --lora-modules tuned={output}/lora"""
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank takes
 
 
-def main(adapter: str, output: str, lora_rank: str = "64") -> None:
+def main(adapter: str, output: str, lora_rank: str | None = None) -> None:
     export(adapter, f"{output}/merged", to="merged")
-    export(adapter, f"{output}/lora", to="lora", rank=int(lora_rank))  # prints the error at each rank
-
     subprocess.run([sys.executable, "-c", GENERATE.format(model=f"{output}/merged")], check=True)
-    print(SERVE.format(output=output, rank=lora_rank))
+    print(SERVE.format(output=output))
+    if lora_rank is not None:
+        export(adapter, f"{output}/lora", to="lora", rank=int(lora_rank))  # prints the error at each rank
+        enough = next((rank for rank in VLLM_RANKS if rank >= int(lora_rank)), None)
+        print("vLLM serves no LoRA of this rank" if enough is None else SERVE_LORA.format(output=output, rank=enough))
 
 
 if __name__ == "__main__":

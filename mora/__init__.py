@@ -15,7 +15,7 @@ import importlib.util
 import sys
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = ["MoraConfig", "MoraLayer", "MoraModel", "RestartCallback"]
 
 if TYPE_CHECKING:

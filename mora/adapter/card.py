@@ -14,7 +14,7 @@ BEGIN, END = "<!-- mora:begin -->", "<!-- mora:end -->"
 TEXT = """{begin}
 ## MoRA
 
-This is a [MoRA](https://arxiv.org/abs/2405.12130) adapter: a square matrix a layer between two operators without parameters.
+This is a [MoRA](https://arxiv.org/abs/2405.12130) adapter: one square matrix per layer, between two fixed operators.
 
 - base model: {base}, revision {revision}
 - operator {operator}, r = {r} (as many parameters as LoRA of that rank), r_hat = {sizes}
@@ -28,7 +28,8 @@ from transformers import AutoModelForCausalLM
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base!r}), "this folder")
 ```
 
-Without that package it runs merged, or as a LoRA adapter: `mora-export FOLDER OUTPUT --to merged`, or `--to lora --rank 64`.
+To use it without that package, export it: `mora-export FOLDER OUTPUT --to merged`. As a LoRA (`--to lora --rank R`) it is
+exact for sharing and truncation alone, with the largest r_hat above as R.
 {end}"""
 
 

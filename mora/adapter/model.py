@@ -133,7 +133,7 @@ class MoraModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: MoraConfig, adapter_name: str, state_dict: dict[str, Any]
     ) -> dict[str, Any]:
-        """Up to version 0.1.0 M was saved as `mora_M`, now as `mora_M.weight`."""
+        """Version 0.1.0 saved M as `mora_M`; later ones save it as `mora_M.weight`."""
         renamed = {f"{key}.weight" if key.endswith(".mora_M") else key: value for key, value in state_dict.items()}
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, renamed)
 

@@ -29,8 +29,9 @@ class Scale(FrozenModel):
 
 
 class Hardware(FrozenModel):
-    """Where a run computes, and how it is spread over devices. Not part of the run id: results do not depend on it.
+    """Where a run computes, and how it is spread over devices. Not part of the run id.
 
+    Results agree up to rounding and, with dropout, up to the masks that are drawn.
     Read by `mora/suite/launch.py`, which starts the processes, and by `mora/train`.
     """
 
@@ -41,7 +42,7 @@ class Hardware(FrozenModel):
     cuda_graphs: bool
     """Capture a step as a CUDA graph once its batch shape recurs. Off under gradient checkpointing."""
     micro_batch_size: PositiveInt | None
-    """Sequences of one process in one forward pass; null: its whole share of the global batch."""
+    """Sequences of one process in one forward pass; null: on a GPU the most that the plan says fit, else its whole share."""
     micro_batch_tokens: PositiveInt | None = None
     """Instead of `micro_batch_size`: the most tokens, padding included, of one process in one forward pass."""
     padding_free: bool = False

@@ -72,25 +72,24 @@ def deviations() -> str:
         "Written by `make render` from the comments in `configs/`. The value is the default; the comment names its source,",
         "and after `differs:` what another source says.",
     ]
-    for title, wanted in (
-        ("Sources differ", "differs:"),
-        ("Ours: the paper and the official code are silent", "ours:"),
+    sections: dict[str, list[str]] = {
+        "Sources differ": [],
+        "The source's value, with our addition or option": [],
+        "Ours: the paper and the official code are silent": [],
+    }
+    differ, added, silent = sections.values()
+    for file in (
+        file for pattern in ("task/*/paper.yaml", "method/*.yaml") for file in sorted(CONFIG_DIR.glob(pattern))
     ):
-        lines += ["", f"## {title}", "", "| file | setting | value | source |", "|---|---|---|---|"]
-        for pattern in ("task/*/paper.yaml", "method/*.yaml"):
-            for file in sorted(CONFIG_DIR.glob(pattern)):
-                for setting in settings(file):
-                    if setting.path.endswith("result_version"):
-                        continue
-                    both = "differs:" in setting.source
-                    if wanted in setting.source and (wanted == "differs:" or not both):
-                        cells = (
-                            str(file.relative_to(CONFIG_DIR)),
-                            f"`{setting.path}`",
-                            f"`{setting.value}`",
-                            setting.source,
-                        )
-                        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        for setting in settings(file):
+            source = setting.source
+            if setting.path.endswith("result_version") or not ("differs:" in source or "ours:" in source):
+                continue
+            section = differ if "differs:" in source else silent if source.startswith("ours:") else added
+            cells = (str(file.relative_to(CONFIG_DIR)), f"`{setting.path}`", f"`{setting.value}`", source)
+            section.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    for title, rows in sections.items():
+        lines += ["", f"## {title}", "", "| file | setting | value | source |", "|---|---|---|---|", *rows]
     return "\n".join(lines) + "\n"
 
 

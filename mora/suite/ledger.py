@@ -101,16 +101,16 @@ def _of_table(table: list[Claim], scale: Scale, resolved: ResolvedTables) -> lis
     shared = {unit: _variance(table, every, unit) for unit in {claim.unit for claim in table}}
     estimates = [_estimate(claim, m, shared[claim.unit]) for claim, m in zip(table, every, strict=True)]
     kept: list[Verdict] = []
-    judged = [Judged(1.0, "undecided")] * len(table)  # what is not judged yet, or never will be, counts in Holm's correction
+    judged = [Judged(1.0, "undecided")] * len(
+        table
+    )  # what is not judged yet, or never will be, counts in Holm's correction
     for i, (claim, measured, estimate) in enumerate(zip(table, every, estimates, strict=True)):
         kept.append("not run" if estimate is None else "floor" if nothing_known(claim, measured) else "undecided")
         if estimate is not None and kept[i] == "undecided" and measured.complete:
             gap = _gap(claim, rows, shared[claim.unit])
             nearest = _exact(claim, measured, verdicts.judge(claim.test, estimate, claim.margin, gap))
             judged[i] = nearest._replace(level=claim.level(measured.planned))
-    kept = [
-        verdict if was == "undecided" else was for was, verdict in zip(kept, verdicts.decide(judged), strict=True)
-    ]
+    kept = [verdict if was == "undecided" else was for was, verdict in zip(kept, verdicts.decide(judged), strict=True)]
     outcomes = [
         _outcome(claim, claim.primary, measured, estimate, verdict, rows, resolved)
         for claim, measured, estimate, verdict in zip(table, every, estimates, kept, strict=True)
@@ -345,12 +345,13 @@ def page(resolved: ResolvedTables | None = None) -> str:
 def _preamble(ledger: Ledger) -> list[str]:
     fixed = ledger.fixed_by
     return [
-        f"Contrasts and margins were fixed by commit {fixed.commit}, in `{fixed.file}` (`git show {fixed.commit}:{fixed.file}`);",
-        f"today they are in `experiments/claims.yaml`. Second looks were added by {fixed.second_looks}. Rules: `docs/claims.md`.",
+        f"Contrasts and margins were fixed by commit {fixed.commit} (`git show {fixed.commit}:{fixed.file}`), second",
+        f"looks by {fixed.second_looks}; today they are in `experiments/claims.yaml`. Rules: `docs/claims.md`.",
         "",
-        "Effect: first minus second, or first over second for times. Intervals are not corrected for multiple tests: 95% for an",
-        "order, 90% for an equality or a closed gap (two one-sided tests at 5%); at a second look, whose level is 1%, 99% and 98%.",
-        "Verdicts are corrected over each table by Holm's method, so an interval may exclude 0 beside *undecided*.",
+        "Effect: first minus second, or first over second for times. Intervals are not corrected for multiple tests:",
+        "95% for an order, 90% for an equality or a closed gap (two one-sided tests at 5%); at a second look, whose",
+        "level is 1%, 99% and 98%. Verdicts are corrected over each table by Holm's method, so an interval may exclude",
+        "0 beside *undecided*.",
     ]
 
 

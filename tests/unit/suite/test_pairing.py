@@ -120,4 +120,6 @@ def test_two_prompts_of_the_same_questions_are_added_question_by_question():
 
     first, second = rows("mora", mora), rows("lora", lora)
     one = pairing.error(first[:1], second[:1], [0, 1, 2], "points")
-    assert pairing.error(first, second, [0, 1, 2], "points") == pytest.approx(one), "the same answers twice tell no more"
+    assert pairing.error(first, second, [0, 1, 2], "points") == pytest.approx(one), (
+        "the same answers twice tell no more"
+    )
