@@ -1,4 +1,4 @@
-"""y = x W + b + scaling * f_decomp(M f_comp(x)) in one autograd function: the fast form of what `operators.py` defines.
+"""y = W x + b + scaling * f_decomp(M f_comp(x)) in one autograd function: the fast form of what `operators.py` defines.
 
 What it saves, against composing the operators under autograd:
 
@@ -220,7 +220,7 @@ def _backward_in_blocks(ctx: Any, g: Tensor, x: Tensor, M: Tensor) -> tuple[Tens
 
 
 def _block_matrices(M: Tensor, operator: Operator, matrices: Gather, dtype: torch.dtype, scaling: float) -> Tensor:
-    """scaling * P^i, (N, R, R), turned in fp32 and rounded once to `dtype`."""
+    """scaling * P^i, (n, R, R), turned in fp32 and rounded once to `dtype`."""
     from .gather_kernel import run
 
     M = _at_aligned_address(_with_contiguous_rows(M))
@@ -229,7 +229,7 @@ def _block_matrices(M: Tensor, operator: Operator, matrices: Gather, dtype: torc
 
 
 def _as_blocks(x: Tensor, operator: Operator) -> Tensor:
-    """(rows, N R) seen as (N, rows, R)."""
+    """(rows, n R) seen as (n, rows, R)."""
     return x.view(x.shape[0], -1, operator.r_hat).transpose(0, 1)
 
 

@@ -1,4 +1,6 @@
-"""y = x W + b + scaling * f_decomp(M f_comp(x)): which form of it each call takes.
+"""y = W x + b + scaling * f_decomp(M f_comp(x)): which form of it each call takes.
+
+Formulas are of column vectors, as in the paper. In the code a vector is a row: W x is `x @ weight_DK.T`.
 
 - "fused" (`fused_linear.py`): one autograd function, whose four linear maps are Triton kernels on a GPU. It has the least
   arithmetic and memory traffic.
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from .few_rows_kernel import FewRows
 
 Form = Literal["auto", "fused", "products", "torch", "reference", "triton"]
-LIGHT = 2**36  # multiply-adds of x W in 2-byte numbers: an H200 computes the layer as fast as a CPU launches "fused"
+LIGHT = 2**36  # multiply-adds of W x in 2-byte numbers: an H200 computes the layer as fast as a CPU launches "fused"
 LARGE = 2**25  # numbers in S and T, 64 MiB in bf16: reading them would cost what "products" saves
 FEW_ROWS = 16  # most rows of x for which decoding's kernel is used
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -82,13 +84,25 @@ def adapted_linear(
     dropout: float = 0.0,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """x (..., in_features) -> (..., out_features).
+    """Return W x + b + scaling * f_decomp(M f_comp(x)) (Eq. 2) for every row of x, with gradients for x and M alone.
 
-    weight_DK: the frozen base weight, (out_features, in_features); without it the adapter's part alone is returned, in
-        `dtype`.
-    bias: the frozen base bias. No gradient is computed for either.
-    dropout: probability, on the adapter's input; only where `takes_dropout`.
-    dtype: of the compressed input and its product with M, by default M's. M's gradient has M's dtype.
+    Args:
+        x: The input, (..., in_features).
+        M: The trainable matrix, (r_hat, r_hat). Its gradient has its dtype.
+        operator: f_comp and f_decomp for this shape of layer.
+        scaling: Factor of the adapter's part.
+        weight_DK: The frozen base weight W, (out_features, in_features). None leaves out the base's part, W x + b.
+        bias: The frozen base bias b, (out_features,). Used only beside `weight_DK`. None adds nothing.
+        dropout: Probability with which an element of the adapter's input is zeroed; the base's input stays whole. Only
+            where `takes_dropout`.
+        dtype: Of f_comp(x) and its product with M. By default M's.
+
+    Returns:
+        y, (..., out_features): in the dtype of a linear module's output for x (autocast's where it is on), without
+        `weight_DK` in `dtype`.
+
+    Raises:
+        RuntimeError: If a gradient is differentiated again, unless the call had the form "products".
     """
     if not dropout and (kernel := _decoding_kernel(x, M, weight_DK, operator, dtype or M.dtype)):
         if weight_DK is None:

@@ -233,7 +233,7 @@ OPERATORS: dict[str, type[Operator]] = {
 
 @functools.lru_cache(maxsize=256)
 def rotation_table(n_blocks: int, r_hat: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin of i * theta_j, theta_j = 10000^(-2 (j - 1) / r_hat) (Eq. 10, 11): two (N, r_hat / 2) tensors.
+    """cos and sin of i * theta_j, theta_j = 10000^(-2 (j - 1) / r_hat) (Eq. 10, 11): two (n_blocks, r_hat / 2) tensors.
 
     Blocks are counted from i = 0, as in the official code, so the first block is not turned. Computed in fp64, then cast.
     """

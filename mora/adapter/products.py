@@ -1,4 +1,4 @@
-"""y = x W + scaling * T(M(S x)) as plain matrix products: S and T are f_comp and f_decomp written out as matrices.
+"""y = W x + scaling * T(M(S x)) as plain matrix products: S and T are f_comp and f_decomp written out as matrices.
 
 A small model waits for the CPU: what counts there is how many operations a layer launches, and how much Python runs between
 them. Beside the base's own, a layer has three here forward and five backward, all of torch's autograd, where PEFT's LoRA
@@ -21,7 +21,7 @@ from mora.sizes import aligned
 from . import operators
 from .operators import Decouple, Operator
 
-FEW = 2**33  # multiply-adds of x W: beyond, it pays to fill r_hat up to a multiple of 8, for cuBLAS's fast kernels
+FEW = 2**33  # multiply-adds of W x: beyond, it pays to fill r_hat up to a multiple of 8, for cuBLAS's fast kernels
 ROWS = 1024  # of S that are computed at once: a wide layer's blocks, all inputs at a time, would take hundreds of MB
 
 
