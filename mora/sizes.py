@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-Rounding = Literal["floor", "official"]
+from mora.choices import Rounding
 
 MAX_INPUTS_PER_GROUP = 8  # ours: the paper shares groups of 4 at r=128 and calls 16, at r=8, too many (section 4)
 ALIGNMENT = 8  # numbers: 16 bytes in bf16, what cuBLAS needs of a row for its fast kernels

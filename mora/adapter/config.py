@@ -10,6 +10,7 @@ from peft.config import PeftConfig
 from peft.utils import PeftType
 
 import mora
+from mora.choices import Groups, OperatorChoice, Overflow, Pad, Pairs, Rounding, Split
 
 from .card import write_card
 
@@ -65,13 +66,13 @@ class MoraConfig(PeftConfig):
     r: int = field(default=8, metadata={"help": "Rank of the LoRA with the same number of trainable parameters."})
     target_modules: list[str] | str | None = field(default=None, metadata={"help": "Modules to adapt."})
     exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "Modules to leave alone."})
-    operator: Literal["auto", "truncation", "sharing", "decouple", "rotation"] = "auto"
-    groups: Literal["modulo", "contiguous", "contiguous-modulo", "modulo-contiguous"] = "modulo"
-    split: Literal["uneven", "padded"] = "uneven"
-    pad: Literal["circular", "zeros"] = "circular"
-    pairs: Literal["half_split", "interleaved"] = "half_split"
-    overflow: Literal["drop", "fold"] = "fold"
-    rhat_rounding: Literal["floor", "official"] = "floor"
+    operator: OperatorChoice = "auto"
+    groups: Groups = "modulo"
+    split: Split = "uneven"
+    pad: Pad = "circular"
+    pairs: Pairs = "half_split"
+    overflow: Overflow = "fold"
+    rhat_rounding: Rounding = "floor"
     rank_pattern: dict[str, int] = field(default_factory=dict)
     mora_dropout: float = 0.0
     init_weights: bool = True

@@ -13,12 +13,13 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from mora.choices import Groups
 from mora.sizes import r_hat_for
 
 from . import kernels
 from .base import linear_shape, quantisation_of
 from .config import MoraConfig
-from .operators import OPERATORS, Groups, Operator
+from .operators import OPERATORS, Operator
 
 
 class MoraSquare(nn.Module):

@@ -17,16 +17,12 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Groups = Literal["modulo", "contiguous", "contiguous-modulo", "modulo-contiguous"]
-Pad = Literal["circular", "zeros"]
-Split = Literal["uneven", "padded"]
-Pairs = Literal["half_split", "interleaved"]
-Overflow = Literal["drop", "fold"]
+from mora.choices import Groups, Overflow, Pad, Pairs, Split
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, Union
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
+from mora.choices import Groups, MergeRounding
 from mora.families import Family, families
-from mora.families.mora import Groups
 from mora.frozen import FrozenModel
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Restart(FrozenModel):
     """jagged: the schedule goes on underneath. official_hf: a new cosine over the steps left begins at the last rate."""
     groups: Annotated[list[Groups], Field(min_length=1)] | None
     """The kinds of groups that a sharing operator goes through, one per life of the adapter; null: always its own."""
-    merge_rounding: Literal["nearest", "stochastic"]
+    merge_rounding: MergeRounding
     """How the exact sum becomes a weight in the dtype of the base."""
     stale_masters: bool
     """Leave the optimizer's fp32 copy of the adapter as it was, so that it comes back with the next update: what the

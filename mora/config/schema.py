@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, PrivateAttr, model_validator
 
+from mora.choices import OperatorChoice, Overflow
 from mora.families.base import Targets
 from mora.frozen import FrozenModel
 
@@ -26,7 +27,7 @@ class Task(FrozenModel):
     """The folder's name, first in run ids."""
     result_version: PositiveInt
     """Raised by hand when the task's behaviour changes. Part of the run id."""
-    operator: Literal["auto", "truncation", "sharing", "decouple", "rotation"]
+    operator: OperatorChoice
     """The operator that method mora takes as its `method.adapter.operator`, unless that is set."""
     data: TaskData
     """The training data; `kind` chooses the recipe of `mora/data`."""
@@ -41,7 +42,7 @@ class Task(FrozenModel):
     """What relora and remora take as `method.restart.every_steps`, for runs shorter than the paper's; null: 2,000."""
     restart_warmup_steps: NonNegativeInt | None = None
     """What they take as `method.restart.warmup_steps`; null: 50, but at most 5% of the interval."""
-    overflow: Literal["drop", "fold"] | None = None
+    overflow: Overflow | None = None
     """What method mora takes as `method.adapter.overflow`, for a model whose modules differ much in size; null: drop."""
 
 

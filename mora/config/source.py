@@ -26,6 +26,7 @@ class Files(NamedTuple):
 NUMBERS = Files(
     (
         "mora/__init__.py",
+        "mora/choices.py",
         "mora/errors.py",
         "mora/io.py",
         "mora/sizes.py",

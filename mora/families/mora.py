@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from mora.choices import Groups, OperatorChoice, Overflow, Pad, Pairs, Rounding, Split
 from mora.sizes import aligned, auto_operator, r_hat_for
 
 from .base import Family, Footprint, Size, Targets
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 
     from mora.adapter import MoraConfig
     from mora.restarts.layers import Adapted
-
-Groups = Literal["modulo", "contiguous", "contiguous-modulo", "modulo-contiguous"]
 
 
 class Mora(Family):
@@ -31,20 +30,20 @@ class Mora(Family):
     """Names of the modules that carry adapters, or all-linear."""
     dropout: Annotated[float, Field(ge=0, lt=1)]
     """Dropout probability of the adapter's input: `mora_dropout` of MoraConfig."""
-    operator: Literal["auto", "truncation", "sharing", "decouple", "rotation"]
+    operator: OperatorChoice
     """How inputs are compressed and outputs decompressed: Eq. 4, 6, 8 or 9. auto: rotation if a group would hold more than
     8 inputs, else sharing."""
     groups: Groups
     """Which inputs, and which outputs, the operator sharing ties together (Appendix B)."""
-    split: Literal["uneven", "padded"]
+    split: Split
     """What becomes of contiguous groups of unequal size."""
-    pad: Literal["circular", "zeros"]
+    pad: Pad
     """What fills the last block or group: the first inputs again, or zeros."""
-    pairs: Literal["half_split", "interleaved"]
+    pairs: Pairs
     """Which planes rotation turns: j and j + r_hat / 2, or 2j and 2j + 1."""
-    overflow: Literal["drop", "fold"]
+    overflow: Overflow
     """Whether decouple and rotation ignore blocks of inputs beyond the last output, or add them to the first ones."""
-    rhat_rounding: Literal["floor", "official"]
+    rhat_rounding: Rounding
     """How r_hat becomes an integer: down, or to the nearest."""
 
     def search_spaces(self, name: str) -> list[str]:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 from peft import PeftModel
@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from mora.adapter.operators import Groups
+from mora.choices import Groups, MergeRounding
 from mora.io import replacing
 
 from .layers import Adapted, sharing_layers
@@ -37,7 +37,7 @@ class _Settings:
     every_steps: int
     warmup_steps: int
     groups: Sequence[Groups] | None
-    merge_rounding: Literal["nearest", "stochastic"]
+    merge_rounding: MergeRounding
     stale_masters: bool = False
 
 
@@ -74,14 +74,14 @@ class RestartCallback(TrainerCallback):
         every_steps: int,
         warmup_steps: int = 50,
         groups: Sequence[Groups] | None = ("modulo", "contiguous"),
-        merge_rounding: Literal["nearest", "stochastic"] = "nearest",
+        merge_rounding: MergeRounding = "nearest",
         resume_from: str | os.PathLike[str] | None = None,
     ):
         if not isinstance(every_steps, int) or isinstance(every_steps, bool) or every_steps <= 0:
             raise ValueError(f"every_steps={every_steps!r}: expected a positive number of updates")
         if not isinstance(warmup_steps, int) or not 0 <= warmup_steps < every_steps:
             raise ValueError(f"warmup_steps={warmup_steps!r}: expected 0 <= warmup_steps < every_steps={every_steps}")
-        if merge_rounding not in ("nearest", "stochastic"):
+        if merge_rounding not in get_args(MergeRounding):
             raise ValueError(f"merge_rounding={merge_rounding!r}: expected 'nearest' or 'stochastic'")
         self._settings = _Settings(every_steps, warmup_steps, groups, merge_rounding)
         self._resume_from = resume_from

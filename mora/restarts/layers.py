@@ -15,7 +15,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Generator, Tensor, nn
 
 from mora.adapter.layer import MoraLayer
-from mora.adapter.operators import Groups, Sharing
+from mora.adapter.operators import Sharing
+from mora.choices import Groups
 
 InitA = Callable[[tuple[int, ...], Generator], Tensor]
 

@@ -14,8 +14,9 @@ from mora.io import ROOT
 # From the ground up. Rooms of one line know nothing of each other. The adapter and its restarts, which a wheel holds,
 # know torch and PEFT alone.
 FLOORS = (
-    ("errors", "io", "sizes", "padding"),
-    ("frozen", "adapter"),
+    ("choices", "errors", "io", "padding"),
+    ("frozen", "sizes"),
+    ("adapter",),
     ("restarts",),
     ("families",),
     ("config",),
@@ -29,7 +30,7 @@ FLOORS = (
     ("analysis", "bench", "checks", "command", "faults"),  # instruments
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-OF_THE_WHEEL = {"io", "sizes", "adapter", "restarts", "mora"}
+OF_THE_WHEEL = {"choices", "io", "sizes", "adapter", "restarts", "mora"}
 OF_THE_SUITE = FLOOR_OF.keys() - OF_THE_WHEEL
 
 
@@ -119,6 +120,19 @@ def test_what_is_not_needed_is_not_imported(module, without):
     code = f"import sys, {module}; print(*(name for name in {without!r} if name in sys.modules))"
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (ran.returncode, ran.stdout.strip()) == (0, ""), ran.stderr
+
+
+def test_choices_are_spelled_once():
+    """A new operator, or another value of an option, is then added on one line."""
+    spelled = [
+        (ast.unparse(node), str(file.relative_to(ROOT)))
+        for file in sorted((ROOT / "mora").rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "Literal"
+    ]
+    here = {text for text, file in spelled if file == "mora/choices.py"}
+    assert len(here) == 8
+    assert [(text, file) for text, file in spelled if text in here and file != "mora/choices.py"] == []
 
 
 SET_BY_OTHERS = {
