@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoTokenizer
 from .config import MoraConfig
 from .layer import MoraLayer
 
+FORMS = ("merged", "lora")
 CLASSES = {
     "CAUSAL_LM": "AutoModelForCausalLM",
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
@@ -45,10 +46,12 @@ def load(adapter: str, base: str | None = None) -> PeftModel:
     except (KeyError, ValueError, OSError) as error:
         raise ExportError(f"{adapter} is no adapter that PEFT can read: {error}") from error
     if not isinstance(config, MoraConfig):
-        raise ExportError(f"{adapter} is a {config.peft_type} adapter, not MoRA")
+        raise ExportError(
+            f"{adapter} is a {config.peft_type} adapter, not MoRA: load it with PEFT and call merge_and_unload()"
+        )
     where = base or config.base_model_name_or_path
     if not where:
-        raise ExportError(f"{adapter} names no base model: say which with --base")
+        raise ExportError(f"{adapter} names no base model: give its folder or hub id as base (--base)")
     revision = config.revision if base is None else None
     try:
         name = (
@@ -58,8 +61,8 @@ def load(adapter: str, base: str | None = None) -> PeftModel:
         model = getattr(transformers, name).from_pretrained(where, revision=revision, dtype="auto")
     except OSError as error:
         raise ExportError(
-            f"the base model {where} cannot be read: {str(error).splitlines()[0]}; --base says another; of an adapter of "
-            "the replication suite, whose bases have names there, `mora merge FOLDER` makes the merged model"
+            f"the base model {where} cannot be read: {str(error).splitlines()[0]}; base (--base) names another; of an "
+            "adapter of the replication suite, whose bases have names there, `mora merge FOLDER` makes the merged model"
         ) from error
     return PeftModel.from_pretrained(model, adapter)
 
@@ -86,22 +89,22 @@ def export(adapter: str, output: str, to: str, rank: int | float | None = None, 
 
     Args:
         adapter: Folder or Hub id of a MoRA adapter.
-        output: Folder to write.
+        output: Folder to write. It must not exist, or be empty.
         to: "merged" or "lora". For "lora" the error of each rank is printed.
         rank: Of the LoRA: an integer, or the share of the energy |ΔW|² to keep, between 0 and 1.
         base: Folder or Hub id of the base model. By default the one that the adapter names.
 
     Raises:
-        ExportError: If the adapter or its base cannot be read, or the rank is missing or too large.
+        ExportError: If an argument is not one of those above, the adapter or its base cannot be read, or the rank is too
+            large.
     """
-    if to == "lora" and not rank:
-        raise ExportError("--to lora needs --rank: an integer, or the share of the energy to keep, such as 0.99")
+    _check(output, to, rank)
     model = load(adapter, base)
     if to == "merged":
         model.merge_and_unload(safe_merge=True).save_pretrained(output)
         _copy_tokenizer(adapter, model.peft_config["default"].base_model_name_or_path if base is None else base, output)
         return
-    assert rank is not None
+    assert rank is not None  # checked above
     limit = max(min(m.in_features, m.out_features) for m in model.modules() if isinstance(m, MoraLayer))
     shown = sorted(
         {r for r in (2**i for i in range(3, 13)) if r < limit} | ({rank} if isinstance(rank, int) else set())
@@ -115,6 +118,23 @@ def export(adapter: str, output: str, to: str, rank: int | float | None = None, 
         raise ExportError(str(error)) from error
 
 
+def _check(output: str, to: str, rank: int | float | None) -> None:
+    """Raise ExportError for what is known to be wrong before a model is loaded."""
+    folder = Path(output)
+    if folder.exists() and not folder.is_dir():
+        raise ExportError(f"output {output} is a file: name a folder that is empty or does not exist")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ExportError(f"output {output} is not empty: name a folder that is empty or does not exist")
+    if to not in FORMS:
+        raise ExportError(f"to={to!r}: expected {' or '.join(map(repr, FORMS))}")
+    is_rank = isinstance(rank, int) and not isinstance(rank, bool) and rank > 0
+    if to == "lora" and not is_rank and not (isinstance(rank, float) and 0 < rank <= 1):
+        raise ExportError(
+            f"rank={rank!r}: a LoRA needs a positive integer, or the share of the energy to keep, such as 0.99; "
+            "mora-export takes it as --rank"
+        )
+
+
 def _copy_tokenizer(adapter: str, base: str, output: str) -> None:
     for source in (adapter, base):
         try:
@@ -125,22 +145,17 @@ def _copy_tokenizer(adapter: str, base: str, output: str) -> None:
 
 
 def _rank(text: str) -> int | float:
-    value: int | float = float(text) if "." in text else int(text)
-    if value <= 0 or (isinstance(value, float) and value > 1):
-        raise argparse.ArgumentTypeError(f"{text}: expected a positive integer, or a share of the energy up to 1.0")
-    return value
+    return float(text) if "." in text else int(text)
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser: Any = argparse.ArgumentParser(prog="mora-export", description=(__doc__ or "").partition("\n\n")[2])
     parser.add_argument("adapter", help="folder or hub id of a MoRA adapter")
     parser.add_argument("output", help="folder to write")
-    parser.add_argument("--to", choices=("merged", "lora"), required=True)
+    parser.add_argument("--to", choices=FORMS, required=True)
     parser.add_argument("--rank", type=_rank, help="of the LoRA: an integer, or the share of the energy to keep (0.99)")
     parser.add_argument("--base", help="folder or hub id of the base model, where the adapter's own is not meant")
     args = parser.parse_args(arguments)
-    if Path(args.output).exists() and any(Path(args.output).iterdir()):
-        parser.error(f"{args.output} is not empty")
     try:
         export(args.adapter, args.output, args.to, args.rank, args.base)
     except ExportError as error:

@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import mora
-from mora.adapter.export import conversion_errors, main
+from mora.adapter.export import ExportError, conversion_errors, export, main
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_the_lora_has_the_error_that_was_printed(saved, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (["--to", "lora"], "--to lora needs --rank"),
+        (["--to", "lora"], "rank=None: a LoRA needs a positive integer, .* takes it as --rank"),
         (["--to", "merged", "--base", "nowhere"], "the base model nowhere cannot be read"),
         (["--to", "lora", "--rank", "1000"], "1000"),
     ],
@@ -65,13 +65,35 @@ def test_what_cannot_be_exported_is_one_line(arguments, why, saved, tmp_path):
         main([str(saved[1]), str(tmp_path / "out"), *arguments])
 
 
-def test_other_adapters_and_folders_that_are_not_empty_are_refused(make_llama, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"to": "Merged"}, "to='Merged': expected 'merged' or 'lora'"),
+        ({"to": "lora"}, "rank=None: a LoRA needs a positive integer, or the share of the energy"),
+        ({"to": "lora", "rank": 0}, "rank=0: a LoRA needs"),
+        ({"to": "lora", "rank": -8}, "rank=-8: a LoRA needs"),
+        ({"to": "lora", "rank": 1.5}, "rank=1.5: a LoRA needs"),
+        ({"to": "lora", "rank": True}, "rank=True: a LoRA needs"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_is_loaded(options, why, tmp_path):
+    with pytest.raises(ExportError, match=f"^{why}"):
+        export("an adapter that is not there", str(tmp_path / "out"), **options)
+
+
+def test_an_output_that_is_in_use_is_refused(tmp_path):
+    (tmp_path / "file").write_text("kept")
+    for output, why in ((tmp_path / "file", "is a file"), (tmp_path, "is not empty")):
+        with pytest.raises(ExportError, match=f"^output {output} {why}: name a folder that is empty or does not exist"):
+            export("an adapter that is not there", str(output), "merged")
+    with pytest.raises(SystemExit, match=f"^mora-export: output {tmp_path / 'file'} is a file"):
+        main(["an adapter that is not there", str(tmp_path / "file"), "--to", "merged"])
+
+
+def test_other_adapters_are_refused(make_llama, tmp_path):
     get_peft_model(make_llama(), LoraConfig()).save_pretrained(tmp_path / "lora")
-    with pytest.raises(SystemExit, match=r"is a .*LORA adapter, not MoRA"):
+    with pytest.raises(SystemExit, match=r"is a .*LORA adapter, not MoRA: load it with PEFT"):
         main([str(tmp_path / "lora"), str(tmp_path / "out"), "--to", "merged"])
-    with pytest.raises(SystemExit):
-        main([str(tmp_path / "lora"), str(tmp_path / "lora"), "--to", "merged"])
-    assert "is not empty" in capsys.readouterr().err
 
 
 def test_the_card_says_what_the_adapter_is_and_needs(saved, make_llama, adapt):
