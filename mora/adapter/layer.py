@@ -37,7 +37,10 @@ class MoraSquare(nn.Module):
         """Return `kernels.adapted_linear` of x (..., in_features) and M; `options` are passed on to it."""
         M = self.weight
         if M.is_meta and not x.is_meta:
-            raise RuntimeError(f"M is on the meta device, x on {x.device}: the adapter's weights were never loaded")
+            raise RuntimeError(
+                f"M is on the meta device, x on {x.device}: the adapter's weights were never loaded; load them with "
+                "PeftModel.from_pretrained, or make the adapter without low_cpu_mem_usage=True"
+            )
         if not kernels.is_reference():
             return kernels.adapted_linear(x, M, operator, scaling, **options)
         y = operator.decompress(nn.functional.linear(operator.compress(x), M))

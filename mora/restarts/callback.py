@@ -149,18 +149,24 @@ def save(folder: Path, restart: Restart, step: int) -> None:
         save_file(restart.shadow, partial, metadata={"count": str(restart.count), "step": str(step)})
 
 
-def load(folder: Path, step: int) -> tuple[int, dict[str, torch.Tensor]]:
-    """(restarts so far, the merged base weights in fp32 by module) of the checkpoint of `step`. Raises: ValueError."""
+def load(folder: Path, step: int | None = None) -> tuple[int, dict[str, torch.Tensor]]:
+    """(restarts so far, the merged base weights in fp32 by module) of a checkpoint, of `step` if it is given.
+
+    Raises: ValueError.
+    """
     path = folder / FILE
     if not path.is_file():
         raise ValueError(
-            f"{path} is missing, without which the merged base of step {step} is lost: resume from a checkpoint that was "
-            "written with RestartCallback, or say where it lies, RestartCallback(resume_from=folder)"
+            f"{path} is missing, without which the merged base is lost: name a checkpoint that was written with "
+            "RestartCallback; one that the Trainer resumes outside its output_dir is RestartCallback(resume_from=folder)"
         )
     with safe_open(path, framework="pt") as file:
         facts = file.metadata()
-        if int(facts["step"]) != step:
-            raise ValueError(f"{path} is of step {facts['step']}, the Trainer resumes step {step}")
+        if step is not None and int(facts["step"]) != step:
+            raise ValueError(
+                f"{path} is of step {facts['step']}, the Trainer resumes step {step}: name the checkpoint of step {step}, "
+                "RestartCallback(resume_from=folder)"
+            )
         return int(facts["count"]), {name: file.get_tensor(name) for name in file.keys()}
 
 
@@ -169,17 +175,19 @@ def restore_base(model: nn.Module, checkpoint: str | os.PathLike[str]) -> None:
 
     Args:
         model: A PEFT model on the original base, with the adapter of that checkpoint.
-        checkpoint: A folder `checkpoint-N` that was written with `RestartCallback`.
+        checkpoint: A folder that was written with `RestartCallback`, under whatever name it lies now.
 
     Raises:
         ValueError: If `restarts.safetensors` is missing or belongs to another model.
     """
     folder = Path(checkpoint)
-    step = int(folder.name.rpartition("-")[2])
-    _, shadow = load(folder, step)
+    _, shadow = load(folder)
     modules = dict(model.named_modules())
     if unknown := [name for name in shadow if name not in modules]:
-        raise ValueError(f"{folder / FILE} holds {unknown[0]}, which this model has not")
+        raise ValueError(
+            f"{folder / FILE} holds {unknown[0]}, which this model has not: give the PEFT model of the base that was "
+            f"trained, PeftModel.from_pretrained(base, {str(folder)!r})"
+        )
     with torch.no_grad():
         for name, value in shadow.items():
             modules[name].get_base_layer().weight.copy_(value)

@@ -77,8 +77,16 @@ def test_the_merged_base_of_a_checkpoint_can_be_put_under_its_adapter(tmp_path):
 
     base = load_model(run_config("remora").model, "fp32")[0]
     model = PeftModel.from_pretrained(base, tmp_path / "checkpoint-6")
-    restore_base(model, tmp_path / "checkpoint-6")
+    best = (tmp_path / "checkpoint-6").rename(tmp_path / "best")
+    restore_base(model, best)
     assert_as_the_suite([weights(model)], [watch.steps[5]])
+    with pytest.raises(ValueError, match=r"which this model has not: give the PEFT model .*PeftModel\.from_pretrained"):
+        restore_base(nn.Linear(2, 2), best)
+    (best / FILE).unlink()
+    with pytest.raises(
+        ValueError, match=r"best/restarts\.safetensors is missing.*: name a checkpoint that was written"
+    ):
+        restore_base(model, best)
 
 
 def test_a_checkpoint_without_the_merged_base_is_refused(tmp_path):
@@ -91,7 +99,7 @@ def test_a_checkpoint_without_the_merged_base_is_refused(tmp_path):
     (tmp_path / "checkpoint-4" / FILE).rename(moved / FILE)
     trainer, restart, _ = trainer_for("remora", tmp_path, **options)
     restart._resume_from = moved
-    with pytest.raises(ValueError, match="is of step 4, the Trainer resumes step 6"):
+    with pytest.raises(ValueError, match="is of step 4, the Trainer resumes step 6: name the checkpoint of step 6"):
         trainer.train(resume_from_checkpoint=str(moved))
 
 
