@@ -128,7 +128,13 @@ class RunResult(_Frozen):
 
     @property
     def peak_memory_bytes(self) -> int | None:
+        """Return what was allocated at the peak of the whole run, scoring included."""
         return self.hardware.get("peak_memory_bytes")
+
+    @property
+    def train_peak_memory_bytes(self) -> int | None:
+        """Return what training alone allocated at its peak; None where it was not recorded, as until 2026-11."""
+        return self.hardware.get("train_peak_memory_bytes")
 
     def text(self) -> str:
         """Return the file's content, sealed."""

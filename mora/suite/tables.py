@@ -54,7 +54,8 @@ LEGEND = (
     "Each cell: paper | ours, mean +- sd (n seeds, or n of m) | the method's effect over LoRA at the same r: the paper's; "
     "ours. Italics (grey in LaTeX): at most three standard errors above the score of a model that knows nothing. "
     f"{SQUARE}: for MoRA, the side of M over the model's width, and the share of all inputs that never change an output. "
-    "ms: time per step, with `~` if several runs shared the GPU. GiB: peak allocated memory."
+    "ms: time per step, with `~` if several runs shared the GPU. GiB: peak allocated memory of training, with `~` of the "
+    "whole run, scoring included, if training's own was not recorded: such peaks do not compare methods."
 )
 
 
@@ -146,8 +147,12 @@ def _ms(runs: CellRuns) -> str:
 
 
 def _gib(runs: CellRuns) -> str:
-    peaks = [result.peak_memory_bytes for _, result in runs.results if result.peak_memory_bytes]
-    return f"{max(peaks) / GIB:.1f}" if peaks else ""
+    """Return the peak of training; if a run has not recorded its own, that of whole runs, marked with `~`."""
+    measured = [result for _, result in runs.results if result.peak_memory_bytes]
+    training = [peak for result in measured if (peak := result.train_peak_memory_bytes)]
+    if training and len(training) == len(measured):
+        return f"{max(training) / GIB:.1f}"
+    return f"~{max(result.peak_memory_bytes or 0 for result in measured) / GIB:.1f}" if measured else ""
 
 
 def _italic(text: str, shown: Shown | None) -> str:

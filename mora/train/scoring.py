@@ -22,6 +22,7 @@ from . import teacher_forced
 from .checkpoint import failpoint
 from .distributed import barrier, rank, single_process_env
 from .interface import Engine
+from .memory import Peaks
 
 SCORED_AT_ONCE = 250  # sequences whose logits are in memory together, 1.8 GB in bf16 at SmolLM2's vocabulary
 VALIDATED_AT_ONCE = 8  # whole sequences with all their logits
@@ -52,23 +53,27 @@ class Scoring:
         if self.plan.tasks:
             self._loaded = load_tasks(self.plan.tasks, self.tokenizer, self.settings)
 
-    def __call__(self, engine: Engine, step: int) -> dict[str, float]:
+    def __call__(self, engine: Engine, peaks: Peaks, step: int) -> dict[str, float]:
+        """Return what is due at the step. `peaks` learns where training stops and goes on."""
+        last = step == (self.config.last_step if self.config.method.trains else 0)
+        scored = step in self.plan.at_steps or last
+        if not scored and step % self.plan.loss_every_steps:
+            return {}
         started = time.monotonic()
+        peaks.end_stretch(training=self.config.method.trains)
         try:
-            return self._scores(engine, step)
+            return self._scores(engine, step, scored, last)
         finally:
+            peaks.end_stretch(training=False)
             self.seconds += time.monotonic() - started
 
-    def _scores(self, engine: Engine, step: int) -> dict[str, float]:
+    def _scores(self, engine: Engine, step: int, scored: bool, last: bool) -> dict[str, float]:
         plan, metrics = self.plan, dict[str, float]()
-        last = step == (self.config.last_step if self.config.method.trains else 0)
-        scored = step in plan.at_steps or last
-        if step % plan.loss_every_steps == 0 or scored:
-            if self.data.validation:
-                metrics |= teacher_forced.validation_loss(engine, self.data.validation, self.pad_id, VALIDATED_AT_ONCE)
-            if self.data.pairs:
-                at_once = min(plan.batch_size, SCORED_AT_ONCE)
-                metrics |= teacher_forced.score(engine, self.data.samples, self.pad_id, at_once)
+        if self.data.validation:
+            metrics |= teacher_forced.validation_loss(engine, self.data.validation, self.pad_id, VALIDATED_AT_ONCE)
+        if self.data.pairs:
+            at_once = min(plan.batch_size, SCORED_AT_ONCE)
+            metrics |= teacher_forced.score(engine, self.data.samples, self.pad_id, at_once)
         if scored and plan.tasks:
             metrics |= self._tasks(engine, step, last)
         return metrics

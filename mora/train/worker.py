@@ -42,6 +42,7 @@ from . import inputs, log, says, watchdog
 from .distributed import all_gather_value, device_of_rank, process_group, rank, world_size
 from .engines import captures_graphs, make_engine
 from .loop import Diverged, fit
+from .memory import Peaks
 from .scoring import Scoring
 
 WEIGHTS = ("*.safetensors",)  # of what is saved; the rest may be edited
@@ -98,18 +99,17 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
         print(says.beginning(config, device, model, folder), flush=True)
     watchdog.start(folder, rank(), world_size())
     engine = make_engine(model, config)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+    peaks = Peaks(device)
     shared = others_hold_memory(device)
 
     status: dict[str, Any] = {"status": "done"}
     speed = None
     try:
         if config.method.trains:
-            speed = fit(engine, batches, config, folder, partial(scoring, engine))
+            speed = fit(engine, batches, config, folder, partial(scoring, engine, peaks))
         else:
             rows = log.RunLog(folder / "log.jsonl", write=rank() == 0)
-            rows.add(step=0, **scoring(engine, 0))
+            rows.add(step=0, **scoring(engine, peaks, 0))
             rows.flush()
     except (Diverged, NonFiniteError) as error:  # the second: of weights that the last update has ruined
         if not config.method.trains:
@@ -117,11 +117,13 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
         status = {"status": "diverged", "reason": str(error)}
         if rank() == 0:
             print(f"diverged: {error}; only the log is saved: lower lr", file=sys.stderr, flush=True)
+    peaks.end_stretch(training=config.method.trains)
     shared = others_hold_memory(device) or shared  # runs that began together end apart: none may be there at the end
     if config.method.trains and status["status"] == "done":
         with engine.materialized():
             _save_trained(model, tokenizer, config, folder)
     watchdog.stop()
+    peaks.end_stretch(training=False)
     facts = {
         "data": {"fingerprints": data.fingerprints, "report": data.report.as_dict(), "model": made_of["model"]},
         "total_steps": config.total_steps if config.method.trains else 0,
@@ -130,7 +132,10 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
             "trainable": sum(parameters.values()),
             "by_module": parameters,
         },
-        "hardware": _hardware(device, shared) | _how(config) | {"fused_layers": fused, "fast_paths": paths},
+        "hardware": _hardware(device, shared)
+        | peaks.facts()
+        | _how(config)
+        | {"fused_layers": fused, "fast_paths": paths},
         "speed": speed,
         "wall_s": round(time.monotonic() - started, 1),
         "scoring_s": round(scoring.seconds, 1),
@@ -293,13 +298,8 @@ def others_hold_memory(device: torch.device) -> bool:
 
 def _hardware(device: torch.device, shared: bool) -> dict[str, Any]:
     """Return the facts for the result. `shared`: others were seen on the GPU, whom MORA_SIDE_BY_SIDE need not count."""
-    if device.type == "cuda":
-        name, peak = torch.cuda.get_device_name(), torch.cuda.max_memory_allocated()
-        reserved = torch.cuda.max_memory_reserved()
-    else:
-        name, peak, reserved = platform.machine(), None, None
-    beside = max(int(os.environ.get("MORA_SIDE_BY_SIDE", 1)), 1 + shared)
-    return {"device": name, "peak_memory_bytes": peak, "reserved_memory_bytes": reserved, "runs_side_by_side": beside}
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
+    return {"device": name, "runs_side_by_side": max(int(os.environ.get("MORA_SIDE_BY_SIDE", 1)), 1 + shared)}
 
 
 def _fast_paths_line(paths: dict[str, bool]) -> str:

@@ -13,6 +13,8 @@ from mora.results import Metric
 from ..experiment import ROOT
 from .gather import Run, end
 
+PEAKS = ("peak_memory_bytes", "train_peak_memory_bytes")  # shown in GiB
+
 
 class Setting(NamedTuple):
     """A value of the configuration. `source`: paper, official, ours or override, with the place."""
@@ -100,13 +102,18 @@ def facts(run: Run) -> list[tuple[str, str]]:
             "tokens a second",
             None if not r.speed or "tokens_per_s" not in r.speed else f"{r.speed['tokens_per_s']:,.0f}",
         ),
-        ("peak memory", None if not r.peak_memory_bytes else f"{r.peak_memory_bytes / GIB:.2f} GiB"),
-        *((f"hardware: {name.replace('_', ' ')}", v) for name, v in r.hardware.items() if name != "peak_memory_bytes"),
+        ("peak memory", _gib(r.peak_memory_bytes)),
+        ("peak memory of training", _gib(r.train_peak_memory_bytes)),
+        *((f"hardware: {name.replace('_', ' ')}", v) for name, v in r.hardware.items() if name not in PEAKS),
         ("packages", ", ".join(f"{name} {version}" for name, version in r.packages.items())),
         ("commit", source + (", changed" if r.source.dirty else "")),
         ("files", ", ".join(str(path.relative_to(ROOT)) for path in _files(run) if path.is_file())),
     ]
     return [(name, str(value)) for name, value in lines if value not in (None, "")]
+
+
+def _gib(peak: int | None) -> str | None:
+    return f"{peak / GIB:.2f} GiB" if peak else None
 
 
 def _files(run: Run) -> list[Path]:

@@ -163,7 +163,11 @@ def costs(shown: Shown) -> Figure | None:
     figure, axes = _grid(3, 3.4)
     for ax, (name, label) in zip(
         axes,
-        (("ms", "step time (ms)"), ("gib", "peak memory (GiB)"), ("trainable", "trainable parameters")),
+        (
+            ("ms", "step time (ms)"),
+            ("gib", "peak memory of the whole run (GiB)"),
+            ("trainable", "trainable parameters"),
+        ),
         strict=True,
     ):
         for row, cost in by_label.items():

@@ -3,6 +3,7 @@
 import csv
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 from made_up import write
@@ -17,6 +18,7 @@ from mora.suite import tables
 from mora.suite.cells import Cell, resolve, resolve_all, steps_to
 from mora.suite.tables import Shown
 
+GIB = 2**30
 STEPS = (300, 500, 700, 900)
 SQUARES = (("lora", {}), ("mora", {}), ("mora", {"operator": "rotation"}))
 
@@ -144,8 +146,25 @@ def test_an_effect_is_over_lora_at_the_same_rank_beside_the_papers(tmp_path, mon
     lora, mora = path.read_text().splitlines()[6:8]
     assert lora.startswith("| LoRA r=1 (the paper's 8) | 1,234 | 9.9 \\| 30.0 +- 0.0 (3) | 10.0 \\|")
     assert mora.startswith("| MoRA r=1 (the paper's 8) | 1,234 | 10.1 \\| 50.0 +- 0.0 (3) \\| +0.2; +20.0 | 15.7 \\|")
-    assert mora.endswith(" | > 1000, > 1000, > 1000 | ~200 | 3.0 |")
+    assert mora.endswith(" | > 1000, > 1000, > 1000 | ~200 | ~3.0 |")
     assert "$\\vert$ +0.2; +20.0 &" in path.with_suffix(".tex").read_text()
+
+
+@pytest.mark.parametrize(
+    ("in_training", "shown"),
+    [((2, 2, 1), "2.0"), ((2, None, 1), "~3.0"), ((None, None, None), "~3.0")],
+    ids=["all recorded", "one has not", "none"],
+)
+def test_the_memory_is_that_of_training_where_all_runs_have_it(in_training, shown):
+    """Scoring takes as much with every method, and often more than training."""
+    runs = [
+        RunResult.model_construct(
+            hardware={"peak_memory_bytes": 3 * GIB, "train_peak_memory_bytes": peak and peak * GIB}
+        )
+        for peak in in_training
+    ]
+    assert tables._gib(SimpleNamespace(results=[(None, run) for run in runs])) == shown
+    assert tables._gib(SimpleNamespace(results=[(None, RunResult.model_construct(hardware={}))])) == ""
 
 
 def test_a_cell_at_the_floor_is_set_apart(row, tmp_path):
