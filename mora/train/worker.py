@@ -9,9 +9,9 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ from .scoring import Scoring
 
 WEIGHTS = ("*.safetensors",)  # of what is saved; the rest may be edited
 PACKAGES = ("torch", "transformers", "peft", "lm_eval", "datasets", "numpy")
+IF_INSTALLED = ("triton", "deepspeed", "liger-kernel")
 BY_OTHERS = 3 * 2**30  # bytes on a GPU beyond what this process has reserved; its context and buffers of NCCL hold less
 
 
@@ -210,7 +211,7 @@ def write_result(config: RunConfig, folder: Path, facts: dict[str, Any]) -> Path
             "config": config.model_dump(mode="json"),
             "provenance": provenance.of_run(config),
             "source": source.of_this_process(),
-            "packages": {package: version(package) for package in PACKAGES},
+            "packages": versions(),
             "metrics": results.of_log(rows),
             "log_sha256": results.log_digest(text),
             "final_train_loss": next((row["loss"] for row in reversed(rows) if "loss" in row), None),
@@ -222,6 +223,15 @@ def write_result(config: RunConfig, folder: Path, facts: dict[str, Any]) -> Path
     replace_file(path, result.text())
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return path
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what decides numbers and speed: Python, packages, and CUDA where torch was built with it."""
+    found = {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
+    for package in IF_INSTALLED:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found | ({"cuda": torch.version.cuda} if torch.version.cuda else {})
 
 
 @contextmanager

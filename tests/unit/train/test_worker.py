@@ -1,4 +1,7 @@
-"""What a worker says of its hardware; that it trains is shown by whole runs."""
+"""What a worker says of its hardware and software; that it trains is shown by whole runs."""
+
+import platform
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
@@ -22,3 +25,19 @@ def test_memory_that_others_hold_on_the_gpu_is_seen(by_others_gib, expected, mon
 def test_a_run_beside_a_program_that_nobody_named_does_not_count_as_alone(named, shared, expected, monkeypatch):
     monkeypatch.setenv("MORA_SIDE_BY_SIDE", str(named))
     assert worker._hardware(torch.device("cpu"), shared)["runs_side_by_side"] == expected
+
+
+def test_a_result_names_python_cuda_and_what_else_is_installed(monkeypatch):
+    def version(package):
+        if package == "deepspeed":
+            raise PackageNotFoundError(package)
+        return f"1.0 of {package}"
+
+    monkeypatch.setattr(worker, "version", version)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    found = worker.versions()
+    assert (found["python"], found["cuda"]) == (platform.python_version(), "13.0")
+    assert (found["torch"], found["triton"]) == ("1.0 of torch", "1.0 of triton")
+    assert "deepspeed" not in found
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "cuda" not in worker.versions()
