@@ -96,16 +96,11 @@ def complete(specs: list[CellSpec], jobs: int, patient: bool = True) -> list[str
             if not running:
                 time.sleep(POLL_S)
                 continue
-            while not (over := wait(running, POLL_S, FIRST_COMPLETED).done) and len(running) == jobs:
-                progress.say(running.values())
-            for ended in over:
-                config = running.pop(ended)
-                if ended.result():
+            for config, code in _ended(running, jobs, progress):
+                if code:
                     failed.append(run_id(config))
                 elif done(config):
                     finished.add(run_id(config))
-                progress.end(config, done(config))
-                print(f"  {progress.whole()}", flush=True)
     except KeyboardInterrupt:
         pool.shutdown(wait=False, cancel_futures=True)
         stop_workers()
@@ -114,6 +109,20 @@ def complete(specs: list[CellSpec], jobs: int, patient: bool = True) -> list[str
     finally:
         pool.shutdown()
     return failed
+
+
+def _ended(running: dict[Future[int], RunConfig], jobs: int, progress: Progress) -> list[tuple[RunConfig, int]]:
+    """Wait for a run to end, no longer than POLL_S if a slot is free; take those that ended out of `running`.
+
+    Returns each with its exit code.
+    """
+    while not (over := wait(running, POLL_S, FIRST_COMPLETED).done) and len(running) == jobs:
+        progress.say(running.values())
+    ended = [(running.pop(future), future.result()) for future in over]
+    for config, _ in ended:
+        progress.end(config, done(config))
+        print(f"  {progress.whole()}", flush=True)
+    return ended
 
 
 def _announce(

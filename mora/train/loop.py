@@ -79,7 +79,6 @@ def _train(
     start: int,
 ) -> dict[str, float] | None:
     train, stop, speed = config.task.train, _StopSignal(), Speed()
-    assert config.lr is not None
     engine.model.train()
 
     def measure(done: int, saved: bool) -> None:
@@ -97,19 +96,8 @@ def _train(
 
     progress = Progress(config, start, active=rank() == 0)
     for step in progress:
-        lr = learning_rate(step, config.total_steps, config.lr, train, config.method.restart)
-        torch.manual_seed(config.seed * 1_000_003 + step + (rank() << 40))
-        loss_tokens = batches.loss_tokens(step)
-        losses, padded_tokens = [], 0
-        for micro in batches.step(step):
-            losses.append(engine.backward(micro, loss_tokens))
-            padded_tokens += micro.input_ids.numel()
-        loss = sum_over_ranks(torch.stack(losses).sum())
-        grad_norm = engine.step(lr, train.max_grad_norm)
-        done = step + 1
+        row, done = _update(engine, batches, config, step, speed), step + 1
         watchdog.beat()
-        speed.add(loss_tokens, padded_tokens * world_size())
-        row = {"step": done, "loss": loss, "lr": lr, "grad_norm": grad_norm}
         failpoint("after_step", done)
         if restarts.due(done):
             rows.check([row])
@@ -136,6 +124,23 @@ def _train(
         measure(done, saving)
         watchdog.beat()
     return speed.facts()
+
+
+def _update(engine: Engine, batches: RankShard, config: RunConfig, step: int, speed: Speed) -> dict[str, Any]:
+    """Update the model once, from the micro batches of the step, and return the row of the log."""
+    train = config.task.train
+    assert config.lr is not None
+    lr = learning_rate(step, config.total_steps, config.lr, train, config.method.restart)
+    torch.manual_seed(config.seed * 1_000_003 + step + (rank() << 40))
+    loss_tokens = batches.loss_tokens(step)
+    losses, padded_tokens = [], 0
+    for micro in batches.step(step):
+        losses.append(engine.backward(micro, loss_tokens))
+        padded_tokens += micro.input_ids.numel()
+    loss = sum_over_ranks(torch.stack(losses).sum())
+    grad_norm = engine.step(lr, train.max_grad_norm)
+    speed.add(loss_tokens, padded_tokens * world_size())
+    return {"step": step + 1, "loss": loss, "lr": lr, "grad_norm": grad_norm}
 
 
 class Speed:

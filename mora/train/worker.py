@@ -41,7 +41,8 @@ from mora.models.tokenizers import pad_id
 from . import inputs, log, says, watchdog
 from .distributed import all_gather_value, device_of_rank, process_group, rank, world_size
 from .engines import captures_graphs, make_engine
-from .loop import Diverged, fit
+from .interface import Engine
+from .loop import Diverged, Evaluate, fit
 from .memory import Peaks
 from .scoring import Scoring
 
@@ -102,25 +103,10 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
     engine = make_engine(model, config)
     peaks = Peaks(device)
     shared = others_hold_memory(device)
-
-    status: dict[str, Any] = {"status": "done"}
-    speed = None
-    try:
-        if config.method.trains:
-            speed = fit(engine, batches, config, folder, partial(scoring, engine, peaks))
-        else:
-            rows = log.RunLog(folder / "log.jsonl", write=rank() == 0)
-            rows.add(step=0, **scoring(engine, peaks, 0))
-            rows.flush()
-    except (Diverged, NonFiniteError) as error:  # the second: of weights that the last update has ruined
-        if not config.method.trains:
-            raise
-        status = {"status": "diverged", "reason": str(error)}
-        if rank() == 0:
-            print(f"diverged: {error}; only the log is saved: lower lr", file=sys.stderr, flush=True)
+    ending = _train_or_score(engine, batches, config, folder, partial(scoring, engine, peaks))
     peaks.end_stretch(training=config.method.trains)
     shared = others_hold_memory(device) or shared  # runs that began together end apart: none may be there at the end
-    if config.method.trains and status["status"] == "done":
+    if config.method.trains and ending["status"] == "done":
         with engine.materialized():
             _save_trained(model, tokenizer, config, folder)
     watchdog.stop()
@@ -129,23 +115,36 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
         "data": {"fingerprints": data.fingerprints, "report": data.report.as_dict(), "model": made_of["model"]},
         "total_steps": config.total_steps if config.method.trains else 0,
         "last_step": config.last_step if config.method.trains else 0,
-        "parameters": {
-            "trainable": sum(parameters.values()),
-            "by_module": parameters,
-        },
+        "parameters": {"trainable": sum(parameters.values()), "by_module": parameters},
         "hardware": _hardware(device, shared)
         | peaks.facts()
         | _how(config)
         | {"fused_layers": fused, "fast_paths": paths},
-        "speed": speed,
         "wall_s": round(time.monotonic() - started, 1),
         "scoring_s": round(scoring.seconds, 1),
     }
     if rank() > 0:
         return folder
-    path = write_result(config, folder, status | facts)
+    path = write_result(config, folder, ending | facts)
     print(says.ending(config, folder, time.monotonic() - started), flush=True)
     return path
+
+
+def _train_or_score(
+    engine: Engine, batches: Batches, config: RunConfig, folder: Path, evaluate: Evaluate
+) -> dict[str, Any]:
+    """Train, or score what is not trained; return `status`, `speed`, and the `reason` why a run diverged."""
+    if not config.method.trains:
+        rows = log.RunLog(folder / "log.jsonl", write=rank() == 0)
+        rows.add(step=0, **evaluate(0))
+        rows.flush()
+        return {"status": "done", "speed": None}
+    try:
+        return {"status": "done", "speed": fit(engine, batches, config, folder, evaluate)}
+    except (Diverged, NonFiniteError) as error:  # the second: of weights that the last update has ruined
+        if rank() == 0:
+            print(f"diverged: {error}; only the log is saved: lower lr", file=sys.stderr, flush=True)
+        return {"status": "diverged", "reason": str(error), "speed": None}
 
 
 def _save_trained(model: Any, tokenizer: Any, config: RunConfig, folder: Path) -> None:

@@ -135,6 +135,18 @@ def test_choices_are_spelled_once():
     assert [(text, file) for text, file in spelled if text in here and file != "mora/choices.py"] == []
 
 
+def test_files_and_functions_are_short():
+    """CONTRIBUTING.md, Style: a file has under 400 lines, a function under 60, its signature and docstring included."""
+    sizes = {}
+    for file in (file for folder in ("mora", "scripts", "examples") for file in sorted((ROOT / folder).rglob("*.py"))):
+        text, name = file.read_text(), file.relative_to(ROOT).as_posix()
+        sizes[name] = (len(text.splitlines()), 400)
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                sizes[f"{name}:{node.lineno} {node.name}"] = (node.end_lineno - node.lineno + 1, 60)
+    assert {where: lines for where, (lines, limit) in sizes.items() if lines >= limit} == {}
+
+
 SET_BY_OTHERS = {
     "time.time",
     "time.time_ns",
