@@ -185,7 +185,7 @@ def restore_base(model: nn.Module, checkpoint: str | os.PathLike[str]) -> None:
     modules = dict(model.named_modules())
     if unknown := [name for name in shadow if name not in modules]:
         raise ValueError(
-            f"{folder / FILE} holds {unknown[0]}, which this model has not: give the PEFT model of the base that was "
+            f"{folder / FILE} holds {unknown[0]}, which this model lacks: give the PEFT model of the base that was "
             f"trained, PeftModel.from_pretrained(base, {str(folder)!r})"
         )
     with torch.no_grad():

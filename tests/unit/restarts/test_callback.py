@@ -80,7 +80,7 @@ def test_the_merged_base_of_a_checkpoint_can_be_put_under_its_adapter(tmp_path):
     best = (tmp_path / "checkpoint-6").rename(tmp_path / "best")
     restore_base(model, best)
     assert_as_the_suite([weights(model)], [watch.steps[5]])
-    with pytest.raises(ValueError, match=r"which this model has not: give the PEFT model .*PeftModel\.from_pretrained"):
+    with pytest.raises(ValueError, match=r"which this model lacks: give the PEFT model .*PeftModel\.from_pretrained"):
         restore_base(nn.Linear(2, 2), best)
     (best / FILE).unlink()
     with pytest.raises(
