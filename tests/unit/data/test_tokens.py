@@ -3,7 +3,7 @@
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from mora.config import compose
+from mora.config.composition import compose
 from mora.data import chat, metamath, tokens, uuid
 from mora.data.prepare import tokenizer_fingerprint
 from mora.data.records import Conversation

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mora.config import compose
+from mora.config.composition import compose
 from mora.models.load import load_model
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from mora.config import compose
+from mora.config.composition import compose
 from mora.methods import prepare
 from mora.models.gguf import as_folder
 from mora.models.load import load_model

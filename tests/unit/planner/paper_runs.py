@@ -1,6 +1,6 @@
 """Runs of the paper's size, by their method."""
 
-from mora.config import compose
+from mora.config.composition import compose
 
 
 def paper(method, *overrides):

@@ -5,7 +5,8 @@ import math
 import pytest
 from paper_runs import paper
 
-from mora.config import ConfigError, compose, source
+from mora.config import ConfigError, source
+from mora.config.composition import compose
 from mora.config.load import load
 from mora.config.source import CONFIG_DIR, ROOT
 from mora.models.shapes import shape_of

@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from mora.config import compose, provenance
+from mora.config import provenance
+from mora.config.composition import compose
 from mora.data.batches import Batch
 from mora.families.mora import Mora
 from mora.methods import prepare

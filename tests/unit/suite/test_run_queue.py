@@ -10,7 +10,8 @@ from contextlib import contextmanager
 import pytest
 from made_up import write
 
-from mora.config import ConfigError, compose, run_id, source
+from mora.config import ConfigError, run_id, source
+from mora.config.composition import compose
 from mora.config.source import ROOT
 from mora.suite import launch, like_runs
 

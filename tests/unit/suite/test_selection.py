@@ -5,7 +5,8 @@ import math
 import pytest
 from made_up import write
 
-from mora.config import compose, source
+from mora.config import source
+from mora.config.composition import compose
 from mora.suite import __main__ as suite
 from mora.suite import experiment as experiments
 from mora.suite import runner, tables

@@ -2,7 +2,8 @@
 
 import pytest
 
-from mora.config import ConfigError, compose, source
+from mora.config import ConfigError, source
+from mora.config.composition import compose
 from mora.suite import experiment as experiments
 from mora.suite import overrides, plan, tables
 from mora.suite.cells import resolve

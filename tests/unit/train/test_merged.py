@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mora.config import compose
+from mora.config.composition import compose
 from mora.methods import merged, prepare
 from mora.models.dtypes import DTYPES
 from mora.models.load import load_model

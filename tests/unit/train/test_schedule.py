@@ -1,6 +1,6 @@
 import pytest
 
-from mora.config import compose
+from mora.config.composition import compose
 from mora.config.method_schema import Restart
 from mora.train.schedule import learning_rate
 
