@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_runs import random_batches, tiny_config, tiny_engine, train_step
+from tiny_runs import TINY, random_batches, tiny_config, tiny_engine, train_step
 
-from mora.config import compose
+from mora.config.composition import compose
 from mora.data import uuid
 from mora.data.batches import Batches
 from mora.methods import merged, prepare
@@ -15,7 +15,7 @@ from mora.train.engine import TorchEngine
 
 
 def _engine(method: list[str], dtype: torch.dtype) -> tuple[TorchEngine, Batches]:
-    config = compose(["task=uuid", *method, "scale=smoke"])
+    config = compose([*TINY, *method])
     model, tokenizer = load_model(config.model, "bf16" if dtype == torch.bfloat16 else "fp32")
     engine = TorchEngine(prepare(model, config).train(), config.task.train, dtype)
     samples = [uuid.encode(pair, tokenizer, "all") for pair in uuid.make_pairs(config.task.data)]
