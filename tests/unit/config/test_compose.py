@@ -143,12 +143,11 @@ def test_a_sweep_hands_hydra_the_grid_of_the_task_and_method(sweep, task, expect
 @pytest.mark.parametrize("sweep", ["lr", "lora_plus"])
 def test_a_sweep_over_rates_of_several_grids_is_refused(several, sweep):
     given = {"task": "metamath", "method": "lora_plus", "r": "8"} | dict([several.split("=")])
-    arguments = ["-m", f"sweep={sweep}", *(f"{key}={value}" for key, value in given.items())]
-    done = subprocess.run([sys.executable, "run.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1
-    assert done.stderr == (
-        f"run.py: {several}: expected one value beside sweep=, whose rates depend on it; "
-        "give one task, method, r and scale a call\n"
+    with pytest.raises(ConfigError) as refused:
+        check_sweep(["-m", f"sweep={sweep}", *(f"{key}={value}" for key, value in given.items())])
+    assert str(refused.value) == (
+        f"{several}: expected one value beside sweep=, whose rates depend on it; "
+        "give one task, method, r and scale a call"
     )
 
 
@@ -359,6 +358,7 @@ def test_what_was_meant_is_named(overrides, meant):
     [
         (["--task", "uuid", "--r", "8"], "--task: settings have no dashes: task=VALUE"),
         (["task=uuid", "--learning_rate=1e-4"], "--learning_rate=1e-4: settings have no dashes: lr=1e-4"),
+        (["-m", "sweep=lr", "task=uuid", "method=lora", "r=8,256"], "r=8,256: expected one value beside sweep="),
         (["-m", "task=uuid", "method=lora,", "mora"], "'method=lora,' ends in a comma: a list has no blanks: "),
         (
             ["task=uuid", "method=mora", "r=8", "task.data.pairs=[{kind:"],
