@@ -1,5 +1,6 @@
 """Every task, as lm-eval wires it: gold, constant and empty answers score what they must. AdaptLLM's sets are made up."""
 
+import functools
 import hashlib
 import json
 import math
@@ -63,8 +64,12 @@ def write_adaptllm(folder, name, rows):
     (folder / f"adaptllm/{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+@functools.cache
 def loaded(name, tokenizer=None, data_dir=None):
-    """The task as lm-eval builds it of its YAML, and its documents. Without a tokenizer no shot is dropped for length."""
+    """The task as lm-eval builds it of its YAML, and its documents, which nobody changes: built once for all tests.
+
+    Without a tokenizer no shot is dropped for length.
+    """
     pairs = make_pairs(UuidData(kind="uuid", pairs=50, seed=0, loss_on="all"))
     manager = task_manager([name], tokenizer, Settings(1, data_dir=data_dir, metadata={"pairs": pairs}))
     task = manager.load([name])["tasks"][name]
