@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -16,7 +17,7 @@ from ..experiment import Scale
 from ..ledger import Outcome
 from .gather import number_of
 
-SHORT = 62  # letters of a claim beside a print figure
+LINE = 62  # letters of a line beside a print figure
 
 
 @dataclass
@@ -82,9 +83,12 @@ class Finding:
         return f"{o.seeds} seeds" if o.seeds >= o.planned else f"{o.seeds} of {o.planned} seeds"
 
     @property
-    def short(self) -> str:
-        says = self.claim.says
-        return says if len(says) <= SHORT else says[: SHORT - 1].rsplit(" ", 1)[0] + " …"
+    def heading(self) -> str:
+        """What the claim says and its verdict, in two lines."""
+        verdict = f"{self.outcome.verdict}, {self.scale}, {self.n}"
+        if len(self.claim.says) <= LINE:
+            return f"{self.claim.says}\n{verdict}"
+        return textwrap.fill(f"{self.claim.says}: {verdict}", LINE, break_on_hyphens=False)
 
     def at(self, value: float | None) -> float | None:
         """Return the value in percent of the axis, kept within it; None if there is nothing to show."""

@@ -64,7 +64,7 @@ def _forest_panel(ax: Axes, label: str, findings: list[Finding]) -> None:
             ax.plot(o.paper, y, "D", mfc="none", color="k")
     ax.axvline(findings[0].centre, color="k", lw=0.6)
     ax.set_ylim(len(findings) - 0.5, -0.5)
-    ax.set_yticks(range(len(findings)), [f"{f.short}\n{f.outcome.verdict}, {f.scale}, {f.n}" for f in findings])
+    ax.set_yticks(range(len(findings)), [f.heading for f in findings])
     ax.set_xlabel(label, labelpad=1)
     ax.grid(axis="x", alpha=0.3)
 

@@ -33,6 +33,7 @@ ACROSS = 3  # panels
 LEGEND = 5  # entries a row
 ROW = 0.2  # of a legend, in inches
 HEIGHT = 2.1  # of a panel with its title and labels, in inches
+MANY = 8  # learning rates, whose labels need a smaller letter
 WIDE = 10  # the ratio of losses from which an axis is logarithmic, and full training is out of a panel's reach
 TITLE = "Learning rates: the loss at the end of each search, and the order of the methods"
 ABOUT = (
@@ -250,6 +251,7 @@ def _draw(ax: Axes, panel: Panel, look: Mapping[str, Look]) -> None:
         else:
             ax.set_ylim(low - 0.07 * (top - low), top + 0.07 * (top - low))
     ax.tick_params(labelsize=6)
+    ax.tick_params("x", labelsize=6 if len(rates) < MANY else 5)
     ax.grid(alpha=0.3)
 
 

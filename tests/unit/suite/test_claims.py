@@ -269,7 +269,9 @@ def test_claims_that_are_not_run_yet_count_in_the_correction():
     memorised("mora", (0.60, 0.63, 0.66))
     memorised("lora", (0.50, 0.51, 0.52))
     not_run = FASTER | {"first": {"method": "mora", "r": 64}}
-    alone, among = (ledger.judge([Claim.model_validate(c) for c in (FASTER, *[not_run] * n)], "lite")[0] for n in (0, 9))
+    alone, among = (
+        ledger.judge([Claim.model_validate(c) for c in (FASTER, *[not_run] * n)], "lite")[0] for n in (0, 9)
+    )
     assert (alone.verdict, among.verdict) == ("shown", "undecided")
     assert any(note.startswith("shown before Holm's correction (p = 0.00") for note in among.notes)
 
