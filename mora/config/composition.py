@@ -105,9 +105,13 @@ def _compose(overrides: tuple[str, ...]) -> RunConfig:
             return validate(base.config)
         finally:
             for key in changed:
-                OmegaConf.update(base.config, key, reduce(dict.__getitem__, key.split("."), base.plain), merge=False)
+                OmegaConf.update(base.config, key, reduce(_child, key.split("."), base.plain), merge=False)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(hydra_line(error)) from error
+
+
+def _child(node: Any, name: str) -> Any:
+    return node[int(name)] if isinstance(node, list) else node[name]
 
 
 @cache

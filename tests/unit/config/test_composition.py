@@ -31,6 +31,13 @@ def test_what_is_composed_by_parts_is_what_hydra_composes():
         assert composition.compose(chosen) == compose(chosen), chosen
 
 
+def test_a_setting_within_a_list_is_changed_and_put_back():
+    plain = ("task=c4", "method=lora", "r=8", "scale=lite")
+    within = (*plain, "task.data.corpus.local.0.max_rows=60")
+    assert composition.compose(within) == compose(within)
+    assert composition.compose(plain) == compose(plain)
+
+
 @pytest.mark.parametrize(
     "wrong", ["task=none_such", "train.nothing=1", "task.train.epochs=many", "r=-1", "method.name=mora"]
 )
