@@ -3,7 +3,7 @@
     python examples/merge_and_serve.py ADAPTER OUTPUT [LORA_RANK]
 
 OUTPUT/merged is an ordinary checkpoint. With LORA_RANK, OUTPUT/lora is a PEFT LoRA, for servers that hold several adapters
-on one base. Prefer the merged model: the LoRA is exact only for the sharing operator, at a rank of the largest r_hat or
+on one base. Prefer the merged model: the LoRA is exact only for sharing and truncation, at a rank of the largest r_hat or
 more. The adapter's README.md lists r_hat.
 """
 
@@ -28,12 +28,13 @@ VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank takes
 
 
 def main(adapter: str, output: str, lora_rank: str | None = None) -> None:
+    rank = None if lora_rank is None else int(lora_rank)
     export(adapter, f"{output}/merged", to="merged")
     subprocess.run([sys.executable, "-c", GENERATE.format(model=f"{output}/merged")], check=True)
     print(SERVE.format(output=output))
-    if lora_rank is not None:
-        export(adapter, f"{output}/lora", to="lora", rank=int(lora_rank))  # prints the error at each rank
-        enough = next((rank for rank in VLLM_RANKS if rank >= int(lora_rank)), None)
+    if rank is not None:
+        export(adapter, f"{output}/lora", to="lora", rank=rank)  # prints the error at each rank
+        enough = next((served for served in VLLM_RANKS if served >= rank), None)
         print("vLLM serves no LoRA of this rank" if enough is None else SERVE_LORA.format(output=output, rank=enough))
 
 

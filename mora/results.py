@@ -128,7 +128,7 @@ class RunResult(_Frozen):
 
     @property
     def peak_memory_bytes(self) -> int | None:
-        """Return what was allocated at the peak of the whole run, scoring included."""
+        """Return what was allocated at the peak of the run once its model was loaded, scoring included."""
         return self.hardware.get("peak_memory_bytes")
 
     @property

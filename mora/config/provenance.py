@@ -65,12 +65,12 @@ def of_run(config: RunConfig) -> dict[str, str]:
 
 
 def deviations() -> str:
-    """Return Markdown: settings of tasks and methods on which sources differ, and those that are ours at paper scale."""
+    """Return Markdown: settings on which sources differ, those to which we add something, and those that are ours."""
     lines = [
         "# Where sources differ, and what we chose",
         "",
         "Written by `make render` from the comments in `configs/`. The value is the default; the comment names its source,",
-        "and after `differs:` what another source says.",
+        "after `differs:` what another source says, and after `ours:`, behind another source, what we add.",
     ]
     sections: dict[str, list[str]] = {
         "Sources differ": [],
@@ -78,9 +78,8 @@ def deviations() -> str:
         "Ours: the paper and the official code are silent": [],
     }
     differ, added, silent = sections.values()
-    for file in (
-        file for pattern in ("task/*/paper.yaml", "method/*.yaml") for file in sorted(CONFIG_DIR.glob(pattern))
-    ):
+    files = [file for pattern in ("task/*/paper.yaml", "method/*.yaml") for file in sorted(CONFIG_DIR.glob(pattern))]
+    for file in files:
         for setting in settings(file):
             source = setting.source
             if setting.path.endswith("result_version") or not ("differs:" in source or "ours:" in source):

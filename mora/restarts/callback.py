@@ -82,7 +82,8 @@ class RestartCallback(TrainerCallback):
         if not isinstance(warmup_steps, int) or not 0 <= warmup_steps < every_steps:
             raise ValueError(f"warmup_steps={warmup_steps!r}: expected 0 <= warmup_steps < every_steps={every_steps}")
         if merge_rounding not in get_args(MergeRounding):
-            raise ValueError(f"merge_rounding={merge_rounding!r}: expected 'nearest' or 'stochastic'")
+            expected = " or ".join(map(repr, get_args(MergeRounding)))
+            raise ValueError(f"merge_rounding={merge_rounding!r}: expected {expected}")
         self._settings = _Settings(every_steps, warmup_steps, groups, merge_rounding)
         self._resume_from = resume_from
         self._restart: Restart | None = None

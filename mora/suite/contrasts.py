@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,7 +15,7 @@ from . import experiment as experiments
 from . import pairing, verdicts
 from .cells import CellRuns, above_floor, at_floor, higher_is_better, resolve, resolve_all
 from .claims import Claim, Contrast, Unit
-from .experiment import CellSpec, Row, Scale
+from .experiment import CellSpec, Column, Row, Scale
 from .figures import spectrum_of
 
 
@@ -208,7 +208,7 @@ def rare_counts(claim: Claim, measured: Measured) -> tuple[int, int, int, int] |
 
 
 def documents(sides: list[Side]) -> int | None:
-    """Return the largest number of documents that a seed of one row scored; documents of two columns count once."""
+    """Return how many documents one row scored: per set the most of any seed; a set that two columns share counts once."""
     if not sides:
         return None
     counts: dict[str, int] = {}
@@ -219,12 +219,20 @@ def documents(sides: list[Side]) -> int | None:
     return sum(counts.values()) or None
 
 
-def paper_effect(claim: Claim, contrast: Contrast, resolved: ResolvedTables) -> float | None:
-    """Return the paper's effect, first minus second, over the same columns and in the same unit."""
+def paper_effect(
+    claim: Claim, contrast: Contrast, compared: Sequence[Column], resolved: ResolvedTables
+) -> float | None:
+    """Return the paper's effect, first minus second, in the same unit.
+
+    It is over those of the paper's columns that the claim names and those compared stand for; without any compared, over
+    all that the claim names.
+    """
     rows = resolved.rows(claim.experiment, "paper")
     names = [runs.spec.column.name for runs in (rows[0] if rows else [])]
+    named = contrast.columns or claim.columns
+    meant = [name for column in compared for name in column.stands_for or [column.name] if name in named] or named
     differences = []
-    for column in (name for name in contrast.columns or claim.columns if name in names):
+    for column in (name for name in meant if name in names):
         cells = [find(rows, row, column) for row in (contrast.first, contrast.second)]
         values = [cell.spec.paper_value for cell in cells if cell is not None]
         if len(values) < 2 or values[0] is None or values[1] is None:

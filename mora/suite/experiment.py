@@ -69,8 +69,9 @@ class Row(FrozenModel):
 class Column(FrozenModel):
     """What a table's column reads from a run, or a figure's panel: a metric at a step (None: the last).
 
-    A column that is named as one of the paper's is compared with the paper's number; any other is not. `auto` is what
-    operator=auto becomes here, so that a row of that operator shares the runs of other tables.
+    A column that is named as one of the paper's is compared with the paper's number; any other is not. Differences of rows
+    are compared with those of the paper's columns that it `stands_for`. `auto` is what operator=auto becomes here, so that
+    a row of that operator shares the runs of other tables.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Column(FrozenModel):
     step: int | None = None
     overrides: list[str] = []
     auto: str | None = None
+    stands_for: list[str] = []
 
 
 class AtScale(FrozenModel):

@@ -79,9 +79,9 @@ def drawn(
     figure.suptitle(textwrap.fill(experiment.title, int(12.5 * width) * len(panels)), fontsize=small)
     for ax, panel in zip(axes[0], panels, strict=True):
         draw(ax, list(panel), every_seed)
-        missing = ", ".join(runs.spec.label for runs in panel if not _shown(runs))
+        missing = ", ".join(f"{runs.spec.label} ({_absent(runs)})" for runs in panel if not _shown(runs))
         about = f"scale {scale}, {panel[0].spec.column.name}"
-        text = about + (f"; not run: {missing}" if missing else "")
+        text = about + (f"; not drawn: {missing}" if missing else "")
         ax.set_title(textwrap.fill(text, int(12.5 * width)), fontsize=small)
         ax.grid(alpha=0.3)
         if ax.lines or ax.patches:
@@ -103,7 +103,9 @@ def _caption(picture: str, experiment: Experiment, panels: list[tuple[CellRuns, 
     for runs in (runs for panel in panels for runs in panel):
         shown = _shown(runs)
         if not shown:
-            lines.append(f"| {runs.spec.column.name} | {runs.spec.label} | {NOT_RUN} | |" + (" |" if spectrum else ""))
+            lines.append(
+                f"| {runs.spec.column.name} | {runs.spec.label} | {_absent(runs)} | |" + (" |" if spectrum else "")
+            )
         for config, result in shown:
             cells = [runs.spec.column.name, runs.spec.label, run_id(config), _commit(result.source)]
             measured = spectrum_of(config) if spectrum else None
@@ -126,6 +128,12 @@ def _shown(runs: CellRuns) -> list[tuple[RunConfig, RunResult]]:
     if runs.spec.experiment.kind == "spectrum":
         return results if all(spectrum_path(config).is_file() for config, _ in results) else []
     return results if all(result.status == "done" for _, result in results) else []
+
+
+def _absent(runs: CellRuns) -> str:
+    """Return why a curve or bars are not drawn."""
+    there, wanted = len(runs.results), len(runs.final_runs)
+    return NOT_RUN if not there else f"{there} of {wanted} seeds" if there < wanted else "cannot be drawn"
 
 
 def _losses(axes: Axes, panel: list[CellRuns], every_seed: bool) -> None:

@@ -101,9 +101,8 @@ def _of_table(table: list[Claim], scale: Scale, resolved: ResolvedTables) -> lis
     shared = {unit: _variance(table, every, unit) for unit in {claim.unit for claim in table}}
     estimates = [_estimate(claim, m, shared[claim.unit]) for claim, m in zip(table, every, strict=True)]
     kept: list[Verdict] = []
-    judged = [Judged(1.0, "undecided")] * len(
-        table
-    )  # what is not judged yet, or never will be, counts in Holm's correction
+    # What is not judged yet, or never will be, counts in Holm's correction.
+    judged = [Judged(1.0, "undecided")] * len(table)
     for i, (claim, measured, estimate) in enumerate(zip(table, every, estimates, strict=True)):
         kept.append("not run" if estimate is None else "floor" if nothing_known(claim, measured) else "undecided")
         if estimate is not None and kept[i] == "undecided" and measured.complete:
@@ -184,7 +183,8 @@ def _outcome(
             exact = verdicts.exact(*counts)[0]
             low, high = min(low, 100 * measured.sign * exact.low), max(high, 100 * measured.sign * exact.high)
         interval = Interval(*sorted((measured.sign * low, measured.sign * high)))
-    paper = paper_effect(claim, contrast, resolved)
+    columns = [runs.spec.column for runs in sides[0].cells] if sides else []
+    paper = paper_effect(claim, contrast, columns, resolved)
     notes = _notes(claim, measured, cells, verdict)
     if verdict == "undecided" and measured.complete and paper is not None and interval is not None:
         notes += [] if interval.low <= paper <= interval.high else ["the paper's effect is outside the interval"]
@@ -200,7 +200,7 @@ def _outcome(
         documents(sides),
         paper,
         notes,
-        [runs.spec.column.name for runs in sides[0].cells] if sides else [],
+        [column.name for column in columns],
     )
 
 
@@ -318,7 +318,7 @@ def count_text(outcome: Outcome) -> str:
 
 
 def page(resolved: ResolvedTables | None = None) -> str:
-    """Return the full ledger: what is compared, on which model, what was decided when, and contrasts that are not judged."""
+    """Return the full ledger: what is compared, on which model, and contrasts that are not judged."""
     resolved = resolved or ResolvedTables()
     lines = [
         "# What the results say of the paper",
@@ -357,13 +357,11 @@ def _preamble(ledger: Ledger) -> list[str]:
 
 def summary(resolved: ResolvedTables | None = None) -> str:
     """Return how many claims have which verdict, each at the largest scale that has asked it, and what the verdicts mean."""
-    best: dict[str, Verdict] = {}
-    for claim, _, outcome in rows_of(resolved or ResolvedTables()):
-        best[claim.says] = outcome.verdict if outcome.verdict != "not run" else best.get(claim.says, "not run")
+    best = {claim.says: outcome.verdict for claim, _, outcome in rows_of(resolved or ResolvedTables())}
     counts = {verdict: sum(v == verdict for v in best.values()) for verdict in MEANING}
     listed = [f"{n} {verdict}" for verdict, n in counts.items() if n]
-    meanings = [f"*{verdict[0].upper()}{verdict[1:]}*: {MEANING[verdict]}." for verdict, n in counts.items() if n]
-    return f"Of {len(best)} claims: {', '.join(listed)}. {' '.join(meanings)}"
+    meanings = [f"*{verdict.capitalize()}*: {MEANING[verdict]}." for verdict, n in counts.items() if n]
+    return f"Of {len(best)} claims, each at the largest scale that was run: {', '.join(listed)}. {' '.join(meanings)}"
 
 
 def rule_text(claim: Claim, outcome: Outcome) -> str:

@@ -29,7 +29,7 @@ from .restart import Restarts, describe
 from .schedule import learning_rate
 from .tracker import start_tracker
 
-Evaluate = Callable[[int], dict[str, float]]
+Evaluate = Callable[[int, bool], dict[str, float]]  # of a step, and whether it was trained before this process began
 
 
 class Diverged(RuntimeError):
@@ -83,7 +83,7 @@ def _train(
 
     def measure(done: int, saved: bool) -> None:
         with stop.at_once(done) if saved and world_size() == 1 else nullcontext():
-            metrics = evaluate(done)
+            metrics = evaluate(done, done == start)
         if metrics:
             rows.write()
             rows.log.add(step=done, **metrics)

@@ -1,4 +1,7 @@
-"""Peaks of the GPU memory that a run allocates: training's apart from those of scoring and saving."""
+"""Peaks of the GPU memory that a run allocates: training's apart from those of scoring and of saving what was trained.
+
+Checkpoints along the run count as training. Loading the model comes before all of it.
+"""
 
 from __future__ import annotations
 

@@ -53,14 +53,14 @@ class Scoring:
         if self.plan.tasks:
             self._loaded = load_tasks(self.plan.tasks, self.tokenizer, self.settings)
 
-    def __call__(self, engine: Engine, peaks: Peaks, step: int) -> dict[str, float]:
-        """Return what is due at the step. `peaks` learns where training stops and goes on."""
+    def __call__(self, engine: Engine, peaks: Peaks, step: int, resumed: bool) -> dict[str, float]:
+        """Return what is due at the step. `peaks` learns where training stops and goes on; before a resumed step is none."""
         last = step == (self.config.last_step if self.config.method.trains else 0)
         scored = step in self.plan.at_steps or last
         if not scored and step % self.plan.loss_every_steps:
             return {}
         started = time.monotonic()
-        peaks.end_stretch(training=self.config.method.trains)
+        peaks.end_stretch(training=self.config.method.trains and not resumed)
         try:
             return self._scores(engine, step, scored, last)
         finally:

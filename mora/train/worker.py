@@ -104,7 +104,7 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
     peaks = Peaks(device)
     shared = others_hold_memory(device)
     ending = _train_or_score(engine, batches, config, folder, partial(scoring, engine, peaks))
-    peaks.end_stretch(training=config.method.trains)
+    peaks.end_stretch(training=ending["status"] == "diverged")  # else the last step was scored, which ended the stretch
     shared = others_hold_memory(device) or shared  # runs that began together end apart: none may be there at the end
     if config.method.trains and ending["status"] == "done":
         with engine.materialized():
@@ -136,7 +136,7 @@ def _train_or_score(
     """Train, or score what is not trained; return `status`, `speed`, and the `reason` why a run diverged."""
     if not config.method.trains:
         rows = log.RunLog(folder / "log.jsonl", write=rank() == 0)
-        rows.add(step=0, **evaluate(0))
+        rows.add(step=0, **evaluate(0, False))
         rows.flush()
         return {"status": "done", "speed": None}
     try:

@@ -84,7 +84,7 @@ class Finding:
 
     @property
     def heading(self) -> str:
-        """What the claim says and its verdict, in two lines."""
+        """What the claim says and its verdict, in lines of at most LINE letters."""
         verdict = f"{self.outcome.verdict}, {self.scale}, {self.n}"
         if len(self.claim.says) <= LINE:
             return f"{self.claim.says}\n{verdict}"

@@ -378,3 +378,16 @@ def test_rows_are_found_by_the_papers_rank():
     rows = resolve_all(experiments.cell_specs(experiments.load("table2"), "lite"))
     assert find(rows, Claim.model_validate(FASTER).first, "step_300").spec.row.r == 1
     assert find(rows, experiments.Row(method="mora", r=999), "step_300") is None
+
+
+def test_the_papers_effect_is_over_the_columns_that_ours_stand_for(monkeypatch):
+    monkeypatch.undo()
+    resolved = ResolvedTables()
+    claim = next(claim for claim in load().claims if claim.says.startswith("Merging during training"))
+    effects = {}
+    for scale in ("lite", "mid"):
+        columns = [runs.spec.column for runs in resolved.rows("table1", scale)[0]]
+        compared = [column for column in columns if column.name in claim.columns]
+        effects[scale] = contrasts.paper_effect(claim, claim.primary, compared, resolved)
+    gsm8k, math = 67.9 - 64.0, 19.9 - 18.1  # LoRA and ReLoRA at r=256 in Table 1
+    assert effects == pytest.approx({"lite": (gsm8k + math) / 2, "mid": gsm8k})

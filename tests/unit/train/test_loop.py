@@ -59,7 +59,7 @@ def test_the_speed_is_that_of_steps_wherever_an_evaluation_lies(evaluated, tmp_p
     clock = Clock()
     monkeypatch.setattr(loop, "time", clock)
 
-    def evaluate(step):
+    def evaluate(step, resumed):
         clock.now += 100 * (step in evaluated)
         return {"metric": 1.0} if step in evaluated else {}
 
@@ -73,7 +73,7 @@ def test_the_speed_is_that_of_steps_wherever_an_evaluation_lies(evaluated, tmp_p
 
 @pytest.mark.parametrize("evaluated", [(), (3,)])
 def test_a_norm_that_is_not_finite_stops_the_run_also_where_an_evaluation_writes_it(evaluated, tmp_path):
-    def evaluate(step):
+    def evaluate(step, resumed):
         return {"metric": 1.0} if step in evaluated else {}
 
     engine = Engine(Clock(), [1.0, 1.0, float("inf")])
@@ -103,7 +103,7 @@ def test_a_run_goes_on_from_the_checkpoint_of_a_restart_as_if_never_stopped(dtyp
     def run(folder, killed_at=None):
         engine = tiny_engine(config, dtype)
 
-        def evaluate(step):
+        def evaluate(step, resumed):
             asked.append(step)
             if step == killed_at:
                 raise Killed
@@ -139,7 +139,7 @@ def test_a_signal_during_the_last_step_leaves_its_evaluation_to_the_resumed_run(
 
     asked = []
 
-    def evaluate(step):
+    def evaluate(step, resumed):
         asked.append(step)
         return {"metric": 1.0} if step == 10 else {}
 
@@ -154,7 +154,7 @@ def test_a_signal_during_the_last_step_leaves_its_evaluation_to_the_resumed_run(
 @pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(("overrides", "step"), [((), 10), (("task.evaluation.at_steps=[7]",), 7)])
 def test_a_signal_in_an_evaluation_ends_it_at_once(overrides, step, name, tmp_path):
-    def evaluate(done):
+    def evaluate(done, resumed):
         if done == step:
             with suppress(Exception):  # as libraries do
                 signal.raise_signal(name)
@@ -169,7 +169,7 @@ def test_a_signal_in_an_evaluation_ends_it_at_once(overrides, step, name, tmp_pa
 def test_a_signal_in_an_evaluation_without_a_checkpoint_waits_for_the_next_step(tmp_path):
     asked = []
 
-    def evaluate(step):
+    def evaluate(step, resumed):
         asked.append(step)
         if step == 3:
             signal.raise_signal(signal.SIGTERM)
@@ -186,7 +186,7 @@ def test_a_run_does_not_go_on_with_other_code_but_at_scale_smoke(scale, tmp_path
     config = config_of_ten_steps("fft", "task.train.checkpoint_every_steps=4")
     config = config.model_copy(update={"scale": config.scale.model_copy(update={"name": scale})})
 
-    def killed(step):
+    def killed(step, resumed):
         if step == 5:
             raise Killed
         return {}
@@ -195,7 +195,7 @@ def test_a_run_does_not_go_on_with_other_code_but_at_scale_smoke(scale, tmp_path
         fit(tiny_engine(config), random_batches(), config, tmp_path, killed)
     monkeypatch.setattr(loop, "of_this_process", lambda: {"fingerprint": "another"})
     if scale == "smoke":
-        fit(tiny_engine(config), random_batches(), config, tmp_path, lambda _: {})
+        fit(tiny_engine(config), random_batches(), config, tmp_path, lambda *_: {})
         return
     with pytest.raises(DamagedFileError, match=r"made by other code .*, now another\): resume with the commit"):
-        fit(tiny_engine(config), random_batches(), config, tmp_path, lambda _: {})
+        fit(tiny_engine(config), random_batches(), config, tmp_path, lambda *_: {})
