@@ -57,7 +57,8 @@ def as_folder(model: Model) -> Path:
 def tokenizer_of(model: Model) -> Any:
     """Return the tokenizer in the model's file without unpacking weights. Raises ModelError if it is missing."""
     file = files.find(model)
-    return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    with _read_once(file):
+        return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
 
 
 def _convert(file: Path, folder: Path, dtype: torch.dtype, tie_head: bool | None) -> None:
