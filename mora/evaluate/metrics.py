@@ -31,13 +31,12 @@ def facts(name: str) -> Facts:
 
 def beside(task: str) -> str | None:
     """Return the task whose score is shown with that of this one, as its file says; None if it says none."""
-    return next(((v.get("metadata") or {}).get("beside") for v in _files() if v.get("task") == task), None)
+    return _about(task).get("beside")
 
 
 def documents_of(task: str) -> str:
     """Return the name of the documents that a task scores: tasks whose files give the same name score the same ones."""
-    named = ((v.get("metadata") or {}).get("documents") for v in _files() if v.get("task") == task)
-    return next((name for name in named if name), task)
+    return str(_about(task).get("documents", task))
 
 
 def key(task: str, metric: str) -> str:
@@ -49,6 +48,11 @@ def members(task: str) -> list[str]:
     """Return the tasks of a group, else the task itself."""
     groups = {values["group"]: values["task"] for values in _files() if "group" in values}
     return groups.get(task, [task])
+
+
+def _about(task: str) -> dict[str, Any]:
+    """Return the `metadata` of a task's file; empty if it has none, or no file has the task."""
+    return next((values.get("metadata") or {} for values in _files() if values.get("task") == task), {})
 
 
 @lru_cache

@@ -104,13 +104,13 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
     peaks = Peaks(device)
     shared = others_hold_memory(device)
     ending = _train_or_score(engine, batches, config, folder, partial(scoring, engine, peaks))
-    peaks.end_stretch(training=ending["status"] == "diverged")  # else the last step was scored, which ended the stretch
     shared = others_hold_memory(device) or shared  # runs that began together end apart: none may be there at the end
     if config.method.trains and ending["status"] == "done":
         with engine.materialized():
             _save_trained(model, tokenizer, config, folder)
     watchdog.stop()
-    peaks.end_stretch(training=False)
+    # A run that diverged was training until here; any other has since scored its last step and saved the model.
+    peaks.end_stretch(training=ending["status"] == "diverged")
     facts = {
         "data": {"fingerprints": data.fingerprints, "report": data.report.as_dict(), "model": made_of["model"]},
         "total_steps": config.total_steps if config.method.trains else 0,
