@@ -8,7 +8,7 @@ what follows a # are passed over. Earlier lines go first. The file is read again
 added while the queue runs. A line may begin with `[30 GiB]`, the memory that it claims. `@wait` on a line of its own ends
 the part that may start until everything above it has ended. `@experiment table1 mid task=metamath method=lora,mora` stands
 for all runs of these cells that are missing: searches, then what they choose, as they come. Its words that begin with
-`hardware.`, which change no result, are given to every one of these runs.
+`hardware.`, which change no result, are given to every one of these runs, as is a claim before it.
 
 A run starts on the GPU with the most room, where the memory that a like run with passes of its size has held (the least of
 their results, and 10%) fits beside what already runs there, and where the driver reports it as free; a run like no other
@@ -296,8 +296,9 @@ def _read(path: Path) -> list[tuple[str, RunConfig | None]]:
         try:
             if line == "@wait":
                 entries.append((line, None))
-            elif line.startswith("@experiment "):
-                entries += [(one, _compose(one)) for one in _missing(*line.split()[1:])]
+            elif (named := CLAIM.sub("", line)).startswith("@experiment "):
+                claim = line.removesuffix(named)
+                entries += [(one, _compose(one)) for one in (claim + run for run in _missing(*named.split()[1:]))]
             elif line:
                 entries.append((line, _compose(line)))
         except (MoraError, FileNotFoundError, TypeError) as error:

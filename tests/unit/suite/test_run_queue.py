@@ -292,6 +292,15 @@ def test_an_experiments_hardware_words_go_to_every_run_and_change_none(tmp_path)
     assert {config.hardware.micro_batch_tokens for _, config in rows} == {4096}
 
 
+def test_an_experiments_claim_is_that_of_every_run(tmp_path):
+    module, words = load(), "@experiment table1 smoke task=metamath method=lora"
+    (tmp_path / "plain.txt").write_text(words)
+    (tmp_path / "claimed.txt").write_text(f"[18 GiB] {words}")
+    plain, claimed = (module._read(tmp_path / name) for name in ("plain.txt", "claimed.txt"))
+    assert [line for line, _ in claimed] == [f"[18 GiB] {line}" for line, _ in plain]
+    assert [config for _, config in claimed] == [config for _, config in plain]
+
+
 def test_a_line_that_is_no_run_is_named(tmp_path):
     file = tmp_path / "queue.txt"
     file.write_text(f"{LINES[0]}\ntask=uuid method=lora r=zero\n")
