@@ -21,10 +21,15 @@ CONTEXT_GIB = 1.0  # CUDA's own
 
 
 class Timing(NamedTuple):
-    """The seconds of an earlier run: of a step in its fastest stretch, and of all that is neither training nor scoring."""
+    """The seconds of an earlier run.
+
+    Of a step in its fastest stretch; of the GPU for a step, if the runs that may have been side by side had equal parts
+    of it; and of all that is neither training nor scoring.
+    """
 
     steps: int
-    step_s: float
+    fastest_s: float
+    part_s: float
     rest_s: float
 
 
@@ -57,8 +62,8 @@ class LikeRuns:
             return
         speed = result.speed or {"step_s": (result.wall_s - scoring_s) / result.last_step}
         rest_s = max(0.0, result.wall_s - scoring_s - result.last_step * speed["step_s"])
-        timing = Timing(result.last_step, speed.get("fastest_s", speed["step_s"]), rest_s)
-        self.timings[_kind(result.config)].append(timing)
+        fastest_s, part_s = speed.get("fastest_s", speed["step_s"]), speed["step_s"] / _side_by_side(result)
+        self.timings[_kind(result.config)].append(Timing(result.last_step, fastest_s, part_s, rest_s))
 
     def claim_gib(self, config: RunConfig, unknown_gib: float) -> float:
         """Return the GiB that like runs with passes of that size held, else those of the plan or of scoring.
@@ -78,9 +83,9 @@ class LikeRuns:
     def expected_s(self, config: RunConfig, beside: int = 0) -> float | None:
         """Return the seconds that the run will take, with `beside` more on its GPU; None if its steps were never timed.
 
-        - Training: the steps, each as long as the fastest of the like runs that are nearest in steps, or as the plan has
-          measured it on this GPU if that is less, since runs that always share a GPU do not show what one alone takes;
-          times 1 + beside.
+        - Training: the steps, times 1 + beside. Of a step, the least of three: the fastest stretch of the like runs that
+          are nearest in steps, what the plan has measured on this GPU, and the median of these runs' parts of the GPU.
+          The first is too long for runs that never had a GPU to themselves.
         - The rest of the run: the median of those like runs.
         - Scoring: the median of runs of the same task and model that are scored, or not, as this one.
         """
@@ -91,7 +96,10 @@ class LikeRuns:
             return None
         distance = min((abs(timing.steps - config.last_step) for timing in known), default=0)
         nearest = [timing for timing in known if abs(timing.steps - config.last_step) == distance]
-        trainings = [config.last_step * timing.step_s for timing in nearest]
+        steps_s = [timing.fastest_s for timing in nearest]
+        if nearest:
+            steps_s.append(statistics.median(timing.part_s for timing in nearest))
+        trainings = [config.last_step * step_s for step_s in steps_s]
         training_s = min(trainings if planned_s is None else [*trainings, planned_s])
         rest_s = statistics.median([timing.rest_s for timing in nearest] or [0.0])
         scoring_s = statistics.median(self.scoring_s.get(_scored(config.model_dump(mode="json"))) or [0.0])
@@ -107,6 +115,10 @@ class LikeRuns:
         except ValueError:
             return None
         return length.tokens * length.padding * time.seconds_per_token if time.device == self.device else None
+
+
+def _side_by_side(result: RunResult) -> int:
+    return int(result.hardware.get("runs_side_by_side") or 1)
 
 
 def _kind(config: dict[str, Any]) -> tuple:

@@ -78,6 +78,15 @@ def test_runs_that_always_shared_their_gpu_take_no_longer_alone_than_the_plan_ha
     assert like_runs.expected_s(config, beside=3) == pytest.approx(69.3 + 4 * 30)
 
 
+def test_runs_that_never_had_their_gpu_alone_tell_by_their_part_of_it(like_runs, plan):
+    config = compose(UUID.split())
+    n, shared = config.last_step, {"device": "NVIDIA H200", "runs_side_by_side": 4}
+    for step_s in (0.8, 2.0, 1.6):
+        like_runs.add(result(config, wall_s=10.0 + step_s * n, last_step=n, speed=speed(step_s, 0.7), hardware=shared))
+    assert like_runs.expected_s(config, beside=3) == pytest.approx(10.0 + 1.6 * n), "as the median of them"
+    assert like_runs.expected_s(config, beside=1) == pytest.approx(10.0 + 0.8 * n)
+
+
 def test_scoring_takes_what_it_took_another_method(like_runs, plan):
     searched, final = compose(f"{FINANCE} {SEARCH}".split()), compose(FINANCE.split())
     untouched = compose(["task=finance", "scale=mid", "method=none"])
