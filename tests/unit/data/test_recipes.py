@@ -130,15 +130,15 @@ USER, ASSISTANT, SYSTEM = (
 def test_tulu_with_smollm2s_tokenizer(smollm2):
     talk = Conversation([("system", "Be brief. "), ("user", "Hi?"), ("assistant", "Yes, 42."), ("user", "Ok")])
     sample = chat.encode(Conversation([*talk.turns, ("assistant", "Bye")]), smollm2, 2048)
-    # Be| brief|.  Hi|?  Yes|,| |4|2|.|<|im_end|>  Ok  By|e|<|im_end|>; the line break after an answer's EOS has a loss too.
+    # Be| brief|.  Hi|?  Yes|,| |4|2|.|<|im_start|>  Ok  By|e|<|im_start|>; the line break after an answer's EOS has a loss too.
     parts = [
         ([*SYSTEM, 6077, 5453, 30, 198], False),
         ([*USER, 26843, 47, 198], False),
         (ASSISTANT, False),
-        ([10539, 28, 216, 36, 34, 30, 2, 198], True),
+        ([10539, 28, 216, 36, 34, 30, 1, 198], True),
         ([*USER, 24487, 198], False),
         (ASSISTANT, False),
-        ([3087, 85, 2], True),
+        ([3087, 85, 1], True),
     ]
     assert sample.input_ids == [token for ids, _ in parts for token in ids]
     assert sample.labels == [token if loss else IGNORE for ids, loss in parts for token in ids]
@@ -149,8 +149,8 @@ def test_metamath_with_smollm2s_tokenizer(smollm2):
     sample = metamath.encode(talk, smollm2, 512)
     header = [19798, 314, 354, 5785, 338, 6601, 253, 3856, 30, 9517, 253, 2426, 338, 13674, 32873, 260, 3116, 30]
     asked = [198, 198, 3757, 20880, 42, 198, 1780, 314, 216, 33, 39, 1232, 216, 34, 37, 47, 198, 198, 3757, 14212, 42]
-    # 1|7| +| |2|5| =| |4|2|line break|The| answer| is|:| |4|2|<|im_end|>: no space after the prompt's colon.
-    answer = [33, 39, 1232, 216, 34, 37, 446, 216, 36, 34, 198, 504, 2988, 314, 42, 216, 36, 34, 2]
+    # 1|7| +| |2|5| =| |4|2|line break|The| answer| is|:| |4|2|<|im_start|>: no space after the prompt's colon.
+    answer = [33, 39, 1232, 216, 34, 37, 446, 216, 36, 34, 198, 504, 2988, 314, 42, 216, 36, 34, 1]
     assert sample.input_ids == header + asked + answer
     assert sample.labels == [IGNORE] * 39 + answer
     assert sample.n_prompt == len(header + asked) == 39
@@ -164,10 +164,10 @@ def test_c4_blocks_of_512_with_smollm2s_tokenizer(smollm2, tmp_path):
     source = f"[{{kind: files, files: {path}, sha256: null, format: text, max_rows: null}}]"
     overrides = [f"task.data.corpus.sources={source}", "task.data.max_length=512", "task.data.validation_sequences=0"]
     data = load(compose(["task=c4", "scale=smoke", "method=none", *overrides]), smollm2)
-    enzyme = [504, 11790, 314, 253, 3677, 30, 2]  # The| enzyme| is| a| protein|.|<|im_end|>
+    enzyme = [504, 11790, 314, 253, 3677, 30, 1]  # The| enzyme| is| a| protein|.|<|im_start|>
     bonds = [50, 19870, 6641, 281, 2405, 30, 198]  # B|onds| fell| in| May|.|line break
     first = [*enzyme, *bonds * 72, 50]
-    second = [*bonds[1:], *bonds * 27, 2, *enzyme, *bonds * 44, 50]
+    second = [*bonds[1:], *bonds * 27, 1, *enzyme, *bonds * 44, 50]
     assert [sample.input_ids for sample in data.samples] == [first, second]
     assert [sample.labels for sample in data.samples] == [first, second]
     assert data.report.notes == {"tokens left over at the end of map batches": 6 + 55 * 7 + 1}

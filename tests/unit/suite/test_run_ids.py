@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mora.config import run_id
+from mora.config import compose, run_id
 from mora.suite import experiment as experiments
 
 GOLDEN = Path(__file__).with_name("run_ids.txt")
@@ -19,3 +19,10 @@ def test_every_cell_keeps_its_run_id():
     lost = sorted({*GOLDEN.read_text().split()} - ids)
     assert lost == []
     assert len(ids) > 1000
+
+
+def test_other_tokens_at_the_ends_of_texts_are_another_run():
+    words = ["task=tulu2", "method=lora", "r=4", "lr=1e-3", "scale=mid"]
+    of_results = run_id(compose(words))
+    assert run_id(compose([*words, "model.text_ends=null"])) == of_results, "no result names them"
+    assert run_id(compose([*words, "model.text_ends.eos='<|im_end|>'"])) != of_results
