@@ -25,7 +25,6 @@ RUNS = ROOT / "results" / "runs"
 UTILISATION = 0.40  # assumed where nothing was measured: the frozen 7B model reaches it in docs/performance.md
 EARLIER_NAMES = {"llama_1.3b": "llama_1b3"}  # of a shape in results/bench, as configs/model has it now
 AGAIN = "`make bench` repeats the measurement"
-SLOWER_SOURCE = ("metamath-mora-r4-lr3e-4-s1-7b048226d1",)  # runs of before folded blocks were added in f_comp
 STEADY = 1.1  # the longest step over the shortest; beyond it the CPU or another program held the GPU up
 
 
@@ -60,6 +59,7 @@ class Measured:
         seconds: Per micro batch of `tokens`, in sequences of `length`, with its share of the update.
         whole: With update and fused layers.
         steady: Its steps took equally long.
+        benchmark: Measured for the plan. Runs may be of earlier, slower sources.
     """
 
     name: str
@@ -70,6 +70,7 @@ class Measured:
     seconds: float
     steady: bool
     whole: bool
+    benchmark: bool = True
 
 
 def is_steady(seconds: Sequence[float]) -> bool:
@@ -82,7 +83,7 @@ def token_time(config: RunConfig, length: int, micro_batch_size: int, without: s
     If another method or operator was measured, or one that trains other parts, the source says "extrapolated from"
     instead of "measured". Nearest is first the same method (restarts and learning rates aside), on its own or with all
     else that trains; then real steps before passes alone, steady before disturbed ones; then equal graphs, checkpointing,
-    operator and dropout; then rank and tokens per micro batch, both as ratios.
+    operator and dropout; then rank, as a ratio, benchmarks before runs, and tokens per micro batch, as a ratio.
 
     Checkpointing and length are corrected by the FLOPs of the base model. Rank is not: an adapter multiplies little,
     and its time hardly follows the rank (rank 256 instead of 8 costs LoRA on the 7B shape 8%, where FLOPs say 14%; MoRA
@@ -103,7 +104,9 @@ def token_time(config: RunConfig, length: int, micro_batch_size: int, without: s
         flops = flops_per_token(config, length)
         source = f"assumed, {UTILISATION:.0%} of {H100.flops / 1e12:.0f} TFLOP/s"
         return TokenTime(flops / (UTILISATION * H100.flops), source)
-    candidates.sort(key=lambda m: (*_unlike(m, config), _far(m.config.r, config.r) + _far(m.tokens, tokens)))
+    candidates.sort(
+        key=lambda m: (*_unlike(m, config), _far(m.config.r, config.r), not m.benchmark, _far(m.tokens, tokens))
+    )
     nearest = candidates[0]
     alike = [m for m in candidates if _unlike(m, config) == _unlike(nearest, config) and m.config.r == nearest.config.r]
     seconds = _at(tokens, alike) / tokens
@@ -188,7 +191,6 @@ def _runs() -> tuple[Measured, ...]:
     for result in STORE.all(RUNS):
         speed, hardware = result.speed, result.hardware
         alone = hardware.get("runs_side_by_side") == 1 and hardware.get("ranks") == 1
-        alone = alone and result.run_id not in SLOWER_SOURCE
         if not speed or not alone or hardware.get("peak_memory_bytes") is None:
             continue
         try:
@@ -204,7 +206,7 @@ def _runs() -> tuple[Measured, ...]:
         measured.append(
             Measured(
                 f"run {result.run_id}", hardware["device"], config, length, config.micro_batch_size * length,
-                speed["step_s"] / passes, True, True,
+                speed["step_s"] / passes, True, True, False,
             )
         )  # fmt: skip
     return tuple(measured)

@@ -130,7 +130,7 @@ USER, ASSISTANT, SYSTEM = (
 def test_tulu_with_smollm2s_tokenizer(smollm2):
     talk = Conversation([("system", "Be brief. "), ("user", "Hi?"), ("assistant", "Yes, 42."), ("user", "Ok")])
     sample = chat.encode(Conversation([*talk.turns, ("assistant", "Bye")]), smollm2, 2048)
-    # Be| brief|.  Hi|?  Yes|,| |4|2|.|<|im_start|>  Ok  By|e|<|im_start|>; the line break after an answer's EOS has a loss too.
+    # Be| brief|.  Hi|?  Yes|,| |4|2|.|<|im_start|>  Ok  By|e|<|im_start|>; the line break after an EOS has a loss too.
     parts = [
         ([*SYSTEM, 6077, 5453, 30, 198], False),
         ([*USER, 26843, 47, 198], False),

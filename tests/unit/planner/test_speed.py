@@ -118,6 +118,11 @@ def test_the_nearest_case_is_of_the_method_then_steady_then_alike_in_graphs_chec
     assert nearest("lora") == "a pass"
     only(row("llama2_7b lora r=256 2 x 4 x 1024", 100.0), passes=[replace(base, name="a pass", whole=False)])
     assert nearest("lora") == "llama2_7b lora r=256 2 x 4 x 1024", "real steps come before passes"
+    run = replace(base, name="a run", tokens=base.tokens / 2, benchmark=False)
+    only(row(LORA, 100.0), runs=[run])
+    assert speed.token_time(paper("lora"), 1024, 2).source == f"measured, GPU, {LORA}", "of one rank, before runs"
+    only(row("llama2_7b lora r=256 2 x 4 x 1024", 100.0), runs=[run])
+    assert nearest("lora") == "a run", "its rank is nearer"
 
 
 @pytest.mark.parametrize("method", ["fft", "dora", "lora"])
