@@ -329,7 +329,7 @@ FILTERS: dict[str, Callable[[CellSpec], str | int | None]] = {
     "task": lambda cell: cell.column.task,
     "method": lambda cell: cell.row.method,
     "r": lambda cell: dict(text.split("=", 1) for text in cell.base).get("r"),  # the row's, or in Table 4 the column's
-    "operator": lambda cell: cell.row.operator,
+    "operator": lambda cell: getattr(cell.config.method.adapter, "operator", None),  # the run's, named or not
 }
 
 

@@ -192,6 +192,11 @@ def test_some_operators_of_table_4_run_at_the_rank_of_its_column(scale, r, nothi
     ]  # fmt: skip
 
 
+def test_rows_that_name_no_operator_are_chosen_by_the_one_that_they_use(nothing_measured):
+    chosen = experiments.filter_cells(cells_of("table2", "mid"), ["operator=sharing"])
+    assert {(g.row.method, g.row.operator, g.config.r) for g in chosen} == {("mora", None, 4), ("mora", None, 96)}
+
+
 @pytest.mark.parametrize(
     ("filters", "complaint"),
     [
