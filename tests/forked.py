@@ -1,11 +1,10 @@
-"""Workers of runs that tests configure, forked from a server that knows the tests' tiny models too."""
+"""Workers of runs that tests configure, forked from a server that has imported the heavy packages."""
 
 from mora.config import run_id
 from mora.faults import forked
 from mora.suite.launch import write_config
 
 context = forked.context
-context.set_forkserver_preload([*forked.PRELOADED, "tiny_runs"])
 
 
 def start(config, outputs, **env):

@@ -12,22 +12,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 context = multiprocessing.get_context("forkserver")
-PRELOADED = (
-    "torch",
-    "transformers",
-    "peft",
-    "deepspeed",
-    "deepspeed.runtime.zero.muon.muon_optimizer",  # and torch's compiler: two seconds of every engine otherwise
-    "hydra",
-    "lm_eval.evaluator",
-    "lm_eval.tasks",
-    "mora.config.hydra_compose",
-    "mora.evaluate.backend",
-    "mora.families.tools.targets",
-    "mora.train.worker",
-    "mora.train.zero",
-)
-context.set_forkserver_preload(list(PRELOADED))
+context.set_forkserver_preload(["mora.faults.preloaded"])
 
 
 Prepare = Callable[[], None]

@@ -1,0 +1,44 @@
+"""What the fork server imports and does once, so that none of its forks does it again."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+from contextlib import suppress
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "deepspeed",
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # and torch's compiler: two seconds of every engine otherwise
+    "hydra",
+    "lm_eval.evaluator",
+    "lm_eval.tasks",
+    "mora.config.hydra_compose",
+    "mora.evaluate.backend",
+    "mora.families.tools.targets",
+    "mora.train.worker",
+    "mora.train.zero",
+)
+
+
+def _rehearse() -> None:
+    """Fill the caches of Hydra and of PEFT, which a run's first configuration and its first adapter would fill."""
+    import torch
+
+    from mora.config import compose
+    from mora.methods import prepare
+    from mora.models.load import load_model
+
+    torch.set_num_threads(1)  # a fork has none of its parent's threads
+    config = compose(["task=uuid", "scale=smoke", "method=mora", "r=4"])
+    prepare(load_model(config.model, "fp32")[0], config)
+
+
+for package in PACKAGES:
+    with suppress(ImportError):  # of DeepSpeed, which one process does without
+        importlib.import_module(package)
+_rehearse()
+gc.collect()
+gc.freeze()  # else the first collection of a fork copies every page that it has inherited
