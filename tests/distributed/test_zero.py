@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from ranks import on_ranks
+from ranks import Ranks, on_ranks
 from tiny_runs import random_batches, tiny_config
 
 from mora.methods import parameter_groups, prepare, train_rest
@@ -23,6 +23,12 @@ PARALLEL = ["ddp", "zero1", "zero2", "zero3"]
 EVERY = ["method.restart.every_steps=10", "method.restart.warmup_steps=1", "task.train.adam_eps=1e-6"]
 UNEVEN = (12, 5, 9)  # lengths, so that the ranks' shares hold different numbers of tokens
 LR = 3e-3
+
+
+@pytest.fixture(scope="module")
+def ranks():
+    with Ranks() as two:
+        yield two
 
 
 def make(method, parallel, precision="fp32", overrides=(), offload=False):
@@ -74,8 +80,8 @@ def assert_close(rows, expected, tolerance):
 
 @pytest.mark.parametrize("parallel", PARALLEL)
 @pytest.mark.parametrize("method", ["relora", "remora"])
-def test_in_fp32_forty_steps_with_three_restarts_follow_one_process(method, parallel):
-    first, second = on_ranks(forty_steps, method, parallel)
+def test_in_fp32_forty_steps_with_three_restarts_follow_one_process(ranks, method, parallel):
+    first, second = ranks(forty_steps, method, parallel)
     assert first == second
     assert_close(first, alone(method), 1e-5)
 
@@ -97,8 +103,8 @@ def rounding():
 
 
 @pytest.mark.parametrize("parallel", PARALLEL)
-def test_in_bf16_the_loss_stays_beside_that_of_fp32(parallel):
-    first, _ = on_ranks(forty_steps, "remora", parallel, "bf16")
+def test_in_bf16_the_loss_stays_beside_that_of_fp32(ranks, parallel):
+    first, _ = ranks(forty_steps, "remora", parallel, "bf16")
     losses = [loss for loss, _ in first]
     assert losses == pytest.approx([loss for loss, _ in alone("remora")], abs=0.02)
     # One precision policy: the loss is that of plain torch but for rounding.
@@ -122,8 +128,8 @@ def first_masters(parallel):
 
 
 @pytest.mark.parametrize("parallel", ["zero1", "zero3"])
-def test_masters_start_unrounded_as_in_plain_torch(parallel):
-    assert on_ranks(first_masters, parallel) == [[], []]
+def test_masters_start_unrounded_as_in_plain_torch(ranks, parallel):
+    assert ranks(first_masters, parallel) == [[], []]
 
 
 def fuse_the_loss(methods, parallel):
@@ -132,13 +138,13 @@ def fuse_the_loss(methods, parallel):
 
 
 @pytest.mark.parametrize(("parallel", "fused"), [("zero1", True), ("zero2", True), ("zero3", False)])
-def test_the_loss_is_fused_unless_the_head_is_hooked(parallel, fused):
-    assert on_ranks(fuse_the_loss, ["fft", "mora"], parallel) == [[fused, fused]] * 2
+def test_the_loss_is_fused_unless_the_head_is_hooked(ranks, parallel, fused):
+    assert ranks(fuse_the_loss, ["fft", "mora"], parallel) == [[fused, fused]] * 2
 
 
 @pytest.mark.parametrize("parallel", ["zero2", "zero3"])
-def test_offloading_changes_nothing(parallel):
-    first, second = on_ranks(forty_steps, "remora", parallel, "fp32", 2, (), True)
+def test_offloading_changes_nothing(ranks, parallel):
+    first, second = ranks(forty_steps, "remora", parallel, "fp32", 2, (), True)
     assert first == second
     assert_close(first, alone("remora"), 1e-5)
 
@@ -146,9 +152,9 @@ def test_offloading_changes_nothing(parallel):
 @pytest.mark.parametrize(
     ("parallel", "micro"), [("none", 1), ("none", 8), ("ddp", 4), ("zero1", 4), ("zero2", 1), ("zero3", 2)]
 )
-def test_micro_batches_accumulation_and_ranks_give_one_curve(parallel, micro):
+def test_micro_batches_accumulation_and_ranks_give_one_curve(ranks, parallel, micro):
     run = functools.partial(forty_steps, "lora_plus", parallel, "fp32", micro, steps=20)
-    curve = run() if parallel == "none" else on_ranks(run)[0]
+    curve = run() if parallel == "none" else ranks(run)[0]
     assert_close(curve, alone("lora_plus", steps=20), 1e-5)
 
 
@@ -180,8 +186,8 @@ def around_a_restart(parallel):
 
 
 @pytest.mark.parametrize("parallel", PARALLEL)
-def test_a_restart_leaves_the_output_and_the_other_moments_alone(parallel):
-    for losses, zero, kept, alive in on_ranks(around_a_restart, parallel):
+def test_a_restart_leaves_the_output_and_the_other_moments_alone(ranks, parallel):
+    for losses, zero, kept, alive in ranks(around_a_restart, parallel):
         assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-5)
         assert zero
         assert kept
@@ -204,8 +210,8 @@ def checkpointed(parallel):
 
 
 @pytest.mark.parametrize("parallel", PARALLEL)
-def test_gradient_checkpointing_changes_nothing(parallel):
-    plain, again = on_ranks(checkpointed, parallel)[0]
+def test_gradient_checkpointing_changes_nothing(ranks, parallel):
+    plain, again = ranks(checkpointed, parallel)[0]
     assert_close(again, plain, 1e-7)
 
 
@@ -225,8 +231,8 @@ def with_stale_masters(parallel):
 
 
 @pytest.mark.parametrize("parallel", ["zero1", "zero3"])
-def test_stale_masters_count_the_update_twice_as_in_the_official_code(parallel):
-    renewed, stale = on_ranks(with_stale_masters, parallel)[0]
+def test_stale_masters_count_the_update_twice_as_in_the_official_code(ranks, parallel):
+    renewed, stale = ranks(with_stale_masters, parallel)[0]
     assert renewed < 1e-3
     assert stale > 10 * renewed
 
@@ -248,8 +254,8 @@ def unlike_ranks():
     return "passed"
 
 
-def test_ranks_that_differ_after_a_restart_stop_the_run():
-    for answer in on_ranks(unlike_ranks):
+def test_ranks_that_differ_after_a_restart_stop_the_run(ranks):
+    for answer in ranks(unlike_ranks):
         assert "the ranks hold different weights" in answer
 
 
@@ -276,8 +282,8 @@ def saved_and_loaded(method, parallel, overrides=(), done=12):
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "zero2", "zero3"])
-def test_a_checkpoint_goes_on_alike_and_on_another_number_of_ranks(parallel):
-    went_on, resumed, saved = on_ranks(saved_and_loaded, "remora", parallel)[0]
+def test_a_checkpoint_goes_on_alike_and_on_another_number_of_ranks(ranks, parallel):
+    went_on, resumed, saved = ranks(saved_and_loaded, "remora", parallel)[0]
     state = torch.load(io.BytesIO(saved))
     assert_close(resumed, went_on, 1e-5)
     engine, restarts = make("remora", "none")
@@ -288,9 +294,9 @@ def test_a_checkpoint_goes_on_alike_and_on_another_number_of_ranks(parallel):
 
 
 @pytest.mark.parametrize("parallel", ["zero1", "zero3"])
-def test_stale_masters_come_back_also_after_a_checkpoint(parallel):
+def test_stale_masters_come_back_also_after_a_checkpoint(ranks, parallel):
     stale = ["method.restart.stale_masters=true"]
-    went_on, resumed, _ = on_ranks(saved_and_loaded, "relora", parallel, stale, 10)[0]
+    went_on, resumed, _ = ranks(saved_and_loaded, "relora", parallel, stale, 10)[0]
     assert_close(resumed, went_on, 1e-5)
 
 
