@@ -23,3 +23,13 @@ def train(config, outputs, **env):
         process.join(timeout=120)
         assert process.exitcode is not None, f"still running: {folder}"
     return [process.exitcode for process in processes], (folder / "output.txt").read_text()
+
+
+def launch(config, output, env, folder, left_s):
+    """In place of `mora.suite.launch.launch`, for runs that end in time and whose output is `output.txt` in `folder`."""
+    write_config(config, folder / "config.yaml")
+    processes = forked.start(folder, env, config.hardware.world_size)
+    for process in processes:
+        process.join(timeout=left_s())
+        assert process.exitcode is not None, f"still running: {folder}"
+    return next((process.exitcode for process in processes if process.exitcode), 0)
