@@ -1,10 +1,9 @@
-"""Ranks started by run.py: one result, a death that ends the job, resume, two nodes, and what is refused."""
+"""Ranks started by run.py: one result, a death that ends the job, resume, and what is refused."""
 
 import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -97,17 +96,17 @@ def the_result(tmp_path):
     return json.loads(path.read_text())
 
 
-LONG = ["task.train.epochs=100", "method.restart.every_steps=25", "lr=1e-3"]
+LONG = ["task.train.epochs=40", "method.restart.every_steps=10", "lr=1e-3"]
 
 
-def interrupted(process, how, folder, steps):
-    """Sends `how` to run.py alone, once `steps` steps are logged, and checks that everything ends as it should."""
+def interrupted(process, folder):
+    """Sends SIGINT to run.py alone, once five steps are logged, and checks that everything ends as it should."""
     deadline = time.time() + 120
-    while len(log.read(folder / "log.jsonl")) < steps:
+    while len(log.read(folder / "log.jsonl")) < 5:
         assert time.time() < deadline
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
-    process.send_signal(how)
+    process.send_signal(signal.SIGINT)
     code, output = finish(process)
     assert code == 130, output
     assert output.count("stopped by signal after step") == 1, "one rank speaks"
@@ -118,21 +117,20 @@ def interrupted(process, how, folder, steps):
     return stopped
 
 
-@pytest.mark.timeout(900)  # four launches of two ranks, on a machine that may be busy
-def test_two_ranks_are_killed_once_stopped_twice_and_torchrun_by_hand_ends_the_run(tmp_path):
+@pytest.mark.timeout(900)  # three launches of two ranks, on a machine that may be busy
+def test_two_ranks_are_stopped_and_killed_and_torchrun_by_hand_ends_the_run(tmp_path):
     ranks = [*RANKS[0], "task.train.checkpoint_every_steps=1000", "task.train.log_every_steps=1"]
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background inherits that it is ignored
     assert forked_ranks(tmp_path / "whole", *LONG, "hardware=cpu")[0] == [0]
     folder = tmp_path / "stopped" / "outputs" / run_id(compose([*RUN, *LONG, *ranks]))
-    first = interrupted(start(tmp_path / "stopped", *LONG, *ranks), signal.SIGINT, folder, 5)
-    kill_at = f"after_step:{first + 2}:0"
+    stopped = interrupted(start(tmp_path / "stopped", *LONG, *ranks), folder)
+    assert stopped < 30
+    kill_at = f"after_step:{stopped + 2}:0"
     code, output = finish(start(tmp_path / "stopped", *LONG, *ranks, MORA_KILL_AT=kill_at))
     assert code != 0
     assert "SIGKILL" in output or "Signal 9" in output, output
     time.sleep(1)
     assert not alive(str(folder)), "a rank was left behind"
-    second = interrupted(start(tmp_path / "stopped", *LONG, *ranks), signal.SIGTERM, folder, first + 5)
-    assert first < second < 100
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     typed = subprocess.run(
         [*torchrun, "-m", "mora.train", str(folder)],
@@ -143,20 +141,8 @@ def test_two_ranks_are_killed_once_stopped_twice_and_torchrun_by_hand_ends_the_r
     )
     assert typed.returncode == 0, typed.stderr
     assert len(re.findall("^next: ", typed.stdout, re.M)) == 1, "one rank speaks"
-    assert curve(tmp_path / "stopped", 100) == pytest.approx(curve(tmp_path / "whole", 100), abs=1e-5)
+    assert curve(tmp_path / "stopped", 40) == pytest.approx(curve(tmp_path / "whole", 40), abs=1e-5)
     assert the_result(tmp_path / "stopped")["hardware"]["ranks"] == 2
-
-
-def test_two_nodes_on_one_machine_train_together(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        where = f"127.0.0.1:{free.getsockname()[1]}"
-    node = ["hardware=cpu2", "hardware.processes=1", "hardware.nodes=2", f"hardware.rendezvous={where}"]
-    both = [start(tmp_path, *node, "hardware.parallel=ddp") for _ in range(2)]
-    for process in both:
-        code, output = finish(process)
-        assert code == 0, output
-    assert len(curve(tmp_path)) == 12
 
 
 def test_run_py_under_torchrun_says_what_to_do_instead(tmp_path):

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from tiny_runs import LAUNCHED
 
+from mora.train import log
+
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = "task.train.stop_step=2 task.evaluation.tasks=[] task.train.checkpoint_every_steps=1"
 
@@ -94,3 +96,5 @@ def test_a_suite_on_each_of_two_nodes_does_the_runs_together(tmp_path, method):
     for code, output in map(finish, nodes):
         assert code == 0, output
     assert [result["hardware"]["ranks"] for result in results(tmp_path).values()] == [2, 2]
+    for path in (tmp_path / "own" / "runs").glob("*.log.jsonl"):
+        assert [row["step"] for row in log.read(path) if "loss" in row] == [1, 2], "one rank of all nodes writes"
