@@ -104,7 +104,7 @@ def test_no_method_is_left_out():
 
 
 def test_a_run_killed_at_a_random_time_repeats_the_uninterrupted_one_bit_for_bit(tmp_path):
-    overrides = ["method=remora", *RESTARTS, "task.train.epochs=100", "task.train.checkpoint_every_steps=7"]
+    overrides = ["method=remora", *RESTARTS, "task.train.epochs=50", "task.train.checkpoint_every_steps=7"]
     config = compose([*SHORT, *overrides, f"scale.results_dir={tmp_path}/killed/results"])
     began = time.time()
     code, output = train(tmp_path / "whole", *overrides)
@@ -190,7 +190,7 @@ def test_sigterm_saves_a_checkpoint_and_the_run_goes_on(tmp_path):
 
 
 def test_a_stop_in_the_last_evaluation_ends_it_and_its_answers_are_kept(tmp_path):
-    overrides = ["method=fft", "task.data.pairs=100", "task.train.stop_step=2", "task.evaluation.batch_size=1"]
+    overrides = ["method=fft", "task.data.pairs=40", "task.train.stop_step=2", "task.evaluation.batch_size=1"]
     folder = folder_of(tmp_path, *overrides)
     journal = folder / "journal-0.jsonl"
 
@@ -212,10 +212,10 @@ def test_a_stop_in_the_last_evaluation_ends_it_and_its_answers_are_kept(tmp_path
     )
     assert "Traceback" not in output
     kept = answers()
-    assert len(kept) < 100
+    assert len(kept) < 40
     code, output = train(tmp_path, *overrides)
     assert code == 0, output
-    assert len(answers()) == 100
+    assert len(answers()) == 40
     assert answers()[: len(kept)] == kept
     (result,) = results(tmp_path)
     assert result["speed"] is None, "no step was left to do"
