@@ -123,8 +123,9 @@ numbers: $(READY) ## a short run of the numeric tests; ATEN_CPU_CAPABILITY=defau
 	$(PY) -m pytest -n 2 tests/fidelity tests/unit/methods/test_oracle.py tests/unit/train/test_engine.py \
 		tests/distributed/test_zero.py::test_in_bf16_the_loss_stays_beside_that_of_fp32
 
+# Files go to the two processes in their order: the longest, of tests/distributed, first, so that neither waits at the end.
 test: lint types ## run lint, types and all tests
-	$(PY) -m pytest -n 2 --dist loadscope
+	$(PY) -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 peft-tests: $(READY) ## run PEFT's own tests of custom models, decoders and tuner utilities on MoRA (fetches its source from PyPI)
 	$(PY) -m pip download --disable-pip-version-check --quiet --no-deps --no-binary :all: --no-build-isolation --dest $(PEFT_SOURCE) peft==$(PEFT)
