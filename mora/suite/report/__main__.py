@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from .site import Site
 @ends_in_one_line("mora.suite.report")
 def main() -> int:
     args = _arguments()
+    gc.disable()  # what is read stays until the end: collections would find nothing, again and again
     scales = args.scale or claims.COMPARED
     folder = args.to or output_folder("smoke" if set(scales) == {"smoke"} else "lite", "report")
     first = Site(folder.resolve(), Gathered(scales)).build()
