@@ -61,7 +61,7 @@ POLL_S = 2.0
 SAVING_S = 60.0  # how long a run may take to save its checkpoint
 LAST_S = 10.0  # before the end, when a run that is still being scored is stopped, too
 SETTLING_S = 25.0  # how long a run that has just started may not yet hold the memory it will hold
-CLAIM = re.compile(r"\[(\d+) GiB\]\s*")
+CLAIM = re.compile(r"\[(\d+(?:\.\d+)?) ?GiB\]\s*")  # at the beginning of a line
 
 
 @dataclass
@@ -244,7 +244,7 @@ class Queue:
         env = {**os.environ, **self.env, "CUDA_VISIBLE_DEVICES": gpu.index}
         env["MORA_SIDE_BY_SIDE"] = str(self.options.jobs)
         env.setdefault("OMP_NUM_THREADS", "2")
-        command = [sys.executable, str(ROOT / "run.py"), *shlex.split(CLAIM.sub("", line))]
+        command = [sys.executable, str(ROOT / "run.py"), *shlex.split(_without_claim(line))]
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, env=env)
         output.close()
         self.running.append(Job(config, claim, process, gpu, time.monotonic()))
@@ -296,9 +296,11 @@ def _read(path: Path) -> list[tuple[str, RunConfig | None]]:
         try:
             if line == "@wait":
                 entries.append((line, None))
-            elif (named := CLAIM.sub("", line)).startswith("@experiment "):
-                claim = line.removesuffix(named)
-                entries += [(one, _compose(one)) for one in (claim + run for run in _missing(*named.split()[1:]))]
+            elif line.startswith("[") and not CLAIM.match(line):
+                raise ConfigError(f"{line}: expected a claim such as [30 GiB] before the run")
+            elif (words := _without_claim(line)).startswith("@experiment "):
+                claim = line.removesuffix(words)
+                entries += [(one, _compose(one)) for one in (claim + run for run in _missing(*words.split()[1:]))]
             elif line:
                 entries.append((line, _compose(line)))
         except (MoraError, FileNotFoundError, TypeError) as error:
@@ -306,9 +308,13 @@ def _read(path: Path) -> list[tuple[str, RunConfig | None]]:
     return entries
 
 
+def _without_claim(line: str) -> str:
+    return line[claim.end() :] if (claim := CLAIM.match(line)) else line
+
+
 @cache
 def _compose(line: str) -> RunConfig:
-    return compose(shlex.split(CLAIM.sub("", line)))
+    return compose(shlex.split(_without_claim(line)))
 
 
 def _missing(name: str, scale: str, *only: str) -> list[str]:

@@ -54,6 +54,13 @@ class TextEnds(FrozenModel):
     """The token that ends a text."""
 
 
+# What texts began and ended with in every run of these models before there was the field.
+EARLIER_TEXT_ENDS: dict[str, dict[str, str | None]] = {
+    "smollm2_135m": {"bos": "<|im_start|>", "eos": "<|im_start|>"},
+    "qwen25_coder_0b5": {"bos": None, "eos": "<|endoftext|>"},
+    "qwen25_coder_1b5": {"bos": None, "eos": "<|endoftext|>"},
+}
+
 ModelFile = Annotated[HubFile | PackageParts, Field(discriminator="kind")]
 
 
@@ -112,6 +119,7 @@ class Model(FrozenModel):
             values["ranks"] = {} if scale == 1 else {1: scale}
         if values.get("name") is None:
             values["name"] = Path(values.get("path") or "custom").absolute().name
+        values.setdefault("text_ends", EARLIER_TEXT_ENDS.get(str(values["name"])))
         return values
 
     @model_validator(mode="after")
@@ -126,6 +134,10 @@ class Model(FrozenModel):
             raise ValueError(
                 f"path={self.path!r}: {self.name} draws its weights and would not read it; leave path out, or take "
                 "model=custom with this model.path"
+            )
+        if self.source in ("init", "init_on_device") and self.text_ends is not None:
+            raise ValueError(
+                f"text_ends: {self.name} takes those of its tokenizer, {self.tokenizer or 'of characters'}; leave it out"
             )
         if self.source == "gguf" and self.sha256 is None:
             raise ValueError("sha256=null: expected the digest of the GGUF file, by which any copy of it is known")

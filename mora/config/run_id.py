@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from . import source
-from .model_schema import Model
+from .model_schema import EARLIER_TEXT_ENDS, Model
 from .schema import RunConfig
 
 LAYOUT_VERSION = 1  # of the hash itself
-# The tokens that Qwen's and SmolLM2's texts began and ended with in every run before there was the field.
-ENDS_OF_LAYOUT_1 = ({"bos": None, "eos": "<|endoftext|>"}, {"bos": "<|im_start|>", "eos": "<|im_start|>"})
 
 
 def run_id(config: RunConfig) -> str:
@@ -60,9 +58,10 @@ def _identity(model: Model) -> dict[str, Any]:
     factors = {divmod(paper, ours) for ours, paper in model.ranks.items()} or {(1, 0)}
     whole = len(factors) == 1 and min(factors)[1] == 0
     values["rank_scale"] = min(factors)[0] if whole else {str(ours): paper for ours, paper in model.ranks.items()}
-    later = model.model_dump(mode="json", include={"dtype", "tie_head", "rank_caps", "target_modules", "text_ends"})
-    if later["text_ends"] in ENDS_OF_LAYOUT_1:
-        later.pop("text_ends")
+    ends = model.model_dump(mode="json", include={"text_ends"})
+    if ends["text_ends"] != EARLIER_TEXT_ENDS.get(model.name):
+        values |= ends
+    later = model.model_dump(mode="json", include={"dtype", "tie_head", "rank_caps", "target_modules"})
     return values | {key: value for key, value in later.items() if value not in (None, {})}
 
 

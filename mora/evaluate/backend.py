@@ -26,6 +26,7 @@ from mora.models.beginning import Beginning
 from mora.models.fused_loss import groups
 from mora.models.losses import hidden_states
 from mora.models.structure import continues_from_cache, plain_head
+from mora.models.tokenizers import end_ids
 
 from .alike import by_beginning
 from .choices import LogLikelihood
@@ -236,7 +237,13 @@ class Backend(HFLM):
             used = mask[rows].any(0)  # not what only longer prompts, in other rows, need
             try:
                 return greedy(
-                    self.model, context[rows, used], mask[rows, used], new_tokens, self._end_ids(), stopped, **last
+                    self.model,
+                    context[rows, used],
+                    mask[rows, used],
+                    new_tokens,
+                    end_ids(self.model, self.tokenizer),
+                    stopped,
+                    **last,
                 )
             except NanLogits as error:
                 requests = (request for request in self._asked if request.args[0] == self._prompts[rows][error.row])
@@ -249,12 +256,6 @@ class Backend(HFLM):
         longest = max(map(len, generated))
         padded = [ids + [self.tokenizer.pad_token_id] * (longest - len(ids)) for ids in generated]
         return torch.cat([context, torch.tensor(padded, dtype=torch.long, device=context.device)], dim=1)
-
-    def _end_ids(self) -> list[int]:
-        """Return the tokens that end a text: those of the model's generation config, and the tokenizer's."""
-        configured = self.model.generation_config.eos_token_id  # type: ignore[union-attr]
-        named = configured if isinstance(configured, list) else [configured]
-        return [i for i in (*named, self.tokenizer.eos_token_id) if i is not None]
 
     def _stopped(self, stop: list[str], rows: list[list[int]]) -> list[bool]:
         """Return for each row whether its last tokens hold one of `stop`; lm-eval cuts the text there in any case."""

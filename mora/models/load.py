@@ -30,7 +30,7 @@ from . import known
 from .adapted import merged, tokenizer_of
 from .dtypes import DTYPES
 from .gguf import as_folder
-from .tokenizers import cannot_load, load_tokenizer, revision_of
+from .tokenizers import cannot_load, end_ids, load_tokenizer, revision_of
 
 # missing or gated; a folder without a model's config; a file that was cut; a quantised one whose package is not there
 LOAD_ERRORS = (OSError, ValueError, SafetensorError, ImportError)
@@ -70,7 +70,15 @@ def load_model(
         raise
     except (*LOAD_ERRORS, KeyError, RuntimeError) as error:
         raise cannot_load(where, error) from error
+    _stop_at_eos(model, tokenizer)
     return model, tokenizer
+
+
+def _stop_at_eos(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let the model's own generation stop at the tokenizer's EOS as well, with which training ends texts."""
+    ends = end_ids(model, tokenizer)
+    if model.generation_config is not None and len(ends) > 1:
+        model.generation_config.eos_token_id = ends
 
 
 def load_any(name: str, precision: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -81,7 +89,10 @@ def load_any(name: str, precision: str) -> tuple[PreTrainedModel, PreTrainedToke
     """
     with _errors_of(name):
         model, tokenizer = load_weights(name, precision), _tokenizer(name)
-        return model, tokenizer_of(name, tokenizer, model) if _base_of(name) else tokenizer
+        if _base_of(name):
+            tokenizer = tokenizer_of(name, tokenizer, model)
+        _stop_at_eos(model, tokenizer)
+        return model, tokenizer
 
 
 def load_weights(name: str, precision: str, revision: str | None = None) -> PreTrainedModel:

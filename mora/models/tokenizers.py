@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mora.config.model_schema import Model, TextEnds
 from mora.errors import ModelError, one_line
@@ -45,6 +45,13 @@ def set_text_ends(tokenizer: PreTrainedTokenizerBase, ends: TextEnds) -> None:
         if token is not None and token not in tokenizer.get_vocab():
             raise ModelError(f"model.text_ends.{field}={token!r}: the tokenizer has no such token")
     tokenizer.bos_token, tokenizer.eos_token = ends.bos, ends.eos
+
+
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the tokens that end a text: those of the model's generation config, and the tokenizer's."""
+    configured = model.generation_config.eos_token_id if model.generation_config else None
+    ids = [*(configured if isinstance(configured, list) else [configured]), tokenizer.eos_token_id]
+    return list(dict.fromkeys(i for i in ids if i is not None))
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

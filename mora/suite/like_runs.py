@@ -83,9 +83,9 @@ class LikeRuns:
     def expected_s(self, config: RunConfig, beside: int = 0) -> float | None:
         """Return the seconds that the run will take, with `beside` more on its GPU; None if its steps were never timed.
 
-        - Training: the steps, times 1 + beside. Of a step, the least of three: the fastest stretch of the like runs that
-          are nearest in steps, what the plan has measured on this GPU, and the median of these runs' parts of the GPU.
-          The first is too long for runs that never had a GPU to themselves.
+        - Training: the steps, times 1 + beside. A step takes the fastest stretch of the like runs that are nearest in
+          steps. That is too long of runs that never had a GPU to themselves: it is what the plan has measured on this
+          GPU if that is less, or, if it has not, the median of these runs' parts of the GPU.
         - The rest of the run: the median of those like runs.
         - Scoring: the median of runs of the same task and model that are scored, or not, as this one.
         """
@@ -96,11 +96,9 @@ class LikeRuns:
             return None
         distance = min((abs(timing.steps - config.last_step) for timing in known), default=0)
         nearest = [timing for timing in known if abs(timing.steps - config.last_step) == distance]
-        steps_s = [timing.fastest_s for timing in nearest]
-        if nearest:
-            steps_s.append(statistics.median(timing.part_s for timing in nearest))
-        trainings = [config.last_step * step_s for step_s in steps_s]
-        training_s = min(trainings if planned_s is None else [*trainings, planned_s])
+        if planned_s is None:
+            planned_s = config.last_step * statistics.median(timing.part_s for timing in nearest)
+        training_s = min([planned_s, *(config.last_step * timing.fastest_s for timing in nearest)])
         rest_s = statistics.median([timing.rest_s for timing in nearest] or [0.0])
         scoring_s = statistics.median(self.scoring_s.get(_scored(config.model_dump(mode="json"))) or [0.0])
         return (1 + beside) * training_s + rest_s + scoring_s

@@ -116,6 +116,19 @@ def test_the_head_takes_the_embeddings_place_where_they_are_tied(model):
     assert not torch.equal(plain.get_input_embeddings().weight, plain.get_output_embeddings().weight)
 
 
+def test_generation_stops_at_the_end_that_the_texts_of_training_have_and_at_the_files(model):
+    loaded, tokenizer = load_model(model("qwen2", text_ends={"bos": None, "eos": ":"}), "fp32")
+    assert (tokenizer.bos_token, tokenizer.eos_token) == (None, ":")
+    assert set(loaded.generation_config.eos_token_id) >= {tokenizer.eos_token_id}
+    with torch.no_grad():  # whatever it reads, it writes ":"
+        head = loaded.get_output_embeddings()
+        loaded.set_output_embeddings(torch.nn.Linear(head.in_features, head.out_features))
+        loaded.get_output_embeddings().weight.zero_()
+        loaded.get_output_embeddings().bias.zero_()[tokenizer.eos_token_id] = 1.0
+    written = loaded.generate(torch.tensor([[3, 7]]), max_new_tokens=5, do_sample=False, pad_token_id=0)
+    assert written.tolist() == [[3, 7, tokenizer.eos_token_id]]
+
+
 def test_a_checkpoint_is_made_once_and_whole(model, monkeypatch, tmp_path):
     config = model("llama")
     folder = gguf.as_folder(config)

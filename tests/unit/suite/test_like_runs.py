@@ -85,6 +85,9 @@ def test_runs_that_never_had_their_gpu_alone_tell_by_their_part_of_it(like_runs,
         like_runs.add(result(config, wall_s=10.0 + step_s * n, last_step=n, speed=speed(step_s, 0.7), hardware=shared))
     assert like_runs.expected_s(config, beside=3) == pytest.approx(10.0 + 1.6 * n), "as the median of them"
     assert like_runs.expected_s(config, beside=1) == pytest.approx(10.0 + 0.8 * n)
+    length = module.length_of(config)
+    plan(0.5 * n / (length.tokens * length.padding))
+    assert like_runs.expected_s(config, beside=3) == pytest.approx(10.0 + 4 * 0.5 * n), "the plan knows it of one alone"
 
 
 def test_scoring_takes_what_it_took_another_method(like_runs, plan):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from mora.config import compose, run_id
+from mora.config.load import load
 from mora.suite import experiment as experiments
 
 GOLDEN = Path(__file__).with_name("run_ids.txt")
@@ -23,6 +24,10 @@ def test_every_cell_keeps_its_run_id():
 
 def test_other_tokens_at_the_ends_of_texts_are_another_run():
     words = ["task=tulu2", "method=lora", "r=4", "lr=1e-3", "scale=mid"]
-    of_results = run_id(compose(words))
-    assert run_id(compose([*words, "model.text_ends=null"])) == of_results, "no result names them"
-    assert run_id(compose([*words, "model.text_ends.eos='<|im_end|>'"])) != of_results
+    ends = ("null", "{bos: null, eos: '<|im_end|>'}", "{bos: '<|im_start|>', eos: '<|im_start|>'}")  # last, SmolLM2's
+    ids = {run_id(compose([*words, *(f"model.text_ends={one}" for one in some)])) for some in ((), *zip(ends))}
+    assert len(ids) == 4
+    named_by_default = compose(words)
+    earlier = named_by_default.model_dump(mode="json")
+    del earlier["model"]["text_ends"]
+    assert run_id(load(earlier)) == run_id(named_by_default)

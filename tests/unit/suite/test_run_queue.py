@@ -295,9 +295,9 @@ def test_an_experiments_hardware_words_go_to_every_run_and_change_none(tmp_path)
 def test_an_experiments_claim_is_that_of_every_run(tmp_path):
     module, words = load(), "@experiment table1 smoke task=metamath method=lora"
     (tmp_path / "plain.txt").write_text(words)
-    (tmp_path / "claimed.txt").write_text(f"[18 GiB] {words}")
+    (tmp_path / "claimed.txt").write_text(f"[18.5GiB] {words}")
     plain, claimed = (module._read(tmp_path / name) for name in ("plain.txt", "claimed.txt"))
-    assert [line for line, _ in claimed] == [f"[18 GiB] {line}" for line, _ in plain]
+    assert [line for line, _ in claimed] == [f"[18.5GiB] {line}" for line, _ in plain]
     assert [config for _, config in claimed] == [config for _, config in plain]
 
 
@@ -305,4 +305,7 @@ def test_a_line_that_is_no_run_is_named(tmp_path):
     file = tmp_path / "queue.txt"
     file.write_text(f"{LINES[0]}\ntask=uuid method=lora r=zero\n")
     with pytest.raises(ConfigError, match=r"queue\.txt, line 2: .*r"):
+        load()._read(file)
+    file.write_text(f"[18 GB] {LINES[0]}\n")
+    with pytest.raises(ConfigError, match=r"line 1: \[18 GB\] .*: expected a claim such as \[30 GiB\]"):
         load()._read(file)
