@@ -117,7 +117,8 @@ def _of_table(table: list[Claim], scale: Scale, resolved: ResolvedTables) -> lis
     for outcome, alone, p in zip(outcomes, judged, verdicts.corrected(judged), strict=True):
         if outcome.verdict == "undecided" and alone.p <= alone.level:
             before = f"{alone.verdict} before Holm's correction (p = {alone.p:.3f})"
-            outcome.notes.append(f"{before}, undecided after it (p = {p:.3f})")
+            level = "" if alone.level == verdicts.ALPHA else f", level {alone.level:.0%}"
+            outcome.notes.append(f"{before}, undecided after it (p = {p:.3f}{level})")
     return outcomes
 
 

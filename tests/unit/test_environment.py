@@ -218,7 +218,8 @@ def test_the_measured_environment_has_the_versions_that_results_name():
             pins[canonicalize_name(requirement.name)] = pin(requirement)
     named = {
         (canonicalize_name(name), Version(version))
-        for path in (ROOT / "results" / "runs").glob("*.json")
+        for folder in ("runs", "bench")
+        for path in (ROOT / "results" / folder).glob("*.json")
         for name, version in json.loads(path.read_text())["packages"].items()
         if name not in ("python", "cuda")
     }
