@@ -228,7 +228,7 @@ class Backend(HFLM):
             return super()._model_generate(context, max_length, stop, **kwargs)
         mask = kwargs.get("attention_mask")
         mask = torch.ones_like(context) if mask is None else mask
-        new_tokens = max_length - context.shape[1]
+        new_tokens, ends = max_length - context.shape[1], end_ids(self.model, self.tokenizer)
 
         def generate(rows: slice) -> list[list[int]]:
             last: dict[str, Any] = {"logits_to_keep": 1} if self.keeps_logits else {}
@@ -236,15 +236,7 @@ class Backend(HFLM):
             stopped = partial(self._stopped, [text for text in stop if text])
             used = mask[rows].any(0)  # not what only longer prompts, in other rows, need
             try:
-                return greedy(
-                    self.model,
-                    context[rows, used],
-                    mask[rows, used],
-                    new_tokens,
-                    end_ids(self.model, self.tokenizer),
-                    stopped,
-                    **last,
-                )
+                return greedy(self.model, context[rows, used], mask[rows, used], new_tokens, ends, stopped, **last)
             except NanLogits as error:
                 requests = (request for request in self._asked if request.args[0] == self._prompts[rows][error.row])
                 raise _not_finite(next(requests, None), "a logit is NaN") from error

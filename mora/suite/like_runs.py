@@ -62,8 +62,9 @@ class LikeRuns:
             return
         speed = result.speed or {"step_s": (result.wall_s - scoring_s) / result.last_step}
         rest_s = max(0.0, result.wall_s - scoring_s - result.last_step * speed["step_s"])
-        fastest_s, part_s = speed.get("fastest_s", speed["step_s"]), speed["step_s"] / _side_by_side(result)
-        self.timings[_kind(result.config)].append(Timing(result.last_step, fastest_s, part_s, rest_s))
+        part_s = speed["step_s"] / (result.hardware.get("runs_side_by_side") or 1)
+        timing = Timing(result.last_step, speed.get("fastest_s", speed["step_s"]), part_s, rest_s)
+        self.timings[_kind(result.config)].append(timing)
 
     def claim_gib(self, config: RunConfig, unknown_gib: float) -> float:
         """Return the GiB that like runs with passes of that size held, else those of the plan or of scoring.
@@ -96,9 +97,9 @@ class LikeRuns:
             return None
         distance = min((abs(timing.steps - config.last_step) for timing in known), default=0)
         nearest = [timing for timing in known if abs(timing.steps - config.last_step) == distance]
-        if planned_s is None:
-            planned_s = config.last_step * statistics.median(timing.part_s for timing in nearest)
-        training_s = min([planned_s, *(config.last_step * timing.fastest_s for timing in nearest)])
+        part_s = statistics.median([timing.part_s for timing in nearest] or [0.0])
+        lone_s = config.last_step * part_s if planned_s is None else planned_s
+        training_s = min([lone_s, *(config.last_step * timing.fastest_s for timing in nearest)])
         rest_s = statistics.median([timing.rest_s for timing in nearest] or [0.0])
         scoring_s = statistics.median(self.scoring_s.get(_scored(config.model_dump(mode="json"))) or [0.0])
         return (1 + beside) * training_s + rest_s + scoring_s
@@ -113,10 +114,6 @@ class LikeRuns:
         except ValueError:
             return None
         return length.tokens * length.padding * time.seconds_per_token if time.device == self.device else None
-
-
-def _side_by_side(result: RunResult) -> int:
-    return int(result.hardware.get("runs_side_by_side") or 1)
 
 
 def _kind(config: dict[str, Any]) -> tuple:
