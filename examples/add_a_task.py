@@ -20,7 +20,6 @@ def run(rows: Path, results: Path, *settings: str) -> float:
     task = [
         "task=tulu2",
         f"task.data.corpus.sources=[{source}]",
-        "task.data.corpus.local=[]",  # not the stand-in of scale lite
         "task.data.overlap.sets=[]",  # evaluation sets to keep out of the training rows
         "task.evaluation.tasks=[]",  # lm-eval tasks to score, by name
     ]

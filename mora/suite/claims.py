@@ -121,7 +121,8 @@ def plan_lines(name: str, scale: Scale, seeds: list[int] | None = None) -> list[
         return []
     lines = []
     for claim in table:
-        n = claim.second_look.seeds if claim.second_look and not seeds else len(seeds or at.seeds)
+        more = any(row.more_seeds for row in at.rows)
+        n = claim.second_look.seeds if claim.second_look and more and not seeds else len(seeds or at.seeds)
         power = power_of(claim, table, n)
         plan = f"a difference of {claim.plan.effect:g}" if claim.test == "order" else f"a margin of {claim.margin:g}"
         weak = "" if power >= verdicts.ENOUGH else f"; {WEAK}: these runs will probably not decide it"

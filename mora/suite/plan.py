@@ -172,7 +172,9 @@ def _totals(costs: list[tuple[RunConfig, Cost]], hardware: Hardware, gpu: Gpu) -
         f"models are left, and up to {checkpoints:,.0f} GiB of checkpoints per run meanwhile.",
         f"micro: {_micro(hardware, gpu)}; set it with hardware.micro_batch_size (of runs without padding, "
         "hardware.micro_batch_tokens). Memory in GiB at that size, shadow in CPU memory of rank 0.",
-        "Tokens marked < count every sequence as long as the longest. Evaluation is not counted.",
+        "Tokens marked < count every sequence as long as the longest. Not counted: evaluation, and what a search adds once "
+        "it has run (a second seed of its best two rates, rates beyond the edge of its grid).",
+        "A final run stands at the first rate of its grid until the search has chosen one.",
     ]
     sources: dict[str, int] = {}
     for _, estimate in costs:
@@ -193,7 +195,7 @@ def _hours(costs: list[tuple[RunConfig, Cost]], hardware: Hardware) -> str:
     hours = sum(estimate.gpu_hours or 0 for _, estimate in costs)
     days = hours / hardware.world_size / 24
     on = f"{hardware.name} ({hardware.world_size} GPUs: {days:,.1f} days)"
-    return f"{hours:,.0f} GPU hours of training at most on {on}"
+    return f"{_time(hours)} of GPU time for training on {on}"
 
 
 def _micro(hardware: Hardware, gpu: Gpu) -> str:

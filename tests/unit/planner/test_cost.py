@@ -98,7 +98,7 @@ def test_a_plan_can_be_made_for_every_hardware(name, tmp_path, monkeypatch):
     spec = experiments.cell_specs(experiments.load("table3"), "paper")[0][0]
     text = plan.text([spec], name)
     known = not name.startswith("cpu")
-    assert (f"training at most on {name} " in text) == known
+    assert (f"of GPU time for training on {name} " in text) == known
     assert ("fits 79 GiB" in text) == ("measured, NVIDIA" in text or "assumed, 40%" in text) == known
     assert (f", unknown hours on {name};" in text) == (f"how much memory {name} has is not known" in text) != known
 

@@ -340,6 +340,9 @@ def test_power_is_said_with_the_plan_and_before_any_run(monkeypatch, capsys):
     assert "power 1.00 at 3 seeds, a difference of 0.05 nats: In pretraining ReLoRA" in lines[2]
     assert claims.plan_lines("table3", "smoke") == claims.plan_lines("table5", "lite") == []
     assert claims.plan_lines("table3", "lite", seeds=[0]) != lines
+    second_look = {scale: claims.plan_lines("table1", scale)[0].split(",")[0] for scale in ("mid", "paper")}
+    assert second_look["mid"].endswith("at 7 seeds")
+    assert second_look["paper"].endswith("at 1 seed")
     monkeypatch.setattr(sys, "argv", ["mora.suite", "table3", "--scale", "lite", "--plan"])
     assert suite.main() == 0
     assert "\n".join(lines) in capsys.readouterr().out
