@@ -10,7 +10,20 @@ from mora.config import ConfigError, RunConfig, provenance
 from mora.errors import ends_in_one_line
 from mora.io import replace_file
 
-from . import claims, commands, figures, launch, ledger, memory_study, overrides, plan, runner, settings, slurm, tables
+from . import (
+    claims,
+    commands,
+    figures,
+    launch,
+    ledger_text,
+    memory_study,
+    overrides,
+    plan,
+    runner,
+    settings,
+    slurm,
+    tables,
+)
 from . import experiment as experiments
 from .arguments import parse
 from .cells import CellRuns, resolve, resolve_all
@@ -80,7 +93,7 @@ def _do(args: argparse.Namespace, loaded: dict[str, Experiment]) -> list[str]:
         from .report import headline, rate_figure  # draw, which nothing else here needs before
 
         judged = ResolvedTables(resolved)
-        ledger.render(resolved=judged)
+        ledger_text.render(resolved=judged)
         headline.render(judged)
         for scale in scales:
             at_scale = [cells for (_, s), cells in resolved.items() if s == scale]

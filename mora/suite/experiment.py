@@ -307,6 +307,14 @@ class CellSpec:
         return ", ".join([name, *more])
 
     @cached_property
+    def heading(self) -> str:
+        """The name of the column, with its rank where another stands for it here: `r8 (here 4)`."""
+        names_rank = any(override.startswith("r=") for override in self.column.overrides)
+        r = self.config.r if names_rank else None
+        same = r is None or self.config.model.stands_for(r) == r
+        return self.column.name if same else f"{self.column.name} (here {r})"
+
+    @cached_property
     def paper_value(self) -> float | None:
         """The paper's number for this cell, if it prints one. Scale smoke is never compared with the paper."""
         if self.experiment.paper is None or self.scale == "smoke":

@@ -1,4 +1,4 @@
-"""The ledger: a verdict a claim, from the committed results, as README's table and in full in results/claims.md."""
+"""The ledger: a verdict a claim, from the committed results. `ledger_text` puts it in words."""
 
 from __future__ import annotations
 
@@ -6,35 +6,22 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, Field
 
 from mora.config.source import ROOT
-from mora.io import replace_file
 from mora.results import checked
 
 from . import verdicts
 from .cells import CellRuns
-from .claims import COMPARED, Claim, Contrast, Ledger, Ratio, Unit, load
+from .claims import COMPARED, Claim, Contrast, Ratio, Unit, load
 from .contrasts import Measured, ResolvedTables, documents, find, measure, nothing_known, paper_effect, rare_counts
 from .experiment import NAMES, Row, Scale
 from .rounds import RatioOfTimes, ratio_of_times
 from .verdicts import Estimate, Interval, Judged, Variance, Verdict
 
 BENCH = ROOT / "results" / "bench"
-PAGE, BEGIN, END = ROOT / "README.md", "<!-- claims:begin -->", "<!-- claims:end -->"
-FULL = ROOT / "results" / "claims.md"
-
-MEANING: dict[Verdict, str] = {
-    "shown": "the results say so, too",
-    "equal": "the two differ by less than the margin that was fixed before",
-    "contradicted": "the results say the opposite",
-    "undecided": "the runs do not settle it",
-    "floor": "scores are too near those of guessing to compare methods",
-    "not run": "runs are missing",
-}
 
 
 @dataclass(frozen=True)
@@ -42,7 +29,8 @@ class Outcome:
     """What the results say about a contrast.
 
     `interval` is 95%; for an equality or a closed gap 90%, as in two one-sided tests at 5%. At a second look, whose level
-    is 1%, it is 99% or 98%. `columns` are those of the claim that the scale has.
+    is 1%, it is 99% or 98%. `columns` are the headings of those of the claim that the scale has, `ranks` the ranks that were
+    run in them. `sign`: 1 if a higher number is better, else -1.
     """
 
     verdict: Verdict
@@ -57,6 +45,8 @@ class Outcome:
     paper: float | None = None
     notes: list[str] = field(default_factory=list)
     columns: list[str] = field(default_factory=list)
+    ranks: list[str] = field(default_factory=list)
+    sign: int = 1
 
 
 class Case(BaseModel):
@@ -115,11 +105,21 @@ def _of_table(table: list[Claim], scale: Scale, resolved: ResolvedTables) -> lis
         for claim, measured, estimate, verdict in zip(table, every, estimates, kept, strict=True)
     ]
     for outcome, alone, p in zip(outcomes, judged, verdicts.corrected(judged), strict=True):
-        if outcome.verdict == "undecided" and alone.p <= alone.level:
-            before = f"{alone.verdict} before Holm's correction (p = {alone.p:.3f})"
-            level = "" if alone.level == verdicts.ALPHA else f", level {alone.level:.0%}"
-            outcome.notes.append(f"{before}, undecided after it (p = {p:.3f}{level})")
+        outcome.notes.extend(_p_values(outcome.verdict, alone, p))
     return outcomes
+
+
+def _p_values(verdict: Verdict, alone: Judged, p: float) -> list[str]:
+    """Return the p-values where the verdict rests on the correction, or on a level that is not the usual one."""
+    level = "" if alone.level == verdicts.ALPHA else f" at level {alone.level:g}"
+    if verdict == "undecided" and alone.p <= alone.level:
+        before = f"{alone.verdict} before Holm's correction (p = {_shown(alone.p)})"
+        return [f"{before}, undecided after it (p = {_shown(p)}{level})"]
+    return [f"p = {_shown(p)}{level}"] if level and verdict == alone.verdict != "undecided" else []
+
+
+def _shown(p: float) -> str:
+    return f"{p:.3f}" if p >= 0.01 else f"{p:.2g}"
 
 
 def _gap(claim: Claim, rows: list[list[CellRuns]], of_table: Variance | None) -> Estimate | None:
@@ -184,9 +184,11 @@ def _outcome(
             exact = verdicts.exact(*counts)[0]
             low, high = min(low, 100 * measured.sign * exact.low), max(high, 100 * measured.sign * exact.high)
         interval = Interval(*sorted((measured.sign * low, measured.sign * high)))
-    columns = [runs.spec.column for runs in sides[0].cells] if sides else []
-    paper = paper_effect(claim, contrast, columns, resolved)
+    compared = [runs.spec for runs in sides[0].cells] if sides else []
+    paper = paper_effect(claim, contrast, [spec.column for spec in compared], resolved)
     notes = _notes(claim, measured, cells, verdict)
+    if verdict not in ("not run", "floor"):
+        notes += _columns_at_floor(claim, contrast, rows, [spec.column.name for spec in compared])
     if verdict == "undecided" and measured.complete and paper is not None and interval is not None:
         notes += [] if interval.low <= paper <= interval.high else ["the paper's effect is outside the interval"]
     return Outcome(
@@ -201,8 +203,21 @@ def _outcome(
         documents(sides),
         paper,
         notes,
-        [column.name for column in columns],
+        [spec.heading for spec in compared],
+        list(dict.fromkeys(text for runs in cells if (text := runs.spec.config.rank_text))),
+        measured.sign,
     )
+
+
+def _columns_at_floor(claim: Claim, contrast: Contrast, rows: list[list[CellRuns]], columns: list[str]) -> list[str]:
+    """Return a note that names the columns of a mean which tell nothing of what the models know."""
+    each = {name: measure(claim, contrast.model_copy(update={"columns": [name]}), rows) for name in columns}
+    at_floor = [name for name, measured in each.items() if nothing_known(claim, measured)]
+    if not at_floor or len(columns) < 2:
+        return []
+    share = "half" if 2 * len(at_floor) == len(columns) else f"{len(at_floor)} of {len(columns)} columns"
+    are = "is at its floor" if len(at_floor) == 1 else "are at their floor"
+    return [f"{' and '.join(at_floor)}, {share} of this mean, {are}"]
 
 
 def _name(rows: list[list[CellRuns]], wanted: Row) -> str:
@@ -246,7 +261,8 @@ def _of_ratio(ratio: Ratio, scale: Scale) -> Outcome:
     effect, interval = max(above or measured, key=lambda one: one.interval.high)
     verdict: Verdict = "contradicted" if above else "shown" if interval.high <= ratio.at_most else "undecided"
     notes = ["of this suite's kernels, random weights"]
-    return Outcome(verdict, ratio.slow, ratio.fast, ratio.shape, effect, interval, 0, 0, None, ratio.paper, notes)
+    about = (ratio.slow, ratio.fast, ratio.shape)
+    return Outcome(verdict, *about, effect, interval, paper=ratio.paper, notes=notes, sign=-1)
 
 
 @lru_cache(maxsize=1)
@@ -259,133 +275,3 @@ def rows_of(resolved: ResolvedTables) -> list[tuple[Claim, Scale, Outcome]]:
         there = [(claim, scale, by_scale[scale][i]) for scale in COMPARED if by_scale[scale][i].verdict != "not run"]
         lines += there or [(claim, "paper", by_scale["paper"][i])]
     return lines
-
-
-def table(resolved: ResolvedTables | None = None) -> str:
-    """Return README's ledger."""
-    lines = [
-        "| the paper says | here | verdict | effect, ours | seeds, documents | effect, the paper's |",
-        "|" + "---|" * 6,
-    ]
-    for claim, scale, outcome in rows_of(resolved or ResolvedTables()):
-        if outcome.verdict == "not run":
-            lines.append(
-                f"| {claim.says} ({claim.where}) | - | not run | - | - | {number_text(outcome.paper, claim)} |"
-            )
-            continue
-        cells = [
-            f"{claim.says} ({claim.where})",
-            _compared(claim, scale, outcome),
-            verdict_text(outcome),
-            effect_text(claim, outcome),
-            count_text(outcome),
-            number_text(outcome.paper, claim),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _compared(claim: Claim, scale: Scale, outcome: Outcome) -> str:
-    if claim.ratio is not None:
-        return f"shape of {outcome.model}: {outcome.first} / {outcome.second}"
-    return f"{scale}: {outcome.first} - {outcome.second}"
-
-
-def verdict_text(outcome: Outcome) -> str:
-    return "; ".join([f"**{outcome.verdict}**", *outcome.notes])
-
-
-def effect_text(claim: Claim, outcome: Outcome) -> str:
-    if outcome.effect is None or outcome.interval is None:
-        return "-"
-    low, high = outcome.interval
-    span = "[?]" if math.isinf(low) else f"[{number_text(low, claim)}, {number_text(high, claim)}]"
-    return f"{number_text(outcome.effect, claim)} {span} {claim.unit if claim.ratio is None else 'times'}"
-
-
-def number_text(value: float | None, claim: Claim) -> str:
-    if value is None:
-        return "-"
-    if claim.ratio is not None:
-        return f"{value:.2f}"
-    return f"{value:+.{ {'points': 1, 'nats': 3, 'values': 0}[claim.unit] }f}"
-
-
-def count_text(outcome: Outcome) -> str:
-    if not outcome.planned:
-        return "-"
-    n = str(outcome.seeds) if outcome.seeds >= outcome.planned else f"{outcome.seeds} of {outcome.planned}"
-    return f"{n}, {outcome.documents:,}" if outcome.documents else n
-
-
-def page(resolved: ResolvedTables | None = None) -> str:
-    """Return the full ledger: what is compared, on which model, and contrasts that are not judged."""
-    resolved = resolved or ResolvedTables()
-    lines = [
-        "# What the results say of the paper",
-        "",
-        *_preamble(load()),
-    ]
-    for claim, scale, outcome in rows_of(resolved):
-        lines += ["", f"## {claim.says}", "", f"{claim.where}. {rule_text(claim, outcome)}"]
-        if outcome.verdict == "not run":
-            lines += ["", f"Not run; the paper's effect: {number_text(outcome.paper, claim)}."]
-            continue
-        lines += ["", "| scale, model | first | second | effect, ours | the paper's | seeds, documents | verdict |"]
-        lines.append("|" + "---|" * 7)
-        shown = [(outcome, verdict_text(outcome))]
-        shown += [
-            (o, "; ".join(["not judged", *o.notes])) for o in also(claim, scale, resolved) if o.verdict != "not run"
-        ]
-        for o, verdict in shown:
-            cells = [f"{scale}, {o.model}", o.first, o.second, effect_text(claim, o)]
-            lines.append(f"| {' | '.join([*cells, number_text(o.paper, claim), count_text(o), verdict])} |")
-    return "\n".join(lines) + "\n"
-
-
-def _preamble(ledger: Ledger) -> list[str]:
-    fixed = ledger.fixed_by
-    return [
-        f"Contrasts and margins were fixed by commit {fixed.commit} (`git show {fixed.commit}:{fixed.file}`), second",
-        f"looks by {fixed.second_looks}; today they are in `experiments/claims.yaml`. Rules: `docs/claims.md`.",
-        "",
-        "Effect: first minus second, or first over second for times. Intervals are not corrected for multiple tests:",
-        "95% for an order, 90% for an equality or a closed gap (two one-sided tests at 5%); at a second look, whose",
-        "level is 1%, 99% and 98%. Verdicts are corrected over each table by Holm's method, so an interval may exclude",
-        "0 beside *undecided*.",
-    ]
-
-
-def summary(resolved: ResolvedTables | None = None) -> str:
-    """Return how many claims have which verdict, each at the largest scale that has asked it, and what the verdicts mean."""
-    best = {claim.says: outcome.verdict for claim, _, outcome in rows_of(resolved or ResolvedTables())}
-    counts = {verdict: sum(v == verdict for v in best.values()) for verdict in MEANING}
-    listed = [f"{n} {verdict}" for verdict, n in counts.items() if n]
-    meanings = [f"*{verdict.capitalize()}*: {MEANING[verdict]}." for verdict, n in counts.items() if n]
-    return f"Of {len(best)} claims, each at the largest scale that was run: {', '.join(listed)}. {' '.join(meanings)}"
-
-
-def rule_text(claim: Claim, outcome: Outcome) -> str:
-    """Return when the claim counts as shown, over the columns that the scale has."""
-    if claim.ratio is not None:
-        return f"Shown if the time of the first over that of the second is at most {claim.ratio.at_most:g}."
-    columns = outcome.columns or claim.columns
-    over = f"{claim.unit}, {'mean over ' if len(columns) > 1 else ''}{', '.join(columns)}"
-    rules = {
-        "order": "the first is better",
-        "equal": f"the two differ by less than {claim.margin:g}",
-        "closes": f"the gap at the low rank is shown, and the first is at most {claim.margin:g} worse",
-    }
-    look = claim.second_look
-    again = f" Judged a second time, with {look.seeds} seeds, at a level of {look.level:.0%}." if look else ""
-    return f"Shown if {rules[claim.test]} ({over}).{again}"
-
-
-def render(page_path: Path = PAGE, full: Path = FULL, resolved: ResolvedTables | None = None) -> None:
-    """Write the ledger between its two markers on the page, and in full. Raises ValueError if the page lacks the markers."""
-    text, resolved = page_path.read_text(), resolved or ResolvedTables()
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"{page_path.name}: expected the lines {BEGIN!r} and {END!r} once each")
-    head, tail = text.split(BEGIN)[0], text.split(END)[1]
-    replace_file(page_path, f"{head}{BEGIN}\n{summary(resolved)}\n\n{table(resolved)}\n{END}{tail}")
-    replace_file(full, page(resolved))

@@ -10,14 +10,15 @@ from dataclasses import dataclass, field
 from mora.config.run_id import run_id
 
 from .. import experiment as experiments
-from .. import ledger
+from .. import ledger, ledger_text
 from ..claims import Claim, load
 from ..contrasts import ResolvedTables, measure
 from ..experiment import Scale
 from ..ledger import Outcome
+from ..verdicts import Interval
 from .gather import number_of
 
-LINE = 62  # letters of a line beside a print figure
+LINE = 60  # letters of a line beside a print figure
 
 
 @dataclass
@@ -57,22 +58,22 @@ class Finding:
 
     @property
     def effect(self) -> str:
-        return ledger.effect_text(self.claim, self.outcome)
+        return ledger_text.effect_text(self.claim, self.outcome)
 
     @property
     def paper(self) -> str:
-        return ledger.number_text(self.outcome.paper, self.claim)
+        return ledger_text.number_text(self.outcome.paper, self.claim)
 
     def text(self, outcome: Outcome) -> str:
         """Return the effect of this contrast, or of one beside it, as text."""
-        return ledger.effect_text(self.claim, outcome)
+        return ledger_text.effect_text(self.claim, outcome)
 
     def paper_of(self, outcome: Outcome) -> str:
-        return ledger.number_text(outcome.paper, self.claim)
+        return ledger_text.number_text(outcome.paper, self.claim)
 
     @property
     def rule(self) -> str:
-        return ledger.rule_text(self.claim, self.outcome)
+        return ledger_text.rule_text(self.claim, self.outcome)
 
     @property
     def n(self) -> str:
@@ -83,12 +84,44 @@ class Finding:
         return f"{o.seeds} seeds" if o.seeds >= o.planned else f"{o.seeds} of {o.planned} seeds"
 
     @property
+    def where(self) -> str:
+        return ledger_text.where(self.claim, self.scale, self.outcome)
+
+    @property
+    def panel(self) -> str:
+        """The table and the model; for a ratio, the benchmark."""
+        return f"{self.source}; {self.where}" if self.claim.ratio is None else self.where.capitalize()
+
+    @property
+    def contrast(self) -> str:
+        """`MoRA - LoRA, r=4 (the paper's 8)`: a rank that both rows share is named once."""
+        o = self.outcome
+        if self.claim.ratio is not None:
+            return f"{o.first} / {o.second}"
+        if len(o.ranks) != 1:
+            return f"{o.first} - {o.second}"
+        first, second = (name.replace(f" {o.ranks[0]}", "") for name in (o.first, o.second))
+        return f"{first} - {second}, {o.ranks[0]}"
+
+    @property
     def heading(self) -> str:
-        """What the claim says and its verdict, in lines of at most LINE letters."""
-        verdict = f"{self.outcome.verdict}, {self.scale}, {self.n}"
-        if len(self.claim.says) <= LINE:
-            return f"{self.claim.says}\n{verdict}"
-        return textwrap.fill(f"{self.claim.says}: {verdict}", LINE, break_on_hyphens=False)
+        """What the claim says, then its verdict and what was compared, in lines of at most LINE letters."""
+        o = self.outcome
+        within = f" within {self.claim.margin:g}" if o.verdict == "equal" else ""
+        n = f", {self.n}" if o.planned else ""
+        parts = (self.claim.says, f"{o.verdict}{within}: {self.contrast}{n}")
+        return "\n".join(map(_in_lines, parts))
+
+    @property
+    def bar(self) -> float:
+        """The number beside which an effect agrees with the paper or does not."""
+        return 0.0 if self.claim.ratio is None else self.claim.ratio.at_most
+
+    @property
+    def band(self) -> Interval | None:
+        """The differences that a margin lets pass; None of a claim without one."""
+        margin = self.claim.margin
+        return None if not margin else Interval(-margin, margin if self.claim.test == "equal" else 0.0)
 
     def at(self, value: float | None) -> float | None:
         """Return the value in percent of the axis, kept within it; None if there is nothing to show."""
@@ -102,6 +135,12 @@ class Finding:
         if self.outcome.effect is None:
             return f"not run here; the paper's effect: {self.paper}"
         return f"ours {self.effect}; the paper's {self.paper}; {self.outcome.verdict}"
+
+
+def _in_lines(text: str) -> str:
+    """Break the text into as few lines as LINE letters allow, of about the same length."""
+    lines = math.ceil(len(text) / LINE)
+    return textwrap.fill(text, LINE if lines == 1 else len(text) // lines + 8, break_on_hyphens=False)
 
 
 def of_claims(resolved: ResolvedTables) -> list[Finding]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .. import ledger
+from .. import ledger_text
 from ..contrasts import ResolvedTables
 from . import findings, pictures, style
 
 
-def render(resolved: ResolvedTables, page: Path = ledger.FULL) -> Path:
+def render(resolved: ResolvedTables, page: Path = ledger_text.FULL) -> Path:
     """Write the picture beside the ledger, under its name, as PDF and SVG; return the path of the SVG."""
     with style.in_print():
         style.printed(pictures.forest(findings.of_claims(resolved)), page.with_suffix(""))

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from dataclasses import replace
 
 import pytest
 from made_up import write
@@ -10,7 +11,7 @@ from made_up import write
 from mora.config import source
 from mora.evaluate import metrics
 from mora.suite import __main__ as suite
-from mora.suite import claims, contrasts, figures, ledger
+from mora.suite import claims, contrasts, figures, ledger, ledger_text
 from mora.suite import experiment as experiments
 from mora.suite.cells import resolve, resolve_all
 from mora.suite.claims import Claim, load
@@ -125,6 +126,7 @@ def test_a_second_look_waits_for_its_seeds_and_is_judged_at_its_own_level(spread
     assert looked(3).notes[0] == "3 of 7 seeds, not judged until all are done"
     outcome = looked(7)
     assert (outcome.verdict, outcome.seeds) == (expected, 7)
+    assert outcome.notes == (["p = 0.0011 at level 0.01"] if expected == "equal" else [])
     half = outcome.interval.high - outcome.effect
     assert half == pytest.approx(3.143 * 2.08 * spread / math.sqrt(7), rel=0.01)  # t at 99% of 6 degrees of freedom
 
@@ -355,28 +357,63 @@ def test_power_is_said_with_the_plan_and_before_any_run(monkeypatch, capsys):
 
 def test_the_ledger_is_written_between_its_markers_and_in_full(tmp_path):
     page, full = tmp_path / "README.md", tmp_path / "claims.md"
-    page.write_text(f"before\n{ledger.BEGIN}\nold\n{ledger.END}\nafter\n")
-    ledger.render(page, full)
-    assert page.read_text() == f"before\n{ledger.BEGIN}\n{ledger.summary()}\n\n{ledger.table()}\n{ledger.END}\nafter\n"
-    assert full.read_text() == ledger.page()
+    page.write_text(f"before\n{ledger_text.BEGIN}\nold\n{ledger_text.END}\nafter\n")
+    ledger_text.render(page, full)
+    assert (
+        page.read_text()
+        == f"before\n{ledger_text.BEGIN}\n{ledger_text.summary()}\n\n{ledger_text.table()}\n{ledger_text.END}\nafter\n"
+    )
+    assert full.read_text() == ledger_text.page()
     page.write_text("no markers")
     with pytest.raises(ValueError, match="once each"):
-        ledger.render(page, full)
+        ledger_text.render(page, full)
 
 
 def test_the_ledger_never_says_the_papers_rank_without_ours():
     memorised("mora", (0.90, 0.91, 0.92))
     memorised("lora", (0.50, 0.51, 0.52))
-    assert "lite: MoRA r=1 (the paper's 8) - LoRA r=1 (the paper's 8) | **shown**" in ledger.table()
-    assert "(as " not in ledger.page()
+    assert "lite: MoRA r=1 (the paper's 8) - LoRA r=1 (the paper's 8) | **shown**" in ledger_text.table()
+    assert "(as " not in ledger_text.page()
 
 
 def test_the_readme_shows_what_the_results_give(monkeypatch):
     monkeypatch.undo()
     resolved = ResolvedTables()
-    shown = f"{ledger.summary(resolved)}\n\n{ledger.table(resolved)}"
-    assert f"{ledger.BEGIN}\n{shown}\n{ledger.END}" in ledger.PAGE.read_text()
-    assert ledger.FULL.read_text() == ledger.page(resolved)
+    shown = f"{ledger_text.summary(resolved)}\n\n{ledger_text.table(resolved)}"
+    assert f"{ledger_text.BEGIN}\n{shown}\n{ledger_text.END}" in ledger_text.PAGE.read_text()
+    assert ledger_text.FULL.read_text() == ledger_text.page(resolved)
+
+
+def test_an_equality_names_its_margin():
+    answered("mora", (0.500, 0.502, 0.504))
+    answered("lora", (0.501, 0.503, 0.505))
+    claim = Claim.model_validate(BETTER | {"test": "equal", "margin": 2.5})
+    outcome = said(BETTER, test="equal", margin=2.5)
+    assert ledger_text.verdict_text(claim, outcome).startswith("**equal** within 2.5 points")
+    undecided = replace(outcome, verdict="undecided")
+    assert ledger_text.verdict_text(claim, undecided).startswith("**undecided** at a margin of 2.5 points")
+    assert ledger_text.within(claim, replace(outcome, verdict="floor")) == ""
+
+
+def test_a_mean_says_which_of_its_columns_are_at_their_floor():
+    for method, guessed in (("mora", 0.251), ("lora", 0.250)):
+        scores = [{"mmlu_tulu_0shot": 0.5 + d, "mmlu_tulu_5shot": guessed} for d in (0.0, 0.001, 0.002)]
+        facts = {"documents": 14042.0, "floor": 0.25}
+        run_all(
+            cell_of("table1", "lite", (method, 1)),
+            [{f"{n}.{k}": v for n, s in both.items() for k, v in {"score": s, **facts}.items()} for both in scores],
+        )
+    of_mean = said(BETTER, columns=["mmlu_0shot", "mmlu_5shot"])
+    assert "mmlu_5shot, half of this mean, is at its floor" in of_mean.notes
+    assert not any("floor" in note for note in said(BETTER).notes)
+
+
+def test_a_contrast_of_other_columns_names_them(monkeypatch):
+    monkeypatch.undo()
+    page = ledger_text.page()
+    assert "| mid, qwen25_coder_1b5; r256 (here 96) | MoRA, sharing | MoRA, truncation |" in page
+    assert "| mid, qwen25_coder_1b5; biomed_local | LoRA r=96 (the paper's 256) | ReLoRA r=96" in page
+    assert "| benchmark, shape of llama2_7b | mora rotation r=8 | lora r=8 |" in page
 
 
 def test_rows_are_found_by_the_papers_rank():
