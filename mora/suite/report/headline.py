@@ -6,11 +6,11 @@ from pathlib import Path
 
 from .. import ledger_text
 from ..contrasts import ResolvedTables
-from . import findings, pictures, style
+from . import findings, forest, style
 
 
 def render(resolved: ResolvedTables, page: Path = ledger_text.FULL) -> Path:
     """Write the picture beside the ledger, under its name, as PDF and SVG; return the path of the SVG."""
     with style.in_print():
-        style.printed(pictures.forest(findings.of_claims(resolved)), page.with_suffix(""))
+        style.printed(forest.forest(findings.of_claims(resolved)), page.with_suffix(""))
     return page.with_suffix(".svg")

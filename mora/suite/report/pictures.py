@@ -1,10 +1,10 @@
-"""Pictures that only the report has: the forest of claims, searches, cost beside score, and learning curves."""
+"""Pictures that only the report has: searches, cost beside score, and learning curves."""
 
 from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -18,55 +18,14 @@ from mora.config.run_id import format_lr, run_id
 from mora.planner.gpus import GIB
 
 from ..cells import CellRuns
-from .findings import Finding
 from .gather import Point, Run, Shown
-from .style import KEPT, PAGE, Look, legend_below, looks
+from .style import KEPT, Look, legend_below, looks
 
 ACROSS = 2  # panels
 POINTS = 120  # of a curve
 SMOOTHED = 9  # points that each is the mean of
 HELD_OUT = "-held-out"  # ends the name of such a curve
-VERDICTS = {"shown": "C2", "equal": "C2", "contradicted": "C1"}  # others are grey
 SELECTIONS = {"validation_loss": "held-out loss (nats per token)", "value_nll": "loss of the values (nats per value)"}
-
-
-def forest(findings: Sequence[Finding]) -> Figure:
-    """Draw every judged claim, ours with its interval beside the paper's, one panel per table."""
-    judged = [f for f in findings if f.outcome.effect is not None]
-    panels: dict[str, list[Finding]] = {}
-    for f in judged:
-        panels.setdefault(f.source, []).append(f)
-    heights = [len(panel) + 0.6 for panel in panels.values()]
-    figure, axes = plt.subplots(
-        len(panels),
-        1,
-        figsize=(PAGE, 0.32 * sum(heights) + 0.25 * len(panels)),
-        squeeze=False,
-        layout="constrained",
-        gridspec_kw={"height_ratios": heights},
-    )
-    for ax, (source, panel) in zip(axes[:, 0], panels.items(), strict=True):
-        _forest_panel(ax, f"{source}: {panel[0].unit}", panel)
-    axes[0, 0].plot([], [], "o", color="k", label="ours, with its interval")
-    axes[0, 0].plot([], [], "D", mfc="none", color="k", label="the paper's")
-    figure.legend(loc="outside upper right", ncols=2)
-    return figure
-
-
-def _forest_panel(ax: Axes, label: str, findings: list[Finding]) -> None:
-    for y, f in enumerate(findings):
-        o, colour = f.outcome, VERDICTS.get(f.outcome.verdict, "C6")
-        assert o.effect is not None
-        if o.interval is not None and math.isfinite(o.interval.low):
-            ax.plot(o.interval, (y, y), color=colour, lw=1.5, solid_capstyle="butt")
-        ax.plot(o.effect, y, "o", color=colour)
-        if o.paper is not None:
-            ax.plot(o.paper, y, "D", mfc="none", color="k")
-    ax.axvline(findings[0].centre, color="k", lw=0.6)
-    ax.set_ylim(len(findings) - 0.5, -0.5)
-    ax.set_yticks(range(len(findings)), [f.heading for f in findings])
-    ax.set_xlabel(label, labelpad=1)
-    ax.grid(axis="x", alpha=0.3)
 
 
 def searches(shown: Shown) -> Figure | None:

@@ -17,7 +17,7 @@ from mora.io import replace_file
 
 from .. import figures, memory_study
 from ..experiment import ROOT
-from . import chart, decisions, detail, findings, pack, pictures, style, table_cells
+from . import chart, decisions, detail, findings, forest, pack, pictures, style, table_cells
 from .gather import Gathered, Run, Shown
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -110,7 +110,7 @@ class Site:
         judged = [f for f in self.claims if f.outcome.effect is not None]
         if judged:
             with style.in_print():
-                style.printed(pictures.forest(self.claims), self.files / "claims")
+                style.printed(forest.forest(self.claims), self.files / "claims")
         axes: dict[str, list[findings.Finding]] = {}
         for f in sorted(self.claims, key=lambda f: f.outcome.effect is None):
             axes.setdefault(f.source, []).append(f)
