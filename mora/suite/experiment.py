@@ -44,7 +44,7 @@ class Row(FrozenModel):
     `settings`: more overrides, which its label says. `columns`: the names of those that it has, where not all. `rates`: what
     is searched in a column, where that is not the task's grid. `rate_without_settings`: the row has no search of its own: it
     takes the rate that the same row without its settings chose, so that nothing else differs. `more_seeds`: of a task's
-    final runs, beside the scale's.
+    final runs, beside the scale's. `called`: a curve's name in the legend of a figure.
     """
 
     method: str
@@ -56,6 +56,7 @@ class Row(FrozenModel):
     rates: dict[str, list[float]] = {}
     rate_without_settings: bool = False
     more_seeds: dict[str, list[int]] = {}
+    called: str | None = None
 
     def overrides(self) -> list[str]:
         chosen = [f"method={self.method}"]
@@ -118,7 +119,8 @@ class Experiment(FrozenModel):
         selection: The metric that chooses among the runs of a search; lower is better.
         unit: Of the table's cells.
         notes: The first words of those inconsistencies of the paper that concern this experiment.
-        minus_first: For kind figure, curves are the loss minus the first row's, at the same step and seed.
+        minus_first: For kind figure, curves are the loss minus that of the panel's first row, at the same step and seed.
+        table: For kind figure, the table of the same runs, whose numbers the caption puts beside the losses.
         settings: For kind settings, a hyperparameter of the paper's table and its place in a run's configuration.
     """
 
@@ -132,6 +134,7 @@ class Experiment(FrozenModel):
     notes: list[str] = []
     reach: Reach | None = None
     minus_first: bool = False
+    table: str | None = None
     settings: dict[str, str] = {}
 
     def has(self, scale: Scale) -> bool:
@@ -170,6 +173,12 @@ def checked(name: str, values: Any) -> Experiment:
 
 def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != "claims")
+
+
+def number_of(experiment: str) -> str:
+    """Return the experiment's name with its number: `Table 2`, `Figure 5`, `Memory`."""
+    head = experiment.rstrip("0123456789")
+    return f"{head.capitalize()} {experiment[len(head) :]}".strip()
 
 
 @lru_cache
@@ -305,6 +314,10 @@ class CellSpec:
         shown = (setting for setting in self.row.settings if not setting.startswith("method.config="))  # by the name
         more += [setting.rpartition(".")[2] for setting in shown]
         return ", ".join([name, *more])
+
+    @property
+    def curve_label(self) -> str:
+        return self.row.called or self.label
 
     @cached_property
     def heading(self) -> str:

@@ -1,4 +1,4 @@
-"""Loss curves from the raw logs beside the results, and spectra, as SVG with a Markdown caption.
+"""Loss curves and spectra as SVG, with a Markdown caption.
 
 Every rendering gives the same bytes.
 """
@@ -6,38 +6,38 @@ Every rendering gives the same bytes.
 from __future__ import annotations
 
 import math
+import statistics
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mora.config import RunConfig
-from mora.config.run_id import log_path, run_id, spectrum_path
-from mora.errors import DamagedFileError
+from mora.config.run_id import run_id, spectrum_path
 from mora.io import replace_file
 from mora.results import MODULES, RunResult, Source, Spectrum, read_spectrum
 
-from .cells import CellRuns
-from .experiment import NAMES, Experiment
+from . import experiment as experiments
+from . import loss_curves
+from .cells import CellRuns, higher_is_better
+from .experiment import Column, Experiment
 from .launch import ROOT
+from .loss_curves import FALL, SMOOTHING_STEPS
 from .tables import NOT_RUN, models, notes
-from .usable import log_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SMOOTHING_STEPS = 5
-POINTS = 250  # of a curve where every seed has its own
-FALL = 0.15  # the share of a run whose first fall is left above the panel: what sets methods apart comes after it
-BRING = "copy it from the machine of the run, or remove it and the result beside it to repeat the run"
-STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))  # as many as Figure 4 has curves
+ACROSS = 2  # panels, where there is room
 CAPTIONS = {
     "figure": f"Each curve: training loss, averaged over seeds and over {SMOOTHING_STEPS} steps; band: the range of the "
-    f"seeds. The first {FALL:.0%} of the steps may lie above the panel.",
+    f"seeds. The first {FALL:.0%} of the steps may lie above the panel. Vertical lines: restarts, dotted, from the logs of "
+    "the runs, and ends of epochs, dashed, if they are few.",
     "spectrum": "Each bar: the number of singular values of delta W above 0.1, averaged over the layers of a kind of "
-    "module and over seeds.",
+    "module and over seeds; whisker: the range of the seeds.",
 }
 
 
@@ -47,7 +47,7 @@ def render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale:
     Returns:
         The path of the picture; None if there is nothing to draw yet.
     """
-    panels = list(zip(*rows, strict=True))
+    panels = _panels(rows)
     figure = drawn(experiment, rows, scale)
     if figure is None:
         return None
@@ -62,39 +62,70 @@ def render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale:
 def drawn(
     experiment: Experiment, rows: list[list[CellRuns]], scale: str, width: float = 6.4, every_seed: bool = False
 ) -> Figure | None:
-    """Draw one panel of `width` inches per column; None if there is nothing to draw yet.
+    """Draw a panel per column, of `width` inches if there is one; None if there is nothing to draw yet.
 
-    With `every_seed` each seed has its own line or dot.
+    With `every_seed` each seed has its own line or dot. A narrow figure has one panel a row.
     """
-    panels = list(zip(*rows, strict=True))
+    panels = _panels(rows)
     if not any(_shown(runs) for panel in panels for runs in panel):
         return None
-    size = (width * len(panels), 0.625 * width)
+    across = min(len(panels), ACROSS if width > 4 else 1)
+    down, width = math.ceil(len(panels) / across), width if across == 1 else 0.75 * width
     from matplotlib import pyplot as plt  # a second that a plan need not wait for
 
     plt.switch_backend("Agg")
-    figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
-    draw = _spectra if experiment.kind == "spectrum" else _losses
+    size = (width * across, 0.625 * width * down)
+    figure, axes = plt.subplots(down, across, figsize=size, squeeze=False, layout="constrained")
+    draw = _spectra if experiment.kind == "spectrum" else loss_curves.draw
     small = 9 if width > 4 else 7
-    figure.suptitle(textwrap.fill(experiment.title, int(12.5 * width) * len(panels)), fontsize=small)
-    for ax, panel in zip(axes[0], panels, strict=True):
-        draw(ax, list(panel), every_seed)
-        missing = ", ".join(f"{runs.spec.label} ({_absent(runs)})" for runs in panel if not _shown(runs))
-        about = f"scale {scale}, {panel[0].spec.column.name}"
-        text = about + (f"; not drawn: {missing}" if missing else "")
-        ax.set_title(textwrap.fill(text, int(12.5 * width)), fontsize=small)
+    above = [experiment.title, *([loss_curves.about(panels)] if experiment.kind == "figure" else [])]
+    figure.suptitle("\n".join(textwrap.fill(text, int(12.5 * width) * across) for text in above), fontsize=small)
+    for ax in axes.flat[len(panels) :]:
+        ax.remove()
+    for ax, panel in zip(axes.flat, panels, strict=False):
+        draw(ax, panel, every_seed)
+        title = (textwrap.fill(line, int(12.5 * width)) for line in _title(panel))
+        ax.set_title("\n".join(title), fontsize=small)
         ax.grid(alpha=0.3)
-        if ax.lines or ax.patches:
+        if across == 1 and (ax.lines or ax.patches):
             ax.legend(frameon=False, fontsize=small)
+    if across > 1:
+        named = {
+            label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend([*named.values()], [*named], loc="outside lower center", ncols=4, frameon=False, fontsize=small)
     return figure
 
 
-def _caption(picture: str, experiment: Experiment, panels: list[tuple[CellRuns, ...]], scale: str) -> str:
+def _title(panel: list[CellRuns]) -> list[str]:
+    """Return what a panel shows, and which curves or bars are missing or lack a seed, in lines."""
+    first = panel[0].spec
+    minus = [f"minus {first.label}"] if first.experiment.minus_first else []
+    absent = ", ".join(f"{runs.spec.curve_label} ({_absent(runs)})" for runs in panel if not _shown(runs))
+    partly = (runs for runs in panel if 0 < len(_shown(runs)) < len(runs.final_runs))
+    fewer = ", ".join(
+        f"{runs.spec.curve_label}, {len(_shown(runs))} of {len(runs.final_runs)} seeds" for runs in partly
+    )
+    lacking = [f"not drawn: {absent}"] * bool(absent) + [fewer] * bool(fewer)
+    about = [f"scale {first.scale}, {first.column.name}"]
+    return [*about, "; ".join([*minus, *lacking])] if minus else ["; ".join([*about, *lacking])]
+
+
+def _panels(rows: list[list[CellRuns]]) -> list[list[CellRuns]]:
+    """Return the cells of each column, without those that the experiment leaves out."""
+    return [[runs for runs in column if runs.spec.exists] for column in zip(*rows, strict=True)]
+
+
+def _caption(picture: str, experiment: Experiment, panels: list[list[CellRuns]], scale: str) -> str:
     """Return the picture's caption: what it shows, of which runs, and the commits that made them."""
     about = f"Scale {scale}, {models(panels)}. {CAPTIONS[experiment.kind]}"
     if experiment.minus_first:
-        about += " Shown is the loss minus the first row's at the same step and seed, hence on the same sequences."
+        about += (
+            " Shown is the loss minus that of the panel's first row at the same step and seed, hence on the same data."
+        )
     lines = [f"# {experiment.title}", "", f"![{experiment.title}]({picture})", "", about]
+    for panel in panels if experiment.table else ():
+        lines += ["", text] if (text := _orders(panel)) else []
     for note in notes(experiment):
         lines += ["", note]
     spectrum = experiment.kind == "spectrum"
@@ -104,14 +135,49 @@ def _caption(picture: str, experiment: Experiment, panels: list[tuple[CellRuns, 
         shown = _shown(runs)
         if not shown:
             lines.append(
-                f"| {runs.spec.column.name} | {runs.spec.label} | {_absent(runs)} | |" + (" |" if spectrum else "")
+                f"| {runs.spec.column.name} | {_full_label(runs)} | {_absent(runs)} | |" + (" |" if spectrum else "")
             )
         for config, result in shown:
-            cells = [runs.spec.column.name, runs.spec.label, run_id(config), _commit(result.source)]
+            cells = [runs.spec.column.name, _full_label(runs), run_id(config), _commit(result.source)]
             measured = spectrum_of(config) if spectrum else None
             cells += [_commit(measured.source)] if measured else []
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _full_label(runs: CellRuns) -> str:
+    """Return the row's label, with what the legend calls it in place of its settings."""
+    spec = runs.spec
+    if spec.row.called is None:
+        return spec.label
+    return f"{replace(spec, row=spec.row.model_copy(update={'settings': []})).label}, {spec.row.called}"
+
+
+def _orders(panel: list[CellRuns]) -> str:
+    """Return the rows by their training loss at the end, and by the number of the same runs in the table."""
+    (column,) = (c for c in _columns_of_table(panel[0]) if c.name == panel[0].spec.column.name)
+    losses, scores = {}, {}
+    for runs in panel:
+        measured = [runs.metrics(config, result).get(column.metric) for config, result in _shown(runs)]
+        if measured and all(measured):
+            losses[runs.spec.label] = statistics.fmean(curve[-1] for curve in loss_curves.by_seed(runs).values())
+            scores[runs.spec.label] = statistics.fmean(metric.value for metric in measured if metric)
+    if len(losses) < 2:
+        return ""
+    turn = higher_is_better(column.metric)
+    ours, theirs = sorted(losses, key=losses.__getitem__), sorted(scores, key=scores.__getitem__, reverse=turn)
+    number = experiments.number_of(panel[0].spec.experiment.table or "")
+    return (
+        f"{panel[0].spec.column.name}: this is loss on training sequences. At the end, best first: "
+        f"{', '.join(f'{label} {losses[label]:.2f}' for label in ours)}. {number} scores the same runs on held-out text, "
+        f"and ranks them {'alike' if ours == theirs else 'otherwise'}: "
+        f"{', '.join(f'{label} {scores[label]:.2f}' for label in theirs)}."
+    )
+
+
+def _columns_of_table(runs: CellRuns) -> list[Column]:
+    table = experiments.load(runs.spec.experiment.table or "")
+    return table.scales[runs.spec.scale].columns or table.columns
 
 
 def _commit(source: Source | None) -> str:
@@ -121,44 +187,18 @@ def _commit(source: Source | None) -> str:
 
 
 def _shown(runs: CellRuns) -> list[tuple[RunConfig, RunResult]]:
-    """Return the runs of a curve or of bars with their results; none unless all of them exist and can be drawn."""
+    """Return the runs of a curve or of bars with their results; of bars none unless all of them can be drawn."""
+    if runs.spec.experiment.kind != "spectrum":
+        return loss_curves.shown(runs)
     results = runs.results
-    if len(results) < len(runs.final_runs):
-        return []
-    if runs.spec.experiment.kind == "spectrum":
-        return results if all(spectrum_path(config).is_file() for config, _ in results) else []
-    return results if all(result.status == "done" for _, result in results) else []
+    there = len(results) == len(runs.final_runs) and all(spectrum_path(config).is_file() for config, _ in results)
+    return results if there else []
 
 
 def _absent(runs: CellRuns) -> str:
     """Return why a curve or bars are not drawn."""
     there, wanted = len(runs.results), len(runs.final_runs)
     return NOT_RUN if not there else f"{there} of {wanted} seeds" if there < wanted else "cannot be drawn"
-
-
-def _losses(axes: Axes, panel: list[CellRuns], every_seed: bool) -> None:
-    what, first = "training loss (nats per token)", panel[0]
-    shown = [(i, runs.spec.label, _curves(runs)) for i, runs in enumerate(panel) if _shown(runs)]
-    if first.spec.experiment.minus_first:
-        what = f"training loss minus {NAMES[first.spec.row.method]}'s (nats per token)"
-        shown = [(i, label, curves - shown[0][2]) for i, label, curves in shown[1:]] if _shown(first) else []
-    drawn = []
-    for i, label, curves in shown:
-        apart = max(1, curves.shape[1] // POINTS) if every_seed else 1  # many lines, so fewer points in each
-        steps, curves = np.arange(1, curves.shape[1] + 1)[::apart], curves[:, ::apart]
-        line = axes.plot(steps, curves.mean(0), ls=STYLES[i % len(STYLES)], lw=1.6, label=label)[0]
-        if len(curves) > 1:
-            axes.fill_between(steps, curves.min(0), curves.max(0), color=line.get_color(), alpha=0.2, lw=0)
-        for curve in curves if every_seed else ():
-            axes.plot(steps, curve, color=line.get_color(), lw=0.5, alpha=0.7)
-        drawn.append(curves[:, int(FALL * curves.shape[1]) :])
-    if drawn and first.spec.experiment.minus_first:
-        axes.axhline(0, color="k", lw=0.8)
-        drawn.append(np.zeros((1, 1)))
-    if drawn:
-        low, high = min(c.min() for c in drawn), max(c.max() for c in drawn)
-        axes.set_ylim(low - 0.03 * (high - low), high + 0.03 * (high - low))
-    axes.set(xlabel="step", ylabel=what)
 
 
 def _spectra(axes: Axes, panel: list[CellRuns], every_seed: bool) -> None:
@@ -170,6 +210,9 @@ def _spectra(axes: Axes, panel: list[CellRuns], every_seed: bool) -> None:
         counts = np.array([[s.kinds[kind][runs.spec.column.metric] for kind in MODULES] for s in spectra if s])
         places = np.arange(len(MODULES)) + (i - (len(panel) - 1) / 2) * width
         axes.bar(places, counts.mean(0), width, label=runs.spec.label)
+        if len(counts) > 1:
+            apart = (counts.mean(0) - counts.min(0), counts.max(0) - counts.mean(0))
+            axes.errorbar(places, counts.mean(0), apart, fmt="none", ecolor="k", elinewidth=0.8, capsize=1.5)
         for seed in counts if every_seed else ():
             axes.plot(places, seed, ".", color="k", ms=3)
     axes.set_xticks(range(len(MODULES)), [kind.removesuffix("_proj") for kind in MODULES])
@@ -180,35 +223,6 @@ def spectrum_of(config: RunConfig) -> Spectrum | None:
     """Return the spectrum of a run; None if it was not measured. Raises ConfigError if its file is damaged."""
     path = spectrum_path(config)
     return read_spectrum(path) if path.is_file() else None
-
-
-def _curves(runs: CellRuns) -> np.ndarray:
-    """Return the smoothed training loss, (seeds, steps)."""
-    losses = {log_path(config): _losses_of(config, result) for config, result in _shown(runs)}
-    steps = max(map(len, losses.values()))
-    for path, curve in losses.items():
-        if len(curve) < steps:
-            raise DamagedFileError(f"{path} is truncated: it has {len(curve)} steps, another seed has {steps}; {BRING}")
-    return np.array([_smooth(curve) for curve in losses.values()])
-
-
-def _losses_of(config: RunConfig, result: RunResult) -> list[float]:
-    """Return the training loss of every step. Raises DamagedFileError if the log is missing or a loss is not a number."""
-    path, losses = log_path(config), [row["loss"] for row in log_of(config, result) if "loss" in row]
-    if not losses:
-        raise DamagedFileError(f"{path} is missing, or holds no loss; {BRING}")
-    for step, loss in enumerate(losses, 1):
-        if not isinstance(loss, float | int) or not math.isfinite(loss):
-            raise DamagedFileError(
-                f"{path} is damaged (step {step}, loss={str(loss)[:80]!r}: expected a number); {BRING}"
-            )
-    return losses
-
-
-def _smooth(values: list[float]) -> np.ndarray:
-    kernel = np.ones(SMOOTHING_STEPS) / SMOOTHING_STEPS
-    padded = np.concatenate([np.full(SMOOTHING_STEPS - 1, values[0]), values])
-    return np.convolve(padded, kernel, mode="valid")
 
 
 def output_folder(scale: str, kind: str) -> Path:

@@ -13,10 +13,9 @@ from .. import experiment as experiments
 from .. import ledger, ledger_text
 from ..claims import Claim, load
 from ..contrasts import ResolvedTables, measure
-from ..experiment import Scale
+from ..experiment import Scale, number_of
 from ..ledger import Outcome
 from ..verdicts import Interval
-from .gather import number_of
 
 LINE = 60  # letters of a line beside a print figure
 

@@ -21,7 +21,7 @@ from .. import claims, commands
 from .. import experiment as experiments
 from ..cells import CellRun, CellRuns
 from ..contrasts import ResolvedTables
-from ..experiment import ROOT, CellSpec, Experiment, Scale
+from ..experiment import ROOT, CellSpec, Experiment, Scale, number_of
 from ..selection import last_step
 from ..usable import log_of, reportable, result_of
 
@@ -188,12 +188,6 @@ def _without_evidence(folder: Path) -> dict[str, str]:
                 STORE.leave_out(folder / result)
                 damaged[result] = f"{kind}/{path.name} is damaged: {error}".replace(f"{folder.parent}/", "")
     return damaged
-
-
-def number_of(experiment: str) -> str:
-    """Return the experiment's name with its number: `Table 2`, `Figure 5`, `Memory`."""
-    head = experiment.rstrip("0123456789")
-    return f"{head.capitalize()} {experiment[len(head) :]}".strip()
 
 
 def end(run: Run) -> int:

@@ -289,45 +289,6 @@ def test_only_what_asks_the_papers_question_stands_beside_its_number(name, scale
             assert not spec.column.metric.split(".")[0].endswith(("_local", "500"))
 
 
-def test_a_curve_needs_every_seed_to_its_end_and_committed_source(nothing_measured):
-    spec = cells_of("figure3", "lite")[0]
-    rows = [{"step": step, "loss": 1.0} for step in (1, 2)]
-    for config in spec.search_runs:
-        write(config, {"value_nll": config.lr}, steps=(300,))
-    for config in resolve(spec).final_runs:
-        write(config, {}, log_rows=rows)
-    assert figures._curves(resolve(spec)).shape == (3, 2)
-    last = resolve(spec).final_runs[-1]
-    for unusable in ({"dirty": True}, {"status": "diverged"}):
-        write(last, {}, **unusable)
-        assert figures._shown(resolve(spec)) == []
-    write(last, {})
-    write(spec.search_runs[-1], {"value_nll": 9.0}, dirty=True)
-    assert figures._shown(resolve(spec)) == []
-
-
-def test_a_loss_minus_the_first_rows_is_taken_seed_by_seed(nothing_measured):
-    lora, relora, stale, _ = (spec for spec in cells_of("figure_restarts", "mid"))
-    for spec, losses in ((lora, (0.5, 0.7)), (relora, (0.51, 0.73))):
-        for run in spec.search_runs:
-            write(run, {"validation_loss": abs(run.lr - 3e-4)})
-        for run in resolve(spec).choice.missing:
-            write(run, {"validation_loss": 1.0})
-        for run, loss in zip(resolve(spec).final_runs, losses, strict=True):
-            write(run, {}, log_rows=[{"step": step, "loss": loss} for step in range(1, 11)])
-    experiment = experiments.load("figure_restarts")
-    figure = figures.drawn(experiment, resolve_all([[lora], [relora], [stale]]), "mid")
-    (ax,) = figure.axes
-    curve, zero = ax.lines
-    assert list(curve.get_ydata()) == pytest.approx([0.02] * 10)
-    assert (curve.get_label(), list(zero.get_ydata())) == ("ReLoRA r=96 (the paper's 256)", [0, 0])
-    assert ax.get_ylabel() == "training loss minus LoRA's (nats per token)"
-    for run in resolve(lora).final_runs:
-        result_path(run).unlink()
-    (ax,) = figures.drawn(experiment, resolve_all([[lora], [relora], [stale]]), "mid").axes
-    assert not ax.lines, "there is nothing to subtract"
-
-
 def test_a_figure_has_a_caption_that_names_its_runs_and_their_commits(tmp_path, nothing_measured):
     experiment = experiments.load("figure4")
     rows = experiments.cell_specs(experiment, "smoke")
