@@ -9,6 +9,7 @@ from typing import Any
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.legend import Legend
 
 from mora.suite.report.style import saved
 
@@ -43,7 +44,13 @@ def draw(measured: dict[str, Any], path: Path) -> Path:
         parameters = 2 * r * settings["D"]
         axes[f"steps {r}"].set_title(f"associative memory, {parameters:,} parameters (LoRA r={r})", fontsize=10)
     axes["legend"].axis("off")
-    axes["legend"].legend(*axes["accuracy 2"].get_legend_handles_labels(), loc="center", frameon=False)
+    below = axes["legend"]
+    for panel, title, place, columns in (
+        ("teacher", "linear teacher", "upper center", 2),
+        ("accuracy 2", "associative memory", "lower center", 1),
+    ):
+        named = axes[panel].get_legend_handles_labels()
+        below.add_artist(Legend(below, *named, loc=place, title=title, ncols=columns, frameon=False))
     saved(figure, path)
     return path
 
@@ -90,7 +97,6 @@ def _teacher(ax: Axes, rows: list[dict[str, Any]]) -> None:
     ax.set_xticks(range(len(ranks)), ["Gaussian" if rank is None else str(rank) for rank in ranks])
     ax.set(xlabel="rank of the teacher, equal singular values", ylabel="share of its energy, best fit", yscale="log")
     ax.set_title("linear teacher (MoRA's other operators: as sharing)", fontsize=10)
-    ax.legend(fontsize=8)
     ax.grid(alpha=0.3)
 
 
@@ -119,5 +125,5 @@ def _arms(ax: Axes, rows: list[dict[str, Any]], field: str, absent: float) -> No
     ticks = sorted({row["load"] for row in rows})
     ax.set_xscale("log", base=2)
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    ax.set(xlabel="load: bits to store a trainable parameter")
+    ax.set(xlabel="bits to store per trainable parameter (arms side by side)")
     ax.grid(alpha=0.3)
