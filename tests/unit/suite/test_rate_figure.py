@@ -8,7 +8,7 @@ from made_up import write
 from mora.config import run_id, source
 from mora.suite import experiment as experiments
 from mora.suite.cells import resolve, resolve_all
-from mora.suite.report import rate_figure
+from mora.suite.report import rate_figure, rate_panels
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def gathered(*names):
 
 
 def panel():
-    (one,) = [p for p in rate_figure.panels(gathered("table1")) if (p.config.task.name, p.config.r) == ("metamath", 4)]
+    (one,) = [p for p in rate_panels.panels(gathered("table1")) if (p.config.task.name, p.config.r) == ("metamath", 4)]
     return one
 
 
@@ -44,12 +44,14 @@ def test_an_order_is_over_the_seeds_that_all_have(measure):
     one = panel()
     assert one.common == [c.lr for c in lora.search_space]
     best, second = one.order(one.own), one.at(1e-3)
-    assert best == ({"LoRA": 0.55, "MoRA": 0.551}, 1), "seed 1 of LoRA alone is not compared with seed 0 of MoRA"
-    assert second == ({"LoRA": 0.55, "MoRA": 0.58}, 1)
+    assert best == ({"LoRA": 0.55, "MoRA, rotation": 0.551}, 1), (
+        "seed 1 of LoRA alone is not compared with seed 0 of MoRA"
+    )
+    assert second == ({"LoRA": 0.55, "MoRA, rotation": 0.58}, 1)
     measure("mora", (0.56, 0.551, 0.58, 0.79), again=(0.53, 0.57))
     order, seeds = panel().order(panel().own)
-    assert (list(order), seeds) == (["MoRA", "LoRA"], 2)
-    assert order == pytest.approx({"MoRA": 0.5405, "LoRA": 0.545})
+    assert (list(order), seeds) == (["MoRA, rotation", "LoRA"], 2)
+    assert order == pytest.approx({"MoRA, rotation": 0.5405, "LoRA": 0.545})
     assert panel().same == 2, "at 1e-4 and 3e-4"
     assert panel().turns
 
@@ -66,12 +68,12 @@ def test_a_search_that_is_not_complete_has_no_own_rate_and_a_diverged_run_is_las
     mora = measure("mora", ())
     write(mora.search_runs[3], {}, status="diverged")
     one = panel()
-    assert one.own == {"MoRA": mora.search_space[2].lr}
+    assert one.own == {"MoRA, rotation": mora.search_space[2].lr}
     assert one.common == [c.lr for c in mora.search_space[:2]]
     write(measure("lora", ()).search_runs[3], {"validation_loss": 0.7})
-    assert list(panel().at(3e-3)[0]) == ["LoRA", "MoRA"]
+    assert list(panel().at(3e-3)[0]) == ["LoRA", "MoRA, rotation"]
     line = rate_figure._line(panel())
-    assert "3e-3, n=1: LoRA; MoRA diverged" in line
+    assert "3e-3, n=1: LoRA; MoRA, rotation diverged" in line
     assert "LoRA (not complete)" in line
     assert "ReLoRA; AsyLoRA; DoRA" in line
 
@@ -82,7 +84,7 @@ def test_a_search_that_has_begun_takes_no_common_rate_from_complete_ones(measure
     before = panel().same, panel().turns
     measure("mora", (0.54, 0.53))
     assert panel().common == [c.lr for c in lora.search_space]
-    assert list(panel().at(1e-4)[0]) == ["MoRA", "LoRA", "ReLoRA"]
+    assert list(panel().at(1e-4)[0]) == ["MoRA, rotation", "LoRA", "ReLoRA"]
     assert list(panel().at(1e-3)[0]) == ["LoRA", "ReLoRA"]
     assert (panel().same, panel().turns) == before == (3, True), (
         "at 3e-4 both have two seeds, and the one that MoRA has decides nothing"
@@ -92,11 +94,14 @@ def test_a_search_that_has_begun_takes_no_common_rate_from_complete_ones(measure
 def test_two_experiments_share_a_curve_and_full_training_stands_beside_each_rank(measure):
     measure("mora", (0.56, 0.551, 0.58, 0.79))
     measure("fft", (0.55, 0.54, 0.56, 0.66))
-    found = [p for p in rate_figure.panels(gathered("table1", "table4")) if p.config.task.name == "metamath"]
-    assert [(p.config.r, [c.label for c in p.searched]) for p in found] == [(4, ["FFT", "MoRA"]), (96, ["FFT"])]
+    found = [p for p in rate_panels.panels(gathered("table1", "table4")) if p.config.task.name == "metamath"]
+    assert [(p.config.r, [c.label for c in p.searched]) for p in found] == [
+        (4, ["FFT", "MoRA, rotation"]),
+        (96, ["FFT"]),
+    ]
     assert [c.label for c in found[0].curves.values() if c.label.startswith("MoRA")] == [
-        *("MoRA", "MoRA, truncation", "MoRA, sharing", "MoRA, decouple")
-    ], "rotation is what Table 1's MoRA is at r=4"
+        *("MoRA, rotation", "MoRA, truncation", "MoRA, sharing", "MoRA, decouple")
+    ], "Table 1's MoRA, which names no operator, is rotation at r=4"
 
 
 def test_the_files_hold_every_search_run_and_no_final_one(measure, tmp_path):
@@ -108,17 +113,20 @@ def test_the_files_hold_every_search_run_and_no_final_one(measure, tmp_path):
         write(config, {"validation_loss": 0.123})
     path = rate_figure.render("mid", gathered("table1", "table4"), tmp_path / "out")
     first, text = path.read_bytes(), path.with_suffix(".md").read_text()
-    assert "| metamath, qwen25_coder_1b5, r=4 (the paper's 8) | 100 | 1e-4, n=1: MoRA; LoRA +0.0300<br>" in text
-    assert "n=1: LoRA (1e-3); MoRA (3e-4) +0.00100 | 2 of 4 | FFT; LoRA+; ReLoRA;" in text
     assert (
-        "| biomed, qwen25_coder_1b5, r=4 (the paper's 8) | - | FFT; LoRA; LoRA+; ReLoRA; AsyLoRA; DoRA; MoRA |" in text
+        "| metamath, qwen25_coder_1b5, r=4 (the paper's 8) | 100 | 1e-4, n=1: MoRA, rotation; LoRA +0.0300<br>" in text
+    )
+    assert "n=1: LoRA (1e-3); MoRA, rotation (3e-4) +0.00100 | 2 of 4 | FFT; LoRA+; ReLoRA;" in text
+    assert (
+        "| biomed, qwen25_coder_1b5, r=4 (the paper's 8) | - | FFT; LoRA; LoRA+; ReLoRA; AsyLoRA; DoRA; MoRA, rotation |"
+        in text
     )
     with open(path.with_suffix(".csv")) as file:
         lines = list(csv.DictReader(file))
     again = [config.model_copy(update={"seed": 1}) for config in (lora.search_runs[2], lora.search_runs[1])]
     assert {line["run"] for line in lines} == {run_id(c) for c in (*lora.search_runs, *again, *mora.search_runs)}
     assert [(line["method"], line["lr"], line["seed"]) for line in lines if line["chosen"] == "True"] == [
-        *(("LoRA", "1e-3", "0"), ("LoRA", "1e-3", "1"), ("MoRA", "3e-4", "0"))
+        *(("LoRA", "1e-3", "0"), ("LoRA", "1e-3", "1"), ("MoRA, rotation", "3e-4", "0"))
     ]
     rate_figure.render("mid", gathered("table1", "table4"), tmp_path / "out")
     assert path.read_bytes() == first
@@ -154,3 +162,42 @@ def test_methods_differ_in_their_marks_where_colours_cannot_be_seen(measure):
     figure = rate_figure.drawn([panel()])
     marks = [line.get_marker() for line in figure.axes[0].lines if line.get_linestyle() != "None"]
     assert len(marks) == len(set(marks)) == 3
+
+
+def test_operators_have_a_panel_of_their_own_and_methods_keep_the_usual_one(measure):
+    measure("lora", (0.59, 0.56, 0.55, 0.57))
+    measure("mora", (0.56, 0.551, 0.58, 0.79))
+    assert [view.what for view in rate_figure.views([panel()])] == ["metamath"]
+    rows = experiments.cell_specs(experiments.load("table4"), "mid")
+    decouple = next(row[0] for row in rows if row[0].row.operator == "decouple")
+    for config, loss in zip(decouple.search_runs, (0.55, 0.552, 0.59, 0.8), strict=True):
+        write(config, {"validation_loss": loss})
+    found = [p for p in rate_panels.panels(gathered("table1", "table4")) if p.config.task.name == "metamath"]
+    methods, operators = rate_figure.views([p for p in found if p.config.r == 4])
+    assert [curve.label for curve in methods.curves] == ["LoRA", "MoRA, rotation"]
+    assert (operators.what, [curve.label for curve in operators.curves]) == (
+        *("metamath: MoRA's operators", ["MoRA, rotation", "MoRA, decouple"]),
+    )
+    lines = [line for line in rate_figure.drawn([operators.panel]).axes[1].lines if line.get_linestyle() != "None"]
+    assert len({line.get_color() for line in lines}) == 2
+
+
+def test_a_panel_ends_near_its_choices_and_marks_what_lies_above(measure):
+    lora = measure("lora", (0.70, 0.56, 0.55, 0.57))
+    measure("mora", (0.56, 0.551, 0.58, 0.60))
+    (axes,) = rate_figure.drawn([panel()]).axes
+    assert axes.get_ylim()[1] == pytest.approx(0.55 + rate_figure.NEAR, abs=0.01)
+    above = [line for line in axes.lines if line.get_marker() == rate_figure.CARETUP and len(line.get_xdata())]
+    assert [list(line.get_xdata()) for line in above] == [[lora.search_space[0].lr]]
+
+
+def test_the_caption_names_full_training_where_it_lies_far_below_a_panel(measure):
+    measure("lora", (0.59, 0.56, 0.55, 0.57))
+    measure("mora", (0.56, 0.551, 0.58, 0.79))
+    measure("fft", (0.02, 0.03, 0.04, 0.05))
+    name = "metamath, qwen25_coder_1b5, r=4 (the paper's 8)"
+    text = f"Far below a panel, and not drawn: FFT in {name}, whose lowest loss is 0.02."
+    assert rate_figure._below([panel()]) == text
+    (axes,) = rate_figure.drawn([panel()]).axes
+    assert axes.get_xlabel() == "learning rate"
+    assert axes.get_ylim()[0] > 0.5
