@@ -18,9 +18,10 @@ PAGE, BEGIN, END = ROOT / "README.md", "<!-- claims:begin -->", "<!-- claims:end
 FULL = ROOT / "results" / "claims.md"
 
 MEANING: dict[Verdict, str] = {
-    "shown": "the results say so, too",
-    "equal": "the two differ by less than the margin that was fixed before",
-    "contradicted": "the results say the opposite",
+    "shown": "our results agree",
+    "equal": "the two are shown to differ by less than the margin, which was chosen so that three seeds can decide and is "
+    "wider than most of the paper's differences",
+    "contradicted": "our results say the opposite",
     "undecided": "the runs do not settle it",
     "floor": "scores are too near those of guessing to compare methods",
     "not run": "runs are missing",

@@ -49,7 +49,7 @@ def forest(findings: Sequence[Finding]) -> Figure:
 def _legend(verdicts: list[Verdict]) -> list[Any]:
     handles: list[Any] = [Line2D([], [], **_mark(verdict), lw=1.5, label=verdict) for verdict in verdicts]
     handles.append(Line2D([], [], ls="", marker="D", mfc="none", color="k", label="the paper's, without an interval"))
-    handles.append(Patch(color=BAND, label="margin fixed before the runs"))
+    handles.append(Patch(color=BAND, label="margin of an equality"))
     handles.append(Line2D([], [], color="k", lw=1.5, label="interval: 95%; with a margin 90%, at a second look 98%"))
     return handles
 

@@ -37,7 +37,7 @@ def test_the_legend_names_every_verdict_that_is_drawn_and_no_other(drawn):
     assert texts(figure)[:3] == ["shown", "equal", "floor"]
     colours = {line.get_label(): line.get_color() for line in figure.legends[0].legend_handles[:3]}
     assert len(set(colours.values())) == 3
-    assert "margin fixed before the runs" in texts(figure)
+    assert "margin of an equality" in texts(figure)
 
 
 def test_a_row_says_what_was_compared_and_at_which_rank(drawn):
