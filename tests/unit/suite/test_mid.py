@@ -18,7 +18,7 @@ from mora.train.engines import make_engine
 
 
 def cells(name):
-    return [spec for row in experiments.cell_specs(experiments.load(name), "mid") for spec in row]
+    return [spec for row in experiments.cell_specs(experiments.load(name), "mid") for spec in row if spec.exists]
 
 
 MID = [spec for name in experiments.names() for spec in cells(name)]
