@@ -102,8 +102,19 @@ class CellRuns:
         return Cell(self.spec.paper_value, values or None, known, len(self.final_runs))
 
     @cached_property
+    def by_seed(self) -> dict[int, float]:
+        """The values of the cell by seed, in the table's unit."""
+        measured = ((config.seed, self.measured(config, result)) for config, result in self.results)
+        return {seed: value[0] for seed, value in measured if value}
+
+    @cached_property
     def at_floor(self) -> bool:
         return at_floor([self])
+
+    @property
+    def floor_tested(self) -> bool:
+        """Whether a floor can be told from a score above it: an error is known, or the metric has no floor."""
+        return not self.shown or self.shown[0].floor is None or _floor_error(self) is not None
 
     @cached_property
     def trainable(self) -> list[int]:
@@ -143,9 +154,18 @@ def at_floor(cells: list[CellRuns]) -> bool:
     height = above_floor(cells)
     if height is None:
         return False
-    firsts = [runs.shown[0] for runs in cells]
-    errors = [verdicts.share_error(m.value, m.documents) if m.documents else m.stderr or 0.0 for m in firsts]
+    errors = [_floor_error(runs) or 0.0 for runs in cells]
     return height <= verdicts.AT_FLOOR * math.hypot(*errors) / len(cells)
+
+
+def _floor_error(runs: CellRuns) -> float | None:
+    """Return the score's standard error over documents, of the first run that has one.
+
+    Where all answers are right or all are wrong it is that of a share of as many documents. None if no run has either.
+    """
+    own = (m.stderr for m in runs.shown if m.stderr and math.isfinite(m.stderr))
+    shares = (verdicts.share_error(m.value, m.documents) for m in runs.shown if m.documents)
+    return next(own, None) or next(shares, None)
 
 
 def above_floor(cells: list[CellRuns]) -> float | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mora.config import ConfigError, RunConfig
@@ -34,19 +34,25 @@ class Choice:
         second_seed: The scores of the best two on the second seed.
         selected: The candidate of the final runs; None while the search is not complete.
         missing: Runs beyond the search that are still to be made.
+        on_record: The next rate beyond an edge at which the choice stands, where another experiment's search ran it.
     """
 
     scores: list[tuple[Candidate, Score]]
     second_seed: dict[Candidate, Score]
     selected: Candidate | None
     missing: list[RunConfig]
+    on_record: tuple[tuple[Candidate, Score], ...] = ()
 
     @property
     def at_edge(self) -> bool:
-        """Whether the rate is the highest or the lowest of those searched: there might be a better one beyond."""
-        return (
-            bool(self.scores) and self.selected is not None and _edge(self.selected, [c for c, _ in self.scores]) != 0
-        )
+        """Whether there might be a better rate beyond those searched.
+
+        It is the highest or the lowest of them, and the next one was run nowhere else, or is better.
+        """
+        if self.selected is None or not _edge(self.selected, [c for c, _ in self.scores]):
+            return False
+        known = {c: _loss(score) for c, score in self.scores}
+        return not any(_loss(score) > known[self.selected] for _, score in self.on_record)
 
     def reason(self, run: RunConfig) -> str:
         """Return why the run is one of `missing`."""
@@ -66,6 +72,17 @@ class Choice:
 
 
 def choose(spec: CellSpec, accepts: Accepts) -> Choice:
+    """Choose among the runs of a search, and look up what else is on record about a choice at the edge."""
+    choice = _chosen(spec, accepts)
+    if choice.missing or not choice.at_edge or choice.selected is None or choice.selected.lr is None:
+        return choice
+    beyond = _edge(choice.selected, [c for c, _ in choice.scores])
+    added = Candidate(choice.selected.overrides, next_rate(choice.selected.lr, beyond))
+    score = _score(spec, spec.run(added, spec.at_scale.seeds[0], searching=True), accepts)
+    return choice if score is None else replace(choice, on_record=((added, score),))
+
+
+def _chosen(spec: CellSpec, accepts: Accepts) -> Choice:
     """Choose among the runs of a search. A diverged run counts as the worst; if all did, the first is taken."""
     scores = [(c, _score(spec, run, accepts)) for c, run in zip(spec.search_space, spec.search_runs, strict=False)]
     if not scores:

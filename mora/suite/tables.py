@@ -7,7 +7,7 @@ import io
 import math
 import re
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from mora.results import Metrics
 
 from . import latex
 from .cells import Cell, CellRuns, steps_to
-from .experiment import Candidate, Experiment, paper_tables
+from .experiment import Candidate, Experiment, Row, paper_tables
 from .selection import Choice
 
 NOT_RUN = "not run"
@@ -52,9 +52,11 @@ STACK = ("torch", "transformers", "peft")
 SIGNS = {"+-": "$\\pm$", "-": "$-$", "|": "$\\vert$", "~": "$\\sim$", ">": "$>$", "%": "\\%"}  # of LaTeX
 LEGEND = (
     "Each cell: paper | ours, mean +- sd (n seeds, or n of m) | the method's effect over LoRA at the same r: the paper's; "
-    "ours. Italics (grey in LaTeX): at most three standard errors above the score of a model that knows nothing. "
+    "ours, over the seeds that both have. Italics (grey in LaTeX): at most three standard errors above the score of a model "
+    "that knows nothing. "
     f"{SQUARE}: for MoRA, the side of M over the model's width, and the share of all inputs that never change an output. "
-    "ms: time per step, with `~` if several runs shared the GPU. GiB: peak allocated memory of training, with `~` of the "
+    "ms and GiB: one number per task or rank, in the order of the columns, `-` without a run. ms: time per step, with `~` "
+    "if several runs shared the GPU. GiB: peak allocated memory of training, with `~` of the "
     "whole run, scoring included, if training's own was not recorded: such peaks do not compare methods."
 )
 
@@ -84,21 +86,24 @@ def shown_of(rows: list[list[CellRuns]], i: int, j: int) -> Shown | None:
     runs = rows[i][j]
     if not runs.spec.exists:
         return None
-    wanted = runs.spec.row.model_copy(update={"method": BASELINE, "operator": None, "without": []})
-    other = [
-        row[j].cell
-        for row in rows
-        if row[j].spec.row.model_copy(update={"without": []}) == wanted and row[j].spec.exists
-    ]
-    if runs.spec.row.r is None or runs.spec.row.method == BASELINE or not other:
+    r = runs.spec.row.r
+    others = (row[j] for row in rows if row[j].spec.exists and _is_baseline(row[j].spec.row, r))
+    baseline = next(others, None) if r is not None and runs.spec.row.method != BASELINE else None
+    if baseline is None:
         return Shown(runs.cell, None, None, runs.at_floor)
-    return Shown(
-        runs.cell, _minus(runs.cell.paper, other[0].paper), _minus(runs.cell.mean, other[0].mean), runs.at_floor
-    )
+    papers = (runs.cell.paper, baseline.cell.paper)
+    effect_paper = None if papers[0] is None or papers[1] is None else papers[0] - papers[1]
+    return Shown(runs.cell, effect_paper, _effect(runs, baseline), runs.at_floor)
 
 
-def _minus(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None or math.isinf(a) or math.isinf(b) else a - b
+def _is_baseline(row: Row, r: int | None) -> bool:
+    return row.method == BASELINE and row.r == r and not row.settings
+
+
+def _effect(runs: CellRuns, baseline: CellRuns) -> float | None:
+    """Return the mean difference over the seeds that both have; None without any, or if a run diverged."""
+    differences = [value - baseline.by_seed[seed] for seed, value in runs.by_seed.items() if seed in baseline.by_seed]
+    return statistics.fmean(differences) if differences and all(map(math.isfinite, differences)) else None
 
 
 def _markdown(experiment: Experiment, rows: list[list[CellRuns]], cells: list[list[Shown | None]], scale: str) -> str:
@@ -119,14 +124,19 @@ def _markdown(experiment: Experiment, rows: list[list[CellRuns]], cells: list[li
 def heading(experiment: Experiment, rows: list[list[CellRuns]]) -> list[str]:
     """Return the names of the columns, those of `beyond` last."""
     reached = [f"step of {experiment.reach.at_least:.0%}"] if experiment.reach else []
-    return ["method", "trainable", *(runs.spec.column.name for runs in rows[0]), SQUARE, *reached, "ms", "GiB"]
+    return ["method", "trainable", *(runs.spec.heading for runs in rows[0]), SQUARE, *reached, "ms", "GiB"]
 
 
 def beyond(experiment: Experiment, row: list[CellRuns]) -> list[str]:
-    """Return what is printed beside the scores: M's size, steps to a level, time and memory, one per model or rank."""
+    """Return what is printed beside the scores: M's size, steps to a level, and time and memory, one per task or rank."""
     reached = [_reached(experiment, row[0]) or "-"] if experiment.reach else []
-    times, memory = (list(dict.fromkeys(text for runs in row if (text := text_of(runs)))) for text_of in (_ms, _gib))
-    return [_squares(row), *reached, " / ".join(times) or "-", " / ".join(memory) or "-"]
+    return [_squares(row), *reached, _by_task(row, _ms), _by_task(row, _gib)]
+
+
+def _by_task(row: list[CellRuns], text_of: Callable[[CellRuns], str]) -> str:
+    """Return a number per task or rank in the order of the columns; a single dash without any."""
+    texts = {tuple(runs.spec.base): text_of(runs) or "-" for runs in row if runs.spec.exists}
+    return " / ".join(texts.values()) if set(texts.values()) - {"-"} else "-"
 
 
 def _reached(experiment: Experiment, runs: CellRuns) -> str:
@@ -226,7 +236,7 @@ def _score_lines(rows: list[list[CellRuns]]) -> list[str]:
             if metric is not None and metric.documents is not None and column.step is None:
                 lr = "-" if config.lr is None else format_lr(config.lr)
                 shown = _score(column.metric, metrics, unit)
-                lines.append(f"| {column.name} | {runs.spec.label} | {lr} | {config.seed} | {shown} |")
+                lines.append(f"| {runs.spec.heading} | {runs.spec.label} | {lr} | {config.seed} | {shown} |")
     if not lines:
         return []
     head = [
@@ -276,6 +286,7 @@ def _search_lines(experiment: Experiment, rows: list[list[CellRuns]]) -> list[st
             value += "" if again is None else f" and {again if isinstance(again, str) else f'{again:.4g}'}"
             value += "" if candidate in runs.spec.search_space else " (added: the best was at the edge)"
             shown.append(f"{_candidate(candidate)}: {value}{_mark(runs.choice) if candidate == runs.selected else ''}")
+        shown += [f"{_candidate(c)}: {score} (of another search)" for c, score in _on_record(runs.choice)]
         if shown:
             where = f"{runs.spec.label}, {' '.join([runs.spec.column.task, *runs.spec.column.overrides])}"
             if ran:
@@ -285,6 +296,10 @@ def _search_lines(experiment: Experiment, rows: list[list[CellRuns]]) -> list[st
     head = f"Searches: each learning rate with its {experiment.selection} at the last step of the search (lower is better):"
     rest = ["", f"Searches not run: {len(untouched)}."] if untouched else []
     return (["", head, "", *lines] if lines else []) + rest
+
+
+def _on_record(choice: Choice) -> list[tuple[Candidate, str]]:
+    return [(c, score if isinstance(score, str) else f"{score:.4g}") for c, score in choice.on_record]
 
 
 def _mark(choice: Choice) -> str:
@@ -356,7 +371,7 @@ def _csv_line(runs: CellRuns, shown: Shown) -> list[str]:
         str(c.seeds),
         number(shown.effect_paper),
         number(shown.effect),
-        "at" if shown.at_floor else "",
+        "at" if shown.at_floor else "" if runs.floor_tested else "not tested",
         trainable([runs]).replace(",", ""),
         number(m.r_hat / m.width if (m := runs.square) else None),
         number(m.ignored if m else None),

@@ -79,7 +79,7 @@ def of_table(shown: Shown, files: Path, damaged: Collection[str] = ()) -> TableV
     """
     rows, experiment = shown.rows, shown.experiment
     path = tables.render(shown.name, experiment, rows, shown.scale, files)
-    columns = [runs.spec.column.name for runs in rows[0]]
+    columns = [runs.spec.heading for runs in rows[0]]
     lines = [
         Line(
             row[0].spec.label,

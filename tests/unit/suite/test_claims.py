@@ -209,8 +209,8 @@ GSM8K = "metamath_gsm8k"
 
 
 def solved(cell, shares, answers=0.98):
-    facts = {"score_stderr": 0.0137, "documents": 1319.0, "floor": 0.0}
-    shown = [{"score": s, "answered": answers, "answered_stderr": 0.004, **facts} for s in shares]
+    facts = {"answered": answers, "answered_stderr": 0.004, "documents": 1319.0, "floor": 0.0}
+    shown = [{"score": s, "score_stderr": math.sqrt(s * (1 - s) / 1319), **facts} for s in shares]
     run_all(cell, [{f"{GSM8K}.{key}": value for key, value in values.items()} for values in shown])
 
 

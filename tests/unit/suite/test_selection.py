@@ -1,12 +1,14 @@
 """A choice that repeats: rates beyond an edge, a second seed of the best two, and what stands until they are run."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from made_up import write
 
 from mora.config import source
 from mora.config.composition import compose
+from mora.config.run_id import format_lr
 from mora.suite import __main__ as suite
 from mora.suite import experiment as experiments
 from mora.suite import runner, tables
@@ -49,6 +51,21 @@ def test_a_rate_within_its_grid_is_repeated_on_a_second_seed_before_the_finals(s
     resolved = resolve(spec)
     assert (resolved.choice.missing, resolved.selected, resolved.choice.reversed) == ([], spec.search_space[1], False)
     assert [c.seed for c in runner.plan([spec])] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("beyond", "at_edge"), [(2.0, False), (0.5, True), ("nan", False)])
+def test_a_choice_at_the_edge_takes_note_of_the_next_rate_where_another_search_ran_it(spec, tmp_path, beyond, at_edge):
+    once = replace(spec, at_scale=spec.at_scale.model_copy(update={"repeats": False}))
+    measure(once.search_runs, (4.0, 3.0, 1.1, 1.0))
+    choice = resolve(once).choice
+    assert (choice.at_edge, choice.on_record) == (True, ())
+    (added,) = resolve(spec).choice.missing
+    write(added, {"validation_loss": beyond})
+    choice = resolve(once).choice
+    assert (choice.at_edge, choice.selected) == (at_edge, once.search_space[3])
+    text = "\n".join(tables._search_lines(once.experiment, [[resolve(once)]]))
+    score = "diverged" if beyond == "nan" else f"{beyond:.4g}"
+    assert f"{format_lr(added.lr)}: {score} (of another search)" in text
 
 
 @pytest.mark.parametrize(("losses", "chosen"), [((1.3, 0.9), 2), ((1.04, 1.0), 1)])

@@ -110,7 +110,7 @@ def test_a_cell_takes_the_seeds_that_were_run_on_committed_source_and_says_how_m
     line = path.with_suffix(".csv").read_text().splitlines()[1]
     reached = '"> 1000, > 1000, > 1000"'
     assert line.startswith(
-        f"lora,1,,step_300,uuid,,{best},9.9,50.0000,10.0000,3,3,,,,1234,,,,,{reached},40.0000 50.0000 60.0000,"
+        f"lora,1,,step_300,uuid,,{best},9.9,50.0000,10.0000,3,3,,,not tested,1234,,,,,{reached},40.0000 50.0000 60.0000,"
     )
     write_uuid(spec.search_runs[0], 0.5)
     path = tables.render("table2", spec.experiment, resolve_all([row]), "lite", tmp_path / "out")
@@ -150,6 +150,51 @@ def test_an_effect_is_over_lora_at_the_same_rank_beside_the_papers(tmp_path, mon
     assert "$\\vert$ +0.2; +20.0 &" in path.with_suffix(".tex").read_text()
 
 
+def test_an_effect_is_over_the_seeds_that_both_have_whatever_else_the_rows_differ_in(tmp_path, monkeypatch):
+    """LoRA has more seeds of one task than DoRA."""
+    monkeypatch.setattr(source, "ROOT", tmp_path)
+    rows = [row for row in experiments.cell_specs(experiments.load("table1"), "mid") if row[0].row.r == 4]
+    (lora,), (dora,) = ([row for row in rows if row[0].row.method == method] for method in ("lora", "dora"))
+    for spec, scores in ((lora[2], (0.5, 0.6, 0.7)), (dora[2], (0.52, 0.62))):
+        for config in spec.search_runs:
+            write(config, {"validation_loss": abs(config.lr - 1e-3)})
+        for config in resolve(spec).choice.missing:
+            write(config, {"validation_loss": 1.0})
+        for config, score in zip(resolve(spec).final_runs, scores, strict=False):
+            write(config, {"metamath_gsm8k.score": score})
+    assert lora[2].row.more_seeds != dora[2].row.more_seeds
+    assert tables.shown_of(resolve_all([lora, dora]), 1, 2).effect == pytest.approx(2.0)
+    with_settings = lora[2].row.model_copy(update={"settings": ["method.adapter.freeze_a=true"]})
+    assert not tables._is_baseline(with_settings, 4)
+
+
+def test_time_and_memory_stand_in_the_order_of_the_tasks(tmp_path, monkeypatch):
+    monkeypatch.setattr(source, "ROOT", tmp_path)
+    row = row_of("table1", "paper", method="fft")
+    for i in (2, 4):  # mathematics and biomedicine, of four tasks
+        write(
+            resolve(row[i]).final_runs[0],
+            {},
+            speed={"step_s": 0.2},
+            hardware={"train_peak_memory_bytes": 3 * GIB, "peak_memory_bytes": 3 * GIB},
+        )
+    assert tables.beyond(row[0].experiment, [resolve(spec) for spec in row]) == [
+        "-",
+        "- / ~200 / ~200 / -",
+        "- / 3.0 / 3.0 / -",
+    ]
+    assert tables.beyond(row[0].experiment, [resolve(row[0])]) == ["-", "-", "-"]
+
+
+def test_a_column_of_one_of_the_papers_ranks_names_ours():
+    heads = {
+        scale: tables.heading(e, resolve_all(experiments.cell_specs(e, scale)))[2:4]
+        for e in [experiments.load("table4")]
+        for scale in ("paper", "mid")
+    }
+    assert heads == {"paper": ["r8", "r256"], "mid": ["r8 (here 4)", "r256 (here 96)"]}
+
+
 @pytest.mark.parametrize(
     ("in_training", "shown"),
     [((2, 2, 1), "2.0"), ((2, None, 1), "~3.0"), ((None, None, None), "~3.0")],
@@ -175,6 +220,25 @@ def test_a_cell_at_the_floor_is_set_apart(row, tmp_path):
     path = tables.render("table2", row[0].experiment, resolve_all([row]), "lite", tmp_path / "out")
     assert "| *9.9 \\| 10.0 +- 0.0 (3)* |" in path.read_text()
     assert "\\textcolor{gray}{9.9 $\\vert$ 10.0 $\\pm$ 0.0 (3)}" in path.with_suffix(".tex").read_text()
+
+
+@pytest.mark.parametrize(
+    ("known", "floor"),
+    [
+        ({"uuid_char_acc_stderr": 0.002, "documents": 1000.0}, ""),  # ten standard errors above 9.8%
+        ({"uuid_char_acc_stderr": 0.02}, "at"),
+        ({}, "not tested"),
+    ],
+)
+def test_a_floor_is_told_by_the_score_s_own_error_of_whichever_run_has_one(row, tmp_path, known, floor):
+    for i, config in enumerate(row[0].search_runs):
+        write_uuid(config, float(i))
+    finals = resolve(row[0]).final_runs
+    for config, facts in zip(finals, ({}, {}, known), strict=True):
+        write(config, {"uuid_char_acc": 0.12, **facts}, steps=STEPS)
+    path = tables.render("table2", row[0].experiment, resolve_all([row]), "lite", tmp_path / "out")
+    with open(path.with_suffix(".csv")) as file:
+        assert {line["floor"] for line in csv.DictReader(file)} == {floor}
 
 
 @pytest.mark.parametrize(
