@@ -33,12 +33,14 @@ if TYPE_CHECKING:
 BITS_A_PAIR = 122  # of a version-4 UUID that are random
 KNOWN = 0.99  # of the tokens of all values, teacher-forced
 MARKERS = {"sharing": "o", "decouple": "s", "rotation": "D", "LoRA, A frozen": "P"}
+APART = 1.04  # the factor by which each kind but the first stands to the right of its place, so that none is hidden
 PLAIN: Any = {"fc": "white", "ec": "none", "pad": 0.5}  # what a rank is written on
+PLACE = f"{next(iter(MARKERS))} stands at its value, other operators a little to the right"
 CAPTION = (
     "Known: 99% of the values' tokens are predicted, given all tokens before them; interpolated linearly between "
     "measurements 50 steps apart. `>` n: not within the n steps of the run; nats per value, the mean over all "
-    "measurements, then say more. Bits: 122 per pair, divided by the trainable parameters. Accuracy: share of correct "
-    "digits, generated at the end."
+    "measurements, then say more. Bits: 122 per pair, divided by the trainable parameters; in the picture "
+    f"{PLACE}. Accuracy: share of correct digits, generated at the end."
 )
 CSV_COLUMNS = [
     *(
@@ -164,7 +166,7 @@ def partner(arm: Arm, among: list[Arm]) -> Arm | None:
 
 
 def ratio(lora: Outcome, other: Outcome) -> tuple[float, int] | None:
-    """Return LoRA's steps over the other's, and which bound that is; None if neither got there.
+    """Return LoRA's steps / the other's steps, and which bound that is; None if neither got there.
 
     The bound is 0 for none, 1 for a lower one (LoRA did not get there), -1 for an upper one.
     """
@@ -214,7 +216,8 @@ def drawn(experiment: Experiment, arms: list[Arm], width: float = 8) -> tuple[Fi
     ax.axhline(1, color="grey", lw=0.8)
     _scales(ax)
     _name(ax, dots)
-    ax.set(ylabel="steps to 99%: LoRA's over the other's\n(above 1: LoRA is slower)")
+    other = "the other's steps" if "LoRA, A frozen" in shown else "MoRA's steps"
+    ax.set(ylabel=f"LoRA's steps / {other} to 99%\n(above 1: LoRA is slower)")
     marks = [(kind, marker, "k") for kind, marker in MARKERS.items()] + [(name, "o", c) for name, c in colours.items()]
     handles: list[Any] = [Line2D([], [], ls="", marker=m, color=c, label=name) for name, m, c in marks if name in shown]
     handles.append(Line2D([], [], ls="", marker="$\\uparrow$", color="k", label="at least (down: at most)"))
@@ -225,9 +228,9 @@ def drawn(experiment: Experiment, arms: list[Arm], width: float = 8) -> tuple[Fi
 
 
 def _dot(ax: Axes, lora: Arm, kind: str, value: tuple[float, int], colour: str) -> Dot:
-    """Draw a dot at LoRA's bits, beside those of other kinds, with an arrow if it is a bound."""
+    """Draw a dot at LoRA's bits, to the right of those of kinds before it, with an arrow if it is a bound."""
     y, bound = value
-    x = lora.bits * 1.04 ** list(MARKERS).index(kind)
+    x = lora.bits * APART ** list(MARKERS).index(kind)
     ax.plot(x, y, MARKERS[kind], color=colour, alpha=0.7, ms=6)
     if bound:
         ax.annotate("", (x, y * 1.12**bound), (x, y), arrowprops={"arrowstyle": "->", "color": colour})
@@ -250,7 +253,7 @@ def _scales(ax: Axes) -> None:
     """Set logarithmic scales with plain numbers, and room for arrows."""
     from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
-    ax.set(xscale="log", yscale="log", xlabel="bits to store per trainable parameter (of LoRA)")
+    ax.set(xscale="log", yscale="log", xlabel=f"bits to store per trainable parameter, of LoRA\n({PLACE})")
     low, high = ax.get_ylim()
     ax.set_ylim(min(low, 0.8) / 1.1, max(high, 1.25) * 1.1)
     for axis, ticks in (

@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+from types import SimpleNamespace
 
 import pytest
 from made_up import write
@@ -119,6 +120,17 @@ def test_the_figure_pairs_seeds_and_names_what_neither_reached(tmp_path, monkeyp
     assert [line["steps_to_99"] for line in lines if line["seed"] == "2"] == [""] * 4
     memory_study.render("memory", EXPERIMENT, rows(), "lite", tmp_path / "out")
     assert path.read_bytes() == first
+
+
+def test_operators_stand_beside_one_another_and_the_axes_say_so():
+    _, ax = plt.subplots()
+    lora = SimpleNamespace(bits=0.1)
+    places = [memory_study._dot(ax, lora, kind, (1.2, 0), "k").x for kind in ("sharing", "decouple", "rotation")]
+    assert places[0] == 0.1
+    assert places == sorted(set(places))
+    memory_study._scales(ax)
+    assert "sharing stands at its value, other operators a little to the right" in ax.get_xlabel()
+    assert memory_study.PLACE in memory_study.CAPTION
 
 
 def test_no_rank_is_written_over_another():
