@@ -35,7 +35,7 @@ KNOWN = 0.99  # of the tokens of all values, teacher-forced
 MARKERS = {"sharing": "o", "decouple": "s", "rotation": "D", "LoRA, A frozen": "P"}
 APART = 1.04  # the factor by which each kind but the first stands to the right of its place, so that none is hidden
 PLAIN: Any = {"fc": "white", "ec": "none", "pad": 0.5}  # what a rank is written on
-PLACE = f"{next(iter(MARKERS))} stands at its value, other operators a little to the right"
+PLACE = f"{next(iter(MARKERS))} stands at its value, others just right of it"
 CAPTION = (
     "Known: 99% of the values' tokens are predicted, given all tokens before them; interpolated linearly between "
     "measurements 50 steps apart. `>` n: not within the n steps of the run; nats per value, the mean over all "

@@ -129,7 +129,7 @@ def test_operators_stand_beside_one_another_and_the_axes_say_so():
     assert places[0] == 0.1
     assert places == sorted(set(places))
     memory_study._scales(ax)
-    assert "sharing stands at its value, other operators a little to the right" in ax.get_xlabel()
+    assert "sharing stands at its value, others just right of it" in ax.get_xlabel()
     assert memory_study.PLACE in memory_study.CAPTION
 
 
