@@ -1,6 +1,7 @@
 """Runs before any test module: no network, no leftovers in the home folder, one thread a process under xdist."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -8,6 +9,10 @@ import tempfile
 import pytest
 
 from mora.errors import MoraError
+from mora.faults import forked
+
+gc.disable()  # until all tests are collected: what that makes stays
+forked.context.set_forkserver_preload(["mora.faults.preloaded", "in_every_fork"])
 
 os.environ.update(
     HF_HUB_OFFLINE="1",
@@ -27,6 +32,11 @@ else:  # the main process makes the folder, workers inherit its name
     atexit.register(shutil.rmtree, _scratch, ignore_errors=True)
     os.environ["TORCH_EXTENSIONS_DIR"] = os.path.join(_scratch, "torch_extensions")
     os.environ["HF_DATASETS_CACHE"] = os.path.join(_scratch, "datasets")
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

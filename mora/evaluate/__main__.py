@@ -7,6 +7,7 @@ import sys
 
 from mora.config.arguments import device, positive_int
 from mora.errors import ends_in_one_line
+from mora.imports import uncollected
 from mora.models.arguments import model
 
 MAX_LENGTH = "maximum tokens of prompt and answer; default: 2048, more if a task's answers need it"
@@ -32,9 +33,10 @@ def parse(arguments: list[str] | None = None, prog: str = "python -m mora.evalua
 @ends_in_one_line("mora.evaluate", stopped="stopped; start it again to resume")
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    from mora.train.says import quiet  # with torch, which an answer about the arguments does not wait for
+    with uncollected():  # with torch, which an answer about the arguments does not wait for
+        from mora.train.says import quiet
 
-    from .outside import run
+        from .outside import run
 
     quiet()
     print(run(options))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
+import sys
 from contextlib import suppress
+
+from mora.imports import uncollected
 
 PACKAGES = (
     "torch",
@@ -24,7 +26,7 @@ PACKAGES = (
 
 
 def _rehearse() -> None:
-    """Fill the caches of Hydra and of PEFT, which a run's first configuration and its first adapter would fill."""
+    """Fill the caches of Hydra, PEFT and DeepSpeed, which a run's first configuration, adapter and engine would fill."""
     import torch
 
     from mora.config import compose
@@ -34,11 +36,12 @@ def _rehearse() -> None:
     torch.set_num_threads(1)  # a fork has none of its parent's threads
     config = compose(["task=uuid", "scale=smoke", "method=mora", "r=4"])
     prepare(load_model(config.model, "fp32")[0], config)
+    if "deepspeed" in sys.modules:
+        _ = sys.modules["deepspeed"].ops.__compatible_ops__  # which asks compilers
 
 
-for package in PACKAGES:
-    with suppress(ImportError):  # of DeepSpeed, which one process does without
-        importlib.import_module(package)
-_rehearse()
-gc.collect()
-gc.freeze()  # else the first collection of a fork copies every page that it has inherited
+with uncollected():
+    for package in PACKAGES:
+        with suppress(ImportError):  # of DeepSpeed, which one process does without
+            importlib.import_module(package)
+    _rehearse()

@@ -15,18 +15,21 @@ os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 # Steps are captured, so launches cost nothing; and a rotation's cosines are not rounded to bf16.
 os.environ.setdefault("MORA_KERNELS", "fused")
 
-import torch
-import yaml
+from mora.imports import uncollected
 
-from mora.config.load import load_run
-from mora.errors import MoraError, one_line
-from mora.io import replace_file
+with uncollected():
+    import torch
+    import yaml
 
-from . import orphan
-from .loop import Interrupted
-from .restart import RestartFailed
-from .says import quiet
-from .worker import run
+    from mora.config.load import load_run
+    from mora.errors import MoraError, one_line
+    from mora.io import replace_file
+
+    from . import orphan
+    from .loop import Interrupted
+    from .restart import RestartFailed
+    from .says import quiet
+    from .worker import run
 
 
 def main() -> int:

@@ -1,6 +1,6 @@
 """python out_of_memory.py -m mora.train RUN_DIR: the worker on a device that from pass FROM on holds LIMIT sequences.
 
-The last rank alone runs out, as one does first.
+The last rank alone runs out, as one does first. A fork is limited by `limit`.
 """
 
 import os
@@ -26,11 +26,16 @@ def limited(backward):
     return inside
 
 
-TorchEngine.backward = limited(TorchEngine.backward)
-if "RANK" in os.environ:
-    from mora.train.zero import ZeroEngine  # and DeepSpeed
+def limit():
+    TorchEngine.backward = limited(TorchEngine.backward)
+    if "RANK" in os.environ:
+        from mora.train.zero import ZeroEngine  # and DeepSpeed
 
-    ZeroEngine.backward = limited(ZeroEngine.backward)
-torch.set_num_threads(1)
-sys.argv = ["mora.train", sys.argv[-1]]
-runpy.run_module("mora.train", run_name="__main__")
+        ZeroEngine.backward = limited(ZeroEngine.backward)
+
+
+if __name__ == "__main__":
+    limit()
+    torch.set_num_threads(1)
+    sys.argv = ["mora.train", sys.argv[-1]]
+    runpy.run_module("mora.train", run_name="__main__")

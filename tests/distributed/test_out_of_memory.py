@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import forked
+import out_of_memory
 import pytest
 from tiny_runs import LAUNCHED, TWELVE_STEPS
 
@@ -11,7 +12,7 @@ from mora.config.run_id import log_path, result_path
 from mora.suite import launch
 from mora.train import log
 
-LIMITED = Path(__file__).with_name("out_of_memory.py")
+LIMITED = Path(out_of_memory.__file__)
 RUN = [*TWELVE_STEPS, "method=mora", "r=4", "task.train.epochs=6", "task.evaluation.tasks=[]"]
 
 
@@ -23,13 +24,21 @@ def curve(config):
     return [(row["step"], row["loss"], row["grad_norm"]) for row in log.read(log_path(config)) if "loss" in row]
 
 
-def limited(monkeypatch, tmp_path, limit, from_pass):
-    """From now on workers run out of memory above `limit` sequences a pass."""
-    starter = launch._starter
+def limited(monkeypatch, tmp_path, limit, from_pass, launched=0):
+    """From now on workers run out of memory above `limit` sequences a pass. All but the first `launched` are forks."""
+    starter, work, to_launch = launch._starter, launch._work, iter(range(launched))
+    own = LAUNCHED | {"LIMIT": str(limit), "FROM": str(from_pass), "MORA_OUTPUT_DIR": str(tmp_path / "outputs")}
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+
+    def launched_or_forked(config, folder, *how):
+        if next(to_launch, None) is not None:
+            return work(config, folder, *how)
+        forks = forked.fork(folder, own, config.hardware.world_size, out_of_memory.limit)
+        return forked.first_error(forked.to_their_end(forks))
+
     monkeypatch.setattr(launch, "_starter", lambda config: [*starter(config), str(LIMITED)])
-    own = {"LIMIT": limit, "FROM": from_pass, "MORA_OUTPUT_DIR": tmp_path / "outputs"}
-    for name, value in (LAUNCHED | own).items():
-        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(launch, "_work", launched_or_forked)
 
 
 def not_limited(tmp_path, config):
@@ -44,7 +53,7 @@ def test_two_ranks_go_on_with_half_to_the_same_result(tmp_path, monkeypatch, cap
     ranks = ["hardware=cpu2", "hardware.parallel=zero1"]
     given = run_of(tmp_path / "given", *ranks, "hardware.micro_batch_size=2")
     expected = not_limited(tmp_path / "given", given)
-    limited(monkeypatch, tmp_path, 2, from_pass=1)
+    limited(monkeypatch, tmp_path, 2, from_pass=1, launched=1)
     config = run_of(tmp_path, *ranks)
     assert launch.launch(config) == 0
     said = capfd.readouterr().err

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 from tiny_runs import LAUNCHED
 
@@ -15,7 +16,7 @@ from mora.suite.launch import rendezvous
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).with_name("slurm_job.sh")
 RUN = ["task=uuid", "scale=smoke", "method=mora", "r=4", "hardware=slurm"]
-SHORT = ["task.train.stop_step=2", "task.evaluation.at_steps=[]", "task.evaluation.loss_every_steps=1000"]
+SHORT = ["task.train.stop_step=2", "task.evaluation.tasks=[]", "task.evaluation.loss_every_steps=1000"]
 
 
 def run_py(tmp_path, *arguments, **env):
@@ -30,7 +31,15 @@ def run_py(tmp_path, *arguments, **env):
     )
 
 
+def has_run(tmp_path, seed):
+    """The run of that seed is there, of a fork, which starts in less time; then the sweep need not do it."""
+    of_seed = [*RUN[:-1], *SHORT, f"seed={seed}", "hardware=cpu", f"scale.results_dir={tmp_path}/results"]
+    codes, output = forked.train(compose(of_seed), tmp_path / "outputs")
+    assert codes == [0], output
+
+
 def test_a_sweep_becomes_a_job_for_each_run(tmp_path):
+    has_run(tmp_path, seed=0)
     here = [
         "hydra/launcher=submitit_local",
         f"hydra.launcher.submitit_folder={tmp_path}/jobs/%j",
@@ -41,10 +50,12 @@ def test_a_sweep_becomes_a_job_for_each_run(tmp_path):
     assert done.returncode == 0, done.stderr
     results = [json.loads(path.read_text()) for path in (tmp_path / "results").glob("*[0-9a-f].json")]
     assert sorted(result["config"]["seed"] for result in results) == [0, 1]
-    assert len(list((tmp_path / "jobs").glob("*/*_log.out"))) == 2
+    said = [path.read_text() for path in (tmp_path / "jobs").glob("*/*_log.out")]
+    assert sorted("already done: " in text for text in said) == [False, True]
 
 
 def test_a_sweep_runs_side_by_side_through_joblib(tmp_path):
+    has_run(tmp_path, seed=0)
     here = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hardware=cpu", f"hydra.sweep.dir={tmp_path}/sweep"]
     done = run_py(tmp_path, "-m", *RUN[:-1], *SHORT, "seed=0,1", *here, f"scale.results_dir={tmp_path}/results")
     assert done.returncode == 0, done.stderr

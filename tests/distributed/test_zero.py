@@ -1,8 +1,8 @@
 """Restarts, accumulation and checkpoints on two CPU ranks, in plain torch and with real DeepSpeed."""
 
-import functools
 import io
 import time
+from functools import cache, partial
 from types import SimpleNamespace
 
 import pytest
@@ -20,7 +20,7 @@ from mora.train.engines import checkpoint_layers
 from mora.train.restart import RestartFailed, Restarts
 
 PARALLEL = ["ddp", "zero1", "zero2", "zero3"]
-EVERY = ["method.restart.every_steps=10", "method.restart.warmup_steps=1", "task.train.adam_eps=1e-6"]
+EVERY = ["method.restart.every_steps=5", "method.restart.warmup_steps=1", "task.train.adam_eps=1e-6"]
 UNEVEN = (12, 5, 9)  # lengths, so that the ranks' shares hold different numbers of tokens
 LR = 3e-3
 
@@ -54,22 +54,22 @@ def one_step(engine, batches, step, lr=LR, clip=1.0):
     return loss.item(), norm.item()
 
 
-def forty_steps(method, parallel, precision="fp32", micro=2, overrides=(), offload=False, steps=40, after_step=None):
-    """Loss and gradient norm of 40 steps with restarts after 10, 20 and 30."""
-    engine, restarts = make(method, parallel, precision, overrides, offload)
+def some_steps(method, parallel, precision="fp32", micro=2, offload=False, steps=20, every=5, after_step=None):
+    """Loss and gradient norm of the steps, with a restart after each `every` of them: three, unless told otherwise."""
+    engine, restarts = make(method, parallel, precision, offload=offload)
     batches, curve = RankShard(random_batches(micro, UNEVEN)), []
     for step in range(steps):
         curve.append(one_step(engine, batches, step))
         if after_step:
             after_step(engine)
-        if step in (9, 19, 29) and restarts.settings:
+        if restarts.settings and (step + 1) % every == 0 and step + 1 < steps:
             restarts.apply(step + 1)
     return curve
 
 
-@functools.cache
-def alone(method, precision="fp32", steps=40):
-    return forty_steps(method, "none", precision, steps=steps)
+@cache
+def alone(method, **how):
+    return some_steps(method, "none", **how)
 
 
 def assert_close(rows, expected, tolerance):
@@ -80,10 +80,13 @@ def assert_close(rows, expected, tolerance):
 
 @pytest.mark.parametrize("parallel", PARALLEL)
 @pytest.mark.parametrize("method", ["relora", "remora"])
-def test_in_fp32_forty_steps_with_three_restarts_follow_one_process(ranks, method, parallel):
-    first, second = ranks(forty_steps, method, parallel)
+def test_in_fp32_twenty_steps_with_three_restarts_follow_one_process(ranks, method, parallel):
+    first, second = ranks(some_steps, method, parallel)
     assert first == second
     assert_close(first, alone(method), 1e-5)
+
+
+IN_BF16 = {"steps": 24, "every": 10}  # two restarts
 
 
 def apart(losses, others):
@@ -93,10 +96,10 @@ def apart(losses, others):
 
 
 def ten_in_bf16(micro=2, after_step=None):
-    return [loss for loss, _ in forty_steps("remora", "none", "bf16", micro, steps=10, after_step=after_step)]
+    return [loss for loss, _ in some_steps("remora", "none", "bf16", micro, steps=10, every=10, after_step=after_step)]
 
 
-@functools.cache
+@cache
 def rounding():
     """How far plain torch is from itself where it only adds its gradients up in other pieces: this CPU's rounding."""
     return max(apart(ten_in_bf16(micro), ten_in_bf16()) for micro in (1, 4, 8))
@@ -104,9 +107,9 @@ def rounding():
 
 @pytest.mark.parametrize("parallel", PARALLEL)
 def test_in_bf16_the_loss_stays_beside_that_of_fp32(ranks, parallel):
-    first, _ = ranks(forty_steps, "remora", parallel, "bf16")
+    first, _ = ranks(partial(some_steps, "remora", parallel, "bf16", **IN_BF16))
     losses = [loss for loss, _ in first]
-    assert losses == pytest.approx([loss for loss, _ in alone("remora")], abs=0.02)
+    assert losses == pytest.approx([loss for loss, _ in alone("remora", **IN_BF16)], abs=0.02)
     # One precision policy: the loss is that of plain torch but for rounding.
     assert apart(losses, ten_in_bf16()) < 2 * rounding()
 
@@ -144,7 +147,7 @@ def test_the_loss_is_fused_unless_the_head_is_hooked(ranks, parallel, fused):
 
 @pytest.mark.parametrize("parallel", ["zero2", "zero3"])
 def test_offloading_changes_nothing(ranks, parallel):
-    first, second = ranks(forty_steps, "remora", parallel, "fp32", 2, (), True)
+    first, second = ranks(partial(some_steps, "remora", parallel, offload=True))
     assert first == second
     assert_close(first, alone("remora"), 1e-5)
 
@@ -153,9 +156,9 @@ def test_offloading_changes_nothing(ranks, parallel):
     ("parallel", "micro"), [("none", 1), ("none", 8), ("ddp", 4), ("zero1", 4), ("zero2", 1), ("zero3", 2)]
 )
 def test_micro_batches_accumulation_and_ranks_give_one_curve(ranks, parallel, micro):
-    run = functools.partial(forty_steps, "lora_plus", parallel, "fp32", micro, steps=20)
+    run = partial(some_steps, "lora_plus", parallel, "fp32", micro)
     curve = run() if parallel == "none" else ranks(run)[0]
-    assert_close(curve, alone("lora_plus", steps=20), 1e-5)
+    assert_close(curve, alone("lora_plus"), 1e-5)
 
 
 def around_a_restart(parallel):
@@ -259,13 +262,13 @@ def test_ranks_that_differ_after_a_restart_stop_the_run(ranks):
         assert "the ranks hold different weights" in answer
 
 
-def saved_and_loaded(method, parallel, overrides=(), done=12):
+def saved_and_loaded(method, parallel, overrides=(), done=7):
     engine, restarts = make(method, parallel, overrides=overrides)
     batches = RankShard(random_batches(4, UNEVEN))
     for step in range(done):
         one_step(engine, batches, step)
-        if step == 9:
-            restarts.apply(10)
+        if step == 4:
+            restarts.apply(5)
     state = {"engine": engine.state_dict(), "restart": restarts.state_dict()}
     saved = io.BytesIO()
     torch.save(state, saved)
@@ -289,14 +292,14 @@ def test_a_checkpoint_goes_on_alike_and_on_another_number_of_ranks(ranks, parall
     engine, restarts = make("remora", "none")
     restarts.load_state_dict(state["restart"])
     engine.load_state_dict(state["engine"])
-    single = [one_step(engine, random_batches(4, UNEVEN), step) for step in range(12, 16)]
+    single = [one_step(engine, random_batches(4, UNEVEN), step) for step in range(7, 11)]
     assert_close(single, went_on, 1e-5)
 
 
 @pytest.mark.parametrize("parallel", ["zero1", "zero3"])
 def test_stale_masters_come_back_also_after_a_checkpoint(ranks, parallel):
     stale = ["method.restart.stale_masters=true"]
-    went_on, resumed, _ = ranks(saved_and_loaded, "relora", parallel, stale, 10)[0]
+    went_on, resumed, _ = ranks(saved_and_loaded, "relora", parallel, stale, 5)[0]
     assert_close(resumed, went_on, 1e-5)
 
 

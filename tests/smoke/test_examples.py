@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -139,18 +142,26 @@ def test_score_checkpoint_compares_a_base_with_its_adapter(model, adapter, tmp_p
     assert (tmp_path / "scores" / "second" / "result.json").is_file()
 
 
-def test_add_a_method_runs_it_beside_mora(tmp_path, monkeypatch, capfd):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("MORA_OUTPUT_DIR", str(tmp_path / "outputs"))
+@pytest.fixture
+def forks(monkeypatch, tmp_path):
+    """Each `python run.py SETTINGS` of an example becomes a fork, which need not import everything."""
+
+    def run(command, check):
+        assert command[:2] == [sys.executable, "run.py"]
+        cache = str(tmp_path / "cache")
+        codes, output = forked.train(compose(command[2:]), tmp_path / "outputs", MORA_CACHE_DIR=cache)
+        assert codes == [0], output
+
+    monkeypatch.setattr(subprocess, "run", run)
+
+
+def test_add_a_method_runs_it_beside_mora(tmp_path, forks, capfd):
     main_of("add_a_method")(str(tmp_path / "vera"), *TINY, "task.evaluation.at_steps=[4]")
     printed = capfd.readouterr().out
     assert all(f"{name}: " in printed for name in ("MoRA", "VeRA"))
 
 
-def test_add_a_task_trains_on_own_rows(rows, tmp_path, monkeypatch, capfd):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("MORA_OUTPUT_DIR", str(tmp_path / "outputs"))
-    monkeypatch.setenv("MORA_CACHE_DIR", str(tmp_path / "cache"))
+def test_add_a_task_trains_on_own_rows(rows, tmp_path, forks, capfd):
     main_of("add_a_task")(rows, str(tmp_path / "results"), *TINY[:2], "task.data.validation_sequences=8")
     printed = capfd.readouterr().out
     assert all(f"{method}: held-out loss " in printed for method in ("lora", "mora"))

@@ -278,6 +278,8 @@ def test_several_micro_batches_give_the_loss_of_one(tmp_path):
 
 
 def test_a_multirun_is_a_run_for_each_value(tmp_path):
+    train(tmp_path, "method=mora", "r=2", "task.train.stop_step=3")  # as a fork, in less time; run.py does the other
     code, output = finish(start(tmp_path, "-m", "method=mora", "r=2,4", "task.train.stop_step=3"))
     assert code == 0, output
+    assert output.count("already done: ") == 1
     assert sorted(result["config"]["r"] for result in results(tmp_path)) == [2, 4]

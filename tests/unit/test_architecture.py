@@ -14,7 +14,7 @@ from mora.io import ROOT
 # From the ground up. Rooms of one line know nothing of each other. The adapter and its restarts, which a wheel holds,
 # know torch and PEFT alone.
 FLOORS = (
-    ("choices", "errors", "io", "padding"),
+    ("choices", "errors", "imports", "io", "padding"),
     ("frozen", "sizes"),
     ("adapter",),
     ("restarts",),
