@@ -1,14 +1,14 @@
 """How the worker ends: what it says where a GPU's memory is not enough, and a rank after an error that nobody foresaw."""
 
-import os
-import subprocess
-import sys
+from multiprocessing.util import Finalize
 
+import forked
 import pytest
 import torch
 from tiny_runs import tiny_config
 
 from mora.suite.launch import write_config
+from mora.train import __main__ as worker
 from mora.train.__main__ import _out_of_memory
 
 
@@ -28,20 +28,15 @@ def test_out_of_memory_names_a_smaller_micro_batch_that_the_config_takes(batch, 
     assert advice in _out_of_memory(tmp_path, torch.OutOfMemoryError("CUDA out of memory. Tried\nmore"))
 
 
-WORKER = """
-import atexit, runpy, sys
-from mora.train import worker
-worker.run = lambda folder: 1 / 0
-atexit.register(print, "teardown")
-sys.argv = ["mora.train", sys.argv[1]]
-runpy.run_module("mora.train", run_name="__main__")
-"""
+def fails():
+    worker.run = lambda folder: 1 / 0
+    Finalize(None, print, ("teardown",), exitpriority=0)  # of a fork's end, as atexit is of another process's
 
 
-def test_a_rank_ends_at_once_after_an_error_that_nobody_foresaw_and_shows_it(tmp_path):
+@pytest.mark.parametrize(("env", "torn_down"), [({"RANK": "0"}, False), ({}, True)])
+def test_a_rank_ends_at_once_after_an_error_that_nobody_foresaw_and_shows_it(tmp_path, env, torn_down):
     (tmp_path / "config.yaml").touch()
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "RANK": "0"}
-    ended = subprocess.run([sys.executable, "-c", WORKER, tmp_path], env=env, capture_output=True, text=True)
-    assert ended.returncode == 1
-    assert "ZeroDivisionError" in ended.stderr
-    assert "teardown" not in ended.stdout
+    assert forked.to_their_end(forked.fork(tmp_path, env, prepare=fails)) == [1]
+    said = (tmp_path / "output.txt").read_text()
+    assert "ZeroDivisionError" in said
+    assert ("teardown" in said) == torn_down

@@ -1,10 +1,8 @@
 """What a tracker gets: every row once, resumed runs included, and nothing from other ranks."""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
+import forked
 import pytest
 from tiny_runs import tiny_config
 
@@ -32,21 +30,17 @@ def test_tensorboard_has_every_step_once_also_after_a_resume(tmp_path):
     assert events.Scalars("loss_found")[2].value == 9.0
 
 
-RANK = """
-import os, sys
-from pathlib import Path
-sys.path.append({tests!r})
-from test_tracker import ROWS, track
-evaluation = {{"step": 2, "validation_loss": 0.5}}  # of an earlier step, as a resumed run's first may be
-track([*ROWS, evaluation], Path({folder!r}), "tracker=wandb", "tracker.mode=offline")
-os._exit(0)  # as a rank does
-"""
+def rank(folder):
+    evaluation = {"step": 2, "validation_loss": 0.5}  # of an earlier step, as a resumed run's first may be
+    track([*ROWS, evaluation], folder, "tracker=wandb", "tracker.mode=offline")
+    os._exit(0)  # as a rank does
 
 
 def test_wandb_offline_has_the_rows_of_a_rank_that_ends_without_teardown(tmp_path):
     pytest.importorskip("wandb")
-    code = RANK.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
-    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    process = forked.context.Process(target=rank, args=(tmp_path,))
+    process.start()
+    assert forked.to_their_end([process]) == [0]
     (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
     written = file.read_bytes()
     assert b"loss_found" in written
