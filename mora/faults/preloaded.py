@@ -19,7 +19,9 @@ PACKAGES = (
     "lm_eval.tasks",
     "mora.config.hydra_compose",
     "mora.evaluate.backend",
+    "mora.evaluate.outside",
     "mora.families.tools.targets",
+    "mora.suite.__main__",
     "mora.train.worker",
     "mora.train.zero",
 )
