@@ -55,7 +55,7 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, s
 
 
 def test_it_is_built_again_byte_for_byte(damaged: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
-    """What this report has not, tables and figures of other tasks, is held against what is committed elsewhere."""
+    """Of Table 3's runs alone. Other tasks' pages are not built twice; their files in results/ are held to the byte."""
     site, _ = damaged
     (tmp_path / "again").mkdir()
     (tmp_path / "again/report.css").write_text("of a report before")
