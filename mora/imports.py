@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Context manager for imports: what they make is not searched for garbage, neither meanwhile nor afterwards.
+    """Make what is imported, or made once and kept, exempt from searches for garbage, meanwhile and afterwards.
 
     Otherwise torch, transformers and PEFT take a third longer to import, since every search looks at all that is there.
     """

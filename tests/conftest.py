@@ -11,7 +11,8 @@ import pytest
 from mora.errors import MoraError
 from mora.faults import forked
 
-gc.disable()  # until all tests are collected: what that makes stays
+if "PYTEST_XDIST_WORKER" in os.environ:
+    gc.disable()  # until all tests are collected: what that makes stays
 forked.context.set_forkserver_preload(["mora.faults.preloaded", "in_every_fork"])
 
 os.environ.update(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
 from contextlib import suppress
@@ -47,3 +48,4 @@ with uncollected():
         with suppress(ImportError):  # of DeepSpeed, which one process does without
             importlib.import_module(package)
     _rehearse()
+    gc.collect()  # what the rehearsal left, which no fork needs

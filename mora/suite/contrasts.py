@@ -158,10 +158,16 @@ def nothing_known(claim: Claim, measured: Measured) -> bool:
     if measured.first is None or measured.second is None:
         return False
     sides = (measured.first.cells, measured.second.cells)
-    if all(map(at_floor, sides)) or not has_room(sides, claim.margin or claim.plan.effect):
+    if both_at_floor(measured) or not has_room(sides, claim.margin or claim.plan.effect):
         return True
     before = [resolve(untuned(runs.spec)) for runs in measured.first.cells]
     return at_floor(before) and all(map(_answers, before))
+
+
+def both_at_floor(measured: Measured) -> bool:
+    """Return whether neither row scores more than a model that knows nothing."""
+    sides = (measured.first, measured.second)
+    return all(side is not None and at_floor(side.cells) for side in sides)
 
 
 def has_room(sides: Iterable[list[CellRuns]], points: float) -> bool:

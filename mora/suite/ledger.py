@@ -16,7 +16,17 @@ from mora.results import checked
 from . import verdicts
 from .cells import CellRuns
 from .claims import COMPARED, Claim, Contrast, Ratio, Unit, load
-from .contrasts import Measured, ResolvedTables, documents, find, measure, nothing_known, paper_effect, rare_counts
+from .contrasts import (
+    Measured,
+    ResolvedTables,
+    both_at_floor,
+    documents,
+    find,
+    measure,
+    nothing_known,
+    paper_effect,
+    rare_counts,
+)
 from .experiment import NAMES, Row, Scale
 from .rounds import RatioOfTimes, ratio_of_times
 from .verdicts import Estimate, Interval, Judged, Variance, Verdict
@@ -210,14 +220,14 @@ def _outcome(
 
 
 def _columns_at_floor(claim: Claim, contrast: Contrast, rows: list[list[CellRuns]], columns: list[str]) -> list[str]:
-    """Return a note that names the columns of a mean which tell nothing of what the models know."""
+    """Return a note that names the columns of a mean in which neither row stands above its floor."""
     each = {name: measure(claim, contrast.model_copy(update={"columns": [name]}), rows) for name in columns}
-    at_floor = [name for name, measured in each.items() if nothing_known(claim, measured)]
-    if not at_floor or len(columns) < 2:
+    low = [name for name, measured in each.items() if both_at_floor(measured)]
+    if not low or len(columns) < 2:
         return []
-    share = "half" if 2 * len(at_floor) == len(columns) else f"{len(at_floor)} of {len(columns)} columns"
-    are = "is at its floor" if len(at_floor) == 1 else "are at their floor"
-    return [f"{' and '.join(at_floor)}, {share} of this mean, {are}"]
+    share = "half" if 2 * len(low) == len(columns) else f"{len(low)} of {len(columns)} columns"
+    are = "is at its floor" if len(low) == 1 else "are at their floor"
+    return [f"{' and '.join(low)}, {share} of this mean, {are}"]
 
 
 def _name(rows: list[list[CellRuns]], wanted: Row) -> str:

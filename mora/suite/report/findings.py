@@ -139,7 +139,7 @@ class Finding:
 def _in_lines(text: str) -> str:
     """Break the text into as few lines as LINE letters allow, of about the same length."""
     lines = math.ceil(len(text) / LINE)
-    return textwrap.fill(text, LINE if lines == 1 else len(text) // lines + 8, break_on_hyphens=False)
+    return textwrap.fill(text, LINE if lines == 1 else min(LINE, len(text) // lines + 8), break_on_hyphens=False)
 
 
 def of_claims(resolved: ResolvedTables) -> list[Finding]:

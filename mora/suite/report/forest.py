@@ -19,7 +19,7 @@ from .style import PAGE
 COLOURS: dict[Verdict, str] = {"shown": "C2", "equal": "C0", "contradicted": "C1", "undecided": "C6", "floor": "C6"}
 HOLLOW = "floor"  # the verdict whose dot is not filled
 BAND = "0.88"
-UNITS = {"nats": "nats of perplexity", "values": "singular values"}  # others as they are
+UNITS = {"nats": "nats, the log of perplexity", "values": "singular values"}  # others as they are
 LINE, EDGE = 0.13, 0.5  # inches: of a line of a label, and of a panel's title and axis
 
 
@@ -49,7 +49,7 @@ def forest(findings: Sequence[Finding]) -> Figure:
 def _legend(verdicts: list[Verdict]) -> list[Any]:
     handles: list[Any] = [Line2D([], [], **_mark(verdict), lw=1.5, label=verdict) for verdict in verdicts]
     handles.append(Line2D([], [], ls="", marker="D", mfc="none", color="k", label="the paper's, without an interval"))
-    handles.append(Patch(color=BAND, label="margin of an equality"))
+    handles.append(Patch(color=BAND, label="margin"))
     handles.append(Line2D([], [], color="k", lw=1.5, label="interval: 95%; with a margin 90%, at a second look 98%"))
     return handles
 
@@ -87,5 +87,5 @@ def _axis(findings: list[Finding]) -> str:
     orders = any(f.claim.test == "order" for f in findings)
     mixed = any(f.claim.test != "order" for f in findings)
     side = "right" if one.outcome.sign > 0 else "left"
-    agrees = "an order agrees" if mixed else "agrees"
-    return f"{what} ({side} of 0: {agrees})" if orders else what
+    where = "without a margin, " if mixed else ""
+    return f"{what} ({where}{side} of 0: agrees)" if orders else what

@@ -42,10 +42,10 @@ TITLE = "Learning rates: the loss at the end of each search, and the order of th
 ABOUT = (
     "Each line: a method, through the means over the seeds of its searches; small open dots: the single seeds, where "
     "there are two. Ringed: the rate that the search chose; there is no ring while it is not complete. A caret at the "
-    "upper edge: a loss above the panel, which ends where the choices can still be told apart. Where several of MoRA's "
-    "operators were searched, they have a panel of their own, and stand among the methods with the usual one. Only "
-    "searches are shown, which end before a final run does: the outcomes of final runs are in [the tables](../tables), "
-    "and may be in another order."
+    "upper edge: a run that diverged, or a loss above the panel, which ends where the choices can still be told "
+    "apart. Where several of MoRA's operators were searched, they have a panel of their own, and stand among the "
+    "methods with the usual one. Only searches are shown, which end before a final run does: the outcomes of final "
+    "runs are in [the tables](../tables), and may be in another order."
 )
 ORDERS = (
     "The orders: lowest loss first, then the others' distance to it in nats; n: the seeds, those that all of the methods "

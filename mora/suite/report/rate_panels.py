@@ -35,7 +35,7 @@ class Curve:
     method: str
     points: dict[tuple[float, int], Point] = field(default_factory=dict)
     chosen: float | None = None
-    usual: bool = True
+    usual: bool = False
 
     @property
     def rates(self) -> list[float]:
@@ -182,7 +182,7 @@ def _add(panel: Panel, cell: CellRuns) -> None:
         if score is not None and candidate.lr is not None and candidate.overrides == overrides:
             run = first.model_copy(update={"lr": candidate.lr, "seed": seed})
             points[candidate.lr, seed] = Point(score if isinstance(score, float) else math.inf, run_id(run))
-    curve = panel.curves.setdefault(what, Curve(label, spec.row.method, usual=spec.row.operator is None))
+    curve = panel.curves.setdefault(what, Curve(label, spec.row.method))
     curve.usual = curve.usual or spec.row.operator in (None, spec.column.auto)
     if choice.selected is not None and (curve.chosen is None or len(points) > len(curve.points)):
         curve.chosen = choice.selected.lr
