@@ -398,7 +398,7 @@ def test_an_equality_names_its_margin():
 def test_a_mean_says_which_of_its_columns_are_at_their_floor():
     for method, guessed in (("mora", 0.251), ("lora", 0.250)):
         scores = [{"mmlu_tulu_0shot": 0.5 + d, "mmlu_tulu_5shot": guessed} for d in (0.0, 0.001, 0.002)]
-        facts = {"documents": 14042.0, "floor": 0.25}
+        facts = {"score_stderr": 0.004, "documents": 14042.0, "floor": 0.25}
         run_all(
             cell_of("table1", "lite", (method, 1)),
             [{f"{n}.{k}": v for n, s in both.items() for k, v in {"score": s, **facts}.items()} for both in scores],
