@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .merged_base import FILE
+
 if TYPE_CHECKING:
     from .config import MoraConfig
 
@@ -18,7 +20,7 @@ This is a [MoRA](https://arxiv.org/abs/2405.12130) adapter: one square matrix pe
 
 - base model: {base}, revision {revision}
 - operator {operator}, r = {r} (as many parameters as LoRA of that rank), r_hat = {sizes}
-- written by mora {version}
+- written by mora {version}{restarts}
 
 ```python
 import mora  # tells PEFT what MoRA is; without it PEFT says KeyError: 'MORA'
@@ -32,9 +34,16 @@ To use it without that package, export it: `mora-export FOLDER OUTPUT --to merge
 exact for sharing and truncation alone, with the largest r_hat above as R.
 {end}"""
 
+RESTARTS = f"""
+- restarts merged earlier updates into the base, so this adapter fits **only that merged base**, which a checkpoint holds as
+  `{FILE}`: load the model as below, then call `mora.restarts.callback.restore_base(model, "this folder")`"""
 
-def write_card(folder: Path, config: MoraConfig, sizes: dict[tuple[int, int], int]) -> None:
-    """Add the section to `folder`/README.md, or renew it. sizes: (in_features, out_features) -> r_hat."""
+
+def write_card(folder: Path, config: MoraConfig, sizes: dict[tuple[int, int], int], restarted: bool = False) -> None:
+    """Add the section to `folder`/README.md, or renew it.
+
+    sizes: (in_features, out_features) -> r_hat. restarted: the adapter does not fit the base model that the card names.
+    """
     section = TEXT.format(
         begin=BEGIN,
         end=END,
@@ -44,6 +53,7 @@ def write_card(folder: Path, config: MoraConfig, sizes: dict[tuple[int, int], in
         r=config.r,
         sizes=", ".join(f"{r_hat} ({k} x {d})" for (k, d), r_hat in sorted(sizes.items())),
         version=config.mora_version,
+        restarts=RESTARTS if restarted or (folder / FILE).is_file() else "",
     )
     path = folder / "README.md"
     text = path.read_text() if path.exists() else ""

@@ -105,6 +105,7 @@ class MoraConfig(PeftConfig):
         self.peft_type = PeftType.MORA
         self.mora_version = self.mora_version or mora.__version__
         self._sizes: dict[tuple[int, int], int] = {}  # (in_features, out_features) -> r_hat, where the model has put it
+        self.restarted = False  # whether updates went into the base, as `RestartCallback` says
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str) and not _are_names(value):
@@ -134,7 +135,7 @@ class MoraConfig(PeftConfig):
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         super().save_pretrained(save_directory, **kwargs)
         if self._sizes:
-            write_card(Path(save_directory), self, self._sizes)
+            write_card(Path(save_directory), self, self._sizes, self.restarted)
 
     def _check_choices(self) -> None:
         hints = get_type_hints(type(self))

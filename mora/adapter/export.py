@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from .config import MoraConfig
 from .layer import MoraLayer
+from .merged_base import find, restart_count, restore_base
 
 FORMS = ("merged", "lora")
 CLASSES = {
@@ -38,6 +39,7 @@ class ExportError(ValueError):
 def load(adapter: str, base: str | None = None) -> PeftModel:
     """Load the base model with a MoRA adapter on it, on the CPU in the dtype of its checkpoint.
 
+    Where restarts have merged updates into the base, that merged base is restored, which lies beside the adapter.
     base: folder or hub id, by default the one that the adapter names.
     Raises: ExportError.
     """
@@ -64,7 +66,13 @@ def load(adapter: str, base: str | None = None) -> PeftModel:
             f"the base model {where} cannot be read: {str(error).splitlines()[0]}; base (--base) names another; of an "
             "adapter of the replication suite, whose bases have names there, `mora merge FOLDER` makes the merged model"
         ) from error
-    return PeftModel.from_pretrained(model, adapter)
+    model = PeftModel.from_pretrained(model, adapter)
+    if merged := find(adapter):
+        try:
+            restore_base(model, merged.parent)
+        except ValueError as error:
+            raise ExportError(str(error)) from error
+    return model
 
 
 @torch.no_grad()
@@ -105,6 +113,7 @@ def export(adapter: str, output: str, to: str, rank: int | float | None = None, 
         _copy_tokenizer(adapter, model.peft_config["default"].base_model_name_or_path if base is None else base, output)
         return
     assert rank is not None  # checked above
+    _check_base(adapter)
     limit = max(min(m.in_features, m.out_features) for m in model.modules() if isinstance(m, MoraLayer))
     shown = sorted(
         {r for r in (2**i for i in range(3, 13)) if r < limit} | ({rank} if isinstance(rank, int) else set())
@@ -132,6 +141,15 @@ def _check(output: str, to: str, rank: int | float | None) -> None:
         raise ExportError(
             f"rank={rank!r}: a LoRA needs a positive integer, or the share of the energy to keep, such as 0.99; "
             "mora-export takes it as --rank"
+        )
+
+
+def _check_base(adapter: str) -> None:
+    """Raise ExportError where a LoRA would be loaded on another base than the one that the adapter fits."""
+    if (merged := find(adapter)) and restart_count(merged):
+        raise ExportError(
+            f"restarts merged earlier updates of {adapter} into its base ({merged.name}), which a LoRA on the original base "
+            "would lack: export it with to='merged' (--to merged)"
         )
 
 

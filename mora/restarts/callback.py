@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
 from peft import PeftModel
-from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from mora.adapter import MoraConfig
+from mora.adapter.merged_base import FILE, load, restore_base
 from mora.choices import Groups, MergeRounding
 from mora.io import replacing
 
@@ -27,9 +26,9 @@ from .schedule import jagged
 from .supported import check_supported
 from .trainer import optimizer_state
 
-logger = logging.getLogger(__name__)
+__all__ = ["RestartCallback", "restore_base"]
 
-FILE = "restarts.safetensors"
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -105,6 +104,7 @@ class RestartCallback(TrainerCallback):
         assert self._restart is not None
         if self._restart.due(state.global_step, state.max_steps):
             self.history.append(facts := self._restart.apply())
+            self._note_in_card()
             if rank() == 0:
                 logger.info("step %d: %s", state.global_step, describe(facts))
 
@@ -142,56 +142,21 @@ class RestartCallback(TrainerCallback):
         folder = Path(self._resume_from or output_dir / f"checkpoint-{step}")
         count, shadow = load(folder, step)
         self._restart.load_state_dict({"count": count, "shadow": shadow})
+        self._note_in_card()
+
+    def _note_in_card(self) -> None:
+        """Let the model card of a MoRA adapter that is saved from now on say which base the adapter fits."""
+        assert self._restart is not None
+        model: Any = self._restart.engine.model
+        for config in model.peft_config.values():
+            if isinstance(config, MoraConfig):
+                config.restarted = self._restart.count > 0
 
 
 def save(folder: Path, restart: Restart, step: int) -> None:
     """Write what `load` reads, whole or not at all."""
     with replacing(folder / FILE) as partial:
         save_file(restart.shadow, partial, metadata={"count": str(restart.count), "step": str(step)})
-
-
-def load(folder: Path, step: int | None = None) -> tuple[int, dict[str, torch.Tensor]]:
-    """(restarts so far, the merged base weights in fp32 by module) of a checkpoint, of `step` if it is given.
-
-    Raises: ValueError.
-    """
-    path = folder / FILE
-    if not path.is_file():
-        raise ValueError(
-            f"{path} is missing, without which the merged base is lost: name a checkpoint that was written with "
-            "RestartCallback; one that the Trainer resumes outside its output_dir is RestartCallback(resume_from=folder)"
-        )
-    with safe_open(path, framework="pt") as file:
-        facts = file.metadata()
-        if step is not None and int(facts["step"]) != step:
-            raise ValueError(
-                f"{path} is of step {facts['step']}, the Trainer resumes step {step}: name the checkpoint of step {step}, "
-                "RestartCallback(resume_from=folder)"
-            )
-        return int(facts["count"]), {name: file.get_tensor(name) for name in file.keys()}
-
-
-def restore_base(model: nn.Module, checkpoint: str | os.PathLike[str]) -> None:
-    """Write the merged base of a checkpoint into a model.
-
-    Args:
-        model: A PEFT model on the original base, with the adapter of that checkpoint.
-        checkpoint: A folder that was written with `RestartCallback`, under whatever name it lies now.
-
-    Raises:
-        ValueError: If `restarts.safetensors` is missing or belongs to another model.
-    """
-    folder = Path(checkpoint)
-    _, shadow = load(folder)
-    modules = dict(model.named_modules())
-    if unknown := [name for name in shadow if name not in modules]:
-        raise ValueError(
-            f"{folder / FILE} holds {unknown[0]}, which this model lacks: give the PEFT model of the base that was "
-            f"trained, PeftModel.from_pretrained(base, {str(folder)!r})"
-        )
-    with torch.no_grad():
-        for name, value in shadow.items():
-            modules[name].get_base_layer().weight.copy_(value)
 
 
 def rewarm(scheduler: Any, settings: _Settings) -> None:

@@ -6,11 +6,16 @@ import json
 
 import pytest
 import torch
+from huggingface_hub.errors import EntryNotFoundError
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 import mora
+from mora.adapter import merged_base
 from mora.adapter.export import ExportError, conversion_errors, export, main
+from mora.adapter.export import load as export_load
+from mora.adapter.merged_base import FILE
 
 
 @pytest.fixture
@@ -96,6 +101,53 @@ def test_other_adapters_are_refused(make_llama, tmp_path):
         main([str(tmp_path / "lora"), str(tmp_path / "out"), "--to", "merged"])
 
 
+@pytest.fixture
+def restarted(saved, tokens):
+    """(folder of an adapter after a restart, logits of its model): the merged base lies beside the adapter."""
+    base, adapter, _ = saved
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
+    layers = {name: layer for name, layer in model.named_modules() if hasattr(layer, "mora_M")}
+    with torch.no_grad():
+        for layer in layers.values():
+            layer.get_base_layer().weight.add_(0.1)
+    merged = {name: layer.get_base_layer().weight.detach() for name, layer in layers.items()}
+    save_file(merged, adapter / FILE, metadata={"count": "1", "step": "4"})
+    return adapter, model(tokens).logits
+
+
+def test_an_adapter_is_merged_into_the_base_that_its_restarts_left(restarted, tokens, tmp_path):
+    adapter, expected = restarted
+    export(str(adapter), str(tmp_path / "out"), "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(merged(tokens).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_merged_base_of_an_adapter_on_the_hub_is_found(restarted, monkeypatch):
+    adapter, _ = restarted
+    monkeypatch.setattr(merged_base, "hf_hub_download", lambda repo, file: str(adapter / file))
+    assert merged_base.find("someone/adapter") == adapter / FILE
+
+    def missing(repo, file):
+        raise EntryNotFoundError(f"{repo} has no {file}")
+
+    monkeypatch.setattr(merged_base, "hf_hub_download", missing)
+    assert merged_base.find("someone/adapter") is None
+
+
+def test_a_lora_of_an_adapter_after_restarts_is_refused(restarted, tmp_path):
+    with pytest.raises(SystemExit, match=r"^mora-export: restarts merged .*restarts\.safetensors.*\(--to merged\)$"):
+        main([str(restarted[0]), str(tmp_path / "out"), "--to", "lora", "--rank", "8"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_merged_base_of_another_model_is_not_used(restarted, tmp_path):
+    save_file({"elsewhere": torch.zeros(2, 2)}, restarted[0] / FILE, metadata={"count": "1", "step": "4"})
+    with pytest.raises(
+        SystemExit, match=r"^mora-export: .*restarts\.safetensors holds elsewhere, which this model lacks"
+    ):
+        main([str(restarted[0]), str(tmp_path / "out"), "--to", "merged"])
+
+
 def test_the_card_says_what_the_adapter_is_and_needs(saved, make_llama, adapt):
     base, adapter, _ = saved
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
@@ -107,3 +159,10 @@ def test_the_card_says_what_the_adapter_is_and_needs(saved, make_llama, adapt):
                  "import mora", "KeyError: 'MORA'", "mora-export"):  # fmt: skip
         assert fact in card
     assert json.loads((adapter / "adapter_config.json").read_text())["mora_version"] == mora.__version__
+    assert "only that merged base" not in card
+
+
+def test_the_card_of_a_checkpoint_with_restarts_says_which_base_the_adapter_fits(restarted):
+    adapter, _ = restarted
+    export_load(str(adapter)).save_pretrained(adapter)
+    assert "**only that merged base**" in (adapter / "README.md").read_text()

@@ -89,6 +89,16 @@ def test_the_merged_base_of_a_checkpoint_can_be_put_under_its_adapter(tmp_path):
         restore_base(model, best)
 
 
+def test_the_card_says_which_base_an_adapter_fits_after_a_restart(tmp_path):
+    trainer_for("remora", tmp_path, stop=6, save_strategy="steps", save_steps=2)[0].train()
+    cards = {step: (tmp_path / f"checkpoint-{step}" / "README.md").read_text() for step in (2, 4, 6)}
+    assert ["**only that merged base**" in card for card in cards.values()] == [False, True, True]
+    trainer, _, _ = trainer_for("remora", tmp_path, stop=7)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    trainer.save_model(str(tmp_path / "last"))
+    assert "**only that merged base**" in (tmp_path / "last" / "README.md").read_text()
+
+
 def test_a_checkpoint_without_the_merged_base_is_refused(tmp_path):
     options = {"save_strategy": "steps", "save_steps": 2}
     trainer_for("remora", tmp_path, stop=6, **options)[0].train()

@@ -1,0 +1,78 @@
+"""The merged base that lies beside the adapter of a checkpoint with restarts: `restarts.safetensors`.
+
+`mora.restarts.callback` writes it. It is read here, because an export needs it, too.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from safetensors import safe_open
+from torch import nn
+
+FILE = "restarts.safetensors"
+
+
+def find(adapter: str | os.PathLike[str]) -> Path | None:
+    """Return the file that belongs to an adapter, a folder or a Hub id; None where there is none."""
+    folder = Path(adapter)
+    if folder.is_dir():
+        return folder / FILE if (folder / FILE).is_file() else None
+    try:
+        return Path(hf_hub_download(str(adapter), FILE))
+    except EntryNotFoundError:
+        return None
+
+
+def restart_count(path: Path) -> int:
+    """Return how many restarts went into the merged base of this file."""
+    with safe_open(path, framework="pt") as file:
+        return int(file.metadata()["count"])
+
+
+def load(folder: Path, step: int | None = None) -> tuple[int, dict[str, torch.Tensor]]:
+    """(restarts so far, the merged base weights in fp32 by module) of a checkpoint, of `step` if it is given.
+
+    Raises: ValueError.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is missing, without which the merged base is lost: name a checkpoint that was written with "
+            "RestartCallback; one that the Trainer resumes outside its output_dir is RestartCallback(resume_from=folder)"
+        )
+    with safe_open(path, framework="pt") as file:
+        facts = file.metadata()
+        if step is not None and int(facts["step"]) != step:
+            raise ValueError(
+                f"{path} is of step {facts['step']}, the Trainer resumes step {step}: name the checkpoint of step {step}, "
+                "RestartCallback(resume_from=folder)"
+            )
+        return int(facts["count"]), {name: file.get_tensor(name) for name in file.keys()}
+
+
+def restore_base(model: nn.Module, checkpoint: str | os.PathLike[str]) -> None:
+    """Write the merged base of a checkpoint into a model.
+
+    Args:
+        model: A PEFT model on the original base, with the adapter of that checkpoint.
+        checkpoint: A folder that was written with `RestartCallback`, under whatever name it lies now.
+
+    Raises:
+        ValueError: If `restarts.safetensors` is missing or belongs to another model.
+    """
+    folder = Path(checkpoint)
+    _, shadow = load(folder)
+    modules = dict(model.named_modules())
+    if unknown := [name for name in shadow if name not in modules]:
+        raise ValueError(
+            f"{folder / FILE} holds {unknown[0]}, which this model lacks: give the PEFT model of the base that was "
+            f"trained, PeftModel.from_pretrained(base, {str(folder)!r})"
+        )
+    with torch.no_grad():
+        for name, value in shadow.items():
+            modules[name].get_base_layer().weight.copy_(value)
