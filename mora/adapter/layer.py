@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
@@ -124,7 +124,13 @@ class MoraLayer(BaseTunerLayer):
             nn.init.normal_(M, std=self.operator[adapter_name].r_hat ** -0.5)
 
     def set_groups(self, adapter_name: str, groups: Groups) -> None:
-        """Change the group kind of a sharing adapter (Appendix B). The meaning of M changes: merge and reset first."""
+        """Change the group kind of a sharing adapter (Appendix B). The meaning of M changes: merge and reset first.
+
+        Raises:
+            ValueError: If there is no such kind.
+        """
+        if groups not in get_args(Groups):
+            raise ValueError(f"groups={groups!r:.200}: expected one of {', '.join(get_args(Groups))}")
         self.operator[adapter_name] = replace(self.operator[adapter_name], groups=groups)
 
     def set_scale(self, adapter: str, scale: float) -> None:

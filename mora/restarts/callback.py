@@ -83,6 +83,7 @@ class RestartCallback(TrainerCallback):
         if merge_rounding not in get_args(MergeRounding):
             expected = " or ".join(map(repr, get_args(MergeRounding)))
             raise ValueError(f"merge_rounding={merge_rounding!r}: expected {expected}")
+        _check_groups(groups)
         self._settings = _Settings(every_steps, warmup_steps, groups, merge_rounding)
         self._resume_from = resume_from
         self._restart: Restart | None = None
@@ -151,6 +152,14 @@ class RestartCallback(TrainerCallback):
         for config in model.peft_config.values():
             if isinstance(config, MoraConfig):
                 config.restarted = self._restart.count > 0
+
+
+def _check_groups(groups: Sequence[Groups] | None) -> None:
+    """Raise ValueError for what is not a sequence of kinds. A string is one of letters."""
+    kinds = get_args(Groups)
+    several = isinstance(groups, Sequence) and not isinstance(groups, str) and len(groups) > 0
+    if groups is not None and not (several and all(kind in kinds for kind in groups)):
+        raise ValueError(f"groups={groups!r:.200}: expected None or a sequence of {', '.join(map(repr, kinds))}")
 
 
 def save(folder: Path, restart: Restart, step: int) -> None:

@@ -372,6 +372,14 @@ def test_set_groups_gives_M_the_meaning_of_the_other_kind_of_groups(make_mlp, ad
     assert torch.equal(layer.get_delta_weight("default"), other.get_delta_weight("default"))
 
 
+@pytest.mark.parametrize("groups", ["d", "bogus", None, ["modulo"]])
+def test_set_groups_refuses_what_is_no_kind(groups, make_mlp, adapt, mora_layers):
+    layer = mora_layers(adapt(make_mlp()))["0"]
+    with pytest.raises(ValueError, match=r"^groups=.*: expected one of modulo, contiguous, "):
+        layer.set_groups("default", groups)
+    assert layer.operator["default"].groups == "modulo"
+
+
 # --- scaling ---------------------------------------------------------------------------------------------------------
 
 

@@ -206,7 +206,11 @@ def test_a_weight_that_two_modules_share_is_refused(config, tmp_path):
 @pytest.mark.parametrize(
     ("options", "field"),
     [({"every_steps": 0}, "every_steps=0"), ({"every_steps": 4, "warmup_steps": 4}, "warmup_steps=4"),
-     ({"every_steps": 4, "warmup_steps": 1, "merge_rounding": "up"}, "merge_rounding='up'")],
+     ({"every_steps": 4, "warmup_steps": 1, "merge_rounding": "up"}, "merge_rounding='up'"),
+     ({"every_steps": 4, "warmup_steps": 1, "groups": "modulo"}, "groups='modulo': expected None or a sequence of "),
+     ({"every_steps": 4, "warmup_steps": 1, "groups": ("modulo", "bogus")}, r"groups=\('modulo', 'bogus'\): expected"),
+     ({"every_steps": 4, "warmup_steps": 1, "groups": []}, r"groups=\[\]: expected"),
+     ({"every_steps": 4, "warmup_steps": 1, "groups": 2}, "groups=2: expected")],
 )  # fmt: skip
 def test_settings_without_a_meaning_are_refused(options, field):
     with pytest.raises(ValueError, match=field):
