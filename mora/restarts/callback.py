@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -57,8 +57,8 @@ class RestartCallback(TrainerCallback):
     Args:
         every_steps: Optimizer updates between restarts. There is no restart after the last update.
         warmup_steps: Updates in which the learning rate climbs back after a restart. The first of them has rate 0.
-        groups: Kinds of groups that a sharing MoRA goes through, one per restart, the adapter's own among them. None
-            keeps one kind.
+        groups: Kinds of groups that a sharing MoRA goes through, one per restart, the adapter's own among them, which is
+            the first wherever it stands. None keeps one kind.
         merge_rounding: How the exact sum is rounded to the dtype of the base: "nearest", or "stochastic" (bf16 only).
         resume_from: The checkpoint to resume from, if it is not in `args.output_dir`.
 
@@ -126,17 +126,18 @@ class RestartCallback(TrainerCallback):
             )
 
     def _settings_for(self, model: PeftModel, layers: list[Adapted]) -> _Settings:
-        """Without groups where none of the layers has any. Raises: ValueError where the adapter has not the first kind."""
+        """Return the settings with the groups in the order of the adapter's lives, its own kind first.
+
+        Without groups where none of the layers has any. Raises: ValueError where the adapter's kind is not among them.
+        """
         name, groups = layers[0].adapter_name, self._settings.groups
-        sharing = sharing_layers(model, name)
-        if not sharing or not groups:
-            return _Settings(
-                self._settings.every_steps, self._settings.warmup_steps, None, self._settings.merge_rounding
-            )
+        if not groups or not sharing_layers(model, name):
+            return replace(self._settings, groups=None)
         kind = model.peft_config[name].groups
         if kind not in groups:
             raise ValueError(f"groups={tuple(groups)}: the adapter's own kind, {kind!r}, must be among them")
-        return self._settings
+        first = list(groups).index(kind)
+        return replace(self._settings, groups=(*groups[first:], *groups[:first]))
 
     def _resume(self, output_dir: Path, step: int) -> None:
         assert self._restart is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -21,6 +22,7 @@ from trainer_runs import (
     trainer_for,
     weights,
 )
+from transformers import TrainerCallback
 
 from mora import MoraConfig, RestartCallback
 from mora.methods import prepare
@@ -52,6 +54,34 @@ def test_a_resumed_run_goes_on_as_the_one_that_was_not_cut(method, stop, tmp_pat
     trainer.train(resume_from_checkpoint=True)
     assert_as_the_suite(watch.steps, of_the_suite(method)[stop:])
     assert restart.history[-1]["restart"] == 3
+
+
+class Kinds(TrainerCallback):
+    """The kind of groups after each step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_step_end(self, args, state, control, model, **kwargs):
+        self.seen.append(model.peft_config["default"].groups)
+
+
+@pytest.mark.parametrize(
+    ("own", "groups", "expected"),
+    [
+        ("modulo", ("modulo", "contiguous"), ["modulo", "contiguous", "modulo", "contiguous"]),
+        ("contiguous", ("modulo", "contiguous"), ["contiguous", "modulo", "contiguous", "modulo"]),
+        ("contiguous", ("modulo", "contiguous", "modulo-contiguous"),
+         ["contiguous", "modulo-contiguous", "modulo", "contiguous"]),
+        ("contiguous", None, ["contiguous"] * 4),
+    ],
+)  # fmt: skip
+def test_the_kinds_of_groups_begin_at_the_adapters_own(own, groups, expected, tmp_path):
+    trainer, restart, _ = trainer_for("remora", tmp_path, f"method.adapter.groups={own}", "method.restart.groups=null")
+    restart._settings = replace(restart._settings, groups=groups)
+    trainer.add_callback(kinds := Kinds())
+    trainer.train()
+    assert kinds.seen[::EVERY] == expected  # the steps 1, 5, 9 and 13; restarts follow 4, 8 and 12
 
 
 def test_a_file_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeypatch):
