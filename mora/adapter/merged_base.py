@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -34,11 +35,22 @@ def restart_count(path: Path) -> int:
         return int(file.metadata()["count"])
 
 
-def load(folder: Path, step: int | None = None) -> tuple[int, dict[str, torch.Tensor]]:
-    """(restarts so far, the merged base weights in fp32 by module) of a checkpoint, of `step` if it is given.
+class MergedBase(NamedTuple):
+    """What a checkpoint says of its restarts.
 
-    Raises: ValueError.
+    Attributes:
+        count: restarts so far.
+        shadow: the merged base weights in fp32, by module.
+        groups: the kinds of groups in turn, none where they do not change; None in a file that does not say it.
     """
+
+    count: int
+    shadow: dict[str, torch.Tensor]
+    groups: tuple[str, ...] | None
+
+
+def load(folder: Path, step: int | None = None) -> MergedBase:
+    """Read the file of a checkpoint, of `step` if it is given. Raises: ValueError."""
     path = folder / FILE
     if not path.is_file():
         raise ValueError(
@@ -52,7 +64,8 @@ def load(folder: Path, step: int | None = None) -> tuple[int, dict[str, torch.Te
                 f"{path} is of step {facts['step']}, the Trainer resumes step {step}: name the checkpoint of step {step}, "
                 "RestartCallback(resume_from=folder)"
             )
-        return int(facts["count"]), {name: file.get_tensor(name) for name in file.keys()}
+        groups = tuple(facts["groups"].split()) if "groups" in facts else None
+        return MergedBase(int(facts["count"]), {name: file.get_tensor(name) for name in file.keys()}, groups)
 
 
 def restore_base(model: nn.Module, checkpoint: str | os.PathLike[str]) -> None:
@@ -66,7 +79,7 @@ def restore_base(model: nn.Module, checkpoint: str | os.PathLike[str]) -> None:
         ValueError: If `restarts.safetensors` is missing or belongs to another model.
     """
     folder = Path(checkpoint)
-    _, shadow = load(folder)
+    shadow = load(folder).shadow
     modules = dict(model.named_modules())
     if unknown := [name for name in shadow if name not in modules]:
         raise ValueError(

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mora.adapter import MoraConfig
-from mora.adapter.merged_base import FILE, load, restore_base
+from mora.adapter.merged_base import FILE, MergedBase, load, restore_base
 from mora.choices import Groups, MergeRounding
 from mora.io import replacing
 
@@ -142,9 +142,28 @@ class RestartCallback(TrainerCallback):
     def _resume(self, output_dir: Path, step: int) -> None:
         assert self._restart is not None
         folder = Path(self._resume_from or output_dir / f"checkpoint-{step}")
-        count, shadow = load(folder, step)
-        self._restart.load_state_dict({"count": count, "shadow": shadow})
+        saved = load(folder, step)
+        self._restart.settings = self._settings_of(saved, folder)
+        self._restart.load_state_dict({"count": saved.count, "shadow": saved.shadow})
         self._note_in_card()
+
+    def _settings_of(self, saved: MergedBase, folder: Path) -> _Settings:
+        """Return the settings with the groups in the checkpoint's order. The adapter's own kind may be that of a later life.
+
+        Raises: ValueError where the groups are others, with which the saved M would mean something else.
+        """
+        assert self._restart is not None
+        settings: Any = self._restart.settings
+        groups = tuple(settings.groups or ())
+        if saved.groups is None:  # written when the order was the argument's
+            return replace(settings, groups=self._settings.groups) if groups and saved.count else settings
+        orders = [groups[first:] + groups[:first] for first in range(len(groups))] if saved.count else [groups]
+        if saved.groups not in (orders or [()]):
+            raise ValueError(
+                f"groups={groups or None}: {folder} was trained with groups={saved.groups or None}, the adapter's own kind "
+                "first, and its M means another update with other groups: resume it with those"
+            )
+        return replace(settings, groups=saved.groups or None)
 
     def _note_in_card(self) -> None:
         """Let the model card of a MoRA adapter that is saved from now on say which base the adapter fits."""
@@ -166,7 +185,8 @@ def _check_groups(groups: Sequence[Groups] | None) -> None:
 def save(folder: Path, restart: Restart, step: int) -> None:
     """Write what `load` reads, whole or not at all."""
     with replacing(folder / FILE) as partial:
-        save_file(restart.shadow, partial, metadata={"count": str(restart.count), "step": str(step)})
+        facts = {"count": str(restart.count), "step": str(step), "groups": " ".join(restart.groups)}
+        save_file(restart.shadow, partial, metadata=facts)
 
 
 def rewarm(scheduler: Any, settings: _Settings) -> None:

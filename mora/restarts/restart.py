@@ -16,6 +16,8 @@ import torch
 from peft import PeftModel
 from torch import Generator, Tensor, nn
 
+from mora.choices import Groups
+
 from .layers import Adapted, set_groups
 from .ranks import all_gather_value, rank
 
@@ -208,10 +210,14 @@ class Restart:
         for layer in self.layers:
             yield layer, layer.initial_state(generator)
 
+    @property
+    def groups(self) -> Sequence[Groups]:
+        """The kinds of groups in turn; none where they do not change."""
+        return (self.settings.groups if self.settings else None) or ()
+
     def _switch_groups(self) -> None:
-        groups = self.settings.groups if self.settings else None
-        if groups:
-            set_groups(self._model, groups[self.count % len(groups)])
+        if self.groups:
+            set_groups(self._model, self.groups[self.count % len(self.groups)])
 
     def _generator(self, purpose: str) -> Generator:
         """Return a generator that depends on seed, restart and purpose only, so that a resumed run draws the same."""

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import nn
 from trainer_runs import (
     EVERY,
@@ -84,8 +85,56 @@ def test_the_kinds_of_groups_begin_at_the_adapters_own(own, groups, expected, tm
     assert kinds.seen[::EVERY] == expected  # the steps 1, 5, 9 and 13; restarts follow 4, 8 and 12
 
 
+BOTH = ("modulo", "contiguous")
+
+
+@pytest.mark.parametrize(
+    ("trained", "resumed", "stop"),
+    [
+        (BOTH, None, 6),
+        (None, BOTH, 6),
+        (BOTH, (*BOTH, "modulo-contiguous"), 6),
+        (BOTH, ("modulo", "modulo-contiguous"), 2),
+    ],
+)
+def test_other_groups_than_the_checkpoints_are_refused(trained, resumed, stop, tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 2}
+    trainer, restart, _ = trainer_for("remora", tmp_path, stop=stop, **options)
+    restart._settings = replace(restart._settings, groups=trained)
+    trainer.train()
+    trainer, restart, _ = trainer_for("remora", tmp_path, **options)
+    restart._settings = replace(restart._settings, groups=resumed)
+    with pytest.raises(
+        ValueError, match=rf"^groups=.*: .*checkpoint-{stop} was trained with groups=.*resume it with those$"
+    ):
+        trainer.train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("given", [BOTH, BOTH[::-1]])
+@pytest.mark.parametrize("now", BOTH)
+def test_the_order_of_the_groups_is_the_checkpoints_whatever_the_resumed_adapter_says(given, now, tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 2}
+    trainer_for("remora", tmp_path, stop=6, **options)[0].train()
+    own = (f"method.adapter.groups={now}", "method.restart.groups=null")
+    trainer, restart, watch = trainer_for("remora", tmp_path, *own, **options)
+    restart._settings = replace(restart._settings, groups=given)
+    trainer.train(resume_from_checkpoint=True)
+    assert_as_the_suite(watch.steps, of_the_suite("remora")[6:])
+
+
+def test_a_checkpoint_that_does_not_say_its_groups_is_resumed_in_the_order_of_the_argument(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 2}
+    trainer_for("remora", tmp_path, stop=6, **options)[0].train()
+    path = tmp_path / "checkpoint-6" / FILE
+    save_file(load_file(path), path, metadata={"count": "1", "step": "6"})
+    own = ("method.adapter.groups=contiguous", "method.restart.groups=null")
+    trainer, _, watch = trainer_for("remora", tmp_path, *own, **options)
+    trainer.train(resume_from_checkpoint=True)
+    assert_as_the_suite(watch.steps, of_the_suite("remora")[6:])
+
+
 def test_a_file_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeypatch):
-    first = SimpleNamespace(shadow={"q_proj": torch.ones(2, 2)}, count=1)
+    first = SimpleNamespace(shadow={"q_proj": torch.ones(2, 2)}, count=1, groups=())
     callback.save(tmp_path, first, 4)
     whole = (tmp_path / FILE).read_bytes()
 
