@@ -56,7 +56,8 @@ class RestartCallback(TrainerCallback):
 
     Args:
         every_steps: Optimizer updates between restarts. There is no restart after the last update.
-        warmup_steps: Updates in which the learning rate climbs back after a restart. The first of them has rate 0.
+        warmup_steps: Updates in which the learning rate climbs back after a restart. The first of them has rate 0. With 0
+            updates it stays on its schedule.
         groups: Kinds of groups that a sharing MoRA goes through, one per restart, the adapter's own among them, which is
             the first wherever it stands. None keeps one kind.
         merge_rounding: How the exact sum is rounded to the dtype of the base: "nearest", or "stochastic" (bf16 only).

@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Rhythm(Protocol):
-    """A restart every `every_steps` updates; the rate then climbs for `warmup_steps`."""
+    """A restart every `every_steps` updates; the rate then climbs for `warmup_steps`, if those are not 0."""
 
     @property
     def every_steps(self) -> int: ...
@@ -17,6 +17,6 @@ class Rhythm(Protocol):
 
 def jagged(base: float, step: int, rhythm: Rhythm) -> float:
     """Return base * min(1, (step mod R) / w) after the first restart, base before it (ReLoRA, section 3)."""
-    if step < rhythm.every_steps:
+    if step < rhythm.every_steps or not rhythm.warmup_steps:
         return base
-    return base * min(1.0, (step % rhythm.every_steps) / max(1, rhythm.warmup_steps))
+    return base * min(1.0, (step % rhythm.every_steps) / rhythm.warmup_steps)

@@ -57,6 +57,13 @@ def test_a_resumed_run_goes_on_as_the_one_that_was_not_cut(method, stop, tmp_pat
     assert restart.history[-1]["restart"] == 3
 
 
+def test_without_a_warm_up_no_update_is_lost(tmp_path):
+    trainer, restart, watch = trainer_for("remora", tmp_path)
+    restart._settings = replace(restart._settings, warmup_steps=0)
+    trainer.train()
+    assert watch.rates == pytest.approx([LR * (1 - t / STEPS) for t in range(STEPS)])
+
+
 class Kinds(TrainerCallback):
     """The kind of groups after each step."""
 

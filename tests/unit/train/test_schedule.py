@@ -76,3 +76,19 @@ def test_a_jagged_rate_of_any_length_is_the_schedule_underneath_between_the_warm
     teeth = [learning_rate(step, 7777, 1.0, train, PAPER) for step in range(7777)]
     outside = [i for i in range(7777) if i < 2000 or i % 2000 >= 50]
     assert [teeth[i] for i in outside] == [plain[i] for i in outside]
+
+
+def test_without_a_warm_up_a_jagged_rate_is_the_schedule_underneath():
+    train = compose(["task=uuid", "method=fft"]).task.train.model_copy(update={"schedule": "cosine"})
+    restart = PAPER.model_copy(update={"every_steps": 100, "warmup_steps": 0})
+    plain = [learning_rate(step, 777, 1.0, train) for step in range(777)]
+    assert [learning_rate(step, 777, 1.0, train, restart) for step in range(777)] == plain
+
+
+@pytest.mark.parametrize(("every", "warmup"), [(75, 3), (250, 50), (400, 10)])
+def test_the_teeth_of_the_measured_runs_keep_every_bit(every, warmup):
+    train = compose(["task=uuid", "method=fft"]).task.train.model_copy(update={"schedule": "cosine"})
+    restart = PAPER.model_copy(update={"every_steps": every, "warmup_steps": warmup})
+    for step in range(every, 1000):
+        tooth = min(1.0, (step % every) / max(1, warmup))
+        assert learning_rate(step, 1000, 1.0, train, restart) == learning_rate(step, 1000, 1.0, train) * tooth
