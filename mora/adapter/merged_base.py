@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 FILE = "restarts.safetensors"
@@ -29,10 +31,28 @@ def find(adapter: str | os.PathLike[str]) -> Path | None:
         return None
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
+    """Context manager: yield the tensors of the file, and what it says of them.
+
+    Raises: ValueError where it is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = file.metadata() or {}
+            if missing := [name for name in ("count", "step") if name not in facts]:
+                raise ValueError(f"{path} does not say its {missing[0]}: RestartCallback did not write it")
+            yield file, facts
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} cannot be read, it is cut or damaged: {error}; copy it again, or use an earlier checkpoint"
+        ) from error
+
+
 def restart_count(path: Path) -> int:
-    """Return how many restarts went into the merged base of this file."""
-    with safe_open(path, framework="pt") as file:
-        return int(file.metadata()["count"])
+    """Return how many restarts went into the merged base of this file. Raises: ValueError."""
+    with _opened(path) as (_, facts):
+        return int(facts["count"])
 
 
 class MergedBase(NamedTuple):
@@ -57,8 +77,7 @@ def load(folder: Path, step: int | None = None) -> MergedBase:
             f"{path} is missing, without which the merged base is lost: name a checkpoint that was written with "
             "RestartCallback; one that the Trainer resumes outside its output_dir is RestartCallback(resume_from=folder)"
         )
-    with safe_open(path, framework="pt") as file:
-        facts = file.metadata()
+    with _opened(path) as (file, facts):
         if step is not None and int(facts["step"]) != step:
             raise ValueError(
                 f"{path} is of step {facts['step']}, the Trainer resumes step {step}: name the checkpoint of step {step}, "

@@ -148,6 +148,14 @@ def test_a_merged_base_of_another_model_is_not_used(restarted, tmp_path):
         main([str(restarted[0]), str(tmp_path / "out"), "--to", "merged"])
 
 
+def test_a_cut_merged_base_is_named(restarted, tmp_path):
+    path = restarted[0] / FILE
+    path.write_bytes(path.read_bytes()[:500])
+    for form in (["merged"], ["lora", "--rank", "8"]):
+        with pytest.raises(SystemExit, match=rf"^mora-export: {path} cannot be read, it is cut or damaged: "):
+            main([str(restarted[0]), str(tmp_path / "out"), "--to", *form])
+
+
 def test_the_card_says_what_the_adapter_is_and_needs(saved, make_llama, adapt):
     base, adapter, _ = saved
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)

@@ -199,6 +199,24 @@ def test_a_checkpoint_without_the_merged_base_is_refused(tmp_path):
         trainer.train(resume_from_checkpoint=str(moved))
 
 
+@pytest.mark.parametrize("size", [0, 6, 500, -40])
+def test_a_cut_file_is_named(size, tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 6}
+    trainer_for("remora", tmp_path, stop=6, **options)[0].train()
+    path = tmp_path / "checkpoint-6" / FILE
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(ValueError, match=rf"^{path} cannot be read, it is cut or damaged: .*; copy it again, or use"):
+        trainer_for("remora", tmp_path, **options)[0].train(resume_from_checkpoint=True)
+
+
+def test_a_file_of_another_kind_is_named(tmp_path):
+    save_file({"q_proj": torch.ones(2, 2)}, tmp_path / FILE)
+    with pytest.raises(
+        ValueError, match=rf"^{tmp_path / FILE} does not say its count: RestartCallback did not write it"
+    ):
+        restore_base(nn.Linear(2, 2), tmp_path)
+
+
 def test_modules_to_save_keep_their_moments(tmp_path):
     trainer, _, _ = trainer_for("remora", tmp_path, stop=EVERY)
     trainer.model.base_model.model.model.norm.requires_grad_(True)
