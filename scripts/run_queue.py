@@ -95,7 +95,7 @@ def main() -> int:
         options.out.mkdir(parents=True, exist_ok=True)
         queue = Queue(options)
     except (MoraError, OSError) as error:
-        sys.exit(f"run_queue.py: {error}")
+        sys.exit(f"run_queue.py: {one_line(error)}")
     signal.signal(signal.SIGTERM, lambda *_: queue.stop("asked to stop"))
     signal.signal(signal.SIGINT, lambda *_: queue.stop("asked to stop"))
     with ExitStack() as stack:
@@ -289,9 +289,9 @@ def _is_trained(config: RunConfig) -> bool:
 
 
 def _read(path: Path) -> list[tuple[str, RunConfig | None]]:
-    """Return the runs of the file, None for @wait. Raises ConfigError that names the line."""
+    """Return the runs of the file, None for @wait. Raises OSError, and ConfigError that names the line."""
     entries: list[tuple[str, RunConfig | None]] = []
-    for number, text in enumerate(path.read_text().splitlines(), 1):
+    for number, text in enumerate(_text(path).splitlines(), 1):
         line = text.split("#")[0].strip()
         try:
             if line == "@wait":
@@ -303,9 +303,18 @@ def _read(path: Path) -> list[tuple[str, RunConfig | None]]:
                 entries += [(one, _compose(one)) for one in (claim + run for run in _missing(*words.split()[1:]))]
             elif line:
                 entries.append((line, _compose(line)))
-        except (MoraError, FileNotFoundError, TypeError) as error:
-            raise ConfigError(f"{path}, line {number}: {error}") from error
+        except (ValueError, FileNotFoundError, TypeError) as error:  # ValueError: an unclosed quote, too
+            raise ConfigError(f"{path}, line {number}: {one_line(error)}") from error
     return entries
+
+
+def _text(path: Path) -> str:
+    raw = path.read_bytes()
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        number = raw.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}, line {number}: not UTF-8, which the file must be: {error}") from error
 
 
 def _without_claim(line: str) -> str:

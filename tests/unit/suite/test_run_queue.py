@@ -265,6 +265,41 @@ def test_a_wrong_edit_is_said_once_and_what_was_read_before_goes_on(queue, monke
     assert [event["what"] for event in events(journal, "wrong")] == ["queue.txt, line 2: there is no such method"]
 
 
+NOT_LINES = [
+    (b'task=uuid tracker="none', "line 2: No closing quotation"),
+    ("task=uuid # \u00e9".encode("latin-1"), "line 2: not UTF-8, which the file must be"),
+]
+
+
+@pytest.mark.parametrize(("added", "why"), NOT_LINES)
+def test_a_line_that_is_none_ends_no_running_queue(added, why, queue, tmp_path, monkeypatch):
+    file = tmp_path / "queue.txt"
+
+    class Adding(Process):
+        def __init__(self, *args, **options):
+            file.write_bytes(f"{LINES[0]}\n".encode() + added)
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr(queue.module.subprocess, "Popen", Adding)
+    code, journal = queue(LINES[:1])
+    assert (code, Process.started) == (0, LINES[:1])
+    (wrong,) = events(journal, "wrong")
+    assert wrong["what"].startswith(f"{file}, {why}")
+    assert events(journal, "sum")[0]["ended"] == 1
+
+
+@pytest.mark.parametrize(("added", "why"), NOT_LINES)
+def test_a_line_that_is_none_is_one_line_at_the_start(added, why, queue, tmp_path, monkeypatch):
+    file = tmp_path / "queue.txt"
+    file.write_bytes(f"{LINES[0]}\n".encode() + added)
+    monkeypatch.setattr(sys, "argv", ["run_queue.py", str(file), "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as refused:
+        queue.module.main()
+    assert str(refused.value).startswith(f"run_queue.py: {file}, {why}")
+    assert "\n" not in str(refused.value)
+    assert Process.started == []
+
+
 def test_a_full_disk_ends_no_queue(queue, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device", "x.json")
