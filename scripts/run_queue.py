@@ -44,13 +44,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from mora.config import ConfigError, RunConfig, compose, run_id
 from mora.config.arguments import amount
 from mora.config.run_id import documents_path, log_path, result_path, spectrum_path
 from mora.config.source import ROOT
-from mora.errors import MoraError, one_line
+from mora.errors import MoraError, did_you_mean, nearest, one_line
 from mora.results import read
 from mora.suite import commands, gpus
 from mora.suite import experiment as experiments
@@ -298,9 +298,9 @@ def _read(path: Path) -> list[tuple[str, RunConfig | None]]:
                 entries.append((line, None))
             elif line.startswith("[") and not CLAIM.match(line):
                 raise ConfigError(f"{line}: expected a claim such as [30 GiB] before the run")
-            elif (words := _without_claim(line)).startswith("@experiment "):
+            elif (words := _without_claim(line)).startswith("@"):
                 claim = line.removesuffix(words)
-                entries += [(one, _compose(one)) for one in (claim + run for run in _missing(*words.split()[1:]))]
+                entries += [(one, _compose(one)) for one in (claim + run for run in _experiment(*shlex.split(words)))]
             elif line:
                 entries.append((line, _compose(line)))
         except (ValueError, FileNotFoundError, TypeError) as error:  # ValueError: an unclosed quote, too
@@ -326,9 +326,24 @@ def _compose(line: str) -> RunConfig:
     return compose(shlex.split(_without_claim(line)))
 
 
-def _missing(name: str, scale: str, *only: str) -> list[str]:
-    """Return one line per missing run of the experiment that can start now. Raises ConfigError, FileNotFoundError."""
-    rows = experiments.cell_specs(experiments.load(name), cast(experiments.Scale, scale))
+def _experiment(word: str, name: str = "", scale: str = "", *only: str) -> list[str]:
+    """Return one line per missing run of `@experiment NAME SCALE ...`. Raises ConfigError, FileNotFoundError."""
+    if word != "@experiment":
+        meant = did_you_mean(nearest(word, {"@experiment", "@wait"} - {word}))
+        raise ConfigError(f"{word}: expected `@wait` on a line of its own, or `@experiment NAME SCALE`{meant}")
+    if not name:
+        raise ConfigError("@experiment: expected NAME SCALE after it, such as `@experiment table1 mid`")
+    experiment = experiments.load(name)
+    if scale not in experiment.scales:
+        known = ", ".join(experiment.scales) or "none, for it has no runs"
+        meant = did_you_mean(nearest(scale, experiment.scales))
+        raise ConfigError(f"@experiment {name} {scale}".strip() + f": expected a scale after {name}: {known}{meant}")
+    return _missing(experiment, scale, *only)
+
+
+def _missing(experiment: experiments.Experiment, scale: experiments.Scale, *only: str) -> list[str]:
+    """Return one line per missing run of the experiment that can start now. Raises ConfigError."""
+    rows = experiments.cell_specs(experiment, scale)
     hardware = [word for word in only if word.startswith("hardware.")]
     cells = experiments.filter_cells([cell for row in rows for cell in row], [w for w in only if w not in hardware])
     return [shlex.join([*words, *hardware]) for words in commands.arguments(cells).values()]

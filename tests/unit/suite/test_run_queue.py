@@ -344,3 +344,27 @@ def test_a_line_that_is_no_run_is_named(tmp_path):
     file.write_text(f"[18 GB] {LINES[0]}\n")
     with pytest.raises(ConfigError, match=r"line 1: \[18 GB\] .*: expected a claim such as \[30 GiB\]"):
         load()._read(file)
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("@experiment table1 nope", "@experiment table1 nope: expected a scale after table1: paper, lite, mid, smoke"),
+        ("[9 GiB] @experiment table1 smok", "@experiment table1 smok: .*; did you mean smoke?"),
+        ("@experiment table1", "@experiment table1: expected a scale after table1: paper, "),
+        ("@experiment", "@experiment: expected NAME SCALE after it, such as `@experiment table1 mid`"),
+        ("@experiment tabel1 smoke", "there is no experiment 'tabel1'; there are .*; did you mean table1?"),
+        (
+            "@experiment table5 smoke",
+            "@experiment table5 smoke: expected a scale after table5: none, for it has no runs",
+        ),
+        ("@wiat", "@wiat: expected `@wait` on a line of its own, or `@experiment NAME SCALE`; did you mean @wait?"),
+        ("@wait here", "@wait: expected `@wait` on a line of its own, or `@experiment NAME SCALE`"),
+    ],
+)
+def test_a_misspelt_word_of_an_experiment_is_named(line, why, tmp_path):
+    file = tmp_path / "queue.txt"
+    file.write_text(f"# first\n{line}\n")
+    pattern = re.escape(why).replace(r"\.\*", ".*")
+    with pytest.raises(ConfigError, match=rf"queue\.txt, line 2: {pattern}"):
+        load()._read(file)
