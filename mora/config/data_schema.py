@@ -159,7 +159,7 @@ class ReadingData(FrozenModel):
     """blocks: documents end to end, cut every `max_length` tokens. isolated: whole ones, none of which sees another."""
     max_sequences: PositiveInt | None
     """Sequences after which no more are made; null: all texts."""
-    seed: int
+    seed: NonNegativeInt
     """Seeds the mining, the templates and the order of documents."""
     validation_sequences: NonNegativeInt
     """Sequences of held-out documents, on which the learning rate is chosen."""

@@ -12,6 +12,7 @@ from mora.families.base import Targets
 from mora.frozen import FrozenModel
 
 Rank = PositiveInt
+Seed = Annotated[int, Field(ge=0, le=10**12)]  # of torch's generators, which take 64 bits, for a million steps each
 
 
 class HubFile(FrozenModel):
@@ -79,7 +80,7 @@ class Model(FrozenModel):
     """Of a Hub id or package: the commit or version, so that the model cannot change."""
     sha256: str | None
     """The digest of the GGUF file. For a folder whose model has no file in `configs/model`, its fingerprint, filled in."""
-    init_seed: int | None = None
+    init_seed: Seed | None = None
     """Seeds weights that are drawn."""
     architecture: dict[str, Any] | None = None
     """The fields of the LlamaConfig of a model whose weights are drawn."""

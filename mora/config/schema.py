@@ -14,7 +14,7 @@ from mora.frozen import FrozenModel
 from .data_schema import TaskData, UuidData
 from .hardware_schema import Hardware, Scale, Tracker
 from .method_schema import Method
-from .model_schema import Model, Rank
+from .model_schema import Model, Rank, Seed
 from .train_schema import Evaluation, Train
 
 LrGrid = list[PositiveFloat] | dict[Rank, list[PositiveFloat]]
@@ -69,7 +69,7 @@ class RunConfig(FrozenModel):
     """The LoRA rank, or the rank of the LoRA whose parameter count MoRA matches. `none` and `fft` take none."""
     lr: PositiveFloat | None
     """Peak learning rate. Without it: the one that a search of this cell chose, else the middle of the grid; printed."""
-    seed: NonNegativeInt
+    seed: Seed
     """Seeds the initialisation of the adapter, the order of the data, and dropout."""
 
     _n_samples: int | None = PrivateAttr(None)

@@ -36,6 +36,15 @@ PADDING_FREE = ["hardware.padding_free=true", "hardware.micro_batch_tokens=512"]
         (["task=uuid", "method=mora", "r=8", "+task.train.epoch=1"], "task.train.epoch: there is no such field"),
         (["task=uuid", "method=mora", "r=8", "task.train.epochs=many"], "task.train.epochs='many'"),
         (["task=uuid", "method=mora", "r=8", "lr=-1"], "lr=-1: input should be greater than 0"),
+        (
+            ["task=uuid", "method=mora", "r=8", f"seed={10**13}"],
+            f"seed={10**13}: input should be less than or",
+        ),
+        (
+            ["task=c4", "scale=smoke", "method=mora", "r=8", f"model.init_seed={2**64}"],
+            f"model.init_seed={2**64}: input should be less",
+        ),
+        (["task=biomed", "method=mora", "r=8", "task.data.seed=-1"], "task.data.seed=-1: input should be greater"),
         (["task=uuid", "method=mora", "r=8", "lr=inf"], "lr=inf: input should be a finite number"),
         (
             ["task=uuid", "method=mora", "r=8", "task.train.adam_eps=nan"],
