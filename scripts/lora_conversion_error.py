@@ -46,7 +46,8 @@ in layers of in x out features. "exact" means below 1e-5. LoRA of rank {r} has a
   inference and leaves a plain checkpoint: `save_pretrained` it and give vLLM that path, as for any other model.
 - Convert to LoRA only if one base model must serve several adapters at once, as vLLM does with `--enable-lora`.
 - With `operator="sharing"` (or "truncation") ΔW has rank r_hat = floor(sqrt((in + out) r)), so the conversion is exact at
-  k >= r_hat. Take the largest r_hat among the layers as k.
+  k >= r_hat. Take the largest r_hat among the layers as k. `mora-export --to lora --rank k` fills up layers that are smaller
+  than k with zeros, such as k_proj and v_proj of grouped-query attention; PEFT's functions refuse k for them.
 - vLLM's `--max-lora-rank` is 16 by default and takes one of 8, 16, 32, 64, 128, 256, 320 and 512: give the next one up from
   k (256 for k = 129). Above 512, merge.
 - With `operator="rotation"` (or "decouple") ΔW has full rank, up to inputs that are ignored if in > out. No smaller k is

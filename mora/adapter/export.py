@@ -13,8 +13,11 @@ from typing import Any
 
 import torch
 import transformers
-from peft import PeftConfig, PeftModel, save_as_lora
+from peft import PeftConfig, PeftModel, convert_to_lora, save_as_lora
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import save_file
 from torch import nn
+from torch.nn.functional import pad
 from transformers import AutoConfig, AutoTokenizer
 
 from .config import MoraConfig
@@ -99,7 +102,8 @@ def export(adapter: str, output: str, to: str, rank: int | float | None = None, 
         adapter: Folder or Hub id of a MoRA adapter.
         output: Folder to write. It must not exist, or be empty.
         to: "merged" or "lora". For "lora" the error of each rank is printed.
-        rank: Of the LoRA: an integer, or the share of the energy |ΔW|² to keep, between 0 and 1.
+        rank: Of the LoRA: an integer, or the share of the energy |ΔW|² to keep, between 0 and 1. Layers that are
+            smaller than the integer are filled up with zeros.
         base: Folder or Hub id of the base model. By default the one that the adapter names.
 
     Raises:
@@ -114,7 +118,9 @@ def export(adapter: str, output: str, to: str, rank: int | float | None = None, 
         return
     assert rank is not None  # checked above
     _check_base(adapter)
-    limit = max(min(m.in_features, m.out_features) for m in model.modules() if isinstance(m, MoraLayer))
+    limit = max(_sizes(model).values())
+    if rank > limit:
+        raise ExportError(f"rank={rank}: the largest layer has a rank of {limit} at most, with which the LoRA is exact")
     shown = sorted(
         {r for r in (2**i for i in range(3, 13)) if r < limit} | ({rank} if isinstance(rank, int) else set())
     )
@@ -122,7 +128,7 @@ def export(adapter: str, output: str, to: str, rank: int | float | None = None, 
     for each, (error, worst) in conversion_errors(model, shown).items():
         print(f"{each:6}  {error:7.4f}  {worst:11.4f}")
     try:
-        save_as_lora(output, model, rank=rank)
+        _save_lora(output, model, rank)
     except (TypeError, ValueError) as error:
         raise ExportError(str(error)) from error
 
@@ -151,6 +157,38 @@ def _check_base(adapter: str) -> None:
             f"restarts merged earlier updates of {adapter} into its base ({merged.name}), which a LoRA on the original base "
             "would lack: export it with to='merged' (--to merged)"
         )
+
+
+def _sizes(model: nn.Module) -> dict[str, int]:
+    """Name of each layer -> the largest rank that its update can have."""
+    layers = ((name, m) for name, m in model.named_modules() if isinstance(m, MoraLayer))
+    return {name: min(layer.in_features, layer.out_features) for name, layer in layers}
+
+
+def _save_lora(output: str, model: PeftModel, rank: int | float) -> None:
+    """Save what PEFT's `save_as_lora` does, also where a layer is smaller than the rank, which PEFT refuses.
+
+    Such a layer is filled up with zeros, since servers want one rank for all layers.
+    """
+    sizes = _sizes(model)
+    smallest = min(sizes.values())
+    if rank <= smallest:
+        return save_as_lora(output, model, rank=rank)
+    assert isinstance(rank, int)  # a share is below every size
+    config, tensors = convert_to_lora(model, rank=smallest)
+    config.r = config.lora_alpha = rank
+    config.rank_pattern, config.alpha_pattern = {}, {}
+    for name, size in sizes.items():
+        k = min(size, rank)
+        if k > smallest:
+            _, larger = convert_to_lora(model.get_submodule(name), rank=k)
+            tensors |= {f"{name}{key}": tensor for key, tensor in larger.items()}
+        A, B = f"{name}.lora_A.weight", f"{name}.lora_B.weight"
+        tensors[A] = pad(tensors[A], (0, 0, 0, rank - k))
+        tensors[B] = pad(tensors[B], (0, rank - k))
+    Path(output).mkdir(parents=True, exist_ok=True)
+    save_file(tensors, Path(output) / SAFETENSORS_WEIGHTS_NAME)
+    config.save_pretrained(output)
 
 
 def _copy_tokenizer(adapter: str, base: str, output: str) -> None:

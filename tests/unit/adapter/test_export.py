@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -57,12 +58,30 @@ def test_the_lora_has_the_error_that_was_printed(saved, tmp_path, capsys):
     assert errors[17] == pytest.approx((0, 0), abs=1e-6)  # r_hat = sqrt((96 + 64) 2) = 17
 
 
+@pytest.mark.parametrize("targets", [["q_proj", "k_proj", "down_proj"], r".*\.(q|k|down)_proj"])
+def test_a_lora_with_the_rank_that_the_card_names_is_exact_where_a_layer_is_smaller(
+    targets, make_llama, adapt, tokens, tmp_path, capsys
+):
+    make_llama().save_pretrained(tmp_path / "base")
+    model = adapt(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), r=10, target_modules=targets)
+    model.save_pretrained(tmp_path / "adapter")
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    rank = max(int(r_hat) for r_hat in re.findall(r"(\d+) \(\d+ x \d+\)", card))
+    assert rank == 40, "sqrt((96 + 64) 10); k_proj is 64 x 32"
+    main([str(tmp_path / "adapter"), str(tmp_path / "out"), "--to", "lora", "--rank", str(rank)])
+    assert f"{rank:6}   0.0000       0.0000" in capsys.readouterr().out
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["rank_pattern"], config["alpha_pattern"]) == (40, 40, {}, {})
+    lora = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "out")
+    torch.testing.assert_close(lora(tokens).logits, model.eval()(tokens).logits, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
         (["--to", "lora"], "rank=None: a LoRA needs a positive integer, .* takes it as --rank"),
         (["--to", "merged", "--base", "nowhere"], "the base model nowhere cannot be read"),
-        (["--to", "lora", "--rank", "1000"], "1000"),
+        (["--to", "lora", "--rank", "65"], "rank=65: the largest layer has a rank of 64 at most"),
     ],
 )
 def test_what_cannot_be_exported_is_one_line(arguments, why, saved, tmp_path):
