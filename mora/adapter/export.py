@@ -7,14 +7,17 @@ A LoRA is exact from a certain rank on and an approximation below it; the error 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from peft import PeftConfig, PeftModel, convert_to_lora, save_as_lora
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, load_peft_weights
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.functional import pad
@@ -35,6 +38,12 @@ CLASSES = {
 }
 
 
+OTHER_BASE = (
+    "; base (--base) names another; of an adapter of the replication suite, whose bases have names there, "
+    "`mora merge FOLDER` makes the merged model"
+)
+
+
 class ExportError(ValueError):
     """Raised when an adapter cannot be exported. The message is one line."""
 
@@ -46,10 +55,8 @@ def load(adapter: str, base: str | None = None) -> PeftModel:
     base: folder or hub id, by default the one that the adapter names.
     Raises: ExportError.
     """
-    try:
+    with _told(f"{adapter} is no adapter that PEFT can read: adapter_config.json"):
         config = PeftConfig.from_pretrained(adapter)
-    except (KeyError, ValueError, OSError) as error:
-        raise ExportError(f"{adapter} is no adapter that PEFT can read: {error}") from error
     if not isinstance(config, MoraConfig):
         raise ExportError(
             f"{adapter} is a {config.peft_type} adapter, not MoRA: load it with PEFT and call merge_and_unload()"
@@ -58,24 +65,63 @@ def load(adapter: str, base: str | None = None) -> PeftModel:
     if not where:
         raise ExportError(f"{adapter} names no base model: give its folder or hub id as base (--base)")
     revision = config.revision if base is None else None
-    try:
+    with _told(f"the base model {where} cannot be read", OTHER_BASE):
         name = (
             CLASSES.get(str(config.task_type))
             or ((AutoConfig.from_pretrained(where, revision=revision).architectures or ["AutoModel"])[0])
         )
         model = getattr(transformers, name).from_pretrained(where, revision=revision, dtype="auto")
-    except OSError as error:
-        raise ExportError(
-            f"the base model {where} cannot be read: {str(error).splitlines()[0]}; base (--base) names another; of an "
-            "adapter of the replication suite, whose bases have names there, `mora merge FOLDER` makes the merged model"
-        ) from error
-    model = PeftModel.from_pretrained(model, adapter)
+    adapted = _with_adapter(model, adapter, where)
     if merged := find(adapter):
         try:
-            restore_base(model, merged.parent)
+            restore_base(adapted, merged.parent)
         except ValueError as error:
             raise ExportError(str(error)) from error
+    return adapted
+
+
+@contextmanager
+def _told(what: str, advice: str = "") -> Iterator[None]:
+    """Turn whatever PEFT, transformers, safetensors and torch raise of a wrong file into an ExportError of one line."""
+    try:
+        yield
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise ExportError(f"{what}: {type(error).__name__}: {text:.300}{advice}") from error
+
+
+def _with_adapter(base: nn.Module, adapter: str, where: str) -> PeftModel:
+    """Put the adapter on its base, of which every module that has a matrix must be there. Raises ExportError."""
+    folder = Path(adapter)
+    if folder.is_dir() and not any((folder / name).is_file() for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
+        raise ExportError(f"{adapter} has no {SAFETENSORS_WEIGHTS_NAME}, the weights of the adapter")
+    with _told(f"{SAFETENSORS_WEIGHTS_NAME} of {adapter} cannot be read"):
+        load_peft_weights(adapter, device="cpu")
+    with _told(f"the weights of {adapter}, its adapter_config.json and the base model {where} do not fit together"):
+        model = PeftModel.from_pretrained(base, adapter)
+        # Once more, for what it returns.
+        loaded = model.load_adapter(adapter, "default", key_mapping=getattr(base, "_checkpoint_conversion_mapping", {}))
+    if dropped := _modules(loaded.unexpected_keys):
+        raise ExportError(
+            f"{adapter} has weights for modules that the base model {where} does not have, or that target_modules of "
+            f"adapter_config.json leaves out: {dropped}"
+        )
+    if missing := _modules(loaded.missing_keys):
+        raise ExportError(f"{SAFETENSORS_WEIGHTS_NAME} of {adapter} has no weights for {missing}")
+    for name, layer in model.named_modules():
+        if isinstance(layer, MoraLayer) and not layer.matrix("default").isfinite().all():
+            raise ExportError(f"{SAFETENSORS_WEIGHTS_NAME} of {adapter}: M of {_module(name)} is NaN or infinite")
     return model
+
+
+def _modules(keys: list[str]) -> str:
+    """Name the modules whose matrices these are, at most four."""
+    names = sorted({_module(key.partition(".mora_M")[0]) for key in keys if ".mora_M" in key})
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _module(name: str) -> str:
+    return name.removeprefix("base_model.model.")
 
 
 @torch.no_grad()
@@ -113,8 +159,12 @@ def export(adapter: str, output: str, to: str, rank: int | float | None = None, 
     _check(output, to, rank)
     model = load(adapter, base)
     if to == "merged":
-        model.merge_and_unload(safe_merge=True).save_pretrained(output)
-        _copy_tokenizer(adapter, model.peft_config["default"].base_model_name_or_path if base is None else base, output)
+        with _told(f"{adapter} cannot be merged into its base model"):
+            merged = model.merge_and_unload(safe_merge=True)
+        with _told(f"output {output} cannot be written"):
+            merged.save_pretrained(output)
+        with _told(f"the tokenizer of {adapter}, or of its base model, cannot be copied"):
+            _copy_tokenizer(adapter, base or model.peft_config["default"].base_model_name_or_path, output)
         return
     assert rank is not None  # checked above
     _check_base(adapter)
@@ -127,18 +177,21 @@ def export(adapter: str, output: str, to: str, rank: int | float | None = None, 
     print(f"{'rank':>6}  {'error':>7}  {'worst layer':>11}")
     for each, (error, worst) in conversion_errors(model, shown).items():
         print(f"{each:6}  {error:7.4f}  {worst:11.4f}")
-    try:
+    with _told(f"{adapter} cannot be written as a LoRA to {output}"):
         _save_lora(output, model, rank)
-    except (TypeError, ValueError) as error:
-        raise ExportError(str(error)) from error
 
 
 def _check(output: str, to: str, rank: int | float | None) -> None:
     """Raise ExportError for what is known to be wrong before a model is loaded."""
     folder = Path(output)
-    if folder.exists() and not folder.is_dir():
+    with _told(f"output {output} cannot be used"):
+        is_file, in_use = folder.exists() and not folder.is_dir(), folder.is_dir() and any(folder.iterdir())
+        above = next(path for path in (folder, *folder.parents) if path.exists())
+    if is_file:
         raise ExportError(f"output {output} is a file: name a folder that is empty or does not exist")
-    if folder.is_dir() and any(folder.iterdir()):
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise ExportError(f"output {output} cannot be created: {above} is no folder that can be written")
+    if in_use:
         raise ExportError(f"output {output} is not empty: name a folder that is empty or does not exist")
     if to not in FORMS:
         raise ExportError(f"to={to!r}: expected {' or '.join(map(repr, FORMS))}")

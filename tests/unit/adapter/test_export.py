@@ -9,8 +9,8 @@ import pytest
 import torch
 from huggingface_hub.errors import EntryNotFoundError
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import mora
 from mora.adapter import merged_base
@@ -87,6 +87,102 @@ def test_a_lora_with_the_rank_that_the_card_names_is_exact_where_a_layer_is_smal
 def test_what_cannot_be_exported_is_one_line(arguments, why, saved, tmp_path):
     with pytest.raises(SystemExit, match=f"mora-export: .*{why}"):
         main([str(saved[1]), str(tmp_path / "out"), *arguments])
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def with_field(path, **fields):
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def with_tensors(path, change):
+    tensors = load_file(path)
+    change(tensors, min(tensors))
+    save_file(tensors, path)
+
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+DAMAGES = {
+    "no weights": (lambda a, b: (a / WEIGHTS).unlink(), f"adapter has no {WEIGHTS}"),
+    "cut weights": (lambda a, b: cut(a / WEIGHTS), f"{WEIGHTS} of .* cannot be read: "),
+    "empty weights": (lambda a, b: (a / WEIGHTS).write_bytes(b""), f"{WEIGHTS} of .* cannot be read: "),
+    "a tensor less": (
+        lambda a, b: with_tensors(a / WEIGHTS, lambda tensors, first: tensors.pop(first)),
+        f"{WEIGHTS} of .* has no weights for model.layers.0.mlp.down_proj$",
+    ),
+    "NaN": (
+        lambda a, b: with_tensors(a / WEIGHTS, lambda tensors, first: tensors[first].fill_(float("nan"))),
+        "M of model.layers.0.mlp.down_proj is NaN or infinite",
+    ),
+    "r": (lambda a, b: with_field(a / CONFIG, r=5), f"{CONFIG} and the base model .* do not fit together: .* mismatch"),
+    "no target": (lambda a, b: with_field(a / CONFIG, target_modules=["x"]), f"{CONFIG} and .*: .* {{'x'}} not found"),
+    "pattern": (lambda a, b: with_field(a / CONFIG, target_modules="(("), f"{CONFIG} and .*: error: missing \\)"),
+    "a target less": (
+        lambda a, b: with_field(a / CONFIG, target_modules=["q_proj"]),
+        f"weights for modules that .* target_modules of {CONFIG} leaves out: model.layers.0.mlp.down_proj, model.l",
+    ),
+    "list": (lambda a, b: (a / CONFIG).write_text("[]"), f"no adapter that PEFT can read: {CONFIG}: TypeError: 'list'"),
+    "field of LoRA": (lambda a, b: with_field(a / CONFIG, lora_alpha=1), f"{CONFIG}: TypeError: MoraConfig has no"),
+    "base without type": (lambda a, b: (b / "config.json").write_text("{}"), "the base model .* read: .* `model_type`"),
+    "unknown base": (
+        lambda a, b: with_field(b / "config.json", architectures=["Nope"]),
+        "the base model .* cannot be read: .* no attribute Nope",
+    ),
+    "cut base": (lambda a, b: cut(b / "model.safetensors"), "the base model .* cannot be read: Saf"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("to", [["merged"], ["lora", "--rank", "8"]], ids=["merged", "lora"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_files_are_one_line(damage, to, saved, tmp_path):
+    base, adapter, _ = saved
+    spoil, why = DAMAGES[damage]
+    spoil(adapter, base)
+    with pytest.raises(SystemExit, match=f"^mora-export: .*{why}") as refused:
+        main([str(adapter), str(tmp_path / "out"), "--to", *to])
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (
+            {"num_hidden_layers": 1},
+            "does not have, or .*: model.layers.1.mlp.down_proj, model.layers.1.self_attn.q_proj$",
+        ),
+        ({"hidden_size": 32}, "do not fit together: .*size mismatch"),
+    ],
+)
+def test_another_base_that_the_adapter_does_not_fit_is_refused(change, why, saved, make_llama, tmp_path):
+    config = make_llama().config
+    for name, value in change.items():
+        setattr(config, name, value)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "other")
+    with pytest.raises(ExportError, match=why):
+        export(str(saved[1]), str(tmp_path / "out"), "merged", base=str(tmp_path / "other"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("to", ["merged", "lora"])
+def test_an_output_that_cannot_be_written_is_one_line(to, saved, tmp_path):
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(ExportError, match=r"^output .*file/out cannot be created: .*file is no folder"):
+        export("an adapter that is not there", str(tmp_path / "file" / "out"), to, rank=8)
+    with pytest.raises(ExportError, match=r"/proc/there/out.*: FileNotFoundError: "):
+        export(str(saved[1]), "/proc/there/out", to, rank=8)
+
+
+def test_what_an_adapter_saves_beside_its_matrices_is_no_hindrance(make_llama, adapt, tokens, tmp_path):
+    make_llama().save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    more = {"modules_to_save": ["lm_head"], "trainable_token_indices": {"embed_tokens": [3]}, "bias": "mora_only"}
+    model = adapt(base, target_modules=["q_proj"], **more)
+    model.save_pretrained(tmp_path / "adapter")
+    export(str(tmp_path / "adapter"), str(tmp_path / "out"), "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(merged(tokens).logits, model.eval()(tokens).logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
