@@ -119,9 +119,9 @@ def plan_lines(name: str, scale: Scale, seeds: list[int] | None = None) -> list[
     at = experiments.load(name).scales.get(scale)
     if at is None or scale not in COMPARED:
         return []
+    more = any(row.more_seeds for row in at.rows)
     lines = []
     for claim in table:
-        more = any(row.more_seeds for row in at.rows)
         n = claim.second_look.seeds if claim.second_look and more and not seeds else len(seeds or at.seeds)
         power = power_of(claim, table, n)
         plan = f"a difference of {claim.plan.effect:g}" if claim.test == "order" else f"a margin of {claim.margin:g}"

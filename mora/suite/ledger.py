@@ -221,9 +221,10 @@ def _outcome(
 
 def _columns_at_floor(claim: Claim, contrast: Contrast, rows: list[list[CellRuns]], columns: list[str]) -> list[str]:
     """Return a note that names the columns of a mean in which neither row stands above its floor."""
+    if len(columns) < 2:
+        return []
     each = {name: measure(claim, contrast.model_copy(update={"columns": [name]}), rows) for name in columns}
-    low = [name for name, measured in each.items() if both_at_floor(measured)]
-    if not low or len(columns) < 2:
+    if not (low := [name for name, measured in each.items() if both_at_floor(measured)]):
         return []
     share = "half" if 2 * len(low) == len(columns) else f"{len(low)} of {len(columns)} columns"
     are = "is at its floor" if len(low) == 1 else "are at their floor"

@@ -55,15 +55,11 @@ def by_seed(runs: CellRuns) -> dict[int, np.ndarray]:
 
 def curves(panel: list[CellRuns]) -> list[Curve]:
     """Return the curves of a panel; with `minus_first`, minus the first row's at the same step and seed."""
-    losses = [by_seed(runs) for runs in panel]
-    if not panel[0].spec.experiment.minus_first:
-        lines = [(i, runs, list(losses[i].values())) for i, runs in enumerate(panel)]
-        return [Curve(i, runs.spec.curve_label, np.array(lines)) for i, runs, lines in lines if lines]
-    found = []
-    for i, runs in enumerate(panel[1:], 1):
-        if apart := [losses[i][seed] - losses[0][seed] for seed in losses[i] if seed in losses[0]]:
-            found.append(Curve(i, runs.spec.curve_label, np.array(apart)))
-    return found
+    rows = list(enumerate(map(by_seed, panel)))
+    if panel[0].spec.experiment.minus_first:
+        _, first = rows.pop(0)
+        rows = [(i, {seed: own[seed] - first[seed] for seed in own if seed in first}) for i, own in rows]
+    return [Curve(i, panel[i].spec.curve_label, np.array([*own.values()])) for i, own in rows if own]
 
 
 def draw(axes: Axes, panel: list[CellRuns], every_seed: bool) -> None:

@@ -20,7 +20,7 @@ from mora.results import Metrics
 from . import latex
 from .cells import Cell, CellRuns, steps_to
 from .experiment import Candidate, Experiment, Row, paper_tables
-from .selection import Choice
+from .selection import Choice, Score
 
 NOT_RUN = "not run"
 BASELINE = "lora"  # what a method's effect is over
@@ -281,12 +281,12 @@ def _search_lines(experiment: Experiment, rows: list[list[CellRuns]]) -> list[st
         for candidate, score in runs.choice.scores:
             value = NOT_RUN
             if score is not None:
-                value, ran = score if isinstance(score, str) else f"{score:.4g}", True
+                value, ran = _loss(score), True
             again = runs.choice.second_seed.get(candidate)
-            value += "" if again is None else f" and {again if isinstance(again, str) else f'{again:.4g}'}"
+            value += "" if again is None else f" and {_loss(again)}"
             value += "" if candidate in runs.spec.search_space else " (added: the best was at the edge)"
             shown.append(f"{_candidate(candidate)}: {value}{_mark(runs.choice) if candidate == runs.selected else ''}")
-        shown += [f"{_candidate(c)}: {score} (of another search)" for c, score in _on_record(runs.choice)]
+        shown += [f"{_candidate(c)}: {_loss(score)} (of another search)" for c, score in runs.choice.on_record]
         if shown:
             where = f"{runs.spec.label}, {' '.join([runs.spec.column.task, *runs.spec.column.overrides])}"
             if ran:
@@ -298,8 +298,9 @@ def _search_lines(experiment: Experiment, rows: list[list[CellRuns]]) -> list[st
     return (["", head, "", *lines] if lines else []) + rest
 
 
-def _on_record(choice: Choice) -> list[tuple[Candidate, str]]:
-    return [(c, score if isinstance(score, str) else f"{score:.4g}") for c, score in choice.on_record]
+def _loss(score: Score) -> str:
+    """Return what a search's run came to; a text says why it has no number."""
+    return f"{score:.4g}" if isinstance(score, float | int) else str(score)
 
 
 def _mark(choice: Choice) -> str:
