@@ -92,7 +92,7 @@ class RunResult(_Frozen):
     total_steps: Count | None = None
     last_step: Count | None = None
     final_train_loss: float | None = None
-    wall_s: float | None = None
+    wall_s: float | None = None  # of the last start, where the run was resumed
     scoring_s: float | None = None  # of wall_s
     log_sha256: str | None = None
     packages: dict[str, str] = {}

@@ -95,7 +95,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("restarts", restarts(run)),
         ("trainable parameters", f"{r.parameters.trainable:,}"),
         ("final training loss", r.final_train_loss),
-        ("wall time", None if r.wall_s is None else f"{r.wall_s:,.0f} s"),
+        ("wall time of the last start", None if r.wall_s is None else f"{r.wall_s:,.0f} s"),
         ("scoring", None if r.scoring_s is None else f"{r.scoring_s:,.0f} s of it"),
         ("step time", None if not r.speed or "step_s" not in r.speed else f"{1e3 * r.speed['step_s']:.0f} ms (median)"),
         (
