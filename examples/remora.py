@@ -46,7 +46,7 @@ def main(model_name: str, rows: str, output: str, restart_every_steps: str = "20
     trainer.train(resume_from_checkpoint=get_last_checkpoint(output))
     print(f"{len(restarts.history)} restarts")
 
-    merged = trainer.model.merge_and_unload()  # the adapter alone would fit the merged base only
+    merged = trainer.model.merge_and_unload()  # a saved adapter would need restarts.safetensors, the merged base
     merged.save_pretrained(f"{output}/merged")
     trainer.processing_class.save_pretrained(f"{output}/merged")
 

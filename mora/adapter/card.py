@@ -35,14 +35,14 @@ exact for sharing and truncation alone, with the largest r_hat above as R.
 {end}"""
 
 RESTARTS = f"""
-- restarts merged earlier updates into the base, so this adapter fits **only that merged base**, which a checkpoint holds as
+- restarts merged earlier updates into the base, so this adapter fits **only that merged base**, which lies beside it as
   `{FILE}`: load the model as below, then call `mora.restarts.callback.restore_base(model, "this folder")`"""
 
 
-def write_card(folder: Path, config: MoraConfig, sizes: dict[tuple[int, int], int], restarted: bool = False) -> None:
+def write_card(folder: Path, config: MoraConfig, sizes: dict[tuple[int, int], int]) -> None:
     """Add the section to `folder`/README.md, or renew it.
 
-    sizes: (in_features, out_features) -> r_hat. restarted: the adapter does not fit the base model that the card names.
+    sizes: (in_features, out_features) -> r_hat.
     """
     section = TEXT.format(
         begin=BEGIN,
@@ -53,7 +53,7 @@ def write_card(folder: Path, config: MoraConfig, sizes: dict[tuple[int, int], in
         r=config.r,
         sizes=", ".join(f"{r_hat} ({k} x {d})" for (k, d), r_hat in sorted(sizes.items())),
         version=config.mora_version,
-        restarts=RESTARTS if restarted or (folder / FILE).is_file() else "",
+        restarts=RESTARTS if config.restarted or (folder / FILE).is_file() else "",
     )
     path = folder / "README.md"
     text = path.read_text() if path.exists() else ""

@@ -56,6 +56,7 @@ class MoraConfig(PeftConfig):
         layers_pattern: Name of the list of layers that `layers_to_transform` counts in, as in LoraConfig.
         trainable_token_indices: Tokens whose embeddings train, as in LoraConfig.
         mora_version: Version of this package, filled in.
+        restarted: Whether restarts have merged updates into the base that this adapter fits, filled in by `RestartCallback`.
         target_parameters: LoraConfig's option. Refused.
         ensure_weight_tying: LoraConfig's option. Refused.
 
@@ -82,6 +83,7 @@ class MoraConfig(PeftConfig):
     layers_pattern: list[str] | str | None = None
     trainable_token_indices: list[int] | dict[str, list[int]] | None = None
     mora_version: str | None = None
+    restarted: bool = False
     target_parameters: InitVar[Any] = None
     ensure_weight_tying: InitVar[Any] = None
 
@@ -105,7 +107,6 @@ class MoraConfig(PeftConfig):
         self.peft_type = PeftType.MORA
         self.mora_version = self.mora_version or mora.__version__
         self._sizes: dict[tuple[int, int], int] = {}  # (in_features, out_features) -> r_hat, where the model has put it
-        self.restarted = False  # whether updates went into the base, as `RestartCallback` says
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str) and not _are_names(value):
@@ -135,7 +136,7 @@ class MoraConfig(PeftConfig):
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         super().save_pretrained(save_directory, **kwargs)
         if self._sizes:
-            write_card(Path(save_directory), self, self._sizes, self.restarted)
+            write_card(Path(save_directory), self, self._sizes)
 
     def _check_choices(self) -> None:
         hints = get_type_hints(type(self))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +26,8 @@ from transformers import AutoConfig, AutoTokenizer
 
 from .config import MoraConfig
 from .layer import MoraLayer
-from .merged_base import find, restart_count, restore_base
+from .merged_base import FILE, find, restart_count, restore_base
+from .model import ANOTHER_BASE
 
 FORMS = ("merged", "lora")
 CLASSES = {
@@ -64,6 +66,12 @@ def load(adapter: str, base: str | None = None) -> PeftModel:
     where = base or config.base_model_name_or_path
     if not where:
         raise ExportError(f"{adapter} names no base model: give its folder or hub id as base (--base)")
+    merged = find(adapter)
+    if config.restarted and not merged:
+        raise ExportError(
+            f"{adapter} fits a base that restarts have changed, which {FILE} holds: this file is not there; copy it from "
+            "the folder in which the adapter was saved, or from a checkpoint of the same step"
+        )
     revision = config.revision if base is None else None
     with _told(f"the base model {where} cannot be read", OTHER_BASE):
         name = (
@@ -71,8 +79,10 @@ def load(adapter: str, base: str | None = None) -> PeftModel:
             or ((AutoConfig.from_pretrained(where, revision=revision).architectures or ["AutoModel"])[0])
         )
         model = getattr(transformers, name).from_pretrained(where, revision=revision, dtype="auto")
-    adapted = _with_adapter(model, adapter, where)
-    if merged := find(adapter):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ANOTHER_BASE)  # it is restored below
+        adapted = _with_adapter(model, adapter, where)
+    if merged:
         try:
             restore_base(adapted, merged.parent)
         except ValueError as error:

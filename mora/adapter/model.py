@@ -24,6 +24,8 @@ from .mixing import adapter_of_each_row, add_weighted
 
 logger = logging.getLogger(__name__)
 
+ANOTHER_BASE = "restarts merged earlier updates into the base"
+
 
 class MoraModel(BaseTuner):
     """A base model with MoRA adapters (arXiv:2405.12130), built by `peft.get_peft_model(model, MoraConfig(...))`."""
@@ -35,6 +37,7 @@ class MoraModel(BaseTuner):
     # PEFT calls its injection hooks for the first adapter of a model only, so neither is used here.
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         check_all_found(self.peft_config[adapter_name], model)
+        _warn_of_another_base(self.peft_config[adapter_name])
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         layers = [layer for layer in _layers(model) if adapter_name in layer.operator]
         self.peft_config[adapter_name]._sizes = {
@@ -179,6 +182,15 @@ def _report_rounding(layers: list[MoraLayer]) -> None:
 @cache
 def _warn_once(message: str) -> None:
     logger.warning(message)
+
+
+def _warn_of_another_base(config: MoraConfig) -> None:
+    if config.restarted:
+        warnings.warn(
+            f"{ANOTHER_BASE} that this adapter fits: call mora.restarts.callback.restore_base(model, folder), which reads "
+            "it, or export the adapter with mora-export",
+            stacklevel=3,
+        )
 
 
 def check_all_found(config: MoraConfig, model: nn.Module) -> None:

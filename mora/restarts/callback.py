@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, get_args
 
@@ -50,9 +51,10 @@ class RestartCallback(TrainerCallback):
     values on every rank, renews the optimizer's copies of it, zeroes its moments, and verifies all of that. The learning
     rate then climbs from zero back to its schedule. Works in one process, under DDP, and under DeepSpeed ZeRO-1 to 3.
 
-    A checkpoint of the Trainer holds the adapter only. The callback adds the merged base to it as `restarts.safetensors`
-    (fp32, as large as the adapted weights), and resuming reads that file. What was trained is `model.merge_and_unload()`:
-    the adapter alone fits the merged base, not the one that training began with.
+    An adapter alone fits the merged base, not the one that training began with. So the callback adds the merged base, as
+    `restarts.safetensors` (fp32, as large as the adapted weights), to every checkpoint of the Trainer, where resuming
+    reads it, and to what `trainer.save_model` and `model.save_pretrained` write, where `mora-export` and `restore_base`
+    do. `model.merge_and_unload()` gives the model that was trained.
 
     Args:
         every_steps: Optimizer updates between restarts. There is no restart after the last update.
@@ -100,20 +102,21 @@ class RestartCallback(TrainerCallback):
         self.history = []
         if state.global_step:
             self._resume(Path(args.output_dir), state.global_step)
+        _save_with_base(model, self._restart, layers[0].adapter_name, partial(_checkpoint, args, state), state)
         rewarm(scheduler, settings)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         assert self._restart is not None
         if self._restart.due(state.global_step, state.max_steps):
             self.history.append(facts := self._restart.apply())
-            self._note_in_card()
+            self._note_in_config()
             if rank() == 0:
                 logger.info("step %d: %s", state.global_step, describe(facts))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         assert self._restart is not None
         if rank() == 0:
-            save(Path(args.output_dir) / f"checkpoint-{state.global_step}", self._restart, state.global_step)
+            save(_checkpoint(args, state), self._restart, state.global_step)
         barrier()
 
     def on_train_end(
@@ -121,9 +124,10 @@ class RestartCallback(TrainerCallback):
     ) -> None:
         if self._restart is not None and self._restart.count and rank() == 0:
             logger.warning(
-                "%d restarts went into the base weights, which a saved adapter does not hold: keep the model with "
-                "model.merge_and_unload().save_pretrained(folder)",
+                "%d restarts went into the base weights: an adapter that is saved now holds them as %s, and needs it; a "
+                "model of its own is model.merge_and_unload()",
                 self._restart.count,
+                FILE,
             )
 
     def _settings_for(self, model: PeftModel, layers: list[Adapted]) -> _Settings:
@@ -146,7 +150,7 @@ class RestartCallback(TrainerCallback):
         saved = load(folder, step)
         self._restart.settings = self._settings_of(saved, folder)
         self._restart.load_state_dict({"count": saved.count, "shadow": saved.shadow})
-        self._note_in_card()
+        self._note_in_config()
 
     def _settings_of(self, saved: MergedBase, folder: Path) -> _Settings:
         """Return the settings with the groups in the checkpoint's order. The adapter's own kind may be that of a later life.
@@ -166,8 +170,8 @@ class RestartCallback(TrainerCallback):
             )
         return replace(settings, groups=saved.groups or None)
 
-    def _note_in_card(self) -> None:
-        """Let the model card of a MoRA adapter that is saved from now on say which base the adapter fits."""
+    def _note_in_config(self) -> None:
+        """Let the configuration and the card of a MoRA adapter that is saved from now on say which base it fits."""
         assert self._restart is not None
         model: Any = self._restart.engine.model
         for config in model.peft_config.values():
@@ -181,6 +185,26 @@ def _check_groups(groups: Sequence[Groups] | None) -> None:
     several = isinstance(groups, Sequence) and not isinstance(groups, str) and len(groups) > 0
     if groups is not None and not (several and all(kind in kinds for kind in groups)):
         raise ValueError(f"groups={groups!r:.200}: expected None or a sequence of {', '.join(map(repr, kinds))}")
+
+
+def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}"
+
+
+def _save_with_base(
+    model: PeftModel, restart: Restart, adapter: str, checkpoint: Callable[[], Path], state: TrainerState
+) -> None:
+    """Let `model.save_pretrained` write the merged base beside the adapter; into a checkpoint `on_save` writes it."""
+    plain = type(model).save_pretrained
+
+    @wraps(plain)
+    def save_pretrained(save_directory: str | os.PathLike[str], *args: Any, **options: Any) -> None:
+        plain(model, save_directory, *args, **options)
+        folder = Path(save_directory)
+        if restart.count and rank() == 0 and folder.resolve() != checkpoint().resolve():
+            save(folder if adapter == "default" else folder / adapter, restart, state.global_step)
+
+    model.save_pretrained = save_pretrained  # type: ignore[method-assign]
 
 
 def save(folder: Path, restart: Restart, step: int) -> None:

@@ -4,15 +4,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from ranks import WORLD, on_ranks
-from trainer_runs import STEPS, assert_as_the_suite, of_the_suite, trainer_for
+from trainer_runs import STEPS, assert_as_the_suite, of_the_suite, run_config, trainer_for, weights
+
+from mora.models.load import load_model
+from mora.restarts.callback import restore_base
 
 PARALLEL = ("ddp", "zero1", "zero2", "zero3")
 
 
 def deepspeed_settings(stage):
     return {
-        "zero_optimization": {"stage": stage},
+        "zero_optimization": {"stage": stage, "stage3_gather_16bit_weights_on_model_save": True},
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_accumulation_steps": "auto",
         "gradient_clipping": "auto",
@@ -34,6 +38,8 @@ def trained(method, parallel, folder, stop=None, resume=False, bf16=False):
     if parallel == "zero3":
         _gathered(trainer, watch)
     trainer.train(resume_from_checkpoint=resume or None)
+    if stop:
+        trainer.save_model(f"{folder}/last")
     steps = [
         {name: value.numpy() for name, value in step.items()} for step in watch.steps
     ]  # tensors would need their process
@@ -62,8 +68,11 @@ def test_every_step_leaves_on_every_rank_what_the_suites_loop_leaves(method, par
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "zero3"])
-def test_a_run_that_was_cut_goes_on_with_the_merged_base(parallel, tmp_path):
+def test_a_run_that_was_cut_is_saved_and_goes_on_with_the_merged_base(parallel, tmp_path):
     on_ranks(trained, "remora", parallel, str(tmp_path), 6)
+    model = PeftModel.from_pretrained(load_model(run_config("remora").model, "fp32")[0], tmp_path / "last")
+    restore_base(model, tmp_path / "last")
+    assert_as_the_suite([weights(model)], of_the_suite("remora")[5:6])
     for steps, _, restarts in on_ranks(trained, "remora", parallel, str(tmp_path), None, True):
         assert len(steps) == STEPS - 6
         assert_as_the_suite(steps, of_the_suite("remora")[6:])

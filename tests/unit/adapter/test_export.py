@@ -226,15 +226,27 @@ def restarted(saved, tokens):
         for layer in layers.values():
             layer.get_base_layer().weight.add_(0.1)
     merged = {name: layer.get_base_layer().weight.detach() for name, layer in layers.items()}
+    model.peft_config["default"].restarted = True
+    model.save_pretrained(adapter)
     save_file(merged, adapter / FILE, metadata={"count": "1", "step": "4"})
     return adapter, model(tokens).logits
 
 
-def test_an_adapter_is_merged_into_the_base_that_its_restarts_left(restarted, tokens, tmp_path):
+def test_an_adapter_is_merged_into_the_base_that_its_restarts_left(restarted, tokens, tmp_path, recwarn):
     adapter, expected = restarted
     export(str(adapter), str(tmp_path / "out"), "merged")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     torch.testing.assert_close(merged(tokens).logits, expected, rtol=1e-4, atol=1e-4)
+    assert not [w for w in recwarn if "restarts merged" in str(w.message)]
+
+
+@pytest.mark.parametrize("form", [["merged"], ["lora", "--rank", "8"]])
+def test_an_adapter_is_not_exported_without_the_base_that_it_fits(form, restarted, tmp_path):
+    (restarted[0] / FILE).unlink()
+    with pytest.raises(
+        SystemExit, match=r"^mora-export: .* fits a base that restarts have changed.*restarts\.safetensors"
+    ):
+        main([str(restarted[0]), str(tmp_path / "out"), "--to", *form])
 
 
 def test_the_merged_base_of_an_adapter_on_the_hub_is_found(restarted, monkeypatch):

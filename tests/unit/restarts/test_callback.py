@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 from trainer_runs import (
@@ -159,8 +159,6 @@ def test_a_file_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeypa
 def test_the_merged_base_of_a_checkpoint_can_be_put_under_its_adapter(tmp_path):
     trainer, _, watch = trainer_for("remora", tmp_path, save_strategy="steps", save_steps=6)
     trainer.train()
-    from peft import PeftModel
-
     base = load_model(run_config("remora").model, "fp32")[0]
     model = PeftModel.from_pretrained(base, tmp_path / "checkpoint-6")
     best = (tmp_path / "checkpoint-6").rename(tmp_path / "best")
@@ -179,10 +177,35 @@ def test_the_card_says_which_base_an_adapter_fits_after_a_restart(tmp_path):
     trainer_for("remora", tmp_path, stop=6, save_strategy="steps", save_steps=2)[0].train()
     cards = {step: (tmp_path / f"checkpoint-{step}" / "README.md").read_text() for step in (2, 4, 6)}
     assert ["**only that merged base**" in card for card in cards.values()] == [False, True, True]
-    trainer, _, _ = trainer_for("remora", tmp_path, stop=7)
-    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+
+
+@pytest.mark.parametrize("method", ["relora", "remora"])
+@pytest.mark.parametrize("save", [lambda t, f: t.save_model(str(f)), lambda t, f: t.model.save_pretrained(f)])
+def test_what_is_saved_after_training_can_be_put_under_its_adapter(save, method, tmp_path):
+    trainer, _, watch = trainer_for(method, tmp_path, stop=6)
+    trainer.train()
+    save(trainer, tmp_path / "last")
+    base = load_model(run_config(method).model, "fp32")[0]
+    model = PeftModel.from_pretrained(base, tmp_path / "last")
+    restore_base(model, tmp_path / "last")
+    assert_as_the_suite([weights(model)], [watch.steps[5]])
+
+
+def test_before_a_restart_an_adapter_is_saved_alone(tmp_path):
+    trainer, _, _ = trainer_for("remora", tmp_path, stop=3)
+    trainer.train()
     trainer.save_model(str(tmp_path / "last"))
-    assert "**only that merged base**" in (tmp_path / "last" / "README.md").read_text()
+    assert not (tmp_path / "last" / FILE).exists()
+    assert not MoraConfig.from_pretrained(tmp_path / "last").restarted
+
+
+def test_an_adapter_whose_base_is_another_says_so_when_it_is_loaded(tmp_path):
+    trainer, _, _ = trainer_for("remora", tmp_path, stop=6)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "last"))
+    base = load_model(run_config("remora").model, "fp32")[0]
+    with pytest.warns(UserWarning, match=r"restarts merged .*restore_base\(model, folder\)"):
+        PeftModel.from_pretrained(base, tmp_path / "last")
 
 
 def test_a_checkpoint_without_the_merged_base_is_refused(tmp_path):
