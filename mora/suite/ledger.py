@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Annotated
@@ -98,17 +98,13 @@ def _of_table(table: list[Claim], scale: Scale, resolved: ResolvedTables) -> lis
         return [_of_ratio(claim.ratio, scale) for claim in table if claim.ratio]
     rows = resolved.rows(table[0].experiment, scale)
     every = [measure(claim, claim.primary, rows) for claim in table]
-    shared = {unit: _variance(table, every, unit) for unit in {claim.unit for claim in table}}
-    estimates = [_estimate(claim, m, shared[claim.unit]) for claim, m in zip(table, every, strict=True)]
-    kept: list[Verdict] = []
-    # What is not judged yet, or never will be, counts in Holm's correction.
-    judged = [Judged(1.0, "undecided")] * len(table)
-    for i, (claim, measured, estimate) in enumerate(zip(table, every, estimates, strict=True)):
-        kept.append("not run" if estimate is None else "floor" if nothing_known(claim, measured) else "undecided")
-        if estimate is not None and kept[i] == "undecided" and measured.complete:
-            gap = _gap(claim, rows, shared[claim.unit])
-            nearest = _exact(claim, measured, verdicts.judge(claim.test, estimate, claim.margin, gap))
-            judged[i] = nearest._replace(level=claim.level(measured.planned))
+    estimator = by_pool(table, every)
+    estimates = [estimator(claim, measured) for claim, measured in zip(table, every, strict=True)]
+    kept: list[Verdict] = [
+        "not run" if estimate is None else "floor" if nothing_known(claim, measured) else "undecided"
+        for claim, measured, estimate in zip(table, every, estimates, strict=True)
+    ]
+    judged = judge_alone(table, every, kept, rows, estimator)
     kept = [verdict if was == "undecided" else was for was, verdict in zip(kept, verdicts.decide(judged), strict=True)]
     outcomes = [
         _outcome(claim, claim.primary, measured, estimate, verdict, rows, resolved)
@@ -119,23 +115,55 @@ def _of_table(table: list[Claim], scale: Scale, resolved: ResolvedTables) -> lis
     return outcomes
 
 
+# A contrast's estimate, or None if no seed has both rows.
+Estimator = Callable[[Claim, Measured], Estimate | None]
+
+
+def by_pool(table: list[Claim], every: list[Measured]) -> Estimator:
+    """Return the rule's estimates: where seeds are few, by the variance pooled over these contrasts."""
+    shared = {unit: _variance(table, every, unit) for unit in {claim.unit for claim in table}}
+    return lambda claim, measured: _estimate(claim, measured, shared[claim.unit])
+
+
+def judge_alone(
+    table: list[Claim],
+    every: list[Measured],
+    standing: Sequence[Verdict],
+    rows: list[list[CellRuns]],
+    estimator: Estimator,
+) -> list[Judged]:
+    """Judge each claim of a table before any correction.
+
+    `standing`: "undecided" where there is something to judge. What is not judged yet, or never will be, has p = 1, with
+    which it counts in Holm's correction.
+    """
+    judged = [Judged(1.0, "undecided")] * len(table)
+    for i, (claim, measured) in enumerate(zip(table, every, strict=True)):
+        estimate = estimator(claim, measured)
+        if estimate is None or standing[i] != "undecided" or not measured.complete:
+            continue
+        nearest = verdicts.judge(claim.test, estimate, claim.margin, _gap(claim, rows, estimator))
+        judged[i] = _exact(claim, measured, nearest)._replace(level=claim.level(measured.planned))
+    return judged
+
+
 def _p_values(verdict: Verdict, alone: Judged, p: float) -> list[str]:
     """Return the p-values where the verdict rests on the correction, or on a level that is not the usual one."""
     level = "" if alone.level == verdicts.ALPHA else f" at level {alone.level:g}"
     if verdict == "undecided" and alone.p <= alone.level:
-        before = f"{alone.verdict} before Holm's correction (p = {_shown(alone.p)})"
-        return [f"{before}, undecided after it (p = {_shown(p)}{level})"]
-    return [f"p = {_shown(p)}{level}"] if level and verdict == alone.verdict != "undecided" else []
+        before = f"{alone.verdict} before Holm's correction (p = {p_text(alone.p)})"
+        return [f"{before}, undecided after it (p = {p_text(p)}{level})"]
+    return [f"p = {p_text(p)}{level}"] if level and verdict == alone.verdict != "undecided" else []
 
 
-def _shown(p: float) -> str:
+def p_text(p: float) -> str:
     return f"{p:.3f}" if p >= 0.01 else f"{p:.2g}"
 
 
-def _gap(claim: Claim, rows: list[list[CellRuns]], of_table: Variance | None) -> Estimate | None:
+def _gap(claim: Claim, rows: list[list[CellRuns]], estimator: Estimator) -> Estimate | None:
     if claim.gap is None or claim.second is None:
         return None
-    return _estimate(claim, measure(claim, Contrast(first=claim.second, second=claim.gap), rows), of_table)
+    return estimator(claim, measure(claim, Contrast(first=claim.second, second=claim.gap), rows))
 
 
 def _variance(table: list[Claim], every: list[Measured], unit: Unit) -> Variance | None:

@@ -11,17 +11,18 @@ from mora.io import replace_file
 from .claims import Claim, Ledger, load
 from .contrasts import ResolvedTables
 from .experiment import Scale
-from .ledger import Outcome, also, rows_of
-from .verdicts import Verdict
+from .ledger import Outcome, also, p_text, rows_of
+from .sensitivity import again
+from .verdicts import ALPHA, Verdict
 
 PAGE, BEGIN, END = ROOT / "README.md", "<!-- claims:begin -->", "<!-- claims:end -->"
 FULL = ROOT / "results" / "claims.md"
 
 MEANING: dict[Verdict, str] = {
-    "shown": "our results agree",
+    "shown": "our results agree, on this model and at this scale",
     "equal": "the two are shown to differ by less than the margin, which was chosen so that three seeds can decide and is "
     "wider than most of the paper's differences",
-    "contradicted": "our results say the opposite",
+    "contradicted": "our results, on this model and at this scale, say the opposite",
     "undecided": "the runs do not settle it",
     "floor": "scores are too near those of guessing to compare methods",
     "not run": "runs are missing",
@@ -122,7 +123,27 @@ def page(resolved: ResolvedTables | None = None) -> str:
             columns = "" if o.columns == outcome.columns else f"; {', '.join(o.columns)}"
             cells = [f"{where(claim, scale, o)}{columns}", o.first, o.second, effect_text(claim, o)]
             lines.append(f"| {' | '.join([*cells, number_text(o.paper, claim), count_text(o), verdict])} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *_sensitivity(resolved)]) + "\n"
+
+
+def _sensitivity(resolved: ResolvedTables) -> list[str]:
+    lines = [
+        "## How the verdicts depend on the variance",
+        "",
+        "Each claim that was judged, with its p-value after Holm's correction, by the rule and by other estimates of the",
+        "variance of a seed's difference. **Bold**: it would decide, at 0.05 where no other level is named. The verdicts",
+        "are the rule's; `docs/claims.md` discusses how they depend on it.",
+        "",
+    ]
+    judged = again(resolved)
+    ways = list(judged[0].ways) if judged else []
+    lines += [f"| claim | {' | '.join(['scale', 'verdict', *ways])} |", "|" + "---|" * (3 + len(ways))]
+    for each in judged:
+        named = "" if each.level == ALPHA else f" (level {each.level:g})"
+        cells = [f"{each.claim.says}{named}", each.scale, each.verdict]
+        cells += [f"**{p_text(p)}**" if p <= each.level else p_text(p) for p in each.ways.values()]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def _preamble(ledger: Ledger) -> list[str]:

@@ -1,0 +1,80 @@
+"""How the verdicts of the ledger depend on the rule for the variance of a seed's difference. Nothing is decided by it."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from . import verdicts
+from .claims import COMPARED, Claim, load
+from .contrasts import Measured, ResolvedTables, measure
+from .experiment import Scale
+from .ledger import Estimator, by_pool, judge_alone, rows_of
+from .verdicts import FEW, Estimate, Verdict
+
+RULE = "the rule"
+
+
+class Again(NamedTuple):
+    """A claim that has been judged, and its p-value after Holm's correction by each way. `level`: the largest that decides."""
+
+    claim: Claim
+    scale: Scale
+    verdict: Verdict
+    level: float
+    ways: dict[str, float]
+
+
+def again(resolved: ResolvedTables) -> list[Again]:
+    """Judge every claim that is complete and above its floor again, once for each way to estimate the variance."""
+    found = {(claim.says, scale): outcome for claim, scale, outcome in rows_of(resolved)}
+    lines = []
+    for scale in COMPARED:
+        for name in dict.fromkeys(claim.experiment for claim in load().claims if claim.experiment):
+            table = [claim for claim in load().claims if claim.experiment == name]
+            standing = [found[key].verdict if (key := (c.says, scale)) in found else "not run" for c in table]
+            lines += _of_table(table, scale, standing, resolved)
+    return lines
+
+
+def _of_table(table: list[Claim], scale: Scale, verdict: list[Verdict], resolved: ResolvedTables) -> list[Again]:
+    rows = resolved.rows(table[0].experiment, scale)
+    every = [measure(claim, claim.primary, rows) for claim in table]
+    standing: list[Verdict] = [v if v in ("not run", "floor") else "undecided" for v in verdict]
+    ways: dict[str, list[float]] = {}
+    for way, estimator in _ways(table, every).items():
+        judged = judge_alone(table, every, standing, rows, estimator)
+        ways[way] = verdicts.corrected(judged)
+    return [
+        Again(claim, scale, verdict[i], claim.level(every[i].planned), {way: p[i] for way, p in ways.items()})
+        for i, claim in enumerate(table)
+        if standing[i] == "undecided" and every[i].complete
+    ]
+
+
+def _ways(table: list[Claim], every: list[Measured]) -> dict[str, Estimator]:
+    few = [(claim, measured) for claim, measured in zip(table, every, strict=True) if len(measured.seeds) < FEW]
+    return {
+        RULE: by_pool(table, every),
+        f"pool of contrasts with fewer than {FEW} seeds": by_pool([c for c, _ in few], [m for _, m in few]),
+        "own seeds": _own,
+        "own seeds, Satterthwaite": _satterthwaite,
+    }
+
+
+def _own(claim: Claim, measured: Measured) -> Estimate | None:
+    if not measured.seeds:
+        return None
+    return verdicts.estimate(measured.differences, None, measured.document_se, claim.plan.seed_sd)
+
+
+def _satterthwaite(claim: Claim, measured: Measured) -> Estimate | None:
+    """Estimate with the degrees of freedom of the sum of both errors, of which that over documents has any number.
+
+    Satterthwaite 1946, "An approximate distribution of estimates of variance components", Biometrics Bulletin 2.
+    """
+    own, n = _own(claim, measured), len(measured.seeds)
+    unpooled = verdicts.variance(measured.differences)
+    if own is None or unpooled is None or unpooled.value == 0 or math.isinf(own.se):
+        return own
+    return Estimate(own.effect, own.se, unpooled.df * (own.se**2 / (unpooled.value / n)) ** 2)
