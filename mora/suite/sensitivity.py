@@ -16,7 +16,7 @@ RULE = "the rule"
 
 
 class Again(NamedTuple):
-    """A claim that has been judged, and its p-value after Holm's correction by each way. `level`: the largest that decides."""
+    """A claim that has been judged, and its p-value after Holm's correction by each way. It decides up to `level`."""
 
     claim: Claim
     scale: Scale
