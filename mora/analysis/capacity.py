@@ -27,6 +27,7 @@ from mora.io import replace_file
 
 RESULTS = source.ROOT / "results" / "analysis"
 D = 256  # inputs, outputs and classes; sqrt(2 r D) is whole for every rank below, and divides D
+COPYING = ("truncation", "sharing", "decouple", "rotation")  # their ΔW holds every entry of M equally often
 SEEDS = (0, 1, 2)
 TEACHER_RANKS = (1, 4, 16, 64, 256)  # of equal singular values
 FIT_RANKS = (2, 8, 32)
@@ -141,7 +142,7 @@ def lora_fit(target: Tensor, r: int) -> float:
 def mora_fit(target: Tensor, r: int, operator: str) -> float:
     """Return the share of a matrix's energy in the span of delta_weight, which the best M reaches.
 
-    `delta_weight` only copies M, every entry equally often, so its adjoint gives the projection, up to that number.
+    `operator`: one of COPYING, of which the adjoint of `delta_weight` gives the projection, up to the number of copies.
     """
     side = math.isqrt(2 * r * D)
     map_of = OPERATORS[operator](D, D, side).delta_weight
@@ -156,7 +157,7 @@ def fits(rank: int | None, seed: int) -> list[dict[str, Any]]:
     target = teacher(rank, Generator().manual_seed(seed))
     rows = []
     for r in FIT_RANKS:
-        shares = {"lora": lora_fit(target, r)} | {name: mora_fit(target, r, name) for name in OPERATORS}
+        shares = {"lora": lora_fit(target, r)} | {name: mora_fit(target, r, name) for name in COPYING}
         rows += [{"teacher": rank, "seed": seed, "r": r, "arm": name, "share": s} for name, s in shares.items()]
     return rows
 

@@ -70,8 +70,8 @@ class Mora(Family):
         compressed = blocks * aligned(r_hat)
         in_place = blocks > 1 and not self.dropout and k == d == compressed == blocks * r_hat
         keeps_x = in_place or compressed >= k
-        reads_all = operator == "sharing" or (in_blocks and self.overflow == "fold")
-        ignored = 0 if reads_all else max(k - blocks * r_hat, 0)
+        drops = operator == "truncation" or (in_blocks and self.overflow == "drop")
+        ignored = max(k - blocks * r_hat, 0) if drops else 0
         return Footprint(r_hat**2, blocks * r_hat**2, 0 if keeps_x else compressed, keeps_x, ignored=ignored)
 
     def check_restarts(self, method: str, groups: list[str] | None) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from mora import MoraConfig
+from mora.adapter import OPERATORS
 
 # --- models ----------------------------------------------------------------------------------------------------------
 
@@ -89,7 +90,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
 }
 SETTINGS = [
     {"operator": operator, "r": r, "modules_to_save": saved}
-    for operator in ("truncation", "sharing", "decouple", "rotation")
+    for operator in OPERATORS
     for r in (1, 4)
     for saved in (None, ["head"])
 ]

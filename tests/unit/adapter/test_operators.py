@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import math
 import pickle
+from typing import get_args
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mora.adapter.operators import OPERATORS, Operator, rotation_table
+from mora.choices import OperatorChoice
 from mora.sizes import r_hat_for
 
 
@@ -309,9 +311,11 @@ def test_delta_weight_equals_its_definition_entry_by_entry(setting, shape):
         expected = sharing_by_entries(operator, M)
     elif name == "decouple":
         expected = blocks_by_entries(operator, M, [M for _ in blocks])
-    else:
+    elif name == "rotation":
         turned = [M @ rotation_matrix(block, operator.r_hat, operator.pairs) for block in blocks]
         expected = blocks_by_entries(operator, M, turned)
+    else:
+        pytest.fail(f"this test does not say what {name} is")
     torch.testing.assert_close(operator.delta_weight(M), expected, rtol=0, atol=1e-13)
 
 
@@ -373,6 +377,11 @@ def test_even_square_size_rounds_down_after_the_chosen_rounding_and_is_at_least_
     assert r_hat_for(11008, 4096, 8, rounding="official", even=True) == 348
     assert r_hat_for(4096, 4096, 8, even=True) == 256
     assert r_hat_for(1, 1, 1, even=True) == 2
+
+
+def test_every_operator_is_tested_here_and_can_be_chosen():
+    assert OPTIONS.keys() == OPERATORS.keys()
+    assert {"auto", *OPERATORS} == {*get_args(OperatorChoice)}
 
 
 @pytest.mark.parametrize("name", OPERATORS)

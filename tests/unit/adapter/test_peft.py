@@ -161,7 +161,7 @@ def test_conv1d_of_gpt2_is_adapted_and_merged_in_its_own_layout(tokens, adapt, m
 # --- how it starts and trains ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("operator", ["truncation", "sharing", "decouple", "rotation"])
+@pytest.mark.parametrize("operator", OPERATORS)
 def test_a_new_adapter_is_zero_and_leaves_the_output_bit_identical(operator, make_llama, tokens, mora_layers):
     expected = make_llama()(tokens).logits
     model = get_peft_model(make_llama(), MoraConfig(r=2, target_modules="all-linear", operator=operator))
@@ -232,7 +232,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(make_llama, adapt, toke
 
 
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning")
-@pytest.mark.parametrize("operator", ["truncation", "sharing", "decouple", "rotation"])
+@pytest.mark.parametrize("operator", OPERATORS)
 def test_a_compiled_layer_equals_the_eager_one_without_a_graph_break(operator, make_mlp, adapt, mora_layers, x):
     layer = mora_layers(adapt(make_mlp(), operator=operator))["0"]
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)

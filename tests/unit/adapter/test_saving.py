@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mora import MoraConfig
+from mora.adapter import OPERATORS
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -143,7 +144,7 @@ def as_lora(model: PeftModel, base: nn.Module, rank: int | float) -> PeftModel:
     return lora
 
 
-@pytest.mark.parametrize("operator", ["truncation", "sharing", "decouple", "rotation"])
+@pytest.mark.parametrize("operator", OPERATORS)
 def test_lora_of_full_rank_reproduces_the_output(operator, make_llama, adapt, tokens):
     model = adapt(make_llama(), target_modules=["q_proj", "o_proj"], operator=operator)
     lora = as_lora(model.eval(), make_llama(), rank=64)

@@ -25,7 +25,7 @@ def test_a_tied_lora_is_an_update_of_its_rank():
     assert torch.linalg.matrix_rank(arm.forward(torch.eye(D))) == 8
 
 
-@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("operator", capacity.COPYING)
 def test_the_best_fit_is_that_of_least_squares(operator, monkeypatch):
     monkeypatch.setattr(capacity, "D", 16)
     target, side = torch.randn(16, 16, generator=torch.Generator().manual_seed(1)), 8
