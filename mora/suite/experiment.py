@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import product
 from typing import Any, Literal, NamedTuple
 
 import yaml
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from mora.config import ConfigError, RunConfig
 from mora.config.composition import compose
@@ -20,6 +20,7 @@ from mora.config.source import ROOT
 from mora.config.yaml_file import read_yaml
 from mora.errors import did_you_mean, nearest, one_line
 from mora.frozen import FrozenModel
+from mora.planner.counts import operator_of
 
 FOLDER = ROOT / "experiments"
 PAPER = ROOT / "results" / "paper" / "tables.yaml"
@@ -136,6 +137,28 @@ class Experiment(FrozenModel):
     minus_first: bool = False
     table: str | None = None
     settings: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _check_rows(self) -> Experiment:
+        """Refuse a row whose fields name a column or task that there is not, and which would be passed over."""
+        for scale, at in self.scales.items():
+            columns = at.columns or self.columns
+            names, tasks = {column.name for column in columns}, {column.task for column in columns}
+            for row in at.rows:
+                fields: tuple[tuple[str, Iterable[str], set[str]], ...] = (
+                    ("rates", row.rates, names),
+                    ("columns", row.columns or (), names),
+                    ("without", row.without, tasks),
+                    ("more_seeds", row.more_seeds, tasks),
+                )
+                for field, given, there in fields:
+                    if unknown := [name for name in given if name not in there]:
+                        what = "column" if there is names else "task"
+                        raise ValueError(
+                            f"scale {scale}, a row of method {row.method}: {field}: there is no {what} {unknown[0]!r}; "
+                            f"there are {', '.join(sorted(there))}"
+                        )
+        return self
 
     def has(self, scale: Scale) -> bool:
         """Return whether there is something to show at the scale."""
@@ -350,7 +373,7 @@ FILTERS: dict[str, Callable[[CellSpec], str | int | None]] = {
     "task": lambda cell: cell.column.task,
     "method": lambda cell: cell.row.method,
     "r": lambda cell: dict(text.split("=", 1) for text in cell.base).get("r"),  # the row's, or in Table 4 the column's
-    "operator": lambda cell: getattr(cell.config.method.adapter, "operator", None),  # the run's, named or not
+    "operator": lambda cell: operator_of(cell.config),  # the run's, named or not
 }
 
 

@@ -197,6 +197,13 @@ def test_rows_that_name_no_operator_are_chosen_by_the_one_that_they_use(nothing_
     assert {(g.row.method, g.row.operator, g.config.r) for g in chosen} == {("mora", None, 4), ("mora", None, 96)}
 
 
+def test_an_operator_that_the_task_leaves_to_auto_is_the_one_that_it_becomes(nothing_measured):
+    cells = cells_of("table1", "lite")
+    for operator, rank in (("rotation", 1), ("sharing", 32)):
+        chosen = experiments.filter_cells(cells, [f"operator={operator}"])
+        assert {(g.row.method, g.config.r) for g in chosen if g.row.method == "mora"} == {("mora", rank)}
+
+
 @pytest.mark.parametrize(
     ("filters", "complaint"),
     [
@@ -427,3 +434,20 @@ def test_pretraining_at_lite_scale_is_run_once_and_judged_after_a_restart():
     assert restarting
     for config in restarting:
         assert config.method.restart.every_steps + config.method.restart.warmup_steps < config.last_step
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "complaint"),
+    [
+        ("rates", {"first": [1e-3], "frist": [1e-3]}, "rates: there is no column 'frist'; there are first, second"),
+        ("columns", ["third"], "columns: there is no column 'third'; there are first, second"),
+        ("without", ["uiud"], "without: there is no task 'uiud'; there are uuid"),
+        ("more_seeds", {"c4": [3]}, "more_seeds: there is no task 'c4'; there are uuid"),
+    ],
+)
+def test_a_row_that_names_what_is_not_in_the_table_is_refused(field, value, complaint):
+    columns = [{"name": name, "task": "uuid", "metric": "uuid_char_acc"} for name in ("first", "second")]
+    scales = {"smoke": {"seeds": [0], "rows": [{"method": "lora", "r": 8, field: value}]}}
+    values = {"title": "A table", "kind": "table", "columns": columns, "scales": scales}
+    with pytest.raises(ConfigError, match=f"a row of method lora: {complaint}"):
+        experiments.checked("table9", values)
