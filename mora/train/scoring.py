@@ -12,6 +12,7 @@ from mora.config.run_id import run_id
 from mora.config.schema import RunConfig
 from mora.config.source import of_this_process
 from mora.data import TrainingData
+from mora.errors import DataError
 from mora.evaluate import samples, synthetic
 from mora.evaluate.harness import Settings, evaluate_model, load_tasks
 from mora.evaluate.metrics import key
@@ -49,9 +50,18 @@ class Scoring:
         )
 
     def check(self) -> None:
-        """Check for missing data and unknown tasks before anything is trained. Raises ConfigError."""
-        if self.plan.tasks:
+        """Check for missing data and unknown tasks before anything is trained. Raises ConfigError and DataError."""
+        if not self.plan.tasks:
+            return
+        try:
             self._loaded = load_tasks(self.plan.tasks, self.tokenizer, self.settings)
+        except DataError as error:
+            if self.config.scale.name != "smoke":
+                raise
+            raise DataError(
+                f"task.evaluation.tasks={self.plan.tasks}: scale smoke scores made-up rows alone, never those of "
+                f"MORA_DATA_DIR: add rows of the set to mora/evaluate/synthetic.py, or leave the task out ({error})"
+            ) from error
 
     def __call__(self, engine: Engine, peaks: Peaks, step: int, resumed: bool) -> dict[str, float]:
         """Return what is due at the step. `peaks` learns where training stops and goes on; before a resumed step is none."""
