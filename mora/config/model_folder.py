@@ -49,6 +49,11 @@ def identified(model: Model) -> Model:
     if known or model.source != "pretrained":
         return model
     if not folder.is_dir():
+        if folder.is_file():
+            raise ValueError(
+                f"model.path={model.path!r} is a file: expected a folder or hub id; a GGUF file also needs "
+                "model.source=gguf model.sha256=DIGEST, as sha256sum prints it"
+            )
         if folder.is_absolute():
             raise ValueError(f"model.path={model.path!r}: there is no such folder; give a folder or hub id")
         return model.model_copy(update={"shape": None})

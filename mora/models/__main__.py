@@ -22,8 +22,15 @@ def main(arguments: list[str] | None = None) -> int:
         raise ConfigError(
             f"{options.name!r}: expected the name of a model in configs/model: {', '.join(known.names())}"
         )
-    print(f"{model.name}: {_fetched(model)}; {shape_of(model).parameters:,} parameters")
+    print(f"{model.name}: {_fetched(model)}; {_size(model)}")
     return 0
+
+
+def _size(model: Model) -> str:
+    try:
+        return f"{shape_of(model).parameters:,} parameters"
+    except ValueError:  # a run reads it from the weights
+        return "plans of its runs need the field shape"
 
 
 def _fetched(model: Model) -> str:

@@ -81,8 +81,8 @@ def shape_of(model: Model) -> Shape:
     if model.source == "pretrained" and (Path(model.path or "") / "config.json").is_file():
         return _of_folder(str(model.path))
     raise ValueError(
-        f"model.name={model.name!r}: its shape is unknown without its weights; known are {', '.join(known.names())}, "
-        "and every folder given as model.path"
+        f"model.name={model.name!r}: its shape is unknown without its weights: say it in model.shape; known are "
+        f"{', '.join(known.names())}, and every folder given as model.path"
     )
 
 

@@ -123,6 +123,13 @@ def test_the_command_says_in_one_line_what_is_wrong(capsys):
     assert "tiny: its weights are random, so there is nothing to fetch; " in capsys.readouterr().out
 
 
+def test_the_command_takes_a_model_without_a_shape_for_plans(monkeypatch, capsys):
+    monkeypatch.setattr(command.known, "named", {"mine": model(name="mine")}.get)
+    monkeypatch.setattr(command, "_fetched", lambda _: "/mine")
+    assert command.main(["mine"]) == 0
+    assert capsys.readouterr().out == "mine: /mine; plans of its runs need the field shape\n"
+
+
 def test_shapes_are_known_without_torch():
     code = "import sys; from mora.models import known, shapes; shapes.shape_of(known.named('llama2_7b'))"
     code += "; sys.exit('torch' in sys.modules)"

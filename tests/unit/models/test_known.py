@@ -145,6 +145,12 @@ def test_a_folder_has_its_own_name_and_fingerprint(tmp_path):
         load(one.model_dump(mode="json"))
 
 
+def test_a_gguf_file_given_as_a_folder_is_told_what_it_needs(tmp_path):
+    (file := tmp_path / "mine.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ConfigError, match=r"mine\.gguf' is a file: .*needs model\.source=gguf model\.sha256=DIGEST"):
+        compose(["task=uuid", "method=fft", "model=custom", f"model.path={file}"])
+
+
 def test_a_path_that_is_not_there_is_said_so():
     with pytest.raises(ConfigError, match=r"model\.path='/no/such': there is no such folder; give a folder or hub id"):
         compose(["task=uuid", "method=fft", "model=custom", "model.path=/no/such"])
