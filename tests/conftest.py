@@ -14,6 +14,7 @@ from mora.faults import forked
 if "PYTEST_XDIST_WORKER" in os.environ:
     gc.disable()  # until all tests are collected: what that makes stays
 forked.context.set_forkserver_preload(["mora.faults.preloaded", "in_every_fork"])
+os.environ["MORA_PRELOAD_PATH"] = os.path.dirname(__file__)
 
 os.environ.update(
     HF_HUB_OFFLINE="1",

@@ -9,4 +9,5 @@ with uncollected():
 
     for method in ("lora", "mora", "relora", "remora"):
         tiny_config(method)
-        trainer_runs.run_config(method)
+        if method.startswith("re"):
+            trainer_runs.run_config(method)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import os
 import sys
 from contextlib import suppress
 
@@ -43,6 +44,8 @@ def _rehearse() -> None:
         _ = sys.modules["deepspeed"].ops.__compatible_ops__  # which asks compilers
 
 
+if folder := os.environ.get("MORA_PRELOAD_PATH"):  # Python 3.11's server is given sys.path, and leaves it as it is
+    sys.path.insert(0, folder)
 with uncollected():
     for package in PACKAGES:
         with suppress(ImportError):  # of DeepSpeed, which one process does without
