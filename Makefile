@@ -124,7 +124,8 @@ numbers: $(READY) ## a short run of the numeric tests; ATEN_CPU_CAPABILITY=defau
 		tests/distributed/test_zero.py::test_in_bf16_the_loss_stays_beside_that_of_fp32
 
 # Files go to the two processes in their order: the longest, of tests/distributed, first, so that neither waits at the end.
-test: lint types ## run lint, types and all tests
+# Types are one of the tests (tests/smoke/test_types.py): by itself mypy would leave one of two cores idle for its time.
+test: lint ## run lint, types and all tests
 	$(PY) -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 peft-tests: $(READY) ## run PEFT's own tests of custom models, decoders and tuner utilities on MoRA (fetches its source from PyPI)
