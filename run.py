@@ -11,6 +11,7 @@ import shutil
 import sys
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -21,7 +22,10 @@ from mora.config.hydra_compose import check_sweep, hydra_line, validate, with_ta
 from mora.config.run_id import log_path
 from mora.errors import MoraError
 from mora.suite.launch import interrupt_on_sigterm, launch
+from mora.suite.multirun import Ran, summary
 from mora.suite.rates import default as default_rate
+
+RUNS: list[Ran] = []  # of a multirun, as far as this process has come to them
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="config")
@@ -34,6 +38,7 @@ def main(composed: DictConfig) -> None:
     except MoraError as error:
         sys.exit(f"run.py: {error}")
     interrupt_on_sigterm()
+    RUNS.append((list(HydraConfig.get().overrides.task), config))
     try:
         code = launch(config)
     except (MoraError, OSError) as error:
@@ -84,6 +89,10 @@ if __name__ == "__main__":
     try:
         check_sweep(sys.argv[1:])
         sys.argv[1:] = with_task_file(sys.argv[1:])
-        main()
+        try:
+            main()
+        finally:
+            if len(RUNS) > 1:
+                print(summary(RUNS), flush=True)
     except (MoraError, HydraException, OmegaConfBaseException) as error:
         sys.exit(f"run.py: {hydra_line(error)}")

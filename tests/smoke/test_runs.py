@@ -282,4 +282,6 @@ def test_a_multirun_is_a_run_for_each_value(tmp_path):
     code, output = finish(start(tmp_path, "-m", "method=mora", "r=2,4", "task.train.stop_step=3"))
     assert code == 0, output
     assert output.count("already done: ") == 1
+    two, four = (result["metrics"]["3"]["value_nll"]["value"] for result in results(tmp_path))
+    assert re.search(rf"2 runs:\n  r=2  value_nll {two:.4g}.*\n  r=4  value_nll {four:.4g}", output)
     assert sorted(result["config"]["r"] for result in results(tmp_path)) == [2, 4]
