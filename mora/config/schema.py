@@ -78,7 +78,11 @@ class RunConfig(FrozenModel):
     def _check(self) -> RunConfig:
         train, data = self.task.train, self.task.data
         if self.r is not None and not self.method.has_rank:
-            why = "has no rank" if self.method.adapter is None else "takes its size from method.config"
+            why = (
+                "has no rank"
+                if self.method.adapter is None
+                else "takes its size from method.config, or from method.adapter.settings"
+            )
             raise ValueError(f"r={self.r}: method {self.method.name} {why}; leave r out")
         if self.r is None and self.method.has_rank:
             raise ValueError(f"r is missing: method {self.method.name} needs one, for example r=8")

@@ -9,6 +9,7 @@ import sys
 from mora.config import compose
 from mora.config.arguments import positive_int
 from mora.config.hardware_schema import SCALES
+from mora.config.hints import choices
 from mora.errors import ends_in_one_line
 
 from . import load
@@ -18,7 +19,7 @@ def parse(arguments: list[str] | None = None, prog: str = "python -m mora.data")
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument(
-        "task", type=lambda given: given.removeprefix("task="), help="uuid, tulu2, metamath, biomed, finance or c4"
+        "task", type=lambda given: given.removeprefix("task="), help=f"one of {', '.join(choices('task'))}"
     )
     parser.add_argument(
         "overrides", nargs="*", default=[], help="as for run.py, for example task.data.packing=isolated"

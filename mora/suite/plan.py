@@ -60,7 +60,7 @@ def text(specs: list[CellSpec], hardware: str, settings: Sequence[str] = (), gpu
     wanted = {run_id(config): config for spec in specs for config in resolve(spec, is_current).needed}
     missing = [config for config in wanted.values() if not reportable(result_of(config), config.scale.name)]
     cells = len({tuple(spec.base) for spec in specs if spec.exists})
-    everything = f"{cells} cells (a task, method and rank each), {len(wanted)} runs"
+    everything = f"{cells} cell{'s' * (cells != 1)} (a task, method and rank each), {len(wanted)} runs"
     if not missing:
         return f"{everything}; nothing is missing"
     runs = [load(c.model_dump(mode="json") | {"hardware": _as_there(c, chosen, settings)}) for c in missing]

@@ -38,9 +38,9 @@ def _official_hf(step: int, total_steps: int, train: Train, restart: Restart) ->
     height = _base(restart.every_steps, total_steps, train)
     begin = restart.every_steps
     while True:
-        after, left = min(step - begin, restart.every_steps), max(1, total_steps - begin - restart.warmup_steps)
-        climb = after / max(1, restart.warmup_steps)
-        rate = height * (climb if climb < 1.0 else _cosine((after - restart.warmup_steps) / left))
+        after, warmup = min(step - begin, restart.every_steps), restart.warmup_steps
+        left = max(1, total_steps - begin - warmup)
+        rate = height * (after / warmup if after < warmup else _cosine((after - warmup) / left))
         if step < begin + restart.every_steps:
             return rate
         height, begin = rate, begin + restart.every_steps

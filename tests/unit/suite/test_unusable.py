@@ -54,7 +54,7 @@ def becomes(monkeypatch, here):
 def test_the_plan_names_what_does_not_count_and_counts_it_as_missing(spec, name, broken, reason):
     measure(spec.search_runs)
     measure(resolve(spec).final_runs)
-    assert plan.text([spec], "gpu1") == "1 cells (a task, method and rank each), 7 runs; nothing is missing"
+    assert plan.text([spec], "gpu1") == "1 cell (a task, method and rank each), 7 runs; nothing is missing"
     config = (spec.search_runs if name == "search" else resolve(spec).final_runs)[-1]
     if "scale" in broken:
         broken = {"config": config.model_dump(mode="json") | {"scale": {"name": "smoke"}}}

@@ -40,12 +40,12 @@ def test_a_shortened_run_has_the_whole_schedule_in_less_time():
     assert curve[-1] < 1e-2
 
 
-def pretraining(kind, total=10_000):
+def pretraining(kind, total=10_000, **changed):
     """The paper's 10,000 steps (section 5.3), peak 1."""
     train = compose(["task=uuid", "method=fft"]).task.train
     floor = 0.1 if kind == "jagged" else 0.0
     train = train.model_copy(update={"schedule": "cosine", "warmup_steps": 1000, "min_lr_ratio": floor})
-    restart = PAPER.model_copy(update={"schedule": kind})
+    restart = PAPER.model_copy(update={"schedule": kind, **changed})
     return [learning_rate(step, total, 1.0, train, restart) for step in range(total)]
 
 
@@ -83,6 +83,13 @@ def test_without_a_warm_up_a_jagged_rate_is_the_schedule_underneath():
     restart = PAPER.model_copy(update={"every_steps": 100, "warmup_steps": 0})
     plain = [learning_rate(step, 777, 1.0, train) for step in range(777)]
     assert [learning_rate(step, 777, 1.0, train, restart) for step in range(777)] == plain
+
+
+def test_without_a_warm_up_the_official_rate_goes_on_from_where_it_was():
+    curve = pretraining("official_hf", warmup_steps=0)
+    for begin in (2000, 4000, 6000, 8000):
+        assert curve[begin] == pytest.approx(curve[begin - 1], rel=1e-3)
+    assert min(curve[1000:9999]) > 0
 
 
 @pytest.mark.parametrize(("every", "warmup"), [(75, 3), (250, 50), (400, 10)])
