@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .merged_base import FILE
+from .operators import OPERATORS
 
 if TYPE_CHECKING:
     from .config import MoraConfig
@@ -30,8 +31,8 @@ from transformers import AutoModelForCausalLM
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base!r}), "this folder")
 ```
 
-To use it without that package, export it: `mora-export FOLDER OUTPUT --to merged`. As a LoRA (`--to lora --rank R`) it is
-exact for sharing and truncation alone, with the largest r_hat above as R.
+To use it without that package, export it: `mora-export FOLDER OUTPUT --to merged`, or as a LoRA, `--to lora --rank R`,
+{as_lora}.
 {end}"""
 
 RESTARTS = f"""
@@ -53,6 +54,9 @@ def write_card(folder: Path, config: MoraConfig, sizes: dict[tuple[int, int], in
         r=config.r,
         sizes=", ".join(f"{r_hat} ({k} x {d})" for (k, d), r_hat in sorted(sizes.items())),
         version=config.mora_version,
+        as_lora="an approximation, whose error at each rank is printed"
+        if OPERATORS[config.operator].in_blocks
+        else f"which is exact with R = {max(sizes.values())}",
         restarts=RESTARTS if config.restarted or (folder / FILE).is_file() else "",
     )
     path = folder / "README.md"

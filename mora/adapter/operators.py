@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,7 +27,12 @@ from mora.choices import Groups, Overflow, Pad, Pairs, Split
 
 @dataclass(frozen=True)
 class Operator:
-    """f_comp and f_decomp for one shape of layer. Holds no tensor, so it can be pickled, compared and used as a key."""
+    """f_comp and f_decomp for one shape of layer. Holds no tensor, so it can be pickled, compared and used as a key.
+
+    in_blocks: M acts on several blocks of inputs, so that the rank of delta_weight can exceed r_hat.
+    """
+
+    in_blocks: ClassVar[bool] = False
 
     in_features: int
     out_features: int
@@ -141,6 +146,8 @@ class Decouple(Operator):
     A layer with fewer outputs than inputs has blocks beyond its output. They are dropped, as in the official code, or added
     to the first ones ("fold"), in f_comp: M is linear, and acts on as many blocks as the output holds.
     """
+
+    in_blocks = True
 
     @property
     def n_blocks(self) -> int:

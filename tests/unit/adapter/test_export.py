@@ -66,7 +66,7 @@ def test_a_lora_with_the_rank_that_the_card_names_is_exact_where_a_layer_is_smal
     model = adapt(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), r=10, target_modules=targets)
     model.save_pretrained(tmp_path / "adapter")
     card = (tmp_path / "adapter" / "README.md").read_text()
-    rank = max(int(r_hat) for r_hat in re.findall(r"(\d+) \(\d+ x \d+\)", card))
+    rank = int(re.search(r"exact with R = (\d+)", card)[1])
     assert rank == 40, "sqrt((96 + 64) 10); k_proj is 64 x 32"
     main([str(tmp_path / "adapter"), str(tmp_path / "out"), "--to", "lora", "--rank", str(rank)])
     assert f"{rank:6}   0.0000       0.0000" in capsys.readouterr().out
@@ -291,10 +291,16 @@ def test_the_card_says_what_the_adapter_is_and_needs(saved, make_llama, adapt):
     assert card.count("## MoRA") == 1
     assert "library_name: peft" in card
     for fact in (str(base), "revision main", "operator sharing, r = 2", "r_hat = 16 (64 x 64), 17 (96 x 64)",
-                 "import mora", "KeyError: 'MORA'", "mora-export"):  # fmt: skip
+                 "import mora", "KeyError: 'MORA'", "mora-export", "exact with R = 17"):  # fmt: skip
         assert fact in card
     assert json.loads((adapter / "adapter_config.json").read_text())["mora_version"] == mora.__version__
     assert "only that merged base" not in card
+
+
+def test_the_card_calls_a_lora_of_blocks_an_approximation(make_llama, adapt, tmp_path):
+    adapt(make_llama(), operator="rotation", target_modules="all-linear").save_pretrained(tmp_path)
+    card = " ".join((tmp_path / "README.md").read_text().split())
+    assert "`--to lora --rank R`, an approximation, whose error at each rank is printed" in card
 
 
 def test_the_card_of_a_checkpoint_with_restarts_says_which_base_the_adapter_fits(restarted):

@@ -327,7 +327,7 @@ def test_delta_weight_equals_its_definition_entry_by_entry(setting, shape):
 def test_sharing_has_rank_r_hat_and_blocks_have_full_rank(setting, shape):
     operator = build(setting, shape)
     rank = torch.linalg.matrix_rank(operator.delta_weight(random_M(operator))).item()
-    if setting[0] in ("decouple", "rotation"):
+    if operator.in_blocks:
         assert rank == min(operator.in_features - operator.ignored_inputs(), operator.out_features)
     elif operator.split == "padded" and operator.groups != "modulo":
         assert rank <= operator.r_hat  # groups may lie wholly in the padding
