@@ -114,10 +114,12 @@ def _settings(folder: Path, config, world: int = 1) -> dict[str, Any]:
     )
 
 
-def trainer_for(method: str, folder: Path, *overrides: str, world: int = 1, stop: int | None = None, **options):
+def trainer_for(
+    method: str, folder: Path, *overrides: str, world: int = 1, stop: int | None = None, model=None, **options
+):
     config = run_config(method, *overrides)
     torch.manual_seed(0)
-    model = prepare(load_model(config.model, "fp32")[0], config)
+    model = model or prepare(load_model(config.model, "fp32")[0], config)
     restart, watch = RestartCallback(EVERY, WARMUP), Watch(stop)
     trainer = Trainer(
         model=model,

@@ -1,21 +1,25 @@
-"""The merged base that lies beside the adapter of a checkpoint with restarts: `restarts.safetensors`.
-
-`mora.restarts.callback` writes it. It is read here, because an export needs it, too.
-"""
+"""The base that restarts have merged updates into, beside an adapter that needs it: `restarts.safetensors`."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import MethodType
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
+from peft import PeftModel
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
+
+from mora.io import replacing
 
 FILE = "restarts.safetensors"
 
@@ -55,18 +59,76 @@ def restart_count(path: Path) -> int:
         return int(facts["count"])
 
 
-class MergedBase(NamedTuple):
-    """What a checkpoint says of its restarts.
+@dataclass
+class MergedBase:
+    """What restarts have made of a base.
 
     Attributes:
-        count: restarts so far.
-        shadow: the merged base weights in fp32, by module.
-        groups: the kinds of groups in turn, none where they do not change; None in a file that does not say it.
+        count: Restarts so far.
+        step: Updates so far.
+        shadow: The merged base weights in fp32, by module.
+        groups: The kinds of groups in turn, none where they do not change; None in a file that does not say it.
+        written: Folder -> the step at which the base was written there.
     """
 
-    count: int
-    shadow: dict[str, torch.Tensor]
-    groups: tuple[str, ...] | None
+    count: int = 0
+    step: int = 0
+    shadow: dict[str, torch.Tensor] = field(default_factory=dict)
+    groups: tuple[str, ...] | None = ()
+    written: dict[Path, int] = field(default_factory=dict)
+
+    def save(self, folder: Path) -> None:
+        """Write what `load` reads, whole or not at all."""
+        with replacing(folder / FILE) as partial:
+            facts = {"count": str(self.count), "step": str(self.step), "groups": " ".join(self.groups or ())}
+            save_file(self.shadow, partial, metadata=facts)
+        self.written[folder.resolve()] = self.step
+
+
+def keep(model: PeftModel, base: MergedBase) -> None:
+    """Let the model remember its merged base, and write it beside every adapter that it saves from now on."""
+    model.base_model.merged_base = base
+    model.save_pretrained = MethodType(save_pretrained, model)  # a method, which deepcopy binds to the copy
+
+
+def kept(model: PeftModel) -> MergedBase | None:
+    return model.base_model.__dict__.get("merged_base")
+
+
+def save_pretrained(
+    self: PeftModel,
+    save_directory: str | os.PathLike[str],
+    safe_serialization: bool = True,
+    selected_adapters: list[str] | None = None,
+    **options: Any,
+) -> None:
+    """PEFT's `save_pretrained`, and beside each adapter the merged base, once there were restarts."""
+    base, names = kept(self), selected_adapters or list(self.peft_config)
+    restarted = base is not None and base.count > 0
+    with _marked([self.peft_config[name] for name in names if name in self.peft_config] if restarted else []):
+        type(self).save_pretrained(self, save_directory, safe_serialization, selected_adapters, **options)
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    if base is not None and restarted and first and options.get("is_main_process", True):
+        for name in names:
+            base.save(adapter_folder(Path(save_directory), name))
+
+
+def adapter_folder(folder: Path, name: str) -> Path:
+    """Return where PEFT puts an adapter of that name under a folder."""
+    return folder if name == "default" else folder / name
+
+
+@contextmanager
+def _marked(configs: list[Any]) -> Iterator[None]:
+    """Context manager: these configurations of MoRA say that their base is another. PEFT's own have no field for it."""
+    before = [(config, config.restarted) for config in configs if hasattr(config, "restarted")]
+    for config, _ in before:
+        config.restarted = True
+    try:
+        yield
+    finally:
+        for config, restarted in before:
+            config.restarted = restarted
 
 
 def load(folder: Path, step: int | None = None) -> MergedBase:
@@ -84,27 +146,30 @@ def load(folder: Path, step: int | None = None) -> MergedBase:
                 "RestartCallback(resume_from=folder)"
             )
         groups = tuple(facts["groups"].split()) if "groups" in facts else None
-        return MergedBase(int(facts["count"]), {name: file.get_tensor(name) for name in file.keys()}, groups)
+        shadow = {name: file.get_tensor(name) for name in file.keys()}
+        return MergedBase(int(facts["count"]), int(facts["step"]), shadow, groups)
 
 
 def restore_base(model: nn.Module, checkpoint: str | os.PathLike[str]) -> None:
-    """Write the merged base of a checkpoint into a model.
+    """Write the merged base of a saved adapter into a model, which keeps it when it saves adapters itself.
 
     Args:
-        model: A PEFT model on the original base, with the adapter of that checkpoint.
-        checkpoint: A folder that was written with `RestartCallback`, under whatever name it lies now.
+        model: A PEFT model on the original base, with that adapter.
+        checkpoint: The adapter's folder, written during or after a training with `RestartCallback`.
 
     Raises:
         ValueError: If `restarts.safetensors` is missing or belongs to another model.
     """
     folder = Path(checkpoint)
-    shadow = load(folder).shadow
+    base = load(folder)
     modules = dict(model.named_modules())
-    if unknown := [name for name in shadow if name not in modules]:
+    if unknown := [name for name in base.shadow if name not in modules]:
         raise ValueError(
             f"{folder / FILE} holds {unknown[0]}, which this model lacks: give the PEFT model of the base that was "
             f"trained, PeftModel.from_pretrained(base, {str(folder)!r})"
         )
     with torch.no_grad():
-        for name, value in shadow.items():
+        for name, value in base.shadow.items():
             modules[name].get_base_layer().weight.copy_(value)
+    if isinstance(model, PeftModel):
+        keep(model, base)

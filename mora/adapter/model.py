@@ -32,18 +32,27 @@ class MoraModel(BaseTuner):
 
     prefix = "mora_"
     tuner_layer_cls = MoraLayer
+    merged_base: Any = None  # a MergedBase, once restarts have changed the base or `restore_base` has
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     # PEFT calls its injection hooks for the first adapter of a model only, so neither is used here.
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         check_all_found(self.peft_config[adapter_name], model)
-        _warn_of_another_base(self.peft_config[adapter_name])
+        self._warn_of_another_base(self.peft_config[adapter_name])
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         layers = [layer for layer in _layers(model) if adapter_name in layer.operator]
         self.peft_config[adapter_name]._sizes = {
             (layer.in_features, layer.out_features): layer.operator[adapter_name].r_hat for layer in layers
         }
         self._report_ignored_inputs(model, self.peft_config[adapter_name], adapter_name)
+
+    def _warn_of_another_base(self, config: MoraConfig) -> None:
+        if config.restarted and self.merged_base is None:
+            warnings.warn(
+                f"{ANOTHER_BASE} that this adapter fits: call mora.restarts.callback.restore_base(model, folder), unless "
+                "training is resumed with RestartCallback, or export the adapter with mora-export",
+                stacklevel=3,
+            )
 
     def _prepare_model(self, config: MoraConfig, model: nn.Module) -> None:
         if config.operator == "auto":
@@ -182,15 +191,6 @@ def _report_rounding(layers: list[MoraLayer]) -> None:
 @cache
 def _warn_once(message: str) -> None:
     logger.warning(message)
-
-
-def _warn_of_another_base(config: MoraConfig) -> None:
-    if config.restarted:
-        warnings.warn(
-            f"{ANOTHER_BASE} that this adapter fits: call mora.restarts.callback.restore_base(model, folder), which reads "
-            "it, or export the adapter with mora-export",
-            stacklevel=3,
-        )
 
 
 def check_all_found(config: MoraConfig, model: nn.Module) -> None:

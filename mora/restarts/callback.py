@@ -6,19 +6,15 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial, wraps
 from pathlib import Path
 from typing import Any, get_args
 
 from peft import PeftModel
-from safetensors.torch import save_file
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from mora.adapter import MoraConfig
-from mora.adapter.merged_base import FILE, MergedBase, load, restore_base
+from mora.adapter.merged_base import FILE, MergedBase, adapter_folder, keep, kept, load, restore_base
 from mora.choices import Groups, MergeRounding
-from mora.io import replacing
 
 from .layers import Adapted, sharing_layers
 from .ranks import barrier, rank
@@ -51,10 +47,10 @@ class RestartCallback(TrainerCallback):
     values on every rank, renews the optimizer's copies of it, zeroes its moments, and verifies all of that. The learning
     rate then climbs from zero back to its schedule. Works in one process, under DDP, and under DeepSpeed ZeRO-1 to 3.
 
-    An adapter alone fits the merged base, not the one that training began with. So the callback adds the merged base, as
-    `restarts.safetensors` (fp32, as large as the adapted weights), to every checkpoint of the Trainer, where resuming
-    reads it, and to what `trainer.save_model` and `model.save_pretrained` write, where `mora-export` and `restore_base`
-    do. `model.merge_and_unload()` gives the model that was trained.
+    An adapter alone fits the merged base, not the one that training began with. So after a restart the merged base is
+    saved beside it, as `restarts.safetensors` (fp32, as large as the adapted weights): in every checkpoint of the Trainer,
+    from which training resumes, and by `trainer.save_model` and `model.save_pretrained`, for `mora-export` and
+    `restore_base`. `model.merge_and_unload()` gives the model that was trained.
 
     Args:
         every_steps: Optimizer updates between restarts. There is no restart after the last update.
@@ -90,6 +86,7 @@ class RestartCallback(TrainerCallback):
         self._settings = _Settings(every_steps, warmup_steps, groups, merge_rounding)
         self._resume_from = resume_from
         self._restart: Restart | None = None
+        self._base = MergedBase()
         self.history: list[dict[str, float]] = []  # what each restart said, `Restart.apply`
 
     def on_train_begin(
@@ -97,26 +94,30 @@ class RestartCallback(TrainerCallback):
     ) -> None:
         model, optimizer, scheduler = kwargs["model"], kwargs["optimizer"], kwargs["lr_scheduler"]
         layers = check_supported(args, model)
-        settings = self._settings_for(model, layers)
-        self._restart = Restart(optimizer_state(model, optimizer, layers), settings, layers, args.seed)
+        self._base = kept(model) or MergedBase()  # of an earlier training of this model
+        settings = self._settings_for(model, layers, self._base.count)
+        engine = optimizer_state(model, optimizer, layers)
+        self._restart = Restart(engine, settings, layers, args.seed, self._base.count, self._base.shadow)
         self.history = []
         if state.global_step:
-            self._resume(Path(args.output_dir), state.global_step)
-        _save_with_base(model, self._restart, layers[0].adapter_name, partial(_checkpoint, args, state), state)
+            self._resume(_checkpoint(args, state), state.global_step)
+        self._note(state)
+        keep(model, self._base)
         rewarm(scheduler, settings)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         assert self._restart is not None
         if self._restart.due(state.global_step, state.max_steps):
             self.history.append(facts := self._restart.apply())
-            self._note_in_config()
             if rank() == 0:
                 logger.info("step %d: %s", state.global_step, describe(facts))
+        self._note(state)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        assert self._restart is not None
-        if rank() == 0:
-            save(_checkpoint(args, state), self._restart, state.global_step)
+        folder = _checkpoint(args, state)
+        there = [self._base.written.get(place.resolve()) for place in self._places(folder)]
+        if rank() == 0 and state.global_step not in there:  # before the first restart
+            self._base.save(folder)
         barrier()
 
     def on_train_end(
@@ -130,8 +131,21 @@ class RestartCallback(TrainerCallback):
                 FILE,
             )
 
-    def _settings_for(self, model: PeftModel, layers: list[Adapted]) -> _Settings:
-        """Return the settings with the groups in the order of the adapter's lives, its own kind first.
+    def _note(self, state: TrainerState) -> None:
+        """Bring what is saved beside adapters up to date."""
+        assert self._restart is not None
+        base, restart = self._base, self._restart
+        base.count, base.step, base.shadow, base.groups = (
+            restart.count, state.global_step, restart.shadow, tuple(restart.groups)
+        )  # fmt: skip
+
+    def _places(self, checkpoint: Path) -> list[Path]:
+        """Return where the merged base of a checkpoint may lie: there, or beside its adapter."""
+        assert self._restart is not None
+        return list(dict.fromkeys([checkpoint, adapter_folder(checkpoint, self._restart.layers[0].adapter_name)]))
+
+    def _settings_for(self, model: PeftModel, layers: list[Adapted], count: int) -> _Settings:
+        """Return the settings with the groups in the order of the adapter's lives, so that its own kind is that of `count`.
 
         Without groups where none of the layers has any. Raises: ValueError where the adapter's kind is not among them.
         """
@@ -141,16 +155,15 @@ class RestartCallback(TrainerCallback):
         kind = model.peft_config[name].groups
         if kind not in groups:
             raise ValueError(f"groups={tuple(groups)}: the adapter's own kind, {kind!r}, must be among them")
-        first = list(groups).index(kind)
+        first = (list(groups).index(kind) - count) % len(groups)
         return replace(self._settings, groups=(*groups[first:], *groups[:first]))
 
-    def _resume(self, output_dir: Path, step: int) -> None:
+    def _resume(self, checkpoint: Path, step: int) -> None:
         assert self._restart is not None
-        folder = Path(self._resume_from or output_dir / f"checkpoint-{step}")
-        saved = load(folder, step)
+        folder = Path(self._resume_from or checkpoint)
+        saved = load(next((place for place in self._places(folder) if (place / FILE).is_file()), folder), step)
         self._restart.settings = self._settings_of(saved, folder)
         self._restart.load_state_dict({"count": saved.count, "shadow": saved.shadow})
-        self._note_in_config()
 
     def _settings_of(self, saved: MergedBase, folder: Path) -> _Settings:
         """Return the settings with the groups in the checkpoint's order. The adapter's own kind may be that of a later life.
@@ -170,14 +183,6 @@ class RestartCallback(TrainerCallback):
             )
         return replace(settings, groups=saved.groups or None)
 
-    def _note_in_config(self) -> None:
-        """Let the configuration and the card of a MoRA adapter that is saved from now on say which base it fits."""
-        assert self._restart is not None
-        model: Any = self._restart.engine.model
-        for config in model.peft_config.values():
-            if isinstance(config, MoraConfig):
-                config.restarted = self._restart.count > 0
-
 
 def _check_groups(groups: Sequence[Groups] | None) -> None:
     """Raise ValueError for what is not a sequence of kinds. A string is one of letters."""
@@ -189,29 +194,6 @@ def _check_groups(groups: Sequence[Groups] | None) -> None:
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
     return Path(args.output_dir) / f"checkpoint-{state.global_step}"
-
-
-def _save_with_base(
-    model: PeftModel, restart: Restart, adapter: str, checkpoint: Callable[[], Path], state: TrainerState
-) -> None:
-    """Let `model.save_pretrained` write the merged base beside the adapter; into a checkpoint `on_save` writes it."""
-    plain = type(model).save_pretrained
-
-    @wraps(plain)
-    def save_pretrained(save_directory: str | os.PathLike[str], *args: Any, **options: Any) -> None:
-        plain(model, save_directory, *args, **options)
-        folder = Path(save_directory)
-        if restart.count and rank() == 0 and folder.resolve() != checkpoint().resolve():
-            save(folder if adapter == "default" else folder / adapter, restart, state.global_step)
-
-    model.save_pretrained = save_pretrained  # type: ignore[method-assign]
-
-
-def save(folder: Path, restart: Restart, step: int) -> None:
-    """Write what `load` reads, whole or not at all."""
-    with replacing(folder / FILE) as partial:
-        facts = {"count": str(restart.count), "step": str(step), "groups": " ".join(restart.groups)}
-        save_file(restart.shadow, partial, metadata=facts)
 
 
 def rewarm(scheduler: Any, settings: _Settings) -> None:

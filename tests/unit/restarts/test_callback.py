@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import errno
+import warnings
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,9 +27,10 @@ from trainer_runs import (
 from transformers import TrainerCallback
 
 from mora import MoraConfig, RestartCallback
+from mora.adapter import merged_base
+from mora.adapter.merged_base import MergedBase
 from mora.methods import prepare
 from mora.models.load import load_model
-from mora.restarts import callback
 from mora.restarts.callback import FILE, restore_base
 from mora.restarts.restart import RestartFailed
 from mora.restarts.supported import check_supported
@@ -141,17 +143,17 @@ def test_a_checkpoint_that_does_not_say_its_groups_is_resumed_in_the_order_of_th
 
 
 def test_a_file_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeypatch):
-    first = SimpleNamespace(shadow={"q_proj": torch.ones(2, 2)}, count=1, groups=())
-    callback.save(tmp_path, first, 4)
+    base = MergedBase(count=1, step=4, shadow={"q_proj": torch.ones(2, 2)})
+    base.save(tmp_path)
     whole = (tmp_path / FILE).read_bytes()
 
     def full(tensors, path, metadata):
         path.write_bytes(whole[:9])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(callback, "save_file", full)
+    monkeypatch.setattr(merged_base, "save_file", full)
     with pytest.raises(OSError, match="No space left"):
-        callback.save(tmp_path, first, 6)
+        base.save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
     assert (tmp_path / FILE).read_bytes() == whole
 
@@ -185,10 +187,90 @@ def test_what_is_saved_after_training_can_be_put_under_its_adapter(save, method,
     trainer, _, watch = trainer_for(method, tmp_path, stop=6)
     trainer.train()
     save(trainer, tmp_path / "last")
-    base = load_model(run_config(method).model, "fp32")[0]
-    model = PeftModel.from_pretrained(base, tmp_path / "last")
-    restore_base(model, tmp_path / "last")
-    assert_as_the_suite([weights(model)], [watch.steps[5]])
+    assert_as_the_suite([weights(under_its_adapter(tmp_path / "last", method))], [watch.steps[5]])
+
+
+def under_its_adapter(folder, method="remora"):
+    """The weights of the original model with that adapter and with the merged base that lies beside it."""
+    model = PeftModel.from_pretrained(load_model(run_config(method).model, "fp32")[0], folder)
+    restore_base(model, folder)
+    return model
+
+
+@pytest.mark.parametrize("method", ["relora", "remora"])
+def test_a_second_training_of_a_model_goes_on_from_the_base_of_the_first(method, tmp_path):
+    first, _, _ = trainer_for(method, tmp_path / "first", stop=6)
+    first.train()
+    options = {"save_strategy": "steps", "save_steps": 2}
+    again, restart, watch = trainer_for(method, tmp_path / "again", stop=6, model=first.model, **options)
+    again.train()
+    assert [facts["restart"] for facts in restart.history] == [2]
+    for step in (2, 4, 6):
+        folder = tmp_path / "again" / f"checkpoint-{step}"
+        assert_as_the_suite([weights(under_its_adapter(folder, method))], [watch.steps[step - 1]])
+    resumed, _, later = trainer_for(method, tmp_path / "again", stop=6, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "again" / "checkpoint-2"))
+    assert_as_the_suite(later.steps, watch.steps[2:])
+
+
+def test_a_copy_saves_its_own_adapter_with_the_base_and_a_model_can_be_pickled(tmp_path):
+    trainer, _, _ = trainer_for("remora", tmp_path, stop=6)
+    trainer.train()
+    copied = copy.deepcopy(trainer.model)
+    for layer in copied.modules():
+        if hasattr(layer, "mora_M"):
+            layer.mora_M["default"].weight.data.fill_(7)
+    copied.save_pretrained(tmp_path / "copy")
+    assert_as_the_suite([weights(under_its_adapter(tmp_path / "copy"))], [weights(copied)])
+    torch.save(trainer.model, tmp_path / "model.pt")
+    assert_as_the_suite([weights(torch.load(tmp_path / "model.pt", weights_only=False))], [weights(trainer.model)])
+
+
+def test_every_adapter_that_is_saved_after_restarts_has_the_base_beside_it(tmp_path):
+    trainer, _, _ = trainer_for("remora", tmp_path, stop=6)
+    trainer.train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # none of these has another base than the model's own
+        trainer.model.add_adapter("fresh", MoraConfig(target_modules=["q_proj"], operator="sharing"))
+        trainer.model.add_weighted_adapter(["default"], [0.5], "mixed")
+    trainer.model.save_pretrained(tmp_path / "all")
+    trainer.model.save_pretrained(tmp_path / "one", selected_adapters=["mixed"])
+    found = sorted(str(path.parent.relative_to(tmp_path)) for path in tmp_path.glob(f"*/**/{FILE}"))
+    assert found == ["all", "all/fresh", "all/mixed", "one/mixed"]
+    assert all(MoraConfig.from_pretrained(tmp_path / folder).restarted for folder in found)
+    assert not any(
+        config.restarted for config in trainer.model.peft_config.values()
+    )  # of an object that may serve again
+
+
+def test_a_checkpoint_that_is_saved_by_hand_holds_the_base(tmp_path):
+    trainer, _, watch = trainer_for("remora", tmp_path, stop=6)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "checkpoint-6"))
+    assert_as_the_suite([weights(under_its_adapter(tmp_path / "checkpoint-6"))], [watch.steps[5]])
+
+
+def test_an_adapter_with_a_name_has_the_base_in_its_own_folder_once_and_is_resumed(tmp_path):
+    def named():
+        base = load_model(run_config("remora").model, "fp32")[0]
+        return get_peft_model(
+            base, MoraConfig(r=4, target_modules="all-linear", operator="sharing"), adapter_name="own"
+        )
+
+    options = {"save_strategy": "steps", "save_steps": 6}
+    trainer_for("remora", tmp_path, stop=6, model=named(), **options)[0].train()
+    assert [path.parent.name for path in tmp_path.glob(f"**/{FILE}")] == ["own"]
+    trainer, _, watch = trainer_for("remora", tmp_path, model=named(), **options)
+    trainer.train(resume_from_checkpoint=True)
+    assert_as_the_suite(watch.steps, of_the_suite("remora")[6:])
+
+
+def test_a_restored_model_keeps_its_base_when_it_saves(tmp_path):
+    trainer, _, watch = trainer_for("remora", tmp_path, stop=6)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "last"))
+    under_its_adapter(tmp_path / "last").save_pretrained(tmp_path / "again")
+    assert_as_the_suite([weights(under_its_adapter(tmp_path / "again"))], [watch.steps[5]])
 
 
 def test_before_a_restart_an_adapter_is_saved_alone(tmp_path):
