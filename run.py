@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from contextlib import suppress
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -92,7 +93,8 @@ if __name__ == "__main__":
         try:
             main()
         finally:
-            if len(RUNS) > 1:
-                print(summary(RUNS), flush=True)
+            with suppress(MoraError):  # of a damaged result, which is no reason for another exit code
+                if len(RUNS) > 1:
+                    print(summary(RUNS), flush=True)
     except (MoraError, HydraException, OmegaConfBaseException) as error:
         sys.exit(f"run.py: {hydra_line(error)}")

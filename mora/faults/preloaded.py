@@ -45,7 +45,7 @@ def _rehearse() -> None:
 
 
 if folder := os.environ.get("MORA_PRELOAD_PATH"):  # Python 3.11's server is given sys.path, and leaves it as it is
-    sys.path.insert(0, folder)
+    sys.path.append(folder)
 with uncollected():
     for package in PACKAGES:
         with suppress(ImportError):  # of DeepSpeed, which one process does without

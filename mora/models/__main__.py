@@ -9,7 +9,7 @@ from mora.config.model_schema import Model
 from mora.errors import ConfigError, ends_in_one_line
 
 from . import known
-from .shapes import shape_of
+from .shapes import UnknownShape, shape_of
 
 
 @ends_in_one_line("mora.models", ValueError, stopped="stopped; incomplete files were removed")
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _size(model: Model) -> str:
     try:
         return f"{shape_of(model).parameters:,} parameters"
-    except ValueError:  # a run reads it from the weights
+    except UnknownShape:  # a run reads it from the weights
         return "plans of its runs need the field shape"
 
 

@@ -67,20 +67,24 @@ class Shape:
         return self.in_layers + self.rest
 
 
+class UnknownShape(ValueError):
+    """Raised where only the weights tell the shape of a model."""
+
+
 def shape_of(model: Model) -> Shape:
     """Return the model's shape, from its configuration or, as earlier results have it, by the name of a known model.
 
     For a checkpoint's folder it comes from config.json, and transformers is imported.
 
     Raises:
-        ValueError: The shape is not known without the weights.
+        UnknownShape: The shape is not known without the weights.
     """
     pinned = known.named(model.name)
     if (fields := model.architecture or model.shape or (pinned.shape if pinned else None)) is not None:
         return llama(fields)
     if model.source == "pretrained" and (Path(model.path or "") / "config.json").is_file():
         return _of_folder(str(model.path))
-    raise ValueError(
+    raise UnknownShape(
         f"model.name={model.name!r}: its shape is unknown without its weights: say it in model.shape; known are "
         f"{', '.join(known.names())}, and every folder given as model.path"
     )

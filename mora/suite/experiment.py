@@ -20,6 +20,7 @@ from mora.config.source import ROOT
 from mora.config.yaml_file import read_yaml
 from mora.errors import did_you_mean, nearest, one_line
 from mora.frozen import FrozenModel
+from mora.models.shapes import UnknownShape
 from mora.planner.counts import operator_of
 
 FOLDER = ROOT / "experiments"
@@ -369,11 +370,20 @@ class CellSpec:
         return None
 
 
+def _operator(config: RunConfig) -> str | None:
+    """Return the run's operator, named or not; "auto" where only the weights tell the width that resolves it."""
+    named = getattr(config.method.adapter, "operator", None)
+    try:
+        return operator_of(config) if named == "auto" else named
+    except UnknownShape:
+        return named
+
+
 FILTERS: dict[str, Callable[[CellSpec], str | int | None]] = {
     "task": lambda cell: cell.column.task,
     "method": lambda cell: cell.row.method,
     "r": lambda cell: dict(text.split("=", 1) for text in cell.base).get("r"),  # the row's, or in Table 4 the column's
-    "operator": lambda cell: operator_of(cell.config),  # the run's, named or not
+    "operator": lambda cell: _operator(cell.config),
 }
 
 

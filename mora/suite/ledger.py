@@ -122,7 +122,7 @@ Estimator = Callable[[Claim, Measured], Estimate | None]
 def by_pool(table: list[Claim], every: list[Measured]) -> Estimator:
     """Return the rule's estimates: where seeds are few, by the variance pooled over these contrasts."""
     shared = {unit: _variance(table, every, unit) for unit in {claim.unit for claim in table}}
-    return lambda claim, measured: _estimate(claim, measured, shared[claim.unit])
+    return lambda claim, measured: _estimate(claim, measured, shared.get(claim.unit))
 
 
 def judge_alone(
@@ -157,7 +157,7 @@ def _p_values(verdict: Verdict, alone: Judged, p: float) -> list[str]:
 
 
 def p_text(p: float) -> str:
-    return f"{p:.3f}" if p >= 0.01 else f"{p:.2g}"
+    return f"{p:.3f}" if p >= 0.02 else f"{p:.4f}" if p >= 0.01 else f"{p:.2g}"  # near 0.01, a level, one digit more
 
 
 def _gap(claim: Claim, rows: list[list[CellRuns]], estimator: Estimator) -> Estimate | None:

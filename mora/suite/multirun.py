@@ -18,14 +18,22 @@ def summary(runs: Sequence[Ran]) -> str:
     shared = set.intersection(*(set(given) for given, _ in runs))
     results = [STORE.at(result_path(config)) for _, config in runs]
     names = [" ".join(setting for setting in given if setting not in shared) for given, _ in runs]
-    chosen_by = [_selecting(result) for result in results]
-    best = min((value for value in chosen_by if value is not None), default=None)
+    losses = [_selecting(result) for result in results] if _comparable(runs, results) else [None] * len(runs)
+    best = min((loss for loss in losses if loss is not None), default=None)
     width = max(map(len, names))
     lines = [f"{len(runs)} runs:"]
-    for name, result, value in zip(names, results, chosen_by, strict=True):
-        lowest = "  (lowest)" if value is not None and value == best else ""
+    for name, result, loss in zip(names, results, losses, strict=True):
+        lowest = "  (lowest)" if loss is not None and loss == best else ""
         lines.append(f"  {name:{width}}  {_measured(result)}{lowest}")
     return "\n".join(lines)
+
+
+def _comparable(runs: Sequence[Ran], results: Sequence[RunResult | None]) -> bool:
+    """Return whether the losses are of one task, model and scale, and of settings that one may choose between."""
+    kinds = {(config.task.name, config.model.name, config.scale.name) for _, config in runs}
+    metrics = {name for result in results for name in SELECTING if name in _last(result)}
+    chosen = {tuple(setting for setting in given if not setting.startswith("seed=")) for given, _ in runs}
+    return len(kinds) == 1 and len(metrics) == 1 and len(chosen) > 1
 
 
 def _last(result: RunResult | None) -> dict[str, Metric]:

@@ -12,7 +12,7 @@ from mora.config.run_id import run_id
 from mora.config.schema import RunConfig
 from mora.config.source import of_this_process
 from mora.data import TrainingData
-from mora.errors import DataError
+from mora.errors import MissingData
 from mora.evaluate import samples, synthetic
 from mora.evaluate.harness import Settings, evaluate_model, load_tasks
 from mora.evaluate.metrics import key
@@ -55,10 +55,10 @@ class Scoring:
             return
         try:
             self._loaded = load_tasks(self.plan.tasks, self.tokenizer, self.settings)
-        except DataError as error:
+        except MissingData as error:
             if self.config.scale.name != "smoke":
                 raise
-            raise DataError(
+            raise MissingData(
                 f"task.evaluation.tasks={self.plan.tasks}: scale smoke scores made-up rows alone, never those of "
                 f"MORA_DATA_DIR: add rows of the set to mora/evaluate/synthetic.py, or leave the task out ({error})"
             ) from error

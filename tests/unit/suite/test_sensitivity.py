@@ -41,6 +41,12 @@ def test_a_contrast_with_many_seeds_is_in_the_rules_pool_and_not_in_that_of_few(
     assert few(CLAIM, every[1]) == own(CLAIM, every[1]) == rule(CLAIM, every[1])
 
 
+def test_where_every_contrast_has_many_seeds_none_is_pooled():
+    every = [measured(TIGHT), measured(TIGHT)]
+    estimates = [estimator(CLAIM, every[0]) for estimator in sensitivity._ways([CLAIM, CLAIM], every).values()]
+    assert estimates[0] == estimates[1] == estimates[2]
+
+
 def test_documents_add_degrees_of_freedom_to_those_of_the_seeds():
     alone, both = sensitivity._satterthwaite(CLAIM, measured(LOOSE)), measured(LOOSE, document_se=0.5)
     assert alone.df == pytest.approx(2)

@@ -57,7 +57,7 @@ def test_equal_models_get_a_wrong_verdict_in_at_most_5_percent_of_tables(seeds, 
 def test_where_one_contrast_varies_more_than_the_pool_a_wrong_verdict_is_more_frequent():
     """What docs/claims.md warns of: pooling assumes that contrasts vary alike. With five seeds nothing is pooled."""
     rng, sds = np.random.default_rng(7), [2.9, *[1.2] * 7]
-    assert 0.07 < rate(rng, wrong({"shown", "contradicted"}), [0.0] * 8, 3, sds, 0.5) < 0.25
+    assert 0.08 < rate(rng, wrong({"shown", "contradicted"}), [0.0] * 8, 3, sds, 0.5) < 0.12
     assert rate(rng, wrong({"shown", "contradicted"}), [0.0] * 8, 5, sds, 0.5) <= 0.05
 
 
