@@ -24,7 +24,7 @@ order, equality = (stats.t.interval(level, 4 * (3 - 1), contrasts[0].mean(), err
 print("seeds: MoRA - LoRA, r=32: [{:+.1f}, {:+.1f}], as equality [{:+.1f}, {:+.1f}] points".format(*order, *equality))
 
 # Over documents: ReLoRA - LoRA in Table 3, the log of perplexity over blocks of equal length. Of shares, items are 0 or 1.
-paths = (next(RESULTS.glob(f"documents/c4-{name}-r128-*-s1-*")) for name in ("relora", "lora"))
+paths = (next(RESULTS.glob(f"documents/c4-{name}-r128-lr2e-3-s1-*")) for name in ("relora", "lora"))
 first, second = (pd.read_json(path, lines=True).iloc[0] for path in paths)
 assert first.header["prompts"] == second.header["prompts"], "other documents"
 x, y = (-np.divide(*np.transpose(task["items"])) for task in (first, second))

@@ -36,7 +36,7 @@ def test_the_intervals_over_seeds_are_the_ledgers_and_that_of_an_equality(interv
 def test_the_interval_over_documents_is_that_of_compare_and_of_the_ledgers_pairing(intervals):
     folder = ROOT / "results/documents"
     first, second = (
-        documents.read(next(folder.glob(f"c4-{name}-r128-*-s1-*")))["c4_perplexity_local"]
+        documents.read(next(folder.glob(f"c4-{name}-r128-lr2e-3-s1-*")))["c4_perplexity_local"]
         for name in ("relora", "lora")
     )
     low, high = intervals["documents"]
