@@ -262,7 +262,7 @@ def test_the_claims_of_a_table_hold_together():
     many = ledger.judge([Claim.model_validate(FASTER | {"says": str(i)}) for i in range(20)], "lite")
     assert alone.interval.low < alone.effect
     assert {outcome.verdict for outcome in many} == {"undecided"}
-    note = "shown before Holm's correction (p = 0.012), undecided after it (p = 0.232)"
+    note = "shown before Holm's correction (p = 0.0116), undecided after it (p = 0.232)"
     assert all(note in outcome.notes for outcome in many)
 
 
