@@ -28,10 +28,10 @@ class Again(NamedTuple):
 def again(resolved: ResolvedTables) -> list[Again]:
     """Judge every claim that is complete and above its floor again, once for each way to estimate the variance."""
     found = {(claim.says, scale): outcome for claim, scale, outcome in rows_of(resolved)}
-    lines = []
+    claims, lines = load().claims, []
     for scale in COMPARED:
-        for name in dict.fromkeys(claim.experiment for claim in load().claims if claim.experiment):
-            table = [claim for claim in load().claims if claim.experiment == name]
+        for name in dict.fromkeys(claim.experiment for claim in claims if claim.experiment):
+            table = [claim for claim in claims if claim.experiment == name]
             standing = [found[key].verdict if (key := (c.says, scale)) in found else "not run" for c in table]
             lines += _of_table(table, scale, standing, resolved)
     return lines
