@@ -12,6 +12,7 @@ from mora.config.yaml_file import SafeLoader
 
 TASKS = Path(__file__).parent / "tasks"
 LOSSES = {"validation_loss": False, "value_nll": False, "value_token_acc": True}  # measured along a run, of no task
+MERGED = "merged_"  # begins the name of such a loss where the merged model, which tasks score, has it
 IF_ANSWERED = "score_if_answered"  # of those that have an answer: describes, and has no direction, as few may have one
 
 
@@ -24,8 +25,8 @@ class Facts(NamedTuple):
 
 def facts(name: str) -> Facts:
     """Return the facts of `task.metric`, a group's score, a metric named after its task, or a loss along the run."""
-    if name in LOSSES:
-        return Facts(LOSSES[name], None)
+    if (loss := name.removeprefix(MERGED)) in LOSSES:
+        return Facts(LOSSES[loss], None)
     return _known().get(name.partition(":")[0], Facts(None, None))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from mora.data import TrainingData
 from mora.errors import MissingData
 from mora.evaluate import samples, synthetic
 from mora.evaluate.harness import Settings, evaluate_model, load_tasks
-from mora.evaluate.metrics import key
+from mora.evaluate.metrics import LOSSES, MERGED, key
 from mora.methods import merged
 from mora.models.dtypes import DTYPES
 
@@ -27,6 +28,7 @@ from .memory import Peaks
 
 SCORED_AT_ONCE = 250  # sequences whose logits are in memory together, 1.8 GB in bf16 at SmolLM2's vocabulary
 VALIDATED_AT_ONCE = 8  # whole sequences with all their logits
+HARM, HARM_NATS = 0.1, 0.05  # a merged model's loss that is higher by this part, and by so much, is told
 
 
 class Scoring:
@@ -78,18 +80,28 @@ class Scoring:
             self.seconds += time.monotonic() - started
 
     def _scores(self, engine: Engine, step: int, scored: bool, last: bool) -> dict[str, float]:
-        plan, metrics = self.plan, dict[str, float]()
+        metrics = self._losses(engine)
+        if scored and self.plan.tasks:
+            metrics |= self._tasks(engine, step, last)
+            _tell_harm(metrics, step)
+        return metrics
+
+    def _losses(self, engine: Engine) -> dict[str, float]:
+        metrics = dict[str, float]()
         if self.data.validation:
             metrics |= teacher_forced.validation_loss(engine, self.data.validation, self.pad_id, VALIDATED_AT_ONCE)
         if self.data.pairs:
-            at_once = min(plan.batch_size, SCORED_AT_ONCE)
+            at_once = min(self.plan.batch_size, SCORED_AT_ONCE)
             metrics |= teacher_forced.score(engine, self.data.samples, self.pad_id, at_once)
-        if scored and plan.tasks:
-            metrics |= self._tasks(engine, step, last)
         return metrics
 
     def _tasks(self, engine: Engine, step: int, last: bool) -> dict[str, float]:
-        """Score the merged model and return the metrics as `task.metric`; the samples go to the run's folder."""
+        """Score the merged model; the samples go to the run's folder.
+
+        Returns:
+            Its metrics as `task.metric`, and its losses as `merged_<loss>`: they differ from those of the model with its
+            adapter by what merging rounds away.
+        """
         failpoint("in_evaluation", step)
         if last:
             engine.computation_changed()  # the memory of its graphs is free for generation
@@ -99,7 +111,28 @@ class Scoring:
         dtype = DTYPES[self.config.scale.precision]
         loaded, self._loaded = self._loaded, None
         with engine.materialized(), merged(engine.model, dtype), single_process_env():
+            losses = {MERGED + name: value for name, value in self._losses(engine).items()}
             scores, logged = evaluate_model(engine.model, self.tokenizer, self.plan.tasks, settings, loaded)
         if rank() == 0:
             samples.write(self.folder, logged)
-        return {key(task, metric): value for task, values in scores.items() for metric, value in values.items()}
+        return losses | {
+            key(task, metric): value for task, values in scores.items() for metric, value in values.items()
+        }
+
+
+def _tell_harm(metrics: dict[str, float], step: int) -> None:
+    """Print which losses merging has raised so much that the scores are not those of the model that was trained."""
+    for name, loss in metrics.items():
+        rounded = metrics.get(MERGED + name)
+        if (
+            rounded is not None
+            and LOSSES.get(name) is False
+            and rounded > loss + max(HARM * loss, HARM_NATS)
+            and rank() == 0
+        ):
+            print(
+                f"step {step}: {name} is {loss:.4g} with the adapter, {rounded:.4g} after merging, which rounds; the scores "
+                "are the merged model's",
+                file=sys.stderr,
+                flush=True,
+            )
