@@ -58,6 +58,11 @@ class Outcome:
     ranks: list[str] = field(default_factory=list)
     sign: int = 1
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all planned seeds are done."""
+        return self.seeds >= self.planned
+
 
 class Case(BaseModel):
     """A case of the step benchmark. `ms` holds the time of each round; none if it failed."""

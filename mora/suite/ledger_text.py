@@ -96,7 +96,7 @@ def number_text(value: float | None, claim: Claim) -> str:
 def count_text(outcome: Outcome) -> str:
     if not outcome.planned:
         return "-"
-    n = str(outcome.seeds) if outcome.seeds >= outcome.planned else f"{outcome.seeds} of {outcome.planned}"
+    n = str(outcome.seeds) if outcome.is_complete else f"{outcome.seeds} of {outcome.planned}"
     return f"{n}, {outcome.documents:,}" if outcome.documents else n
 
 
@@ -160,12 +160,21 @@ def _preamble(ledger: Ledger) -> list[str]:
 
 
 def summary(resolved: ResolvedTables | None = None) -> str:
-    """Return how many claims have which verdict, each at the largest scale that has asked it, and what the verdicts mean."""
-    best = {claim.says: outcome.verdict for claim, _, outcome in rows_of(resolved or ResolvedTables())}
-    counts = {verdict: sum(v == verdict for v in best.values()) for verdict in MEANING}
+    """Return how many claims have which verdict, and what the verdicts mean.
+
+    Each counts at the largest scale at which all planned seeds are done, or, if there is none, the largest that was run.
+    """
+    best: dict[str, Outcome] = {}
+    for claim, _, outcome in rows_of(resolved or ResolvedTables()):
+        if outcome.is_complete or claim.says not in best or not best[claim.says].is_complete:
+            best[claim.says] = outcome
+    counts = {verdict: sum(outcome.verdict == verdict for outcome in best.values()) for verdict in MEANING}
     listed = [f"{n} {verdict}" for verdict, n in counts.items() if n]
     meanings = [f"*{verdict.capitalize()}*: {MEANING[verdict]}." for verdict, n in counts.items() if n]
-    return f"Of {len(best)} claims, each at the largest scale that was run: {', '.join(listed)}. {' '.join(meanings)}"
+    return (
+        f"Of {len(best)} claims, each at the largest scale at which all its seeds are done: {', '.join(listed)}. "
+        f"{' '.join(meanings)}"
+    )
 
 
 def rule_text(claim: Claim, outcome: Outcome) -> str:

@@ -433,3 +433,12 @@ def test_the_papers_effect_is_over_the_columns_that_ours_stand_for(monkeypatch):
         effects[scale] = contrasts.paper_effect(claim, claim.primary, compared, resolved)
     gsm8k, math = 67.9 - 64.0, 19.9 - 18.1  # LoRA and ReLoRA at r=256 in Table 1
     assert effects == pytest.approx({"lite": (gsm8k + math) / 2, "mid": gsm8k})
+
+
+def test_a_scale_whose_seeds_are_not_all_done_does_not_stand_for_a_claim_that_was_judged(monkeypatch):
+    claim = Claim(**FASTER)
+    done = ledger.Outcome("contradicted", "MoRA", "LoRA", "small", seeds=3, planned=3)
+    begun = replace(done, verdict="undecided", seeds=1)
+    for rows, verdict in (([done, begun], "contradicted"), ([begun, done], "contradicted"), ([begun], "undecided")):
+        monkeypatch.setattr(ledger_text, "rows_of", lambda _, rows=rows: [(claim, "lite", outcome) for outcome in rows])
+        assert f": 1 {verdict}. " in ledger_text.summary()
