@@ -20,15 +20,23 @@ from .figures import spectrum_of
 
 
 class ResolvedTables:
-    """The resolved tables that claims are judged on, each once."""
+    """The resolved tables that claims are judged on, each once, and the contrasts that were measured on them, likewise."""
 
     def __init__(self, resolved: dict[tuple[str, Scale], list[list[CellRuns]]] | None = None) -> None:
         self._rows = dict(resolved or {})
+        self._measured: dict[tuple[str, str, Scale], Measured] = {}
 
     def rows(self, name: str, scale: Scale) -> list[list[CellRuns]]:
         if (name, scale) not in self._rows:
             self._rows[name, scale] = resolve_all(experiments.cell_specs(experiments.load(name), scale))
         return self._rows[name, scale]
+
+    def measured(self, claim: Claim, contrast: Contrast, scale: Scale) -> Measured:
+        """Return a contrast of the claim, which keeps what it has found, such as its error over documents."""
+        key = (claim.model_dump_json(), contrast.model_dump_json(), scale)
+        if key not in self._measured:
+            self._measured[key] = measure(claim, contrast, self.rows(claim.experiment, scale))
+        return self._measured[key]
 
 
 @dataclass(frozen=True)

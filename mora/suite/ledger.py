@@ -102,14 +102,14 @@ def _of_table(table: list[Claim], scale: Scale, resolved: ResolvedTables) -> lis
     if not table[0].experiment:
         return [_of_ratio(claim.ratio, scale) for claim in table if claim.ratio]
     rows = resolved.rows(table[0].experiment, scale)
-    every = [measure(claim, claim.primary, rows) for claim in table]
+    every = [resolved.measured(claim, claim.primary, scale) for claim in table]
     estimator = by_pool(table, every)
     estimates = [estimator(claim, measured) for claim, measured in zip(table, every, strict=True)]
     kept: list[Verdict] = [
         "not run" if estimate is None else "floor" if nothing_known(claim, measured) else "undecided"
         for claim, measured, estimate in zip(table, every, estimates, strict=True)
     ]
-    judged = judge_alone(table, every, kept, rows, estimator)
+    judged = judge_alone(table, every, kept, estimator, gaps(table, scale, resolved))
     kept = [verdict if was == "undecided" else was for was, verdict in zip(kept, verdicts.decide(judged), strict=True)]
     outcomes = [
         _outcome(claim, claim.primary, measured, estimate, verdict, rows, resolved)
@@ -134,20 +134,21 @@ def judge_alone(
     table: list[Claim],
     every: list[Measured],
     standing: Sequence[Verdict],
-    rows: list[list[CellRuns]],
     estimator: Estimator,
+    to_close: Sequence[Measured | None],
 ) -> list[Judged]:
     """Judge each claim of a table before any correction.
 
     `standing`: "undecided" where there is something to judge. What is not judged yet, or never will be, has p = 1, with
-    which it counts in Holm's correction.
+    which it counts in Holm's correction. `to_close`: the gap of each claim that is about one.
     """
     judged = [Judged(1.0, "undecided")] * len(table)
     for i, (claim, measured) in enumerate(zip(table, every, strict=True)):
         estimate = estimator(claim, measured)
         if estimate is None or standing[i] != "undecided" or not measured.complete:
             continue
-        nearest = verdicts.judge(claim.test, estimate, claim.margin, _gap(claim, rows, estimator))
+        gap = estimator(claim, of_gap) if (of_gap := to_close[i]) is not None else None
+        nearest = verdicts.judge(claim.test, estimate, claim.margin, gap)
         judged[i] = _exact(claim, measured, nearest)._replace(level=claim.level(measured.planned))
     return judged
 
@@ -165,10 +166,14 @@ def p_text(p: float) -> str:
     return f"{p:.3f}" if p >= 0.02 else f"{p:.4f}" if p >= 0.01 else f"{p:.2g}"  # near 0.01, a level, one digit more
 
 
-def _gap(claim: Claim, rows: list[list[CellRuns]], estimator: Estimator) -> Estimate | None:
-    if claim.gap is None or claim.second is None:
-        return None
-    return estimator(claim, measure(claim, Contrast(first=claim.second, second=claim.gap), rows))
+def gaps(table: list[Claim], scale: Scale, resolved: ResolvedTables) -> list[Measured | None]:
+    """Return for each claim the contrast that it is to close; None for one that is about none."""
+    return [
+        resolved.measured(claim, Contrast(first=claim.second, second=claim.gap), scale)
+        if claim.gap is not None and claim.second is not None
+        else None
+        for claim in table
+    ]
 
 
 def _variance(table: list[Claim], every: list[Measured], unit: Unit) -> Variance | None:
@@ -190,7 +195,7 @@ def also(claim: Claim, scale: Scale, resolved: ResolvedTables) -> list[Outcome]:
         return []
     rows, outcomes = resolved.rows(claim.experiment, scale), []
     for contrast in claim.also:
-        measured = measure(claim, contrast, rows)
+        measured = resolved.measured(claim, contrast, scale)
         estimate = _estimate(claim, measured, None)
         verdict: Verdict = "not run" if estimate is None else "undecided"
         outcomes.append(_outcome(claim, contrast, measured, estimate, verdict, rows, resolved))

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from . import verdicts
 from .claims import COMPARED, Claim, load
-from .contrasts import Measured, ResolvedTables, measure
+from .contrasts import Measured, ResolvedTables
 from .experiment import Scale
-from .ledger import Estimator, by_pool, judge_alone, rows_of
+from .ledger import Estimator, by_pool, gaps, judge_alone, rows_of
 from .verdicts import FEW, Estimate, Verdict
 
 RULE = "the rule"
@@ -38,12 +38,12 @@ def again(resolved: ResolvedTables) -> list[Again]:
 
 
 def _of_table(table: list[Claim], scale: Scale, verdict: list[Verdict], resolved: ResolvedTables) -> list[Again]:
-    rows = resolved.rows(table[0].experiment, scale)
-    every = [measure(claim, claim.primary, rows) for claim in table]
+    every = [resolved.measured(claim, claim.primary, scale) for claim in table]
+    to_close = gaps(table, scale, resolved)
     standing: list[Verdict] = [v if v in ("not run", "floor") else "undecided" for v in verdict]
     ways: dict[str, list[float]] = {}
     for way, estimator in _ways(table, every).items():
-        judged = judge_alone(table, every, standing, rows, estimator)
+        judged = judge_alone(table, every, standing, estimator, to_close)
         ways[way] = verdicts.corrected(judged)
     return [
         Again(claim, scale, verdict[i], claim.level(every[i].planned), {way: p[i] for way, p in ways.items()})

@@ -12,7 +12,7 @@ from mora.config.run_id import run_id
 from .. import experiment as experiments
 from .. import ledger, ledger_text
 from ..claims import Claim, load
-from ..contrasts import ResolvedTables, measure
+from ..contrasts import ResolvedTables
 from ..experiment import Scale, number_of
 from ..ledger import Outcome
 from ..verdicts import Interval
@@ -169,8 +169,7 @@ def _runs(resolved: ResolvedTables, claim: Claim, scale: Scale) -> dict[str, lis
     """Return the runs of both rows of the primary contrast, by the row's label."""
     if not claim.experiment:
         return {}
-    rows = resolved.rows(claim.experiment, scale)
-    measured = measure(claim, claim.primary, rows)
+    measured = resolved.measured(claim, claim.primary, scale)
     evidence: dict[str, list[str]] = {}
     for side in (measured.first, measured.second):
         for runs in side.cells if side else []:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mora.suite import ledger_text, sensitivity
-from mora.suite.claims import Claim
+from mora.suite import ledger, ledger_text, pairing, sensitivity
+from mora.suite.claims import Claim, load
 from mora.suite.contrasts import ResolvedTables
 from mora.suite.ledger import by_pool
 
@@ -72,3 +72,15 @@ def test_the_page_marks_what_would_decide(monkeypatch):
     assert "| claim | scale | verdict | the rule | own seeds |" in text
     assert "| a is better | mid | shown | **0.020** | 0.400 |" in text
     assert "| a is better (level 0.01) | mid | shown | 0.020 | 0.400 |" in text
+
+
+def test_judging_again_asks_no_documents_again(monkeypatch):
+    """The error over documents, which takes seconds, is that of the contrast that was measured for the verdict."""
+    of_table2 = load().model_copy(update={"claims": [claim for claim in load().claims if claim.experiment == "table2"]})
+    for module in (ledger, sensitivity):
+        monkeypatch.setattr(module, "load", lambda: of_table2)
+        monkeypatch.setattr(module, "COMPARED", ("lite",))
+    asked = []
+    monkeypatch.setattr(pairing, "error", lambda *contrast: asked.append(contrast))
+    again = sensitivity.again(ResolvedTables())
+    assert len(again) == len(of_table2.claims) == len(asked)
