@@ -26,7 +26,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from .config import MoraConfig
 from .layer import MoraLayer
-from .merged_base import FILE, find, restart_count, restore_base
+from .merged_base import FILE, find, kept, restore_base
 from .model import ANOTHER_BASE
 
 FORMS = ("merged", "lora")
@@ -178,7 +178,7 @@ def export(adapter: str, output: str, to: str, rank: int | float | None = None, 
             _copy_tokenizer(adapter, base or model.peft_config["default"].base_model_name_or_path, output)
         return
     assert rank is not None  # checked above
-    _check_base(adapter)
+    _check_base(model, adapter)
     limit = max(_sizes(model).values())
     if rank > limit:
         raise ExportError(f"rank={rank}: the largest layer has a rank of {limit} at most, with which the LoRA is exact")
@@ -214,11 +214,11 @@ def _check(output: str, to: str, rank: int | float | None) -> None:
         )
 
 
-def _check_base(adapter: str) -> None:
+def _check_base(model: PeftModel, adapter: str) -> None:
     """Raise ExportError where a LoRA would be loaded on another base than the one that the adapter fits."""
-    if (merged := find(adapter)) and restart_count(merged):
+    if (base := kept(model)) and base.count:
         raise ExportError(
-            f"restarts merged earlier updates of {adapter} into its base ({merged.name}), which a LoRA on the original base "
+            f"restarts merged earlier updates of {adapter} into its base ({FILE}), which a LoRA on the original base "
             "would lack: export it with to='merged' (--to merged)"
         )
 

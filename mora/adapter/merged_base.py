@@ -53,12 +53,6 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
         ) from error
 
 
-def restart_count(path: Path) -> int:
-    """Return how many restarts went into the merged base of this file. Raises: ValueError."""
-    with _opened(path) as (_, facts):
-        return int(facts["count"])
-
-
 @dataclass
 class MergedBase:
     """What restarts have made of a base.

@@ -261,6 +261,14 @@ def test_the_merged_base_of_an_adapter_on_the_hub_is_found(restarted, monkeypatc
     assert merged_base.find("someone/adapter") is None
 
 
+def test_the_hub_is_asked_once_whether_an_adapter_has_a_merged_base(restarted, monkeypatch, tmp_path):
+    adapter, asked = str(restarted[0]), []
+    monkeypatch.setattr("mora.adapter.export.find", lambda name: asked.append(name) or merged_base.find(name))
+    with pytest.raises(ExportError, match="restarts merged earlier updates"):
+        export(adapter, str(tmp_path / "out"), "lora", rank=8)
+    assert asked == [adapter]
+
+
 def test_a_lora_of_an_adapter_after_restarts_is_refused(restarted, tmp_path):
     with pytest.raises(SystemExit, match=r"^mora-export: restarts merged .*restarts\.safetensors.*\(--to merged\)$"):
         main([str(restarted[0]), str(tmp_path / "out"), "--to", "lora", "--rank", "8"])
