@@ -11,7 +11,6 @@ from types import MethodType
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from peft import PeftModel
@@ -20,6 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mora.io import replacing
+from mora.ranks import rank
 
 FILE = "restarts.safetensors"
 
@@ -101,8 +101,7 @@ def save_pretrained(
     restarted = base is not None and base.count > 0
     with _marked([self.peft_config[name] for name in names if name in self.peft_config] if restarted else []):
         type(self).save_pretrained(self, save_directory, safe_serialization, selected_adapters, **options)
-    first = not dist.is_initialized() or dist.get_rank() == 0
-    if base is not None and restarted and first and options.get("is_main_process", True):
+    if base is not None and restarted and rank() == 0 and options.get("is_main_process", True):
         for name in names:
             base.save(adapter_folder(Path(save_directory), name))
 

@@ -32,6 +32,7 @@ NUMBERS = Files(
         "mora/io.py",
         "mora/sizes.py",
         "mora/padding.py",
+        "mora/ranks.py",
         "mora/frozen.py",
         "mora/families",
         "mora/adapter",

@@ -15,9 +15,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from mora.adapter.merged_base import FILE, MergedBase, adapter_folder, keep, kept, load, restore_base
 from mora.choices import Groups, MergeRounding
+from mora.ranks import barrier, rank
 
 from .layers import Adapted, sharing_layers
-from .ranks import barrier, rank
 from .restart import Restart, describe
 from .schedule import jagged
 from .supported import check_supported

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from .ranks import broadcast
+from mora.ranks import broadcast
 
 
 class TorchState:

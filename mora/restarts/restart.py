@@ -17,9 +17,9 @@ from peft import PeftModel
 from torch import Generator, Tensor, nn
 
 from mora.choices import Groups
+from mora.ranks import all_gather_value, rank
 
 from .layers import Adapted, set_groups
-from .ranks import all_gather_value, rank
 
 
 class RestartFailed(RuntimeError):

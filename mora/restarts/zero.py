@@ -11,9 +11,10 @@ import torch
 from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, nn
 
+from mora.ranks import broadcast, rank, world_size
+
 from .layers import Group
 from .optimizer import exchanged
-from .ranks import broadcast, rank, world_size
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

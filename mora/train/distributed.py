@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mora.data.batches import Batch
 from mora.errors import ConfigError
-from mora.restarts.ranks import all_gather_value, barrier, rank, world_size
+from mora.ranks import all_gather_value, barrier, rank, world_size
 
 from .interface import Steps
 

@@ -109,7 +109,7 @@ def test_a_rank_without_memory_ends_the_job_with_the_cause_first(tmp_path):
 
 def other_code():
     from mora.config import source
-    from mora.restarts.ranks import rank
+    from mora.ranks import rank
     from mora.train.worker import check_same_code
 
     source.of_this_process = lambda: {"fingerprint": f"code{rank()}"}

@@ -14,7 +14,7 @@ from mora.io import ROOT
 # From the ground up. Rooms of one line know nothing of each other. The adapter and its restarts, which a wheel holds,
 # know torch and PEFT alone.
 FLOORS = (
-    ("choices", "errors", "imports", "io", "padding"),
+    ("choices", "errors", "imports", "io", "padding", "ranks"),
     ("frozen", "sizes"),
     ("adapter",),
     ("restarts",),
@@ -30,7 +30,7 @@ FLOORS = (
     ("analysis", "bench", "checks", "command", "faults"),  # instruments
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-OF_THE_WHEEL = {"choices", "io", "sizes", "adapter", "restarts", "mora"}
+OF_THE_WHEEL = {"choices", "io", "ranks", "sizes", "adapter", "restarts", "mora"}
 OF_THE_SUITE = FLOOR_OF.keys() - OF_THE_WHEEL
 
 
@@ -120,6 +120,12 @@ def test_what_is_not_needed_is_not_imported(module, without):
     code = f"import sys, {module}; print(*(name for name in {without!r} if name in sys.modules))"
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (ran.returncode, ran.stdout.strip()) == (0, ""), ran.stderr
+
+
+def test_the_rank_is_asked_for_in_one_place():
+    """There, a process without a group has a rank, too."""
+    asking = [file for file in (ROOT / "mora").rglob("*.py") if "get_rank(" in file.read_text()]
+    assert asking == [ROOT / "mora" / "ranks.py"]
 
 
 def test_choices_are_spelled_once():
