@@ -24,7 +24,7 @@ def parse(arguments: list[str] | None = None, prog: str = "python -m mora.evalua
     parser.add_argument("--max-length", type=positive_int, help=MAX_LENGTH)
     parser.add_argument("--precision", choices=["bf16", "fp32"], help="default: bf16 on a GPU, fp32 on a CPU")
     parser.add_argument("--device", type=device, help="default: cuda if there is a GPU")
-    parser.add_argument("--output", help="default: outputs/evaluation/MODEL")
+    parser.add_argument("--output", help="default: evaluation/MODEL in MORA_OUTPUT_DIR, else in outputs/")
     options = parser.parse_args(arguments)
     options.task = [name for words in options.task for name in words.split(",") if name]
     return options

@@ -15,7 +15,7 @@ import torch
 
 from mora.config import source
 from mora.config.seal import sealed
-from mora.io import replace_file
+from mora.io import output_dir, replace_file
 from mora.models.load import load_any
 
 from . import samples, score_file
@@ -25,9 +25,10 @@ PACKAGES = ("torch", "transformers", "peft", "lm_eval", "datasets")
 
 
 def run(options: argparse.Namespace) -> Path:
-    """Evaluate, write `<output>/result.json` and `<output>/samples/`, and return the path of the JSON.
+    """Evaluate, write `result.json` and `samples/` into the output folder, and return the path of the JSON.
 
-    Tasks are added to those that the folder already has of the same weights and settings.
+    That is `options.output`, or one of the model's name in `evaluation/` of the folder where runs work. Tasks are added to
+    those that it already has of the same weights and settings.
 
     Raises:
         ConfigError: The model or a task cannot be evaluated, or the folder holds a result of others.
@@ -42,7 +43,7 @@ def run(options: argparse.Namespace) -> Path:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token_id = tokenizer.eos_token_id
     model = model.to(where)
-    folder = Path(options.output or Path("outputs/evaluation") / _short(Path(options.model)))
+    folder = Path(options.output or output_dir() / "evaluation" / _short(Path(options.model)))
     identity = fingerprint(model)
     settings = Settings(
         batch_size=options.batch_size,

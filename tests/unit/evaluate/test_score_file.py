@@ -34,6 +34,13 @@ def unscored(monkeypatch):
     return lambda: monkeypatch.setattr(outside, "evaluate_model", None)
 
 
+def test_without_an_output_scores_go_where_runs_work(tmp_path, monkeypatch):
+    monkeypatch.setenv("MORA_OUTPUT_DIR", str(tmp_path / "outputs"))
+    data = synthetic.write(tmp_path / "data")
+    assert command.main(["tiny", "--task", "biomed_usmle", "--data-dir", str(data), "--device", "cpu"]) == 0
+    assert (tmp_path / "outputs/evaluation/tiny/result.json").is_file()
+
+
 def test_a_second_call_adds_its_tasks(evaluate, tmp_path):
     first = evaluate("biomed_usmle")
     path = tmp_path / "out/result.json"
