@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-import errno
-import warnings
 from dataclasses import replace
 
 import pytest
-import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
-from trainer_runs import (
-    EVERY,
-    LR,
-    STEPS,
-    WARMUP,
-    arguments,
-    assert_as_the_suite,
-    of_the_suite,
-    run_config,
-    trainer_for,
-    weights,
-)
+from trainer_runs import EVERY, LR, STEPS, WARMUP, arguments, assert_as_the_suite, of_the_suite, run_config, trainer_for
 from transformers import TrainerCallback
 
 from mora import MoraConfig, RestartCallback
-from mora.adapter import merged_base
-from mora.adapter.merged_base import MergedBase
 from mora.methods import prepare
 from mora.models.load import load_model
-from mora.restarts.callback import FILE, restore_base
+from mora.restarts.callback import FILE
 from mora.restarts.restart import RestartFailed
 from mora.restarts.supported import check_supported
 
@@ -140,186 +123,6 @@ def test_a_checkpoint_that_does_not_say_its_groups_is_resumed_in_the_order_of_th
     trainer, _, watch = trainer_for("remora", tmp_path, *own, **options)
     trainer.train(resume_from_checkpoint=True)
     assert_as_the_suite(watch.steps, of_the_suite("remora")[6:])
-
-
-def test_a_file_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeypatch):
-    base = MergedBase(count=1, step=4, shadow={"q_proj": torch.ones(2, 2)})
-    base.save(tmp_path)
-    whole = (tmp_path / FILE).read_bytes()
-
-    def full(tensors, path, metadata):
-        path.write_bytes(whole[:9])
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(merged_base, "save_file", full)
-    with pytest.raises(OSError, match="No space left"):
-        base.save(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [FILE]
-    assert (tmp_path / FILE).read_bytes() == whole
-
-
-def test_the_merged_base_of_a_checkpoint_can_be_put_under_its_adapter(tmp_path):
-    trainer, _, watch = trainer_for("remora", tmp_path, save_strategy="steps", save_steps=6)
-    trainer.train()
-    base = load_model(run_config("remora").model, "fp32")[0]
-    model = PeftModel.from_pretrained(base, tmp_path / "checkpoint-6")
-    best = (tmp_path / "checkpoint-6").rename(tmp_path / "best")
-    restore_base(model, best)
-    assert_as_the_suite([weights(model)], [watch.steps[5]])
-    with pytest.raises(ValueError, match=r"which this model lacks: give the PEFT model .*PeftModel\.from_pretrained"):
-        restore_base(nn.Linear(2, 2), best)
-    (best / FILE).unlink()
-    with pytest.raises(
-        ValueError, match=r"best/restarts\.safetensors is missing.*: name a checkpoint that was written"
-    ):
-        restore_base(model, best)
-
-
-def test_the_card_says_which_base_an_adapter_fits_after_a_restart(tmp_path):
-    trainer_for("remora", tmp_path, stop=6, save_strategy="steps", save_steps=2)[0].train()
-    cards = {step: (tmp_path / f"checkpoint-{step}" / "README.md").read_text() for step in (2, 4, 6)}
-    assert ["**only that merged base**" in card for card in cards.values()] == [False, True, True]
-
-
-@pytest.mark.parametrize("method", ["relora", "remora"])
-@pytest.mark.parametrize("save", [lambda t, f: t.save_model(str(f)), lambda t, f: t.model.save_pretrained(f)])
-def test_what_is_saved_after_training_can_be_put_under_its_adapter(save, method, tmp_path):
-    trainer, _, watch = trainer_for(method, tmp_path, stop=6)
-    trainer.train()
-    save(trainer, tmp_path / "last")
-    assert_as_the_suite([weights(under_its_adapter(tmp_path / "last", method))], [watch.steps[5]])
-
-
-def under_its_adapter(folder, method="remora"):
-    """The weights of the original model with that adapter and with the merged base that lies beside it."""
-    model = PeftModel.from_pretrained(load_model(run_config(method).model, "fp32")[0], folder)
-    restore_base(model, folder)
-    return model
-
-
-@pytest.mark.parametrize("method", ["relora", "remora"])
-def test_a_second_training_of_a_model_goes_on_from_the_base_of_the_first(method, tmp_path):
-    first, _, _ = trainer_for(method, tmp_path / "first", stop=6)
-    first.train()
-    options = {"save_strategy": "steps", "save_steps": 2}
-    again, restart, watch = trainer_for(method, tmp_path / "again", stop=6, model=first.model, **options)
-    again.train()
-    assert [facts["restart"] for facts in restart.history] == [2]
-    for step in (2, 4, 6):
-        folder = tmp_path / "again" / f"checkpoint-{step}"
-        assert_as_the_suite([weights(under_its_adapter(folder, method))], [watch.steps[step - 1]])
-    resumed, _, later = trainer_for(method, tmp_path / "again", stop=6, **options)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "again" / "checkpoint-2"))
-    assert_as_the_suite(later.steps, watch.steps[2:])
-
-
-def test_a_copy_saves_its_own_adapter_with_the_base_and_a_model_can_be_pickled(tmp_path):
-    trainer, _, _ = trainer_for("remora", tmp_path, stop=6)
-    trainer.train()
-    copied = copy.deepcopy(trainer.model)
-    for layer in copied.modules():
-        if hasattr(layer, "mora_M"):
-            layer.mora_M["default"].weight.data.fill_(7)
-    copied.save_pretrained(tmp_path / "copy")
-    assert_as_the_suite([weights(under_its_adapter(tmp_path / "copy"))], [weights(copied)])
-    torch.save(trainer.model, tmp_path / "model.pt")
-    assert_as_the_suite([weights(torch.load(tmp_path / "model.pt", weights_only=False))], [weights(trainer.model)])
-
-
-def test_every_adapter_that_is_saved_after_restarts_has_the_base_beside_it(tmp_path):
-    trainer, _, _ = trainer_for("remora", tmp_path, stop=6)
-    trainer.train()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # none of these has another base than the model's own
-        trainer.model.add_adapter("fresh", MoraConfig(target_modules=["q_proj"], operator="sharing"))
-        trainer.model.add_weighted_adapter(["default"], [0.5], "mixed")
-    trainer.model.save_pretrained(tmp_path / "all")
-    trainer.model.save_pretrained(tmp_path / "one", selected_adapters=["mixed"])
-    found = sorted(str(path.parent.relative_to(tmp_path)) for path in tmp_path.glob(f"*/**/{FILE}"))
-    assert found == ["all", "all/fresh", "all/mixed", "one/mixed"]
-    assert all(MoraConfig.from_pretrained(tmp_path / folder).restarted for folder in found)
-    assert not any(
-        config.restarted for config in trainer.model.peft_config.values()
-    )  # of an object that may serve again
-
-
-def test_a_checkpoint_that_is_saved_by_hand_holds_the_base(tmp_path):
-    trainer, _, watch = trainer_for("remora", tmp_path, stop=6)
-    trainer.train()
-    trainer.save_model(str(tmp_path / "checkpoint-6"))
-    assert_as_the_suite([weights(under_its_adapter(tmp_path / "checkpoint-6"))], [watch.steps[5]])
-
-
-def test_an_adapter_with_a_name_has_the_base_in_its_own_folder_once_and_is_resumed(tmp_path):
-    def named():
-        base = load_model(run_config("remora").model, "fp32")[0]
-        return get_peft_model(
-            base, MoraConfig(r=4, target_modules="all-linear", operator="sharing"), adapter_name="own"
-        )
-
-    options = {"save_strategy": "steps", "save_steps": 6}
-    trainer_for("remora", tmp_path, stop=6, model=named(), **options)[0].train()
-    assert [path.parent.name for path in tmp_path.glob(f"**/{FILE}")] == ["own"]
-    trainer, _, watch = trainer_for("remora", tmp_path, model=named(), **options)
-    trainer.train(resume_from_checkpoint=True)
-    assert_as_the_suite(watch.steps, of_the_suite("remora")[6:])
-
-
-def test_a_restored_model_keeps_its_base_when_it_saves(tmp_path):
-    trainer, _, watch = trainer_for("remora", tmp_path, stop=6)
-    trainer.train()
-    trainer.save_model(str(tmp_path / "last"))
-    under_its_adapter(tmp_path / "last").save_pretrained(tmp_path / "again")
-    assert_as_the_suite([weights(under_its_adapter(tmp_path / "again"))], [watch.steps[5]])
-
-
-def test_before_a_restart_an_adapter_is_saved_alone(tmp_path):
-    trainer, _, _ = trainer_for("remora", tmp_path, stop=3)
-    trainer.train()
-    trainer.save_model(str(tmp_path / "last"))
-    assert not (tmp_path / "last" / FILE).exists()
-    assert not MoraConfig.from_pretrained(tmp_path / "last").restarted
-
-
-def test_an_adapter_whose_base_is_another_says_so_when_it_is_loaded(tmp_path):
-    trainer, _, _ = trainer_for("remora", tmp_path, stop=6)
-    trainer.train()
-    trainer.save_model(str(tmp_path / "last"))
-    base = load_model(run_config("remora").model, "fp32")[0]
-    with pytest.warns(UserWarning, match=r"restarts merged .*restore_base\(model, folder\)"):
-        PeftModel.from_pretrained(base, tmp_path / "last")
-
-
-def test_a_checkpoint_without_the_merged_base_is_refused(tmp_path):
-    options = {"save_strategy": "steps", "save_steps": 2}
-    trainer_for("remora", tmp_path, stop=6, **options)[0].train()
-    (tmp_path / "checkpoint-6" / FILE).unlink()
-    with pytest.raises(ValueError, match=r"restarts\.safetensors is missing"):
-        trainer_for("remora", tmp_path, **options)[0].train(resume_from_checkpoint=True)
-    moved = (tmp_path / "checkpoint-6").rename(tmp_path / "elsewhere")
-    (tmp_path / "checkpoint-4" / FILE).rename(moved / FILE)
-    trainer, restart, _ = trainer_for("remora", tmp_path, **options)
-    restart._resume_from = moved
-    with pytest.raises(ValueError, match="is of step 4, the Trainer resumes step 6: name the checkpoint of step 6"):
-        trainer.train(resume_from_checkpoint=str(moved))
-
-
-@pytest.mark.parametrize("size", [0, 6, 500, -40])
-def test_a_cut_file_is_named(size, tmp_path):
-    options = {"save_strategy": "steps", "save_steps": 6}
-    trainer_for("remora", tmp_path, stop=6, **options)[0].train()
-    path = tmp_path / "checkpoint-6" / FILE
-    path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(ValueError, match=rf"^{path} cannot be read, it is cut or damaged: .*; copy it again, or use"):
-        trainer_for("remora", tmp_path, **options)[0].train(resume_from_checkpoint=True)
-
-
-def test_a_file_of_another_kind_is_named(tmp_path):
-    save_file({"q_proj": torch.ones(2, 2)}, tmp_path / FILE)
-    with pytest.raises(
-        ValueError, match=rf"^{tmp_path / FILE} does not say its count: RestartCallback did not write it"
-    ):
-        restore_base(nn.Linear(2, 2), tmp_path)
 
 
 def test_modules_to_save_keep_their_moments(tmp_path):
