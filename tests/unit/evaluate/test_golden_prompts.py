@@ -1,7 +1,7 @@
 """Whole prompts, shots included, of records made up here in the schemas of the public sets.
 
-Word for word in prompts/TASK.txt; in prompts/TASK.ids as SmolLM2's token ids, as they reach the model: a line of the prompt,
-then one of each option.
+Word for word in prompts/TASK.txt, of every task; in prompts/TASK.ids as SmolLM2's token ids, as they reach the model: a line
+of the prompt, then one of each option.
 """
 
 import json
@@ -11,10 +11,9 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mora.evaluate.backend import Backend
-from mora.evaluate.harness import Settings, evaluate_model
+from mora.evaluate.harness import Settings, evaluate_model, task_manager
 from mora.evaluate.tasks.biomed import biomed_task
 from mora.evaluate.tasks.finance import finance_local
-from mora.evaluate.tasks.metamath import metamath_task
 from mora.evaluate.tasks.mmlu import mmlu_task
 
 GOLDEN = Path(__file__).with_name("prompts")
@@ -34,6 +33,10 @@ def mmlu(folder):
         folder / "mmlu/test/high_school_art_test.csv",
         '"What, if mixed,\ngives green?",red,"blue, yellow",grey,pink,B\n',
     )
+
+
+def bio_mmlu(folder):
+    write(folder / "mmlu/test/anatomy_test.csv", "Which bone?,tibia,ulna,rib,none,C\n")
 
 
 def fpb(folder):
@@ -93,38 +96,65 @@ def gsm8k(folder):
 
 def math(folder):
     row = {"problem": "What is $\\frac{1}{2}+\\frac14$?", "solution": "It is $\\boxed{\\frac{3}{4}}$."}
-    write(folder / "math/test.jsonl", json.dumps(row))
+    for name in ("test", "math500_test"):
+        write(folder / f"math/{name}.jsonl", json.dumps(row))
 
 
-def usmle(folder):
+def adaptllm(folder):
+    """One row, of each set: the prompts are filled."""
     row = {"input": "A man, 54, coughs.\nWhat now?", "options": ["Wait", "Give 5 mg", "naïve: swab"], "gold_index": 1}
-    write(folder / "adaptllm/USMLE.jsonl", json.dumps(row))
+    for name in ("PubMedQA", "USMLE", "RCT", "ConvFinQA", "FiQA_SA", "Headline", "NER", "FPB"):
+        write(folder / f"adaptllm/{name}.jsonl", json.dumps(row | {"class_id": 0, "label": "Give 5 mg"}))
 
 
-@pytest.mark.parametrize(
-    ("name", "records", "load", "answer"),
-    [
-        ("mmlu_tulu_0shot", mmlu, lambda d: mmlu_task.load(0, True, data_dir=d), "B"),
-        ("mmlu_tulu_5shot", mmlu, lambda d: mmlu_task.load(5, True, data_dir=d), "B"),
-        ("mmlu_plain_0shot", mmlu, lambda d: mmlu_task.load(0, False, data_dir=d), "B"),
-        ("mmlu_plain_5shot", mmlu, lambda d: mmlu_task.load(5, False, data_dir=d), "B"),
-        ("metamath_gsm8k", gsm8k, metamath_task.load_gsm8k, "1252"),
-        ("metamath_math", math, metamath_task.load_math, "\\frac{3}{4}"),
-        ("finance_fpb_local", fpb, finance_local.load_fpb, "negative"),
-        ("finance_fiqa_sa_local", fiqa_sa, finance_local.load_fiqa_sa, "neutral"),
-        ("finance_headline_local", headline, finance_local.load_headline, "No"),
-        ("finance_ner_local", ner, finance_local.load_ner, "Poe (person), Rome (location)"),
-        ("finance_convfinqa_local", convfinqa, finance_local.load_convfinqa, "3.0"),
-        ("biomed_pubmedqa_local", pubmedqa, biomed_task.load_pubmedqa_local, "Maybe"),
-        ("biomed_piboso_local", piboso, biomed_task.load_piboso_local, "outcome"),
-        ("biomed_usmle", usmle, lambda d: biomed_task.load_adapt("USMLE", d), "Give 5 mg"),
-    ],
-)
-def test_a_whole_prompt_word_for_word(tmp_path, name, records, load, answer):
+def nothing(folder):
+    """UUIDs are those of the run."""
+
+
+PAIRS = [("0d9c3a5e-6f1b-4c2d-8e7a-1b2c3d4e5f60", "7a6b5c4d-3e2f-4a1b-9c8d-0e1f2a3b4c5d")]
+FILLED = [
+    *("biomed_pubmedqa", "biomed_usmle", "biomed_rct", "finance_convfinqa", "finance_fiqa_sa", "finance_headline"),
+    *("finance_ner", "finance_fpb"),
+]
+RECORDS = {  # by task, with the answer to the last prompt
+    **dict.fromkeys(["mmlu_tulu_0shot", "mmlu_tulu_5shot", "mmlu_plain_0shot", "mmlu_plain_5shot"], (mmlu, "B")),
+    "bio_mmlu": (bio_mmlu, "C"),
+    "metamath_gsm8k": (gsm8k, "1252"),
+    "metamath_gsm8k_gold": (gsm8k, "So 2.\n#### 1,252\nThe answer is: 1,252"),
+    **dict.fromkeys(["metamath_math", "metamath_math500"], (math, "\\frac{3}{4}")),
+    "metamath_math_gold": (math, "It is $\\boxed{\\frac{3}{4}}$.\nThe answer is: \\frac{3}{4}"),
+    "finance_fpb_local": (fpb, "negative"),
+    "finance_fiqa_sa_local": (fiqa_sa, "neutral"),
+    "finance_headline_local": (headline, "No"),
+    "finance_ner_local": (ner, "Poe (person), Rome (location)"),
+    "finance_convfinqa_local": (convfinqa, "3.0"),
+    "biomed_pubmedqa_local": (pubmedqa, "Maybe"),
+    "biomed_piboso_local": (piboso, "outcome"),
+    **dict.fromkeys(FILLED, (adaptllm, "Give 5 mg")),
+    "uuid": (nothing, PAIRS[0][1]),
+}
+WITH_THE_PROMPT_OF = dict.fromkeys(FILLED, "biomed_usmle") | {"metamath_math500": "metamath_math"}
+WITHOUT_A_PROMPT = {"c4_perplexity", "c4_perplexity_local"}  # blocks of text
+
+
+def test_every_task_has_a_golden_prompt():
+    tasks = set(task_manager([], None, Settings(1)).all_subtasks)
+    assert RECORDS.keys() == tasks - WITHOUT_A_PROMPT
+    own = RECORDS.keys() - WITH_THE_PROMPT_OF.keys() | {*WITH_THE_PROMPT_OF.values()}
+    assert {path.stem for path in GOLDEN.glob("*.txt")} == own
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_whole_prompt_word_for_word(tmp_path, name):
+    """That of the last document, as lm-eval makes it by the task's file."""
+    records, answer = RECORDS[name]
     records(tmp_path)
-    doc = load(str(tmp_path))["test"][-1]
-    assert doc["prompt"] == (GOLDEN / f"{name}.txt").read_text()
-    assert (doc["answer"] if "answer" in doc else doc["options"][doc["gold"]]) == answer
+    settings = Settings(1, data_dir=str(tmp_path), metadata={"pairs": PAIRS})
+    task = task_manager([name], None, settings).load([name])["tasks"][name]
+    doc = list(task.test_docs())[-1]
+    assert task.doc_to_text(doc) == (GOLDEN / f"{WITH_THE_PROMPT_OF.get(name, name)}.txt").read_text()
+    target = task.doc_to_target(doc)
+    assert (task.doc_to_choice(doc)[target] if isinstance(target, int) else target) == answer
 
 
 @pytest.fixture
@@ -143,7 +173,7 @@ def tiny_smollm2(smollm2):
         ("mmlu_plain_5shot", mmlu, mmlu_task.LETTERS),
         ("metamath_gsm8k", gsm8k, []),
         ("metamath_math", math, []),
-        ("biomed_usmle", usmle, ["Wait", "Give 5 mg", "naïve: swab"]),
+        ("biomed_usmle", adaptllm, ["Wait", "Give 5 mg", "naïve: swab"]),
         ("biomed_pubmedqa_local", pubmedqa, biomed_task.DECISIONS),
         ("finance_fpb_local", fpb, finance_local.SENTIMENTS),
         ("finance_ner_local", ner, []),

@@ -59,6 +59,16 @@ ADAPTLLM_TEXT = {
 }
 
 
+LIKELIHOOD = ["metamath_gsm8k_gold", "metamath_math_gold", "c4_perplexity_local"]
+
+
+def test_every_task_has_known_answers():
+    """But for C4 itself, whose documents are scored as those of its stand-in are."""
+    tasks = set(task_manager([], None, Settings(1)).all_subtasks)
+    here = [*CHOICE, *GENERATION, *ADAPTLLM_CHOICE, *ADAPTLLM_TEXT, *LIKELIHOOD, "c4_perplexity"]
+    assert sorted(here) == sorted(tasks)
+
+
 def write_adaptllm(folder, name, rows):
     (folder / "adaptllm").mkdir(exist_ok=True)
     (folder / f"adaptllm/{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
