@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from mora.sizes import aligned
@@ -80,32 +79,64 @@ class AdaptedLinear(torch.autograd.Function):
         return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], operator.out_features))
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]  # what f_comp(x) owes to x is not kept: use "reference"
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        kept, M, weight_DK, seed = ctx.saved_tensors
-        operator, (needs_x, needs_M, *_) = ctx.operator, ctx.needs_input_grad
-        g = grad_y.reshape(-1, operator.out_features)
-        x_or_c = kept if ctx.keeps_c else kept.reshape(-1, operator.in_features)
-        x_dtype = ctx.x_dtype if weight_DK is None else g.dtype
-        if ctx.maps is not None:
-            g, x_or_c = _with_contiguous_rows(g), _with_contiguous_rows(x_or_c)
-            if ctx.in_blocks:
-                dx, dM = _backward_in_blocks(ctx, g, x_or_c, M)
-            else:
-                dx, dM = _backward_triton(ctx, g, x_or_c, M, x_dtype, seed)
+        with torch.no_grad():
+            gradients = _gradients(ctx, grad_y)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # with create_graph=True
+            kept, M, *_ = ctx.saved_tensors
+            gradients = tuple(None if g is None else _Final.apply(g, ctx.operator, grad_y, M, kept) for g in gradients)
+        return *gradients, None, None, None, None, None, None, None
+
+
+class _Final(torch.autograd.Function):
+    """The gradient that it is given, of which no further derivative is known: what f_comp(x) owes to x is not kept."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, operator: Operator, *depends_on: Tensor) -> Tensor:
+        ctx.operator = operator
+        return gradient.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> None:
+        raise RuntimeError(no_derivative(ctx.operator))
+
+
+def no_derivative(operator: Operator) -> str:
+    """Return what a layer's user is told who asks for a derivative that `AdaptedLinear` does not have."""
+    kind = type(operator).__name__.lower()
+    return (
+        f"the MoRA layer {operator.in_features} -> {operator.out_features} ({kind}, r_hat={operator.r_hat}) is computed by "
+        "a fused function, which has neither second derivatives nor torch.func's transforms: set MORA_KERNELS=reference, "
+        "or enclose forward and backward passes in mora.adapter.kernels.use('reference')"
+    )
+
+
+def _gradients(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients of x and M, each if it is needed."""
+    kept, M, weight_DK, seed = ctx.saved_tensors
+    operator, (needs_x, needs_M, *_) = ctx.operator, ctx.needs_input_grad
+    g = grad_y.reshape(-1, operator.out_features)
+    x_or_c = kept if ctx.keeps_c else kept.reshape(-1, operator.in_features)
+    x_dtype = ctx.x_dtype if weight_DK is None else g.dtype
+    if ctx.maps is not None:
+        g, x_or_c = _with_contiguous_rows(g), _with_contiguous_rows(x_or_c)
+        if ctx.in_blocks:
+            dx, dM = _backward_in_blocks(ctx, g, x_or_c, M)
         else:
-            dz = operator.decompress_adjoint(g.to(ctx.dtype))
-            dx = dM = None
-            if needs_x:
-                dx = operator.compress_adjoint(dz @ scaled(M, ctx.dtype, ctx.scaling)).to(x_dtype)
-            if needs_M:
-                c = x_or_c if ctx.keeps_c else operator.compress(x_or_c.to(ctx.dtype))
-                dM = scaled(_outer(dz, c), M.dtype, ctx.scaling)
-        if dx is not None and weight_DK is not None:
-            dx = _plus_product(dx, g, weight_DK.to(g.dtype), in_place=ctx.maps is not None)
-        if dx is not None:
-            dx = dx.to(ctx.x_dtype).view(ctx.shape)
-        return dx, dM, None, None, None, None, None, None, None
+            dx, dM = _backward_triton(ctx, g, x_or_c, M, x_dtype, seed)
+    else:
+        dz = operator.decompress_adjoint(g.to(ctx.dtype))
+        dx = dM = None
+        if needs_x:
+            dx = operator.compress_adjoint(dz @ scaled(M, ctx.dtype, ctx.scaling)).to(x_dtype)
+        if needs_M:
+            c = x_or_c if ctx.keeps_c else operator.compress(x_or_c.to(ctx.dtype))
+            dM = scaled(_outer(dz, c), M.dtype, ctx.scaling)
+    if dx is not None and weight_DK is not None:
+        dx = _plus_product(dx, g, weight_DK.to(g.dtype), in_place=ctx.maps is not None)
+    if dx is not None:
+        dx = dx.to(ctx.x_dtype).view(ctx.shape)
+    return dx, dM
 
 
 def base_dtype(x: Tensor) -> torch.dtype:

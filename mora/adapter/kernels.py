@@ -11,7 +11,7 @@ Formulas are of column vectors, as in the paper. In the code a vector is a row: 
 
 The environment variable MORA_KERNELS, or `use(...)`, decides otherwise: "torch", the fused function without Triton;
 "reference", the operators composed under autograd; "triton", also on the CPU (with TRITON_INTERPRET=1, for tests). Second
-derivatives need "reference" or "products"; the others refuse them.
+derivatives and torch.func's transforms need "reference" or "products"; the others refuse them.
 
 Decoding has one row a sequence and no backward pass. In the forms "auto", "fused" and "triton", calls without gradients on
 at most FEW_ROWS rows use one kernel for all that is added to the base product (`few_rows_kernel.py`).
@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import products
-from .fused_linear import AdaptedLinear, base_dtype, scaled
+from .fused_linear import AdaptedLinear, base_dtype, no_derivative, scaled
 from .gather import Maps, maps
 from .operators import Operator
 
@@ -102,7 +102,8 @@ def adapted_linear(
         `weight_DK` in `dtype`.
 
     Raises:
-        RuntimeError: If a gradient is differentiated again, unless the call had the form "products".
+        RuntimeError: If a gradient is differentiated again, or in a transform of torch.func, unless the call has the form
+            "products".
     """
     if not dropout and (kernel := _decoding_kernel(x, M, weight_DK, operator, dtype or M.dtype)):
         if weight_DK is None:
@@ -112,6 +113,8 @@ def adapted_linear(
         return kernel.add_to(y, x, M, scaling)
     if _as_products(x, operator):
         return products.adapted_linear(x, scaled(M, dtype or M.dtype, scaling), operator, weight_DK, bias, dropout)
+    if _is_transformed():
+        raise RuntimeError(no_derivative(operator))
     drop = None
     if dropout:
         from .gather_kernel import Dropout
@@ -160,12 +163,17 @@ def _triton_maps(x: Tensor, operator: Operator) -> Maps | None:
 
 
 def _launches(x: Tensor) -> bool:
-    """Whether this call may launch Triton kernels on x: a compiler or a tracer could not look into them."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    """Whether this call may launch Triton kernels on x: compilers, tracers and transforms could not look into them."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _is_transformed():
         return False
     if type(x) not in (Tensor, torch.nn.Parameter) or not on_triton(x):
         return False
     return x.dtype in TRITON_DTYPES and x.numel() > 0
+
+
+def _is_transformed() -> bool:
+    """Whether this is inside a transform of torch.func, such as grad or vmap; a compiler unfolds these by itself."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 @functools.cache

@@ -239,28 +239,6 @@ def test_gradients_of_the_torch_form_equal_finite_differences(setting):
         assert torch.autograd.gradcheck(function, (x, M))
 
 
-def test_second_derivatives_are_refused_by_the_fused_function_and_given_by_those_of_torchs_own_operations(
-    make_mlp, adapt, x, mora_layers
-):
-    layer = mora_layers(adapt(make_mlp()))["0"].double()
-    x, M = x.double(), layer.mora_M["default"].weight
-
-    def take_it() -> None:
-        (first,) = torch.autograd.grad(layer(x).pow(3).sum(), M, create_graph=True)
-        first.square().sum().backward()
-
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        take_it()
-    grads = []
-    for form in ("reference", "products"):
-        M.grad = None
-        with kernels.use(form):
-            take_it()
-        grads.append(M.grad)
-    assert M.grad.count_nonzero() > 0
-    torch.testing.assert_close(*grads)
-
-
 @needs_interpreter
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_rows_in_parts_give_the_same_as_in_one(dropout, monkeypatch):
