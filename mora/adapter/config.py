@@ -106,7 +106,6 @@ class MoraConfig(PeftConfig):
             )
         self.peft_type = PeftType.MORA
         self.mora_version = self.mora_version or mora.__version__
-        self._restarted_if_loaded = False  # of a new adapter whose configuration is that of a restarted one
         self._sizes: dict[tuple[int, int], int] = {}  # (in_features, out_features) -> r_hat, where the model has put it
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)

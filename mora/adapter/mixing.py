@@ -89,7 +89,6 @@ def add_weighted(model: MoraModel, adapters: Sequence[str], weights: Sequence[fl
     union = "|".join(f"({t})" for t in targets) if isinstance(targets[0], str) else set().union(*targets)
     model.peft_config[adapter_name] = replace(configs[0], target_modules=union, inference_mode=True)
     model.inject_adapter(model.model, adapter_name)
-    model.peft_config[adapter_name].restarted = any(config.restarted for config in configs)
     for layer in layers:
         if adapter_name in layer.mora_M:
             M = layer.matrix(adapter_name)

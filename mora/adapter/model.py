@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import logging
 import re
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from copy import copy
 from functools import cache
-from types import FrameType
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
@@ -41,8 +38,7 @@ class MoraModel(BaseTuner):
     # PEFT calls its injection hooks for the first adapter of a model only, so neither is used here.
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         check_all_found(self.peft_config[adapter_name], model)
-        if self.peft_config[adapter_name].restarted:
-            self._on_another_base(adapter_name)
+        self._warn_of_another_base(self.peft_config[adapter_name])
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         layers = [layer for layer in _layers(model) if adapter_name in layer.operator]
         self.peft_config[adapter_name]._sizes = {
@@ -50,17 +46,13 @@ class MoraModel(BaseTuner):
         }
         self._report_ignored_inputs(model, self.peft_config[adapter_name], adapter_name)
 
-    def _on_another_base(self, adapter_name: str) -> None:
-        """Warn of an adapter with the configuration of one that fits another base, and so does this one if it is loaded.
-
-        A new one fits this base. Its configuration is a copy, which says so.
-        """
-        config = self.peft_config[adapter_name]
-        if not _is_loading():
-            self.peft_config[adapter_name] = config = copy(config)
-            config.restarted, config._restarted_if_loaded = False, True
-        elif self.merged_base is None:
-            _warn_of_another_base()
+    def _warn_of_another_base(self, config: MoraConfig) -> None:
+        if config.restarted and self.merged_base is None:
+            warnings.warn(
+                f"{ANOTHER_BASE} that this adapter fits: call mora.restarts.callback.restore_base(model, folder), unless "
+                "training is resumed with RestartCallback, or export the adapter with mora-export",
+                stacklevel=3,
+            )
 
     def _prepare_model(self, config: MoraConfig, model: nn.Module) -> None:
         if config.operator == "auto":
@@ -154,9 +146,6 @@ class MoraModel(BaseTuner):
         cls, model: nn.Module, config: MoraConfig, adapter_name: str, state_dict: dict[str, Any]
     ) -> dict[str, Any]:
         """Version 0.1.0 saved M as `mora_M`; later ones save it as `mora_M.weight`."""
-        if config._restarted_if_loaded and not _is_loading():  # set_peft_model_state_dict, by hand
-            config.restarted, config._restarted_if_loaded = True, False
-            _warn_of_another_base()
         renamed = {f"{key}.weight" if key.endswith(".mora_M") else key: value for key, value in state_dict.items()}
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, renamed)
 
@@ -182,28 +171,6 @@ class MoraModel(BaseTuner):
         if adapter_name not in self.active_adapters:
             module.requires_grad_(False)
         self._replace_module(parent, target_name, module, target)
-
-
-def _is_loading() -> bool:
-    """Return whether this is inside `from_pretrained` or `load_adapter`, of PEFT or of transformers.
-
-    Nothing else tells: both make the adapter as if it were new, and load its weights afterwards.
-    """
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        library = frame.f_globals.get("__name__", "").partition(".")[0]
-        if library in ("peft", "transformers") and frame.f_code.co_name in ("from_pretrained", "load_adapter"):
-            return True
-        frame = frame.f_back
-    return False
-
-
-def _warn_of_another_base() -> None:
-    warnings.warn(
-        f"{ANOTHER_BASE} that this adapter fits: call mora.restarts.callback.restore_base(model, folder), unless "
-        "training is resumed with RestartCallback, or export the adapter with mora-export",
-        stacklevel=4,
-    )
 
 
 def _layers(model: nn.Module) -> list[MoraLayer]:
