@@ -80,16 +80,20 @@ class AdaptedLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors  # once: gradient checkpointing gives them out no second time
         with torch.no_grad():
-            gradients = _gradients(ctx, grad_y)
+            gradients = _gradients(ctx, saved, grad_y)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # with create_graph=True
-            kept, M, *_ = ctx.saved_tensors
-            gradients = tuple(None if g is None else _Final.apply(g, ctx.operator, grad_y, M, kept) for g in gradients)
+            kept, M, *_ = saved
+            once = [
+                None if g is None else _DifferentiableOnce.apply(g, ctx.operator, grad_y, M, kept) for g in gradients
+            ]
+            gradients = (once[0], once[1])
         return *gradients, None, None, None, None, None, None, None
 
 
-class _Final(torch.autograd.Function):
-    """The gradient that it is given, of which no further derivative is known: what f_comp(x) owes to x is not kept."""
+class _DifferentiableOnce(torch.autograd.Function):
+    """The identity on a gradient. Differentiating it again raises: how f_comp(x) depends on x is not kept."""
 
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, operator: Operator, *depends_on: Tensor) -> Tensor:
@@ -111,9 +115,11 @@ def no_derivative(operator: Operator) -> str:
     )
 
 
-def _gradients(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None]:
+def _gradients(
+    ctx: Any, saved: tuple[Tensor, Tensor, Tensor | None, Tensor | None], grad_y: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of x and M, each if it is needed."""
-    kept, M, weight_DK, seed = ctx.saved_tensors
+    kept, M, weight_DK, seed = saved
     operator, (needs_x, needs_M, *_) = ctx.operator, ctx.needs_input_grad
     g = grad_y.reshape(-1, operator.out_features)
     x_or_c = kept if ctx.keeps_c else kept.reshape(-1, operator.in_features)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.func import functional_call, grad, jacrev, jvp, vmap
+from torch.utils.checkpoint import checkpoint
 
 from mora.adapter import kernels
 
@@ -77,10 +78,12 @@ def test_in_the_reference_form_every_derivative_is_there(derivative, model, x):
     torch.testing.assert_close(found["reference"], found["products"], rtol=1e-4, atol=1e-4)
 
 
-def test_a_gradient_with_a_graph_is_the_one_without_and_may_be_changed(model, x):
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_a_gradient_with_a_graph_is_the_one_without_and_may_be_changed(model, x, checkpointed):
     M = list(trained(model).values())
     expected = torch.autograd.grad(model(x).square().sum(), M)
-    model(x).square().sum().backward(create_graph=True)
+    y = checkpoint(model, x, use_reentrant=False) if checkpointed else model(x)
+    y.square().sum().backward(create_graph=True)
     assert all(torch.equal(own.grad, other) for own, other in zip(M, expected, strict=True))
     torch.optim.SGD(M).zero_grad(set_to_none=False)
     assert not any(own.grad.any() for own in M)
