@@ -12,7 +12,7 @@ from mora.config.yaml_file import SafeLoader
 
 TASKS = Path(__file__).parent / "tasks"
 LOSSES = {"validation_loss": False, "value_nll": False, "value_token_acc": True}  # measured along a run, of no task
-MERGED = "merged_"  # begins the name of such a loss where the merged model, which tasks score, has it
+MERGED = "merged_"  # prefix of a loss measured on the merged model, which tasks score
 IF_ANSWERED = "score_if_answered"  # of those that have an answer: describes, and has no direction, as few may have one
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 
 from mora.config.run_id import run_id
 from mora.config.schema import RunConfig
@@ -28,7 +29,7 @@ from .memory import Peaks
 
 SCORED_AT_ONCE = 250  # sequences whose logits are in memory together, 1.8 GB in bf16 at SmolLM2's vocabulary
 VALIDATED_AT_ONCE = 8  # whole sequences with all their logits
-HARM, HARM_NATS = 0.1, 0.05  # a merged model's loss that is higher by this part, and by so much, is told
+MERGE_WARNING_SHARE, MERGE_WARNING_NATS = 0.1, 0.05  # warn if merging raises a loss by more than both
 
 
 class Scoring:
@@ -83,7 +84,7 @@ class Scoring:
         metrics = self._losses(engine)
         if scored and self.plan.tasks:
             metrics |= self._tasks(engine, step, last)
-            _tell_harm(metrics, step)
+            _warn_of_merging(metrics, step)
         return metrics
 
     def _losses(self, engine: Engine) -> dict[str, float]:
@@ -99,8 +100,8 @@ class Scoring:
         """Score the merged model; the samples go to the run's folder.
 
         Returns:
-            Its metrics as `task.metric`, and its losses as `merged_<loss>`: they differ from those of the model with its
-            adapter by what merging rounds away.
+            Its metrics as `task.metric`, and, if there was an adapter to merge, its losses as `merged_<loss>`: they differ
+            from those of the model with its adapter by what merging rounds away.
         """
         failpoint("in_evaluation", step)
         if last:
@@ -111,27 +112,23 @@ class Scoring:
         dtype = DTYPES[self.config.scale.precision]
         loaded, self._loaded = self._loaded, None
         with engine.materialized(), merged(engine.model, dtype), single_process_env():
-            losses = {MERGED + name: value for name, value in self._losses(engine).items()}
+            measured = self._losses(engine) if isinstance(engine.model, PeftModel) else {}
             scores, logged = evaluate_model(engine.model, self.tokenizer, self.plan.tasks, settings, loaded)
         if rank() == 0:
             samples.write(self.folder, logged)
-        return losses | {
-            key(task, metric): value for task, values in scores.items() for metric, value in values.items()
-        }
+        of_tasks = {key(task, metric): value for task, values in scores.items() for metric, value in values.items()}
+        return {MERGED + name: value for name, value in measured.items()} | of_tasks
 
 
-def _tell_harm(metrics: dict[str, float], step: int) -> None:
-    """Print which losses merging has raised so much that the scores are not those of the model that was trained."""
+def _warn_of_merging(metrics: dict[str, float], step: int) -> None:
+    """Print which losses merging has raised noticeably, or made NaN."""
     for name, loss in metrics.items():
-        rounded = metrics.get(MERGED + name)
-        if (
-            rounded is not None
-            and LOSSES.get(name) is False
-            and rounded > loss + max(HARM * loss, HARM_NATS)
-            and rank() == 0
-        ):
+        after = metrics.get(MERGED + name)
+        if after is None or LOSSES.get(name) is not False or rank() != 0:
+            continue
+        if not after <= loss + max(MERGE_WARNING_SHARE * loss, MERGE_WARNING_NATS):
             print(
-                f"step {step}: {name} is {loss:.4g} with the adapter, {rounded:.4g} after merging, which rounds; the scores "
+                f"step {step}: {name} is {loss:.4g} with the adapter, {after:.4g} after merging, which rounds; the scores "
                 "are the merged model's",
                 file=sys.stderr,
                 flush=True,

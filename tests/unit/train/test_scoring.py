@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_runs import tiny_config
+from tiny_runs import tiny_config, tiny_engine
 
 from mora.data.batches import Sample
 from mora.errors import DataError
@@ -51,9 +51,23 @@ def test_losses_of_the_merged_model_are_measured_beside_its_scores(tmp_path, mon
 
 
 @pytest.mark.parametrize(
-    ("loss", "rounded", "told"), [(8.0, 31.0, True), (8.0, 8.7, False), (0.0096, 0.04, False), (0.0096, 0.5, True)]
+    ("loss", "after", "told"),
+    [(8.0, 31.0, True), (8.0, 8.7, False), (0.0096, 0.04, False), (0.0096, 0.5, True), (8.0, float("nan"), True)],
 )
-def test_a_loss_that_merging_raises_is_told(capsys, loss, rounded, told):
-    module._tell_harm({"value_nll": loss, "merged_value_nll": rounded, "value_token_acc": 1.0}, 300)
-    said = f"step 300: value_nll is {loss:.4g} with the adapter, {rounded:.4g} after merging, which rounds"
-    assert (said in capsys.readouterr().err) == told
+def test_a_loss_that_merging_raises_is_told(tmp_path, monkeypatch, capsys, loss, after, told):
+    config = tiny_config("lora")
+    measured = iter([{"value_nll": loss, "value_token_acc": 1.0}, {"value_nll": after, "value_token_acc": 0.5}])
+    monkeypatch.setattr(Scoring, "_losses", lambda *_: next(measured))
+    monkeypatch.setattr(module, "evaluate_model", lambda *_: ({}, {}))
+    Scoring(config, SimpleNamespace(pairs=[]), None, 0, tmp_path)._scores(tiny_engine(config), 12, True, True)
+    said = f"step 12: value_nll is {loss:.4g} with the adapter, {after:.4g} after merging, which rounds"
+    assert capsys.readouterr().err.count(said) == told
+
+
+@pytest.mark.parametrize("method", ["fft", "none"])
+def test_without_an_adapter_there_is_nothing_to_merge(tmp_path, monkeypatch, method):
+    config = tiny_config(method)
+    monkeypatch.setattr(Scoring, "_losses", lambda *_: {"value_nll": 1.0})
+    monkeypatch.setattr(module, "evaluate_model", lambda *_: ({"uuid": {"uuid_char_acc": 0.5}}, {}))
+    scoring = Scoring(config, SimpleNamespace(pairs=[]), None, 0, tmp_path)
+    assert scoring._scores(tiny_engine(config), 0, True, True) == {"value_nll": 1.0, "uuid_char_acc": 0.5}
