@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from mora.config.yaml_file import SafeLoader
 TASKS = Path(__file__).parent / "tasks"
 LOSSES = {"validation_loss": False, "value_nll": False, "value_token_acc": True}  # measured along a run, of no task
 MERGED = "merged_"  # prefix of a loss measured on the merged model, which tasks score
+MERGE_SHARE, MERGE_NATS = 0.1, 0.05  # merging may raise a loss by the larger of this share of it and these nats
 IF_ANSWERED = "score_if_answered"  # of those that have an answer: describes, and has no direction, as few may have one
 
 
@@ -28,6 +30,16 @@ def facts(name: str) -> Facts:
     if (loss := name.removeprefix(MERGED)) in LOSSES:
         return Facts(LOSSES[loss], None)
     return _known().get(name.partition(":")[0], Facts(None, None))
+
+
+def raised_by_merging(metrics: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+    """Return each loss that merging has raised noticeably, or made NaN: before and after."""
+    both = {name: (loss, metrics[MERGED + name]) for name, loss in metrics.items() if MERGED + name in metrics}
+    return {
+        name: (loss, after)
+        for name, (loss, after) in both.items()
+        if not LOSSES[name] and not after <= loss + max(MERGE_SHARE * loss, MERGE_NATS)
+    }
 
 
 def beside(task: str) -> str | None:

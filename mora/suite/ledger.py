@@ -27,6 +27,7 @@ from .contrasts import (
     paper_effect,
     rare_counts,
 )
+from .doubts import doubted
 from .experiment import NAMES, Row, Scale
 from .rounds import RatioOfTimes, ratio_of_times
 from .verdicts import Estimate, Interval, Judged, Variance, Verdict
@@ -292,7 +293,7 @@ def _notes(claim: Claim, measured: Measured, cells: list[CellRuns], verdict: Ver
         notes.append(f"at the edge of its grid: {', '.join(edges)}")
     if turned := dict.fromkeys(runs.spec.label for runs in cells if runs.choice.reversed):
         notes.append(f"a second seed would choose another learning rate: {', '.join(turned)}")
-    return notes
+    return [*notes, *(f"in doubt: {name}" for name in doubted(cells))]
 
 
 def _of_ratio(ratio: Ratio, scale: Scale) -> Outcome:

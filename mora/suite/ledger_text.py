@@ -30,12 +30,12 @@ MEANING: dict[Verdict, str] = {
 
 
 def table(resolved: ResolvedTables | None = None) -> str:
-    """Return README's ledger."""
+    """Return README's ledger: each claim at one scale."""
     lines = [
         "| the paper says | here | verdict | effect, ours | seeds, documents | effect, the paper's |",
         "|" + "---|" * 6,
     ]
-    for claim, scale, outcome in rows_of(resolved or ResolvedTables()):
+    for claim, scale, outcome in _each_once(resolved or ResolvedTables()):
         if outcome.verdict == "not run":
             lines.append(
                 f"| {claim.says} ({claim.where}) | - | not run | - | - | {number_text(outcome.paper, claim)} |"
@@ -160,21 +160,25 @@ def _preamble(ledger: Ledger) -> list[str]:
 
 
 def summary(resolved: ResolvedTables | None = None) -> str:
-    """Return how many claims have which verdict, and what the verdicts mean.
-
-    Each counts at the largest scale at which all planned seeds are done, or, if there is none, the largest that was run.
-    """
-    best: dict[str, Outcome] = {}
-    for claim, _, outcome in rows_of(resolved or ResolvedTables()):
-        if outcome.is_complete or claim.says not in best or not best[claim.says].is_complete:
-            best[claim.says] = outcome
-    counts = {verdict: sum(outcome.verdict == verdict for outcome in best.values()) for verdict in MEANING}
+    """Return how many claims have which verdict, and what the verdicts mean."""
+    outcomes = [outcome for _, _, outcome in _each_once(resolved or ResolvedTables())]
+    counts = {verdict: sum(outcome.verdict == verdict for outcome in outcomes) for verdict in MEANING}
     listed = [f"{n} {verdict}" for verdict, n in counts.items() if n]
     meanings = [f"*{verdict.capitalize()}*: {MEANING[verdict]}." for verdict, n in counts.items() if n]
     return (
-        f"Of {len(best)} claims, each at the largest scale at which all its seeds are done: {', '.join(listed)}. "
+        f"Of {len(outcomes)} claims, each at the largest scale that is complete, if any is: {', '.join(listed)}. "
         f"{' '.join(meanings)}"
     )
+
+
+def _each_once(resolved: ResolvedTables) -> list[tuple[Claim, Scale, Outcome]]:
+    """Return each claim at the largest scale at which all planned seeds are done; without one, at the largest that was run."""
+    best: dict[str, tuple[Claim, Scale, Outcome]] = {}
+    for row in rows_of(resolved):
+        says, is_complete = row[0].says, row[2].is_complete
+        if is_complete or says not in best or not best[says][2].is_complete:
+            best[says] = row
+    return list(best.values())
 
 
 def rule_text(claim: Claim, outcome: Outcome) -> str:

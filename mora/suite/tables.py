@@ -19,6 +19,7 @@ from mora.results import Metrics
 
 from . import latex
 from .cells import Cell, CellRuns, steps_to
+from .doubts import doubted
 from .experiment import Candidate, Experiment, Row, paper_tables
 from .selection import Choice, Score
 
@@ -114,7 +115,7 @@ def _markdown(experiment: Experiment, rows: list[list[CellRuns]], cells: list[li
     for row, in_row in zip(rows, cells, strict=True):
         shown = [_italic(_words(c, DIGITS[experiment.unit]).replace("|", "\\|"), c) for c in in_row]
         lines.append(f"| {' | '.join([row[0].spec.label, trainable(row), *shown, *beyond(experiment, row)])} |")
-    for note in [*notes(experiment), *_stacks(rows)]:
+    for note in [*notes(experiment), *_doubts(rows), *_stacks(rows)]:
         lines += ["", note]
     lines += _score_lines(rows)
     lines += _search_lines(experiment, rows)
@@ -167,6 +168,11 @@ def _gib(runs: CellRuns) -> str:
 
 def _italic(text: str, shown: Shown | None) -> str:
     return f"*{text}*" if shown is not None and shown.at_floor else text
+
+
+def _doubts(rows: list[list[CellRuns]]) -> list[str]:
+    found = doubted(runs for row in rows for runs in row)
+    return [f"In doubt: {name}: {'; '.join(why)}." for name, why in found.items()]
 
 
 def _stacks(rows: list[list[CellRuns]]) -> list[str]:
@@ -325,7 +331,7 @@ def _latex(experiment: Experiment, rows: list[list[CellRuns]], cells: list[list[
         for row, in_row in zip(rows, cells, strict=True)
     ]
     head = [latex.escape(text) for text in heading(experiment, rows)]
-    above = [f"{experiment.title}; scale {scale}, {models(rows)}.", LEGEND, *notes(experiment)]
+    above = [f"{experiment.title}; scale {scale}, {models(rows)}.", LEGEND, *notes(experiment), *_doubts(rows)]
     return latex.table(above, f"lr{'c' * (len(head) - 2)}", head, lines)
 
 

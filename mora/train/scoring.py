@@ -17,7 +17,7 @@ from mora.data import TrainingData
 from mora.errors import MissingData
 from mora.evaluate import samples, synthetic
 from mora.evaluate.harness import Settings, evaluate_model, load_tasks
-from mora.evaluate.metrics import LOSSES, MERGED, key
+from mora.evaluate.metrics import MERGED, key, raised_by_merging
 from mora.methods import merged
 from mora.models.dtypes import DTYPES
 
@@ -29,7 +29,6 @@ from .memory import Peaks
 
 SCORED_AT_ONCE = 250  # sequences whose logits are in memory together, 1.8 GB in bf16 at SmolLM2's vocabulary
 VALIDATED_AT_ONCE = 8  # whole sequences with all their logits
-MERGE_WARNING_SHARE, MERGE_WARNING_NATS = 0.1, 0.05  # warn if merging raises a loss by more than both
 
 
 class Scoring:
@@ -121,12 +120,8 @@ class Scoring:
 
 
 def _warn_of_merging(metrics: dict[str, float], step: int) -> None:
-    """Print which losses merging has raised noticeably, or made NaN."""
-    for name, loss in metrics.items():
-        after = metrics.get(MERGED + name)
-        if after is None or LOSSES.get(name) is not False or rank() != 0:
-            continue
-        if not after <= loss + max(MERGE_WARNING_SHARE * loss, MERGE_WARNING_NATS):
+    for name, (loss, after) in raised_by_merging(metrics).items():
+        if rank() == 0:
             print(
                 f"step {step}: {name} is {loss:.4g} with the adapter, {after:.4g} after merging, which rounds; the scores "
                 "are the merged model's",

@@ -442,3 +442,4 @@ def test_a_scale_whose_seeds_are_not_all_done_does_not_stand_for_a_claim_that_wa
     for rows, verdict in (([done, begun], "contradicted"), ([begun, done], "contradicted"), ([begun], "undecided")):
         monkeypatch.setattr(ledger_text, "rows_of", lambda _, rows=rows: [(claim, "lite", outcome) for outcome in rows])
         assert f": 1 {verdict}. " in ledger_text.summary()
+        assert ledger_text.table().count("MoRA is faster") == ledger_text.table().count(f"**{verdict}**") == 1
