@@ -172,7 +172,7 @@ def summary(resolved: ResolvedTables | None = None) -> str:
 
 
 def _each_once(resolved: ResolvedTables) -> list[tuple[Claim, Scale, Outcome]]:
-    """Return each claim at the largest scale at which all planned seeds are done; without one, at the largest that was run."""
+    """Return each claim at the largest scale with all planned seeds; without one, at the largest that was run."""
     best: dict[str, tuple[Claim, Scale, Outcome]] = {}
     for row in rows_of(resolved):
         says, is_complete = row[0].says, row[2].is_complete
