@@ -88,7 +88,7 @@ def _workers(plan: Plan, device: torch.device) -> Iterator[list[_Worker]]:
     workers = []
     try:
         for scenario, case in cases:
-            context = mp.get_context("spawn")
+            context = mp.get_context("forkserver")
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs, scenario, case, plan.backend, device, threads))
             process.start()
