@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
 from tiny_runs import LAUNCHED
 
 from mora.train import log
@@ -65,36 +64,19 @@ def test_table1_on_two_ranks_killed_and_gone_on_repeats_nothing(tmp_path):
     assert "nothing to run: all 2 results exist" in output
 
 
-@pytest.mark.parametrize("method", ["mora"])
-def test_a_suite_on_each_of_two_nodes_does_the_runs_together(tmp_path, method):
+def test_a_suite_on_each_of_two_nodes_does_the_runs_together(tmp_path):
+    """One run; that several come in one order on all nodes is tested in `tests/unit/suite/test_nodes.py`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    where = [
-        "--hardware",
-        "multinode",
-        "--results",
-        str(tmp_path / "own"),
-        "--only",
-        f"method={method}",
-        "task=metamath",
-    ]
+    where = ["--hardware", "multinode", "--results", str(tmp_path / "own")]
+    only = ["--only", "method=mora", "r=8", "task=metamath"]
     local = ["hardware.device=cpu", "hardware.processes=1", f"hardware.rendezvous=localhost:{port}"]
-    command = [
-        sys.executable,
-        "-m",
-        "mora.suite",
-        "table1",
-        "--scale",
-        "smoke",
-        *where,
-        "--set",
-        *local,
-        *SHORT.split(),
-    ]
+    table = [sys.executable, "-m", "mora.suite", "table1", "--scale", "smoke"]
+    command = [*table, *where, *only, "--set", *local, *SHORT.split()]
     nodes = [start(tmp_path, command) for _ in range(2)]
     for code, output in map(finish, nodes):
         assert code == 0, output
-    assert [result["hardware"]["ranks"] for result in results(tmp_path).values()] == [2, 2]
-    for path in (tmp_path / "own" / "runs").glob("*.log.jsonl"):
-        assert [row["step"] for row in log.read(path) if "loss" in row] == [1, 2], "one rank of all nodes writes"
+    assert [result["hardware"]["ranks"] for result in results(tmp_path).values()] == [2]
+    (path,) = (tmp_path / "own" / "runs").glob("*.log.jsonl")
+    assert [row["step"] for row in log.read(path) if "loss" in row] == [1, 2], "one rank of all nodes writes"
