@@ -2,6 +2,7 @@
 
 import csv
 import fcntl
+import functools
 import hashlib
 import json
 import re
@@ -40,9 +41,13 @@ def cells_of(name, scale) -> list[CellSpec]:
 
 def scored(tasks) -> set[str]:
     """The tasks and, of a group, its members."""
+    return {*tasks, *(member for task in tasks for member in groups().get(task, []))}
+
+
+@functools.cache
+def groups() -> dict[str, list[str]]:
     files = [yaml.load(p.read_text(), Loader) for p in (ROOT / "mora" / "evaluate" / "tasks").rglob("*.yaml")]
-    groups = {file["group"]: file["task"] for file in files if "group" in file}
-    return {*tasks, *(member for task in tasks for member in groups.get(task, []))}
+    return {file["group"]: file["task"] for file in files if "group" in file}
 
 
 class Loader(yaml.SafeLoader):
