@@ -28,6 +28,8 @@ OVERRIDES = (
     "task.train.adam_eps=1e-6",
 )
 
+SAVING = {"save_strategy": "steps", "save_steps": 2}
+
 
 def run_config(method: str, *overrides: str):
     return tiny_config(method, *OVERRIDES, *overrides)

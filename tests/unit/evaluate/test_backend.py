@@ -227,29 +227,33 @@ def test_rows_at_once_of_a_model_without_attention_have_no_bound():
     assert rows_at_once(MambaForCausalLM(config), 1 << 40) > 1 << 40
 
 
-@pytest.mark.parametrize("fixed", [False, True])
-def test_rows_that_end_leave_the_batch_and_the_others_do_not_notice(tiny, fixed):
-    """Prompts of unequal lengths in one batch, three ends: a token, a text, the limit; over the cache's growth."""
+LIMIT = generation.ROOM + 20  # beyond a growth of the cache
+
+
+@pytest.fixture(scope="module")
+def alone(tiny):
+    """Prompts of unequal lengths, and what follows each where it is the only one."""
     model, tokenizer = tiny
     prompts = [tokenizer(text)["input_ids"] for text in ("ab", "the quick brown fox", "12:", "Z", "mora")]
+    settings = {"max_new_tokens": LIMIT, "do_sample": False, "eos_token_id": None}
+    return prompts, [model.generate(torch.tensor([p]), **settings)[0, len(p) :].tolist() for p in prompts]
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_rows_that_end_leave_the_batch_and_the_others_do_not_notice(tiny, alone, fixed):
+    """Three ends in one batch: a token, a text, the limit."""
+    model, (prompts, plain) = tiny[0], alone
     longest = max(map(len, prompts))
     ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
-    limit = generation.ROOM + 20
-    plain = [
-        model.generate(torch.tensor([p]), max_new_tokens=limit, do_sample=False, eos_token_id=None)[
-            0, len(p) :
-        ].tolist()
-        for p in prompts
-    ]
-    assert generation.greedy(model, ids, mask, limit, [], lambda rows: [False] * len(rows), fixed) == plain
+    assert generation.greedy(model, ids, mask, LIMIT, [], lambda rows: [False] * len(rows), fixed) == plain
     ends, sizes = [plain[0][20]], []
 
     def stopped(rows):
         sizes.append(len(rows))
         return [row[:3] == plain[1][:3] and len(row) >= 40 for row in rows]
 
-    generated = generation.greedy(model, ids, mask, limit, ends, stopped, fixed, logits_to_keep=1)
+    generated = generation.greedy(model, ids, mask, LIMIT, ends, stopped, fixed, logits_to_keep=1)
     cut = [row[: row.index(ends[0]) + 1] if ends[0] in row else row for row in plain]
     cut[1] = cut[1][:40]
     assert generated == cut

@@ -8,7 +8,18 @@ import pytest
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
-from trainer_runs import EVERY, LR, STEPS, WARMUP, arguments, assert_as_the_suite, of_the_suite, run_config, trainer_for
+from trainer_runs import (
+    EVERY,
+    LR,
+    SAVING,
+    STEPS,
+    WARMUP,
+    arguments,
+    assert_as_the_suite,
+    of_the_suite,
+    run_config,
+    trainer_for,
+)
 from transformers import TrainerCallback
 
 from mora import MoraConfig, RestartCallback
@@ -34,9 +45,8 @@ def test_every_step_leaves_the_weights_that_the_suites_loop_leaves(method, tmp_p
     ("method", "stop"), [("relora", 8), ("remora", 6)], ids=["right after a restart", "between two"]
 )
 def test_a_resumed_run_goes_on_as_the_one_that_was_not_cut(method, stop, tmp_path):
-    options = {"save_strategy": "steps", "save_steps": 2}
-    trainer_for(method, tmp_path, stop=stop, **options)[0].train()
-    trainer, restart, watch = trainer_for(method, tmp_path, **options)
+    trainer_for(method, tmp_path, stop=stop, **SAVING)[0].train()
+    trainer, restart, watch = trainer_for(method, tmp_path, **SAVING)
     trainer.train(resume_from_checkpoint=True)
     assert_as_the_suite(watch.steps, of_the_suite(method)[stop:])
     assert restart.history[-1]["restart"] == 3
@@ -90,11 +100,10 @@ BOTH = ("modulo", "contiguous")
     ],
 )
 def test_other_groups_than_the_checkpoints_are_refused(trained, resumed, stop, tmp_path):
-    options = {"save_strategy": "steps", "save_steps": 2}
-    trainer, restart, _ = trainer_for("remora", tmp_path, stop=stop, **options)
+    trainer, restart, _ = trainer_for("remora", tmp_path, stop=stop, **SAVING)
     restart._settings = replace(restart._settings, groups=trained)
     trainer.train()
-    trainer, restart, _ = trainer_for("remora", tmp_path, **options)
+    trainer, restart, _ = trainer_for("remora", tmp_path, **SAVING)
     restart._settings = replace(restart._settings, groups=resumed)
     with pytest.raises(
         ValueError, match=rf"^groups=.*: .*checkpoint-{stop} was trained with groups=.*resume it with those$"
@@ -104,23 +113,19 @@ def test_other_groups_than_the_checkpoints_are_refused(trained, resumed, stop, t
 
 @pytest.mark.parametrize("given", [BOTH, BOTH[::-1]])
 @pytest.mark.parametrize("now", BOTH)
-def test_the_order_of_the_groups_is_the_checkpoints_whatever_the_resumed_adapter_says(given, now, tmp_path):
-    options = {"save_strategy": "steps", "save_steps": 2}
-    trainer_for("remora", tmp_path, stop=6, **options)[0].train()
+def test_the_order_of_the_groups_is_the_checkpoints_whatever_the_resumed_adapter_says(given, now, cut):
     own = (f"method.adapter.groups={now}", "method.restart.groups=null")
-    trainer, restart, watch = trainer_for("remora", tmp_path, *own, **options)
+    trainer, restart, watch = trainer_for("remora", cut, *own, **SAVING)
     restart._settings = replace(restart._settings, groups=given)
     trainer.train(resume_from_checkpoint=True)
     assert_as_the_suite(watch.steps, of_the_suite("remora")[6:])
 
 
-def test_a_checkpoint_that_does_not_say_its_groups_is_resumed_in_the_order_of_the_argument(tmp_path):
-    options = {"save_strategy": "steps", "save_steps": 2}
-    trainer_for("remora", tmp_path, stop=6, **options)[0].train()
-    path = tmp_path / "checkpoint-6" / FILE
+def test_a_checkpoint_that_does_not_say_its_groups_is_resumed_in_the_order_of_the_argument(cut):
+    path = cut / "checkpoint-6" / FILE
     save_file(load_file(path), path, metadata={"count": "1", "step": "6"})
     own = ("method.adapter.groups=contiguous", "method.restart.groups=null")
-    trainer, _, watch = trainer_for("remora", tmp_path, *own, **options)
+    trainer, _, watch = trainer_for("remora", cut, *own, **SAVING)
     trainer.train(resume_from_checkpoint=True)
     assert_as_the_suite(watch.steps, of_the_suite("remora")[6:])
 

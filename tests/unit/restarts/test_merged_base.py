@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from safetensors.torch import save_file
 from torch import nn
-from trainer_runs import assert_as_the_suite, of_the_suite, run_config, trainer_for, weights
+from trainer_runs import SAVING, assert_as_the_suite, of_the_suite, run_config, trainer_for, weights
 
 from mora import MoraConfig
 from mora.adapter import merged_base
@@ -53,9 +53,8 @@ def test_the_merged_base_of_a_checkpoint_can_be_put_under_its_adapter(tmp_path):
         restore_base(model, best)
 
 
-def test_the_card_says_which_base_an_adapter_fits_after_a_restart(tmp_path):
-    trainer_for("remora", tmp_path, stop=6, save_strategy="steps", save_steps=2)[0].train()
-    cards = {step: (tmp_path / f"checkpoint-{step}" / "README.md").read_text() for step in (2, 4, 6)}
+def test_the_card_says_which_base_an_adapter_fits_after_a_restart(cut):
+    cards = {step: (cut / f"checkpoint-{step}" / "README.md").read_text() for step in (2, 4, 6)}
     assert ["**only that merged base**" in card for card in cards.values()] == [False, True, True]
 
 
@@ -79,14 +78,13 @@ def under_its_adapter(folder, method="remora"):
 def test_a_second_training_of_a_model_goes_on_from_the_base_of_the_first(method, tmp_path):
     first, _, _ = trainer_for(method, tmp_path / "first", stop=6)
     first.train()
-    options = {"save_strategy": "steps", "save_steps": 2}
-    again, restart, watch = trainer_for(method, tmp_path / "again", stop=6, model=first.model, **options)
+    again, restart, watch = trainer_for(method, tmp_path / "again", stop=6, model=first.model, **SAVING)
     again.train()
     assert [facts["restart"] for facts in restart.history] == [2]
     for step in (2, 4, 6):
         folder = tmp_path / "again" / f"checkpoint-{step}"
         assert_as_the_suite([weights(under_its_adapter(folder, method))], [watch.steps[step - 1]])
-    resumed, _, later = trainer_for(method, tmp_path / "again", stop=6, **options)
+    resumed, _, later = trainer_for(method, tmp_path / "again", stop=6, **SAVING)
     resumed.train(resume_from_checkpoint=str(tmp_path / "again" / "checkpoint-2"))
     assert_as_the_suite(later.steps, watch.steps[2:])
 
@@ -135,10 +133,9 @@ def test_an_adapter_with_a_name_has_the_base_in_its_own_folder_once_and_is_resum
             base, MoraConfig(r=4, target_modules="all-linear", operator="sharing"), adapter_name="own"
         )
 
-    options = {"save_strategy": "steps", "save_steps": 6}
-    trainer_for("remora", tmp_path, stop=6, model=named(), **options)[0].train()
+    trainer_for("remora", tmp_path, stop=6, model=named(), **(SAVING | {"save_steps": 6}))[0].train()
     assert [path.parent.name for path in tmp_path.glob(f"**/{FILE}")] == ["own"]
-    trainer, _, watch = trainer_for("remora", tmp_path, model=named(), **options)
+    trainer, _, watch = trainer_for("remora", tmp_path, model=named(), **(SAVING | {"save_steps": 6}))
     trainer.train(resume_from_checkpoint=True)
     assert_as_the_suite(watch.steps, of_the_suite("remora")[6:])
 
@@ -168,28 +165,24 @@ def test_an_adapter_whose_base_is_another_says_so_when_it_is_loaded(tmp_path):
         PeftModel.from_pretrained(base, tmp_path / "last")
 
 
-def test_a_checkpoint_without_the_merged_base_is_refused(tmp_path):
-    options = {"save_strategy": "steps", "save_steps": 2}
-    trainer_for("remora", tmp_path, stop=6, **options)[0].train()
-    (tmp_path / "checkpoint-6" / FILE).unlink()
+def test_a_checkpoint_without_the_merged_base_is_refused(cut):
+    (cut / "checkpoint-6" / FILE).unlink()
     with pytest.raises(ValueError, match=r"restarts\.safetensors is missing"):
-        trainer_for("remora", tmp_path, **options)[0].train(resume_from_checkpoint=True)
-    moved = (tmp_path / "checkpoint-6").rename(tmp_path / "elsewhere")
-    (tmp_path / "checkpoint-4" / FILE).rename(moved / FILE)
-    trainer, restart, _ = trainer_for("remora", tmp_path, **options)
+        trainer_for("remora", cut, **SAVING)[0].train(resume_from_checkpoint=True)
+    moved = (cut / "checkpoint-6").rename(cut / "elsewhere")
+    (cut / "checkpoint-4" / FILE).rename(moved / FILE)
+    trainer, restart, _ = trainer_for("remora", cut, **SAVING)
     restart._resume_from = moved
     with pytest.raises(ValueError, match="is of step 4, the Trainer resumes step 6: name the checkpoint of step 6"):
         trainer.train(resume_from_checkpoint=str(moved))
 
 
 @pytest.mark.parametrize("size", [0, 6, 500, -40])
-def test_a_cut_file_is_named(size, tmp_path):
-    options = {"save_strategy": "steps", "save_steps": 6}
-    trainer_for("remora", tmp_path, stop=6, **options)[0].train()
-    path = tmp_path / "checkpoint-6" / FILE
+def test_a_cut_file_is_named(size, cut):
+    path = cut / "checkpoint-6" / FILE
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(ValueError, match=rf"^{path} cannot be read, it is cut or damaged: .*; copy it again, or use"):
-        trainer_for("remora", tmp_path, **options)[0].train(resume_from_checkpoint=True)
+        trainer_for("remora", cut, **SAVING)[0].train(resume_from_checkpoint=True)
 
 
 def test_a_file_of_another_kind_is_named(tmp_path):
