@@ -15,6 +15,7 @@ import torch
 from peft import PeftModel, convert_to_lora, get_peft_model, save_as_lora, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from mora import MoraConfig
 from mora.adapter import OPERATORS
@@ -231,10 +232,10 @@ USE_WITHOUT_MORA = """
     sys.modules["mora"] = None  # any import of it fails, wherever it is installed
     import torch
     from transformers import AutoModelForCausalLM
-    tokens = torch.load(sys.argv[1])
-    logits = [AutoModelForCausalLM.from_pretrained(path)(tokens).logits for path in sys.argv[3:]]
+    logits = AutoModelForCausalLM.from_pretrained(sys.argv[4])(torch.load(sys.argv[5])).logits
     assert not [name for name in sys.modules if name.startswith("mora.")]
-    torch.save(logits, sys.argv[2])
+    torch.save(logits, sys.argv[6])
+    del sys.modules["mora"]
 """
 
 
@@ -261,20 +262,18 @@ def test_a_fresh_process_merges_an_adapter_and_another_uses_the_result_without_m
     model = adapt(make_llama(), target_modules="all-linear", operator="rotation")
     model.save_pretrained(tmp_path / "adapter")
     torch.save(tokens, tmp_path / "tokens.pt")
-    orders = {"mora first": LOOKED_FOR_BEFORE, "peft first": "\n    import peft, mora\n"}
-    merged = [tmp_path / order for order in orders]
-    merging = [
-        Process(order + MERGE, tmp_path / "base", tmp_path / "adapter", target, cwd=tmp_path)
-        for order, target in zip(orders.values(), merged, strict=True)
-    ]
-    for process in merging:
-        process.succeed()
-    Process(USE_WITHOUT_MORA, tmp_path / "tokens.pt", tmp_path / "logits.pt", *merged, cwd=tmp_path).succeed()
+    first, second = tmp_path / "mora first", tmp_path / "peft first"
+    given = tmp_path / "base", tmp_path / "adapter"
+    Process(LOOKED_FOR_BEFORE + MERGE, *given, first, cwd=tmp_path).succeed()
+    use = first, tmp_path / "tokens.pt", tmp_path / "logits.pt"
+    Process(USE_WITHOUT_MORA + "\n    import peft, mora\n" + MERGE, *given, second, *use, cwd=tmp_path).succeed()
 
     expected = model(tokens).logits
     assert (expected - make_llama()(tokens).logits).abs().max() > 0.1
-    for logits in torch.load(tmp_path / "logits.pt"):
-        assert_close(logits, expected)
+    assert_close(torch.load(tmp_path / "logits.pt"), expected)
+    assert_close(AutoModelForCausalLM.from_pretrained(second)(tokens).logits, expected)
+    assert {path.name for path in first.iterdir()} == {path.name for path in second.iterdir()}
+    assert (first / "config.json").read_text() == (second / "config.json").read_text()
 
 
 def test_importing_mora_alone_imports_neither_torch_nor_peft(tmp_path):
