@@ -1,4 +1,4 @@
-"""What ranks say to each other, and nothing where there is only one."""
+"""Collective operations of the ranks, which do nothing where there is only one."""
 
 from __future__ import annotations
 

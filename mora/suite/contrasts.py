@@ -20,7 +20,7 @@ from .figures import spectrum_of
 
 
 class ResolvedTables:
-    """The resolved tables that claims are judged on, each once, and the contrasts that were measured on them, likewise."""
+    """Keeps the resolved tables that claims are judged on, and the contrasts that were measured on them."""
 
     def __init__(self, resolved: dict[tuple[str, Scale], list[list[CellRuns]]] | None = None) -> None:
         self._rows = dict(resolved or {})

@@ -168,7 +168,7 @@ def p_text(p: float) -> str:
 
 
 def gaps(table: list[Claim], scale: Scale, resolved: ResolvedTables) -> list[Measured | None]:
-    """Return for each claim the contrast that it is to close; None for one that is about none."""
+    """Return for each claim the gap that it says is closed; None for other claims."""
     return [
         resolved.measured(claim, Contrast(first=claim.second, second=claim.gap), scale)
         if claim.gap is not None and claim.second is not None

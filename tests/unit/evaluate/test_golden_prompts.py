@@ -112,7 +112,7 @@ def nothing(folder):
 
 
 PAIRS = [("0d9c3a5e-6f1b-4c2d-8e7a-1b2c3d4e5f60", "7a6b5c4d-3e2f-4a1b-9c8d-0e1f2a3b4c5d")]
-FILLED = [
+ADAPTLLM_ROWS = [
     *("biomed_pubmedqa", "biomed_usmle", "biomed_rct", "finance_convfinqa", "finance_fiqa_sa", "finance_headline"),
     *("finance_ner", "finance_fpb"),
 ]
@@ -130,10 +130,10 @@ RECORDS = {  # by task, with the answer to the last prompt
     "finance_convfinqa_local": (convfinqa, "3.0"),
     "biomed_pubmedqa_local": (pubmedqa, "Maybe"),
     "biomed_piboso_local": (piboso, "outcome"),
-    **dict.fromkeys(FILLED, (adaptllm, "Give 5 mg")),
+    **dict.fromkeys(ADAPTLLM_ROWS, (adaptllm, "Give 5 mg")),
     "uuid": (nothing, PAIRS[0][1]),
 }
-WITH_THE_PROMPT_OF = dict.fromkeys(FILLED, "biomed_usmle") | {"metamath_math500": "metamath_math"}
+WITH_THE_PROMPT_OF = dict.fromkeys(ADAPTLLM_ROWS, "biomed_usmle") | {"metamath_math500": "metamath_math"}
 WITHOUT_A_PROMPT = {"c4_perplexity", "c4_perplexity_local"}  # blocks of text
 
 

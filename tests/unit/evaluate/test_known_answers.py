@@ -59,13 +59,13 @@ ADAPTLLM_TEXT = {
 }
 
 
-LIKELIHOOD = ["metamath_gsm8k_gold", "metamath_math_gold", "c4_perplexity_local"]
+LIKELIHOOD = {"metamath_gsm8k_gold": (1319, 1290), "metamath_math_gold": (5000, 1200)}  # questions; answers that fit
 
 
 def test_every_task_has_known_answers():
     """But for C4 itself, whose documents are scored as those of its stand-in are."""
     tasks = set(task_manager([], None, Settings(1)).all_subtasks)
-    here = [*CHOICE, *GENERATION, *ADAPTLLM_CHOICE, *ADAPTLLM_TEXT, *LIKELIHOOD, "c4_perplexity"]
+    here = [*CHOICE, *GENERATION, *ADAPTLLM_CHOICE, *ADAPTLLM_TEXT, *LIKELIHOOD, "c4_perplexity_local", "c4_perplexity"]
     assert sorted(here) == sorted(tasks)
 
 
@@ -196,17 +196,18 @@ def test_gold_and_empty_texts_of_adaptllms_rows(name, tmp_path):
 
 
 @real
-@pytest.mark.parametrize(("name", "n", "fitting"), [("gsm8k", 1319, 1290), ("math", 5000, 1200)])
-def test_gold_answers_are_training_rows_and_score_nats_a_token(name, n, fitting):
+@pytest.mark.parametrize("name", LIKELIHOOD)
+def test_gold_answers_are_training_rows_and_score_nats_a_token(name):
+    n, fitting = LIKELIHOOD[name]
     tokenizer = character_tokenizer()  # whose window of 2,048 is one of characters
-    task, docs = loaded(f"metamath_{name}_gold")
+    task, docs = loaded(name)
     assert len(docs) == n
     assert all(task.doc_to_text(doc).endswith("### Response:") for doc in docs)
     assert all("\nThe answer is: " in task.doc_to_target(doc) for doc in docs)
     answers = [[(LogLikelihood(-2.0 * len(doc["answer"]), len(doc["answer"])), False)] for doc in docs]
     nats = sum(2.0 * len(doc["answer"]) for doc in docs) / n
     assert scores(task, docs, answers) == {"score": 2.0, "nats": pytest.approx(nats)}
-    _, short = loaded(f"metamath_{name}_gold", tokenizer)
+    _, short = loaded(name, tokenizer)
     assert fitting < len(short) <= n
     longest = sorted((doc["prompt"] + doc["answer"] for doc in short), key=len)[-20:]
     assert max(len(tokenizer(text)["input_ids"]) for text in longest) <= 2048

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -26,15 +27,21 @@ def specs(monkeypatch, tmp_path):
 
 def test_they_meet_in_every_run_and_wait_for_its_result_before_the_next(monkeypatch, specs):
     """Of a run's nodes one writes the result, a little after the other has ended."""
-    met, nodes = [], threading.Barrier(2, timeout=30)
+    met, nodes, lock = [], threading.Barrier(2, timeout=30), threading.Lock()
+    begun, at_once = Counter(), []  # launches of a run that have not ended; how many runs had some
     soon = SimpleNamespace(sleep=lambda _: time.sleep(0.01), monotonic=time.monotonic)
     monkeypatch.setattr(runner, "time", soon)
 
     def launch(config, output, env):
-        met.append(run_id(config))
+        with lock:
+            met.append(run_id(config))
+            begun[run_id(config)] += 1
+            at_once.append(len(+begun))
         if nodes.wait() == 0:
             time.sleep(0.2)
             write(config, {"uuid_char_acc": 0.5}, steps=(100, 200, 300))
+        with lock:
+            begun[run_id(config)] -= 1
         return 0
 
     monkeypatch.setattr(runner, "launch", launch)
@@ -50,5 +57,6 @@ def test_they_meet_in_every_run_and_wait_for_its_result_before_the_next(monkeypa
         thread.join()
     assert failed == [[], []]
     assert len(set(met)) > 2, "searches of two methods, and a final run"
+    assert max(at_once) == 1, "no node begins a run before the one before it has its result"
     assert met[::2] == met[1::2], "each met the other in the run that it had begun"
     assert len(set(met)) == len(met) / 2, "no run is done twice"
