@@ -57,6 +57,7 @@ class MoraConfig(PeftConfig):
         trainable_token_indices: Tokens whose embeddings train, as in LoraConfig.
         mora_version: Version of this package, filled in.
         restarted: Whether restarts have merged updates into the base that this adapter fits, filled in by `RestartCallback`.
+            Set it to False in a configuration that is read from such an adapter to make a new one.
         target_parameters: LoraConfig's option. Refused.
         ensure_weight_tying: LoraConfig's option. Refused.
 

@@ -50,7 +50,8 @@ class MoraModel(BaseTuner):
         if config.restarted and self.merged_base is None:
             warnings.warn(
                 f"{ANOTHER_BASE} that this adapter fits: call mora.restarts.callback.restore_base(model, folder), unless "
-                "training is resumed with RestartCallback, or export the adapter with mora-export",
+                "training is resumed with RestartCallback, or export the adapter with mora-export; for a new adapter set "
+                "restarted=False in its configuration",
                 stacklevel=3,
             )
 
