@@ -10,6 +10,7 @@ from mora.config.run_id import documents_path, log_path, result_path, spectrum_p
 from mora.planner.gpus import GIB
 from mora.results import Metric
 
+from ..doubts import doubts
 from ..experiment import ROOT
 from .gather import Run, end
 
@@ -91,6 +92,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
     source = f"{(r.source.commit or 'unknown')[:10]}, source {r.source.fingerprint}"
     lines: list[tuple[str, object]] = [
         ("status", r.status if r.reason is None else f"{r.status}: {r.reason}"),
+        ("in doubt", "; ".join(doubts(r))),
         ("steps", end(run)),
         ("restarts", restarts(run)),
         ("trainable parameters", f"{r.parameters.trainable:,}"),

@@ -13,8 +13,10 @@ import pytest
 
 from mora.config import ConfigError
 from mora.config.source import ROOT
+from mora.config.yaml_file import read_yaml
 from mora.errors import DamagedFileError
 from mora.results import ResultStore
+from mora.suite.doubts import FILE
 from mora.suite.report import decisions, findings, headline, pack, pictures, svg
 from mora.suite.report.gather import Gathered, Point
 from mora.suite.report.site import ASSETS, PAGES, Site
@@ -88,6 +90,11 @@ def test_every_run_that_a_table_cites_has_a_page(runs: dict[str, str]) -> None:
     cited = {name for path in (ROOT / "results/tables").glob("*.csv") for name in _run_ids(path.read_text())}
     assert cited
     assert cited <= set(runs)
+
+
+def test_a_doubted_run_says_why(runs: dict[str, str]) -> None:
+    (name, why), *_ = read_yaml(ROOT / FILE).items()
+    assert f"<dt>in doubt</dt><dd>{why}</dd>" in runs[name]
 
 
 def _run_ids(text: str) -> list[str]:
