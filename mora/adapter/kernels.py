@@ -11,7 +11,7 @@ Formulas are of column vectors, as in the paper. In the code a vector is a row: 
 
 The environment variable MORA_KERNELS, or `use(...)`, decides otherwise: "torch", the fused function without Triton;
 "reference", the operators composed under autograd; "triton", also on the CPU (with TRITON_INTERPRET=1, for tests). Second
-derivatives and torch.func's transforms need "reference" or "products"; outside a compiler the others refuse them.
+derivatives and torch.func's transforms need "reference" or "products"; the others refuse them.
 
 Decoding has one row a sequence and no backward pass. In the forms "auto", "fused" and "triton", calls without gradients on
 at most FEW_ROWS rows use one kernel for all that is added to the base product (`few_rows_kernel.py`).
@@ -172,8 +172,8 @@ def _launches(x: Tensor) -> bool:
 
 
 def _is_transformed() -> bool:
-    """Whether this is inside a transform of torch.func, such as grad or vmap. Inside a compiler it cannot be asked."""
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    """Whether this is inside a transform of torch.func, such as grad or vmap."""
+    return torch._C._are_functorch_transforms_active()
 
 
 @functools.cache

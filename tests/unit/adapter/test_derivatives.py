@@ -33,6 +33,11 @@ def of_parameters(model, x):
     return grad(lambda M: functional_call(model, M, (x,)).square().sum())(trained(model)).values()
 
 
+def of_parameters_compiled(model, x):
+    compiled = torch.compile(grad(lambda M: functional_call(model, M, (x,)).square().sum()), backend="eager")
+    return compiled(trained(model)).values()
+
+
 def of_each_row(model, x):
     return (vmap(model)(x.detach()),)
 
@@ -58,7 +63,7 @@ def model(request, make_mlp, adapt):
     return adapt(make_mlp(), operator=request.param)
 
 
-@pytest.mark.parametrize("derivative", DERIVATIVES)
+@pytest.mark.parametrize("derivative", [*DERIVATIVES, of_parameters_compiled])
 def test_the_fused_form_names_the_layer_and_the_form_that_has_the_derivative(derivative, model, x):
     with pytest.raises(
         RuntimeError, match=r"MoRA layer (20|32) -> 32 \(\w+, r_hat=1\d\) .* set MORA_KERNELS=reference"
