@@ -87,7 +87,12 @@ def add_weighted(model: MoraModel, adapters: Sequence[str], weights: Sequence[fl
     configs = [model.peft_config[name] for name in adapters]
     targets = [config.target_modules for config in configs]
     union = "|".join(f"({t})" for t in targets) if isinstance(targets[0], str) else set().union(*targets)
-    model.peft_config[adapter_name] = replace(configs[0], target_modules=union, inference_mode=True)
+    model.peft_config[adapter_name] = replace(
+        configs[0],
+        target_modules=union,
+        inference_mode=True,
+        restarted=any(config.restarted for config in configs),
+    )
     model.inject_adapter(model.model, adapter_name)
     for layer in layers:
         if adapter_name in layer.mora_M:

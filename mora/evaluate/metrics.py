@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -34,11 +35,12 @@ def facts(name: str) -> Facts:
 
 def raised_by_merging(metrics: Mapping[str, float]) -> dict[str, tuple[float, float]]:
     """Return each loss that merging has raised noticeably, or made NaN: before and after."""
-    both = {name: (loss, metrics[MERGED + name]) for name, loss in metrics.items() if MERGED + name in metrics}
+    losses = [name for name, higher_is_better in LOSSES.items() if not higher_is_better and MERGED + name in metrics]
+    both = {name: (metrics[name], metrics[MERGED + name]) for name in losses}
     return {
         name: (loss, after)
         for name, (loss, after) in both.items()
-        if not LOSSES[name] and not after <= loss + max(MERGE_SHARE * loss, MERGE_NATS)
+        if math.isfinite(loss) and not after <= loss + max(MERGE_SHARE * loss, MERGE_NATS)
     }
 
 

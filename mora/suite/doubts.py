@@ -3,38 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import lru_cache
-from pathlib import Path
 
-from mora.config import source
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from mora.config import ConfigError, source
+from mora.config.run_id import run_id
 from mora.config.yaml_file import read_yaml
+from mora.errors import one_line
 from mora.evaluate.metrics import raised_by_merging
 from mora.results import RunResult
 
 from .cells import CellRuns
 
-FILE = "results/doubts.yaml"  # run id: why
+FILE = "results/doubts.yaml"
+
+
+class Doubt(BaseModel):
+    """Why a result is doubted. If the run is made again, its log has another digest, and the doubt is over."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    log_sha256: str
+    why: str = Field(min_length=1)
 
 
 def doubts(result: RunResult) -> list[str]:
-    """Return why the scores of a result may not be those of its method; most results have no doubts."""
-    listed = _listed(source.ROOT / FILE)
-    raised = {
-        name: f"merging raised {name} from {loss:.4g} to {after:.4g} at step {step}"
-        for step, metrics in result.metrics.items()
-        for name, (loss, after) in raised_by_merging({name: metric.value for name, metric in metrics.items()}).items()
-    }  # the last such step
-    return [*([listed[result.run_id]] if result.run_id in listed else []), *raised.values()]
+    """Return why the scores of a result may not be those of its method; most results have no doubts.
+
+    Raises:
+        ConfigError: The file of doubts is wrong.
+    """
+    named = _named().get(result.run_id)
+    raised: dict[str, str] = {}  # by the loss; the last step at which it was raised
+    for step, metrics in sorted(result.metrics.items()):
+        for name, (loss, after) in raised_by_merging({name: metric.value for name, metric in metrics.items()}).items():
+            raised[name] = f"merging raised {name} from {loss:.4g} to {after:.4g} at step {step}"
+    return [*([named.why] if named and named.log_sha256 == result.log_sha256 else []), *raised.values()]
 
 
 def doubted(cells: Iterable[CellRuns]) -> dict[str, list[str]]:
-    """Return the doubts of each doubted result in the cells, by its row and seed."""
-    results = {
-        f"{runs.spec.label}, seed {config.seed}": doubts(result) for runs in cells for config, result in runs.results
+    """Return the doubts of each doubted final run in the cells, by its row, task and seed. Raises ConfigError."""
+    runs_of = {run_id(config): (cell.spec.label, config, result) for cell in cells for config, result in cell.results}
+    return {
+        f"{label}, {config.task.name}, seed {config.seed}": found
+        for label, config, result in runs_of.values()
+        if (found := doubts(result))
     }
-    return {name: found for name, found in results.items() if found}
 
 
-@lru_cache
-def _listed(path: Path) -> dict[str, str]:
-    return read_yaml(path) if path.is_file() else {}
+def _named() -> dict[str, Doubt]:
+    path = source.ROOT / FILE
+    try:
+        return TypeAdapter(dict[str, Doubt]).validate_python((read_yaml(path) or {}) if path.is_file() else {})
+    except (yaml.YAMLError, ValidationError) as error:
+        raise ConfigError(
+            f"{FILE}: expected a run id with log_sha256 and why for each doubt: {one_line(error):.300}"
+        ) from error

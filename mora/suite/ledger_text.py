@@ -166,8 +166,8 @@ def summary(resolved: ResolvedTables | None = None) -> str:
     listed = [f"{n} {verdict}" for verdict, n in counts.items() if n]
     meanings = [f"*{verdict.capitalize()}*: {MEANING[verdict]}." for verdict, n in counts.items() if n]
     return (
-        f"Of {len(outcomes)} claims, each at the largest scale that is complete, if any is: {', '.join(listed)}. "
-        f"{' '.join(meanings)}"
+        f"Of {len(outcomes)} claims, each at its largest complete scale, or, if none is, at the largest that was run: "
+        f"{', '.join(listed)}. {' '.join(meanings)}"
     )
 
 

@@ -191,3 +191,17 @@ def test_a_file_of_another_kind_is_named(tmp_path):
         ValueError, match=rf"^{tmp_path / FILE} does not say its count: RestartCallback did not write it"
     ):
         restore_base(nn.Linear(2, 2), tmp_path)
+
+
+@pytest.mark.parametrize("order", [["plain", "restarted"], ["restarted", "plain"]])
+def test_a_sum_with_an_adapter_that_needs_the_merged_base_needs_it(order):
+    model = get_peft_model(
+        load_model(run_config("remora").model, "fp32")[0],
+        MoraConfig(r=4, target_modules="all-linear", operator="sharing"),
+        adapter_name="plain",
+    )
+    model.add_adapter("restarted", MoraConfig(r=4, target_modules="all-linear", operator="sharing"))
+    model.peft_config["restarted"].restarted = True
+    with pytest.warns(UserWarning, match="for a new adapter set restarted=False"):
+        model.add_weighted_adapter(order, [0.5, 0.5], "sum")
+    assert model.peft_config["sum"].restarted

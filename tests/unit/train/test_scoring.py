@@ -52,7 +52,14 @@ def test_losses_of_the_merged_model_are_measured_beside_its_scores(tmp_path, mon
 
 @pytest.mark.parametrize(
     ("loss", "after", "told"),
-    [(8.0, 31.0, True), (8.0, 8.7, False), (0.0096, 0.04, False), (0.0096, 0.5, True), (8.0, float("nan"), True)],
+    [
+        (8.0, 31.0, True),
+        (8.0, 8.7, False),
+        (0.0096, 0.04, False),
+        (0.0096, 0.5, True),
+        (8.0, float("nan"), True),
+        (float("nan"), 1.0, False),
+    ],
 )
 def test_a_loss_that_merging_raises_is_told(tmp_path, monkeypatch, capsys, loss, after, told):
     config = tiny_config("lora")
