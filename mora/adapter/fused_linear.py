@@ -82,14 +82,13 @@ class AdaptedLinear(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # once: gradient checkpointing gives them out no second time
         with torch.no_grad():
-            gradients = _gradients(ctx, saved, grad_y)
+            dx, dM = _gradients(ctx, saved, grad_y)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # with create_graph=True
             kept, M, *_ = saved
-            once = [
-                None if g is None else _DifferentiableOnce.apply(g, ctx.operator, grad_y, M, kept) for g in gradients
-            ]
-            gradients = (once[0], once[1])
-        return *gradients, None, None, None, None, None, None, None
+            dx, dM = (
+                None if g is None else _DifferentiableOnce.apply(g, ctx.operator, grad_y, M, kept) for g in (dx, dM)
+            )
+        return dx, dM, None, None, None, None, None, None, None
 
 
 class _DifferentiableOnce(torch.autograd.Function):

@@ -34,7 +34,11 @@ def doubts(result: RunResult) -> list[str]:
     Raises:
         ConfigError: The file of doubts is wrong.
     """
-    named = _named().get(result.run_id)
+    return _of(result, _named())
+
+
+def _of(result: RunResult, all_named: dict[str, Doubt]) -> list[str]:
+    named = all_named.get(result.run_id)
     raised: dict[str, str] = {}  # by the loss; the last step at which it was raised
     for step, metrics in sorted(result.metrics.items()):
         for name, (loss, after) in raised_by_merging({name: metric.value for name, metric in metrics.items()}).items():
@@ -44,11 +48,12 @@ def doubts(result: RunResult) -> list[str]:
 
 def doubted(cells: Iterable[CellRuns]) -> dict[str, list[str]]:
     """Return the doubts of each doubted final run in the cells, by its row, task and seed. Raises ConfigError."""
+    named = _named()
     runs_of = {run_id(config): (cell.spec.label, config, result) for cell in cells for config, result in cell.results}
     return {
         f"{label}, {config.task.name}, seed {config.seed}": found
         for label, config, result in runs_of.values()
-        if (found := doubts(result))
+        if (found := _of(result, named))
     }
 
 
