@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 sys.path.append(str(Path(__file__).parents[1] / "unit" / "adapter"))
+from kernel_cases import MAPS, SETTINGS, expected_in_memory, fused_and_expected, inputs, relative_error
+from operator_cases import build, setting_id, shape_id
 from test_few_rows_kernel import added_and_expected
-from test_kernels import MAPS, SETTINGS, expected_in_memory, fused_and_expected, inputs, relative_error
-from test_operators import build, setting_id, shape_id
 
 from mora.adapter import MoraConfig, MoraLinear, fused_linear, kernels
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import re
-import statistics
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +13,7 @@ import pytest
 import torch
 
 from mora.bench import __main__ as bench
-from mora.bench import compiled, decoding, evaluation, plan, profile, quantised, render, step, unsloth_lora
-from mora.planner import speed
+from mora.bench import compiled, decoding, profile, quantised, render, step
 
 
 @pytest.fixture(scope="module")
@@ -172,70 +170,10 @@ def test_a_text_that_ends_early_is_not_timed():
         decode(9)
 
 
-def test_the_whole_loop_runs_against_the_hugging_face_trainer(tmp_path):
-    bench.main(["loop", "--smoke", "--out", str(tmp_path)])
-    (path,) = tmp_path.glob("loop-smoke-*.json")
-    result = json.loads(path.read_text())
-    *rows, unsloth = result["rows"]
-    assert [row["who"] for row in rows] == ["HF Trainer, PEFT LoRA r=8", "ours, MoRA r=8"]
-    assert all(row["tokens_per_s"] > 0 for row in rows)
-    assert unsloth["who"].startswith("Unsloth")
-    assert unsloth.get("tokens_per_s", 0) > 0 or unsloth["error"] == "not installed"
-    assert "| ours, MoRA r=8 | 512 tokens |" in render.tables(result)
-    result["hardware"]["product_tflops"], result["shape"] = 800.0, "llama2_7b"
-    result["rows"][1]["tokens_per_s"] = 8000.0
-    assert " | 26% | " in render.tables(result)  # of 8,000 tokens at 4 times 6.6 billion weights
-
-
-def test_an_opponent_that_fails_is_a_row_with_its_last_words(tmp_path, monkeypatch):
-    monkeypatch.setattr(unsloth_lora, "PROGRAM", "raise ValueError('no GPU')")
-    assert unsloth_lora._run("smoke", 0, tmp_path) == {"error": "ValueError: no GPU"}
-    monkeypatch.setattr(unsloth_lora, "PROGRAM", "import sys\nopen(sys.argv[4], 'w').write('{\"error\": \"full\"}')")
-    assert unsloth_lora._run("smoke", 0, tmp_path) == {"error": "full"}
-    monkeypatch.setattr(unsloth_lora, "PROGRAM", "import time\ntime.sleep(60)")
-    monkeypatch.setattr(unsloth_lora, "PATIENCE_S", 0.5)
-    assert unsloth_lora._run("smoke", 1, tmp_path) == {"error": "not done within 0 s"}
-
-
-def test_real_tokens_are_counted_and_padding_is_seen():
-    class Collator:
-        def __call__(self, rows):
-            longest = max(len(row["input_ids"]) for row in rows)
-            return {"input_ids": torch.zeros(len(rows), longest)}
-
-    collator, counts = Collator(), []
-    unsloth_lora._count_tokens(collator, counts, padding_free=True)
-    assert isinstance(collator, Collator)
-    rows = [{"input_ids": [1, 2, 3]}, {"input_ids": [1]}]
-    collator(rows[:1])
-    assert counts == [3]
-    with pytest.raises(ValueError, match="4 tokens: it is padded"):
-        collator(rows)
-    padded, counts = Collator(), []
-    unsloth_lora._count_tokens(padded, counts, padding_free=False)
-    padded(rows)
-    assert counts == [4]
-
-
 def test_an_extent_that_a_measurement_has_not_is_refused(capsys):
     with pytest.raises(SystemExit):
         bench.main(["decoding", "--small"])
     assert "decoding has no --small" in capsys.readouterr().err
-
-
-def test_evaluation_runs_against_lm_evals_backend(tmp_path):
-    bench.main(["evaluation", "--smoke", "--out", str(tmp_path)])
-    (path,) = tmp_path.glob("evaluation-smoke-*.json")
-    result = json.loads(path.read_text())
-    assert [(row["what"], row["who"], row["batch_size"]) for row in result["rows"]] == [
-        (what, who, size) for what in ("options", "texts") for who in ("lm-eval's HFLM", "ours") for size in (2, 4)
-    ]
-    for row, seconds in zip(result["rows"], (2.0, 1.0, 4.0, 0.5, 2.0, 1.0, 4.0, 0.5), strict=True):
-        assert min(row["seconds"]) > 0
-        row["seconds"] = [seconds] * 3
-    text = render.tables(result)
-    assert "| options | ours | 4 | 16 | 2.000 | 0.50 (0.50 to 0.50, 3) |" in text
-    assert "| texts | ours | 2 | 4 | 0.250 | 4.00 (4.00 to 4.00, 3) |" in text
 
 
 def test_quantised_bases_are_measured_and_train(tmp_path):
@@ -272,50 +210,6 @@ def test_a_quantised_base_is_the_same_base_rounded(how, linear, off):
     assert "Linear" not in kinds
 
 
-@pytest.mark.parametrize(("patience_s", "rounds"), [(0.0, 1), (30.0, 5)])
-def test_a_slow_backend_is_timed_in_fewer_rounds(patience_s, rounds):
-    small = replace(evaluation.SMOKE, rounds=5, patience_s=patience_s)
-    asked = []
-    row = evaluation._row("texts", "ours", 2, 1, small, lambda: asked.append(1), torch.device("cpu"))
-    assert len(row["seconds"]) == rounds
-    assert len(asked) == rounds + 1, "the first is the warm-up"
-
-
-def test_both_backends_are_asked_the_same_and_answer_the_same():
-    small = evaluation.SMOKE
-    model, tokenizer = evaluation.endless(small.shape, torch.device("cpu"))
-    ours, theirs = (make(model, tokenizer, 2) for make in (evaluation._ours, evaluation._lm_evals))
-    questions, prompts = evaluation._questions(small), evaluation._prompts(small)
-    said, expected = (lm.loglikelihood(questions, True) for lm in (ours, theirs))
-    assert [nats for nats, _ in said] == pytest.approx([nats for nats, _ in expected], abs=1e-4)
-    assert ours.generate_until(prompts, True) == theirs.generate_until(prompts, True)
-    assert {len(text.split()) for text in theirs.generate_until(prompts, True)} == {small.new_tokens}
-
-
-def test_the_plan_is_held_against_real_steps_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    bench.main(["plan", "--smoke", "--only", "lora", "--out", str(tmp_path)])
-    (some,) = tmp_path.glob("plan-smoke-lora-*.json")  # named after its cases
-    path = some.rename(tmp_path / some.name.replace("-lora", ""))
-    first = json.loads(path.read_text())["rows"]
-    bench.main(["plan", "--smoke", "--out", str(tmp_path)])
-    result = json.loads(path.read_text())
-    assert result["rows"][:2] == first
-    path.write_text(json.dumps(result | {"source": {**result["source"], "fingerprint": "another"}}))
-    bench.main(["plan", "--smoke", "--out", str(tmp_path)])
-    again = json.loads(path.read_text())
-    assert [a["step_s"] != b["step_s"] for a, b in zip(again["rows"], result["rows"], strict=True)] == [True] * 4
-    assert [row["name"] for row in result["rows"]] == [case.name for case in plan.cases(smoke=True)]
-    assert all("error" not in row and min(row["step_s"]) > 0 for row in result["rows"])
-    monkeypatch.setattr(speed, "_real_steps", lambda: [speed.of_row(row, "CPU") for row in result["rows"]])
-    for row in result["rows"]:
-        said = plan.predict(row)
-        assert not said.source.endswith(f", {row['name']}"), "a case is predicted from the others"
-        assert 0.1 < said.step_s / min(row["step_s"]) < 10
-    checkpointed = [plan.predict(row).peak_bytes for row in result["rows"]]
-    assert checkpointed[1] < checkpointed[0]
-    assert render.tables(result).count("\n| tiny ") == 4
-
-
 def test_a_steps_time_is_told_apart_by_kernel(capsys):
     bench.main(["profile", "--smoke", "--only", "tiny mora r=4 2 x 4 x 32 checkpointed"])
     first, *rows = capsys.readouterr().out.splitlines()
@@ -344,68 +238,6 @@ def test_kernels_are_summed_by_family_the_slowest_first():
         (0.06, profile.REST),
     ]
     assert rows[6].endswith("8 x  gather_sum")
-
-
-def test_steps_that_were_not_steady_say_so(tmp_path):
-    bench.main(["plan", "--smoke", "--only", "lora r=4 2 x 4 x 32", "--out", str(tmp_path)])
-    (path,) = tmp_path.glob("plan-smoke-*.json")
-    result = json.loads(path.read_text())
-    row, *_ = result["rows"]
-    result["rows"] = [row]  # the times of others are real
-    row["step_s"] = [1.0, 1.0, 1.09, 1.0]
-    assert "unsteady" not in render.tables(result) + plan._line(row)
-    row["step_s"] = [1.0, 1.0, 1.11, 1.0]
-    assert "1.0000 (unsteady: 1.0000 to 1.1100)" in render.tables(result)
-    assert plan._line(row).endswith(plan.UNSTEADY)
-
-
-def test_what_a_graphs_pool_keeps_counts_as_taken(monkeypatch):
-    segments = [
-        {"segment_pool_id": (0, 0), "total_size": 100, "allocated_size": 10},
-        {"segment_pool_id": (0, 1), "total_size": 50, "allocated_size": 20},
-        {"segment_pool_id": (0, 1), "total_size": 5, "allocated_size": 0},
-    ]
-    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: segments)
-    assert plan._idle_in_graphs() == 35
-
-
-def test_a_case_that_fails_is_a_row_and_is_tried_again(tmp_path, monkeypatch):
-    def fails(*_):
-        raise torch.OutOfMemoryError
-
-    monkeypatch.setattr(plan, "_steps", fails)
-    bench.main(["plan", "--smoke", "--only", "mora", "--out", str(tmp_path)])
-    (path,) = tmp_path.glob("plan-smoke-*.json")
-    assert [row["error"] for row in json.loads(path.read_text())["rows"]] == ["out of memory"] * 2
-    monkeypatch.undo()
-    bench.main(["plan", "--smoke", "--only", "mora", "--out", str(tmp_path)])
-    assert not any("error" in row for row in json.loads(path.read_text())["rows"])
-
-
-MEASURED = [
-    (path.stem, row)
-    for path in sorted(render.RESULTS.glob("plan-*.json"))
-    for row in json.loads(path.read_text())["rows"]
-    if "error" not in row
-]
-
-
-@pytest.mark.skipif(not MEASURED, reason="no plan has been measured yet: python -m mora.bench plan")
-@pytest.mark.parametrize(
-    ("where", "row"), MEASURED or [("", {})], ids=lambda x: x if isinstance(x, str) else x.get("name")
-)
-def test_the_plan_is_within_15_percent_of_real_steps(where, row):
-    predicted = plan.predict(row)
-    assert predicted.peak_bytes == pytest.approx(row["peak_bytes"], rel=plan.TOLERANCE)
-    if predicted.step_s is not None and speed.is_steady(row["step_s"]):  # else there is no one time to hold it against
-        assert predicted.step_s == pytest.approx(statistics.median(row["step_s"]), rel=plan.TOLERANCE)
-
-
-@pytest.mark.skipif(not MEASURED, reason="no plan has been measured yet: python -m mora.bench plan")
-def test_most_cases_have_another_like_them_to_predict_their_time_from():
-    without = {row["name"] for _, row in MEASURED if plan.predict(row).step_s is None}
-    assert without == {name for name in without if name.startswith(("llama2_7b mora", "qwen 1.5B"))}
-    assert len(without) <= len(MEASURED) / 3
 
 
 def test_single_layers_are_measured(capsys):

@@ -82,3 +82,19 @@ def mora_layers() -> Callable[[nn.Module], dict[str, MoraLinear]]:
         return {n.removeprefix("base_model.model."): m for n, m in modules if isinstance(m, MoraLinear)}
 
     return find
+
+
+@pytest.fixture
+def two(make_mlp, adapt):
+    """An MLP with the adapters "default" (active) and "second", of different operators and sizes."""
+    model = adapt(make_mlp())
+    second = MoraConfig(
+        r=3,
+        rank_pattern={"4": 1},
+        target_modules=["2", "4"],
+        operator="rotation",
+        overflow="fold",
+        init_weights=False,
+    )
+    model.add_adapter("second", second)
+    return model

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_kernels import each_setting, each_shape, needs_interpreter, relative_error
-from test_operators import build
+from kernel_cases import each_setting, each_shape, needs_interpreter, relative_error
+from operator_cases import build
 
 from mora.adapter import Operator, kernels
 

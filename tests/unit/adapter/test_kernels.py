@@ -2,59 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from types import SimpleNamespace
 
 import pytest
 import torch
-from test_operators import GROUPS, PADS, build, product, setting_id, shape_id
-from torch import Tensor, nn
-
-from mora.adapter import OPERATORS, Operator, fused_linear, kernels, products
-
-needs_interpreter = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") != "1",
-    reason="needs Triton and no GPU; tests/gpu has these on a GPU",
+from kernel_cases import (
+    MAPS,
+    each_setting,
+    each_shape,
+    expected_in_memory,
+    fused_and_expected,
+    inputs,
+    needs_interpreter,
+    relative_error,
 )
+from operator_cases import build, setting_id
+from torch import Tensor
 
-BLOCK_OPTIONS = product(pad=PADS, overflow=("drop", "fold"))
-SETTINGS = [
-    *(("sharing", options) for options in product(groups=GROUPS, split=("uneven", "padded"), pad=PADS)),
-    *(("decouple", options) for options in BLOCK_OPTIONS),
-    *(("rotation", options | {"pairs": pairs}) for options in BLOCK_OPTIONS for pairs in ("half_split", "interleaved")),
-]
-SHAPES = [
-    (12, 12, 4),
-    (24, 24, 8),
-    (10, 10, 4),
-    (7, 13, 4),
-    (31, 9, 4),
-    (64, 16, 10),
-    (15, 4, 4),
-    (53, 90, 12),
-    (10, 10, 10),
-]
-MAPS = ("compress", "decompress", "compress_adjoint", "decompress_adjoint")
-
-each_setting = pytest.mark.parametrize("setting", SETTINGS, ids=setting_id)
-each_shape = pytest.mark.parametrize("shape", SHAPES, ids=shape_id)
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    return ((actual.double() - expected).norm() / expected.norm()).item()
-
-
-def expected_in_memory(operator: Operator, name: str, source: Tensor) -> Tensor:
-    """The fp64 operator's result of one map, laid out as the kernel does: blocks padded with zeros."""
-    from mora.sizes import aligned
-
-    side = aligned(operator.r_hat)
-    if name in ("decompress", "compress_adjoint"):
-        blocks = source.view(len(source), -1, side)[..., : operator.r_hat]
-        return getattr(operator, name)(blocks.squeeze(1) if isinstance(operator, OPERATORS["sharing"]) else blocks)
-    blocks = getattr(operator, name)(source).reshape(len(source), -1, operator.r_hat)
-    return nn.functional.pad(blocks, (0, side - operator.r_hat)).flatten(1)
+from mora.adapter import fused_linear, kernels, products
 
 
 @needs_interpreter
@@ -124,32 +89,6 @@ def test_a_second_launch_is_the_first_without_triton(monkeypatch):
     dropout = gather_kernel.Dropout(0.5, torch.zeros(1, dtype=torch.int64))
     assert ways(source, source, dropout=dropout, first_row=3) == ["triton", "compiled"]
     gather_kernel._launcher.cache_clear()
-
-
-def fused_and_expected(operator: Operator, x: Tensor, dtype: torch.dtype, bias: bool = False, scaling: float = 1.0):
-    """Output and gradients (of x and M) of the fused function in `dtype`, and of the delta weight in fp64."""
-    K, D, R = operator.in_features, operator.out_features, operator.r_hat
-    x, W, M, b, g = (
-        t.to(dtype) for t in (x, torch.randn(D, K), torch.randn(R, R), torch.randn(D), torch.randn(*x.shape[:-1], D))
-    )
-    x, M = x.detach().requires_grad_(), M.requires_grad_()
-    y = kernels.adapted_linear(x, M, operator, scaling, weight_DK=W, bias=b if bias else None)
-    fused = (y, *torch.autograd.grad(y, (x, M), g))
-    x, M = x.detach().double().requires_grad_(), M.detach().double().requires_grad_()
-    y = x @ (W.double() + scaling * operator.delta_weight(M)).mT + (b.double() if bias else 0)
-    return fused, (y, *torch.autograd.grad(y, (x, M), g.double()))
-
-
-def inputs(width: int) -> dict[str, Tensor]:
-    return {
-        "batch of one": torch.randn(1, width),
-        "a vector": torch.randn(width),
-        "sequences": torch.randn(2, 3, width),
-        "transposed": torch.randn(width, 3).T,
-        "every other feature": torch.randn(3, 2 * width)[:, ::2],
-        "expanded": torch.randn(width).expand(2, 2, width),
-        "part of a wider tensor": torch.randn(3, width + 5)[:, 2 : width + 2],
-    }
 
 
 @pytest.mark.parametrize(
@@ -320,91 +259,3 @@ def test_backward_keeps_the_smaller_of_input_and_compressed_input():
     assert saved(("rotation", {}), (33, 40, 8)) == 33
     assert saved(("rotation", {}), (64, 16, 8)) == 16  # two blocks of eight reach the output
     assert saved(("rotation", {"overflow": "fold"}), (64, 16, 8)) == 16
-
-
-def test_the_form_can_be_switched_and_a_wrong_name_is_refused(make_mlp, adapt, x, mora_layers, monkeypatch):
-    layer = mora_layers(adapt(make_mlp(), operator="rotation"))["0"]
-    fused = layer(x)
-    assert (
-        "AdaptedLinear" in type(fused.grad_fn).__name__
-        or "AdaptedLinear" in type(fused.grad_fn.next_functions[0][0]).__name__
-    )
-    with kernels.use("reference"):
-        plain = layer(x)
-    assert "AdaptedLinear" not in type(plain.grad_fn).__name__
-    torch.testing.assert_close(fused, plain)
-
-
-@pytest.mark.parametrize("why", ["hook", "trained weight", "trained bias", "subclass", "patched forward"])
-def test_a_base_layer_that_must_be_called_is_called(why, make_mlp, adapt, x, mora_layers):
-    layer = mora_layers(adapt(make_mlp()))["0"]
-    expected, calls = layer(x), []
-    if why == "hook":
-        layer.base_layer.register_forward_pre_hook(lambda *_: calls.append(1))
-    elif why == "trained weight":
-        layer.base_layer.weight.requires_grad_(True)
-    elif why == "trained bias":
-        layer.base_layer.bias.requires_grad_(True)
-    elif why == "subclass":
-        layer.base_layer.__class__ = type("Counted", (nn.Linear,), {})
-    original = layer.base_layer.forward
-    if why in ("subclass", "patched forward"):
-        layer.base_layer.forward = lambda x: calls.append(1) or original(x)
-    y = layer(x)
-    torch.testing.assert_close(y, expected)
-    y.sum().backward()
-    if why.startswith("trained"):
-        assert getattr(layer.base_layer, why.removeprefix("trained ")).grad.count_nonzero() > 0
-    else:
-        assert calls
-
-
-def test_a_module_used_twice_adds_both_gradients(make_mlp, adapt, mora_layers):
-    layer = mora_layers(adapt(make_mlp(), target_modules=["2"]))["2"]
-    layer.double()
-    x = torch.randn(3, 32, dtype=torch.float64)
-    gradients = []
-    for form in ("auto", "products", "reference"):
-        with kernels.use(form):
-            gradients.append(torch.autograd.grad(layer(layer(x)).square().sum(), layer.mora_M["default"].weight)[0])
-    torch.testing.assert_close(gradients[0], gradients[2])
-    torch.testing.assert_close(gradients[1], gradients[2])
-
-
-@pytest.mark.parametrize("fast", ["auto", "products"])
-@pytest.mark.parametrize("mode", ["fp32 base", "bf16 base"])
-@pytest.mark.parametrize("operator", list(OPERATORS))
-def test_autocast_gives_the_dtypes_and_values_of_the_reference(operator, mode, fast, make_mlp, adapt, mora_layers, x):
-    model = adapt(make_mlp(torch.float32 if mode == "fp32 base" else torch.bfloat16), operator=operator)
-    results = []
-    for form in (fast, "reference"):
-        with kernels.use(form):
-            with torch.autocast("cpu", torch.bfloat16):
-                y = model(x)
-            model.zero_grad()
-            y.float().square().sum().backward()
-        results.append((y, mora_layers(model)["0"].mora_M["default"].weight.grad))
-    with torch.autocast("cpu", torch.bfloat16):
-        assert mora_layers(model)["0"](x.to(next(model.parameters()).dtype)).grad_fn.dtype == torch.bfloat16
-    (y, grad), (expected, expected_grad) = results
-    assert (y.dtype, grad.dtype) == (expected.dtype, torch.float32)
-    assert relative_error(y, expected.double()) < 1e-2
-    assert relative_error(grad, expected_grad.double()) < 2e-2
-
-
-@pytest.mark.parametrize("form", ["auto", "products"])
-def test_constants_are_not_made_again_in_a_compiled_graph(form, make_mlp, adapt, x):
-    model = adapt(make_mlp(), operator="rotation")
-    called = []
-
-    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:
-        inner = [g for g in graph.modules() if isinstance(g, torch.fx.GraphModule)]  # an autograd function's, too
-        called.extend(node.target for g in inner for node in g.graph.nodes if node.op == "call_function")
-        return graph
-
-    torch.compiler.reset()
-    with kernels.use(form):
-        expected = model(x)
-        torch.testing.assert_close(torch.compile(model, backend=backend, fullgraph=True)(x), expected)
-    assert called
-    assert not {torch.eye, torch.arange, torch.outer} & set(called)

@@ -17,6 +17,12 @@ def clean_source(monkeypatch):
     monkeypatch.setattr(source, "of_this_process", lambda: HERE)
 
 
+@pytest.fixture
+def nothing_measured(tmp_path, monkeypatch):
+    """Results are looked for in a folder that is empty."""
+    monkeypatch.setattr(source, "ROOT", tmp_path)
+
+
 @pytest.fixture(scope="session")
 def gathered() -> Gathered:
     """Of the committed results."""

@@ -14,11 +14,7 @@ from mora.suite.contrasts import ResolvedTables
 from mora.suite.doubts import FILE, doubted
 
 ROOT = source.ROOT
-
-
-@pytest.fixture(autouse=True)
-def nothing_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr(source, "ROOT", tmp_path)
+pytestmark = pytest.mark.usefixtures("nothing_measured")
 
 
 def final_runs(method, name="table2", column=0, **more):

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from made_up import write
 
-from mora.config import source
 from mora.config.run_id import documents_path
 from mora.evaluate import documents
 from mora.evaluate.logged import LoggedSamples
@@ -13,12 +12,9 @@ from mora.suite import ledger, pairing
 from mora.suite.cells import resolve
 from mora.suite.claims import Claim
 
+pytestmark = pytest.mark.usefixtures("nothing_measured")
+
 ITEMS = 2000
-
-
-@pytest.fixture(autouse=True)
-def nothing_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr(source, "ROOT", tmp_path)
 
 
 def run_all(name, method, r, column, task, items_of_seed, metrics, aggregation="mean", prompts="p"):
