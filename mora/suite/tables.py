@@ -332,7 +332,7 @@ def _latex(experiment: Experiment, rows: list[list[CellRuns]], cells: list[list[
     ]
     head = [latex.escape(text) for text in heading(experiment, rows)]
     above = [f"{experiment.title}; scale {scale}, {models(rows)}.", LEGEND, *notes(experiment), *_doubts(rows)]
-    return latex.table(above, f"lr{'c' * (len(head) - 2)}", head, lines)
+    return latex.table(above, f"lr{'c' * (len(head) - 2)}", head, lines, _stacks(rows))
 
 
 def _latex_cell(shown: Shown | None, digits: int) -> str:

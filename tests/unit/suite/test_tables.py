@@ -14,7 +14,7 @@ from mora.config.run_id import format_lr
 from mora.config.source import ROOT
 from mora.results import Metric, RunResult, typed
 from mora.suite import experiment as experiments
-from mora.suite import tables
+from mora.suite import latex, tables
 from mora.suite.cells import Cell, resolve, resolve_all, steps_to
 from mora.suite.tables import Shown
 
@@ -120,11 +120,17 @@ def test_a_cell_takes_the_seeds_that_were_run_on_committed_source_and_says_how_m
 def test_a_table_says_with_which_versions_its_cells_were_made(row, tmp_path):
     for i, config in enumerate(row[0].search_runs):
         write_uuid(config, float(i))
-    for config, torch in zip(resolve(row[0]).final_runs, ("2.11.0", "2.13.0", "2.11.0"), strict=True):
+    for config, torch in zip(resolve(row[0]).final_runs, ("2.11.0", "2.13.0+my_build", "2.11.0"), strict=True):
         write_uuid(config, 1.0, packages={"torch": torch, "peft": "0.21.0", "numpy": "2.5.2"})
-    text = tables.render("table2", row[0].experiment, resolve_all([row]), "lite", tmp_path / "out").read_text()
-    made = [line for line in text.splitlines() if line.startswith("Made with")]
-    assert made == ["Made with torch 2.11.0, peft 0.21.0.", "Made with torch 2.13.0, peft 0.21.0."]
+    path = tables.render("table2", row[0].experiment, resolve_all([row]), "lite", tmp_path / "out")
+    made = [line for line in path.read_text().splitlines() if line.startswith("Made with")]
+    assert made == ["Made with torch 2.11.0, peft 0.21.0.", "Made with torch 2.13.0+my_build, peft 0.21.0."]
+    _, below = path.with_suffix(".tex").read_text().split("\\bottomrule\n")
+    assert below.splitlines() == [
+        "\\multicolumn{10}{l}{\\footnotesize Made with torch 2.11.0, peft 0.21.0.} \\\\",
+        "\\multicolumn{10}{l}{\\footnotesize Made with torch 2.13.0+my\\_build, peft 0.21.0.} \\\\",
+        "\\end{tabular}",
+    ]
 
 
 def test_a_row_that_was_not_run_says_so(row, tmp_path):
@@ -335,7 +341,11 @@ def test_every_table_is_there_as_latex_that_can_be_set(path):
     """Without LaTeX: the columns are as many as were declared, braces are balanced, and matplotlib reads the mathematics."""
     comments, table = path.with_suffix(".tex").read_text().split("\\begin{tabular}")
     assert all(line.startswith("% ") for line in comments.splitlines())
-    alignment, _, rows = table.removesuffix("\\bottomrule\n\\end{tabular}\n").partition("\n\\toprule\n")
+    table, below = table.removesuffix("\\end{tabular}\n").split("\\bottomrule\n")
+    alignment, _, rows = table.partition("\n\\toprule\n")
+    columns = len(alignment.strip("{}"))
+    made = [latex.escape(line) for line in re.findall(r"(?m)^Made with .*", path.read_text())]
+    assert below == "".join(f"\\multicolumn{{{columns}}}{{l}}{{\\footnotesize {line}}} \\\\\n" for line in made)
     head, *lines = rows.replace("\\midrule\n", "").splitlines()
     assert len(lines) == len(re.findall(r"(?m)^\|.*", path.read_text().split("|---|\n")[1].split("\n\n")[0]))
     for line in (head, *lines):
@@ -343,7 +353,7 @@ def test_every_table_is_there_as_latex_that_can_be_set(path):
         plain = re.sub(r"\\textcolor\{gray\}\{([^{}]*)\}", r"\1", line)
         plain = re.sub(r"\\[_%&#${}]", "", plain.removesuffix("\\\\"))
         text, *mathematics = re.sub(r"\$([^$]*)\$", "", plain), *re.findall(r"\$[^$]*\$", plain)
-        assert text.count("&") == len(alignment.strip("{}")) - 1
+        assert text.count("&") == columns - 1
         assert not set(text) & set("\\$%#_{}^~")
         for formula in {*mathematics}:
             MathTextParser("path").parse(formula)
