@@ -18,7 +18,8 @@ once more with twice the claim.
 A run that could not end in the time left, by the times of like runs and the plan's measured steps on such a GPU, training as
 many times slower as there are runs on it, is not started; where none is left that could, the queue ends.
 With --mps the runs of a GPU compute at the same time, through NVIDIA MPS, instead of in turns; where that does not work, the
-queue says so and goes on without. A fatal fault of one run on the GPU then ends the others there, too.
+queue says so and goes on without. A fatal fault of one run on the GPU then ends the others there, too, and killing
+one can make them hang, fail or compute wrong numbers: do not kill runs by hand (docs/airgapped.md).
 A minute before the time is over every run is asked to save a checkpoint (MORA_OUTPUT_DIR) and ends; one that has trained and
 is being scored has that minute.
 
