@@ -50,8 +50,10 @@ def adapted_linear(
     if weight_DK is None:
         y = z @ T
     else:
-        y = F.linear(x2, weight_DK, bias)
+        y = F.linear(x2, weight_DK)
         y = y.addmm_(z, T) if y.dtype == dtype else y + (z @ T).to(y.dtype)
+        if bias is not None:
+            y += bias
     return y if x is x2 else y.view(*x.shape[:-1], operator.out_features)
 
 

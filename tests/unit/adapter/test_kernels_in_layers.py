@@ -47,6 +47,27 @@ def test_a_base_layer_that_must_be_called_is_called(why, make_mlp, adapt, x, mor
         assert calls
 
 
+@pytest.mark.parametrize("form", ["products", "torch", "triton"])
+def test_an_update_beside_a_large_bias_is_not_rounded_away(form, mora_layers, adapt):
+    """In bf16 the neighbours of 354 are 2 apart. What is added to W x + b after its rounding gets lost, and merging brings
+    it back: a layer must compute what it computes when merged."""
+    if form == "triton" and not kernels._has_triton():
+        pytest.skip("needs Triton")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64))
+    model[0].bias.data.fill_(354.0)
+    layer = mora_layers(adapt(model, r=4, operator="sharing", target_modules=["0"]).bfloat16())["0"]
+    layer.mora_M["default"].weight.data.normal_(0, 0.03)
+    x = torch.randn(500, 64, dtype=torch.bfloat16)
+    base = layer.base_layer(x)
+    with torch.no_grad(), kernels.use(form):
+        y = torch.cat([layer(rows) for rows in (x[:250], *x[250:].split(10))])  # of few rows, too
+    W = layer.base_layer.weight.double() + layer.get_delta_weight("default").double()
+    merged = (x.double() @ W.mT + layer.base_layer.bias.double()).bfloat16()
+    assert (base != merged).double().mean() > 0.02  # what the update changes
+    assert (y != merged).double().mean() < 0.002
+
+
 def test_a_module_used_twice_adds_both_gradients(make_mlp, adapt, mora_layers):
     layer = mora_layers(adapt(make_mlp(), target_modules=["2"]))["2"]
     layer.double()
