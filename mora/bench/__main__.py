@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     extent = parser.add_mutually_exclusive_group()
     extent.add_argument("--quick", action="store_true", help="step: the bars alone, under four minutes on an H100")
     extent.add_argument(
-        "--small", action="store_true", help="step: the bars of models up to 1.5B; loop: SmolLM2; a minute"
+        "--small", action="store_true", help="step: the bars of models up to 1.5B; compiled, loop: SmolLM2"
     )
     extent.add_argument("--smoke", action="store_true", help="a tiny model, seconds on a CPU; not written to results/")
     parser.add_argument(
@@ -106,7 +106,7 @@ def _growing(scenarios: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _plan_of(benchmark: Any, extent: str) -> Any:
-    return benchmark.SMOKE if extent == "smoke" else benchmark.FULL
+    return getattr(benchmark, extent.upper())
 
 
 def _loop(extent: str, rounds: int | None, device: torch.device) -> Iterator[dict[str, Any]]:
@@ -131,7 +131,7 @@ MEASUREMENTS = {
     "evaluation": _evaluation,
     "quantised": _quantised,
 }
-EXTENTS = {"step": ("quick", "small"), "loop": ("small",)}  # besides "full" and "smoke"
+EXTENTS = {"step": ("quick", "small"), "compiled": ("small",), "loop": ("small",)}  # besides "full" and "smoke"
 
 
 def _plan(device: torch.device, smoke: bool, only: str, folder: Path | None) -> None:

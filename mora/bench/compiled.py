@@ -37,7 +37,8 @@ class Plan:
 
 
 CASES = BAR[1:4]
-FULL = Plan((Scenario("smollm2_135m", 100, 72, CASES), Scenario("qwen25_coder_0b5", 50, 72, CASES)))
+SMALL = Plan((Scenario("smollm2_135m", 100, 72, CASES),))
+FULL = Plan((*SMALL.scenarios, Scenario("qwen25_coder_0b5", 50, 72, CASES)))
 SMOKE = Plan((Scenario("one_layer", 2, 32, (Case("lora", 2), Case("mora", 2, "sharing"))),), "aot_eager", 300.0)
 
 
