@@ -82,6 +82,8 @@ class Evaluation(FrozenModel):
     """Names of lm-eval tasks: ours in `mora/evaluate/tasks`, or lm-eval's own."""
     at_steps: list[PositiveInt]
     """Updates after which the tasks are scored, besides the last."""
+    merge: bool = True
+    """Whether the tasks score the merged model, rounded to `scale.precision`; false: the model with its adapter."""
     batch_size: PositiveInt
     """Documents scored at once. Part of the run id, because rounding depends on it."""
     loss_every_steps: PositiveInt

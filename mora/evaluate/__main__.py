@@ -17,6 +17,8 @@ def parse(arguments: list[str] | None = None, prog: str = "python -m mora.evalua
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("model", type=model, help="a folder, hub id, adapter folder, or a name in configs/model")
     tasks = "tasks of this suite or lm-eval, separated by blanks or commas; mora/evaluate/tasks/README.md"
+    unmerged = "score an adapter beside its base, as it was trained; by default it is merged, which rounds its update"
+    parser.add_argument("--unmerged", action="store_true", help=unmerged)
     parser.add_argument("--task", "--tasks", required=True, nargs="+", help=tasks)
     parser.add_argument("--data-dir", help="folder of local records; default: MORA_DATA_DIR, else the hub")
     parser.add_argument("--limit", type=positive_int, help="only the first documents of each task")

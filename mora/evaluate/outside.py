@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> Path:
     on_gpu = torch.device(where).type == "cuda"
     check_names(options.task)
     precision = options.precision or ("bf16" if on_gpu else "fp32")
-    model, tokenizer = load_any(options.model, precision)
+    model, tokenizer = load_any(options.model, precision, merge=not options.unmerged)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token_id = tokenizer.eos_token_id
     model = model.to(where)
@@ -55,7 +55,12 @@ def run(options: argparse.Namespace) -> Path:
         identity=f"{identity}|{precision}|{code['fingerprint']}",  # other code, other answers
     )
     new: dict[str, Any] = {
-        "model": {"name": options.model, "fingerprint": identity, "precision": precision},
+        "model": {
+            "name": options.model,
+            "fingerprint": identity,
+            "precision": precision,
+            "merged": not options.unmerged,
+        },
         "settings": {k: getattr(settings, k) for k in ("batch_size", "max_length", "limit")},
     }
     score_file.known(folder, new)  # refuses before anything is scored

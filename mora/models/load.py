@@ -27,7 +27,7 @@ from mora.data import manifest
 from mora.errors import ConfigError, ModelError, MoraError, one_line
 
 from . import known
-from .adapted import merged, tokenizer_of
+from .adapted import merged, tokenizer_of, with_adapter
 from .dtypes import DTYPES
 from .gguf import as_folder
 from .tokenizers import cannot_load, end_ids, load_tokenizer, revision_of
@@ -53,10 +53,7 @@ def load_model(
     dtype = DTYPES[precision]
     tokenizer = load_tokenizer(config)
     if config.source == "init":
-        model = _random_model(config, tokenizer, torch.device("cpu"), torch.float32)
-        for p in model.parameters():  # not the buffers: the frequencies of the rotary embedding stay fp32
-            p.data = p.data.to(dtype)
-        return model, tokenizer
+        return _cast(_random_model(config, tokenizer, torch.device("cpu"), torch.float32), dtype), tokenizer
     if config.source == "init_on_device":
         return _random_model(config, tokenizer, device or torch.device("cpu"), dtype), tokenizer
     where = as_folder(config) if config.source == "gguf" else config.path
@@ -81,24 +78,35 @@ def _stop_at_eos(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
         model.generation_config.eos_token_id = ends
 
 
-def load_any(name: str, precision: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _cast(model: Any, dtype: torch.dtype) -> Any:
+    """Cast the parameters, and leave the buffers: the rotary embedding's frequencies must stay fp32."""
+    for p in model.parameters():
+        p.data = p.data.to(dtype)
+    return model
+
+
+def load_any(name: str, precision: str, merge: bool = True) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return the model of `load_weights` and the tokenizer beside it, or its base's if an adapter has none.
 
     Raises:
-        ModelError: The model or its tokenizer cannot be loaded.
+        ModelError: The model or its tokenizer cannot be loaded, or there is no adapter to leave unmerged.
     """
     with _errors_of(name):
-        model, tokenizer = load_weights(name, precision), _tokenizer(name)
-        if _base_of(name):
+        base = _base_of(name)
+        if base is None and not merge:
+            raise ModelError(f"{name!r} is not an adapter's folder, so nothing in it can stay unmerged")
+        model, tokenizer = load_weights(name, precision, merge=merge), _tokenizer(name)
+        if base:
             tokenizer = tokenizer_of(name, tokenizer, model)
         _stop_at_eos(model, tokenizer)
         return model, tokenizer
 
 
-def load_weights(name: str, precision: str, revision: str | None = None) -> PreTrainedModel:
-    """Load a model of configs/model by name, an adapter's folder merged into its base, or a checkpoint's folder or hub id.
+def load_weights(name: str, precision: str, revision: str | None = None, merge: bool = True) -> PreTrainedModel:
+    """Load a model of configs/model by name, an adapter's folder with its base, or a checkpoint's folder or hub id.
 
-    `revision` is that of a hub id; None is its main branch. An adapter's base has the one in adapter_config.json.
+    `revision` is that of a hub id; None is its main branch. An adapter's base has the one in adapter_config.json. With
+    merge=False an adapter stays beside its base, and the model is a PeftModel.
 
     Raises:
         ModelError: It cannot be loaded.
@@ -109,10 +117,13 @@ def load_weights(name: str, precision: str, revision: str | None = None) -> PreT
         raise ConfigError(
             f"{wrong}: train again, or bring back a copy; an edited one loads without its {manifest.NAME}"
         )
+    dtype = DTYPES[precision]
     with _errors_of(name):
-        if (base := _base_of(name)) is not None:  # merged in fp32, cast once
-            return merged_with(load_weights(base[0], "fp32", base[1]), name).to(DTYPES[precision])
-        return AutoModelForCausalLM.from_pretrained(name, dtype=DTYPES[precision], revision=revision or "main")
+        if (base := _base_of(name)) is None:
+            return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, revision=revision or "main")
+        if merge:  # in fp32, then cast once
+            return _cast(merged_with(load_weights(base[0], "fp32", base[1]), name), dtype)
+        return _cast(with_adapter(load_weights(base[0], precision, base[1]), name), dtype)
 
 
 def merged_with(base: PreTrainedModel, adapter: str) -> PreTrainedModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +97,11 @@ class Scoring:
         return metrics
 
     def _tasks(self, engine: Engine, step: int, last: bool) -> dict[str, float]:
-        """Score the merged model; the samples go to the run's folder.
+        """Score the model, merged if `task.evaluation.merge` says so; the samples go to the run's folder.
 
         Returns:
-            Its metrics as `task.metric`, and, if there was an adapter to merge, its losses as `merged_<loss>`: they differ
-            from those of the model with its adapter by what merging rounds away.
+            Its metrics as `task.metric`, and, if an adapter was merged, the merged model's losses as `merged_<loss>`: they
+            differ from those of the model with its adapter by what merging rounds away.
         """
         failpoint("in_evaluation", step)
         if last:
@@ -110,8 +111,9 @@ class Scoring:
         settings = self.settings.resumable(self.folder / f"journal-{rank()}.jsonl", made_by)
         dtype = DTYPES[self.config.scale.precision]
         loaded, self._loaded = self._loaded, None
-        with engine.materialized(), merged(engine.model, dtype), single_process_env():
-            measured = self._losses(engine) if isinstance(engine.model, PeftModel) else {}
+        merging = merged(engine.model, dtype) if self.plan.merge else nullcontext()
+        with engine.materialized(), merging, single_process_env():
+            measured = self._losses(engine) if self.plan.merge and isinstance(engine.model, PeftModel) else {}
             scores, logged = evaluate_model(engine.model, self.tokenizer, self.plan.tasks, settings, loaded)
         if rank() == 0:
             samples.write(self.folder, logged)

@@ -231,6 +231,12 @@ def test_runs_of_before_a_field_was_there_keep_their_ids():
     pretraining = ["task=c4", "method=lora", "r=128", "lr=2e-3", "scale=lite"]
     assert run_id(compose(pretraining)) == "c4-lora-r128-lr2e-3-s0-fc28930487"
     assert run_id(compose([*memory, "task.train.shorten_by=3"])) != run_id(compose(memory))
+    assert run_id(compose([*memory, "task.evaluation.merge=false"])) != run_id(compose(memory))
+
+
+def test_merging_is_no_part_of_the_id_without_an_adapter():
+    full = ["task=uuid", "method=fft", "lr=1e-3", "scale=lite"]
+    assert run_id(compose([*full, "task.evaluation.merge=false"])) == run_id(compose(full))
 
 
 def test_a_written_config_loads_as_the_same_run():

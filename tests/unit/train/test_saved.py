@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors import safe_open
 
 from mora.config import ConfigError, compose
@@ -51,6 +52,31 @@ def test_an_adapter_is_loaded_with_its_base(tmp_path):
     flags = ["--data-dir", str(data), "--output", str(tmp_path / "out"), "--device", "cpu"]
     command.main([str(tmp_path / "adapter"), "--task", "biomed_usmle", *flags])
     assert "biomed_usmle" in json.loads((tmp_path / "out/result.json").read_text())["metrics"]
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_an_adapter_in_bf16_keeps_the_rotary_frequencies(tmp_path, merge):
+    """Casting the whole model rounded them to bf16, too, by up to 0.2%."""
+    saved(tmp_path, "task=uuid")
+    model, _ = load_any(str(tmp_path / "adapter"), "bf16", merge)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert [b.dtype for name, b in model.named_buffers() if name.endswith("inv_freq")] == [torch.float32] * 2
+
+
+def test_an_adapter_may_stay_unmerged(tmp_path, capsys):
+    trained = saved(tmp_path, "task=uuid")
+    model, tokenizer = load_any(str(tmp_path / "adapter"), "fp32", merge=False)
+    assert isinstance(model, PeftModel)
+    torch.testing.assert_close(logits(model), trained, rtol=0, atol=0)
+    assert tokenizer("a1")["input_ids"] == [13, 4]
+    data = synthetic.write(tmp_path / "data")
+    flags = ["--task", "biomed_usmle", "--unmerged", "--data-dir", str(data), "--output", str(tmp_path / "out")]
+    command.main([str(tmp_path / "adapter"), *flags, "--device", "cpu"])
+    result = json.loads((tmp_path / "out/result.json").read_text())
+    assert "biomed_usmle" in result["metrics"]
+    assert result["model"]["merged"] is False
+    assert command.main(["tiny", *flags, "--device", "cpu"]) == 2
+    assert "'tiny' is not an adapter's folder, so nothing in it can stay unmerged" in capsys.readouterr().err
 
 
 def test_a_merged_model_is_loaded_and_its_adapter_alone_is_not(tmp_path):

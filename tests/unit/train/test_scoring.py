@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from tiny_runs import tiny_config, tiny_engine
 
 from mora.data.batches import Sample
@@ -69,6 +70,23 @@ def test_a_loss_that_merging_raises_is_told(tmp_path, monkeypatch, capsys, loss,
     Scoring(config, SimpleNamespace(pairs=[]), None, 0, tmp_path)._scores(tiny_engine(config), 12, True, True)
     said = f"step 12: value_nll is {loss:.4g} with the adapter, {after:.4g} after merging, which rounds"
     assert capsys.readouterr().err.count(said) == told
+
+
+def test_with_merge_false_the_model_with_its_adapter_is_scored(tmp_path, monkeypatch):
+    """Also as it is trained: masters are materialized, and no loss is measured twice."""
+    config = tiny_config("lora", "task.evaluation.merge=false")
+    seen = []
+
+    def scored(model, *_):
+        seen.append([layer.merged for layer in model.modules() if isinstance(layer, BaseTunerLayer)])
+        return {"uuid": {"uuid_char_acc": 0.5}}, {}
+
+    monkeypatch.setattr(Scoring, "_losses", lambda *_: {"value_nll": 1.0})
+    monkeypatch.setattr(module, "evaluate_model", scored)
+    engine = tiny_engine(config)
+    measured = Scoring(config, SimpleNamespace(pairs=[]), None, 0, tmp_path)._scores(engine, 12, True, True)
+    assert measured == {"value_nll": 1.0, "uuid_char_acc": 0.5}
+    assert set(seen[0]) == {False}
 
 
 @pytest.mark.parametrize("method", ["fft", "none"])
