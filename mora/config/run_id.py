@@ -31,7 +31,8 @@ def run_id(config: RunConfig) -> str:
     values["task"].pop("restart_warmup_steps")
     if config.task.train.shorten_by == 1:  # as every run before there was the field
         values["task"]["train"].pop("shorten_by")
-    if config.task.evaluation.merge or config.method.adapter is None:  # likewise, and where there is nothing to merge
+    evaluation = config.task.evaluation
+    if evaluation.merge or not evaluation.tasks or config.method.adapter is None:  # likewise, and where nothing is merged
         values["task"]["evaluation"].pop("merge")
     for part in values["task"]["data"].values():  # likewise
         if isinstance(part, dict) and part.get("validation") == []:

@@ -234,9 +234,10 @@ def test_runs_of_before_a_field_was_there_keep_their_ids():
     assert run_id(compose([*memory, "task.evaluation.merge=false"])) != run_id(compose(memory))
 
 
-def test_merging_is_no_part_of_the_id_without_an_adapter():
-    full = ["task=uuid", "method=fft", "lr=1e-3", "scale=lite"]
-    assert run_id(compose([*full, "task.evaluation.merge=false"])) == run_id(compose(full))
+@pytest.mark.parametrize("overrides", [["method=fft"], ["method=lora", "r=8", "task.evaluation.tasks=[]"]])
+def test_where_nothing_is_merged_it_is_no_part_of_the_id(overrides):
+    run = ["task=uuid", "lr=1e-3", "scale=lite", *overrides]
+    assert run_id(compose([*run, "task.evaluation.merge=false"])) == run_id(compose(run))
 
 
 def test_a_written_config_loads_as_the_same_run():
