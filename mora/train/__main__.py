@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 # Read when CUDA starts: segments that grow, instead of a block for each size of a pass.
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
@@ -39,6 +40,8 @@ def main() -> int:
     if not (folder / "config.yaml").is_file():
         print(f"mora.train: {folder} has no config.yaml: start the run through run.py", file=sys.stderr)
         return 2
+    for name in (signal.SIGTERM, signal.SIGINT):  # until training handles them, to end with a GPU context that is closed
+        signal.signal(name, _stop_here)
     orphan.watch()
     quiet()
     try:
@@ -64,6 +67,10 @@ def main() -> int:
         print(f"mora.train: {line}", file=sys.stderr)
         return 1
     return 0
+
+
+def _stop_here(*_: Any) -> NoReturn:
+    raise Interrupted("stopped by a signal before any training; start the same run again")
 
 
 def _of_memory_or_ranks(error: RuntimeError | MemoryError) -> str | None:

@@ -1,5 +1,6 @@
 """How the worker ends: what it says where a GPU's memory is not enough, and a rank after an error that nobody foresaw."""
 
+import signal
 from multiprocessing.util import Finalize
 
 import forked
@@ -40,3 +41,18 @@ def test_a_rank_ends_at_once_after_an_error_that_nobody_foresaw_and_shows_it(tmp
     said = (tmp_path / "output.txt").read_text()
     assert "ZeroDivisionError" in said
     assert ("teardown" in said) == torn_down
+
+
+def is_stopped():
+    worker.run = lambda folder: signal.raise_signal(signal.SIGTERM)
+    Finalize(None, print, ("teardown",), exitpriority=0)
+
+
+def test_a_signal_before_training_ends_the_worker_in_order(tmp_path):
+    """Killed while it loads, it would leave its GPU context open, and harm others under NVIDIA MPS."""
+    (tmp_path / "config.yaml").touch()
+    assert forked.to_their_end(forked.fork(tmp_path, {}, prepare=is_stopped)) == [1]
+    said = (tmp_path / "output.txt").read_text()
+    assert "mora.train: stopped by a signal before any training; start the same run again\n" in said
+    assert "Traceback" not in said
+    assert "teardown" in said
