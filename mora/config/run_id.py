@@ -32,7 +32,7 @@ def run_id(config: RunConfig) -> str:
     if config.task.train.shorten_by == 1:  # as every run before there was the field
         values["task"]["train"].pop("shorten_by")
     evaluation = config.task.evaluation
-    if evaluation.merge or not evaluation.tasks or config.method.adapter is None:  # likewise, and where nothing is merged
+    if evaluation.merge or not evaluation.tasks or config.method.adapter is None:  # likewise; or nothing is merged
         values["task"]["evaluation"].pop("merge")
     for part in values["task"]["data"].values():  # likewise
         if isinstance(part, dict) and part.get("validation") == []:

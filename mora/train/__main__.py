@@ -40,7 +40,7 @@ def main() -> int:
     if not (folder / "config.yaml").is_file():
         print(f"mora.train: {folder} has no config.yaml: start the run through run.py", file=sys.stderr)
         return 2
-    for name in (signal.SIGTERM, signal.SIGINT):  # until training handles them, to end with a GPU context that is closed
+    for name in (signal.SIGTERM, signal.SIGINT):  # until training handles them: closes the GPU context
         signal.signal(name, _stop_here)
     orphan.watch()
     quiet()
