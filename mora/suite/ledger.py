@@ -293,7 +293,7 @@ def _notes(claim: Claim, measured: Measured, cells: list[CellRuns], verdict: Ver
         notes.append(f"at the edge of its grid: {', '.join(edges)}")
     if turned := dict.fromkeys(runs.spec.label for runs in cells if runs.choice.reversed):
         notes.append(f"a second seed would choose another learning rate: {', '.join(turned)}")
-    return [*notes, *(f"in doubt: {name}" for name in doubted(cells))]
+    return [*notes, *(f"in doubt: {name} ({', '.join(why)})" for name, why in doubted(cells).items())]
 
 
 def _of_ratio(ratio: Ratio, scale: Scale) -> Outcome:

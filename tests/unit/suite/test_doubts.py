@@ -51,7 +51,7 @@ def test_tables_and_claims_name_a_doubted_run(tmp_path, named):
     assert table.count("In doubt") == 1
     assert "In doubt: LoRA" in page.with_suffix(".tex").read_text()
     outcome = next(o for claim, _, o in ledger.rows_of(ResolvedTables()) if claim.says == load().claims[0].says)
-    assert "in doubt: LoRA r=1 (the paper's 8), uuid, seed 1" in outcome.notes
+    assert f"in doubt: LoRA r=1 (the paper's 8), uuid, seed 1 ({why})" in outcome.notes
 
 
 def test_a_doubt_is_of_one_column_and_of_one_log(tmp_path):
