@@ -16,13 +16,14 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0.dev0"
-__all__ = ["MoraConfig", "MoraLayer", "MoraModel", "RestartCallback"]
+__all__ = ["MoraConfig", "MoraLayer", "MoraModel", "RestartCallback", "restore_base"]
 
 if TYPE_CHECKING:
     from mora.adapter import MoraConfig, MoraLayer, MoraModel
+    from mora.adapter.merged_base import restore_base
     from mora.restarts.callback import RestartCallback
 
-_HOME = {"RestartCallback": "mora.restarts.callback"}  # else mora.adapter
+_HOME = {"RestartCallback": "mora.restarts.callback", "restore_base": "mora.adapter.merged_base"}  # else mora.adapter
 
 
 def __getattr__(name: str) -> Any:

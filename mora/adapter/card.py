@@ -37,7 +37,7 @@ To use it without that package, export it: `mora-export FOLDER OUTPUT --to merge
 
 RESTARTS = f"""
 - restarts merged earlier updates into the base, so this adapter fits **only that merged base**, which lies beside it as
-  `{FILE}`: load the model as below, then call `mora.restarts.callback.restore_base(model, "this folder")`"""
+  `{FILE}`: load the model as below, then call `mora.restore_base(model, "this folder")`"""
 
 
 def write_card(folder: Path, config: MoraConfig, sizes: dict[tuple[int, int], int]) -> None:

@@ -60,7 +60,7 @@ def load(adapter: str, base: str | None = None) -> PeftModel:
     with _told(f"{adapter} is no adapter that PEFT can read: adapter_config.json"):
         config = PeftConfig.from_pretrained(adapter)
     if not isinstance(config, MoraConfig):
-        restore = ", mora.restarts.callback.restore_base(model, folder)" if find(adapter) else ""
+        restore = ", mora.restore_base(model, folder)" if find(adapter) else ""
         raise ExportError(
             f"{adapter} is a {config.peft_type} adapter, not MoRA: load it with PEFT{restore} and call merge_and_unload()"
         )

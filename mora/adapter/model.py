@@ -49,8 +49,8 @@ class MoraModel(BaseTuner):
     def _warn_of_another_base(self, config: MoraConfig) -> None:
         if config.restarted and self.merged_base is None:
             warnings.warn(
-                f"{ANOTHER_BASE} that this adapter fits: call mora.restarts.callback.restore_base(model, folder), unless "
-                "training is resumed with RestartCallback, or export the adapter with mora-export; for a new adapter set "
+                f"{ANOTHER_BASE} that this adapter fits: call mora.restore_base(model, folder), unless training is "
+                "resumed with RestartCallback, or export the adapter with mora-export; for a new adapter set "
                 "restarted=False in its configuration",
                 stacklevel=3,
             )

@@ -13,7 +13,7 @@ from peft import PeftModel
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from mora.adapter.merged_base import FILE, MergedBase, adapter_folder, keep, kept, load, restore_base
+from mora.adapter.merged_base import FILE, MergedBase, adapter_folder, keep, kept, load
 from mora.choices import Groups, MergeRounding
 from mora.ranks import barrier, rank
 
@@ -22,8 +22,6 @@ from .restart import Restart, describe
 from .schedule import jagged
 from .supported import check_supported
 from .trainer import optimizer_state
-
-__all__ = ["RestartCallback", "restore_base"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +48,7 @@ class RestartCallback(TrainerCallback):
     An adapter alone fits the merged base, not the one that training began with. So after a restart the merged base is
     saved beside it, as `restarts.safetensors` (fp32, as large as the adapted weights): in every checkpoint of the Trainer,
     from which training resumes, and by `trainer.save_model` and `model.save_pretrained`, for `mora-export` and
-    `restore_base`. `model.merge_and_unload()` gives the model that was trained.
+    `mora.restore_base`. `model.merge_and_unload()` gives the model that was trained.
 
     Args:
         every_steps: Optimizer updates between restarts. There is no restart after the last update.

@@ -38,7 +38,7 @@ def _of_the_arguments(args: TrainingArguments) -> list[str]:
     if args.load_best_model_at_end:
         reasons.append(
             "load_best_model_at_end would put an earlier adapter on the last merged base: leave it out, and load the "
-            "checkpoint you want with mora.restarts.callback.restore_base"
+            "checkpoint you want with mora.restore_base"
         )
     return reasons
 

@@ -8,8 +8,8 @@ from peft import PeftModel
 from ranks import WORLD, on_ranks
 from trainer_runs import STEPS, assert_as_the_suite, of_the_suite, run_config, trainer_for, weights
 
+from mora import restore_base
 from mora.models.load import load_model
-from mora.restarts.callback import restore_base
 
 PARALLEL = ("ddp", "zero1", "zero2", "zero3")
 

@@ -31,7 +31,7 @@ USE = """
     assert Path(mora.__file__).is_relative_to(Path("installed").absolute()), mora.__file__
     assert importlib.util.find_spec("mora.suite") is None
     import torch, peft
-    from mora import MoraConfig, RestartCallback
+    from mora import MoraConfig, RestartCallback, restore_base
     model = peft.get_peft_model(torch.nn.Sequential(torch.nn.Linear(8, 8)), MoraConfig(r=1, target_modules=["0"]))
     model(torch.randn(2, 8)).sum().backward()
     model.save_pretrained("adapter")

@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from torch import nn
 from trainer_runs import SAVING, assert_as_the_suite, of_the_suite, run_config, trainer_for, weights
 
-from mora import MoraConfig
+from mora import MoraConfig, restore_base
 from mora.adapter import merged_base
 from mora.adapter.merged_base import MergedBase
 from mora.models.load import load_model
-from mora.restarts.callback import FILE, restore_base
+from mora.restarts.callback import FILE
 
 
 def test_a_file_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeypatch):
@@ -161,7 +161,7 @@ def test_an_adapter_whose_base_is_another_says_so_when_it_is_loaded(tmp_path):
     trainer.train()
     trainer.save_model(str(tmp_path / "last"))
     base = load_model(run_config("remora").model, "fp32")[0]
-    with pytest.warns(UserWarning, match=r"restarts merged .*restore_base\(model, folder\)"):
+    with pytest.warns(UserWarning, match=r"restarts merged .*call mora\.restore_base\(model, folder\)"):
         PeftModel.from_pretrained(base, tmp_path / "last")
 
 
