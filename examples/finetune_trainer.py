@@ -22,7 +22,7 @@ def main(model_name: str, rows: str, output: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model_name)
     model = AutoModelForCausalLM.from_pretrained(model_name)
 
-    # r is the rank of the LoRA with as many trainable parameters.
+    # r is the rank of the LoRA with at least as many trainable parameters.
     model = get_peft_model(model, MoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
     model.print_trainable_parameters()
 

@@ -20,7 +20,7 @@ TEXT = """{begin}
 This is a [MoRA](https://arxiv.org/abs/2405.12130) adapter: one square matrix per layer, between two fixed operators.
 
 - base model: {base}, revision {revision}
-- operator {operator}, r = {r} (as many parameters as LoRA of that rank), r_hat = {sizes}
+- operator {operator}, r = {r} (about as many parameters as LoRA of that rank), r_hat = {sizes}
 - written by mora {version}{restarts}
 
 ```python

@@ -29,8 +29,9 @@ class MoraConfig(PeftConfig):
     """Describe a MoRA adapter (arXiv:2405.12130), as PEFT stores it in adapter_config.json.
 
     Args:
-        r: Rank of the LoRA with the same number of trainable parameters. M is r_hat x r_hat with
-            r_hat = floor(sqrt((in_features + out_features) r)), at most min(in_features, out_features).
+        r: Rank of the LoRA whose number of trainable parameters MoRA has at most. M is r_hat x r_hat with
+            r_hat = floor(sqrt((in_features + out_features) r)), at most min(in_features, out_features), and even for
+            "rotation".
         target_modules: Names of modules, a regular expression, or "all-linear".
         exclude_modules: Names of modules, or a regular expression, to leave alone.
         operator: How inputs are compressed to r_hat values and outputs decompressed from them: "truncation" (Eq. 4),
@@ -65,7 +66,7 @@ class MoraConfig(PeftConfig):
         ValueError: If a value is not one of those above. The message names the field, the value and what was expected.
     """
 
-    r: int = field(default=8, metadata={"help": "Rank of the LoRA with the same number of trainable parameters."})
+    r: int = field(default=8, metadata={"help": "Rank of the LoRA with at least as many trainable parameters."})
     target_modules: list[str] | str | None = field(default=None, metadata={"help": "Modules to adapt."})
     exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "Modules to leave alone."})
     operator: OperatorChoice = "auto"
