@@ -40,10 +40,7 @@ CLASSES = {
 }
 
 
-OTHER_BASE = (
-    "; base (--base) names another; of an adapter of the replication suite, whose bases have names there, "
-    "`mora merge FOLDER` makes the merged model"
-)
+OTHER_BASE = "; name another base with base (--base). For an adapter of the replication suite, run `mora merge FOLDER`"
 
 
 class ExportError(ValueError):
@@ -70,8 +67,8 @@ def load(adapter: str, base: str | None = None) -> PeftModel:
     merged = find(adapter)
     if config.restarted and not merged:
         raise ExportError(
-            f"{adapter} fits a base that restarts have changed, which {FILE} holds: this file is not there; copy it from "
-            "the folder in which the adapter was saved, or from a checkpoint of the same step"
+            f"{adapter} fits a base that restarts have changed. {FILE}, which holds that base, is missing: copy it from the "
+            "folder in which the adapter was saved, or from a checkpoint of the same step"
         )
     revision = config.revision if base is None else None
     with _told(f"the base model {where} cannot be read", OTHER_BASE):

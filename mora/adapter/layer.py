@@ -86,8 +86,8 @@ class MoraLayer(BaseTunerLayer):
         limit = min(self.in_features, self.out_features)
         if even and limit < 2:
             raise ValueError(
-                f"operator='rotation' turns pairs of inputs, which a layer of in_features={self.in_features}, out_features="
-                f"{self.out_features} has no room for: leave it out of target_modules, or use operator='sharing'"
+                f"operator='rotation' needs at least two inputs and two outputs, got in_features={self.in_features}, "
+                f"out_features={self.out_features}: leave the layer out of target_modules, or use operator='sharing'"
             )
         r_hat = min(wanted, limit // 2 * 2 if even else limit)
         if r_hat < wanted and not config.inference_mode:
@@ -218,7 +218,9 @@ class MoraLinear(nn.Module, MoraLayer):
         """Return `result`, the base output, with each row's adapter added to it."""
         copies, rest = divmod(len(x), len(names))
         if rest:
-            raise ValueError(f"adapter_names: {len(names)} names for a batch of {len(x)} rows: expected one name a row")
+            raise ValueError(
+                f"adapter_names: {len(names)} names for a batch of {len(x)} rows: expected one name per row"
+            )
         for name in dict.fromkeys(names):
             if name in self.mora_M:
                 chosen = torch.tensor([n == name for n in names for _ in range(copies)], device=x.device)
@@ -246,9 +248,8 @@ class MoraLinear(nn.Module, MoraLayer):
     def _with_base(self, adapter: str, x: Tensor) -> Tensor | None:
         """Return the base output plus one adapter's, computed in one function; None where the base must be called.
 
-        So it must unless it is a plain frozen linear module whose forward nobody wants to see called: not under hooks
-        (DeepSpeed ZeRO-3, offloading), for a subclass, for a weight that trains, or with dropout where the mask must be
-        applied to a copy of x.
+        It is called as a module if it has hooks (DeepSpeed ZeRO-3, offloading), is a subclass, trains, or if dropout needs
+        a masked copy of x; and in the reference form of the kernels.
         """
         base = self.base_layer
         if type(base) not in (nn.Linear, Conv1D) or kernels.is_reference():

@@ -21,17 +21,16 @@ BASE = "__base__"  # PEFT's name for no adapter
 
 @contextmanager
 def adapter_of_each_row(model: MoraModel, names: Sequence[str], num_beams: int = 1) -> Iterator[None]:
-    """Within, row i of every input goes through the adapter names[i], or through none where that is "__base__".
+    """Context manager: row i of every input goes through the adapter names[i], or through none if that is "__base__".
 
-    An input with a multiple of the rows, beams or flattened tokens, has as many neighbouring rows of each.
+    An input may have several neighbouring rows per name: beams, or flattened tokens. Afterwards all rows go through the
+    active adapters again.
     Raises: ValueError in training, for unknown names, or where an adapter is merged.
     """
     layers = [module for module in model.modules() if isinstance(module, MoraLayer)]
     known = {BASE, *(name for layer in layers for name in layer.mora_M)}
     if model.training:
-        raise ValueError(
-            "adapter_names: an adapter a row is for inference, but the model is in training mode: model.eval()"
-        )
+        raise ValueError("adapter_names (one adapter per row) works only in inference: call model.eval() first")
     if unknown := sorted(set(names) - known):
         raise ValueError(
             f"adapter_names: there is no adapter {', '.join(unknown)}; there are {', '.join(sorted(known))}"

@@ -200,9 +200,7 @@ def with_task_file(arguments: Sequence[str]) -> list[str]:
     if name is None:
         return [*arguments]
     if name not in hints.choices("task"):
-        there = " ".join(hints.choices("task"))
-        meant = hints.choice("task", name)
-        raise ConfigError(f"Could not find 'task/{short(name)}' Available options in 'task': {there}{meant}")
+        raise ConfigError(_no_such_choice("task", name))
     if scale not in hints.choices("scale"):
         scale = "paper"  # Hydra then says what is wrong with the scale
     if not (CONFIG_DIR / "task" / name / f"{scale}.yaml").is_file():
@@ -235,12 +233,12 @@ def hydra_line(error: Exception) -> str:
         text += " ".join(hints.choices("task"))
     if several := re.match(r"Ambiguous value for argument '(.*?)'\s*1\.", text):
         return f"{several[1]}: several values are several runs: python run.py -m ...; a list is KEY=[A,B]"
-    return one_line(text) + _meant(text)
+    if (unknown := re.match(r"Could not find '(\w+)/([^']*)'", text)) and hints.choices(unknown[1]):
+        return _no_such_choice(*unknown.groups())
+    field = re.search(r"Could not override '([\w.]+)'", text)
+    return one_line(text) + (hints.field(field[1]) if field else "")
 
 
-def _meant(text: str) -> str:
-    if match := re.search(r"Could not find '(\w+)/([^']*)'", text):
-        return hints.choice(*match.groups())
-    if match := re.search(r"Could not override '([\w.]+)'", text):
-        return hints.field(match[1])
-    return ""
+def _no_such_choice(group: str, name: str) -> str:
+    there = ", ".join(hints.choices(group))
+    return f"{group}={short(name)}: there is no such {group}; there are {there}{hints.choice(group, name)}"

@@ -211,7 +211,7 @@ def test_a_stop_in_the_last_evaluation_ends_it_and_its_answers_are_kept(tmp_path
         (["method=mora", "r=0"], "run.py: r=0: input should be greater than 0"),
         (
             ["method=mroa", "r=4"],
-            "run.py: Could not find 'method/mroa' Available options in 'method': asylora",
+            "run.py: method=mroa: there is no such method; there are asylora",
         ),
         (["method=mora", "r=4", "task.data.pairs=2"], "task.data.pairs=2 is less than"),
     ],

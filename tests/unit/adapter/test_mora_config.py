@@ -214,7 +214,9 @@ def test_an_r_hat_that_the_layer_cannot_hold_is_clamped_with_both_numbers_in_a_w
 
 @pytest.mark.parametrize("shape", [(32, 1), (1, 32)])
 def test_rotation_of_a_layer_that_is_one_wide_is_refused_with_what_to_do(shape):
-    with pytest.raises(ValueError, match=r"pairs of inputs.* has no room for: leave it out .* operator='sharing'"):
+    with pytest.raises(
+        ValueError, match=r"two inputs and two outputs, got .*: leave the layer out .* operator='sharing'"
+    ):
         get_peft_model(nn.Sequential(nn.Linear(*shape)), MoraConfig(r=1, target_modules=["0"], operator="rotation"))
 
 

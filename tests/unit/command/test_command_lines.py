@@ -30,7 +30,7 @@ WRONG = {  # what run.py gets -> what it says
         RUN + "model=custom": "path=null: expected the folder or hub id",
     },
     "a choice that is not there": {
-        "task=nothing method=fft": "Could not find 'task/nothing' Available options in 'task': biomed c4",
+        "task=nothing method=fft": "task=nothing: there is no such task; there are biomed, c4",
         "task=UUID method=fft": "did you mean task=uuid?",
         "task=uuid method=lora+ r=8": "did you mean method=lora_plus?",
         "task=uuid method=full": "did you mean method=fft?",

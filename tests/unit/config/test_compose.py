@@ -19,11 +19,11 @@ PADDING_FREE = ["hardware.padding_free=true", "hardware.micro_batch_tokens=512"]
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["task=nothing", "method=mora", "r=8"], "Could not find 'task/nothing'"),
+        (["task=nothing", "method=mora", "r=8"], "task=nothing: there is no such task; there are biomed, c4"),
         (["task=c4", "method=fft", "scale=mid"], "scale=mid: task c4 has no such scale; it has lite, paper, smoke"),
-        (["task=uuid/lite", "method=fft"], "Could not find 'task/uuid/lite' Available options in 'task': biomed c4"),
-        (["task=uuid", "method=fft", "scale=large"], "Could not find 'scale/large'"),
-        (["task=uuid", "method=nothing"], "Could not find 'method/nothing'"),
+        (["task=uuid/lite", "method=fft"], "task=uuid/lite: there is no such task; there are biomed, c4"),
+        (["task=uuid", "method=fft", "scale=large"], "scale=large: there is no such scale; there are lite, mid, paper"),
+        (["task=uuid", "method=nothing"], "method=nothing: there is no such method; there are asylora"),
         (["task=uuid", "method=${lr}", "r=8"], "method=${lr}: expected a name; there are"),
         (["task=uuid", "method=mora", "r=8", "model=custom", f"model.path={'x' * 5000}"], "model.path='xxx"),
         (["method=mora", "r=8"], "You must specify 'task'"),
