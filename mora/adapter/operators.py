@@ -104,6 +104,9 @@ class Sharing(Operator):
     Appendix B names two kinds of groups. "modulo": indices that are equal modulo r_hat (Algorithm 1, type 0; official
     type 1). "contiguous": neighbouring indices (type 1; official type 2). A pair "in-out" mixes them, as official types 3
     and 4 do.
+
+    ΔW[i, j] = M[g'(i), g(j)] (Eq. 7), with the groups g of inputs and g' of outputs. An input that circular padding repeats
+    belongs to two groups, and its column of ΔW is the sum of both.
     """
 
     def compress(self, x: Tensor) -> Tensor:
@@ -144,7 +147,12 @@ class Decouple(Operator):
     """Eq. 8: M acts on each block of r_hat inputs separately, so ΔW is block diagonal.
 
     A layer with fewer outputs than inputs has blocks beyond its output. They are dropped, as in the official code, or added
-    to the first ones ("fold"), in f_comp: M is linear, and acts on as many blocks as the output holds.
+    to the first ones ("fold"), in f_comp: M is linear, and acts on as many blocks as the output holds. A layer with more
+    outputs than inputs repeats the products.
+
+    ΔW consists of the blocks P^(i mod n_read), of rows i mod n_blocks_out and columns i mod n_read, for every i from 0 below
+    the larger of n_blocks_out and n_read. Rows beyond the output are cut, and padded columns added to those of their
+    inputs. Here P^i = M.
     """
 
     in_blocks = True
@@ -184,7 +192,7 @@ class Decouple(Operator):
         return _sum_rounds(padded.unflatten(-1, (self.n_blocks_out, self.r_hat)), self.n_multiplied)
 
     def block_matrices(self, M: Tensor) -> Tensor:
-        """P^i, one matrix a block that is read: (n_read, r_hat, r_hat)."""
+        """Return P^i, one matrix per block that is read: (n_read, r_hat, r_hat)."""
         rows = M.unsqueeze(-2).expand(-1, self.n_read, -1)  # row a of every P^i is R_i^T M[a]
         return self._rotate(rows, sign=-1).transpose(0, 1).to(M.dtype)
 
@@ -205,7 +213,7 @@ class Decouple(Operator):
 
 
 class Rotation(Decouple):
-    """Eq. 9 to 11: as Decouple, with block i of the input rotated by its own angle: a^i = R_i x^i and P^i = M R_i."""
+    """Eq. 9 to 11: as Decouple, with block i of the input rotated by its own angles: a^i = R_i x^i and P^i = M R_i."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

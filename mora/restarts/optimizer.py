@@ -21,7 +21,7 @@ class TorchState:
 
     @contextmanager
     def gathered(self, parameters: Sequence[nn.Parameter], write: bool = True) -> Iterator[None]:
-        """Within, the parameters can be read whole. What rank 0 has written into them, all ranks have afterwards."""
+        """Context manager: the parameters can be read whole. What rank 0 writes into them, all ranks have afterwards."""
         yield
         if write:
             for p in parameters:
@@ -44,7 +44,10 @@ class TorchState:
         return [state for p, state in self.optimizer.state.items() if (p in self._adapter) == adapter]
 
     def fp32_masters(self) -> AbstractContextManager[None]:
-        """Within, what trains holds its masters: to save or merge them unrounded. The model does not compute then."""
+        """Context manager: parameters that train hold their masters, to be saved or merged unrounded.
+
+        The model must not compute meanwhile. Afterwards they hold their own values again.
+        """
         return nullcontext()
 
     def computation_changed(self) -> None:
@@ -53,7 +56,7 @@ class TorchState:
 
 @contextmanager
 def exchanged(values: dict[nn.Parameter, Tensor]) -> Iterator[None]:
-    """Within, the parameters hold these values, and afterwards their own again."""
+    """Context manager: the parameters hold these values, and afterwards their own again."""
     before = [(p, p.data) for p in values]
     for p, value in values.items():
         p.data = value

@@ -48,7 +48,7 @@ class _MergeStats:
 
 
 class _Postconditions:
-    """Conditions that are still on the device, each with what is wrong where it does not hold. Read all at once."""
+    """Conditions evaluated on the device, each with the message for its failure; `broken` reads all at once."""
 
     def __init__(self, device: torch.device):
         self._device = device
@@ -120,11 +120,14 @@ class Restart:
         return self.engine.model
 
     def due(self, done: int, last: int) -> bool:
-        """After `done` updates of `last`; never after the last one, where an empty adapter would be left."""
+        """Return whether a restart is due after `done` of `last` updates.
+
+        The last update is excluded, because a restart would leave an empty adapter.
+        """
         return self.settings is not None and done % self.settings.every_steps == 0 and done < last
 
     def apply(self) -> dict[str, float]:
-        """Restarts, checks that it took, and says what the running base keeps of the update.
+        """Restart, verify that it worked, and return how much of the update the running base keeps.
 
         restart_kept: the projection of what the running base changed on the update; 1 is all of it.
         restart_rounding: the distance of the running base from the exact sum, over the size of the update.
@@ -232,10 +235,7 @@ class Restart:
 
     @torch.no_grad()
     def _check(self, others: list[float]) -> None:
-        """Everything that a restart promises, read back from where it lies.
-
-        Raises: RestartFailed.
-        """
+        """Read the live tensors back and check every postcondition of a restart. Raises: RestartFailed."""
         assert self.settings is not None
         device = self.engine.device
         postconditions, fingerprint = _Postconditions(device), torch.zeros((), dtype=torch.float64, device=device)

@@ -74,7 +74,7 @@ class ZeroState:
 
     @contextmanager
     def fp32_masters(self) -> Iterator[None]:
-        """Within, `gathered` shows the masters of what trains; what is written into those is lost."""
+        """Context manager: `gathered` shows the masters of parameters that train; what is written into them is lost."""
         self._shows_masters = True
         try:
             yield

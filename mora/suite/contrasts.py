@@ -154,14 +154,16 @@ def find(rows: list[list[CellRuns]], wanted: Row, column: str) -> CellRuns | Non
     return None
 
 
-ANSWERS = 0.1  # share of the questions that a model must answer in the form asked, for its score to tell what it knows
+ANSWERS = (
+    0.1  # share of the questions that a model must answer in the requested form for its score to show what it knows
+)
 
 
 def nothing_known(claim: Claim, measured: Measured) -> bool:
-    """Return whether scores are too near to those of a model that knows nothing.
+    """Return whether a floor, the score of a model that knows nothing, hides the contrast.
 
-    So they are if both rows are there, or if the higher one has less room above than the claim is about; or if the untuned
-    model is, unless it does not know the form of the answers, of which its score then tells alone.
+    It does if both rows are at the floor; or if the better row is less above it than the claim's margin or planned effect;
+    or if the untuned model is at the floor although it answers at least a tenth of the questions in the requested form.
     """
     if measured.first is None or measured.second is None:
         return False
@@ -179,7 +181,7 @@ def both_at_floor(measured: Measured) -> bool:
 
 
 def has_room(sides: Iterable[list[CellRuns]], points: float) -> bool:
-    """Return whether the higher row stands at least so far above the floor; True where a metric has none."""
+    """Return whether the better row is at least that many points above the floor; True if a metric has no floor."""
     heights = [above_floor(cells) for cells in sides]
     return any(height is None or 100 * height >= points for height in heights)
 

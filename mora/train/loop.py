@@ -37,7 +37,10 @@ class Diverged(RuntimeError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGTERM or Ctrl-C: a checkpoint was saved. No error: what catches those in an evaluation must let it pass."""
+    """A signal (SIGTERM or Ctrl-C) stopped the run after a checkpoint.
+
+    It derives from KeyboardInterrupt so that `except Exception` in an evaluation does not catch it.
+    """
 
 
 def fit(engine: Engine, batches: Steps, config: RunConfig, folder: Path, evaluate: Evaluate) -> dict[str, float] | None:
@@ -181,7 +184,7 @@ class Speed:
 
 @dataclass
 class _Rows:
-    """The way of the log's rows to the file and the tracker, which none passes with a loss that is not finite."""
+    """Writes log rows to the file and the tracker, and raises Diverged on a loss or norm that is not finite."""
 
     log: RunLog
     track: Callable[[list[dict[str, Any]]], None]

@@ -33,7 +33,7 @@ VALIDATED_AT_ONCE = 8  # whole sequences with all their logits
 
 
 class Scoring:
-    """Called after every step, and where a run goes on; returns {} where nothing is due.
+    """Called after every step and on resuming; returns {} if nothing is due.
 
     All ranks make it, call it and compute the same. `seconds` adds up what the calls took.
     """
@@ -67,7 +67,7 @@ class Scoring:
             ) from error
 
     def __call__(self, engine: Engine, peaks: Peaks, step: int, resumed: bool) -> dict[str, float]:
-        """Return what is due at the step. `peaks` learns where training stops and goes on; before a resumed step is none."""
+        """Return what is due at the step. `peaks` records the end of a training stretch, unless the step was resumed."""
         last = step == (self.config.last_step if self.config.method.trains else 0)
         scored = step in self.plan.at_steps or last
         if not scored and step % self.plan.loss_every_steps:

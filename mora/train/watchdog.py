@@ -1,6 +1,6 @@
-"""A rank that waits in vain ends its job: it says who does not respond, shows where it stands, and dies.
+"""End a job in which a rank makes no progress: report the silent ranks, dump stacks, exit.
 
-Without it the others would wait for hours in the next message. The launcher then ends every rank of the job.
+Without this the other ranks would wait for hours in the next collective operation. The launcher then ends every rank.
 """
 
 from __future__ import annotations
@@ -84,8 +84,7 @@ class Watchdog:
 class _Sign:
     """A file that is written from time to time.
 
-    How long it was not is told by this process's own clock, from one look to the next: neither the clock of another machine
-    counts, nor one that is set.
+    Ages use this process's monotonic clock between two looks, so other machines' clocks and clock changes do not matter.
     """
 
     def __init__(self, path: Path):

@@ -104,7 +104,7 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
     peaks = Peaks(device)
     shared = others_hold_memory(device)
     ending = _train_or_score(engine, batches, config, folder, partial(scoring, engine, peaks))
-    shared = others_hold_memory(device) or shared  # runs that began together end apart: none may be there at the end
+    shared = others_hold_memory(device) or shared  # parallel runs may end earlier: also count memory seen at the start
     if config.method.trains and ending["status"] == "done":
         with engine.materialized():
             _save_trained(model, tokenizer, config, folder)
@@ -306,7 +306,10 @@ def others_hold_memory(device: torch.device) -> bool:
 
 
 def _hardware(device: torch.device, shared: bool) -> dict[str, Any]:
-    """Return the facts for the result. `shared`: others were seen on the GPU, whom MORA_SIDE_BY_SIDE need not count."""
+    """Return the facts for the result.
+
+    `shared`: other programs held GPU memory, even if MORA_SIDE_BY_SIDE does not count them.
+    """
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
     return {"device": name, "runs_side_by_side": max(int(os.environ.get("MORA_SIDE_BY_SIDE", 1)), 1 + shared)}
 

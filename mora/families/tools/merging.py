@@ -13,9 +13,9 @@ from torch import nn
 
 @contextmanager
 def merged(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Within, the model computes as its merged checkpoint in `dtype` would: adapters added, everything rounded.
+    """Context manager: the model computes as its merged checkpoint in `dtype` would: adapters added, everything rounded.
 
-    Afterwards every weight is, bit for bit and at its address, what it was: taking an update off again would round.
+    Afterwards every weight has its former bits at its former address: subtracting the update would round again.
     """
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     adapted = {id(p) for layer in layers for p in layer.parameters()}
