@@ -1,4 +1,4 @@
-"""The result of a run, typed: written once, checked when it is read, and read once a process."""
+"""The result of a run, typed: written once, checked when it is read, and read once per process."""
 
 from __future__ import annotations
 

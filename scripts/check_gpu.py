@@ -1,13 +1,13 @@
 """Every method on a GPU, a 7B shape under DeepSpeed, and the training loop on two GPUs against one: times and memory.
 
-python scripts/check_gpu.py methods --out results/checks     # every method on SmolLM2 in bf16, one run a GPU at a time
+python scripts/check_gpu.py methods --out results/checks     # every method on SmolLM2 in bf16, one run per GPU at a time
 python scripts/check_gpu.py large --out results/checks       # LLaMA-2-7B's shape, random weights, ZeRO-1
 python scripts/check_gpu.py large --ranks 1                  # without the second GPU there is no scaling
 python scripts/check_gpu.py methods --only dora none         # some of them
 python scripts/check_gpu.py methods --device cpu             # a rehearsal: the same path, tiny shapes, fp32
 
 methods: some steps of UUID pairs, with two restarts where the method has them; `none` has its one loss before training.
-large: without dropout. MoRA on one GPU, on all, and on one again, alone on the machine, the same tokens a GPU (8 x 1,024,
+large: without dropout. MoRA on one GPU, on all, and on one again, alone on the machine, the same tokens per GPU (8 x 1,024,
 half a micro batch where that does not fit). The ratio is over the faster run on one: the first on a machine may be slow. One
 above the number of GPUs is no success, as the runs on one were then slow for another reason. Then LoRA, and ReMoRA with a
 restart, each on a GPU of its own. step_s and tokens_per_s are medians of the loop's own measurements, four steps each, so
@@ -32,7 +32,7 @@ WITHOUT_RANK = ("none", "fft")
 RESTARTING = ("relora", "remora")
 STEPS = {"methods": 32, "large": 28}
 EVERY = {"methods": 12, "large": 14}  # steps between restarts
-LOGGED = 4  # steps a measurement of the loop's speed
+LOGGED = 4  # steps per measurement of the loop's speed
 BAR = 1.85  # of the tokens a second, from one GPU to two
 NOISE = 1.02  # what a ratio may be above the number of GPUs
 COLUMNS = {

@@ -3,7 +3,7 @@
 python scripts/run_queue.py QUEUE --minutes 25
 python scripts/run_queue.py QUEUE --minutes 25 --out DIR    # journal, and copies of results, documents, spectra
 
-QUEUE has one run a line, as the arguments of run.py: `task=c4 method=lora r=128 lr=2e-3 seed=1 scale=lite`. Empty lines and
+QUEUE has one run per line, as arguments of run.py: `task=c4 method=lora r=128 lr=2e-3 seed=1 scale=lite`. Empty lines and
 what follows a # are passed over. Earlier lines go first. The file is read again whenever a run may start, so lines can be
 added while the queue runs. A line may begin with `[30 GiB]`, the memory that it claims. `@wait` on a line of its own ends
 the part that may start until everything above it has ended. `@experiment table1 mid task=metamath method=lora,mora` stands
@@ -23,7 +23,7 @@ one can make them hang, fail or compute wrong numbers: do not kill runs by hand 
 A minute before the time is over every run is asked to save a checkpoint (MORA_OUTPUT_DIR) and ends; one that has trained and
 is being scored has that minute.
 
-DIR/journal.jsonl has a line an event; `wrong`: what could not be read or written, which ends no queue. The last one sums
+DIR/journal.jsonl has one line per event; `wrong`: what could not be read or written, which ends no queue. The last one sums
 up: GPU minutes held, in runs that ended, in runs that did not ("wasted", until another machine takes up their
 checkpoints), and how busy the driver saw the GPUs.
 """
@@ -70,7 +70,7 @@ class Gpu:
     index: str
     total_gib: float
     used_gib: float = 0.0
-    busy: list[float] = field(default_factory=list)  # utilisation in percent, a sample a poll
+    busy: list[float] = field(default_factory=list)  # utilisation in percent, one sample per poll
 
 
 @dataclass
@@ -366,7 +366,7 @@ def gpu_name(index: str) -> str:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("queue", type=Path, help="a file with one run a line")
+    parser.add_argument("queue", type=Path, help="a file with one run per line")
     parser.add_argument("--minutes", type=amount, default=60.0, help="how long the queue may run, saving included")
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "queue", help="journal, output and results")
     parser.add_argument("--gpus", type=lambda text: text.split(","), default=[], help="indices, 0,1; all if not given")

@@ -1,4 +1,4 @@
-"""Runs before any test module: no network, no leftovers in the home folder, one thread a process under xdist."""
+"""Runs before any test module: no network, no leftovers in the home folder, one thread per process under xdist."""
 
 import atexit
 import gc

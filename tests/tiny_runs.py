@@ -17,7 +17,7 @@ TINY = [
     "model.architecture.num_hidden_layers=1",
 ]
 
-LAUNCHED = {  # in the environment of a process that is started. DeepSpeed imports an optimizer that compiles: seconds a rank
+LAUNCHED = {  # in the environment of a process that is started. DeepSpeed imports an optimizer that compiles for seconds
     "OMP_NUM_THREADS": "1",
     "PYTHONWARNINGS": "ignore",
     "TORCHDYNAMO_DISABLE": "1",

@@ -16,7 +16,7 @@ derivatives and torch.func's transforms need "reference" or "products"; the othe
 All but "reference" add the base's bias last. Qwen2.5 has biases of 354, where neighbours in bf16 are 2 apart: an update
 that is added to the rounded sum of W x and b, as PEFT's LoRA adds it, is rounded away there, and appears when it is merged.
 
-Decoding has one row a sequence and no backward pass. In the forms "auto", "fused" and "triton", calls without gradients on
+Decoding has one row per sequence and no backward pass. In the forms "auto", "fused" and "triton", calls without gradients on
 at most FEW_ROWS rows use one kernel for all that is added to the base product (`few_rows_kernel.py`).
 """
 

@@ -40,7 +40,7 @@ SHAPES: dict[str, dict[str, int]] = {
         "vocab_size": 104, "hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2,
     },
-    "one_layer": {  # for compilers, which take seconds a layer
+    "one_layer": {  # for compilers, which take seconds per layer
         "vocab_size": 104, "hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 1,
         "num_attention_heads": 4, "num_key_value_heads": 2,
     },

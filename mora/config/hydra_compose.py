@@ -66,12 +66,12 @@ def check_sweep(arguments: Sequence[str]) -> None:
         if rates and override.key_or_group in OF_ONE_GRID and override.is_sweep_override():
             raise ConfigError(
                 f"{override.input_line}: expected one value beside sweep=, whose rates depend on it; "
-                "give one task, method, r and scale a call"
+                "give one task, method, r and scale per call"
             )
         if override.key_or_group in ("task", "scale") and override.is_sweep_override():
             raise ConfigError(
-                f"{override.input_line}: expected one {override.key_or_group} a call; several methods, ranks and seeds may "
-                "be given"
+                f"{override.input_line}: expected one {override.key_or_group} per call; several methods, ranks and seeds "
+                "may be given"
             )
     if {"-m", "--multirun"} & {*arguments}:
         of_runs = [override for override in overrides if not override.key_or_group.startswith("hydra")]

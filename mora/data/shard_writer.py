@@ -135,7 +135,7 @@ class ShardWriter:
             return
         # Not forked from this process, whose threads and GPU context would be copied, but from one that has imported what
         # the encoder needs. The encoder is megabytes: sent at the start, it would let processes start one after the other.
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one thread a process
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one thread per process
         private = Path(
             tempfile.mkdtemp(prefix="mora-encoder-")
         )  # only this user's processes write there: it is unpickled

@@ -1,4 +1,4 @@
-"""The score of every document of a run, beside its result: `results/documents/<run_id>.jsonl.zst`, a line a task.
+"""The score of every document of a run, beside its result: `results/documents/<run_id>.jsonl.zst`, one line per task.
 
 Enough to compute every interval again, and no text: a line holds the task, how its score is aggregated, a hash of its
 prompts in order, the items that are aggregated (0 or 1; log-likelihood and tokens; labels), and their clusters if any.

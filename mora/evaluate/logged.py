@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class LoggedSamples:
-    """The scored documents of one task: a header that says how `score` is aggregated, and a row a document."""
+    """The scored documents of one task: a header that says how `score` is aggregated, and one row per document."""
 
     header: dict[str, Any]
     rows: list[dict[str, Any]]

@@ -34,7 +34,7 @@ def read(folder: Path) -> dict[str, LoggedSamples]:
             if header.pop(ROWS, _digest(lines)) != _digest(lines):
                 raise ValueError("its rows do not match its digest")
             if not all(isinstance(line, dict) for line in rows):
-                raise ValueError("expected an object a line")
+                raise ValueError("expected one object per line")
             if missing := [
                 name for name in ("task", "prompts", "aggregation") if not isinstance(header.get(name), str)
             ]:

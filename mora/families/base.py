@@ -42,8 +42,8 @@ class Footprint:
 
     Attributes:
         parameters: that train.
-        products: multiply-adds a token.
-        saved: numbers a token that backward needs, beyond what the base keeps.
+        products: multiply-adds per token.
+        saved: numbers per token that backward needs, beyond what the base keeps.
         keeps_input: backward needs the module's input too, which all modules that read it keep once.
         frozen: parameters that do not train.
     """

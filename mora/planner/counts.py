@@ -10,7 +10,7 @@ from mora.families.base import Footprint
 from mora.families.mora import Mora
 from mora.models.shapes import Linear, shape_of
 
-TRAINED_HEAD = 8  # FLOPs a weight and token: forward, both gradients, and the logits once more in backward
+TRAINED_HEAD = 8  # FLOPs per weight and token: forward, both gradients, and the logits once more in backward
 
 
 def adapters(config: RunConfig) -> dict[str, tuple[Linear, Footprint]]:

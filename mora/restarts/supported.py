@@ -34,7 +34,7 @@ def _of_the_arguments(args: TrainingArguments) -> list[str]:
     if args.fsdp or (getattr(args, "fsdp_config", None) and args.fsdp_config.get("version") and _under_fsdp()):
         reasons.append("under FSDP no rank holds a base weight to merge into: use DDP, or DeepSpeed ZeRO-3")
     if args.parallel_mode is ParallelMode.NOT_DISTRIBUTED and args.n_gpu > 1:
-        reasons.append("nn.DataParallel is not supported: start one process a GPU with torchrun or accelerate launch")
+        reasons.append("nn.DataParallel is not supported: start one process per GPU with torchrun or accelerate launch")
     if args.load_best_model_at_end:
         reasons.append(
             "load_best_model_at_end would put an earlier adapter on the last merged base: leave it out, and load the "

@@ -64,7 +64,7 @@ def drawn(
 ) -> Figure | None:
     """Draw a panel per column, of `width` inches if there is one; None if there is nothing to draw yet.
 
-    With `every_seed` each seed has its own line or dot. A narrow figure has one panel a row.
+    With `every_seed` each seed has its own line or dot. A narrow figure has one panel per row.
     """
     panels = _panels(rows)
     if not any(_shown(runs) for panel in panels for runs in panel):

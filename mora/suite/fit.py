@@ -9,7 +9,7 @@ from mora.config import RunConfig
 
 from .gpus import memory, visible
 
-CPU_FLOPS = 10e9  # of a core a second, assumed: bf16 on CPUs that do not know it
+CPU_FLOPS = 10e9  # of a core, per second, assumed: bf16 on CPUs that do not know it
 MARK = "out_of_memory.json"  # what a worker leaves in the run's folder: mora/train/__main__.py
 
 

@@ -1,4 +1,4 @@
-"""The ledger: a verdict a claim, from the committed results. `ledger_text` puts it in words."""
+"""The ledger: one verdict per claim, from the committed results. `ledger_text` puts it in words."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ Ran = tuple[Sequence[str], RunConfig]  # a run's settings as given, and what the
 
 
 def summary(runs: Sequence[Ran]) -> str:
-    """Return a line a run: the settings in which it differs from another, and its last measurements."""
+    """Return one line per run: the settings in which it differs from another, and its last measurements."""
     shared = set.intersection(*(set(given) for given, _ in runs))
     results = [STORE.at(result_path(config)) for _, config in runs]
     names = [" ".join(setting for setting in given if setting not in shared) for given, _ in runs]

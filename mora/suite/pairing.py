@@ -21,7 +21,7 @@ from .claims import Unit
 
 
 class Part(NamedTuple):
-    """A task's share of the mean over columns, and what both rows scored of it, a pair a seed."""
+    """A task's share of the mean over columns, and what both rows scored on it, one pair per seed."""
 
     share: float
     pairs: list[tuple[LoggedSamples, LoggedSamples]]

@@ -200,5 +200,5 @@ def _hours(costs: list[tuple[RunConfig, Cost]], hardware: Hardware) -> str:
 
 def _micro(hardware: Hardware, gpu: Gpu) -> str:
     if hardware.device == "cpu":
-        return f"the sequences a pass of a rank that are set; how much memory {hardware.name} has is not known"
-    return f"the most sequences a pass of a rank that fits {gpu.memory / GIB:.0f} GiB ({gpu.name}) less {RESERVE:.0%}"
+        return f"the sequences per pass of a rank that are set; how much memory {hardware.name} has is not known"
+    return f"the most sequences per pass of a rank that fits {gpu.memory / GIB:.0f} GiB ({gpu.name}) less {RESERVE:.0%}"

@@ -1,4 +1,4 @@
-"""The run's log: one JSON object a line, one line a step, written in step order, never twice."""
+"""The run's log: one JSON object per line, one line per step, written in step order, never twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that its GPU cannot hold goes on with half the sequences a pass, to the result of one that began with these."""
+"""A run that its GPU cannot hold goes on with half the sequences per pass, to the result of one that began with these."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def curve(config):
 
 
 def limited(monkeypatch, tmp_path, limit, from_pass, launched=0):
-    """From now on workers run out of memory above `limit` sequences a pass. All but the first `launched` are forks."""
+    """From now on workers run out of memory above `limit` sequences per pass. All but the first `launched` are forks."""
     starter, work, to_launch = launch._starter, launch._work, iter(range(launched))
     own = LAUNCHED | {"LIMIT": str(limit), "FROM": str(from_pass), "MORA_OUTPUT_DIR": str(tmp_path / "outputs")}
     for name, value in own.items():

@@ -49,7 +49,10 @@ def test_every_task_runs_at_smoke_scale(tmp_path, monkeypatch, task, method):
 
 @pytest.mark.parametrize("method", [["method=fft"], ["method=remora", "r=8"]], ids=["fft", "remora"])
 def test_pretraining_in_bf16_is_scored_at_its_end(tmp_path, monkeypatch, method):
-    small = ["scale.precision=bf16", "task.train.global_batch_size=4"]  # a CPU without bf16 takes seconds a step of 16
+    small = [
+        "scale.precision=bf16",
+        "task.train.global_batch_size=4",
+    ]  # a CPU without bf16 takes seconds per step of 16
     result, _ = trained(tmp_path, monkeypatch, ["task=c4", "scale=smoke", *small, *method])
     last = result["metrics"][str(result["last_step"])]
     assert last["c4_perplexity.score"]["value"] > 1

@@ -29,7 +29,7 @@ from .rate_panels import WIDE, Curve, Panel, panels
 from .style import MARKERS, PAGE, Look, in_print, looks, saved
 
 ACROSS = 2  # panels
-LEGEND = 5  # entries a row
+LEGEND = 5  # entries per row
 ROW = 0.2  # of a legend, in inches
 HEIGHT = 2.3  # of a panel with its title and labels, in inches
 MANY = 8  # learning rates, whose labels need a smaller letter

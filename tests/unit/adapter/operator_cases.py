@@ -29,7 +29,7 @@ SETTINGS = [(name, options) for name, all_options in OPTIONS.items() for options
 # in_features, out_features, r_hat
 SHAPES = [
     (12, 12, 4),  # the paper's case: d = k, divided by r_hat
-    (12, 12, 12),  # one block, one input a group
+    (12, 12, 12),  # one block, one input per group
     (10, 10, 4),  # padding
     (7, 13, 4),  # more blocks of outputs than of inputs, neither even
     (4, 15, 4),  # r_hat = in

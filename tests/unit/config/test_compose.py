@@ -344,9 +344,9 @@ def test_a_scale_has_a_name_a_description_and_a_file():
 
 
 def test_several_tasks_or_scales_at_once_are_refused():
-    with pytest.raises(ConfigError, match=r"^task=uuid,c4: expected one task a call"):
+    with pytest.raises(ConfigError, match=r"^task=uuid,c4: expected one task per call"):
         check_sweep(["-m", "task=uuid,c4", "method=lora", "r=8"])
-    with pytest.raises(ConfigError, match=r"^scale=lite,paper: expected one scale a call"):
+    with pytest.raises(ConfigError, match=r"^scale=lite,paper: expected one scale per call"):
         check_sweep(["-m", "task=uuid", "scale=lite,paper", "method=lora", "r=8"])
 
 

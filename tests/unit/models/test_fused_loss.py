@@ -28,7 +28,7 @@ def llama(**more) -> LlamaForCausalLM:
 @pytest.mark.parametrize("trained", [False, True], ids=["frozen head", "trained head"])
 @pytest.mark.parametrize("rows", [1, 37])
 def test_losses_and_gradients_equal_torchs(rows, trained, dtype, tolerance, monkeypatch):
-    monkeypatch.setattr(fused_loss, "CHUNK_BYTES", 4 * 50 * 10)  # ten tokens a chunk
+    monkeypatch.setattr(fused_loss, "CHUNK_BYTES", 4 * 50 * 10)  # ten tokens per chunk
     torch.manual_seed(0)
     hidden = torch.randn(rows, 16, dtype=dtype, requires_grad=True)
     weight = torch.randn(50, 16, dtype=dtype, requires_grad=trained)

@@ -90,7 +90,7 @@ def model(tmp_path, monkeypatch):
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_weights_are_those_of_transformers_bit_for_bit(model, architecture, precision, monkeypatch):
-    monkeypatch.setattr(gguf, "BLOCK", 200)  # several blocks of rows a matrix
+    monkeypatch.setattr(gguf, "BLOCK", 200)  # several blocks of rows per matrix
     config = model(architecture, dtype=precision)
     folder = gguf.as_folder(config)
     ours, tokenizer = load_model(config, precision)
