@@ -36,10 +36,7 @@ PADDING_FREE = ["hardware.padding_free=true", "hardware.micro_batch_tokens=512"]
         (["task=uuid", "method=mora", "r=8", "+task.train.epoch=1"], "task.train.epoch: there is no such field"),
         (["task=uuid", "method=mora", "r=8", "task.train.epochs=many"], "task.train.epochs='many'"),
         (["task=uuid", "method=mora", "r=8", "lr=-1"], "lr=-1: input should be greater than 0"),
-        (
-            ["task=uuid", "method=mora", "r=8", f"seed={10**13}"],
-            f"seed={10**13}: input should be less than or",
-        ),
+        (["task=uuid", "method=mora", "r=8", f"seed={10**13}"], f"seed={10**13}: input should be less than or"),
         (
             ["task=c4", "scale=smoke", "method=mora", "r=8", f"model.init_seed={2**64}"],
             f"model.init_seed={2**64}: input should be less",
@@ -72,10 +69,7 @@ PADDING_FREE = ["hardware.padding_free=true", "hardware.micro_batch_tokens=512"]
             ["task=uuid", "method=fft", *PADDING_FREE, "hardware.gradient_checkpointing=true"],
             "hardware.padding_free=false or hardware.gradient_checkpointing=false",
         ),
-        (
-            ["task=tulu2", "method=fft", *PADDING_FREE, "task.data.packing=isolated"],
-            "the sequences are packed already",
-        ),
+        (["task=tulu2", "method=fft", *PADDING_FREE, "task.data.packing=isolated"], "the sequences are packed already"),
         (["task=uuid", "method=mora", "r=8", "hardware=cpu2", "hardware.parallel=none"], "2 ranks need ddp"),
         (["task=uuid", "method=mora", "r=8", "hardware=cpu2", "hardware.nodes=2"], "set hardware.rendezvous=HOST:PORT"),
         (["task=uuid", "method=relora", "r=8", "method.restart.every_steps=1000"], "would never restart; lower it"),
