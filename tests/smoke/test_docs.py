@@ -61,17 +61,17 @@ def test_a_dead_link_or_an_unknown_name_is_warned_of(line, caplog):
 
 
 @pytest.mark.parametrize("name", ["mora.train", "mora.adapter.operators.Decouple.compress", "mora/adapter"])
-def test_what_exists_is_found(name):
+def test_docs_hook_finds_existing_names(name):
     assert HOOKS["exists"](name)
 
 
 def test_the_map_has_every_package_in_the_order_of_imports():
     page = (ROOT / "docs/architecture.md").read_text()
     cells = re.findall(r"^\| (`mora/.*?) \|", page.partition("Outside the package")[0], re.MULTILINE)
-    rooms = re.findall(r"`mora/(\w+)(?:\.py)?`", " ".join(cells))
-    floor_of = runpy.run_path(str(ROOT / "tests/unit/test_architecture.py"))["FLOOR_OF"]
-    assert sorted(rooms) == sorted(floor_of)
-    assert rooms == sorted(rooms, key=floor_of.get), "a package stands above one that it imports"
+    packages = re.findall(r"`mora/(\w+)(?:\.py)?`", " ".join(cells))
+    layer_of = runpy.run_path(str(ROOT / "tests/unit/test_architecture.py"))["LAYER_OF"]
+    assert sorted(packages) == sorted(layer_of)
+    assert packages == sorted(packages, key=layer_of.get), "a package stands above one that it imports"
 
 
 def test_the_configuration_reference_has_every_field_with_type_value_and_source():

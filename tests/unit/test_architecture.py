@@ -1,4 +1,4 @@
-"""Imports point one way: a room of the house knows those below it and none above."""
+"""Imports point one way: a package knows those in lower layers and none in higher ones."""
 
 import ast
 import subprocess
@@ -11,9 +11,9 @@ import pytest
 from mora.config.source import NUMBERS
 from mora.io import ROOT
 
-# From the ground up. Rooms of one line know nothing of each other. The adapter and its restarts, which a wheel holds,
+# From the bottom up. Packages of one layer know nothing of each other. The adapter and its restarts, which a wheel holds,
 # know torch and PEFT alone.
-FLOORS = (
+LAYERS = (
     ("choices", "errors", "imports", "io", "padding", "ranks"),
     ("frozen", "sizes"),
     ("adapter",),
@@ -29,18 +29,18 @@ FLOORS = (
     ("suite",),
     ("analysis", "bench", "checks", "command", "faults"),  # instruments
 )
-FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+LAYER_OF = {package: layer for layer, packages in enumerate(LAYERS) for package in packages}
 OF_THE_WHEEL = {"choices", "io", "ranks", "sizes", "adapter", "restarts", "mora"}
-OF_THE_SUITE = FLOOR_OF.keys() - OF_THE_WHEEL
+OF_THE_SUITE = LAYER_OF.keys() - OF_THE_WHEEL
 
 
 class Import(NamedTuple):
     where: str
     of: str
-    room: str
+    package: str
 
 
-def room_of(module: str) -> str:
+def package_of(module: str) -> str:
     """The package or file below `mora`; "mora" of the package itself."""
     _, *below = module.split(".")
     return below[0] if below and below[0] != "__init__" else "mora"
@@ -49,7 +49,7 @@ def room_of(module: str) -> str:
 def imports(file: Path, root: Path = ROOT) -> list[Import]:
     """Every import of this package in the file, in functions and under TYPE_CHECKING too."""
     parts = file.relative_to(root).with_suffix("").parts
-    own, found_imports = room_of(".".join(parts)), []
+    own, found_imports = package_of(".".join(parts)), []
     for node in ast.walk(ast.parse(file.read_text())):
         modules: list[str] = []
         if isinstance(node, ast.Import):
@@ -59,52 +59,52 @@ def imports(file: Path, root: Path = ROOT) -> list[Import]:
             module = ".".join([*above, *([node.module] if node.module else [])])
             modules = [f"{module}.{alias.name}" for alias in node.names] if module == "mora" else [module]
         found_imports += [
-            Import(f"{file.relative_to(root)}:{node.lineno}", own, room_of(module))
+            Import(f"{file.relative_to(root)}:{node.lineno}", own, package_of(module))
             for module in modules
-            if module.split(".")[0] == "mora" and room_of(module) != own
+            if module.split(".")[0] == "mora" and package_of(module) != own
         ]
     return found_imports
 
 
 def all_imports() -> list[Import]:
-    """A package's `__main__` is an entry point: it stands on top, whatever it lies in."""
+    """A package's `__main__` is an entry point: it is in the highest layer, wherever it lies."""
     files = [file for file in sorted((ROOT / "mora").rglob("*.py")) if file.name != "__main__.py"]
-    return [arrow for file in files for arrow in imports(file)]
+    return [found for file in files for found in imports(file)]
 
 
-def test_every_room_has_a_floor():
+def test_every_package_has_a_layer():
     folder = ROOT / "mora"
-    rooms = {path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
-    assert rooms - {"__init__", "__main__"} == FLOOR_OF.keys()
+    packages = {path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert packages - {"__init__", "__main__"} == LAYER_OF.keys()
 
 
-def test_no_arrow_points_back():
+def test_no_package_imports_a_higher_layer():
     """`import mora` registers the adapter: whoever loads adapters may do that."""
-    arrows = [arrow for arrow in all_imports() if "mora" not in (arrow.of, arrow.room)]
-    back = [f"{a.where}: {a.of} -> {a.room}" for a in arrows if FLOOR_OF[a.room] >= FLOOR_OF[a.of]]
-    assert back == []
-    assert len(arrows) > 300
+    checked = [i for i in all_imports() if "mora" not in (i.of, i.package)]
+    upward = [f"{i.where}: {i.of} -> {i.package}" for i in checked if LAYER_OF[i.package] >= LAYER_OF[i.of]]
+    assert upward == []
+    assert len(checked) > 300
 
 
 def test_the_wheel_needs_nothing_of_the_suite():
-    inside = [arrow for arrow in all_imports() if arrow.of in OF_THE_WHEEL]
-    assert [f"{a.where}: {a.room}" for a in inside if a.room in OF_THE_SUITE] == []
+    inside = [i for i in all_imports() if i.of in OF_THE_WHEEL]
+    assert [f"{i.where}: {i.package}" for i in inside if i.package in OF_THE_SUITE] == []
 
 
-def test_a_fingerprint_covers_every_floor_below_the_suite():
-    """But plans, which decide no number: a room that is new below the suite is covered, and none above it."""
+def test_a_fingerprint_covers_every_layer_below_the_suite():
+    """But plans, which decide no number: a package that is new below the suite is covered, and none above it."""
     modules = [path.removesuffix(".py").replace("/", ".") for path in NUMBERS.paths if path.startswith("mora/")]
-    below = {room for rooms in FLOORS[: FLOOR_OF["suite"]] for room in rooms}
-    assert {room_of(module) for module in modules} == below - {"planner"} | {"mora"}
+    below = {package for layer in LAYERS[: LAYER_OF["suite"]] for package in layer}
+    assert {package_of(module) for module in modules} == below - {"planner"} | {"mora"}
 
 
 @pytest.mark.parametrize("line", ["from mora.suite import runner", "def f():\n    import mora.train.loop"])
-def test_an_arrow_back_is_seen(line, tmp_path):
+def test_an_import_of_a_higher_layer_is_found(line, tmp_path):
     file = tmp_path / "mora" / "data" / "new.py"
     file.parent.mkdir(parents=True)
     file.write_text(line)
-    (arrow,) = imports(file, tmp_path)
-    assert FLOOR_OF[arrow.room] > FLOOR_OF[arrow.of]
+    (found,) = imports(file, tmp_path)
+    assert LAYER_OF[found.package] > LAYER_OF[found.of]
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def test_the_kernel_adds_what_the_delta_weight_does(setting, shape):
 
 @needs_interpreter
 @each_setting
-def test_several_tiles(setting):
+def test_decoding_kernel_spans_several_tiles(setting):
     with kernels.use("triton"):
         assert relative_error(*added_and_expected(build(setting, (1100, 700, 90)), 1, torch.float32)) < 1e-5
 

@@ -106,7 +106,7 @@ def test_a_file_that_is_none_is_refused_before_anything_is_loaded(settings, said
         (["method.config=/none/such.json"], "method.config='/none/such.json': there is no such file"),
     ],
 )
-def test_no_file_is_said(overrides, said):
+def test_method_peft_without_a_readable_file_is_refused(overrides, said):
     with pytest.raises(ConfigError, match=said):
         compose([*TINY, "method=peft", *overrides])
 

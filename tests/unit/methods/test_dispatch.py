@@ -14,7 +14,7 @@ def test_a_kind_without_code_is_refused():
         tiny_config("mora", "method.adapter.kind=vera")
 
 
-def test_a_kind_is_a_file(tmp_path, monkeypatch):
+def test_a_file_in_families_registers_its_kind(tmp_path, monkeypatch):
     """What a new kind of adapter needs beside its YAML: one class, of which nothing else is told."""
     import mora.families
 

@@ -226,5 +226,5 @@ def test_progress_says_where_runs_are_and_how_long_it_takes(monkeypatch, tmp_pat
 @pytest.mark.parametrize(
     ("seconds", "text"), [(5, "5 s"), (61, "1 min"), (3720, "1 h 2 min"), (172800 + 3 * 3600, "2 d 3 h")]
 )
-def test_durations(seconds, text):
+def test_duration_uses_at_most_two_units(seconds, text):
     assert progress.duration(seconds) == text

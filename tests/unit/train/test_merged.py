@@ -42,7 +42,7 @@ def test_base_is_as_before_at_its_address(method, precision):
         assert torch.equal(p, value), name
 
 
-def test_restored_after_an_error():
+def test_merged_restores_weights_after_an_error():
     config = compose(["task=uuid", "method=mora", "r=4", "scale=smoke"])
     model = prepare(load_model(config.model, "bf16")[0], config)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
