@@ -55,7 +55,12 @@ def run(options: argparse.Namespace) -> Path:
         identity=f"{identity}|{precision}|{code['fingerprint']}",  # other code, other answers
     )
     new: dict[str, Any] = {
-        "model": {"name": options.model, "fingerprint": identity, "precision": precision, "merged": not options.unmerged},
+        "model": {
+            "name": options.model,
+            "fingerprint": identity,
+            "precision": precision,
+            "merged": not options.unmerged,
+        },
         "settings": {k: getattr(settings, k) for k in ("batch_size", "max_length", "limit")},
     }
     score_file.known(folder, new)  # refuses before anything is scored

@@ -151,7 +151,7 @@ def test_a_sweep_over_rates_of_several_grids_is_refused(several, sweep):
         check_sweep(["-m", f"sweep={sweep}", *(f"{key}={value}" for key, value in given.items())])
     assert str(refused.value) == (
         f"{several}: expected one value beside sweep=, whose rates depend on it; "
-        "give one task, method, r and scale a call"
+        "give one task, method, r and scale per call"
     )
 
 

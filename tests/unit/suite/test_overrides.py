@@ -91,7 +91,7 @@ def test_results_are_made_in_a_folder_of_their_own_and_made_again_by_force(monke
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--hardware", "gpu9"], "hardware/gpu9"),
+        (["--hardware", "gpu9"], "hardware=gpu9: there is no such hardware"),
         (["--set", "hardware"], "--set hardware: expected KEY=VALUE"),
         (["--set", "task.train.stop_step=1"], "changes what is measured"),
         (["--set", "hydra.launcher.partition=gpu"], "only valid with --hardware slurm"),
