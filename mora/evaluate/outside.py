@@ -79,11 +79,15 @@ def run(options: argparse.Namespace) -> Path:
     samples.write(folder, logged)
     replace_file(folder / "result.json", json.dumps(sealed(joined), indent=1, sort_keys=True) + "\n")
     (folder / "journal.jsonl").unlink(missing_ok=True)
+    _print_scores(metrics)
+    return folder / "result.json"
+
+
+def _print_scores(metrics: dict[str, dict[str, float]]) -> None:
     for name, values in metrics.items():
         shown = "  ".join(f"{k} {v:.4f}" for k, v in values.items() if not k.endswith("_stderr"))
         error = values.get("score_stderr", math.nan)
         print(f"{name}: {shown}" + ("" if math.isnan(error) else f"  (+- {error:.4f})"))
-    return folder / "result.json"
 
 
 def _short(model: Path) -> str:
