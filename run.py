@@ -58,7 +58,7 @@ One run: train, evaluate, one result JSON in results/runs. -m makes a multirun o
   task      {tasks}        what is learned, and how it is scored
   method    {methods}
             peft takes any other of PEFT's: method.config=adapter_config.json
-  r         the LoRA rank, or the one whose number of parameters MoRA has; none and fft take none
+  r         the LoRA rank, or the one whose number of parameters MoRA has at most; none and fft take none
   scale     {scales} (default)
   lr        without: the rate that a search of this cell chose, else the middle of its grid; printed
   seed      of initialisation, order and dropout
