@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from kernel_cases import relative_error
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from mora.adapter import OPERATORS, kernels
@@ -66,6 +67,23 @@ def test_an_update_beside_a_large_bias_is_not_rounded_away(form, mora_layers, ad
     merged = (x.double() @ W.mT + layer.base_layer.bias.double()).bfloat16()
     assert (base != merged).double().mean() > 0.02  # what the update changes
     assert (y != merged).double().mean() < 0.002
+
+
+def test_pefts_lora_rounds_the_same_update_away():
+    """As docs/peft.md says; where this fails, that page is out of date."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64))
+    model[0].bias.data.fill_(354.0)
+    config = LoraConfig(r=4, target_modules=["0"], init_lora_weights=False)
+    layer = get_peft_model(model, config).bfloat16().eval().base_model.model[0]
+    layer.lora_B["default"].weight.data.mul_(0.2)
+    x = torch.randn(500, 64, dtype=torch.bfloat16)
+    with torch.no_grad():
+        base, unmerged = layer.base_layer(x), layer(x)
+        layer.merge()
+        merged = layer(x)
+    assert (base != merged).double().mean() > 0.02
+    assert torch.equal(unmerged, base)
 
 
 def test_a_module_used_twice_adds_both_gradients(make_mlp, adapt, mora_layers):
