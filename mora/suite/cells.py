@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -114,7 +114,7 @@ class CellRuns:
     @property
     def floor_tested(self) -> bool:
         """Whether a floor can be told from a score above it: an error is known, or the metric has no floor."""
-        return not self.shown or self.shown[0].floor is None or _floor_error(self) is not None
+        return not self.shown or self.shown[0].floor is None or _floor_error(self.shown) is not None
 
     @cached_property
     def trainable(self) -> list[int]:
@@ -154,17 +154,24 @@ def at_floor(cells: list[CellRuns]) -> bool:
     height = above_floor(cells)
     if height is None:
         return False
-    errors = [_floor_error(runs) or 0.0 for runs in cells]
+    errors = [_floor_error(runs.shown) or 0.0 for runs in cells]
     return height <= verdicts.AT_FLOOR * math.hypot(*errors) / len(cells)
 
 
-def _floor_error(runs: CellRuns) -> float | None:
-    """Return the score's standard error over documents, of the first run that has one.
+def score_at_floor(metric: Metric) -> bool:
+    """Return the same of a single score."""
+    if metric.floor is None:
+        return False
+    return metric.value - metric.floor <= verdicts.AT_FLOOR * (_floor_error([metric]) or 0.0)
 
-    Where all answers are right or all are wrong it is that of a share of as many documents. None if no run has either.
+
+def _floor_error(scores: Sequence[Metric]) -> float | None:
+    """Return the score's standard error over documents, of the first that has one.
+
+    Where all answers are right or all are wrong it is that of a share of as many documents. None if none has either.
     """
-    own = (m.stderr for m in runs.shown if m.stderr and math.isfinite(m.stderr))
-    shares = (verdicts.share_error(m.value, m.documents) for m in runs.shown if m.documents)
+    own = (m.stderr for m in scores if m.stderr and math.isfinite(m.stderr))
+    shares = (verdicts.share_error(m.value, m.documents) for m in scores if m.documents)
     return next(own, None) or next(shares, None)
 
 
@@ -181,11 +188,11 @@ def above_floor(cells: list[CellRuns]) -> float | None:
     return statistics.fmean(heights) if heights else None
 
 
-def steps_to(result: RunResult, metric: str, level: float) -> float | None:
+def steps_to(metrics: Mapping[int, Metrics], name: str, level: float) -> float | None:
     """Return the step at which a growing metric reached `level`, interpolated linearly; None if it never did."""
     before: tuple[int, float] | None = None
-    for step in sorted(result.metrics):
-        if (score := result.metrics[step].get(metric)) is None or not score.finite:
+    for step in sorted(metrics):
+        if (score := metrics[step].get(name)) is None or not score.finite:
             continue
         if score.value >= level:
             if before is None:

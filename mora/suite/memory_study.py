@@ -22,7 +22,7 @@ from mora.io import replace_file
 from mora.planner.counts import operator_of, square, trainable
 from mora.results import Metrics
 
-from .cells import CellRuns
+from .cells import CellRuns, steps_to
 from .experiment import CellSpec, Experiment
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ CSV_COLUMNS = [
 
 
 @dataclass(frozen=True)
-class Outcome:
+class MemoryRun:
     """The measurements of one run, by step; none if it diverged."""
 
     config: RunConfig
@@ -71,15 +71,7 @@ class Outcome:
     @cached_property
     def steps(self) -> float | None:
         """The step at which the share KNOWN of the tokens was reached; None if the run ended before."""
-        before, share = 0, 0.0
-        for step in sorted(self.metrics):
-            accuracy = self.metrics[step].get("value_token_acc")
-            if accuracy is None:
-                continue
-            if accuracy.value >= KNOWN:
-                return before + (step - before) * (KNOWN - share) / (accuracy.value - share)
-            before, share = step, accuracy.value
-        return None
+        return steps_to(self.metrics, "value_token_acc", KNOWN)
 
     @property
     def mean_nats(self) -> float:
@@ -109,9 +101,9 @@ class Arm:
         return self.cell.spec
 
     @cached_property
-    def runs(self) -> dict[int, Outcome]:
-        outcomes = [(config, result.metrics if result.status == "done" else {}) for config, result in self.cell.results]
-        return {config.seed: Outcome(config, metrics) for config, metrics in outcomes}
+    def runs(self) -> dict[int, MemoryRun]:
+        made = [(config, result.metrics if result.status == "done" else {}) for config, result in self.cell.results]
+        return {config.seed: MemoryRun(config, metrics) for config, metrics in made}
 
     @cached_property
     def trainable(self) -> int:
@@ -165,7 +157,7 @@ def partner(arm: Arm, among: list[Arm]) -> Arm | None:
     return min(same, key=lambda a: abs(a.trainable - arm.trainable), default=None)
 
 
-def ratio(lora: Outcome, other: Outcome) -> tuple[float, int] | None:
+def ratio(lora: MemoryRun, other: MemoryRun) -> tuple[float, int] | None:
     """Return LoRA's steps / the other's steps, and which bound that is; None if neither got there.
 
     The bound is 0 for none, 1 for a lower one (LoRA did not get there), -1 for an upper one.

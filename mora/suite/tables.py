@@ -18,7 +18,7 @@ from mora.planner.gpus import GIB
 from mora.results import Metrics
 
 from . import latex
-from .cells import Cell, CellRuns, steps_to
+from .cells import Cell, CellRuns, score_at_floor, steps_to
 from .doubts import doubted
 from .experiment import Candidate, Experiment, Row, paper_tables
 from .selection import Choice, Score
@@ -143,7 +143,7 @@ def _by_task(row: list[CellRuns], text_of: Callable[[CellRuns], str]) -> str:
 def _reached(experiment: Experiment, runs: CellRuns) -> str:
     reach, steps = experiment.reach, []
     for _, result in runs.results if reach else []:
-        step = steps_to(result, reach.metric, reach.at_least) if reach else None
+        step = steps_to(result.metrics, reach.metric, reach.at_least) if reach else None
         steps.append(f"> {max(result.metrics)}" if step is None else f"{step:.0f}")
     return ", ".join(steps)
 
@@ -247,8 +247,9 @@ def _score_lines(rows: list[list[CellRuns]]) -> list[str]:
         return []
     head = [
         "",
-        f"Every run's score ({unit}) with its standard error over the evaluation's documents. Floor: the best constant "
-        "answer to multiple choice; `=`: the score is at most 1.96 standard errors above it, which shows no skill.",
+        f"Every run's score ({unit}) with its standard error over the evaluation's documents. Floor: the score of "
+        "a model that knows nothing (for multiple choice, the best constant answer). `=`: at most three standard errors "
+        "above it.",
         "",
         "| column | method | lr | seed | validation loss | documents | score | floor |",
         "|---|---|---|---|---|---|---|---|",
@@ -260,8 +261,7 @@ def _score(name: str, metrics: Metrics, unit: str) -> str:
     """Return `validation loss | documents | score +- its error | floor and its mark`."""
     factor, digits, metric = (100 if unit == "percent" else 1), DIGITS[unit], metrics[name]
     score, error = factor * metric.value, factor * (math.nan if metric.stderr is None else metric.stderr)
-    at_it = metric.floor is not None and score - 1.96 * error <= 100 * metric.floor
-    mark = "-" if metric.floor is None else f"{100 * metric.floor:.1f}{' =' if at_it else ''}"
+    mark = "-" if metric.floor is None else f"{100 * metric.floor:.1f}{' =' if score_at_floor(metric) else ''}"
     loss = f"{metrics['validation_loss'].value:.4f}" if "validation_loss" in metrics else "-"
     shown = f"{score:.{digits}f} +- {error:.{digits}f}{_beside(name.removesuffix('.score'), metrics)}"
     return f"{loss} | {metric.documents:,.0f} | {shown} | {mark}"

@@ -14,7 +14,7 @@ from mora.results import typed
 from mora.suite import experiment as experiments
 from mora.suite import memory_study
 from mora.suite.cells import resolve, resolve_all
-from mora.suite.memory_study import Outcome
+from mora.suite.memory_study import MemoryRun
 
 EXPERIMENT = experiments.load("memory")
 SMALL = ["task.data.pairs=150", "task.train.global_batch_size=15"]
@@ -30,11 +30,11 @@ def cells(name="memory"):
     return [spec for row in experiments.cell_specs(experiments.load(name), "lite") for spec in row if spec.exists]
 
 
-def outcome(known):
+def memory_run(known):
     """Of token accuracies, 50 steps apart."""
     config = compose(["task=uuid", "method=lora", "r=1", "scale=lite"])
     rows = {50 * (i + 1): {"value_token_acc": share, "value_nll": 1.0} for i, share in enumerate(known)}
-    return Outcome(config, {step: typed(row) for step, row in rows.items()})
+    return MemoryRun(config, {step: typed(row) for step, row in rows.items()})
 
 
 @pytest.mark.parametrize(
@@ -78,15 +78,15 @@ def test_loads_are_from_a_thirtieth_to_half_a_bit():
 
 
 def test_steps_lie_between_the_measurements_and_are_none_where_the_run_ended_first():
-    assert outcome([0.5, 0.985, 0.995, 1.0]).steps == pytest.approx(125)
-    assert outcome([0.99]).steps == pytest.approx(50)
-    assert outcome([0.5, 0.98]).steps is None
-    assert outcome([0.5, 0.98]).shown == "> 1000"
-    assert Outcome(outcome([]).config, {}).mean_nats == float("inf")
+    assert memory_run([0.5, 0.985, 0.995, 1.0]).steps == pytest.approx(125)
+    assert memory_run([0.99]).steps == memory_run([1.0]).steps == 50, "nothing to interpolate from"
+    assert memory_run([0.5, 0.98]).steps is None
+    assert memory_run([0.5, 0.98]).shown == "> 1000"
+    assert MemoryRun(memory_run([]).config, {}).mean_nats == float("inf")
 
 
 def test_a_ratio_is_a_bound_where_one_of_the_two_did_not_get_there():
-    fast, slow, never = outcome([0.99]), outcome([0, 0, 0, 0.99]), outcome([0.5])
+    fast, slow, never = memory_run([0.99]), memory_run([0, 0, 0, 0.99]), memory_run([0.5])
     assert memory_study.ratio(slow, fast) == (pytest.approx(4.0), 0)
     assert memory_study.ratio(never, fast) == (pytest.approx(20.0), 1)
     assert memory_study.ratio(fast, never) == (pytest.approx(0.05), -1)
@@ -108,7 +108,7 @@ def test_the_figure_pairs_seeds_and_names_what_neither_reached(tmp_path, monkeyp
     text = path.with_suffix(".md").read_text()
     assert "Reached by neither, so not drawn: MoRA r=8 (the paper's 64) at 1000 pairs, seed 2; MoRA r=8" in text
     mora = (
-        "| 1000 pairs | MoRA r=8 (the paper's 64) | smollm2_135m | 96 | 2,415,690 | 0.051 | 3e-3 | 497, 497, > 1000 |"
+        "| 1000 pairs | MoRA r=8 (the paper's 64) | smollm2_135m | 96 | 2,415,690 | 0.051 | 3e-3 | 500, 500, > 1000 |"
     )
     assert mora in text
     assert "| 6500 pairs | LoRA r=8 (the paper's 64) | smollm2_135m | - | 2,442,240 | 0.325 | - | not run |" in text

@@ -252,9 +252,7 @@ def test_a_floor_is_told_by_the_score_s_own_error_of_whichever_run_has_one(row, 
 )
 def test_the_step_of_a_level_lies_between_measurements(accuracies, step):
     metrics = {at: {"value_token_acc": Metric(value=value)} for at, value in accuracies.items()}
-    assert steps_to(RunResult.model_construct(metrics=metrics), "value_token_acc", 0.99) == (
-        step and pytest.approx(step)
-    )
+    assert steps_to(metrics, "value_token_acc", 0.99) == (step and pytest.approx(step))
 
 
 def test_a_diverged_run_is_the_worst_there_is(tmp_path, monkeypatch):
@@ -282,21 +280,27 @@ def test_scores_stand_with_their_error_documents_floor_and_validation_loss(tmp_p
     monkeypatch.setattr(source, "ROOT", tmp_path)
     row = row_of("table1", "lite", method="none")
     write(resolve(row[0]).final_runs[0], scores("mmlu_tulu_0shot", 0.26, floor=0.255))
-    write(resolve(row[2]).final_runs[0], scores("metamath_gsm8k", 0.03))
+    write(resolve(row[2]).final_runs[0], scores("metamath_gsm8k", 0.04))
     text = tables.render("table1", row[0].experiment, resolve_all([row]), "lite", tmp_path / "out").read_text()
     assert "| untuned | 1,234 / 0 | *- \\| 26.0 (1)* |" in text
     assert "| mmlu_0shot | untuned | - | 0 | 2.5000 | 1,000 | 26.0 +- 1.0 | 25.5 = |" in text
-    assert "| gsm8k | untuned | - | 0 | 2.5000 | 1,000 | 3.0 +- 1.0 | 0.0 |" in text
+    assert "| gsm8k | untuned | - | 0 | 2.5000 | 1,000 | 4.0 +- 1.0 | 0.0 |" in text
+
+
+@pytest.mark.parametrize(("score", "marked"), [(0.284, True), (0.286, False)])
+def test_a_run_s_score_is_at_its_floor_up_to_three_standard_errors_above(score, marked):
+    line = tables._score("mmlu_tulu_0shot.score", typed(scores("mmlu_tulu_0shot", score, floor=0.255)), "percent")
+    assert line.endswith("| 25.5 =" if marked else "| 25.5")
 
 
 def test_answered_texts_and_gold_answers_stand_beside_a_score():
-    facts = scores("metamath_math500", 0.03, answered=0.5, score_if_answered=0.06)
+    facts = scores("metamath_math500", 0.04, answered=0.5, score_if_answered=0.08)
     metrics = typed(facts)
-    assert tables._beside("metamath_math500", metrics) == " (50.0% answered, 6.0% of these right)"
+    assert tables._beside("metamath_math500", metrics) == " (50.0% answered, 8.0% of these right)"
     metrics = typed(facts | scores("metamath_math_gold", 0.9))
     line = tables._score("metamath_math500.score", metrics, "percent")
     assert line.endswith(
-        "| 3.0 +- 1.0 (50.0% answered, 6.0% of these right; gold answers 0.900 +- 0.010 nats per token) | 0.0"
+        "| 4.0 +- 1.0 (50.0% answered, 8.0% of these right; gold answers 0.900 +- 0.010 nats per token) | 0.0"
     )
     assert tables._beside("metamath_gsm8k", typed(scores("metamath_gsm8k", 0.0, answered=0.0))).startswith(
         " (0.0% answered"
