@@ -197,6 +197,19 @@ class RunConfig(FrozenModel):
         return min(self.total_steps, self.task.train.stop_step or self.total_steps)
 
     @property
+    def final_step(self) -> int:
+        """Return the step of the final scores: `last_step`, or 0 if nothing trains."""
+        return self.last_step if self.method.trains else 0
+
+    def scores_at(self, step: int) -> bool:
+        """Return whether the model is scored after this update: at `task.evaluation.at_steps` and at `final_step`."""
+        return step in self.task.evaluation.at_steps or step == self.final_step
+
+    def measures_at(self, step: int) -> bool:
+        """Return whether anything is measured after this update: the scores, or every so often the losses alone."""
+        return self.scores_at(step) or step % self.task.evaluation.loss_every_steps == 0
+
+    @property
     def trains_rest(self) -> bool:
         """Return whether what carries no adapter (embeddings, head, norms) trains too, as in pretraining."""
         return getattr(self.task.data, "kind", None) == "pretrain"

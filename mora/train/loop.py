@@ -111,10 +111,8 @@ def _train(
         stopping = any_rank(stop.asked, engine.device)
 
         due = done % train.log_every_steps == 0 or done == config.last_step
-        evaluation = config.task.evaluation
-        scored = done in evaluation.at_steps or (
-            done == config.last_step and bool(evaluation.tasks)
-        )  # may take minutes
+        # Scoring may take minutes; at the end without tasks it does not.
+        scored = config.scores_at(done) and (done < config.last_step or bool(config.task.evaluation.tasks))
         saving = done % train.checkpoint_every_steps == 0 or scored or stopping
         if due or saving:
             progress.say(rows.write()[-1], speed.end())

@@ -48,12 +48,11 @@ class Progress:
 
 def facts(config: RunConfig, row: dict[str, Any], tokens_per_s: float) -> dict[str, str]:
     """Return what is shown beside the step: loss, learning rate, speed, restarts so far, and the next evaluation."""
-    done, last, evaluation = row["step"], config.last_step, config.task.evaluation
+    done, last = row["step"], config.last_step
     shown = {"loss": f"{row['loss']:.4f}", "lr": f"{row['lr']:.2e}", "tokens/s": f"{tokens_per_s:,.0f}"}
     if (restart := config.method.restart) is not None:
         every = restart.every_steps
         shown["restarts"] = f"{min(done, last - 1) // every} of {(last - 1) // every}"
-    regular = (done // evaluation.loss_every_steps + 1) * evaluation.loss_every_steps
     if done < last:
-        shown["evaluation at"] = str(min(last, regular, *(step for step in evaluation.at_steps if step > done)))
+        shown["evaluation at"] = str(next(step for step in range(done + 1, last + 1) if config.measures_at(step)))
     return shown

@@ -68,22 +68,20 @@ class Scoring:
 
     def __call__(self, engine: Engine, peaks: Peaks, step: int, resumed: bool) -> dict[str, float]:
         """Return what is due at the step. `peaks` records the end of a training stretch, unless the step was resumed."""
-        last = step == (self.config.last_step if self.config.method.trains else 0)
-        scored = step in self.plan.at_steps or last
-        if not scored and step % self.plan.loss_every_steps:
+        if not self.config.measures_at(step):
             return {}
         started = time.monotonic()
         peaks.end_stretch(training=self.config.method.trains and not resumed)
         try:
-            return self._scores(engine, step, scored, last)
+            return self._scores(engine, step)
         finally:
             peaks.end_stretch(training=False)
             self.seconds += time.monotonic() - started
 
-    def _scores(self, engine: Engine, step: int, scored: bool, last: bool) -> dict[str, float]:
+    def _scores(self, engine: Engine, step: int) -> dict[str, float]:
         metrics = self._losses(engine)
-        if scored and self.plan.tasks:
-            metrics |= self._tasks(engine, step, last)
+        if self.config.scores_at(step) and self.plan.tasks:
+            metrics |= self._tasks(engine, step)
             _warn_of_merging(metrics, step)
         return metrics
 
@@ -96,7 +94,7 @@ class Scoring:
             metrics |= teacher_forced.score(engine, self.data.samples, self.pad_id, at_once)
         return metrics
 
-    def _tasks(self, engine: Engine, step: int, last: bool) -> dict[str, float]:
+    def _tasks(self, engine: Engine, step: int) -> dict[str, float]:
         """Score the model, merged if `task.evaluation.merge` says so; the samples go to the run's folder.
 
         Returns:
@@ -104,7 +102,7 @@ class Scoring:
             differ from those of the model with its adapter by what merging rounds away.
         """
         failpoint("in_evaluation", step)
-        if last:
+        if step == self.config.final_step:
             engine.computation_changed()  # the memory of its graphs is free for generation
         torch.cuda.empty_cache()  # nothing where there is no GPU
         made_by = f"{run_id(self.config)}|{step}|{of_this_process()['fingerprint']}"  # other code, other answers

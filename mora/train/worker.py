@@ -114,7 +114,7 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
     facts = {
         "data": {"fingerprints": data.fingerprints, "report": data.report.as_dict(), "model": made_of["model"]},
         "total_steps": config.total_steps if config.method.trains else 0,
-        "last_step": config.last_step if config.method.trains else 0,
+        "last_step": config.final_step,
         "parameters": {"trainable": sum(parameters.values()), "by_module": parameters},
         "hardware": _hardware(device, shared)
         | peaks.facts()

@@ -39,8 +39,7 @@ def test_losses_of_the_merged_model_are_measured_beside_its_scores(tmp_path, mon
     ids = torch.randint(3, 100, (6, 12), generator=torch.Generator().manual_seed(0)).tolist()
     data = SimpleNamespace(pairs=[("k", "v")], samples=[Sample(row, row, n_prompt=5) for row in ids], validation=[])
     monkeypatch.setattr(module, "evaluate_model", lambda *_: ({"uuid": {"uuid_char_acc": 0.5}}, {}))
-    step = config.last_step
-    measured = Scoring(config, data, None, 0, tmp_path)._scores(engine, step, True, True)
+    measured = Scoring(config, data, None, 0, tmp_path)._scores(engine, config.final_step)
     assert set(measured) == {
         "value_nll", "value_token_acc", "merged_value_nll", "merged_value_token_acc", "uuid_char_acc"
     }  # fmt: skip
@@ -67,8 +66,10 @@ def test_a_loss_that_merging_raises_is_told(tmp_path, monkeypatch, capsys, loss,
     measured = iter([{"value_nll": loss, "value_token_acc": 1.0}, {"value_nll": after, "value_token_acc": 0.5}])
     monkeypatch.setattr(Scoring, "_losses", lambda *_: next(measured))
     monkeypatch.setattr(module, "evaluate_model", lambda *_: ({}, {}))
-    Scoring(config, SimpleNamespace(pairs=[]), None, 0, tmp_path)._scores(tiny_engine(config), 12, True, True)
-    said = f"step 12: value_nll is {loss:.4g} with the adapter, {after:.4g} after merging, which rounds"
+    Scoring(config, SimpleNamespace(pairs=[]), None, 0, tmp_path)._scores(tiny_engine(config), config.final_step)
+    said = (
+        f"step {config.final_step}: value_nll is {loss:.4g} with the adapter, {after:.4g} after merging, which rounds"
+    )
     assert capsys.readouterr().err.count(said) == told
 
 
@@ -84,7 +85,7 @@ def test_with_merge_false_the_model_with_its_adapter_is_scored(tmp_path, monkeyp
     monkeypatch.setattr(Scoring, "_losses", lambda *_: {"value_nll": 1.0})
     monkeypatch.setattr(module, "evaluate_model", scored)
     engine = tiny_engine(config)
-    measured = Scoring(config, SimpleNamespace(pairs=[]), None, 0, tmp_path)._scores(engine, 12, True, True)
+    measured = Scoring(config, SimpleNamespace(pairs=[]), None, 0, tmp_path)._scores(engine, config.final_step)
     assert measured == {"value_nll": 1.0, "uuid_char_acc": 0.5}
     assert set(seen[0]) == {False}
 
@@ -95,4 +96,4 @@ def test_without_an_adapter_there_is_nothing_to_merge(tmp_path, monkeypatch, met
     monkeypatch.setattr(Scoring, "_losses", lambda *_: {"value_nll": 1.0})
     monkeypatch.setattr(module, "evaluate_model", lambda *_: ({"uuid": {"uuid_char_acc": 0.5}}, {}))
     scoring = Scoring(config, SimpleNamespace(pairs=[]), None, 0, tmp_path)
-    assert scoring._scores(tiny_engine(config), 0, True, True) == {"value_nll": 1.0, "uuid_char_acc": 0.5}
+    assert scoring._scores(tiny_engine(config), config.final_step) == {"value_nll": 1.0, "uuid_char_acc": 0.5}
