@@ -29,6 +29,13 @@ def r_hat_for(in_features: int, out_features: int, r: int, rounding: Rounding = 
     return max(r_hat // 2 * 2, 2) if even else r_hat
 
 
+def clamped_r_hat(in_features: int, out_features: int, r: int, operator: str, rounding: Rounding) -> tuple[int, int]:
+    """Return r_hat as r asks for it, and what of it the module has room for; for rotation both are even."""
+    even, limit = operator == "rotation", min(in_features, out_features)
+    wanted = r_hat_for(in_features, out_features, r, rounding, even)
+    return wanted, min(wanted, limit // 2 * 2 if even else limit)
+
+
 def auto_operator(hidden_size: int, r: int, rounding: Rounding = "floor") -> Literal["rotation", "sharing"]:
     """Return what operator="auto" is in a model of that width: rotation if a group would hold too many inputs."""
     r_hat = r_hat_for(hidden_size, hidden_size, r, rounding)

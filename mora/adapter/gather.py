@@ -96,9 +96,8 @@ def maps(operator: Operator) -> Maps | None:
 
 def _sharing(op: Sharing) -> Maps:
     K, D, R = op.in_features, op.out_features, op.r_hat
-    kind_in, kind_out = op.groups.split("-")[0], op.groups.split("-")[-1]
+    kind_in, kind_out, padded = op.kind_in, op.kind_out, op.padded_length
     circular = op.pad == "circular"
-    padded = K if kind_in == "contiguous" and op.split == "uneven" else math.ceil(K / R) * R
     wraps = circular and padded > K
     down = _sum(R, K, padded if circular else K, kind_in, op.split)
     return Maps(

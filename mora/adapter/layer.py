@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from mora.choices import Groups
-from mora.sizes import r_hat_for
+from mora.sizes import clamped_r_hat
 
 from . import kernels
 from .base import linear_shape, quantisation_of
@@ -81,15 +81,13 @@ class MoraLayer(BaseTunerLayer):
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
     def _make_operator(self, r: int, config: MoraConfig) -> Operator:
-        even = config.operator == "rotation"
-        wanted = r_hat_for(self.in_features, self.out_features, r, config.rhat_rounding, even)
-        limit = min(self.in_features, self.out_features)
-        if even and limit < 2:
+        sides = (self.in_features, self.out_features)
+        wanted, r_hat = clamped_r_hat(*sides, r, config.operator, config.rhat_rounding)
+        if config.operator == "rotation" and r_hat == 0:
             raise ValueError(
                 f"operator='rotation' needs at least two inputs and two outputs, got in_features={self.in_features}, "
                 f"out_features={self.out_features}: leave the layer out of target_modules, or use operator='sharing'"
             )
-        r_hat = min(wanted, limit // 2 * 2 if even else limit)
         if r_hat < wanted and not config.inference_mode:
             warnings.warn(
                 f"MoRA r={r} asks for r_hat={wanted} on a layer of in_features={self.in_features}, out_features="

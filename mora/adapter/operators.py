@@ -110,35 +110,35 @@ class Sharing(Operator):
     """
 
     def compress(self, x: Tensor) -> Tensor:
-        padded = _pad(x, self._padded_length(), self.pad)
-        return _sum_groups(padded, self.r_hat, self._kind_in)
+        padded = _pad(x, self.padded_length, self.pad)
+        return _sum_groups(padded, self.r_hat, self.kind_in)
 
     def decompress(self, z: Tensor) -> Tensor:
-        return _spread_groups(z, self.out_features, self._kind_out, self.split)
+        return _spread_groups(z, self.out_features, self.kind_out, self.split)
 
     def compress_adjoint(self, c: Tensor) -> Tensor:
-        return _fold_pad(
-            _spread_groups(c, self._padded_length(), self._kind_in, self.split), self.in_features, self.pad
-        )
+        return _fold_pad(_spread_groups(c, self.padded_length, self.kind_in, self.split), self.in_features, self.pad)
 
     def decompress_adjoint(self, y: Tensor) -> Tensor:
-        uneven = self._kind_out == "contiguous" and self.split == "uneven"
+        uneven = self.kind_out == "contiguous" and self.split == "uneven"
         length = self.out_features if uneven else math.ceil(self.out_features / self.r_hat) * self.r_hat
-        return _sum_groups(_pad(y, length, "zeros"), self.r_hat, self._kind_out)
+        return _sum_groups(_pad(y, length, "zeros"), self.r_hat, self.kind_out)
 
     def delta_weight(self, M: Tensor) -> Tensor:
         return self.decompress(self.compress_adjoint(M).mT).mT
 
     @property
-    def _kind_in(self) -> str:
+    def kind_in(self) -> str:
         return self.groups.split("-")[0]
 
     @property
-    def _kind_out(self) -> str:
+    def kind_out(self) -> str:
         return self.groups.split("-")[-1]
 
-    def _padded_length(self) -> int:
-        if self._kind_in == "contiguous" and self.split == "uneven":
+    @property
+    def padded_length(self) -> int:
+        """How many inputs the groups hold, padding included."""
+        if self.kind_in == "contiguous" and self.split == "uneven":
             return self.in_features
         return math.ceil(self.in_features / self.r_hat) * self.r_hat
 
