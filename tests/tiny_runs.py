@@ -2,7 +2,7 @@
 
 import torch
 
-from mora.config.composition import compose
+from mora.config.cached_composition import compose_cached as compose
 from mora.data.batches import Batches, Sample
 from mora.methods import parameter_groups, prepare, train_rest
 from mora.models.load import load_model

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from mora.config import RunConfig
-from mora.config.composition import compose
+from mora.config.cached_composition import compose_cached
 from mora.config.load import load
 from mora.config.source import CONFIG_DIR, ROOT
 from mora.errors import MoraError
@@ -178,7 +178,7 @@ def of_row(row: dict[str, Any], device: str) -> Measured:
 
 def of_equal_passes(overrides: Sequence[str]) -> RunConfig:
     """Return the configuration of a case of `python -m mora.bench plan`: its passes have one size."""
-    return compose(["hardware.micro_batch_tokens=null", "hardware.padding_free=false", *overrides])
+    return compose_cached(["hardware.micro_batch_tokens=null", "hardware.padding_free=false", *overrides])
 
 
 @lru_cache
@@ -252,7 +252,7 @@ def _of_steps(result: dict[str, Any]) -> list[Measured]:
 def _of_pass(case: dict[str, Any], scenario: dict[str, Any], device: str) -> Measured:
     operator = [f"method.adapter.operator={case['operator']}"] if case["method"] == "mora" else []
     checkpointed = str(case.get("checkpointed", False)).lower()
-    config = compose(
+    config = compose_cached(
         [
             "task=metamath", "hardware=gpu1", f"model={scenario['shape']}", f"method={case['method']}", f"r={case['r']}",
             "method.adapter.dropout=0", *operator, "hardware.cuda_graphs=false",

@@ -13,7 +13,7 @@ import yaml
 from pydantic import ValidationError, model_validator
 
 from mora.config import ConfigError, RunConfig
-from mora.config.composition import compose
+from mora.config.cached_composition import compose_cached
 from mora.config.hardware_schema import ScaleName as Scale
 from mora.config.load import described
 from mora.config.source import ROOT
@@ -300,7 +300,7 @@ class CellSpec:
     @cached_property
     def config(self) -> RunConfig:
         """The run at the first rate of the grid and seed 0."""
-        return compose(self.base)
+        return compose_cached(self.base)
 
     @cached_property
     def search_space(self) -> list[Candidate]:
@@ -327,7 +327,7 @@ class CellSpec:
     def run(self, candidate: Candidate, seed: int, searching: bool = False) -> RunConfig:
         more = [*candidate.overrides, *(self.at_scale.search if searching else [])]
         base = self.searched.base if searching else self.base
-        return compose([*base, *more]).model_copy(update={"lr": candidate.lr, "seed": seed})
+        return compose_cached([*base, *more]).model_copy(update={"lr": candidate.lr, "seed": seed})
 
     @cached_property
     def label(self) -> str:

@@ -9,7 +9,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mora.config.composition import compose
+from mora.config.cached_composition import compose_cached
 from mora.io import replace_file
 from mora.planner.counts import operator_of
 
@@ -32,23 +32,23 @@ def lines(experiment: Experiment) -> list[Line]:
     table = paper_tables()[experiment.paper or ""]
     compared = []
     for task in (name for name, values in table.items() if isinstance(values, dict) and "scheduler" in values):
-        config = compose([f"task={task}", "method=fft", "scale=paper"])
+        config = compose_cached([f"task={task}", "method=fft", "scale=paper"])
         compared += [
             Line(f"{task}: {name}", table[task][name], attrgetter(path)(config))
             for name, path in experiment.settings.items()
         ]
     for task, grids in table["lr"].items():
-        compared.append(Line(f"{task}: lr fft", grids["fft"], compose([f"task={task}", "method=fft"]).lr_grid()))
+        compared.append(Line(f"{task}: lr fft", grids["fft"], compose_cached([f"task={task}", "method=fft"]).lr_grid()))
         for methods, family in ((LORA_LIKE, "lora_like"), (("mora",), "mora")):
             for r, rates in grids[family].items():
                 for method in methods:
-                    config = compose([f"task={task}", f"method={method}", f"r={r}"])
+                    config = compose_cached([f"task={task}", f"method={method}", f"r={r}"])
                     compared.append(Line(f"{task}: lr {method} r={r}", rates, config.lr_grid()))
     for task, (r, operator) in product(table["lr"], table["mora_operator"].items()):
-        config = compose([f"task={task}", "method=mora", f"r={r}"])
+        config = compose_cached([f"task={task}", "method=mora", f"r={r}"])
         compared.append(Line(f"{task}: operator r={r}", operator, operator_of(config)))
     for r, alpha in table["lora_alpha"].items():
-        config = compose(["task=metamath", "method=lora", f"r={r}"])
+        config = compose_cached(["task=metamath", "method=lora", f"r={r}"])
         compared.append(Line(f"lora_alpha r={r}", alpha, config.lora_alpha()))
     return compared
 

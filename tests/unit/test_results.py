@@ -6,7 +6,7 @@ import random
 import pytest
 
 from mora import results
-from mora.config.composition import compose
+from mora.config.cached_composition import compose_cached as compose
 from mora.config.run_id import result_path
 from mora.config.source import ROOT
 from mora.errors import DamagedFileError, MoraError

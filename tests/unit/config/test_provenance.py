@@ -5,7 +5,7 @@ import re
 import pytest
 import yaml
 
-from mora.config import compose, composition, provenance
+from mora.config import cached_composition, compose, provenance
 from mora.config.hints import choices
 from mora.config.source import CONFIG_DIR
 
@@ -62,7 +62,7 @@ def test_nothing_is_an_override_that_was_not_overridden():
     for task in ("tulu2", "metamath", "biomed", "finance", "c4"):
         for method in (["method=fft"], ["method=remora", "r=8"], ["method=lora_plus", "r=8"]):
             for scale in choices(f"task/{task}"):
-                config = composition.compose([f"task={task}", f"scale={scale}", *method])
+                config = cached_composition.compose_cached([f"task={task}", f"scale={scale}", *method])
                 sources = provenance.of_run(config)
                 assert not {k: v for k, v in sources.items() if v.startswith("override")}, (task, method, scale)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mora.config.composition import compose
+from mora.config.cached_composition import compose_cached as compose
 from mora.data import packing
 from mora.data.batches import Batches, balanced, collate
 from mora.data.packing import even

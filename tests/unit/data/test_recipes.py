@@ -5,7 +5,7 @@ import json
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from mora.config.composition import compose
+from mora.config.cached_composition import compose_cached as compose
 from mora.data import chat, load, metamath
 from mora.data.encoders import BlockEncoder
 from mora.data.records import Conversation, Record, conversation, document

@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from mora.config.composition import compose
+from mora.config.cached_composition import compose_cached as compose
 from mora.config.data_schema import Corpus, FileSource, HubSource, Overlap
 from mora.data import files, overlap, sources
 from mora.data.records import Record, parse

@@ -3,7 +3,7 @@
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from mora.config.composition import compose
+from mora.config.cached_composition import compose_cached as compose
 from mora.data import chat, metamath, tokens, uuid
 from mora.data.prepare import tokenizer_fingerprint
 from mora.data.records import Conversation

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
-from mora.config.composition import compose
+from mora.config.cached_composition import compose_cached as compose
 from mora.config.data_schema import UuidData
 from mora.data.batches import IGNORE, Batches, Sample, collate
 from mora.data.uuid import encode, fingerprint, make_pairs

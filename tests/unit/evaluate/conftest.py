@@ -2,7 +2,7 @@
 
 import pytest
 
-from mora.config.composition import compose
+from mora.config.cached_composition import compose_cached as compose
 from mora.models.load import load_model
 
 

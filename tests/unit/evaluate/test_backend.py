@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
 
 from mora import MoraConfig
-from mora.config.composition import compose
+from mora.config.cached_composition import compose_cached as compose
 from mora.evaluate import generation
 from mora.evaluate.backend import Backend, _batches, equal_parts, option_scores, rows_at_once
 from mora.evaluate.response_cache import ResponseCache

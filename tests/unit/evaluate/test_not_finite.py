@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_runs import tiny_config
 
-from mora.config.composition import compose
+from mora.config.cached_composition import compose_cached as compose
 from mora.errors import NonFiniteError
 from mora.evaluate import __main__ as command
 from mora.evaluate import choices, generation

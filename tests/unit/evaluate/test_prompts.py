@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from mora.config.composition import compose
+from mora.config.cached_composition import compose_cached as compose
 from mora.data.sets import SETS
 from mora.evaluate.harness import TASKS
 from mora.evaluate.tasks.biomed import biomed_task

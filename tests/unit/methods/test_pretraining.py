@@ -5,7 +5,7 @@ import torch
 from tiny_runs import tiny_config
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mora.config.composition import compose
+from mora.config.cached_composition import compose_cached as compose
 from mora.methods import parameter_groups, prepare, train_rest, trainable
 from mora.models.load import load_model
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from mora.config.composition import compose
+from mora.config.cached_composition import compose_cached as compose
 from mora.methods import prepare
 from mora.models.gguf import as_folder
 from mora.models.load import load_model

@@ -1,6 +1,6 @@
 """Runs of the paper's size, by their method."""
 
-from mora.config.composition import compose
+from mora.config.cached_composition import compose_cached as compose
 
 
 def paper(method, *overrides):

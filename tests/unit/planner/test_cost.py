@@ -6,7 +6,7 @@ import pytest
 from paper_runs import paper
 
 from mora.config import ConfigError, source
-from mora.config.composition import compose
+from mora.config.cached_composition import compose_cached as compose
 from mora.config.load import load
 from mora.config.source import CONFIG_DIR, ROOT
 from mora.models.shapes import shape_of

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mora.adapter import MoraConfig, gather, operators
 from mora.adapter.layer import MoraLayer
-from mora.config.composition import compose
+from mora.config.cached_composition import compose_cached as compose
 from mora.methods import parameter_table, prepare
 from mora.models import shapes
 from mora.models.load import load_model

@@ -8,7 +8,7 @@ from paper_runs import paper
 from tiny_runs import tiny_config
 from torch.autograd.graph import saved_tensors_hooks
 
-from mora.config.composition import compose
+from mora.config.cached_composition import compose_cached as compose
 from mora.config.source import ROOT
 from mora.data.batches import Batch
 from mora.methods import prepare

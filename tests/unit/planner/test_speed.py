@@ -8,7 +8,7 @@ import pytest
 from paper_runs import paper
 
 from mora.bench import plan
-from mora.config.composition import compose
+from mora.config.cached_composition import compose_cached as compose
 from mora.config.load import load
 from mora.config.source import ROOT
 from mora.errors import DamagedFileError

@@ -8,7 +8,7 @@ import pytest
 from made_up import write
 
 from mora.config import ConfigError, source
-from mora.config.composition import compose
+from mora.config.cached_composition import compose_cached as compose
 from mora.config.run_id import result_path, run_id
 from mora.planner import gpus as known
 from mora.suite import fit, gpus, inputs, launch

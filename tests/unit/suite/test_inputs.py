@@ -6,7 +6,7 @@ import pytest
 from made_up import write
 
 from mora.config import ConfigError, source
-from mora.config.composition import compose
+from mora.config.cached_composition import compose_cached as compose
 from mora.config.run_id import run_id
 from mora.errors import DamagedFileError, MoraError
 from mora.io import cache_dir, data_dir, output_dir

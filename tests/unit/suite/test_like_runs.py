@@ -4,7 +4,7 @@ import types
 
 import pytest
 
-from mora.config.composition import compose
+from mora.config.cached_composition import compose_cached as compose
 from mora.planner.speed import TokenTime
 from mora.suite import like_runs as module
 from mora.suite.like_runs import LikeRuns

@@ -9,7 +9,7 @@ from made_up import write
 from matplotlib import pyplot as plt
 
 from mora.config import run_id, source
-from mora.config.composition import compose
+from mora.config.cached_composition import compose_cached as compose
 from mora.results import typed
 from mora.suite import experiment as experiments
 from mora.suite import memory_study

@@ -7,7 +7,7 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from mora.config import provenance
-from mora.config.composition import compose
+from mora.config.cached_composition import compose_cached as compose
 from mora.data.batches import Batch
 from mora.families.mora import Mora
 from mora.methods import prepare

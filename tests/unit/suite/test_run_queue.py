@@ -11,7 +11,7 @@ import pytest
 from made_up import write
 
 from mora.config import ConfigError, run_id, source
-from mora.config.composition import compose
+from mora.config.cached_composition import compose_cached as compose
 from mora.config.source import ROOT
 from mora.suite import launch, like_runs
 

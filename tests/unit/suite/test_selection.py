@@ -7,7 +7,7 @@ import pytest
 from made_up import write
 
 from mora.config import source
-from mora.config.composition import compose
+from mora.config.cached_composition import compose_cached as compose
 from mora.config.run_id import format_lr
 from mora.suite import __main__ as suite
 from mora.suite import experiment as experiments

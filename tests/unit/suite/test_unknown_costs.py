@@ -3,7 +3,7 @@
 import pytest
 
 from mora.config import ConfigError, source
-from mora.config.composition import compose
+from mora.config.cached_composition import compose_cached as compose
 from mora.suite import experiment as experiments
 from mora.suite import overrides, plan, tables
 from mora.suite.cells import resolve

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_runs import TINY, random_batches, tiny_config, tiny_engine, train_step
 
-from mora.config.composition import compose
+from mora.config.cached_composition import compose_cached as compose
 from mora.data import uuid
 from mora.data.batches import Batches
 from mora.methods import merged, prepare

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mora.config.composition import compose
+from mora.config.cached_composition import compose_cached as compose
 from mora.methods import merged, prepare
 from mora.models.dtypes import DTYPES
 from mora.models.load import load_model

@@ -1,6 +1,6 @@
 import pytest
 
-from mora.config.composition import compose
+from mora.config.cached_composition import compose_cached as compose
 from mora.config.method_schema import Restart
 from mora.train.schedule import learning_rate
 

@@ -1,4 +1,4 @@
-"""Many configurations in little time: Hydra composes each choice of groups once, and what a cell sets is set in its result.
+"""Compose many runs quickly: Hydra composes each choice of groups once, and the result is cached.
 
 What a cell's overrides give is what `mora.config.compose` gives for them; a test compares the two. What was composed is kept
 in the cache under a hash of `configs/` and of the code that reads it, so that the next process need not ask Hydra.
@@ -38,7 +38,7 @@ class Base(NamedTuple):
     plain: dict[str, Any]
 
 
-def compose(overrides: Sequence[str]) -> RunConfig:
+def compose_cached(overrides: Sequence[str]) -> RunConfig:
     """Return the run that `python run.py OVERRIDES` would start. Not for several threads at once.
 
     Raises:

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from mora.config import ConfigError, compose, composition
+from mora.config import ConfigError, cached_composition, compose
 from mora.suite import experiment as experiments
 from mora.suite.cells import resolve
 
@@ -28,14 +28,14 @@ def test_what_is_composed_by_parts_is_what_hydra_composes():
     overrides = list(cells().values())
     assert len(overrides) > 80
     for chosen in overrides[::4]:
-        assert composition.compose(chosen) == compose(chosen), chosen
+        assert cached_composition.compose_cached(chosen) == compose(chosen), chosen
 
 
 def test_a_setting_within_a_list_is_changed_and_put_back():
     plain = ("task=c4", "method=lora", "r=8", "scale=lite")
     within = (*plain, "task.data.corpus.local.0.max_rows=60")
-    assert composition.compose(within) == compose(within)
-    assert composition.compose(plain) == compose(plain)
+    assert cached_composition.compose_cached(within) == compose(within)
+    assert cached_composition.compose_cached(plain) == compose(plain)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_a_setting_within_a_list_is_changed_and_put_back():
 )
 def test_a_wrong_override_is_refused_in_one_line(wrong):
     with pytest.raises(ConfigError, match=r"^[^\n]+$"):
-        composition.compose(["task=uuid", "method=lora", "r=8", wrong])
+        cached_composition.compose_cached(["task=uuid", "method=lora", "r=8", wrong])
 
 
 def test_a_cell_shares_what_it_composed():
@@ -56,18 +56,18 @@ def test_a_method_that_is_a_file_is_read_again_in_the_next_process(tmp_path):
     configs = []
     for r in (4, 8):
         (tmp_path / "adapter_config.json").write_text(f'{{"peft_type": "VERA", "r": {r}}}')
-        composition._composed.cache_clear()  # of this process
-        configs.append(composition.compose(overrides))
+        cached_composition._composed.cache_clear()  # of this process
+        configs.append(cached_composition.compose_cached(overrides))
     assert [config.method.adapter.settings["r"] for config in configs] == [4, 8]
     assert configs[1] == compose(overrides)
 
 
 def test_what_is_kept_does_not_grow_without_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(composition, "MOST_KEPT", 3)
-    monkeypatch.setattr(composition, "FILES_KEPT", 2)
+    monkeypatch.setattr(cached_composition, "MOST_KEPT", 3)
+    monkeypatch.setattr(cached_composition, "FILES_KEPT", 2)
     for name in "abc":
-        composition._write(tmp_path / f"{name}.json", {str(n): n for n in range(5)}, before=4)
+        cached_composition._write(tmp_path / f"{name}.json", {str(n): n for n in range(5)}, before=4)
         os.utime(tmp_path / f"{name}.json", times=(ord(name), ord(name)))
-    composition._write(tmp_path / "d.json", {"0": 0}, before=1)
+    cached_composition._write(tmp_path / "d.json", {"0": 0}, before=1)
     assert {path.name for path in tmp_path.iterdir()} == {"b.json", "c.json"}, "nothing new was composed for d"
     assert json.loads((tmp_path / "c.json").read_text()) == {"2": 2, "3": 3, "4": 4}, "the newest"
