@@ -10,11 +10,11 @@ from mora.config.schema import RunConfig
 from mora.families.base import Size
 from mora.families.tools.merging import merged
 
-from .groups import Group, parameter_groups, trainable
+from .groups import ParameterGroup, parameter_groups, trainable
 from .parameters import parameter_lines, parameter_table
 
 __all__ = [
-    "Group",
+    "ParameterGroup",
     "merged",
     "parameter_groups",
     "parameter_lines",

@@ -202,7 +202,7 @@ def rewarm(scheduler: Any, settings: _Settings) -> None:
             raise ValueError(
                 "lr_scheduler_type: restarts need a schedule that is a function of the step (linear, cosine, constant, ...)"
             )
-    if any(hasattr(function, "rhythm") for function in scheduler.lr_lambdas):
+    if any(hasattr(function, "restart_timing") for function in scheduler.lr_lambdas):
         raise ValueError("the scheduler already has restarts: give the Trainer one RestartCallback")
     scheduler.lr_lambdas = [_rewarmed(function, settings) for function in scheduler.lr_lambdas]
     rates = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
@@ -215,5 +215,5 @@ def _rewarmed(function: Callable[[int], float], settings: _Settings) -> Callable
     def rate(step: int) -> float:
         return jagged(function(step), step, settings)
 
-    rate.rhythm = settings  # type: ignore[attr-defined]
+    rate.restart_timing = settings  # type: ignore[attr-defined]
     return rate

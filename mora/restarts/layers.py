@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -19,15 +19,6 @@ from mora.adapter.operators import Sharing
 from mora.choices import Groups
 
 InitA = Callable[[tuple[int, ...], Generator], Tensor]
-
-
-@dataclass(frozen=True)
-class Group:
-    """Parameters with one learning rate, `lr_scale` times the run's. `adapter`: a restart resets their moments."""
-
-    parameters: dict[str, nn.Parameter] = field(default_factory=dict)
-    lr_scale: float = 1.0
-    adapter: bool = False
 
 
 def kaiming_a(shape: tuple[int, ...], generator: Generator) -> Tensor:

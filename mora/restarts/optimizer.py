@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from mora.ranks import broadcast
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters with one learning rate, `lr_scale` times the run's. `adapter`: a restart resets their moments."""
+
+    parameters: dict[str, nn.Parameter] = field(default_factory=dict)
+    lr_scale: float = 1.0
+    adapter: bool = False
 
 
 class TorchState:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 
-class Rhythm(Protocol):
+class RestartTiming(Protocol):
     """A restart every `every_steps` updates; the rate then climbs for `warmup_steps`, if those are not 0."""
 
     @property
@@ -15,8 +15,8 @@ class Rhythm(Protocol):
     def warmup_steps(self) -> int: ...
 
 
-def jagged(base: float, step: int, rhythm: Rhythm) -> float:
+def jagged(base: float, step: int, timing: RestartTiming) -> float:
     """Return base * min(1, (step mod R) / w) after the first restart, base before it (ReLoRA, section 3)."""
-    if step < rhythm.every_steps or not rhythm.warmup_steps:
+    if step < timing.every_steps or not timing.warmup_steps:
         return base
-    return base * min(1.0, (step % rhythm.every_steps) / rhythm.warmup_steps)
+    return base * min(1.0, (step % timing.every_steps) / timing.warmup_steps)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .layers import Adapted, Group
-from .optimizer import TorchState
+from .layers import Adapted
+from .optimizer import ParameterGroup, TorchState
 from .restart import State
 
 ADAM = (torch.optim.Adam, torch.optim.AdamW)
@@ -63,7 +63,7 @@ def _deepspeed(model: nn.Module, zero: Any, adapter: list[nn.Parameter]) -> Stat
                 f"RestartCallback: {other} trains in one parameter group with the adapter, where DeepSpeed counts their "
                 "steps together: train the adapter alone, or without DeepSpeed"
             )
-        groups.append(Group({names[p]: p for p in parameters}, adapter=True in kinds))
+        groups.append(ParameterGroup({names[p]: p for p in parameters}, adapter=True in kinds))
     return ZeroState(model, zero, groups, stage, adapter[0].device)
 
 

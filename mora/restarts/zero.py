@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from mora.ranks import broadcast, rank, world_size
 
-from .layers import Group
-from .optimizer import exchanged
+from .optimizer import ParameterGroup, exchanged
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -22,7 +21,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class ZeroState:
     """As `optimizer.TorchState`, over DeepSpeed's ZeRO optimizer `zero`. `groups`: its parameter groups, in its order."""
 
-    def __init__(self, model: nn.Module, zero: Any, groups: Sequence[Group], stage: int, device: torch.device):
+    def __init__(self, model: nn.Module, zero: Any, groups: Sequence[ParameterGroup], stage: int, device: torch.device):
         self.model, self.groups, self.stage, self.device = model, list(groups), stage, device
         self._zero, self._shows_masters = zero, False
 
@@ -65,7 +64,7 @@ class ZeroState:
         states = self._zero.optimizer.state
         return [states[flat] for flat, group in self._flat_groups() if group.adapter == adapter and flat in states]
 
-    def _flat_groups(self) -> list[tuple[nn.Parameter, Group]]:
+    def _flat_groups(self) -> list[tuple[nn.Parameter, ParameterGroup]]:
         """Return this rank's flat fp32 tensors, as the inner optimizer sees them, each with its group."""
         if self.stage < 3:
             return list(zip(self._zero.single_partition_of_fp32_groups, self.groups, strict=True))

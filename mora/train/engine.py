@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mora.config.train_schema import Train
 from mora.data.batches import Batch
-from mora.methods import Group, trainable
+from mora.methods import ParameterGroup, trainable
 from mora.models.losses import token_losses
 from mora.models.structure import can_be_captured
 from mora.restarts.optimizer import TorchState, exchanged
@@ -36,10 +36,10 @@ class TorchEngine(TorchState):
         train: Train,
         dtype: torch.dtype,
         cuda_graphs: bool = False,
-        groups: Sequence[Group] | None = None,
+        groups: Sequence[ParameterGroup] | None = None,
     ):
         self.model = model
-        self.groups = groups or [Group(trainable(model))]
+        self.groups = groups or [ParameterGroup(trainable(model))]
         self.parameters = {name: p for group in self.groups for name, p in group.parameters.items()}
         self.device = next(model.parameters()).device
         self._frozen = round_frozen(model, dtype)

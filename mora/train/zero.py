@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mora.config.train_schema import Train
 from mora.data.batches import Batch
-from mora.methods import Group
+from mora.methods import ParameterGroup
 from mora.models.losses import token_losses
 from mora.restarts.optimizer import exchanged
 from mora.restarts.zero import MOMENTS, ZeroState
@@ -37,7 +37,7 @@ class ZeroEngine(ZeroState):
         model: nn.Module,
         train: Train,
         compute_dtype: torch.dtype,
-        groups: Sequence[Group],
+        groups: Sequence[ParameterGroup],
         stage: int,
         offload: bool = False,
     ):
