@@ -20,7 +20,7 @@ from .gather import Gather
 from .operators import rotation_table
 
 TILE = 4096  # outputs of one program, 32 a thread
-FEW_ROWS = 1024  # below it programs are smaller, so that every multiprocessor has some
+SMALL_TILE_BELOW_ROWS = 1024  # below it programs are smaller, so that every multiprocessor has some
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,9 @@ def run(plan: Gather, source: Tensor, out: Tensor, dropout: Dropout | None = Non
         return out
     p, seed = (dropout.p, dropout.seed) if dropout else (0.0, source)
     strides = source.stride(0), out.stride(0)
-    launcher = _launcher(plan, source.device, source.dtype, out.dtype, strides, p, few_rows=rows < FEW_ROWS)
+    launcher = _launcher(
+        plan, source.device, source.dtype, out.dtype, strides, p, few_rows=rows < SMALL_TILE_BELOW_ROWS
+    )
     launcher(source, out, seed, first_row)
     return out
 

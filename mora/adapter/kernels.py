@@ -17,7 +17,7 @@ All but "reference" add the base's bias last. Qwen2.5 has biases of 354, where n
 that is added to the rounded sum of W x and b, as PEFT's LoRA adds it, is rounded away there, and appears when it is merged.
 
 Decoding has one row per sequence and no backward pass. In the forms "auto", "fused" and "triton", calls without gradients on
-at most FEW_ROWS rows use one kernel for all that is added to the base product (`few_rows_kernel.py`).
+at most DECODING_MAX_ROWS rows use one kernel for all that is added to the base product (`few_rows_kernel.py`).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 Form = Literal["auto", "fused", "products", "torch", "reference", "triton"]
 LIGHT = 2**36  # multiply-adds of W x in 2-byte numbers: an H200 computes the layer as fast as a CPU launches "fused"
 LARGE = 2**25  # numbers in S and T, 64 MiB in bf16: reading them would cost what "products" saves
-FEW_ROWS = 16  # most rows of x for which decoding's kernel is used
+DECODING_MAX_ROWS = 16  # most rows of x for which decoding's kernel is used
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _form: Form = os.environ.get("MORA_KERNELS", "auto")  # type: ignore[assignment]
@@ -123,8 +123,8 @@ def adapted_linear(
 
         # Drawn on the device: torch.manual_seed, checkpointing and graph capture all govern it as they do nn.Dropout.
         drop = Dropout(dropout, torch.randint(-(2**63), 2**63 - 1, (1,), device=x.device))
-    maps = _triton_maps(x, operator)
-    return AdaptedLinear.apply(x, M, weight_DK, bias, operator, maps, scaling, dtype or M.dtype, drop)
+    triton = _triton_maps(x, operator)
+    return AdaptedLinear.apply(x, M, weight_DK, bias, operator, triton, scaling, dtype or M.dtype, drop)
 
 
 def _as_products(x: Tensor, operator: Operator) -> bool:
@@ -141,7 +141,7 @@ def _decoding_kernel(
     """Return what adds the adapter's part in place, where there are a few rows and no backward pass; else None."""
     if torch.is_grad_enabled() or _form == "products" or not _launches(x):
         return None
-    if x.numel() > FEW_ROWS * operator.in_features:
+    if x.numel() > DECODING_MAX_ROWS * operator.in_features:
         return None
     fits = (
         (weight_DK is None or x.dtype == weight_DK.dtype == base_dtype(x))
