@@ -187,7 +187,7 @@ def has_room(sides: Iterable[list[CellRuns]], points: float) -> bool:
 
 
 def _answers(runs: CellRuns) -> bool:
-    name = runs.spec.column.metric.removesuffix(".score") + ".answered"
+    name = f"{runs.spec.column.scored_task}.answered"
     shares = [metrics[name].value for c, r in runs.results if name in (metrics := runs.metrics(c, r))]
     return not shares or statistics.fmean(shares) >= ANSWERS
 
@@ -230,7 +230,7 @@ def documents(sides: list[Side]) -> int | None:
     counts: dict[str, int] = {}
     for runs in sides[0].cells:
         known = [runs.metrics(config, result).get(runs.spec.column.metric) for config, result in runs.results]
-        name = documents_of(runs.spec.column.metric.removesuffix(".score"))
+        name = documents_of(runs.spec.column.scored_task)
         counts[name] = max([counts.get(name, 0), *(metric.documents or 0 for metric in known if metric)])
     return sum(counts.values()) or None
 

@@ -85,6 +85,10 @@ class Column(FrozenModel):
     auto: str | None = None
     stands_for: list[str] = []
 
+    @property
+    def scored_task(self) -> str:
+        return self.metric.removesuffix(".score")
+
 
 class AtScale(FrozenModel):
     """An experiment at one scale.
@@ -346,8 +350,7 @@ class CellSpec:
     @cached_property
     def heading(self) -> str:
         """The name of the column, with its rank where another stands for it here: `r8 (here 4)`."""
-        names_rank = any(override.startswith("r=") for override in self.column.overrides)
-        r = self.config.r if names_rank else None
+        r = self.config.r if any(override.startswith("r=") for override in self.column.overrides) else None
         same = r is None or self.config.model.stands_for(r) == r
         return self.column.name if same else f"{self.column.name} (here {r})"
 

@@ -47,7 +47,7 @@ def error(first: list[CellRuns], second: list[CellRuns], seeds: list[int], unit:
     for a, b in zip(first, second, strict=True):
         if a.spec.column.step is not None:
             return None
-        tasks = members(a.spec.column.metric.removesuffix(".score"))
+        tasks = members(a.spec.column.scored_task)
         for task in tasks:
             pairs = _pairs(_logged(a, seeds, task), _logged(b, seeds, task))
             if not pairs:

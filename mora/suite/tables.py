@@ -20,7 +20,7 @@ from mora.results import Metrics
 from . import latex
 from .cells import Cell, CellRuns, score_at_floor, steps_to
 from .doubts import doubted
-from .experiment import Candidate, Experiment, Row, paper_tables
+from .experiment import Candidate, Column, Experiment, Row, paper_tables
 from .selection import Choice, Score
 
 NOT_RUN = "not run"
@@ -241,7 +241,7 @@ def _score_lines(rows: list[list[CellRuns]]) -> list[str]:
             metric = metrics.get(column.metric)
             if metric is not None and metric.documents is not None and column.step is None:
                 lr = "-" if config.lr is None else format_lr(config.lr)
-                shown = _score(column.metric, metrics, unit)
+                shown = _score(column, metrics, unit)
                 lines.append(f"| {runs.spec.heading} | {runs.spec.label} | {lr} | {config.seed} | {shown} |")
     if not lines:
         return []
@@ -257,13 +257,13 @@ def _score_lines(rows: list[list[CellRuns]]) -> list[str]:
     return [*head, *lines]
 
 
-def _score(name: str, metrics: Metrics, unit: str) -> str:
+def _score(column: Column, metrics: Metrics, unit: str) -> str:
     """Return `validation loss | documents | score +- its error | floor and its mark`."""
-    factor, digits, metric = (100 if unit == "percent" else 1), DIGITS[unit], metrics[name]
+    factor, digits, metric = (100 if unit == "percent" else 1), DIGITS[unit], metrics[column.metric]
     score, error = factor * metric.value, factor * (math.nan if metric.stderr is None else metric.stderr)
     mark = "-" if metric.floor is None else f"{100 * metric.floor:.1f}{' =' if score_at_floor(metric) else ''}"
     loss = f"{metrics['validation_loss'].value:.4f}" if "validation_loss" in metrics else "-"
-    shown = f"{score:.{digits}f} +- {error:.{digits}f}{_beside(name.removesuffix('.score'), metrics)}"
+    shown = f"{score:.{digits}f} +- {error:.{digits}f}{_beside(column.scored_task, metrics)}"
     return f"{loss} | {metric.documents:,.0f} | {shown} | {mark}"
 
 

@@ -287,9 +287,15 @@ def test_scores_stand_with_their_error_documents_floor_and_validation_loss(tmp_p
     assert "| gsm8k | untuned | - | 0 | 2.5000 | 1,000 | 4.0 +- 1.0 | 0.0 |" in text
 
 
+def column(metric):
+    return experiments.Column(name="a column", task="a task", metric=metric)
+
+
 @pytest.mark.parametrize(("score", "marked"), [(0.284, True), (0.286, False)])
 def test_a_run_s_score_is_at_its_floor_up_to_three_standard_errors_above(score, marked):
-    line = tables._score("mmlu_tulu_0shot.score", typed(scores("mmlu_tulu_0shot", score, floor=0.255)), "percent")
+    line = tables._score(
+        column("mmlu_tulu_0shot.score"), typed(scores("mmlu_tulu_0shot", score, floor=0.255)), "percent"
+    )
     assert line.endswith("| 25.5 =" if marked else "| 25.5")
 
 
@@ -298,7 +304,7 @@ def test_answered_texts_and_gold_answers_stand_beside_a_score():
     metrics = typed(facts)
     assert tables._beside("metamath_math500", metrics) == " (50.0% answered, 8.0% of these right)"
     metrics = typed(facts | scores("metamath_math_gold", 0.9))
-    line = tables._score("metamath_math500.score", metrics, "percent")
+    line = tables._score(column("metamath_math500.score"), metrics, "percent")
     assert line.endswith(
         "| 4.0 +- 1.0 (50.0% answered, 8.0% of these right; gold answers 0.900 +- 0.010 nats per token) | 0.0"
     )
@@ -320,7 +326,7 @@ def test_a_row_of_mora_shows_the_side_of_m_and_the_inputs_that_it_ignores(tmp_pa
 
 def test_a_perplexity_is_not_a_share():
     metrics = typed(scores("c4_perplexity", 55.268))
-    line = tables._score("c4_perplexity.score", metrics, "perplexity")
+    line = tables._score(column("c4_perplexity.score"), metrics, "perplexity")
     assert line == "2.5000 | 1,000 | 55.27 +- 0.01 | -"
 
 
