@@ -39,14 +39,11 @@ PADDING_FREE = ["hardware.padding_free=true", "hardware.micro_batch_tokens=512"]
         (["task=uuid", "method=mora", "r=8", f"seed={10**13}"], f"seed={10**13}: input should be less than or"),
         (
             ["task=c4", "scale=smoke", "method=mora", "r=8", f"model.init_seed={2**64}"],
-            f"model.init_seed={2**64}: input should be less",
+            f"seed={2**64}: input should be",
         ),
         (["task=biomed", "method=mora", "r=8", "task.data.seed=-1"], "task.data.seed=-1: input should be greater"),
         (["task=uuid", "method=mora", "r=8", "lr=inf"], "lr=inf: input should be a finite number"),
-        (
-            ["task=uuid", "method=mora", "r=8", "task.train.adam_eps=nan"],
-            "adam_eps=nan: input should be a finite number",
-        ),
+        (["task=uuid", "method=mora", "r=8", "task.train.adam_eps=nan"], "adam_eps=nan: input should be a finite"),
         (["task=uuid", "method=mora", "r=true"], "r=True: expected no truth value"),
         (["task=uuid", "method=mora", "r=8", "seed=false"], "seed=False: expected no truth value"),
         (["task=uuid", "method=mora", "r=8", "task.train.max_grad_norm=true"], "max_grad_norm=True: expected no truth"),
