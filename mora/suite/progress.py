@@ -14,7 +14,7 @@ from .launch import run_folder
 EVERY_S = 60.0
 
 
-class Progress:
+class SuiteProgress:
     """Prints a line per running run and one for all, at most once in EVERY_S seconds. `total`: the known runs."""
 
     def __init__(self, total: int, clock: Callable[[], float] = time.monotonic):

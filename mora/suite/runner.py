@@ -19,7 +19,7 @@ from .cells import CellRuns, in_order, resolve
 from .experiment import CellSpec
 from .gpus import GpuSlots, visible
 from .launch import ROOT, STOPPED, interrupt_on_sigterm, launch, run_folder, stop_workers, unheld, warning
-from .progress import Progress
+from .progress import SuiteProgress
 from .usable import done, is_current, result_of
 
 NODES_WAIT_S = 120.0
@@ -74,7 +74,7 @@ def complete(specs: list[CellSpec], jobs: int, patient: bool = True) -> list[str
     gpus, several = visible(), max((c.hardware.processes for c in first), default=1)
     nodes = max((c.hardware.nodes for c in first), default=1)
     slots = GpuSlots(1 if nodes > 1 else jobs, gpus, several)  # the nodes of a run do the runs in one order
-    jobs, pool, progress = slots.jobs, ThreadPoolExecutor(slots.jobs), Progress(len(first))
+    jobs, pool, progress = slots.jobs, ThreadPoolExecutor(slots.jobs), SuiteProgress(len(first))
     running: dict[Future[int], RunConfig] = {}
     failed: list[str] = []
     finished: set[str] = set()  # not begun again, though a suite of other source may replace their results
@@ -111,7 +111,7 @@ def complete(specs: list[CellSpec], jobs: int, patient: bool = True) -> list[str
     return failed
 
 
-def _ended(running: dict[Future[int], RunConfig], jobs: int, progress: Progress) -> list[tuple[RunConfig, int]]:
+def _ended(running: dict[Future[int], RunConfig], jobs: int, progress: SuiteProgress) -> list[tuple[RunConfig, int]]:
     """Wait for a run to end, no longer than POLL_S if a slot is free; take those that ended out of `running`.
 
     Returns each with its exit code.

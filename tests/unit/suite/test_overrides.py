@@ -204,7 +204,7 @@ def test_progress_says_where_runs_are_and_how_long_it_takes(monkeypatch, tmp_pat
     monkeypatch.setenv("MORA_OUTPUT_DIR", str(tmp_path))
     now = [0.0]
     config = resolve(cells()[0]).final_runs[0]
-    said = progress.Progress(3, clock=lambda: now[0])
+    said = progress.SuiteProgress(3, clock=lambda: now[0])
     said.begin(config)
     now[0] = 61.0
     assert said.line(config) == f"{run_id(config)}: no step yet (1 min)"
