@@ -19,7 +19,6 @@ from mora.evaluate import metrics
 
 FORMAT: Literal[2] = 2
 LARGEST = 1e15  # of a metric's numbers; beyond, a run has diverged, and sums and axes would overflow
-FACTS = ("_stderr", ".documents", ".floor")  # endings of what a flat row says about its other entries
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj")  # in the order of Figure 5
 
 T = TypeVar("T")
@@ -170,26 +169,12 @@ def of_facts(facts: Mapping[str, Any]) -> RunResult:
 
 def typed(row: Mapping[str, Any]) -> Metrics:
     """Return the metrics in a row of a log, which has their errors, documents and floors under names of their own."""
-    return {name: _metric(name, row) for name in row if name != "documents" and not name.endswith(FACTS)}
+    return {name: Metric(**measured._asdict()) for name, measured in metrics.read_row(row).items()}
 
 
 def of_log(rows: Iterable[Mapping[str, Any]]) -> dict[int, Metrics]:
     """Return the rows of a log that are evaluations, by step."""
     return {row["step"]: typed({k: v for k, v in row.items() if k != "step"}) for row in rows if "loss" not in row}
-
-
-def _metric(name: str, row: Mapping[str, Any]) -> Metric:
-    task, dot, metric = name.partition(".")
-    about, known = metrics.facts(name), f"{name}_stderr" in row
-    documents = row.get(f"{task}.documents" if dot else "documents") if known else None
-    floor = row.get(f"{task}.floor") if metric == "score" else None
-    return Metric(
-        value=row[name],
-        stderr=row.get(f"{name}_stderr"),
-        documents=documents,
-        higher_is_better=about.higher_is_better,
-        floor=about.floor if floor is None else floor,
-    )
 
 
 def log_digest(text: str) -> str:

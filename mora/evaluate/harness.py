@@ -17,14 +17,14 @@ from mora.errors import ConfigError, did_you_mean, nearest
 
 from .aggregate import majority_baseline, standard_error
 from .logged import LoggedSamples
-from .metrics import IF_ANSWERED, key
+from .metrics import DOCUMENTS, FLOOR, IF_ANSWERED, STDERR, key
 from .metrics import facts as facts_of
 from .response_cache import ResponseCache
 from .window import PROMPT_TOKENS, positions
 
 TASKS = Path(__file__).parent / "tasks"
 
-Metrics = dict[str, dict[str, float]]  # task -> metric and metric_stderr
+TaskScores = dict[str, dict[str, float]]  # task -> metric and metric_stderr
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Settings:
 
 def evaluate_model(
     model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, tasks: list[str], settings: Settings, loaded: Any = None
-) -> tuple[Metrics, dict[str, LoggedSamples]]:
+) -> tuple[TaskScores, dict[str, LoggedSamples]]:
     """Score lm-eval's and this suite's tasks and groups, with standard errors, and return every scored document, too.
 
     Beside a task's scores there are `documents` and, for multiple choice, `floor`, the score of the best constant
@@ -182,15 +182,15 @@ def average(members: list[dict[str, float]]) -> dict[str, float]:
     """Return the plain mean of `score` and of `floor`, with the error for independent tasks; {} if a member has no score."""
     if not members or any("score" not in member for member in members):
         return {}
-    errors = [member["score_stderr"] for member in members]
+    errors = [member[f"score{STDERR}"] for member in members]
     averaged = {
         "score": sum(member["score"] for member in members) / len(members),
-        "score_stderr": sum(e * e for e in errors) ** 0.5 / len(members),
+        f"score{STDERR}": sum(e * e for e in errors) ** 0.5 / len(members),
     }
-    if all("documents" in member for member in members):
-        averaged["documents"] = sum(member["documents"] for member in members)
-    if all("floor" in member for member in members):
-        averaged["floor"] = sum(member["floor"] for member in members) / len(members)
+    if all(DOCUMENTS in member for member in members):
+        averaged[DOCUMENTS] = sum(member[DOCUMENTS] for member in members)
+    if all(FLOOR in member for member in members):
+        averaged[FLOOR] = sum(member[FLOOR] for member in members) / len(members)
     return averaged
 
 
@@ -200,20 +200,20 @@ def _facts(logged: LoggedSamples) -> dict[str, float]:
     The latter is that of the best constant answer in multiple choice, else what the task says. If some texts hold no
     answer, the score among those that do is added.
     """
-    facts = {"documents": float(logged.header["documents"])}
+    facts = {DOCUMENTS: float(logged.header["documents"])}
     if (
         logged.rows
         and "answered" in logged.rows[0]
         and (answered := [row["score"] for row in logged.rows if row["answered"]])
     ):
         facts[IF_ANSWERED] = sum(answered) / len(answered)
-        facts[f"{IF_ANSWERED}_stderr"] = standard_error("mean", answered)
+        facts[f"{IF_ANSWERED}{STDERR}"] = standard_error("mean", answered)
     if logged.rows and {"acc_sum", "score"} <= logged.rows[0].keys():
         rows = [row for row in logged.rows if row["filter"] == logged.rows[0]["filter"]]
         gold, items = [row["gold"] for row in rows], [row["score"] for row in rows]
-        facts["floor"] = majority_baseline(logged.header["aggregation"], gold, items)
+        facts[FLOOR] = majority_baseline(logged.header["aggregation"], gold, items)
     elif (known := facts_of(key(logged.header["task"], logged.header["headline"])).floor) is not None:
-        facts["floor"] = known
+        facts[FLOOR] = known
     return facts
 
 
@@ -230,5 +230,5 @@ def _with_errors(values: dict[str, Any], logged: LoggedSamples) -> dict[str, flo
         clusters = [row["cluster"] for row in rows]
         clustered = None if clusters[0] is None else clusters
         out[named] = float(value)
-        out[f"{named}_stderr"] = standard_error(aggregation, [row[metric] for row in rows], clustered)
+        out[f"{named}{STDERR}"] = standard_error(aggregation, [row[metric] for row in rows], clustered)
     return out

@@ -19,7 +19,8 @@ from mora.io import output_dir, replace_file
 from mora.models.load import load_any
 
 from . import samples, score_file
-from .harness import Settings, check_names, evaluate_model
+from .harness import Settings, TaskScores, check_names, evaluate_model
+from .metrics import STDERR
 
 PACKAGES = ("torch", "transformers", "peft", "lm_eval", "datasets")
 
@@ -83,10 +84,10 @@ def run(options: argparse.Namespace) -> Path:
     return folder / "result.json"
 
 
-def _print_scores(metrics: dict[str, dict[str, float]]) -> None:
+def _print_scores(metrics: TaskScores) -> None:
     for name, values in metrics.items():
-        shown = "  ".join(f"{k} {v:.4f}" for k, v in values.items() if not k.endswith("_stderr"))
-        error = values.get("score_stderr", math.nan)
+        shown = "  ".join(f"{k} {v:.4f}" for k, v in values.items() if not k.endswith(STDERR))
+        error = values.get(f"score{STDERR}", math.nan)
         print(f"{name}: {shown}" + ("" if math.isnan(error) else f"  (+- {error:.4f})"))
 
 

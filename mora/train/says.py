@@ -11,6 +11,7 @@ import torch
 
 from mora.config.run_id import result_path
 from mora.config.schema import RunConfig
+from mora.evaluate.metrics import STDERR, is_metric
 
 from . import checkpoint, log
 from .distributed import world_size
@@ -53,7 +54,7 @@ def _batch(config: RunConfig) -> str:
 def ending(config: RunConfig, folder: Path, seconds: float) -> str:
     """Return scores with their errors, time, what was saved and where, and what can be done next."""
     rows = [row for row in log.read(folder / "log.jsonl") if "loss" not in row]
-    scores = [_score(key, rows[-1]) for key in rows[-1] if _is_score(key)] if rows else []
+    scores = [_score(key, rows[-1]) for key in rows[-1] if key != "step" and is_metric(key)] if rows else []
     lines = [f"{', '.join(scores) or 'no scores'}; {seconds:.0f} s"]
     saved = [folder / part for part in ("adapter", "model") if (folder / part).is_dir()]
     lines += [f"saved: {path}" for path in saved]
@@ -62,12 +63,8 @@ def ending(config: RunConfig, folder: Path, seconds: float) -> str:
     return "\n".join(lines)
 
 
-def _is_score(key: str) -> bool:
-    return key != "step" and not key.endswith(("_stderr", ".documents", ".floor"))
-
-
 def _score(key: str, row: dict[str, Any]) -> str:
-    value, error = row[key], row.get(f"{key}_stderr")
+    value, error = row[key], row.get(f"{key}{STDERR}")
     if not isinstance(value, float):
         return f"{key} {value}"
     return f"{key} {value:.4f}" + (f" +- {error:.4f}" if isinstance(error, float) else "")

@@ -18,7 +18,7 @@ from mora.data import TrainingData
 from mora.errors import MissingData
 from mora.evaluate import samples, synthetic
 from mora.evaluate.harness import Settings, evaluate_model, load_tasks
-from mora.evaluate.metrics import MERGED, key, raised_by_merging
+from mora.evaluate.metrics import MERGED, raised_by_merging, write_row
 from mora.methods import merged
 from mora.models.dtypes import DTYPES
 
@@ -115,8 +115,7 @@ class Scoring:
             scores, logged = evaluate_model(engine.model, self.tokenizer, self.plan.tasks, settings, loaded)
         if rank() == 0:
             samples.write(self.folder, logged)
-        of_tasks = {key(task, metric): value for task, values in scores.items() for metric, value in values.items()}
-        return {MERGED + name: value for name, value in measured.items()} | of_tasks
+        return {MERGED + name: value for name, value in measured.items()} | write_row(scores)
 
 
 def _warn_of_merging(metrics: dict[str, float], step: int) -> None:
