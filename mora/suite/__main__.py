@@ -55,66 +55,95 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _do(args: argparse.Namespace, loaded: dict[str, Experiment]) -> list[str]:
     """Plan, submit, or run and render; return the runs that failed."""
-    settings, job = slurm.split(args.set)
-    overrides.check(settings, args.results)
-    if args.results is not None and args.results.exists() and not args.results.is_dir():
-        raise ConfigError(f"--results {args.results}: is a file; expected a folder, which is made where there is none")
-    given = overrides.given(args, settings)
-    if job and args.hardware != "slurm":
-        raise ConfigError(f"--set {slurm.PREFIX}{next(iter(job))}: only valid with --hardware slurm")
-    changed = {name: overrides.applied(experiment, given) for name, experiment in loaded.items()}
-    scales: tuple[Scale, ...] = claims.COMPARED if args.render else (args.scale,)
-    seeds = list(range(args.seeds)) if args.seeds else None
-    shown = [(name, s) for name, e in changed.items() for s in scales if not args.render or e.has(s)]
-    rows: Rows = {(name, s): experiments.cell_specs(changed[name], s, seeds) for name, s in shown}
-    everything = experiments.filter_cells([spec for group in rows.values() for row in group for spec in row], args.only)
-    powers = [] if args.render else [line for name, s in rows for line in claims.plan_lines(name, s, seeds)]
+    of_runs, of_job = _checked_settings(args)
+    rows = _rows(args, loaded, of_runs)
+    cells = experiments.filter_cells([spec for group in rows.values() for row in group for spec in row], args.only)
     if args.plan:
-        print("\n".join([_plan(args, everything, settings), *(powers if args.plan == "table" else [])]))
+        print(_plan(args, rows, cells, of_runs))
         return []
     if args.force and not args.render:
-        _repeat(everything)
+        _repeat(cells)
     if args.hardware == "slurm" and not slurm.in_job():
-        _hand_in(args, everything, settings, job)
+        _hand_in(args, cells, of_runs, of_job)
         return []
-    failed: list[str] = []
-    if not args.render:
-        _say_what_is_there(everything, args)
-        for line in (line for line in powers if claims.WEAK in line):
-            print(line, file=sys.stderr)
-        failed = runner.complete(everything, args.jobs, patient=args.hardware != "slurm")
-        for (name, _), group in rows.items():
-            if loaded[name].kind == "spectrum":
-                runner.measure_spectra([spec for row in group for spec in row])
+    failed = [] if args.render else _run(args, loaded, rows, cells)
     resolved = {where: resolve_all(group) for where, group in rows.items()}
-    for (name, scale), cells in resolved.items():
-        print(_render(name, loaded[name], cells, scale, args.results))
+    for (name, scale), group in resolved.items():
+        print(_render(name, loaded[name], group, scale, args.results))
     if args.render and not args.names:
-        from .report import headline, rate_figure  # draw, which nothing else here needs before
-
-        judged = ResolvedTables(resolved)
-        ledger_text.render(resolved=judged)
-        headline.render(judged)
-        for scale in scales:
-            at_scale = [cells for (_, s), cells in resolved.items() if s == scale]
-            rate_figure.render(scale, at_scale, _folder("figures", scale, args.results))
-        replace_file(provenance.DEVIATIONS, provenance.deviations())
+        _render_summaries(resolved, args.results)
     return failed
 
 
-def _plan(args: argparse.Namespace, specs: list[CellSpec], settings: list[str]) -> str:
+def _checked_settings(args: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
+    """Return the settings of the runs, and the options of the job. Raises ConfigError."""
+    of_runs, of_job = slurm.split(args.set)
+    overrides.check(of_runs, args.results)
+    if args.results is not None and args.results.exists() and not args.results.is_dir():
+        raise ConfigError(f"--results {args.results}: is a file; expected a folder, which is made where there is none")
+    if of_job and args.hardware != "slurm":
+        raise ConfigError(f"--set {slurm.PREFIX}{next(iter(of_job))}: only valid with --hardware slurm")
+    return of_runs, of_job
+
+
+def _rows(args: argparse.Namespace, loaded: dict[str, Experiment], of_runs: list[str]) -> Rows:
+    """Return the cells of every experiment at every scale that was asked for."""
+    given = overrides.given(args, of_runs)
+    changed = {name: overrides.applied(experiment, given) for name, experiment in loaded.items()}
+    scales: tuple[Scale, ...] = claims.COMPARED if args.render else (args.scale,)
+    shown = [(name, s) for name, e in changed.items() for s in scales if not args.render or e.has(s)]
+    return {(name, s): experiments.cell_specs(changed[name], s, _seeds(args)) for name, s in shown}
+
+
+def _seeds(args: argparse.Namespace) -> list[int] | None:
+    return list(range(args.seeds)) if args.seeds else None
+
+
+def _plan(args: argparse.Namespace, rows: Rows, cells: list[CellSpec], of_runs: list[str]) -> str:
     if args.plan == "commands":
-        return commands.text(specs, args.gpu)
-    return plan.text(specs, args.hardware or ("gpu8" if args.scale == "paper" else "gpu1"), settings, args.gpu)
+        return commands.text(cells, args.gpu)
+    hardware = args.hardware or ("gpu8" if args.scale == "paper" else "gpu1")
+    powers = [] if args.render else _powers(args, rows)
+    return "\n".join([plan.text(cells, hardware, of_runs, args.gpu), *powers])
 
 
-def _hand_in(args: argparse.Namespace, specs: list[CellSpec], settings: list[str], job: dict[str, str]) -> None:
+def _powers(args: argparse.Namespace, rows: Rows) -> list[str]:
+    """Return the power of every claim that these tables judge, a line each."""
+    return [line for name, scale in rows for line in claims.plan_lines(name, scale, _seeds(args))]
+
+
+def _run(args: argparse.Namespace, loaded: dict[str, Experiment], rows: Rows, cells: list[CellSpec]) -> list[str]:
+    """Start the missing runs, measure the spectra that a figure shows, and return the runs that failed."""
+    _say_what_is_there(cells, args)
+    for line in (line for line in _powers(args, rows) if claims.WEAK in line):
+        print(line, file=sys.stderr)
+    failed = runner.complete(cells, args.jobs, patient=args.hardware != "slurm")
+    for (name, _), group in rows.items():
+        if loaded[name].kind == "spectrum":
+            runner.measure_spectra([spec for row in group for spec in row])
+    return failed
+
+
+def _render_summaries(resolved: dict[tuple[str, Scale], list[list[CellRuns]]], results: Path | None) -> None:
+    """Write what is made of all tables together: the claims, the headline, the rate figures, DEVIATIONS.md."""
+    from .report import headline, rate_figure  # draw, which nothing else here needs before
+
+    judged = ResolvedTables(resolved)
+    ledger_text.render(resolved=judged)
+    headline.render(judged)
+    for scale in claims.COMPARED:
+        at_scale = [cells for (_, s), cells in resolved.items() if s == scale]
+        rate_figure.render(scale, at_scale, _folder("figures", scale, results))
+    replace_file(provenance.DEVIATIONS, provenance.deviations())
+
+
+def _hand_in(args: argparse.Namespace, specs: list[CellSpec], of_runs: list[str], of_job: dict[str, str]) -> None:
     """Submit one array job of `--jobs` tasks, unless nothing is missing."""
     if not runner.plan(specs):
         print("nothing is missing: no job was submitted")
         return
     logs = launch.run_folder(specs[0].config).parent / "slurm"
-    script = slurm.script(slurm.command(args, settings), specs[0].config.hardware, args.jobs, job, logs)
+    script = slurm.script(slurm.command(args, of_runs), specs[0].config.hardware, args.jobs, of_job, logs)
     number = slurm.submit(script, logs)
     print(f"job {number}, {args.jobs} tasks: {logs}/{number}_*.out; repeat the command to submit what is still missing")
 
