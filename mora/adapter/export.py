@@ -26,6 +26,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from .config import MoraConfig
 from .layer import MoraLayer
+from .loading import load_checked
 from .merged_base import FILE, find, kept, restore_base
 from .model import ANOTHER_BASE
 
@@ -106,16 +107,14 @@ def _with_adapter(base: nn.Module, adapter: str, where: str) -> PeftModel:
     with _told(f"{SAFETENSORS_WEIGHTS_NAME} of {adapter} cannot be read"):
         load_peft_weights(adapter, device="cpu")
     with _told(f"the weights of {adapter}, its adapter_config.json and the base model {where} do not fit together"):
-        model = PeftModel.from_pretrained(base, adapter)
-        # Once more, for what it returns.
-        loaded = model.load_adapter(adapter, "default", key_mapping=getattr(base, "_checkpoint_conversion_mapping", {}))
-    if dropped := _modules(loaded.unexpected_keys):
+        model, missing, unexpected = load_checked(base, adapter)
+    if dropped := _modules(unexpected):
         raise ExportError(
             f"{adapter} has weights for modules that the base model {where} does not have, or that target_modules of "
             f"adapter_config.json leaves out: {dropped}"
         )
-    if missing := _modules(loaded.missing_keys):
-        raise ExportError(f"{SAFETENSORS_WEIGHTS_NAME} of {adapter} has no weights for {missing}")
+    if lacking := _modules(missing):
+        raise ExportError(f"{SAFETENSORS_WEIGHTS_NAME} of {adapter} has no weights for {lacking}")
     for name, layer in model.named_modules():
         if isinstance(layer, MoraLayer) and not layer.matrix("default").isfinite().all():
             raise ExportError(f"{SAFETENSORS_WEIGHTS_NAME} of {adapter}: M of {_module(name)} is NaN or infinite")

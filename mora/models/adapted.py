@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-import mora  # noqa: F401  registers MoRA with PEFT, so that its adapters load
+from mora.adapter.loading import load_checked
 from mora.errors import ModelError
 
 
@@ -20,12 +20,8 @@ def with_adapter(base: nn.Module, folder: Path | str) -> Any:
         ModelError: A weight of the adapter has no module, or a module has no weight, so that its scores would be those
             of the base, or of a part. PEFT's own errors for a folder that it cannot read pass through.
     """
-    from peft import PeftModel
-
-    model = PeftModel.from_pretrained(base, folder)  # type: ignore[arg-type]
-    loaded = model.load_adapter(str(folder), "default")  # once more: from_pretrained keeps to itself what did not fit
-    missing = [key for key in loaded.missing_keys if ".default" in key]
-    for keys, what in ((loaded.unexpected_keys, "names no module of its base"), (missing, "is missing in it")):
+    model, missing, unexpected = load_checked(base, folder)
+    for keys, what in ((unexpected, "names no module of its base"), (missing, "is missing in it")):
         if keys:
             more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
             raise ModelError(
