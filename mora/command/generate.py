@@ -48,7 +48,7 @@ def answers(options: argparse.Namespace) -> list[str]:
 
     from mora.models.load import load_any
     from mora.models.tokenizers import pad_id
-    from mora.train.says import quiet
+    from mora.train.run_messages import quiet
 
     quiet()
     where = options.device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -40,7 +40,7 @@ def merge(options: argparse.Namespace) -> Path:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"{output} exists already: remove it, or give another folder")
     from mora.models.load import load_any
-    from mora.train.says import quiet
+    from mora.train.run_messages import quiet
 
     quiet()
     model, tokenizer = load_any(str(folder), options.precision or trained.precision(folder))

@@ -36,9 +36,9 @@ def parse(arguments: list[str] | None = None, prog: str = "python -m mora.evalua
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     with uncollected():  # with torch, which an answer about the arguments does not wait for
-        from mora.train.says import quiet
+        from mora.train.run_messages import quiet
 
-        from .outside import run
+        from .score_checkpoint import run
 
     quiet()
     print(run(options))

@@ -18,7 +18,7 @@ from mora.config.hints import choices
 from mora.config.hydra_compose import check_sweep, compose, hydra_line
 from mora.errors import MoraError, short
 from mora.io import ROOT
-from mora.suite import inputs
+from mora.suite import preflight
 from mora.suite.rates import default as default_rate
 
 from .inputs import Refused
@@ -87,7 +87,7 @@ def ask(line: tuple[list[str], list[str]]) -> None:
         config = compose(arguments)
         if not any(re.match(r"lr=(?!null$)", argument) for argument in arguments) and config.method.trains:
             config, _ = default_rate(config)
-        inputs.check(config)
+        preflight.check(config)
     except (MoraError, HydraException, OmegaConfBaseException, OSError) as error:
         raise Refused(hydra_line(error), names(odd)) from error
 

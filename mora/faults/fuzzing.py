@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from mora.train.says import quiet
+from mora.train.run_messages import quiet
 
 from . import command_lines, readers, set_up
 from .inputs import LIMIT_S, Fuzzed, fuzz

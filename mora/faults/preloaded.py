@@ -21,7 +21,7 @@ PACKAGES = (
     "lm_eval.tasks",
     "mora.config.hydra_compose",
     "mora.evaluate.backend",
-    "mora.evaluate.outside",
+    "mora.evaluate.score_checkpoint",
     "mora.families.tools.targets",
     "mora.suite.__main__",
     "mora.train.worker",

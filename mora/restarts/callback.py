@@ -21,7 +21,7 @@ from .layers import Adapted, sharing_layers
 from .restart import Restart, describe
 from .schedule import jagged
 from .supported import check_supported
-from .trainer import optimizer_state
+from .trainer_optimizer import optimizer_state
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from mora.config.source import ROOT
 from mora.errors import short
 from mora.io import locked, output_dir, replace_file
 
-from . import fit, inputs
+from . import fit, preflight
 from .usable import done, is_current, result_of
 
 
@@ -122,7 +122,7 @@ def launch(
         ConfigError: The hardware or weights are not here, or the result was made with others than those that are.
         KeyboardInterrupt: The launch was interrupted; the worker has saved a checkpoint, or was interrupted again.
     """
-    inputs.check(config)
+    preflight.check(config)
     if done(config):
         _check_is_its_own(config)
         print(f"already done: {result_path(config)}", file=output or sys.stdout)
@@ -190,7 +190,7 @@ def _work(
 def _check_is_its_own(config: RunConfig) -> None:
     """Raise ConfigError if the result was made of other weights or data under the same names."""
     result = result_of(config)
-    if result is not None and (reason := inputs.unlike(config, result)):
+    if result is not None and (reason := preflight.unlike(config, result)):
         raise ConfigError(
             f"{result_path(config)} is not this run's result: {reason}; give another model a name of its own "
             "(model.name=...), or move the result away to repeat the run"

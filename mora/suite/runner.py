@@ -14,7 +14,7 @@ from mora.config import RunConfig, run_id
 from mora.config.run_id import spectrum_path
 from mora.io import IN_USE
 
-from . import inputs
+from . import preflight
 from .cells import CellRuns, in_order, resolve
 from .experiment import CellSpec
 from .gpus import GpuSlots, visible
@@ -68,7 +68,7 @@ def complete(specs: list[CellSpec], jobs: int, patient: bool = True) -> list[str
     interrupt_on_sigterm()
     first = plan(specs)
     for config in {c.hardware: c for c in first}.values():
-        inputs.check(config)
+        preflight.check(config)
     if first and (text := warning(specs[0].scale)):
         print(f"warning: {text}", file=sys.stderr, flush=True)
     gpus, several = visible(), max((c.hardware.processes for c in first), default=1)

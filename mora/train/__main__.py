@@ -26,10 +26,10 @@ with uncollected():
     from mora.errors import MoraError, one_line
     from mora.io import replace_file
 
-    from . import orphan
+    from . import launcher_watch
     from .loop import Interrupted
     from .restart import RestartFailed
-    from .says import quiet
+    from .run_messages import quiet
     from .worker import run
 
 
@@ -42,7 +42,7 @@ def main() -> int:
         return 2
     for name in (signal.SIGTERM, signal.SIGINT):  # until training handles them: closes the GPU context
         signal.signal(name, _stop_here)
-    orphan.watch()
+    launcher_watch.watch()
     quiet()
     try:
         result = run(folder)

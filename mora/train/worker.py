@@ -38,7 +38,7 @@ from mora.models.load import load_model
 from mora.models.structure import fast_paths, trains_without_padding
 from mora.models.tokenizers import pad_id
 
-from . import inputs, log, says, watchdog
+from . import input_digests, log, run_messages, watchdog
 from .distributed import all_gather_value, device_of_rank, process_group, rank, world_size
 from .engines import captures_graphs, make_engine
 from .interface import Engine
@@ -84,9 +84,12 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
     if config.method.trains:
         config = with_samples(config, len(data.samples))
     check_positions(model, data.samples)
-    made_of = {"model": {"path": config.model.path, "sha256": inputs.digest(config.model)}, "data": data.fingerprints}
+    made_of = {
+        "model": {"path": config.model.path, "sha256": input_digests.digest(config.model)},
+        "data": data.fingerprints,
+    }
     if rank() == 0:
-        inputs.same_as_before(folder, made_of)
+        input_digests.same_as_before(folder, made_of)
     pad = pad_id(tokenizer)
     scoring = Scoring(config, data, tokenizer, pad, folder)
     scoring.check()
@@ -98,7 +101,7 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
     paths = fast_paths(model, batches.padding_free, fused, device.type == "cuda" and captures_graphs(config))
     if rank() == 0:
         print(_fast_paths_line(paths), flush=True)
-        print(says.beginning(config, device, model, folder), flush=True)
+        print(run_messages.beginning(config, device, model, folder), flush=True)
     watchdog.start(folder, rank(), world_size())
     engine = make_engine(model, config)
     peaks = Peaks(device)
@@ -126,7 +129,7 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
     if rank() > 0:
         return folder
     path = write_result(config, folder, ending | facts)
-    print(says.ending(config, folder, time.monotonic() - started), flush=True)
+    print(run_messages.ending(config, folder, time.monotonic() - started), flush=True)
     return path
 
 

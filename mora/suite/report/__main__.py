@@ -12,7 +12,7 @@ from mora.errors import ends_in_one_line
 
 from .. import claims
 from ..figures import output_folder
-from .gather import Gathered
+from .report_data import Gathered
 from .site import Site
 
 

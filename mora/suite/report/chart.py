@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from .gather import Point, Run
 from .pictures import smoothed, thinned
+from .report_data import Point, Run
 
 WIDTH, HEIGHT, LEFT, RIGHT, BOTTOM = 700, 260, 52, 20, 34  # of the picture, and of its margins
 

@@ -12,7 +12,7 @@ from mora.results import Metric
 
 from ..doubts import doubts
 from ..experiment import ROOT
-from .gather import Run, end
+from .report_data import Run, end
 
 PEAKS = ("peak_memory_bytes", "train_peak_memory_bytes")  # shown in GiB
 

@@ -18,7 +18,7 @@ from mora.config.run_id import format_lr, run_id
 from mora.planner.gpus import GIB
 
 from ..cells import CellRuns
-from .gather import Point, Run, Shown
+from .report_data import Point, Run, Shown
 from .style import KEPT, Look, legend_below, looks
 
 ACROSS = 2  # panels

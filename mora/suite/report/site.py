@@ -18,7 +18,7 @@ from mora.io import replace_file
 from .. import figures, memory_study
 from ..experiment import ROOT
 from . import chart, decisions, detail, findings, forest, pack, pictures, style, table_cells
-from .gather import Gathered, Run, Shown
+from .report_data import Gathered, Run, Shown
 
 TEMPLATES = Path(__file__).parent / "templates"
 ASSETS = ("report.css", "report.js")

@@ -15,7 +15,7 @@ from ..cells import CellRuns
 from ..experiment import Candidate
 from ..tables import DIGITS
 from ..verdicts import Estimate
-from .gather import Shown
+from .report_data import Shown
 
 
 class Seed(NamedTuple):

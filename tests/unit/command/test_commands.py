@@ -106,9 +106,9 @@ def test_plan_starts_nothing(capsys):
 
 def test_a_misspelt_task_is_found_before_a_model_is_loaded(monkeypatch, capsys):
     from mora.evaluate import __main__ as command
-    from mora.evaluate import harness, outside
+    from mora.evaluate import harness, score_checkpoint
 
-    monkeypatch.setattr(outside, "load_any", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(score_checkpoint, "load_any", lambda *_: pytest.fail("a model was loaded"))
     monkeypatch.setattr(harness, "_manager", _of_uuid_alone)
     assert command.main(["tiny", "--task", "uuuid"]) == 2
     assert "tasks are wrong" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import pytest
 
 from mora.config import source
 from mora.evaluate import __main__ as command
-from mora.evaluate import outside, synthetic
+from mora.evaluate import score_checkpoint, synthetic
 from mora.evaluate.response_cache import ResponseCache
 
 
@@ -31,7 +31,7 @@ def evaluate(tmp_path, capsys):
 @pytest.fixture
 def unscored(monkeypatch):
     """From here on, a call that scores something fails."""
-    return lambda: monkeypatch.setattr(outside, "evaluate_model", None)
+    return lambda: monkeypatch.setattr(score_checkpoint, "evaluate_model", None)
 
 
 def test_without_an_output_scores_go_where_runs_work(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import pytest
 from filelock import FileLock
 
 from mora.config import source
-from mora.suite.report.gather import Gathered
+from mora.suite.report.report_data import Gathered
 from mora.suite.report.site import Site
 
 HERE = {"commit": "c" * 40, "fingerprint": "here", "dirty": False}

@@ -11,7 +11,7 @@ from mora.config import ConfigError, source
 from mora.config.cached_composition import compose_cached as compose
 from mora.config.run_id import result_path, run_id
 from mora.planner import gpus as known
-from mora.suite import fit, gpus, inputs, launch
+from mora.suite import fit, gpus, launch, preflight
 
 GPU1 = ["task=metamath", "method=mora", "r=8", "hardware=gpu1"]
 GIB = 2**30
@@ -121,7 +121,7 @@ def test_an_unknown_gpu_is_refused_with_those_that_are_known(text):
 
 
 def test_hardware_that_is_not_here_is_no_reason_to_halve(worker, monkeypatch):
-    monkeypatch.setattr(inputs, "visible", lambda: [])
+    monkeypatch.setattr(preflight, "visible", lambda: [])
     hardware = worker.hardware.model_copy(update={"device": "cuda"})
     with pytest.raises(ConfigError, match="there is no GPU here"):
         launch.launch(worker.model_copy(update={"hardware": hardware}))

@@ -181,7 +181,7 @@ def test_a_table_is_handed_in_once_and_what_is_missing_again(monkeypatch, tmp_pa
     started = []
     fake_worker(monkeypatch, started)
     monkeypatch.setenv("SLURM_JOB_ID", "77")  # a task of the job
-    monkeypatch.setattr(runner.inputs, "visible", lambda: ["0"] * 8)
+    monkeypatch.setattr(runner.preflight, "visible", lambda: ["0"] * 8)
     assert call(monkeypatch, tmp_path, *given[:4], "--jobs", "1") == 0
     assert started
     monkeypatch.delenv("SLURM_JOB_ID")

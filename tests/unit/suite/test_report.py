@@ -19,7 +19,7 @@ from mora.errors import DamagedFileError
 from mora.results import ResultStore
 from mora.suite.doubts import FILE
 from mora.suite.report import decisions, findings, headline, pack, pictures, svg
-from mora.suite.report.gather import Gathered, Point
+from mora.suite.report.report_data import Gathered, Point
 from mora.suite.report.site import ASSETS, PAGES, Site
 from mora.suite.report.style import COLUMN
 

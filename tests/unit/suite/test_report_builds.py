@@ -12,7 +12,7 @@ import pytest
 
 from mora.config.source import ROOT
 from mora.suite.report import pack
-from mora.suite.report.gather import Gathered
+from mora.suite.report.report_data import Gathered
 
 
 def build(folder: Path, root: Path = ROOT, hash_seed: str = "1") -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mora.suite.report.gather import Gathered
+from mora.suite.report.report_data import Gathered
 from mora.suite.report.site import PAGES
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from mora.config import ConfigError, compose
 from mora.errors import ModelError
 from mora.evaluate import __main__ as command
-from mora.evaluate import outside, synthetic
+from mora.evaluate import score_checkpoint, synthetic
 from mora.methods import prepare
 from mora.models.load import load_any, load_model
 from mora.planner.cost import cost
@@ -104,8 +104,8 @@ def test_another_model_may_not_have_the_name_of_a_known_one(tmp_path):
 
 
 def test_what_a_run_left_is_scored_under_the_runs_name():
-    assert [outside._short(Path(f"outputs/uuid-1/{part}")) for part in ("adapter", "model")] == ["uuid-1"] * 2
-    assert outside._short(Path("owner/model-7b")) == "model-7b"
+    assert [score_checkpoint._short(Path(f"outputs/uuid-1/{part}")) for part in ("adapter", "model")] == ["uuid-1"] * 2
+    assert score_checkpoint._short(Path("owner/model-7b")) == "model-7b"
 
 
 def test_the_folder_of_a_run_is_no_model(tmp_path):

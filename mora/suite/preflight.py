@@ -35,7 +35,7 @@ def unlike(config: RunConfig, result: RunResult) -> str | None:
 
 
 def _other_weights(model: Model, result: RunResult) -> str | None:
-    from mora.train.inputs import digest
+    from mora.train.input_digests import digest
 
     if model.source != "pretrained":
         return None

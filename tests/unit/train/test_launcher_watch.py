@@ -6,10 +6,10 @@ import textwrap
 
 WORKER = """
 import signal, sys, time
-from mora.train import orphan
-orphan.EVERY_S = 0.1
+from mora.train import launcher_watch
+launcher_watch.EVERY_S = 0.1
 signal.signal(signal.SIGTERM, lambda *_: (open(sys.argv[1], "w").write("stopped"), sys.exit(0)))
-orphan.watch()
+launcher_watch.watch()
 print("watching", flush=True)
 time.sleep(60)
 """

@@ -10,8 +10,8 @@ from mora.config.cached_composition import compose_cached as compose
 from mora.config.run_id import run_id
 from mora.errors import DamagedFileError, MoraError
 from mora.io import cache_dir, data_dir, output_dir
-from mora.suite import inputs, launch
-from mora.train.inputs import digest, same_as_before
+from mora.suite import launch, preflight
+from mora.train.input_digests import digest, same_as_before
 
 OWN = ["method=mora", "r=8", "model=llama2_7b"]
 
@@ -117,7 +117,7 @@ def test_a_folder_is_the_same_for_the_worker_which_works_elsewhere(tmp_path, mon
 
 
 def test_a_hub_id_is_no_folder(tmp_path):
-    inputs.check(compose(["task=metamath", *OWN, "model.path=some/model"]))
+    preflight.check(compose(["task=metamath", *OWN, "model.path=some/model"]))
 
 
 def test_a_data_file_with_another_content_is_refused(tmp_path):
@@ -138,7 +138,7 @@ def test_a_data_file_with_another_content_is_refused(tmp_path):
 
 
 def test_hardware_is_looked_at_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(inputs, "visible", lambda: ["0"])
+    monkeypatch.setattr(preflight, "visible", lambda: ["0"])
     config = compose(["task=uuid", "method=mora", "r=8", "scale=smoke", "hardware=gpu8"])
     done(config)
     with pytest.raises(ConfigError, match=r"hardware\.processes=8 \(hardware=gpu8\): there are 1 here"):

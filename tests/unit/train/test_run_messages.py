@@ -8,13 +8,13 @@ from tiny_runs import tiny_config
 from mora.config.run_id import result_path
 from mora.methods import prepare
 from mora.models.load import load_model
-from mora.train import says
+from mora.train import run_messages
 
 
 def test_the_beginning_names_what_decides_the_result_and_where_it_will_be(tmp_path):
     config = tiny_config("mora", "hardware.micro_batch_size=4")
     model = prepare(load_model(config.model, "fp32")[0], config)
-    said = says.beginning(config, torch.device("cpu"), model, tmp_path).splitlines()
+    said = run_messages.beginning(config, torch.device("cpu"), model, tmp_path).splitlines()
     size, steps = config.task.train.global_batch_size, config.last_step
     assert said == [
         f"on cpu, fp32: tiny, r={config.r}",
@@ -31,7 +31,7 @@ def test_the_end_names_scores_errors_time_and_what_to_do_next(tmp_path):
     ]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "adapter").mkdir()
-    assert says.ending(tiny_config("mora"), tmp_path, 61.4).splitlines() == [
+    assert run_messages.ending(tiny_config("mora"), tmp_path, 61.4).splitlines() == [
         "uuid_char_acc 0.5000 +- 0.0100, value_nll 2.0000; 61 s",
         f"saved: {tmp_path}/adapter",
         f"next: mora generate {tmp_path}/adapter PROMPT, or mora evaluate {tmp_path}/adapter --task TASK",
