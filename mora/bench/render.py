@@ -11,7 +11,7 @@ from typing import Any
 from mora.config import source
 from mora.io import replace_file
 from mora.planner import speed
-from mora.suite.rounds import RatioOfTimes, ratio_of_times
+from mora.suite.time_ratios import RatioOfTimes, ratio_of_times
 
 from . import plan
 from .models import weights_of

@@ -28,10 +28,10 @@ from mora.models.losses import hidden_states
 from mora.models.structure import continues_from_cache, plain_head
 from mora.models.tokenizers import end_ids
 
-from .alike import by_beginning
 from .choices import LogLikelihood
 from .generation import LOOK_EVERY, NanLogits, fixed_steps_suit, greedy
 from .response_cache import ResponseCache
+from .shared_prefixes import by_beginning
 from .window import for_answers
 
 TOKEN_IDS = "\x00token-ids "  # a text that starts so is a list of token ids: blocks of packed text have no other form

@@ -29,7 +29,7 @@ from .contrasts import (
 )
 from .doubts import doubted
 from .experiment import NAMES, Row, Scale
-from .rounds import RatioOfTimes, ratio_of_times
+from .time_ratios import RatioOfTimes, ratio_of_times
 from .verdicts import Estimate, Interval, Judged, Variance, Verdict
 
 BENCH = ROOT / "results" / "bench"

@@ -46,13 +46,13 @@ def test_a_batch_holds_inputs_of_like_length():
 
 def test_inputs_that_begin_alike_share_the_beginnings_pass(tiny, monkeypatch):
     """Two groups, and inputs alone; options of one and of three tokens; a batch that is answered in halves."""
-    monkeypatch.setattr("mora.evaluate.alike.WORTH", 100)
+    monkeypatch.setattr("mora.evaluate.shared_prefixes.WORTH", 100)
     monkeypatch.setattr("mora.evaluate.backend.continues_from_cache", lambda model: False)
     contexts = [[*range(10, 50), i, *range(i)] for i in range(5, 13)] + [[*range(60, 100), i] for i in range(5, 11)]
     requests = [*REQUESTS, *((("", ""), context, option) for context in contexts for option in ([8], [9], [9, 10, 11]))]
     whole = backend(tiny)._loglikelihood_tokens(requests, disable_tqdm=True)
     monkeypatch.undo()
-    monkeypatch.setattr("mora.evaluate.alike.WORTH", 100)
+    monkeypatch.setattr("mora.evaluate.shared_prefixes.WORTH", 100)
     lm, shapes, room = backend(tiny), [], 4
     plain, trunk = lm._logits, tiny[0].base_model.forward
 

@@ -142,7 +142,7 @@ def test_likelihoods_after_a_shared_beginning_are_those_of_whole_inputs(family, 
     requests = [(("", ""), [*beginning, i, *range(50, 50 + i)], [7, 8]) for i in range(5, 13)]
 
     def answers(worth):
-        monkeypatch.setattr("mora.evaluate.alike.WORTH", worth)
+        monkeypatch.setattr("mora.evaluate.shared_prefixes.WORTH", worth)
         scored = Backend(model, tokenizer, 3, 64, ResponseCache(None, ""))._loglikelihood_tokens(requests, True)
         return torch.tensor([nats for nats, _ in scored])
 

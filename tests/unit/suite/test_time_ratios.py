@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mora.suite.rounds import ratio_of_times
+from mora.suite.time_ratios import ratio_of_times
 
 
 def test_a_disturbed_round_changes_nothing_if_it_disturbs_both_times():

@@ -4,15 +4,15 @@ import random
 
 import pytest
 
-from mora.evaluate import alike
-from mora.evaluate.alike import by_beginning
+from mora.evaluate import shared_prefixes
+from mora.evaluate.shared_prefixes import by_beginning
 
 HEAD, OTHER = tuple(range(100, 160)), tuple(range(200, 260))
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(alike, "WORTH", 150)
+    monkeypatch.setattr(shared_prefixes, "WORTH", 150)
 
 
 def test_questions_after_the_same_examples_are_a_group_and_others_are_not():
