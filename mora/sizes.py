@@ -29,7 +29,9 @@ def r_hat_for(in_features: int, out_features: int, r: int, rounding: Rounding = 
     return max(r_hat // 2 * 2, 2) if even else r_hat
 
 
-def clamped_r_hat(in_features: int, out_features: int, r: int, operator: str, rounding: Rounding) -> tuple[int, int]:
+def wanted_and_clamped_r_hat(
+    in_features: int, out_features: int, r: int, operator: str, rounding: Rounding
+) -> tuple[int, int]:
     """Return r_hat as r asks for it, and what of it the module has room for; for rotation both are even."""
     even, limit = operator == "rotation", min(in_features, out_features)
     wanted = r_hat_for(in_features, out_features, r, rounding, even)

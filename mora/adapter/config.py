@@ -29,9 +29,9 @@ class MoraConfig(PeftConfig):
     """Describe a MoRA adapter (arXiv:2405.12130), as PEFT stores it in adapter_config.json.
 
     Args:
-        r: Rank of the LoRA whose number of trainable parameters MoRA has at most. M is r_hat x r_hat with
-            r_hat = floor(sqrt((in_features + out_features) r)), at most min(in_features, out_features), and even for
-            "rotation".
+        r: Rank of the LoRA whose number of trainable parameters MoRA has at most, with rhat_rounding="floor". M is
+            r_hat x r_hat with r_hat = floor(sqrt((in_features + out_features) r)), at most min(in_features,
+            out_features), and even for "rotation".
         target_modules: Names of modules, a regular expression, or "all-linear".
         exclude_modules: Names of modules, or a regular expression, to leave alone.
         operator: How inputs are compressed to r_hat values and outputs decompressed from them: "truncation" (Eq. 4),

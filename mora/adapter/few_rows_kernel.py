@@ -1,10 +1,10 @@
 """y += scaling * f_decomp(M f_comp(x)) for a few rows, in one Triton kernel: all that decoding launches beside the base.
 
 Decoding has one row per sequence and step, and the GPU waits for the CPU: what counts is how many operations a layer
-launches. LoRA has four beside the base's, the products of `products.py` have three, this has one. Each program handles
-SQUARE_ROWS rows of M for one row of x. It computes f_comp(x) itself, reading x's K values, which are in the cache, and adds
-its part of M f_comp(x) to the outputs that f_decomp assigns to it. Sums are in fp32; f_comp(x) is rounded to M's dtype, as
-in the other forms.
+launches. LoRA has four beside the base's, the products of `products.py` have three, this has one (and each of the two
+one more for a bias, which is added last). Each program handles SQUARE_ROWS rows of M for one row of x. It computes
+f_comp(x) itself, reading x's K values, which are in the cache, and adds its part of M f_comp(x) to the outputs that
+f_decomp assigns to it. Sums are in fp32; f_comp(x) is rounded to M's dtype, as in the other forms.
 
 Importing this file imports Triton.
 """

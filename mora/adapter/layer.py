@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from mora.choices import Groups
-from mora.sizes import clamped_r_hat
+from mora.sizes import wanted_and_clamped_r_hat
 
 from . import kernels
 from .base import linear_shape, quantisation_of
@@ -82,7 +82,7 @@ class MoraLayer(BaseTunerLayer):
 
     def _make_operator(self, r: int, config: MoraConfig) -> Operator:
         sides = (self.in_features, self.out_features)
-        wanted, r_hat = clamped_r_hat(*sides, r, config.operator, config.rhat_rounding)
+        wanted, r_hat = wanted_and_clamped_r_hat(*sides, r, config.operator, config.rhat_rounding)
         if config.operator == "rotation" and r_hat == 0:
             raise ValueError(
                 f"operator='rotation' needs at least two inputs and two outputs, got in_features={self.in_features}, "

@@ -1,10 +1,11 @@
 """y = W x + scaling * T(M(S x)) as plain matrix products: S and T are f_comp and f_decomp written out as matrices.
 
-A small model waits for the CPU: what counts there is how many operations a layer launches, and how much Python runs between
-them. Beside the base's own, a layer has three here forward and five backward, all of torch's autograd, where PEFT's LoRA
-has four and six; every operator is the same code. The price is arithmetic, 4 n R (K + D) operations per token forward and
-backward, where n counts the blocks that M acts on. Most of them multiply by zeros: free on a GPU that waits, too much on a
-large model. In bf16 a rotation's cosines are rounded to it.
+A small model waits for the CPU: what counts there is how many operations a layer launches, and how much Python runs
+between them. Beside the base's own, a layer has three here forward (four with a bias, which is added last) and five
+backward, all of torch's autograd, where PEFT's LoRA has four and six; every operator is the same code. The price is
+arithmetic, 4 n R (K + D) operations per token forward and backward, where n counts the blocks that M acts on. Most of
+them multiply by zeros: free on a GPU that waits, too much on a large model. In bf16 a rotation's cosines are rounded to
+it.
 """
 
 from __future__ import annotations

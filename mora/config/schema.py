@@ -209,6 +209,12 @@ class RunConfig(FrozenModel):
         """Return whether anything is measured after this update: the scores, or every so often the losses alone."""
         return self.scores_at(step) or step % self.task.evaluation.loss_every_steps == 0
 
+    def next_measured(self, done: int) -> int:
+        """Return the first update after `done`, and not after `final_step`, at which something is measured."""
+        every = self.task.evaluation.loss_every_steps
+        later = [step for step in (*self.task.evaluation.at_steps, self.final_step) if step > done]
+        return min((done // every + 1) * every, *later)
+
     @property
     def trains_rest(self) -> bool:
         """Return whether what carries no adapter (embeddings, head, norms) trains too, as in pretraining."""

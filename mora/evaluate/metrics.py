@@ -17,11 +17,8 @@ LOSSES = {"validation_loss": False, "value_nll": False, "value_token_acc": True}
 MERGED = "merged_"  # prefix of a loss measured on the merged model, which tasks score
 MERGE_SHARE, MERGE_NATS = 0.1, 0.05  # merging may raise a loss by the larger of this share of it and these nats
 IF_ANSWERED = "score_if_answered"  # of those that have an answer: describes, and has no direction, as few may have one
-STDERR, DOCUMENTS, FLOOR = (
-    "_stderr",
-    "documents",
-    "floor",
-)  # a row: task.metric, task.metric_stderr, task.documents, ...
+# A row of a log has task.metric, task.metric_stderr, task.documents, task.floor, ...
+STDERR, DOCUMENTS, FLOOR = "_stderr", "documents", "floor"
 
 
 class Facts(NamedTuple):
@@ -38,8 +35,8 @@ def facts(name: str) -> Facts:
     return _known().get(name.partition(":")[0], Facts(None, None))
 
 
-class Measured(NamedTuple):
-    """A metric with what its row says about it, and its task. Fields are those of `mora.results.Metric`."""
+class LoggedMetric(NamedTuple):
+    """A metric with what its row says about it. Fields are those of `mora.results.Metric`."""
 
     value: float
     stderr: float | None
@@ -53,7 +50,7 @@ def write_row(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     return {key(task, metric): value for task, values in scores.items() for metric, value in values.items()}
 
 
-def read_row(row: Mapping[str, Any]) -> dict[str, Measured]:
+def read_row(row: Mapping[str, Any]) -> dict[str, LoggedMetric]:
     """Return the metrics in a row of a log, which has their errors, documents and floors under names of their own."""
     return {name: _measured(name, row) for name in row if is_metric(name)}
 
@@ -63,12 +60,12 @@ def is_metric(name: str) -> bool:
     return name != DOCUMENTS and not name.endswith((STDERR, f".{DOCUMENTS}", f".{FLOOR}"))
 
 
-def _measured(name: str, row: Mapping[str, Any]) -> Measured:
+def _measured(name: str, row: Mapping[str, Any]) -> LoggedMetric:
     task, dot, metric = name.partition(".")
     about, error = facts(name), row.get(f"{name}{STDERR}")
     documents = row.get(f"{task}.{DOCUMENTS}" if dot else DOCUMENTS) if f"{name}{STDERR}" in row else None
     floor = row.get(f"{task}.{FLOOR}") if metric == "score" else None
-    return Measured(row[name], error, documents, about.higher_is_better, about.floor if floor is None else floor)
+    return LoggedMetric(row[name], error, documents, about.higher_is_better, about.floor if floor is None else floor)
 
 
 def raised_by_merging(metrics: Mapping[str, float]) -> dict[str, tuple[float, float]]:

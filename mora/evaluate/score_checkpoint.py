@@ -28,8 +28,8 @@ PACKAGES = ("torch", "transformers", "peft", "lm_eval", "datasets")
 def run(options: argparse.Namespace) -> Path:
     """Evaluate, write `result.json` and `samples/` into the output folder, and return the path of the JSON.
 
-    That is `options.output`, or one of the model's name in `evaluation/` of the folder where runs work. Tasks are added to
-    those that it already has of the same weights and settings.
+    That is `options.output`, or one of the model's name (and `-unmerged`) in `evaluation/` of the folder where runs
+    work. Tasks are added to those that it already has of the same weights and settings.
 
     Raises:
         ConfigError: The model or a task cannot be evaluated, or the folder holds a result of others.
@@ -44,7 +44,9 @@ def run(options: argparse.Namespace) -> Path:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token_id = tokenizer.eos_token_id
     model = model.to(where)
-    folder = Path(options.output or output_dir() / "evaluation" / _short(Path(options.model)))
+    unmerged = {"unmerged": True} if options.unmerged else {}
+    name = "-".join([_short(Path(options.model)), *unmerged])
+    folder = Path(options.output or output_dir() / "evaluation" / name)
     identity = fingerprint(model)
     settings = Settings(
         batch_size=options.batch_size,
@@ -56,12 +58,7 @@ def run(options: argparse.Namespace) -> Path:
         identity=f"{identity}|{precision}|{code['fingerprint']}",  # other code, other answers
     )
     new: dict[str, Any] = {
-        "model": {
-            "name": options.model,
-            "fingerprint": identity,
-            "precision": precision,
-            "merged": not options.unmerged,
-        },
+        "model": {"name": options.model, "fingerprint": identity, "precision": precision} | unmerged,
         "settings": {k: getattr(settings, k) for k in ("batch_size", "max_length", "limit")},
     }
     score_file.known(folder, new)  # refuses before anything is scored

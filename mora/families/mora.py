@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from mora.choices import Groups, OperatorChoice, Overflow, Pad, Pairs, Rounding, Split
-from mora.sizes import aligned, auto_operator, clamped_r_hat
+from mora.sizes import aligned, auto_operator, wanted_and_clamped_r_hat
 
 from .base import Family, Footprint, Size, Targets
 
@@ -60,7 +60,7 @@ class Mora(Family):
         """
         k, d = in_features, out_features
         operator = self.operator_for(hidden_size, r)
-        _, r_hat = clamped_r_hat(k, d, r, operator, self.rhat_rounding)
+        _, r_hat = wanted_and_clamped_r_hat(k, d, r, operator, self.rhat_rounding)
         blocks = 1
         if in_blocks := operator in ("decouple", "rotation"):
             inputs, outputs = math.ceil(k / r_hat), math.ceil(d / r_hat)

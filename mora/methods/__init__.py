@@ -8,7 +8,7 @@ from torch import nn
 
 from mora.config.schema import RunConfig
 from mora.families.base import Size
-from mora.families.tools.merging import merged
+from mora.families.tools.merging import merged, rounded
 
 from .groups import ParameterGroup, parameter_groups, trainable
 from .parameters import parameter_lines, parameter_table
@@ -20,6 +20,7 @@ __all__ = [
     "parameter_lines",
     "parameter_table",
     "prepare",
+    "rounded",
     "train_rest",
     "trainable",
 ]

@@ -81,7 +81,8 @@ def _stop_at_eos(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
 def _cast(model: Any, dtype: torch.dtype) -> Any:
     """Cast the parameters, and leave the buffers: the rotary embedding's frequencies must stay fp32."""
     for p in model.parameters():
-        p.data = p.data.to(dtype)
+        if p.is_floating_point():  # not what a quantised layer packs
+            p.data = p.data.to(dtype)
     return model
 
 

@@ -143,10 +143,12 @@ def _by_seed(runs: CellRuns, unit: Unit) -> dict[int, tuple[float, float | None]
 
 
 def find(rows: list[list[CellRuns]], wanted: Row, column: str) -> CellRuns | None:
-    """Return the cell of that method, operator and rank of the paper in the column of that name."""
+    """Return the cell of that method, operator and rank of the paper, without settings, in the column of that name."""
     for row in rows:
         for runs in row:
             spec = runs.spec
+            if spec.row.settings:
+                continue
             rank = spec.row.r and spec.config.model.stands_for(spec.row.r)
             same = (spec.row.method, spec.row.operator, rank) == (wanted.method, wanted.operator, wanted.r)
             if same and spec.column.name == column and spec.exists:
@@ -154,9 +156,8 @@ def find(rows: list[list[CellRuns]], wanted: Row, column: str) -> CellRuns | Non
     return None
 
 
-ANSWERS = (
-    0.1  # share of the questions that a model must answer in the requested form for its score to show what it knows
-)
+# Share of the questions that a model must answer in the requested form for its score to show what it knows.
+ANSWERS = 0.1
 
 
 def nothing_known(claim: Claim, measured: Measured) -> bool:

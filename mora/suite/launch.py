@@ -180,7 +180,7 @@ def _work(
         code = _wait(worker, left_s)
         if not _workers[worker]:
             return code
-        if code < 0:  # it was still loading and could say nothing
+        if code < 0:  # of several ranks: one that was still loading says nothing
             print(f"{run_id(config)}: stopped; start it again to resume", file=output or sys.stderr)
         return STOPPED
     finally:

@@ -126,9 +126,18 @@ Estimator = Callable[[Claim, Measured], Estimate | None]
 
 
 def by_pool(table: list[Claim], every: list[Measured]) -> Estimator:
-    """Return the rule's estimates: where seeds are few, by the variance pooled over these contrasts."""
-    shared = {unit: _variance(table, every, unit) for unit in {claim.unit for claim in table}}
-    return lambda claim, measured: _estimate(claim, measured, shared.get(claim.unit))
+    """Return the rule's estimates: where seeds are few, by the variance pooled over these contrasts.
+
+    A contrast with a run in doubt has the variance of its own seeds, and gives none to the pool.
+    """
+    pool = [(claim, m) for claim, m in zip(table, every, strict=True) if not _in_doubt(m)]
+    shared = {unit: _variance(pool, unit) for unit in {claim.unit for claim in table}}
+    return lambda claim, m: _estimate(claim, m, None if _in_doubt(m) else shared[claim.unit])
+
+
+def _in_doubt(measured: Measured) -> bool:
+    sides = (side for side in (measured.first, measured.second) if side is not None)
+    return bool(doubted(runs for side in sides for runs in side.cells))
 
 
 def judge_alone(
@@ -177,10 +186,8 @@ def gaps(table: list[Claim], scale: Scale, resolved: ResolvedTables) -> list[Mea
     ]
 
 
-def _variance(table: list[Claim], every: list[Measured], unit: Unit) -> Variance | None:
-    return verdicts.pooled(
-        [verdicts.variance(m.differences) for claim, m in zip(table, every, strict=True) if claim.unit == unit]
-    )
+def _variance(pool: list[tuple[Claim, Measured]], unit: Unit) -> Variance | None:
+    return verdicts.pooled([verdicts.variance(m.differences) for claim, m in pool if claim.unit == unit])
 
 
 def _estimate(claim: Claim, measured: Measured, of_table: Variance | None) -> Estimate | None:

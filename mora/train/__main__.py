@@ -40,11 +40,11 @@ def main() -> int:
     if not (folder / "config.yaml").is_file():
         print(f"mora.train: {folder} has no config.yaml: start the run through run.py", file=sys.stderr)
         return 2
-    for name in (signal.SIGTERM, signal.SIGINT):  # until training handles them: closes the GPU context
-        signal.signal(name, _stop_here)
-    launcher_watch.watch()
-    quiet()
     try:
+        if "RANK" not in os.environ:  # a rank must not wait for others that have ended: it ends at once
+            _stop_in_order()
+        launcher_watch.watch()
+        quiet()
         result = run(folder)
         if int(os.environ.get("RANK", 0)) == 0:
             print(f"result: {result}")
@@ -69,8 +69,14 @@ def main() -> int:
     return 0
 
 
-def _stop_here(*_: Any) -> NoReturn:
-    raise Interrupted("stopped by a signal before any training; start the same run again")
+def _stop_in_order() -> None:
+    """Let signals end a process that does not train yet, or never will, with its GPU context closed."""
+
+    def stop(*_: Any) -> NoReturn:
+        raise Interrupted("stopped by a signal; checkpoints and answers so far are kept; start the same run to resume")
+
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, stop)
 
 
 def _of_memory_or_ranks(error: RuntimeError | MemoryError) -> str | None:

@@ -37,7 +37,7 @@ class Diverged(RuntimeError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal (SIGTERM or Ctrl-C) stopped the run after a checkpoint.
+    """A signal (SIGTERM or Ctrl-C) stopped the run: in training after a checkpoint, elsewhere at once.
 
     It derives from KeyboardInterrupt so that `except Exception` in an evaluation does not catch it.
     """

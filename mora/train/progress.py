@@ -54,5 +54,5 @@ def facts(config: RunConfig, row: dict[str, Any], tokens_per_s: float) -> dict[s
         every = restart.every_steps
         shown["restarts"] = f"{min(done, last - 1) // every} of {(last - 1) // every}"
     if done < last:
-        shown["evaluation at"] = str(next(step for step in range(done + 1, last + 1) if config.measures_at(step)))
+        shown["evaluation at"] = str(config.next_measured(done))
     return shown

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from mora.errors import MissingData
 from mora.evaluate import samples, synthetic
 from mora.evaluate.harness import Settings, evaluate_model, load_tasks
 from mora.evaluate.metrics import MERGED, raised_by_merging, write_row
-from mora.methods import merged
+from mora.methods import merged, rounded
 from mora.models.dtypes import DTYPES
 
 from . import teacher_forced
@@ -109,8 +108,8 @@ class Scoring:
         settings = self.settings.resumable(self.folder / f"journal-{rank()}.jsonl", made_by)
         dtype = DTYPES[self.config.scale.precision]
         loaded, self._loaded = self._loaded, None
-        merging = merged(engine.model, dtype) if self.plan.merge else nullcontext()
-        with engine.materialized(), merging, single_process_env():
+        as_saved = merged if self.plan.merge else rounded
+        with engine.materialized(), as_saved(engine.model, dtype), single_process_env():
             measured = self._losses(engine) if self.plan.merge and isinstance(engine.model, PeftModel) else {}
             scores, logged = evaluate_model(engine.model, self.tokenizer, self.plan.tasks, settings, loaded)
         if rank() == 0:

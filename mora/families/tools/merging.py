@@ -1,9 +1,9 @@
-"""A model as its merged checkpoint would compute, for a while."""
+"""A model as its checkpoint would compute, for a while: merged, or with its adapter."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from peft import PeftModel
@@ -19,20 +19,34 @@ def merged(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     adapted = {id(p) for layer in layers for p in layer.parameters()}
-    wider = [(p, p.data) for p in model.parameters() if id(p) not in adapted and p.dtype != dtype]
     bases = [p for layer in layers for p in layer.get_base_layer().parameters(recurse=False)]
     kept = [(p, p.data, p.data.to("cpu", copy=True)) for p in bases]
     if isinstance(model, PeftModel):
         model.merge_adapter()
+    try:
+        with _in_dtype([p for p in model.parameters() if id(p) not in adapted], dtype):
+            yield
+    finally:
+        if isinstance(model, PeftModel):
+            model.unmerge_adapter()
+        for p, at_home, bits in kept:
+            p.data = at_home
+            p.data.copy_(bits)
+
+
+def rounded(model: nn.Module, dtype: torch.dtype) -> AbstractContextManager[None]:
+    """Context manager: the model computes as its checkpoint in `dtype` would, with its adapter beside the base."""
+    return _in_dtype(list(model.parameters()), dtype)
+
+
+@contextmanager
+def _in_dtype(parameters: Sequence[nn.Parameter], dtype: torch.dtype) -> Iterator[None]:
+    """Context manager: the parameters are rounded to `dtype`; afterwards they have their values and addresses again."""
+    wider = [(p, p.data) for p in parameters if p.dtype != dtype]
     for p, value in wider:
         p.data = value.to(dtype)
     try:
         yield
     finally:
-        if isinstance(model, PeftModel):
-            model.unmerge_adapter()
-        for p, at_home, rounded in kept:
-            p.data = at_home
-            p.data.copy_(rounded)
-        for p, at_home in wider:
-            p.data = at_home
+        for p, value in wider:
+            p.data = value

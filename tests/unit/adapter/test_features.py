@@ -130,7 +130,7 @@ def test_a_row_can_have_its_own_module_to_save(make_mlp, adapt, x):
 @pytest.mark.parametrize(
     ("prepare", "names", "why"),
     [
-        (lambda m: m.train(), ["b", "b"], "the model is in training mode"),
+        (lambda m: m.train(), ["b", "b"], "works only in inference: call model.eval"),
         (lambda m: m, ["b", "d"], "there is no adapter d; there are __base__, b, c, default"),
         (lambda m: m, ["b", "b", "b"], "3 names for a batch of 2 rows"),
         (lambda m: m.merge_adapter(), ["b", "b"], "merged into the base weights of all rows"),
@@ -139,7 +139,7 @@ def test_a_row_can_have_its_own_module_to_save(make_mlp, adapt, x):
 )
 def test_rows_that_cannot_have_their_adapter_are_refused(prepare, names, why, three, tokens):
     prepare(three)
-    with pytest.raises(ValueError, match=f"adapter_names: .*{why}"):
+    with pytest.raises(ValueError, match=f"adapter_names.*{why}"):
         three(tokens, adapter_names=names)
 
 

@@ -119,5 +119,5 @@ def test_hardware_that_cannot_share_out_the_batch_is_refused(tmp_path, monkeypat
 
 def test_unknown_hardware_is_refused_in_one_line():
     spec = experiments.cell_specs(experiments.load("table3"), "paper")[0][0]
-    with pytest.raises(ConfigError, match="hardware/nothing"):
+    with pytest.raises(ConfigError, match="hardware=nothing: there is no such hardware; there are"):
         plan.text([spec], "nothing")

@@ -1,5 +1,7 @@
 """Results that are shown and doubted."""
 
+from types import SimpleNamespace
+
 import pytest
 import yaml
 from made_up import write
@@ -73,6 +75,23 @@ def test_a_wrong_file_is_named(tmp_path, text):
     (tmp_path / FILE).write_text(text)
     with pytest.raises(ConfigError, match=r"^results/doubts\.yaml: expected a run id with log_sha256 and why"):
         doubted(cell for row in cells() for cell in row)
+
+
+def test_a_contrast_in_doubt_keeps_its_variance_to_itself(monkeypatch):
+    claim = SimpleNamespace(unit="points", plan=SimpleNamespace(seed_sd=None))
+    calm, wild = (
+        SimpleNamespace(seeds=[0, 1, 2], differences=differences, document_se=None)
+        for differences in ([1.0, 1.1, 0.9], [0.0, 40.0, 2.0])
+    )
+
+    def errors():
+        estimate = ledger.by_pool([claim, claim], [calm, wild])
+        return [estimate(claim, measured).se for measured in (calm, wild)]
+
+    monkeypatch.setattr(ledger, "_in_doubt", lambda measured: False)
+    assert errors()[0] == errors()[1]
+    monkeypatch.setattr(ledger, "_in_doubt", lambda measured: measured is wild)
+    assert errors() == pytest.approx([0.1 / 3**0.5, 22.54 / 3**0.5], rel=1e-3)
 
 
 def test_a_file_without_doubts_may_have_a_comment(tmp_path):

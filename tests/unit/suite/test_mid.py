@@ -26,7 +26,7 @@ MID = [spec for name in experiments.names() for spec in cells(name)]
 
 def test_at_scale_mid_every_search_is_a_whole_run_of_a_third_with_grids_of_equal_size():
     assert {spec.experiment.title.split(":")[0] for spec in MID} == {
-        "Table 1", "Table 2", "Table 4", "Table 6", "Table 7", "Figure 2", "Figure 3", "Restarts"
+        "Table 1", "Table 2", "Table 4", "Table 6", "Table 7", "Figure 2", "Figure 3", "Merging", "Restarts"
     }  # fmt: skip
     for spec in MID:
         whole, searches = spec.config, spec.search_runs

@@ -48,11 +48,13 @@ def is_stopped():
     Finalize(None, print, ("teardown",), exitpriority=0)
 
 
-def test_a_signal_before_training_ends_the_worker_in_order(tmp_path):
-    """Killed while it loads, it would leave its GPU context open, and harm others under NVIDIA MPS."""
+@pytest.mark.parametrize("env", [{}, {"RANK": "0"}], ids=["alone", "a rank"])
+def test_a_signal_before_training_ends_a_process_in_order_and_a_rank_at_once(tmp_path, env):
+    """Killed while it loads, a process leaves its GPU context open, and may harm others under NVIDIA MPS."""
     (tmp_path / "config.yaml").touch()
-    assert forked.to_their_end(forked.fork(tmp_path, {}, prepare=is_stopped)) == [1]
+    (code,) = forked.to_their_end(forked.fork(tmp_path, env, prepare=is_stopped))
     said = (tmp_path / "output.txt").read_text()
-    assert "mora.train: stopped by a signal before any training; start the same run again\n" in said
     assert "Traceback" not in said
-    assert "teardown" in said
+    assert (code, "teardown" in said) == ((-signal.SIGTERM, False) if env else (1, True))
+    kept = "mora.train: stopped by a signal; checkpoints and answers so far are kept; start the same run to resume\n"
+    assert (kept in said) == (not env)

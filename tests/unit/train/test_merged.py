@@ -1,4 +1,4 @@
-"""`merged`: the merged model inside, the training model outside, bit for bit."""
+"""`merged` and `rounded`: the saved model inside, the training model outside, bit for bit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mora.config.cached_composition import compose_cached as compose
-from mora.methods import merged, prepare
+from mora.methods import merged, prepare, rounded
 from mora.models.dtypes import DTYPES
 from mora.models.load import load_model
 from mora.train.engine import TorchEngine
@@ -68,3 +68,25 @@ def test_what_is_held_in_fp32_is_rounded_as_a_bf16_checkpoint_would_be(method):
             )
     assert inside.dtype == torch.bfloat16
     assert torch.equal(inside, trained)  # MoRA starts at zero: the merged model is the trained one
+
+
+@pytest.mark.parametrize("task", ["uuid", "c4"])  # in pretraining embeddings, norms and head train, too
+@pytest.mark.parametrize("method", [["method=fft"], ["method=lora", "r=4"], ["method=mora", "r=4"]], ids=lambda m: m[0])
+def test_rounded_masters_compute_what_is_trained(method, task):
+    config = compose([f"task={task}", *method, "scale=smoke"])
+    model = prepare(load_model(config.model, "bf16")[0], config).eval()
+    torch.manual_seed(0)
+    for name, p in model.named_parameters():
+        if "lora_B" in name or "mora_M" in name:
+            torch.nn.init.normal_(p, std=0.1)
+    engine = TorchEngine(model, config.task.train, torch.bfloat16)
+    ids = torch.randint(3, 100, (2, 16))
+    with torch.no_grad():
+        trained = model(input_ids=ids).logits
+        with engine.materialized():
+            masters = [p.data for p in model.parameters()]
+            assert torch.float32 in {value.dtype for value in masters}
+            with rounded(model, torch.bfloat16):
+                inside = model(input_ids=ids).logits
+            assert all(torch.equal(p.data, value) for p, value in zip(model.parameters(), masters, strict=True))
+    assert torch.equal(inside, trained)

@@ -74,7 +74,7 @@ def test_an_adapter_may_stay_unmerged(tmp_path, capsys):
     command.main([str(tmp_path / "adapter"), *flags, "--device", "cpu"])
     result = json.loads((tmp_path / "out/result.json").read_text())
     assert "biomed_usmle" in result["metrics"]
-    assert result["model"]["merged"] is False
+    assert result["model"]["unmerged"] is True
     assert command.main(["tiny", *flags, "--device", "cpu"]) == 2
     assert "'tiny' is not an adapter's folder, so nothing in it can stay unmerged" in capsys.readouterr().err
 

@@ -74,7 +74,6 @@ def test_a_loss_that_merging_raises_is_told(tmp_path, monkeypatch, capsys, loss,
 
 
 def test_with_merge_false_the_model_with_its_adapter_is_scored(tmp_path, monkeypatch):
-    """Also as it is trained: masters are materialized, and no loss is measured twice."""
     config = tiny_config("lora", "task.evaluation.merge=false")
     seen = []
 
