@@ -132,7 +132,7 @@ def by_pool(table: list[Claim], every: list[Measured]) -> Estimator:
     """
     pool = [(claim, m) for claim, m in zip(table, every, strict=True) if not _in_doubt(m)]
     shared = {unit: _variance(pool, unit) for unit in {claim.unit for claim in table}}
-    return lambda claim, m: _estimate(claim, m, None if _in_doubt(m) else shared[claim.unit])
+    return lambda claim, m: _estimate(claim, m, None if _in_doubt(m) else shared.get(claim.unit))
 
 
 def _in_doubt(measured: Measured) -> bool:
