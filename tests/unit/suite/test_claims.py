@@ -75,6 +75,12 @@ def test_rows_are_found_by_the_papers_rank():
     assert find(rows, experiments.Row(method="mora", r=999), "step_300") is None
 
 
+def test_a_contrast_is_of_the_row_without_settings_wherever_it_stands():
+    rows = resolve_all(experiments.cell_specs(experiments.load("table_restarts"), "mid"))
+    wanted = experiments.Row(method="relora", r=256)
+    assert {find(order, wanted, "gsm8k").spec.row.settings == [] for order in (rows, rows[::-1])} == {True}
+
+
 def test_the_papers_effect_is_over_the_columns_that_ours_stand_for(monkeypatch):
     monkeypatch.undo()
     resolved = ResolvedTables()
