@@ -267,3 +267,4 @@ def test_a_multirun_is_a_run_for_each_value(tmp_path):
     two, four = (result["metrics"]["3"]["value_nll"]["value"] for result in results(tmp_path))
     assert re.search(rf"2 runs:\n  r=2  value_nll {two:.4g}.*\n  r=4  value_nll {four:.4g}", output)
     assert sorted(result["config"]["r"] for result in results(tmp_path)) == [2, 4]
+    assert (tmp_path / "outputs/multirun/multirun.yaml").is_file()

@@ -18,6 +18,7 @@ ACROSS = {
 }
 WITHIN = {  # references that take nothing of another group's file
     ("sweep/lr.yaml", "lr"): "${lr_grid:}",
+    ("config.yaml", "sweep"): '{dir: "${oc.env:MORA_OUTPUT_DIR,outputs}/multirun", subdir: .}',
 }
 LINE = re.compile(r"^ *([\w.]+): (.*?)(?: +#(.*))?$")
 
