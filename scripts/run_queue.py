@@ -55,6 +55,7 @@ from mora.errors import MoraError, did_you_mean, nearest, one_line
 from mora.results import read
 from mora.suite import commands, gpus
 from mora.suite import experiment as experiments
+from mora.suite.cell_filter import filter_cells
 from mora.suite.like_runs import LikeRuns
 from mora.suite.progress import last_row
 
@@ -346,7 +347,7 @@ def _missing(experiment: experiments.Experiment, scale: experiments.Scale, *only
     """Return one line per missing run of the experiment that can start now. Raises ConfigError."""
     rows = experiments.cell_specs(experiment, scale)
     hardware = [word for word in only if word.startswith("hardware.")]
-    cells = experiments.filter_cells([cell for row in rows for cell in row], [w for w in only if w not in hardware])
+    cells = filter_cells([cell for row in rows for cell in row], [w for w in only if w not in hardware])
     return [shlex.join([*words, *hardware]) for words in commands.arguments(cells).values()]
 
 

@@ -26,6 +26,7 @@ from . import (
 )
 from . import experiment as experiments
 from .arguments import parse
+from .cell_filter import filter_cells
 from .cells import CellRuns, resolve, resolve_all
 from .contrasts import ResolvedTables
 from .experiment import CellSpec, Experiment, Scale
@@ -57,7 +58,7 @@ def _do(args: argparse.Namespace, loaded: dict[str, Experiment]) -> list[str]:
     """Plan, submit, or run and render; return the runs that failed."""
     of_runs, of_job = _checked_settings(args)
     rows = _rows(args, loaded, of_runs)
-    cells = experiments.filter_cells([spec for group in rows.values() for row in group for spec in row], args.only)
+    cells = filter_cells([spec for group in rows.values() for row in group for spec in row], args.only)
     if args.plan:
         print(_plan(args, rows, cells, of_runs))
         return []

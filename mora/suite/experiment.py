@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import product
 from typing import Any, Literal, NamedTuple
 
 import yaml
-from pydantic import ValidationError, model_validator
+from pydantic import ValidationError, field_validator, model_validator
 
 from mora.config import ConfigError, RunConfig
 from mora.config.cached_composition import compose_cached
@@ -20,12 +19,12 @@ from mora.config.source import ROOT
 from mora.config.yaml_file import read_yaml
 from mora.errors import did_you_mean, nearest, one_line
 from mora.frozen import FrozenModel
-from mora.models.shapes import UnknownShape
-from mora.planner.counts import operator_of
 
 FOLDER = ROOT / "experiments"
 PAPER = ROOT / "results" / "paper" / "tables.yaml"
 SWEEPS = ROOT / "configs" / "sweep"
+# A search that is a whole run of a third of the length, restarts included, and is not scored.
+SHORT_SEARCH = ("task.train.shorten_by=3", "task.evaluation.tasks=[]")
 
 NAMES = {
     "none": "untuned",
@@ -97,7 +96,7 @@ class AtScale(FrozenModel):
         seeds: Of the final runs; a search takes the first.
         rows: Methods and ranks.
         columns: Replace those of the experiment.
-        search: Overrides of the runs that only choose.
+        search: Overrides of the runs that only choose; `short` stands for SHORT_SEARCH.
         sweep: What is chosen: the learning rate, or all that the paper searched for the method.
         repeats: Before the final runs, a learning rate at the edge of the search adds the next one, and the best two
             get a second seed.
@@ -109,6 +108,11 @@ class AtScale(FrozenModel):
     search: list[str] = []
     sweep: Literal["lr", "method"] = "lr"
     repeats: bool = False
+
+    @field_validator("search", mode="before")
+    @classmethod
+    def _written_out(cls, search: Any) -> Any:
+        return list(SHORT_SEARCH) if search == "short" else search
 
 
 class Reach(FrozenModel):
@@ -229,42 +233,6 @@ def cell_specs(experiment: Experiment, scale: Scale, seeds: list[int] | None = N
     return [[CellSpec(experiment, scale, at, row, column) for column in columns] for row in at.rows]
 
 
-def filter_cells(cells: list[CellSpec], filters: list[str]) -> list[CellSpec]:
-    """Return the cells that pass every filter.
-
-    Args:
-        cells: The cells to choose from.
-        filters: Each is `task=`, `method=`, `r=` or `operator=`, followed by values between commas.
-
-    Raises:
-        ConfigError: A filter has another key, or a value that no cell has.
-    """
-    for text in filters:
-        key, _, values = text.partition("=")
-        if key not in FILTERS or not values:
-            raise ConfigError(f"--only {text}: expected {', '.join(f'{known}=VALUE,...' for known in FILTERS)}")
-        if "=" in values:
-            raise ConfigError(f"--only {text}: conditions stand apart: --only {' '.join(_apart(text))}")
-        there = {str(has): None for cell in cells if (has := FILTERS[key](cell)) is not None}
-        if unknown := [value for value in values.split(",") if value not in there]:
-            hint = _stands_for(cells, unknown[0]) if key == "r" else did_you_mean(nearest(unknown[0], there))
-            raise ConfigError(f"--only {text}: no cell has {key}={unknown[0]}; there are {', '.join(there)}{hint}")
-    chosen = [(FILTERS[key], values.split(",")) for key, _, values in (text.partition("=") for text in filters)]
-    return [cell for cell in cells if all(str(value(cell)) in values for value, values in chosen)]
-
-
-def _apart(text: str) -> list[str]:
-    """Split conditions: task=uuid,c4,method=lora -> task=uuid,c4 and method=lora."""
-    return re.split(rf",(?=(?:{'|'.join(FILTERS)})=)", text)
-
-
-def _stands_for(cells: list[CellSpec], r: str) -> str:
-    """Return a hint that names the rank of these cells which stands for this one of the paper's."""
-    ranks = {(rank, str(cell.config.model.stands_for(int(rank)))) for cell in cells if (rank := FILTERS["r"](cell))}
-    ours = sorted((str(rank) for rank, paper in ranks if paper == r), key=int)
-    return f"; the paper's r={r} is r={ours[0]} here" if ours else ""
-
-
 class Candidate(NamedTuple):
     """One point of a search."""
 
@@ -371,23 +339,6 @@ class CellSpec:
             if same:
                 return row["values"][table["columns"].index(self.column.name)]
         return None
-
-
-def _operator(config: RunConfig) -> str | None:
-    """Return the run's operator, named or not; "auto" where only the weights tell the width that resolves it."""
-    named = getattr(config.method.adapter, "operator", None)
-    try:
-        return operator_of(config) if named == "auto" else named
-    except UnknownShape:
-        return named
-
-
-FILTERS: dict[str, Callable[[CellSpec], str | int | None]] = {
-    "task": lambda cell: cell.column.task,
-    "method": lambda cell: cell.row.method,
-    "r": lambda cell: dict(text.split("=", 1) for text in cell.base).get("r"),  # the row's, or in Table 4 the column's
-    "operator": lambda cell: _operator(cell.config),
-}
 
 
 def method_sweep(method: str) -> dict[str, list[str]]:
