@@ -44,8 +44,7 @@ def run(options: argparse.Namespace) -> Path:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token_id = tokenizer.eos_token_id
     model = model.to(where)
-    unmerged = {"unmerged": True} if options.unmerged else {}
-    name = "-".join([_short(Path(options.model)), *unmerged])
+    name = _short(Path(options.model)) + ("-unmerged" if options.unmerged else "")
     folder = Path(options.output or output_dir() / "evaluation" / name)
     identity = fingerprint(model)
     settings = Settings(
@@ -58,7 +57,8 @@ def run(options: argparse.Namespace) -> Path:
         identity=f"{identity}|{precision}|{code['fingerprint']}",  # other code, other answers
     )
     new: dict[str, Any] = {
-        "model": {"name": options.model, "fingerprint": identity, "precision": precision} | unmerged,
+        "model": {"name": options.model, "fingerprint": identity, "precision": precision}
+        | ({"unmerged": True} if options.unmerged else {}),
         "settings": {k: getattr(settings, k) for k in ("batch_size", "max_length", "limit")},
     }
     score_file.known(folder, new)  # refuses before anything is scored

@@ -15,6 +15,7 @@ from . import experiment as experiments
 from . import pairing, verdicts
 from .cells import CellRuns, above_floor, at_floor, higher_is_better, resolve, resolve_all
 from .claims import Claim, Contrast, Unit
+from .doubts import doubted
 from .experiment import CellSpec, Column, Row, Scale
 from .figures import spectrum_of
 
@@ -57,6 +58,19 @@ class Measured:
     sign: int
     unit: Unit
 
+    @property
+    def sides(self) -> list[Side]:
+        return [side for side in (self.first, self.second) if side is not None]
+
+    @property
+    def cells(self) -> list[CellRuns]:
+        return [runs for side in self.sides for runs in side.cells]
+
+    @cached_property
+    def doubts(self) -> dict[str, list[str]]:
+        """Why each doubted run of both rows is doubted."""
+        return doubted(self.cells)
+
     @cached_property
     def seeds(self) -> list[int]:
         """The seeds that both rows have."""
@@ -76,8 +90,7 @@ class Measured:
 
     @property
     def planned(self) -> int:
-        cells = [runs for side in (self.first, self.second) if side for runs in side.cells]
-        return max((len(runs.spec.seeds) for runs in cells), default=0)
+        return max((len(runs.spec.seeds) for runs in self.cells), default=0)
 
     @cached_property
     def paired_se(self) -> float | None:

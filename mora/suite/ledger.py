@@ -27,7 +27,6 @@ from .contrasts import (
     paper_effect,
     rare_counts,
 )
-from .doubts import doubted
 from .experiment import NAMES, Row, Scale
 from .time_ratios import RatioOfTimes, ratio_of_times
 from .verdicts import Estimate, Interval, Judged, Variance, Verdict
@@ -130,14 +129,9 @@ def by_pool(table: list[Claim], every: list[Measured]) -> Estimator:
 
     A contrast with a run in doubt has the variance of its own seeds, and gives none to the pool.
     """
-    pool = [(claim, m) for claim, m in zip(table, every, strict=True) if not _in_doubt(m)]
+    pool = [(claim, m) for claim, m in zip(table, every, strict=True) if not m.doubts]
     shared = {unit: _variance(pool, unit) for unit in {claim.unit for claim in table}}
-    return lambda claim, m: _estimate(claim, m, None if _in_doubt(m) else shared.get(claim.unit))
-
-
-def _in_doubt(measured: Measured) -> bool:
-    sides = (side for side in (measured.first, measured.second) if side is not None)
-    return bool(doubted(runs for side in sides for runs in side.cells))
+    return lambda claim, m: _estimate(claim, m, None if m.doubts else shared.get(claim.unit))
 
 
 def judge_alone(
@@ -228,8 +222,7 @@ def _outcome(
     resolved: ResolvedTables,
 ) -> Outcome:
     names = [_name(rows, row) for row in (contrast.first, contrast.second)]
-    sides = [side for side in (measured.first, measured.second) if side is not None]
-    cells = [runs for side in sides for runs in side.cells]
+    sides, cells = measured.sides, measured.cells
     model = ", ".join(dict.fromkeys(runs.spec.config.model.name for row in rows for runs in row)) if rows else ""
     effect = interval = None
     if estimate is not None:
@@ -242,7 +235,7 @@ def _outcome(
         interval = Interval(*sorted((measured.sign * low, measured.sign * high)))
     compared = [runs.spec for runs in sides[0].cells] if sides else []
     paper = paper_effect(claim, contrast, [spec.column for spec in compared], resolved)
-    notes = _notes(claim, measured, cells, verdict)
+    notes = _notes(claim, measured, verdict)
     if verdict not in ("not run", "floor"):
         notes += _columns_at_floor(claim, contrast, rows, [spec.column.name for spec in compared])
     if verdict == "undecided" and measured.complete and paper is not None and interval is not None:
@@ -284,8 +277,8 @@ def _name(rows: list[list[CellRuns]], wanted: Row) -> str:
     return NAMES[wanted.method]
 
 
-def _notes(claim: Claim, measured: Measured, cells: list[CellRuns], verdict: Verdict) -> list[str]:
-    notes = []
+def _notes(claim: Claim, measured: Measured, verdict: Verdict) -> list[str]:
+    notes, cells = [], measured.cells
     if measured.seeds and not measured.complete:
         waiting = "" if verdict == "floor" else ", not judged until all are done"
         notes.append(f"{len(measured.seeds)} of {measured.planned} seeds{waiting}")
@@ -300,7 +293,7 @@ def _notes(claim: Claim, measured: Measured, cells: list[CellRuns], verdict: Ver
         notes.append(f"at the edge of its grid: {', '.join(edges)}")
     if turned := dict.fromkeys(runs.spec.label for runs in cells if runs.choice.reversed):
         notes.append(f"a second seed would choose another learning rate: {', '.join(turned)}")
-    return [*notes, *(f"in doubt: {name} ({', '.join(why)})" for name, why in doubted(cells).items())]
+    return [*notes, *(f"in doubt: {name} ({', '.join(why)})" for name, why in measured.doubts.items())]
 
 
 def _of_ratio(ratio: Ratio, scale: Scale) -> Outcome:

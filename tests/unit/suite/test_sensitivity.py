@@ -16,9 +16,8 @@ LOOSE, TIGHT = [1.0, 4.0, 2.5], [0.9, 1.1, 1.0, 1.05, 0.95, 1.0, 1.0]
 
 
 def measured(differences, document_se=None):
-    sides = {"first": None, "second": None}  # of which none is in doubt
     seeds = list(range(len(differences)))
-    return SimpleNamespace(differences=differences, seeds=seeds, document_se=document_se, unit="points", **sides)
+    return SimpleNamespace(differences=differences, seeds=seeds, document_se=document_se, unit="points", doubts={})
 
 
 def p_value(estimate):
