@@ -65,6 +65,7 @@ class MoraLayer(BaseTunerLayer):
         self._disable_adapters = False
         self.merged_adapters = []
         self.rounding: dict[str, float] = {}
+        self.cast_input_dtype_enabled = True  # as PEFT's layers have it: `peft.helpers.disable_input_dtype_casting`
         self.adapter_of_row: tuple[str, ...] | None = None  # `mixing.adapter_of_each_row`
         self.in_features, self.out_features = linear_shape(self.get_base_layer())
 
@@ -260,6 +261,8 @@ class MoraLinear(nn.Module, MoraLayer):
             or weight.requires_grad
             or (bias is not None and bias.requires_grad)
             or (dropout and not kernels.takes_dropout(x, operator))
+            or x.shape[-1:] != (self.in_features,)  # the base says what is wrong, here and with a dtype
+            or (x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type))
         ):
             return None
         square: Any = self.mora_M[adapter]
@@ -282,7 +285,7 @@ class MoraLinear(nn.Module, MoraLayer):
         device = x.device.type
         if torch.is_autocast_enabled(device) and M.dtype != torch.float64:
             return torch.get_autocast_dtype(device)
-        return M.dtype if self.__dict__.get("cast_input_dtype_enabled", True) else x.dtype
+        return M.dtype if self.cast_input_dtype_enabled else x.dtype
 
     @torch.inference_mode(False)  # what it makes may be trained on later
     @torch.no_grad()

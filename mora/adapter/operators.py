@@ -111,18 +111,19 @@ class Sharing(Operator):
 
     def compress(self, x: Tensor) -> Tensor:
         padded = _pad(x, self.padded_length, self.pad)
-        return _sum_groups(padded, self.r_hat, self.kind_in)
+        return _sum_groups(padded, self.padded_length, self.r_hat, self.kind_in)
 
     def decompress(self, z: Tensor) -> Tensor:
-        return _spread_groups(z, self.out_features, self.kind_out, self.split)
+        return _spread_groups(z, self.out_features, self.r_hat, self.kind_out, self.split)
 
     def compress_adjoint(self, c: Tensor) -> Tensor:
-        return _fold_pad(_spread_groups(c, self.padded_length, self.kind_in, self.split), self.in_features, self.pad)
+        columns = _spread_groups(c, self.padded_length, self.r_hat, self.kind_in, self.split)
+        return _fold_pad(columns, self.in_features, self.pad)
 
     def decompress_adjoint(self, y: Tensor) -> Tensor:
         uneven = self.kind_out == "contiguous" and self.split == "uneven"
         length = self.out_features if uneven else math.ceil(self.out_features / self.r_hat) * self.r_hat
-        return _sum_groups(_pad(y, length, "zeros"), self.r_hat, self.kind_out)
+        return _sum_groups(_pad(y, length, "zeros"), length, self.r_hat, self.kind_out)
 
     def delta_weight(self, M: Tensor) -> Tensor:
         return self.decompress(self.compress_adjoint(M).mT).mT
@@ -299,9 +300,9 @@ def _repeat_rounds(blocks: Tensor, n: int) -> Tensor:
     return blocks if rounds == 1 else blocks.repeat(*[1] * (blocks.dim() - 2), rounds, 1)[..., :n, :]
 
 
-def _sum_groups(x: Tensor, r_hat: int, kind: str) -> Tensor:
+def _sum_groups(x: Tensor, length: int, r_hat: int, kind: str) -> Tensor:
     """Eq. 6, f_comp: (..., length) -> (..., r_hat), the sum over each group."""
-    size, larger = divmod(x.shape[-1], r_hat)
+    size, larger = divmod(length, r_hat)  # not of x.shape, which is no int under torch.jit.trace
     if kind == "modulo":
         return x.unflatten(-1, (size, r_hat)).sum(-2)
     head, tail = x[..., : larger * (size + 1)], x[..., larger * (size + 1) :]
@@ -311,9 +312,8 @@ def _sum_groups(x: Tensor, r_hat: int, kind: str) -> Tensor:
     return torch.cat((head.unflatten(-1, (larger, size + 1)).sum(-1), sums), dim=-1)
 
 
-def _spread_groups(z: Tensor, length: int, kind: str, split: Split) -> Tensor:
+def _spread_groups(z: Tensor, length: int, r_hat: int, kind: str, split: Split) -> Tensor:
     """Eq. 6, f_decomp: (..., r_hat) -> (..., length), every index of a group gets the group's value."""
-    r_hat = z.shape[-1]
     size, larger = divmod(length, r_hat)
     if kind == "modulo":
         copies = math.ceil(length / r_hat)

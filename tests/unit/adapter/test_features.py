@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from peft.helpers import disable_input_dtype_casting
 from peft.utils.hotswap import hotswap_adapter
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, pipeline
 
 from mora import MoraConfig
+from mora.adapter import OPERATORS
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -270,6 +272,29 @@ def test_an_exported_model_gives_the_same_output(operator, make_mlp, adapt, x):
     model = adapt(make_mlp(), operator=operator).eval()
     program = torch.export.export(model.base_model.model, (x,))
     assert_close(program.module()(x), model(x))
+
+
+@pytest.mark.parametrize("groups", ["contiguous", "modulo"])
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_traced_model_gives_the_same_output(operator, groups, make_mlp, adapt):
+    """For rows as many as were traced, of other values: a trace records the shapes."""
+    model = adapt(make_mlp(), operator=operator, groups=groups).eval()
+    x, example = torch.randn(4, 20), torch.ones(4, 20)
+    assert_close(torch.jit.trace(model.base_model.model, (example,))(x), model(x))
+
+
+def test_pefts_context_that_leaves_inputs_in_their_dtype(make_mlp, adapt):
+    """As diffusers casts layer by layer; afterwards inputs are cast again."""
+    model = adapt(make_mlp(torch.bfloat16))
+    layer = model.base_model.model[0]
+    x = torch.randn(4, 20, dtype=torch.bfloat16)
+    dtypes = []
+    for active in (True, False):
+        with disable_input_dtype_casting(model, active):
+            dtypes.append(layer._compute_dtype(layer.matrix("default"), x))
+    assert dtypes == [torch.bfloat16, torch.float32]
+    assert layer.cast_input_dtype_enabled
 
 
 # --- the table -------------------------------------------------------------------------------------------------------

@@ -48,6 +48,24 @@ def test_a_base_layer_that_must_be_called_is_called(why, make_mlp, adapt, x, mor
         assert calls
 
 
+@pytest.mark.parametrize("form", ["auto", "products", "torch"])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (torch.ones(3, 20).double(), "same dtype"),
+        (torch.ones(3, 20).long(), "same dtype"),
+        (torch.ones(2, 30), "multiplied"),
+    ],
+    ids=["fp64", "int64", "width"],
+)
+def test_an_input_that_the_base_refuses_is_refused(wrong, message, form, make_mlp, adapt, mora_layers):
+    layer = mora_layers(adapt(make_mlp()))["0"]
+    with pytest.raises(RuntimeError, match=message):
+        layer.base_layer(wrong)
+    with kernels.use(form), pytest.raises(RuntimeError, match=message):
+        layer(wrong)
+
+
 @pytest.mark.parametrize("form", ["products", "torch", "triton"])
 def test_an_update_beside_a_large_bias_is_not_rounded_away(form, mora_layers, adapt):
     """In bf16 the neighbours of 354 are 2 apart. What is added to W x + b after its rounding gets lost, and merging brings
