@@ -12,9 +12,14 @@ from functools import cache
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, get_quantization_kwargs
+from peft.utils import (
+    TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
+    get_quantization_kwargs,
+    resolve_quantization_backend,
+)
 from peft.utils.other import get_pattern_key
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from mora.sizes import auto_operator
 
@@ -25,6 +30,7 @@ from .mixing import adapter_of_each_row, add_weighted
 logger = logging.getLogger(__name__)
 
 ANOTHER_BASE = "restarts merged earlier updates into the base"
+OF_OTHER_MODULES = tuple(f"torch.nn.modules.{name}" for name in ("module", "container", "transformer"))  # not layers
 
 
 class MoraModel(BaseTuner):
@@ -161,14 +167,18 @@ class MoraModel(BaseTuner):
         **kwargs: Any,
     ) -> None:
         r = config.rank_pattern.get(get_pattern_key(list(config.rank_pattern), current_key), config.r)
-        if isinstance(target, MoraLinear):
-            target.update_layer(adapter_name, r, config, inference_mode=config.inference_mode)
-            return
-        if isinstance(target, BaseTunerLayer):
+        if isinstance(target, BaseTunerLayer) and not isinstance(target, MoraLinear):
             raise TypeError(
                 f"{current_key} already carries a {type(target).__qualname__}: MoRA cannot be put on top of it"
             )
-        module = MoraLinear(target, adapter_name, r, config, **get_quantization_kwargs(self.model))
+        try:
+            if isinstance(target, MoraLinear):
+                target.update_layer(adapter_name, r, config, inference_mode=config.inference_mode)
+                return
+            module = MoraLinear(target, adapter_name, r, config, **get_quantization_kwargs(self.model))
+        except (TypeError, ValueError) as error:  # a module does not know its own name
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"{current_key}: {error}") from error
         if adapter_name not in self.active_adapters:
             module.requires_grad_(False)
         self._replace_module(parent, target_name, module, target)
@@ -215,22 +225,41 @@ def check_all_found(config: MoraConfig, model: nn.Module) -> None:
         raise ValueError(
             f"target_modules={targets!r} asks for experts, which are parameters here ({chosen[0]} and "
             f"{len(chosen) - 1} more), which MoRA does not adapt: name the linear modules alone, or leave the experts out "
-            "on purpose with exclude_modules='.*experts.*'"
+            f"on purpose with exclude_modules={sorted({_owner(name) for name in chosen})}"
         )
     if missing and len(missing) < len(targets or ()):
         warnings.warn(f"target_modules: no module is called {', '.join(missing)}", stacklevel=2)
 
 
 def expert_parameters(model: nn.Module) -> list[str]:
-    """Return the names of expert weights that no linear module holds."""
-    names = []
+    """Return the names of the weights of experts that are parameters of the experts' own class.
+
+    What lies in a tuner layer, a module of torch or a quantised layer is not one: `target_modules` names these modules.
+    """
+    names, options, known = [], get_quantization_kwargs(model), None
     for name, module in model.named_modules():
-        if "expert" not in f"{name} {type(module).__qualname__}".lower() or isinstance(
-            module, (nn.Linear, BaseTunerLayer)
-        ):
+        if known is not None and name.startswith(f"{known}."):
             continue
-        names += [f"{name}.{p}" for p, value in module.named_parameters(recurse=False) if value.dim() >= 2]
+        if _is_known(module, **options):
+            known = name
+        elif "expert" in f"{name} {type(module).__qualname__}".lower():
+            own = module.named_parameters(prefix=name, recurse=False)
+            names += [full_name for full_name, value in own if value.dim() >= 2]
     return names
+
+
+def _owner(parameter: str) -> str:
+    """Return the last part of the name of the module that has it, or its own name where that is the model."""
+    return parameter.split(".")[-2:][0]
+
+
+def _is_known(module: nn.Module, **options: Any) -> bool:
+    """Say whether it is a tuner layer, a layer of torch or a quantised one; options as in `quantisation_of`."""
+    layer = isinstance(module, (BaseTunerLayer, Conv1D)) or any(
+        kind.__module__.startswith("torch.nn.modules.") and kind.__module__ not in OF_OTHER_MODULES
+        for kind in type(module).__mro__
+    )
+    return layer or resolve_quantization_backend(module, **options) is not None
 
 
 def _excluded(config: MoraConfig, name: str) -> bool:

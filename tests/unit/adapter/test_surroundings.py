@@ -11,6 +11,7 @@ from peft import PeftModel, get_peft_model
 from peft.utils.other import fsdp_auto_wrap_policy
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModelForCausalLM,
@@ -18,12 +19,15 @@ from transformers import (
     DebertaV2ForSequenceClassification,
     MixtralConfig,
     MixtralForCausalLM,
+    SwitchTransformersConfig,
+    SwitchTransformersForConditionalGeneration,
     T5Config,
     T5ForConditionalGeneration,
 )
 
 from mora import MoraConfig
 from mora.adapter import MoraLinear, kernels
+from mora.adapter import model as model_file
 from mora.adapter.layer import MoraSquare
 
 
@@ -293,6 +297,57 @@ def test_a_mixture_of_experts_is_adapted_where_its_experts_are_left_out_on_purpo
     adapted = {name for name, module in model.named_modules() if isinstance(module, MoraLinear)}
     assert adapted
     assert not any("expert" in name for name in adapted)
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q", "wi", "wo", "absent"]], ids=str)
+@pytest.mark.filterwarnings("ignore:target_modules. no module is called absent:UserWarning")
+def test_a_second_adapter_goes_on_experts_that_are_linear_modules(targets):
+    config = SwitchTransformersConfig(
+        vocab_size=32, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_decoder_layers=1, num_heads=2, num_experts=2,
+        num_sparse_encoder_layers=1, num_sparse_decoder_layers=1,
+    )  # fmt: skip
+    model = get_peft_model(SwitchTransformersForConditionalGeneration(config), MoraConfig(r=2, target_modules=targets))
+    model.add_adapter("my_expert", MoraConfig(r=2, target_modules=targets))
+    model.add_adapter("third", MoraConfig(r=2, target_modules=targets))
+    layers = [module for module in model.modules() if isinstance(module, MoraLinear)]
+    assert len(layers) >= 8
+    assert all(set(layer.mora_M) == {"default", "my_expert", "third"} for layer in layers)
+
+
+def test_layers_that_are_called_experts_are_no_experts_of_bare_parameters(monkeypatch):
+    class Packed(nn.Module):  # as HQQ's layers, which are no torch.nn.Linear and hold a matrix
+        def __init__(self):
+            super().__init__()
+            self.W_q = nn.Parameter(torch.ones(8, 4))
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.expert_embedding, self.lin = nn.Embedding(4, 8), nn.Linear(8, 8)
+            self.expert_conv, self.expert_packed = nn.Conv1d(8, 8, 3), Packed()
+            self.expert_norm = parametrize.register_parametrization(nn.Linear(8, 8), "weight", nn.Identity())
+
+    find = model_file.resolve_quantization_backend
+    monkeypatch.setattr(
+        model_file, "resolve_quantization_backend", lambda m, **o: isinstance(m, Packed) or find(m, **o)
+    )
+    assert model_file.expert_parameters(Net()) == []
+    with pytest.warns(UserWarning, match="no module is called absent"):
+        model = get_peft_model(Net(), MoraConfig(r=2, target_modules=["lin", "absent"]))
+    assert isinstance(model.base_model.model.lin, MoraLinear)
+
+
+def test_the_advice_of_the_refusal_of_experts_leaves_them_out():
+    class ParallelExperts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(2, 4, 4))
+
+    base = nn.ModuleDict({"lin": nn.Linear(4, 4), "mlp": nn.ModuleDict({"up": ParallelExperts()})})
+    with pytest.raises(ValueError, match=r"\(mlp\.up\.weight and 0 more\).*exclude_modules=\['up'\]$"):
+        get_peft_model(base, MoraConfig(r=2, target_modules="all-linear"))
+    model = get_peft_model(base, MoraConfig(r=2, target_modules="all-linear", exclude_modules=["up"]))
+    assert isinstance(model.base_model.model["lin"], MoraLinear)
 
 
 def test_a_target_that_names_no_module_is_warned_of(make_mlp):

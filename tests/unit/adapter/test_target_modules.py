@@ -123,8 +123,14 @@ def float8_linear() -> nn.Linear:
     ids=["Embedding", "Conv2d", "LayerNorm", "int8", "float8"],
 )
 def test_a_module_that_is_no_floating_point_linear_is_refused_by_name(module, name):
-    with pytest.raises(TypeError, match=name):
-        get_peft_model(nn.Sequential(module), MoraConfig(r=1, target_modules=["0"]))
+    with pytest.raises(TypeError, match=rf"^inner\.0: MoRA .*{name}"):
+        get_peft_model(nn.ModuleDict({"inner": nn.Sequential(module)}), MoraConfig(r=1, target_modules=["0"]))
+
+
+def test_a_layer_too_small_for_the_operator_is_named():
+    base = nn.ModuleDict({"inner": nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 1))})
+    with pytest.raises(ValueError, match=r"^inner\.1: operator='rotation' needs at least two inputs and two outputs"):
+        get_peft_model(base, MoraConfig(r=2, operator="rotation", target_modules=["0", "1"]))
 
 
 def test_mora_on_top_of_lora_is_refused(make_mlp):
