@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -66,7 +66,7 @@ class MoraLayer(BaseTunerLayer):
         self.merged_adapters = []
         self.rounding: dict[str, float] = {}
         self.cast_input_dtype_enabled = True  # as PEFT's layers have it: `peft.helpers.disable_input_dtype_casting`
-        self.adapter_of_row: tuple[str, ...] | None = None  # `mixing.adapter_of_each_row`
+        self.adapter_of_row: Callable[[int], Sequence[str]] | None = None  # `mixing.adapter_of_each_row`
         self.in_features, self.out_features = linear_shape(self.get_base_layer())
 
     def update_layer(self, adapter_name: str, r: int, config: MoraConfig, inference_mode: bool = False) -> None:
@@ -200,7 +200,7 @@ class MoraLinear(nn.Module, MoraLayer):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.adapter_of_row is not None:
-            return self._each_row(self.adapter_of_row, x, self.base_layer(x, *args, **kwargs))
+            return self._each_row(self.adapter_of_row(len(x)), x, self.base_layer(x, *args, **kwargs))
         adapters = self._adapters_now()
         if not adapters:
             return self.base_layer(x, *args, **kwargs)
@@ -214,15 +214,10 @@ class MoraLinear(nn.Module, MoraLayer):
         return result if result.dtype == dtype else result.to(dtype)
 
     def _each_row(self, names: Sequence[str], x: Tensor, result: Tensor) -> Tensor:
-        """Return `result`, the base output, with each row's adapter added to it."""
-        copies, rest = divmod(len(x), len(names))
-        if rest:
-            raise ValueError(
-                f"adapter_names: {len(names)} names for a batch of {len(x)} rows: expected one name per row"
-            )
+        """Return `result`, the base output, with the adapter of each row of x added to it; names: one per row."""
         for name in dict.fromkeys(names):
             if name in self.mora_M:
-                chosen = torch.tensor([n == name for n in names for _ in range(copies)], device=x.device)
+                chosen = torch.tensor([n == name for n in names], device=x.device)
                 update = self._adapter_output(name, x[chosen]).to(result.dtype)
                 result = result.index_add(0, chosen.nonzero().squeeze(-1), update)
         return result

@@ -7,7 +7,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -25,7 +25,7 @@ from mora.sizes import auto_operator
 
 from .config import MoraConfig
 from .layer import MoraLayer, MoraLinear
-from .mixing import adapter_of_each_row, add_weighted
+from .mixing import adapter_of_each_row, add_weighted, rows_per_name
 
 logger = logging.getLogger(__name__)
 
@@ -88,10 +88,13 @@ class MoraModel(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(
-        self, *args: Any, adapter_names: Sequence[str] | None = None, num_beams: int | None = None, **kwargs: Any
+        self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any
     ) -> Iterator[None]:
         """PEFT enters it around forward and generate."""
-        with nullcontext() if adapter_names is None else adapter_of_each_row(self, adapter_names, num_beams or 1):
+        if adapter_names is None:
+            yield
+            return
+        with adapter_of_each_row(self, adapter_names, rows_per_name(self.model, args, kwargs)):
             yield
 
     def add_weighted_adapter(

@@ -134,7 +134,11 @@ def test_a_row_can_have_its_own_module_to_save(make_mlp, adapt, x):
     [
         (lambda m: m.train(), ["b", "b"], "works only in inference: call model.eval"),
         (lambda m: m, ["b", "d"], "there is no adapter d; there are __base__, b, c, default"),
-        (lambda m: m, ["b", "b", "b"], "3 names for a batch of 2 rows"),
+        (
+            lambda m: m,
+            ["b", "b", "b"],
+            "3 names for an input of 2 rows in model.layers.0.self_attn.q_proj: expected 3 rows",
+        ),
         (lambda m: m.merge_adapter(), ["b", "b"], "merged into the base weights of all rows"),
     ],
     ids=["training", "unknown", "length", "merged"],
