@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from functools import partial, reduce
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
+from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
 from torch import nn
 from transformers import GenerationConfig
 
+from mora.sizes import wanted_and_clamped_r_hat
+
+from .config import MoraConfig
 from .layer import MoraLayer
+from .operators import OPERATORS, Operator
 
 if TYPE_CHECKING:
     from .model import MoraModel
 
 BASE = "__base__"  # PEFT's name for no adapter
+OPTIONS = ("pad", "groups", "split", "pairs", "overflow")  # fields that a configuration and its operators share
 
 
 def rows_per_name(model: nn.Module, args: Sequence[Any], options: Mapping[str, Any]) -> int:
@@ -93,43 +100,129 @@ def _with_names(module: Any, args: Any, kwargs: dict[str, Any], of_rows: Any) ->
     return args, kwargs | {"adapter_names": of_rows(len(x))}
 
 
+class _On(NamedTuple):
+    """One adapter on one layer."""
+
+    adapter: str
+    module: str
+    operator: Operator
+
+    def field(self, name: str) -> Any:
+        if name == "operator":
+            return next(key for key, kind in OPERATORS.items() if kind is type(self.operator))
+        return getattr(self.operator, name)
+
+
 @torch.no_grad()
 def add_weighted(model: MoraModel, adapters: Sequence[str], weights: Sequence[float], adapter_name: str) -> None:
     """Add a frozen adapter whose delta_weight is the weighted sum of the others', exactly: delta_weight is linear in M.
 
-    Raises: ValueError for unknown adapters, another number of weights, adapters whose operators differ, or trained modules
-        of more than one adapter, which have no sum.
+    It is on every module that one of the adapters is on. Its M is summed in fp32 and has the adapters' dtype. If anything
+    fails, nothing of it is left.
+    Raises: ValueError for unknown adapters, another number of weights, adapters whose operators differ, or adapters that
+        train something else than M, which has no sum.
     """
+    _check_summands(model, adapters, weights)
+    layers = {
+        name: module
+        for name, module in model.model.named_modules()
+        if isinstance(module, MoraLayer) and any(adapter in module.mora_M for adapter in adapters)
+    }
+    config = _config_of_sum(model, adapters, layers)
+    active, trains = model.active_adapter, [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.peft_config[adapter_name] = config
+    try:
+        model.inject_adapter(model.model, adapter_name)
+        for layer in layers.values():
+            _set_sum(layer, adapters, weights, adapter_name)
+    except BaseException:
+        model.delete_adapter(adapter_name)
+        model.active_adapter = active
+        for parameter, trained in trains:  # PEFT freezes the active adapters first, and sets them again at the end
+            parameter.requires_grad_(trained)
+        raise
+
+
+def _check_summands(model: MoraModel, adapters: Sequence[str], weights: Sequence[float]) -> None:
     if unknown := sorted(set(adapters) - set(model.peft_config)):
         raise ValueError(f"add_weighted_adapter: there is no adapter {', '.join(unknown)}")
     if not adapters or len(adapters) != len(weights):
         raise ValueError(
             f"add_weighted_adapter: {len(adapters)} adapters and {len(weights)} weights: expected one each"
         )
-    saved = [m for m in model.modules() if isinstance(m, ModulesToSaveWrapper)]
-    if any(sum(name in module.modules_to_save for name in adapters) > 1 for module in saved):
-        raise ValueError("add_weighted_adapter: modules_to_save of several adapters cannot be summed")
-    layers = [m for m in model.modules() if isinstance(m, MoraLayer)]
-    for layer in layers:
-        operators = {name: layer.operator[name] for name in adapters if name in layer.operator}
-        if len(set(operators.values())) > 1:
+    for name in adapters:
+        config = model.peft_config[name]
+        bias = None if config.bias == "none" else config.bias
+        trained = {"modules_to_save": config.modules_to_save, "bias": bias}
+        for field, value in (trained | {"trainable_token_indices": config.trainable_token_indices}).items():
+            if value:
+                raise ValueError(
+                    f"add_weighted_adapter: adapter {name!r} has {field}={value!r:.200}: only M has a weighted sum, so give "
+                    "adapters that train nothing else"
+                )
+
+
+def _check_equal(found: Sequence[_On], layers: Mapping[str, MoraLayer]) -> None:
+    """Raise ValueError where two matrices have no sum, or one operator too many for one configuration, or are elsewhere."""
+    on_layer: dict[str, _On] = {}
+    for this in found:
+        M = layers[this.module].matrix(this.adapter)
+        if M.is_meta or M.numel() != this.operator.r_hat**2:
             raise ValueError(
-                f"add_weighted_adapter: only equal operators have a sum in M, got {operators}: merge one after the other"
+                f"add_weighted_adapter: M of adapter {this.adapter!r} on {this.module} is not in memory (offloaded, or "
+                "split by DeepSpeed): load the adapters on a model that is in memory as a whole"
             )
-    configs = [model.peft_config[name] for name in adapters]
-    targets = [config.target_modules for config in configs]
-    union = "|".join(f"({t})" for t in targets) if isinstance(targets[0], str) else set().union(*targets)
-    model.peft_config[adapter_name] = replace(
+        same = on_layer.setdefault(this.module, this)
+        for field, other in {**dict.fromkeys(("operator", *OPTIONS), found[0]), "r_hat": same}.items():
+            if other.field(field) != this.field(field):
+                raise ValueError(
+                    f"add_weighted_adapter: only equal operators have a sum in M: {field} is {other.field(field)!r} of "
+                    f"adapter {other.adapter!r} on {other.module}, {this.field(field)!r} of {this.adapter!r} on "
+                    f"{this.module}: merge one after the other with merge_and_unload"
+                )
+
+
+def _config_of_sum(model: MoraModel, adapters: Sequence[str], layers: Mapping[str, MoraLayer]) -> MoraConfig:
+    """Return the configuration whose operators are those that the adapters have on each layer. Raises: ValueError."""
+    found = [_On(a, name, layer.operator[a]) for name, layer in layers.items() for a in adapters if a in layer.operator]
+    _check_equal(found, layers)
+    on_layer = {this.module: this for this in found}
+    r_of = {name: layers[name].r[on.adapter] for name, on in on_layer.items()}
+    most_common = Counter(r_of.values()).most_common(1)[0][0]
+    configs = [model.peft_config[adapter] for adapter in adapters]
+    config = replace(
         configs[0],
-        target_modules=union,
+        r=most_common,
+        rank_pattern={re.escape(name): r for name, r in r_of.items() if r != most_common},
+        target_modules=set(layers),
+        exclude_modules=None,
+        layers_to_transform=None,
+        layers_pattern=None,
+        **{field: found[0].field(field) for field in ("operator", *OPTIONS)},
         inference_mode=True,
         restarted=any(config.restarted for config in configs),
     )
-    model.inject_adapter(model.model, adapter_name)
-    for layer in layers:
-        if adapter_name in layer.mora_M:
-            M = layer.matrix(adapter_name)
-            M.requires_grad_(False).zero_()
-            for name, weight in zip(adapters, weights, strict=True):
-                if name in layer.mora_M:
-                    M.add_(weight * layer.scaling[name] * layer.matrix(name).to(M))
+    for name, (adapter, _, operator) in on_layer.items():
+        r = config.rank_pattern.get(get_pattern_key(list(config.rank_pattern), name), config.r)  # as PEFT finds it
+        sides = (operator.in_features, operator.out_features)
+        _, r_hat = wanted_and_clamped_r_hat(*sides, r, config.operator, config.rhat_rounding)
+        if r_hat != operator.r_hat:
+            raise ValueError(
+                f"add_weighted_adapter: r_hat is {operator.r_hat} of adapter {adapter!r} on {name}, where r={r} and "
+                f"rhat_rounding={config.rhat_rounding!r} of adapter {adapters[0]!r} give {r_hat}: one adapter has one "
+                "rhat_rounding, so merge one after the other with merge_and_unload"
+            )
+    return config
+
+
+def _set_sum(layer: MoraLayer, adapters: Sequence[str], weights: Sequence[float], adapter_name: str) -> None:
+    parts = [
+        (weight * layer.scaling[name], layer.matrix(name))
+        for name, weight in zip(adapters, weights, strict=True)
+        if name in layer.mora_M
+    ]
+    dtype = reduce(torch.promote_types, (M.dtype for _, M in parts))
+    exact = torch.promote_types(dtype, torch.float32)
+    total = torch.stack([factor * M.to(exact) for factor, M in parts]).sum(0)
+    square: Any = layer.mora_M[adapter_name]
+    square.weight = nn.Parameter(total.to(dtype), requires_grad=False)

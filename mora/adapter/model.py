@@ -107,15 +107,19 @@ class MoraModel(BaseTuner):
     ) -> None:
         """Add a new, frozen adapter that is the weighted sum of others, as LoRA's method does.
 
+        It is on every module that one of them is on. If it cannot be made, nothing of it is left behind.
+
         Args:
-            adapters: Names of the adapters to sum. They must have equal operators; then the sum is exact.
+            adapters: Names of the adapters to sum. They may be on different modules and may have different r there, but must
+                have the same operator with the same options, and train nothing else than M; then the sum is exact.
             weights: One weight per adapter.
             adapter_name: Name of the new adapter. Nothing happens if it exists, as in PEFT.
             combination_type: Only "linear". PEFT's other combinations are for low ranks.
             **kwargs: Options of those combinations, ignored.
 
         Raises:
-            ValueError: For another combination, or adapters whose sum is not a MoRA adapter.
+            ValueError: For another combination, or adapters whose sum is not a MoRA adapter; the message names the field
+                in which they differ, and the module.
         """
         if combination_type != "linear":
             raise ValueError(
