@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -147,22 +148,51 @@ def restore_base(model: nn.Module, checkpoint: str | os.PathLike[str]) -> None:
     """Write the merged base of a saved adapter into a model, which keeps it when it saves adapters itself.
 
     Args:
-        model: A PEFT model on the original base, with that adapter.
+        model: A PEFT model on the original base, with that adapter: in memory, unmerged, not quantised.
         checkpoint: The adapter's folder, written during or after a training with `RestartCallback`.
 
     Raises:
-        ValueError: If `restarts.safetensors` is missing or belongs to another model.
+        ValueError: If `restarts.safetensors` is missing or belongs to another model, or if a base weight cannot be written
+            because it is offloaded, split, quantised, computed from others, or has an adapter merged into it. The message
+            names the module, and nothing has been written.
     """
     folder = Path(checkpoint)
     base = load(folder)
     modules = dict(model.named_modules())
-    if unknown := [name for name in base.shadow if name not in modules]:
-        raise ValueError(
-            f"{folder / FILE} holds {unknown[0]}, which this model lacks: give the PEFT model of the base that was "
-            f"trained, PeftModel.from_pretrained(base, {str(folder)!r})"
-        )
+    weights = {name: _weight(modules.get(name), name, value.shape, folder) for name, value in base.shadow.items()}
     with torch.no_grad():
-        for name, value in base.shadow.items():
-            modules[name].get_base_layer().weight.copy_(value)
+        for name, weight in weights.items():
+            weight.copy_(base.shadow[name])
     if isinstance(model, PeftModel):
         keep(model, base)
+
+
+def _weight(layer: nn.Module | None, name: str, shape: torch.Size, folder: Path) -> torch.Tensor:
+    """Return the base weight of an adapted layer. Raises: ValueError if no value of that shape can be written into it."""
+    held = f"{folder / FILE} holds {name}"
+    of_the_base = f"give the PEFT model of the base that was trained, PeftModel.from_pretrained(base, {str(folder)!r})"
+    if layer is None:
+        raise ValueError(f"{held}, which this model lacks: {of_the_base}")
+    if not isinstance(layer, BaseTunerLayer):
+        raise ValueError(f"{held}, which has no adapter in this model: {of_the_base}")
+    if layer.merged:
+        raise ValueError(f"{held}, into which this model has merged {layer.merged_adapters}: unmerge_adapter() first")
+    base = layer.get_base_layer()
+    weight = base._parameters.get("weight")  # not what a parametrisation computes anew at each access
+    if weight is None:
+        raise ValueError(
+            f"{held}, whose base, a {type(base).__name__}, has no weight of its own to write: {of_the_base}"
+        )
+    if weight.is_meta:
+        raise ValueError(
+            f"{held}, whose weight is on the meta device (offloaded, or never loaded): load the base in memory as a whole, "
+            "without device_map, restore it, and offload it afterwards"
+        )
+    if type(weight) is not nn.Parameter or not weight.is_floating_point():
+        raise ValueError(
+            f"{held}, whose weight here is a {type(weight).__name__} of {weight.dtype}: load the base in bf16, fp16 or "
+            "fp32, neither quantised nor split"
+        )
+    if weight.shape != shape:
+        raise ValueError(f"{held} of shape {tuple(shape)}, which is {tuple(weight.shape)} in this model: {of_the_base}")
+    return weight

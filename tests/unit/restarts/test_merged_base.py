@@ -8,9 +8,11 @@ import warnings
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from peft import PeftModel, get_peft_model
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn.utils import parametrizations
 from trainer_runs import SAVING, assert_as_the_suite, of_the_suite, run_config, trainer_for, weights
 
 from mora import MoraConfig, restore_base
@@ -205,3 +207,67 @@ def test_a_sum_with_an_adapter_that_needs_the_merged_base_needs_it(order):
     with pytest.warns(UserWarning, match="for a new adapter set restarted=False"):
         model.add_weighted_adapter(order, [0.5, 0.5], "sum")
     assert model.peft_config["sum"].restarted
+
+
+def two_layers(width: int = 6, targets=("0", "1")) -> PeftModel:
+    base = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, width))
+    config = MoraConfig(r=1, operator="sharing", target_modules=list(targets), init_weights=False)
+    return get_peft_model(base, config)
+
+
+def offloaded() -> PeftModel:
+    model = two_layers()
+    cpu_offload(model.base_model.model[1], torch.device("cpu"))
+    return model
+
+
+def merged() -> PeftModel:
+    model = two_layers()
+    model.base_model.model[1].merge()
+    return model
+
+
+def parametrised() -> PeftModel:
+    model = two_layers()
+    parametrizations.weight_norm(model.base_model.model[1].base_layer)
+    return model
+
+
+def quantised() -> PeftModel:
+    model = two_layers()
+    base = model.base_model.model[1].base_layer
+    base.weight = nn.Parameter(base.weight.detach().to(torch.int8), requires_grad=False)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (
+            lambda: nn.Sequential(nn.Linear(4, 4)),
+            "which this model lacks: give the PEFT model of the base that was trained",
+        ),
+        (lambda: two_layers(targets=["0"]), "which has no adapter in this model: give the PEFT model of the base"),
+        (lambda: two_layers(width=8), r"of shape \(6, 4\), which is \(8, 4\) in this model: give the PEFT model"),
+        (
+            offloaded,
+            "on the meta device .*: load the base in memory as a whole, without device_map, restore it, and",
+        ),
+        (merged, r"into which this model has merged \['default'\]: unmerge_adapter\(\) first"),
+        (parametrised, "whose base, a ParametrizedLinear, has no weight of its own to write"),
+        (quantised, "whose weight here is a Parameter of torch.int8: load the base in bf16, fp16 or fp32"),
+    ],
+    ids=["none", "no-adapter", "width", "offloaded", "merged", "parametrised", "quantised"],
+)
+def test_a_base_that_cannot_be_written_as_a_whole_is_left_as_it_is(make, why, tmp_path):
+    first, second = "base_model.model.0", "base_model.model.1"
+    MergedBase(1, 2, {first: torch.full((4, 4), 7.0), second: torch.full((6, 4), 7.0)}).save(tmp_path)
+    model = make()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match=rf"restarts\.safetensors holds base_model\.model\.[01].*{why}"):
+        restore_base(model, tmp_path)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items() if not tensor.is_meta)
+    assert not hasattr(model, "base_model") or model.base_model.merged_base is None
+    restored = two_layers()
+    restore_base(restored, tmp_path)
+    assert all((layer.base_layer.weight == 7).all() for layer in restored.base_model.model)
