@@ -20,7 +20,7 @@ import transformers
 from peft import PeftConfig, PeftModel, convert_to_lora, save_as_lora
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, load_peft_weights
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import AutoConfig, AutoTokenizer
 
@@ -71,13 +71,9 @@ def load(adapter: str, base: str | None = None) -> PeftModel:
             f"{adapter} fits a base that restarts have changed. {FILE}, which holds that base, is missing: copy it from the "
             "folder in which the adapter was saved, or from a checkpoint of the same step"
         )
-    revision = config.revision if base is None else None
+    saved = _saved_weights(adapter)
     with _told(f"the base model {where} cannot be read", OTHER_BASE):
-        name = (
-            CLASSES.get(str(config.task_type))
-            or ((AutoConfig.from_pretrained(where, revision=revision).architectures or ["AutoModel"])[0])
-        )
-        model = getattr(transformers, name).from_pretrained(where, revision=revision, dtype="auto")
+        model = _base_model(where, config.revision if base is None else None, str(config.task_type), saved)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ANOTHER_BASE)  # it is restored below
         adapted = _with_adapter(model, adapter, where)
@@ -87,6 +83,33 @@ def load(adapter: str, base: str | None = None) -> PeftModel:
         except ValueError as error:
             raise ExportError(str(error)) from error
     return adapted
+
+
+def _saved_weights(adapter: str) -> dict[str, Tensor]:
+    """Return an adapter's weights, by their names in the base model. Raises ExportError."""
+    folder = Path(adapter)
+    if folder.is_dir() and not any((folder / name).is_file() for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
+        raise ExportError(f"{adapter} has no {SAFETENSORS_WEIGHTS_NAME}, the weights of the adapter")
+    with _told(f"{SAFETENSORS_WEIGHTS_NAME} of {adapter} cannot be read"):
+        return {_module(name): value for name, value in load_peft_weights(adapter, device="cpu").items()}
+
+
+def _base_model(where: str, revision: str | None, task: str, saved: dict[str, Tensor]) -> nn.Module:
+    """Load the base for a task, with as many labels as the head has that the adapter has saved, which is in no base."""
+    name = (
+        CLASSES.get(task) or ((AutoConfig.from_pretrained(where, revision=revision).architectures or ["AutoModel"])[0])
+    )
+    kind, options = getattr(transformers, name), {"revision": revision, "dtype": "auto"}
+    model = kind.from_pretrained(where, **options)
+    labels = getattr(model.config, "num_labels", None)
+    found = {
+        len(saved[name])
+        for name, value in model.named_parameters()
+        if name in saved and value.dim() and len(value) == labels and value.shape[1:] == saved[name].shape[1:]
+    } - {labels}
+    if len(found) == 1:  # the adapter has the whole head, so that of the base may be lost
+        model = kind.from_pretrained(where, num_labels=found.pop(), ignore_mismatched_sizes=True, **options)
+    return model
 
 
 @contextmanager
@@ -101,11 +124,6 @@ def _told(what: str, advice: str = "") -> Iterator[None]:
 
 def _with_adapter(base: nn.Module, adapter: str, where: str) -> PeftModel:
     """Put the adapter on its base, of which every module that has a matrix must be there. Raises ExportError."""
-    folder = Path(adapter)
-    if folder.is_dir() and not any((folder / name).is_file() for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
-        raise ExportError(f"{adapter} has no {SAFETENSORS_WEIGHTS_NAME}, the weights of the adapter")
-    with _told(f"{SAFETENSORS_WEIGHTS_NAME} of {adapter} cannot be read"):
-        load_peft_weights(adapter, device="cpu")
     with _told(f"the weights of {adapter}, its adapter_config.json and the base model {where} do not fit together"):
         model, missing, unexpected = load_checked(base, adapter)
     if dropped := _modules(unexpected):

@@ -10,7 +10,13 @@ import torch
 from huggingface_hub.errors import EntryNotFoundError
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    LlamaForCausalLM,
+    RobertaForSequenceClassification,
+)
 
 import mora
 from mora.adapter import merged_base
@@ -35,6 +41,32 @@ def test_the_merged_model_needs_no_mora(saved, tokens, tmp_path, capsys):
     torch.testing.assert_close(merged(tokens).logits, expected, rtol=1e-4, atol=1e-4)
     assert not (tmp_path / "out" / "adapter_config.json").exists()
     assert capsys.readouterr().out == f"written: {tmp_path / 'out'}\n"
+
+
+@pytest.mark.parametrize("labels", [1, 2, 3])
+@pytest.mark.parametrize("labels_of_base", [None, 5])
+@pytest.mark.parametrize(
+    "kind", [BertForSequenceClassification, RobertaForSequenceClassification, BertForTokenClassification]
+)
+def test_a_classifier_is_exported_with_the_labels_that_it_was_trained_with(
+    kind, labels_of_base, labels, adapt, tokens, tmp_path
+):
+    config = kind.config_class(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, vocab_size=64, pad_token_id=63
+    )
+    if labels_of_base:
+        config.num_labels = labels_of_base
+    base = kind(config)
+    (base if labels_of_base else base.base_model).save_pretrained(tmp_path / "base")
+    model = adapt(
+        kind.from_pretrained(tmp_path / "base", num_labels=labels, ignore_mismatched_sizes=True),
+        target_modules=["query", "value"], task_type="TOKEN_CLS" if kind is BertForTokenClassification else "SEQ_CLS",
+    ).eval()  # fmt: skip
+    model.save_pretrained(tmp_path / "adapter")
+    export(str(tmp_path / "adapter"), str(tmp_path / "out"), "merged")
+    merged = kind.from_pretrained(tmp_path / "out")
+    assert merged.config.num_labels == labels
+    torch.testing.assert_close(merged(tokens).logits, model(tokens).logits, rtol=1e-4, atol=1e-5)
 
 
 def test_the_lora_has_the_error_that_was_printed(saved, tmp_path, capsys):
