@@ -318,9 +318,11 @@ class MoraLinear(nn.Module, MoraLayer):
                 raise ValueError(f"NaNs {broken}.")
             raise ValueError(f"Infinite numbers {broken}, or {before.dtype} cannot hold the sum.")
         if self.quantization_backend is None:
-            weight = self.get_base_layer().weight
-            weight.data.copy_(merged)
-            took = bool(((weight.data == merged) | merged.isnan()).all())
+            weight = self.get_base_layer()._parameters.get("weight")
+            took = weight is not None  # else weight_norm, pruning or the like computes it from others
+            if weight is not None:
+                weight.data.copy_(merged)
+                took = bool(((weight.data == merged) | merged.isnan()).all())
         else:
             before = before.clone()
             self.set_base_weight(merged)
@@ -329,7 +331,10 @@ class MoraLinear(nn.Module, MoraLayer):
             took = math.isfinite(self.rounding[adapter])
         if not took:
             kind = type(self.get_base_layer()).__qualname__
-            raise RuntimeError(f"the base weight of this {kind} did not take the merged values of adapter {adapter!r}")
+            raise RuntimeError(
+                f"the base weight of this {kind} did not take the merged values of adapter {adapter!r}; where it is "
+                "computed from others (weight_norm, pruning), remove that first"
+            )
 
     def __repr__(self) -> str:
         return "mora." + super().__repr__()

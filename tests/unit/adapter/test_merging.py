@@ -6,6 +6,8 @@ import pytest
 import torch
 from model_checks import assert_close
 from torch import nn
+from torch.nn import utils
+from torch.nn.utils import parametrizations, prune
 
 
 @pytest.fixture
@@ -125,3 +127,25 @@ def test_a_bfloat16_base_is_merged_in_float32_and_rounded_once(make_mlp, adapt, 
     assert not torch.equal(expected, rounded_twice)
     layer.merge()
     assert torch.equal(layer.base_layer.weight, expected)
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda base: parametrizations.weight_norm(base),
+        lambda base: utils.weight_norm(base),  # by a hook, which computes it at each call
+        lambda base: prune.l1_unstructured(base, "weight", amount=0.5),
+    ],
+    ids=["parametrised", "weight_norm", "pruned"],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
+def test_a_merge_into_a_weight_that_is_computed_from_others_raises(compute, layer, x):
+    compute(layer.base_layer)
+    before, weight = layer(x), layer.base_layer.weight.detach().clone()
+    with pytest.raises(
+        RuntimeError, match=r"did not take the merged values of adapter 'default'; .*weight_norm, pruning"
+    ):
+        layer.merge()
+    assert torch.equal(layer.base_layer.weight, weight)
+    assert torch.equal(layer(x), before)
+    assert not layer.merged
