@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .model import MoraModel
 
 BASE = "__base__"  # PEFT's name for no adapter
+READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)  # of the weights of their layers, which they do not call
 OPTIONS = ("pad", "groups", "split", "pairs", "overflow")  # fields that a configuration and its operators share
 
 
@@ -48,9 +49,9 @@ def adapter_of_each_row(model: MoraModel, names: Sequence[str], copies: int = 1)
 
     In generation an input may also have `copies` neighbouring rows per name, its beams or sequences to return. Afterwards
     all rows go through the active adapters again.
-    Raises: ValueError in training, for unknown names, or where an adapter is merged; inside it, of a module whose input
-        has another number of rows: flattened tokens, patches of images, or what a router sends to an expert, whose
-        order is not known.
+    Raises: ValueError in training, for unknown names, or where an adapter is merged or on a layer of torch's attention;
+        inside it, of a module whose input has another number of rows: flattened tokens, patches of images, or what a
+        router sends to an expert, whose order is not known.
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, MoraLayer)}
     known = {BASE, *(name for layer in layers.values() for name in layer.mora_M)}
@@ -64,6 +65,13 @@ def adapter_of_each_row(model: MoraModel, names: Sequence[str], copies: int = 1)
         raise ValueError(
             "adapter_names: an adapter is merged into the base weights of all rows: unmerge_adapter() first"
         )
+    for name, module in model.named_modules():
+        if isinstance(module, READERS) and any(isinstance(inner, MoraLayer) for inner in module.modules()):
+            raise ValueError(
+                f"adapter_names: {name.removeprefix('model.')} is a {type(module).__name__}, which reads the weights of its "
+                "layers and gives all rows the active adapter: leave its layers out of target_modules, or give each adapter "
+                "a batch of its own"
+            )
     handles = []
     for name, module in model.named_modules():
         if isinstance(module, AuxiliaryTrainingWrapper):

@@ -106,6 +106,14 @@ def test_rows_that_are_not_those_of_the_batch_are_refused(view, rows):
         model(torch.randn(2, 6, 8), adapter_names=NAMES)
 
 
+@pytest.mark.parametrize("target", ["out_proj", "linear1"])
+def test_layers_whose_weight_is_read_and_that_are_not_called_are_refused(target):
+    base = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
+    model = with_two(base, target_modules=[target])
+    with pytest.raises(ValueError, match=r"^adapter_names: 0 is a TransformerEncoderLayer, which reads the weights"):
+        model(torch.randn(2, 6, 8), adapter_names=NAMES)
+
+
 def test_more_rows_than_names_are_no_beams_outside_generation(make_llama, tokens):
     model = with_two(make_llama(), target_modules=["q_proj"])
     with pytest.raises(ValueError, match=r"2 names for an input of 4 rows in model\.layers\.0\.self_attn\.q_proj"):
