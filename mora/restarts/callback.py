@@ -60,9 +60,10 @@ class RestartCallback(TrainerCallback):
         resume_from: The checkpoint to resume from, if it is not in `args.output_dir`.
 
     Raises:
-        ValueError: When training begins, if a restart could not be correct (FSDP, a quantised base, an optimizer other
-            than AdamW, ...). The message says what to do instead.
-        RestartFailed: When a check after a restart does not hold. Training ends.
+        ValueError: When training begins, if a restart could not be correct (FSDP, a quantised base, a second adapter on
+            the same layers, an optimizer other than AdamW, ...); or in the first step that runs the model without its
+            adapter, as a reference that a restart would move. The message says what to do instead.
+        RestartFailed: When a check of a restart does not hold. Training ends.
     """
 
     def __init__(
@@ -99,6 +100,8 @@ class RestartCallback(TrainerCallback):
         self.history = []
         if state.global_step:
             self._resume(_checkpoint(args, state), state.global_step)
+        elif self._base.count:
+            self._restart.check_base()
         self._note(state)
         keep(model, self._base)
         rewarm(scheduler, settings)
