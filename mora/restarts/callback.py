@@ -217,15 +217,23 @@ def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
 
 
 def rewarm(scheduler: Any, settings: _Settings) -> None:
-    """Let the scheduler's learning rate climb from 0 after every restart; it stays a pure function of the step."""
+    """Let the scheduler's learning rate climb from 0 after every restart; it stays a pure function of the step.
+
+    Raises: ValueError for a scheduler whose rate is none, or one that has been changed so already.
+    """
     while not isinstance(scheduler, LambdaLR):
-        scheduler = getattr(scheduler, "scheduler", None)
+        outer, scheduler = scheduler, getattr(scheduler, "scheduler", None)
         if scheduler is None:
             raise ValueError(
-                "lr_scheduler_type: restarts need a schedule that is a function of the step (linear, cosine, constant, ...)"
+                f"lr_scheduler_type: the learning rate is set by a {type(outer).__name__}; restarts need a LambdaLR, whose "
+                "rate is a function of the step: lr_scheduler_type='linear', 'cosine', 'constant', ..."
             )
     if any(hasattr(function, "restart_timing") for function in scheduler.lr_lambdas):
-        raise ValueError("the scheduler already has restarts: give the Trainer one RestartCallback")
+        raise ValueError(
+            "RestartCallback: the scheduler already lets its rate climb after restarts, because an earlier train() used it "
+            "or because the Trainer has two RestartCallbacks: give every train() a scheduler of its own "
+            "(optimizers=(optimizer, scheduler) of a new Trainer), and the Trainer one RestartCallback"
+        )
     scheduler.lr_lambdas = [_rewarmed(function, settings) for function in scheduler.lr_lambdas]
     rates = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
     scheduler._last_lr = [base * rate(scheduler.last_epoch) for base, rate in rates]
