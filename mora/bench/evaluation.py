@@ -1,4 +1,4 @@
-"""Scoring one-token options and generating texts: the suite's backend beside lm-eval's own, with equal model and requests."""
+"""Scoring one-token options and generating texts: the suite's backend beside lm-eval's own, same model, same requests."""
 
 from __future__ import annotations
 

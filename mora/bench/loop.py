@@ -137,7 +137,7 @@ class Ticks(TrainerCallback):
 
 
 def trainer_arguments(plan: Plan, size: int, device: torch.device) -> dict[str, Any]:
-    """Return the arguments of all opponents' trainers: micro batches of `size`, bf16 autocast, fused AdamW, nothing saved."""
+    """Return the arguments of all opponents' trainers: micro batches of `size`, bf16 autocast, fused AdamW, no saving."""
     return {
         "per_device_train_batch_size": size, "gradient_accumulation_steps": plan.global_batch_size // size,
         "learning_rate": 3e-4, "bf16": device.type == "cuda", "use_cpu": device.type == "cpu",

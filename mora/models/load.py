@@ -184,7 +184,7 @@ def _check_kind(where: str, hf_config: PretrainedConfig) -> None:
 
 
 def _check_shape(config: Model, hf_config: PretrainedConfig) -> None:
-    """Raise ModelError if the checkpoint's shape does not match the known model named `config.name`."""
+    """Raise ConfigError if the checkpoint's shape is not that of the known model named `config.name`."""
     pinned = known.named(config.name)
     for field, expected in ((pinned and pinned.shape) or {}).items():
         value = getattr(hf_config, field, expected)  # not every kind of model has every field
