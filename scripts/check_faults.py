@@ -13,7 +13,7 @@ and 3 on two ranks, of which all or one are killed; and Table 2 with JOBS=2, whe
 After every kill the log is compared with that of the uninterrupted run: bit for bit, on several ranks within 1e-5.
 
 inputs: command lines and files made by Hypothesis are given to the code that reads them. Each must be accepted, or refused
-in a line that names what is wrong, within three seconds of CPU time. Some command lines also go through run.py, in a process.
+in a line that names what is wrong, within three seconds of CPU time. Some command lines also go through run.py itself.
 
 files: a run and an evaluation are interrupted and resumed, scores are compared, and a suite is started again when its runs
 are there. Before that, one of their files is damaged, each in turn. Each time, either the file is refused in a line that
