@@ -49,6 +49,7 @@ def load_model(
     The model is on the CPU; with source=init_on_device it is on `device`.
 
     Raises:
+        ConfigError: The checkpoint is no causal language model of text alone, or not of the shape of the known model.
         ModelError: Weights are missing, gated or not the pinned ones; the message says what to do.
     """
     dtype = DTYPES[precision]
@@ -161,7 +162,7 @@ def _errors_of(name: str) -> Iterator[None]:
         yield
     except MoraError:  # about the adapter's base; it says enough
         raise
-    except (*LOAD_ERRORS, KeyError, RuntimeError, AttributeError) as error:  # the last: an adapter of another base
+    except (*LOAD_ERRORS, KeyError, RuntimeError, AttributeError) as error:  # the last two: an adapter of another base
         parts = [str(part) for part in (Path(name) / "adapter", Path(name) / "model") if part.is_dir()]
         if parts:
             raise ModelError(f"model {name!r} is the folder of a run: give {' or '.join(parts)}") from error
