@@ -23,13 +23,13 @@ PY    := $(VENV)/bin/python
 READY := $(VENV)/.ready
 endif
 
-# A variable that nothing reads, misspelt or in lower case, would start something other than what was meant.
+# A variable that is misspelt or in lower case would be ignored, and something other than what was meant would start.
 VARIABLES := SCALE TASK JOBS PLAN SEEDS ONLY HARDWARE SET GPU FORCE RESULTS QUICK MODEL VENV PYTHON PY READY
 GIVEN     := $(strip $(foreach name,$(.VARIABLES),$(if $(findstring command,$(origin $(name))),$(name))))
 ifneq ($(filter-out $(VARIABLES),$(GIVEN)),)
 $(error there is no variable $(firstword $(filter-out $(VARIABLES),$(GIVEN))); there are $(filter-out READY,$(VARIABLES)))
 endif
-# $(call yes,NAME): 1 where its value means yes; an error where it means neither.
+# $(call yes,NAME): 1 if NAME's value means yes, empty if it means no, otherwise an error.
 yes = $(if $(filter 1 yes true,$($(1))),1,$(if $(filter-out 0 no false,$($(1))),$(error $(1)=$($(1)): expected 1 or 0)))
 PLANNED = $(if $(filter commands,$(PLAN)),--plan commands,$(if $(call yes,PLAN),--plan))
 
@@ -67,7 +67,7 @@ help: ## print this list
 	@echo "  JOBS=n runs n jobs in parallel. SEEDS=n takes seeds 0 to n-1."
 	@echo "  ONLY=\"task=metamath,biomed method=lora,mora r=8\" limits the command to these cells."
 
-# The lock decides every version, so that the order of the steps does not.
+# The lock file decides every version, so the order of the steps does not matter.
 define INSTALL
 $(PY) -m pip install --disable-pip-version-check --requirement requirements.lock
 $(PY) -m pip install --disable-pip-version-check --quiet --no-deps $(LITE)
@@ -123,8 +123,8 @@ numbers: $(READY) ## a short run of the numeric tests; ATEN_CPU_CAPABILITY=defau
 	$(PY) -m pytest -n 2 tests/fidelity tests/unit/methods/test_oracle.py tests/unit/train/test_engine.py \
 		tests/distributed/test_zero.py::test_in_bf16_the_loss_stays_beside_that_of_fp32
 
-# Files go to the two processes in their order: the longest, of tests/distributed, first, so that neither waits at the end.
-# Types are one of the tests (tests/smoke/test_types.py): by itself mypy would leave one of two cores idle for its time.
+# Files go to the two processes in order: the longest, those of tests/distributed, come first, so that neither waits at the end.
+# Types are one of the tests (tests/smoke/test_types.py), since mypy alone would leave one of two cores idle.
 test: lint ## run lint, types and all tests
 	$(PY) -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 

@@ -26,7 +26,7 @@ from mora.suite.launch import interrupt_on_sigterm, launch
 from mora.suite.multirun import Ran, summary
 from mora.suite.rates import default as default_rate
 
-RUNS: list[Ran] = []  # of a multirun, as far as this process has come to them
+RUNS: list[Ran] = []  # the runs of a multirun that this process has come to so far
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="config")
@@ -50,7 +50,7 @@ def main(composed: DictConfig) -> None:
     print(f"log: {log_path(config)}; `{shown}` shows the runs of tables and figures as pages")
 
 
-GROUPS = {"tasks": "task", "methods": "method", "hardware": "hardware"}  # whose choices the help lists
+GROUPS = {"tasks": "task", "methods": "method", "hardware": "hardware"}  # the groups whose choices --help lists
 HELP = """python run.py task=NAME method=NAME [r=N] [scale=NAME] [KEY=VALUE ...]
 
 One run: train, evaluate, one result JSON in results/runs. -m makes a multirun of values between commas, or of sweep=lr.
@@ -86,14 +86,14 @@ if __name__ == "__main__":
     own_launcher = any(argument.startswith("hydra/launcher=") for argument in sys.argv)
     if "hardware=slurm" in sys.argv and not own_launcher and shutil.which("srun") is None:
         sys.exit("run.py: hardware=slurm: there is no srun in PATH; start it on a SLURM cluster, or use hardware=gpu8")
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises what else it would spread over twenty lines
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that Hydra raises what it would spread over twenty lines
     try:
         check_sweep(sys.argv[1:])
         sys.argv[1:] = with_task_file(sys.argv[1:])
         try:
             main()
         finally:
-            with suppress(MoraError):  # of a damaged result, which is no reason for another exit code
+            with suppress(MoraError):  # a damaged result must not change the exit code
                 if len(RUNS) > 1:
                     print(summary(RUNS), flush=True)
     except (MoraError, HydraException, OmegaConfBaseException) as error:

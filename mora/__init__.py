@@ -1,4 +1,4 @@
-"""MoRA (arXiv:2405.12130): a PEFT method, and the replication suite of its paper.
+"""MoRA (arXiv:2405.12130): a PEFT method, and the suite that replicates its paper.
 
     from mora import MoraConfig
     from peft import get_peft_model
@@ -38,11 +38,11 @@ class _AfterPeft(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
         if fullname != "peft":
             return None
-        sys.meta_path.remove(self)  # others find it
+        sys.meta_path.remove(self)  # so that the other finders find it
         try:
             spec = importlib.util.find_spec("peft")
         finally:
-            sys.meta_path.insert(0, self)  # this may have been a look only, not an import
+            sys.meta_path.insert(0, self)  # the spec may only have been looked up, without an import
         if spec is not None:
             self.loader, spec.loader = spec.loader, self
         return spec

@@ -1,4 +1,4 @@
-"""mora COMMAND ...: what the suite does, by name. `mora COMMAND --help` says what each takes."""
+"""mora COMMAND ...: the commands of the suite. `mora COMMAND --help` gives the arguments of each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Command(NamedTuple):
-    """`module` has main(arguments); `parser`, by default the same, has parse(arguments, prog) and imports no torch."""
+    """A command. `module` has main(arguments); `parser`, by default the same module, has parse(arguments, prog).
+
+    Importing `parser` imports no torch.
+    """
 
     help: str
     module: str
@@ -41,7 +44,7 @@ TRAIN = "one run: train, evaluate, one result (run.py)"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command and return its exit code: 0; 1 if runs failed; 2 for what cannot be asked."""
+    """Run a command and return its exit code: 0, 1 if runs failed, or 2 if the command is wrong."""
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if not (ROOT / "run.py").is_file() or importlib.util.find_spec("mora.suite") is None:
         print(

@@ -1,4 +1,4 @@
-"""The values that options of MoRA and of its restarts take, each spelled once. Imports no torch, so that plans can ask."""
+"""The values of the options of MoRA and of its restarts, each spelled once. Imports no torch, so that plans can use it."""
 
 from __future__ import annotations
 

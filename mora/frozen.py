@@ -1,4 +1,4 @@
-"""The base of everything that is read from a file and must not change: configurations, experiments, results."""
+"""The base class of objects that are read from files and must not change, such as configurations and experiments."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 
 class FrozenModel(BaseModel):
-    """Typed values: unknown fields are errors, values cannot be changed, numbers are finite, and True is not taken for 1."""
+    """Typed values. Unknown fields are errors, values cannot be changed, numbers are finite, and True is not taken for 1."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 

@@ -1,4 +1,4 @@
-"""Large packages, imported without a look for garbage among what stays."""
+"""Import large packages without garbage collections over objects that stay."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Make what is imported, or made once and kept, exempt from searches for garbage, meanwhile and afterwards.
+    """Context manager: exempt what is imported, or made and kept, from garbage collection, now and later.
 
-    Otherwise torch, transformers and PEFT take a third longer to import, since every search looks at all that is there.
+    Otherwise torch, transformers and PEFT take a third longer to import, since every collection looks at all objects.
     """
     was_on = gc.isenabled()
     gc.disable()

@@ -1,4 +1,4 @@
-"""Files and folders that every part shares: where they are, written whole or not at all, locked, and known by a digest."""
+"""Files and folders for all parts of the suite: where they are, atomic writes, locks, and digests."""
 
 from __future__ import annotations
 
@@ -12,43 +12,43 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-IN_USE = "is in use by another process of the same run"  # a worker says so last; the suite knows it by that
+IN_USE = "is in use by another process of the same run"  # a worker's last line, by which the suite recognises the case
 
 
 def cache_dir() -> Path:
-    """Return MORA_CACHE_DIR, or ~/.cache/mora: what can be made again."""
+    """Return MORA_CACHE_DIR, or ~/.cache/mora: the folder of what can be made again."""
     return Path(os.environ.get("MORA_CACHE_DIR", Path.home() / ".cache" / "mora")).absolute()
 
 
 def data_dir() -> Path | None:
-    """Return MORA_DATA_DIR, where local data are; None if it is not set."""
+    """Return MORA_DATA_DIR, the folder of local data; None if it is not set."""
     chosen = os.environ.get("MORA_DATA_DIR")
     return Path(chosen).absolute() if chosen else None
 
 
 def output_dir() -> Path:
-    """Return MORA_OUTPUT_DIR, or outputs/ of the checkout: where runs work."""
+    """Return MORA_OUTPUT_DIR, or outputs/ of the checkout: the folder in which runs work."""
     return Path(os.environ.get("MORA_OUTPUT_DIR", ROOT / "outputs")).absolute()
 
 
 def replace_file(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all; several processes, also of several machines, may do it at once."""
+    """Write a file whole or not at all. Several processes, even on several machines, may do so at once."""
     with replacing(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Context manager: yield a path beside `path`, for a file or a folder, that takes its place if nothing goes wrong.
+    """Context manager: yield a path beside `path`. The file or folder made there replaces `path` if nothing goes wrong.
 
-    Otherwise nothing is left of it. A file is on the disk before it has its name.
-    Raises: IsADirectoryError where a file cannot take the place of a folder.
+    Otherwise nothing is left of it. A file is written to the disk before it gets its name. Raises IsADirectoryError if a
+    file would have to replace a folder.
     """
     partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
     try:
         yield partial
         if partial.is_file():
-            with open(partial, "rb+") as file:  # Windows writes out only what may be written
+            with open(partial, "rb+") as file:  # Windows flushes only files that are open for writing
                 os.fsync(file.fileno())
         os.replace(partial, path)
     except IsADirectoryError as error:
@@ -62,14 +62,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(folder: Path, shared: bool = False, wait: bool = True) -> Iterator[bool]:
-    """Context manager: hold the folder's lock, by which processes keep out of each other's way, if that is possible.
+    """Context manager: hold the folder's lock, if possible. By it, processes keep out of each other's way.
 
-    The system frees it, however the process ends.
+    The system frees the lock, however the process ends.
 
     Args:
-        folder: must exist.
-        shared: others may share the lock, none may have it alone.
-        wait: until it is free, so that True is yielded.
+        folder: The folder, which must exist.
+        shared: Whether others may share the lock; none may then have it alone.
+        wait: Whether to wait until the lock is free, so that True is yielded.
 
     Yields:
         Whether the lock is held.
@@ -91,7 +91,7 @@ def locked(folder: Path, shared: bool = False, wait: bool = True) -> Iterator[bo
 
 
 def holder(folder: Path) -> str:
-    """Return who took the folder's lock last, alone: `PID on HOST`."""
+    """Return, as `PID on HOST`, who was the last to take the folder's lock without sharing it."""
     try:
         return (folder / ".lock").read_text() or "unknown"
     except OSError:
@@ -99,7 +99,7 @@ def holder(folder: Path) -> str:
 
 
 def sha256(path: Path) -> str:
-    """Return the digest of a file's bytes; the cache remembers it by path, size and time of change: files may be large."""
+    """Return the digest of a file's bytes. As files may be large, it is cached by path, size and modification time."""
     stat = path.stat()
     key = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
     folder, begin = cache_dir() / "sha256", f"{json.dumps(key)} "
@@ -115,16 +115,16 @@ def sha256(path: Path) -> str:
                 digest = file_digest(path)
                 file.write(f"{begin}{digest} {_check(digest)}\n")
                 return digest
-    except (OSError, ValueError):  # a cache that cannot be read or written is none
+    except (OSError, ValueError):  # then there is no cache
         return file_digest(path)
 
 
 def file_digest(path: Path) -> str:
-    """Return the sha256 of a file's bytes, read now; `sha256` remembers it."""
+    """Return the sha256 of a file's bytes, which are read now. `sha256` caches it."""
     with open(path, "rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _check(digest: str) -> str:
-    """By which a damaged line of the cache is known."""
+    """Return the checksum by which a damaged line of the cache is recognised."""
     return hashlib.sha256(digest.encode()).hexdigest()[:8]

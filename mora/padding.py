@@ -1,4 +1,4 @@
-"""How long a batch of training sequences becomes. Imports no torch, so that plans can ask."""
+"""The length to which a batch of training sequences is padded. Imports no torch, so that plans can use it."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ SHAPE_STEP = 64  # tokens
 
 
 def padded_length(length: int, longest: int) -> int:
-    """Return `length` padded to few different shapes: multiples of SHAPE_STEP, up to the longest sequence there is."""
+    """Return the padded length, of which there are few: the next multiple of SHAPE_STEP, but at most `longest`."""
     return min(longest, -(-length // SHAPE_STEP) * SHAPE_STEP)

@@ -1,4 +1,4 @@
-"""Collective operations of the ranks, which do nothing where there is only one."""
+"""Collective operations of the ranks. If there is only one rank, they do nothing."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def world_size() -> int:
 
 
 def broadcast(value: Tensor) -> Tensor:
-    """In place, from rank 0. All ranks must call."""
+    """Set `value`, in place, to that of rank 0. All ranks must call."""
     if world_size() > 1:
         dist.broadcast(value, src=0)
     return value
 
 
 def all_gather_value(value: T) -> list[T]:
-    """Each rank's value, in the order of the ranks. All ranks must call."""
+    """Return each rank's value, in the order of the ranks. All ranks must call."""
     values = [value] * world_size()
     if world_size() > 1:
         dist.all_gather_object(values, value)
@@ -34,5 +34,5 @@ def all_gather_value(value: T) -> list[T]:
 
 
 def barrier() -> None:
-    """Until every rank has come here. All ranks must call."""
+    """Wait until every rank has come here. All ranks must call."""
     all_gather_value(0.0)

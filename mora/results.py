@@ -1,4 +1,4 @@
-"""The result of a run, typed: written once, checked when it is read, and read once per process."""
+"""The typed result of a run. It is written once, checked when it is read, and read once per process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mora.errors import DamagedFileError, MoraError, one_line
 from mora.evaluate import metrics
 
 FORMAT: Literal[2] = 2
-LARGEST = 1e15  # of a metric's numbers; beyond, a run has diverged, and sums and axes would overflow
+LARGEST = 1e15  # a metric's numbers beyond this become infinite: the run has diverged, and sums and axes would overflow
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj")  # in the order of Figure 5
 
 T = TypeVar("T")
@@ -34,8 +34,8 @@ class Metric(_Frozen):
     """A measured value.
 
     Attributes:
-        stderr: Standard error over `documents`, if they were counted.
-        higher_is_better: As the metric's task says; None if it does not.
+        stderr: The standard error over `documents`, if they were counted.
+        higher_is_better: What the metric's task says; None if it says nothing.
         floor: The score of a model that knows nothing, as the task says or as measured.
     """
 
@@ -64,7 +64,7 @@ class Parameters(_Frozen):
 
 
 class Source(_Frozen):
-    """dirty: None where the commit is not known."""
+    """The source that made a result. `dirty` is None if the commit is not known."""
 
     commit: str | None = None
     dirty: bool | None
@@ -75,8 +75,8 @@ class RunResult(_Frozen):
     """The result of a run. Unknown fields are errors.
 
     Attributes:
-        config: As it was written; an old one may not be a valid configuration today.
-        metrics: By step.
+        config: The configuration as it was written; an old one may not be valid today.
+        metrics: The metrics by step.
         more: Facts that nothing here reads.
     """
 
@@ -91,8 +91,8 @@ class RunResult(_Frozen):
     total_steps: Count | None = None
     last_step: Count | None = None
     final_train_loss: float | None = None
-    wall_s: float | None = None  # of the last start, where the run was resumed
-    scoring_s: float | None = None  # of wall_s
+    wall_s: float | None = None  # if the run was resumed, since its last start
+    scoring_s: float | None = None  # the part of wall_s that scoring took
     log_sha256: str | None = None
     packages: dict[str, str] = {}
     hardware: dict[str, Any] = {}
@@ -127,12 +127,12 @@ class RunResult(_Frozen):
 
     @property
     def peak_memory_bytes(self) -> int | None:
-        """Return what was allocated at the peak of the run once its model was loaded, scoring included."""
+        """Return what was allocated at the peak of the run after its model was loaded, including scoring."""
         return self.hardware.get("peak_memory_bytes")
 
     @property
     def train_peak_memory_bytes(self) -> int | None:
-        """Return what training alone allocated at its peak; None where it was not recorded, as until 2026-11."""
+        """Return what training alone allocated at its peak; None if that was not recorded, as until 2026-11."""
         return self.hardware.get("train_peak_memory_bytes")
 
     def text(self) -> str:
@@ -141,9 +141,9 @@ class RunResult(_Frozen):
 
 
 class Spectrum(BaseModel):
-    """The singular values of delta W: means over the layers of each kind of module, by the measure's name.
+    """Measures of the singular values of delta W, by name, as means over the layers of each kind of module.
 
-    Unknown fields, as those of every module, are left out. Early spectra have no `source`.
+    Unknown fields, such as those of single modules, are left out. Early spectra have no `source`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -161,24 +161,24 @@ class Spectrum(BaseModel):
 
 
 def of_facts(facts: Mapping[str, Any]) -> RunResult:
-    """Return a result from a worker's facts; those without a field of their own go to `more`."""
+    """Return a result made of a worker's facts. Facts without a field of their own go to `more`."""
     known = {name: value for name, value in facts.items() if name in RunResult.model_fields}
     more = {name: value for name, value in facts.items() if name not in RunResult.model_fields}
     return RunResult.model_validate(known | ({"more": more} if more else {}))
 
 
 def typed(row: Mapping[str, Any]) -> Metrics:
-    """Return the metrics in a row of a log, which has their errors, documents and floors under names of their own."""
+    """Return the metrics in a row of a log, in which their errors, documents and floors have names of their own."""
     return {name: Metric(**measured._asdict()) for name, measured in metrics.read_row(row).items()}
 
 
 def of_log(rows: Iterable[Mapping[str, Any]]) -> dict[int, Metrics]:
-    """Return the rows of a log that are evaluations, by step."""
+    """Return, by step, those rows of a log that are evaluations."""
     return {row["step"]: typed({k: v for k, v in row.items() if k != "step"}) for row in rows if "loss" not in row}
 
 
 def log_digest(text: str) -> str:
-    """Return the digest by which a result knows its log."""
+    """Return the digest by which a result recognises its log."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -186,7 +186,7 @@ def migrate(values: dict[str, Any]) -> dict[str, Any]:
     """Convert a result of format 1, whose metrics are flat rows, to today's format.
 
     Raises:
-        ValueError: It is of neither format; the message names the field.
+        ValueError: It has neither format; the message names the field.
     """
     version = values.get("format", 1)
     if version == FORMAT:
@@ -226,17 +226,18 @@ def checked(path: Path, make: Callable[[dict[str, Any]], T], again: str) -> T:
     Args:
         path: The file.
         make: Converts the object.
-        again: What happens once the file is gone, for the message.
+        again: A text for the message that says what happens once the file is removed.
 
     Raises:
-        DamagedFileError: The file holds no object, or `make` misses a field or finds one of another type. One line.
+        DamagedFileError: The file has no object, its digest does not match, or a field is missing or of another type. The
+            message is one line.
     """
     try:
         values = json.loads(path.read_text())
         if not isinstance(values, dict):
             raise ValueError("expected an object")
         result = make({key: value for key, value in values.items() if key != FIELD})
-        unsealed(values)  # last: an edited field that is wrong says more
+        unsealed(values)  # last, since the error of a wrong field says more
         return result
     except ValidationError as error:
         why = _first(error)
@@ -267,7 +268,7 @@ def _first(error: ValidationError) -> str:
 
 
 class ResultStore:
-    """Results by their path, each parsed once: again only where the file has changed, as while a suite runs."""
+    """Results by path. Each is parsed once, and again only if its file has changed, as it may while a suite runs."""
 
     def __init__(self) -> None:
         self._read: dict[Path, tuple[tuple[int, int, int], RunResult]] = {}
@@ -302,10 +303,10 @@ class ResultStore:
         self._left_out |= {path}
 
     def of(self, config: RunConfig) -> RunResult | None:
-        """Return the result of this very run. Raises DamagedFileError if its file is damaged, or holds another run's."""
+        """Return the result of exactly this run. Raises DamagedFileError if its file is damaged, or is another run's."""
         path = result_path(config)
         result = self.at(path)
-        if result is not None and result.run_id not in ("", path.stem):  # old ones name none
+        if result is not None and result.run_id not in ("", path.stem):  # old results name no run
             raise DamagedFileError(
                 f"{path} is the result of {result.run_id}: bring back the file of that name, or remove it, and the run is "
                 "done again"

@@ -1,4 +1,4 @@
-"""How large MoRA's square matrix is, and which operator goes with it. Imports no torch, so that plans can ask."""
+"""The size of MoRA's square matrix, and the operator that goes with it. Imports no torch, so that plans can use it."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Literal
 from mora.choices import Rounding
 
 MAX_INPUTS_PER_GROUP = 8  # ours: the paper shares groups of 4 at r=128 and calls 16, at r=8, too many (section 4)
-ALIGNMENT = 8  # numbers: 16 bytes in bf16, what cuBLAS needs of a row for its fast kernels
+ALIGNMENT = 8  # numbers, 16 bytes in bf16: cuBLAS needs this alignment of rows for its fast kernels
 
 
 def r_hat_for(in_features: int, out_features: int, r: int, rounding: Rounding = "floor", even: bool = False) -> int:
     """Return r_hat = floor(sqrt((d + k) r)), the side of M at LoRA's parameter count for rank r (section 4).
 
     Args:
-        in_features: k of the module.
-        out_features: d of the module.
+        in_features: The module's k.
+        out_features: The module's d.
         r: LoRA's rank.
-        rounding: "floor" is the paper; "official" is `int(sqrt(...) + 0.5)`, which can exceed LoRA's budget.
-        even: round down to an even number, which rotation needs for its pairs.
+        rounding: "floor" is the paper's; "official" is `int(sqrt(...) + 0.5)`, which can exceed LoRA's budget.
+        even: Whether to round down to an even number, which rotation needs for its pairs.
 
     Returns:
         A positive int, not yet clamped to min(in_features, out_features).
@@ -32,18 +32,18 @@ def r_hat_for(in_features: int, out_features: int, r: int, rounding: Rounding = 
 def wanted_and_clamped_r_hat(
     in_features: int, out_features: int, r: int, operator: str, rounding: Rounding
 ) -> tuple[int, int]:
-    """Return r_hat as r asks for it, and what of it the module has room for; for rotation both are even."""
+    """Return the r_hat that follows from r, and the r_hat clamped to the module's size. For rotation both are even."""
     even, limit = operator == "rotation", min(in_features, out_features)
     wanted = r_hat_for(in_features, out_features, r, rounding, even)
     return wanted, min(wanted, limit // 2 * 2 if even else limit)
 
 
 def auto_operator(hidden_size: int, r: int, rounding: Rounding = "floor") -> Literal["rotation", "sharing"]:
-    """Return what operator="auto" is in a model of that width: rotation if a group would hold too many inputs."""
+    """Return what operator="auto" resolves to in a model of that width: rotation if groups would have too many inputs."""
     r_hat = r_hat_for(hidden_size, hidden_size, r, rounding)
     return "rotation" if hidden_size > MAX_INPUTS_PER_GROUP * r_hat else "sharing"
 
 
 def aligned(r_hat: int) -> int:
-    """Return r_hat, or the next multiple of ALIGNMENT: the length in memory of a compressed block, whose rest is zeros."""
+    """Return r_hat rounded up to a multiple of ALIGNMENT: the length in memory of a compressed block, padded with zeros."""
     return math.ceil(r_hat / ALIGNMENT) * ALIGNMENT

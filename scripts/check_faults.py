@@ -1,4 +1,4 @@
-"""What a hostile night does to runs and suites, counted: kills at random times, and whether anything was lost.
+"""Inject faults into runs and suites, such as kills at random times, and count whether anything was lost.
 
 python scripts/check_faults.py kills --out results/checks       # at least 100 kills; interrupted, it goes on by --seed
 python scripts/check_faults.py kills --kills 20 --seed 7        # fewer; the seed is printed, and repeats the draws
@@ -7,24 +7,24 @@ python scripts/check_faults.py inputs --out results/checks      # at least 1,000
 python scripts/check_faults.py files --out results/checks       # every file, cut, flipped, empty, a folder, another's
 python scripts/check_faults.py full --out results/checks        # a disk that is full, at every write
 
-kills: a run is started, killed by SIGKILL at a time drawn from the seed, started again, killed again, and in the end let to
-its end. Every method in one process; one whose data are prepared and whose scores are generated; ReMoRA under ZeRO-2 and 3
-on two ranks, of which all or one are killed; Table 2 with JOBS=2, where the suite, one worker, or all are killed. After
-every kill the log is compared with the uninterrupted run's: bit for bit, on ranks within 1e-5.
+kills: a run is started, killed by SIGKILL at a time drawn from the seed, started and killed again, and finally left to end.
+The cases are every method in one process; a run whose data are prepared and whose scores are generated; ReMoRA under ZeRO-2
+and 3 on two ranks, of which all or one are killed; and Table 2 with JOBS=2, where the suite, one worker, or all are killed.
+After every kill the log is compared with that of the uninterrupted run: bit for bit, on several ranks within 1e-5.
 
-inputs: command lines and files made by Hypothesis are asked of the code that reads them: each is taken, or refused in a line
-that names what is wrong, within three seconds of CPU time; some command lines again through run.py, in a process.
+inputs: command lines and files made by Hypothesis are given to the code that reads them. Each must be accepted, or refused
+in a line that names what is wrong, within three seconds of CPU time. Some command lines also go through run.py itself.
 
-files: a run and an evaluation are cut, scores are compared, a suite is begun again when its runs are there; before that
-one of their files is damaged, each in turn. Each time it is refused in a line that names it, and nothing else has changed,
-or the work ends as it does without the damage.
+files: a run and an evaluation are interrupted and resumed, scores are compared, and a suite is started again when its runs
+are there. Before that, one of their files is damaged, each in turn. Each time, either the file is refused in a line that
+names it and nothing else has changed, or the work ends as it does without the damage.
 
 full: the disk is full from the n-th write on, for every n of a preparation and run, an evaluation and a suite.
 
-lost, doubled   steps or evaluations that are missing, or stand twice, over all kills and ends
-difference      the largest of a loss, gradient norm, rate or metric
+lost, doubled   steps or evaluations that are missing, or are there twice, over all kills and ends
+difference      the largest difference of a loss, gradient norm, rate or metric
 source          the commit, and a fingerprint of what runs and suites are made of
-results         of the runs that were let to their end; each was then started once more, and must not be done again
+results         of the runs that were left to end; each was then started once more, and must not be done again
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from mora.faults import files, full_disk, kills, suites, works
 from mora.faults.counted import Counted
 from mora.suite.launch import interrupt_on_sigterm
 
-ROOM = 4 * 2**30  # bytes free in memory, without which runs write to TMPDIR
+ROOM = 4 * 2**30  # with fewer bytes free in memory, runs write to TMPDIR
 TESTED = source.Files((*source.NUMBERS.paths, "mora/suite", "run.py"), source.NUMBERS.without)
 KILLS = {
     "case": "", "kills": "d", "runs": "d", "results": "d", "lost": "d", "doubled": "d", "difference": ".1e", "status": "",
@@ -76,7 +76,7 @@ def main() -> int:
 
 @contextmanager
 def _scratch() -> Iterator[Path]:
-    """Give a folder in memory if there is room, since runs wait for the disk at every checkpoint."""
+    """Yield a folder, in memory if there is room, since runs wait for the disk at every checkpoint."""
     shared = Path("/dev/shm")
     room = shared.is_dir() and shutil.disk_usage(shared).free >= ROOM
     with TemporaryDirectory(dir=shared if room else None, prefix="mora-faults-", ignore_cleanup_errors=True) as folder:
@@ -117,14 +117,14 @@ def _kills(options: argparse.Namespace, seed: int, scratch: Path) -> Table:
 
 
 def _source() -> str:
-    """Return the commit of what is tested, and whether it is changed."""
+    """Return the commit that is tested, and whether the source was changed."""
     described = source.describe(TESTED)
     changed = ", changed" if described["dirty"] else ""
     return f"{str(described['commit'])[:10]}{changed}, fingerprint {described['fingerprint']}"
 
 
 def _inputs(options: argparse.Namespace, seed: int, scratch: Path) -> Table:
-    from mora.faults import fuzzing  # with Hypothesis, which is of the extra `dev`
+    from mora.faults import fuzzing  # imports Hypothesis, which is in the extra `dev`
 
     table = Table("fuzzed", INPUTS, options.out, {"seed": seed, "limit_s": fuzzing.LIMIT_S})
     for fuzzed in fuzzing.all_kinds(options.inputs, seed, scratch, lambda name: _is_wanted(name, options.only)):

@@ -33,8 +33,8 @@ RESTARTING = ("relora", "remora")
 STEPS = {"methods": 32, "large": 28}
 EVERY = {"methods": 12, "large": 14}  # steps between restarts
 LOGGED = 4  # steps per measurement of the loop's speed
-BAR = 1.85  # of the tokens a second, from one GPU to two
-NOISE = 1.02  # what a ratio may be above the number of GPUs
+BAR = 1.85  # the bar on the ratio of tokens per second on two GPUs to those on one
+NOISE = 1.02  # the factor by which a ratio may exceed the number of GPUs
 COLUMNS = {
     "run": "", "status": "", "ranks": "d", "micro_batch": "d", "trainable": ",d", "first_loss": ".4f", "last_loss": ".4f",
     "restarts": "d", "kept": ".4f", "restart_s": ".2f", "step_s": ".4f", "fastest_s": ".4f", "tokens_per_s": ",.0f",
@@ -59,7 +59,7 @@ def main() -> int:
 
 
 def _one_gpu_each(table: Table, checks: CheckRunner, runs: dict[str, list[RunConfig]]) -> None:
-    """Run each on a free GPU, as many at once as there are, in the given order."""
+    """Run each on a free GPU, in the given order, with as many at once as there are GPUs."""
 
     def run(name: str, configs: list[RunConfig]) -> dict[str, Any]:
         with checks.slots.take(ranks=1) as place:
@@ -89,9 +89,9 @@ def _large(table: Table, checks: CheckRunner, options: argparse.Namespace) -> No
 
 
 def _scaling(ones: list[dict[str, Any]], many: dict[str, Any], ranks: int) -> dict[str, Any]:
-    """Return the row of the ratio of tokens per second to the faster run on one GPU.
+    """Return the row with the ratio of tokens per second to those of the faster run on one GPU.
 
-    It is not compared if micro batches differ, or a run failed.
+    There is no comparison if micro batches differ, or if a run failed.
     """
     row: dict[str, Any] = {"run": f"x{ranks} over x1", "status": "not compared", "ranks": ranks}
     ones = [one for one in ones if one["status"] == "ok" and one["micro_batch"] == many["micro_batch"]]
@@ -167,7 +167,7 @@ def _method_config(name: str, device: str) -> RunConfig:
 def _large_config(method: str, ranks: int, micro: int, device: str) -> RunConfig:
     """Return a run of the large shape.
 
-    ReMoRA shares rows and columns, as in the paper, so that its group kind is switched, too.
+    ReMoRA has the operator sharing, as in the paper, so that a restart switches its kind of groups, too.
     """
     sequences, length = (8, 1024) if device == "cuda" else (4, 128)
     overrides = [

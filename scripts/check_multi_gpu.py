@@ -42,11 +42,11 @@ from mora.errors import ends_in_one_line
 METHODS = {"relora": 8, "remora": 8, "mora": 8, "lora": 8, "fft": None}
 PARALLEL = ("ddp", "zero1", "zero2", "zero3")
 STEPS, EVERY = 24, 8
-SAVED_AT = 2 * EVERY  # with a restart before it and one in it
-BATCH = {"cpu": 16, "cuda": 40}  # small, as many runs share a GPU
-TOLERANCE = 1e-4  # nats, of what should be equal
-NORM_TOLERANCE = 1e-3  # a sum of 10^8 squares in fp32, in another order
-NOISE_TOLERANCE = 3  # times the noise: both are maxima over the steps of one run
+SAVED_AT = 2 * EVERY  # the step of a checkpoint with one restart before it and one at it
+BATCH = {"cpu": 16, "cuda": 40}  # small, since many runs share a GPU
+TOLERANCE = 1e-4  # nats between losses that should be equal
+NORM_TOLERANCE = 1e-3  # relative: a norm is a sum of 10^8 squares in fp32, added in another order
+NOISE_TOLERANCE = 3  # in multiples of the noise; both are maxima over the steps of one run
 COLUMNS = {
     "method": "", "parallel": "", "status": "", "checked": "d", "kept": ".4f", "rounding": ".1e", "from_one": ".1e",
     "norm": ".1e", "from_plain": ".1e", "noise": ".1e", "resumed_at": "d", "resumed": ".1e", "first_loss": ".4f",
@@ -75,7 +75,7 @@ def _all_rows() -> list[Row]:
 
 
 def _compared_with(row: Row) -> dict[str, Row]:
-    """Return the runs in one process to compare with: the method, and "zero3", or "none" for plain torch, or "halved"."""
+    """Return the one-process runs to compare with, each as (method, "zero3", "halved", or "none" for plain torch)."""
     method, parallel = row
     if parallel != "zero3":
         return {"one": (method, "none")}
@@ -83,7 +83,7 @@ def _compared_with(row: Row) -> dict[str, Row]:
 
 
 def _fill(table: Table, checks: CheckRunner, alone: dict[Row, RunConfig], ranked: dict[Row, RunConfig]) -> None:
-    """Add each row once its parts are done: the run on the ranks, killed and resumed, and those in one process."""
+    """Add each row once its parts are done: the run on the ranks, killed and resumed, and the runs in one process."""
     ranks: dict[Row, Future[_Ranked]] = {}
     single: dict[Row, Future[Outcome]] = {}
 
@@ -92,7 +92,7 @@ def _fill(table: Table, checks: CheckRunner, alone: dict[Row, RunConfig], ranked
             if (row[1] == "zero3") == slow:
                 ranks[row] = checks.pool.submit(_killed_and_resumed, checks, row, config)
 
-    start_ranks(slow=True)  # so that nothing long is left for the end
+    start_ranks(slow=True)  # the slow ones first, so that nothing long is left for the end
     for i, (key, config) in enumerate(alone.items()):
         single[key] = checks.pool.submit(checks.run, f"{'-'.join(key)}-alone", config, checks.on(i))
     start_ranks(slow=False)
@@ -112,7 +112,7 @@ def _fill(table: Table, checks: CheckRunner, alone: dict[Row, RunConfig], ranked
 
 @dataclass(frozen=True)
 class _Ranked:
-    """saved_at: the step of the checkpoint that the run was resumed from; 0 where it was not killed as it should be."""
+    """A run on the ranks. `saved_at` is the step that it was resumed from; 0 if it was not killed as it should be."""
 
     killed: Outcome
     saved_at: int = 0
@@ -156,7 +156,7 @@ def _row(row: Row, ranked: _Ranked, alone: dict[str, Outcome]) -> dict[str, Any]
 
 
 def _differences(ranked: _Ranked, alone: dict[str, Outcome]) -> dict[str, float | None]:
-    """Return the differences, as far as the runs came; None if there is no step that both have."""
+    """Return the differences, as far as the runs came. A difference is None if the runs have no step in common."""
     whole, one = ranked.whole, alone["one"]
     norms = [[row["grad_norm"] for row in outcome.rows if "loss" in row] for outcome in (whole, one)]
     differences = {
@@ -201,17 +201,17 @@ def _config(options: argparse.Namespace, method: str, parallel: str, ranks: int,
         f"task.train.stop_step={STEPS}",
         "task.train.warmup_steps=4",
         "task.train.max_grad_norm=1e9",
-        "task.train.adam_eps=1e-6",  # else an update of a gradient near zero is one of rounding
+        "task.train.adam_eps=1e-6",  # or the update for a gradient near zero is mere rounding
         f"lr={'1e-4' if method == 'fft' else '1e-3'}",
         f"task.train.checkpoint_every_steps={SAVED_AT}",
-        "task.train.log_every_steps=1",  # so that what was measured until it was killed is known
+        "task.train.log_every_steps=1",  # so that all steps until the kill are known
         "task.evaluation.tasks=[]",
         "task.evaluation.at_steps=[]",
         f"task.evaluation.batch_size={batch}",
         f"task.evaluation.loss_every_steps={STEPS}",
     ]
     if r is not None:
-        overrides += [f"r={r}", "method.adapter.dropout=0"]  # each rank draws masks of its own
+        overrides += [f"r={r}", "method.adapter.dropout=0"]  # with dropout, each rank would draw its own masks
     if method in ("relora", "remora"):
         overrides += [f"method.restart.every_steps={EVERY}", "method.restart.warmup_steps=2"]
     return compose(overrides)

@@ -77,15 +77,15 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _measured(result: dict[str, Any]) -> dict[str, Any]:
-    """Return a result without what is known of its commit."""
+    """Return a result without what is known about its commit."""
     return result | {"source": result["source"]["fingerprint"]}
 
 
 def commits_by_fingerprint() -> dict[str, str]:
     """Return the newest commit of each fingerprint.
 
-    Fingerprints are those of what changes numbers, and those of everything, as in benchmarks and in runs before
-    2026-11-28.
+    There are two kinds: fingerprints of the files that change numbers, and of all files, which benchmarks have, and runs
+    had before 2026-11-28.
     """
     listed = subprocess.run(["git", "-C", str(ROOT), "log", "--format=%H"], capture_output=True, text=True, check=True)
     commits: dict[str, str] = {}

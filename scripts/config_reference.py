@@ -52,7 +52,7 @@ SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 
 class _Setting(NamedTuple):
-    """A value that the file of a group sets, under its dotted path in a run's configuration."""
+    """A value that the file of a group sets, with its dotted path in a run's configuration."""
 
     path: str
     value: Any
@@ -80,7 +80,7 @@ def page() -> str:
 
 
 def scales_page() -> str:
-    """Return the page of what each scale but paper changes in each task, as Markdown."""
+    """Return, as Markdown, the page of what each scale but paper changes in each task."""
     lines = [SCALES]
     for file in sorted((CONFIG_DIR / "task").glob("*/*.yaml")):
         scale, task = file.stem, file.parent.name
@@ -94,14 +94,14 @@ def scales_page() -> str:
 
 
 def _files(group: str) -> list[Path]:
-    """Return the files of a group of configs/, of tasks those of scale paper; of no group, the root file."""
+    """Return the files of a group of configs/: for tasks, those of scale paper; without a group, the root file."""
     if not group:
         return [CONFIG_DIR / "config.yaml"]
     return sorted((CONFIG_DIR / group).glob("*/paper.yaml" if group == "task" else "*.yaml"))
 
 
 def _choice(file: Path) -> str:
-    """Return the name under which a group has a file: of a task, its folder's."""
+    """Return the name under which a group has a file. For a task it is the name of the folder."""
     return file.parent.name if file.stem == "paper" and file.parent.parent.name == "task" else file.stem
 
 
@@ -132,14 +132,14 @@ def _section(path: str, section: type[BaseModel], values: dict[str, list[_Settin
 
 
 def _files_of_another_kind(path: str, section: type[BaseModel], values: dict[str, list[_Setting]]) -> set[str]:
-    """Return the files that choose another section than this one for `path`, by its field `kind`."""
+    """Return the files that, by the field `kind`, choose another section than this one for `path`."""
     kind = section.model_fields.get("kind")
     mine = get_args(kind.annotation) if kind else ()
     return {setting.file for setting in values.get(f"{path}.kind", []) if mine and setting.value not in mine}
 
 
 def _prose(section: type[BaseModel]) -> list[str]:
-    """Return the docstring of a section, and none that it inherits."""
+    """Return the docstring of a section, but not one that it inherits."""
     text = section.__doc__ if "__doc__" in vars(section) else None
     return ["", inspect.cleandoc(text)] if text else []
 
@@ -157,7 +157,7 @@ def field_texts(section: type[BaseModel]) -> dict[str, str]:
 
 
 def _values(field: FieldInfo, settings: list[_Setting]) -> str:
-    """Return the default of the schema, if it has one, then what files of the group set, with their names and the source."""
+    """Return the schema's default, if there is one, then the values that the group's files set, with names and sources."""
     parts = [] if field.is_required() else [f"`{_plain(field.get_default(call_default_factory=True))}`"]
     grouped: dict[tuple[str, str], list[str]] = defaultdict(list)
     for setting in settings:

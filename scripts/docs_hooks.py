@@ -41,7 +41,7 @@ NAME = re.compile(r"`(mora(?:\.\w+)+|(?:mora|scripts|configs|experiments|example
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the generated pages, and every file outside docs/ that a page links to, and that those link to."""
+    """Add the generated pages, every file outside docs/ that a page links to, and the files that these link to."""
     pages: dict[str, str] = {}
     for uri, make in GENERATED.items():
         pages[uri] = make()
@@ -71,7 +71,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Point links at the site's places, and check names."""
+    """Change links to the paths of the site, and check names."""
     here = origin(page.file.src_uri)
     for name in NAME.findall(FENCE.sub("", markdown)):
         if not exists(name):
@@ -89,7 +89,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 
 def origin(uri: str) -> str:
-    """Return the file of the repository that a page of the site was made of."""
+    """Return the file of the repository from which a page of the site was made."""
     if uri in COPIED:
         return COPIED[uri]
     return uri.removeprefix(f"{MOUNT}/") if uri.startswith(f"{MOUNT}/") else f"docs/{uri}"
@@ -104,7 +104,7 @@ def site_path(target: str) -> str:
 
 
 def resolve(page: str, link: str) -> str:
-    """Return a link of `page` as a path from the root of the repository."""
+    """Return the target of a link in `page` as a path from the root of the repository."""
     return posixpath.normpath(posixpath.join(posixpath.dirname(page), link))
 
 

@@ -24,7 +24,7 @@ from mora import MoraConfig
 from mora.adapter import OPERATORS, MoraLinear
 from mora.config.arguments import positive_int
 
-EXACT = 1e-5  # what fp32 leaves of an exact conversion
+EXACT = 1e-5  # the error that an exact conversion may have in fp32
 
 PAGE = """# Converting MoRA to LoRA
 

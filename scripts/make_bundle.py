@@ -60,7 +60,7 @@ def main() -> int:
 
 
 def needed(extras: list[str]) -> set[str]:
-    """Return the canonical names of what these extras of pyproject.toml need, with all that needs, as installed here.
+    """Return the canonical names of the packages that these extras need, directly or indirectly, as installed here.
 
     Raises:
         ValueError: There is no such extra, or a package is not installed.
@@ -126,7 +126,7 @@ def _models(cache: Path, names: list[str]) -> None:
     """Collect the models' files.
 
     Raises:
-        ConfigError: A name is unknown, or a file cannot be had or has another digest.
+        ConfigError: A name is unknown, or a file cannot be obtained or has another digest.
     """
     for name in names:
         model = known.named(name)
@@ -155,7 +155,7 @@ def _manifest(tree: Path) -> None:
 
 
 def _cut(tree: Path, out: Path, piece_bytes: int) -> dict[str, tuple[str, int]]:
-    """Cut the tree into one tar in pieces; what an earlier bundle left in `out` is removed first."""
+    """Write the tree as one tar, cut into pieces. What an earlier bundle left in `out` is removed first."""
     out.mkdir(parents=True, exist_ok=True)
     for old in [*out.glob("bundle.[0-9]*"), out / "pieces.json"]:
         old.unlink(missing_ok=True)
@@ -176,7 +176,7 @@ def _cut(tree: Path, out: Path, piece_bytes: int) -> dict[str, tuple[str, int]]:
 
 
 def _plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
-    """Return the entry with fixed metadata, so that the bytes depend neither on who makes it nor when."""
+    """Return the entry with fixed metadata, so that the bytes do not depend on who makes it or when."""
     entry.mtime, entry.uid, entry.gid, entry.uname, entry.gname = 0, 0, 0, "", ""
     entry.mode = 0o755 if entry.isdir() else 0o644
     return entry

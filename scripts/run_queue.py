@@ -61,8 +61,8 @@ from mora.suite.progress import last_row
 
 POLL_S = 2.0
 SAVING_S = 60.0  # how long a run may take to save its checkpoint
-LAST_S = 10.0  # before the end, when a run that is still being scored is stopped, too
-SETTLING_S = 25.0  # how long a run that has just started may not yet hold the memory it will hold
+LAST_S = 10.0  # the time before the end at which a run that is still being scored is stopped, too
+SETTLING_S = 25.0  # the time after its start in which a run may not yet hold all of its memory
 CLAIM = re.compile(r"\[(\d+(?:\.\d+)?) ?GiB\]\s*")  # at the beginning of a line
 
 
@@ -84,7 +84,7 @@ class Job:
     asked: bool = False
 
     def ask_to_stop(self) -> None:
-        """Once: a run that is asked again would not finish saving."""
+        """Ask the run to stop, but only once: a run that is asked again would not finish saving."""
         if not self.asked:
             self.process.terminate()
         self.asked = True
@@ -118,7 +118,7 @@ class Queue:
         if not self.gpus:
             sys.exit("run_queue.py: nvidia-smi shows no GPU of --gpus; the queue is for GPUs, run.py runs anywhere")
         self.like_runs = LikeRuns(ROOT / "results" / "runs", gpu_name(self.gpus[0].index))
-        self.env: dict[str, str] = {}  # of every run
+        self.env: dict[str, str] = {}  # set for every run
         self.running: list[Job] = []
         self.tries: dict[str, int] = {}
         self.ended: dict[str, str] = {}  # run id -> how it ended
@@ -155,7 +155,7 @@ class Queue:
         return 0 if not left else 1
 
     def stop(self, why: str, jobs: list[Job] | None = None) -> None:
-        """Ask runs (None: all) to save a checkpoint and end, and start no more."""
+        """Ask these runs (None: all) to save a checkpoint and end, and start no more runs."""
         jobs = self.running if jobs is None else jobs
         if not self.stopping:
             self.note(event="stopping", why=why, running=[run_id(job.config) for job in jobs])
@@ -169,17 +169,17 @@ class Queue:
         try:
             with open(self.options.out / "journal.jsonl", "a") as file:
                 file.write(line + "\n")
-        except OSError as error:  # runs go on, and are looked after, without
+        except OSError as error:  # runs go on, and are looked after, without a journal
             print(f"run_queue.py: the journal is not written: {error}", file=sys.stderr, flush=True)
 
     def complain(self, error: Exception) -> None:
-        """Say once what is wrong and ends no queue."""
+        """Report, once, an error that does not end the queue."""
         if (text := one_line(error)) not in self._said:
             self._said.add(text)
             self.note(event="wrong", what=text)
 
     def _waiting(self) -> list[tuple[str, RunConfig]]:
-        """Return what may start now: not done, running or given up, and before the first @wait with open runs above it."""
+        """Return the runs that may start now: not done, running or given up, and above the first @wait that still waits."""
         running = {run_id(job.config) for job in self.running}
         open_, before = [], False
         for line, config in self._lines():
@@ -196,7 +196,7 @@ class Queue:
         return open_
 
     def _lines(self) -> list[tuple[str, RunConfig | None]]:
-        """Return the lines of the file, read again if it has changed or a run has ended; as before while it is wrong."""
+        """Return the lines of the file, read again if it has changed or a run has ended. While it is wrong, the old stay."""
         try:
             state = (self.options.queue.stat().st_mtime_ns, len(self.ended), sum(self.tries.values()))
             if state != self._read_at[0]:
@@ -218,20 +218,20 @@ class Queue:
             claim = float(named[1]) if named else self.like_runs.claim_gib(config, self.options.unknown_gib)
             claim *= 2 ** self.tries.get(run_id(config), 0)
             if self._room(gpu) < min(claim, 0.9 * gpu.total_gib):
-                kept = kept or gpu  # so that a large run is not passed over for ever
+                kept = kept or gpu  # or a large run might never start
                 continue
             try:
                 self._launch(line, config, gpu, claim)
-            except OSError as error:  # a full disk; with the next look it is tried again
+            except OSError as error:  # such as a full disk; the next look tries again
                 return self.complain(error)
 
     def _too_long(self, config: RunConfig, beside: int = 0) -> bool:
-        """Return whether a run like this one could not end in the time left, as one of so many more on its GPU."""
+        """Return whether a run like this one could not end in the time left beside `beside` others on its GPU."""
         expected = self.like_runs.expected_s(config, beside)
         return expected is not None and time.monotonic() + expected > self.ends + SAVING_S
 
     def _room(self, gpu: Gpu) -> float:
-        """Return the GiB that nobody claims and nobody uses, aside from runs that have not yet taken theirs."""
+        """Return the GiB that are neither claimed nor in use. Runs that have just started count with their whole claim."""
         jobs = [job for job in self.running if job.gpu is gpu]
         if len(jobs) >= self.options.jobs:
             return -1.0
@@ -241,7 +241,7 @@ class Queue:
 
     def _launch(self, line: str, config: RunConfig, gpu: Gpu, claim: float) -> None:
         output = open(self.options.out / f"{run_id(config)}.txt", "ab")  # noqa: SIM115 - the process keeps it
-        # As many as may come to share the GPU with it: by their speed, a run that others join is not one that was alone.
+        # MORA_SIDE_BY_SIDE is the most runs that may come to share the GPU: a run that others join was not alone on it.
         beside = 1 + sum(job.gpu is gpu for job in self.running)
         env = {**os.environ, **self.env, "CUDA_VISIBLE_DEVICES": gpu.index}
         env["MORA_SIDE_BY_SIDE"] = str(self.options.jobs)
@@ -272,26 +272,26 @@ class Queue:
                     self.ended[name] = "failed"
 
     def _keep(self, config: RunConfig) -> None:
-        """Remember what the run took, and copy its result to DIR. Raises DamagedFileError or OSError."""
+        """Record the memory and time that the run took, and copy its result to DIR. Raises DamagedFileError or OSError."""
         result = result_path(config)
         self.like_runs.add(read(result))
         for path in (result, log_path(config), spectrum_path(config), documents_path(config)):
             if path.is_file():
-                kept = self.options.out / path.parent.name  # runs, spectra, documents: alike in name
+                kept = self.options.out / path.parent.name  # runs, spectra, documents: their files have equal names
                 kept.mkdir(exist_ok=True)
                 shutil.copy(path, kept)
 
 
 def _is_trained(config: RunConfig) -> bool:
-    """Return whether the run has taken its last step, with whose checkpoint only the scores are missing."""
+    """Return whether the run has taken its last step. That step has a checkpoint, so only the scores are missing."""
     try:
         return config.knows_steps and last_row(config).get("step") == config.last_step
-    except (MoraError, OSError):  # a log that cannot be read ends no queue
+    except (MoraError, OSError):  # a log that cannot be read must not end the queue
         return False
 
 
 def _read(path: Path) -> list[tuple[str, RunConfig | None]]:
-    """Return the runs of the file, None for @wait. Raises OSError, and ConfigError that names the line."""
+    """Return the runs of the file, with None for @wait. Raises OSError, or ConfigError, which names the line."""
     entries: list[tuple[str, RunConfig | None]] = []
     for number, text in enumerate(_text(path).splitlines(), 1):
         line = text.split("#")[0].strip()
@@ -305,7 +305,7 @@ def _read(path: Path) -> list[tuple[str, RunConfig | None]]:
                 entries += [(one, _compose(one)) for one in (claim + run for run in _experiment(*shlex.split(words)))]
             elif line:
                 entries.append((line, _compose(line)))
-        except (ValueError, FileNotFoundError, TypeError) as error:  # ValueError: an unclosed quote, too
+        except (ValueError, FileNotFoundError, TypeError) as error:  # ValueError also for an unclosed quote
             raise ConfigError(f"{path}, line {number}: {one_line(error)}") from error
     return entries
 
@@ -352,7 +352,7 @@ def _missing(experiment: experiments.Experiment, scale: experiments.Scale, *only
 
 
 def read_gpus(wanted: list[str]) -> list[Gpu]:
-    """Return the GPUs of `wanted`, or all; none without a driver."""
+    """Return the GPUs named by `wanted`, or all if it is empty; none without a driver."""
     rows = gpus.query("index", "memory.total", "memory.used", "utilization.gpu")
     return [
         Gpu(index, float(total) / 1024, float(used) / 1024, [float(busy)])

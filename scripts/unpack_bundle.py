@@ -23,7 +23,7 @@ def main() -> int:
         pieces = _checked_pieces(options.pieces)
         options.target.mkdir(parents=True, exist_ok=True)
         with tarfile.open(fileobj=_Joined(pieces), mode="r|") as tar:  # type: ignore[call-overload]
-            tar.extractall(options.target, filter="data")  # refuses what would leave the target
+            tar.extractall(options.target, filter="data")  # refuses entries that would be outside the target
         _check_files(options.target)
     except (OSError, ValueError, KeyError, tarfile.TarError) as error:
         print(f"unpack_bundle.py: {error}", file=sys.stderr)
@@ -39,7 +39,7 @@ def main() -> int:
 
 
 def _checked_pieces(folder: Path) -> list[Path]:
-    """Check the pieces. Raises ValueError that names the first one that is missing or has another digest."""
+    """Check the pieces. Raises ValueError, which names the first piece that is missing or has another digest."""
     digests = json.loads((folder / "pieces.json").read_text())
     for name, digest in digests.items():
         if not (folder / name).is_file():

@@ -14,8 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # read when CUDA starts
-# As in the suite's runs; where users' own loops are measured, a case says which form.
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # CUDA reads this when it starts
+# As in the suite's runs. Where users' own loops are measured, the case says which kernels it has.
 os.environ.setdefault("MORA_KERNELS", "fused")
 
 import torch
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _measure(what: str, extent: str, rounds: int | None, device: torch.device, folder: Path | None) -> None:
-    """Measure, and write what there is after each scenario. Without a folder, "smoke" is only printed."""
+    """Measure, and after each scenario write all results so far. Without a folder, those of "smoke" are only printed."""
     circumstances = _circumstances(device, (*PACKAGES, "bitsandbytes") if what == "quantised" else PACKAGES)
     folder = folder or (None if extent == "smoke" else render.RESULTS)
     path = folder and folder / f"{what}-{extent}-{_slug(circumstances['hardware']['device'])}.json"
@@ -98,7 +98,7 @@ def _decoding(extent: str, rounds: int | None, device: torch.device) -> Iterator
 
 
 def _growing(scenarios: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield what there is after each scenario."""
+    """Yield, after each scenario, all results so far."""
     measured = []
     for scenario in scenarios:
         measured.append(scenario)
@@ -135,7 +135,7 @@ EXTENTS = {"step": ("quick", "small"), "compiled": ("small",), "loop": ("small",
 
 
 def _plan(device: torch.device, smoke: bool, only: str, folder: Path | None) -> None:
-    """Measure case by case into one file, named after `only`; a second call of the same source resumes there."""
+    """Measure case by case into one file, named after `only`. Another call by the same source resumes there."""
     circumstances = _circumstances(device)
     words = [word for word in ("plan", "smoke" if smoke else "", only) if word]
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,7 +1,7 @@
-"""Forward and backward of small models under torch.compile, each case in a process of its own.
+"""Forward and backward pass of small models under torch.compile, each case in a process of its own.
 
-All compile at the same time, which takes minutes one by one; then they are timed in turn, round after round, while the
-others wait. No case can lose the others, and none finds the compiler's caches of another.
+All cases compile at the same time, since one after the other would take minutes each. Then they are timed in turn, round
+after round, while the others wait. If a case fails, the others go on, and none finds another's compiler caches.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from . import step
 from .models import Case, build_base, dtype_on, trainable_parameters, with_method
 from .step import BAR, Scenario
 
-UNTIMED = 2  # steps of a turn before the timed one, which allocate what the last turn gave back
-FAREWELL_S = 10.0  # for a process to end by itself
+UNTIMED = 2  # steps of a turn before the timed one: they allocate again what the last turn gave back
+FAREWELL_S = 10.0  # the time that a process has to end by itself
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`backend` of torch.compile, in its default mode. patience_s: how long a case may take until its steps run."""
+    """The scenarios, the `backend` of torch.compile (in its default mode), and the time until a case's steps must run."""
 
     scenarios: tuple[Scenario, ...]
     backend: str = "inductor"
@@ -44,7 +44,7 @@ SMOKE = Plan((Scenario("one_layer", 2, 32, (Case("lora", 2), Case("mora", 2, "sh
 
 @dataclass
 class _Worker:
-    """A case in its process. `result` holds "error" where there is nothing to time."""
+    """A case in its process. `result` has an "error" if there is nothing to time."""
 
     scenario: Scenario
     case: Case
@@ -53,7 +53,7 @@ class _Worker:
     result: dict[str, Any] = field(default_factory=dict)
 
     def send(self, go_on: bool) -> None:
-        with suppress(BrokenPipeError):  # `answer` says why
+        with suppress(BrokenPipeError):  # `answer` then gives the error
             self.pipe.send(go_on)
 
     def answer(self) -> Any:
@@ -64,7 +64,7 @@ class _Worker:
 
 
 def measure(plan: Plan, device: torch.device, rounds: int) -> Iterator[dict[str, Any]]:
-    """Yield each scenario's cases: milliseconds of every round, seconds until the first step had run, graphs compiled."""
+    """Yield each scenario's cases: the milliseconds of every round, the seconds to the first step, the graphs compiled."""
     with _workers(plan, device) as workers:
         _await_first_steps(workers, plan.patience_s)
         for scenario in plan.scenarios:
@@ -93,7 +93,7 @@ def _workers(plan: Plan, device: torch.device) -> Iterator[list[_Worker]]:
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs, scenario, case, plan.backend, device, threads))
             process.start()
-            theirs.close()  # so that its end is noticed
+            theirs.close()  # so that the end of the process is noticed
             workers.append(_Worker(scenario, case, process, ours, {"ms": []}))
         yield workers
     finally:
@@ -115,7 +115,7 @@ def _await_first_steps(workers: list[_Worker], patience_s: float) -> None:
             print(f"  {worker.scenario.shape:18} {worker.case.name:28} {worker.result}", flush=True)
     for worker in waiting.values():
         worker.result["error"] = f"not compiled within {patience_s:.0f} s"
-        worker.process.kill()  # it would disturb those that are timed
+        worker.process.kill()  # or it would disturb the timing of the others
 
 
 def _take_turn(worker: _Worker) -> None:
@@ -130,7 +130,7 @@ def _take_turn(worker: _Worker) -> None:
 
 
 def _serve(pipe: Connection, scenario: Scenario, case: Case, backend: str, device: torch.device, threads: int) -> None:
-    """Compile, report, then answer each message with the milliseconds of a step."""
+    """Compile and report, then answer each message with the milliseconds of a step."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         torch._inductor.config.compile_threads = threads
@@ -152,12 +152,12 @@ def _serve(pipe: Connection, scenario: Scenario, case: Case, backend: str, devic
             _give_back(device)
     except torch.OutOfMemoryError:
         pipe.send({"error": "out of memory"})
-    except Exception as error:  # of a compiler: a row of the table, not the end of the others
+    except Exception as error:  # a compiler may raise anything; it becomes a row of the table
         pipe.send({"error": f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"})
 
 
 def _end_with_parent() -> None:
-    """End this process when its parent ends: a benchmark that was killed leaves no compilation behind."""
+    """End this process when its parent ends, so that a killed benchmark leaves no compilation behind."""
     parent = mp.parent_process()
     if parent is not None:
         parent.join()
@@ -165,7 +165,7 @@ def _end_with_parent() -> None:
 
 
 def _give_back(device: torch.device) -> None:
-    """Leave the memory of activations to the next case's process."""
+    """Free the memory of activations for the next case's process."""
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Decoding with unmerged adapters, one sequence at a time, by plain `generate`: new tokens a second of each method."""
+"""Decoding with unmerged adapters, one sequence at a time, by plain `generate`: each method's new tokens per second."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ WARM_UP_TURNS = 2
 
 @dataclass(frozen=True)
 class Plan:
-    """Greedy decoding of `new_tokens` after a prompt of `prompt_tokens` random ones.
+    """Greedy decoding of `new_tokens` tokens after a prompt of `prompt_tokens` random tokens.
 
-    All cases are timed in turn, `rounds` times, or until that took `patience_s`.
+    All cases are timed in turn, `rounds` times or until `patience_s` is over.
     """
 
     shapes: tuple[str, ...]
@@ -80,14 +80,14 @@ def _decoder(model: nn.Module, prompt: Tensor, case: Case) -> Callable[[int], No
                 input_ids=prompt, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, use_cache=True
             )
         written = text.shape[1] - prompt.shape[1]
-        if written != new_tokens:  # their rate would be another model's
+        if written != new_tokens:  # a rate over fewer tokens cannot be compared
             raise RuntimeError(f"{case.name}: wrote {written} tokens of {new_tokens}")
 
     return decode
 
 
 def _seconds(decode: Callable[[int], None], new_tokens: int, device: torch.device) -> float:
-    """Return the seconds of `new_tokens`, the prompt's pass included."""
+    """Return the seconds that `new_tokens` take, including the forward pass of the prompt."""
     started = time.perf_counter()
     decode(new_tokens)
     if device.type == "cuda":

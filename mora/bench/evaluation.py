@@ -1,4 +1,4 @@
-"""Scoring one-token options and writing texts: the suite's backend beside lm-eval's own, same model, same requests."""
+"""Scoring one-token options and generating texts: the suite's backend beside lm-eval's own, same model, same requests."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ MAX_LENGTH = 2048
 
 @dataclass(frozen=True)
 class Plan:
-    """Texts of random words, a token each; the numbers of words are log-normal about `median`, as those of questions are.
+    """Texts of random words of one token each. Like that of questions, their length is log-normal, with median `median`.
 
-    questions: each with four one-token options, like MMLU's without shots. prompts: each continued by `new_tokens`. Every
-    backend and batch size is timed `rounds` times, after a warm-up, or fewer where that takes `patience_s`.
+    Each of the `questions` has four one-token options, like MMLU's without shots; each of the `prompts` is continued by
+    `new_tokens`. Every backend and batch size is timed `rounds` times after a warm-up, or fewer once `patience_s` is over.
     """
 
     shape: str
@@ -69,7 +69,7 @@ def endless(shape: str, device: torch.device) -> tuple[LlamaForCausalLM, PreTrai
     """Return a model with random weights that never ends a text, and a tokenizer of words."""
     model = build_base(shape, device, dtype_on(device)).eval()
     model.config.use_cache = True
-    model.lm_head.weight[: len(SPECIAL)] = 0  # some word has more than 0
+    model.lm_head.weight[: len(SPECIAL)] = 0  # some word has a larger logit than 0
     return model, word_tokenizer(SHAPES[shape]["vocab_size"])
 
 
@@ -122,7 +122,7 @@ def _asking(what: str, backend: HFLM, requests: list[Instance]) -> Callable[[], 
 def _row(
     what: str, who: str, size: int, unit: int, plan: Plan, ask: Callable[[], Any], device: torch.device
 ) -> dict[str, Any]:
-    """Measure `seconds` in every round, tokenising included. `unit`: the questions or new tokens of one round."""
+    """Measure the `seconds` of every round, including tokenising. `unit` counts the questions or new tokens of a round."""
     row: dict[str, Any] = {
         "what": what,
         "who": who,
@@ -139,7 +139,7 @@ def _row(
         ask()
         while not row["seconds"] or (len(row["seconds"]) < plan.rounds and sum(row["seconds"]) < plan.patience_s):
             started = time.perf_counter()
-            ask()  # what it returns is on the host: nothing is left to wait for
+            ask()  # its answers are on the host, so that nothing is left to wait for
             row["seconds"].append(time.perf_counter() - started)
         row["peak_bytes"] = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
     except torch.OutOfMemoryError:

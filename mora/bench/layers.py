@@ -1,4 +1,4 @@
-"""Single linear layers of LLaMA-2-7B, forward and backward: where a layer's time goes, and how many rows fit the cache."""
+"""Single linear layers of LLaMA-2-7B, forward and backward: where the time goes, and how many rows fit into the cache."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHUNKS_MIB = (4, 8, 16, 32, 4096)
 
 
 def sweep(device: torch.device, smoke: bool) -> None:
-    """Print milliseconds of the frozen layer, then of each method, rotation for every size of its row chunks."""
+    """Print the milliseconds of the frozen layer, then of each method; of rotation, for every size of its row chunks."""
     dtype = dtype_on(device)
     shapes = {"tiny": (64, 172)} if smoke else LAYERS
     tokens, chunks = (64, (4096,)) if smoke else (TOKENS, CHUNKS_MIB)

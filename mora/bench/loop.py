@@ -1,4 +1,4 @@
-"""The whole training loop, ours with MoRA against HF Trainer with PEFT LoRA, on the same samples: real tokens a second."""
+"""The whole training loop, ours with MoRA against HF Trainer with PEFT LoRA: real tokens per second on the same samples."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ TRAIN = {
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """samples are random tokens with lengths like MetaMathQA's in the Alpaca template: log-normal, median 250.
+    """Samples of random tokens, with lengths like MetaMathQA's in the Alpaca template: log-normal, median 250.
 
-    warm_up_steps: updates that are not timed. A pass of ours is captured in a CUDA graph when its shape comes a third time.
-    unsloth_micro_batches: samples, and whether they are laid end to end, not padded.
+    warm_up_steps: updates that are not timed. Ours captures a CUDA graph of a pass when its shape comes for the third time.
+    unsloth_micro_batches: pairs of the number of samples and whether they are laid end to end instead of padded.
     """
 
     shape: str
@@ -70,7 +70,7 @@ def samples(plan: Plan) -> list[list[int]]:
 
 
 def compare(plan: Plan, device: torch.device) -> dict[str, Any]:
-    """Return one row per opponent and micro batch, also for runs that do not fit."""
+    """Return one row per opponent and micro batch, including runs that do not fit into memory."""
     data, rows = samples(plan), []
     for size in plan.hf_micro_batches:
         rows.append(_row("HF Trainer, PEFT LoRA r=8", size, lambda size=size: _hugging_face(plan, data, size, device)))
@@ -90,7 +90,7 @@ def compare(plan: Plan, device: torch.device) -> dict[str, Any]:
 def _row(who: str, micro_batch: int | str, run: Any) -> dict[str, Any]:
     row: dict[str, Any] = {"who": who, "micro_batch": micro_batch}
     on_gpu = torch.cuda.is_available()
-    gc.collect()  # the last run's model, which its trainer refers to in circles
+    gc.collect()  # frees the last run's model, which is in reference cycles with its trainer
     if on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -104,7 +104,7 @@ def _row(who: str, micro_batch: int | str, run: Any) -> dict[str, Any]:
 
 
 class Clock:
-    """Real tokens a second over the steps after the warm-up."""
+    """Measures real tokens per second over the steps after the warm-up."""
 
     def __init__(self, warm_up_steps: int, device: torch.device):
         self.left, self.device, self.tokens = warm_up_steps, device, 0
@@ -112,7 +112,7 @@ class Clock:
 
     def tick(self, tokens: int) -> None:
         if self.device.type == "cuda" and self.left == 1:
-            torch.cuda.synchronize()  # once, where the measurement begins
+            torch.cuda.synchronize()  # once, when the measurement begins
         if self.left > 0:
             self.left -= 1
             self.start = time.perf_counter()
@@ -126,7 +126,7 @@ class Clock:
 
 
 class Ticks(TrainerCallback):
-    """Tells the clock of every optimizer step. `counts`: real tokens of its micro batches, which the collator appends."""
+    """Tells the clock of every optimizer step. To `counts` the collator appends the real tokens of each micro batch."""
 
     def __init__(self, clock: Clock, counts: list[int]):
         self.clock, self.counts = clock, counts
@@ -137,7 +137,7 @@ class Ticks(TrainerCallback):
 
 
 def trainer_arguments(plan: Plan, size: int, device: torch.device) -> dict[str, Any]:
-    """Return what every opponent's trainer is told: micro batches of `size`, bf16 autocast, fused AdamW, nothing saved."""
+    """Return the arguments of all opponents' trainers: micro batches of `size`, bf16 autocast, fused AdamW, no saving."""
     return {
         "per_device_train_batch_size": size, "gradient_accumulation_steps": plan.global_batch_size // size,
         "learning_rate": 3e-4, "bf16": device.type == "cuda", "use_cpu": device.type == "cpu",
@@ -147,7 +147,7 @@ def trainer_arguments(plan: Plan, size: int, device: torch.device) -> dict[str, 
 
 
 def by_length() -> dict[str, Any]:
-    """Return the arguments of batches of near lengths, as this transformers names them."""
+    """Return the arguments for batches of similar lengths, under the names of the installed transformers."""
     known = {field.name for field in dataclasses.fields(TrainingArguments)}
     if "train_sampling_strategy" in known:
         return {"train_sampling_strategy": "group_by_length"}
@@ -157,7 +157,7 @@ def by_length() -> dict[str, Any]:
 def _hugging_face(plan: Plan, data: list[list[int]], size: int, device: torch.device) -> float:
     """Measure the setup that Hugging Face's documentation advises.
 
-    That is dynamic padding, batches of near lengths, bf16 autocast, SDPA and fused AdamW.
+    That is dynamic padding, batches of similar lengths, bf16 autocast, SDPA and fused AdamW.
     """
     base = build_base(plan.shape, device, torch.bfloat16)
     model = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"))
@@ -191,7 +191,7 @@ def _hugging_face(plan: Plan, data: list[list[int]], size: int, device: torch.de
 
 
 def _ours(plan: Plan, data: list[list[int]], micro_tokens: int, device: torch.device) -> float:
-    """Measure a run with hardware.padding_free: bf16, fp32 masters, fused layers, loss in chunks, captured steps."""
+    """Measure our loop with hardware.padding_free: bf16, fp32 masters, fused layers, loss in chunks, captured steps."""
     dtype = dtype_on(device)
     base = build_base(plan.shape, device, dtype)
     if device.type == "cuda":

@@ -49,9 +49,9 @@ SHAPES: dict[str, dict[str, int]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One method. `stock`: fp32 adapters under bf16 autocast, as PEFT does by itself; else adapters in the model's dtype.
+    """One method. If `stock`, its adapters are in fp32 under bf16 autocast, PEFT's default; else in the model's dtype.
 
-    `checkpointed`: with gradient checkpointing. `base`: how the base is quantised, if it is (`mora.bench.quantised`).
+    `checkpointed` means gradient checkpointing. `base` says how the base is quantised, if it is (`mora.bench.quantised`).
     """
 
     method: Literal["floor", "lora", "dora", "mora"]
@@ -72,7 +72,7 @@ class Case:
 
 
 def dtype_on(device: torch.device) -> torch.dtype:
-    """Return the dtype of the models: bf16, and fp32 on a CPU."""
+    """Return the dtype of the models: bf16, on a CPU fp32."""
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
@@ -95,16 +95,16 @@ def build(architecture: dict[str, Any], device: torch.device, dtype: torch.dtype
 
 
 def twin_of(base: LlamaForCausalLM) -> LlamaForCausalLM:
-    """Return another model that shares every weight of `base`, and the modules that bitsandbytes keeps a state in."""
+    """Return another model that shares every weight of `base`, and those modules in which bitsandbytes keeps state."""
     shared: list[Any] = [*base.parameters(), *base.buffers()]
     shared += [module for module in base.modules() if type(module).__module__.startswith("bitsandbytes.")]
     return copy.deepcopy(base, {id(x): x for x in shared})
 
 
 def with_method(base: LlamaForCausalLM, case: Case, untrained: bool = False) -> nn.Module:
-    """Return another model that shares every weight of `base`, with random adapters: zeros may run faster.
+    """Return another model that shares every weight of `base`, with random adapters, since zeros may run faster.
 
-    untrained: with the adapters that training starts from instead.
+    If `untrained`, it has the adapters that training starts from instead.
     """
     twin = twin_of(base)
     if case.checkpointed:
@@ -129,7 +129,7 @@ def with_method(base: LlamaForCausalLM, case: Case, untrained: bool = False) -> 
 
 
 def weights_of(shape: str) -> int:
-    """Return the weights of all linear modules of a shape, the head included."""
+    """Return the number of weights in all linear modules of a shape, including the head."""
     s = SHAPES[shape]
     keys = s["hidden_size"] * s["num_key_value_heads"] // s["num_attention_heads"]
     layer = 2 * s["hidden_size"] * (s["hidden_size"] + keys) + 3 * s["hidden_size"] * s["intermediate_size"]

@@ -1,4 +1,4 @@
-"""Real optimizer steps beside what the plan predicts of them: peak memory and time, on models with random weights."""
+"""Real optimizer steps beside what the plan predicts for them: peak memory and time, on models with random weights."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from mora.train.engines import make_engine
 from .models import build, twin_of
 from .step import milliseconds
 
-WARM_UP = 3  # steps after the first: by then a shape has come for the third time, and its graph is captured
+WARM_UP = 3  # steps after the first: by then each shape has come for the third time and its graph is captured
 TIMED = 4
 LR = 1e-4
-TOLERANCE = 0.15  # of memory and time, what the plan promises
+TOLERANCE = 0.15  # the error of memory and time that the plan promises not to exceed
 UNSTEADY = "unsteady: the CPU or another program held the GPU up"
 
 
@@ -55,10 +55,10 @@ class Case:
 
 
 def cases(smoke: bool) -> Iterator[Case]:
-    """Yield the cases, small models first, so that a failure of the large one loses nothing.
+    """Yield the cases. Small models come first, so that a failure of the large one loses nothing.
 
-    Steps of small models are CUDA graphs, as in runs. Those of the large one have no graph, and enough tokens that the
-    GPU takes longer for them than the CPU for launches.
+    Steps of small models are CUDA graphs, as in runs. Those of the large one are not, but have so many tokens that the GPU
+    takes longer for them than the CPU for the launches.
     """
     if smoke:
         for method in ("lora", "mora"):
@@ -106,9 +106,9 @@ def _case(
 
 
 def measure(device: torch.device, path: Path, circumstances: dict[str, Any], smoke: bool, only: str) -> dict[str, Any]:
-    """Measure every case whose name holds `only`, and write it to `path` as soon as it is done.
+    """Measure every case whose name contains `only`, and write it to `path` as soon as it is done.
 
-    Cases already measured by the same source stay; a case that failed is tried again.
+    Cases that the same source has already measured stay. A case that failed is tried again.
     """
     result: dict[str, Any] = {"kind": "plan", "rows": []} | circumstances
     if path.is_file():
@@ -142,17 +142,17 @@ def _measured(case: Case, device: torch.device, bases: dict[str, LlamaForCausalL
         row |= _steps(case, config, device, bases)
     except torch.OutOfMemoryError:
         row["error"] = "out of memory"
-    except RuntimeError as error:  # of CUDA: the next case may still run, and what was measured is written
+    except RuntimeError as error:  # from CUDA: the next case may still run, and what was measured is written
         row["error"] = str(error).splitlines()[0]
     gc.collect()
     if device.type == "cuda":
-        torch._C._cuda_clearCublasWorkspaces()  # of the streams of this case, or the next ones pay for them
+        torch._C._cuda_clearCublasWorkspaces()  # of this case's streams, or they count for later cases
         torch.cuda.empty_cache()
     return row
 
 
 def _steps(case: Case, config: RunConfig, device: torch.device, bases: dict[str, LlamaForCausalLM]) -> dict[str, Any]:
-    """Take steps of the engine that a run would have, on random tokens."""
+    """Take steps with the engine that a run would have, on random tokens."""
     step = Step(case, config, device, bases)
     on_gpu = device.type == "cuda"
     if on_gpu:
@@ -173,15 +173,15 @@ def _steps(case: Case, config: RunConfig, device: torch.device, bases: dict[str,
 
 
 class Step:
-    """A step of a case by the engine that a run would have, on random tokens. Call it once it is warmed up.
+    """A step of a case with the engine that a run would have, on random tokens. Call it after `warm_up`.
 
-    bases: the model of the case before, by its name; that of this case takes its place.
+    `bases` has the model of the previous case by its name; it is replaced by this case's if that is another.
     """
 
     def __init__(self, case: Case, config: RunConfig, device: torch.device, bases: dict[str, LlamaForCausalLM]) -> None:
         dtype = DTYPES[config.scale.precision]
         if config.model.name not in bases:
-            bases.clear()  # one model at a time
+            bases.clear()  # so that one model is in memory at a time
             gc.collect()
             bases[config.model.name] = build(_architecture(config, case.length), device, dtype)
         model: nn.Module = twin_of(bases[config.model.name])
@@ -201,7 +201,7 @@ class Step:
         self._take(self._batches)
 
     def warm_up(self) -> None:
-        """Make the moments before anything is captured, as after a resume: all that there can be at once. Then capture."""
+        """Make the moments, then capture the graphs. After a resume it is the same, and no more can be in memory at once."""
         self._take(self._batches[:1])
         for _ in range(WARM_UP):
             self._take(self._batches)
@@ -213,7 +213,7 @@ class Step:
 
 
 def _idle_in_graphs() -> int:
-    """Return the bytes that the graphs' own pools keep for replays beyond what tensors hold, which nobody else can use."""
+    """Return the bytes that graphs' pools keep for replays, beyond what tensors hold. Nothing else can use them."""
     segments = torch.cuda.memory_snapshot()
     return sum(s["total_size"] - s["allocated_size"] for s in segments if tuple(s["segment_pool_id"]) != (0, 0))
 
@@ -229,14 +229,14 @@ def _vocabulary(config: RunConfig) -> int:
 
 @torch.no_grad()
 def _no_zeros(model: nn.Module) -> None:
-    """Replace zeros: products with them may run faster than with real values."""
+    """Replace parameters that are all zero, since products with them may run faster than with real values."""
     for p in model.parameters():
         if p.requires_grad and not p.any():
             p.normal_(std=0.01)
 
 
 class Prediction(NamedTuple):
-    """The plan's prediction for a case: peak bytes, seconds per step from the speed of others, and the source of that."""
+    """The plan's prediction for a case: peak bytes, seconds per step by the speed of other cases, and the speed's source."""
 
     peak_bytes: float
     step_s: float | None
@@ -244,10 +244,10 @@ class Prediction(NamedTuple):
 
 
 def predict(row: dict[str, Any]) -> Prediction:
-    """Predict a case from its description and the other cases alone. No seconds if nothing like it was measured."""
+    """Predict a case from its description and the other cases alone. If none like it was measured, there are no seconds."""
     config = speed.of_equal_passes(row["overrides"])
     needs = memory.memory(config, row["length"], row["batch_size"], fused=row["fused"])
-    peak = needs.gpu - needs.graphs  # all passes are of one shape
+    peak = needs.gpu - needs.graphs  # all passes have one shape
     time = speed.token_time(config, row["length"], row["batch_size"], without=row["name"])
     tokens = row["micro_batches"] * row["batch_size"] * row["length"]
     return Prediction(peak, time.seconds_per_token * tokens if time.measured else None, time.source)

@@ -1,4 +1,4 @@
-"""Where the GPU's time goes in a training step: kernel by kernel, for the cases of `plan`."""
+"""Where the GPU's time goes in a training step, kernel by kernel, for the cases of `mora.bench.plan`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM
 
 from .plan import Case, Step, cases
 
-FAMILIES = {  # the first that a kernel's name fits
+FAMILIES = {  # a kernel belongs to the first family that its name fits
     "MoRA's maps": r"gather_sum",
     "attention": r"flash|fmha|sdpa|attention",
     "matrix products": r"gemm|gemv|nvjet|cutlass|cublas|splitk|::mm|addmm|bmm",
@@ -20,11 +20,11 @@ FAMILIES = {  # the first that a kernel's name fits
     "optimizer": r"multi_tensor_apply|adam|foreach",
 }
 REST = "copies, sums, dropout and other elementwise operations"
-SHOWN = 15  # kernels, the slowest
+SHOWN = 15  # the number of slowest kernels that are shown
 
 
 def show(device: torch.device, smoke: bool, only: str) -> None:
-    """Print for each case whose name holds `only` the time of every family of kernels and of the slowest kernels."""
+    """Print, for each case whose name contains `only`, the time of every family of kernels and of the slowest kernels."""
     bases: dict[str, LlamaForCausalLM] = {}
     for case in cases(smoke):
         if only in case.name:
@@ -32,7 +32,7 @@ def show(device: torch.device, smoke: bool, only: str) -> None:
 
 
 def _kernels(case: Case, device: torch.device, bases: dict[str, LlamaForCausalLM]) -> dict[str, tuple[float, int]]:
-    """Return milliseconds and launches of a step by kernel; on a CPU of torch's operations."""
+    """Return, by kernel, the milliseconds and launches of a step; on a CPU, by operation of torch."""
     on_gpu = device.type == "cuda"
     step = Step(case, case.config(), device, bases)
     step.warm_up()
@@ -44,11 +44,11 @@ def _kernels(case: Case, device: torch.device, bases: dict[str, LlamaForCausalLM
         event.key: ((event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e3, event.count)
         for event in profiler.key_averages()
     }
-    return {name: cost for name, cost in times.items() if cost[0] > 0}  # a launch itself takes no time of the GPU
+    return {name: cost for name, cost in times.items() if cost[0] > 0}  # a launch itself takes no GPU time
 
 
 def table(name: str, kernels: dict[str, tuple[float, int]]) -> str:
-    """Return the case's name with its total, a line per family, and a line per kernel of the slowest.
+    """Return the case's name with its total time, one line per family, and one line per kernel for the slowest.
 
     kernels: name -> (milliseconds, launches).
     """

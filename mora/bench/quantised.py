@@ -1,10 +1,10 @@
-"""LoRA and MoRA on a base in bf16, 8 bits and NF4: time and memory of a step, the loss of some. Needs bitsandbytes.
+"""LoRA and MoRA on a base in bf16, 8 bits and NF4: time and memory of a step, and some steps' losses. Needs bitsandbytes.
 
-Adapters are in fp32 under bf16 autocast, as PEFT and the Trainer have it. Without autocast those on an 8-bit base compute in
-fp32, since PEFT casts an adapter to the dtype of a base weight only where that is a floating-point one.
+Adapters are in fp32 under bf16 autocast, as with PEFT and the Trainer. Without autocast, adapters on an 8-bit base compute
+in fp32, since PEFT casts an adapter to the dtype of the base weight only if that is a floating-point dtype.
 
-Random weights of half the usual spread. With the usual one, 47% of the inputs of a down projection of LLaMA-2-7B's shape
-exceed bitsandbytes' threshold for outliers in 256 tokens, which it computes apart; with half of it, none.
+The random weights have half the usual spread. With the usual spread, in 256 tokens 47% of the inputs of a down projection
+of LLaMA-2-7B's shape exceed the threshold of bitsandbytes for outliers, which it computes apart; with half of it, none do.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SPREAD = 0.01  # standard deviation of the weights
 
 @dataclass(frozen=True)
 class Setting:
-    """A shape, the tokens (B, T) of the timed step and of the steps whose loss is kept, and how many those are."""
+    """A shape, the (B, T) of the timed step and of the steps whose losses are kept, and the number of the latter."""
 
     shape: str
     timed: tuple[int, int]
@@ -48,11 +48,11 @@ SMOKE = Setting("tiny", (2, 32), (2, 32), r=2)
 
 
 def measure(setting: Setting, device: torch.device, rounds: int) -> Iterator[dict[str, Any]]:
-    """Yield the bases' bytes, and a dict per base and method: that of `in_turn`, then with its "losses", too.
+    """Yield the bytes of each base, and a dict per base and method: first that of `in_turn`, later with "losses" added.
 
-    "losses" are those of the first `steps` steps of AdamW on one batch of random tokens, and the one after.
+    "losses" are the losses of the first `steps` steps of AdamW on one batch of random tokens, and the loss after them.
     """
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it says at each call that bf16 is cast to fp16
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # or it says at each call that bf16 is cast to fp16
     bases, sizes = {}, {}
     for name in BASES:
         before = _allocated(device)
@@ -73,9 +73,9 @@ def measure(setting: Setting, device: torch.device, rounds: int) -> Iterator[dic
 
 
 def quantised(shape: str, how: str, device: torch.device) -> LlamaForCausalLM:
-    """Return a frozen Llama of random weights, the same for each of BASES, rounded. The head is not quantised.
+    """Return a frozen Llama whose random weights, the same for each of BASES, are rounded as `how` says.
 
-    On a CPU "bf16" is fp32.
+    The head is not quantised. On a CPU "bf16" is fp32.
     """
     dtype = dtype_on(device)
     base = build(SHAPES[shape] | {"max_position_embeddings": 8192, "initializer_range": SPREAD}, device, dtype)
@@ -85,7 +85,7 @@ def quantised(shape: str, how: str, device: torch.device) -> LlamaForCausalLM:
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):
                 setattr(parent, name, _quantised(child, how, device, dtype))
-    setattr(base, "is_loaded_in_4bit" if how == "nf4" else "is_loaded_in_8bit", True)  # PEFT's LoRA looks for it
+    setattr(base, "is_loaded_in_4bit" if how == "nf4" else "is_loaded_in_8bit", True)  # PEFT's LoRA reads it
     gc.collect()
     return base.train()
 

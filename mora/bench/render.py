@@ -1,4 +1,4 @@
-"""The measured JSON of results/bench/ as tables, between two markers of docs/performance.md; the notes around them stay."""
+"""Write the JSON of results/bench/ as tables between two markers of docs/performance.md. The notes around them stay."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RESULTS = source.ROOT / "results" / "bench"
 PAGE = source.ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- measured: begin, written by `make bench` -->", "<!-- measured: end -->"
 
-# (shape, B, T) -> (operator, r) -> bar on step time, bar on activation memory or None, over PEFT LoRA of the same r
+# (shape, B, T) -> (operator, r) -> the bars on step time and on activation memory (or None), over PEFT LoRA of the same r
 BARS: dict[tuple[str, int, int], dict[tuple[str, int], tuple[float, float | None]]] = {
     ("llama2_7b", 8, 1024): {
         ("rotation", 8): (1.00, 1.00),
@@ -31,9 +31,9 @@ BARS: dict[tuple[str, int, int], dict[tuple[str, int], tuple[float, float | None
     ("qwen25_coder_0b5", 50, 72): {("rotation", 8): (1.00, None), ("sharing", 8): (1.00, None)},
     ("qwen25_coder_1b5", 16, 256): {("rotation", 8): (1.00, None), ("sharing", 8): (1.00, None)},
 }
-AS_LORA = 1.00  # the bar on the time of compiled steps and of decoding, over PEFT LoRA's of the same r
+AS_LORA = 1.00  # the bar on the time of compiled steps and of decoding, over that of PEFT LoRA of the same r
 WORDS = ("met", "missed")
-BASE = "floor"  # how results call the model without adapters
+BASE = "floor"  # the name of the model without adapters in the results
 
 
 def render() -> Path:
@@ -62,7 +62,7 @@ def tables(result: dict[str, Any]) -> str:
 
 
 def _table(head: str, rows: Iterable[list[str]]) -> str:
-    """Return a table. Rows that end early, with the error of what was not measured, are filled up."""
+    """Return a table. A row that ends early, with an error instead of measurements, is filled up."""
     columns = head.count("|") - 1
     lines = [f"| {' | '.join(row)} |{' |' * (columns - len(row))}" for row in rows]
     return "\n".join([head, "|" + "---|" * columns, *lines])
@@ -124,12 +124,12 @@ def _met(time: RatioOfTimes, bar: float) -> str:
 
 
 def _over_lora(case: dict[str, Any], lora: dict[str, Any] | None, times: str) -> RatioOfTimes | None:
-    """Return the ratio of a case's times to LoRA's of the same rounds; None where there are none."""
+    """Return the ratio of a case's times to LoRA's in the same rounds; None if there are no times."""
     return ratio_of_times(case[times], lora[times]) if lora and lora[times] else None
 
 
 def _is_plain(case: dict[str, Any]) -> bool:
-    """Whether the case is MoRA as a user gets it, whom the bars are for."""
+    """Return whether the case is MoRA as a user gets it; the bars are for these cases."""
     return case["method"] == "mora" and case["form"] == "auto" and not case["stock"] and not case.get("checkpointed")
 
 
@@ -178,7 +178,7 @@ def _as_lora(case: dict[str, Any], time: RatioOfTimes | None) -> str:
 
 def _loop_table(result: dict[str, Any]) -> str:
     data, peak = result["data"], result["hardware"]["product_tflops"]
-    flop = 4 * weights_of(result["shape"])  # a real token; without attention, which is 1% at these lengths
+    flop = 4 * weights_of(result["shape"])  # per real token, without attention, which is 1% at these lengths
     opponents = [row["tokens_per_s"] for row in result["rows"] if row["who"].startswith("HF") and "error" not in row]
     best = max(opponents, default=None)
 
@@ -198,7 +198,7 @@ def _loop_table(result: dict[str, Any]) -> str:
 
 
 def _evaluation_table(result: dict[str, Any]) -> str:
-    """Return the rates of the median round; the ratio is to the opponent's best batch."""
+    """Return the rates of the median round. The ratio is to the opponent's best batch size."""
     data = result["data"]
 
     def cells(row: dict[str, Any]) -> list[str]:
@@ -250,7 +250,7 @@ def _quantised_table(result: dict[str, Any]) -> str:
 
 
 def _plan_table(result: dict[str, Any]) -> str:
-    """Return the plan beside measured steps, differences above 15% in bold, and the range of unsteady steps."""
+    """Return the plan beside measured steps, with differences above 15% in bold, and the range of unsteady steps."""
 
     def cells(row: dict[str, Any]) -> list[str]:
         if "error" in row:
@@ -305,7 +305,7 @@ def _each(table: Callable[[dict[str, Any]], str]) -> Callable[[dict[str, Any]], 
     return lambda result: "\n\n".join(map(table, result["scenarios"]))
 
 
-KINDS = {  # of measurements but "step", whose heads differ: a title and what makes the table of a file
+KINDS = {  # measurements other than "step", whose title varies -> title, and what makes a file's table
     "compiled": ("Forward and backward, compiled", _each(_compiled_table)),
     "decoding": ("Decoding, one sequence, unmerged", _each(_decoding_table)),
     "evaluation": ("Evaluation", _evaluation_table),

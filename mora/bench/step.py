@@ -1,4 +1,4 @@
-"""Time and peak memory of forward + backward, all methods of a scenario in turn, in one process and round after round."""
+"""Time and peak memory of a forward and backward pass: all methods of a scenario in turn, in one process, in rounds."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .models import SHAPES, Case, build_base, dtype_on, trainable_parameters, we
 
 WARM_UP = 3
 
-SIDE = 8192  # of the large product, whose speed is the peak
+SIDE = 8192  # of the large matrix product whose speed counts as the peak
 FROZEN_BASE = Case("floor")
-BAR = (  # the cases of the bars, each beside the LoRA of its r
+BAR = (  # the cases that have bars, each with the LoRA of its r
     FROZEN_BASE,
     Case("lora", 8),
     Case("mora", 8, "rotation"),
@@ -112,9 +112,9 @@ def measure(scenario: Scenario, device: torch.device, rounds: int) -> dict[str, 
 def in_turn(
     bases: Mapping[str, LlamaForCausalLM], cases: Sequence[Case], tokens: Tensor, device: torch.device, rounds: int
 ) -> list[dict[str, Any]]:
-    """Return a dict per case: what it is, the milliseconds of every round and activation bytes, or the error.
+    """Return one dict per case: what it is, and the milliseconds of every round and activation bytes, or the error.
 
-    bases: by `Case.base`; a case's model shares the weights of its base. tokens: (batch_size, length).
+    `bases` are by `Case.base`; the model of a case shares the weights of its base. `tokens` are (batch_size, length).
     """
     results: dict[Case, dict[str, Any]] = {}
     steps: dict[Case, Callable[[], None]] = {}
@@ -139,7 +139,7 @@ def in_turn(
 
 
 def model_flop(scenario: Scenario) -> int:
-    """Return the FLOP of the frozen model's forward and input gradient.
+    """Return the FLOP of the frozen model's forward pass and input gradients.
 
     These are 4 per weight and token, and 6 L H T^2 per sequence for causal attention.
     """
@@ -149,7 +149,7 @@ def model_flop(scenario: Scenario) -> int:
 
 
 def product_tflops(device: torch.device) -> float | None:
-    """Return the TFLOP/s of a large bf16 product, the peak behind utilisation; None without a GPU."""
+    """Return the TFLOP/s of a large bf16 matrix product, the peak to which utilisation refers; None without a GPU."""
     if device.type != "cuda":
         return None
     a, b = torch.randn(2, SIDE, SIDE, device=device, dtype=torch.bfloat16)
@@ -158,7 +158,7 @@ def product_tflops(device: torch.device) -> float | None:
 
 
 def random_tokens(scenario: Scenario, device: torch.device) -> Tensor:
-    """Return tokens (B, T)."""
+    """Return random tokens (B, T)."""
     shape = scenario.batch_size, scenario.length
     return torch.randint(SHAPES[scenario.shape]["vocab_size"], shape, device=device)
 
@@ -182,7 +182,7 @@ def forward_and_backward(model: nn.Module, tokens: Tensor, case: Case) -> Callab
 
 
 def _peak_of(step: Callable[[], None], device: torch.device) -> int | None:
-    """Return the peak bytes above what was allocated before: activations and gradients."""
+    """Return the peak bytes beyond what was allocated before, which are activations and gradients."""
     if device.type != "cuda":
         step()
         return None
@@ -195,7 +195,7 @@ def _peak_of(step: Callable[[], None], device: torch.device) -> int | None:
 
 
 def milliseconds(step: Callable[[], Any], device: torch.device) -> float:
-    """Return the milliseconds of one call, on the device's own clock."""
+    """Return the milliseconds of one call, by the device's own clock."""
     if device.type != "cuda":
         start = time.perf_counter()
         step()

@@ -1,7 +1,7 @@
-"""Unsloth's LoRA as an opponent of the whole loop, in a process of its own: importing it changes torch and transformers.
+"""Unsloth's LoRA as an opponent of the whole loop, in its own process, since importing it changes torch and transformers.
 
-`compare` starts that process, which must import `unsloth` before anything else; the rest of this module is what it does
-there. Nothing of it needs a network: a folder with random weights stands for the model.
+`compare` starts that process, which must import `unsloth` before anything else. The rest of this module runs there. Nothing
+needs a network: a folder with random weights stands for the model.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from .models import SHAPES, build_base, dtype_on
 PROGRAM = "import unsloth\nfrom mora.bench import unsloth_lora\nunsloth_lora.main()"
 LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 PATIENCE_S = 300.0
-LAST_WORDS = 2000  # characters of what a failed process wrote
+LAST_WORDS = 2000  # the characters that are kept of a failed process's output
 
 
 def compare(extent: str, device: torch.device) -> list[dict[str, Any]]:
-    """Return one row for each micro batch of the plan, also for those that failed; one row if it is not installed."""
+    """Return one row per micro batch of the plan, including those that failed; one row if Unsloth is not installed."""
     plan = PLANS[extent]
     if find_spec("unsloth") is None:
         return [{"who": "Unsloth, LoRA r=8", "micro_batch": "", "error": "not installed"}]
@@ -88,10 +88,10 @@ def main() -> None:
 
 
 def _train(plan: Plan, size: int, padding_free: bool, folder: str) -> dict[str, Any]:
-    """Measure its fused kernels without gradient checkpointing, on micro batches of `size` samples.
+    """Measure Unsloth's fused kernels without gradient checkpointing, on micro batches of `size` samples.
 
-    It compiles the model's blocks: a whole epoch is its warm-up, the second one is timed.
-    padding_free: the samples are laid end to end, else padded to the longest of near lengths.
+    Unsloth compiles the model's blocks, so a whole epoch is the warm-up, and the second epoch is timed.
+    padding_free: whether the samples are laid end to end; else they have similar lengths and are padded to the longest.
     """
     import datasets
     import trl
@@ -130,9 +130,9 @@ def _train(plan: Plan, size: int, padding_free: bool, folder: str) -> dict[str, 
 
 
 def _count_tokens(collator: Any, counts: list[int], padding_free: bool) -> None:
-    """Append the real tokens of each batch to `counts`. The collator keeps its class, by which its trainer knows it.
+    """Append the number of real tokens of each batch to `counts`. The collator keeps its class, which its trainer checks.
 
-    With padding_free a padded batch is a ValueError: it would be another setting than the row says.
+    With padding_free, a padded batch raises ValueError, since it would not be the setting that the row names.
     """
 
     class Counting(type(collator)):  # type: ignore[misc]

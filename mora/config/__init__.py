@@ -1,4 +1,4 @@
-"""The typed configuration of a run: composed by Hydra, validated here. No torch, and no Hydra until `compose` is called."""
+"""The typed configuration of a run, composed by Hydra and validated here. Imports no torch, and Hydra only in `compose`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def compose(overrides: Sequence[str]) -> RunConfig:
     """Return the run that `python run.py OVERRIDES` would start.
 
     Raises:
-        ConfigError: A file, field or value of them is not there or does not fit.
+        ConfigError: A file or field that they name does not exist, or a value does not fit.
     """
     from . import hydra_compose
 

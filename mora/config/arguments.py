@@ -1,4 +1,4 @@
-"""Types of command line arguments: a wrong value is refused before anything is loaded."""
+"""Types of command line arguments, so that a wrong value is refused before anything is loaded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 
 
 def positive_int(text: str) -> int:
-    """Return the text as a number above 0."""
+    """Return the text as an integer above 0."""
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number above 0")
     return int(text)
@@ -35,6 +35,6 @@ def device(text: str) -> str:
 
     try:
         torch.empty(0, device=text)
-    except (RuntimeError, AssertionError) as error:  # the latter of a torch built without CUDA
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
         raise argparse.ArgumentTypeError(f"{text!r}: expected a device that is here, such as cpu ({error})") from error
     return text

@@ -1,7 +1,7 @@
 """Compose many runs quickly: Hydra composes each choice of groups once, and the result is cached.
 
-What a cell's overrides give is what `mora.config.compose` gives for them; a test compares the two. What was composed is kept
-in the cache under a hash of `configs/` and of the code that reads it, so that the next process need not ask Hydra.
+The overrides of a cell give the same as with `mora.config.compose`; a test compares the two. Composed configurations are
+kept in the cache under a hash of `configs/` and of the code that reads it, so that the next process need not ask Hydra.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from .hydra_compose import composed, hydra_line, parse_override, validate
 from .schema import RunConfig
 from .source import CONFIG_DIR
 
-OF_A_FILE = ("model.", "method.config=")  # say more than they write: a folder's digest, a file's content
-MOST_KEPT, FILES_KEPT = 4096, 8  # at some 2 kB a configuration
-METHOD_ALONE = "task=uuid"  # any task: a method's file sets the section `method` and nothing else
+OF_A_FILE = ("model.", "method.config=")  # begin overrides that stand for a folder's digest or a file's content
+MOST_KEPT, FILES_KEPT = 4096, 8  # a configuration takes some 2 kB
+METHOD_ALONE = "task=uuid"  # any task would do: a method's file sets the section `method` and nothing else
 
 
 class Base(NamedTuple):
-    """A composition of groups, not resolved: what refers to a value that a cell sets takes it. `plain`: its own values."""
+    """A composition of groups, not resolved yet, so that references follow what a cell sets. `plain` has its own values."""
 
     config: DictConfig
     plain: dict[str, Any]
 
 
 def compose_cached(overrides: Sequence[str]) -> RunConfig:
-    """Return the run that `python run.py OVERRIDES` would start. Not for several threads at once.
+    """Return the run that `python run.py OVERRIDES` would start. Only one thread at a time may call this.
 
     Raises:
-        ConfigError: If the overrides make no run.
+        ConfigError: The overrides make no run.
     """
     return _composed(tuple(overrides))
 
@@ -60,9 +60,9 @@ def _composed(overrides: tuple[str, ...]) -> RunConfig:
 
 @cache
 def _kept() -> dict[str, Any]:
-    """Return overrides -> configuration, as this source has composed them so far.
+    """Return overrides -> configuration, for all that this source has composed so far.
 
-    When the process ends with more than it began with, they are written again.
+    If the process ends with more of them than at its beginning, they are written again.
     """
     digest = hashlib.sha256(version("hydra-core").encode())
     for file in sorted([*CONFIG_DIR.rglob("*.yaml"), *Path(__file__).parent.glob("*.py")]):
@@ -70,16 +70,16 @@ def _kept() -> dict[str, Any]:
     path = cache_dir() / "compositions" / f"{digest.hexdigest()[:16]}.json"
     try:
         kept: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError):  # none yet, or damaged: composed again
+    except (OSError, ValueError):  # there is none yet, or it is damaged
         kept = {}
     atexit.register(_write, path, kept, len(kept))
     return kept
 
 
 def _write(path: Path, kept: dict[str, Any], before: int) -> None:
-    """Write the newest MOST_KEPT configurations, and remove the files of other sources but for the newest FILES_KEPT."""
+    """Write the newest MOST_KEPT configurations, and remove all but the newest FILES_KEPT files of the folder."""
     if len(kept) > before:
-        with suppress(OSError):  # a cache that cannot be written is none
+        with suppress(OSError):  # a cache need not be writable
             path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(path, json.dumps(dict(list(kept.items())[-MOST_KEPT:])))
             for old in sorted(path.parent.glob("*.json"), key=_changed)[:-FILES_KEPT]:

@@ -14,7 +14,7 @@ from pydantic import (
 from mora.frozen import FrozenModel
 
 RowFormat = Literal["messages", "instruction", "lima", "sharegpt", "openorca", "metamath", "gsm8k", "math", "text"]
-MadeFormat = Literal["messages", "instruction", "metamath", "text"]  # those that data/synthetic.py makes
+MadeFormat = Literal["messages", "instruction", "metamath", "text"]  # the formats that data/synthetic.py makes
 HeldOut = Literal["gsm8k", "math", "mmlu", "pubmedqa", "fpb", "headline", "fiqa_sa", "ner", "convfinqa"]
 
 

@@ -75,7 +75,7 @@ class Hardware(FrozenModel):
 
 
 class Tracker(FrozenModel):
-    """Where the log goes besides `log.jsonl`, which is always whole. Not part of the run id. Read by `mora/train/log.py`."""
+    """Where the log goes besides `log.jsonl`, always whole. Not part of the run id. Read by `mora/train/tracker.py`."""
 
     kind: Literal["none", "tensorboard", "wandb"]
     """The tracker."""

@@ -1,4 +1,4 @@
-"""What was meant by a choice or a setting that does not exist. No torch."""
+"""What may have been meant by a choice or a setting that does not exist. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mora.frozen import FrozenModel
 from .schema import RunConfig
 from .source import CONFIG_DIR
 
-ALSO_CALLED = {  # in other programs -> here
+ALSO_CALLED = {  # name in other programs -> name here
     "alpha": "method.adapter.lora_alpha (MoRA has none)",
     "batch_size": "task.train.global_batch_size",
     "batchsize": "task.train.global_batch_size",
@@ -54,7 +54,7 @@ ELSE = {
 
 
 def choices(group: str) -> list[str]:
-    """Return the names that `group=NAME` takes, in order: of tasks their folders, else the group's files."""
+    """Return the names that `group=NAME` takes, in order: for tasks the folders, else the group's files."""
     folder = CONFIG_DIR / group
     folders = {path.parent.name for path in folder.glob("*/*.yaml")}
     return sorted(folders or [path.stem for path in folder.glob("*.yaml")])
@@ -73,7 +73,7 @@ def field(path: str) -> str:
     if path in fields():
         return f"; another {group} has it, this one has not"
     if re.search(r"\.\d", path):
-        return ""  # in a list no other place helps
+        return ""  # there are no hints for what is inside a list
     last = nearest(name, (known.rpartition(".")[2] for known in fields()))
     called = [known for known in fields() if known.rpartition(".")[2] == last]
     here = [known for known in called if known.startswith(f"{group}.")] or called
@@ -94,7 +94,7 @@ def _fields(section: type[FrozenModel], prefix: str) -> Iterator[str]:
 
 
 def _sections(annotation: Any) -> list[type[FrozenModel]]:
-    """Return the sections that a field may hold itself, not in a list."""
+    """Return the sections that a field may hold, other than those in a list."""
     if isinstance(annotation, type) and issubclass(annotation, FrozenModel):
         return [annotation]
     if get_origin(annotation) in (Annotated, Union, types.UnionType):

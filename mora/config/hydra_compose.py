@@ -1,4 +1,4 @@
-"""Hydra's composition, checked and made typed: overrides in, RunConfig out."""
+"""Hydra's composition, checked and typed: from overrides to a RunConfig."""
 
 from __future__ import annotations
 
@@ -23,19 +23,20 @@ from .load import load
 from .schema import RunConfig
 from .source import CONFIG_DIR
 
-NAMES = {  # of what a choice has brought along: by another it would stand in another's tables, or have another's run id
+# A name that comes with a choice -> the group. If it were changed, a run would be in another's tables, or have its run id.
+NAMES = {
     "method.name": "method",
     "scale.name": "scale",
     "task.name": "task",
     "task.data.kind": "task",
 }
-OF_ONE_GRID = ("task", "method", "r", "scale", "model")  # what a grid of rates depends on
+OF_ONE_GRID = ("task", "method", "r", "scale", "model")  # the settings that a grid of rates depends on
 
 
 def _lr_grid(*, _root_: DictConfig) -> str:
-    """Return ${lr_grid:} of configs/sweep/: the rates of the composed task, method and rank, as Hydra sweeps over them.
+    """Return ${lr_grid:} of configs/sweep/: the rates of the composed task, method and rank, in Hydra's form of a sweep.
 
-    It is null for what cannot be run, so that the one run that is then started says in a line what is wrong.
+    It is null if there can be no such run. One run is then started, which says in one line what is wrong.
     """
     values: Any = OmegaConf.to_container(OmegaConf.masked_copy(_root_, list(RunConfig.model_fields)), resolve=True)
     try:
@@ -48,14 +49,14 @@ OmegaConf.register_new_resolver("lr_grid", _lr_grid, replace=True)
 
 
 def check_sweep(arguments: Sequence[str]) -> None:
-    """Refuse what Hydra would do wrongly, or refuse obscurely.
+    """Refuse what Hydra would do wrongly, or would refuse in unclear words.
 
-    A task and a scale choose a file before anything is swept over, so each call has one of both. Hydra takes one list of
-    rates for everything, so `sweep=` goes with one value each of OF_ONE_GRID. Every run of a multirun is composed here, so
-    that a wrong value is found before the first one starts.
+    Task and scale choose a file before anything is swept over, so a call can have only one of each. Hydra takes one list of
+    rates for all runs, so with `sweep=` there can be only one value of each setting of OF_ONE_GRID. Every run of a multirun
+    is composed here, so that a wrong value is found before the first run starts.
 
     Raises:
-        ConfigError: If the arguments are no runs.
+        ConfigError: The arguments make no runs.
     """
     overrides = _check_form(arguments)
     rates = any(argument.startswith("sweep=") for argument in arguments)
@@ -86,16 +87,16 @@ OPTIONS_WITH_VALUE = {
 
 
 def _check_form(arguments: Sequence[str]) -> list[Override]:
-    """Return the settings among the arguments, parsed. Refuse what Hydra's grammar would refuse in its own words.
+    """Return the settings among the arguments, parsed. Refuse, in our own words, what Hydra's grammar would refuse.
 
     Raises:
-        ConfigError: If a setting has dashes, as in other programs, is cut in two by a blank, or has no end; if neither task
+        ConfigError: A setting has dashes, as in other programs, is cut in two by a blank, or is not closed; or neither task
             nor method is given.
     """
     before, overrides = "", []
     for argument in arguments:
         name, equals, value = argument.lstrip("-").partition("=")
-        if argument.startswith("--exp"):  # argparse takes a beginning for the whole
+        if argument.startswith("--exp"):  # argparse accepts the beginning of an option for the whole
             raise ConfigError("--experimental-rerun would run what a pickle says; give the settings themselves")
         if argument.startswith("-"):
             if argument.startswith("--") and (name in RunConfig.model_fields or name in hints.ALSO_CALLED):
@@ -132,7 +133,7 @@ def parse_override(argument: str) -> Override:
     """Return a setting as Hydra reads it.
 
     Raises:
-        ConfigError: If Hydra's grammar does not have it, or a group's choice is no name or another choice's.
+        ConfigError: It is not in Hydra's grammar, a group's choice is no name, or it sets a name that comes with a choice.
     """
     try:
         (override,) = OverridesParser.create().parse_overrides([argument])
@@ -167,7 +168,7 @@ def compose(overrides: Sequence[str]) -> RunConfig:
     """Return the run that `python run.py OVERRIDES` would start.
 
     Raises:
-        ConfigError: If the overrides make no run.
+        ConfigError: The overrides make no run.
     """
     for text in overrides:
         parse_override(text)
@@ -178,11 +179,11 @@ def compose(overrides: Sequence[str]) -> RunConfig:
 
 
 def composed(overrides: Sequence[str]) -> DictConfig:
-    """Return what Hydra composes of configs/ and these settings, not resolved.
+    """Return what Hydra composes from configs/ and these settings, without resolving references.
 
     Raises:
-        ConfigError: If there is no such task, or the task has no such scale.
-        HydraException: If Hydra refuses another of them.
+        ConfigError: There is no such task, or the task has no such scale.
+        HydraException: Hydra refuses another of the settings.
     """
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
@@ -190,10 +191,10 @@ def composed(overrides: Sequence[str]) -> DictConfig:
 
 
 def with_task_file(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments as Hydra finds their files: `task=NAME` as `task=NAME/SCALE`, a file of the task's folder.
+    """Return the arguments with `task=NAME/SCALE`, a file in the task's folder that Hydra finds, in place of `task=NAME`.
 
     Raises:
-        ConfigError: If there is no such task, or it has no file for the scale.
+        ConfigError: There is no such task, or it has no file for the scale.
     """
     given = {key: value.strip("'\"") for key, _, value in (argument.partition("=") for argument in arguments)}
     name, scale = given.get("task"), given.get("scale", "paper")
@@ -213,7 +214,7 @@ def validate(composed: DictConfig) -> RunConfig:
     """Resolve what Hydra composed, and return it as a run with its learning rate filled in.
 
     Raises:
-        ConfigError: If a value is wrong or missing.
+        ConfigError: A value is wrong or missing.
     """
     try:
         values: Any = OmegaConf.to_container(composed, resolve=True)
@@ -223,11 +224,11 @@ def validate(composed: DictConfig) -> RunConfig:
 
 
 def hydra_line(error: Exception) -> str:
-    """Return what Hydra or OmegaConf says as one line that helps: the field or choice, and what was meant."""
+    """Return an error of Hydra or OmegaConf as one helpful line: the field or choice, and what may have been meant."""
     if isinstance(error, MoraError):
         return str(error)
-    text, *_ = str(error).split("Config search path:")  # Hydra's, and no help
-    text = re.sub(r"\.\s*To append to your config use .*", ": there is no such field", text)  # none can be added
+    text, *_ = str(error).split("Config search path:")  # added by Hydra; it does not help
+    text = re.sub(r"\.\s*To append to your config use .*", ": there is no such field", text)  # no field can be added
     text = short(text.removeprefix("In 'config': "), 1000)
     if text.startswith("You must specify 'task'"):
         text += " ".join(hints.choices("task"))

@@ -1,4 +1,4 @@
-"""A run's configuration from plain values, as its config.yaml has them: typed, checked and complete. No Hydra, no torch."""
+"""A run's configuration, typed, checked and complete, from the plain values of its config.yaml. Needs no Hydra, no torch."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from .peft_file import with_settings
 from .schema import RunConfig
 from .yaml_file import read_yaml
 
-MAX_FIELDS = 5  # wrong ones that a message names
+MAX_FIELDS = 5  # the most wrong fields that a message names
 
 
 def load(values: dict[str, Any]) -> RunConfig:
-    """Return plain values, as a run's config.yaml has them, as a checked and complete run.
+    """Return plain values, in the form of a run's config.yaml, as a checked and complete run.
 
-    A missing lr becomes the middle of the grid. A model that is a folder gets its fingerprint, a method that is a file its
-    content.
+    If lr is missing, it is the middle of the grid. If the model is a folder, its fingerprint is added; if the method is a
+    file, the file's content.
 
     Raises:
-        ConfigError: If a value is wrong or missing; it names up to five.
+        ConfigError: Values are wrong or missing; the error names up to five.
     """
     try:
         config = RunConfig.model_validate(with_settings(values))
         config = config.model_copy(update={"model": identified(config.model)})
     except ValidationError as error:
         raise ConfigError(described(error, values)) from error
-    except ValueError as error:  # of the model's folder, or the method's file
+    except ValueError as error:  # about the model's folder, or the method's file
         raise ConfigError(str(error)) from error
     if config.lr is None and config.method.trains:
         grid = config.lr_grid()
@@ -44,15 +44,15 @@ def load_run(folder: Path) -> RunConfig:
     """Return the configuration that a run's folder holds.
 
     Raises:
-        ConfigError: If it is no configuration of this version.
-        OSError: If there is none.
-        yaml.YAMLError: If the file is damaged.
+        ConfigError: It is no configuration of this version.
+        OSError: There is none.
+        yaml.YAMLError: The file is damaged.
     """
     return load(read_yaml(folder / "config.yaml"))
 
 
 def described(error: ValidationError, values: Any) -> str:
-    """Return every field that is wrong in one line; of many, the first ones."""
+    """Return, in one line, the fields that are wrong; if there are many, the first."""
     errors = [_describe(e, values) for e in error.errors()]
     more = [f"{len(errors) - MAX_FIELDS} more fields"] if len(errors) > MAX_FIELDS else []
     return one_line("; ".join([*errors[:MAX_FIELDS], *more]))  # a field's name may hold a line break
@@ -77,7 +77,7 @@ def _describe(error: Any, values: Any) -> str:
 def _field(loc: tuple[Any, ...], values: Any) -> str:
     """Return the field as the user writes it.
 
-    Between the names, pydantic puts the kind of a section and the type that it tried.
+    pydantic puts the kind of a section, and the type that it tried, between the names; these are removed.
     """
     parts: list[str] = []
     for i, part in enumerate(loc):

@@ -1,4 +1,4 @@
-"""The section `method` of a run's configuration, its adapters in mora/families."""
+"""The section `method` of a run's configuration. Its adapters are in mora/families."""
 
 from __future__ import annotations
 
@@ -57,15 +57,15 @@ class Method(FrozenModel):
 
     @property
     def label(self) -> str:
-        """Return the name as run ids have it: that of peft with its kind."""
+        """Return the name as run ids have it. For method peft, it includes the kind."""
         return self.name if self.adapter is None else self.adapter.label(self.name)
 
     @property
     def has_rank(self) -> bool:
-        """Return whether r says how large the adapter is. A method of PEFT's may be sized by its settings."""
+        """Return whether r decides the size of the adapter. For some of PEFT's methods, their settings decide it."""
         return self.adapter is not None and self.adapter.has_rank
 
     @property
     def step_family(self) -> str:
-        """Return a name that methods share whose steps cost the same."""
+        """Return a name that is shared by methods whose steps cost the same."""
         return self.name if self.adapter is None else self.adapter.step_family

@@ -1,4 +1,4 @@
-"""A model given by path: whether it is one, and what tells it from every other. No torch; weights are only sampled."""
+"""A model given by a path: whether it is one, and its identity. Imports no torch; weights are only sampled."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from .yaml_file import read_yaml
 KNOWN = ROOT / "configs" / "model"
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
-SAMPLES, SAMPLE_BYTES = 64, 4096  # of a weights file, for its fingerprint
+SAMPLES, SAMPLE_BYTES = 64, 4096  # the samples of a weights file in its fingerprint
 
 
 def identified(model: Model) -> Model:
-    """Return the model as other processes can read it, with what tells its weights from others.
+    """Return the model in a form that other processes can read, with what tells its weights from others.
 
-    A folder gets its whole path, because a worker has another working directory. If the name is not in configs/model, it
-    gets its fingerprint too. `model=llama2_7b model.name=mine model.path=...` begins with LLaMA-2's shape and revision,
-    which are not its own.
+    A folder becomes an absolute path, since a worker has another working directory. If the model's name is not in
+    configs/model, its fingerprint is added. `model=llama2_7b model.name=mine model.path=...` brings LLaMA-2's shape and
+    revision along, which are not those of the folder.
 
     Raises:
-        ValueError: If the folder holds no causal language model with its tokenizer, or another one than before; if another
-            model has the name.
+        ValueError: The folder has no causal language model with its tokenizer, or another one than before; or another model
+            has the name.
     """
     folder = Path(model.path or "")
     try:
         there = folder.exists()
-    except OSError as error:  # a name that no file can have
+    except OSError as error:  # no file can have this name
         raise ValueError(f"model.path={short(str(folder))!r}: {error.strerror}; give a folder or hub id") from error
     if model.path is not None and there and not folder.is_absolute():
         folder = folder.absolute()
@@ -69,7 +69,7 @@ def identified(model: Model) -> Model:
 
 @cache
 def _known(name: str) -> dict[str, Any] | None:
-    """Return what the file of configs/model says of the model of that name."""
+    """Return what the file in configs/model says about the model of that name."""
     file = KNOWN / f"{name}.yaml"
     values = read_yaml(file) if file.is_file() else {}
     return values if values.get("name") == name else None
@@ -77,13 +77,13 @@ def _known(name: str) -> dict[str, Any] | None:
 
 @cache
 def _revisions() -> dict[str | None, str]:
-    """Return revision -> the name of the model of configs/ that it pins on the hub."""
+    """Return, by hub revision, the name of the model in configs/ that it pins."""
     models = [read_yaml(path) for path in sorted(KNOWN.glob("*.yaml"))]
     return {m["revision"]: m["name"] for m in models if m.get("source") == "pretrained" and m.get("revision")}
 
 
 def check_folder(folder: Path) -> None:
-    """Raise ValueError if something is missing or wrong, and say what."""
+    """Raise ValueError if something is missing or wrong; the error says what."""
     where = f"model.path={str(folder)!r}"
     try:
         config = json.loads((folder / "config.json").read_text())
@@ -106,7 +106,7 @@ def check_folder(folder: Path) -> None:
 
 
 def _is_image_model(config: dict[str, Any]) -> bool:
-    """Return whether a configuration is of a model that reads pictures and no text."""
+    """Return whether a configuration is that of a model that reads images and no text."""
     return "vocab_size" not in config and ("image_size" in config or "num_channels" in config)
 
 

@@ -1,4 +1,4 @@
-"""The part of a run's description that says which model. Field names are those of configs/model/*.yaml."""
+"""The part of a run's description that says what the model is. Field names are those of configs/model/*.yaml."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mora.families.base import Targets
 from mora.frozen import FrozenModel
 
 Rank = PositiveInt
-Seed = Annotated[int, Field(ge=0, le=10**12)]  # of torch's generators, which take 64 bits, for a million steps each
+Seed = Annotated[int, Field(ge=0, le=10**12)]  # so that a million steps of each fit into torch's 64-bit seeds
 
 
 class HubFile(FrozenModel):
@@ -55,7 +55,7 @@ class TextEnds(FrozenModel):
     """The token that ends a text."""
 
 
-# What texts began and ended with in every run of these models before there was the field.
+# The tokens that began and ended texts in all runs of these models before the field `text_ends` existed.
 EARLIER_TEXT_ENDS: dict[str, dict[str, str | None]] = {
     "smollm2_135m": {"bos": "<|im_start|>", "eos": "<|im_start|>"},
     "qwen25_coder_0b5": {"bos": None, "eos": "<|endoftext|>"},
@@ -110,7 +110,7 @@ class Model(FrozenModel):
     @model_validator(mode="before")
     @classmethod
     def _earlier_layout(cls, values: Any) -> Any:
-        """Read older configurations of results/runs too, and name a model without a name by its folder."""
+        """Also read the older configurations of results/runs, and name a model without a name after its folder."""
         if not isinstance(values, dict):
             return values
         values = dict(values)
@@ -147,7 +147,7 @@ class Model(FrozenModel):
     def stands_for(self, r: int) -> int:
         """Return the rank on LLaMA-2-7B that r stands for.
 
-        Between two of `ranks` it lies on the line through them in logarithms; outside, it has the ratio of the nearest.
+        Between two of `ranks` it is interpolated linearly in logarithms; outside, it has the ratio of the nearest.
         """
         known = sorted(self.ranks.items()) or [(1, 1)]
         below, above = [p for p in known if p[0] <= r], [p for p in known if p[0] >= r]
@@ -164,5 +164,5 @@ class Model(FrozenModel):
         return f"r={r}" if paper_rank == r else f"r={r} (the paper's {paper_rank})"
 
     def rank_of(self, module: str, r: int) -> int:
-        """Return the r of a kind of module (k_proj, ...): the run's, but at most its cap."""
+        """Return the r of a kind of module (k_proj, ...), which is the run's, but at most the cap of that kind."""
         return min(r, self.rank_caps.get(module, r))

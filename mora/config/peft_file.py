@@ -1,4 +1,4 @@
-"""The adapter_config.json of a PEFT method, as the settings of method=peft. No PEFT, no torch."""
+"""The adapter_config.json of a PEFT method, as the settings of method=peft. Imports neither PEFT nor torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 NAME = "adapter_config.json"
-# What says where an adapter came from, not what it is.
+# Fields that say where an adapter came from, not what it is.
 NOT_OF_THE_METHOD = (
     "base_model_name_or_path",
     "revision",
@@ -19,12 +19,12 @@ NOT_OF_THE_METHOD = (
 
 
 def with_settings(values: dict[str, Any]) -> dict[str, Any]:
-    """Return a run's plain values, with the file's content if the method is peft and only the file's path is known.
+    """Return a run's plain values. If the method is peft and only the path of its file is known, the content is added.
 
-    So a run keeps what it began with, and its id tells two files apart, whatever they are called.
+    So a run keeps the settings that it began with, and run ids tell two files apart whatever their names are.
 
     Raises:
-        ValueError: If the file is not given, not there, or not of a PEFT method.
+        ValueError: The file is not given, does not exist, or is not that of a PEFT method.
     """
     method: Any = values.get("method")
     adapter = method.get("adapter") if isinstance(method, dict) else None

@@ -1,6 +1,6 @@
 """Where each value of a run comes from: the comment on its line in configs/, or `override`.
 
-Also docs/DEVIATIONS.md, which `make render` writes anew.
+This module also makes docs/DEVIATIONS.md, which `make render` writes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DEVIATIONS = ROOT / "docs/DEVIATIONS.md"
 
 
 class Setting(NamedTuple):
-    """A leaf of a YAML file: dotted path in the run's configuration, value as written there, what its comment says."""
+    """A leaf of a YAML file: its dotted path in a run's configuration, its value as written, and its comment."""
 
     path: str
     value: Any
@@ -27,9 +27,9 @@ class Setting(NamedTuple):
 
 
 def settings(file: Path) -> list[Setting]:
-    """Return every leaf of a task's or method's file, but its name.
+    """Return every leaf of a task's or method's file except its name.
 
-    A list is one leaf, with the first comment in it.
+    A list is one leaf, whose comment is the first in it.
     """
     text = file.read_text()
     lines, group = text.splitlines(), file.parent.name
@@ -39,9 +39,9 @@ def settings(file: Path) -> list[Setting]:
 
 
 def of_run(config: RunConfig) -> dict[str, str]:
-    """Return dotted path -> source, for every value that a file of the task or method sets; the last file that does counts.
+    """Return dotted path -> source, for every value that a file of the task or method sets. The last such file counts.
 
-    A value that is not the file's any more came from the command line or an experiment: `override`.
+    If a value differs from the file's, it came from the command line or an experiment, and the source is `override`.
     """
     values = config.model_dump(mode="json")
     method = CONFIG_DIR / "method" / f"{config.method.name}.yaml"
@@ -51,11 +51,11 @@ def of_run(config: RunConfig) -> dict[str, str]:
     for file in filter(Path.is_file, files):
         for setting in settings(file):
             for above in [path for path in written if setting.path.startswith(f"{path}.")]:
-                del written[above]  # null in one file, a section in a later one
+                del written[above]  # it was null in one file, and is a section in a later one
             written[setting.path] = setting
     sources = {}
     for path, setting in written.items():
-        if path.startswith("task.lr_grid"):  # which rates were tried is no value of one run
+        if path.startswith("task.lr_grid"):  # the rates that were tried are not a value of one run
             continue
         known, value = _at(values, path)
         if known:
@@ -65,7 +65,7 @@ def of_run(config: RunConfig) -> dict[str, str]:
 
 
 def deviations() -> str:
-    """Return Markdown: settings on which sources differ, those to which we add something, and those that are ours."""
+    """Return, as Markdown, settings on which sources differ, those to which we add something, and those that are ours."""
     lines = [
         "# Where sources differ, and what we chose",
         "",
@@ -93,7 +93,7 @@ def deviations() -> str:
 
 
 def _bases(file: Path) -> list[Path]:
-    """Return the files that the file builds on by its defaults list, and those that they build on."""
+    """Return the files that this file builds on by its defaults list, and those on which they build."""
     if not file.is_file():
         return []
     defaults = (read_yaml(file) or {}).get("defaults", [])
@@ -125,21 +125,21 @@ def _at(values: Any, path: str) -> tuple[bool, Any]:
 
 
 def _resolved(setting: Setting, config: RunConfig) -> Any:
-    """Return a setting's value; of a reference to other values of the run, ${...}, what it gives there."""
+    """Return a setting's value. A reference to other values of the run, ${...}, is resolved there."""
     if not isinstance(setting.value, str) or "${" not in setting.value:
         return setting.value
-    from omegaconf import OmegaConf  # a worker that is started needs it once, at its end
+    from omegaconf import OmegaConf  # a worker needs it only once, at its end
 
     from . import resolvers  # noqa: F401  (registers what configs/ refer to)
 
-    run = OmegaConf.create(config.model_dump(mode="json", exclude_none=True))  # as files have what is not there
+    run = OmegaConf.create(config.model_dump(mode="json", exclude_none=True))  # in files, such fields are absent
     OmegaConf.update(run, setting.path, setting.value)
     value = OmegaConf.select(run, setting.path)
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON has it: keys are text, and numbers compare as numbers."""
+    """Return a value as in JSON: keys are text, and numbers compare as numbers."""
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list):

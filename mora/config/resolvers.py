@@ -1,4 +1,4 @@
-"""What `${NAME:...}` of configs/ gives, besides OmegaConf's own. Registered when this is imported."""
+"""The resolvers `${NAME:...}` of configs/ that OmegaConf does not have. Importing this module registers them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from omegaconf import DictConfig, OmegaConf
 
 
 def _restart_warmup(every_steps: Any) -> int:
-    """Return ${restart_warmup:N} of configs/method/: 50 steps, as in the paper, but at most 5% of the interval, its largest.
+    """Return ${restart_warmup:N} of configs/method/: the paper's 50 steps, but at most 5% of the interval.
 
-    Of what is no number of steps 0: the check of every_steps says what is wrong.
+    5% is the largest share that the paper has. For what is not a number of steps the result is 0, since the check of
+    every_steps then says what is wrong.
     """
     return min(50, every_steps // 20) if isinstance(every_steps, int) else 0
 
 
 def _of_model(field: str, otherwise: Any, *, _root_: DictConfig) -> Any:
-    """Return ${of_model:FIELD,VALUE} of configs/method/: what the model says, else the method's own value."""
+    """Return ${of_model:FIELD,VALUE} of configs/method/: the model's field if it is set, else the method's own value."""
     own = OmegaConf.select(_root_, f"model.{field}")
     return otherwise if own is None else own
 

@@ -11,13 +11,13 @@ from . import source
 from .model_schema import EARLIER_TEXT_ENDS, Model
 from .schema import RunConfig
 
-LAYOUT_VERSION = 1  # of the hash itself
+LAYOUT_VERSION = 1  # the version of what is hashed
 
 
 def run_id(config: RunConfig) -> str:
-    """Return the name of a run, for example `uuid-mora-r8-lr3e-4-s0-0123456789`: equal if results must be equal.
+    """Return the name of a run, such as `uuid-mora-r8-lr3e-4-s0-0123456789`. Runs whose results must be equal share it.
 
-    Left out of the hash: the hardware, the tracker, where weights and results lie, and how often things are logged or saved.
+    The hash leaves out the hardware, the tracker, where weights and results are, and how often a run logs or saves.
     """
     values = config.model_dump(
         mode="json", exclude={"hardware": True, "tracker": True, "scale": {"results_dir"}, "model": True}
@@ -25,19 +25,19 @@ def run_id(config: RunConfig) -> str:
     values["model"] = _identity(config.model)
     values["task"].pop("lr_grid")
     values["method"].pop("lr_grid")
-    values["method"].pop("config")  # its content is the adapter's
+    values["method"].pop("config")  # the adapter has its content
     values["task"]["data"].pop("kind")  # the task's name says it
-    values["task"].pop("restart_every_steps")  # the method's restart says both
+    values["task"].pop("restart_every_steps")  # the method's restart has this and the next
     values["task"].pop("restart_warmup_steps")
-    if config.task.train.shorten_by == 1:  # as every run before there was the field
+    if config.task.train.shorten_by == 1:  # as for all runs before the field existed
         values["task"]["train"].pop("shorten_by")
     evaluation = config.task.evaluation
-    if evaluation.merge or not evaluation.tasks or config.method.adapter is None:  # likewise; or nothing is merged
+    if evaluation.merge or not evaluation.tasks or config.method.adapter is None:  # the same, or nothing is merged
         values["task"]["evaluation"].pop("merge")
-    for part in values["task"]["data"].values():  # likewise
+    for part in values["task"]["data"].values():  # the same
         if isinstance(part, dict) and part.get("validation") == []:
             part.pop("validation")
-    values["task"].pop("overflow")  # the adapter's says it
+    values["task"].pop("overflow")  # the adapter has it
     for quiet in ("log_every_steps", "checkpoint_every_steps"):
         values["task"]["train"].pop(quiet)
     digest = hashlib.sha256(json.dumps([LAYOUT_VERSION, values], sort_keys=True).encode()).hexdigest()[:10]
@@ -50,9 +50,9 @@ def run_id(config: RunConfig) -> str:
 
 
 def _identity(model: Model) -> dict[str, Any]:
-    """Return what of a model can change a result, in the form of layout 1.
+    """Return the parts of a model that can change a result, in the form of layout 1.
 
-    That has the first name of the model's source, and one factor for all ranks.
+    In it the model's source has its first name, and there is one factor for all ranks.
     """
     fields = {"name", "source", "revision", "sha256", "init_seed", "architecture", "tokenizer"}
     values = model.model_dump(mode="json", include=fields)
@@ -69,23 +69,23 @@ def _identity(model: Model) -> dict[str, Any]:
 
 
 def result_path(config: RunConfig) -> Path:
-    """Return where the run's result is written, and looked for."""
+    """Return the path at which the run's result is written and looked for."""
     return source.ROOT / config.scale.results_dir / f"{run_id(config)}.json"
 
 
 def log_path(config: RunConfig) -> Path:
-    """Return where the raw log is, beside the result."""
+    """Return the path of the raw log, which is beside the result."""
     return result_path(config).with_suffix(".log.jsonl")
 
 
 def spectrum_path(config: RunConfig) -> Path:
-    """Return where the spectrum of the run's ΔW is written, and looked for."""
+    """Return the path at which the spectrum of the run's ΔW is written and looked for."""
     path = result_path(config)
     return path.parent.parent / "spectra" / path.name
 
 
 def documents_path(config: RunConfig) -> Path:
-    """Return where the score of every document of the run's evaluation is written, and looked for."""
+    """Return the path at which the scores of all documents of the run's evaluation are written and looked for."""
     path = result_path(config)
     return path.parent.parent / "documents" / f"{path.stem}.jsonl.zst"
 

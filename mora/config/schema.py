@@ -1,4 +1,4 @@
-"""Frozen, validated description of a run; its sections are in the other *_schema.py. Field names are those of configs/."""
+"""The frozen, validated description of a run. Its sections are in the other *_schema.py. Field names are as in configs/."""
 
 from __future__ import annotations
 
@@ -117,14 +117,14 @@ class RunConfig(FrozenModel):
 
     @property
     def knows_steps(self) -> bool:
-        """Return whether total_steps can be asked."""
+        """Return whether total_steps is known."""
         return self.n_samples is not None or self.task.train.max_steps is not None
 
     def with_samples(self, n: int) -> RunConfig:
         """Return the same run, with the same run id, whose number of training sequences `n` is now known.
 
         Raises:
-            ValueError: If there are fewer than a batch, or the schedule does not fit into the steps that follow.
+            ValueError: There are fewer than in one batch, or the schedule does not fit into the steps that they make.
         """
         batch = self.task.train.global_batch_size
         if n < batch:
@@ -186,7 +186,7 @@ class RunConfig(FrozenModel):
 
     @property
     def total_steps(self) -> int:
-        """Return the updates of the schedule. Raises RuntimeError before the number of sequences is known."""
+        """Return the number of updates of the schedule. Raises RuntimeError before the number of sequences is known."""
         if not self.knows_steps:
             raise RuntimeError(f"the steps of {self.task.name} are known after its data are prepared: with_samples(n)")
         return self.task.train.total_steps(self.n_samples or 0)
@@ -206,7 +206,7 @@ class RunConfig(FrozenModel):
         return step in self.task.evaluation.at_steps or step == self.final_step
 
     def measures_at(self, step: int) -> bool:
-        """Return whether anything is measured after this update: the scores, or every so often the losses alone."""
+        """Return whether anything is measured after this update: the scores, or, every `loss_every_steps`, the losses."""
         return self.scores_at(step) or step % self.task.evaluation.loss_every_steps == 0
 
     def next_measured(self, done: int) -> int:
@@ -222,11 +222,11 @@ class RunConfig(FrozenModel):
 
     @property
     def micro_batch_size(self) -> int:
-        """Return the sequences of one process in one pass; without a setting, its whole share of an update."""
+        """Return the number of sequences of one process in one pass; by default its whole share of an update."""
         return self.hardware.micro_batch_size or self.task.train.global_batch_size // self.hardware.world_size
 
     def lr_grid(self) -> list[float]:
-        """Return the task's search space for the method and rank, at scale paper the paper's. Empty if nothing trains."""
+        """Return the task's search space for the method and rank (at scale paper, the paper's); [] if nothing trains."""
         if self.method.lr_grid is None:
             return []
         adapter, key = self.method.adapter, self.method.lr_grid
@@ -243,9 +243,9 @@ class RunConfig(FrozenModel):
         return None if self.r is None else self.model.rank_text(self.r)
 
     def lora_alpha(self) -> float:
-        """Return max(16, R / 2) at the rank R that r stands for, with the ratio alpha / r kept.
+        """Return alpha such that alpha / r equals max(16, R / 2) / R, where R is the paper's rank that r stands for.
 
-        Table 5 of the paper has 16 at r=8 and 128 at r=256.
+        Table 5 of the paper has alpha 16 at r=8 and 128 at r=256.
         """
         assert self.r is not None
         paper_rank = self.model.stands_for(self.r)
@@ -253,7 +253,7 @@ class RunConfig(FrozenModel):
 
     @property
     def rank_pattern(self) -> dict[str, int]:
-        """Return the kinds of modules whose rank is not r but the model's cap for them."""
+        """Return, for the kinds of modules whose rank is not r but the model's cap, that cap."""
         return {name: cap for name, cap in self.model.rank_caps.items() if self.r is not None and cap < self.r}
 
     @property

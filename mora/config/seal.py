@@ -1,4 +1,4 @@
-"""JSON that knows whether it is whole: among its values stands a digest of the others."""
+"""Sealed JSON: among its values is a digest of the others, which tells whether the file is whole."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ FIELD = "sha256"
 
 
 def sealed(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values as JSON has them, with their digest."""
+    """Return the values in JSON's form, with their digest added."""
     plain = json.loads(json.dumps(values))
     return plain | {FIELD: _digest(plain)}
 
 
 def unsealed(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values without their digest. Files from before there was one are taken as they are.
+    """Return the values without their digest. Files from before digests existed are taken as they are.
 
     Raises:
-        ValueError: If the digest is that of other values.
+        ValueError: The digest is that of other values.
     """
     kept = {key: value for key, value in values.items() if key != FIELD}
     if FIELD in values and values[FIELD] != _digest(kept):

@@ -15,14 +15,15 @@ CONFIG_DIR = ROOT / "configs"
 
 
 class Files(NamedTuple):
-    """What a fingerprint covers: files and folders under the root, without the files of these suffixes."""
+    """The files that a fingerprint covers: `paths`, files and folders under the root, without files of some suffixes."""
 
     paths: tuple[str, ...]
     without: tuple[str, ...] = ()
 
 
-# What can change the numbers of a run. Plans, benchmarks, renderers and documentation cannot: after a change of those a
-# checkpoint is resumed, an evaluation goes on and a result stays usable. tests/unit/config/test_source.py follows imports.
+# The files that can change the numbers of a run. Plans, benchmarks, renderers and documentation cannot: after a change of
+# these a checkpoint is resumed, an evaluation goes on and a result stays usable. tests/unit/config/test_source.py checks the
+# list by following imports.
 NUMBERS = Files(
     (
         "mora/__init__.py",
@@ -48,14 +49,14 @@ NUMBERS = Files(
     ),
     without=(".md",),
 )
-# Of benchmarks; of runs too until 2026-11, whose results are still brought in by it.
+# For benchmarks. Until 2026-11 it was also for runs, and their results are still brought in by it.
 EVERYTHING = Files(("mora", "configs", "run.py"))
 
 
 def describe(files: Files = NUMBERS) -> dict[str, Any]:
-    """Return commit, fingerprint, and whether the files differ from the commit's (`dirty`).
+    """Return the commit, the fingerprint, and whether the files differ from those of the commit (`dirty`).
 
-    In a tree without git the commit is MORA_SOURCE_COMMIT's, and `dirty` is None.
+    In a tree without git, the commit is that of MORA_SOURCE_COMMIT, and `dirty` is None.
     """
     commit = _git("rev-parse", "HEAD")
     fingerprint = fingerprint_of_files(files)
@@ -66,12 +67,12 @@ def describe(files: Files = NUMBERS) -> dict[str, Any]:
 
 @functools.cache
 def of_this_process() -> dict[str, Any]:
-    """Return `describe` as it was when first asked: what Python has loaded, whatever becomes of the files afterwards."""
+    """Return `describe` as of the first call, which is what Python has loaded, even if the files change afterwards."""
     return describe()
 
 
 def fingerprint_of_files(files: Files = NUMBERS) -> str:
-    """Return 16 hex digits over path and git blob hash of each of these files in the work tree."""
+    """Return 16 hex digits over the path and the git blob hash of each of these files in the work tree."""
     lines = []
     for name in files.paths:
         path = ROOT / name
@@ -84,7 +85,7 @@ def fingerprint_of_files(files: Files = NUMBERS) -> str:
 
 
 def fingerprint_of_commit(commit: str, files: Files = NUMBERS) -> str | None:
-    """Return the same over a commit; None if git does not know it."""
+    """Return the same for the files of a commit; None if git does not know the commit."""
     listing = _git("ls-tree", "-r", "--full-tree", commit, "--", *files.paths)
     if listing is None:
         return None

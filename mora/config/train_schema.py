@@ -48,7 +48,7 @@ class Train(FrozenModel):
     """Updates between checkpoints. Not part of the run id."""
 
     def total_steps(self, samples: int) -> int:
-        """Return the updates of the whole schedule: max_steps, or the epochs laid end to end in batches of equal size."""
+        """Return the number of updates of the schedule: max_steps, or the epochs end to end in batches of equal size."""
         if self.max_steps is not None:
             return math.ceil(self.max_steps / self.shorten_by)
         assert self.epochs is not None
@@ -62,7 +62,7 @@ class Train(FrozenModel):
 
     @property
     def warmup(self) -> int:
-        """Return the updates until the first peak of the learning rate: warmup_steps, shortened as the run is."""
+        """Return the number of updates until the first peak of the learning rate: warmup_steps, shortened as the run is."""
         return math.ceil(self.warmup_steps / self.shorten_by)
 
     @model_validator(mode="after")

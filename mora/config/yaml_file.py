@@ -1,4 +1,4 @@
-"""YAML files read by libyaml, which is ten times as fast as Python's parser, where PyYAML was built with it."""
+"""Read YAML files, with libyaml if PyYAML was built with it, which is ten times as fast as Python's parser."""
 
 from __future__ import annotations
 

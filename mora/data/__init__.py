@@ -1,4 +1,4 @@
-"""Training data of the six tasks: raw rows in, token ids and labels out. `load` is all that a run needs."""
+"""Training data of the six tasks: from raw rows to token ids and labels. A run needs only `load`."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a run trains on. `samples` need not be in memory; `fingerprints` and `report` go into the result."""
+    """The data that a run trains on. `samples` need not be in memory; `fingerprints` and `report` go into the result."""
 
     samples: Sequence[Sample]
     fingerprints: dict[str, Any]
     report: Report
-    validation: Sequence[Sample] = ()  # held out, to choose a learning rate on
-    pairs: list[tuple[str, str]] = field(default_factory=list)  # uuid's, which its evaluation asks for
+    validation: Sequence[Sample] = ()  # held out, for the choice of a learning rate
+    pairs: list[tuple[str, str]] = field(default_factory=list)  # of the task uuid, whose evaluation asks for them
 
 
 def load(config: RunConfig, tokenizer: PreTrainedTokenizerBase, workers: int | None = None) -> TrainingData:
@@ -32,11 +32,11 @@ def load(config: RunConfig, tokenizer: PreTrainedTokenizerBase, workers: int | N
 
     Args:
         config: The run.
-        tokenizer: The model's.
-        workers: Processes that prepare; None: one per CPU.
+        tokenizer: The model's tokenizer.
+        workers: The number of processes that prepare. None means one per CPU.
 
     Raises:
-        DataError: If data cannot be used; it names file, line and field.
+        DataError: Data cannot be used; the error names file, line and field.
     """
     data = config.task.data
     if isinstance(data, UuidData):

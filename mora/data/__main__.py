@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Prepare the data of a task, and return the exit code."""
     args = parse(arguments)
     config = compose([f"task={args.task}", f"scale={args.scale}", "method=none", *args.overrides])
-    from mora.models.tokenizers import load_tokenizer  # torch, which an answer about the arguments does not wait for
+    from mora.models.tokenizers import load_tokenizer  # imports torch, which --help and errors need not wait for
 
     data = load(config, load_tokenizer(config.model), args.workers)
     print(json.dumps(data.fingerprints, indent=1))

@@ -1,4 +1,4 @@
-"""Samples to batches: which samples a step sees, and the tensors they become."""
+"""From samples to batches: which samples a step sees, and the tensors that they become."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from mora.padding import padded_length
 from .packing import even, join, positions
 from .samples import IGNORE, Sample, StoredSamples, Subset
 
-ROW_STEP = 512  # tokens: rows without padding have few different lengths, each of which becomes a CUDA graph
+ROW_STEP = 512  # tokens; rows without padding are multiples of it, since each length needs a CUDA graph of its own
 
 
 @dataclass(frozen=True)
 class Batch:
     """input_ids_BT and labels_BT, int64, padded at the right with `pad_id` and IGNORE.
 
-    No attention mask: attention is causal and the padding comes last, so no real token sees it. `position_ids_BT` only
-    where a sequence is packed: transformers keeps the members apart where positions start anew, if it is given no mask
-    and no cache.
+    There is no attention mask: attention is causal and the padding comes last, so no real token sees it. There are
+    `position_ids_BT` only if a sequence is packed. If transformers is given neither mask nor cache, it keeps the members of
+    a packed sequence apart by the places where positions start anew.
 
-    bounds: int32, of a row without padding, (1, T): 0, where each of its sequences ends, and T as often as the tensor
-    is longer.
+    `bounds`, int32, are for a row (1, T) without padding: 0, then the end of each of its sequences, then T for each entry
+    that is left.
     """
 
     input_ids: Tensor
@@ -37,7 +37,7 @@ class Batch:
     bounds: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """Return the batch on a device, without waiting for it, as a copy to a GPU from memory that is not pinned may do."""
+        """Return the batch on a device, without waiting for the device: it is copied to a GPU from pinned memory."""
         pins = device.type == "cuda" and not self.input_ids.is_cuda
         tensors = [x if x is None or not pins else x.pin_memory() for x in vars(self).values()]
         return Batch(*(None if x is None else x.to(device, non_blocking=True) for x in tensors))  # type: ignore[arg-type]
@@ -57,9 +57,9 @@ def collate(samples: list[Sample], pad_id: int, length: int | None = None) -> Ba
 
 
 def end_to_end(samples: list[Sample], pad_id: int, length: int, slots: int) -> Batch:
-    """Lay at most `slots` samples end to end in one row of `length` tokens; what is left of it is a sequence of its own.
+    """Lay at most `slots` samples end to end in one row of `length` tokens; the rest of the row is a sequence of its own.
 
-    `slots` makes batches of different numbers of samples alike.
+    Because of `slots`, the tensors of batches with different numbers of samples have the same shapes.
     """
     joined = join(samples)
     batch = collate([joined], pad_id, length)
@@ -74,9 +74,9 @@ def end_to_end(samples: list[Sample], pad_id: int, length: int, slots: int) -> B
 def balanced(lengths: Sequence[int], max_tokens: int, ranks: int = 1) -> list[int]:
     """Return where each of a step's micro batches ends, given its ascending lengths.
 
-    None has more than `max_tokens` tokens, padded to its longest sequence, unless it is one sequence that is longer. There
-    are as few micro batches as that allows, as many for each rank, and as even in tokens as sorted sequences can be.
-    `ranks` divides the number of lengths.
+    Padded to its longest sequence, a micro batch has at most `max_tokens` tokens, unless it is a single longer sequence.
+    There are as few micro batches as that allows, the same number for each rank, and as even in tokens as sorted sequences
+    can be. The number of lengths must be a multiple of `ranks`.
     """
     n = -(-len(_fewest(lengths, max_tokens)) // ranks) * ranks
     ends = _fewest(lengths, bisect_left(range(max_tokens), True, key=lambda tokens: len(_fewest(lengths, tokens)) <= n))
@@ -88,7 +88,7 @@ def balanced(lengths: Sequence[int], max_tokens: int, ranks: int = 1) -> list[in
 
 
 def _fewest(lengths: Sequence[int], max_tokens: int) -> list[int]:
-    """Return the places of the fewest micro batches of at most so many tokens."""
+    """Return the ends of the micro batches if they are as few as possible, each of at most `max_tokens` tokens."""
     ends, start = [], 0
     for i, length in enumerate(lengths):
         if i > start and (i + 1 - start) * length > max_tokens:
@@ -98,11 +98,11 @@ def _fewest(lengths: Sequence[int], max_tokens: int) -> list[int]:
 
 
 class Batches:
-    """The micro batches of every step, a pure function of (seed, step): epochs of shuffled samples, laid end to end.
+    """The micro batches of every step, as a pure function of (seed, step): epochs of shuffled samples, one after the other.
 
-    micro_batch_tokens: micro batches of at most so many tokens, instead of `micro_batch_size` sequences; their number is
-        then a multiple of `ranks`.
-    padding_free: a micro batch is one row of sequences laid end to end; else they are padded to the longest of them.
+    micro_batch_tokens: if given, micro batches have at most this many tokens instead of `micro_batch_size` sequences, and
+        their number is a multiple of `ranks`.
+    padding_free: whether a micro batch is one row of sequences laid end to end; else it is padded to its longest sequence.
     """
 
     def __init__(
@@ -132,9 +132,9 @@ class Batches:
         return [self._at(i) for i in range(start, start + self.global_batch_size)]
 
     def step(self, step: int) -> Iterator[Batch]:
-        """Yield the micro batches of a step, on the CPU. If there are several, each has sequences of like length.
+        """Yield the micro batches of a step, on the CPU. If there are several, each has sequences of similar length.
 
-        They add up to the same gradient in any order; dropout masks, which follow the shape and the place, are others.
+        In any order their gradients have the same sum, but not the same dropout masks, which depend on shape and place.
         """
         chosen = [self.samples[i] for i in self.indices(step)]
         if self.padding_free:
@@ -155,17 +155,17 @@ class Batches:
             yield end_to_end([chosen[i] for i in members], self.pad_id, length, len(chosen))
 
     def loss_tokens(self, step: int) -> int:
-        """Return the tokens of a step that carry a loss: the labels that are left after the shift by one."""
+        """Return the number of tokens of a step that carry a loss: the labels that are left after the shift by one."""
         return sum(self.samples[i].n_loss for i in self.indices(step))
 
     def _ends(self, chosen: list[Sample]) -> list[int]:
-        """Return where to end each micro batch."""
+        """Return where each micro batch ends."""
         if self.micro_batch_tokens is None:
             return [*range(self.micro_batch_size, len(chosen), self.micro_batch_size), len(chosen)]
         return balanced([self._padded(len(s.input_ids)) for s in chosen], self.micro_batch_tokens, self.ranks)
 
     def _padded(self, length: int) -> int:
-        """Return the length that a micro batch of which this is the longest gets, so that kernels are chosen rarely."""
+        """Return the padded length of a micro batch whose longest sequence is `length`: there are few, for fewer kernels."""
         return padded_length(length, self.longest)
 
     def _at(self, position: int) -> int:

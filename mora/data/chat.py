@@ -1,4 +1,4 @@
-"""Tulu v2's text and mask: instruction tuning (Table 1, MMLU)."""
+"""The text and the loss mask of Tulu v2, for instruction tuning (Table 1, MMLU)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from .samples import IGNORE, Sample
 
 
 def text_of(turns: list[tuple[str, str]], eos: str) -> str:
-    """Return the text: `<|role|>` on a line of its own before each turn; an assistant's turn ends with EOS."""
+    """Return the text. `<|role|>` stands on a line of its own before each turn; an assistant's turn ends with EOS."""
     return "".join(f"<|{role}|>\n{content.strip()}{eos if role == 'assistant' else ''}\n" for role, content in turns)
 
 
 def encode(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Sample:
     """Return the conversation, cut at max_length tokens, with the loss on what follows `<|assistant|>` and its line break.
 
-    Spans are found by tokenising what comes before them, as in open-instruct's finetune.py. All labels may be IGNORE when
-    the cut falls before the first answer. The authors also put 0 for ids of 32,000 and more, which LLaMA-2's own tokenizer
-    never gives; we do not.
+    Spans are found by tokenising what comes before them, as in open-instruct's finetune.py. If the cut comes before the
+    first answer, all labels are IGNORE. The authors also replace ids of 32,000 and more by 0. LLaMA-2's own tokenizer never
+    gives such ids, and we do not do this.
     """
     turns, eos = conversation.turns, str(tokenizer.eos_token)
 

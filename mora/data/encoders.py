@@ -1,4 +1,4 @@
-"""Pieces of rows to samples: what every recipe shares, parsing, the check against evaluation sets, the counting."""
+"""From pieces of rows to samples: the steps that all recipes share (parsing, comparison with evaluation sets, counting)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from .shard_writer import Encoded
 
 Encode = Callable[[Conversation, PreTrainedTokenizerBase, int], Sample]
 Read = TypeVar("Read", Conversation, Document)
-MAP_BATCH = 1000  # documents that are laid end to end, as in ReLoRA's preprocessing
+MAP_BATCH = 1000  # the number of documents that are laid end to end, as in ReLoRA's preprocessing
 
 
 @dataclass(frozen=True)
 class ConversationEncoder:
-    """Conversations, one sample each. `encode` is chat.encode or metamath.encode (one question, one answer)."""
+    """Encodes conversations, one sample each. `encode` is chat.encode, or metamath.encode for one question and answer."""
 
     tokenizer: PreTrainedTokenizerBase
     encode: Encode
@@ -54,7 +54,7 @@ class ConversationEncoder:
 
 @dataclass(frozen=True)
 class BlockEncoder:
-    """Plain text in blocks, as ReLoRA prepares C4: EOS after every document, the rest of a map batch left out."""
+    """Encodes plain text in blocks, as ReLoRA prepares C4: EOS after every document, the rest of a map batch left out."""
 
     tokenizer: PreTrainedTokenizerBase
     max_length: int
@@ -77,7 +77,7 @@ class BlockEncoder:
 def without_overlaps(
     rows: list[Record], read: Iterable[Read], index: Index, drop: bool, report: Report
 ) -> Iterator[tuple[Record, Read]]:
-    """Yield every row with what was read from it, but for those to be dropped. Either way an overlap is counted."""
+    """Yield every row with what was read from it; with `drop`, without rows that overlap. Overlaps are always counted."""
     for record, row in zip(rows, read, strict=True):
         evaluation_set = index.find(row.question)
         if evaluation_set is not None:
@@ -93,7 +93,7 @@ def count(report: Report, kind: str, sample: Sample) -> None:
 
 
 def kind_of(record: Record, format: str) -> str:
-    """Return the part of a mixture that a row names itself (Tulu's dataset, MetaMath's type), else its format."""
+    """Return the part of a mixture that a row itself names (Tulu's dataset, MetaMath's type), else the format."""
     for field in ("dataset", "source", "type"):
         named = record.row.get(field)
         if isinstance(named, str) and format != "math":

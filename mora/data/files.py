@@ -1,4 +1,4 @@
-"""Files of rows, read as they are needed: JSON, JSON lines, CSV, parquet and plain text; .gz and .zst are unpacked."""
+"""Files of rows, read as needed: JSON, JSON lines, CSV, parquet and plain text. .gz and .zst are decompressed."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from mora.errors import DataError, one_line
 from .records import Record
 
 BLOCK_BYTES = 1 << 20
-_ESCAPED_HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # of a surrogate pair, in JSON; the other half may follow
+_ESCAPED_HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # the first half of a surrogate pair in JSON; the other may follow
 _HALF = re.compile("[\ud800-\udfff]")
 csv.field_size_limit(2**31 - 1)  # a field may be a whole article; Python's own limit is 131,072 characters
 
 
 def read_rows(path: Path, encoding: str = "utf-8", delimiter: str | None = None) -> Iterator[Record]:
-    """Yield the rows of a .jsonl, .json (an array too), .parquet, .csv or .tsv file, also as .gz or .zst.
+    """Yield the rows of a .jsonl, .json (an array, too), .parquet, .csv or .tsv file, which may be a .gz or .zst.
 
     Args:
         path: The file. A CSV file has a header line.
-        encoding: Of a CSV file; the others are UTF-8.
-        delimiter: Of a CSV file; None: a comma, in .tsv a tab.
+        encoding: The encoding of a CSV file; other files are UTF-8.
+        delimiter: The delimiter of a CSV file. None means a comma, in .tsv a tab.
 
     Raises:
-        DataError: If the file is damaged or of another kind; it names file and line.
+        DataError: The file is damaged or of another kind; the error names file and line.
     """
     kind = path.name.removesuffix(".gz").removesuffix(".zst").rsplit(".", 1)[-1]
     if kind == "parquet":
@@ -58,10 +58,10 @@ def read_rows(path: Path, encoding: str = "utf-8", delimiter: str | None = None)
 
 
 def read_cells(path: Path, encoding: str = "utf-8", delimiter: str = ",") -> Iterator[tuple[str, list[str]]]:
-    """Yield the records of a CSV file as (file and line where it ends, fields). A quoted field may hold line breaks.
+    """Yield the records of a CSV file as (file and last line of the record, fields). A quoted field may have line breaks.
 
     Raises:
-        DataError: If the file is not CSV in this encoding.
+        DataError: The file is not CSV in this encoding.
     """
     lines = (_decoded(line, encoding, f"{path}:{n}") for n, line in enumerate(_lines(path), 1))
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
@@ -76,7 +76,7 @@ def read_cells(path: Path, encoding: str = "utf-8", delimiter: str = ",") -> Ite
 
 
 def read_json(path: Path) -> Any:
-    """Return the one JSON value of a whole file. Raises DataError if it is damaged."""
+    """Return the JSON value that a file consists of. Raises DataError if it is damaged."""
     return _json(b"".join(_chunks(path)), str(path))
 
 
@@ -86,7 +86,7 @@ def read_text(path: Path) -> str:
 
 
 def record_of(where: str, row: Any) -> Record:
-    """Return a row with its place. Raises DataError if it is no object."""
+    """Return a row with its place. Raises DataError if it is not an object."""
     if not isinstance(row, dict):
         raise DataError(f"{where}: is {row!r:.40}, expected an object with fields")
     return Record(where, row)
@@ -138,7 +138,7 @@ def _zst(path: Path) -> Iterator[bytes]:
         started = False
         try:
             while block := waiting or file.read(BLOCK_BYTES):
-                if stream.eof:  # the next of several frames
+                if stream.eof:  # another frame follows
                     stream = zstandard.ZstdDecompressor().decompressobj()
                 started = True
                 yield stream.decompress(block)
@@ -150,7 +150,7 @@ def _zst(path: Path) -> Iterator[bytes]:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """Yield lines with their ends, which CSV needs if a field holds line breaks."""
+    """Yield lines with their line ends, which CSV needs if a field has line breaks."""
     rest = b""
     for chunk in _chunks(path):
         *whole, rest = (rest + chunk).split(b"\n")
@@ -177,7 +177,7 @@ def _json(data: bytes, where: str) -> Any:
         broken = _half_pair(value) if _ESCAPED_HALF.search(data) else None
     except RecursionError as error:
         raise DataError(f"{where}: JSON nested too deeply to be read") from error
-    except ValueError as error:  # no JSON, not UTF-8, or a number of thousands of digits
+    except ValueError as error:  # not JSON, not UTF-8, or a number with thousands of digits
         raise DataError(f"{where}: not JSON ({error})") from error
     if broken is not None:
         raise DataError(f"{where}: field {broken!r} holds half of a surrogate pair, no character: mend the text")
@@ -185,9 +185,9 @@ def _json(data: bytes, where: str) -> Any:
 
 
 def _half_pair(value: Any, field: str = "") -> str | None:
-    """Return the field, such as `messages[0].content`, of the first text with half of a surrogate pair.
+    """Return the field, such as `messages[0].content`, of the first text with half a surrogate pair; None if there is none.
 
-    No tokenizer takes such a text.
+    No tokenizer accepts such a text.
     """
     if isinstance(value, str):
         return field if _HALF.search(value) else None

@@ -1,4 +1,4 @@
-"""The digests of a folder's files, beside them: whether what was written there once is what is read now."""
+"""A manifest in a folder, with the digests of its files: it tells whether they still are as they were written."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ NAME = "sha256.json"
 
 
 def write(folder: Path, patterns: Sequence[str] = ("*",)) -> None:
-    """Write the manifest of the files in a folder that match a pattern, the last thing that is written there."""
+    """Write the manifest of those files in a folder that match a pattern. It is written last."""
     files = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file() and path.name != NAME}
     digests = {path.name: sha256(path) for path in sorted(files)}
     replace_file(folder / NAME, json.dumps(sealed(digests), indent=1) + "\n")
 
 
 def damage(folder: Path) -> str | None:
-    """Return what is not as it was written, in words; None if all is, or if nothing is known of it."""
+    """Return a text that says what is not as it was written; None if everything is, or if there is no manifest."""
     path = folder / NAME
     if not path.exists():
         return None

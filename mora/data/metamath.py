@@ -1,4 +1,4 @@
-"""MetaMath's text and mask: mathematical reasoning (Tables 1 and 4)."""
+"""The text and the loss mask of MetaMath, for mathematical reasoning (Tables 1 and 4)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROMPT_WITH_INPUT = (
 
 
 def prompt_of(query: str) -> str:
-    """Return the Alpaca prompt of a query: its first line is the instruction, further lines are the input."""
+    """Return the Alpaca prompt of a query. Its first line is the instruction, and further lines are the input."""
     instruction, _, rest = query.partition("\n")
     if rest:
         return PROMPT_WITH_INPUT.format(instruction=instruction, input=rest)
@@ -29,9 +29,10 @@ def prompt_of(query: str) -> str:
 
 
 def encode(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Sample:
-    """Return prompt, answer right after the colon, and EOS, cut at max_length tokens.
+    """Return the prompt, the answer right after its colon, and EOS, cut at max_length tokens.
 
-    As many tokens as the prompt has alone carry no loss. All labels may be IGNORE when the prompt fills max_length.
+    The first n tokens carry no loss, where n is the number of tokens of the prompt alone. If the prompt fills max_length,
+    all labels are IGNORE.
     """
     (_, query), (_, response) = conversation.turns
     prompt = prompt_of(query)

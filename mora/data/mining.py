@@ -1,4 +1,4 @@
-"""Questions that a text answers by its own wording: AdaptLLM's mining patterns (arXiv:2309.09530, Appendix B)."""
+"""Questions that a text answers in its own words, by AdaptLLM's mining patterns (arXiv:2309.09530, Appendix B)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-PER_KIND = 2  # examples kept of a sub-category, as AdaptLLM does
-KEYWORDS = 3  # of a sentence, for word-to-text
-MOST_PIECES = 100  # distinct pieces of such a sentence
+PER_KIND = 2  # examples kept of a sub-category, as in AdaptLLM
+KEYWORDS = 3  # keywords of a sentence for word-to-text
+MOST_PIECES = 100  # the most distinct pieces of such a sentence
 DOMAIN_VOCABULARY = 32_000
 _MARK = "▁"  # the beginning of a word, in SentencePiece's notation
 
@@ -28,7 +28,7 @@ VERBALISERS = {
 
 @dataclass(frozen=True)
 class Example:
-    """A mined example. `kind`: its sub-category, a section of reading_templates.yaml or a relation of NLI."""
+    """A mined example. `kind` is its sub-category: a section of reading_templates.yaml, or a relation of NLI."""
 
     kind: str
     s1: str
@@ -36,7 +36,7 @@ class Example:
 
 
 def _pair(verbaliser: str, inner: str) -> re.Pattern[str]:
-    """Return the pattern of: end of a sentence; sentence, verbaliser, comma, sentence, each of 50 characters or more."""
+    """Return the pattern of a sentence end, then sentence, verbaliser, comma, sentence; both have 50 characters or more."""
     sentence = rf"[^{inner}]{{50,}}[.!?]+"
     return re.compile(rf"[.!?]+\s+({sentence})\s+(?:{verbaliser})\s*,\s+({sentence})(?=\s)", re.IGNORECASE)
 
@@ -44,7 +44,7 @@ def _pair(verbaliser: str, inner: str) -> re.Pattern[str]:
 PATTERNS = {
     **{kind: _pair(VERBALISERS[kind], r".!?\n,") for kind in ("entail", "contradict", "neutral", "cause_effect")},
     **{kind: _pair(VERBALISERS[kind], r".!?\n") for kind in ("similar", "different")},
-    # One sentence: the effect, then its cause.
+    # The effect and then its cause, in one sentence.
     "effect_cause": re.compile(
         r"[.!?]+\s+([^.!?\n,;]{50,})\s+(?:due to|on account of|owing to)\s+([^.!?\n,;]{50,}[.!?]+)(?=\s)", re.IGNORECASE
     ),
@@ -60,13 +60,13 @@ PATTERNS = {
 
 @dataclass(frozen=True)
 class Keywords:
-    """The words of a domain: pieces of its own vocabulary that a general one lacks, whole-word starts and long."""
+    """The keywords of a domain: long pieces of its own vocabulary that begin a word and that a general one lacks."""
 
     tokenizer: Tokenizer
     words: frozenset[str]
 
     def of(self, sentence: str) -> list[str]:
-        """Return the sentence's keywords in order, each once; none if it has more than MOST_PIECES distinct pieces."""
+        """Return the sentence's keywords, in order and each once; none if it has more than MOST_PIECES distinct pieces."""
         pieces = self.tokenizer.encode(sentence).tokens
         if len(set(pieces)) > MOST_PIECES:
             return []
@@ -74,9 +74,9 @@ class Keywords:
 
 
 def learn_keywords(texts: Iterable[str], general: Iterable[str]) -> Keywords:
-    """Learn a BPE vocabulary of the texts, and return its pieces that `general` (a tokenizer's vocabulary) does not have.
+    """Learn a BPE vocabulary from the texts, and return those of its pieces that `general`, another vocabulary, lacks.
 
-    AdaptLLM trains SentencePiece; BPE on words with their mark gives pieces of the same form.
+    AdaptLLM trains SentencePiece. BPE on words that begin with its mark gives pieces of the same form.
     """
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
@@ -90,7 +90,7 @@ def learn_keywords(texts: Iterable[str], general: Iterable[str]) -> Keywords:
 def keywords_of(tokenizer: Tokenizer, general: Iterable[str]) -> Keywords:
     """Return the pieces of a domain's tokenizer that make keywords.
 
-    `general` lacks them, they begin a word and, mark included, they have more than 10 characters.
+    These pieces are not in `general`, begin a word, and have more than 10 characters, including the mark.
     """
     known = {piece.replace("Ġ", _MARK) for piece in general}
     own = (piece for piece in tokenizer.get_vocab() if piece.startswith(_MARK) and len(piece) > 10)
@@ -99,7 +99,7 @@ def keywords_of(tokenizer: Tokenizer, general: Iterable[str]) -> Keywords:
 
 @dataclass
 class Mined:
-    """What a body of text gave: examples by type, in the order of their kinds."""
+    """The examples mined from a text, by type and in the order of their kinds."""
 
     examples: dict[str, list[Example]] = field(default_factory=dict)
 
@@ -151,7 +151,7 @@ _END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[A-Z0-9\"'(\[])")
 
 
 def sentences(text: str) -> list[str]:
-    """Cut a text after sentence ends and at line breaks, but not after common abbreviations and initials."""
+    """Split a text after the ends of sentences and at line breaks, but not after common abbreviations and initials."""
     parts = []
     for line in text.splitlines():
         begin = ""

@@ -1,4 +1,4 @@
-"""Training rows that hold a question of an evaluation set: found by shared runs of words, then dropped or only counted."""
+"""Training rows that contain a question of an evaluation set. They are found by shared runs of words."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from .files import record_of
 from .records import Record, field_error
 from .sets import SETS, EvaluationSet
 
-NGRAM = 13  # words in a row that are compared, as in GPT-3's check; a shorter question must be the whole text
-SHARE = 0.5  # of a question's runs that the row must hold: phrases and drawings that many questions share do not count
-SHORTEST = 5  # questions of fewer words are left out: anything would match them
+NGRAM = 13  # the words of a run, as in GPT-3's check; a question of fewer words must be the whole text
+SHARE = 0.5  # of a question's runs, the least share in an overlapping row: many questions share phrases and drawings
+SHORTEST = 5  # questions of fewer words are not compared, since anything would match them
 NOT_COMPARED = "not compared: neither under MORA_DATA_DIR nor on a hub that answers"
 _WORD = re.compile(r"[a-z0-9]+")
 
@@ -32,10 +32,10 @@ _WORD = re.compile(r"[a-z0-9]+")
 class Index:
     """Hashes of the evaluation sets' word sequences."""
 
-    runs: dict[int, list[int]] = field(default_factory=dict)  # NGRAM words -> the questions that hold them
-    sizes: list[tuple[int, str]] = field(default_factory=list)  # of each such question: runs, and its set
-    whole: dict[int, str] = field(default_factory=dict)  # a short question -> set
-    facts: dict[str, str] = field(default_factory=dict)  # set -> sha256 of its questions, or NOT_COMPARED
+    runs: dict[int, list[int]] = field(default_factory=dict)  # a run of NGRAM words -> the questions with it
+    sizes: list[tuple[int, str]] = field(default_factory=list)  # by question: its number of runs, and its set
+    whole: dict[int, str] = field(default_factory=dict)  # a short question -> its set
+    facts: dict[str, str] = field(default_factory=dict)  # a set -> sha256 of its questions, or NOT_COMPARED
 
     @property
     def missing(self) -> list[str]:
@@ -58,7 +58,7 @@ class Index:
     def find(self, text: str) -> str | None:
         """Return the set that a text overlaps with, or None.
 
-        The text holds half of a question, or is a short question and nothing else.
+        It overlaps if it has half of a question's runs, or if it is a short question and nothing else.
         """
         if not self.runs and not self.whole:
             return None
@@ -77,7 +77,7 @@ def build(overlap: Overlap) -> Index:
     """Return the index of the named sets. A set that is not there is left out, and `facts` say so.
 
     Raises:
-        DataError: If a set is there but damaged.
+        DataError: A set is there but damaged.
     """
     index = Index()
     for name in overlap.sets:
@@ -94,8 +94,8 @@ def questions_of(held_out: EvaluationSet) -> list[str]:
     """Return every question of the split that is scored.
 
     Raises:
-        MissingData: If the set is neither under MORA_DATA_DIR nor on a hub that answers.
-        DataError: If a file is damaged, or holds no questions.
+        MissingData: The set is neither under MORA_DATA_DIR nor on a hub that answers.
+        DataError: A file is damaged, or has no questions.
     """
     paths = held_out.local(held_out.scored, data_dir())
     if not paths:
@@ -136,7 +136,7 @@ def _words(text: str) -> list[str]:
 
 
 def _grams(words: list[str], n: int) -> list[int]:
-    """Return a 64-bit hash of every n words in a row, equal in every process, as Python's own hash of text is not."""
+    """Return a 64-bit hash of every run of n words. It is the same in every process, unlike Python's own hash of text."""
     if not 0 < n <= len(words):
         return []
     values = np.array([zlib.crc32(word.encode()) for word in words], dtype=np.uint64)

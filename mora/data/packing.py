@@ -1,4 +1,4 @@
-"""Several documents in one sequence: in blocks that are cut anywhere, or whole and out of each other's sight."""
+"""Several documents in one sequence: in blocks that are cut anywhere, or whole, so that they do not see each other."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from .samples import IGNORE, Sample
 
 
 def blocks(documents: Iterable[list[int]], length: int) -> Iterator[Sample]:
-    """Lay the documents end to end and cut them every `length` tokens. A last piece that is shorter is left out.
+    """Lay the documents end to end and cut them every `length` tokens. A shorter last piece is left out.
 
-    Every token carries a loss, and a token sees all that is before it in its block, other documents too.
+    Every token carries a loss, and sees everything before it in its block, including other documents.
     """
     rest: list[int] = []
     for document in documents:
@@ -26,17 +26,17 @@ def blocks(documents: Iterable[list[int]], length: int) -> Iterator[Sample]:
 
 
 def bins(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[list[int]]:
-    """Return which samples share a sequence of `capacity` tokens: longest first, each into the fullest that has room.
+    """Return which samples share a sequence of `capacity` tokens. Longest first, each goes to the fullest with room.
 
     Args:
-        lengths: Tokens of each sample.
-        capacity: Tokens of a sequence.
+        lengths: The number of tokens of each sample.
+        capacity: The number of tokens of a sequence.
 
     Raises:
-        ValueError: If a sample is longer than the capacity.
+        ValueError: A sample is longer than the capacity.
     """
     packed: list[list[int]] = []
-    room: dict[int, list[int]] = {}  # free tokens -> sequences
+    room: dict[int, list[int]] = {}  # number of free tokens -> sequences
     free: list[int] = []  # the keys of `room`, sorted
     for i in np.argsort(-np.asarray(lengths), kind="stable").tolist():
         size = int(lengths[i])
@@ -62,10 +62,10 @@ def bins(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[list[int]]:
 
 
 def even(lengths: Sequence[int], capacity: int, multiple: int = 1) -> list[list[int]]:
-    """Return which samples share a row of at most `capacity` tokens, rows as even as placing the longest first makes them.
+    """Return which samples share a row of at most `capacity` tokens. Longest first, each goes to the row with the fewest.
 
-    There are as few rows as that allows, a multiple of `multiple`. A longer sample has a row of its own. None is empty
-    where `multiple` divides the number of samples.
+    There are as few rows as that allows, and a multiple of `multiple`. If a sample is longer than `capacity`, rows may be as
+    long as it. No row is empty if `multiple` divides the number of samples.
     """
     capacity = max(capacity, *lengths)
     longest_first = sorted(range(len(lengths)), key=lambda i: -lengths[i])
@@ -86,7 +86,7 @@ def even(lengths: Sequence[int], capacity: int, multiple: int = 1) -> list[list[
 def join(samples: Sequence[Sample]) -> Sample:
     """Join samples into one sequence in which they do not see each other.
 
-    The first token of each carries no loss, because nothing precedes it.
+    The first token of each carries no loss, since nothing comes before it.
     """
     ids: list[int] = []
     labels: list[int] = []
@@ -99,9 +99,9 @@ def join(samples: Sequence[Sample]) -> Sample:
 
 
 def positions(starts: Sequence[int], length: int) -> np.ndarray:
-    """Return the position of every token in its own member, int64, shape (length,).
+    """Return the position of every token within its own member, as int64 (length,).
 
-    Padding goes on counting in the last member.
+    The positions of padding continue those of the last member.
     """
     index = np.arange(length)
     first = np.zeros(length, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Raw rows to training samples, once: the result lies in the cache under a hash of everything it is made of."""
+"""From raw rows to training samples, once: the result is in the cache under a hash of everything it is made of."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from .samples import StoredSamples, Subset, hold_out, hold_out_families
 from .shard_writer import Made, ShardWriter
 from .sources import Rows
 
-RECIPE_VERSION, BLOCKS_VERSION = 2, 1  # raised by hand when prepared samples change; the second: of PretrainData
+RECIPE_VERSION, BLOCKS_VERSION = 2, 1  # raised by hand when prepared samples change; the second is PretrainData's
 PreparedData = ChatData | MetaMathData | ReadingData | PretrainData
 RowsByName = dict[str, list[Rows]]
 
 
 class Prepared(NamedTuple):
-    """`fingerprints`: of what the samples are made of."""
+    """Prepared samples. `fingerprints` are those of what the samples are made of."""
 
     training: StoredSamples | Subset
     validation: StoredSamples | Subset
@@ -41,15 +41,15 @@ class Prepared(NamedTuple):
 def prepare(data: PreparedData, tokenizer: PreTrainedTokenizerBase, workers: int | None = None) -> Prepared:
     """Prepare data on the first call, and read them from the cache afterwards.
 
-    Of several processes one prepares and the others wait. A stopped preparation goes on where it was.
+    If several processes call this, one prepares and the others wait. A stopped preparation resumes where it was.
 
     Args:
-        data: What is prepared.
-        tokenizer: The model's.
-        workers: Processes that encode; None: one per CPU.
+        data: The data to prepare.
+        tokenizer: The model's tokenizer.
+        workers: The number of processes that encode. None means one per CPU.
 
     Raises:
-        DataError: If data cannot be used; it names file, line and field.
+        DataError: Data cannot be used; the error names file, line and field.
     """
     if tokenizer.eos_token_id is None:
         raise DataError(f"the tokenizer {tokenizer.name_or_path!r} has no EOS token: set eos_token in its config")
@@ -91,9 +91,9 @@ def prepare(data: PreparedData, tokenizer: PreTrainedTokenizerBase, workers: int
 
 
 def _finished(done: Path) -> dict[str, Any] | None:
-    """Return what `_finish` wrote; None if it did not, or if that or a shard is damaged.
+    """Return what `_finish` wrote; None if it wrote nothing, or if that or a shard is damaged.
 
-    What is whole is then taken again.
+    In the latter case, those shards that are whole are used again.
     """
     if not done.exists():
         return None
@@ -110,7 +110,7 @@ def _finished(done: Path) -> dict[str, Any] | None:
 
 
 def _recipe(data: PreparedData) -> list[Any]:
-    if isinstance(data, PretrainData):  # blocks are held out of what is prepared
+    if isinstance(data, PretrainData):  # held-out blocks are some of those prepared
         apart: Any = {"validation_sequences": True, "corpus": {"validation"}}
         return [BLOCKS_VERSION, data.model_dump(mode="json", exclude=apart)]
     return [RECIPE_VERSION, data.model_dump(mode="json")]
@@ -125,7 +125,7 @@ def _check_enough(data: PreparedData, there_are: int) -> None:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a digest over the ids of a text with all of the tokenizer's habits in it, and over its whole vocabulary."""
+    """Return a digest over the whole vocabulary, and over the ids of a text that shows all habits of the tokenizer."""
     probe = tokens.encode(tokenizer, "It's 3.5 %, isn't it?\n\n  Yes: naïve [1] <|user|>\n")
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     facts = [list(probe), vocabulary, tokenizer.eos_token_id, tokenizer.bos_token_id]
@@ -180,8 +180,8 @@ def _conversations(
 ) -> Made:
     """Make one sample per row.
 
-    Held out are the first rows of `held_out`; without any, one row each of some families, whose other rows are not trained
-    on either.
+    The first rows of `held_out` are held out. If there are none, one row each of some families is held out, and their other
+    rows are not trained on either.
     """
     encode, n = {"chat": chat.encode, "metamath": metamath.encode}[data.kind], data.validation_sequences
     one_answer = data.kind == "metamath"
@@ -207,7 +207,7 @@ def _conversations(
 
 
 def _finish(folder: Path, done: Path, made: Made, rows: RowsByName, index: overlap.Index) -> None:
-    """Write what was made, last of all, and remove the pieces that nobody needs any more."""
+    """Record what was made, as the last step, and remove the pieces that are no longer needed."""
     samples, report = StoredSamples(made.training), made.report
     if len(samples) == 0:
         names = ", ".join(json.dumps(source.facts) for group in rows.values() for source in group)

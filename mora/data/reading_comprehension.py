@@ -1,7 +1,7 @@
-"""Domain texts as reading comprehension, after AdaptLLM (arXiv:2309.09530): continual pretraining (Tables 1, 6 and 7).
+"""Domain texts as reading comprehension (AdaptLLM, arXiv:2309.09530), for continual pretraining (Tables 1, 6 and 7).
 
-Every text is followed by questions that its own wording answers, and framed by a task over the whole of it. The patterns
-and shares are AdaptLLM's, the wording is ours (reading_templates.yaml).
+After each text come questions that it answers in its own words, and all is framed by a task about the whole text. The
+patterns and shares are AdaptLLM's; the wording is ours (reading_templates.yaml).
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from .shard_writer import Encoded, Encoder, Made, ShardWriter
 from .sources import Rows
 
 ROOM_FOR_QUESTIONS = 200  # tokens of max_length that the body leaves free
-CLASSIFY = 0.8  # share of NLI examples that ask for the relation; the others ask for the second sentence
-# What is asked over the whole text: summary, completion, both, nothing.
+CLASSIFY = 0.8  # the share of NLI examples that ask for the relation; the others ask for the second sentence
+# What is asked about the whole text: a summary, its completion, both, nothing.
 FRAMES = {
     (True, True): (0.4, 0.1, 0.4, 0.1),
     (True, False): (0.5, 0.0, 0.0, 0.5),
@@ -58,7 +58,7 @@ def transform(
 ) -> tuple[str, Counter[str]]:
     """Return the text as reading comprehension, and how many questions of each type it got.
 
-    All draws are a function of seed and text. The title is the first line where there are several; `cut` shortens the body.
+    All draws are a function of seed and text. If there are several lines, the first is the title. `cut` shortens the body.
     """
     rng = random.Random(hashlib.sha256(f"{seed}:{text}".encode()).digest())
     title, _, rest = text.strip().partition("\n")
@@ -74,7 +74,7 @@ def transform(
 
 
 def _block(examples: dict[str, list[Example]], domain: str, rng: random.Random) -> str:
-    """Return all questions: types in random order, those of a type together, after a phrase that leads to them."""
+    """Return all questions after a phrase that leads to them. Types are in random order, each type's questions together."""
     if not examples:
         return ""
     types = list(examples)
@@ -106,7 +106,7 @@ def _ask(example: Example, domain: str, rng: random.Random) -> str:
 def _frame(
     title: str, body: str, parts: list[str], block: str, domain: str, rng: random.Random
 ) -> tuple[str, list[str]]:
-    """Return the whole text in a task, with the question block right after it, and the task's types of questions."""
+    """Return the whole text framed by a task, with the question block after it, and the types of the task's questions."""
     wording = templates()
     shares = FRAMES[bool(title), len(parts) >= 2]
     drawn = rng.choices(("summary", "completion", "both", "plain"), shares)[0]
@@ -125,7 +125,7 @@ def _frame(
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """Texts to token ids with EOS at the end, a sample each, not yet packed."""
+    """Encodes texts as token ids with EOS at the end. Each is a sample, not yet packed."""
 
     tokenizer: PreTrainedTokenizerBase
     keywords: Keywords
@@ -144,7 +144,7 @@ class TextEncoder:
         return made
 
     def _cut(self, body: str, report: Report) -> str:
-        """Return the first max_length - ROOM_FOR_QUESTIONS tokens, and count what is cut off."""
+        """Return the text of the first max_length - ROOM_FOR_QUESTIONS tokens; if the body is longer, count that."""
         room = max(1, self.data.max_length - ROOM_FOR_QUESTIONS)
         offsets = self.tokenizer(body, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         if len(offsets) <= room:
@@ -156,7 +156,7 @@ class TextEncoder:
 
 @dataclass(frozen=True)
 class InstructionEncoder:
-    """General instructions as plain text, their turns apart by a blank line, EOS at the end; every token has a loss."""
+    """Encodes general instructions as plain text: a blank line between turns, EOS at the end, and a loss on every token."""
 
     tokenizer: PreTrainedTokenizerBase
     overlap: Index
@@ -185,9 +185,9 @@ def make(
     held_out: dict[str, list[Rows]],
     index: Index,
 ) -> Made:
-    """Make texts and instructions, shuffled by document and packed. The instructions end at their share of tokens.
+    """Make texts and instructions, shuffled by document and packed. Instructions stop at their share of the tokens.
 
-    Held out are whole documents in the same mix: of `held_out`, or where that is empty, drawn from the others.
+    Whole documents in the same mix are held out: those of `held_out`, or, if that is empty, documents drawn from the others.
     """
     ratio = data.instruction_tokens_per_text_token
     wanted = None if data.max_sequences is None else data.max_sequences * data.max_length / (1 + ratio)
@@ -227,9 +227,10 @@ def _stream(
     wanted: float | None,
     apart: float,
 ) -> _Stream:
-    """Return documents of `wanted` tokens together (None: all) to train on, and of `apart` tokens that are held out.
+    """Return documents of `wanted` tokens in all (None: all documents) to train on, and others of `apart` tokens, held out.
 
-    `rows`: to train on, and to hold out; where there are none of the latter, a draw that is alike for every run.
+    `rows` are the rows to train on and those to hold out. If there are none of the latter, the held-out documents are drawn,
+    in the same way for every run.
     """
     drawn = 0 if rows[1] else apart
     limit = None if wanted is None else wanted + drawn
@@ -251,7 +252,7 @@ def _stream(
 
 
 def _up_to(lengths: np.ndarray, tokens: float | None) -> int:
-    """Return how many of the first documents have `tokens` tokens together; all of them for None."""
+    """Return how many documents, from the first on, have `tokens` tokens in all; for None, the number of documents."""
     if tokens is None:
         return len(lengths)
     return min(len(lengths), int(np.searchsorted(np.concatenate([[0], np.cumsum(lengths)]), tokens)))
@@ -278,7 +279,7 @@ def _packed(data: ReadingData, texts: Subset, talk: Subset, report: Report) -> I
 
 
 def _keywords(data: ReadingData, tokenizer: PreTrainedTokenizerBase, folder: Path, rows: list[Rows]) -> Keywords:
-    """Learn keywords from the first texts, and keep them in the folder, so that a preparation that goes on has the same."""
+    """Learn keywords from the first texts, and keep them in the folder, so that a resumed preparation has the same ones."""
     kept = folder / "keywords.json"
     if not kept.is_file():
         first = islice(((record, source.format) for source in rows for record in source), data.keyword_documents)

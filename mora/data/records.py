@@ -1,4 +1,4 @@
-"""Rows of the known formats, checked: where a row is wrong, the error names file, line and field."""
+"""Rows of the known formats, checked. If a row is wrong, the error names file, line and field."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True)
 class Record:
-    """A row as it was read. `where`: file and line, or file and row number."""
+    """A row as it was read. `where` is its file and line, or its file and row number."""
 
     where: str
     row: dict[str, Any]
@@ -25,7 +25,7 @@ class Record:
 class Conversation:
     """Turns as (role, content). MetaMath's rows are one user turn (the query) and one assistant turn (the response).
 
-    `origin`: the question that the row asks in its own words, or rephrases, where its format says so.
+    `origin` is the original question, which the row may rephrase, if its format gives that.
     """
 
     turns: list[tuple[str, str]]
@@ -33,30 +33,30 @@ class Conversation:
 
     @property
     def question(self) -> str:
-        """Return what the user says, the part that is compared with evaluation sets."""
+        """Return what the user says, which is the part that is compared with evaluation sets."""
         return "\n".join(content for role, content in self.turns if role == "user")
 
     @property
     def family(self) -> int:
-        """Return 64 bits, equal for rows of one origin, which must not be parted when some are held out."""
+        """Return 64 bits that are equal for rows of the same origin: if one of these is held out, no other is trained on."""
         text = " ".join((self.origin or "\n".join(content for _, content in self.turns)).split())
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], signed=True)
 
 
 @dataclass(frozen=True)
 class Document:
-    """A plain text. Its title is its first line, where there is more than one."""
+    """A plain text. If it has more than one line, the first is its title."""
 
     text: str
 
     @property
     def question(self) -> str:
-        """Return the part that is compared with evaluation sets: all of it."""
+        """Return the part that is compared with evaluation sets, which is the whole text."""
         return self.text
 
 
 def parse(record: Record, format: str) -> Conversation | Document:
-    """Return a row in the form that its recipe takes. Raises DataError if a field is missing or wrong."""
+    """Return a row in the form that its recipe needs. Raises DataError if a field is missing or wrong."""
     return _PARSERS[format](record)
 
 
@@ -64,8 +64,8 @@ def conversation(record: Record, format: str) -> Conversation:
     """Return a row as a conversation.
 
     Raises:
-        DataError: If a field is missing or wrong.
-        TypeError: If the format is one of plain text.
+        DataError: A field is missing or wrong.
+        TypeError: The format is one of plain text.
     """
     parsed = parse(record, format)
     if not isinstance(parsed, Conversation):
@@ -82,13 +82,13 @@ def document(record: Record, format: str) -> Document:
 
 
 def field_error(record: Record, field: str, expected: str) -> DataError:
-    """Return what to raise if a field is missing or of the wrong kind."""
+    """Return the error to raise if a field is missing or of the wrong kind."""
     state = f"is {record.row[field]!r:.60}" if field in record.row else "is missing"
     return DataError(f"{record.where}: field {field!r} {state}, expected {expected}; the row has {field_names(record)}")
 
 
 def field_names(record: Record) -> str:
-    """Return the names of a row's fields, in a line."""
+    """Return the names of a row's fields, in one line."""
     return f"{' '.join(', '.join(sorted(map(str, record.row))).split()):.200}"
 
 
@@ -167,7 +167,7 @@ def _metamath(record: Record) -> Conversation:
 
 
 def _gsm8k(record: Record) -> Conversation:
-    """Return GSM8K's own answers in MetaMathQA's form: calculator marks removed, the closing phrase added."""
+    """Return GSM8K's own answer in MetaMathQA's form: without calculator marks, and with the closing phrase."""
     answer = re.sub(r"<<[^<>]*>>", "", _string(record, "answer"))
     if "####" not in answer:
         raise DataError(f"{record.where}: field 'answer' has no '#### ' before its result")
@@ -177,7 +177,7 @@ def _gsm8k(record: Record) -> Conversation:
 
 
 def _math(record: Record) -> Conversation:
-    """Return MATH's own solutions in MetaMathQA's form: the closing phrase added."""
+    """Return MATH's own solution in MetaMathQA's form: with the closing phrase."""
     solution = _string(record, "solution")
     result = _last_boxed(solution)
     if result is None:
@@ -187,7 +187,7 @@ def _math(record: Record) -> Conversation:
 
 
 def _last_boxed(solution: str) -> str | None:
-    """Return what stands in the last \\boxed{...} or \\fbox{...}, or after `\\boxed `; None without one."""
+    """Return what stands in the last \\boxed{...} or \\fbox{...}, or after `\\boxed `; None if there is none."""
     start = max(solution.rfind("\\boxed"), solution.rfind("\\fbox"))
     if start < 0:
         return None

@@ -1,4 +1,4 @@
-"""What a preparation made: counts, printed for people and kept in the result."""
+"""Counts of what a preparation made. They are printed, and kept in the result."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 @dataclass
 class Report:
-    """Counters over a data set. `kinds` are parts of the mix, `questions` the reading-comprehension types."""
+    """Counters over a data set. A kind is a part of the mix; `questions` counts the types of reading comprehension."""
 
-    documents: Counter[str] = field(default_factory=Counter)  # kind -> rows used
-    tokens: Counter[str] = field(default_factory=Counter)  # kind -> tokens used
+    documents: Counter[str] = field(default_factory=Counter)  # kind -> number of rows used
+    tokens: Counter[str] = field(default_factory=Counter)  # kind -> number of tokens used
     questions: Counter[str] = field(default_factory=Counter)
-    dropped: Counter[str] = field(default_factory=Counter)  # reason -> rows left out
-    notes: Counter[str] = field(default_factory=Counter)  # what happened to rows that were kept -> rows
+    dropped: Counter[str] = field(default_factory=Counter)  # reason -> number of rows left out
+    notes: Counter[str] = field(default_factory=Counter)  # what was done to rows that were kept -> their number
     sequences: int = 0
     sequence_tokens: int = 0
     loss_tokens: int = 0
@@ -32,12 +32,12 @@ class Report:
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Report:
-        """Return the report that `as_dict` gave as plain values."""
+        """Return the report whose `as_dict` these values are."""
         plain: dict[str, Any] = {k: Counter(v) if isinstance(v, dict) else v for k, v in values.items()}
         return Report(**plain)
 
     def text(self, name: str) -> str:
-        """Return the report for the terminal, under a name."""
+        """Return the report as text for the terminal, headed by `name`."""
         total = max(1, sum(self.tokens.values()))
         lines = [
             f"{name}: {sum(self.documents.values()):,} documents -> {self.sequences:,} sequences of up to "

@@ -1,4 +1,4 @@
-"""The unit of training, and its storage on disk. No torch here: preparation runs in many processes."""
+"""The unit of training, and its storage on disk. Imports no torch, since preparation runs in many processes."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from typing import overload
 
 import numpy as np
 
-IGNORE = -100  # label of a token without loss, as torch and transformers use it
-_LOSS, _START = 1, 2  # bits of a token's flags on disk
+IGNORE = -100  # the label of a token without loss, as in torch and transformers
+_LOSS, _START = 1, 2  # the bits of a token's flags on disk
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One sequence: token ids, labels of the same length (IGNORE where there is no loss), tokens of its prompt.
+    """One sequence: token ids, labels of the same length (IGNORE for no loss), and the number of tokens of its prompt.
 
-    `starts`: where the members of a packed sequence begin, 0 included; they do not see each other. Empty: one member.
+    `starts` are the places where the members of a packed sequence begin, including 0; members do not see each other. If it
+    is empty, there is one member.
     """
 
     input_ids: list[int]
@@ -29,7 +30,7 @@ class Sample:
 
     @property
     def n_loss(self) -> int:
-        """Return the number of tokens that carry a loss: the labels that are left after the shift by one."""
+        """Return the number of tokens that carry a loss: labels that are left after the shift by one."""
         return sum(label != IGNORE for label in self.labels[1:])
 
 
@@ -61,7 +62,7 @@ def write_shard(folder: Path, samples: Iterable[Sample], vocabulary: int, famili
 
 
 class StoredSamples(Sequence[Sample]):
-    """Samples in shards on disk, mapped into memory page by page: a data set may be far larger than memory."""
+    """Samples in memory-mapped shards on disk, so that a data set may be far larger than memory."""
 
     def __init__(self, shards: Sequence[Path]):
         self.shards = list(shards)
@@ -74,17 +75,17 @@ class StoredSamples(Sequence[Sample]):
 
     @property
     def longest(self) -> int:
-        """Return the tokens of the longest sample."""
+        """Return the number of tokens of the longest sample."""
         return max((int(np.diff(ends, prepend=0).max()) for ends in self._ends if len(ends)), default=0)
 
     @property
     def lengths(self) -> np.ndarray:
-        """Return the tokens of every sample."""
+        """Return the number of tokens of every sample."""
         return np.concatenate([np.zeros(0, np.int64), *(np.diff(ends, prepend=0) for ends in self._ends)])
 
     @property
     def families(self) -> np.ndarray:
-        """Return the family of every sample, as it was written."""
+        """Return the family of every sample, as written."""
         kept = [
             np.load(shard / "families.npy") for shard, ends in zip(self.shards, self._ends, strict=True) if len(ends)
         ]
@@ -92,7 +93,7 @@ class StoredSamples(Sequence[Sample]):
 
     @property
     def tokens(self) -> int:
-        """Return the tokens of all samples."""
+        """Return the number of tokens of all samples together."""
         return sum(int(ends[-1]) for ends in self._ends if len(ends))
 
     @property
@@ -163,13 +164,13 @@ class Subset(Sequence[Sample]):
 
 
 def hold_out(samples: StoredSamples, n: int) -> tuple[Subset, Subset]:
-    """Return the samples for training and for validation. The n of validation are drawn the same way for every run."""
+    """Return the samples for training and the n for validation, which are drawn in the same way for every run."""
     order = np.random.default_rng(0).permutation(len(samples))
     return Subset(samples, np.sort(order[n:])), Subset(samples, np.sort(order[:n]))
 
 
 def hold_out_families(families: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw n families, the same for every run, and return the indices of their first samples and of all their samples."""
+    """Draw n families, the same for every run; return the indices of each one's first sample, and of all their samples."""
     names, first = np.unique(families, return_index=True)
     drawn = np.random.default_rng(0).permutation(len(names))[:n]
     return np.sort(first[drawn]), np.flatnonzero(np.isin(families, names[drawn]))

@@ -1,4 +1,4 @@
-"""The evaluation sets, each described once: training compares its rows with their questions, evaluation scores them."""
+"""The evaluation sets, each described once: training compares its rows with their questions, and evaluation scores them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mora.errors import DataError, MissingData
 from .files import read_cells, read_json, read_rows, read_text, record_of
 from .records import Record, field_error
 
-LETTERS = ["A", "B", "C", "D"]  # of the options of a question of MMLU
+LETTERS = ["A", "B", "C", "D"]  # the options of a question of MMLU
 
 
 @dataclass(frozen=True)
 class Hub:
-    """Where a set lies on the Hugging Face Hub.
+    """The place of a set on the Hugging Face Hub.
 
     Attributes:
         id: The set's OWNER/NAME.
@@ -38,13 +38,13 @@ class EvaluationSet:
 
     Attributes:
         licence: As its publishers state it.
-        files: Split -> globs below the data folder (`MORA_DATA_DIR`); a split is there if each of them matches.
-        fields: What every row must have.
+        files: Split -> globs below the data folder (`MORA_DATA_DIR`). A split is there if each of its globs matches.
+        fields: The fields that every row must have.
         scored: The split that is scored.
         questions: The fields of a scored row whose text should not be trained on; `doc.text` is `text` inside `doc`.
-        hub: Where it is taken from without local files; None if only local files are read.
-        export: Split -> a file of rows as the Hub has them, taken instead of `files`.
-        rows: Reads a local file, or one of `hub.files`.
+        hub: Where the set comes from if there are no local files; None if only local files are read.
+        export: Split -> a file of rows in the Hub's form, which is read instead of `files`.
+        rows: Reads the rows of a local file, or of one of `hub.files`.
     """
 
     licence: str
@@ -57,7 +57,7 @@ class EvaluationSet:
     rows: Callable[[Path], Iterator[Record]] = read_rows
 
     def local(self, split: str, folder: Path | None) -> list[Path]:
-        """Return the files of a split in the data folder, in order; none unless all are there."""
+        """Return the files of a split in the data folder, in order; an empty list unless all are there."""
         if folder is None:
             return []
         matched = [sorted(folder.glob(pattern)) for pattern in self.files[split]]
@@ -70,7 +70,7 @@ class EvaluationSet:
         """Return the files of a split in the data folder, in order.
 
         Raises:
-            MissingData: If one of them is not there.
+            MissingData: One of them is not there.
         """
         for pattern in self.files[split]:
             if not any(folder.glob(pattern)):
@@ -81,12 +81,12 @@ class EvaluationSet:
 
 
 def subject_of(path: Path) -> str:
-    """Return the subject of a file of MMLU, `anatomy` of `anatomy_test.csv`."""
+    """Return the subject of a file of MMLU: `anatomy` for `anatomy_test.csv`."""
     return path.stem.rpartition("_")[0]
 
 
 def _mmlu(path: Path) -> Iterator[Record]:
-    """Yield MMLU's rows in the form of the Hub: its own files have no header, and a letter as the answer."""
+    """Yield MMLU's rows in the Hub's form. MMLU's own files have no header, and a letter as the answer."""
     if path.suffix != ".csv":
         yield from read_rows(path)
         return
@@ -105,7 +105,7 @@ def _mmlu(path: Path) -> Iterator[Record]:
 
 
 def _by_key(path: Path) -> Iterator[Record]:
-    """Yield the rows of a JSON object that holds them by their ids."""
+    """Yield the rows of a JSON object whose keys are the rows' ids."""
     whole = record_of(str(path), read_json(path))
     for key, row in whole.row.items():
         if not isinstance(row, dict):
@@ -114,7 +114,7 @@ def _by_key(path: Path) -> Iterator[Record]:
 
 
 def _pubmedqa(path: Path) -> Iterator[Record]:
-    """Yield PubMedQA's rows in the form of its own file, of which the Hub's parquet files have the questions alone."""
+    """Yield PubMedQA's rows in the form of its own file. The Hub's parquet files have only the questions."""
     if path.suffix == ".json":
         yield from _by_key(path)
         return
@@ -124,7 +124,7 @@ def _pubmedqa(path: Path) -> Iterator[Record]:
 
 
 def _conversations(path: Path) -> Iterator[Record]:
-    """Yield the rows of ConvFinQA, a JSON object whose field `dev` lists them."""
+    """Yield the rows of ConvFinQA, which the field `dev` of a JSON object lists."""
     whole = record_of(str(path), read_json(path))
     rows = whole.row.get("dev")
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -134,7 +134,7 @@ def _conversations(path: Path) -> Iterator[Record]:
 
 
 def _conll(path: Path) -> Iterator[Record]:
-    """Yield the sentences of a CoNLL file as `text`, `words` and `tags`, the last column. Blank lines end sentences."""
+    """Yield the sentences of a CoNLL file as `text`, `words` and `tags` (the last column). A blank line ends a sentence."""
     words: list[str] = []
     tags: list[str] = []
     columns = 0
@@ -166,7 +166,7 @@ def _sentences(path: Path) -> Iterator[Record]:
 
 
 def _adaptllm(owner: str, name: str, *fields: str) -> EvaluationSet:
-    """Describe a set whose prompts AdaptLLM has filled."""
+    """Return the description of a set whose prompts AdaptLLM has filled."""
     return EvaluationSet(
         licence="not stated by AdaptLLM",
         files={"test": (f"adaptllm/{name}.jsonl",)},

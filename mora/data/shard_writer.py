@@ -1,4 +1,4 @@
-"""The work of preparing: rows in pieces over all cores, each piece written once, so that a stopped preparation goes on."""
+"""Encode rows in pieces, on all cores. Each piece is written once, so that a stopped preparation can resume."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from .report import Report
 from .samples import Sample, StoredSamples, write_shard
 from .sources import Rows
 
-PIECES_A_PROCESS = 4  # at least: a process needs several seconds to start, a piece one or two
+PIECES_A_PROCESS = 4  # at least: it takes several seconds to start a process, and one or two to encode a piece
 
 
 @dataclass
 class Encoded:
-    """What a piece of rows became. `families`: of every sample (Conversation.family), where the recipe needs them."""
+    """The samples of a piece of rows. `families` has each sample's family (Conversation.family) if the recipe needs it."""
 
     samples: list[Sample] = field(default_factory=list)
     report: Report = field(default_factory=Report)
@@ -37,7 +37,7 @@ class Encoded:
 
 
 class Encoder(Protocol):
-    """Rows of one format to samples. It is sent to other processes, so it must pickle."""
+    """Encodes rows of one format as samples. It is sent to other processes, so it must be picklable."""
 
     def __call__(self, rows: list[Record], format: str, /) -> Encoded: ...
 
@@ -51,7 +51,7 @@ class EncodedShards:
 
     @property
     def samples(self) -> StoredSamples:
-        """Return the samples of all pieces, read as they are asked for."""
+        """Return the samples of all pieces. They are read when they are needed."""
         return StoredSamples(self.shards)
 
 
@@ -59,7 +59,8 @@ class EncodedShards:
 class Made:
     """The shards of a data set.
 
-    `left_out`: samples of the training shards that no run trains on, because they or others of their family are held out.
+    `left_out` are the samples of the training shards that no run trains on, since they or others of their family are held
+    out.
     """
 
     training: list[Path]
@@ -69,7 +70,7 @@ class Made:
 
 
 class ShardWriter:
-    """Encodes streams of rows into `folder`, by `workers` processes; with 1, in this one."""
+    """Encodes streams of rows into `folder`, in `workers` processes; if that is 1, in this process."""
 
     def __init__(self, folder: Path, vocabulary: int, workers: int | None = None):
         self.folder, self.vocabulary = folder, vocabulary
@@ -84,12 +85,12 @@ class ShardWriter:
         rows_per_piece: int = 1000,
         stop_when: Callable[[Report], bool] = lambda _: False,
     ) -> EncodedShards:
-        """Encode the rows as pieces `folder/<name>-00000`, ... until `stop_when` is true of the pieces so far.
+        """Encode the rows as pieces `folder/<name>-00000`, ... until `stop_when` is true for the pieces so far.
 
-        Pieces of an earlier attempt are taken as they are. A piece never holds rows of two sources.
+        Pieces of an earlier attempt are used as they are. A piece never has rows of two sources.
 
         Raises:
-            DataError: The first row that is wrong.
+            DataError: A row is wrong; the error names the first.
         """
         shards: list[Path] = []
         report = Report()
@@ -104,7 +105,7 @@ class ShardWriter:
         return EncodedShards(shards, report)
 
     def write(self, name: str, samples: Iterable[Sample], per_shard: int = 10_000) -> list[Path]:
-        """Write samples that are made of finished pieces as shards. The pieces may then go."""
+        """Write samples that were made from finished pieces as shards. The pieces may then be removed."""
         shards = []
         source = iter(samples)
         while chunk := list(islice(source, per_shard)):
@@ -125,7 +126,7 @@ class ShardWriter:
                 number += 1
 
     def _in_order(self, jobs: Iterator[_Job], encoder: Encoder) -> Iterator[Path]:
-        """Yield the folders of the jobs in their order. At most two pieces per worker are under way."""
+        """Yield the folders of the jobs, in their order. At most two pieces per worker are in progress."""
         first = list(islice(jobs, 2 * self.workers))
         all_read = len(first) < 2 * self.workers
         workers = min(self.workers, len(first) // PIECES_A_PROCESS) if all_read else self.workers
@@ -133,12 +134,13 @@ class ShardWriter:
             for job in (*first, *jobs):
                 yield _work(job, encoder)
             return
-        # Not forked from this process, whose threads and GPU context would be copied, but from one that has imported what
-        # the encoder needs. The encoder is megabytes: sent at the start, it would let processes start one after the other.
+        # Workers are not forked from this process, whose threads and GPU context would be copied, but from one that has
+        # imported what the encoder needs. The encoder has megabytes: if it were sent at the start of each process, they
+        # would start one after the other.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one thread per process
         private = Path(
             tempfile.mkdtemp(prefix="mora-encoder-")
-        )  # only this user's processes write there: it is unpickled
+        )  # the encoder is unpickled from there, so only this user may write to it
         tools = private / "encoder.pickle"
         tools.write_bytes(pickle.dumps(encoder))
         context = multiprocessing.get_context("forkserver")
@@ -169,7 +171,7 @@ class _Job:
         return (self.folder / "report.json").is_file() and manifest.damage(self.folder) is None
 
 
-_encoder: Encoder | None = None  # of a worker process
+_encoder: Encoder | None = None  # set in a worker process
 
 
 def _start_worker(tools: Path) -> None:
@@ -199,7 +201,7 @@ def _work(job: _Job, encoder: Encoder | None = None) -> Path:
         manifest.write(partial)
         shutil.rmtree(job.folder, ignore_errors=True)
         os.rename(partial, job.folder)
-    except OSError:  # a full disk would stay full
+    except OSError:  # such as a full disk, which would stay full
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return job.folder

@@ -1,4 +1,4 @@
-"""Where raw rows come from: the hub, local files of the same schema, or made on the spot. Every file has a sha256."""
+"""The sources of raw rows: the hub, local files of the same schema, or made-up rows. Every file has a sha256."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from .records import Record
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one source: its files in order, what they are, and how to read them again."""
+    """The rows of one source: its files in order, facts about them, and how to read them."""
 
     format: str
     paths: tuple[Path, ...]
     max_rows: int | None
-    facts: dict[str, Any]  # for the result: where from, which commit, sha256 of every file
+    facts: dict[str, Any]  # for the result: origin, commit, and the sha256 of every file
     made: SyntheticSource | None = None
 
     def __iter__(self) -> Iterator[Record]:
-        """Yield the rows. Raises DataError if a file is damaged, a line is no JSON object, or there are no rows."""
+        """Yield the rows. Raises DataError if a file is damaged, a line is not a JSON object, or there are no rows."""
         empty = True
         for record in islice(self._all(), self.max_rows):
             empty = False
@@ -44,7 +44,7 @@ class Rows:
 
 
 def resolve(corpus: Corpus) -> list[Rows]:
-    """Return the corpus's sources, or its local files instead of the hub's if all are there. Raises DataError."""
+    """Return the corpus's sources, with its local files instead of the hub's if all are there. Raises DataError."""
     if takes_local(corpus):
         return [resolve_source(source) for source in corpus.local]
     try:
@@ -59,13 +59,13 @@ def resolve(corpus: Corpus) -> list[Rows]:
 
 
 def takes_local(corpus: Corpus) -> bool:
-    """Return whether local files stand in for the hub's: the corpus names some, and all of them are there."""
+    """Return whether local files replace the hub's, which they do if the corpus names some and all of them are there."""
     from_hub = any(isinstance(source, HubSource) for source in corpus.sources)
     return from_hub and bool(corpus.local) and all(match(source.files) for source in corpus.local)
 
 
 def resolve_held_out(corpus: Corpus) -> list[Rows]:
-    """Return the files of held-out rows beside the local ones, if these are taken; else none. Raises DataError."""
+    """Return the held-out rows that come with the local files, if those are used; else none. Raises DataError."""
     if not takes_local(corpus):
         return []
     try:
@@ -78,7 +78,7 @@ def resolve_source(source: Source) -> Rows:
     """Find the files of a source.
 
     Raises:
-        DataError: If files are missing, damaged or not the pinned ones, or the hub cannot be reached.
+        DataError: Files are missing, damaged or not the pinned ones, or the hub cannot be reached.
     """
     if isinstance(source, SyntheticSource):
         return Rows(source.format, (), None, {"synthetic": source.model_dump()}, source)
@@ -100,7 +100,7 @@ def hub_files(source: HubSource) -> tuple[list[Path], str]:
     """Return the source's files and their commit: from MORA_DATA_DIR/<id> (commit "local"), else from the hub.
 
     Raises:
-        MissingData: If they are in neither.
+        MissingData: They are in neither.
     """
     local = match(f"{source.id}/{source.files}")
     if local:
@@ -125,7 +125,7 @@ def hub_files(source: HubSource) -> tuple[list[Path], str]:
 
 
 def match(pattern: str) -> list[Path]:
-    """Return the files of a glob, absolute or below MORA_DATA_DIR. Raises DataError if it is no pattern."""
+    """Return the files that match a glob, which is absolute or below MORA_DATA_DIR. Raises DataError if it is no pattern."""
     path = Path(pattern)
     base = Path(path.anchor) if path.is_absolute() else data_dir()
     if base is None:
@@ -138,7 +138,7 @@ def match(pattern: str) -> list[Path]:
 
 
 def missing(pattern: str) -> str:
-    """Return what to say of a pattern that no file matches."""
+    """Return the message for a pattern that no file matches."""
     if Path(pattern).is_absolute() or data_dir() is not None:
-        return f"no file matches {(data_dir() or Path()) / pattern}"  # an absolute pattern stands alone
+        return f"no file matches {(data_dir() or Path()) / pattern}"  # `/` drops the folder if the pattern is absolute
     return f"{pattern}: set MORA_DATA_DIR to the folder that holds it"

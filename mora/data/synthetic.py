@@ -1,4 +1,4 @@
-"""Rows of every format, made of a small vocabulary: they prove the path at scale=smoke, and mean nothing."""
+"""Rows of every format, made from a small vocabulary. They mean nothing: scale smoke tests the path with them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LINKS = ("Therefore", "However", "Moreover", "In other words", "Thus", "In contr
 
 
 def rows(source: SyntheticSource) -> Iterator[Record]:
-    """Make `source.rows` rows, a pure function of its seed."""
+    """Make `source.rows` rows, as a pure function of the source's seed."""
     rng = random.Random(source.seed)
     for number in range(1, source.rows + 1):
         yield Record(f"synthetic {source.format}, row {number}", _MAKERS[source.format](rng))

@@ -1,4 +1,4 @@
-"""Text to token ids, as the beginning of a sequence that goes on. No torch."""
+"""From text to token ids that begin a sequence which may go on. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from transformers import PreTrainedTokenizerBase
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int | None = None) -> list[int]:
-    """Return the ids of a text, a BOS of the tokenizer's own included, cut at `max_length`, without an EOS that it appends.
+    """Return the ids of a text, cut at `max_length`: with the BOS that the tokenizer adds, without an EOS that it appends.
 
-    A tokenizer may append EOS to every text (add_eos_token of many Llamas). Then a prompt alone is no prefix of prompt and
-    answer, and one to be continued would end the sequence. EOS is only where the text has it.
+    A tokenizer may append EOS to every text (add_eos_token of many Llamas). Then the ids of a prompt are no prefix of those
+    of prompt and answer, and a prompt to be continued would end the sequence. Here EOS is only where the text has it.
     """
     return without_appended_eos(tokenizer, text, list(tokenizer(text)["input_ids"]))[:max_length]
 
 
 def without_appended_eos(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int]) -> list[int]:
-    """Return `ids` of `text` without what EOS there is at the end beyond the text's own."""
+    """Return `ids` of `text`, without those EOS at the end that are not in the text."""
     eos = tokenizer.eos_token_id
     if not ids or ids[-1] != eos:
         return ids
@@ -30,7 +30,7 @@ def _at_the_end(ids: Sequence[int], eos: int) -> int:
 
 
 def _written(text: str, eos: str) -> int:
-    """Return how often the text ends with EOS."""
+    """Return the number of EOS at the end of the text."""
     n = 0
     while text.endswith(eos):
         text, n = text.removesuffix(eos), n + 1

@@ -1,4 +1,4 @@
-"""UUID pairs to memorise: the data of Table 2, Figures 2 and 3 (sections 3 and 5.1)."""
+"""UUID pairs to memorise, which are the data of Table 2 and Figures 2 and 3 (sections 3 and 5.1)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Pair = tuple[str, str]
 
 
 def make_pairs(data: UuidData) -> list[Pair]:
-    """Make `data.pairs` pairs (key, value) of version-4 UUIDs, a pure function of `data.seed`.
+    """Make `data.pairs` pairs (key, value) of version-4 UUIDs, as a pure function of `data.seed`.
 
-    The first n pairs are the same however many there are.
+    The first n pairs are the same whatever `data.pairs` is.
     """
     rng = random.Random(data.seed)
 
@@ -36,8 +36,8 @@ def fingerprint(pairs: list[Pair]) -> str:
 def encode(pair: Pair, tokenizer: PreTrainedTokenizerBase, loss_on: str) -> Sample:
     """Return `key:value` without EOS (official). loss_on "all" puts the loss on every token, "value" only on the value's.
 
-    It begins with the tokens of `key:` alone, as a prompt does. Where the tokenizer would join the colon with the value, the
-    two are encoded apart.
+    It begins with the tokens of `key:` alone, as a prompt does. If the tokenizer would merge the colon with the value, the
+    two are encoded separately.
     """
     key, value = pair
     prompt = tokens.encode(tokenizer, f"{key}:")

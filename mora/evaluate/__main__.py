@@ -35,7 +35,7 @@ def parse(arguments: list[str] | None = None, prog: str = "python -m mora.evalua
 @ends_in_one_line("mora.evaluate", stopped="stopped; start it again to resume")
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    with uncollected():  # with torch, which an answer about the arguments does not wait for
+    with uncollected():  # this imports torch, which --help and errors need not wait for
         from mora.train.run_messages import quiet
 
         from .score_checkpoint import run

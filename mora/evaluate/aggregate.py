@@ -1,7 +1,7 @@
-"""Scores from one item per document, and their errors.
+"""Scores from one item per document, and their standard errors.
 
-An aggregation turns its items into features, one row per document, and a function of the features' sums. A bootstrap
-draw is then a weighting of clusters, and all draws are one matrix product.
+An aggregation turns its items into features, one row per document, and a function of the sums of these features. A
+bootstrap draw is then a weighting of clusters, and all draws together are one matrix product.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
-DRAWS = 1000  # for a standard error; comparisons take more
+DRAWS = 1000  # bootstrap draws for a standard error; comparisons take more
 DRAWS_AT_ONCE = 250
 
 Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e9, le=1e9)]
 Tokens = Annotated[float, Field(gt=0, le=1e9)]
 Some = Field(min_length=1)
-ITEMS: dict[str, TypeAdapter[Any]] = {  # of each aggregation, as a file holds them
+ITEMS: dict[str, TypeAdapter[Any]] = {  # by aggregation, the type of an item in a file
     "mean": TypeAdapter(Annotated[list[Number], Some]),
     "perplexity": TypeAdapter(Annotated[list[tuple[Number, Tokens]], Some]),
     "weighted_f1": TypeAdapter(Annotated[list[tuple[str, str]], Some]),
@@ -37,7 +37,7 @@ def mean_parts(items: Sequence[float]) -> tuple[Features, Value]:
 
 
 def perplexity_parts(items: Sequence[tuple[float, int]]) -> tuple[Features, Value]:
-    """Return the parts of perplexity; items are (log-likelihood in nats, tokens) of a block.
+    """Return the parts of perplexity. An item is a block's (log-likelihood in nats, number of tokens).
 
     Perplexity is exp of the mean negative log-likelihood over all tokens.
     """
@@ -45,17 +45,17 @@ def perplexity_parts(items: Sequence[tuple[float, int]]) -> tuple[Features, Valu
 
 
 def weighted_f1_parts(items: Sequence[tuple[str, str]]) -> tuple[Features, Value]:
-    """Return the parts of weighted F1; items are (gold, predicted).
+    """Return the parts of weighted F1. An item is (gold, predicted).
 
-    It is the F1 of each gold label, weighted by the number of its documents.
+    Weighted F1 is the mean of the gold labels' F1, weighted by the number of documents of each.
     """
     return group_weighted_f1_parts([("", gold, predicted) for gold, predicted in items])
 
 
 def group_weighted_f1_parts(items: Sequence[tuple[str, str, str]]) -> tuple[Features, Value]:
-    """Return the parts of grouped weighted F1; items are (group, gold, predicted).
+    """Return the parts of grouped weighted F1. An item is (group, gold, predicted).
 
-    It is the weighted F1 within each group, then the plain mean over groups.
+    It is the plain mean over groups of the weighted F1 within each group.
     """
     groups = {g: i for i, g in enumerate(sorted({group for group, _, _ in items}))}
     labels = {label: i for i, label in enumerate(sorted({x for _, *pair in items for x in pair}))}
@@ -116,9 +116,9 @@ def group_weighted_f1(items: Sequence[tuple[str, str, str]]) -> float:
 
 @lru_cache(maxsize=4)
 def resample(counts: int, draws: int, seed: int = 0) -> np.ndarray:
-    """Return how often each of `counts` clusters is drawn with replacement: int64 (draws, counts), rows sum to `counts`.
+    """Return how often each of `counts` clusters is drawn with replacement, as int64 (draws, counts); rows sum to `counts`.
 
-    The array is read only: it is shared by every model that scored as many clusters.
+    The array is read-only, since all models that scored as many clusters share it.
     """
     rng = np.random.default_rng([seed, counts])
     drawn = rng.multinomial(counts, np.full(counts, 1 / counts), size=draws)
@@ -129,9 +129,9 @@ def resample(counts: int, draws: int, seed: int = 0) -> np.ndarray:
 def bootstrap(
     name: str, items: Sequence[Any], clusters: Sequence[Hashable] | None = None, draws: int = DRAWS
 ) -> np.ndarray:
-    """Return the scores of `draws` resamplings of whole clusters, float64 (draws,); None: each document is its own cluster.
+    """Return the scores of `draws` resamples of whole clusters, float64 (draws,). With None, each document is a cluster.
 
-    The same clusters in the same order give the same resamples, so two models' draws are paired.
+    The same clusters in the same order give the same resamples, so the draws of two models are paired.
     """
     features, value = PARTS[name](items)
     if clusters is not None:
@@ -147,12 +147,12 @@ def bootstrap(
 
 
 def majority_baseline(name: str, gold: Sequence[Any], items: Sequence[Any]) -> float:
-    """Return the score of the best constant answer to multiple-choice documents, which needs no reading.
+    """Return the score of the best constant answer to multiple-choice documents, which takes no knowledge of the texts.
 
     Args:
         name: The aggregation.
-        gold: The indices of the right options, for a mean.
-        items: For other aggregations, each holds the right label before its last element.
+        gold: The indices of the right options, which the aggregation `mean` needs.
+        items: The items, which other aggregations need. The right label is the last element but one of each.
     """
     if name == "mean":
         return max(Counter(gold).values()) / len(gold)
@@ -161,9 +161,9 @@ def majority_baseline(name: str, gold: Sequence[Any], items: Sequence[Any]) -> f
 
 
 def standard_error(name: str, items: Sequence[Any], clusters: Sequence[Hashable] | None = None) -> float:
-    """Return the closed form for a mean over independent documents, else the spread of `bootstrap`.
+    """Return the standard error: in closed form for a mean over independent documents, else from the spread of `bootstrap`.
 
-    NaN for one item or one cluster.
+    It is NaN if there is only one item or one cluster.
     """
     if len(items if clusters is None else set(clusters)) < 2:
         return float("nan")

@@ -1,4 +1,4 @@
-"""lm-eval's Hugging Face backend with what it lacks: token counts, logits only where they are scored, a response cache."""
+"""lm-eval's Hugging Face backend, with token counts, logits only where they are scored, and a response cache added."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ from .response_cache import ResponseCache
 from .shared_prefixes import by_beginning
 from .window import for_answers
 
-TOKEN_IDS = "\x00token-ids "  # a text that starts so is a list of token ids: blocks of packed text have no other form
-TEXTS_AT_ONCE = 1000  # for the tokenizer: it is slower with the millions of tokens of all texts in memory
-SHORTEST = 0.8  # of the longest input's length, within a batch
-CACHE_OVER_WEIGHTS = 2  # in bytes: a step reads both, so that with a larger cache more rows hardly write faster
-SMALL_CACHE = 8 << 30  # bytes: a smaller cache is not worth parts; while its buffers grow, it takes up to twice as much
+TOKEN_IDS = "\x00token-ids "  # begins a text that is a list of token ids, the only form of a block of packed text
+TEXTS_AT_ONCE = 1000  # texts per call of the tokenizer, which is slower with the millions of tokens of all in memory
+SHORTEST = 0.8  # the shortest input of a batch has at least this share of the longest one's length
+CACHE_OVER_WEIGHTS = 2  # bytes of cache per byte of weights: a step reads both, so beyond this more rows gain little
+SMALL_CACHE = 8 << 30  # bytes of cache up to which no batch is split; while its buffers grow, it takes up to twice that
 
 T = TypeVar("T")
 Request = tuple[tuple[str, str], list[int], list[int]]  # texts, context ids, continuation ids
 
 
 class Backend(HFLM):
-    """HFLM for a causal model in memory, one process. Log-softmax in fp32 whatever the model's dtype.
+    """HFLM for a causal model in memory, in one process. The log-softmax is in fp32 whatever the model's dtype.
 
-    Requests that share all input tokens, as the one-token options of a question do, share a forward pass. Inputs that
-    begin alike, as questions after the same examples do, share that of their beginning. Batches are sorted by length,
-    longest first.
+    Requests with equal input tokens, such as the one-token options of a question, share a forward pass. Inputs that begin
+    alike, such as questions after the same examples, share the forward pass of their beginning. Batches are sorted by
+    length, longest first.
     """
 
     _max_length: int
@@ -64,7 +64,7 @@ class Backend(HFLM):
         length_limit: int | None = None,
     ):
         model.tie_weights = _leave_tied  # type: ignore[assignment]
-        try:  # HFLM ties anew, which PEFT's modules_to_save on a tied embedding does not survive
+        try:  # HFLM ties weights again, which breaks PEFT's modules_to_save on a tied embedding
             super().__init__(
                 pretrained=model,  # type: ignore[arg-type]
                 tokenizer=tokenizer,  # type: ignore[arg-type]
@@ -77,10 +77,10 @@ class Backend(HFLM):
         base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         self.keeps_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
         self.response_cache = response_cache
-        self.length_limit = length_limit  # tokens of prompt and answer; None: as many as a task asks for
+        self.length_limit = length_limit  # the most tokens of prompt and answer; None: as many as a task asks for
         self._pairs: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
-        self._asked: list[Any] = []  # lm-eval's requests that are being answered
-        self._prompts: list[str] = []  # of the batch that is being generated
+        self._asked: list[Any] = []  # the requests of lm-eval that are being answered
+        self._prompts: list[str] = []  # the prompts of the batch that is being generated
 
     def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:
         if string.startswith(TOKEN_IDS):
@@ -88,7 +88,7 @@ class Backend(HFLM):
         return without_appended_eos(self.tokenizer, string, super().tok_encode(string, *args, **kwargs))
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[LogLikelihood, bool]]:
-        """Score the requests as lm-eval does, with everything tokenised beforehand. Raises NonFiniteError."""
+        """Score the requests as lm-eval does, but tokenise all of them first. Raises NonFiniteError."""
         self._asked = requests
         pairs = [request.args for request in requests]
         with _tokenizers_on_all_cores():
@@ -101,7 +101,7 @@ class Backend(HFLM):
             self._asked = []
 
     def _encode_pairs(self, pairs: list[tuple[str, str]]) -> None:
-        """Remember the result of `_encode_pair` for each pair; a context is tokenised once for all its options."""
+        """Store the result of `_encode_pair` for each pair. A context is tokenised once for all its options."""
         contexts = list(dict.fromkeys(context.rstrip() for context, _ in pairs))
         ids = self._encode_texts([*contexts, *(context + continuation for context, continuation in pairs)])
         known = dict(zip(contexts, ids, strict=False))
@@ -110,7 +110,7 @@ class Backend(HFLM):
             self._pairs[pair] = context, both[len(context) :]
 
     def _encode_texts(self, texts: list[str]) -> list[list[int]]:
-        """Return `tok_encode` of each text, with one call of the tokenizer for all texts of the usual form."""
+        """Return `tok_encode` of each text. All texts of the usual form take one call of the tokenizer."""
         bos = self.tokenizer.decode(self.prefix_token_id)
         plain = [text for text in texts if not text.startswith((TOKEN_IDS, bos))]
         special = {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
@@ -146,9 +146,9 @@ class Backend(HFLM):
     def _batches(
         self, longest: dict[tuple[int, ...], int], size: int
     ) -> list[tuple[Beginning | None, list[tuple[int, ...]]]]:
-        """Return batches of inputs, each with what all its inputs begin with.
+        """Return batches of inputs, each with the beginning that its inputs share, if any.
 
-        `longest`: the number of tokens of an input's longest option.
+        `longest` holds, for each input, the number of tokens of its longest option.
         """
         head = plain_head(self.model) if continues_from_cache(self.model) else None
         batches: list[tuple[Beginning | None, list[tuple[int, ...]]]] = []
@@ -165,13 +165,13 @@ class Backend(HFLM):
         wanted: list[list[list[int]]],
         rows: slice,
     ) -> list[tuple[float, bool]]:
-        """Return (nats, is the argmax throughout) of every wanted continuation of every input among `rows`, in order."""
+        """Return, for each wanted continuation of each input in `rows`, its nats and whether each token is the argmax."""
         skipped = beginning.length if beginning else 0
         inputs, wanted = [ids[skipped:] for ids in inputs[rows]], wanted[rows]
         longest = max(map(len, inputs))
         ids_BT = torch.zeros((len(inputs), longest), dtype=torch.long)
         for row, ids in enumerate(inputs):
-            ids_BT[row, : len(ids)] = torch.tensor(ids)  # padded at the right, where causal attention looks at nothing
+            ids_BT[row, : len(ids)] = torch.tensor(ids)  # padded at the right, which causal attention does not see
         ends = [len(ids) for ids in inputs]
         spans = [slice(end - max(map(len, options)), end) for end, options in zip(ends, wanted, strict=True)]
         scored, first = [], 0
@@ -183,7 +183,10 @@ class Backend(HFLM):
     def _logits(
         self, ids_BT: Tensor, spans: list[slice], beginning: Beginning | None
     ) -> Iterator[tuple[list[int], Tensor]]:
-        """Yield logits (N, V) of the spans of some rows, with the length of each: of many if the head is a plain product."""
+        """Yield the logits (N, V) of the spans of some rows, after the lengths of these spans.
+
+        There are many rows at a time if the head is a plain matrix product, else one.
+        """
         states = hidden_states(self.model, Batch(ids_BT, ids_BT), beginning)
         if states is None:
             first = min(span.start for span in spans) if self.keeps_logits else 0
@@ -218,11 +221,10 @@ class Backend(HFLM):
         return ids_BT, mask_BT
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **kwargs: Any) -> Tensor:
-        """Return prompts and generated ids, padded after a row's end.
+        """Return prompts and generated ids, padded after the end of a row.
 
-        Greedy, unless `kwargs` sample, which HFLM then does.
-
-        A batch whose keys and values would need too much memory is generated in equal parts.
+        Generation is greedy; if `kwargs` ask for sampling, it is left to HFLM. A batch whose keys and values would need too
+        much memory is generated in equal parts.
         """
         if kwargs.get("do_sample"):
             return super()._model_generate(context, max_length, stop, **kwargs)
@@ -234,7 +236,7 @@ class Backend(HFLM):
             last: dict[str, Any] = {"logits_to_keep": 1} if self.keeps_logits else {}
             last["fixed"] = fixed_steps_suit(self.model)
             stopped = partial(self._stopped, [text for text in stop if text])
-            used = mask[rows].any(0)  # not what only longer prompts, in other rows, need
+            used = mask[rows].any(0)  # leaves out columns that only longer prompts of other rows need
             try:
                 return greedy(self.model, context[rows, used], mask[rows, used], new_tokens, ends, stopped, **last)
             except NanLogits as error:
@@ -250,24 +252,24 @@ class Backend(HFLM):
         return torch.cat([context, torch.tensor(padded, dtype=torch.long, device=context.device)], dim=1)
 
     def _stopped(self, stop: list[str], rows: list[list[int]]) -> list[bool]:
-        """Return for each row whether its last tokens hold one of `stop`; lm-eval cuts the text there in any case."""
+        """Return, for each row, whether its last tokens contain one of `stop`. lm-eval cuts the text there in any case."""
         window = LOOK_EVERY + max(map(len, stop), default=0)
         return [any(s in text for s in stop) for text in self.tokenizer.batch_decode([ids[-window:] for ids in rows])]
 
 
 def option_scores(logits_NV: Tensor, lengths: list[int], options: list[list[list[int]]]) -> list[tuple[float, bool]]:
-    """Return (nats, is the argmax throughout) of every option, a list of token ids, in order.
+    """Return, for every option in order, its nats and whether each of its tokens is the argmax.
 
     Args:
-        logits_NV: What inputs say at their last places, one input after the other.
-        lengths: How many of the N places an input has.
-        options: The options of each input. One of t tokens is what the input's last t places may say.
+        logits_NV: The logits at the last positions of each input, one input after the other.
+        lengths: How many of the N positions belong to each input.
+        options: The options of each input, as lists of token ids. An option of t tokens is scored at the last t positions.
     """
     ends = itertools.accumulate(lengths)
     places = [
         (end - len(ids) + i, t) for end, of in zip(ends, options, strict=True) for ids in of for i, t in enumerate(ids)
     ]
-    place_M, token_M = torch.tensor(places, device=logits_NV.device).T  # one copy to the device, and two back, for all
+    place_M, token_M = torch.tensor(places, device=logits_NV.device).T  # all take one copy to the device, and two back
     logprobs_NV = torch.log_softmax(logits_NV.float(), dim=-1)
     nats_M = logprobs_NV[place_M, token_M].tolist()
     right_M = (logprobs_NV.argmax(-1)[place_M] == token_M).tolist()
@@ -276,7 +278,7 @@ def option_scores(logits_NV: Tensor, lengths: list[int], options: list[list[list
 
 
 def by_halves(answer: Callable[[slice], list[T]], stop: int, start: int = 0) -> list[T]:
-    """Return `answer(slice(start, stop))`; if the GPU's memory is too small for all rows, of its halves in turn.
+    """Return `answer(slice(start, stop))`, computed in halves if the GPU's memory is too small for all rows.
 
     Raises:
         torch.OutOfMemoryError: A single row does not fit.
@@ -287,17 +289,20 @@ def by_halves(answer: Callable[[slice], list[T]], stop: int, start: int = 0) -> 
         if stop - start == 1:
             raise
         reason = str(error).splitlines()[0]
-    torch.cuda.empty_cache()  # here the error, and what its frames hold, is gone
+    torch.cuda.empty_cache()  # only here are the error and what its frames hold gone
     print(f"CUDA out of memory with {stop - start} rows; retrying in two halves: {reason}", file=sys.stderr, flush=True)
     middle = (start + stop) // 2
     return by_halves(answer, middle, start) + by_halves(answer, stop, middle)
 
 
 def rows_at_once(model: Any, tokens: int) -> int:
-    """Return the number of rows of so many tokens whose keys and values a batch may hold: equal on every GPU."""
+    """Return how many rows of `tokens` tokens a batch may have, given the memory of their keys and values.
+
+    The number is the same on every GPU.
+    """
     config = model.config.get_text_config()
     queries = getattr(config, "num_attention_heads", None)
-    if queries is None:  # no attention: nothing grows with the tokens
+    if queries is None:  # without attention, nothing grows with the tokens
         return sys.maxsize
     heads = getattr(config, "num_key_value_heads", None) or queries
     width = getattr(config, "head_dim", None) or config.hidden_size // queries
@@ -307,16 +312,16 @@ def rows_at_once(model: Any, tokens: int) -> int:
 
 
 def equal_parts(n: int, max_size: int) -> list[slice]:
-    """Cut n rows, in order, into as few slices of at most `max_size` as can be; their sizes differ by one at most."""
+    """Cut n rows, in order, into the fewest slices of at most `max_size` rows. Their sizes differ by at most one."""
     parts = -(-n // max_size)
     ends = [n * (i + 1) // parts for i in range(parts)]
     return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def _batches(inputs: list[tuple[int, ...]], size: int, shared: int = 0) -> list[list[tuple[int, ...]]]:
-    """Sort inputs, longest first, into batches of at most `size` without large gaps in length: logits span the gap.
+    """Sort inputs, longest first, into batches of at most `size` inputs whose lengths do not differ much.
 
-    `shared` tokens at their beginning do not count.
+    If they did, logits would be computed over the difference. The `shared` tokens at their beginning do not count.
     """
     batches: list[list[tuple[int, ...]]] = []
     for ids in sorted(inputs, key=lambda ids: (-len(ids), ids)):
@@ -334,7 +339,7 @@ def _not_finite(request: Any, what: str) -> NonFiniteError:
 
 @contextmanager
 def _tokenizers_on_all_cores() -> Iterator[None]:
-    """Context manager: let tokenizers use all cores; elsewhere they use one, for processes that fork or are many."""
+    """Context manager: let tokenizers use all cores. Elsewhere they use one, since processes fork or are many."""
     name = "TOKENIZERS_PARALLELISM"
     before = os.environ.get(name)
     os.environ[name] = "true"
@@ -345,4 +350,4 @@ def _tokenizers_on_all_cores() -> Iterator[None]:
 
 
 def _leave_tied(*args: Any, **kwargs: Any) -> None:
-    """Replace `tie_weights` while HFLM is built."""
+    """Do nothing, in place of `tie_weights` while HFLM is made."""

@@ -1,4 +1,4 @@
-"""Multiple choice and log-likelihood: what a document is, and how the options' log-likelihoods become a prediction."""
+"""Multiple choice by log-likelihood: what a document is, and how the options' log-likelihoods become a prediction."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Doc = dict[str, Any]
 
 
 class LogLikelihood(float):
-    """Nats of a continuation, with the number of its tokens: what lm-eval's plain float lacks."""
+    """The nats of a continuation, with its number of tokens, which lm-eval's plain float lacks."""
 
     n_tokens: int
 
@@ -26,14 +26,14 @@ class LogLikelihood(float):
 
 
 def as_test_split(docs: list[Doc]) -> dict[str, datasets.Dataset]:
-    """Return the documents as lm-eval expects them of `custom_dataset`. Raises DataError if there are none."""
+    """Return the documents in the form that lm-eval expects of `custom_dataset`. Raises DataError if there are none."""
     if not docs:
         raise DataError("the rows of this evaluation set make no documents")
     return {"test": datasets.Dataset.from_list(docs)}
 
 
 def adaptllm_doc(record: Record) -> Doc:
-    """Return a row of AdaptLLM's sets with options as a document, its prompt filled with demonstrations.
+    """Return a row of AdaptLLM's sets with options as a document. Its prompt includes the demonstrations.
 
     Raises DataError.
     """
@@ -48,14 +48,14 @@ def adaptllm_doc(record: Record) -> Doc:
 def score(doc: Doc, results: list[tuple[float, bool]]) -> dict[str, Any]:
     """Score a multiple-choice document.
 
-    Under a plain HFLM, which knows no token counts, options are compared by their sums.
+    With a plain HFLM, which gives no token counts, options are compared by the sum of their log-likelihoods.
 
     Returns:
-        `score`: accuracy by mean log-likelihood per token; `acc_sum`: by the sum; `gold_nll`: nats per token of the
-            gold option.
+        `score`: accuracy by the mean log-likelihood per token; `acc_sum`: by the sum; `gold_nll`: the nats per token of
+            the gold option.
 
     Raises:
-        NonFiniteError: A value is not finite; our own Backend raises before.
+        NonFiniteError: A value is not finite. Our own Backend raises this before.
     """
     sums = [value for value, _ in results]
     if not all(map(math.isfinite, sums)):
@@ -70,7 +70,7 @@ def score(doc: Doc, results: list[tuple[float, bool]]) -> dict[str, Any]:
 
 
 def score_f1(doc: Doc, results: list[tuple[float, bool]]) -> dict[str, Any]:
-    """Score as `score`, but `score` is the item of weighted F1, (gold, predicted), and `acc` the accuracy."""
+    """Score as `score` does, but with (gold, predicted), the item of weighted F1, as `score`, and the accuracy as `acc`."""
     scored = score(doc, results)
     means = [value / getattr(value, "n_tokens", 1) for value, _ in results]
     pair = (doc["options"][doc["gold"]], doc["options"][best(means)])
@@ -78,7 +78,7 @@ def score_f1(doc: Doc, results: list[tuple[float, bool]]) -> dict[str, Any]:
 
 
 def score_group_f1(doc: Doc, results: list[tuple[float, bool]]) -> dict[str, Any]:
-    """Score as `score_f1`, with the document's group in front of the pair."""
+    """Score as `score_f1` does, with the document's group before the pair."""
     scored = score_f1(doc, results)
     return {**scored, "score": (str(doc["group"]), *scored["score"])}
 

@@ -25,7 +25,7 @@ DRAWS = 10_000
 
 @dataclass(frozen=True)
 class Comparison:
-    """`b - a` with its 95% interval, the bootstrap's two-sided p, and McNemar's if the items are 0 or 1."""
+    """The difference `b - a` with its 95% interval, the bootstrap's two-sided p, and McNemar's p if all items are 0 or 1."""
 
     task: str
     documents: int
@@ -42,10 +42,10 @@ class Comparison:
 
 
 def compare(a: LoggedSamples, b: LoggedSamples, draws: int = DRAWS) -> Comparison:
-    """Compare two runs, paired over the same documents, with whole clusters.
+    """Compare two runs, paired over the same documents. The bootstrap draws whole clusters.
 
     Raises:
-        DataError: The runs did not score the same documents with the same prompts, or all are of one cluster.
+        DataError: The runs did not score the same documents with the same prompts, or all documents are one cluster.
     """
     task = a.header["task"]
     for field in ("task", "prompts", "aggregation"):
@@ -86,16 +86,16 @@ def _read(path: Path) -> dict[str, LoggedSamples]:
 
 
 def two_sided_p(drawn: np.ndarray) -> float:
-    """Return twice the share of draws whose difference is beyond zero, at least 1 over the number of draws."""
+    """Return twice the share of draws whose difference is on the rarer side of zero. One is added to both counts."""
     tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
     return float(min(1.0, 2 * (tail + 1) / (len(drawn) + 1)))
 
 
 def mcnemar(a: list[float], b: list[float]) -> float:
-    """Return McNemar's exact two-sided p over the documents on which exactly one of the two is right."""
+    """Return McNemar's exact two-sided p, from the documents on which exactly one of the two runs is right."""
     only_a = sum(x > y for x, y in zip(a, b, strict=True))
     only_b = sum(x < y for x, y in zip(a, b, strict=True))
-    from scipy import stats  # a second to import
+    from scipy import stats  # takes a second to import
 
     return float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
@@ -110,9 +110,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def table(baseline: str, others: list[str]) -> str:
-    """Return a Markdown table of every shared task of every run against the baseline, Holm-corrected over all lines.
+    """Return a Markdown table that compares each run with the baseline, by shared task. Holm's correction is over all lines.
 
-    A task that cannot be compared is named below the table. Raises DataError if none can.
+    A task that cannot be compared is named below the table. Raises DataError if no task can.
     """
     first = _read(Path(baseline))
     lines: list[tuple[str, Comparison]] = []
@@ -151,7 +151,7 @@ def table(baseline: str, others: list[str]) -> str:
 
 
 def _items(logged: LoggedSamples) -> list[Any]:
-    """Return the headline's items. Raises DataError if a row has none, or one of the wrong kind."""
+    """Return the items of the headline metric. Raises DataError if a row has none, or one of the wrong kind."""
     try:
         return items_of(
             logged.header["aggregation"], [row[logged.header.get("headline", "score")] for row in logged.rows]

@@ -1,7 +1,8 @@
-"""The score of every document of a run, beside its result: `results/documents/<run_id>.jsonl.zst`, one line per task.
+"""The scores of all documents of a run, beside its result: `results/documents/<run_id>.jsonl.zst`, one line per task.
 
-Enough to compute every interval again, and no text: a line holds the task, how its score is aggregated, a hash of its
-prompts in order, the items that are aggregated (0 or 1; log-likelihood and tokens; labels), and their clusters if any.
+The file is enough to compute every interval again, and holds no text. A line has the task, how its score is aggregated, a
+hash of its prompts in order, the items that are aggregated (0 or 1; log-likelihood and tokens; labels), and their clusters,
+if any.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from .records import DataError
 
 SUFFIX = ".jsonl.zst"
 LEVEL = 19
-DIGITS = 6  # of a log-likelihood
+DIGITS = 6  # kept of a log-likelihood
 
 
 def write(path: Path, logged: dict[str, LoggedSamples]) -> None:
-    """Write the headline of every task that has one, atomically; nothing if no task has one."""
+    """Write the items of every task's headline metric, atomically. Nothing is written if no task has one."""
     lines = [_line(task) for task in logged.values() if task.rows and task.header.get("headline") in task.rows[0]]
     if lines:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,5 +73,5 @@ def _logged(entry: dict[str, Any]) -> LoggedSamples:
             raise ValueError(f"header.{name}={header[name]!r}: expected text")
     headline = header["headline"]
     items_of(header["aggregation"], items)
-    set(clusters)  # what no set can hold is no name of a cluster
+    set(clusters)  # raises if a value cannot be hashed, and so cannot name a cluster
     return LoggedSamples(header, [{"cluster": c, headline: item} for c, item in zip(clusters, items, strict=True)])

@@ -1,4 +1,4 @@
-"""Decoding steps that are all alike, so that on a GPU one can be a CUDA graph: a small model waits for its launches."""
+"""Decoding steps of fixed shape, so that a step can be a CUDA graph: a small model is limited by kernel launches."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-WARM_UP = 2  # steps on a side stream before a capture
+WARM_UP = 2  # steps on another stream before a capture
 
 
 def best(logits_BV: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the ids of the largest logits, (B, 1), and whether a row has a NaN, which argmax takes for the largest."""
+    """Return the ids of the largest logits and whether each row has a NaN, both (B, 1). To argmax a NaN is the largest."""
     ids_B1 = logits_BV.argmax(-1, keepdim=True)
     return ids_B1, logits_BV.gather(-1, ids_B1).isnan()
 
 
 class FixedSteps:
-    """Greedy steps of one batch over a cache whose buffers have room for them; all state is on the device, in place.
+    """Greedy steps of one batch over a cache with room for them in its buffers. All state is on the device, and in place.
 
-    The attention sees the whole buffers through a mask (B, 1, 1, L). `ids` are the newest tokens, (B, 1), whose keys the
-    cache does not hold yet, `positions` theirs, `nan` the rows that had a NaN among their logits. Without `capture`, and
-    where a capture fails, the steps are the same, run one by one.
+    The attention reads the whole buffers through a mask (B, 1, 1, L). `ids`, (B, 1), are the newest tokens, whose keys the
+    cache does not hold yet; `positions` are their positions; `nan` marks the rows that had a NaN among their logits.
+    Without `capture`, or if a capture fails, the same steps run without a graph.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class FixedSteps:
                 self._step()
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:  # whatever the capture forbids: a copy to the host, a choice made there
+        except RuntimeError as error:  # the model does what a capture forbids, such as a copy to the host
             reason = (str(error).splitlines() or ["no reason given"])[0]
             warnings.warn(f"decoding without CUDA graphs: {reason}", stacklevel=2)
             return None

@@ -1,4 +1,4 @@
-"""Greedy generation in large batches: rows that are done leave the batch, the cache grows in place."""
+"""Greedy generation in large batches. Finished rows leave the batch, and the cache grows in place."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mora.models.structure import takes_long_masks
 
 from .fixed_steps import WARM_UP, FixedSteps, best
 
-LOOK_EVERY = 8  # tokens between two looks at what was generated: each waits for the GPU
+LOOK_EVERY = 8  # tokens between two looks at what was generated; each look waits for the GPU
 ROOM = 256  # tokens by which a cache grows
 
 Stopped = Callable[[list[list[int]]], list[bool]]
@@ -30,9 +30,9 @@ class NanLogits(RuntimeError):
 class GrowingLayer(DynamicLayer):
     """One layer's keys and values (B, H, T, D), in buffers with room for more tokens.
 
-    transformers' own layer makes a tensor of a new size for every token, which copies the whole cache each time and, on a
-    GPU, leaves holes of every size in its memory. While `at` is set, (1,), one token is written there and the whole buffers
-    are given out: the steps of FixedSteps.
+    transformers' own layer makes a larger tensor for every token, which copies the whole cache each time and, on a GPU,
+    leaves gaps of every size in its memory. While `at`, a tensor of shape (1,), is set, as in the steps of FixedSteps, each
+    token is written at that place and the whole buffers are returned.
     """
 
     _buffers: tuple[Tensor, Tensor]
@@ -58,7 +58,7 @@ class GrowingLayer(DynamicLayer):
 
     @property
     def length(self) -> int:
-        """Tokens that the buffers can hold."""
+        """The number of tokens that the buffers can hold."""
         return self._buffers[0].shape[-2]
 
     def advance(self, n: int) -> None:
@@ -88,7 +88,7 @@ class GrowingLayer(DynamicLayer):
 
 
 class _Batch:
-    """The rows that are generated, as the model needs them for the next token."""
+    """The rows that are being generated, in the form that the model needs for the next token."""
 
     def __init__(
         self, model: torch.nn.Module, ids_BT: Tensor, mask_BT: Tensor, max_tokens: int, forward: dict[str, Any]
@@ -101,7 +101,7 @@ class _Batch:
         self._nan_B1 = torch.zeros_like(ids_BT[:, :1], dtype=torch.bool)
 
     def nan(self) -> list[bool]:
-        """Return for every row whether one of its logits was NaN. Waits for the GPU."""
+        """Return, for every row, whether any of its logits was NaN. This waits for the GPU."""
         return self._nan_B1[:, 0].tolist()
 
     def tokens(self, n: int) -> Tensor:
@@ -134,14 +134,14 @@ class _Batch:
 
 
 class _FixedBatch(_Batch):
-    """A batch that generates by FixedSteps.
+    """A batch that generates with FixedSteps.
 
-    Finished rows are carried along until they are half of the batch, since a batch of another size, or a cache that
-    grows, needs a new graph.
+    Finished rows stay until they are half of the batch, since a batch of another size, like a cache that grows, needs a new
+    graph.
     """
 
     _steps: FixedSteps | None = None
-    _places: list[int] | None = None  # of the rows wanted; None: all
+    _places: list[int] | None = None  # places of the rows that are not finished; None: all
 
     def nan(self) -> list[bool]:
         is_nan = super().nan()
@@ -186,11 +186,11 @@ class _FixedBatch(_Batch):
         return self._ids_BT.device.type == "cuda" and type(self._model) not in _uncaptured
 
 
-_uncaptured: set[type] = set()  # models of which a capture failed
+_uncaptured: set[type] = set()  # classes of models for which a capture failed
 
 
 def fixed_steps_suit(model: Any) -> bool:
-    """Return whether the model is on a GPU and takes a mask of four dimensions."""
+    """Return whether the model is on a GPU and accepts a four-dimensional mask."""
     return next(model.parameters()).device.type == "cuda" and takes_long_masks(model)
 
 
@@ -211,14 +211,14 @@ def greedy(
         model: The language model.
         ids_BT: Prompts, padded at the left.
         mask_BT: Their attention mask.
-        max_new_tokens: The most tokens of a row.
-        end_ids: A row ends with the first of these, which is kept.
-        stopped: Says of a row's ids whether it ends; asked once in LOOK_EVERY tokens.
-        fixed: Take steps that are all alike, for a GPU (`fixed_steps_suit`).
+        max_new_tokens: The most tokens generated for a row.
+        end_ids: A row ends with the first of these ids, which is kept.
+        stopped: Returns, for the ids of each row, whether it ends; called once in LOOK_EVERY tokens.
+        fixed: Take steps of fixed shape, which suits a GPU (`fixed_steps_suit`).
         forward: More arguments of the model's forward.
 
     Raises:
-        NanLogits: A logit is NaN; checked once in LOOK_EVERY tokens.
+        NanLogits: A logit is NaN, which is checked once in LOOK_EVERY tokens.
     """
     ends = set(end_ids)
     alive, generated = list(range(len(ids_BT))), [list[int]() for _ in range(len(ids_BT))]
@@ -238,7 +238,7 @@ def greedy(
 
 
 def _going(generated: list[list[int]], alive: list[int], ends: set[int], stopped: Stopped) -> list[int]:
-    """Return the places in `alive` of the rows that go on. A row that has met an end is cut behind it."""
+    """Return the places in `alive` of the rows that continue. A row with an end id is cut after that id."""
     going = []
     for place, (row, stop) in enumerate(zip(alive, stopped([generated[row] for row in alive]), strict=True)):
         fresh = range(max(0, len(generated[row]) - LOOK_EVERY), len(generated[row]))

@@ -1,4 +1,4 @@
-"""lm-eval, in process, on a model in memory, with the task files beside this one."""
+"""lm-eval, in process, on a model in memory, with the task files in the folder beside this module."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ TaskScores = dict[str, dict[str, float]]  # task -> metric and metric_stderr
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings that are equal for all models to be compared, and the folders of data and progress.
+    """The settings that are equal for all models to be compared, and the places of data and progress.
 
     Attributes:
-        metadata: Reaches the data loaders of the tasks.
-        limit: Score only the first documents of each task.
-        response_cache: Batches already answered under the same `identity` are not computed again.
-        max_length: Tokens of prompt and answer; more for long answers, up to `length_limit`.
+        metadata: Passed to the data loaders of the tasks.
+        limit: If set, only the first `limit` documents of each task are scored.
+        response_cache: A file of answers. Batches answered there under the same `identity` are not computed again.
+        max_length: The most tokens of prompt and answer together. For long answers there may be more, up to `length_limit`.
     """
 
     batch_size: int
@@ -48,11 +48,11 @@ class Settings:
     identity: str = ""
 
     def resumable(self, response_cache: Path, identity: str) -> Settings:
-        """Return the settings with progress kept in `response_cache`."""
+        """Return the settings with progress kept in the file `response_cache`."""
         return replace(self, response_cache=response_cache, identity=identity)
 
     def within(self, model: torch.nn.Module) -> Settings:
-        """Return the settings for a model that may have fewer positions; print so, and what follows from it."""
+        """Return the settings adapted to the model. If it has fewer positions, print that and what follows from it."""
         there = positions(model)
         if there is None or there >= (self.length_limit or self.max_length + PROMPT_TOKENS):
             return self
@@ -68,12 +68,12 @@ class Settings:
 def evaluate_model(
     model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, tasks: list[str], settings: Settings, loaded: Any = None
 ) -> tuple[TaskScores, dict[str, LoggedSamples]]:
-    """Score lm-eval's and this suite's tasks and groups, with standard errors, and return every scored document, too.
+    """Score tasks and groups of lm-eval and of this suite, with standard errors; also return every scored document.
 
-    Beside a task's scores there are `documents` and, for multiple choice, `floor`, the score of the best constant
-    answer. A group's score is the plain mean of its tasks' scores, with errors added as of independent tasks. The
-    caller's random state and the model's mode are restored. Call it under autocast if the weights are wider than the
-    compute dtype. `loaded`: what `load_tasks` returned for the same settings, not yet scored.
+    Beside a task's scores there are `documents` and, for multiple choice, `floor`, the score of the best constant answer.
+    A group's score is the plain mean of its tasks' scores, with the error for independent tasks. The caller's random state
+    and the model's mode are restored. Call this under autocast if the weights are wider than the compute dtype. `loaded` is
+    what `load_tasks` returned for the same settings; it can be scored once.
 
     Raises:
         ConfigError: A task is unknown.
@@ -93,7 +93,7 @@ def evaluate_model(
     model.eval()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
-        result: Any = evaluate(  # simple_evaluate would run pip and compilers each time, for a report that is not kept
+        result: Any = evaluate(  # simple_evaluate would each time run pip and compilers for a report that is not kept
             Backend(model, tokenizer, settings.batch_size, settings.max_length, response_cache, settings.length_limit),
             loaded,
             limit=settings.limit,
@@ -110,7 +110,10 @@ def evaluate_model(
 
 
 def load_tasks(tasks: list[str], tokenizer: PreTrainedTokenizerBase, settings: Settings) -> Any:
-    """Load the tasks with their documents, without examples where their files ask for none. Raises as `evaluate_model`."""
+    """Load the tasks with their documents, and with examples only if their files ask for them.
+
+    Raises the errors of `evaluate_model`.
+    """
     loaded = task_manager(tasks, tokenizer, settings).load(tasks)
     for task in loaded["tasks"].values():
         if task.get_config("num_fewshot") is None:
@@ -120,15 +123,15 @@ def load_tasks(tasks: list[str], tokenizer: PreTrainedTokenizerBase, settings: S
 
 
 def check_names(tasks: list[str]) -> None:
-    """Raise ConfigError, before anything is loaded, for a name that neither this suite nor lm-eval has."""
+    """Raise ConfigError, before anything is loaded, if neither this suite nor lm-eval has a task of some name."""
     _manager(tasks)
 
 
 def task_manager(tasks: list[str], tokenizer: PreTrainedTokenizerBase, settings: Settings) -> Any:
-    """Return a task manager with this suite's tasks; lm-eval's catalogue, which takes seconds, is added only if needed.
+    """Return a task manager with this suite's tasks. lm-eval's catalogue, which takes seconds, is added only if needed.
 
     Raises:
-        ConfigError: Neither knows a name.
+        ConfigError: Neither has a task of some name.
     """
     metadata = {"data_dir": settings.data_dir, "tokenizer": tokenizer, "max_length": settings.max_length}
     return _manager(tasks, metadata | settings.metadata)
@@ -148,7 +151,7 @@ def _manager(tasks: list[str], metadata: dict[str, Any] | None = None) -> Any:
 
 
 def keep(name: str, result: dict[str, Any]) -> LoggedSamples:
-    """Return what lm-eval's samples are logged with: identity, answer and score."""
+    """Return lm-eval's samples of a task with what is kept of them: identity, answer and score."""
     metadata = result["configs"][name].get("metadata") or {}
     samples = result["samples"][name]
     rows = []
@@ -179,7 +182,7 @@ def keep(name: str, result: dict[str, Any]) -> LoggedSamples:
 
 
 def average(members: list[dict[str, float]]) -> dict[str, float]:
-    """Return the plain mean of `score` and of `floor`, with the error for independent tasks; {} if a member has no score."""
+    """Return the plain means of `score` and `floor`, with the error for independent tasks; {} if a member has no score."""
     if not members or any("score" not in member for member in members):
         return {}
     errors = [member[f"score{STDERR}"] for member in members]
@@ -197,8 +200,8 @@ def average(members: list[dict[str, float]]) -> dict[str, float]:
 def _facts(logged: LoggedSamples) -> dict[str, float]:
     """Return the number of scored documents, and the score of a model that knows nothing.
 
-    The latter is that of the best constant answer in multiple choice, else what the task says. If some texts hold no
-    answer, the score among those that do is added.
+    The latter is the score of the best constant answer in multiple choice, else what the task says. If some texts contain
+    no answer, the score over those that do is added.
     """
     facts = {DOCUMENTS: float(logged.header["documents"])}
     if (
@@ -218,7 +221,7 @@ def _facts(logged: LoggedSamples) -> dict[str, float]:
 
 
 def _with_errors(values: dict[str, Any], logged: LoggedSamples) -> dict[str, float]:
-    """Return lm-eval's values as `metric`, or `metric:filter`, with this suite's standard errors."""
+    """Return lm-eval's values, named `metric` or `metric:filter`, with this suite's standard errors."""
     out = {}
     for name, value in values.items():
         metric, _, chosen = name.partition(",")

@@ -1,4 +1,4 @@
-"""The scored documents of an evaluation. No torch."""
+"""The scored documents of an evaluation. Imports no torch."""
 
 from __future__ import annotations
 

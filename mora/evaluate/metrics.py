@@ -1,4 +1,4 @@
-"""A metric's facts from its own task: whether higher is better, and the score of a model that knows nothing. No torch."""
+"""Facts about metrics, from their tasks: whether higher is better, and the floor. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ import yaml
 from mora.config.yaml_file import SafeLoader
 
 TASKS = Path(__file__).parent / "tasks"
-LOSSES = {"validation_loss": False, "value_nll": False, "value_token_acc": True}  # measured along a run, of no task
-MERGED = "merged_"  # prefix of a loss measured on the merged model, which tasks score
-MERGE_SHARE, MERGE_NATS = 0.1, 0.05  # merging may raise a loss by the larger of this share of it and these nats
-IF_ANSWERED = "score_if_answered"  # of those that have an answer: describes, and has no direction, as few may have one
-# A row of a log has task.metric, task.metric_stderr, task.documents, task.floor, ...
+LOSSES = {"validation_loss": False, "value_nll": False, "value_token_acc": True}  # measured during a run; not of a task
+MERGED = "merged_"  # prefix of a loss of the merged model, which is the model that tasks score
+MERGE_SHARE, MERGE_NATS = 0.1, 0.05  # merging may raise a loss by this share of it, or by these nats if they are more
+IF_ANSWERED = "score_if_answered"  # the score over texts with an answer; as these may be few, it has no direction
+# The names in a row of a log are task.metric, task.metric_stderr, task.documents, task.floor, ...
 STDERR, DOCUMENTS, FLOOR = "_stderr", "documents", "floor"
 
 
 class Facts(NamedTuple):
-    """Facts about a metric; None if not known."""
+    """Facts about a metric. A fact that is not known is None."""
 
     higher_is_better: bool | None
     floor: float | None
 
 
 def facts(name: str) -> Facts:
-    """Return the facts of `task.metric`, a group's score, a metric named after its task, or a loss along the run."""
+    """Return the facts of `task.metric`, a group's score, a metric named after its task, or a loss measured during a run."""
     if (loss := name.removeprefix(MERGED)) in LOSSES:
         return Facts(LOSSES[loss], None)
     return _known().get(name.partition(":")[0], Facts(None, None))
 
 
 class LoggedMetric(NamedTuple):
-    """A metric with what its row says about it. Fields are those of `mora.results.Metric`."""
+    """A metric with what its row says about it. The fields are those of `mora.results.Metric`."""
 
     value: float
     stderr: float | None
@@ -46,17 +46,17 @@ class LoggedMetric(NamedTuple):
 
 
 def write_row(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Return task -> metric -> value as a row of a log, which `read_row` takes apart."""
+    """Return scores (task -> metric -> value) as a row of a log. `read_row` is the inverse."""
     return {key(task, metric): value for task, values in scores.items() for metric, value in values.items()}
 
 
 def read_row(row: Mapping[str, Any]) -> dict[str, LoggedMetric]:
-    """Return the metrics in a row of a log, which has their errors, documents and floors under names of their own."""
+    """Return the metrics in a row of a log. Their errors, documents and floors have names of their own there."""
     return {name: _measured(name, row) for name in row if is_metric(name)}
 
 
 def is_metric(name: str) -> bool:
-    """Return whether an entry of a row is a metric, and not what is said about one."""
+    """Return whether an entry of a row is a metric, and not a fact about one."""
     return name != DOCUMENTS and not name.endswith((STDERR, f".{DOCUMENTS}", f".{FLOOR}"))
 
 
@@ -69,7 +69,7 @@ def _measured(name: str, row: Mapping[str, Any]) -> LoggedMetric:
 
 
 def raised_by_merging(metrics: Mapping[str, float]) -> dict[str, tuple[float, float]]:
-    """Return each loss that merging has raised noticeably, or made NaN: before and after."""
+    """Return, before and after, each loss that merging has raised noticeably or made NaN."""
     losses = [name for name, higher_is_better in LOSSES.items() if not higher_is_better and MERGED + name in metrics]
     both = {name: (metrics[name], metrics[MERGED + name]) for name in losses}
     return {
@@ -80,17 +80,17 @@ def raised_by_merging(metrics: Mapping[str, float]) -> dict[str, tuple[float, fl
 
 
 def beside(task: str) -> str | None:
-    """Return the task whose score is shown with that of this one, as its file says; None if it says none."""
+    """Return the task whose score is shown beside this task's, as this task's file says; None if it names none."""
     return _about(task).get("beside")
 
 
 def documents_of(task: str) -> str:
-    """Return the name of the documents that a task scores: tasks whose files give the same name score the same ones."""
+    """Return the name of the documents that a task scores. Tasks whose files give the same name score the same documents."""
     return str(_about(task).get("documents", task))
 
 
 def key(task: str, metric: str) -> str:
-    """Return the name of a task's metric in a run: `task.metric`, or its own name if that begins with the task's."""
+    """Return a metric's name in a run: `task.metric`, or the metric's own name if it begins with the task's."""
     return metric if metric.startswith(f"{task}_") else f"{task}.{metric}"
 
 
@@ -129,14 +129,14 @@ def _known() -> dict[str, Facts]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Read a task file, merged over the files that it includes."""
+    """Read a task file, whose values override those of the files that it includes."""
     values: dict[str, Any] = yaml.load(path.read_text(), _Loader) or {}
     included = values.pop("include", None)
     return values if included is None else _read(path.parent / included) | values
 
 
 class _Loader(SafeLoader):  # type: ignore[misc]
-    """Leaves lm-eval's !function tags alone."""
+    """A YAML loader that accepts lm-eval's !function tags without importing what they name."""
 
 
 _Loader.add_constructor("!function", lambda loader, node: node.value)

@@ -1,4 +1,4 @@
-"""Rows of an evaluation set, from a file in the data folder or the hub, and their fields, each with its place in errors."""
+"""The rows of an evaluation set, from files in the data folder or from the hub, and their fields. Errors name the place."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def data_folder(data_dir: str | None = None) -> Path | None:
 
 
 def raw_files(source: EvaluationSet, data_dir: str | None, split: str | None = None) -> list[Path]:
-    """Return the files of a set that has no other place, of the scored split unless another is given.
+    """Return the local files of a split of a set, by default the split that is scored.
 
     Raises:
-        DataError: If no data folder is set, or one of the files is not there.
+        DataError: No data folder is set, or one of the files is not there.
     """
     folder = data_folder(data_dir)
     if folder is None:
@@ -40,12 +40,12 @@ def rows(
 
     Args:
         source: The set.
-        data_dir: The data folder; None is MORA_DATA_DIR.
-        split: None is the one that is scored.
-        streaming: Fetch from the hub only what is read.
+        data_dir: The data folder. None means MORA_DATA_DIR.
+        split: The split. None means the one that is scored.
+        streaming: Whether to fetch from the hub only what is read.
 
     Raises:
-        DataError: The first place and field that are wrong; if there are no rows, or the hub does not answer.
+        DataError: A field is wrong (the error names the first place), there are no rows, or the hub does not answer.
     """
     folder, split = data_folder(data_dir), split or source.scored
     if paths := source.local(split, folder):
@@ -73,16 +73,16 @@ def _named(dataset: Iterable[Any], name: str) -> Iterator[Record]:
 
 
 def read(source: EvaluationSet, paths: Sequence[Path], *more_fields: str) -> Iterator[Record]:
-    """Yield the rows of local files, each with the set's fields and these. Raises DataError as `check` does."""
+    """Yield the rows of local files, which must have the set's fields and `more_fields`. Raises DataError like `check`."""
     records = chain.from_iterable(source.rows(path) for path in paths)
     return check(records, (*source.fields, *more_fields), str(paths[0]))
 
 
 def check(records: Iterable[Record], fields: tuple[str, ...], where: str) -> Iterator[Record]:
-    """Yield the rows, once checked that there are any and that each has every field.
+    """Yield the rows, and check that there are any and that each has every field.
 
     Raises:
-        DataError: The first place and field that are wrong.
+        DataError: There are no rows, or a field is missing; the error names the first place.
     """
     empty = True
     for record in records:
@@ -128,7 +128,7 @@ def texts(record: Record, field: str) -> list[str]:
 
 
 def gold_text(value: Any) -> str | None:
-    """Return a gold answer as text, which JSON may hold as a number; None if it is neither."""
+    """Return a gold answer as text. In JSON it may be a number, too; None if it is neither."""
     if isinstance(value, str):
         return value if value.strip() else None
     return str(value) if type(value) in (int, float) and math.isfinite(value) else None

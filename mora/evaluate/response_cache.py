@@ -15,10 +15,10 @@ from mora.io import replace_file
 
 
 class ResponseCache:
-    """Answers of batches, one JSON line each, by a hash of the batch's content.
+    """The answers to batches, one JSON line each, by a hash of the batch's content.
 
-    A batch is looked up whole, so a resumed evaluation repeats the batches, and the rounding, of an uninterrupted one.
-    `identity` names the model and every setting that changes an answer; a file of another identity is begun anew.
+    A batch is looked up as a whole, so a resumed evaluation has the same batches, and the same rounding, as an uninterrupted
+    one. `identity` names the model and every setting that changes an answer; a file of another identity is started anew.
     """
 
     def __init__(self, path: Path | None, identity: str):
@@ -31,7 +31,7 @@ class ResponseCache:
             intact = [lines[0], *(line for line in lines[1:] if (row := _row(line)) and self._keep(row))]
             if len(intact) == len(lines):
                 return
-            if len(lines) - len(intact) > 1 or lines[-1].endswith("\n"):  # a crash may have cut the last
+            if len(lines) - len(intact) > 1 or lines[-1].endswith("\n"):  # only a last line may be cut, by a crash
                 print(f"{path}: damaged lines are ignored, and their answers are computed again", file=sys.stderr)
             lines = intact
         else:
@@ -43,7 +43,7 @@ class ResponseCache:
         return True
 
     def answer(self, batch: Any, compute: Callable[[], Any]) -> Any:
-        """Return the stored answer to `batch` (JSON values), or that of `compute`, which is then stored."""
+        """Return the stored answer to `batch` (JSON values); if there is none, call `compute` and store its answer."""
         if self.path is None:
             return compute()
         key = hashlib.sha256(json.dumps(batch).encode()).hexdigest()
@@ -57,7 +57,7 @@ class ResponseCache:
 
 
 def _row(line: str) -> dict[str, Any] | None:
-    """Parse a line; None if it is cut or damaged."""
+    """Parse a line; return None if it is cut or damaged."""
     try:
         row = unsealed(json.loads(line))
     except (ValueError, AttributeError):

@@ -1,4 +1,4 @@
-"""Logged samples on disk: `samples/<task>.jsonl`, a header line and a line per document."""
+"""Logged samples on disk: `samples/<task>.jsonl`, with a header line and one line per document."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mora.io import replace_file
 from .logged import LoggedSamples
 from .records import DataError
 
-ROWS = "rows_sha256"  # in a header
+ROWS = "rows_sha256"  # a field of the header
 
 
 def write(folder: Path, logged: dict[str, LoggedSamples]) -> None:
@@ -25,7 +25,7 @@ def write(folder: Path, logged: dict[str, LoggedSamples]) -> None:
 
 
 def read(folder: Path) -> dict[str, LoggedSamples]:
-    """Read every task's samples below `folder`. Raises DataError if there are none, or damaged ones."""
+    """Read every task's samples below `folder`. Raises DataError if there are none, or some are damaged."""
     samples = {}
     for path in sorted((folder / "samples").glob("*.jsonl")):
         try:
@@ -40,7 +40,7 @@ def read(folder: Path) -> dict[str, LoggedSamples]:
             ]:
                 raise ValueError(f"no text as {missing[0]} in the first line")
             samples[path.stem] = LoggedSamples(header, rows)
-        except (OSError, ValueError, AttributeError, RecursionError) as error:  # of json, or for want of a header
+        except (OSError, ValueError, AttributeError, RecursionError) as error:  # of json, or as the header is missing
             raise DataError(
                 f"{path} is not a file of samples, or is truncated ({error}): score the model again"
             ) from error

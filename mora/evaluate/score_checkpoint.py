@@ -28,11 +28,11 @@ PACKAGES = ("torch", "transformers", "peft", "lm_eval", "datasets")
 def run(options: argparse.Namespace) -> Path:
     """Evaluate, write `result.json` and `samples/` into the output folder, and return the path of the JSON.
 
-    That is `options.output`, or one of the model's name (and `-unmerged`) in `evaluation/` of the folder where runs
-    work. Tasks are added to those that it already has of the same weights and settings.
+    That folder is `options.output`; by default it is in `evaluation/` of the folder where runs work, under the model's name
+    (and `-unmerged`). If it already has scores of the same weights and settings, the tasks are added to them.
 
     Raises:
-        ConfigError: The model or a task cannot be evaluated, or the folder holds a result of others.
+        ConfigError: The model or a task cannot be evaluated, or the folder holds a result of other weights or settings.
         OSError: The output cannot be written.
     """
     started, code = time.monotonic(), source.of_this_process()
@@ -54,14 +54,14 @@ def run(options: argparse.Namespace) -> Path:
         limit=options.limit,
         data_dir=options.data_dir,
         response_cache=folder / "journal.jsonl",
-        identity=f"{identity}|{precision}|{code['fingerprint']}",  # other code, other answers
+        identity=f"{identity}|{precision}|{code['fingerprint']}",  # other code may give other answers
     )
     new: dict[str, Any] = {
         "model": {"name": options.model, "fingerprint": identity, "precision": precision}
         | ({"unmerged": True} if options.unmerged else {}),
         "settings": {k: getattr(settings, k) for k in ("batch_size", "max_length", "limit")},
     }
-    score_file.known(folder, new)  # refuses before anything is scored
+    score_file.known(folder, new)  # raises, if at all, before anything is scored
     metrics, logged = evaluate_model(model, tokenizer, options.task, settings)
     facts = {
         "source": code,
@@ -89,7 +89,7 @@ def _print_scores(metrics: TaskScores) -> None:
 
 
 def _short(model: Path) -> str:
-    """Return the name of the model in its scores: for adapter/ or model/ of a run, the run's."""
+    """Return the name of the model in its scores. For adapter/ or model/ in a run's folder it is the run's name."""
     return model.resolve().parent.name if model.name in ("adapter", "model") else model.name
 
 

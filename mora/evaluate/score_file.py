@@ -1,6 +1,6 @@
-"""The `result.json` of `python -m mora.evaluate`: one model's scores under one setting, of several calls.
+"""The `result.json` of `python -m mora.evaluate`: the scores of one model under the same settings, from one or more calls.
 
-The result of a training run is another file: `mora/results.py`.
+The result of a training run is another file, see `mora/results.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from mora.config.seal import unsealed
 from mora.errors import ConfigError, DamagedFileError, one_line
 
-Result = dict[str, Any]  # model, settings, metrics by task or group, and by task what was scored, by which code, where
+Result = dict[str, Any]  # model, settings, metrics by task or group; by task, the documents, the code and the machine
 
 ELSEWHERE = "give another folder with --output"
 
@@ -21,8 +21,8 @@ def known(folder: Path, new: Result) -> Result | None:
     """Return the result in `folder`, if there is one.
 
     Raises:
-        ConfigError: It is damaged, or of other weights (two runs' adapters are both called `adapter`) or other settings
-            than `new`.
+        ConfigError: It is damaged, or has other weights or settings than `new`. (Two runs' adapters are both called
+            `adapter`.)
     """
     path = folder / "result.json"
     if not path.exists():
@@ -48,10 +48,10 @@ def known(folder: Path, new: Result) -> Result | None:
 def joined(folder: Path, new: Result) -> Result:
     """Return `new` with the tasks that `folder` already has.
 
-    A task in both, over the same documents, is taken from `new`.
+    A task that both have, over the same documents, is taken from `new`.
 
     Raises:
-        ConfigError: As `known`, or a task's documents differ from before.
+        ConfigError: As for `known`; or a task's documents differ from those before.
     """
     earlier = known(folder, new)
     if earlier is None:

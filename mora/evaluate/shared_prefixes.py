@@ -1,11 +1,11 @@
-"""Inputs that begin alike, as the questions of a subject do after the same examples."""
+"""Inputs that begin alike, such as a subject's questions after the same examples, are grouped by their shared prefix."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-WORTH = 2**14  # tokens that a group must save: what is computed apart makes more, and smaller, passes
-PART = 0.5  # of the longest input that all of a group share at least: what they do not share is then the smaller part
+WORTH = 2**14  # tokens that a group must save, since a group of its own means more and smaller forward passes
+PART = 0.5  # the least share of a group's longest input that all share, so that the rest is the smaller part
 
 Ids = tuple[int, ...]
 
@@ -14,11 +14,11 @@ def by_beginning(longest: dict[Ids, int]) -> list[tuple[int, list[Ids]]]:
     """Group inputs by the tokens that they begin with.
 
     Args:
-        longest: For each input, the number of its last tokens that are never shared, since their logits are wanted.
+        longest: For each input, the number of last tokens that are never shared, since their logits are needed.
 
     Returns:
-        For each group the number of tokens that all its inputs share, and the inputs. First those that share too little,
-        as 0.
+        For each group, the number of tokens that all its inputs share, and the inputs. Inputs that share too little come
+        first, as a group that shares 0.
     """
     groups: list[_Group] = []
     for ids in sorted(longest):
@@ -38,7 +38,7 @@ class _Group:
     inputs: list[Ids]
 
     def take(self, ids: Ids, own: int) -> bool:
-        """Take an input in, `own` of whose tokens may be shared, unless too little would be; return whether it was."""
+        """Add an input, of which `own` tokens may be shared, unless too little would be; return whether it was added."""
         most = min(self.shared, own)
         pairs = zip(self.inputs[0][:most], ids, strict=False)
         common = next((i for i, (one, other) in enumerate(pairs) if one != other), most)

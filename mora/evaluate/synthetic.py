@@ -1,4 +1,4 @@
-"""Evaluation files of the public sets' schemas, made of sums and made-up sentences: they prove the path at scale=smoke."""
+"""Evaluation files in the public sets' schemas, made of sums and made-up sentences: scale smoke tests the path with them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CHOICES = ("PubMedQA", "USMLE", "RCT", "FPB", "FiQA_SA", "Headline")  # AdaptLLM
 
 
 def write(folder: Path) -> Path:
-    """Write every file that the paper's tasks read, a few rows each, always the same; return the folder."""
+    """Write every file that the paper's tasks read, with a few rows that are always the same; return the folder."""
     rng = random.Random(0)
     for name in CHOICES:
         _jsonl(folder / f"adaptllm/{name}.jsonl", [_choice(rng, i) for i in range(ROWS)])

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-# of configurations whose positions are relative: they go on beyond what was trained
+# Fields of configurations with relative positions, which go on beyond what was trained.
 UNBOUNDED = ("rope_parameters", "rope_scaling", "rope_theta", "alibi")
-PROMPT_TOKENS = 1024  # of a prompt are kept where nothing forbids it; MATH's answers alone may have 2,048
-DEFAULT_ANSWER = 256  # lm-eval's, of a task that says nothing
+PROMPT_TOKENS = 1024  # kept of a prompt if no limit forbids it; MATH's answers alone may have 2,048
+DEFAULT_ANSWER = 256  # lm-eval's value for a task that gives none
 
 
 def positions(model: torch.nn.Module) -> int | None:
-    """Return the number of positions of a model that has a table of them, which no index may exceed; None for any other."""
+    """Return the size of the model's table of positions, which no position may exceed; None for a model without a table."""
     config: Any = getattr(model, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     if config is None or any(getattr(config, name, None) for name in UNBOUNDED):
@@ -26,8 +26,8 @@ def positions(model: torch.nn.Module) -> int | None:
 def for_answers(requests: list[Any], window: int, length_limit: int | None) -> tuple[list[Any], int]:
     """Return lm-eval's generation requests, and the tokens that a prompt and its answer may take together.
 
-    That is `window`, or more, up to `length_limit`, if a prompt would keep fewer than PROMPT_TOKENS beside the longest
-    answer. If it would exceed `length_limit`, an answer gets at most half of it; a prompt, cut at the left, gets the rest.
+    That number is `window`, or more if a prompt would else keep fewer than PROMPT_TOKENS beside the longest answer. It is at
+    most `length_limit`, if that is given: then an answer gets at most half of it, and the prompt, cut at the left, the rest.
     """
     longest = max((_answer(request) for request in requests), default=0)
     wanted = max(window, longest + PROMPT_TOKENS)

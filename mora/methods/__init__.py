@@ -1,4 +1,4 @@
-"""A run's model with the adapter of its method, and what of it trains. The training loop knows no method by name."""
+"""A run's model with its method's adapter, and which parameters train. The training loop knows no method by name."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def prepare(model: nn.Module, config: RunConfig) -> nn.Module:
     Adapter initialisation depends on `config.seed` alone.
 
     Raises:
-        ConfigError: A target is the name of no linear module, or PEFT refuses the method's settings on this model.
+        ConfigError: A target names no linear module, or PEFT refuses the method's settings for this model.
     """
     adapter = config.method.adapter
     if adapter is None:

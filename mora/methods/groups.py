@@ -1,4 +1,4 @@
-"""Which parameters train, in the groups that an optimizer needs: by learning rate, and adapters apart from the rest."""
+"""The parameters that train, in the groups that an optimizer needs: by learning rate, with adapters apart from the rest."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def parameter_groups(model: nn.Module, config: RunConfig) -> list[ParameterGroup]:
-    """Return the trainable parameters, each in one group; at least one group, empty if nothing trains."""
+    """Return the trainable parameters, each in one group. There is at least one group, which is empty if nothing trains."""
     adapter = config.method.adapter
     prefix = model.base_model.prefix if isinstance(model, PeftModel) else None
     by_scale: dict[tuple[float, bool], dict[str, nn.Parameter]] = {}

@@ -29,7 +29,7 @@ def lora_table(model: nn.Module) -> dict[str, int]:
 
 
 def parameter_lines(model: nn.Module, rank: str | None) -> list[str]:
-    """Return a table for people: every kind of module and the total, beside LoRA's count where there is an adapter.
+    """Return the lines of a printed table: each kind of module and the total, beside LoRA's count if there is an adapter.
 
     Call it before an engine splits the weights.
 
@@ -40,7 +40,7 @@ def parameter_lines(model: nn.Module, rank: str | None) -> list[str]:
     lora = {} if rank is None else lora_table(model)
     ours: dict[str, int] = {}
     for name, count in parameter_table(model).items():
-        module = next((kind for kind in lora if name.startswith(f"{kind}.")), name)  # lora_A and lora_B in one line
+        module = next((kind for kind in lora if name.startswith(f"{kind}.")), name)  # lora_A and lora_B share a line
         ours[module] = ours.get(module, 0) + count
     lines = [_line(kind, count, lora.get(kind)) for kind, count in ours.items()]
     all_parameters, total = sum(p.numel() for p in model.parameters()), sum(ours.values())

@@ -29,12 +29,12 @@ def main(arguments: list[str] | None = None) -> int:
 def _size(model: Model) -> str:
     try:
         return f"{shape_of(model).parameters:,} parameters"
-    except UnknownShape:  # a run reads it from the weights
+    except UnknownShape:  # only a run knows it, from the weights
         return "plans of its runs need the field shape"
 
 
 def _fetched(model: Model) -> str:
-    """Return the path of the model's checkpoint, fetched if need be. Raises ConfigError, and errors of the hub."""
+    """Return the path of the model's checkpoint, which is fetched if needed. Raises ConfigError and the hub's errors."""
     if model.source == "gguf":
         from . import files, gguf
 

@@ -1,4 +1,4 @@
-"""An adapter's folder on its base: every weight of it in its place, or an error."""
+"""Put an adapter from a folder onto its base: either every weight is in its place, or there is an error."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def with_adapter(base: nn.Module, folder: Path | str) -> Any:
     """Return the PEFT model of `base` with the adapter in `folder`.
 
     Raises:
-        ModelError: A weight of the adapter has no module, or a module has no weight, so that its scores would be those
-            of the base, or of a part. PEFT's own errors for a folder that it cannot read pass through.
+        ModelError: A weight of the adapter has no module, or a module has no weight, so that the scores would be those of
+            the base, or of a part of the adapter. PEFT's own errors for a folder that it cannot read pass through.
     """
     model, missing, unexpected = load_checked(base, folder)
     for keys, what in ((unexpected, "names no module of its base"), (missing, "is missing in it")):
@@ -34,7 +34,7 @@ def with_adapter(base: nn.Module, folder: Path | str) -> Any:
 def merged(base: nn.Module, folder: Path | str) -> Any:
     """Return `base` with the adapter in `folder` merged into it.
 
-    Raises ModelError, also for a kind that cannot be merged.
+    Raises ModelError as `with_adapter` does, and for a kind of adapter that cannot be merged.
     """
     from peft import PeftConfig
 
@@ -49,7 +49,7 @@ def merged(base: nn.Module, folder: Path | str) -> Any:
 
 
 def tokenizer_of(folder: Path | str, base: PreTrainedTokenizerBase, model: nn.Module) -> PreTrainedTokenizerBase:
-    """Return the tokenizer beside an adapter, which it was trained with, else its base's.
+    """Return the tokenizer beside an adapter, with which it was trained, else that of its base.
 
     Raises:
         ModelError: It has more tokens than the model has embeddings.

@@ -1,4 +1,4 @@
-"""The type of a command line argument that names a model. No torch."""
+"""The type of a command line argument that names a model. Imports no torch."""
 
 from __future__ import annotations
 

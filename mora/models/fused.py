@@ -1,4 +1,4 @@
-"""Norms, rotary embedding and gates as liger-kernel's Triton kernels, for models that are built as a Llama is."""
+"""Norms, rotary embedding and gates by liger-kernel's Triton kernels, for models that are built like a Llama."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ GATED = ("gate_proj", "up_proj", "down_proj")
 def use_fused_layers(model: PreTrainedModel) -> bool:
     """Put liger-kernel's kernels into the model if it has their parts and the package is installed.
 
-    It does for Llama, Mistral, Qwen2 and Qwen3; `tests/gpu/test_fused_layers.py` compares the outcome with plain
-    layers.
+    Llama, Mistral, Qwen2 and Qwen3 have them. `tests/gpu/test_fused_layers.py` compares the outcome with plain layers.
     """
     if importlib.util.find_spec("liger_kernel") is None or not built_as_llama(model):
         return False
@@ -30,9 +29,9 @@ def use_fused_layers(model: PreTrainedModel) -> bool:
 
 
 def built_as_llama(model: PreTrainedModel) -> bool:
-    """Return whether every layer is two root-mean-square norms, attention by four projections and an MLP gated by SiLU.
+    """Return whether every layer has two root-mean-square norms, attention by four projections, and an MLP gated by SiLU.
 
-    The norm multiplies by its weight alone: Gemma's adds one to it.
+    A norm must multiply by its weight alone; Gemma's, for example, adds one to it.
     """
     layers = getattr(getattr(model, "model", None), "layers", None)
     if not isinstance(layers, nn.ModuleList) or not len(layers):
@@ -54,7 +53,7 @@ def _is_llama_layer(layer: Any) -> bool:
 
 
 def _is_fused(mlp: Any) -> bool:
-    """Return whether the layer is of liger-kernel's classes."""
+    """Return whether the layer's class is one of liger-kernel's."""
     return type(mlp).__module__.startswith("liger_kernel.")
 
 

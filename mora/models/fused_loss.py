@@ -1,4 +1,4 @@
-"""Cross-entropy from hidden states: the head and the loss a chunk of tokens at a time, so that no full logits exist."""
+"""Cross-entropy from hidden states. Head and loss are computed for a chunk of tokens at a time, never for all logits."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch.nn import functional as F
 
 from mora.adapter import kernels
 
-CHUNK_BYTES = 256 * 2**20  # of fp32 logits: 2048 tokens of LLaMA-2's vocabulary
+CHUNK_BYTES = 256 * 2**20  # of fp32 logits: those of 2048 tokens with LLaMA-2's vocabulary
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
     """Return F.cross_entropy(hidden @ weight.T, labels, reduction="none"), in nats, fp32, with gradients.
 
-    Products are taken in hidden's dtype, softmax and sums in fp32. Logits live CHUNK_BYTES at a time. With a frozen weight
-    the gradient is computed along with the loss, and what is kept has the size of hidden; for a weight that trains, logits
-    are computed again in backward.
+    Products are computed in hidden's dtype, softmax and sums in fp32. At most CHUNK_BYTES of logits exist at a time. If the
+    weight is frozen, the gradient is computed along with the loss, and what is kept has the size of hidden; if it trains,
+    logits are computed again in the backward pass.
 
     Args:
         hidden: (N, H).
@@ -84,14 +84,14 @@ class _TrainedHead(torch.autograd.Function):
 
 
 def parts(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
-    """Yield slices of hidden's rows (N, H), as many at a time as have CHUNK_BYTES of logits."""
+    """Yield slices of the rows of hidden (N, H), each with at most CHUNK_BYTES of logits, but at least one row."""
     size = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
     for start in range(0, len(hidden), size):
         yield slice(start, start + size)
 
 
 def groups(lengths: list[int], weight: Tensor) -> Iterator[slice]:
-    """Yield slices of rows of so many tokens each: as many as have CHUNK_BYTES of logits, but at least one."""
+    """Yield slices of rows with these numbers of tokens, each with at most CHUNK_BYTES of logits, but at least one row."""
     max_tokens, start, tokens = CHUNK_BYTES // (4 * weight.shape[0]), 0, 0
     for i, length in enumerate(lengths):
         if i > start and tokens + length > max_tokens:
@@ -102,9 +102,10 @@ def groups(lengths: list[int], weight: Tensor) -> Iterator[slice]:
 
 
 def _losses_and_residual(logits: Tensor, labels: Tensor, ignore_index: int, residual: bool) -> tuple[Tensor, Tensor]:
-    """Return the losses of the rows of logits (N, V) and, if wanted, softmax minus one at the label, in logits' dtype.
+    """Return the losses of the rows of logits (N, V) and, with `residual`, their softmax less 1 at the label.
 
-    Both are zero without a label. On a GPU one Triton kernel does both, in the memory of the logits.
+    The latter is in logits' dtype. Both are zero for rows without a label. On a GPU one Triton kernel computes both, in the
+    memory of the logits.
     """
     if logits.dtype != torch.float64 and kernels.on_triton(logits):
         from .cross_entropy_kernel import cross_entropy_

@@ -1,4 +1,4 @@
-"""A GGUF file as an ordinary checkpoint: dequantised once, on all cores, into the cache."""
+"""A GGUF file as an ordinary checkpoint, which is dequantised once, on all cores, into the cache."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from mora.io import cache_dir, locked
 from . import files
 from .dtypes import DTYPES
 
-BLOCK = 2**19  # quantised bytes that a thread takes at a time
+BLOCK = 2**19  # quantised bytes that a thread processes at a time
 
 
 def as_folder(model: Model) -> Path:
-    """Return the folder of the model's checkpoint for transformers; the first call makes it, in one process.
+    """Return the folder of the model's checkpoint for transformers. The first call makes it, in one of the processes.
 
     Raises:
         ModelError: The file is missing, not the pinned one, or not readable.
@@ -55,7 +55,7 @@ def as_folder(model: Model) -> Path:
 
 
 def tokenizer_of(model: Model) -> Any:
-    """Return the tokenizer in the model's file without unpacking weights. Raises ModelError if it is missing."""
+    """Return the tokenizer in the model's file, without dequantising weights. Raises ModelError if the file is missing."""
     file = files.find(model)
     with _read_once(file):
         return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
@@ -77,9 +77,9 @@ def _convert(file: Path, folder: Path, dtype: torch.dtype, tie_head: bool | None
 
 
 def _plain_model(file: Path, reader: _Reader, dtype: torch.dtype, tie_head: bool | None) -> PreTrainedModel:
-    """Return the model that transformers makes of the file, with plain weights.
+    """Return the model that transformers makes of the file, but with plain weights.
 
-    One that knows the weights' origin cannot be saved.
+    The model that transformers makes knows that its weights were quantised, and cannot be saved.
     """
     config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
     if hasattr(config, "quantization_config"):
@@ -109,13 +109,13 @@ def _names_of(model: PreTrainedModel, module: torch.nn.Module) -> str:
 def _weights(reader: _Reader, model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return every tensor of the file under its name in the model, dequantised on as many threads as there are cores.
 
-    Names and the order of rows are transformers' own. A block of weights has its own scales, so rows can be split, and
-    the values are the same, bit for bit. numpy releases the interpreter's lock while it computes.
+    Names and the order of rows are those of transformers. Each block of weights has its own scales, so rows can be
+    split among threads with the same values, bit for bit. numpy releases the interpreter's lock while it computes.
     """
     architecture = reader.fields["general.architecture"].contents()
     processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=model.config.to_dict())
     names = get_gguf_hf_weights_map(model, processor)
-    made: dict[str, Any] = {"tensors": {}}  # where processors of mixtures of experts leave theirs
+    made: dict[str, Any] = {"tensors": {}}  # where tensor processors for mixtures of experts put their tensors
     loaded = {}
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for tensor in reader.tensors:
@@ -130,7 +130,7 @@ def _weights(reader: _Reader, model: PreTrainedModel, dtype: torch.dtype) -> dic
 
 
 class _Reader(gguf.GGUFReader):
-    """gguf's reader, three times as fast: the memory map becomes an array, whose slices are cheap."""
+    """gguf's reader made three times as fast: the memory map becomes an array, whose slices are cheap."""
 
     @property
     def data(self) -> Any:
@@ -143,9 +143,10 @@ class _Reader(gguf.GGUFReader):
 
 @contextmanager
 def _read_once(file: Path) -> Iterator[_Reader]:
-    """Context manager: one reader of the file, which transformers gets, too, each time that it opens it.
+    """Context manager: yield a reader of the file, which transformers gets, too, whenever it opens the file.
 
-    The file has half a million fields. The map of names, which transformers asks for once per module, is kept, too.
+    The file has half a million fields, so it is read once. The map of names, for which transformers asks once per module, is
+    also kept.
     """
     reader, before = _Reader(file), (gguf.GGUFReader, gguf.get_tensor_name_map)
     gguf.GGUFReader, gguf.get_tensor_name_map = lambda *args, **kwargs: reader, cache(before[1])

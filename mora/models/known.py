@@ -1,4 +1,4 @@
-"""The models of configs/model, by name. No torch."""
+"""The models of configs/model, by name. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FOLDER = CONFIG_DIR / "model"
 
 
 def named(name: str) -> Model | None:
-    """Return the model of configs/model/<name>.yaml; None if there is none, or it is incomplete, as custom is."""
+    """Return the model of configs/model/<name>.yaml; None if there is no such file, or it is incomplete, as custom is."""
     path = FOLDER / f"{name}.yaml"
     if Path(name).name != name or not path.is_file():
         return None
@@ -38,14 +38,14 @@ def names() -> list[str]:
 
 
 def refused(name: str) -> str | None:
-    """Return why this cannot be a model; None if it may be one, as every OWNER/NAME of the hub.
+    """Return why this cannot name a model; None if it may, as any OWNER/NAME of the hub may.
 
-    It is a path to nothing, or nearly the name of a known model.
+    It cannot if it is a path to nothing, or nearly the name of a known model.
     """
     if name in ("", ".", "..") or Path(name).exists():
         if not Path(name).is_dir():
             return f"{name!r} is a file: expected a folder, hub id or name in configs/model"
-        parts = ("config.json", "adapter_config.json", "adapter", "model")  # of a run's folder the loader says which
+        parts = ("config.json", "adapter_config.json", "adapter", "model")  # of a run's folder, the loader says which
         if name and any((Path(name) / part).exists() for part in parts):
             return None
         return f"{name!r}: expected a folder with config.json or adapter_config.json, hub id or name in configs/model"

@@ -1,4 +1,4 @@
-"""Weights of a model, and adapters merged into them: from random numbers, a GGUF file, a hub id or a folder."""
+"""The weights of a model, from random numbers, a GGUF file, a hub id or a folder, with adapters merged into them."""
 
 from __future__ import annotations
 
@@ -32,11 +32,12 @@ from .dtypes import DTYPES
 from .gguf import as_folder
 from .tokenizers import cannot_load, end_ids, load_tokenizer, revision_of
 
-# missing or gated; a folder without a model's config; a file that was cut; a quantised one whose package is not there
+# Weights are missing or gated, a folder has no model's config, a file is truncated, or the package for quantised weights
+# is missing.
 LOAD_ERRORS = (OSError, ValueError, SafetensorError, ImportError)
 
 
-# of a shape: sizes that do not fit, of the wrong kind, below 1, or beyond the memory
+# What building a shape raises if sizes do not fit, are of the wrong kind or below 1, or need more memory than there is.
 NOT_BUILT = (StrictDataclassError, ValueError, TypeError, ArithmeticError, AttributeError, KeyError, RuntimeError)
 
 
@@ -45,9 +46,10 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return the base model in the dtype of `precision`, and its tokenizer.
 
-    The model is on the CPU, or with source=init_on_device on `device`.
+    The model is on the CPU; with source=init_on_device it is on `device`.
 
     Raises:
+        ConfigError: The checkpoint is no causal language model of text alone, or not of the shape of the known model.
         ModelError: Weights are missing, gated or not the pinned ones; the message says what to do.
     """
     dtype = DTYPES[precision]
@@ -72,22 +74,22 @@ def load_model(
 
 
 def _stop_at_eos(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let the model's own generation stop at the tokenizer's EOS as well, with which training ends texts."""
+    """Let the model's own generation also stop at the tokenizer's EOS, with which training ends texts."""
     ends = end_ids(model, tokenizer)
     if model.generation_config is not None and len(ends) > 1:
         model.generation_config.eos_token_id = ends
 
 
 def _cast(model: Any, dtype: torch.dtype) -> Any:
-    """Cast the parameters, and leave the buffers: the rotary embedding's frequencies must stay fp32."""
+    """Cast the parameters but not the buffers, since the rotary embedding's frequencies must stay in fp32."""
     for p in model.parameters():
-        if p.is_floating_point():  # not what a quantised layer packs
+        if p.is_floating_point():  # not the packed weights of a quantised layer
             p.data = p.data.to(dtype)
     return model
 
 
 def load_any(name: str, precision: str, merge: bool = True) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return the model of `load_weights` and the tokenizer beside it, or its base's if an adapter has none.
+    """Return the model of `load_weights` and the tokenizer beside it. If an adapter has none, it is that of its base.
 
     Raises:
         ModelError: The model or its tokenizer cannot be loaded, or there is no adapter to leave unmerged.
@@ -106,8 +108,8 @@ def load_any(name: str, precision: str, merge: bool = True) -> tuple[PreTrainedM
 def load_weights(name: str, precision: str, revision: str | None = None, merge: bool = True) -> PreTrainedModel:
     """Load a model of configs/model by name, an adapter's folder with its base, or a checkpoint's folder or hub id.
 
-    `revision` is that of a hub id; None is its main branch. An adapter's base has the one in adapter_config.json. With
-    merge=False an adapter stays beside its base, and the model is a PeftModel.
+    `revision` is that of a hub id; None means its main branch. For an adapter's base it is the one in adapter_config.json.
+    With merge=False an adapter is not merged into its base, and the model is a PeftModel.
 
     Raises:
         ModelError: It cannot be loaded.
@@ -128,7 +130,7 @@ def load_weights(name: str, precision: str, revision: str | None = None, merge: 
 
 
 def merged_with(base: PreTrainedModel, adapter: str) -> PreTrainedModel:
-    """Return `base`, whose weights change, with the adapter in that folder merged into it in fp32. Raises as `merged`."""
+    """Merge the adapter in that folder into `base`, in fp32, and return `base`. Raises what `merged` raises."""
     return merged(base.float(), adapter)
 
 
@@ -141,7 +143,7 @@ def _tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBas
 
 
 def _base_of(name: str) -> tuple[str, str | None] | None:
-    """Return the base that an adapter's folder names, and its revision; None if it is not an adapter. Raises ModelError."""
+    """Return the base that an adapter's folder names, and its revision; None if it is no adapter's. Raises ModelError."""
     path = Path(name) / "adapter_config.json"
     if not path.is_file():
         return None
@@ -155,12 +157,12 @@ def _base_of(name: str) -> tuple[str, str | None] | None:
 
 @contextmanager
 def _errors_of(name: str) -> Iterator[None]:
-    """Context manager: errors in loading that model become a ModelError of one line."""
+    """Context manager: turn errors in loading that model into a ModelError of one line."""
     try:
         yield
-    except MoraError:  # of the adapter's base; it says enough
+    except MoraError:  # about the adapter's base; it says enough
         raise
-    except (*LOAD_ERRORS, KeyError, RuntimeError, AttributeError) as error:  # the last: an adapter of another base
+    except (*LOAD_ERRORS, KeyError, RuntimeError, AttributeError) as error:  # the last two: an adapter of another base
         parts = [str(part) for part in (Path(name) / "adapter", Path(name) / "model") if part.is_dir()]
         if parts:
             raise ModelError(f"model {name!r} is the folder of a run: give {' or '.join(parts)}") from error
@@ -172,7 +174,7 @@ def _errors_of(name: str) -> Iterator[None]:
 
 
 def _check_kind(where: str, hf_config: PretrainedConfig) -> None:
-    """Raise ModelError if the model does more than continue a text."""
+    """Raise ConfigError if the model does not simply continue a text."""
     kind = hf_config.model_type
     if hf_config.is_encoder_decoder:
         raise ConfigError(f"model.path={where!r} is an encoder-decoder ({kind}): expected a causal language model")
@@ -183,10 +185,10 @@ def _check_kind(where: str, hf_config: PretrainedConfig) -> None:
 
 
 def _check_shape(config: Model, hf_config: PretrainedConfig) -> None:
-    """Raise ModelError if the checkpoint's shape does not match the known model named `config.name`."""
+    """Raise ConfigError if the checkpoint's shape is not that of the known model named `config.name`."""
     pinned = known.named(config.name)
     for field, expected in ((pinned and pinned.shape) or {}).items():
-        value = getattr(hf_config, field, expected)  # not every field is in every kind of model
+        value = getattr(hf_config, field, expected)  # not every kind of model has every field
         if value != expected:
             raise ConfigError(
                 f"model.path={config.path!r} is not {config.name}: its {field} is {value}, expected {expected}; take "
@@ -197,7 +199,7 @@ def _check_shape(config: Model, hf_config: PretrainedConfig) -> None:
 def _random_model(
     config: Model, tokenizer: PreTrainedTokenizerBase, device: torch.device, dtype: torch.dtype
 ) -> LlamaForCausalLM:
-    """Return a Llama drawn on `device` in `dtype`; the values do not depend on earlier draws."""
+    """Return a Llama with random weights, drawn on `device` in `dtype`. They do not depend on earlier draws."""
     fields = config.architecture or {}
     if unknown := sorted(fields.keys() - vars(LlamaConfig()).keys()):
         raise ConfigError(f"model.architecture.{unknown[0]}: LlamaConfig has no such field")

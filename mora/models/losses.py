@@ -16,7 +16,7 @@ from .structure import causal_model, needs_no_mask, plain_head
 
 
 def token_losses(model: nn.Module, batch: Batch) -> Tensor:
-    """Return the cross-entropy of every label in nats, fp32, shape (B, T - 1); 0 without a label."""
+    """Return the cross-entropy of every label in nats, as fp32 (B, T - 1); it is 0 where there is no label."""
     states = hidden_states(model, batch)
     if states is not None:
         hidden, weight = states[0][:, :-1], states[1]
@@ -24,15 +24,15 @@ def token_losses(model: nn.Module, batch: Batch) -> Tensor:
         return linear_cross_entropy(hidden.flatten(0, 1), weight, labels.flatten(), IGNORE).view(labels.shape)
     with _attention(model, batch):
         logits = model(**_inputs(batch), use_cache=False).logits
-    labels = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORE)  # the labels are shifted, not the large logits
+    labels = F.pad(batch.labels[:, 1:], (0, 1), value=IGNORE)  # shifts the labels instead of the large logits
     flat = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="none")
     return flat.view(labels.shape)[:, :-1]
 
 
 def hidden_states(model: nn.Module, batch: Batch, beginning: Beginning | None = None) -> tuple[Tensor, Tensor] | None:
-    """Return hidden states (B, T, H) whose product with the head's weight (V, H) is the logits; None if it is not.
+    """Return hidden states (B, T, H) and the head's weight (V, H), whose product is the logits; None if it is not.
 
-    With a `beginning`, the batch holds what follows it.
+    With a `beginning`, the batch has the tokens that follow it.
     """
     head = plain_head(model)
     if head is None:
@@ -49,7 +49,7 @@ def _attention(model: nn.Module, batch: Batch) -> AbstractContextManager[None]:
     if batch.bounds is None:
         return nullcontext()
     causal = causal_model(model)
-    assert causal is not None  # no other trains without padding
+    assert causal is not None  # only transformers models train without padding
     return within(causal.base_model, batch.bounds)
 
 

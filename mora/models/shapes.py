@@ -1,4 +1,4 @@
-"""Shapes of models, for a plan that downloads nothing. Importing it imports no torch."""
+"""Shapes of models, for plans, which download nothing. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from . import known
 
 @dataclass(frozen=True)
 class Linear:
-    """One kind of linear module and how many layers have it."""
+    """One kind of linear module, and the number of layers that have it."""
 
     name: str
     in_features: int
@@ -31,12 +31,12 @@ class Shape:
     """The shape of a causal model.
 
     Attributes:
-        hidden: Width of the layers.
-        mlp: Numbers between the two halves of the feed-forward layer.
-        queries: Outputs of attention's query projection.
-        kv: Outputs of its key and value projections.
-        linears: By kind, without the head.
-        small: Parameters of norms, biases and learned positions.
+        hidden: The width of the layers.
+        mlp: The width between the two halves of the feed-forward layer.
+        queries: The number of outputs of attention's query projection.
+        kv: The number of outputs of its key projection, and of its value projection.
+        linears: The linear modules by kind, without the head.
+        small: The number of parameters of norms, biases and learned positions.
     """
 
     layers: int
@@ -55,7 +55,7 @@ class Shape:
 
     @property
     def rest(self) -> int:
-        """Embeddings, head, norms: what carries no adapter."""
+        """The number of parameters that carry no adapter: embeddings, head and norms."""
         return self.head * (1 if self.tied else 2) + self.small
 
     @property
@@ -68,11 +68,11 @@ class Shape:
 
 
 class UnknownShape(ValueError):
-    """Raised where only the weights tell the shape of a model."""
+    """Raised if only the weights tell the shape of a model."""
 
 
 def shape_of(model: Model) -> Shape:
-    """Return the model's shape, from its configuration or, as earlier results have it, by the name of a known model.
+    """Return the model's shape, from its configuration or, for earlier results, by the name of a known model.
 
     For a checkpoint's folder it comes from config.json, and transformers is imported.
 
@@ -91,7 +91,7 @@ def shape_of(model: Model) -> Shape:
 
 
 def llama(fields: dict[str, Any]) -> Shape:
-    """Return the shape of a Llama, or of a Qwen2 (attention_bias), by the fields of its config.json."""
+    """Return the shape of a Llama, or of a Qwen2 (attention_bias), from the fields of its config.json."""
     h, i, n = fields["hidden_size"], fields["intermediate_size"], fields["num_hidden_layers"]
     heads = fields["num_attention_heads"]
     width = fields.get("head_dim") or h // heads
@@ -134,6 +134,6 @@ def _of_folder(folder: str) -> Shape:
 
 
 def end_of(path: tuple[str, ...], paths: set[tuple[str, ...]]) -> tuple[str, ...]:
-    """Return the shortest end of a path that tells it from the others: q_proj; attn.c_proj if there is mlp.c_proj, too."""
+    """Return the shortest end of a path that tells it from all others: q_proj, or attn.c_proj if mlp.c_proj exists, too."""
     ends = (path[-n:] for n in range(1, len(path)))
     return next((end for end in ends if sum(p[-len(end) :] == end for p in paths) == 1), path)

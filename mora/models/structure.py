@@ -1,4 +1,4 @@
-"""Shortcuts that a model's structure allows, found by asking the model, not by its name."""
+"""Shortcuts that a model's structure allows. They are found by probing the model, not by its name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from .attention import within, without_mask
 from .beginning import Beginning
 
-PROBED = 12  # tokens
+PROBED = 12  # tokens of a probe
 _probed: WeakKeyDictionary[nn.Module, dict[str, bool]] = WeakKeyDictionary()
 
 
@@ -27,10 +27,10 @@ def causal_model(model: nn.Module) -> PreTrainedModel | None:
 
 
 def plain_head(model: nn.Module) -> tuple[nn.Module, Tensor] | None:
-    """Return the model under the head and the head's weight (V, H); None if logits are more than their product.
+    """Return the model under the head (the trunk) and the head's weight (V, H); None if logits are not their mere product.
 
-    That is so for models that scale or cap their logits, and for a head that is adapted, hooked (as ZeRO-3 does, which
-    gathers the weight) or biased. `model` may be wrapped by PEFT, by DeepSpeed's engine, or by both.
+    They are not if the model scales or caps its logits, or if the head has an adapter, a bias or a hook (with ZeRO-3, one
+    that gathers the weight). `model` may be wrapped by PEFT, by DeepSpeed's engine, or by both.
     """
     causal = causal_model(model)
     if causal is None:
@@ -46,9 +46,9 @@ def plain_head(model: nn.Module) -> tuple[nn.Module, Tensor] | None:
 
 
 def needs_no_mask(model: nn.Module, length: int) -> bool:
-    """Return whether attention gives the same without a mask for causal sequences of `length` tokens.
+    """Return whether attention gives the same result without a mask, for causal sequences of `length` tokens.
 
-    They have no padding before their end. torch's attention then sees all tokens before each.
+    The sequences have no padding before their end. Without a mask, torch's attention sees all earlier tokens.
     """
     causal = causal_model(model)
     if causal is None or not _sees_everything(causal.config, length):
@@ -57,12 +57,12 @@ def needs_no_mask(model: nn.Module, length: int) -> bool:
 
 
 def can_be_captured(model: nn.Module) -> bool:
-    """Return whether a step can be a CUDA graph: the host has nothing to look at or to choose."""
+    """Return whether a step can be a CUDA graph, since the host has no values to read and nothing to decide."""
     return plain_head(model) is not None and needs_no_mask(model, PROBED)
 
 
 def takes_long_masks(model: nn.Module) -> bool:
-    """Return whether the model takes a mask of four dimensions, as captured decoding gives it over a growing cache."""
+    """Return whether the model accepts a four-dimensional mask, which captured decoding uses with its growing cache."""
     causal = causal_model(model)
     if causal is None or not _sees_everything(causal.config, None):
         return False
@@ -70,7 +70,7 @@ def takes_long_masks(model: nn.Module) -> bool:
 
 
 def trains_without_padding(model: nn.Module) -> bool:
-    """Return whether sequences that lie end to end in one row give what each of them gives by itself."""
+    """Return whether sequences laid end to end in one row give the same results as each of them alone."""
     causal = causal_model(model)
     if causal is None or not _sees_everything(causal.config, None):
         return False
@@ -78,7 +78,7 @@ def trains_without_padding(model: nn.Module) -> bool:
 
 
 def continues_from_cache(model: nn.Module) -> bool:
-    """Return whether hidden states are the same where keys and values of the first tokens come from a `Beginning`."""
+    """Return whether hidden states stay the same if the keys and values of the first tokens come from a `Beginning`."""
     causal = causal_model(model)
     if causal is None or plain_head(model) is None or not _sees_everything(causal.config, None):
         return False
@@ -88,7 +88,7 @@ def continues_from_cache(model: nn.Module) -> bool:
 def fast_paths(model: nn.Module, padding_free: bool, fused_layers: bool, captures: bool) -> dict[str, bool]:
     """Return the fast paths of a run with this model.
 
-    `captures`: its hardware captures the steps of models that allow it.
+    `captures` says whether the run's hardware captures the steps of models that allow it.
     """
     return {
         "rows without padding": padding_free,
@@ -102,7 +102,7 @@ def fast_paths(model: nn.Module, padding_free: bool, fused_layers: bool, capture
 
 
 def _ask(causal: PreTrainedModel, question: str, answer: Any) -> bool:
-    """Return `answer()`, asked once per model on a handful of tokens, leaving no gradient and no changed random state."""
+    """Return `answer()`, asked once per model, with a handful of tokens. No gradient is left, nor another random state."""
     known = _probed.setdefault(causal, {})
     if question not in known:
         modes = [(module, module.training) for module in causal.modules()]
@@ -111,7 +111,7 @@ def _ask(causal: PreTrainedModel, question: str, answer: Any) -> bool:
             with torch.no_grad():
                 known[question] = answer()
         except (TypeError, ValueError, AttributeError, IndexError, NotImplementedError, RuntimeError):
-            known[question] = False  # a model that cannot be asked so has no such path
+            known[question] = False  # a model that cannot be probed does not have the path
         finally:
             for module, training in modes:
                 module.training = training
@@ -119,9 +119,9 @@ def _ask(causal: PreTrainedModel, question: str, answer: Any) -> bool:
 
 
 def _multiplies(causal: PreTrainedModel, trunk: nn.Module, weight: Tensor) -> bool:
-    """Return whether logits are hidden @ weight.T, tested with hidden states so large that a cap would show.
+    """Return whether logits are hidden @ weight.T. They are tested with hidden states so large that a cap would show.
 
-    The trunk does not compute.
+    The trunk computes nothing for this.
     """
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(1, 4, weight.shape[1], generator=generator).to(weight)
@@ -139,7 +139,7 @@ def _multiplies(causal: PreTrainedModel, trunk: nn.Module, weight: Tensor) -> bo
 
 
 def _sees_everything(config: Any, length: int | None) -> bool:
-    """Return whether attention is torch's and no window is narrower than `length` tokens (None: than any)."""
+    """Return whether attention is torch's, without a window narrower than `length` tokens (None: without any window)."""
     if getattr(config, "_attn_implementation", "") != "sdpa":
         return False
     if getattr(config, "use_sliding_window", True) is False:
@@ -149,7 +149,7 @@ def _sees_everything(config: Any, length: int | None) -> bool:
 
 
 def _ids(causal: PreTrainedModel) -> Tensor:
-    """Return ids (2, PROBED), none of a special token if there are enough others."""
+    """Return ids (2, PROBED), without special tokens if there are enough others."""
     ids = torch.arange(2 * PROBED) % max(1, causal.config.vocab_size // 2) + causal.config.vocab_size // 4
     return ids.view(2, PROBED).to(causal.device)
 
@@ -162,7 +162,7 @@ def _equal_without_mask(causal: PreTrainedModel) -> bool:
 
 
 def _equal_with_long_mask(causal: PreTrainedModel) -> bool:
-    """Return whether the last token's logits are the same with a mask (B, 1, T, T) as usual, one row padded at the left."""
+    """Return whether a mask (B, 1, T, T) gives the last token the usual logits, also in a row that is padded at the left."""
     ids = _ids(causal)
     mask = torch.ones_like(ids)
     mask[1, :3] = 0

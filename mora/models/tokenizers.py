@@ -17,7 +17,7 @@ def load_tokenizer(config: Model) -> PreTrainedTokenizerBase:
     """Return the tokenizer of the model, without its weights.
 
     Raises:
-        ModelError: There is none, or it has no token that ends a text, or not those of `text_ends`.
+        ModelError: There is none; or it lacks a token that ends a text, or those of `text_ends`.
     """
     if config.source in ("init", "init_on_device"):
         if config.tokenizer is None:
@@ -27,7 +27,7 @@ def load_tokenizer(config: Model) -> PreTrainedTokenizerBase:
     where = as_folder(config) if config.source == "gguf" else (config.tokenizer or config.path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, revision=revision_of(config))
-    except (OSError, ValueError, KeyError, TypeError) as error:  # missing or gated; of a class that wants more files
+    except (OSError, ValueError, KeyError, TypeError) as error:  # it is missing or gated, or its class needs more files
         raise cannot_load(where, error, "tokenizer" if config.tokenizer else "path") from error
     if config.text_ends is not None:
         set_text_ends(tokenizer, config.text_ends)

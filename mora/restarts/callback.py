@@ -22,6 +22,7 @@ from .restart import Restart, describe
 from .schedule import jagged
 from .supported import check_supported
 from .trainer_optimizer import optimizer_state
+from .without_adapter import WithoutAdapter
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +61,10 @@ class RestartCallback(TrainerCallback):
         resume_from: The checkpoint to resume from, if it is not in `args.output_dir`.
 
     Raises:
-        ValueError: When training begins, if a restart could not be correct (FSDP, a quantised base, an optimizer other
-            than AdamW, ...). The message says what to do instead.
-        RestartFailed: When a check after a restart does not hold. Training ends.
+        ValueError: When training begins, if a restart could not be correct (FSDP, a quantised base, a second adapter on
+            the same layers, an optimizer other than AdamW, ...); or in the first step that runs the model without its
+            adapter, as a reference that a restart would move. The message says what to do instead.
+        RestartFailed: When a check of a restart does not hold. Training ends.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class RestartCallback(TrainerCallback):
         self._resume_from = resume_from
         self._restart: Restart | None = None
         self._base = MergedBase()
+        self._without: WithoutAdapter | None = None
         self.history: list[dict[str, float]] = []  # what each restart said, `Restart.apply`
 
     def on_train_begin(
@@ -99,9 +102,26 @@ class RestartCallback(TrainerCallback):
         self.history = []
         if state.global_step:
             self._resume(_checkpoint(args, state), state.global_step)
+        elif self._base.count:
+            self._restart.check_base()
         self._note(state)
         keep(model, self._base)
         rewarm(scheduler, settings)
+        if self._without is not None:  # of a training that an error ended
+            self._without.remove()
+        self._without = WithoutAdapter(model, layers[0])
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        assert self._without is not None
+        self._without.seen = False  # an evaluation between steps may run the model as it likes
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        assert self._without is not None
+        self._without.check(state.global_step + 1)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         assert self._restart is not None
@@ -121,6 +141,8 @@ class RestartCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        if self._without is not None:
+            self._without.remove()
         if self._restart is not None and self._restart.count and rank() == 0:
             logger.warning(
                 "%d restarts went into the base weights: an adapter that is saved now holds them as %s, and needs it; a "
@@ -195,15 +217,23 @@ def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
 
 
 def rewarm(scheduler: Any, settings: _Settings) -> None:
-    """Let the scheduler's learning rate climb from 0 after every restart; it stays a pure function of the step."""
+    """Let the scheduler's learning rate climb from 0 after every restart; it stays a pure function of the step.
+
+    Raises: ValueError for a scheduler whose rate is none, or one that has been changed so already.
+    """
     while not isinstance(scheduler, LambdaLR):
-        scheduler = getattr(scheduler, "scheduler", None)
+        outer, scheduler = scheduler, getattr(scheduler, "scheduler", None)
         if scheduler is None:
             raise ValueError(
-                "lr_scheduler_type: restarts need a schedule that is a function of the step (linear, cosine, constant, ...)"
+                f"lr_scheduler_type: the learning rate is set by a {type(outer).__name__}; restarts need a LambdaLR, whose "
+                "rate is a function of the step: lr_scheduler_type='linear', 'cosine', 'constant', ..."
             )
     if any(hasattr(function, "restart_timing") for function in scheduler.lr_lambdas):
-        raise ValueError("the scheduler already has restarts: give the Trainer one RestartCallback")
+        raise ValueError(
+            "RestartCallback: the scheduler already lets its rate climb after restarts, because an earlier train() used it "
+            "or because the Trainer has two RestartCallbacks: give every train() a scheduler of its own "
+            "(optimizers=(optimizer, scheduler) of a new Trainer), and the Trainer one RestartCallback"
+        )
     scheduler.lr_lambdas = [_rewarmed(function, settings) for function in scheduler.lr_lambdas]
     rates = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
     scheduler._last_lr = [base * rate(scheduler.last_epoch) for base, rate in rates]

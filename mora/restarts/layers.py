@@ -83,7 +83,7 @@ def of_mora(name: str, layer: MoraLayer, adapter_name: str) -> Adapted:
 
 
 def adapted_layers(model: PeftModel, init_a: InitA = kaiming_a) -> list[Adapted]:
-    """Return every adapted layer, in the model's order; `init_a` draws A of LoRA.
+    """Return every layer that has the active adapter, in the model's order; `init_a` draws A of LoRA.
 
     Raises:
         ValueError: A layer is neither LoRA's nor MoRA's.
@@ -91,6 +91,8 @@ def adapted_layers(model: PeftModel, init_a: InitA = kaiming_a) -> list[Adapted]
     (adapter_name,) = model.active_adapters
     layers = []
     for name, layer in model.named_modules():
+        if isinstance(layer, (LoraLayer, MoraLayer)) and adapter_name not in layer.r:
+            continue  # another adapter's alone
         if isinstance(layer, MoraLayer):
             layers.append(of_mora(name, layer, adapter_name))
         elif isinstance(layer, LoraLayer):

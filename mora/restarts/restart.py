@@ -21,6 +21,11 @@ from mora.ranks import all_gather_value, rank
 
 from .layers import Adapted, set_groups
 
+CHANGED = (
+    "the base weight of {name} is not what the last restart left, so something else changed it, which a merge would undo: "
+    "let only the adapter train; to go on from changed weights, put a new adapter on model.merge_and_unload()"
+)
+
 
 class RestartFailed(RuntimeError):
     """Raised when a restart did not do what it must. Continuing would give a wrong result, so the run ends."""
@@ -161,6 +166,17 @@ class Restart:
         self._switch_groups()
 
     @torch.no_grad()
+    def check_base(self) -> None:
+        """Check, after a restart, that the base is still what the last one left. Raises: RestartFailed."""
+        postconditions = _Postconditions(self.engine.device)
+        for layer in self.layers:
+            with self.engine.gathered([layer.base], write=False):
+                if rank() == 0:
+                    shadow = self.shadow[layer.name].to(layer.base.device)
+                    postconditions.add(_is_rounded(layer.base.data, shadow), CHANGED.format(name=layer.name))
+        self._require(postconditions)
+
+    @torch.no_grad()
     def _merge(self) -> dict[str, float]:
         kept, noise = (
             _MergeStats(torch.zeros(3, dtype=torch.float64, device=self.engine.device)),
@@ -180,7 +196,9 @@ class Restart:
     ) -> None:
         delta, old = layer.delta_weight(), layer.base.data.clone()
         postconditions.add(torch.isfinite(delta).all(), f"the update of {layer.name} is not finite")
-        exact = self.shadow.get(layer.name, old).to(old.device, torch.float32) + delta
+        before = self.shadow.get(layer.name, old).to(old.device, torch.float32)
+        postconditions.add(_is_rounded(old, before), CHANGED.format(name=layer.name))
+        exact = before + delta
         new = self._cast(exact, old.dtype, noise)
         kept.add(old, new, exact, delta)
         layer.base.data.copy_(new)
@@ -275,6 +293,15 @@ def describe(facts: dict[str, float]) -> str:
         f"restart {facts['restart']:.0f} in {facts['restart_s']:.1f} s; the base kept {facts['restart_kept']:.4f} of the "
         f"update; it is off the exact sum by {facts['restart_rounding']:.2g} of the update"
     )
+
+
+def _is_rounded(values: Tensor, exact: Tensor) -> Tensor:
+    """Return whether all values are `exact`, in fp32, rounded to their dtype: a scalar. In bf16 either way of rounding."""
+    if values.dtype != torch.bfloat16:
+        return (values == exact.to(values.dtype)).all()
+    down = exact.view(torch.int32) & -(1 << 16)
+    lower, upper = (bits.view(torch.float32) for bits in (down, down + (1 << 16)))
+    return ((values == lower) | (values == upper)).all()
 
 
 def round_stochastically(values: Tensor, generator: Generator) -> Tensor:

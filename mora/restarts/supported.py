@@ -6,13 +6,14 @@ from collections import Counter
 from typing import Any
 
 from peft import LoraConfig, PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
+from peft.tuners.lora import LoraLayer
+from torch import nn
 from transformers import TrainingArguments
 from transformers.pytorch_utils import Conv1D
 from transformers.training_args import ParallelMode
 
 from mora.adapter import MoraConfig
+from mora.adapter.layer import MoraLayer
 
 from .layers import Adapted, adapted_layers
 
@@ -23,8 +24,9 @@ def check_supported(args: TrainingArguments, model: nn.Module) -> list[Adapted]:
     Raises:
         ValueError: If a restart could not be correct, with the reason and what to do.
     """
-    for why in (*_of_the_arguments(args), *_of_the_adapter(model), *_of_the_layers(model)):
-        raise ValueError(f"RestartCallback: {why}")
+    reasons = _of_the_arguments(args) + _of_the_adapter(model) or _of_the_layers(model)
+    if reasons:
+        raise ValueError(f"RestartCallback: {reasons[0]}")
     assert isinstance(model, PeftModel)
     return adapted_layers(model)
 
@@ -55,12 +57,12 @@ def _of_the_adapter(model: nn.Module) -> list[str]:
     if len(model.active_adapters) != 1:
         return [f"expected one active adapter, got {model.active_adapters}: use set_adapter"]
     config: Any = model.peft_config[model.active_adapters[0]]
-    if isinstance(config, MoraConfig):
-        return [] if config.init_weights else ["init_weights=False would not start the adapter from zero"]
-    if type(config) is not LoraConfig:
+    if not isinstance(config, MoraConfig) and type(config) is not LoraConfig:
         return [f"restarts are for LoRA and MoRA, not {type(config).__name__}"]
     reasons = []
-    if config.init_lora_weights is not True:
+    if getattr(config, "init_weights", True) is not True:
+        reasons.append("init_weights=False would not start the adapter from zero")
+    if getattr(config, "init_lora_weights", True) is not True:
         reasons.append(
             f"init_lora_weights={config.init_lora_weights!r}: a restart begins as init_lora_weights=True does"
         )
@@ -70,17 +72,38 @@ def _of_the_adapter(model: nn.Module) -> list[str]:
     return reasons
 
 
-def _of_the_layers(model: nn.Module) -> list[str]:
+def _of_the_layers(model: Any) -> list[str]:
+    (active,) = model.active_adapters
     reasons = []
     owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     for name, layer in model.named_modules():
-        if not isinstance(layer, BaseTunerLayer):
+        if not isinstance(layer, (LoraLayer, MoraLayer)) or active not in layer.r:
             continue
         base = layer.get_base_layer()
-        if type(base) not in (nn.Linear, Conv1D) or type(base.weight) not in (nn.Parameter, Tensor):
+        if type(base) not in (nn.Linear, Conv1D):
             reasons.append(f"{name} is a {type(base).__name__}, into which an update cannot be merged exactly")
+        elif "weight" not in base._parameters:
+            reasons.append(
+                f"the base weight of {name} is no parameter but is computed before each forward pass, as by pruning or "
+                "weight_norm, which would undo a merge: make it one first, with torch.nn.utils.prune.remove(module, "
+                "'weight') or torch.nn.utils.remove_weight_norm(module)"
+            )
+        elif type(base.weight) is not nn.Parameter:
+            kind = type(base.weight).__name__
+            reasons.append(f"{name} has a weight of type {kind}, into which an update cannot be merged exactly")
+        elif base.weight.requires_grad:
+            reasons.append(
+                f"the base weight of {name} trains (requires_grad=True), and a restart would undo what it has learned since "
+                "the last one: freeze it with requires_grad_(False), or leave the module out of target_modules"
+            )
         elif owners[id(base.weight)] > 1:
             reasons.append(f"{name} shares its weight with another module, which a merge would change, too")
         elif layer.merged:
             reasons.append(f"{name} is merged: unmerge_adapter() before training")
+        elif others := sorted(set(layer.r) - {active}):
+            reasons.append(
+                f"{name} has the adapter {others[0]!r} as well, whose base would change with every merge of {active!r}: "
+                f"delete_adapter({others[0]!r}), or load it on a model of its own. TRL adds an adapter 'ref' as the "
+                "reference to a PeftModel that it is given: give it ref_model, or the base model with peft_config"
+            )
     return reasons

@@ -1,4 +1,4 @@
-"""python -m mora.suite table2 figure3 --scale lite: the missing runs of an experiment, then its table or figure."""
+"""python -m mora.suite table2 figure3 --scale lite: start an experiment's missing runs, then render its table or figure."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     if args.scale is None:
         args.scale = "paper"
-        if not args.render:  # which shows every scale
+        if not args.render:  # --render shows every scale
             print(DEFAULT_SCALE, file=sys.stderr)
     failed = _do(args, {name: experiments.load(name) for name in args.names or experiments.names()})
     if failed:
@@ -109,7 +109,7 @@ def _plan(args: argparse.Namespace, rows: Rows, cells: list[CellSpec], of_runs: 
 
 
 def _powers(args: argparse.Namespace, rows: Rows) -> list[str]:
-    """Return the power of every claim that these tables judge, a line each."""
+    """Return one line per claim that these tables judge, with its power."""
     return [line for name, scale in rows for line in claims.plan_lines(name, scale, _seeds(args))]
 
 
@@ -127,7 +127,7 @@ def _run(args: argparse.Namespace, loaded: dict[str, Experiment], rows: Rows, ce
 
 def _render_summaries(resolved: dict[tuple[str, Scale], list[list[CellRuns]]], results: Path | None) -> None:
     """Write what is made of all tables together: the claims, the headline, the rate figures, DEVIATIONS.md."""
-    from .report import headline, rate_figure  # draw, which nothing else here needs before
+    from .report import headline, rate_figure  # they load matplotlib, which nothing here needs before
 
     judged = ResolvedTables(resolved)
     ledger_text.render(resolved=judged)
@@ -164,7 +164,7 @@ def _known(specs: list[CellSpec]) -> list[RunConfig]:
 
 
 def _say_what_is_there(specs: list[CellSpec], args: argparse.Namespace) -> None:
-    """Print why nothing was run, if so."""
+    """If nothing is left to run, print why."""
     there = {str(launch.result_path(config)) for config in _known(specs) if result_of(config) is not None}
     if there and not runner.plan(specs):
         again = "FORCE=1 (--force) repeats them; RESULTS=FOLDER (--results FOLDER) runs them into another folder"

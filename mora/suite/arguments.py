@@ -1,4 +1,4 @@
-"""The missing runs of experiments, then their tables and figures; with --plan what they would cost, and none is started."""
+"""Start the missing runs of experiments, then render their tables and figures; with --plan, print the runs' cost instead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which cells `--only`, and a line of a queue, mean: by task, method, rank and operator."""
+"""Select cells by task, method, rank and operator, as `--only` and the lines of a queue name them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def filter_cells(cells: list[CellSpec], filters: list[str]) -> list[CellSpec]:
 
     Args:
         cells: The cells to choose from.
-        filters: Each is `task=`, `method=`, `r=` or `operator=`, followed by values between commas.
+        filters: Each is `task=`, `method=`, `r=` or `operator=`, followed by values separated by commas.
 
     Raises:
         ConfigError: A filter has another key, or a value that no cell has.
@@ -43,14 +43,14 @@ def _apart(text: str) -> list[str]:
 
 
 def _stands_for(cells: list[CellSpec], r: str) -> str:
-    """Return a hint that names the rank of these cells which stands for this one of the paper's."""
+    """Return a hint that names the rank of these cells that stands for the paper's rank `r`; empty if none does."""
     ranks = {(rank, str(cell.config.model.stands_for(int(rank)))) for cell in cells if (rank := FILTERS["r"](cell))}
     ours = sorted((str(rank) for rank, paper in ranks if paper == r), key=int)
     return f"; the paper's r={r} is r={ours[0]} here" if ours else ""
 
 
 def _operator(config: RunConfig) -> str | None:
-    """Return the run's operator, named or not; "auto" where only the weights tell the width that resolves it."""
+    """Return the run's operator, with "auto" resolved unless the width that decides it is known only from the weights."""
     named = getattr(config.method.adapter, "operator", None)
     try:
         return operator_of(config) if named == "auto" else named
@@ -61,6 +61,6 @@ def _operator(config: RunConfig) -> str | None:
 FILTERS: dict[str, Callable[[CellSpec], str | int | None]] = {
     "task": lambda cell: cell.column.task,
     "method": lambda cell: cell.row.method,
-    "r": lambda cell: dict(text.split("=", 1) for text in cell.base).get("r"),  # the row's, or in Table 4 the column's
+    "r": lambda cell: dict(text.split("=", 1) for text in cell.base).get("r"),  # of the row; in Table 4, of the column
     "operator": lambda cell: _operator(cell.config),
 }

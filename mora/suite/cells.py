@@ -22,7 +22,7 @@ from .usable import reportable, result_of
 
 
 class CellRun(NamedTuple):
-    """A run of a cell, made or not, and the arguments of run.py beside its learning rate and seed."""
+    """A run of a cell, whether made yet or not, and its arguments of run.py other than learning rate and seed."""
 
     config: RunConfig
     overrides: list[str]
@@ -32,7 +32,8 @@ class CellRun(NamedTuple):
 class CellRuns:
     """A cell's search and final runs, and their results.
 
-    `final_runs`: one per seed; none until the search has chosen. `results`: of those final runs that were made.
+    `final_runs` has one run per seed; it is empty until the search has chosen. `results` has the results of those final
+    runs that were made.
     """
 
     spec: CellSpec
@@ -42,7 +43,7 @@ class CellRuns:
 
     @property
     def needed(self) -> list[RunConfig]:
-        """All runs that the cell may need, its rate chosen or not yet: what a plan counts."""
+        """All runs that the cell may need, whether or not its rate is chosen yet. A plan counts these."""
         spec = self.spec
         if not spec.exists:
             return []
@@ -57,17 +58,17 @@ class CellRuns:
 
     @property
     def of_search(self) -> CellRuns:
-        """The cell whose search this one's choice rests on."""
+        """The cell whose search decides this cell's choice."""
         return replace(self, spec=self.spec.searched)
 
     @property
     def search_cell_runs(self) -> list[CellRun]:
-        """All runs that the choice rests on or asks for: the search, then learning rates beyond its edge, second seeds."""
+        """All runs that the choice rests on or asks for: the search, then rates beyond its edge, then second seeds."""
         first, choice = self.spec.at_scale.seeds[0], self.choice
         if not self.spec.search_runs:
             return []
         runs = [(candidate, first) for candidate, _ in choice.scores]
-        if not choice.second_seed:  # what is asked for is a rate
+        if not choice.second_seed:  # then what is missing is a rate beyond the edge
             runs += [(Candidate(choice.selected.overrides, c.lr), first) for c in choice.missing if choice.selected]
         runs += [(candidate, self.spec.at_scale.seeds[1]) for candidate in choice.second_seed]
         more = self.spec.at_scale.search
@@ -113,19 +114,19 @@ class CellRuns:
 
     @property
     def floor_tested(self) -> bool:
-        """Whether a floor can be told from a score above it: an error is known, or the metric has no floor."""
+        """Whether the score can be compared with its floor: its error is known, or the metric has no floor."""
         return not self.shown or self.shown[0].floor is None or _floor_error(self.shown) is not None
 
     @cached_property
     def trainable(self) -> list[int]:
-        """The counts that the runs report, else what their configuration comes to; none where that is not known."""
-        with suppress(ValueError):  # a ConfigError too: a model or method that cannot be counted without its weights
+        """The parameter counts that the runs report, else the count of their configuration; empty if neither is known."""
+        with suppress(ValueError):  # or ConfigError: a model or method that cannot be counted without its weights
             return [r.parameters.trainable for _, r in self.results] or [counts.trainable(self.spec.config)]
         return []
 
     @cached_property
     def square(self) -> counts.Square | None:
-        """MoRA's M; None of another method, or where the model's shape is not known."""
+        """The size of MoRA's M; None for other methods, or if the model's shape is not known."""
         with suppress(ValueError):
             return counts.square(self.spec.config)
         return None
@@ -148,8 +149,8 @@ class CellRuns:
 def at_floor(cells: list[CellRuns]) -> bool:
     """Return whether the mean over the cells shows no skill.
 
-    That is at most `verdicts.AT_FLOOR` standard errors above the score of a model that knows nothing. False if a cell
-    was not run or its metric has no floor.
+    It shows none if it is at most `verdicts.AT_FLOOR` standard errors above the score of a model that knows nothing. The
+    answer is False if a cell was not run or its metric has no floor.
     """
     height = above_floor(cells)
     if height is None:
@@ -159,16 +160,17 @@ def at_floor(cells: list[CellRuns]) -> bool:
 
 
 def score_at_floor(metric: Metric) -> bool:
-    """Return the same of a single score."""
+    """Return whether a single score shows no skill, by the same rule as `at_floor`."""
     if metric.floor is None:
         return False
     return metric.value - metric.floor <= verdicts.AT_FLOOR * (_floor_error([metric]) or 0.0)
 
 
 def _floor_error(scores: Sequence[Metric]) -> float | None:
-    """Return the score's standard error over documents, of the first that has one.
+    """Return the standard error over documents of the first of these scores that has one other than zero.
 
-    Where all answers are right or all are wrong it is that of a share of as many documents. None if none has either.
+    If none has, since all answers are right or all are wrong, return that of a share of as many documents. None if the
+    number of documents is not known either.
     """
     own = (m.stderr for m in scores if m.stderr and math.isfinite(m.stderr))
     shares = (verdicts.share_error(m.value, m.documents) for m in scores if m.documents)
@@ -215,8 +217,8 @@ def resolve(spec: CellSpec, accepts: Accepts = reportable) -> CellRuns:
 def in_order(cells: Sequence[CellRuns]) -> Iterator[CellRun]:
     """Yield the runs in the order in which they are started.
 
-    First the searches, since other runs wait for them; then what their choices ask for beyond; then the final runs of
-    the cells that have chosen for good.
+    First come the searches, since other runs wait for them, then the further runs that their choices ask for, then the
+    final runs of those cells whose choice is final.
     """
     for cell in cells:
         yield from cell.search_cell_runs[: len(cell.spec.search_runs)]
@@ -230,7 +232,7 @@ def in_order(cells: Sequence[CellRuns]) -> Iterator[CellRun]:
 def resolve_all(rows: list[list[CellSpec]]) -> list[list[CellRuns]]:
     """Resolve the cells of one experiment at one scale.
 
-    Cells that show other metrics of the same runs share one resolution.
+    Cells that show different metrics of the same runs are resolved once, together.
     """
     resolved: dict[tuple[object, ...], CellRuns] = {}
 
@@ -257,7 +259,7 @@ class Cell:
 
     Attributes:
         paper: The printed number, if there is one.
-        values: One per seed that was run; None if there is none. inf for a run that diverged if lower is better.
+        values: One per seed that was run; None if none was. A run that diverged has the value inf if lower is better.
         errors: Standard errors over the evaluation's documents, one per value, if the metric has them.
         seeds: How many seeds the experiment asks for.
     """

@@ -1,4 +1,4 @@
-"""Sentences of the paper, each with the one contrast that decides it, and how likely the planned runs are to decide it."""
+"""Claims: sentences of the paper, the one contrast that decides each, and how likely the planned runs are to do so."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Unit = Literal["points", "nats", "values"]
 
 
 class Ratio(FrozenModel):
-    """The ratio of the times of two cases of the step benchmark, by their names. `paper`: the ratio that it reports."""
+    """The ratio of the times of two cases of the step benchmark, which are given by name. `paper` is the paper's ratio."""
 
     shape: str
     slow: str
@@ -32,7 +32,7 @@ class Ratio(FrozenModel):
 
 
 class Contrast(FrozenModel):
-    """`first` minus `second`. `columns` replace the claim's."""
+    """The row `first` minus the row `second`. If `columns` are given, they replace the claim's."""
 
     first: Row
     second: Row
@@ -40,7 +40,7 @@ class Contrast(FrozenModel):
 
 
 class Plan(FrozenModel):
-    """The assumptions behind the power, in the claim's unit. `seed_sd` is None if it is not known."""
+    """The assumptions behind the power of a claim, in its unit. `seed_sd` is None if it is not known."""
 
     effect: float
     seed_sd: float | None = None
@@ -48,7 +48,7 @@ class Plan(FrozenModel):
 
 
 class SecondLook(FrozenModel):
-    """More seeds (`seeds` in all) for a claim that was judged and stayed undecided: judged once more, at its own level."""
+    """More seeds (`seeds` in all) for a claim that was undecided when judged: it is judged once more, at this `level`."""
 
     seeds: int
     level: float
@@ -56,7 +56,7 @@ class SecondLook(FrozenModel):
 
 
 class Claim(FrozenModel):
-    """The form is described at the top of experiments/claims.yaml."""
+    """A claim of experiments/claims.yaml, whose first lines describe the fields."""
 
     says: str
     where: str
@@ -74,21 +74,21 @@ class Claim(FrozenModel):
     ratio: Ratio | None = None
 
     def look(self, seeds: int) -> SecondLook | None:
-        """Return the second look if so many planned seeds are those of it."""
+        """Return the second look if that many planned seeds are enough for it, else None."""
         return self.second_look if self.second_look is not None and seeds >= self.second_look.seeds else None
 
     def level(self, seeds: int) -> float:
-        """Return the largest corrected p-value that decides, with so many seeds planned."""
+        """Return the largest corrected p-value that decides the claim when that many seeds are planned."""
         return look.level if (look := self.look(seeds)) else verdicts.ALPHA
 
     @property
     def primary(self) -> Contrast:
-        """The contrast that is judged, for every claim but a ratio."""
+        """The contrast that is judged. A claim about a ratio has none."""
         return Contrast.model_validate({"first": self.first, "second": self.second})
 
 
 class Fixed(FrozenModel):
-    """The commit that wrote down contrasts and margins, the file that held them, and the commit that added second looks."""
+    """The commit that fixed contrasts and margins, the file that held them, and the commit that added second looks."""
 
     commit: str
     file: str
@@ -96,7 +96,7 @@ class Fixed(FrozenModel):
 
 
 class Ledger(FrozenModel):
-    """All claims, and where the version control shows that they were written down."""
+    """All claims, and the commits that show when they were written down."""
 
     fixed_by: Fixed
     claims: list[Claim]
@@ -107,14 +107,14 @@ def load() -> Ledger:
 
 
 def power_of(claim: Claim, table: Sequence[Claim], seeds: int) -> float:
-    """Return the power of the claim's test with so many seeds, judged together with all claims of the table."""
+    """Return the power of the claim's test with that many seeds, if all claims of the table are judged together."""
     plan = look.plan if (look := claim.look(seeds)) else claim.plan
     design = Design(plan.effect, plan.seed_sd, plan.document_se, seeds, len(table), claim.level(seeds))
     return verdicts.power(claim.test, design, claim.margin)
 
 
 def plan_lines(name: str, scale: Scale, seeds: list[int] | None = None) -> list[str]:
-    """Return a line per claim on this experiment: its power at the planned seeds."""
+    """Return one line per claim on this experiment, with its power at the planned number of seeds."""
     table = [claim for claim in load().claims if claim.experiment == name]
     at = experiments.load(name).scales.get(scale)
     if at is None or scale not in COMPARED:

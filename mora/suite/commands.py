@@ -1,4 +1,4 @@
-"""PLAN=commands: what one would type for every run that is missing."""
+"""PLAN=commands: print the command line of every missing run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .usable import done, is_current
 def text(specs: list[CellSpec], gpu: Gpu = H100) -> str:
     """Return a command line per missing run, with the largest micro batch that fits `gpu` if none is set.
 
-    The final runs of a cell whose search is not complete are not known yet: a comment counts them.
+    If the search of a cell is not complete, its final runs are not known yet; a comment gives the number of such cells.
     """
     lines = [shlex.join(["python", "run.py", *words]) for words in arguments(specs, gpu).values()]
     waiting = sum(spec.exists and not resolve(spec, is_current).final_runs for spec in specs)
@@ -27,7 +27,7 @@ def text(specs: list[CellSpec], gpu: Gpu = H100) -> str:
 
 
 def arguments(specs: list[CellSpec], gpu: Gpu = H100) -> dict[str, list[str]]:
-    """Return the arguments of run.py for each missing run that can start now, by run id, in the order of `in_order`."""
+    """Return, by run id, the arguments of run.py for each missing run that can start now, in the order of `in_order`."""
     words_of: dict[str, list[str]] = {}
     for run in in_order([resolve(spec, is_current) for spec in specs]):
         if run_id(run.config) not in words_of and not done(run.config):
@@ -36,7 +36,7 @@ def arguments(specs: list[CellSpec], gpu: Gpu = H100) -> dict[str, list[str]]:
 
 
 def _micro_batch(config: RunConfig, gpu: Gpu) -> list[str]:
-    """Return the override of the largest micro batch that fits, if the run leaves it open."""
+    """Return the override that sets the largest micro batch that fits, if the run leaves it open."""
     size = fit.fitted(config, gpu.memory).hardware.micro_batch_size if fit.left_open(config) else None
     return [f"hardware.micro_batch_size={size}"] if size else []
 

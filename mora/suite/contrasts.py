@@ -21,7 +21,7 @@ from .figures import spectrum_of
 
 
 class ResolvedTables:
-    """Keeps the resolved tables that claims are judged on, and the contrasts that were measured on them."""
+    """The resolved tables that claims are judged on, and the contrasts measured on them; each is computed once."""
 
     def __init__(self, resolved: dict[tuple[str, Scale], list[list[CellRuns]]] | None = None) -> None:
         self._rows = dict(resolved or {})
@@ -33,7 +33,7 @@ class ResolvedTables:
         return self._rows[name, scale]
 
     def measured(self, claim: Claim, contrast: Contrast, scale: Scale) -> Measured:
-        """Return a contrast of the claim, which keeps what it has found, such as its error over documents."""
+        """Return a contrast of the claim. It is kept, with what it has computed, such as its error over documents."""
         key = (claim.model_dump_json(), contrast.model_dump_json(), scale)
         if key not in self._measured:
             self._measured[key] = measure(claim, contrast, self.rows(claim.experiment, scale))
@@ -42,7 +42,7 @@ class ResolvedTables:
 
 @dataclass(frozen=True)
 class Side:
-    """One row of a contrast: the mean over its columns, by seed, and its error over the documents."""
+    """One row of a contrast: by seed, its mean over the columns, and the error of that mean over the documents."""
 
     values: dict[int, float]
     errors: dict[int, float]
@@ -51,7 +51,10 @@ class Side:
 
 @dataclass(frozen=True)
 class Measured:
-    """A contrast at a scale. Differences are turned so that higher is better, `sign` turns them back. None: not run."""
+    """A contrast at a scale. A row that was not run is None.
+
+    The sign of a difference is such that higher is better; multiplying by `sign` restores the metric's own direction.
+    """
 
     first: Side | None
     second: Side | None
@@ -68,7 +71,7 @@ class Measured:
 
     @cached_property
     def doubts(self) -> dict[str, list[str]]:
-        """Why each doubted run of both rows is doubted."""
+        """The reasons for doubt of each doubted run of either row."""
         return doubted(self.cells)
 
     @cached_property
@@ -101,7 +104,7 @@ class Measured:
 
     @property
     def document_se(self) -> float | None:
-        """Paired; else, of one seed, of both rows as if they had scored different documents."""
+        """The paired error; else, if there is one seed, that of two rows which scored different documents."""
         if self.paired_se is not None:
             return self.paired_se
         if self.first is None or self.second is None or len(self.seeds) != 1:
@@ -135,7 +138,7 @@ def _side(claim: Claim, rows: list[list[CellRuns]], row: Row, columns: list[str]
 
 
 def _by_seed(runs: CellRuns, unit: Unit) -> dict[int, tuple[float, float | None]]:
-    """Return the value and its standard error over documents by seed, in the claim's unit."""
+    """Return, by seed, the value and its standard error over documents, in the claim's unit."""
     if unit == "values":
         spectra = {config.seed: spectrum_of(config) for config, _ in runs.results}
         name = runs.spec.column.metric
@@ -156,7 +159,7 @@ def _by_seed(runs: CellRuns, unit: Unit) -> dict[int, tuple[float, float | None]
 
 
 def find(rows: list[list[CellRuns]], wanted: Row, column: str) -> CellRuns | None:
-    """Return the cell of that method, operator and rank of the paper, without settings, in the column of that name."""
+    """Return the cell in the named column whose row has no settings and `wanted`'s method, operator and paper's rank."""
     for row in rows:
         for runs in row:
             spec = runs.spec
@@ -169,15 +172,16 @@ def find(rows: list[list[CellRuns]], wanted: Row, column: str) -> CellRuns | Non
     return None
 
 
-# Share of the questions that a model must answer in the requested form for its score to show what it knows.
+# The share of questions that a model must answer in the requested form; below it, its score does not show what it knows.
 ANSWERS = 0.1
 
 
 def nothing_known(claim: Claim, measured: Measured) -> bool:
     """Return whether a floor, the score of a model that knows nothing, hides the contrast.
 
-    It does if both rows are at the floor; or if the better row is less above it than the claim's margin or planned effect;
-    or if the untuned model is at the floor although it answers at least a tenth of the questions in the requested form.
+    It does if both rows are at the floor, if the better row stands less far above it than the claim's margin or planned
+    effect, or if the untuned model is at the floor although it answers at least a tenth of the questions in the requested
+    form.
     """
     if measured.first is None or measured.second is None:
         return False
@@ -219,7 +223,10 @@ def untuned(spec: CellSpec) -> CellSpec:
 
 
 def rare_counts(claim: Claim, measured: Measured) -> tuple[int, int, int, int] | None:
-    """Return right answers and answers of both rows over the shared seeds, if one of them has few right or few wrong."""
+    """Return each row's number of right answers and of all answers over the shared seeds.
+
+    None if neither row has few right or few wrong answers, or if they cannot be counted.
+    """
     if claim.unit != "points" or measured.first is None or measured.second is None:
         return None
     counts: list[int] = []
@@ -238,7 +245,7 @@ def rare_counts(claim: Claim, measured: Measured) -> tuple[int, int, int, int] |
 
 
 def documents(sides: list[Side]) -> int | None:
-    """Return how many documents one row scored: per set the most of any seed; a set that two columns share counts once."""
+    """Return how many documents one row scored: of each set, the most of any seed; a set of two columns counts once."""
     if not sides:
         return None
     counts: dict[str, int] = {}
@@ -252,10 +259,10 @@ def documents(sides: list[Side]) -> int | None:
 def paper_effect(
     claim: Claim, contrast: Contrast, compared: Sequence[Column], resolved: ResolvedTables
 ) -> float | None:
-    """Return the paper's effect, first minus second, in the same unit.
+    """Return the paper's effect, first minus second, in the claim's unit.
 
-    It is over those of the paper's columns that the claim names and those compared stand for; without any compared, over
-    all that the claim names.
+    It is the mean over those of the paper's columns that the claim names and that a compared column stands for; if no
+    column is compared, over all that the claim names.
     """
     rows = resolved.rows(claim.experiment, "paper")
     names = [runs.spec.column.name for runs in (rows[0] if rows else [])]

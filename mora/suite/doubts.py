@@ -1,4 +1,4 @@
-"""Results that are shown and doubted: those that results/doubts.yaml names, and those whose losses merging raised."""
+"""Results in doubt, which are shown all the same: those in results/doubts.yaml, and those whose losses merging raised."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FILE = "results/doubts.yaml"
 
 
 class Doubt(BaseModel):
-    """Why a result is doubted. If the run is made again, its log has another digest, and the doubt is over."""
+    """Why a result is in doubt. If the run is repeated, its log has another digest, and the doubt no longer applies."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -32,14 +32,14 @@ def doubts(result: RunResult) -> list[str]:
     """Return why the scores of a result may not be those of its method; most results have no doubts.
 
     Raises:
-        ConfigError: The file of doubts is wrong.
+        ConfigError: The file of doubts is invalid.
     """
     return _of(result, _named())
 
 
 def _of(result: RunResult, all_named: dict[str, Doubt]) -> list[str]:
     named = all_named.get(result.run_id)
-    raised: dict[str, str] = {}  # by the loss; the last step at which it was raised
+    raised: dict[str, str] = {}  # by loss; of the steps at which it was raised, the last one stays
     for step, metrics in sorted(result.metrics.items()):
         for name, (loss, after) in raised_by_merging({name: metric.value for name, metric in metrics.items()}).items():
             raised[name] = f"merging raised {name} from {loss:.4g} to {after:.4g} at step {step}"
@@ -47,7 +47,7 @@ def _of(result: RunResult, all_named: dict[str, Doubt]) -> list[str]:
 
 
 def doubted(cells: Iterable[CellRuns]) -> dict[str, list[str]]:
-    """Return the doubts of each doubted final run in the cells, by its row, task and seed. Raises ConfigError."""
+    """Return the doubts about each doubted final run of the cells, by row, task and seed. Raises ConfigError."""
     named = _named()
     runs_of = {run_id(config): (cell.spec.label, config, result) for cell in cells for config, result in cell.results}
     return {

@@ -1,4 +1,4 @@
-"""Experiments: the data in experiments/*.yaml as rows and columns, and each cell as the runs it needs. No result is read."""
+"""Experiments: experiments/*.yaml as rows and columns, and the runs that each cell needs. No result is read here."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mora.frozen import FrozenModel
 FOLDER = ROOT / "experiments"
 PAPER = ROOT / "results" / "paper" / "tables.yaml"
 SWEEPS = ROOT / "configs" / "sweep"
-# A search that is a whole run of a third of the length, restarts included, and is not scored.
+# The runs of a short search have a third of the steps, keep their restarts, and are not scored.
 SHORT_SEARCH = ("task.train.shorten_by=3", "task.evaluation.tasks=[]")
 
 NAMES = {
@@ -40,12 +40,17 @@ NAMES = {
 
 
 class Row(FrozenModel):
-    """A line of a table or a curve of a figure. `without`: tasks on which the paper prints a dash for it.
+    """A line of a table or a curve of a figure.
 
-    `settings`: more overrides, which its label says. `columns`: the names of those that it has, where not all. `rates`: what
-    is searched in a column, where that is not the task's grid. `rate_without_settings`: the row has no search of its own: it
-    takes the rate that the same row without its settings chose, so that nothing else differs. `more_seeds`: of a task's
-    final runs, beside the scale's. `called`: a curve's name in the legend of a figure.
+    Attributes:
+        settings: More overrides. The row's label names them.
+        without: The tasks for which the paper prints a dash in this row.
+        columns: The names of the row's columns, if it does not have all.
+        rates: By column, the learning rates that are searched instead of the task's grid.
+        rate_without_settings: The row has no search of its own: it takes the rate that was chosen for the same row without
+            its settings, so that nothing else differs.
+        more_seeds: By task, the seeds of final runs beside those of the scale.
+        called: The curve's name in the legend of a figure.
     """
 
     method: str
@@ -69,11 +74,11 @@ class Row(FrozenModel):
 
 
 class Column(FrozenModel):
-    """What a table's column reads from a run, or a figure's panel: a metric at a step (None: the last).
+    """What a table's column, or a figure's panel, reads from a run: a metric at a step (None is the last step).
 
-    A column that is named as one of the paper's is compared with the paper's number; any other is not. Differences of rows
-    are compared with those of the paper's columns that it `stands_for`. `auto` is what operator=auto becomes here, so that
-    a row of that operator shares the runs of other tables.
+    A column with the name of one of the paper's columns is compared with the paper's numbers; any other is not.
+    Differences between rows are compared with the differences in those columns of the paper that it `stands_for`. `auto`
+    is the operator that operator=auto resolves to here: a row of that operator shares the runs of other tables.
     """
 
     name: str
@@ -93,13 +98,13 @@ class AtScale(FrozenModel):
     """An experiment at one scale.
 
     Attributes:
-        seeds: Of the final runs; a search takes the first.
+        seeds: The seeds of the final runs. Search runs have the first.
         rows: Methods and ranks.
-        columns: Replace those of the experiment.
-        search: Overrides of the runs that only choose; `short` stands for SHORT_SEARCH.
-        sweep: What is chosen: the learning rate, or all that the paper searched for the method.
-        repeats: Before the final runs, a learning rate at the edge of the search adds the next one, and the best two
-            get a second seed.
+        columns: If given, they replace the experiment's.
+        search: Overrides of the search runs alone; `short` stands for SHORT_SEARCH.
+        sweep: What is searched: the learning rate, or everything that the paper searched for the method.
+        repeats: Before the final runs, if the best learning rate is at the edge of the search, the next rate is added;
+            then the best two get a second seed.
     """
 
     seeds: list[int]
@@ -116,7 +121,7 @@ class AtScale(FrozenModel):
 
 
 class Reach(FrozenModel):
-    """A level of a metric that grows: a table says at which step each run came to it."""
+    """A level of a metric that grows. A table gives the step at which each run reached it."""
 
     metric: str
     at_least: float
@@ -127,11 +132,11 @@ class Experiment(FrozenModel):
 
     Attributes:
         selection: The metric that chooses among the runs of a search; lower is better.
-        unit: Of the table's cells.
-        notes: The first words of those inconsistencies of the paper that concern this experiment.
-        minus_first: For kind figure, curves are the loss minus that of the panel's first row, at the same step and seed.
-        table: For kind figure, the table of the same runs, whose numbers the caption puts beside the losses.
-        settings: For kind settings, a hyperparameter of the paper's table and its place in a run's configuration.
+        unit: The unit of the table's cells.
+        notes: The first words of each of the paper's inconsistencies that concern this experiment.
+        minus_first: For kind figure: each curve is its loss minus that of the panel's first row, at the same step and seed.
+        table: For kind figure: the table of the same runs, whose numbers the caption gives beside the losses.
+        settings: For kind settings: by the name of a hyperparameter in the paper's table, its place in a configuration.
     """
 
     title: str
@@ -149,7 +154,7 @@ class Experiment(FrozenModel):
 
     @model_validator(mode="after")
     def _check_rows(self) -> Experiment:
-        """Refuse a row whose fields name a column or task that there is not, and which would be passed over."""
+        """Refuse a row with a field that names a column or task that does not exist; the name would have no effect."""
         for scale, at in self.scales.items():
             columns = at.columns or self.columns
             names, tasks = {column.name for column in columns}, {column.task for column in columns}
@@ -178,7 +183,7 @@ def load(name: str) -> Experiment:
     """Read experiments/<name>.yaml.
 
     Raises:
-        FileNotFoundError: There is no such experiment; the message lists those there are.
+        FileNotFoundError: There is no such experiment; the message lists those that exist.
         ConfigError: The file is not an experiment.
     """
     if name not in names():
@@ -219,9 +224,9 @@ def paper_tables() -> dict[str, Any]:
 
 
 def cell_specs(experiment: Experiment, scale: Scale, seeds: list[int] | None = None) -> list[list[CellSpec]]:
-    """Return rows of cells; a row leaves out the columns of a task that it is `without`.
+    """Return the cells row by row. A cell that its row leaves out has `exists` False.
 
-    `seeds` replace the experiment's, those of single rows too.
+    `seeds`, if given, replace those of the experiment, including those of single rows.
     """
     if scale not in experiment.scales:
         return []
@@ -242,7 +247,7 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True)
 class CellSpec:
-    """One cell of an experiment at one scale: which runs it needs, whatever was run. `cells.resolve` says what was."""
+    """One cell of an experiment at one scale, and the runs that it needs. `cells.resolve` finds which of them were made."""
 
     experiment: Experiment
     scale: Scale
@@ -252,14 +257,14 @@ class CellSpec:
 
     @cached_property
     def base(self) -> list[str]:
-        """The overrides that all of its runs share."""
+        """The overrides that all runs of the cell share."""
         row, column = self.row, self.column
         shared = row.model_copy(update={"operator": None}) if row.operator == column.auto else row
         return [f"task={column.task}", f"scale={self.scale}", *shared.overrides(), *column.overrides]
 
     @cached_property
     def searched(self) -> CellSpec:
-        """The cell whose search gives the rate: this one, or that of the row without its settings."""
+        """The cell whose search gives the rate: this one, or the one of the same row without its settings."""
         if not self.row.rate_without_settings:
             return self
         return replace(self, row=self.row.model_copy(update={"settings": [], "rate_without_settings": False}))
@@ -271,12 +276,12 @@ class CellSpec:
 
     @cached_property
     def config(self) -> RunConfig:
-        """The run at the first rate of the grid and seed 0."""
+        """The run with the middle rate of the grid and seed 0."""
         return compose_cached(self.base)
 
     @cached_property
     def search_space(self) -> list[Candidate]:
-        """All settings that the paper searched: the learning rates, and with `sweep: method` the method's own."""
+        """All candidates of the search: every learning rate, with `sweep: method` for all settings of the method."""
         settings = method_sweep(self.row.method) if self.at_scale.sweep == "method" else {}
         chosen = list(product(*([f"{key}={value}" for value in values] for key, values in settings.items())))
         rates: list[float | None] = [*self.row.rates.get(self.column.name, self.config.lr_grid())] or [None]
@@ -284,7 +289,7 @@ class CellSpec:
 
     @cached_property
     def search_runs(self) -> list[RunConfig]:
-        """One run a candidate, on the first seed; none where there is nothing to choose."""
+        """One run per candidate, on the first seed; none if there is nothing to choose."""
         if not self.exists or len(self.search_space) < 2:
             return []
         return [self.run(c, self.at_scale.seeds[0], searching=True) for c in self.search_space]
@@ -307,7 +312,8 @@ class CellSpec:
         if self.row.r is not None:
             name += f" {self.config.model.rank_text(self.row.r)}"
         more = [self.row.operator] if self.row.operator else []
-        shown = (setting for setting in self.row.settings if not setting.startswith("method.config="))  # by the name
+        # Not method.config=FILE: the method's name, which the label begins with, comes from that file.
+        shown = (setting for setting in self.row.settings if not setting.startswith("method.config="))
         more += [setting.rpartition(".")[2] for setting in shown]
         return ", ".join([name, *more])
 
@@ -317,7 +323,7 @@ class CellSpec:
 
     @cached_property
     def heading(self) -> str:
-        """The name of the column, with its rank where another stands for it here: `r8 (here 4)`."""
+        """The name of the column, with the rank that stands for its rank here, if that is another: `r8 (here 4)`."""
         r = self.config.r if any(override.startswith("r=") for override in self.column.overrides) else None
         same = r is None or self.config.model.stands_for(r) == r
         return self.column.name if same else f"{self.column.name} (here {r})"
@@ -342,7 +348,7 @@ class CellSpec:
 
 
 def method_sweep(method: str) -> dict[str, list[str]]:
-    """Return what the paper searched beside the learning rate: configs/sweep/<method>.yaml, which Hydra takes, too."""
+    """Return what the paper searched beside the learning rate, from configs/sweep/<method>.yaml, which Hydra reads, too."""
     path = SWEEPS / f"{method}.yaml"
     if not path.is_file():
         return {}

@@ -1,6 +1,6 @@
 """Loss curves and spectra as SVG, with a Markdown caption.
 
-Every rendering gives the same bytes.
+Rendering the same results again gives the same bytes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-ACROSS = 2  # panels, where there is room
+ACROSS = 2  # panels side by side, if there is room
 CAPTIONS = {
     "figure": f"Each curve: training loss, averaged over seeds and over {SMOOTHING_STEPS} steps; band: the range of the "
     f"seeds. The first {FALL:.0%} of the steps may lie above the panel. Vertical lines: restarts, dotted, from the logs of "
@@ -51,7 +51,7 @@ def render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale:
     figure = drawn(experiment, rows, scale)
     if figure is None:
         return None
-    from .report.style import saved  # a second that a plan need not wait for
+    from .report.style import saved  # takes a second to import, which a plan need not wait for
 
     path = folder / f"{name}-{scale}.svg"
     saved(figure, path)
@@ -62,16 +62,17 @@ def render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale:
 def drawn(
     experiment: Experiment, rows: list[list[CellRuns]], scale: str, width: float = 6.4, every_seed: bool = False
 ) -> Figure | None:
-    """Draw a panel per column, of `width` inches if there is one; None if there is nothing to draw yet.
+    """Draw one panel per column; return None if there is nothing to draw yet.
 
-    With `every_seed` each seed has its own line or dot. A narrow figure has one panel per row.
+    A single panel is `width` inches wide. With `every_seed` each seed has its own line or dot. A narrow figure has its
+    panels below each other.
     """
     panels = _panels(rows)
     if not any(_shown(runs) for panel in panels for runs in panel):
         return None
     across = min(len(panels), ACROSS if width > 4 else 1)
     down, width = math.ceil(len(panels) / across), width if across == 1 else 0.75 * width
-    from matplotlib import pyplot as plt  # a second that a plan need not wait for
+    from matplotlib import pyplot as plt  # takes a second to import, which a plan need not wait for
 
     plt.switch_backend("Agg")
     size = (width * across, 0.625 * width * down)
@@ -98,7 +99,7 @@ def drawn(
 
 
 def _title(panel: list[CellRuns]) -> list[str]:
-    """Return what a panel shows, and which curves or bars are missing or lack a seed, in lines."""
+    """Return, as lines, what a panel shows, and which curves or bars are missing or lack a seed."""
     first = panel[0].spec
     minus = [f"minus {first.label}"] if first.experiment.minus_first else []
     absent = ", ".join(f"{runs.spec.curve_label} ({_absent(runs)})" for runs in panel if not _shown(runs))
@@ -117,7 +118,7 @@ def _panels(rows: list[list[CellRuns]]) -> list[list[CellRuns]]:
 
 
 def _caption(picture: str, experiment: Experiment, panels: list[list[CellRuns]], scale: str) -> str:
-    """Return the picture's caption: what it shows, of which runs, and the commits that made them."""
+    """Return the picture's caption: what it shows, the runs shown, and the commits that made them."""
     about = f"Scale {scale}, {models(panels)}. {CAPTIONS[experiment.kind]}"
     if experiment.minus_first:
         about += (
@@ -146,7 +147,7 @@ def _caption(picture: str, experiment: Experiment, panels: list[list[CellRuns]],
 
 
 def _full_label(runs: CellRuns) -> str:
-    """Return the row's label, with what the legend calls it in place of its settings."""
+    """Return the row's label, in which its name in the legend, if any, replaces its settings."""
     spec = runs.spec
     if spec.row.called is None:
         return spec.label
@@ -154,7 +155,7 @@ def _full_label(runs: CellRuns) -> str:
 
 
 def _orders(panel: list[CellRuns]) -> str:
-    """Return the rows by their training loss at the end, and by the number of the same runs in the table."""
+    """Return the order of the rows by their final training loss, and by the same runs' numbers in the table."""
     (column,) = (c for c in _columns_of_table(panel[0]) if c.name == panel[0].spec.column.name)
     losses, scores = {}, {}
     for runs in panel:
@@ -187,7 +188,7 @@ def _commit(source: Source | None) -> str:
 
 
 def _shown(runs: CellRuns) -> list[tuple[RunConfig, RunResult]]:
-    """Return the runs of a curve or of bars with their results; of bars none unless all of them can be drawn."""
+    """Return the runs of a curve or of a set of bars, with their results. Bars need a spectrum of every run."""
     if runs.spec.experiment.kind != "spectrum":
         return loss_curves.shown(runs)
     results = runs.results
@@ -220,11 +221,11 @@ def _spectra(axes: Axes, panel: list[CellRuns], every_seed: bool) -> None:
 
 
 def spectrum_of(config: RunConfig) -> Spectrum | None:
-    """Return the spectrum of a run; None if it was not measured. Raises ConfigError if its file is damaged."""
+    """Return the spectrum of a run; None if it was not measured. Raises DamagedFileError if its file is damaged."""
     path = spectrum_path(config)
     return read_spectrum(path) if path.is_file() else None
 
 
 def output_folder(scale: str, kind: str) -> Path:
-    """Return results/tables or results/figures, at scale smoke a folder under outputs/."""
+    """Return results/tables or results/figures; at scale smoke, the folder of that name under outputs/smoke/."""
     return ROOT / ("outputs/smoke" if scale == "smoke" else "results") / kind

@@ -1,4 +1,7 @@
-"""The micro batch of a run whose configuration leaves it open: the plan's largest that fits, halved where not. No torch."""
+"""The micro batch of a run whose configuration leaves it open: the largest that fits by the plan. Imports no torch.
+
+If it does not fit after all, it is halved.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +12,20 @@ from mora.config import RunConfig
 
 from .gpus import memory, visible
 
-CPU_FLOPS = 10e9  # of a core, per second, assumed: bf16 on CPUs that do not know it
-MARK = "out_of_memory.json"  # what a worker leaves in the run's folder: mora/train/__main__.py
+CPU_FLOPS = 10e9  # per core and second; an assumption, for bf16 on CPUs without instructions for it
+MARK = "out_of_memory.json"  # the file that a worker leaves in the run's folder (mora/train/__main__.py)
 
 
 def left_open(config: RunConfig) -> bool:
-    """Return whether nobody has said how much goes through the model at once."""
+    """Return whether the configuration says nothing about how much goes through the model at once."""
     return config.hardware.micro_batch_size is None and config.hardware.micro_batch_tokens is None
 
 
 def fitted(config: RunConfig, gpu_bytes: float | None = None) -> RunConfig:
     """Return the run with the largest micro batch that should fit on its GPU.
 
-    That is 1 if the plan says that none fits, since a plan may err. Nothing changes on a CPU, or if the model's shape
-    is not known. `gpu_bytes` is the memory of a GPU that need not be in this machine.
+    If the plan says that none fits, it is 1, since a plan may err. Nothing changes on a CPU, or if the model's shape is
+    not known. `gpu_bytes` is the memory of the GPU to plan for; by default, it is that of this machine's smallest.
     """
     if config.hardware.device == "cpu" or not left_open(config) or not config.method.trains:
         return config
@@ -46,7 +49,7 @@ def halved(config: RunConfig) -> RunConfig | None:
 
 
 def ran_out_of_memory(folder: Path) -> bool:
-    """Return whether the last worker said so. Asked once: the mark is removed."""
+    """Return whether the last worker left the mark of an out-of-memory error, and remove the mark."""
     mark = folder / MARK
     marked = mark.is_file()
     mark.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The GPUs of this machine, and their distribution over runs side by side. No torch, which would hold memory on each."""
+"""The GPUs of this machine, and which runs use which at the same time. Imports no torch, which would hold memory on each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from queue import SimpleQueue
 
 MIB = 2**20
 MPS = "nvidia-cuda-mps-control"
-MPS_S = 90.0  # for torch to be imported, and more
+MPS_S = 90.0  # the time limit of a call, in which torch may have to be imported
 PRODUCT = "import torch; a = torch.ones(64, 64, device='cuda'); assert (a @ a).sum() > 0"
 
 
@@ -41,10 +41,10 @@ def query(*what: str) -> list[list[str]]:
 
 @contextmanager
 def sharing_at_once(indices: list[str]) -> Iterator[dict[str, str]]:
-    """Yield the environment of runs that compute on a GPU at the same time, through NVIDIA MPS, and not in turns.
+    """Yield the environment in which runs share a GPU through NVIDIA MPS: they compute at the same time, not in turns.
 
-    MPS is started, tried with a small product on each of these GPUs, and ended with the context. Raises OSError if it does
-    not work here.
+    MPS is started, tried with a small matrix product on each of these GPUs, and ended when the context ends. Raises
+    OSError if it does not work here.
     """
     with tempfile.TemporaryDirectory(prefix="mps-", ignore_cleanup_errors=True) as folder:
         env = {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
@@ -60,9 +60,10 @@ def sharing_at_once(indices: list[str]) -> Iterator[dict[str, str]]:
 
 
 def _call(command: list[str], folder: str, env: dict[str, str], given: str | None = None) -> None:
-    """Run to its end. What it prints goes to a file: MPS's daemon would hold a pipe open.
+    """Run the command to its end. Its output goes to a file, since MPS's daemon would keep a pipe open.
 
-    The daemon sees every GPU: of some alone it would count anew, and runs name theirs by the index among all.
+    CUDA_VISIBLE_DEVICES is not passed on, so that the daemon sees every GPU. If it saw only some, it would number them
+    anew, whereas runs name a GPU by its index among all.
     """
     mine = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     with open(f"{folder}/said", "w+") as said:
@@ -82,8 +83,8 @@ def _quietly_end(folder: str, env: dict[str, str]) -> None:
 class GpuSlots:
     """Slots for runs of `ranks` processes each.
 
-    There are `jobs` slots; for runs of several GPUs, which share none, at most as many as there are sets of GPUs. Runs
-    of one GPU are spread evenly, and share a GPU if there are more jobs than GPUs.
+    There are `jobs` slots. Runs on several GPUs share none, so for them there are at most as many slots as sets of GPUs.
+    Runs on one GPU are spread evenly, and share a GPU if there are more jobs than GPUs.
     """
 
     def __init__(self, jobs: int, gpus: list[str], ranks: int = 1):
@@ -98,7 +99,7 @@ class GpuSlots:
 
     @contextmanager
     def take(self, ranks: int) -> Iterator[dict[str, str]]:
-        """Yield the environment of a run in a free slot. A run with another number of ranks sees every GPU."""
+        """Wait for a free slot and yield its environment. A run with another number of ranks sees every GPU."""
         gpus = self._free.get()
         try:
             env = {"CUDA_VISIBLE_DEVICES": gpus} if gpus is not None and ranks == gpus.count(",") + 1 else {}

@@ -13,10 +13,10 @@ def table(
     rows: Sequence[Sequence[str]],
     notes: Sequence[str] = (),
 ) -> str:
-    """Return a tabular, whose cells are LaTeX already and whose columns are as many as `alignment` has letters.
+    """Return a tabular. Its cells are LaTeX already, and it has one column per letter of `alignment`.
 
-    `comments` and `notes` are plain text. Comments, above the tabular, are not set; notes are, in small type below its last
-    rule, as rows of the tabular, so that they are scaled and moved with it.
+    `comments` and `notes` are plain text. Comments stand above the tabular and are not typeset. Notes are rows in small
+    type below the last rule, so that they are scaled and moved with the tabular.
     """
     above = [f"% {comment}" for comment in [*comments, "Needs \\usepackage{booktabs,xcolor}."]]
     begin = [f"\\begin{{tabular}}{{{alignment}}}", "\\toprule", _line(head), "\\midrule"]
@@ -25,7 +25,7 @@ def table(
 
 
 def escape(text: str) -> str:
-    """Escape plain text for LaTeX: those special characters that names and values have."""
+    """Escape those of LaTeX's special characters that occur in names and values."""
     return re.sub(r"([&%$#_{}])", r"\\\1", text)
 
 

@@ -1,4 +1,4 @@
-"""The folder of a run, and the worker process in it. No torch."""
+"""The folder of a run, and the worker process that does the run there. Imports no torch."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from .usable import done, is_current, result_of
 
 
 def run_folder(config: RunConfig) -> Path:
-    """Return the run's working folder: outputs/<run_id>, or MORA_OUTPUT_DIR/<run_id> for a larger disk."""
+    """Return the run's working folder: outputs/<run_id>, or MORA_OUTPUT_DIR/<run_id> if that variable is set."""
     return output_dir() / run_id(config)
 
 
-STOPPED = 130  # exit code of a run that was asked to stop, as of a shell's command after Ctrl-C
+STOPPED = 130  # the exit code of a run that was asked to stop, like that of a shell's command after Ctrl-C
 
-_workers: dict[subprocess.Popen[bytes], bool] = {}  # whether it has been asked to stop
+_workers: dict[subprocess.Popen[bytes], bool] = {}  # by running worker, whether it was asked to stop
 
 
 def interrupt_on_sigterm() -> None:
@@ -41,7 +41,7 @@ def interrupt_on_sigterm() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it, and that stays so
         signal.signal(signal.SIGHUP, interrupt)
 
 
@@ -59,7 +59,7 @@ def _send(how: signal.Signals, pids: Iterable[int]) -> None:
 
 
 def _ranks(worker: subprocess.Popen[bytes]) -> list[int]:
-    """Return the processes that train. Torchrun is left out: when asked, it kills its ranks after 30 s, saved or not."""
+    """Return the processes that train. Torchrun is not asked: it kills its ranks after 30 s, even if they have not saved."""
     torchrun = "torch.distributed.run" in worker.args  # type: ignore[operator]
     children = Path(f"/proc/{worker.pid}/task/{worker.pid}/children")
     pids = children.read_text().split() if torchrun and children.is_file() else []
@@ -67,7 +67,7 @@ def _ranks(worker: subprocess.Popen[bytes]) -> list[int]:
 
 
 def _starter(config: RunConfig) -> list[str]:
-    """Return the start of a command: Python, or torchrun for several ranks, which ends them all when one dies."""
+    """Return how the worker's command begins: Python; for several ranks torchrun, which ends all when one dies."""
     hardware = config.hardware
     if hardware.world_size == 1:
         return [sys.executable]
@@ -79,7 +79,7 @@ def _starter(config: RunConfig) -> list[str]:
 
 
 def rendezvous(config: RunConfig) -> str:
-    """Return host:port, where the nodes of a run meet; for "slurm", the job's first node with a port of the job's own."""
+    """Return the host:port where a run's nodes meet; for "slurm", the job's first node and a port of the job's own."""
     if config.hardware.rendezvous != "slurm":
         assert config.hardware.rendezvous is not None
         return config.hardware.rendezvous
@@ -90,7 +90,7 @@ def rendezvous(config: RunConfig) -> str:
 
 
 def warning(scale: str) -> str | None:
-    """Return a warning if the results of this scale will enter no table: the source is changed or has no commit."""
+    """Return a warning if results of this scale will enter no table, as the source was changed or has no commit."""
     dirty = source.of_this_process()["dirty"]
     if scale == "smoke" or dirty is False:
         return None
@@ -108,19 +108,19 @@ def launch(
 ) -> int:
     """Run the worker to its end and return its exit code, or STOPPED.
 
-    A run whose result counts is not repeated; a result that does not count is set aside. If the micro batch is left
-    open, the largest that the plan allows is taken, and halved after each out-of-memory error.
+    A run whose result counts is not repeated. A result that does not count is set aside. If the configuration leaves the
+    micro batch open, it is the largest that fits by the plan, and is halved after each out-of-memory error.
 
     Args:
         config: The run.
-        output: A file for what the worker prints; None is this terminal.
-        env: Environment variables of the worker beside this process's.
-        folder: Another folder than the run's own.
-        left_s: Returns the seconds that are left, asked every second; at zero the worker and all its ranks are killed.
+        output: A file for what the worker prints; None means this terminal.
+        env: Environment variables that the worker gets beside this process's.
+        folder: A folder to use instead of the run's own.
+        left_s: Returns the seconds that are left. It is asked every second; at zero the worker and its ranks are killed.
 
     Raises:
-        ConfigError: The hardware or weights are not here, or the result was made with others than those that are.
-        KeyboardInterrupt: The launch was interrupted; the worker has saved a checkpoint, or was interrupted again.
+        ConfigError: The hardware or the weights are not here, or the existing result was made with other weights or data.
+        KeyboardInterrupt: The launch was interrupted while no worker was running; otherwise it returns STOPPED.
     """
     preflight.check(config)
     if done(config):
@@ -169,9 +169,9 @@ def _work(
             stderr=output and subprocess.STDOUT,
             cwd=ROOT,
             env={**os.environ, **(env or {}), "MORA_LAUNCHER": str(os.getpid())},
-            start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
+            start_new_session=True,  # so that Ctrl-C reaches this process alone, which passes it on once
         )
-    except (OSError, ValueError) as error:  # an argument that is too long, or with a NUL: hardware.rendezvous, say
+    except (OSError, ValueError) as error:  # an argument is too long or has a NUL, such as in hardware.rendezvous
         raise ConfigError(
             f"the worker cannot be started ({error.args[-1]}): {short(shlex.join(command), 300)}"
         ) from error
@@ -180,7 +180,7 @@ def _work(
         code = _wait(worker, left_s)
         if not _workers[worker]:
             return code
-        if code < 0:  # of several ranks: one that was still loading says nothing
+        if code < 0:  # ended by the signal; a worker that was still loading prints nothing itself
             print(f"{run_id(config)}: stopped; start it again to resume", file=output or sys.stderr)
         return STOPPED
     finally:
@@ -188,7 +188,7 @@ def _work(
 
 
 def _check_is_its_own(config: RunConfig) -> None:
-    """Raise ConfigError if the result was made of other weights or data under the same names."""
+    """Raise ConfigError if the result was made with other weights or data of the same names."""
     result = result_of(config)
     if result is not None and (reason := preflight.unlike(config, result)):
         raise ConfigError(
@@ -198,17 +198,18 @@ def _check_is_its_own(config: RunConfig) -> None:
 
 
 def unheld(folder: Path) -> AbstractContextManager[bool]:
-    """Context manager: whether no worker, of this suite or another, is at the run.
+    """Context manager: yield whether no worker, of this suite or another, is working on the run.
 
-    A worker locks the run's folder while it lives. None can start before this ends; others may ask meanwhile.
+    A worker holds the lock of the run's folder as long as it lives. Within the context none can start, but other
+    processes may ask the same.
     """
     return locked(folder, shared=True, wait=False)
 
 
 def _set_aside(config: RunConfig, folder: Path) -> None:
-    """Move a result that does not count, with its log and spectrum, to `unusable/` beside it, named by its source, too.
+    """Move a result that does not count, with its log and spectrum, to `unusable/`; its source is added to the name.
 
-    Nothing is moved while a worker is at the run, for it started with that result.
+    Nothing is moved while a worker is working on the run, since it started with that result.
     """
     with unheld(folder) as free:
         result = result_of(config)
@@ -220,7 +221,7 @@ def repeat(config: RunConfig) -> Path | None:
     """Move the run's result, whether it counts or not, to `earlier/` beside it, so that the run is repeated.
 
     Returns:
-        Where it is now; None if there is none, or a worker is at the run.
+        Where the result is now; None if there is none, or a worker is working on the run.
     """
     folder = run_folder(config)
     folder.mkdir(parents=True, exist_ok=True)
@@ -238,9 +239,9 @@ def _move(config: RunConfig, where: str, mark: str) -> Path:
     aside = path.parent / where / f"{run_id(config)}.{mark}"
     aside.parent.mkdir(exist_ok=True)
     moved = {log_path(config): ".log.jsonl", spectrum_path(config): ".spectrum.json"}
-    moved |= {documents_path(config): ".documents.jsonl.zst", path: ".json"}  # itself last
+    moved |= {documents_path(config): ".documents.jsonl.zst", path: ".json"}  # the result itself is last
     for file, kind in moved.items():
-        with suppress(FileNotFoundError):  # another suite may be doing the same
+        with suppress(FileNotFoundError):  # another suite may have just moved it
             os.replace(file, f"{aside}{kind}")
     return Path(f"{aside}.json")
 
@@ -253,7 +254,7 @@ def _wait(worker: subprocess.Popen[bytes], left_s: Callable[[], float] | None) -
         if left_s is not None:
             _send(signal.SIGKILL, {*_ranks(worker), worker.pid})
         return worker.wait()
-    except (KeyboardInterrupt, SystemExit):  # SystemExit: submitit, after it has put a job back into the queue
+    except (KeyboardInterrupt, SystemExit):  # submitit raises SystemExit after it has requeued a job
         stop_workers()
     try:
         return worker.wait()
@@ -263,7 +264,7 @@ def _wait(worker: subprocess.Popen[bytes], left_s: Callable[[], float] | None) -
 
 
 def write_config(config: RunConfig, path: Path) -> None:
-    """Write the configuration atomically, since several nodes may do so; an equal file is left alone."""
+    """Write the configuration atomically, since several nodes may write it; a file with the same text is left alone."""
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     if path.is_file() and path.read_text() == text:
         return

@@ -1,4 +1,4 @@
-"""The ledger: one verdict per claim, from the committed results. `ledger_text` puts it in words."""
+"""The ledger: one verdict per claim, from the committed results. `ledger_text` puts it into words."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ BENCH = ROOT / "results" / "bench"
 class Outcome:
     """What the results say about a contrast.
 
-    `interval` is 95%; for an equality or a closed gap 90%, as in two one-sided tests at 5%. At a second look, whose level
-    is 1%, it is 99% or 98%. `columns` are the headings of those of the claim that the scale has, `ranks` the ranks that were
-    run in them. `sign`: 1 if a higher number is better, else -1.
+    `interval` is a 95% interval; for an equality or a closed gap 90%, as in two one-sided tests at 5%. At a second look,
+    whose level is 1%, it is 99% or 98%. `columns` are the headings of those of the claim's columns that the scale has,
+    and `ranks` the ranks of the cells in them. `sign` is 1 if a higher number is better, else -1.
     """
 
     verdict: Verdict
@@ -65,7 +65,7 @@ class Outcome:
 
 
 class Case(BaseModel):
-    """A case of the step benchmark. `ms` holds the time of each round; none if it failed."""
+    """A case of the step benchmark. `ms` holds the time of each round; it is empty if the case failed."""
 
     name: str
     ms: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]]
@@ -81,14 +81,14 @@ class BenchSource(BaseModel):
 
 
 class Bench(BaseModel):
-    """The part of a file of the step benchmark that a ratio needs."""
+    """Those parts of a file of the step benchmark that a ratio needs."""
 
     source: BenchSource
     scenarios: list[Scenario]
 
 
 def judge(claims: Iterable[Claim], scale: Scale, resolved: ResolvedTables | None = None) -> list[Outcome]:
-    """Return one outcome per claim. The claims of one experiment share a seed's variance, and hold together (Holm)."""
+    """Return one outcome per claim. The claims of an experiment pool a seed's variance and are corrected together (Holm)."""
     resolved, claims = resolved or ResolvedTables(), list(claims)
     outcomes: dict[int, Outcome] = {}
     for name in dict.fromkeys(claim.experiment for claim in claims):
@@ -120,14 +120,14 @@ def _of_table(table: list[Claim], scale: Scale, resolved: ResolvedTables) -> lis
     return outcomes
 
 
-# A contrast's estimate, or None if no seed has both rows.
+# Returns a contrast's estimate, or None if no seed has both rows.
 Estimator = Callable[[Claim, Measured], Estimate | None]
 
 
 def by_pool(table: list[Claim], every: list[Measured]) -> Estimator:
-    """Return the rule's estimates: where seeds are few, by the variance pooled over these contrasts.
+    """Return the estimator of the rule: where seeds are few, it takes the variance pooled over these contrasts.
 
-    A contrast with a run in doubt has the variance of its own seeds, and gives none to the pool.
+    A contrast with a run in doubt has the variance of its own seeds, and is not in the pool.
     """
     pool = [(claim, m) for claim, m in zip(table, every, strict=True) if not m.doubts]
     shared = {unit: _variance(pool, unit) for unit in {claim.unit for claim in table}}
@@ -143,8 +143,8 @@ def judge_alone(
 ) -> list[Judged]:
     """Judge each claim of a table before any correction.
 
-    `standing`: "undecided" where there is something to judge. What is not judged yet, or never will be, has p = 1, with
-    which it counts in Holm's correction. `to_close`: the gap of each claim that is about one.
+    `standing` is "undecided" for each claim that is to be judged. A claim that is not judged, now or ever, has p = 1, and
+    counts with it in Holm's correction. `to_close` is the gap of each claim that is about one.
     """
     judged = [Judged(1.0, "undecided")] * len(table)
     for i, (claim, measured) in enumerate(zip(table, every, strict=True)):
@@ -158,7 +158,7 @@ def judge_alone(
 
 
 def _p_values(verdict: Verdict, alone: Judged, p: float) -> list[str]:
-    """Return the p-values where the verdict rests on the correction, or on a level that is not the usual one."""
+    """Return a note with the p-values if the verdict rests on the correction, or on a level other than the usual one."""
     level = "" if alone.level == verdicts.ALPHA else f" at level {alone.level:g}"
     if verdict == "undecided" and alone.p <= alone.level:
         before = f"{alone.verdict} before Holm's correction (p = {p_text(alone.p)})"
@@ -167,11 +167,11 @@ def _p_values(verdict: Verdict, alone: Judged, p: float) -> list[str]:
 
 
 def p_text(p: float) -> str:
-    return f"{p:.3f}" if p >= 0.02 else f"{p:.4f}" if p >= 0.01 else f"{p:.2g}"  # near 0.01, a level, one digit more
+    return f"{p:.3f}" if p >= 0.02 else f"{p:.4f}" if p >= 0.01 else f"{p:.2g}"  # near the level 0.01, one digit more
 
 
 def gaps(table: list[Claim], scale: Scale, resolved: ResolvedTables) -> list[Measured | None]:
-    """Return for each claim the gap that it says is closed; None for other claims."""
+    """Return, for each claim, the gap that it says is closed; None for claims that are not about a gap."""
     return [
         resolved.measured(claim, Contrast(first=claim.second, second=claim.gap), scale)
         if claim.gap is not None and claim.second is not None
@@ -192,7 +192,7 @@ def _estimate(claim: Claim, measured: Measured, of_table: Variance | None) -> Es
 
 
 def also(claim: Claim, scale: Scale, resolved: ResolvedTables) -> list[Outcome]:
-    """Return the contrasts that are shown beside the primary one, each with the variance of its own seeds and no verdict."""
+    """Return the contrasts shown beside the primary one, each with the variance of its own seeds and without a verdict."""
     if not claim.experiment:
         return []
     rows, outcomes = resolved.rows(claim.experiment, scale), []
@@ -205,7 +205,7 @@ def also(claim: Claim, scale: Scale, resolved: ResolvedTables) -> list[Outcome]:
 
 
 def _exact(claim: Claim, measured: Measured, judged: Judged) -> Judged:
-    """Demand Fisher's test, too, for an order of shares with few right or few wrong answers."""
+    """Require Fisher's exact test, too, for an order of shares with few right or few wrong answers."""
     counts = rare_counts(claim, measured)
     if counts is None or claim.test != "order":
         return judged
@@ -259,7 +259,7 @@ def _outcome(
 
 
 def _columns_at_floor(claim: Claim, contrast: Contrast, rows: list[list[CellRuns]], columns: list[str]) -> list[str]:
-    """Return a note that names the columns of a mean in which neither row stands above its floor."""
+    """Return a note that names those columns of a mean in which neither row stands above the floor."""
     if len(columns) < 2:
         return []
     each = {name: measure(claim, contrast.model_copy(update={"columns": [name]}), rows) for name in columns}
@@ -297,7 +297,7 @@ def _notes(claim: Claim, measured: Measured, verdict: Verdict) -> list[str]:
 
 
 def _of_ratio(ratio: Ratio, scale: Scale) -> Outcome:
-    """Compare two times at scale paper, round by round, by the measurement that speaks most against the claim."""
+    """Compare two times at scale paper, round by round. The outcome shows the measurement least favourable to the claim."""
     measured: list[RatioOfTimes] = []
     for path in sorted(BENCH.glob("step-*.json")) if scale == "paper" else []:
         result = checked(path, Bench.model_validate, "`make bench` repeats the measurement")
@@ -317,7 +317,7 @@ def _of_ratio(ratio: Ratio, scale: Scale) -> Outcome:
 
 @lru_cache(maxsize=1)
 def rows_of(resolved: ResolvedTables) -> list[tuple[Claim, Scale, Outcome]]:
-    """Return every claim at every scale at which something was run; a claim without any, once, as not run."""
+    """Return every claim at every scale at which it was run; a claim that was run at none, once, as not run."""
     claims = load().claims
     by_scale = {scale: judge(claims, scale, resolved) for scale in COMPARED}
     lines: list[tuple[Claim, Scale, Outcome]] = []

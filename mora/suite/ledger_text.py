@@ -60,7 +60,7 @@ def _compared(claim: Claim, scale: Scale, outcome: Outcome) -> str:
 
 
 def where(claim: Claim, scale: Scale, outcome: Outcome) -> str:
-    """Return the scale and its model; for a ratio, the shape of the benchmark's."""
+    """Return the scale and its model; for a ratio, the shape of the benchmark's model."""
     if claim.ratio is not None:
         return f"benchmark, shape of {outcome.model}"
     return f"{scale}, {outcome.model}"
@@ -101,7 +101,7 @@ def count_text(outcome: Outcome) -> str:
 
 
 def page(resolved: ResolvedTables | None = None) -> str:
-    """Return the full ledger: what is compared, on which model, and contrasts that are not judged."""
+    """Return the full ledger: what is compared, on which model, and the contrasts that are not judged."""
     resolved = resolved or ResolvedTables()
     lines = [
         "# What the results say of the paper",
@@ -160,7 +160,7 @@ def _preamble(ledger: Ledger) -> list[str]:
 
 
 def summary(resolved: ResolvedTables | None = None) -> str:
-    """Return how many claims have which verdict, and what the verdicts mean."""
+    """Return how many claims have each verdict, and what the verdicts mean."""
     outcomes = [outcome for _, _, outcome in _each_once(resolved or ResolvedTables())]
     counts = {verdict: sum(outcome.verdict == verdict for outcome in outcomes) for verdict in MEANING}
     listed = [f"{n} {verdict}" for verdict, n in counts.items() if n]
@@ -172,7 +172,7 @@ def summary(resolved: ResolvedTables | None = None) -> str:
 
 
 def _each_once(resolved: ResolvedTables) -> list[tuple[Claim, Scale, Outcome]]:
-    """Return each claim at the largest scale with all planned seeds; without one, at the largest that was run."""
+    """Return each claim at the largest scale whose planned seeds are all done; if there is none, at the largest run."""
     best: dict[str, tuple[Claim, Scale, Outcome]] = {}
     for row in rows_of(resolved):
         says, is_complete = row[0].says, row[2].is_complete
@@ -182,7 +182,7 @@ def _each_once(resolved: ResolvedTables) -> list[tuple[Claim, Scale, Outcome]]:
 
 
 def rule_text(claim: Claim, outcome: Outcome) -> str:
-    """Return when the claim counts as shown, over the columns that the scale has."""
+    """Return the rule by which the claim counts as shown, over the columns that the scale has."""
     if claim.ratio is not None:
         return f"Shown if the time of the first over that of the second is at most {claim.ratio.at_most:g}."
     columns = outcome.columns or claim.columns
@@ -198,7 +198,7 @@ def rule_text(claim: Claim, outcome: Outcome) -> str:
 
 
 def render(page_path: Path = PAGE, full: Path = FULL, resolved: ResolvedTables | None = None) -> None:
-    """Write the ledger between its two markers on the page, and in full. Raises ValueError if the page lacks the markers."""
+    """Write the ledger between the page's two markers, and in full to `full`. Raises ValueError if a marker is missing."""
     text, resolved = page_path.read_text(), resolved or ResolvedTables()
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise ValueError(f"{page_path.name}: expected the lines {BEGIN!r} and {END!r} once each")

@@ -1,4 +1,4 @@
-"""What a run will hold and take, from the results of runs like it, else from the plan."""
+"""The memory and the time that a run will take: from the results of runs like it, else from the plan."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from mora.planner.speed import token_time
 from mora.results import STORE, RunResult
 
 GIB = 2**30
-MARGIN = 1.1  # of the memory that like runs held
-SCORING = 11.0  # times the weights: scoring finance held 31.9 GiB beside 2.9 of weights
-HELD = 1.33  # what a run holds over what it has allocated, where its result knows only that: 65 GiB for 49 was seen
-CONTEXT_GIB = 1.0  # CUDA's own
+MARGIN = 1.1  # factor on the memory that like runs held
+SCORING = 11.0  # memory of scoring, in multiples of the weights: for finance it held 31.9 GiB beside 2.9 of weights
+HELD = 1.33  # memory held over memory allocated, for results that record only the latter: 65 GiB were seen for 49
+CONTEXT_GIB = 1.0  # held by the CUDA context
 
 
 class Timing(NamedTuple):
-    """The seconds of an earlier run.
+    """The seconds that an earlier run took.
 
-    Of a step in its fastest stretch; of the GPU for a step, if the runs that may have been side by side had equal parts
-    of it; and of all that is neither training nor scoring.
+    `fastest_s` is the time of a step in the run's fastest stretch, `part_s` the GPU time of a step if the runs that may
+    have been side by side had equal parts of the GPU, and `rest_s` the time of all but training and scoring.
     """
 
     steps: int
@@ -36,12 +36,12 @@ class Timing(NamedTuple):
 class LikeRuns:
     """Results of the same task, model, method and rank.
 
-    For memory also of passes as large, and scored or not alike; for time also on the same GPU. What scoring takes is that
-    of every method.
+    For memory, like runs also agree in the size of a pass and in whether they are scored; for time, in the GPU. The time
+    of scoring is taken from runs of every method and rank.
     """
 
     def __init__(self, folder: Path, device: str) -> None:
-        """`device`: the GPU's name, as a result has it."""
+        """`device` is the GPU's name as results record it."""
         self.device = device
         self.held_gib: dict[tuple, list[float]] = defaultdict(list)
         self.timings: dict[tuple, list[Timing]] = defaultdict(list)
@@ -55,7 +55,7 @@ class LikeRuns:
             self.held_gib[_memory_kind(result.config)].append(held / GIB)
         if not result.wall_s or result.hardware.get("device") != self.device:
             return
-        scoring_s = result.scoring_s or 0.0  # of an old result not known, and then part of the rest
+        scoring_s = result.scoring_s or 0.0  # old results do not record it; it is then part of the rest
         if result.scoring_s is not None:
             self.scoring_s[_scored(result.config)].append(scoring_s)
         if not result.last_step:
@@ -67,12 +67,12 @@ class LikeRuns:
         self.timings[_kind(result.config)].append(timing)
 
     def claim_gib(self, config: RunConfig, unknown_gib: float) -> float:
-        """Return the GiB that like runs with passes of that size held, else those of the plan or of scoring.
+        """Return the GiB that like runs held; without like runs, what the plan says or what scoring takes, if that is more.
 
-        `unknown_gib`: if the plan does not know the model's shape.
+        It is `unknown_gib` if the plan does not know the model's shape.
         """
         if held := self.held_gib.get(_memory_kind(config.model_dump(mode="json"))):
-            return min(held) * MARGIN + CONTEXT_GIB  # earlier sources held more than they needed
+            return min(held) * MARGIN + CONTEXT_GIB  # the least, since earlier source held more than needed
         try:
             longest = max_length(config)
             planned = memory(config, longest, sequences_per_pass(config, longest))
@@ -82,13 +82,13 @@ class LikeRuns:
         return max(planned.gpu, scoring) / GIB * MARGIN + CONTEXT_GIB
 
     def expected_s(self, config: RunConfig, beside: int = 0) -> float | None:
-        """Return the seconds that the run will take, with `beside` more on its GPU; None if its steps were never timed.
+        """Return the seconds that the run will take beside `beside` others on its GPU; None if its steps were never timed.
 
-        - Training: the steps, times 1 + beside. A step takes the fastest stretch of the like runs that are nearest in
-          steps. That is too long of runs that never had a GPU to themselves: it is what the plan has measured on this
-          GPU if that is less, or, if it has not, the median of these runs' parts of the GPU.
+        - Training: the time of the steps, multiplied by 1 + beside. A step takes as long as in the fastest stretch of the
+          like runs whose number of steps is nearest. For runs that never had a GPU to themselves that is too long, so a
+          smaller time replaces it: the plan's, if it was measured on this GPU, else the median of these runs' `part_s`.
         - The rest of the run: the median of those like runs.
-        - Scoring: the median of runs of the same task and model that are scored, or not, as this one.
+        - Scoring: the median of runs of the same task and model that are scored if this one is, or not if it is not.
         """
         if not config.knows_steps:
             return None
@@ -105,7 +105,7 @@ class LikeRuns:
         return (1 + beside) * training_s + rest_s + scoring_s
 
     def _planned_s(self, config: RunConfig) -> float | None:
-        """Return the seconds of training by the plan; None if it has not measured such steps on this GPU."""
+        """Return the seconds of training by the plan; None if the plan has no measurement of such steps on this GPU."""
         length, longest = length_of(config), max_length(config)
         if length.tokens is None:
             return None
@@ -123,10 +123,10 @@ def _kind(config: dict[str, Any]) -> tuple:
 
 
 def _memory_kind(config: dict[str, Any]) -> tuple:
-    """Return the kind, the size of a pass, and whether scoring follows: what decides the memory."""
+    """Return what decides the memory of a run: its kind, the size of a pass, and whether scoring follows."""
     hardware, scored = config["hardware"], bool(config["task"]["evaluation"]["tasks"])
     size = hardware.get("micro_batch_size"), hardware.get("micro_batch_tokens")
-    return *_kind(config), *size, bool(hardware.get("padding_free")), scored  # an earlier result may lack the third
+    return *_kind(config), *size, bool(hardware.get("padding_free")), scored  # older results may lack it
 
 
 def _scored(config: dict[str, Any]) -> tuple:

@@ -1,4 +1,4 @@
-"""Training loss by step, from the raw logs beside the results: curves over seeds, with restarts and epochs marked."""
+"""Training loss by step, from the logs beside the results: curves over seeds, with restarts and epochs marked."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SMOOTHING_STEPS = 5
-POINTS = 250  # of a curve where every seed has its own
-FALL = 0.15  # the share of a run whose first fall is left above the panel: what sets methods apart comes after it
-MOST_EPOCHS = 9  # more are not marked
+POINTS = 250  # of a curve, if every seed has its own
+FALL = 0.15  # the first share of a run, whose loss may lie above the panel: methods differ in what comes after
+MOST_EPOCHS = 9  # if there are more, their ends are not marked
 BRING = "copy it from the machine of the run, or remove it and the result beside it to repeat the run"
 STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))  # as many as Figure 4 has curves
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A row's smoothed loss, (seeds, steps). `i`: its place in the panel, which decides its look."""
+    """A row's smoothed loss, of shape (seeds, steps). `i` is its place in the panel, which decides its look."""
 
     i: int
     label: str
@@ -37,13 +37,13 @@ class Curve:
 
 
 def shown(runs: CellRuns) -> list[tuple[RunConfig, RunResult]]:
-    """Return the runs of a curve that ended; none while a seed is missing, unless curves are differences by seed."""
+    """Return those runs of a curve that are done; none if a seed is missing, unless curves are differences by seed."""
     results = [(config, result) for config, result in runs.results if result.status == "done"]
     return results if runs.spec.experiment.minus_first or len(results) == len(runs.final_runs) else []
 
 
 def by_seed(runs: CellRuns) -> dict[int, np.ndarray]:
-    """Return the smoothed training loss of every step by seed."""
+    """Return, by seed, the smoothed training loss of every step."""
     losses = [(config, _losses_of(config, result)) for config, result in shown(runs)]
     steps = max((len(curve) for _, curve in losses), default=0)
     for config, curve in losses:
@@ -54,7 +54,7 @@ def by_seed(runs: CellRuns) -> dict[int, np.ndarray]:
 
 
 def curves(panel: list[CellRuns]) -> list[Curve]:
-    """Return the curves of a panel; with `minus_first`, minus the first row's at the same step and seed."""
+    """Return the curves of a panel. With `minus_first`, the first row's loss at the same step and seed is subtracted."""
     rows = list(enumerate(map(by_seed, panel)))
     if panel[0].spec.experiment.minus_first:
         _, first = rows.pop(0)
@@ -67,7 +67,7 @@ def draw(axes: Axes, panel: list[CellRuns], every_seed: bool) -> None:
     minus, drawn = panel[0].spec.experiment.minus_first, curves(panel)
     for curve in drawn:
         colour, length = f"C{curve.i}", curve.losses.shape[1]
-        apart = max(1, length // POINTS) if every_seed else 1  # many lines, so fewer points in each
+        apart = max(1, length // POINTS) if every_seed else 1  # there are many lines, so each has fewer points
         steps, losses = np.arange(1, length + 1)[::apart], curve.losses[:, ::apart]
         axes.plot(steps, losses.mean(0), ls=STYLES[curve.i % len(STYLES)], lw=1.6, color=colour, label=curve.label)
         if len(losses) > 1:
@@ -81,7 +81,7 @@ def draw(axes: Axes, panel: list[CellRuns], every_seed: bool) -> None:
 
 
 def about(panels: list[list[CellRuns]]) -> str:
-    """Return what a point, a line and a band are, to stand below the panels."""
+    """Return a text for the figure that says what a point, a line and a band are."""
     several = any(len(shown(runs)) > 1 for panel in panels for runs in panel)
     band = "; line: the mean of the seeds, band: their range" if several else ""
     return f"each point: the mean of {SMOOTHING_STEPS} steps{band}"

@@ -1,6 +1,6 @@
 """The memory study: steps until pairs are known, against the bits that a trainable parameter has to store.
 
-The bytes that a run takes on a GPU are another matter: `mora/planner/memory.py`.
+It is not about a run's memory on a GPU, which is in `mora/planner/memory.py`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.transforms import Bbox
 
-BITS_A_PAIR = 122  # of a version-4 UUID that are random
-KNOWN = 0.99  # of the tokens of all values, teacher-forced
+BITS_A_PAIR = 122  # the random bits of a version-4 UUID
+KNOWN = 0.99  # the share of the tokens of all values, teacher-forced, at which the pairs are known
 MARKERS = {"sharing": "o", "decouple": "s", "rotation": "D", "LoRA, A frozen": "P"}
-APART = 1.04  # the factor by which each kind but the first stands to the right of its place, so that none is hidden
-PLAIN: Any = {"fc": "white", "ec": "none", "pad": 0.5}  # what a rank is written on
+APART = 1.04  # each kind is drawn to the right of the one before by this factor, so that no dot is hidden
+PLAIN: Any = {"fc": "white", "ec": "none", "pad": 0.5}  # the box that a rank is written on
 PLACE = f"{next(iter(MARKERS))} stands at its value, others just right of it"
 CAPTION = (
     "Known: 99% of the values' tokens are predicted, given all tokens before them; interpolated linearly between "
@@ -63,19 +63,19 @@ CSV_COLUMNS = [
 
 @dataclass(frozen=True)
 class MemoryRun:
-    """The measurements of one run, by step; none if it diverged."""
+    """The measurements of one run, by step. There are none if the run diverged."""
 
     config: RunConfig
     metrics: dict[int, Metrics]
 
     @cached_property
     def steps(self) -> float | None:
-        """The step at which the share KNOWN of the tokens was reached; None if the run ended before."""
+        """The step at which the share of known tokens reached KNOWN; None if the run ended before."""
         return steps_to(self.metrics, "value_token_acc", KNOWN)
 
     @property
     def mean_nats(self) -> float:
-        """Nats a value, over all measurements."""
+        """The nats per value, as the mean over all measurements."""
         nats = [values["value_nll"].value for values in self.metrics.values() if "value_nll" in values]
         return statistics.fmean(nats) if nats else math.inf
 
@@ -92,7 +92,7 @@ class MemoryRun:
 
 @dataclass(frozen=True)
 class Arm:
-    """A cell, and the runs of it that were made, by seed."""
+    """A cell, and those of its runs that were made, by seed."""
 
     cell: CellRuns
 
@@ -117,12 +117,12 @@ class Arm:
 
     @property
     def bits(self) -> float:
-        """Bits to store per trainable parameter."""
+        """The bits that each trainable parameter has to store."""
         return BITS_A_PAIR * self.pairs / self.trainable
 
     @property
     def kind(self) -> str:
-        """The operator of MoRA; of the others what they are: "LoRA", "LoRA, A frozen", "FFT"."""
+        """MoRA's operator; for other methods "LoRA", "LoRA, A frozen" or "FFT"."""
         config = self.spec.config
         if operator := operator_of(config):
             return operator
@@ -132,13 +132,13 @@ class Arm:
 
     @property
     def side(self) -> int | None:
-        """The side of M in a module of the model's width."""
+        """The side of M in a module of the model's width; None without M."""
         matrix = square(self.spec.config)
         return matrix and matrix.r_hat
 
 
 class Dot(NamedTuple):
-    """The position of a dot, and the top of it or of its arrow."""
+    """The x of a dot, and the y of its top or of the top of its arrow."""
 
     x: float
     top: float
@@ -150,7 +150,7 @@ def arms(rows: list[list[CellRuns]]) -> list[Arm]:
 
 
 def partner(arm: Arm, among: list[Arm]) -> Arm | None:
-    """Return the LoRA of the same column and model with the nearest parameter count; None for LoRA and full fine-tuning."""
+    """Return the LoRA of the same column whose parameter count is nearest; None for LoRA and full fine-tuning."""
     if arm.kind not in MARKERS:
         return None
     same = [a for a in among if a.kind == "LoRA" and a.spec.column == arm.spec.column]
@@ -158,9 +158,9 @@ def partner(arm: Arm, among: list[Arm]) -> Arm | None:
 
 
 def ratio(lora: MemoryRun, other: MemoryRun) -> tuple[float, int] | None:
-    """Return LoRA's steps / the other's steps, and which bound that is; None if neither got there.
+    """Return LoRA's steps / the other's steps, and what kind of bound that is; None if neither reached KNOWN.
 
-    The bound is 0 for none, 1 for a lower one (LoRA did not get there), -1 for an upper one.
+    The kind is 0 for the ratio itself, 1 for a lower bound (LoRA did not reach KNOWN) and -1 for an upper bound.
     """
     if lora.steps is None and other.steps is None:
         return None
@@ -173,7 +173,7 @@ def render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale:
     all_arms = arms(rows)
     if not any(arm.runs for arm in all_arms):
         return None
-    from .report.style import saved  # a second that a plan need not wait for
+    from .report.style import saved  # takes a second to import, which a plan need not wait for
 
     path = folder / f"{name}-{scale}.svg"
     figure, undecided = drawn(experiment, all_arms)
@@ -184,8 +184,8 @@ def render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale:
 
 
 def drawn(experiment: Experiment, arms: list[Arm], width: float = 8) -> tuple[Figure, list[str]]:
-    """Draw the figure, `width` inches wide, and list the pairs in which neither arm got there, for the caption."""
-    from matplotlib import pyplot as plt  # a second that a plan need not wait for
+    """Draw the figure, `width` inches wide; for the caption, also return the arms of which no ratio is known."""
+    from matplotlib import pyplot as plt  # takes a second to import, which a plan need not wait for
     from matplotlib.lines import Line2D
 
     plt.switch_backend("Agg")
@@ -193,7 +193,7 @@ def drawn(experiment: Experiment, arms: list[Arm], width: float = 8) -> tuple[Fi
     models = list(dict.fromkeys(arm.spec.config.model.name for arm in arms))
     colours = {model: f"C{i}" for i, model in enumerate(models)}
     undecided, shown = [], set()
-    dots: dict[tuple[str, str], list[Dot]] = {}  # by column and rank of LoRA
+    dots: dict[tuple[str, str], list[Dot]] = {}  # by LoRA's rank and column
     for arm in arms:
         lora, model = partner(arm, arms), arm.spec.config.model.name
         for seed in sorted(set(arm.runs) & set(lora.runs if lora else ())):
@@ -220,7 +220,7 @@ def drawn(experiment: Experiment, arms: list[Arm], width: float = 8) -> tuple[Fi
 
 
 def _dot(ax: Axes, lora: Arm, kind: str, value: tuple[float, int], colour: str) -> Dot:
-    """Draw a dot at LoRA's bits, to the right of those of kinds before it, with an arrow if it is a bound."""
+    """Draw a dot at LoRA's bits, right of the dots of the kinds before it, with an arrow if the value is a bound."""
     y, bound = value
     x = lora.bits * APART ** list(MARKERS).index(kind)
     ax.plot(x, y, MARKERS[kind], color=colour, alpha=0.7, ms=6)
@@ -230,7 +230,7 @@ def _dot(ax: Axes, lora: Arm, kind: str, value: tuple[float, int], colour: str) 
 
 
 def _name(ax: Axes, dots: dict[tuple[str, str], list[Dot]]) -> None:
-    """Write LoRA's rank once above all the dots of its column, high enough to cover no other rank."""
+    """Write each rank of LoRA once above all its dots of a column, high enough to cover no other rank."""
     taken: list[Bbox] = []
     for (rank, _), group in sorted(dots.items(), key=lambda item: max(dot.top for dot in item[1])):
         x = math.exp(statistics.fmean(math.log(dot.x) for dot in group))
@@ -242,7 +242,7 @@ def _name(ax: Axes, dots: dict[tuple[str, str], list[Dot]]) -> None:
 
 
 def _scales(ax: Axes) -> None:
-    """Set logarithmic scales with plain numbers, and room for arrows."""
+    """Set logarithmic axes with plain numbers and room for arrows."""
     from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
     ax.set(xscale="log", yscale="log", xlabel=f"bits to store per trainable parameter, of LoRA\n({PLACE})")

@@ -1,4 +1,4 @@
-"""What the runs of a Hydra multirun came to, a line each, once the last has ended."""
+"""The summary of a Hydra multirun, one line per run, printed once the last run has ended."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from mora.config import RunConfig
 from mora.config.run_id import result_path
 from mora.results import STORE, Metric, RunResult
 
-SELECTING = ("value_nll", "validation_loss")  # what searches choose by; lower is better
+SELECTING = ("value_nll", "validation_loss")  # the metrics by which searches choose; lower is better
 
-Ran = tuple[Sequence[str], RunConfig]  # a run's settings as given, and what they mean
+Ran = tuple[Sequence[str], RunConfig]  # a run's settings as given, and the configuration that they make
 
 
 def summary(runs: Sequence[Ran]) -> str:
-    """Return one line per run: the settings in which it differs from another, and its last measurements."""
+    """Return one line per run: those of its settings that not all runs have, and its last measurements."""
     shared = set.intersection(*(set(given) for given, _ in runs))
     results = [STORE.at(result_path(config)) for _, config in runs]
     names = [" ".join(setting for setting in given if setting not in shared) for given, _ in runs]
@@ -29,7 +29,7 @@ def summary(runs: Sequence[Ran]) -> str:
 
 
 def _comparable(runs: Sequence[Ran], results: Sequence[RunResult | None]) -> bool:
-    """Return whether the losses are of one task, model and scale, and of settings that one may choose between."""
+    """Return whether the losses have one task, model, scale and metric, and the runs differ in more than the seed."""
     kinds = {(config.task.name, config.model.name, config.scale.name) for _, config in runs}
     metrics = {name for result in results for name in SELECTING if name in _last(result)}
     chosen = {tuple(setting for setting in given if not setting.startswith("seed=")) for given, _ in runs}

@@ -11,13 +11,13 @@ from mora.config.hydra_compose import parse_override
 
 from .experiment import Column, Experiment
 
-WHOLE_GROUPS = ("hardware", "tracker")  # of configs/, that change no result
+WHOLE_GROUPS = ("hardware", "tracker")  # the groups of configs/ that change no result
 
 
 def given(args: argparse.Namespace, settings: Sequence[str]) -> list[str]:
     """Return the command line's settings as overrides of every run.
 
-    A plan puts a table's runs on its hardware afterwards.
+    For a plan the hardware is left out: `plan.text` puts the runs on it afterwards.
     """
     elsewhere = args.plan == "table"
     kept = [text for text in settings if not (elsewhere and text.startswith("hardware"))]
@@ -30,8 +30,8 @@ def check(settings: Sequence[str], results: Path | None) -> None:
     """Check the settings of a command line.
 
     Raises:
-        ConfigError: A setting is not KEY=VALUE, or it makes other runs, which no table would find, while the results
-            would not go to a folder of their own.
+        ConfigError: A setting is not KEY=VALUE; or it changes the run ids, so that no table would find the runs, and
+            `results` names no folder for them.
     """
     plain = ["task=metamath", "method=mora", "r=8", "scale=smoke"]
     for text in settings:

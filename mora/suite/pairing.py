@@ -1,4 +1,4 @@
-"""The error of a difference over documents that both rows scored, from the scores in results/documents."""
+"""The error of a difference between two rows over the documents that both scored, from results/documents."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class Part(NamedTuple):
 def error(first: list[CellRuns], second: list[CellRuns], seeds: list[int], unit: Unit) -> float | None:
     """Return the standard error of the mean difference over columns and seeds, in the claim's unit.
 
-    Only seeds whose document scores were saved take part. None if there is no such seed, if the two rows scored
-    different documents, or if a column shows an earlier step. Tasks on the same documents (MMLU with 0 and with 5
-    examples) are added document by document; other columns, and the tasks of a group, count as independent.
+    Only seeds whose document scores were saved take part. The error is None if there is no such seed, if the two rows
+    scored different documents, or if a column shows a step before the last. Tasks on the same documents (MMLU with 0 and
+    with 5 examples) are added document by document; other columns, and the tasks of a group, count as independent.
     """
     sets: dict[tuple[str, int], list[Part]] = {}
     for a, b in zip(first, second, strict=True):
@@ -65,7 +65,7 @@ def _pairs(
 
 
 def _of_set(parts: list[Part], unit: Unit) -> float:
-    """Return the standard error over one set of documents of what its tasks add to the mean difference."""
+    """Return the standard error, over one set of documents, of what its tasks contribute to the mean difference."""
     if any(part.kind != "mean" for part in parts):
         return math.hypot(*(part.share * _bootstrapped(part, unit) for part in parts))
     items = sum(part.share * _mean_difference(part) for part in parts)
@@ -73,12 +73,12 @@ def _of_set(parts: list[Part], unit: Unit) -> float:
 
 
 def _mean_difference(part: Part) -> np.ndarray:
-    """Return (documents,): the difference of each document's score, averaged over seeds."""
+    """Return the difference of each document's score, averaged over seeds, as an array of shape (documents,)."""
     return np.mean([np.subtract(_items(a), _items(b)) for a, b in part.pairs], axis=0)
 
 
 def _bootstrapped(part: Part, unit: Unit) -> float:
-    """Return the standard error over documents of the difference of two scores that are no mean over documents."""
+    """Return the standard error, over documents, of the difference of two scores that are not means over documents."""
     drawn = [[bootstrap(part.kind, _items(logged), part.clusters) for logged in pair] for pair in part.pairs]
     transform = np.log if unit == "nats" else np.asarray
     differences = np.mean([transform(a) - transform(b) for a, b in drawn], axis=0)

@@ -1,4 +1,4 @@
-"""The missing runs with their cost, and the totals: `make table1 PLAN=1`."""
+"""The missing runs with their costs, and the totals, as `make table1 PLAN=1` prints them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .experiment import CellSpec
 from .launch import ROOT
 from .usable import is_current, rejection_reason, reportable, result_of
 
-NAME = 66  # characters of a run's name and what of its method is not in it
+NAME = 66  # the width of the column that `name_of` fills
 HEAD = (  # name, unit, width
     ("steps", "", 6),
     ("tokens", "M", 8),
@@ -42,10 +42,10 @@ COLUMNS = "\n".join(
 
 
 def text(specs: list[CellSpec], hardware: str, settings: Sequence[str] = (), gpu: Gpu = H100) -> str:
-    """Return a line per missing run with its cost on that hardware, then totals and the basis of the estimates.
+    """Return one line per missing run with its cost on that hardware, then the totals and the basis of the estimates.
 
-    Results that do not count follow, with the reason. Final runs whose setting is not chosen yet are planned with the
-    first of the search space.
+    Then come the results that do not count, with the reason. Final runs whose setting is not chosen yet are planned with
+    the first candidate of the search.
 
     Args:
         specs: The cells.
@@ -54,7 +54,8 @@ def text(specs: list[CellSpec], hardware: str, settings: Sequence[str] = (), gpu
         gpu: The GPU whose memory and speed are assumed.
 
     Raises:
-        ConfigError: A result is damaged, or that hardware cannot share out a run's batch.
+        DamagedFileError: A result is damaged.
+        ConfigError: The hardware cannot divide a run's batch among its processes.
     """
     chosen, measured = _hardware(hardware, settings), _results()
     wanted = {run_id(config): config for spec in specs for config in resolve(spec, is_current).needed}
@@ -69,7 +70,7 @@ def text(specs: list[CellSpec], hardware: str, settings: Sequence[str] = (), gpu
     for run in runs:
         try:
             costs.append((run, cost(run, measured.get((run.scale.name, run.task.name), []), gpu)))
-        except ValueError as error:  # a model or method that cannot be counted without its weights
+        except ValueError as error:  # the model or method cannot be counted without its weights
             unknown.append(f"{name_of(run):{NAME}} cost unknown: {error}")
     lines = [COLUMNS, *(_line(run, needs) for run, needs in costs), *unknown, "", f"{everything}; missing:"]
     totals = _totals(costs, chosen, gpu) if costs else []
@@ -77,7 +78,7 @@ def text(specs: list[CellSpec], hardware: str, settings: Sequence[str] = (), gpu
 
 
 def _as_there(config: RunConfig, chosen: Hardware, settings: Sequence[str]) -> dict[str, Any]:
-    """Return the hardware that the run has there: its task may say that it trains without padding, unless `settings` do."""
+    """Return the chosen hardware, with what the run's task says about training without padding unless `settings` say it."""
     own = {"micro_batch_tokens", "padding_free"}
     given = {setting.partition("=")[0] for setting in settings}
     if given & {f"hardware.{name}" for name in (*own, "micro_batch_size")}:
@@ -86,7 +87,7 @@ def _as_there(config: RunConfig, chosen: Hardware, settings: Sequence[str]) -> d
 
 
 def _unusable(missing: list[RunConfig]) -> list[str]:
-    """Return a line per existing result that does not count."""
+    """Return one line per existing result that does not count."""
     lines = []
     for config in missing:
         result, scale = result_of(config), config.scale.name
@@ -100,14 +101,14 @@ def _unusable(missing: list[RunConfig]) -> list[str]:
 
 
 def _hardware(name: str, settings: Sequence[str]) -> Hardware:
-    """Compose the hardware with a batch size that fits any; a run's own is checked when the run is put there."""
+    """Compose the hardware, with a batch size that any can divide; a run's own size is checked when it is put there."""
     whatever = ["task.train.global_batch_size=55440"]
     of_hardware = [text for text in settings if text.startswith("hardware.")]
     return compose(["task=c4", "method=fft", f"hardware={name}", *whatever, *of_hardware]).hardware
 
 
 def name_of(run: RunConfig) -> str:
-    """Return the run's id, the rank that a scaled one stands for, and the settings that only the id's hash tells."""
+    """Return the run's id, the paper's rank if the run's stands for another, and settings known only to the id's hash."""
     more = [] if run.method.adapter is None else run.method.adapter.remarks
     if run.r is not None and run.model.stands_for(run.r) != run.r:
         more = [str(run.rank_text), *more]
@@ -117,7 +118,7 @@ def name_of(run: RunConfig) -> str:
 
 
 def _results() -> dict[tuple[str, str], list[RunResult]]:
-    """Return the results by scale and task, for the length of their data."""
+    """Return the results by scale and task; they tell the length of the data."""
     by_task: dict[tuple[str, str], list[RunResult]] = {}
     for result in STORE.all(ROOT / "results" / "runs"):
         by_task.setdefault((result.scale, result.task), []).append(result)
@@ -156,7 +157,7 @@ def _time(hours: float | None) -> str:
 
 
 def _bounded(estimate: Cost) -> str:
-    """Return millions of tokens, with `<` if sequences may be shorter than the longest."""
+    """Return the millions of tokens, after `<` if sequences may be shorter than the longest."""
     if estimate.tokens is None:
         return "?"
     return f"{'<' if estimate.at_most else ''}{estimate.tokens / 1e6:,.{0 if estimate.tokens >= 1e7 else 1}f}"

@@ -1,4 +1,4 @@
-"""Before a run is started, or its result handed back: whether there is what it names. No torch."""
+"""Checks before a run is started or its result is returned: whether what it names is here. Imports no torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def check(config: RunConfig) -> None:
             f"hardware.device='cuda', hardware.processes={hardware.processes} (hardware={hardware.name}): {seen} here; use "
             "hardware=auto or hardware=cpu, or another number of processes"
         )
-    if path is not None and config.model.source == "gguf":  # before a copy in the cache, or a result, is taken for it
+    if path is not None and config.model.source == "gguf":  # now, before a cached copy or a result is taken for it
         from mora.models import files
 
         files.check(config.model, files.find(config.model))
@@ -30,7 +30,10 @@ def check(config: RunConfig) -> None:
 
 
 def unlike(config: RunConfig, result: RunResult) -> str | None:
-    """Return how the files here differ from those that made the result of this run id; None if they agree or are absent."""
+    """Return how the files here differ from those that made the result of this run id.
+
+    None if they agree, or are not here; a file that was given by an absolute path must still exist.
+    """
     return _other_weights(config.model, result) or _other_files(result)
 
 
@@ -43,7 +46,7 @@ def _other_weights(model: Model, result: RunResult) -> str | None:
     recorded = result.data.get("model", {}).get("sha256")
     if (
         recorded is None or now is None
-    ):  # a hub id, whose revision is in the run's id; or a result that did not record it
+    ):  # the path is a hub id, whose revision is in the run's id, or the result did not record a digest
         return None if model.path == was else f"its model.path was {was!r}, now it is {model.path!r}"
     return (
         None

@@ -1,4 +1,4 @@
-"""Progress of a suite while its runs go on: how many are done, where the present ones are, and the time left."""
+"""The progress of a suite: how many runs are done, how far the running ones are, and the time left."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EVERY_S = 60.0
 
 
 class SuiteProgress:
-    """Prints a line per running run and one for all, at most once in EVERY_S seconds. `total`: the known runs."""
+    """Prints one line per run in progress and one for all, at most every EVERY_S seconds. `total` counts the known runs."""
 
     def __init__(self, total: int, clock: Callable[[], float] = time.monotonic):
         self.total, self.done, self._clock = total, 0, clock
@@ -30,7 +30,7 @@ class SuiteProgress:
         self.done += ended_well
 
     def more(self, planned: int) -> None:
-        """Record how many known runs are not done yet."""
+        """Record that `planned` runs are known and not done yet, which may raise the total."""
         self.total = max(self.total, self.done + planned)
 
     def say(self, running: Iterable[RunConfig]) -> None:
@@ -42,7 +42,7 @@ class SuiteProgress:
         print(f"  {self.whole()}", flush=True)
 
     def whole(self) -> str:
-        """`3/12 runs, about 2 h 10 min left`; without an estimate before the first run has ended."""
+        """Return `3/12 runs, about 2 h 10 min left`; before the first run has ended, without an estimate."""
         text = f"{self.done}/{self.total} runs"
         if self.done:
             left = (self._clock() - self._started) / self.done * (self.total - self.done)
@@ -65,7 +65,7 @@ class SuiteProgress:
 
 
 def duration(seconds: float) -> str:
-    """Return seconds in at most two units: `40 s`, `5 min`, `2 h 10 min`, `3 d 4 h`."""
+    """Return a duration in at most two units: `40 s`, `5 min`, `2 h 10 min`, `3 d 4 h`."""
     minutes = int(seconds // 60)
     if minutes < 1:
         return f"{seconds:.0f} s"

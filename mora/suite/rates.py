@@ -1,4 +1,4 @@
-"""The learning rate of a run that names none. No torch."""
+"""The learning rate of a run that names none. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from .experiment import CellSpec
 
 
 def default(config: RunConfig) -> tuple[RunConfig, str]:
-    """Return the run with its learning rate, and where that comes from.
+    """Return the run with its learning rate, and a text that says where the rate comes from.
 
-    It is the one that a search of the run's cell chose, else the middle of its grid. A cell is a task, method, rank,
-    operator and model at one scale; its results are those in results/. Raises ConfigError if a result is damaged.
+    The rate is the one that a search of the run's cell chose, else the middle of its grid. A cell is a task, method, rank,
+    operator and model at one scale; its results are those in results/. Raises DamagedFileError if a result is damaged.
     """
     for name in experiments.names():
         experiment = experiments.load(name)
@@ -31,7 +31,7 @@ def default(config: RunConfig) -> tuple[RunConfig, str]:
 
 
 def _may_be(spec: CellSpec, config: RunConfig) -> bool:
-    """Return whether the cell may be the run's, before anything is composed."""
+    """Return whether the cell may be the run's, judged by what is known without composing it."""
     return spec.exists and (spec.column.task, spec.row.method) == (config.task.name, config.method.name)
 
 

@@ -1,4 +1,4 @@
-"""Runs what is missing, several side by side, and goes on after a failure."""
+"""Start the missing runs, several at a time, and go on after a failure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .progress import SuiteProgress
 from .usable import done, is_current, result_of
 
 NODES_WAIT_S = 120.0
-POLL_S = 5.0  # how often a run that another suite is doing is looked at
+POLL_S = 5.0  # the time between two looks at a run that another suite is doing
 
 
 def missing(configs: Iterable[RunConfig]) -> list[RunConfig]:
@@ -32,10 +32,10 @@ def missing(configs: Iterable[RunConfig]) -> list[RunConfig]:
 
 
 def plan(specs: list[CellSpec], explained: set[str] | None = None) -> list[RunConfig]:
-    """Return what can be run now, in the order in which it is started.
+    """Return the missing runs that can start now, in the order in which they are started.
 
-    On changed source its own results choose, too: they decide what it runs, but enter no table. With `explained`, a set of
-    run ids, the reason why a run was added to a search is printed once.
+    If the source was changed, the results that it made take part in the choices, too: they decide what it runs, but enter
+    no table. With `explained`, a set of run ids, the reason why a run was added to a search is printed once.
     """
     cells = [resolve(spec, is_current) for spec in specs]
     if explained is not None:
@@ -53,14 +53,14 @@ def _say_why(cell: CellRuns, explained: set[str]) -> None:
 def complete(specs: list[CellSpec], jobs: int, patient: bool = True) -> list[str]:
     """Run everything that is missing and return the ids of the runs that failed.
 
-    What can be run is asked anew whenever a run ends, so that the final runs of a cell do not wait for the searches of
-    others. A run that another process holds is left to it. On several nodes each calls this: they do the runs in one
-    order.
+    Whenever a run ends, the runs that can start are determined anew, so that the final runs of a cell do not wait for the
+    searches of other cells. A run that another process is doing is left to it. For runs on several nodes, every node calls
+    this function, and all do the runs in the same order.
 
     Args:
         specs: The cells.
-        jobs: How many runs at a time.
-        patient: Look at held runs again while a slot is free; otherwise stop once nothing else is left to do.
+        jobs: How many runs to do at a time.
+        patient: Wait for runs that other processes are doing; otherwise return once nothing else is left to do.
 
     Raises:
         KeyboardInterrupt: SIGTERM or Ctrl-C came; the workers have saved their checkpoints.
@@ -73,11 +73,11 @@ def complete(specs: list[CellSpec], jobs: int, patient: bool = True) -> list[str
         print(f"warning: {text}", file=sys.stderr, flush=True)
     gpus, several = visible(), max((c.hardware.processes for c in first), default=1)
     nodes = max((c.hardware.nodes for c in first), default=1)
-    slots = GpuSlots(1 if nodes > 1 else jobs, gpus, several)  # the nodes of a run do the runs in one order
+    slots = GpuSlots(1 if nodes > 1 else jobs, gpus, several)  # so that all nodes do the runs in the same order
     jobs, pool, progress = slots.jobs, ThreadPoolExecutor(slots.jobs), SuiteProgress(len(first))
     running: dict[Future[int], RunConfig] = {}
     failed: list[str] = []
-    finished: set[str] = set()  # not begun again, though a suite of other source may replace their results
+    finished: set[str] = set()  # not started again, even if a suite with other source replaces their results
     announced: list[str] = []
     explained: set[str] = set()
     try:
@@ -85,7 +85,7 @@ def complete(specs: list[CellSpec], jobs: int, patient: bool = True) -> list[str
             progress.more(len(todo))
             ours = {run_id(c) for c in running.values()}
             others = [c for c in todo if run_id(c) not in ours]
-            free = [c for c in others if not held(c) and not done(c)]  # the other process may just have ended it
+            free = [c for c in others if not held(c) and not done(c)]  # another process may just have finished it
             if not ours:
                 announced = _announce(free, others, jobs, gpus, announced)
             for config in free[: jobs - len(running)]:
@@ -112,9 +112,10 @@ def complete(specs: list[CellSpec], jobs: int, patient: bool = True) -> list[str
 
 
 def _ended(running: dict[Future[int], RunConfig], jobs: int, progress: SuiteProgress) -> list[tuple[RunConfig, int]]:
-    """Wait for a run to end, no longer than POLL_S if a slot is free; take those that ended out of `running`.
+    """Wait for a run to end, but no longer than POLL_S if a slot is free, and remove those that ended from `running`.
 
-    Returns each with its exit code.
+    Returns:
+        The runs that ended, each with its exit code.
     """
     while not (over := wait(running, POLL_S, FIRST_COMPLETED).done) and len(running) == jobs:
         progress.say(running.values())
@@ -128,7 +129,7 @@ def _ended(running: dict[Future[int], RunConfig], jobs: int, progress: SuiteProg
 def _announce(
     free: list[RunConfig], others: list[RunConfig], jobs: int, gpus: list[str], announced: list[str]
 ) -> list[str]:
-    """Announce once what is started, or what is waited for; return the ids of the latter."""
+    """Announce how many runs can start, or once which runs are waited for; return the ids of the latter."""
     if free:
         on = f" on {len(gpus)} GPUs" if len(gpus) > 1 else ""
         print(f"{len(free)} runs can start, {jobs} in parallel{on}", flush=True)
@@ -140,7 +141,10 @@ def _announce(
 
 
 def held(config: RunConfig) -> bool:
-    """Return whether a worker, of this suite or another, is at the run now; never for several nodes, as others join."""
+    """Return whether a worker, of this suite or another, is doing the run now.
+
+    For a run on several nodes the answer is always False, since each node has to join it.
+    """
     folder = run_folder(config)
     if config.hardware.nodes > 1 or not (folder / ".lock").is_file():
         return False
@@ -149,7 +153,7 @@ def held(config: RunConfig) -> bool:
 
 
 def _was_held(folder: Path) -> bool:
-    """Return whether the worker ended because another process had the run then; `held` itself holds it for an instant."""
+    """Return whether the worker ended because another process held the run. A call of `held` does so for an instant."""
     *_, last = ["", *(folder / "output.txt").read_text(errors="replace").splitlines()]
     return IN_USE in last
 
@@ -157,7 +161,7 @@ def _was_held(folder: Path) -> bool:
 def _run(config: RunConfig, slots: GpuSlots) -> int:
     """Run one worker and return its exit code.
 
-    It is 0, too, if another process holds the run or was faster, and 1 if its result does not count.
+    The code is also 0 if another process is doing the run or has finished it, and 1 if the run's result does not count.
     """
     if held(config):
         print(f"{run_id(config)}: skipped (another process is running it or has finished it)", flush=True)
@@ -186,14 +190,14 @@ def _run(config: RunConfig, slots: GpuSlots) -> int:
 
 
 def _wait_for_result(config: RunConfig) -> None:
-    """Wait for the result that the first node writes: the others end a little earlier, and all plan the next run with it."""
+    """Wait for the result, which the first node writes: the others end a little earlier, and need it for the next plan."""
     until = time.monotonic() + NODES_WAIT_S
     while result_of(config) is None and time.monotonic() < until:
         time.sleep(1.0)
 
 
 def measure_spectra(specs: list[CellSpec]) -> None:
-    """Measure the spectra of finished runs whose weights are still in their folders; existing ones stay."""
+    """Measure the spectra of finished runs whose folders are still here. Existing spectra stay."""
     for config in (c for spec in specs for c in resolve(spec, is_current).final_runs):
         path, folder = spectrum_path(config), run_folder(config)
         result = result_of(config)

@@ -1,8 +1,8 @@
 """Which setting of a search the final runs take, and the runs that the choice still asks for.
 
-The lowest selection metric at the search's last step wins. Where the experiment `repeats` its searches, a rate at the edge
-of its grid adds the next one, and then the best two get a second seed: the lower mean of both wins. Until those runs are
-made, the first seed's choice stands, and is marked.
+The candidate with the lowest selection metric at the last step of the search wins. If the experiment `repeats` its searches
+and the best rate is at the edge of the grid, the next rate is added. Then the best two get a second seed, and the lower mean
+over both seeds wins. Until those runs are made, the choice of the first seed stands.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from mora.results import RunResult
 from .experiment import Candidate, CellSpec
 from .usable import result_of
 
-MOST_ADDED = 2  # rates, beyond an edge
+MOST_ADDED = 2  # the most rates added beyond an edge
 
-Accepts = Callable[[RunResult | None, str], Any]  # whether a result of that scale takes part in a choice
-Score = float | str | None  # of a candidate: its selection metric, "diverged", or None without a result that counts
+Accepts = Callable[[RunResult | None, str], Any]  # returns whether a result may take part in a choice at that scale
+Score = float | str | None  # a candidate's selection metric; "diverged"; None without a result that counts
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Choice:
     """The outcome of a search.
 
     Attributes:
-        scores: Of every candidate on the first seed, added ones last.
+        scores: The scores of all candidates on the first seed. Added candidates are last.
         second_seed: The scores of the best two on the second seed.
-        selected: The candidate of the final runs; None while the search is not complete.
-        missing: Runs beyond the search that are still to be made.
-        on_record: The next rate beyond an edge at which the choice stands, where another experiment's search ran it.
+        selected: The candidate that the final runs take; None while the search is not complete.
+        missing: The runs beyond the search that are still to be made.
+        on_record: If the choice is at an edge, the next rate beyond it with its score, if another search has run it.
     """
 
     scores: list[tuple[Candidate, Score]]
@@ -47,7 +47,8 @@ class Choice:
     def at_edge(self) -> bool:
         """Whether there might be a better rate beyond those searched.
 
-        It is the highest or the lowest of them, and the next one was run nowhere else, or is better.
+        That is so if the chosen rate is the highest or the lowest of them, unless the next one was run elsewhere and is
+        worse.
         """
         if self.selected is None or not _edge(self.selected, [c for c, _ in self.scores]):
             return False
@@ -67,12 +68,12 @@ class Choice:
         """Whether the second seed alone would have chosen the other of the best two."""
         if None in self.second_seed.values() or len(self.second_seed) < 2:
             return False
-        first, second = self.second_seed  # the first seed's order
+        first, second = self.second_seed  # in the first seed's order
         return _loss(self.second_seed[second]) < _loss(self.second_seed[first])
 
 
 def choose(spec: CellSpec, accepts: Accepts) -> Choice:
-    """Choose among the runs of a search, and look up what else is on record about a choice at the edge."""
+    """Choose among the runs of a search. For a choice at the edge, look up whether the next rate is on record."""
     choice = _chosen(spec, accepts)
     if choice.missing or not choice.at_edge or choice.selected is None or choice.selected.lr is None:
         return choice
@@ -83,7 +84,7 @@ def choose(spec: CellSpec, accepts: Accepts) -> Choice:
 
 
 def _chosen(spec: CellSpec, accepts: Accepts) -> Choice:
-    """Choose among the runs of a search. A diverged run counts as the worst; if all did, the first is taken."""
+    """Choose among the runs of a search. A run that diverged is worse than any other; if all did, the first is chosen."""
     scores = [(c, _score(spec, run, accepts)) for c, run in zip(spec.search_space, spec.search_runs, strict=False)]
     if not scores:
         return Choice([], {}, spec.search_space[0], [])
@@ -105,7 +106,7 @@ def _chosen(spec: CellSpec, accepts: Accepts) -> Choice:
 
 
 def _widen(spec: CellSpec, scores: list[tuple[Candidate, Score]], accepts: Accepts) -> list[RunConfig]:
-    """Add the scores of rates beyond the edge while the best is there; return the run that is missing for that."""
+    """While the best rate is at the edge, add the score of the next; return the run that is missing for that, if any."""
     for _ in range(MOST_ADDED):
         best = _lowest(scores)
         beyond = _edge(best, [c for c, _ in scores])
@@ -121,13 +122,13 @@ def _widen(spec: CellSpec, scores: list[tuple[Candidate, Score]], accepts: Accep
 
 
 def next_rate(lr: float, beyond: int) -> float:
-    """Return the next of 1, 3, 10, 30 and so on: upwards for `beyond` = 1, downwards for -1."""
+    """Return the next rate of the series 1, 3, 10, 30 and so on: upwards for `beyond` = 1, downwards for -1."""
     half_decades = round(2 * math.log10(lr)) + beyond
     return float(f"{10 ** (half_decades / 2):.0e}")
 
 
 def _edge(chosen: Candidate, candidates: list[Candidate]) -> int:
-    """Return 1 for the highest rate, -1 for the lowest, 0 within."""
+    """Return 1 if the chosen rate is the highest, -1 if it is the lowest, and 0 otherwise."""
     rates = sorted(c.lr for c in candidates if c.lr is not None and c.overrides == chosen.overrides)
     if chosen.lr is None or not rates:
         return 0
@@ -157,7 +158,7 @@ def _score(spec: CellSpec, config: RunConfig, accepts: Accepts) -> Score:
 
 
 def last_step(config: RunConfig, result: RunResult) -> int:
-    """Return the step at which the run ended, from its configuration, or from its result if the data decide it."""
+    """Return the run's last step: by its configuration, or by its result if the data decide the number of steps."""
     if not config.method.trains:
         return 0
     if config.knows_steps:

@@ -1,4 +1,4 @@
-"""How the verdicts of the ledger depend on the rule for the variance of a seed's difference. Nothing is decided by it."""
+"""How the ledger's verdicts depend on the rule for the variance of a seed's difference. This decides no verdict."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RULE = "the rule"
 
 
 class Again(NamedTuple):
-    """A claim that has been judged, and its p-value after Holm's correction by each way. It decides up to `level`."""
+    """A judged claim, and by each way its p-value after Holm's correction. A p-value of at most `level` decides."""
 
     claim: Claim
     scale: Scale
@@ -26,7 +26,7 @@ class Again(NamedTuple):
 
 
 def again(resolved: ResolvedTables) -> list[Again]:
-    """Judge every claim that is complete and above its floor again, once for each way to estimate the variance."""
+    """Judge again every claim that is complete and above its floor, once for each way to estimate the variance."""
     found = {(claim.says, scale): outcome for claim, scale, outcome in rows_of(resolved)}
     claims, lines = load().claims, []
     for scale in COMPARED:
@@ -69,7 +69,7 @@ def _own(claim: Claim, measured: Measured) -> Estimate | None:
 
 
 def _satterthwaite(claim: Claim, measured: Measured) -> Estimate | None:
-    """Estimate with the degrees of freedom of the sum of both errors, of which that over documents has any number.
+    """Estimate with Satterthwaite's degrees of freedom for the sum of both errors; that over documents counts as known.
 
     Satterthwaite 1946, "An approximate distribution of estimates of variance components", Biometrics Bulletin 2.
     """

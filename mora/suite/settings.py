@@ -1,4 +1,4 @@
-"""The paper's hyperparameter table beside what configs/ give at scale paper: every value of both, composed, not copied."""
+"""The paper's hyperparameter table beside ours: each of our values is composed from configs/ at scale paper, not copied."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LORA_LIKE = ("lora", "lora_plus", "relora", "asylora", "dora")
 
 
 class Line(NamedTuple):
-    """One value of the paper's table and ours. `what`: as the table reads."""
+    """One value of the paper's table and ours. `what` is the table's text for it."""
 
     what: str
     paper: Any

@@ -1,4 +1,4 @@
-"""A table as one SLURM array job: its tasks are suites that share the runs, each on a node's GPUs. No torch."""
+"""A table as one SLURM array job. Each task is a suite on a node's GPUs, and the tasks share the runs. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from mora.errors import MoraError
 
 from .launch import ROOT
 
-PREFIX = "hydra.launcher."  # of --set: the job's own options, as run.py takes them
+PREFIX = "hydra.launcher."  # begins those settings of --set that are options of the job, as for run.py
 OTHER_NAMES = {"timeout_min": "time", "mem_gb": "mem"}
 
 
 def in_job() -> bool:
-    """Return whether this process belongs to a job, and should run things rather than submit them."""
+    """Return whether this process belongs to a job, and so should do the runs rather than submit them."""
     return "SLURM_JOB_ID" in os.environ
 
 
@@ -36,10 +36,10 @@ def split(settings: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def script(command: Sequence[str], hardware: Hardware, tasks: int, options: dict[str, str], logs: Path) -> str:
-    """Return sbatch's input: `tasks` times `command`, Python's arguments, on `hardware.nodes` nodes each.
+    """Return the input of sbatch: `tasks` tasks of `hardware.nodes` nodes each that start Python with `command`.
 
     Raises:
-        ConfigError: There are several tasks of several nodes, which could not tell another's run from one to join.
+        ConfigError: There are several tasks of several nodes. A node could not tell a run to join from another task's.
     """
     if tasks > 1 and hardware.nodes > 1:
         raise ConfigError(f"JOBS={tasks}, hardware.nodes={hardware.nodes}: expected JOBS=1 for runs of several nodes")
@@ -61,12 +61,12 @@ def script(command: Sequence[str], hardware: Hardware, tasks: int, options: dict
         wanted[name] = f"{value}G" if key == "mem_gb" else value
     lines = [f"#SBATCH --{name}={value}" for name, value in wanted.items()]
     run = f"srun --unbuffered {shlex.join([sys.executable, *command])}"
-    begin = [f"cd {shlex.quote(str(ROOT))}", "export SUBMITIT_EXECUTOR=slurm"]  # what the nodes of a run meet by
+    begin = [f"cd {shlex.quote(str(ROOT))}", "export SUBMITIT_EXECUTOR=slurm"]  # for launch.rendezvous
     return "\n".join(["#!/bin/bash", *lines, "", *begin, run, ""])
 
 
 def command(args: argparse.Namespace, settings: Sequence[str]) -> list[str]:
-    """Return Python's arguments of one task: the suite as it was asked for, one run at a time; FORCE is done by then."""
+    """Return the Python arguments of a task: those of this suite, with one run at a time. `--force` has already acted."""
     words = ["-m", "mora.suite", *args.names, "--scale", args.scale, "--hardware", "slurm", "--jobs", "1"]
     words += ["--seeds", str(args.seeds)] if args.seeds else []
     words += ["--results", str(args.results.resolve())] if args.results else []
@@ -76,7 +76,7 @@ def command(args: argparse.Namespace, settings: Sequence[str]) -> list[str]:
 
 
 def submit(text: str, logs: Path) -> str:
-    """Submit the job and return its number. Raises ConfigError if there is no SLURM, or it refuses."""
+    """Submit the job and return its number. Raises ConfigError if there is no SLURM, MoraError if it refuses the job."""
     if shutil.which("sbatch") is None:
         raise ConfigError(
             "hardware=slurm: there is no sbatch in PATH; start it on a SLURM cluster, or use hardware=gpu8"

@@ -1,4 +1,4 @@
-"""A table from result files, as Markdown, LaTeX (booktabs) and CSV. Nothing is typed in, and no git is asked."""
+"""A table from result files, as Markdown, LaTeX (booktabs) and CSV. No number is typed in, and git is not asked."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from .experiment import Candidate, Column, Experiment, Row, paper_tables
 from .selection import Choice, Score
 
 NOT_RUN = "not run"
-BASELINE = "lora"  # what a method's effect is over
+BASELINE = "lora"  # the method over which an effect is computed
 SQUARE = "r_hat/d, ignored"
-DIGITS = {"percent": 1, "perplexity": 2}  # as the paper prints them
+DIGITS = {"percent": 1, "perplexity": 2}  # as in the paper
 CSV_COLUMNS = [
     *("method", "r", "operator", "column", "task", "setting", "lr"),
     *(
@@ -50,7 +50,7 @@ CSV_COLUMNS = [
 ]
 CAPTIONS = {"smollm2_135m": "SmolLM2-135M-Instruct, dequantised from Q4_1"}
 STACK = ("torch", "transformers", "peft")
-SIGNS = {"+-": "$\\pm$", "-": "$-$", "|": "$\\vert$", "~": "$\\sim$", ">": "$>$", "%": "\\%"}  # of LaTeX
+SIGNS = {"+-": "$\\pm$", "-": "$-$", "|": "$\\vert$", "~": "$\\sim$", ">": "$>$", "%": "\\%"}  # in LaTeX
 LEGEND = (
     "Each cell: paper | ours, mean +- sd (n seeds, or n of m) | the method's effect over LoRA at the same r: the paper's; "
     "ours, over the seeds that both have. Italics (grey in LaTeX): at most three standard errors above the score of a model "
@@ -63,7 +63,7 @@ LEGEND = (
 
 
 class Shown(NamedTuple):
-    """A cell and the method's effect over LoRA at the same r, the paper's and ours, where both rows have a number."""
+    """A cell, and the method's effect over LoRA at the same r, the paper's and ours, if both rows have a number."""
 
     cell: Cell
     effect_paper: float | None
@@ -102,7 +102,7 @@ def _is_baseline(row: Row, r: int | None) -> bool:
 
 
 def _effect(runs: CellRuns, baseline: CellRuns) -> float | None:
-    """Return the mean difference over the seeds that both have; None without any, or if a run diverged."""
+    """Return the mean difference over the seeds that both have; None if they share none, or if a run diverged."""
     differences = [value - baseline.by_seed[seed] for seed, value in runs.by_seed.items() if seed in baseline.by_seed]
     return statistics.fmean(differences) if differences and all(map(math.isfinite, differences)) else None
 
@@ -123,19 +123,19 @@ def _markdown(experiment: Experiment, rows: list[list[CellRuns]], cells: list[li
 
 
 def heading(experiment: Experiment, rows: list[list[CellRuns]]) -> list[str]:
-    """Return the names of the columns, those of `beyond` last."""
+    """Return the names of the columns. Those of `beyond` are last."""
     reached = [f"step of {experiment.reach.at_least:.0%}"] if experiment.reach else []
     return ["method", "trainable", *(runs.spec.heading for runs in rows[0]), SQUARE, *reached, "ms", "GiB"]
 
 
 def beyond(experiment: Experiment, row: list[CellRuns]) -> list[str]:
-    """Return what is printed beside the scores: M's size, steps to a level, and time and memory, one per task or rank."""
+    """Return what stands beside the scores: M's size, steps to a level, and per task or rank the time and the memory."""
     reached = [_reached(experiment, row[0]) or "-"] if experiment.reach else []
     return [_squares(row), *reached, _by_task(row, _ms), _by_task(row, _gib)]
 
 
 def _by_task(row: list[CellRuns], text_of: Callable[[CellRuns], str]) -> str:
-    """Return a number per task or rank in the order of the columns; a single dash without any."""
+    """Return one number per task or rank, in the order of the columns; a single dash if there is none."""
     texts = {tuple(runs.spec.base): text_of(runs) or "-" for runs in row if runs.spec.exists}
     return " / ".join(texts.values()) if set(texts.values()) - {"-"} else "-"
 
@@ -149,7 +149,7 @@ def _reached(experiment: Experiment, runs: CellRuns) -> str:
 
 
 def _ms(runs: CellRuns) -> str:
-    """Return the median time of a step of the runs that had a GPU to themselves; if none had, of all, marked with `~`."""
+    """Return the median step time of those runs that had a GPU to themselves; if none had, that of all, after `~`."""
     timed = [(result, 1e3 * result.speed["step_s"]) for _, result in runs.results if result.speed]
     alone = [ms for result, ms in timed if result.hardware.get("runs_side_by_side") == 1]
     if alone:
@@ -158,7 +158,7 @@ def _ms(runs: CellRuns) -> str:
 
 
 def _gib(runs: CellRuns) -> str:
-    """Return the peak of training; if a run has not recorded its own, that of whole runs, marked with `~`."""
+    """Return the peak memory of training; if a run has not recorded it, the peak of whole runs, after `~`."""
     measured = [result for _, result in runs.results if result.peak_memory_bytes]
     training = [peak for result in measured if (peak := result.train_peak_memory_bytes)]
     if training and len(training) == len(measured):
@@ -176,7 +176,7 @@ def _doubts(rows: list[list[CellRuns]]) -> list[str]:
 
 
 def _stacks(rows: list[list[CellRuns]]) -> list[str]:
-    """Return the package versions that the cells were made with, one line per set of versions."""
+    """Return the package versions with which the results were made, one line per set of versions."""
     packages = [result.packages for row in rows for runs in row for _, result in runs.results]
     shown = (", ".join(f"{name} {made[name]}" for name in STACK if name in made) for made in packages)
     return [f"Made with {text}." for text in dict.fromkeys(shown) if text]
@@ -188,7 +188,7 @@ def models(rows: Iterable[Iterable[CellRuns]]) -> str:
 
 
 def notes(experiment: Experiment) -> list[str]:
-    """Return the paper's inconsistencies that concern this experiment, shown and not repaired."""
+    """Return the paper's inconsistencies that concern this experiment. They are shown, not corrected."""
     inconsistencies = paper_tables()["inconsistencies"]
     chosen = [next(text for text in inconsistencies if text.startswith(start)) for start in experiment.notes]
     return [f"Inconsistency within the paper: {text}" for text in chosen]
@@ -201,7 +201,7 @@ def trainable(row: list[CellRuns]) -> str:
 
 
 def _squares(row: list[CellRuns]) -> str:
-    """Return r_hat over the model's width and the share of ignored inputs, one per model or rank; a dash without M."""
+    """Return, per model or rank, r_hat over the model's width and the share of ignored inputs; a dash without M."""
     squares = [f"{m.r_hat / m.width:.3f}, {m.ignored:.0%}" for runs in row if (m := runs.square)]
     return " / ".join(dict.fromkeys(squares)) or "-"
 
@@ -225,14 +225,14 @@ def _words(shown: Shown | None, digits: int) -> str:
 
 
 def _printed(value: float | None, digits: int) -> str:
-    """Return the paper's number as it is printed there; 100% has no decimals."""
+    """Return the paper's number as the paper prints it; 100% has no decimals."""
     if value is None:
         return "-"
     return "100" if value == 100 else f"{value:.{digits}f}"
 
 
 def _score_lines(rows: list[list[CellRuns]]) -> list[str]:
-    """Return a line per final run with its score, standard error and floor, for columns that show a score at the end."""
+    """Return one line per final run, with score, standard error and floor, for columns that show the last step's score."""
     lines, unit = [], rows[0][0].spec.experiment.unit
     for runs in (runs for row in rows for runs in row):
         column = runs.spec.column
@@ -268,7 +268,7 @@ def _score(column: Column, metrics: Metrics, unit: str) -> str:
 
 
 def _beside(task: str, metrics: Metrics) -> str:
-    """Return the share of texts with an answer, the score of those, and the likelihood of the set's gold answers."""
+    """Return the share of texts with an answer, the score over those, and the likelihood of the set's gold answers."""
     parts, gold = [], metrics.get(f"{companion(task)}.score")
     if answered := metrics.get(f"{task}.answered"):
         right = metrics.get(f"{task}.score_if_answered")
@@ -279,7 +279,7 @@ def _beside(task: str, metrics: Metrics) -> str:
 
 
 def _search_lines(experiment: Experiment, rows: list[list[CellRuns]]) -> list[str]:
-    """Return a line per search that was begun, with every candidate, losing ones, too. Only usable results count."""
+    """Return one line per search with a usable result. It has every candidate, including those that lost."""
     lines: dict[str, None] = {}
     untouched: set[str] = set()
     for runs in (runs.of_search for row in rows for runs in row):
@@ -305,7 +305,7 @@ def _search_lines(experiment: Experiment, rows: list[list[CellRuns]]) -> list[st
 
 
 def _loss(score: Score) -> str:
-    """Return what a search's run came to; a text says why it has no number."""
+    """Return the number of a search run, or a text that says why it has none."""
     return f"{score:.4g}" if isinstance(score, float | int) else str(score)
 
 
@@ -315,7 +315,7 @@ def _mark(choice: Choice) -> str:
 
 
 def _candidate(candidate: Candidate) -> str:
-    """Return a candidate's overrides, without their paths, and its learning rate: `ratio=16.0 1e-4`."""
+    """Return a candidate's overrides, without their paths, and its learning rate, such as `ratio=16.0 1e-4`."""
     words = [f"{key.rpartition('.')[2]}={value}" for key, _, value in (o.partition("=") for o in candidate.overrides)]
     return " ".join([*words, format_lr(candidate.lr or 0)])
 
@@ -336,7 +336,7 @@ def _latex(experiment: Experiment, rows: list[list[CellRuns]], cells: list[list[
 
 
 def _latex_cell(shown: Shown | None, digits: int) -> str:
-    """Return what `_words` returns, with LaTeX's signs."""
+    """Return the text of `_words` in LaTeX."""
     text = _signs(_words(shown, digits))
     return f"\\textcolor{{gray}}{{{text}}}" if shown is not None and shown.at_floor else text
 
@@ -346,7 +346,7 @@ def _signs(text: str) -> str:
 
 
 def _csv(rows: list[list[CellRuns]], cells: list[list[Shown | None]]) -> str:
-    """Return one line per cell; fields are empty if there is nothing."""
+    """Return one line per cell; a field without a value is empty."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)

@@ -1,4 +1,4 @@
-"""Whether a table may take the result of a run, and whether the run is to be repeated."""
+"""Whether a table may use the result of a run, and whether the run must be repeated."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mora.train import log
 
 
 def result_of(config: RunConfig) -> RunResult | None:
-    """Return the result of this very run; None if it was not made. Raises ConfigError if its file is damaged."""
+    """Return the result of exactly this run; None if it was not made. Raises DamagedFileError if its file is damaged."""
     return STORE.of(config)
 
 
 def log_of(config: RunConfig, result: RunResult) -> list[dict[str, Any]]:
-    """Return the rows of the log beside the result; none if there is no log. Raises DamagedFileError."""
+    """Return the rows of the log beside the result, none if there is no log. Raises DamagedFileError if it is another's."""
     path, rows = log_path(config), log.read(log_path(config))
     if rows and result.log_sha256 not in (None, log_digest(path.read_text())):
         raise DamagedFileError(f"{path} is damaged: it is not the log that its result was written with; restore it")
@@ -27,8 +27,8 @@ def log_of(config: RunConfig, result: RunResult) -> list[dict[str, Any]]:
 def rejection_reason(result: RunResult, scale: str) -> str | None:
     """Return why the result may not enter a table of this scale; None if it may.
 
-    It must have ended, and its source must be that of a commit, which scale smoke does not ask. `source.dirty` says so:
-    it is false at the run, or once verified when the result was brought in; null is not enough.
+    The run must have ended, and except at scale smoke its source must be that of a commit. `source.dirty` records that: it
+    is false if that was so at the run, or was verified when the result was brought in. A null is not enough.
     """
     if result.status not in ("done", "diverged"):
         return f"it ended as {result.status!r}"
@@ -49,9 +49,9 @@ def reportable(result: RunResult | None, scale: str) -> RunResult | None:
 def is_current(result: RunResult | None, scale: str) -> bool:
     """Return whether the run need not be repeated.
 
-    Its result is usable; or a repetition would be no better, since the source here is changed (or of no known commit),
-    too, and is the one that made it. So a suite on changed source ends, and repeats a result once the source differs or
-    is committed.
+    It need not if its result is usable, or if a repetition would be no better: the source here, too, is changed (or of no
+    known commit), and is the one that made the result. So a suite on changed source comes to an end; once that source
+    differs or is committed, the runs are repeated.
     """
     if result is None:
         return False
@@ -64,5 +64,5 @@ def is_current(result: RunResult | None, scale: str) -> bool:
 
 
 def done(config: RunConfig) -> bool:
-    """Return whether the run has a result that stands."""
+    """Return whether the run has a result and need not be repeated."""
     return is_current(result_of(config), config.scale.name)

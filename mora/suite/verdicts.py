@@ -1,9 +1,10 @@
-"""The statistics of a claim: an estimate of one contrast, its p-value, its verdict, and the power of a design. Pure.
+"""The statistics of a claim: the estimate of a contrast, its p-value, its verdict, and the power of a design.
 
-Every difference is turned so that higher is better for the contrast's first row. Distributions and exact intervals are
-scipy's. Seeds are paired. Where they are few, the variance of their differences is pooled over the contrasts of a table, as
-in an analysis of variance: its degrees of freedom add up. Documents are a second source of error, where their scores are
-kept; the degrees of freedom stay those of the seeds, which errs on the safe side.
+All functions here are pure. The sign of every difference is such that higher is better for the contrast's first row.
+Distributions and exact intervals are scipy's. Seeds are paired. If they are few, the variance of their differences is pooled
+over the contrasts of a table, as in an analysis of variance, and the degrees of freedom add up. If the scores of documents
+are kept, the documents are a second source of error; the degrees of freedom stay those of the seeds, which errs on the safe
+side.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from scipy import special
 from mora.evaluate.compare import holm
 
 ALPHA = 0.05
-ENOUGH = 0.8  # of power
-FEW = 5  # seeds; below, the variance is pooled
-RARE = 10  # right or wrong answers; below, a difference of shares is judged exactly
-AT_FLOOR = 3.0  # standard errors
+ENOUGH = 0.8  # a power that is high enough
+FEW = 5  # with fewer seeds, the variance is pooled
+RARE = 10  # with fewer right or fewer wrong answers, a difference of shares is judged exactly
+AT_FLOOR = 3.0  # standard errors above the floor, within which a score is at its floor
 
 Test = Literal["order", "equal", "closes"]
 Verdict = Literal["shown", "contradicted", "equal", "undecided", "floor", "not run"]
 
 
 class Variance(NamedTuple):
-    """The variance of a seed's paired difference."""
+    """The variance of a seed's paired difference, and its degrees of freedom."""
 
     value: float
     df: float
@@ -42,7 +43,7 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Estimate:
-    """A difference with its standard error, and the degrees of freedom of that. se: inf where it is not known."""
+    """A difference, its standard error, and the degrees of freedom of that error. An error that is not known is inf."""
 
     effect: float
     se: float
@@ -56,11 +57,11 @@ class Estimate:
         return Interval(self.effect - half, self.effect + half)
 
     def above(self, bound: float) -> float:
-        """Return the one-sided p-value of the difference being no larger than `bound`."""
+        """Return the p-value of the one-sided test whose null hypothesis is that the difference is at most `bound`."""
         return self._tail(bound - self.effect)
 
     def below(self, bound: float) -> float:
-        """Return the one-sided p-value of the difference being no smaller than `bound`."""
+        """Return the p-value of the one-sided test whose null hypothesis is that the difference is at least `bound`."""
         return self._tail(self.effect - bound)
 
     def _tail(self, distance: float) -> float:
@@ -87,14 +88,14 @@ def pooled(variances: Sequence[Variance | None]) -> Variance | None:
 def estimate(
     differences: Sequence[float], of_table: Variance | None, document_se: float | None, seed_sd: float | None
 ) -> Estimate:
-    """Return the mean over seeds and its error, over seeds and, with `document_se`, over documents.
+    """Return the mean over seeds with its error, which covers seeds and, with `document_se`, documents.
 
     Args:
         differences: One per seed.
-        of_table: The variance pooled over the contrasts of the table, taken if there are fewer than FEW seeds.
+        of_table: The variance pooled over the contrasts of the table. It is used if there are fewer than FEW seeds.
         document_se: The standard error over documents.
-        seed_sd: The standard deviation that the plan assumed, taken for one seed or for seeds that do not differ at
-            all. Without any error nothing is decided.
+        seed_sd: The standard deviation that the plan assumed. It is used for one seed, or for seeds that do not differ
+            at all. Without any error nothing is decided.
     """
     n, effect = len(differences), float(np.mean(differences))
     unpooled = variance(differences)
@@ -108,7 +109,7 @@ def estimate(
 
 
 class Judged(NamedTuple):
-    """The p-value of the verdict that is nearest, that verdict, and the largest corrected p-value that decides."""
+    """The nearest verdict, its p-value, and the largest corrected p-value at which it is given."""
 
     p: float
     verdict: Verdict
@@ -116,7 +117,7 @@ class Judged(NamedTuple):
 
 
 def judge(test: Test, estimate: Estimate, margin: float = 0.0, gap: Estimate | None = None) -> Judged:
-    """Judge a claim before any correction. `gap`: for `closes`, what is to be closed."""
+    """Judge a claim before any correction. `gap` is, for the test `closes`, the gap that is to be closed."""
     if test == "order":
         return Judged(2 * min(estimate.above(0), estimate.below(0)), "shown" if estimate.effect > 0 else "contradicted")
     outside = Judged(2 * estimate.below(-margin), "contradicted")
@@ -129,7 +130,7 @@ def judge(test: Test, estimate: Estimate, margin: float = 0.0, gap: Estimate | N
 
 
 def corrected(table: Sequence[Judged]) -> list[float]:
-    """Return the p-values of a table's claims, corrected together by Holm's method."""
+    """Return the p-values of a table's claims after Holm's correction over all of them."""
     return list(holm([judged.p for judged in table]))
 
 
@@ -143,10 +144,10 @@ def decide(table: Sequence[Judged]) -> list[Verdict]:
 def exact(first: int, n_first: int, second: int, n_second: int, level: float = 1 - ALPHA) -> tuple[Interval, float]:
     """Return the interval of a difference of two shares, and Fisher's two-sided p.
 
-    The exact (Clopper-Pearson) limits of each share are combined by their squares (Zou and Donner 2008), which is right
-    also if a share is 0 or 1.
+    The exact (Clopper-Pearson) limits of the two shares are combined by adding squares (Zou and Donner 2008), which is
+    also right if a share is 0 or 1.
     """
-    from scipy import stats  # a second to import, for what is seldom asked
+    from scipy import stats  # takes a second to import, and is seldom needed
 
     shares = (first / n_first, second / n_second)
     limits = [stats.binomtest(k, n).proportion_ci(level, "exact") for k, n in ((first, n_first), (second, n_second))]
@@ -158,13 +159,13 @@ def exact(first: int, n_first: int, second: int, n_second: int, level: float = 1
 
 
 def share_error(share: float, documents: int) -> float:
-    """Return a standard error that is not zero if all or none are right (Agresti and Coull 1998)."""
+    """Return the standard error of a share; it is not zero if all or none are right (Agresti and Coull 1998)."""
     adjusted = (share * documents + 2) / (documents + 4)
     return math.sqrt(adjusted * (1 - adjusted) / (documents + 4))
 
 
 class Design(NamedTuple):
-    """A plan: the effect to be detected, the errors, the seeds, how many claims the table judges, and at which level."""
+    """A plan: the effect to detect, the errors, the number of seeds, the number of claims of the table, and the level."""
 
     effect: float
     seed_sd: float | None
@@ -177,7 +178,7 @@ class Design(NamedTuple):
 def power(test: Test, design: Design, margin: float = 0.0) -> float:
     """Return the chance of the right verdict if the difference is `design.effect`; 0 if no error is known.
 
-    It is taken at the level over the number of claims; with Holm's correction the power is at least this.
+    It is computed at the level divided by the number of claims. With Holm's correction the power is at least this.
     """
     effect, sd, document_se, n, claims, level = design
     if sd is None:
@@ -195,7 +196,7 @@ def power(test: Test, design: Design, margin: float = 0.0) -> float:
 
 
 def _beyond(shift: float, alpha: float, df: float) -> float:
-    """Return the chance that a t statistic, shifted by so many standard errors, exceeds its critical value."""
+    """Return the chance that a t statistic shifted by `shift` standard errors exceeds its critical value."""
     if math.isinf(df):
         return float(special.ndtr(shift + special.ndtri(alpha)))
     return 1 - float(special.nctdtr(df, shift, -special.stdtrit(df, alpha)))

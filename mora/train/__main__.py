@@ -1,4 +1,4 @@
-"""python -m mora.train RUN_DIR: the worker. Reads config.yaml there, resumes from the last checkpoint, writes the result."""
+"""python -m mora.train RUN_DIR: the worker. It reads config.yaml there, resumes from a checkpoint and writes the result."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
-# Read when CUDA starts: segments that grow, instead of a block for each size of a pass.
+# CUDA reads this when it starts. Memory is then one growing segment instead of a block for each size of a pass.
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-# Steps are captured, so launches cost nothing; and a rotation's cosines are not rounded to bf16.
+# Steps are captured, so that launches cost nothing, and a rotation's cosines are not rounded to bf16.
 os.environ.setdefault("MORA_KERNELS", "fused")
 
 from mora.imports import uncollected
@@ -41,7 +41,7 @@ def main() -> int:
         print(f"mora.train: {folder} has no config.yaml: start the run through run.py", file=sys.stderr)
         return 2
     try:
-        if "RANK" not in os.environ:  # a rank must not wait for others that have ended: it ends at once
+        if "RANK" not in os.environ:  # a rank must end at once, not wait for others that have ended
             _stop_in_order()
         launcher_watch.watch()
         quiet()
@@ -70,7 +70,7 @@ def main() -> int:
 
 
 def _stop_in_order() -> None:
-    """Let signals end a process that does not train yet, or never will, with its GPU context closed."""
+    """Let signals end a process that does not train (yet) in an orderly way, so that its GPU context is closed."""
 
     def stop(*_: Any) -> NoReturn:
         raise Interrupted("stopped by a signal; checkpoints and answers so far are kept; start the same run to resume")
@@ -80,10 +80,10 @@ def _stop_in_order() -> None:
 
 
 def _of_memory_or_ranks(error: RuntimeError | MemoryError) -> str | None:
-    """Return what to say of memory that is missing, or of a rank that this one has lost; None of other errors."""
+    """Return the message for an error of missing memory or of a lost connection to another rank; None for other errors."""
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
         return f"out of CPU memory: {one_line(error) or 'Python asked in vain for more'}"
-    if "by peer" in str(error):  # of gloo and NCCL: closed, reset
+    if "by peer" in str(error):  # gloo and NCCL: the connection was closed or reset by the peer
         return f"rank {os.environ.get('RANK')}: another rank has ended, and says why ({one_line(error):.100})"
     return None
 
@@ -91,7 +91,7 @@ def _of_memory_or_ranks(error: RuntimeError | MemoryError) -> str | None:
 def _out_of_memory(folder: Path, error: torch.OutOfMemoryError) -> str:
     config = load_run(folder)
     hardware, first = config.hardware, str(error).splitlines()[0]
-    # for the launcher, which may choose a smaller one: torchrun gives it no exit code of a rank's
+    # The launcher reads this, and may choose a smaller micro batch: torchrun does not pass on the exit code of a rank.
     replace_file(folder / "out_of_memory.json", json.dumps({"micro_batch_size": config.micro_batch_size}))
     name, micro = "micro_batch_size", config.micro_batch_size
     share = config.task.train.global_batch_size // hardware.world_size
@@ -105,13 +105,13 @@ def _out_of_memory(folder: Path, error: torch.OutOfMemoryError) -> str:
 
 
 def process() -> NoReturn:
-    """Run `main`, and end the process with its exit code."""
+    """Run `main` and end the process with the exit code that it returns."""
     code = 1
     try:
         code = main()
     finally:
-        # A rank ends without Python's teardown: gloo's threads have aborted one there that had done everything, and after
-        # an error NCCL may wait for the other ranks there, while torchrun waits for this one's end to end them.
+        # A rank ends without Python's teardown, in which gloo's threads have aborted a rank that had done everything. After
+        # an error, NCCL may wait there for the other ranks, while torchrun ends them only once this one has ended.
         if "RANK" in os.environ:
             if sys.exc_info()[0] is not None:
                 traceback.print_exc()

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent: written beside their place, hashed, renamed; the last two are kept."""
+"""Checkpoints that are whole or absent: each is written under another name, hashed, then renamed. The last two are kept."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
         os.rename(partial, final)
     except (OSError, RuntimeError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        # torch closes its archive on the way out, and says RuntimeError where the disk is full
+        # If the disk is full, torch raises a RuntimeError when it closes its archive while the OSError is handled.
         reason = error if isinstance(error, OSError) else error.__context__
         if not isinstance(reason, OSError):
             raise
@@ -47,7 +47,7 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
 
 
 def load_latest(folder: Path) -> dict[str, Any] | None:
-    """Return the newest intact checkpoint, on the CPU; None if there is none. A damaged one is named and skipped."""
+    """Return the newest intact checkpoint, on the CPU; None if there is none. A damaged one is reported and skipped."""
     for path in reversed(_steps(folder)):
         try:
             return _load(path)
@@ -65,12 +65,12 @@ def _load(path: Path) -> dict[str, Any]:
     """Load one checkpoint.
 
     Raises:
-        OSError, ValueError, RuntimeError, UnpicklingError: It is missing, damaged, or holds more than data.
+        OSError, ValueError, RuntimeError, UnpicklingError: It is missing or damaged, or holds something other than data.
     """
     file = path / "state.pt"
     if (path / "sha256").read_text() != file_digest(file):
         raise ValueError("its sha256 does not match")
-    # mapped, so that the ranks of a machine share the memory of one copy
+    # The file is memory-mapped, so that the ranks of a machine share one copy.
     state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     if not isinstance(state, dict) or state.get("step") != _step(path):
         raise ValueError(f"it is not of step {_step(path)}")
@@ -92,7 +92,7 @@ def _step(path: Path) -> int:
 
 
 def failpoint(point: str, step: int) -> None:
-    """Die here, as by SIGKILL, if MORA_KILL_AT is point:step or point:step:rank: tests interrupt a run with it."""
+    """Kill this process if MORA_KILL_AT is point:step or point:step:rank. Tests interrupt a run in this way."""
     here = f"{point}:{step}"
     if os.environ.get("MORA_KILL_AT") in (here, f"{here}:{os.environ.get('RANK', 0)}"):
         os.kill(os.getpid(), 9)

@@ -1,4 +1,4 @@
-"""Forward and backward of one batch shape as one CUDA graph: a small model waits for its launches, not for the GPU."""
+"""Forward and backward pass of a batch shape as one CUDA graph, since a small model is limited by kernel launches."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from mora.data.batches import Batch
 
-SEEN_BEFORE_CAPTURE = 3  # a shape that comes once is not worth a graph
+SEEN_BEFORE_CAPTURE = 3  # a shape gets a graph when it comes for the third time: a rare one is not worth it
 MOST_GRAPHS = 8
-WARM_UP = 3  # passes on the capture's stream before it, as torch asks for
+WARM_UP = 3  # passes on the capture's stream before the capture, which torch requires
 
 Backward = Callable[[Batch, Tensor], Tensor]
 
@@ -27,10 +27,10 @@ class _Captured(NamedTuple):
 
 
 class GraphedBackward:
-    """Calls `backward(batch, loss_tokens)`, or replays it where a batch of that shape has been captured.
+    """Calls `backward(batch, loss_tokens)`, or replays its graph if a batch of that shape has been captured.
 
-    Gradients add up in the `.grad` that every parameter has from now on: they must be zeroed in place, never dropped.
-    Dropout follows torch.manual_seed as it does without a graph.
+    Every parameter has a `.grad` from now on, to which gradients are added. It must be zeroed in place, never dropped.
+    Dropout follows torch.manual_seed, as it does without a graph.
     """
 
     def __init__(self, backward: Backward, parameters: Iterable[nn.Parameter]):
@@ -44,7 +44,7 @@ class GraphedBackward:
 
     def __call__(self, batch: Batch, loss_tokens: Tensor) -> Tensor:
         if batch.position_ids is not None and batch.bounds is None:
-            return self._backward(batch, loss_tokens)  # packed: transformers looks at the positions on the host
+            return self._backward(batch, loss_tokens)  # packed: transformers reads the positions on the host
         shape = batch.input_ids.shape
         self._seen[shape] += 1
         if shape not in self._captured:
@@ -63,7 +63,7 @@ class GraphedBackward:
         inputs = Batch(*(None if x is None else x.clone() for x in vars(batch).values()))  # type: ignore[arg-type]
         tokens = loss_tokens.clone()
         gradients = [p.grad.clone() for p in self._parameters if p.grad is not None]
-        torch.cuda.empty_cache()  # what passes have left on the current stream is of no use on the other
+        torch.cuda.empty_cache()  # cached blocks of the current stream are of no use to the other
         stream = _stream(torch.cuda.current_device())
         stream.wait_stream(torch.cuda.current_stream())
         with torch.random.fork_rng(devices=[torch.cuda.current_device()]), torch.cuda.stream(stream):
@@ -81,5 +81,5 @@ class GraphedBackward:
 
 @functools.cache
 def _stream(device: int) -> torch.cuda.Stream:
-    """Return the stream on which all graphs of a GPU are captured: torch keeps 64 MiB for cuBLAS per stream in use."""
+    """Return the one stream on which all graphs of a GPU are captured: torch keeps 64 MiB per stream for cuBLAS."""
     return torch.cuda.Stream(device)

@@ -1,4 +1,4 @@
-"""Communication between ranks; nothing of it happens if there is only one."""
+"""Communication between ranks. With a single rank, none of it happens."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def process_group(wanted: int, device: torch.device) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if device.type != "cuda":  # NCCL would wait here for ranks that never come; gloo would abort the others without
+        if device.type != "cuda":  # NCCL would wait for ranks that never come; gloo needs it, or the other ranks abort
             dist.destroy_process_group()
         raise
     dist.destroy_process_group()
@@ -61,7 +61,7 @@ def process_group(wanted: int, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def single_process_env() -> Iterator[None]:
-    """Context manager: libraries that read torchrun's variables see a single process, as lm-eval must."""
+    """Context manager: hide torchrun's variables, so that libraries (lm-eval) take this for a single process."""
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
     kept = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
@@ -99,14 +99,14 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
-    """Return whether some rank's flag is set. All ranks must call; `device` is the rank's own. Waits for the device."""
+    """Return whether any rank's flag is set, and wait for the device, which is the rank's own. All ranks must call."""
     if world_size() == 1:
         return flag
     return bool(sum_over_ranks(torch.tensor(float(flag), device=device)).item())
 
 
 class RankShard:
-    """Every world-size-th micro batch of each step, so that all ranks together see each sample once."""
+    """This rank's share of the data: every world-size-th micro batch of a step, so that the ranks see each sample once."""
 
     def __init__(self, batches: Steps):
         self.batches = batches
@@ -115,5 +115,5 @@ class RankShard:
         return islice(self.batches.step(step), rank(), None, world_size())
 
     def loss_tokens(self, step: int) -> int:
-        """Return the tokens of the whole step that carry a loss, so that the ranks' losses add up to the step's."""
+        """Return the number of tokens with a loss in the whole step, so that the ranks' losses add up to the step's."""
         return self.batches.loss_tokens(step)

@@ -1,4 +1,4 @@
-"""The engine of the training loop (backward, step, state to save) in plain torch, on one rank or more."""
+"""The engine of the training loop (backward, step, state to save) in plain torch, for one or more ranks."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from .distributed import sum_gradients
 
 
 class TorchEngine(TorchState):
-    """A model, its AdamW, and one precision policy: weights, compute and gradients in `dtype`, fp32 masters of what trains.
+    """A model, its AdamW, and one precision policy: weights, compute and gradients in `dtype`, masters in fp32.
 
-    It is the policy of DeepSpeed's bf16 mode: the optimizer updates the masters, gradients are summed over micro batches and
-    clipped in fp32, and the model computes with the masters rounded once. In fp32 a parameter is its own master.
+    The policy is that of DeepSpeed's bf16 mode. The optimizer updates the masters, fp32 copies of the trained parameters.
+    Gradients are summed over micro batches and clipped in fp32, and the model computes with the masters, rounded once. In
+    fp32 a parameter is its own master.
 
-    With several processes each has the whole model, and the gradients are summed before the update (data parallelism).
-    `groups`: the trainable parameters by learning rate; without, all of them in one.
+    Each process has the whole model, and gradients are summed over the processes before the update (data parallelism).
+    `groups` are the trainable parameters by learning rate; by default all of them are in one group.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class TorchEngine(TorchState):
         self.computation_changed()
 
     def backward(self, batch: Batch, loss_tokens: int) -> Tensor:
-        """Add the gradient of (sum of token losses / loss_tokens). Return that loss, detached, without a host sync."""
+        """Add the gradient of (sum of token losses / loss_tokens), and return that loss, detached. There is no host sync."""
         return self._backward(batch.to(self.device), torch.full((), float(loss_tokens), device=self.device))
 
     def _eager(self, batch: Batch, loss_tokens: Tensor) -> Tensor:
@@ -75,7 +76,7 @@ class TorchEngine(TorchState):
         return loss.detach()
 
     def step(self, lr: float, max_grad_norm: float) -> Tensor:
-        """Clip, update and clear the gradients; return the norm before clipping."""
+        """Clip the gradients, update the parameters and clear the gradients; return the norm before clipping."""
         for group, ours in zip(self.optimizer.param_groups, self.groups, strict=True):
             group["lr"] = lr * ours.lr_scale
         sum_gradients(self.masters.values())
@@ -89,13 +90,13 @@ class TorchEngine(TorchState):
         return norm
 
     def computation_changed(self) -> None:
-        """Forget what was recorded of the computation: the model now computes another function."""
+        """Discard recorded CUDA graphs, since the model now computes another function."""
         self._backward = GraphedBackward(self._eager, self.masters.values()) if self._graphed else self._eager
 
     def assign(self, parameter: nn.Parameter, value: Tensor, stale_master: bool = False) -> None:
-        """Write a whole value, the same on every rank, into the parameter and its master.
+        """Write a whole value, which is the same on every rank, into the parameter and its master.
 
-        With `stale_master` the master keeps its old value, as if nobody had refreshed it.
+        With `stale_master` the next update begins from the old value of the master, as if it had not been refreshed.
         """
         master = self._masters_of.get(parameter)
         if master is not None:
@@ -105,16 +106,16 @@ class TorchEngine(TorchState):
         parameter.data.copy_(value)
 
     def master(self, parameter: nn.Parameter) -> Tensor:
-        """Return the whole fp32 value that the optimizer updates; for a frozen parameter, its own value."""
+        """Return the whole fp32 value that the optimizer updates, or a frozen parameter's own value."""
         return self._masters_of.get(parameter, parameter).detach()
 
     def optimizer_states(self, adapter: bool) -> list[dict[str, Tensor]]:
-        """Return this process's moments and steps of the adapters, or of everything else. They may be written to."""
+        """Return this process's moments and steps, of the adapter or of all else. The caller may write to them."""
         masters = [self.masters[name] for group in self.groups if group.adapter == adapter for name in group.parameters]
         return [self.optimizer.state[m] for m in masters if m in self.optimizer.state]
 
     def fp32_masters(self) -> AbstractContextManager[None]:
-        """Context manager: trained parameters hold their masters, to be saved or merged unrounded.
+        """Context manager: trained parameters hold their masters, so that they are saved or merged unrounded.
 
         The model must not compute meanwhile.
         """
@@ -123,12 +124,12 @@ class TorchEngine(TorchState):
     def materialized(self) -> AbstractContextManager[None]:
         """Context manager: this process holds the whole model, unrounded.
 
-        For saving, and for evaluation inside `methods.merged`.
+        It is for saving, and for evaluation inside `methods.merged`.
         """
         return self.fp32_masters()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return masters and optimizer state by name, the same from every engine and any number of ranks."""
+        """Return masters and optimizer state by name, which are the same for every engine and any number of ranks."""
         states = {name: self.optimizer.state[m] for name, m in self.masters.items() if m in self.optimizer.state}
         weights = {name: self._stale.get(m, m).detach() for name, m in self.masters.items()}
         return {"weights": weights, "optimizer": states}
@@ -142,7 +143,7 @@ class TorchEngine(TorchState):
         self._round_masters()
 
     def _pairs(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
-        """Return (parameter, master) for those with a master of their own."""
+        """Return the pairs (parameter, master) of those parameters that have a separate master."""
         return [(p, self.masters[name]) for name, p in self.parameters.items() if p is not self.masters[name]]
 
     @torch.no_grad()
@@ -153,10 +154,10 @@ class TorchEngine(TorchState):
 
 
 def round_frozen(model: nn.Module, dtype: torch.dtype) -> dict[nn.Parameter, Tensor]:
-    """Cast the parameters that do not train to the dtype of the computation.
+    """Cast the parameters that are not trained to the dtype of the computation.
 
     Returns:
-        The values before rounding, by parameter: those of a frozen A, which PEFT makes in fp32.
+        The values before rounding, by parameter. There are some if A is frozen, since PEFT makes it in fp32.
     """
     frozen = {p: p.data for p in model.parameters() if not p.requires_grad and p.dtype != dtype}
     for p in frozen:

@@ -18,7 +18,7 @@ from .interface import Engine
 
 
 def make_engine(model: nn.Module, config: RunConfig) -> Engine:
-    """Return an engine in plain torch, or in DeepSpeed for ZeRO. If nothing trains there is no optimizer to split.
+    """Return an engine in plain torch, or in DeepSpeed for ZeRO, unless nothing trains: then there is nothing to split.
 
     Raises:
         ConfigError: DeepSpeed is not installed.
@@ -42,7 +42,7 @@ def make_engine(model: nn.Module, config: RunConfig) -> Engine:
 def captures_graphs(config: RunConfig) -> bool:
     """Return whether the engine captures steps in CUDA graphs on a GPU.
 
-    Never for layers of an arbitrary PEFT method, which may do what no graph can hold.
+    It never does so with the layers of an arbitrary PEFT method, which may do what cannot be captured.
     """
     adapter = config.method.adapter
     return config.hardware.captures_graphs and not _is_zero(config) and (adapter is None or adapter.captures_graphs)
@@ -53,10 +53,10 @@ def _is_zero(config: RunConfig) -> bool:
 
 
 def checkpoint_layers(model: nn.Module) -> None:
-    """Recompute each layer from its input in backward, with the same dropout, from now on.
+    """From now on, recompute each layer from its input in the backward pass, with the same dropout.
 
-    The layers are the model's own, with their adapters. This is not the reentrant form, which computes no gradient if a
-    layer's input needs none, as the first layer's does not with adapters.
+    The layers are the model's own, with their adapters. This is the non-reentrant form. The reentrant form computes no
+    gradient if a layer's input needs none, which is so for the first layer with adapters.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     assert isinstance(base, PreTrainedModel)

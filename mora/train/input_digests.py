@@ -1,4 +1,4 @@
-"""The weights and data behind a run, which its configuration only names. No torch."""
+"""Digests of a run's weights and data, which its configuration only names. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OF_A_CHECKPOINT = (".safetensors", ".bin", ".json", ".model", ".txt", ".jinja")
 
 
 def digest(model: Model) -> str | None:
-    """Return the sha256 over the files of a checkpoint's folder; None for any other model, pinned by its configuration."""
+    """Return the sha256 over the files of a checkpoint's folder; None for other models, which their configuration pins."""
     if model.source != "pretrained" or model.path is None or not Path(model.path).is_dir():
         return None
     files = sorted(path for path in Path(model.path).iterdir() if path.suffix in OF_A_CHECKPOINT and path.is_file())
@@ -24,10 +24,10 @@ def digest(model: Model) -> str | None:
 
 
 def same_as_before(folder: Path, inputs: dict[str, Any]) -> None:
-    """Remember the run's inputs in its folder.
+    """Record the run's inputs in its folder.
 
     Raises:
-        DamagedFileError: The folder has checkpoints made of something else.
+        DamagedFileError: The folder has checkpoints that were made with other inputs.
     """
     path = folder / "inputs.json"
     begun = any((folder / "checkpoints").glob("step_*"))

@@ -1,4 +1,4 @@
-"""The protocol of engines and data that the loop and the restarts use, the same in plain torch and in DeepSpeed."""
+"""The protocols of data and engines that the loop and the restarts use. They are the same for plain torch and DeepSpeed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mora.data.batches import Batch
 
 
 class Steps(Protocol):
-    """The data. `step`: the micro batches of a step; `loss_tokens`: the tokens with a loss in all of the step."""
+    """The data. `step` yields the micro batches of a step; `loss_tokens` counts the tokens with a loss in the whole step."""
 
     def step(self, step: int) -> Iterator[Batch]: ...
 

@@ -1,4 +1,4 @@
-"""A worker whose launcher was killed ends as if it had been asked to: nobody else could stop it, or knows that it runs."""
+"""If a worker's launcher is killed, stop the worker as if by request: nothing else would stop it, or knows that it runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EVERY_S = 5.0
 
 
 def watch() -> None:
-    """Watch the process that MORA_LAUNCHER names; nothing if it is not set, as under a bare torchrun."""
+    """Watch the process that MORA_LAUNCHER names. Do nothing if it is not set, as under a torchrun started by hand."""
     launcher = os.environ.get("MORA_LAUNCHER", "")
     if launcher.isdigit():
         threading.Thread(target=_until_it_is_gone, args=(int(launcher), _born(int(launcher))), daemon=True).start()
@@ -26,7 +26,7 @@ def _until_it_is_gone(pid: int, born: str | None) -> None:
 
 
 def _born(pid: int) -> str | None:
-    """Return the start time of the process, in ticks; None if there is no such process."""
+    """Return the start time of the process, in clock ticks; None if there is no such process."""
     try:
         with open(f"/proc/{pid}/stat") as stat:
             state, *rest = stat.read().rpartition(")")[2].split()

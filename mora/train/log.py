@@ -1,4 +1,4 @@
-"""The run's log: one JSON object per line, one line per step, written in step order, never twice."""
+"""The run's log: one JSON object per line and one line per step, in the order of the steps and never twice."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from mora.io import replace_file
 
 
 class RunLog:
-    """Appends rows to `path`, which begins with `text`.
+    """Appends rows to the file at `path`, whose first part is `text`.
 
-    On resume that is the log in the checkpoint, whatever has become of the file; later steps are written again.
+    On resume, `text` is the log in the checkpoint, whatever the file holds; the steps after it are written again.
     """
 
     def __init__(self, path: Path, text: str = "", write: bool = True):
@@ -25,7 +25,7 @@ class RunLog:
             replace_file(path, text)
 
     def add(self, **row: Any) -> None:
-        """Keep a row; its values may still be tensors on the GPU."""
+        """Keep a row until the next `flush`. Its values may be tensors on the GPU."""
         self._waiting.append(row)
 
     def flush(self) -> list[dict[str, Any]]:
@@ -41,7 +41,7 @@ class RunLog:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a log, without a last line cut by a crash. Raises DamagedFileError if another line is damaged."""
+    """Return the rows of a log, less a last line that a crash cut. Raises DamagedFileError if another line is damaged."""
     if not path.is_file():
         return []
     rows = []
@@ -56,7 +56,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def _row(line: str) -> Any:
-    """Parse a line; None if it is no row."""
+    """Parse a line; return None if it is not a row."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):

@@ -29,7 +29,7 @@ from .restart import Restarts, describe
 from .schedule import learning_rate
 from .tracker import start_tracker
 
-Evaluate = Callable[[int, bool], dict[str, float]]  # of a step, and whether it was trained before this process began
+Evaluate = Callable[[int, bool], dict[str, float]]  # takes a step, and whether it was done before this process began
 
 
 class Diverged(RuntimeError):
@@ -37,7 +37,7 @@ class Diverged(RuntimeError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal (SIGTERM or Ctrl-C) stopped the run: in training after a checkpoint, elsewhere at once.
+    """A signal (SIGTERM or Ctrl-C) stopped the run: during training after a checkpoint, elsewhere at once.
 
     It derives from KeyboardInterrupt so that `except Exception` in an evaluation does not catch it.
     """
@@ -46,24 +46,24 @@ class Interrupted(KeyboardInterrupt):
 def fit(engine: Engine, batches: Steps, config: RunConfig, folder: Path, evaluate: Evaluate) -> dict[str, float] | None:
     """Train from the latest checkpoint in `folder` to `config.last_step`.
 
-    Dropout is a pure function of (seed, step), as the batches are, so a resumed run repeats the uninterrupted one. All
-    ranks call it with the whole data; each takes its share of the micro batches, and rank 0 writes `folder/log.jsonl`.
+    Dropout and batches are pure functions of (seed, step), so a resumed run repeats the uninterrupted one. All ranks call
+    this function with the whole data. Each takes its share of the micro batches, and rank 0 writes `folder/log.jsonl`.
 
     Args:
         engine: Holds model and optimizer.
         batches: The training data.
         config: The run.
-        folder: Of the log and the checkpoints.
-        evaluate: Asked as `evaluate(step)` after every update, and first by a run that starts from a checkpoint, which
-            is written before the evaluation of its step. Returns {} if nothing is due.
+        folder: Where the log and the checkpoints are.
+        evaluate: Called with each step after its update; it returns {} if nothing is due. A run that starts from a
+            checkpoint first calls it with the step of the checkpoint, which was saved before that step's evaluation.
 
     Returns:
         The speed of this process (`Speed.facts`); None if it had no step to do.
 
     Raises:
-        Diverged: With step, learning rate and last good checkpoint.
-        Interrupted: A signal asked to stop.
-        RestartFailed: A restart's postcondition does not hold.
+        Diverged: A loss or norm is not finite; the message gives step, learning rate and last good checkpoint.
+        Interrupted: A signal asked the run to stop.
+        RestartFailed: A postcondition of a restart does not hold.
     """
     saved, restarts = folder / "checkpoints", Restarts(engine, config)
     start, text = _resume(saved, engine, restarts, config)
@@ -111,7 +111,7 @@ def _train(
         stopping = any_rank(stop.asked, engine.device)
 
         due = done % train.log_every_steps == 0 or done == config.last_step
-        # Scoring may take minutes; at the end without tasks it does not.
+        # Scoring may take minutes, so a checkpoint comes before it. At the end, scoring without tasks is quick.
         scored = config.scores_at(done) and (done < config.last_step or bool(config.task.evaluation.tasks))
         saving = done % train.checkpoint_every_steps == 0 or scored or stopping
         if due or saving:
@@ -128,7 +128,7 @@ def _train(
 
 
 def _update(engine: Engine, batches: RankShard, config: RunConfig, step: int, speed: Speed) -> dict[str, Any]:
-    """Update the model once, from the micro batches of the step, and return the row of the log."""
+    """Update the model once, with the micro batches of the step, and return the row for the log."""
     train = config.task.train
     assert config.lr is not None
     lr = learning_rate(step, config.total_steps, config.lr, train, config.method.restart)
@@ -145,18 +145,18 @@ def _update(engine: Engine, batches: RankShard, config: RunConfig, step: int, sp
 
 
 class Speed:
-    """The speed of the steps, measured over stretches; nothing between the stretches counts."""
+    """The speed of the steps, measured over stretches. The time between stretches does not count."""
 
     def __init__(self) -> None:
         self._stretches: list[tuple[float, float, float]] = []
         self.start()
 
     def start(self) -> None:
-        """Begin a stretch. One that was not ended is forgotten, since an evaluation interrupted it."""
+        """Begin a stretch. A stretch that was not ended is discarded, since an evaluation interrupted it."""
         self._clock, self._steps, self._tokens, self._padded = time.perf_counter(), 0, 0, 0
 
     def add(self, tokens: int, padded: int) -> None:
-        """Count a step with so many tokens that carry a loss, and so many with padding that the model is given."""
+        """Count a step in which `tokens` tokens carry a loss, and the model is given `padded` tokens, with padding."""
         self._steps += 1
         self._tokens += tokens
         self._padded += padded
@@ -171,7 +171,7 @@ class Speed:
     def facts(self) -> dict[str, float] | None:
         """Return medians over the stretches.
 
-        `step_s`, `tokens_per_s`, and a step's `padded_tokens`; `fastest_s` is the least step_s of a stretch.
+        They are `step_s`, `tokens_per_s`, and a step's `padded_tokens`; `fastest_s` is the least `step_s` of any stretch.
         """
         if not self._stretches:
             return None
@@ -189,7 +189,7 @@ class _Rows:
     checkpoints: Path
 
     def write(self) -> list[dict[str, Any]]:
-        """Write the kept rows. Raises Diverged once they are written, if a loss or norm is not finite."""
+        """Write the kept rows. If a loss or norm is not finite, raises Diverged after they are written."""
         rows = self.log.flush()
         self.track(rows)
         self.check(rows)
@@ -205,9 +205,9 @@ class _Rows:
 
 
 def _save(folder: Path, done: int, engine: Engine, restarts: Restarts, config: RunConfig, log: str) -> None:
-    """Save everything that the next steps depend on; data and dropout are functions of the step.
+    """Save everything that the next steps depend on, but data and dropout, which are functions of the step.
 
-    No rank goes on, or ends, before it is written: the others would wait in vain for it.
+    No rank goes on or ends before the checkpoint is written, or other ranks would wait for it in vain.
     """
     code = of_this_process()["fingerprint"]
     of_run = {
@@ -224,14 +224,15 @@ def _save(folder: Path, done: int, engine: Engine, restarts: Restarts, config: R
 
 
 def _resume(folder: Path, engine: Engine, restarts: Restarts, config: RunConfig) -> tuple[int, str]:
-    """Load the newest good checkpoint, if there is one; return the steps done and their log.
+    """Load the newest intact checkpoint, if there is one; return the number of steps done, and their log.
 
-    The number of ranks may have changed if nothing is drawn by rank, since a checkpoint holds whole tensors. The code
-    must be the same, except at scale smoke, for no commit would have made the result.
+    A checkpoint holds whole tensors, so the number of ranks may change unless each rank draws random numbers of its own
+    (dropout). Except at scale smoke, the code must be the same; else no single commit would have made the result.
 
     Raises:
         DamagedFileError: The checkpoint is of another run or of other code.
-        ConfigError: The ranks see different checkpoints.
+        ConfigError: The ranks see different checkpoints, the checkpoint lacks a field, or dropout forbids another number
+            of ranks.
     """
     state = checkpoint.load_latest(folder)
     start = 0 if state is None else state["step"]
@@ -268,7 +269,7 @@ def _resume(folder: Path, engine: Engine, restarts: Restarts, config: RunConfig)
 
 
 def _dropout(config: RunConfig) -> str | None:
-    """Return the method's setting that drops something at random; None if nothing does."""
+    """Return the method's setting for dropout, as text; None if it has no dropout."""
     dropouts = config.method.adapter.dropouts if config.method.adapter else {}
     return next((f"method.adapter.{name}={value}" for name, value in dropouts.items()), None)
 
@@ -284,10 +285,10 @@ class _StopSignal:
 
     @contextmanager
     def at_once(self, done: int) -> Iterator[None]:
-        """Context manager: signals raise Interrupted at once, also one that came before.
+        """Context manager: a signal raises Interrupted at once, even if it came before.
 
-        For the evaluation of a step whose checkpoint is saved: the sender will not wait for minutes. Only for a single
-        process, since of several ranks one that is ahead would be left.
+        It is for the evaluation of a step whose checkpoint is saved, since whoever sends a signal will not wait for
+        minutes. It is only for a single process: if one of several ranks stopped, the others would wait for it.
         """
         self._evaluated = done
         try:

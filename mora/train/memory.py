@@ -1,6 +1,6 @@
-"""Peaks of the GPU memory that a run allocates: training's apart from those of scoring and of saving what was trained.
+"""Peaks of the GPU memory that a run allocates: that of training apart from those of scoring and of saving the model.
 
-Checkpoints along the run count as training. Loading the model comes before all of it.
+Checkpoints during the run count as training. Loading the model is not measured.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import torch
 
 
 class Peaks:
-    """Peaks of this process's memory, in bytes; None on a CPU, and of training where nothing was trained.
+    """Peaks of this process's memory, in bytes. They are None on a CPU; that of training, also if nothing was trained.
 
-    A run is cut into stretches, each of training or of other work. torch keeps one peak at a time, so it begins anew with
+    A run is divided into stretches, each of training or of other work. torch keeps one peak at a time, so it is reset for
     each stretch.
     """
 

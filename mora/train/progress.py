@@ -15,13 +15,13 @@ EVERY_S = 60.0
 
 
 class Progress:
-    """Counts the steps from `start` on. Shows nothing where not `active`: of several ranks one is."""
+    """Counts the steps from `start` on. It shows nothing unless `active`, which only one of several ranks is."""
 
     def __init__(self, config: RunConfig, start: int, active: bool):
         self.config, self.start = config, start
         self._lines = active and not sys.stderr.isatty()
         self._began = self._said = time.monotonic()
-        hidden = None if active else True  # None: where the output is no terminal
+        hidden = None if active else True  # None: hidden if the output is not a terminal
         self._bar = tqdm(
             range(start, config.last_step), initial=start, total=config.last_step, disable=hidden, unit="step"
         )

@@ -1,4 +1,4 @@
-"""The restarts of a run: when they come, and how a run that was cut goes on. What they do is `mora.restarts`."""
+"""The restarts of a run: when they are due, and how an interrupted run resumes. `mora.restarts` is what they do."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Restarts(Restart):
             self.layers = config.method.adapter.restarted_layers(self._model)
 
     def due(self, done: int, last: int | None = None) -> bool:
-        """Return whether a restart is due after `done` updates; the last one would leave an empty adapter, so never then."""
+        """Return whether a restart is due after `done` updates. None is due after the last: it would empty the adapter."""
         return super().due(done, self.config.last_step if last is None else last)
 
     def apply(self, done: int = 0) -> dict[str, float]:
@@ -33,7 +33,7 @@ class Restarts(Restart):
         return facts
 
     def resume(self, done: int) -> None:
-        """Resume once the engine has loaded a checkpoint of `done` updates. Stale masters are what it loaded."""
+        """Resume after the engine has loaded a checkpoint of `done` updates, whose masters stand in for stale ones."""
         if self.settings is not None and self.settings.stale_masters and self.due(done):
             self._reinitialise()
 

@@ -1,4 +1,4 @@
-"""The messages of a run: what it is when it begins, and its outcome."""
+"""The messages of a run: what it is, at its beginning, and its outcome, at its end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .distributed import world_size
 
 
 def quiet() -> None:
-    """Silence warnings and messages of libraries that a user cannot act on."""
+    """Silence those warnings and messages of libraries that a user cannot act on."""
     from transformers.utils import logging as transformers_logging
 
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -28,7 +28,7 @@ def quiet() -> None:
 
 
 def beginning(config: RunConfig, device: torch.device, model: Any, folder: Path) -> str:
-    """Return device, precision, model, rank, batch, learning rate, operator, where it resumes, and the result's path."""
+    """Return device, precision, model, rank, batch, learning rate, operator, the step resumed from and the result's path."""
     name, ranks = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu", world_size()
     where = f"{name} x {ranks}, {config.parallel}" if ranks > 1 else name
     rank = f", {config.rank_text}" if config.rank_text else ""
@@ -52,7 +52,7 @@ def _batch(config: RunConfig) -> str:
 
 
 def ending(config: RunConfig, folder: Path, seconds: float) -> str:
-    """Return scores with their errors, time, what was saved and where, and what can be done next."""
+    """Return scores with their errors, the time, what was saved and where, and what can be done next."""
     rows = [row for row in log.read(folder / "log.jsonl") if "loss" not in row]
     scores = [_score(key, rows[-1]) for key in rows[-1] if key != "step" and is_metric(key)] if rows else []
     lines = [f"{', '.join(scores) or 'no scores'}; {seconds:.0f} s"]

@@ -12,7 +12,7 @@ from mora.restarts.schedule import jagged
 def learning_rate(step: int, total_steps: int, peak: float, train: Train, restart: Restart | None = None) -> float:
     """Return the learning rate of update `step` (from 0): linear warm-up to `peak`, then the schedule's decay.
 
-    It ends at min_lr_ratio * peak. With `restart` it climbs from 0 again after every restart.
+    The decay ends at min_lr_ratio * peak. With `restart` the rate climbs from 0 again after every restart.
     """
     if restart is None or step < restart.every_steps:
         return peak * _base(step, total_steps, train)
@@ -34,7 +34,7 @@ def _base(step: int, total_steps: int, train: Train) -> float:
 
 
 def _official_hf(step: int, total_steps: int, train: Train, restart: Restart) -> float:
-    """Return the rate of the official code without --relora_scheduler: a new cosine from the last rate to 0."""
+    """Return the rate of the official code without --relora_scheduler: after a restart, a cosine from the last rate to 0."""
     height = _base(restart.every_steps, total_steps, train)
     begin = restart.every_steps
     while True:

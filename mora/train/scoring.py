@@ -1,4 +1,4 @@
-"""The measurements along a run and at its end: cheap losses, and the lm-eval tasks of the run's task."""
+"""The measurements during a run and at its end: losses, which are cheap, and the lm-eval tasks of the run's task."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ from .distributed import barrier, rank, single_process_env
 from .interface import Engine
 from .memory import Peaks
 
-SCORED_AT_ONCE = 250  # sequences whose logits are in memory together, 1.8 GB in bf16 at SmolLM2's vocabulary
-VALIDATED_AT_ONCE = 8  # whole sequences with all their logits
+SCORED_AT_ONCE = 250  # sequences whose logits are in memory together: 1.8 GB in bf16 at SmolLM2's vocabulary
+VALIDATED_AT_ONCE = 8  # whole sequences whose logits are in memory together
 
 
 class Scoring:
-    """Called after every step and on resuming; returns {} if nothing is due.
+    """Takes the measurements that are due. It is called after every step and on resuming, and returns {} if none is due.
 
-    All ranks make it, call it and compute the same. `seconds` adds up what the calls took.
+    All ranks make it, call it and compute the same. `seconds` is the total time of the calls.
     """
 
     def __init__(self, config: RunConfig, data: TrainingData, tokenizer: Any, pad_id: int, folder: Path):
         self.config, self.data, self.tokenizer, self.pad_id, self.folder = config, data, tokenizer, pad_id, folder
         self.plan, self.seconds = config.task.evaluation, 0.0
-        self._loaded: Any = None  # the tasks, until they are scored
+        self._loaded: Any = None  # the loaded tasks, until they are scored
         made_up = folder / "evaluation_data" if config.scale.name == "smoke" else None
         if made_up is not None and rank() == 0:
             synthetic.write(made_up)
-        barrier()  # else a rank would look for files that are not there yet
+        barrier()  # or a rank would look for files that are not there yet
         self.settings = Settings(
             self.plan.batch_size,
             data_dir=None if made_up is None else str(made_up),
@@ -66,7 +66,7 @@ class Scoring:
             ) from error
 
     def __call__(self, engine: Engine, peaks: Peaks, step: int, resumed: bool) -> dict[str, float]:
-        """Return what is due at the step. `peaks` records the end of a training stretch, unless the step was resumed."""
+        """Return what is due at the step. `peaks` records the end of a stretch of training, unless the run resumes here."""
         if not self.config.measures_at(step):
             return {}
         started = time.monotonic()
@@ -94,16 +94,16 @@ class Scoring:
         return metrics
 
     def _tasks(self, engine: Engine, step: int) -> dict[str, float]:
-        """Score the model, merged if `task.evaluation.merge` says so; the samples go to the run's folder.
+        """Score the model, merged if `task.evaluation.merge` says so, and write the samples to the run's folder.
 
         Returns:
-            Its metrics as `task.metric`, and, if an adapter was merged, the merged model's losses as `merged_<loss>`: they
-            differ from those of the model with its adapter by what merging rounds away.
+            The metrics as `task.metric`. If an adapter was merged, the merged model's losses are there as `merged_<loss>`;
+            they differ from those of the model with its adapter by what merging rounds away.
         """
         failpoint("in_evaluation", step)
         if step == self.config.final_step:
-            engine.computation_changed()  # the memory of its graphs is free for generation
-        torch.cuda.empty_cache()  # nothing where there is no GPU
+            engine.computation_changed()  # so that the memory of its graphs is free for generation
+        torch.cuda.empty_cache()  # has no effect without a GPU
         made_by = f"{run_id(self.config)}|{step}|{of_this_process()['fingerprint']}"  # other code, other answers
         settings = self.settings.resumable(self.folder / f"journal-{rank()}.jsonl", made_by)
         dtype = DTYPES[self.config.scale.precision]

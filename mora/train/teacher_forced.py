@@ -1,4 +1,4 @@
-"""Scores of values given every earlier character: cheap, so that they can be measured along a run."""
+"""Teacher-forced scores and losses: each token is predicted from all tokens before it, which is cheap during a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def score(engine: Engine, samples: Sequence[Sample], pad_id: int, batch_size: in
     """Score the tokens after each prompt.
 
     Returns:
-        `value_nll`, in nats per sample, and `value_token_acc`, the share of tokens that are the argmax.
+        `value_nll`, in nats per sample, and `value_token_acc`, the share of tokens that have the largest logit.
     """
     engine.model.eval()
     sums, tokens = [], 0
@@ -27,7 +27,7 @@ def score(engine: Engine, samples: Sequence[Sample], pad_id: int, batch_size: in
         chunk = samples[start : start + batch_size]
         values = [Sample(s.input_ids, [IGNORE] * s.n_prompt + s.input_ids[s.n_prompt :]) for s in chunk]
         batch = collate(values, pad_id)
-        # Found on the host, so that the GPU is not waited for.
+        # Computed on the host, so as not to wait for the GPU.
         known = F.pad(batch.labels[:, 1:] != IGNORE, (0, 1)).flatten().nonzero()[:, 0]
         labels = batch.labels.flatten()[known + 1].to(engine.device)
         for logits, right in _logits(engine.model, batch.to(engine.device), known.to(engine.device), labels):
@@ -39,7 +39,7 @@ def score(engine: Engine, samples: Sequence[Sample], pad_id: int, batch_size: in
 
 
 def _logits(model: nn.Module, batch: Batch, known: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield logits in fp32 at the flat positions `known`, a chunk at a time, with their labels."""
+    """Yield the fp32 logits at the flattened positions `known`, a chunk at a time, with their labels."""
     states = hidden_states(model, batch)
     if states is None:
         yield model(input_ids=batch.input_ids, use_cache=False).logits.flatten(0, 1)[known].float(), labels
@@ -51,7 +51,7 @@ def _logits(model: nn.Module, batch: Batch, known: Tensor, labels: Tensor) -> It
 
 @torch.no_grad()
 def validation_loss(engine: Engine, samples: Sequence[Sample], pad_id: int, batch_size: int) -> dict[str, float]:
-    """Return `validation_loss`: nats per token that carries a loss, over held-out samples."""
+    """Return `validation_loss`: over held-out samples, the nats per token that carries a loss."""
     engine.model.eval()
     sums = []
     for start in range(0, len(samples), batch_size):

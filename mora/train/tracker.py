@@ -1,4 +1,4 @@
-"""Copies of the log for people who watch: TensorBoard or Weights & Biases, from rank 0 alone."""
+"""Copies of the log for people who watch a run: in TensorBoard or Weights & Biases, by rank 0 alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EXTRA = "pip install '.[trackers]' in the checkout, or tracker=none"
 def start_tracker(
     config: RunConfig, folder: Path, from_step: int, active: bool
 ) -> AbstractContextManager[Callable[[Rows], None]]:
-    """Context manager: yields a function that takes each row of the log once; all rows are stored at the end.
+    """Context manager: yield a function that takes each row of the log once. All rows are stored when the context ends.
 
     Args:
         config: The run.
@@ -28,7 +28,7 @@ def start_tracker(
         active: False for ranks that report nothing.
 
     Raises:
-        ConfigError: The tracker is not installed, or W&B is not logged in or not reached.
+        ConfigError: The tracker is not installed, or W&B is not logged in or cannot be reached.
     """
     if not active or config.tracker.kind == "none":
         return nullcontext(lambda rows: None)
@@ -55,7 +55,7 @@ def _wandb(config: RunConfig, folder: Path, from_step: int) -> Iterator[Callable
     name, mode = run_id(config), config.tracker.mode or "online"
     if mode == "online":
         identity: dict[str, Any] = {"id": name, "resume": "allow"}
-    else:  # an offline run cannot be resumed: each stretch is a run of its own, in one group
+    else:  # an offline run cannot be resumed, so each start is a W&B run of its own, and all are in one group
         identity = {"group": name}
     wandb = _module("wandb")
     try:
@@ -72,15 +72,15 @@ def _wandb(config: RunConfig, folder: Path, from_step: int) -> Iterator[Callable
             f"tracker.kind=wandb: {one_line(error)} Or use tracker.mode=offline or tracker=none"
         ) from error
 
-    # W&B's own step only rises: the evaluation that a resumed run may begin with would be lost. The price: steps that it
-    # repeats, between the checkpoint and where it was killed, are there twice, alike.
+    # W&B's own step can only rise, so the evaluation with which a resumed run may begin would be lost. The price of a step
+    # of our own is that those repeated, from the checkpoint to where the run was killed, are there twice, with equal values.
     run.define_metric("*", step_metric="step")
 
     def write(rows: Rows) -> None:
         for row in rows:
             run.log(row)
 
-    with run:  # finishes it: ranks end without Python's teardown, in which W&B would
+    with run:  # finishes the run, which W&B would do in Python's teardown; but ranks end without that
         yield write
 
 

@@ -1,6 +1,6 @@
-"""End a job in which a rank makes no progress: report the silent ranks, dump stacks, exit.
+"""End a job in which a rank makes no progress: report the silent ranks, dump the stacks and exit.
 
-Without this the other ranks would wait for hours in the next collective operation. The launcher then ends every rank.
+The launcher then ends every rank. Without this, the other ranks would wait for hours in the next collective operation.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pathlib import Path
 from mora.errors import ConfigError
 
 EVERY_S = 1.0
-LIMIT_S = 1800.0  # without a step, a batch of answers or a checkpoint
-LEFT_BEHIND = 3  # exit code
+LIMIT_S = 1800.0  # the longest time without a step, a batch of answers or a checkpoint
+LEFT_BEHIND = 3  # the exit code
 
 
 def limit_s() -> float:
-    """Return MORA_HANG_S, else half an hour. Raises: ConfigError where it is no number above 0."""
+    """Return MORA_HANG_S, by default half an hour. Raises ConfigError if it is not a number above 0."""
     given = os.environ.get("MORA_HANG_S", str(LIMIT_S))
     try:
         if (seconds := float(given)) > 0:
@@ -34,13 +34,13 @@ def limit_s() -> float:
 class Watchdog:
     """Watches the other ranks of a run.
 
-    Its thread writes a sign of life into the run's folder, where the others find it. A stopped or lost rank gives none;
-    a rank that hangs does, but its work does not advance.
+    Its thread writes a sign of life into the run's folder, where the other ranks find it. A rank that was stopped or lost
+    gives none. A rank that hangs gives signs of life, but its work does not advance.
     """
 
     def __init__(self, folder: Path, rank: int, ranks: int, limit_s: float):
         self.folder, self.rank, self.ranks, self.limit_s = folder / "alive", rank, ranks, limit_s
-        self._answers = _Sign(folder / f"journal-{rank}.jsonl")  # which grows with every batch of answers
+        self._answers = _Sign(folder / f"journal-{rank}.jsonl")  # grows with every batch of answers
         self._others = [_Sign(self.folder / str(r)) for r in range(ranks)]
         self._worked, self._over = time.monotonic(), threading.Event()
 
@@ -61,7 +61,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._over.wait(min(EVERY_S, self.limit_s / 4)):
-            with suppress(OSError):  # a full disk
+            with suppress(OSError):  # such as a full disk
                 self._mark()
             quiet_s = [sign.quiet_s() for sign in self._others]
             if min(time.monotonic() - self._worked, self._answers.quiet_s()) > self.limit_s:
@@ -84,14 +84,15 @@ class Watchdog:
 class _Sign:
     """A file that is written from time to time.
 
-    Ages use this process's monotonic clock between two looks, so other machines' clocks and clock changes do not matter.
+    Its age is measured by this process's monotonic clock, between two looks at the file, so the clocks of other machines
+    and changes of a clock do not matter.
     """
 
     def __init__(self, path: Path):
         self.path, self._seen, self._since = path, -1, time.monotonic()
 
     def quiet_s(self) -> float:
-        """Return the seconds since a look saw it changed, or since the first."""
+        """Return the seconds since a look found that the file had changed, or since the beginning if none has."""
         try:
             seen = self.path.stat().st_mtime_ns
         except OSError:

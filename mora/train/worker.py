@@ -1,4 +1,4 @@
-"""One run, in one process or as one of its ranks: model + method + data -> fit -> evaluate -> result JSON."""
+"""One run, in a single process or as one of several ranks: model + method + data -> fit -> evaluate -> result JSON."""
 
 from __future__ import annotations
 
@@ -46,10 +46,11 @@ from .loop import Diverged, Evaluate, fit
 from .memory import Peaks
 from .scoring import Scoring
 
-WEIGHTS = ("*.safetensors",)  # of what is saved; the rest may be edited
+WEIGHTS = ("*.safetensors",)  # the saved files that the manifest covers; the others may be edited
 PACKAGES = ("torch", "transformers", "peft", "lm_eval", "datasets", "numpy")
 IF_INSTALLED = ("triton", "deepspeed", "liger-kernel")
-BY_OTHERS = 3 * 2**30  # bytes on a GPU beyond what this process has reserved; its context and buffers of NCCL hold less
+# Bytes in use on a GPU beyond what this process has reserved; its own context and NCCL's buffers hold less.
+BY_OTHERS = 3 * 2**30
 
 
 def run(folder: Path) -> Path:
@@ -60,7 +61,7 @@ def run(folder: Path) -> Path:
 
     Raises:
         ConfigError: The run cannot be done.
-        MoraError: As `fit`, except Diverged and NonFiniteError, which become a result of their own.
+        MoraError: As `fit`. Diverged and NonFiniteError are not raised: the result then has the status `diverged`.
     """
     source.of_this_process()
     config = load_run(folder)
@@ -107,12 +108,12 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
     peaks = Peaks(device)
     shared = others_hold_memory(device)
     ending = _train_or_score(engine, batches, config, folder, partial(scoring, engine, peaks))
-    shared = others_hold_memory(device) or shared  # parallel runs may end earlier: also count memory seen at the start
+    shared = others_hold_memory(device) or shared  # also as seen at the start: parallel runs may have ended
     if config.method.trains and ending["status"] == "done":
         with engine.materialized():
             _save_trained(model, tokenizer, config, folder)
     watchdog.stop()
-    # A run that diverged was training until here; any other has since scored its last step and saved the model.
+    # A run that diverged trained until now. Any other has by now scored its last step and saved the model.
     peaks.end_stretch(training=ending["status"] == "diverged")
     facts = {
         "data": {"fingerprints": data.fingerprints, "report": data.report.as_dict(), "model": made_of["model"]},
@@ -136,7 +137,7 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
 def _train_or_score(
     engine: Engine, batches: Batches, config: RunConfig, folder: Path, evaluate: Evaluate
 ) -> dict[str, Any]:
-    """Train, or score what is not trained; return `status`, `speed`, and the `reason` why a run diverged."""
+    """Train, or only score if nothing trains; return `status`, `speed` and, if the run diverged, the `reason`."""
     if not config.method.trains:
         rows = log.RunLog(folder / "log.jsonl", write=rank() == 0)
         rows.add(step=0, **evaluate(0, False))
@@ -144,16 +145,16 @@ def _train_or_score(
         return {"status": "done", "speed": None}
     try:
         return {"status": "done", "speed": fit(engine, batches, config, folder, evaluate)}
-    except (Diverged, NonFiniteError) as error:  # the second: of weights that the last update has ruined
+    except (Diverged, NonFiniteError) as error:  # NonFiniteError: the last update ruined the weights
         if rank() == 0:
             print(f"diverged: {error}; only the log is saved: lower lr", file=sys.stderr, flush=True)
         return {"status": "diverged", "reason": str(error), "speed": None}
 
 
 def _save_trained(model: Any, tokenizer: Any, config: RunConfig, folder: Path) -> None:
-    """Save the adapter, and, if more than the adapter has changed, the whole merged model as transformers loads it.
+    """Save the adapter; if more than the adapter has changed, save the whole merged model, too, as transformers loads it.
 
-    The tokenizer is saved beside both.
+    The tokenizer is saved beside each.
     """
     adapted = config.method.adapter is not None
     base_changed = not adapted or config.method.restart is not None or config.trains_rest
@@ -171,9 +172,9 @@ def _save_trained(model: Any, tokenizer: Any, config: RunConfig, folder: Path) -
 
 
 def _base(model: Model) -> str | None:
-    """Return the base model's name for other machines: its hub id, or its name in configs/model, which mora.evaluate knows.
+    """Return a name of the base model that is valid on other machines: its hub id, or its name in configs/model.
 
-    None for a model that has neither, because its settings were overridden.
+    None if the model has neither since its settings were overridden.
     """
     if model.source == "pretrained":
         return model.path
@@ -181,7 +182,7 @@ def _base(model: Model) -> str | None:
 
 
 def _name_base(adapter: Path, base: str | None, config: RunConfig) -> None:
-    """Replace what PEFT writes: a path in this machine's cache, and a card of blanks that repeats it."""
+    """Replace what PEFT writes as the base, a path in this machine's cache, and its model card, which has only blanks."""
     path = adapter / "adapter_config.json"
     revision = config.model.revision if base and config.model.source == "pretrained" else None
     values = json.loads(path.read_text()) | {"base_model_name_or_path": base, "revision": revision}
@@ -199,9 +200,9 @@ def _name_base(adapter: Path, base: str | None, config: RunConfig) -> None:
 
 
 def write_result(config: RunConfig, folder: Path, facts: dict[str, Any]) -> Path:
-    """Write `<results_dir>/<run_id>.json` with its raw log and, except at smoke, its documents' scores beside it.
+    """Write `<results_dir>/<run_id>.json` and, beside it, its raw log and, except at scale smoke, its documents' scores.
 
-    The checkpoints are then removed. Returns the path of the JSON.
+    Then remove the checkpoints. Return the path of the JSON.
     """
     path = result_path(config)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -228,7 +229,7 @@ def write_result(config: RunConfig, folder: Path, facts: dict[str, Any]) -> Path
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what decides numbers and speed: Python, packages, and CUDA where torch was built with it."""
+    """Return the versions of what decides numbers and speed: Python, packages, and CUDA if torch was built with it."""
     found = {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
     for package in IF_INSTALLED:
         with suppress(PackageNotFoundError):
@@ -238,8 +239,8 @@ def versions() -> dict[str, str]:
 
 @contextmanager
 def _hold(folder: Path) -> Iterator[None]:
-    """Context manager: keep a second process out of the run's folder. Raises MoraError if one is there."""
-    if int(os.environ.get("RANK", 0)) > 0:  # the first rank holds it for all
+    """Context manager: keep other processes out of the run's folder. Raises MoraError if one is already there."""
+    if int(os.environ.get("RANK", 0)) > 0:  # rank 0 holds the lock for all
         yield
         return
     with locked(folder, wait=False) as ours:
@@ -252,7 +253,7 @@ def _hold(folder: Path) -> Iterator[None]:
 def with_samples(config: RunConfig, n: int) -> RunConfig:
     """Return the run with its number of samples.
 
-    Raises ConfigError if the schedule does not fit into the steps they make.
+    Raises ConfigError if the schedule does not fit into the steps that they make.
     """
     try:
         return config.with_samples(n)
@@ -261,7 +262,7 @@ def with_samples(config: RunConfig, n: int) -> RunConfig:
 
 
 def make_batches(config: RunConfig, model: torch.nn.Module, samples: Sequence[Sample], pad: int) -> Batches:
-    """Return the run's micro batches, without padding where the hardware says so and the model allows it."""
+    """Return the run's micro batches, without padding if the hardware says so and the model allows it."""
     hardware = config.hardware
     padding_free = hardware.padding_free and trains_without_padding(model)
     return Batches(
@@ -309,9 +310,9 @@ def others_hold_memory(device: torch.device) -> bool:
 
 
 def _hardware(device: torch.device, shared: bool) -> dict[str, Any]:
-    """Return the facts for the result.
+    """Return the name of the device and the number of runs side by side, as the result records them.
 
-    `shared`: other programs held GPU memory, even if MORA_SIDE_BY_SIDE does not count them.
+    `shared` says that other programs held GPU memory, which counts even if MORA_SIDE_BY_SIDE does not count them.
     """
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
     return {"device": name, "runs_side_by_side": max(int(os.environ.get("MORA_SIDE_BY_SIDE", 1)), 1 + shared)}

@@ -1,8 +1,8 @@
-"""The engine in DeepSpeed: ZeRO-1, 2 and 3. The only file of the suite that imports it.
+"""The engine in DeepSpeed: ZeRO-1, 2 and 3.
 
-The precision policy is that of `TorchEngine`: what trains is rounded to the compute dtype, ZeRO keeps fp32 masters of it and
-sums gradients in fp32. DeepSpeed's bf16 switch stays off: it would choose another optimizer for stage 1, while ZeRO takes
-its dtype from the parameters that it is handed. A restart must renew the masters.
+The precision policy is that of `TorchEngine`: trained parameters are rounded to the compute dtype, and ZeRO keeps fp32
+masters of them and sums gradients in fp32. DeepSpeed's bf16 switch stays off, since it would choose another optimizer for
+stage 1; without it, ZeRO takes its dtype from the parameters that it is given. A restart must renew the masters.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .engine import round_frozen
 
 
 class ZeroEngine(ZeroState):
-    """`TorchEngine` with the optimizer (stages 1, 2) and the weights (3) split over the ranks."""
+    """`TorchEngine` with the optimizer (from stage 1 on) and the weights (stage 3) split over the ranks."""
 
     def __init__(
         self,
@@ -42,9 +42,9 @@ class ZeroEngine(ZeroState):
         offload: bool = False,
     ):
         self.device = next(model.parameters()).device
-        if self.device.type == "cpu":  # else it compiles an extension for shared memory at first use
+        if self.device.type == "cpu":  # or DeepSpeed compiles an extension for shared memory at first use
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        if not dist.is_initialized():  # one process: for offloading, and to try the path
+        if not dist.is_initialized():  # there is one process: for offloading, and to try this code
             backend = "nccl" if self.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
             os.environ.setdefault("LOCAL_RANK", "0")
@@ -76,8 +76,8 @@ class ZeroEngine(ZeroState):
     def _make_states(self) -> None:
         """Make AdamW's states, all zero.
 
-        Stages 1 and 2 would make them in the first update, too late to load a checkpoint into them; stage 3 makes them
-        in an update of its own, which must not count as a step.
+        Stages 1 and 2 would make them in the first update, which is too late to load a checkpoint into them. Stage 3 makes
+        them in an extra update, which must not count as a step.
         """
         for flat, _ in self._flat_groups():
             self._zero.optimizer.state[flat] = {
@@ -88,7 +88,7 @@ class ZeroEngine(ZeroState):
             self._zero._lazy_init_hp_params_optimizer_state()
 
     def backward(self, batch: Batch, loss_tokens: int) -> Tensor:
-        tokens = torch.full((), float(loss_tokens), device=self.device)  # a GPU divides by a number in another way
+        tokens = torch.full((), float(loss_tokens), device=self.device)  # a GPU divides otherwise by a number
         loss = token_losses(self.engine, batch.to(self.device)).sum() / tokens
         self.engine.backward(loss * world_size(), scale_wrt_gas=False)  # DeepSpeed averages over the ranks
         return loss.detach()
@@ -102,7 +102,7 @@ class ZeroEngine(ZeroState):
         return torch.as_tensor(self.engine.get_global_grad_norm(), device=self.device)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return whole tensors, gathered one by one; only rank 0 keeps them, on the CPU."""
+        """Return whole tensors, which are gathered one by one. Only rank 0 keeps them, on the CPU."""
         weights: dict[str, Tensor] = {}
         optimizer: dict[str, dict[str, Tensor]] = {}
         for group in self.groups:
@@ -130,13 +130,13 @@ class ZeroEngine(ZeroState):
 
     @contextmanager
     def materialized(self) -> Iterator[None]:
-        """Context manager: every rank holds the whole model, unrounded, and computes with it as with a plain one."""
+        """Context manager: every rank holds the whole model, unrounded, and computes with it as with a plain model."""
         masters = {p: self.master(p) for p in self.parameters.values()} | self._frozen
         if self.stage < 3:
             with exchanged(masters):
                 yield
             return
-        # They would split a layer again as soon as it has been used, and may talk to the other ranks before a forward pass.
+        # The hooks would split a layer again after its use, and may communicate with other ranks before a forward pass.
         hooks = self._zero.parameter_offload
         with deepspeed.zero.GatheredParameters(list(self.model.parameters())), exchanged(masters):
             for hook in [hooks.fwd_pre_hook, *hooks.forward_hooks, *hooks.backward_hooks]:
@@ -151,14 +151,14 @@ class ZeroEngine(ZeroState):
 
 
 def settings(stage: int, offload: bool, max_grad_norm: float) -> dict[str, Any]:
-    """Return DeepSpeed's configuration: we own accumulation, learning rate and precision; it owns the split and clipping."""
+    """Return DeepSpeed's configuration. It splits and clips; accumulation, learning rate and precision are left to us."""
     zero: dict[str, Any] = {"stage": stage, "overlap_comm": False, "contiguous_gradients": True}
     if offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
         if stage == 3:
             zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
-        "train_micro_batch_size_per_gpu": 1,  # DeepSpeed wants a number; nothing that we use depends on it
+        "train_micro_batch_size_per_gpu": 1,  # DeepSpeed requires a number; nothing that we use depends on it
         "managed_gradient_accumulation": False,
         "gradient_clipping": max_grad_norm,
         "zero_optimization": zero,

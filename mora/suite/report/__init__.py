@@ -1,1 +1,1 @@
-"""The report: everything measured as a static site, with the print figures, from the same results as the tables."""
+"""The report: everything measured as a static site, with figures for print, from the same results as the tables."""

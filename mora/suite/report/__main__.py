@@ -19,7 +19,7 @@ from .site import Site
 @ends_in_one_line("mora.suite.report")
 def main() -> int:
     args = _arguments()
-    gc.disable()  # what is read stays until the end: collections would find nothing, again and again
+    gc.disable()  # all that is read is kept to the end, so garbage collections would find nothing
     scales = args.scale or claims.COMPARED
     folder = args.to or output_folder("smoke" if set(scales) == {"smoke"} else "lite", "report")
     first = Site(folder.resolve(), Gathered(scales)).build()

@@ -1,4 +1,4 @@
-"""The losses of a run as points in a box that the page's template draws; a hundred such pictures weigh little."""
+"""The losses of a run as points of a chart that the page's template draws; a hundred such charts take few bytes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from .pictures import smoothed, thinned
 from .report_data import Point, Run
 
-WIDTH, HEIGHT, LEFT, RIGHT, BOTTOM = 700, 260, 52, 20, 34  # of the picture, and of its margins
+WIDTH, HEIGHT, LEFT, RIGHT, BOTTOM = 700, 260, 52, 20, 34  # sizes of the chart and of its margins
 
 
 class Tick(NamedTuple):
@@ -19,7 +19,7 @@ class Tick(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """Lines as SVG points. `least`: where the held-out loss is the least, and that."""
+    """A chart's lines, as SVG coordinates. `least` is the place of the least held-out loss, and that loss."""
 
     training: str
     held_out: list[tuple[float, float]]
@@ -29,7 +29,7 @@ class Chart(NamedTuple):
 
 
 def of_run(run: Run) -> Chart | None:
-    """Return the run's chart; None if nothing was trained. The first fiftieth of the steps may lie above the box."""
+    """Return the run's chart; None if it has no losses. The losses of the first fiftieth of the steps may be cut off."""
     after = [p.value for p in (*run.training[len(run.training) // 50 :], *run.held_out)]
     if not after:
         return None

@@ -1,4 +1,4 @@
-"""Decisions taken after results were seen, and deviations from the sources, from the project's own pages."""
+"""Decisions taken after results were seen, and deviations from the sources, both read from the pages in docs/."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def _parts(name: str) -> list[Section]:
 
 
 def _dated(name: str) -> list[Section]:
-    """Return the sections that begin with a date: what was tried, negative results, too."""
+    """Return the sections whose title begins with a date: what was tried, including negative results."""
     return [part for part in _parts(name) if re.match(r"\d{4}-\d\d-\d\d", part.title)]
 
 
 def html(markdown: str, title: str) -> str:
-    """Convert Markdown to HTML that stands alone.
+    """Convert Markdown to HTML that needs no other page.
 
-    Links into the repository become plain text. Each table scrolls by itself and has a name of its own.
+    Links into the repository become plain text. Each table scrolls on its own and has its own accessible name.
     """
     text = MarkdownIt("commonmark", {"html": False}).enable("table").render(LINK.sub(r"\1", markdown))
     numbers = itertools.count(1)

@@ -18,7 +18,7 @@ PEAKS = ("peak_memory_bytes", "train_peak_memory_bytes")  # shown in GiB
 
 
 class Setting(NamedTuple):
-    """A value of the configuration. `source`: paper, official, ours or override, with the place."""
+    """A value of the configuration. `source` is paper, official, ours or override, with the place."""
 
     name: str
     value: str
@@ -55,7 +55,7 @@ def _source(provenance: dict[str, Any], name: str) -> str:
 
 
 def flat(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield leaves by dotted name; a list of plain values is one leaf."""
+    """Yield the leaves with their dotted names. A list of plain values is one leaf."""
     if isinstance(values, dict) and values:
         for name, value in values.items():
             yield from flat(value, f"{prefix}.{name}" if prefix else str(name))
@@ -67,7 +67,7 @@ def flat(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def scores(run: Run) -> list[Score]:
-    """Return the scores at the last step, then back at each step at which more than the held-out loss was measured."""
+    """Return the scores, last step first. Earlier steps are shown if more than the held-out loss was measured there."""
     shown, last = [], max(run.result.metrics, default=0)
     for step, metrics in sorted(run.result.metrics.items(), reverse=True):
         if step == last or set(metrics) - {"validation_loss"}:
@@ -87,7 +87,7 @@ def _score(step: int, name: str, metric: Metric) -> Score:
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
-    """Return the run's hardware, time, memory and counts as pairs of a name and a text."""
+    """Return the run's hardware, time, memory and counts, as pairs of name and text."""
     r = run.result
     source = f"{(r.source.commit or 'unknown')[:10]}, source {r.source.fingerprint}"
     lines: list[tuple[str, object]] = [
@@ -119,12 +119,12 @@ def _gib(peak: int | None) -> str | None:
 
 
 def _files(run: Run) -> list[Path]:
-    """Return the result, log, document scores and spectrum of the run: all that its numbers can be computed from again."""
+    """Return the files from which the run's numbers can be computed again: result, log, document scores and spectrum."""
     return [path(run.config) for path in (result_path, log_path, documents_path, spectrum_path)]
 
 
 def restarts(run: Run) -> str:
-    """Return `4, every 400 steps`; empty if the method has no restarts."""
+    """Return the number of restarts and their distance, such as `4, every 400 steps`; empty without restarts."""
     restart = run.result.config.get("method", {}).get("restart")
     if not isinstance(restart, dict) or not restart.get("every_steps"):
         return ""

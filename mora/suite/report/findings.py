@@ -1,4 +1,4 @@
-"""The claims as the page shows them: a line each, with where its marks stand, and the runs that are its evidence."""
+"""The claims as the page shows them: one line each, with the places of its marks and the runs that are its evidence."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ..experiment import Scale, number_of
 from ..ledger import Outcome
 from ..verdicts import Interval
 
-LINE = 60  # letters of a line beside a print figure
+LINE = 60  # letters per line beside a print figure
 
 
 @dataclass
 class Finding:
-    """A claim at a scale. `extent`: how far its axis, which the claims of an experiment share, reaches from its centre."""
+    """A claim at a scale. `extent` is the half-length of its axis, which all claims of an experiment share."""
 
     number: int
     claim: Claim
@@ -64,7 +64,7 @@ class Finding:
         return ledger_text.number_text(self.outcome.paper, self.claim)
 
     def text(self, outcome: Outcome) -> str:
-        """Return the effect of this contrast, or of one beside it, as text."""
+        """Return the effect of the claim's contrast, or of one shown beside it, as text."""
         return ledger_text.effect_text(self.claim, outcome)
 
     def paper_of(self, outcome: Outcome) -> str:
@@ -93,7 +93,7 @@ class Finding:
 
     @property
     def contrast(self) -> str:
-        """`MoRA - LoRA, r=4 (the paper's 8)`: a rank that both rows share is named once."""
+        """`MoRA - LoRA, r=4 (the paper's 8)`; a rank that both rows share is named once."""
         o = self.outcome
         if self.claim.ratio is not None:
             return f"{o.first} / {o.second}"
@@ -113,37 +113,37 @@ class Finding:
 
     @property
     def bar(self) -> float:
-        """The number beside which an effect agrees with the paper or does not."""
+        """The number that separates the effects that agree with the paper from those that do not."""
         return 0.0 if self.claim.ratio is None else self.claim.ratio.at_most
 
     @property
     def band(self) -> Interval | None:
-        """The differences that a margin lets pass; None of a claim without one."""
+        """The differences within the claim's margin; None if it has none."""
         margin = self.claim.margin
         return None if not margin else Interval(-margin, margin if self.claim.test == "equal" else 0.0)
 
     def at(self, value: float | None) -> float | None:
-        """Return the value in percent of the axis, kept within it; None if there is nothing to show."""
+        """Return the value's place in percent of the axis, clamped to its ends; None if there is nothing to show."""
         if value is None or math.isnan(value):
             return None
         return round(50 + 48 * max(-1.0, min(1.0, (value - self.centre) / self.extent)), 2)
 
     @property
     def label(self) -> str:
-        """The text of the marks for screen readers."""
+        """A text for screen readers that stands for the marks."""
         if self.outcome.effect is None:
             return f"not run here; the paper's effect: {self.paper}"
         return f"ours {self.effect}; the paper's {self.paper}; {self.outcome.verdict}"
 
 
 def _in_lines(text: str) -> str:
-    """Break the text into as few lines as LINE letters allow, of about the same length."""
+    """Break the text into lines of about equal length, as few as lines of LINE letters allow."""
     lines = math.ceil(len(text) / LINE)
     return textwrap.fill(text, LINE if lines == 1 else min(LINE, len(text) // lines + 8), break_on_hyphens=False)
 
 
 def of_claims(resolved: ResolvedTables) -> list[Finding]:
-    """Return every claim at every scale at which something was run; a claim without any, once, as not run."""
+    """Return every claim at every scale at which it was run; a claim that was run at none, once, as not run."""
     claims = load().claims
     findings = []
     for claim, scale, outcome in ledger.rows_of(resolved):

@@ -1,4 +1,4 @@
-"""The picture of the claims: every effect with its interval, beside the paper's, a panel per table and model."""
+"""The picture of the claims: every effect with its interval, beside the paper's effect. Each table and model has a panel."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from .style import PAGE
 COLOURS: dict[Verdict, str] = {"shown": "C2", "equal": "C0", "contradicted": "C1", "undecided": "C6", "floor": "C6"}
 HOLLOW = "floor"  # the verdict whose dot is not filled
 BAND = "0.88"
-UNITS = {"nats": "nats, the log of perplexity", "values": "singular values"}  # others as they are
-LINE, EDGE = 0.13, 0.5  # inches: of a line of a label, and of a panel's title and axis
+UNITS = {"nats": "nats, the log of perplexity", "values": "singular values"}  # other units keep their name
+LINE, EDGE = 0.13, 0.5  # heights in inches: of a line of a label, and of a panel's title and axis together
 
 
 def forest(findings: Sequence[Finding]) -> Figure:

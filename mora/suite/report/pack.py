@@ -1,4 +1,4 @@
-"""Texts as one script of little size: a page opened from a file may load a script, and may fetch nothing else."""
+"""Texts packed into a small script: a page opened from a file may load a script, but may fetch nothing else."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import zlib
 
 
 def script(texts: dict[str, str]) -> str:
-    """Return a script that hands `texts`, deflated, to `unpack` of report.js; similar neighbours weigh little."""
+    """Return a script that passes the compressed `texts` to `unpack` of report.js. Similar texts in a row compress well."""
     data = base64.b64encode(zlib.compress(json.dumps(texts, ensure_ascii=False).encode(), 9)).decode()
     return f'unpack("{data}");\n'
 

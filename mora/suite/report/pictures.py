@@ -1,4 +1,4 @@
-"""Pictures that only the report has: searches, cost beside score, and learning curves."""
+"""Pictures that only the report has: searches, scores against costs, and learning curves."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from ..cells import CellRuns
 from .report_data import Point, Run, Shown
 from .style import KEPT, Look, legend_below, looks
 
-ACROSS = 2  # panels
-POINTS = 120  # of a curve
-SMOOTHED = 9  # points that each is the mean of
-HELD_OUT = "-held-out"  # ends the name of such a curve
+ACROSS = 2  # panels side by side
+POINTS = 120  # per curve
+SMOOTHED = 9  # the number of points over which each point of a curve is a mean
+HELD_OUT = "-held-out"  # ends the name of a curve of held-out loss
 SELECTIONS = {"validation_loss": "held-out loss (nats per token)", "value_nll": "loss of the values (nats per value)"}
 
 
@@ -59,7 +59,7 @@ def searches(shown: Shown) -> Figure | None:
 
 
 def _bounds(ax: Axes, cells: list[CellRuns]) -> None:
-    """Place one tick per learning rate, and bound the axis so that runs that almost diverged do not flatten the panel."""
+    """Set one tick per learning rate, and limit the loss axis so that runs that almost diverged do not flatten the panel."""
     scored = [(c.lr, s) for runs in cells for c, s in runs.choice.scores if c.lr and isinstance(s, float)]
     rates, losses = sorted({lr for lr, _ in scored}), [s for _, s in scored]
     ax.set_xticks(rates, [format_lr(lr) for lr in rates], fontsize=7)
@@ -141,7 +141,10 @@ def costs(shown: Shown) -> Figure | None:
 
 
 def curves(runs: Iterable[Run]) -> Figure:
-    """Draw the smoothed training loss of the runs, and the held-out loss if there is one; the page can hide each by name."""
+    """Draw the smoothed training loss of the runs, and their held-out loss if any has one.
+
+    Each curve has a name, by which the page can hide it.
+    """
     runs = list(runs)
     held = [run for run in runs if run.held_out]
     look = looks({run.label: run.config.method.name for run in runs})
@@ -157,7 +160,7 @@ def curves(runs: Iterable[Run]) -> Figure:
 
 
 def _curves(ax: Axes, label: str, look: dict[str, Look], lines: list[tuple[Run, list[Point]]], suffix: str) -> None:
-    """Draw the curves of one label, with a ring at the least held-out loss. Their first fall may lie above the panel."""
+    """Draw one panel of curves; a held-out loss has a ring at its least. The first fall of a loss may be above the panel."""
     losses: list[float] = []
     for run, points in lines:
         values = [p.value for p in points]
@@ -171,7 +174,7 @@ def _curves(ax: Axes, label: str, look: dict[str, Look], lines: list[tuple[Run, 
 
 
 def smoothed(points: list[Point]) -> list[Point]:
-    """Return the mean over SMOOTHED points around each."""
+    """Replace each value by the mean over the SMOOTHED points around it."""
     if not points:
         return []
     values = np.array([p.value for p in points])
@@ -183,7 +186,7 @@ def smoothed(points: list[Point]) -> list[Point]:
 
 
 def thinned(points: list[Point], max_points: int = POINTS) -> list[Point]:
-    """Choose points evenly, the last one, too."""
+    """Keep at most `max_points` points, evenly spaced and including the last."""
     if len(points) <= max_points:
         return points
     return [points[i] for i in np.linspace(0, len(points) - 1, max_points).round().astype(int)]
@@ -205,5 +208,5 @@ def _grid(panels: int, height: float) -> tuple[Figure, list[Axes]]:
 
 
 def _wrapped(name: str) -> str:
-    """Return the overrides without their paths, wrapped: `uuid pairs=150 global_batch_size=15`."""
+    """Return the overrides without their paths, wrapped, such as `uuid pairs=150 global_batch_size=15`."""
     return textwrap.fill(" ".join(word.rpartition(".")[2] for word in name.split()), 44)

@@ -1,7 +1,7 @@
-"""Loss by learning rate, of every search: whether the order of methods at one rate is that at their own best rates.
+"""Loss by learning rate, for every search, and whether methods have the same order at one rate as at their own best rates.
 
-`make render` writes `results/figures/rates-<scale>.svg`, `.md` and `.csv`. Searches are those of all experiments; a panel
-has the methods of one task, model and rank.
+`make render` writes `results/figures/rates-<scale>.svg`, `.md` and `.csv`. The searches are those of all experiments. A
+panel has the methods of one task, model and rank.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from .pictures import SELECTIONS
 from .rate_panels import WIDE, Curve, Panel, panels
 from .style import MARKERS, PAGE, Look, in_print, looks, saved
 
-ACROSS = 2  # panels
-LEGEND = 5  # entries per row
-ROW = 0.2  # of a legend, in inches
-HEIGHT = 2.3  # of a panel with its title and labels, in inches
-MANY = 8  # learning rates, whose labels need a smaller letter
-NEAR = 0.06  # nats above the best to which a panel reaches at least
-BEYOND = 1.5  # of the distance of the worst choice, to which it reaches if that is more
-OPEN: dict[str, Any] = {"mfc": "none", "mew": 0.8, "ms": 4.5}  # one lies over another where methods agree
-SHADES = {"sharing": "#7F2704", "decouple": "#FD8D3C", "truncation": "#969696"}  # of MoRA's colour
+ACROSS = 2  # panels side by side
+LEGEND = 5  # entries per row of the legend
+ROW = 0.2  # height of a legend's row, in inches
+HEIGHT = 2.3  # height of a panel with its title and labels, in inches
+MANY = 8  # from this many learning rates on, their labels are smaller
+NEAR = 0.06  # a panel reaches at least this many nats above the best loss
+BEYOND = 1.5  # or, if that is more, this factor times the distance between the best loss and the worst choice
+OPEN: dict[str, Any] = {"mfc": "none", "mew": 0.8, "ms": 4.5}  # so that all marks show where methods agree
+SHADES = {"sharing": "#7F2704", "decouple": "#FD8D3C", "truncation": "#969696"}  # variants of MoRA's colour
 SEED: dict[str, Any] = {"ls": "", "marker": "o", "mfc": "w", "mew": 0.4, "ms": 2}
 TITLE = "Learning rates: the loss at the end of each search, and the order of the methods"
 ABOUT = (
@@ -58,7 +58,7 @@ CSV_COLUMNS = ["task", "settings", "model", "r", "method", "lr", "seed", "metric
 
 
 class View(NamedTuple):
-    """A panel as it is drawn: all of its methods, or MoRA's operators alone."""
+    """A panel as it is drawn: with all of its methods, or with MoRA's operators alone."""
 
     panel: Panel
     what: str
@@ -103,7 +103,7 @@ def drawn(shown: Sequence[Panel]) -> Figure:
 
 
 def _looks(shown: Sequence[Panel]) -> dict[str, Look]:
-    """Return a look per label: every method its colour, MoRA's operators shades of it, and every label its mark."""
+    """Return one look per label. Each method has a colour, MoRA's operators have variants of it, and each label a mark."""
     chosen = looks({curve.label: curve.method for panel in shown for curve in panel.searched})
     shades = {label: SHADES.get(label.partition(", ")[2], one.color) for label, one in chosen.items()}
     return {
@@ -139,7 +139,7 @@ def _draw(ax: Axes, view: View, look: Mapping[str, Look]) -> None:
 
 
 def _near(view: View) -> float:
-    """Return the loss at which a panel of held-out loss ends, so that its choices can be told apart."""
+    """Return the loss at which a panel of held-out loss must end at the latest, so that its choices can be told apart."""
     if view.panel.metric != "validation_loss":
         return math.inf
     best = min(curve.lowest for curve in view.curves)
@@ -148,13 +148,13 @@ def _near(view: View) -> float:
 
 
 def _mark_above(ax: Axes, curve: Curve, look: Look) -> None:
-    """Set a caret at the upper edge at each rate whose mean lies above it."""
+    """Draw a caret at the upper edge for each rate whose mean loss lies above it."""
     above = [lr for lr in curve.rates if curve.mean(lr) > ax.get_ylim()[1]]
     ax.plot(above, [1.0] * len(above), ls="", marker=CARETUP, color=look.color, transform=ax.get_xaxis_transform())
 
 
 def _top(losses: Iterable[float]) -> float:
-    """Return the loss at which a panel ends: below the first gap that is twice as wide as all that lies under it."""
+    """Return the loss at which a panel ends: just below the first gap more than twice as wide as the range under it."""
     ordered = sorted(losses)
     for below, above in itertools.pairwise(ordered[len(ordered) // 2 :]):
         if above - below > 2 * (below - ordered[0]):
@@ -172,7 +172,7 @@ def _line_of(ax: Axes, curve: Curve, look: Look) -> None:
 
 
 def _words(order: dict[str, float], n: int, rates: Mapping[str, float] | None = None) -> str:
-    """Return `n=2: MoRA, LoRA +0.0013`; with `rates` each with its own behind its name."""
+    """Return an order as `n=2: MoRA; LoRA +0.0013`. With `rates`, each method's rate follows its name."""
     if not order:
         return "-"
     best, parts = min(order.values()), []
@@ -191,7 +191,7 @@ def _line(panel: Panel) -> str:
 
 
 def _below(shown: Sequence[Panel]) -> str:
-    """Return which curves are not drawn, as they lie far below the others."""
+    """Return a text that names the curves that are not drawn since they lie far below the others."""
     below = [(curve, panel) for panel in shown for curve in panel.far_below]
     losses = "; ".join(
         f"{curve.label} in {panel.name}, whose lowest loss is {curve.lowest:.2g}" for curve, panel in below

@@ -1,4 +1,4 @@
-"""The searches of learning rates, gathered: the curves of one task, model and rank, and the orders of their methods."""
+"""The searches of learning rates, gathered by task, model and rank: their curves, and the orders of their methods."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mora.planner.counts import operator_of
 
 from ..cells import CellRuns
 
-WIDE = 10  # the ratio of losses from which an axis is logarithmic, and full training is out of a panel's reach
+WIDE = 10  # the ratio of losses above which an axis is logarithmic, and a curve of full training is left out
 
 
 class Point(NamedTuple):
@@ -26,9 +26,9 @@ class Point(NamedTuple):
 
 @dataclass
 class Curve:
-    """The searches of one method: its points by learning rate and seed, and the rate chosen, if the search is complete.
+    """The searches of one method: its points by learning rate and seed, and the chosen rate once the search is complete.
 
-    `usual`: of MoRA, whether this is the operator that it has where none is named.
+    `usual` says whether MoRA's operator here is the one it has if none is named.
     """
 
     label: str
@@ -46,7 +46,7 @@ class Curve:
         return min((point.loss for point in self.points.values()), default=math.inf)
 
     def losses(self, lr: float) -> dict[int, float]:
-        """Return the losses at a rate by seed."""
+        """Return, by seed, the losses at a rate."""
         return {seed: point.loss for (rate, seed), point in self.points.items() if rate == lr}
 
     def mean(self, lr: float) -> float:
@@ -55,7 +55,7 @@ class Curve:
 
 @dataclass
 class Panel:
-    """The adapters of one task, model and rank, and full training; a curve without points was not searched yet."""
+    """The adapters of one task, model and rank, and full training. A curve without points has not been searched yet."""
 
     config: RunConfig
     settings: str
@@ -73,12 +73,12 @@ class Panel:
 
     @property
     def place(self) -> tuple[str, str, str, int]:
-        """Where the panel stands among others."""
+        """The key by which panels are sorted."""
         return self.config.task.name, self.config.model.name, self.settings, self.config.r or 0
 
     @property
     def steps(self) -> str:
-        """The steps of a search, where its configuration decides them."""
+        """The number of steps of a search; `-` if its configuration does not decide it."""
         return f"{self.config.last_step:,}" if self.config.knows_steps else "-"
 
     @property
@@ -97,7 +97,7 @@ class Panel:
 
     @property
     def methods(self) -> list[Curve]:
-        """One curve per method: of MoRA's operators the usual one."""
+        """One curve per method. Of several MoRA operators it is the usual one's."""
         return [curve for curve in self.searched if curve.usual or curve not in self.operators]
 
     @property
@@ -106,23 +106,23 @@ class Panel:
 
     @property
     def far_below(self) -> list[Curve]:
-        """Full training where its loss would flatten the panel."""
+        """The curves of full training whose loss is so low that it would flatten the panel."""
         return [curve for curve in self.searched if curve.method == "fft" and self.lowest > WIDE * curve.lowest]
 
     @property
     def common(self) -> list[float]:
-        """The rates that all adapters with a complete search share; of all adapters if fewer than two are complete."""
+        """The rates that all adapters with a complete search share; if fewer than two have one, that all adapters share."""
         complete = [curve for curve in self.adapters if curve.chosen is not None]
         searches = complete if len(complete) > 1 else self.adapters
         return sorted(set.intersection(*(set(curve.rates) for curve in searches)))
 
     @property
     def own(self) -> dict[str, float]:
-        """The chosen rate by label, of those that have one."""
+        """The chosen rates by label."""
         return {curve.label: curve.chosen for curve in self.searched if curve.chosen is not None}
 
     def order(self, rates: Mapping[str, float]) -> tuple[dict[str, float], int]:
-        """Return the losses at these rates, lowest first, over the seeds that all have, and the number of those."""
+        """Return the mean losses at these rates, lowest first, over the seeds that all have, and the number of seeds."""
         losses = {curve.label: curve.losses(rates[curve.label]) for curve in self.searched if curve.label in rates}
         seeds = set.intersection(*map(set, losses.values())) if losses else set()
         means = {label: statistics.fmean(of[seed] for seed in seeds) for label, of in losses.items() if seeds}
@@ -133,24 +133,24 @@ class Panel:
         return self.order({curve.label: lr for curve in self.adapters if lr in curve.rates})
 
     def chosen_at(self, lr: float) -> list[str]:
-        """Return the adapters whose search is complete, in their order at one rate."""
+        """Return those adapters whose search is complete, in their order at one rate."""
         return list(self.order({c.label: lr for c in self.adapters if c.chosen is not None and lr in c.rates})[0])
 
     @property
     def same(self) -> int:
-        """At how many of the common rates the adapters are in the order of their own rates."""
+        """The number of common rates at which the adapters have the same order as at their own rates."""
         adapters = {curve.label for curve in self.adapters}
         own = [label for label in self.order(self.own)[0] if label in adapters]
         return sum(self.chosen_at(lr) == own for lr in self.common)
 
     @property
     def turns(self) -> bool:
-        """Whether the order of the adapters is not the same at all common rates."""
+        """Whether the order of the adapters differs between common rates."""
         return len({tuple(self.chosen_at(lr)) for lr in self.common}) > 1
 
 
 def panels(experiments: Iterable[list[list[CellRuns]]]) -> list[Panel]:
-    """Gather the searches of resolved experiments: every task, model and rank that has any to be run."""
+    """Gather the searches of resolved experiments into one panel per task, model and rank."""
     found: dict[tuple[str, str, str], Panel] = {}
     for rows in experiments:
         searched = (cell.of_search for row in rows for cell in row if cell.spec.search_runs)
@@ -168,7 +168,7 @@ def panels(experiments: Iterable[list[list[CellRuns]]]) -> list[Panel]:
 
 
 def _add(panel: Panel, cell: CellRuns) -> None:
-    """Add a cell's search. Experiments share runs; of two choices that with more results stands."""
+    """Add a cell's search to the panel. Experiments may share its runs; of two choices, the one with more results stands."""
     spec, choice = cell.spec, cell.choice
     overrides = (choice.selected or choice.scores[0][0]).overrides
     first = next(r for c, r in zip(spec.search_space, spec.search_runs, strict=True) if c.overrides == overrides)

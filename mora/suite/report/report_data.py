@@ -1,4 +1,4 @@
-"""The content of the report: every experiment at every scale, resolved once, and each run with its uses."""
+"""The content of the report: every experiment at every scale, resolved once, and every run with its uses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ..usable import log_of, reportable, result_of
 
 
 class Use(NamedTuple):
-    """The use of a run in a cell: as one of its seeds, or in its search."""
+    """The use of a run in a cell: as a final run or in the search."""
 
     name: str
     scale: Scale
@@ -45,7 +45,7 @@ class Point(NamedTuple):
 
 @dataclass
 class Run:
-    """A run that a table, a figure or a search uses. `overrides`: the arguments of run.py."""
+    """A run that a table, a figure or a search uses. `overrides` are its arguments of run.py."""
 
     config: RunConfig
     result: RunResult
@@ -67,7 +67,7 @@ class Run:
 
     @cached_property
     def log(self) -> list[dict[str, float]] | str:
-        """Rows of the log; why it cannot be read, where it is damaged."""
+        """The rows of the log; if it is damaged, a text that says why it cannot be read."""
         try:
             return log_of(self.config, self.result)
         except MoraError as error:
@@ -117,7 +117,7 @@ class Shown:
 
 
 class Gathered:
-    """Everything at some scales. `damaged`: why a file is left out, by its name."""
+    """Everything at some scales. `damaged` says, by file name, why a file is left out."""
 
     def __init__(self, scales: Iterable[Scale] = claims.COMPARED) -> None:
         self.scales = tuple(scales)
@@ -147,7 +147,7 @@ class Gathered:
 
     @property
     def unused(self) -> list[str]:
-        """Results that nothing takes, of searches or settings that are no longer those of an experiment."""
+        """The results that nothing uses, since no experiment has their searches or settings any more."""
         there = [path.stem for folder in self._folders for path in sorted(folder.glob("*.json"))]
         return [name for name in there if name not in self.runs and f"{name}.json" not in self.damaged]
 
@@ -177,7 +177,11 @@ class Gathered:
 
 
 def _without_evidence(folder: Path) -> dict[str, str]:
-    """Leave out results whose documents' scores or spectrum is damaged, as claims rest on them; return why, by file name."""
+    """Leave out results whose document scores or spectrum are damaged, since claims rest on these.
+
+    Returns:
+        The reasons, by file name.
+    """
     damaged = {}
     for kind, pattern in (("documents", "*.jsonl.zst"), ("spectra", "*.json")):
         for path in sorted((folder.parent / kind).glob(pattern)):

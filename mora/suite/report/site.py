@@ -1,4 +1,4 @@
-"""Writes the report: pages from templates, pictures for the page and for print, and the tables to download."""
+"""Write the report: pages from templates, pictures for the page and for print, and tables to download."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PAGES = {
 
 
 class Picture:
-    """A picture for a page: its heading, the SVG, and the stem of its print files; or why there is no picture."""
+    """A picture for a page: its heading, the SVG and the stem of its print files, or why there is no picture."""
 
     def __init__(self, title: str, svg: str, anchor: str, caption: str = "", stem: str = "", problem: str = ""):
         self.title, self.svg, self.anchor = title, Markup(svg), anchor
@@ -41,7 +41,7 @@ class Picture:
 
 
 class Site:
-    """The folder that is written."""
+    """The report's folder, and what is written there."""
 
     def __init__(self, folder: Path, gathered: Gathered) -> None:
         self.folder, self.gathered = folder, gathered
@@ -55,7 +55,7 @@ class Site:
         self.claims = findings.of_claims(gathered.resolved) if set(gathered.scales) - {"smoke"} else []
 
     def build(self) -> Path:
-        """Write all pages and return the first; nothing of an earlier report stays.
+        """Write all pages and return the path of the first. Nothing of an earlier report stays.
 
         Raises:
             ConfigError: The folder holds something else.
@@ -184,7 +184,7 @@ class Site:
         )  # fmt: skip
 
     def _missing(self) -> list[tuple[Shown, int, int]]:
-        """Return the experiments with cells that were not run, how many, and of how many."""
+        """Return the experiments with cells that were not run, each with the number of those and of all its cells."""
         counts = []
         for shown in self.gathered.shown:
             cells = list(shown.cells)
@@ -196,7 +196,7 @@ class Site:
 def _drawn(shown: Shown, width: float | None) -> Figure | None:
     """Draw Figures 2 to 5 and the memory study with every seed visible.
 
-    They have no title, since the page or the paper has a caption. `width` is in inches; None is the width of a page.
+    They have no title, since the page or the paper has a caption. `width` is in inches; None means the width of a page.
     """
     if shown.kind != "memory":
         figure = figures.drawn(shown.experiment, shown.rows, shown.scale, width or 6.4, every_seed=True)
@@ -212,7 +212,7 @@ def _drawn(shown: Shown, width: float | None) -> Figure | None:
 
 
 def _in_a_column(figure: Figure) -> Figure:
-    """Fit the figure into a column: legends go below the panels if there is no room, and axis labels set the height."""
+    """Fit the figure into a column: legends without room go below the panels, and the axis labels decide the height."""
     width, height = figure.get_size_inches()
     figure.set_size_inches(width, 1.15 * height)
     named: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""The look of the pictures: one palette for colour-blind readers, on a page in its own colours, and in print."""
+"""The look of the pictures, on a page, whose colours they take, and in print. The palette suits colour-blind readers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ METHODS = {
 }  # fmt: skip
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 2)))
 MARKERS = "os^Dv*XP<>"
-COLUMN, PAGE = 3.35, 6.9  # inches, of a column and of a page of two
+COLUMN, PAGE = 3.35, 6.9  # widths in inches: of a column, and of a page with two columns
 BASE: dict[str, Any] = {
     "axes.prop_cycle": cycler(color=COLOURS),
     "svg.hashsalt": "mora",
@@ -38,14 +38,14 @@ BASE: dict[str, Any] = {
 }
 PRINT = BASE | {"font.size": 7, "pdf.fonttype": 42, "svg.fonttype": "path", "lines.linewidth": 1, "lines.markersize": 4}
 SCREEN = BASE | {"font.size": 9, "svg.fonttype": "none", "path.simplify_threshold": 0.5}
-PIXELS = 1.5  # of the page, a point of a picture
-LEAST = 0.7  # of its width: below, a picture scrolls rather than having letters that cannot be read
+PIXELS = 1.5  # on the page, per point of a picture
+LEAST = 0.7  # the least share of its width at which a picture is shown; below, it scrolls, so that letters stay legible
 UNDATED = {"Date": None, "Creator": None}
-KEPT = "run-"  # how names begin that a page looks for
+KEPT = "run-"  # begins the ids that a page looks up
 
 
 class Look(NamedTuple):
-    """The look of a row: its method's colour, with a line and a mark that set it apart from the method's other rows."""
+    """The look of a row: the colour of its method, and a line and a mark that tell it from the method's other rows."""
 
     color: str
     ls: Any
@@ -53,7 +53,7 @@ class Look(NamedTuple):
 
 
 def looks(methods: dict[str, str]) -> dict[str, Look]:
-    """Return a look per label, given the method of each. A method has the same colour on every picture."""
+    """Return one look per label, given the method of each. A method has the same colour in every picture."""
     chosen: dict[str, Look] = {}
     for label, method in methods.items():
         i = sum(methods[other] == method for other in chosen)
@@ -63,7 +63,7 @@ def looks(methods: dict[str, str]) -> dict[str, Look]:
 
 
 def legend_below(figure: Figure, handles: list[Any], labels: list[str], columns: int, size: int = 8) -> None:
-    """Put the legend below the panels, which keep their height."""
+    """Put the legend below the panels; the figure grows, so that they keep their height."""
     width, height = figure.get_size_inches()
     figure.set_size_inches(width, height + 0.0225 * size * math.ceil(len(labels) / columns))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=size)
@@ -78,7 +78,7 @@ def in_print() -> AbstractContextManager[None]:
 
 
 def saved(figure: Figure, path: Path) -> None:
-    """Write the figure to `path` as an SVG, with letters as text and the same bytes every time; close the figure."""
+    """Write the figure to `path` as an SVG, with text as text and the same bytes every time, and close the figure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial, plt.rc_context({"svg.hashsalt": "mora", "svg.fonttype": "none"}):
         figure.savefig(partial, format="svg", metadata=UNDATED)
@@ -86,9 +86,9 @@ def saved(figure: Figure, path: Path) -> None:
 
 
 def inline(figure: Figure, name: str, label: str) -> str:
-    """Return the figure as an SVG element that takes the page's colours and is named for screen readers; close the figure.
+    """Return the figure as an SVG element in the page's colours, with `label` for screen readers, and close the figure.
 
-    `name` sets apart the marks that several pictures of one page define.
+    `name` keeps apart the ids that several pictures of one page define.
     """
     _settle(figure)
     out = io.StringIO()
@@ -106,9 +106,9 @@ def inline(figure: Figure, name: str, label: str) -> str:
 
 
 def printed(figure: Figure, stem: Path) -> None:
-    """Write `stem`.svg, with letters as outlines, and `stem`.pdf, with its fonts; close the figure.
+    """Write `stem`.svg, with text as outlines, and `stem`.pdf, with embedded fonts, and close the figure.
 
-    If the SVG exists and is equal, nothing is written, since embedding fonts takes as long as everything else.
+    If an equal SVG exists, nothing is written, since embedding fonts takes as long as everything else.
     """
     _settle(figure)
     stem.parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +125,7 @@ def printed(figure: Figure, stem: Path) -> None:
 
 
 def _settle(figure: Figure) -> None:
-    """Settle the layout once, to four places: the solver's last digits differ from figure to figure."""
+    """Compute the layout once and round it to four decimals, since the solver's last digits differ from run to run."""
     figure.get_layout_engine().execute(figure)  # type: ignore[union-attr]  # a constrained layout, by SCREEN and PRINT
     figure.set_layout_engine("none")
     for ax in figure.axes:

@@ -1,4 +1,4 @@
-"""SVG of matplotlib's in fewer bytes: paths as steps from point to point, names and groups where something needs them."""
+"""Shorten matplotlib's SVG: relative paths, and only the ids and groups that something needs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ NUMBER = re.compile(r"-?\d+\.\d+")
 
 
 def shortened(svg: str, keep: str = "") -> str:
-    """Return a shorter SVG that draws the same to a hundredth of a point, and to a tenth in long paths.
+    """Return a shorter SVG that draws the same to a hundredth of a point, in long paths to a tenth.
 
-    `keep` is a pattern of ids that stay, beside those of clips, marks and letters.
+    `keep` is a pattern of ids that stay, beside the ids of clip paths, marks and glyphs.
     """
     kept = rf"[mpc][0-9a-f]{{10}}\"|DejaVu{f'|{keep}' if keep else ''}"
     svg = re.sub(rf' id="(?!{kept})[^"]*"|<!--.*?-->\n?|<metadata>.*?</metadata>', "", svg, flags=re.DOTALL)
@@ -30,15 +30,15 @@ def shortened(svg: str, keep: str = "") -> str:
 
 
 def bare(svg: str) -> str:
-    """Return the SVG for a page: without rotations by zero, and without the fonts that the page's style names."""
+    """Return the SVG for a page: without rotations by zero, and without font families, which the page's style sets."""
     svg = re.sub(r"font-family: [^;\"]*;? ?| transform=\"rotate\(-?0 [^\"]*\"", "", svg)
     return svg.replace("xlink:href", "href")
 
 
 def _path(text: str) -> str:
-    """Make moves, lines and curves relative to the point before.
+    """Make moves, lines and curves relative to the previous point.
 
-    Rounding does not add up: positions are rounded, not steps.
+    Rounding errors do not add up, since positions are rounded, not steps.
     """
     parts = [(letter, [float(n) for n in numbers.split()]) for letter, numbers in PARTS.findall(text)]
     unit = 10 if sum(len(numbers) for _, numbers in parts) > 2 * LONG_PATH else 100

@@ -1,4 +1,4 @@
-"""A table as the page shows it: every cell with its numbers, and what a click on it tells."""
+"""A table as the page shows it: every cell with its numbers, and with what a click on it shows."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Seed(NamedTuple):
 class CellView(NamedTuple):
     """A cell of the page.
 
-    `state` is measured, diverged, not run, damaged, or empty if there is no such cell; `order` sorts.
+    `state` is measured, diverged, not run or damaged, or none if there is no such cell. `order` is the key for sorting.
     """
 
     state: str
@@ -55,7 +55,7 @@ class Line:
 class TableView:
     """A table of the page.
 
-    `head` names the paper's columns, `beyond` those beside them; `files` are to download, by kind.
+    `head` names the columns of scores, and `beyond` those beside them. `files` are the names of files to download, by kind.
     """
 
     anchor: str
@@ -107,7 +107,7 @@ def of_table(shown: Shown, files: Path, damaged: Collection[str] = ()) -> TableV
 
 
 def of_settings(shown: Shown, files: Path) -> tuple[list[settings.Line], dict[str, str]]:
-    """Return the paper's hyperparameters beside ours, and the files to download."""
+    """Return the paper's hyperparameters beside ours, and the names of the files to download."""
     return settings.lines(shown.experiment), _files(settings.render(shown.name, shown.experiment, files))
 
 

@@ -150,7 +150,7 @@ DAMAGES = {
     ),
     "r": (lambda a, b: with_field(a / CONFIG, r=5), f"{CONFIG} and the base model .* do not fit together: .* mismatch"),
     "no target": (lambda a, b: with_field(a / CONFIG, target_modules=["x"]), f"{CONFIG} and .*: .* {{'x'}} not found"),
-    "pattern": (lambda a, b: with_field(a / CONFIG, target_modules="(("), f"{CONFIG} and .*: error: missing \\)"),
+    "pattern": (lambda a, b: with_field(a / CONFIG, target_modules="(("), f"{CONFIG} and .*[eE]rror: missing \\)"),
     "a target less": (
         lambda a, b: with_field(a / CONFIG, target_modules=["q_proj"]),
         f"weights for modules that .* target_modules of {CONFIG} leaves out: model.layers.0.mlp.down_proj, model.l",

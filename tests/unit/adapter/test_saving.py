@@ -10,12 +10,15 @@ import sys
 import textwrap
 from pathlib import Path
 
+import peft
 import pytest
 import torch
+from packaging.version import Version
 from peft import PeftModel, convert_to_lora, get_peft_model, save_as_lora, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM
+from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from mora import MoraConfig
 from mora.adapter import OPERATORS
@@ -117,7 +120,13 @@ def test_an_M_of_another_size_is_refused(make_mlp, adapt, tmp_path):
 
 # --- transformers ----------------------------------------------------------------------------------------------------
 
+transformers_takes_peft = pytest.mark.skipif(
+    Version(peft.__version__) < Version(MIN_PEFT_VERSION),
+    reason=f"this transformers takes no adapter from PEFT older than {MIN_PEFT_VERSION}",
+)
 
+
+@transformers_takes_peft
 def test_transformers_loads_a_saved_adapter_by_itself(make_llama, adapt, tokens, tmp_path):
     model = adapt(make_llama(), target_modules="all-linear", operator="rotation")
     model.save_pretrained(tmp_path)
@@ -128,6 +137,7 @@ def test_transformers_loads_a_saved_adapter_by_itself(make_llama, adapt, tokens,
     assert torch.equal(plain(tokens).logits, make_llama()(tokens).logits)
 
 
+@transformers_takes_peft
 def test_transformers_adds_and_saves_an_adapter_that_peft_loads(make_llama, tokens, tmp_path):
     plain = make_llama()
     plain.add_adapter(MoraConfig(r=2, target_modules=["q_proj", "v_proj"], operator="sharing", init_weights=False))

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from trainer_runs import (
     EVERY,
     LR,
@@ -166,7 +168,8 @@ def base(config):
     [({"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2},
       "load_best_model_at_end"),
      ({"optim": "adafactor"}, "optim: the state of .*Adafactor is not known"),
-     ({"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps", "eval_steps": 2}, "lr_scheduler_type")],
+     ({"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps", "eval_steps": 2},
+      "lr_scheduler_type: the learning rate is set by a ReduceLROnPlateau; .*'linear', 'cosine'")],
     ids=["best", "optimizer", "scheduler"],
 )  # fmt: skip
 def test_arguments_under_which_a_restart_would_not_be_right_are_refused(options, why, tmp_path):
@@ -181,6 +184,17 @@ def test_arguments_under_which_a_restart_would_not_be_right_are_refused(options,
         model=model, args=args, train_dataset=data, eval_dataset=data, callbacks=[RestartCallback(EVERY, WARMUP)]
     )
     with pytest.raises(ValueError, match=why):
+        trainer.train()
+
+
+def test_a_scheduler_that_an_earlier_training_used_is_refused_as_that(tmp_path):
+    trainer, _, _ = trainer_for("remora", tmp_path, stop=2)
+    optimizer = torch.optim.AdamW([p for p in trainer.model.parameters() if p.requires_grad], lr=LR)
+    trainer.optimizer, trainer.lr_scheduler = optimizer, LambdaLR(optimizer, lambda step: 1.0)
+    trainer.train()
+    with pytest.raises(
+        ValueError, match=r"an earlier train\(\) used it or .* two RestartCallbacks: give every train\(\)"
+    ):
         trainer.train()
 
 

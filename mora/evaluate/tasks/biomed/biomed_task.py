@@ -39,7 +39,7 @@ def load_pubmedqa_local(data_dir: str | None = None, **_: Any) -> dict[str, data
 
 
 def load_piboso_local(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    """Load the sentences of 200 abstracts (NICTA-PIBOSO) with their roles; two training sentences of each role go before."""
+    """Load the sentences of 200 abstracts (NICTA-PIBOSO) with their roles, after two training sentences of each role."""
     source, train = SETS["piboso"], dict[str, list[str]]()
     files = raw_files(source, data_dir, "train")
     for record in read(source, files):

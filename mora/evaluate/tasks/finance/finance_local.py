@@ -1,4 +1,4 @@
-"""The finance sets from raw local records, with shots of our own filling: never in the paper's column."""
+"""The finance sets from raw local records, with shots of our own. Their scores never stand in the paper's column."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from mora.evaluate.records import (
 )
 
 SENTIMENTS = ["negative", "neutral", "positive"]
-NEUTRAL_BELOW = 0.1  # ours: FiQA gives scores in [-1, 1], the labels' borders are not published
+NEUTRAL_BELOW = 0.1  # ours: FiQA gives scores in [-1, 1], and the limits between the labels are not published
 KINDS = {"PER": "person", "ORG": "organization", "LOC": "location"}
 SHOT_WORDS = 50  # ours: 20 longer sentences would not fit beside the question
 QUESTIONS = {
@@ -43,7 +43,7 @@ QUESTIONS = {
 
 
 def load_fpb(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    """Load FPB. A fifth of the distinct sentences, chosen by hash, is the test; each follows five others."""
+    """Load FPB. The test is a fifth of the distinct sentences, chosen by hash; each comes after five of the others."""
     files = raw_files(SETS["fpb"], data_dir)
     labels: dict[str, str] = {}
     for record in read(SETS["fpb"], files):
@@ -80,7 +80,7 @@ def load_headline(data_dir: str | None = None, **_: Any) -> dict[str, datasets.D
 
 
 def load_ner(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    """Load FIN3's sentences with a person, organisation or location; twenty of FIN5's go before each."""
+    """Load FIN3's sentences that name a person, organisation or location, each after twenty of FIN5's."""
     files = raw_files(SETS["ner"], data_dir, "train")
     train = [(s, answer) for s, answer in _named_entities(files) if len(s.split()) <= SHOT_WORDS]
     require_at_least(train, 20, str(files[0]))
@@ -93,7 +93,7 @@ def load_ner(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Datase
 
 
 def load_convfinqa(data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    """Load every turn of the dev conversations, earlier turns with their gold answers; a conversation is a cluster."""
+    """Load every turn of the dev conversations, after the earlier turns with gold answers. A conversation is a cluster."""
     docs = []
     for record in read(SETS["convfinqa"], raw_files(SETS["convfinqa"], data_dir)):
         doc, columns = object_field(record, "doc"), object_field(object_field(record, "doc"), "table")
@@ -121,7 +121,7 @@ def _turns(talk: Record) -> list[tuple[str, str]]:
 def _choice_docs(
     questions: list[tuple[str, str]], shots: list[tuple[str, str]], options: list[str], k: int, where: Path
 ) -> dict[str, datasets.Dataset]:
-    """Return the questions as documents after `k` shots each, drawn by a generator that the question seeds."""
+    """Return the questions as documents, each after `k` shots, which a generator seeded by the question draws."""
     require_at_least(shots, k, str(where))
     docs: list[Row] = []
     for question, label in questions:
@@ -132,7 +132,7 @@ def _choice_docs(
 
 
 def _fiqa(files: list[Path]) -> list[tuple[str, str]]:
-    """Return a question about each opinion, and its label."""
+    """Return, for each opinion, a question about it and its label."""
     pairs = []
     for record in read(SETS["fiqa_sa"], files):
         sentence = text(record, "sentence")

@@ -1,4 +1,4 @@
-"""The five finance sets: AdaptLLM's filled prompts, and how each is scored. Raw local records: finance_local.py."""
+"""The five finance sets with AdaptLLM's filled prompts, and how each is scored. finance_local.py reads raw local records."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mora.evaluate.records import Record, Row, field_error, gold_text, rows, tex
 
 NUMBER = re.compile(r"[-+]?(?:\d+(?:,\d{3})*(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?%?")
 ENTITY = re.compile(r"(\S+)\s+\((\S+)\)")
-TOLERANCE = 1e-2  # AdaptLLM's, absolute
+TOLERANCE = 1e-2  # AdaptLLM's; it is absolute
 
 
 def load_choice(name: str, data_dir: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
@@ -40,7 +40,7 @@ def load_generation(name: str, data_dir: str | None = None, **_: Any) -> dict[st
 
 
 def _label(record: Record) -> str:
-    """Return the gold label; in a list of answers the first counts."""
+    """Return the gold label. Of a list of answers, the first counts."""
     label = record.row["label"]
     gold = gold_text(label[0] if isinstance(label, list) and label else label)
     if gold is None:
@@ -49,10 +49,10 @@ def _label(record: Record) -> str:
 
 
 def score_convfinqa(doc: Row, results: list[str]) -> dict[str, float]:
-    """Score the first line's numbers.
+    """Score the numbers in the first line.
 
-    `score`: one is within 0.01 of the gold number; `close`: within 1% of it. A yes or no can only be right in `close`,
-    since AdaptLLM's rule knows only numbers.
+    `score` says whether one of them is within 0.01 of the gold number, `close` whether one is within 1% of it. A yes or no
+    can be right only for `close`, since AdaptLLM's rule knows only numbers.
     """
     gold = numbers(doc["answer"])
     predicted = numbers(results[0].strip().split("\n")[0])
@@ -65,11 +65,11 @@ def score_convfinqa(doc: Row, results: list[str]) -> dict[str, float]:
 
 
 def score_ner(doc: Row, results: list[str]) -> dict[str, float]:
-    """Return the F1 of an example. `score` counts as the package nereval, which AdaptLLM calls with every name at 0.
+    """Return the F1 of an example. `score` is that of the package nereval, which AdaptLLM calls with every name at 0.
 
-    There each gold entity takes the first prediction of its text or its type, half a credit for each, also one that was
-    taken before: of two persons, both named, the second meets the first one's name and gets a half. `strict_f1`: text
-    and type must agree.
+    There each gold entity is matched with the first prediction of its text or its type, and each of the two gives half a
+    credit. A prediction can be matched again: if two persons are both predicted, the second is matched with the first one's
+    name and gets a half. For `strict_f1`, text and type must agree.
     """
     gold, predicted = entities(doc["answer"]), entities(results[0].strip().split("\n")[0])
     credit = 0.0
@@ -82,7 +82,7 @@ def score_ner(doc: Row, results: list[str]) -> dict[str, float]:
 
 
 def numbers(text: str) -> list[float]:
-    """Return the numbers in order; `12%` is 0.12, commas of thousands are dropped."""
+    """Return the numbers in order. `12%` is 0.12, and thousands separators are dropped."""
     values = []
     for match in NUMBER.findall(text):
         digits = match.rstrip("%")
@@ -91,7 +91,7 @@ def numbers(text: str) -> list[float]:
 
 
 def entities(text: str) -> list[tuple[str, str]]:
-    """Return (last word, type) of each `name (type)`, each pair once, as AdaptLLM's parser does."""
+    """Return (last word, type) for each `name (type)`, each pair once, as AdaptLLM's parser does."""
     return list(dict.fromkeys(ENTITY.findall(text)))
 
 

@@ -53,7 +53,7 @@ def load_math_gold(data_dir: str | None = None, **known: Any) -> dict[str, datas
 def _gold_docs(
     records: Iterable[Record], format: str, tokenizer: Any = None, max_length: int = 2048, **_: Any
 ) -> list[Row]:
-    """Return prompts and answers as in a training row of `format`; those longer than `max_length` are left out."""
+    """Return prompts and answers as in a training row of `format`, without those longer than `max_length` tokens."""
     docs: list[Row] = []
     for record in records:
         question, answer = conversation(record, format).turns
@@ -65,16 +65,16 @@ def _gold_docs(
 
 
 def score_gold(doc: Row, results: list[tuple[float, bool]]) -> dict[str, float]:
-    """Score the gold answer: `score` in nats per token, `nats` in all.
+    """Score the gold answer: `score` is its nats per token, `nats` the sum.
 
-    A plain HFLM counts no tokens: both are the latter.
+    With a plain HFLM, which gives no token counts, both are the sum.
     """
     value, _ = results[0]
     return {"score": -value / getattr(value, "n_tokens", 1), "nats": -float(value)}
 
 
 def score_gsm8k(doc: Row, results: list[str]) -> dict[str, float]:
-    """Score a text. `score`: the rounded number after the last marker is the gold integer; `answered`: there is a marker."""
+    """Score a text: `score` if the rounded number after the last marker is the gold integer, `answered` if there is one."""
     answer = gsm8k_answer(results[0])
     return {"score": float(answer == int(doc["answer"])), "answered": float(MARKER in results[0])}
 
@@ -86,9 +86,9 @@ def score_math(doc: Row, results: list[str]) -> dict[str, float]:
 
 
 def gsm8k_answer(text: str) -> int | None:
-    """Return the answer as MetaMath reads it, flaws kept.
+    """Return the answer as MetaMath's code reads it, including its flaws.
 
-    A fraction is divided, `1/0` is 1, `1,234,567` is 1234, and no marker means no answer.
+    A fraction is divided, `1/0` is 1, and `1,234,567` is 1234. Without a marker there is no answer.
     """
     _, marker, after = text.rpartition(MARKER)
     match = NUMBER.search(after) if marker else None
@@ -108,7 +108,7 @@ def math_answer(text: str) -> str | None:
 
 
 def _math_doc(record: Record) -> Row:
-    """Return a problem as a document. lm-eval's and MetaMath's functions both find `\\fbox`, but cannot remove it."""
+    """Return a problem as a document. The functions of lm-eval and MetaMath both find `\\fbox`, but cannot remove it."""
     boxed = (last_boxed_only_string(text(record, "solution")) or "").replace("\\fbox{", "\\boxed{", 1)
     answer = remove_boxed(boxed) if boxed.startswith(("\\boxed{", "\\boxed ")) else ""
     if not answer.strip():

@@ -1,4 +1,4 @@
-"""MMLU in the form of open-instruct's evaluation: subjects, shots, the chat wrapper."""
+"""MMLU in the form of open-instruct's evaluation: its subjects, shots and chat wrapper."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mora.data.sets import LETTERS, SETS, subject_of
 from mora.evaluate.choices import as_test_split
 from mora.evaluate.records import Record, Row, data_folder, field_error, read, require_at_least, rows, text, texts
 
-# A text may have more tokens than its two parts together; far fewer than these.
+# Joining two texts may add tokens to those of both, but far fewer than this.
 AT_THE_SEAM = 32
 
 # The medical subjects of MultiMedQA; the paper does not say which it took.
@@ -35,7 +35,7 @@ def load(
     max_length: int = 2048,
     **_: Any,
 ) -> dict[str, datasets.Dataset]:
-    """Load every question with its prompt. Shots are dropped while a prompt is longer than `max_length` tokens."""
+    """Load every question with its prompt. As long as a prompt has more than `max_length` tokens, a shot is dropped."""
     chosen = BIO if subjects == "bio" else None
     dev: dict[str, list[Row]] = {}
     for row in _rows("dev", data_dir, chosen) if shots else []:
@@ -46,9 +46,10 @@ def load(
         return len(tokens.encode(tokenizer, _head(subject, dev.get(subject, [])[:n], chat)))
 
     def fits(shown: str, row: Row, n: int) -> bool:
-        """Return whether the prompt fits. Bytes bound the tokens of the question.
+        """Return whether the prompt fits.
 
-        If they do not settle it, the question is tokenised alone, and only then the whole prompt.
+        The bytes of the question bound its tokens. If that does not decide it, the question is tokenised alone; if that does
+        not either, the whole prompt.
         """
         if tokenizer is None:
             return True
@@ -74,7 +75,7 @@ def prompt(row: Row, shots: list[Row], chat: bool) -> str:
 
 
 def _head(subject: str, shots: list[Row], chat: bool) -> str:
-    """Return the header with open-instruct's two spaces before the subject; it stays without shots."""
+    """Return the header, with open-instruct's two spaces before the subject, and the shots, of which there may be none."""
     text = f"The following are multiple choice questions (with answers) about  {subject.replace('_', ' ')}.\n\n"
     text += "".join(f"{question(shot)} {LETTERS[shot['answer']]}\n\n" for shot in shots)
     return f"<|user|>\n{text}" if chat else text
@@ -90,7 +91,7 @@ def question(row: Row) -> str:
 
 
 def _rows(split: str, data_dir: str | None, subjects: list[str] | None) -> list[Row]:
-    """Read a split, of these subjects alone unless None. Files of other subjects are not opened."""
+    """Read a split, of these subjects alone if any are given. Files of other subjects are not opened."""
     source = SETS["mmlu"]
     files = source.local(split, data_folder(data_dir))
     wanted = [path for path in files if subjects is None or path.suffix != ".csv" or subject_of(path) in subjects]

@@ -18,7 +18,7 @@ FORM = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def load(pairs: list[tuple[str, str]] | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    """Load the pairs that the run trained on; outside a run those of the paper's scale, whose first ones are lite's."""
+    """Load the pairs that the run trained on; outside a run, those of scale paper, of which the first are scale lite's."""
     if pairs is None:
         data = compose(["task=uuid", "method=none"]).task.data
         assert isinstance(data, UuidData)
@@ -27,9 +27,9 @@ def load(pairs: list[tuple[str, str]] | None = None, **_: Any) -> dict[str, data
 
 
 def char_accuracy(generated: str, value: str) -> float:
-    """Return the share of the 32 hexadecimal digits that are right at their place.
+    """Return the share of the 32 hexadecimal digits that are right, position by position.
 
-    Hyphens do not count; missing digits are wrong. The paper does not define its accuracy. Only this reading has the
+    Hyphens do not count, and missing digits are wrong. The paper does not define its accuracy. Only this definition has the
     floor that Table 2 shows, 9.8% for unrelated UUIDs.
     """
     digits = _digits(generated.strip()[:UUID_LENGTH])
