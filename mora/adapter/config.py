@@ -36,8 +36,8 @@ class MoraConfig(PeftConfig):
         exclude_modules: Names of modules, or a regular expression, to leave alone.
         operator: How inputs are compressed to r_hat values and outputs decompressed from them: "truncation" (Eq. 4),
             "sharing" (Eq. 6), "decouple" (Eq. 8), "rotation" (Eq. 9 to 11), or "auto", which takes rotation if
-            hidden_size / r_hat is greater than 8 and sharing otherwise. "auto" is resolved once per model, in the model's
-            own copy of the configuration, and saved resolved.
+            hidden_size / r_hat is greater than 8 and sharing otherwise. "auto" is resolved in this object, as PEFT resolves
+            its default target_modules, and saved resolved: give each model a configuration of its own.
         groups: Which inputs "sharing" ties together (Appendix B): "modulo" (official type 1), "contiguous" (type 2), or
             one kind for inputs and another for outputs: "contiguous-modulo" (type 3), "modulo-contiguous" (type 4).
         split: What happens to contiguous groups of unequal size: "uneven" (official) or "padded" (Algorithm 1).

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import re
 import warnings
@@ -44,8 +43,6 @@ class MoraModel(BaseTuner):
 
     # PEFT calls its injection hooks for the first adapter of a model only, so neither is used here.
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        # Its own copy: the caller's may be another adapter's, too, and is resolved anew for the next model.
-        self.peft_config[adapter_name] = copy.deepcopy(self.peft_config[adapter_name])
         check_all_found(self.peft_config[adapter_name], model)
         self._warn_of_another_base(self.peft_config[adapter_name])
         super().inject_adapter(model, adapter_name, *args, **kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -113,7 +114,9 @@ def set_groups(model: PeftModel, groups: Groups) -> int:
         for layer in sharing:
             layer.set_groups(name, groups)
         if sharing:
-            model.peft_config[name].groups = groups
+            config = copy.copy(model.peft_config[name])  # which may be another adapter's as well
+            config.groups = groups
+            model.peft_config[name] = config
         changed += len(sharing)
     if not changed:
         warnings.warn(f"groups={groups!r} changes nothing: no layer has operator sharing", stacklevel=2)

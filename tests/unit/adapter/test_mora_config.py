@@ -182,13 +182,6 @@ def test_auto_is_resolved_for_an_adapter_that_is_added_later(make_mlp):
     assert model.peft_config["second"].operator == "sharing"
 
 
-def test_auto_is_resolved_anew_for_every_model_that_a_configuration_is_used_for():
-    config = MoraConfig(r=1, target_modules=["0"])
-    models = [get_peft_model(nn.Sequential(nn.Linear(n, n)), config) for n in (576, 64)]
-    assert [model.peft_config["default"].operator for model in models] == ["rotation", "sharing"]
-    assert config.operator == "auto"
-
-
 # --- warnings --------------------------------------------------------------------------------------------------------
 
 
