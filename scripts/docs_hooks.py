@@ -123,6 +123,8 @@ def exists(name: str) -> bool:
 
 def _defines(body: list[ast.stmt], names: list[str]) -> bool:
     for node in body:
+        if isinstance(node, ast.If) and _defines(node.body, names):  # TYPE_CHECKING, for names that are imported late
+            return True
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == names[0]:
             return len(names) == 1 or _defines(node.body, names[1:])
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
