@@ -40,6 +40,15 @@ def quantisation_of(module: nn.Module, **options: object) -> QuantizationBackend
     return None
 
 
+def stored_weight(module: nn.Module) -> Tensor | None:
+    """Return the weight of a module, if it keeps what is written into it.
+
+    None where it is computed from others: by weight_norm, pruning or a parametrisation.
+    """
+    parameter: Tensor | None = module._parameters.get("weight")
+    return module._buffers.get("weight") if parameter is None else parameter
+
+
 def linear_shape(module: Any) -> tuple[int, int]:
     """(in_features, out_features) of a module that MoRA can adapt, of the whole weight where DeepSpeed has split it."""
     if isinstance(module, Conv1D):

@@ -17,7 +17,7 @@ from mora.choices import Groups
 from mora.sizes import wanted_and_clamped_r_hat
 
 from . import kernels
-from .base import linear_shape, quantisation_of
+from .base import linear_shape, quantisation_of, stored_weight
 from .config import MoraConfig
 from .operators import OPERATORS, Operator
 
@@ -66,7 +66,7 @@ class MoraLayer(BaseTunerLayer):
         self.merged_adapters = []
         self.rounding: dict[str, float] = {}
         self.cast_input_dtype_enabled = True  # as PEFT's layers have it: `peft.helpers.disable_input_dtype_casting`
-        self.adapter_of_row: Callable[[int], Sequence[str]] | None = None  # `mixing.adapter_of_each_row`
+        self.adapter_of_row: Callable[[int], Sequence[str]] | None = None  # `mixed_rows.adapter_of_each_row`
         self.in_features, self.out_features = linear_shape(self.get_base_layer())
 
     def update_layer(self, adapter_name: str, r: int, config: MoraConfig, inference_mode: bool = False) -> None:
@@ -318,8 +318,8 @@ class MoraLinear(nn.Module, MoraLayer):
                 raise ValueError(f"NaNs {broken}.")
             raise ValueError(f"Infinite numbers {broken}, or {before.dtype} cannot hold the sum.")
         if self.quantization_backend is None:
-            weight = self.get_base_layer()._parameters.get("weight")
-            took = weight is not None  # else weight_norm, pruning or the like computes it from others
+            weight = stored_weight(self.get_base_layer())
+            took = weight is not None
             if weight is not None:
                 weight.data.copy_(merged)
                 took = bool(((weight.data == merged) | merged.isnan()).all())

@@ -22,6 +22,8 @@ from torch import nn
 from mora.io import replacing
 from mora.ranks import rank
 
+from .base import stored_weight
+
 FILE = "restarts.safetensors"
 
 
@@ -178,17 +180,17 @@ def _weight(layer: nn.Module | None, name: str, shape: torch.Size, folder: Path)
     if layer.merged:
         raise ValueError(f"{held}, into which this model has merged {layer.merged_adapters}: unmerge_adapter() first")
     base = layer.get_base_layer()
-    weight = base._parameters.get("weight")  # not what a parametrisation computes anew at each access
+    weight = stored_weight(base)
     if weight is None:
         raise ValueError(
             f"{held}, whose base, a {type(base).__name__}, has no weight of its own to write: {of_the_base}"
         )
-    if weight.is_meta:
+    if weight.is_meta or weight.numel() == 0 < shape.numel():
         raise ValueError(
-            f"{held}, whose weight is on the meta device (offloaded, or never loaded): load the base in memory as a whole, "
-            "without device_map, restore it, and offload it afterwards"
+            f"{held}, whose weight is not in memory (offloaded, split by DeepSpeed, or never loaded): load the base "
+            "in memory as a whole, without device_map or DeepSpeed, restore it, and offload or split it afterwards"
         )
-    if type(weight) is not nn.Parameter or not weight.is_floating_point():
+    if type(weight) not in (nn.Parameter, torch.Tensor) or not weight.is_floating_point():
         raise ValueError(
             f"{held}, whose weight here is a {type(weight).__name__} of {weight.dtype}: load the base in bf16, fp16 or "
             "fp32, neither quantised nor split"

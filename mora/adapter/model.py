@@ -25,7 +25,8 @@ from mora.sizes import auto_operator
 
 from .config import MoraConfig
 from .layer import MoraLayer, MoraLinear
-from .mixing import adapter_of_each_row, add_weighted, rows_per_name
+from .mixed_rows import adapter_of_each_row, rows_per_name
+from .weighted_sum import add_weighted
 
 logger = logging.getLogger(__name__)
 
@@ -256,8 +257,9 @@ def expert_parameters(model: nn.Module) -> list[str]:
 
 
 def _owner(parameter: str) -> str:
-    """Return the last part of the name of the module that has it, or its own name where that is the model."""
-    return parameter.split(".")[-2:][0]
+    """Return the last part of its module's name that is no number (of a ModuleList), or its own name if there is none."""
+    *modules, own = parameter.split(".")
+    return next((part for part in reversed(modules) if not part.isdecimal()), own)
 
 
 def _is_known(module: nn.Module, **options: Any) -> bool:

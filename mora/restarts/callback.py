@@ -18,11 +18,11 @@ from mora.choices import Groups, MergeRounding
 from mora.ranks import barrier, rank
 
 from .layers import Adapted, sharing_layers
+from .reference_watch import ReferenceWatch
 from .restart import Restart, describe
 from .schedule import jagged
 from .supported import check_supported
 from .trainer_optimizer import optimizer_state
-from .without_adapter import WithoutAdapter
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class RestartCallback(TrainerCallback):
         self._resume_from = resume_from
         self._restart: Restart | None = None
         self._base = MergedBase()
-        self._without: WithoutAdapter | None = None
+        self._reference_watch: ReferenceWatch | None = None
         self.history: list[dict[str, float]] = []  # what each restart said, `Restart.apply`
 
     def on_train_begin(
@@ -107,21 +107,21 @@ class RestartCallback(TrainerCallback):
         self._note(state)
         keep(model, self._base)
         rewarm(scheduler, settings)
-        if self._without is not None:  # of a training that an error ended
-            self._without.remove()
-        self._without = WithoutAdapter(model, layers[0])
+        if self._reference_watch is not None:  # of a training that an error ended
+            self._reference_watch.remove()
+        self._reference_watch = ReferenceWatch(model, layers)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        assert self._without is not None
-        self._without.seen = False  # an evaluation between steps may run the model as it likes
+        assert self._reference_watch is not None
+        self._reference_watch.seen = None  # an evaluation between steps may run the model as it likes
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        assert self._without is not None
-        self._without.check(state.global_step + 1)
+        assert self._reference_watch is not None
+        self._reference_watch.check(state.global_step + 1)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         assert self._restart is not None
@@ -141,8 +141,8 @@ class RestartCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self._without is not None:
-            self._without.remove()
+        if self._reference_watch is not None:
+            self._reference_watch.remove()
         if self._restart is not None and self._restart.count and rank() == 0:
             logger.warning(
                 "%d restarts went into the base weights: an adapter that is saved now holds them as %s, and needs it; a "

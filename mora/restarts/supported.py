@@ -7,12 +7,13 @@ from typing import Any
 
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainingArguments
 from transformers.pytorch_utils import Conv1D
 from transformers.training_args import ParallelMode
 
 from mora.adapter import MoraConfig
+from mora.adapter.base import stored_weight
 from mora.adapter.layer import MoraLayer
 
 from .layers import Adapted, adapted_layers
@@ -82,13 +83,13 @@ def _of_the_layers(model: Any) -> list[str]:
         base = layer.get_base_layer()
         if type(base) not in (nn.Linear, Conv1D):
             reasons.append(f"{name} is a {type(base).__name__}, into which an update cannot be merged exactly")
-        elif "weight" not in base._parameters:
+        elif stored_weight(base) is None:
             reasons.append(
-                f"the base weight of {name} is no parameter but is computed before each forward pass, as by pruning or "
-                "weight_norm, which would undo a merge: make it one first, with torch.nn.utils.prune.remove(module, "
-                "'weight') or torch.nn.utils.remove_weight_norm(module)"
+                f"the base weight of {name} is computed from others before each forward pass, as by pruning or weight_norm, "
+                "which would undo a merge: make it a parameter first, with torch.nn.utils.prune.remove(module, 'weight') or "
+                "torch.nn.utils.remove_weight_norm(module)"
             )
-        elif type(base.weight) is not nn.Parameter:
+        elif type(base.weight) not in (nn.Parameter, Tensor):
             kind = type(base.weight).__name__
             reasons.append(f"{name} has a weight of type {kind}, into which an update cannot be merged exactly")
         elif base.weight.requires_grad:

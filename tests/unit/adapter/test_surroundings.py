@@ -348,6 +348,9 @@ def test_the_advice_of_the_refusal_of_experts_leaves_them_out():
         get_peft_model(base, MoraConfig(r=2, target_modules="all-linear"))
     model = get_peft_model(base, MoraConfig(r=2, target_modules="all-linear", exclude_modules=["up"]))
     assert isinstance(model.base_model.model["lin"], MoraLinear)
+    base = nn.ModuleDict({"experts": nn.ModuleList([ParallelExperts()]), "proj": nn.ModuleList([nn.Linear(4, 4)])})
+    with pytest.raises(ValueError, match=r"exclude_modules=\['experts'\]$"):  # not '0', which is proj's as well
+        get_peft_model(base, MoraConfig(r=2, target_modules="all-linear"))
 
 
 def test_a_target_that_names_no_module_is_warned_of(make_mlp):

@@ -251,7 +251,7 @@ def quantised() -> PeftModel:
         (lambda: two_layers(width=8), r"of shape \(6, 4\), which is \(8, 4\) in this model: give the PEFT model"),
         (
             offloaded,
-            "on the meta device .*: load the base in memory as a whole, without device_map, restore it, and",
+            "not in memory .*: load the base in memory as a whole, without device_map or DeepSpeed, restore it, and",
         ),
         (merged, r"into which this model has merged \['default'\]: unmerge_adapter\(\) first"),
         (parametrised, "whose base, a ParametrizedLinear, has no weight of its own to write"),

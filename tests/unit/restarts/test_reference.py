@@ -15,7 +15,7 @@ from mora import MoraConfig, RestartCallback
 from mora.methods import prepare
 from mora.models.load import load_model
 from mora.restarts.layers import adapted_layers
-from mora.restarts.without_adapter import WithoutAdapter
+from mora.restarts.reference_watch import ReferenceWatch
 
 
 class WithReference(Trainer):
@@ -81,6 +81,28 @@ def test_a_comparison_with_the_base_between_the_steps_is_not_refused(tmp_path):
     assert_as_the_suite(watch.steps, of_the_suite("remora"))
 
 
+class Answers(nn.Module):
+    """Two adapted layers, of which a row without an image runs one, as in models of images and text."""
+
+    def __init__(self):
+        super().__init__()
+        self.image, self.text = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x, image=None):
+        return self.text(x if image is None else x + self.image(image))
+
+
+def test_a_reference_that_runs_only_some_of_the_layers_is_noticed():
+    model = get_peft_model(Answers(), MoraConfig(r=1, target_modules=["image", "text"]))
+    watch = ReferenceWatch(model, adapted_layers(model))
+    model(torch.ones(2, 8))
+    watch.check(1)
+    with model.disable_adapter():
+        model(torch.ones(2, 8))
+    with pytest.raises(ValueError, match=r"step 1 ran base_model\.model\.text without the adapter"):
+        watch.check(1)
+
+
 def hooks(model):
     return [hook for module in model.modules() for hook in module._forward_pre_hooks.values()]
 
@@ -109,10 +131,10 @@ def test_a_training_that_was_refused_leaves_no_hook(tmp_path):
 
 def test_a_compiled_layer_is_watched_without_a_graph_break():
     model = get_peft_model(nn.Sequential(nn.Linear(8, 8)), MoraConfig(r=1, target_modules=["0"]))
-    without = WithoutAdapter(model, adapted_layers(model)[0])
+    watch = ReferenceWatch(model, adapted_layers(model))
     compiled = torch.compile(model.base_model.model[0], fullgraph=True, backend="eager")
     compiled(torch.ones(2, 8))
-    assert not without.seen
+    assert watch.seen is None
     with model.disable_adapter():
         compiled(torch.ones(2, 8))
-    assert without.seen
+    assert watch.seen is not None
