@@ -180,7 +180,7 @@ class Queue:
 
     def _waiting(self) -> list[tuple[str, RunConfig]]:
         """Return the runs that may start now: not done, running or given up, and above the first @wait that still waits."""
-        running = {run_id(job.config) for job in self.running}
+        taken = {run_id(job.config) for job in self.running}
         open_, before = [], False
         for line, config in self._lines():
             if config is None:
@@ -188,10 +188,11 @@ class Queue:
                     break
                 continue
             name = run_id(config)
-            if name in running:
+            if name in taken:
                 before = True
             elif name not in self.ended and not result_path(config).is_file():
                 before = True
+                taken.add(name)  # a second line of the same run
                 open_.append((line, config))
         return open_
 

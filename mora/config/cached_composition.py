@@ -94,10 +94,10 @@ def _compose(overrides: tuple[str, ...]) -> RunConfig:
     from hydra.errors import HydraException
 
     groups = [text for text in overrides if (CONFIG_DIR / text.partition("=")[0]).is_dir()]
-    method = next((text for text in groups if text.startswith("method=")), "method=none")
+    methods = [text for text in groups if text.startswith("method=")]
     changed: list[str] = []
     try:
-        base = _base(tuple(text for text in groups if text != method), method)
+        base = _base(tuple(text for text in groups if text not in methods), methods[-1] if methods else "method=none")
         try:
             for override in (_parsed(text) for text in overrides if text not in groups):
                 OmegaConf.update(base.config, override.key_or_group, override.value(), merge=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -25,6 +26,12 @@ PAPER = ROOT / "results" / "paper" / "tables.yaml"
 SWEEPS = ROOT / "configs" / "sweep"
 # The runs of a short search have a third of the steps, keep their restarts, and are not scored.
 SHORT_SEARCH = ("task.train.shorten_by=3", "task.evaluation.tasks=[]")
+
+# What no override may set, and the field that sets it.
+OWN_FIELDS = {
+    "task": "the column's task", "scale": "a scale of the experiment", "method": "the row's method", "r": "the row's r",
+    "lr": "the row's rates", "seed": "the seeds of the scale",
+}  # fmt: skip
 
 NAMES = {
     "none": "untuned",
@@ -114,6 +121,22 @@ class AtScale(FrozenModel):
     sweep: Literal["lr", "method"] = "lr"
     repeats: bool = False
 
+    @field_validator("seeds", "rows")
+    @classmethod
+    def _not_empty(cls, given: list[Any]) -> list[Any]:
+        if not given:
+            raise ValueError("expected at least one")
+        return given
+
+    @model_validator(mode="after")
+    def _no_seed_twice(self) -> AtScale:
+        """Refuse a seed that is named twice, whose run would count twice."""
+        for row in self.rows:
+            for seeds in row.more_seeds.values() or [[]]:
+                if twice := [seed for seed, n in Counter([*self.seeds, *seeds]).items() if n > 1]:
+                    raise ValueError(f"seeds, a row of method {row.method}: seed {twice[0]} is named twice")
+        return self
+
     @field_validator("search", mode="before")
     @classmethod
     def _written_out(cls, search: Any) -> Any:
@@ -151,6 +174,21 @@ class Experiment(FrozenModel):
     minus_first: bool = False
     table: str | None = None
     settings: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _check_overrides(self) -> Experiment:
+        """Refuse an override of what the experiment itself decides: the suite would run, or name, another cell."""
+        for scale, at in self.scales.items():
+            given = [(f"a row of method {row.method}: settings", row.settings, set(OWN_FIELDS)) for row in at.rows]
+            given += [
+                (f"column {column.name}: overrides", column.overrides, set(OWN_FIELDS) - {"r"})
+                for column in at.columns or self.columns
+            ]
+            for where, overrides, own in [*given, ("search", at.search, set(OWN_FIELDS))]:
+                for override in overrides:
+                    if (key := override.lstrip("+").partition("=")[0]) in own:
+                        raise ValueError(f"scale {scale}, {where}: {override}: give it as {OWN_FIELDS[key]}")
+        return self
 
     @model_validator(mode="after")
     def _check_rows(self) -> Experiment:
@@ -314,7 +352,7 @@ class CellSpec:
         more = [self.row.operator] if self.row.operator else []
         # Not method.config=FILE: the method's name, which the label begins with, comes from that file.
         shown = (setting for setting in self.row.settings if not setting.startswith("method.config="))
-        more += [setting.rpartition(".")[2] for setting in shown]
+        more += [key.rpartition(".")[2] + "=" + value for key, _, value in (text.partition("=") for text in shown)]
         return ", ".join([name, *more])
 
     @property

@@ -369,7 +369,7 @@ def _csv_line(runs: CellRuns, shown: Shown) -> list[str]:
         spec.row.operator or "",
         spec.column.name,
         spec.column.task,
-        " ".join(best.overrides) if best else "",
+        " ".join([*spec.row.settings, *(best.overrides if best else ())]),
         format_lr(best.lr) if best and best.lr else "",
         "" if c.paper is None else f"{c.paper:g}",
         number(c.mean),

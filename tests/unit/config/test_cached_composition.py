@@ -31,6 +31,11 @@ def test_what_is_composed_by_parts_is_what_hydra_composes():
         assert cached_composition.compose_cached(chosen) == compose(chosen), chosen
 
 
+def test_of_two_methods_the_last_counts():
+    overrides = ("task=uuid", "method=lora", "r=8", "scale=smoke", "method=mora")
+    assert cached_composition.compose_cached(overrides) == compose(overrides)
+
+
 def test_a_setting_within_a_list_is_changed_and_put_back():
     plain = ("task=c4", "method=lora", "r=8", "scale=lite")
     within = (*plain, "task.data.corpus.local.0.max_rows=60")

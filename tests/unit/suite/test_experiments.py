@@ -1,5 +1,6 @@
 """Every cell of every table and figure at every scale can be run, and some of them can be chosen."""
 
+import csv
 import functools
 import hashlib
 import sys
@@ -175,3 +176,56 @@ def test_a_row_that_names_what_is_not_in_the_table_is_refused(field, value, comp
     values = {"title": "A table", "kind": "table", "columns": columns, "scales": scales}
     with pytest.raises(ConfigError, match=f"a row of method lora: {complaint}"):
         experiments.checked("table9", values)
+
+
+def own_table(row=None, column=None, **at_scale):
+    """Return the values of an experiment of one row and one column, with those fields."""
+    column = {"name": "first", "task": "uuid", "metric": "uuid_char_acc"} | (column or {})
+    at = {"seeds": [0], "rows": [{"method": "lora", "r": 8} | (row or {})]} | at_scale
+    return {"title": "A table", "kind": "table", "columns": [column], "scales": {"smoke": at}}
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"row": {"settings": ["lr=0.25"]}}, "row of method lora: settings: lr=0.25: give it as the row's rates"),
+        ({"row": {"settings": ["+seed=77"]}}, r"settings: \+seed=77: give it as the seeds of the scale"),
+        ({"row": {"settings": ["method=mora"]}}, "settings: method=mora: give it as the row's method"),
+        ({"row": {"settings": ["r=4"]}}, "settings: r=4: give it as the row's r"),
+        (
+            {"column": {"overrides": ["scale=lite"]}},
+            "column first: overrides: scale=lite: give it as a scale of the exp",
+        ),
+        ({"search": ["task=c4"]}, "search: task=c4: give it as the column's task"),
+        ({"seeds": []}, "seeds.* expected at least one"),
+        ({"rows": []}, "rows.* expected at least one"),
+        ({"seeds": [0, 0]}, "seed 0 is named twice"),
+        ({"seeds": [0, 1], "row": {"more_seeds": {"uuid": [1]}}}, "seed 1 is named twice"),
+    ],
+)
+def test_a_table_that_would_name_or_count_its_runs_wrongly_is_refused(values, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        experiments.checked("table9", own_table(**values))
+
+
+@pytest.mark.parametrize(
+    ("setting", "shown"),
+    [
+        ("method.adapter.dropout=0.1", "dropout=0.1"),
+        ("method.adapter.dropout=1.0e-1", "dropout=1.0e-1"),
+        ("method.restart=null", "restart=null"),
+    ],
+)
+def test_a_rows_label_ends_with_its_settings(setting, shown):
+    table = experiments.checked("table9", own_table(row={"settings": [setting]}))
+    ((spec,),) = experiments.cell_specs(table, "smoke")
+    assert spec.label == f"LoRA r=8, {shown}"
+
+
+def test_rows_that_differ_in_their_settings_alone_differ_in_the_csv():
+    path = ROOT / "results" / "tables" / "table_restarts-mid.csv"
+    with path.open(newline="") as file:
+        rows = [
+            (row["method"], row["r"], row["operator"], row["setting"], row["column"]) for row in csv.DictReader(file)
+        ]
+    assert len(rows) == len(set(rows)) > 10

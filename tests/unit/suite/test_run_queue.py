@@ -194,6 +194,11 @@ def test_what_has_a_result_is_not_begun_again(queue):
     assert Process.started == [LINES[1]]
 
 
+def test_a_run_of_two_lines_is_run_once(queue):
+    code, _ = queue([LINES[0], LINES[0] + " tracker=none", LINES[1]])
+    assert (code, Process.started) == (0, LINES[:2])
+
+
 def test_when_the_time_is_over_nothing_starts_and_what_is_left_is_named(queue):
     code, journal = queue(LINES[:1], minutes=0.0)
     assert code == 1
