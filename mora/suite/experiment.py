@@ -180,10 +180,8 @@ class Experiment(FrozenModel):
         """Refuse an override of what the experiment itself decides: the suite would run, or name, another cell."""
         for scale, at in self.scales.items():
             given = [(f"a row of method {row.method}: settings", row.settings, set(OWN_FIELDS)) for row in at.rows]
-            given += [
-                (f"column {column.name}: overrides", column.overrides, set(OWN_FIELDS) - {"r"})
-                for column in at.columns or self.columns
-            ]
+            for column in at.columns or self.columns:
+                given.append((f"column {column.name}: overrides", column.overrides, set(OWN_FIELDS) - {"r"}))
             for where, overrides, own in [*given, ("search", at.search, set(OWN_FIELDS))]:
                 for override in overrides:
                     if (key := override.lstrip("+").partition("=")[0]) in own:
@@ -314,8 +312,16 @@ class CellSpec:
 
     @cached_property
     def config(self) -> RunConfig:
-        """The run with the middle rate of the grid and seed 0."""
-        return compose_cached(self.base)
+        """The run with the middle rate of the grid and seed 0. Raises ConfigError if nothing is measured at the step."""
+        config, step = compose_cached(self.base), self.column.step or 0
+        trains = self.exists and config.knows_steps and config.method.trains
+        if trains and step and (step > config.last_step or not config.measures_at(step)):
+            evaluation = config.task.evaluation
+            raise ConfigError(
+                f"column {self.column.name}, scale {self.scale}: nothing is measured at step {step} of {config.last_step}: "
+                f"expected the last, one of at_steps={evaluation.at_steps}, or a multiple of {evaluation.loss_every_steps}"
+            )
+        return config
 
     @cached_property
     def search_space(self) -> list[Candidate]:

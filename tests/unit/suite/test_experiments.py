@@ -229,3 +229,16 @@ def test_rows_that_differ_in_their_settings_alone_differ_in_the_csv():
             (row["method"], row["r"], row["operator"], row["setting"], row["column"]) for row in csv.DictReader(file)
         ]
     assert len(rows) == len(set(rows)) > 10
+
+
+@pytest.mark.parametrize(("step", "measured"), [(50, True), (300, True), (7, False), (350, False)])
+def test_a_column_of_a_step_at_which_nothing_is_measured_is_refused_before_a_run(step, measured):
+    table = experiments.checked("table9", own_table(column={"step": step}))
+    ((spec,),) = experiments.cell_specs(table, "smoke")
+    if measured:
+        assert spec.config.measures_at(step)
+    else:
+        with pytest.raises(
+            ConfigError, match=f"column first, scale smoke: nothing is measured at step {step} of 300: "
+        ):
+            _ = spec.config
