@@ -10,7 +10,7 @@ from itertools import product
 from typing import Any, Literal, NamedTuple
 
 import yaml
-from pydantic import ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from mora.config import ConfigError, RunConfig
 from mora.config.cached_composition import compose_cached
@@ -114,19 +114,12 @@ class AtScale(FrozenModel):
             then the best two get a second seed.
     """
 
-    seeds: list[int]
-    rows: list[Row]
+    seeds: list[int] = Field(min_length=1)
+    rows: list[Row] = Field(min_length=1)
     columns: list[Column] | None = None
     search: list[str] = []
     sweep: Literal["lr", "method"] = "lr"
     repeats: bool = False
-
-    @field_validator("seeds", "rows")
-    @classmethod
-    def _not_empty(cls, given: list[Any]) -> list[Any]:
-        if not given:
-            raise ValueError("expected at least one")
-        return given
 
     @model_validator(mode="after")
     def _no_seed_twice(self) -> AtScale:
