@@ -5,14 +5,16 @@ python scripts/collect_results.py FOLDER --into results/bench
 
 FOLDER holds <run_id>.json and <run_id>.log.jsonl, or the JSON of a benchmark. A machine without the repository's history
 cannot tell whether its source was that of a commit, but the fingerprint in each result can be compared with every commit
-here. A result that fits none is refused: it came from changed source. So is one where another of its name is there already,
-unless --replace is given.
+here. A result that fits none is refused: it came from changed source. So is one that has another run's name, log or
+documents' scores, and one where another of its name is there already, unless --replace is given. The digests of the
+documents are added to digests.txt.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +22,13 @@ from typing import Any
 
 from mora.config.seal import sealed, unsealed
 from mora.config.source import EVERYTHING, NUMBERS, ROOT, fingerprint_of_commit
+from mora.errors import MoraError
+from mora.evaluate import documents, metrics
+from mora.evaluate.aggregate import aggregate
 from mora.io import replace_file
+from mora.results import Metric, log_digest
+from mora.results import read as read_result
+from mora.suite import digests
 
 
 def main() -> int:
@@ -35,15 +43,11 @@ def main() -> int:
     options.into.mkdir(parents=True, exist_ok=True)
     known = commits_by_fingerprint()
     for path in sorted(options.folder.glob("*.json")):
-        result, log, there = _read(path), path.with_suffix(".log.jsonl"), options.into / path.name
+        result, there = _read(path), options.into / path.name
         commit = known.get(result["source"]["fingerprint"])
         earlier = _read(there) if there.is_file() and not options.replace else None
-        reason = None
-        if commit is None:
-            reason = "its source is that of no commit here"
-        elif "run_id" in result and not log.is_file():
-            reason = f"{log.name} is missing"
-        elif earlier is not None and _measured(earlier) != _measured(result):
+        reason = "its source is that of no commit here" if commit is None else _another(path, result)
+        if reason is None and earlier is not None and _measured(earlier) != _measured(result):
             reason = f"{there} is another result; --replace takes this one instead"
         if commit is None or reason is not None:
             print(f"refused {path.name}: {reason}", file=sys.stderr)
@@ -52,16 +56,64 @@ def main() -> int:
             print(f"{path.name}: there already")
         else:
             result["source"] |= {"commit": commit, "dirty": False}
-            documents = path.parent.parent / "documents" / f"{path.stem}.jsonl.zst"
-            for scores in (documents, path.with_suffix(".jsonl.zst")):  # as in results/, or all in one folder
-                if scores.is_file():
-                    (options.into.parent / "documents").mkdir(exist_ok=True)
-                    replace_file(options.into.parent / "documents" / scores.name, scores.read_bytes())
-            if log.is_file():
-                replace_file(options.into / log.name, log.read_text())
-            replace_file(there, json.dumps(sealed(result), indent=1, sort_keys=True) + "\n")
+            _bring(path, result, there)
             print(f"{path.name}: source of {commit[:10]}")
     return 1 if refused else 0
+
+
+def _bring(path: Path, result: dict[str, Any], there: Path) -> None:
+    """Copy a result with its log and its documents' scores. The result itself is last.
+
+    The digests of the documents, and of a log that the result does not have the digest of, are recorded.
+    """
+    for scores in _documents(path):
+        kept = there.parent.parent / "documents" / scores.name
+        kept.parent.mkdir(exist_ok=True)
+        replace_file(kept, scores.read_bytes())
+        digests.add(kept)
+    log = path.with_suffix(".log.jsonl")
+    if log.is_file():
+        kept = there.with_name(log.name)
+        replace_file(kept, log.read_text())
+        digests.forget(kept) if result.get("log_sha256") else digests.add(kept)
+    replace_file(there, json.dumps(sealed(result), indent=1, sort_keys=True) + "\n")
+
+
+def _documents(path: Path) -> list[Path]:
+    """Return the files of the documents' scores: as in results/, or all in one folder."""
+    beside = path.with_suffix(documents.SUFFIX)
+    return [file for file in (path.parent.parent / "documents" / beside.name, beside) if file.is_file()]
+
+
+def _another(path: Path, result: dict[str, Any]) -> str | None:
+    """Return why the result, its log or its documents are damaged or another run's; None if they belong together."""
+    log, name, digest = path.with_suffix(".log.jsonl"), result.get("run_id"), result.get("log_sha256")
+    if name not in (None, "", path.stem):
+        return f"it is the result of {name}: expected {name}.json; give it its own name"
+    if not log.is_file() and (name, digest) != (None, None):
+        return f"{log.name} is missing"
+    if digest is not None and digest != log_digest(log.read_text(errors="replace")):
+        return f"{log.name} is not the log that its result was written with; bring the log of this run"
+    try:
+        return next((reason for file in _documents(path) if (reason := _other_scores(path, file))), None)
+    except MoraError as error:
+        return str(error)
+
+
+def _other_scores(path: Path, scores: Path) -> str | None:
+    """Return what a result says otherwise than its documents; None if they agree. Raises MoraError if one is damaged."""
+    steps = read_result(path).metrics
+    last = steps[max(steps)] if steps else {}
+    for task, logged in documents.read(scores).items():
+        headline = logged.header["headline"]
+        score = Metric(value=aggregate(logged.header["aggregation"], [row[headline] for row in logged.rows])).value
+        stated = last.get(metrics.key(task, headline))
+        if stated is None or not math.isclose(stated.value, score, rel_tol=1e-4, abs_tol=1e-6):
+            said = "no such score" if stated is None else f"{stated.value:.6g}"
+            return (
+                f"{scores} gives {task} {score:.6g}, its result {said}: expected the documents of this run; bring them"
+            )
+    return None
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from mora.config.source import ROOT
 from mora.errors import short
 from mora.io import locked, output_dir, replace_file
 
-from . import fit, preflight
+from . import digests, fit, preflight
 from .usable import done, is_current, result_of
 
 
@@ -241,6 +241,7 @@ def _move(config: RunConfig, where: str, mark: str) -> Path:
     moved = {log_path(config): ".log.jsonl", spectrum_path(config): ".spectrum.json"}
     moved |= {documents_path(config): ".documents.jsonl.zst", path: ".json"}  # the result itself is last
     for file, kind in moved.items():
+        digests.forget(file)
         with suppress(FileNotFoundError):  # another suite may have just moved it
             os.replace(file, f"{aside}{kind}")
     return Path(f"{aside}.json")

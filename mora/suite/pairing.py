@@ -16,6 +16,7 @@ from mora.evaluate.aggregate import bootstrap, standard_error
 from mora.evaluate.logged import LoggedSamples
 from mora.evaluate.metrics import documents_of, members
 
+from . import digests
 from .cells import CellRuns
 from .claims import Unit
 
@@ -100,8 +101,12 @@ def _logged(runs: CellRuns, seeds: list[int], task: str) -> list[LoggedSamples |
 
 
 def _of_run(config: RunConfig) -> dict[str, LoggedSamples]:
+    """Return the documents' scores by task; none if there is no file. Raises DamagedFileError if it is another run's."""
     path = documents_path(config)
-    return _read(path, path.stat().st_mtime_ns) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    digests.check(path)
+    return _read(path, path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=64)

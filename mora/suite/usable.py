@@ -10,6 +10,8 @@ from mora.errors import DamagedFileError
 from mora.results import STORE, RunResult, log_digest
 from mora.train import log
 
+from . import digests
+
 
 def result_of(config: RunConfig) -> RunResult | None:
     """Return the result of exactly this run; None if it was not made. Raises DamagedFileError if its file is damaged."""
@@ -19,7 +21,9 @@ def result_of(config: RunConfig) -> RunResult | None:
 def log_of(config: RunConfig, result: RunResult) -> list[dict[str, Any]]:
     """Return the rows of the log beside the result, none if there is no log. Raises DamagedFileError if it is another's."""
     path, rows = log_path(config), log.read(log_path(config))
-    if rows and result.log_sha256 not in (None, log_digest(path.read_text())):
+    if rows and result.log_sha256 is None:
+        digests.check(path)
+    elif rows and result.log_sha256 != log_digest(path.read_text()):
         raise DamagedFileError(f"{path} is damaged: it is not the log that its result was written with; restore it")
     return rows
 

@@ -199,4 +199,9 @@ def _beyond(shift: float, alpha: float, df: float) -> float:
     """Return the chance that a t statistic shifted by `shift` standard errors exceeds its critical value."""
     if math.isinf(df):
         return float(special.ndtr(shift + special.ndtri(alpha)))
-    return 1 - float(special.nctdtr(df, shift, -special.stdtrit(df, alpha)))
+    critical = -float(special.stdtrit(df, alpha))
+    chance = 1 - float(special.nctdtr(df, shift, critical))
+    if math.isnan(chance):  # scipy's series ends at large shifts; the approximation is Abramowitz and Stegun's 26.7.10
+        z = critical * (1 - 1 / (4 * df)) - shift
+        chance = float(special.ndtr(-z / math.sqrt(1 + critical**2 / (2 * df))))
+    return chance

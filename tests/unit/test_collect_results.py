@@ -1,7 +1,9 @@
 """Results are brought in once; another of the same name is not lost without being asked for."""
 
+import hashlib
 import json
 import runpy
+import shutil
 import sys
 
 import pytest
@@ -79,3 +81,76 @@ def test_a_damaged_file_is_named(collect, tmp_path, text):
     assert str(collect()).startswith(
         f"collect_results.py: {tmp_path}/from/a.json is damaged: expected JSON with source."
     )
+
+
+RUN, OTHER = "c4-lora-r128-lr2e-3-s1-*", "c4-lora-r128-lr2e-3-s2-*"
+
+
+@pytest.fixture
+def run(tmp_path, collect, monkeypatch):
+    """A committed run with its log and its documents' scores, in `from/`; returns the path of its result."""
+    result = next((ROOT / "results/runs").glob(f"{RUN}.json"))
+    fingerprint = json.loads(result.read_text())["source"]["fingerprint"]
+    monkeypatch.setattr(source, "fingerprint_of_commit", lambda commit, files: fingerprint)
+    for file in (result, result.with_suffix(".log.jsonl"), documents_of(result)):
+        shutil.copy(file, tmp_path / "from")
+    return tmp_path / "from" / result.name
+
+
+def documents_of(result):
+    return ROOT / "results/documents" / f"{result.stem}.jsonl.zst"
+
+
+def resealed(result, **changed):
+    values = {key: value for key, value in json.loads(result.read_text()).items() if key != "sha256"}
+    result.write_text(json.dumps(values | changed))
+
+
+def test_the_digests_of_what_is_brought_in_are_recorded(collect, run, tmp_path):
+    assert collect() == 0
+    name = f"documents/{run.stem}.jsonl.zst"
+    digest = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+    lines = (tmp_path / "digests.txt").read_text().splitlines()
+    assert f"{digest}  {name}" in lines
+    assert [line.split()[1] for line in lines] == sorted(line.split()[1] for line in lines)
+
+
+def of_another_name(run):
+    for file in list(run.parent.iterdir()):
+        file.rename(file.with_name(file.name.replace(run.stem, "b")))
+
+
+def of_another_log(run):
+    log = run.with_suffix(".log.jsonl")
+    resealed(run, log_sha256=hashlib.sha256(log.read_bytes()).hexdigest()[:16])
+    log.write_text(log.read_text().replace('"step": 1,', '"step":  1,', 1))
+
+
+def of_cut_documents(run):
+    documents = run.with_suffix(".jsonl.zst")
+    documents.write_bytes(documents.read_bytes()[:-3])
+
+
+def of_other_documents(run):
+    shutil.copy(documents_of(next((ROOT / "results/runs").glob(f"{OTHER}.json"))), run.with_suffix(".jsonl.zst"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "file", "reason"),
+    [
+        (of_another_name, "b.json", "it is the result of c4-lora-r128"),
+        (of_another_log, ".log.jsonl", "is not the log that its result was written with"),
+        (of_cut_documents, ".jsonl.zst", "or is truncated (decompression error"),
+        (of_other_documents, ".jsonl.zst", "expected the documents of this run"),
+    ],
+)
+def test_what_is_damaged_or_another_runs_is_refused_before_anything_is_copied(
+    collect, run, tmp_path, capsys, damage, file, reason
+):
+    damage(run)
+    assert collect() == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert file in said
+    assert reason in said
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.name != "from"]

@@ -12,6 +12,7 @@ from mora.config.source import ROOT
 from mora.errors import DamagedFileError, MoraError
 from mora.evaluate import metrics
 from mora.results import Metric, ResultStore, RunResult
+from mora.suite import digests
 
 COMMITTED = ROOT / "results/runs/uuid-mora-r1-lr3e-3-s0-af9f52f0b5.json"
 
@@ -169,3 +170,14 @@ def test_the_result_of_another_run_in_its_place_is_refused(tmp_path):
     result_path(config).write_text(COMMITTED.read_text())
     with pytest.raises(DamagedFileError, match=rf"is the result of {COMMITTED.stem}: bring back the file of that name"):
         ResultStore().of(config)
+
+
+def test_committed_evidence_has_a_digest_in_its_result_or_in_the_file_of_digests():
+    folder = ROOT / "results"
+    paths = sorted((folder / "runs").glob("*.json"))
+    old = {f"runs/{path.stem}.log.jsonl" for path in paths if results.STORE.at(path).log_sha256 is None}
+    named = digests.read(folder / digests.FILE)
+    assert named.keys() == old | {f"documents/{path.name}" for path in (folder / "documents").iterdir()}
+    assert list(named) == sorted(named)
+    for name in named:
+        digests.check(folder / name)

@@ -17,7 +17,7 @@ from mora.errors import DataError, MoraError
 from mora.evaluate import documents
 from mora.results import STORE, RunResult
 
-from .. import claims, commands
+from .. import claims, commands, digests
 from .. import experiment as experiments
 from ..cells import CellRun, CellRuns
 from ..contrasts import ResolvedTables
@@ -186,6 +186,7 @@ def _without_evidence(folder: Path) -> dict[str, str]:
     for kind, pattern in (("documents", "*.jsonl.zst"), ("spectra", "*.json")):
         for path in sorted((folder.parent / kind).glob(pattern)):
             try:
+                digests.check(path)
                 documents.read(path) if kind == "documents" else json.loads(path.read_text())
             except (DataError, ValueError) as error:
                 result = f"{path.name.partition('.json')[0]}.json"

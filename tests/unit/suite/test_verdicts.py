@@ -190,3 +190,19 @@ def test_shares_of_all_and_of_none_have_an_error():
 def test_power_without_a_known_error_is_none():
     assert verdicts.power("order", Design(1.0, None, 0.0, 3)) == 0.0
     assert verdicts.power("order", Design(1.0, 0.0, 0.0, 3)) == 0.0
+
+
+@pytest.mark.parametrize("test", ["order", "equal", "closes"])
+@pytest.mark.parametrize("seeds", [3, 10, 100])
+def test_a_plan_with_more_than_enough_seeds_has_a_power_of_1(test, seeds):
+    """Where scipy's noncentral t is NaN, at large shifts."""
+    for errors in range(5, 200):
+        effect, margin = (float(errors), 0.0) if test == "order" else (0.0, float(errors))
+        power = verdicts.power(test, Design(effect, seeds**0.5 / 5, 0.0, seeds, claims=6), margin)
+        assert power == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_hopeless_plan_has_no_power():
+    """At large shifts the other way."""
+    assert verdicts.power("order", Design(-200.0, 1.0, 0.0, 100)) == pytest.approx(0.0)
+    assert verdicts.power("equal", Design(100.0, 1.0, 0.0, 100), 50.0) == pytest.approx(0.0)
