@@ -151,9 +151,13 @@ def _score(spec: CellSpec, config: RunConfig, accepts: Accepts) -> Score:
     if result.status != "done":
         return result.status
     step, name = last_step(config, result), spec.experiment.selection
-    metric = result.metrics.get(step, {}).get(name)
+    measured = result.metrics.get(step, {})
+    metric = measured.get(name)
     if metric is None:
-        raise ConfigError(f"{result.run_id}: no metric {name} at step {step}: remove the result to repeat the run")
+        raise ConfigError(
+            f"{result.run_id}: no metric {name} at step {step}, which selects; there are {', '.join(sorted(measured))}: "
+            "correct the experiment's selection, or, if the run would measure it now, remove the result to repeat the run"
+        )
     return metric.value if metric.finite else "diverged"
 
 
