@@ -45,19 +45,20 @@ def adapter_of_each_row(model: MoraModel, names: Sequence[str], copies: int = 1)
         inside it, of a module whose input has another number of rows: flattened tokens, patches of images, or what a
         router sends to an expert, whose order is not known.
     """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, MoraLayer)}
-    known = {BASE, *(name for layer in layers.values() for name in layer.mora_M)}
+    modules = dict(model.named_modules())
+    layers = [module for module in modules.values() if isinstance(module, MoraLayer)]
+    known = {BASE, *(name for layer in layers for name in layer.mora_M)}
     if model.training:
         raise ValueError("adapter_names (one adapter per row) works only in inference: call model.eval() first")
     if unknown := sorted(set(names) - known):
         raise ValueError(
             f"adapter_names: there is no adapter {', '.join(unknown)}; there are {', '.join(sorted(known))}"
         )
-    if any(layer.merged for layer in layers.values()):
+    if any(layer.merged for layer in layers):
         raise ValueError(
             "adapter_names: an adapter is merged into the base weights of all rows: unmerge_adapter() first"
         )
-    for name, module in model.named_modules():
+    for name, module in modules.items():
         if isinstance(module, READERS) and any(isinstance(inner, MoraLayer) for inner in module.modules()):
             raise ValueError(
                 f"adapter_names: {name.removeprefix('model.')} is a {type(module).__name__}, which reads the weights of its "
@@ -65,17 +66,17 @@ def adapter_of_each_row(model: MoraModel, names: Sequence[str], copies: int = 1)
                 "a batch of its own"
             )
     handles = []
-    for name, module in model.named_modules():
-        if isinstance(module, AuxiliaryTrainingWrapper):
-            of_rows = partial(names_of_rows, tuple(names), copies, name.removeprefix("model."))
+    for name, module in modules.items():
+        of_rows = partial(names_of_rows, tuple(names), copies, name.removeprefix("model."))
+        if isinstance(module, MoraLayer):
+            module.adapter_of_row = of_rows
+        elif isinstance(module, AuxiliaryTrainingWrapper):
             hook = partial(_with_names, of_rows=of_rows)
             handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-    for name, layer in layers.items():
-        layer.adapter_of_row = partial(names_of_rows, tuple(names), copies, name.removeprefix("model."))
     try:
         yield
     finally:
-        for layer in layers.values():
+        for layer in layers:
             layer.adapter_of_row = None
         for handle in handles:
             handle.remove()

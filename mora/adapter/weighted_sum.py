@@ -73,10 +73,8 @@ def _check_summands(model: MoraModel, adapters: Sequence[str], weights: Sequence
         )
     for name in adapters:
         config = model.peft_config[name]
-        bias = None if config.bias == "none" else config.bias
-        trained = {"modules_to_save": config.modules_to_save, "bias": bias}
-        for field, value in (trained | {"trainable_token_indices": config.trainable_token_indices}).items():
-            if value:
+        for field in ("modules_to_save", "bias", "trainable_token_indices"):
+            if (value := getattr(config, field)) and value != "none":
                 raise ValueError(
                     f"add_weighted_adapter: adapter {name!r} has {field}={value!r:.200}: only M has a weighted sum, so give "
                     "adapters that train nothing else"
@@ -123,10 +121,8 @@ def _config_of_sum(model: MoraModel, adapters: Sequence[str], layers: Mapping[st
 
 
 def _set_sum(layer: MoraLayer, adapters: Sequence[str], weights: Sequence[float], adapter_name: str) -> None:
-    wanted, made = (
-        next(layer.operator[name] for name in adapters if name in layer.operator),
-        layer.operator[adapter_name],
-    )
+    wanted = next(layer.operator[name] for name in adapters if name in layer.operator)
+    made = layer.operator[adapter_name]
     if made != wanted:
         raise ValueError(
             f"add_weighted_adapter: the adapters differ in rhat_rounding, with which one r gives r_hat={wanted.r_hat} and "
