@@ -7,6 +7,8 @@ import pickle
 import re
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        with open(partial / "state.pt", "wb") as file:
+        with open(partial / "state.pt", "wb") as file, _without_crc32():
             torch.save({"step": step, **state}, file)
             file.flush()
             os.fsync(file.fileno())
@@ -44,6 +46,17 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     for old in _steps(folder)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+@contextmanager
+def _without_crc32() -> Iterator[None]:
+    """Context manager: `torch.save` computes no CRC-32, which would take most of its time. The sha256 protects the file."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(before)
 
 
 def load_latest(folder: Path) -> dict[str, Any] | None:
