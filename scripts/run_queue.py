@@ -344,8 +344,8 @@ def _compose(line: str) -> RunConfig:
     config = compose(shlex.split(_without_claim(line)))
     if (ranks := config.hardware.world_size) > 1:
         raise ConfigError(
-            f"hardware={config.hardware.name} has {ranks} processes: a run of the queue has one GPU; use hardware=gpu1 here, "
-            "or run.py"
+            f"hardware={config.hardware.name} has {ranks} processes: a run of the queue has one GPU; use hardware=gpu1 here "
+            "or start it by run.py"
         )
     return config
 
@@ -382,7 +382,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("queue", type=Path, help="a file with one run per line")
     parser.add_argument("--minutes", type=amount, default=60.0, help="how long the queue may run, saving included")
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "queue", help="journal, output and results")
-    parser.add_argument("--gpus", type=lambda text: text.split(","), default=[], help="indices, 0,1; else all visible ones")
+    parser.add_argument(
+        "--gpus", type=lambda text: text.split(","), default=[], help="indices, 0,1; else all visible ones"
+    )
     parser.add_argument("--jobs", type=positive_int, default=6, help="at most so many runs side by side on one GPU")
     parser.add_argument("--mps", action="store_true", help="runs compute on a GPU at the same time, through NVIDIA MPS")
     parser.add_argument("--unknown-gib", type=amount, default=24.0, help="claimed by a run like no other")

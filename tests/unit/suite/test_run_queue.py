@@ -363,7 +363,7 @@ def test_a_line_that_is_no_run_is_named(tmp_path):
     [
         (
             f"{SMOKE} hardware=gpu8 task.train.global_batch_size=16",
-            "hardware=gpu8 has 8 processes: a run of the queue has one GPU; use hardware=gpu1 here, or run.py",
+            "hardware=gpu8 has 8 processes: a run of the queue has one GPU; use hardware=gpu1 here or start it by run.py",
         ),
         ("@experiment table1 nope", "@experiment table1 nope: expected a scale after table1: paper, lite, mid, smoke"),
         ("[9 GiB] @experiment table1 smok", "@experiment table1 smok: .*; did you mean smoke?"),
