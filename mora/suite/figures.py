@@ -19,8 +19,8 @@ from mora.config.run_id import run_id, spectrum_path
 from mora.io import replace_file
 from mora.results import MODULES, RunResult, Source, Spectrum, read_spectrum
 
+from . import digests, loss_curves
 from . import experiment as experiments
-from . import loss_curves
 from .cells import CellRuns, higher_is_better
 from .experiment import Column, Experiment
 from .launch import ROOT
@@ -221,9 +221,12 @@ def _spectra(axes: Axes, panel: list[CellRuns], every_seed: bool) -> None:
 
 
 def spectrum_of(config: RunConfig) -> Spectrum | None:
-    """Return the spectrum of a run; None if it was not measured. Raises DamagedFileError if its file is damaged."""
+    """Return the spectrum of a run; None if it was not measured. Raises DamagedFileError if it is damaged or another's."""
     path = spectrum_path(config)
-    return read_spectrum(path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    digests.check(path)
+    return read_spectrum(path)
 
 
 def output_folder(scale: str, kind: str) -> Path:

@@ -177,7 +177,9 @@ def test_committed_evidence_has_a_digest_in_its_result_or_in_the_file_of_digests
     paths = sorted((folder / "runs").glob("*.json"))
     old = {f"runs/{path.stem}.log.jsonl" for path in paths if results.STORE.at(path).log_sha256 is None}
     named = digests.read(folder / digests.FILE)
-    assert named.keys() == old | {f"documents/{path.name}" for path in (folder / "documents").iterdir()}
+    assert named.keys() == old | {
+        f"{d}/{path.name}" for d in ("documents", "spectra") for path in (folder / d).iterdir()
+    }
     assert list(named) == sorted(named)
     for name in named:
         digests.check(folder / name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 from collections.abc import Iterable, Iterator
@@ -15,7 +14,7 @@ from mora.config import RunConfig
 from mora.config.run_id import run_id
 from mora.errors import DataError, MoraError
 from mora.evaluate import documents
-from mora.results import STORE, RunResult
+from mora.results import STORE, RunResult, read_spectrum
 
 from .. import claims, commands, digests
 from .. import experiment as experiments
@@ -187,7 +186,7 @@ def _without_evidence(folder: Path) -> dict[str, str]:
         for path in sorted((folder.parent / kind).glob(pattern)):
             try:
                 digests.check(path)
-                documents.read(path) if kind == "documents" else json.loads(path.read_text())
+                documents.read(path) if kind == "documents" else read_spectrum(path)
             except (DataError, ValueError) as error:
                 result = f"{path.name.partition('.json')[0]}.json"
                 STORE.leave_out(folder / result)

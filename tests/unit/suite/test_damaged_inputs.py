@@ -69,6 +69,7 @@ DAMAGE = [
     ("huge", RUN, RESULT, lambda path: b"[" * 100_000),
     ("nothing", PLAN, RESULT, lambda path: b""),
     ("cut", RENDER, SPECTRUM, lambda path: path.read_bytes()[:500]),
+    ("another run's", RENDER, SPECTRUM, lambda path: next(path.parent.glob("c4-lora-*-s1-*")).read_bytes()),
     ("wrong type", RENDER, BENCH, lambda path: changed(path, "scenarios", 3)),
     ("cut", RENDER, LOG, lambda path: path.read_bytes()[:5000]),
 ]
