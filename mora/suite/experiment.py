@@ -21,6 +21,8 @@ from mora.config.yaml_file import read_yaml
 from mora.errors import did_you_mean, nearest, one_line
 from mora.frozen import FrozenModel
 
+from .column_check import check_column
+
 FOLDER = ROOT / "experiments"
 PAPER = ROOT / "results" / "paper" / "tables.yaml"
 SWEEPS = ROOT / "configs" / "sweep"
@@ -305,15 +307,10 @@ class CellSpec:
 
     @cached_property
     def config(self) -> RunConfig:
-        """The run with the middle rate of the grid and seed 0. Raises ConfigError if nothing is measured at the step."""
-        config, step = compose_cached(self.base), self.column.step or 0
-        trains = self.exists and config.knows_steps and config.method.trains
-        if trains and step and (step > config.last_step or not config.measures_at(step)):
-            evaluation = config.task.evaluation
-            raise ConfigError(
-                f"column {self.column.name}, scale {self.scale}: nothing is measured at step {step} of {config.last_step}: "
-                f"expected the last, one of at_steps={evaluation.at_steps}, or a multiple of {evaluation.loss_every_steps}"
-            )
+        """The run with the middle rate of the grid and seed 0. Raises ConfigError if it does not measure what is shown."""
+        config = compose_cached(self.base)
+        if self.exists:
+            check_column(self.experiment, self.column, config)
         return config
 
     @cached_property

@@ -153,6 +153,12 @@ def test_the_direction_of_a_metric_is_its_tasks():
     assert metrics.key("bio_mmlu", "score") == "bio_mmlu.score"
 
 
+def test_the_metrics_of_a_runs_tasks_are_known_unless_one_is_lm_evals_own():
+    assert {"uuid_char_acc", "value_nll", "merged_value_nll"} <= metrics.of_tasks(["uuid"])
+    assert {"biomed_local.score", "bio_mmlu.score"} <= metrics.of_tasks(["biomed_local"])
+    assert metrics.of_tasks(["uuid", "arc_easy"]) is None
+
+
 def test_every_metric_of_the_committed_results_has_a_direction():
     folders = [ROOT / "results/runs", *(ROOT / "results/outdated").iterdir()]
     committed = [result for folder in folders for result in results.STORE.all(folder)]
