@@ -162,6 +162,14 @@ def test_tasks_of_several_nodes_are_refused():
         slurm.script(["x"], hardware, 4, {}, ROOT)
 
 
+def test_an_option_of_the_job_that_sbatch_has_under_another_name_replaces_the_preset():
+    options = {"name": "mine", "signal_delay_s": "300", "timeout_min": "60", "cpus_per_task": "8"}
+    made = slurm.script(["x"], compose(SLURM).hardware, 1, options, ROOT)
+    asked = dict(line.removeprefix("#SBATCH --").split("=") for line in made.splitlines() if line.startswith("#SBATCH"))
+    assert asked | {"job-name": "mine", "signal": "TERM@300", "time": "60", "cpus-per-task": "8"} == asked
+    assert not {"name", "signal-delay-s", "timeout-min"} & asked.keys()
+
+
 def test_a_table_is_handed_in_once_and_what_is_missing_again(monkeypatch, tmp_path, capsys, results):
     tools = tmp_path / "bin"
     tools.mkdir()
