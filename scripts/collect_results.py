@@ -23,6 +23,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mora import digests
 from mora.config.seal import sealed, unsealed
 from mora.config.source import EVERYTHING, NUMBERS, ROOT, fingerprint_of_commit
 from mora.errors import MoraError
@@ -31,7 +32,6 @@ from mora.evaluate.aggregate import aggregate
 from mora.io import replace_file
 from mora.results import Metric, log_digest, read_spectrum
 from mora.results import read as read_result
-from mora.suite import digests
 
 EVIDENCE = {"documents": documents.SUFFIX, "spectra": ".json"}  # folder -> how its files' names end
 

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mora import digests
 from mora.config import RunConfig
 from mora.config.run_id import run_id, spectrum_path
 from mora.io import replace_file
 from mora.results import MODULES, RunResult, Source, Spectrum, read_spectrum
 
-from . import digests, loss_curves
 from . import experiment as experiments
+from . import loss_curves
 from .cells import CellRuns, higher_is_better
 from .experiment import Column, Experiment
 from .launch import ROOT

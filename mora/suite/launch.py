@@ -14,13 +14,14 @@ from typing import Any
 
 import yaml
 
+from mora import digests
 from mora.config import ConfigError, RunConfig, run_id, source
 from mora.config.run_id import documents_path, log_path, result_path, spectrum_path
 from mora.config.source import ROOT
 from mora.errors import short
 from mora.io import locked, output_dir, replace_file
 
-from . import digests, fit, preflight
+from . import fit, preflight
 from .usable import done, is_current, result_of
 
 

@@ -5,14 +5,13 @@ import random
 
 import pytest
 
-from mora import results
+from mora import digests, results
 from mora.config.cached_composition import compose_cached as compose
 from mora.config.run_id import result_path
 from mora.config.source import ROOT
 from mora.errors import DamagedFileError, MoraError
 from mora.evaluate import metrics
 from mora.results import Metric, ResultStore, RunResult
-from mora.suite import digests
 
 COMMITTED = ROOT / "results/runs/uuid-mora-r1-lr3e-3-s0-af9f52f0b5.json"
 

@@ -10,13 +10,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+from mora import digests
 from mora.config import RunConfig
 from mora.config.run_id import run_id
 from mora.errors import DataError, MoraError
 from mora.evaluate import documents
 from mora.results import STORE, RunResult, read_spectrum
 
-from .. import claims, commands, digests
+from .. import claims, commands
 from .. import experiment as experiments
 from ..cells import CellRun, CellRuns
 from ..contrasts import ResolvedTables

@@ -5,13 +5,14 @@ import json
 import pytest
 from made_up import write
 
+from mora import digests
 from mora.config.cached_composition import compose_cached as compose
 from mora.config.run_id import documents_path, log_path, run_id, spectrum_path
 from mora.errors import DamagedFileError
 from mora.evaluate import documents
 from mora.evaluate.logged import LoggedSamples
 from mora.results import MODULES
-from mora.suite import digests, launch, pairing
+from mora.suite import launch, pairing
 from mora.suite.figures import spectrum_of
 from mora.suite.usable import log_of, result_of
 
