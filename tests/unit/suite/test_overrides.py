@@ -87,6 +87,12 @@ def test_results_are_made_in_a_folder_of_their_own_and_made_again_by_force(monke
     assert call(monkeypatch, tmp_path, *results, "--force", "--only", "method=mora") == 0
     assert len(list((tmp_path / "own" / "runs" / "earlier").glob("*.json"))) == 2 * again
 
+    for first in (tmp_path / "own" / "runs" / "earlier").glob("*.1.json"):
+        first.unlink()
+    assert call(monkeypatch, tmp_path, *results, "--force", "--only", "method=mora") == 0
+    kept = {path.name.split(".")[1] for path in (tmp_path / "own" / "runs" / "earlier").glob("*.json")}
+    assert kept == {"2", "3"}, "one that was removed makes no room for another"
+
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
