@@ -244,9 +244,10 @@ def names() -> list[str]:
 
 
 def number_of(experiment: str) -> str:
-    """Return the experiment's name with its number: `Table 2`, `Figure 5`, `Memory`."""
-    head = experiment.rstrip("0123456789")
-    return f"{head.capitalize()} {experiment[len(head) :]}".strip()
+    """Return the experiment's name with its number, or with what it is about: `Table 2`, `Memory`, `Figure: restarts`."""
+    kind, _, about = experiment.partition("_")
+    head = kind.rstrip("0123456789")
+    return f"{head.capitalize()} {kind[len(head) :]}".strip() + (f": {about}" if about else "")
 
 
 @lru_cache

@@ -35,6 +35,10 @@ class Use(NamedTuple):
     column: str
     searching: bool
 
+    @property
+    def number(self) -> str:
+        return number_of(self.name)
+
 
 class Point(NamedTuple):
     """A point of a curve: a step and a loss."""

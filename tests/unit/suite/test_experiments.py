@@ -257,3 +257,11 @@ def test_a_metric_that_is_not_measured_or_no_share_is_refused_before_a_run(metri
     ((spec,),) = experiments.cell_specs(table, "smoke")
     with pytest.raises(ConfigError, match=f"column first, scale smoke: metric {metric}: .*{why}"):
         _ = spec.config
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("table2", "Table 2"), ("figure5", "Figure 5"), ("memory", "Memory"), ("table_merging", "Table: merging")],
+)
+def test_an_experiments_name_is_written_with_its_number_or_what_it_is_about(name, shown):
+    assert experiments.number_of(name) == shown
