@@ -143,11 +143,12 @@ class RunResult(_Frozen):
 class Spectrum(BaseModel):
     """Measures of the singular values of delta W, by name, as means over the layers of each kind of module.
 
-    Unknown fields, such as those of single modules, are left out. Early spectra have no `source`.
+    Unknown fields, such as those of single modules, are left out. Early spectra have neither `run_id` nor `source`.
     """
 
     model_config = ConfigDict(frozen=True)
 
+    run_id: str = ""
     kinds: dict[str, dict[str, Measure]]
     source: Source | None = None
 
@@ -216,8 +217,13 @@ def read(path: Path) -> RunResult:
 
 
 def read_spectrum(path: Path) -> Spectrum:
-    """Read a spectrum. Raises DamagedFileError, in one line with the field, if the file is not a spectrum."""
-    return checked(path, Spectrum.model_validate, "the spectrum is measured again")
+    """Read a run's spectrum. Raises DamagedFileError, in one line, if the file is not a spectrum, or another run's."""
+    spectrum = checked(path, Spectrum.model_validate, "the spectrum is measured again")
+    if spectrum.run_id not in ("", path.stem):
+        raise DamagedFileError(
+            f"{path} is damaged: it is the spectrum of {spectrum.run_id}; bring back that of {path.stem}"
+        )
+    return spectrum
 
 
 def checked(path: Path, make: Callable[[dict[str, Any]], T], again: str) -> T:

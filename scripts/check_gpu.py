@@ -28,6 +28,7 @@ from mora.config.source import ROOT
 from mora.errors import ends_in_one_line
 
 METHODS = ("none", "fft", "lora", "lora_plus", "asylora", "dora", "relora", "mora", "remora")
+METHODS_OF = {"methods": METHODS, "large": ("mora", "remora", "lora")}
 WITHOUT_RANK = ("none", "fft")
 RESTARTING = ("relora", "remora")
 STEPS = {"methods": 32, "large": 28}
@@ -213,11 +214,13 @@ def _large_config(method: str, ranks: int, micro: int, device: str) -> RunConfig
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=sorted(STEPS))
-    parser.add_argument(
-        "--only", choices=METHODS, nargs="+", default=METHODS, help="these methods; else all of the part"
-    )
+    parser.add_argument("--only", choices=METHODS, nargs="+", help="these methods; else all of the part")
     add_options(parser, jobs=2, limit_s=560, run_limit_s=200)
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.only = options.only or METHODS_OF[options.part]
+    if others := [name for name in options.only if name not in METHODS_OF[options.part]]:
+        parser.error(f"--only {others[0]}: {options.part} has {', '.join(METHODS_OF[options.part])}")
+    return options
 
 
 if __name__ == "__main__":

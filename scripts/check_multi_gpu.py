@@ -28,6 +28,7 @@ row that failed shows what was measured until then. Where the time is over, or o
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -150,7 +151,7 @@ def _row(row: Row, ranked: _Ranked, alone: dict[str, Outcome]) -> dict[str, Any]
             status = "not run" if outcome.status == "not run" else "failed"
             return shown | {"status": status, "last_words": f"{part}, {outcome.status}: {outcome.words}"}
     right = ranked.saved_at == SAVED_AT and len(restarts) == (2 if row[0] in ("relora", "remora") else 0)
-    equal = max(shown["from_one"], shown["resumed"]) <= TOLERANCE and shown["norm"] <= NORM_TOLERANCE
+    equal = all(shown[name] <= TOLERANCE for name in ("from_one", "resumed")) and shown["norm"] <= NORM_TOLERANCE
     near = shown.get("from_plain", 0.0) <= max(TOLERANCE, NOISE_TOLERANCE * shown.get("noise", 0.0))
     return shown | {"status": "ok" if right and equal and near else "differs"}
 
@@ -172,8 +173,9 @@ def _differences(ranked: _Ranked, alone: dict[str, Outcome]) -> dict[str, float 
 
 
 def _largest(some: list[float], others: list[float]) -> float | None:
-    """Return the largest difference over the steps that both have."""
-    return max((abs(a - b) for a, b in zip(some, others, strict=False)), default=None)
+    """Return the largest difference over the steps that both have; NaN, which is within no tolerance, if one is."""
+    differences = [abs(a - b) for a, b in zip(some, others, strict=False)]
+    return math.nan if any(map(math.isnan, differences)) else max(differences, default=None)
 
 
 def _alone_config(options: argparse.Namespace, method: str, how: str) -> RunConfig:

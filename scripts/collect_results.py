@@ -3,11 +3,14 @@
 python scripts/collect_results.py FOLDER
 python scripts/collect_results.py FOLDER --into results/bench
 
-FOLDER holds <run_id>.json and <run_id>.log.jsonl, or the JSON of a benchmark. A machine without the repository's history
-cannot tell whether its source was that of a commit, but the fingerprint in each result can be compared with every commit
-here. A result that fits none is refused: it came from changed source. So is one that has another run's name, log or
-documents' scores, and one where another of its name is there already, unless --replace is given. The digests of the
-documents are added to digests.txt.
+FOLDER holds <run_id>.json and <run_id>.log.jsonl, or the JSON of a benchmark. `documents` and `spectra`, beside it, hold the
+scores of documents and the spectra, as scripts/run_queue.py leaves them; scores may also lie in FOLDER.
+
+A machine without the repository's history cannot tell whether its source was that of a commit, but the fingerprint in each
+result can be compared with every commit here. A result that fits none is refused: it came from changed source. So is one
+with another run's name, log, documents' scores or spectrum, and one where another of its name is there already, unless
+--replace is given; then the documents' scores and the spectrum of the other go with it. The digests of both are added to
+digests.txt.
 """
 
 from __future__ import annotations
@@ -20,15 +23,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mora import digests
 from mora.config.seal import sealed, unsealed
 from mora.config.source import EVERYTHING, NUMBERS, ROOT, fingerprint_of_commit
 from mora.errors import MoraError
 from mora.evaluate import documents, metrics
 from mora.evaluate.aggregate import aggregate
 from mora.io import replace_file
-from mora.results import Metric, log_digest
+from mora.results import Metric, log_digest, read_spectrum
 from mora.results import read as read_result
-from mora.suite import digests
+
+EVIDENCE = {"documents": documents.SUFFIX, "spectra": ".json"}  # folder -> how its files' names end
 
 
 def main() -> int:
@@ -45,32 +50,37 @@ def main() -> int:
     for path in sorted(options.folder.glob("*.json")):
         result, there = _read(path), options.into / path.name
         commit = known.get(result["source"]["fingerprint"])
-        earlier = _read(there) if there.is_file() and not options.replace else None
+        earlier = _read(there) if there.is_file() else None
+        is_other = earlier is not None and _measured(earlier) != _measured(result)
         reason = "its source is that of no commit here" if commit is None else _another(path, result)
-        if reason is None and earlier is not None and _measured(earlier) != _measured(result):
+        if reason is None and is_other and not options.replace:
             reason = f"{there} is another result; --replace takes this one instead"
         if commit is None or reason is not None:
             print(f"refused {path.name}: {reason}", file=sys.stderr)
             refused += 1
-        elif earlier is not None and earlier["source"]["dirty"] is False:
-            print(f"{path.name}: there already")
-        else:
+            continue
+        if is_other:
+            _remove_evidence(there)
+        if earlier is None or options.replace or earlier["source"]["dirty"] is not False or _brings_more(path, there):
             result["source"] |= {"commit": commit, "dirty": False}
             _bring(path, result, there)
             print(f"{path.name}: source of {commit[:10]}")
+        else:
+            print(f"{path.name}: there already")
     return 1 if refused else 0
 
 
 def _bring(path: Path, result: dict[str, Any], there: Path) -> None:
-    """Copy a result with its log and its documents' scores. The result itself is last.
+    """Copy a result with its log, its documents' scores and its spectrum. The result itself is last.
 
-    The digests of the documents, and of a log that the result does not have the digest of, are recorded.
+    The digests of the scores, the spectrum, and of a log that the result does not have the digest of, are recorded.
     """
-    for scores in _documents(path):
-        kept = there.parent.parent / "documents" / scores.name
-        kept.parent.mkdir(exist_ok=True)
-        replace_file(kept, scores.read_bytes())
-        digests.add(kept)
+    for kind in EVIDENCE:
+        for file in _evidence(path, kind):
+            kept = _kept(there, kind)
+            kept.parent.mkdir(exist_ok=True)
+            replace_file(kept, file.read_bytes())
+            digests.add(kept)
     log = path.with_suffix(".log.jsonl")
     if log.is_file():
         kept = there.with_name(log.name)
@@ -79,14 +89,32 @@ def _bring(path: Path, result: dict[str, Any], there: Path) -> None:
     replace_file(there, json.dumps(sealed(result), indent=1, sort_keys=True) + "\n")
 
 
-def _documents(path: Path) -> list[Path]:
-    """Return the files of the documents' scores: as in results/, or all in one folder."""
-    beside = path.with_suffix(documents.SUFFIX)
-    return [file for file in (path.parent.parent / "documents" / beside.name, beside) if file.is_file()]
+def _remove_evidence(there: Path) -> None:
+    """Remove what another result of that name rested on, as it would now count as this one's."""
+    for kind in EVIDENCE:
+        if (kept := _kept(there, kind)).is_file():
+            digests.forget(kept)
+            kept.unlink()
+            print(f"removed {kept}: it was of the result that is replaced")
+
+
+def _brings_more(path: Path, there: Path) -> bool:
+    return any(_evidence(path, kind) and not _kept(there, kind).is_file() for kind in EVIDENCE)
+
+
+def _kept(there: Path, kind: str) -> Path:
+    return there.parent.parent / kind / f"{there.stem}{EVIDENCE[kind]}"
+
+
+def _evidence(path: Path, kind: str) -> list[Path]:
+    """Return the files of the documents' scores, or of the spectrum: as in results/, or all in one folder."""
+    name = f"{path.stem}{EVIDENCE[kind]}"
+    beside = [] if EVIDENCE[kind] == ".json" else [path.with_name(name)]  # that would be the result
+    return [file for file in (path.parent.parent / kind / name, *beside) if file.is_file()]
 
 
 def _another(path: Path, result: dict[str, Any]) -> str | None:
-    """Return why the result, its log or its documents are damaged or another run's; None if they belong together."""
+    """Return why the result, its log, documents or spectrum are damaged or another run's; None if they belong together."""
     log, name, digest = path.with_suffix(".log.jsonl"), result.get("run_id"), result.get("log_sha256")
     if name not in (None, "", path.stem):
         return f"it is the result of {name}: expected {name}.json; give it its own name"
@@ -95,7 +123,9 @@ def _another(path: Path, result: dict[str, Any]) -> str | None:
     if digest is not None and digest != log_digest(log.read_text(errors="replace")):
         return f"{log.name} is not the log that its result was written with; bring the log of this run"
     try:
-        return next((reason for file in _documents(path) if (reason := _other_scores(path, file))), None)
+        for file in _evidence(path, "spectra"):
+            read_spectrum(file)
+        return next((reason for file in _evidence(path, "documents") if (reason := _other_scores(path, file))), None)
     except MoraError as error:
         return str(error)
 

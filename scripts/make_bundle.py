@@ -34,8 +34,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from mora.config import ConfigError
+from mora.config.arguments import positive_int
 from mora.config.source import ROOT
-from mora.errors import ends_in_one_line
+from mora.errors import ends_in_one_line, short
 from mora.io import cache_dir, file_digest
 from mora.models import files, known
 
@@ -59,8 +60,10 @@ def main() -> int:
     return 0
 
 
-def needed(extras: list[str]) -> set[str]:
-    """Return the canonical names of the packages that these extras need, directly or indirectly, as installed here.
+def needed(extras: list[str], python: str) -> set[str]:
+    """Return the canonical names of the packages that these extras need on that Python, directly or indirectly.
+
+    What a package needs is what the one that is installed here says.
 
     Raises:
         ValueError: There is no such extra, or a package is not installed.
@@ -68,35 +71,41 @@ def needed(extras: list[str]) -> set[str]:
     optional = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     if unknown := [extra for extra in extras if extra not in optional]:
         raise ValueError(f"--extras {unknown[0]}: expected some of {', '.join(optional)}")
-    names: set[str] = set()
+    there = {"python_version": python, "python_full_version": f"{python}.0"}
+    seen: set[tuple[str, str]] = (
+        set()
+    )  # with each extra, since a package may be needed with one here and without it there
     open_ = [Requirement(text) for extra in extras for text in optional[extra]]
     while open_:
         requirement = open_.pop()
         name = canonicalize_name(requirement.name)
-        if name in names:
-            continue
-        names.add(name)
-        try:
-            more = [Requirement(text) for text in requires(name) or []]
-        except PackageNotFoundError:
-            raise ValueError(f"{name} is not installed here: make install") from None
-        wanted = [{"extra": extra} for extra in (requirement.extras or {""})]
-        open_ += [r for r in more if r.marker is None or any(r.marker.evaluate(one) for one in wanted)]
-    return names
+        for extra in {(name, extra) for extra in (requirement.extras or {""})} - seen:
+            seen.add(extra)
+            environment = there | {"extra": extra[1]}
+            open_ += [r for r in _requirements(name) if r.marker is None or r.marker.evaluate(environment)]
+    return {name for name, _ in seen}
+
+
+def _requirements(name: str) -> list[Requirement]:
+    try:
+        return [Requirement(text) for text in requires(name) or []]
+    except PackageNotFoundError:
+        raise ValueError(f"{name} is not installed here: make install") from None
 
 
 def _wheels(folder: Path, options: argparse.Namespace) -> None:
-    """Collect the wheels.
+    """Collect the wheels, and the version of the Python that they are for.
 
     Raises:
         ValueError: A package has no wheel for that Python, and cannot be built as pure Python.
     """
     folder.mkdir(parents=True)
+    (folder / "python.txt").write_text(options.python)
     listed = options.has.read_text().splitlines() if options.has else []
     there = {str(canonicalize_name(line.split("==")[0])) for line in listed}
     lock = re.findall(r"^([\w.-]+)==([^\s;]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
     pinned = {str(canonicalize_name(name)): version for name, version in lock}
-    names = sorted(needed(options.extras) - there)
+    names = sorted(needed(options.extras, options.python) - there)
     wanted = [*(f"{name}=={pinned.get(name) or version(name)}" for name in names), *options.also]
     with ThreadPoolExecutor(8) as pool:
         for requirement, _ in zip(wanted, pool.map(lambda r: _fetch(folder, r, options.python), wanted), strict=True):
@@ -113,12 +122,19 @@ def _fetch(folder: Path, requirement: str, python: str) -> None:
         return
     built = folder / f"built-{requirement}"
     done = subprocess.run([*pip, "wheel", *quiet, "-w", str(built), requirement], capture_output=True, text=True)
-    wheels = list(built.glob("*-none-any.whl")) if built.is_dir() else []
-    if done.returncode or not wheels:
+    if done.returncode or not list(built.glob("*-none-any.whl")):
         raise ValueError(
-            f"{requirement}: there is no wheel for Python {python}, and none of pure Python could be built"
+            f"{requirement}: there is no wheel for Python {python}, and none of pure Python could be built; "
+            f"pip says: {short(done.stderr, 300) or 'nothing'}"
         )
-    shutil.move(str(wheels[0]), folder)
+    local = [
+        "--no-index",
+        "--find-links",
+        str(built),
+    ]  # taken from there by the same rules, as it was built by this Python
+    done = subprocess.run([*download[:-1], *local, requirement], capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"{requirement} is not for Python {python}; pip says: {short(done.stderr, 300)}")
     shutil.rmtree(built)
 
 
@@ -199,11 +215,16 @@ def _options() -> argparse.Namespace:
         "--also", nargs="*", default=[], metavar="NAME==VERSION", help="more packages: liger-kernel==0.8.5"
     )
     parser.add_argument("--has", type=Path, help="`pip list --format=freeze` of the other machine")
-    parser.add_argument(
-        "--python", default=f"{sys.version_info.major}.{sys.version_info.minor}", help="of the other machine"
-    )
-    parser.add_argument("--piece-mib", type=int, default=1024, help="the largest piece")
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    parser.add_argument("--python", type=_python, default=here, help="of the other machine")
+    parser.add_argument("--piece-mib", type=positive_int, default=1024, help="the largest piece")
     return parser.parse_args()
+
+
+def _python(text: str) -> str:
+    if not re.fullmatch(r"3\.(1[1-9]|[2-9]\d)", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a version from 3.11 on, such as 3.12")
+    return text
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ is being scored has that minute.
 
 DIR/journal.jsonl has one line per event; `wrong`: what could not be read or written, which ends no queue. The last one sums
 up: GPU minutes held, in runs that ended, in runs that did not ("wasted", until another machine takes up their
-checkpoints), and how busy the driver saw the GPUs.
+checkpoints), how busy the driver saw the GPUs, and the runs that are left or failed twice; with either, the exit code is 1.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from mora.config import ConfigError, RunConfig, compose, run_id
-from mora.config.arguments import amount
+from mora.config.arguments import amount, positive_int
 from mora.config.run_id import documents_path, log_path, result_path, spectrum_path
 from mora.config.source import ROOT
 from mora.errors import MoraError, did_you_mean, nearest, one_line
@@ -56,22 +56,16 @@ from mora.results import read
 from mora.suite import commands, gpus
 from mora.suite import experiment as experiments
 from mora.suite.cell_filter import filter_cells
+from mora.suite.gpus import Gpu, read_gpus
 from mora.suite.like_runs import LikeRuns
 from mora.suite.progress import last_row
+from mora.suite.usable import done
 
 POLL_S = 2.0
 SAVING_S = 60.0  # how long a run may take to save its checkpoint
 LAST_S = 10.0  # the time before the end at which a run that is still being scored is stopped, too
 SETTLING_S = 25.0  # the time after its start in which a run may not yet hold all of its memory
 CLAIM = re.compile(r"\[(\d+(?:\.\d+)?) ?GiB\]\s*")  # at the beginning of a line
-
-
-@dataclass
-class Gpu:
-    index: str
-    total_gib: float
-    used_gib: float = 0.0
-    busy: list[float] = field(default_factory=list)  # utilisation in percent, one sample per poll
 
 
 @dataclass
@@ -114,9 +108,12 @@ class Queue:
         self.options = options
         self.ends = time.monotonic() + 60 * options.minutes - SAVING_S
         self.began = time.monotonic()
+        gpus.check_named(options.gpus)
         self.gpus = read_gpus(options.gpus)
         if not self.gpus:
-            sys.exit("run_queue.py: nvidia-smi shows no GPU of --gpus; the queue is for GPUs, run.py runs anywhere")
+            raise ConfigError(
+                "nvidia-smi shows no GPU that CUDA_VISIBLE_DEVICES names; the queue is for GPUs, run.py runs anywhere"
+            )
         self.like_runs = LikeRuns(ROOT / "results" / "runs", gpu_name(self.gpus[0].index))
         self.env: dict[str, str] = {}  # set for every run
         self.running: list[Job] = []
@@ -140,19 +137,26 @@ class Queue:
             if not self.running and (self.stopping or all(self._too_long(config) for _, config in self._waiting())):
                 break
             time.sleep(POLL_S)
-            for gpu in read_gpus(self.options.gpus):
-                mine = next(g for g in self.gpus if g.index == gpu.index)
-                mine.used_gib = gpu.used_gib
-                mine.busy += gpu.busy
+            self._look()
         held_s = (time.monotonic() - self.began) * len(self.gpus)
-        busy = statistics.fmean(b for gpu in self.gpus for b in gpu.busy) if any(g.busy for g in self.gpus) else 0.0
+        samples = [busy for gpu in self.gpus for busy in gpu.busy]
         left = [run_id(config) for _, config in self._waiting()]
+        failed = [name for name, how in self.ended.items() if how == "failed"]
         self.note(
-            event="sum", held_gpu_min=round(held_s / 60, 2), busy_percent=round(busy, 1), left=left,
+            event="sum", held_gpu_min=round(held_s / 60, 2), left=left, failed=failed,
+            busy_percent=round(statistics.fmean(samples), 1) if samples else None,
             run_min={how: round(seconds / 60, 2) for how, seconds in self.spent_s.items()},
             ended=sum(how == "done" for how in self.ended.values()),
         )  # fmt: skip
-        return 0 if not left else 1
+        return 1 if left or failed else 0
+
+    def _look(self) -> None:
+        """Ask the driver how full and how busy the GPUs are. One that it does not report now keeps its last numbers."""
+        seen = {gpu.index: gpu for gpu in read_gpus([gpu.index for gpu in self.gpus])}
+        for mine in self.gpus:
+            if gpu := seen.get(mine.index):
+                mine.used_gib = gpu.used_gib
+                mine.busy += gpu.busy
 
     def stop(self, why: str, jobs: list[Job] | None = None) -> None:
         """Ask these runs (None: all) to save a checkpoint and end, and start no more runs."""
@@ -179,7 +183,10 @@ class Queue:
             self.note(event="wrong", what=text)
 
     def _waiting(self) -> list[tuple[str, RunConfig]]:
-        """Return the runs that may start now: not done, running or given up, and above the first @wait that still waits."""
+        """Return the runs that may start now: not done, running or given up, and above the first @wait that still waits.
+
+        A result that does not count, as it is of changed source, is no end: run.py sets it aside and does the run again.
+        """
         taken = {run_id(job.config) for job in self.running}
         open_, before = [], False
         for line, config in self._lines():
@@ -190,11 +197,18 @@ class Queue:
             name = run_id(config)
             if name in taken:
                 before = True
-            elif name not in self.ended and not result_path(config).is_file():
+            elif name not in self.ended and not self._is_done(config):
                 before = True
                 taken.add(name)  # a second line of the same run
                 open_.append((line, config))
         return open_
+
+    def _is_done(self, config: RunConfig) -> bool:
+        try:
+            return done(config)
+        except MoraError as error:  # a damaged result, which run.py refuses
+            self.complain(error)
+            return True
 
     def _lines(self) -> list[tuple[str, RunConfig | None]]:
         """Return the lines of the file, read again if it has changed or a run has ended. While it is wrong, the old stay."""
@@ -245,6 +259,7 @@ class Queue:
         # MORA_SIDE_BY_SIDE is the most runs that may come to share the GPU: a run that others join was not alone on it.
         beside = 1 + sum(job.gpu is gpu for job in self.running)
         env = {**os.environ, **self.env, "CUDA_VISIBLE_DEVICES": gpu.index}
+        env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # nvidia-smi's; by CUDA's own, GPU 0 is the fastest
         env["MORA_SIDE_BY_SIDE"] = str(self.options.jobs)
         env.setdefault("OMP_NUM_THREADS", "2")
         command = [sys.executable, str(ROOT / "run.py"), *shlex.split(_without_claim(line))]
@@ -258,10 +273,10 @@ class Queue:
             self.running.remove(job)
             name, seconds, code = run_id(job.config), time.monotonic() - job.started, job.process.returncode
             result = result_path(job.config)
-            done = code == 0 and result.is_file()
-            self.spent_s["ended" if done else "not ended"] += seconds
+            made = code == 0 and result.is_file()
+            self.spent_s["ended" if made else "not ended"] += seconds
             self.note(event="end", run=name, code=code, wall_s=round(seconds, 1), gpu=job.gpu.index)
-            if done:
+            if made:
                 self.ended[name] = "done"
                 try:
                     self._keep(job.config)
@@ -326,7 +341,13 @@ def _without_claim(line: str) -> str:
 
 @cache
 def _compose(line: str) -> RunConfig:
-    return compose(shlex.split(_without_claim(line)))
+    config = compose(shlex.split(_without_claim(line)))
+    if (ranks := config.hardware.world_size) > 1:
+        raise ConfigError(
+            f"hardware={config.hardware.name} has {ranks} processes: a run of the queue has one GPU; use hardware=gpu1 here "
+            "or start it by run.py"
+        )
+    return config
 
 
 def _experiment(word: str, name: str = "", scale: str = "", *only: str) -> list[str]:
@@ -352,16 +373,6 @@ def _missing(experiment: experiments.Experiment, scale: experiments.Scale, *only
     return [shlex.join([*words, *hardware]) for words in commands.arguments(cells).values()]
 
 
-def read_gpus(wanted: list[str]) -> list[Gpu]:
-    """Return the GPUs named by `wanted`, or all if it is empty; none without a driver."""
-    rows = gpus.query("index", "memory.total", "memory.used", "utilization.gpu")
-    return [
-        Gpu(index, float(total) / 1024, float(used) / 1024, [float(busy)])
-        for index, total, used, busy in rows
-        if not wanted or index in wanted
-    ]
-
-
 def gpu_name(index: str) -> str:
     return next((name for other, name in gpus.query("index", "name") if other == index), "")
 
@@ -371,8 +382,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("queue", type=Path, help="a file with one run per line")
     parser.add_argument("--minutes", type=amount, default=60.0, help="how long the queue may run, saving included")
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "queue", help="journal, output and results")
-    parser.add_argument("--gpus", type=lambda text: text.split(","), default=[], help="indices, 0,1; all if not given")
-    parser.add_argument("--jobs", type=int, default=6, help="at most so many runs side by side on one GPU")
+    parser.add_argument(
+        "--gpus", type=lambda text: text.split(","), default=[], help="indices, 0,1; else all visible ones"
+    )
+    parser.add_argument("--jobs", type=positive_int, default=6, help="at most so many runs side by side on one GPU")
     parser.add_argument("--mps", action="store_true", help="runs compute on a GPU at the same time, through NVIDIA MPS")
     parser.add_argument("--unknown-gib", type=amount, default=24.0, help="claimed by a run like no other")
     return parser.parse_args()

@@ -1,8 +1,11 @@
-"""Unpacks what make_bundle.py made, on a machine without network. Needs Python 3.10 and nothing else.
+"""Unpacks what make_bundle.py made, on a machine without network. Needs Python 3.11.4 or newer and nothing else.
 
 python3 unpack_bundle.py PIECES TARGET                  # checks every piece and file, installs the wheels into TARGET/site
 python3 unpack_bundle.py PIECES TARGET --no-install     # only checks and unpacks
 . TARGET/env.sh                                         # from the root of the repository: everything is found from now on
+
+env.sh is written last. A later bundle can be unpacked into the same TARGET: its wheels take the place of all in TARGET/site,
+where an older version would still say that it is there; one without wheels leaves them.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import argparse
 import hashlib
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -19,28 +23,54 @@ from pathlib import Path
 
 def main() -> int:
     options = _options()
+    target = options.target
     try:
+        if not hasattr(tarfile, "data_filter"):
+            raise ValueError(
+                f"this is Python {sys.version.split()[0]}: expected 3.11.4 or newer; start it with another"
+            )
         pieces = _checked_pieces(options.pieces)
-        options.target.mkdir(parents=True, exist_ok=True)
+        target.mkdir(parents=True, exist_ok=True)
+        (target / "env.sh").unlink(missing_ok=True)
         with tarfile.open(fileobj=_Joined(pieces), mode="r|") as tar:  # type: ignore[call-overload]
-            tar.extractall(options.target, filter="data")  # refuses entries that would be outside the target
-        _check_files(options.target)
+            tar.extractall(target, filter="data")  # refuses entries that would be outside the target
+        wheels = [target / name for name in _checked_files(target) if name.endswith(".whl")]
+        code = _install(wheels, target) if wheels and options.install else 0
     except (OSError, ValueError, KeyError, tarfile.TarError) as error:
         print(f"unpack_bundle.py: {error}", file=sys.stderr)
         return 2
-    wheels = sorted(map(str, (options.target / "wheels").glob("*.whl")))
-    if wheels and options.install:
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--upgrade"]
-        if code := subprocess.run([*pip, "--target", str(options.target / "site"), *wheels]).returncode:
-            return code
-    (options.target / "env.sh").write_text(_environment(options.target.resolve()))
-    print(f"{len(pieces)} pieces, every file as it was: . {options.target / 'env.sh'}")
+    if code:
+        return code
+    (target / "env.sh").write_text(_environment(target.resolve()))
+    print(f"{len(pieces)} pieces, every file as it was: . {target / 'env.sh'}")
     return 0
 
 
+def _install(wheels: list[Path], target: Path) -> int:
+    """Install the wheels as all there is in TARGET/site. Return pip's exit code."""
+    shutil.rmtree(target / "site", ignore_errors=True)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
+    code = subprocess.run([*pip, "--target", str(target / "site"), *map(str, wheels)]).returncode
+    meant = (target / "wheels" / "python.txt").read_text()
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if code and meant != here:
+        print(
+            f"unpack_bundle.py: the wheels are for Python {meant}, and this is {here}: start it with {meant}, or make "
+            f"the bundle with --python {here}",
+            file=sys.stderr,
+        )
+    return code
+
+
 def _checked_pieces(folder: Path) -> list[Path]:
-    """Check the pieces. Raises ValueError, which names the first piece that is missing or has another digest."""
-    digests = json.loads((folder / "pieces.json").read_text())
+    """Check the pieces. Raises ValueError, which names the first that is missing or has another digest, or `pieces.json`."""
+    listed = folder / "pieces.json"
+    try:
+        digests = json.loads(listed.read_text())
+    except ValueError:
+        digests = None
+    if not isinstance(digests, dict) or not digests:
+        raise ValueError(f"{listed} is not the list of pieces that was made: bring it again")
     for name, digest in digests.items():
         if not (folder / name).is_file():
             raise ValueError(f"{folder / name} is missing: bring it again")
@@ -65,10 +95,13 @@ class _Joined:
         return block
 
 
-def _check_files(target: Path) -> None:
-    for name, facts in json.loads((target / "manifest.json").read_text()).items():
+def _checked_files(target: Path) -> list[str]:
+    """Return the names of the files that were packed. Raises ValueError if one is another now."""
+    manifest = json.loads((target / "manifest.json").read_text())
+    for name, facts in manifest.items():
         if hashlib.sha256((target / name).read_bytes()).hexdigest() != facts["sha256"]:
             raise ValueError(f"{target / name} is not the file that was packed")
+    return list(manifest)
 
 
 def _environment(target: Path) -> str:

@@ -97,7 +97,7 @@ def _step_table(scenario: dict[str, Any], peak: float | None) -> str:
             _verdict(scenario, case, over_lora, memory_ratio),
         ]
 
-    rounds = len(next(iter(done.values()))["ms"])
+    rounds = max(len(case["ms"]) for case in cases)
     head = (
         "| | ms, median (min to max) | / frozen base | time / LoRA's | activations, GiB | / LoRA | tokens/s | utilisation "
         "| bar |"

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mora.config import RunConfig
-from mora.config.arguments import amount
+from mora.config.arguments import amount, positive_int
 from mora.errors import ConfigError
 from mora.io import replace_file
 from mora.results import RunResult
@@ -212,9 +212,9 @@ def started_checks(options: argparse.Namespace) -> Iterator[CheckRunner]:
 
 def add_options(parser: argparse.ArgumentParser, jobs: int, limit_s: float, run_limit_s: float) -> None:
     """Add the options that every check has, with their defaults."""
-    parser.add_argument("--ranks", type=int, default=2, help="GPUs, or ranks on the CPU")
+    parser.add_argument("--ranks", type=positive_int, default=2, help="GPUs, or ranks on the CPU")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
-    parser.add_argument("--jobs", type=int, default=jobs, help="runs side by side")
+    parser.add_argument("--jobs", type=positive_int, default=jobs, help="runs side by side")
     parser.add_argument(
         "--limit-s", type=amount, default=limit_s, help="of the whole: what has not run by then is not run"
     )

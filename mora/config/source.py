@@ -28,6 +28,7 @@ NUMBERS = Files(
     (
         "mora/__init__.py",
         "mora/choices.py",
+        "mora/digests.py",
         "mora/errors.py",
         "mora/imports.py",
         "mora/io.py",

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mora import digests
 from mora.errors import DataError, ends_in_one_line
 
 from . import documents, samples
@@ -82,7 +83,12 @@ def compare(a: LoggedSamples, b: LoggedSamples, draws: int = DRAWS) -> Compariso
 
 
 def _read(path: Path) -> dict[str, LoggedSamples]:
-    return documents.read(path) if path.name.endswith(documents.SUFFIX) else samples.read(path)
+    """Return the samples by task. Raises DamagedFileError if results/digests.txt names the file, with another digest."""
+    if not path.name.endswith(documents.SUFFIX):
+        return samples.read(path)
+    if path.is_file() and path.resolve().parent.name == "documents":
+        digests.check(path.resolve())
+    return documents.read(path)
 
 
 def two_sided_p(drawn: np.ndarray) -> float:

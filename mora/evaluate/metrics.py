@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,6 +98,17 @@ def members(task: str) -> list[str]:
     """Return the tasks of a group, else the task itself."""
     groups = {values["group"]: values["task"] for values in _files() if "group" in values}
     return groups.get(task, [task])
+
+
+def of_tasks(tasks: Iterable[str]) -> set[str] | None:
+    """Return the metrics of a run that scores these tasks or groups, losses included; None if one has no file here."""
+    scored = {name for task in tasks for name in (task, *members(task))}
+    listed = {v["task"]: v["metric_list"] for v in _files() if "metric_list" in v}
+    groups = {v["group"] for v in _files() if "group" in v}
+    if not scored <= listed.keys() | groups:
+        return None
+    named = {key(task, entry["metric"]) for task in scored & listed.keys() for entry in listed[task]}
+    return {*LOSSES, *(MERGED + loss for loss in LOSSES), *named, *(f"{group}.score" for group in scored & groups)}
 
 
 def _about(task: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -49,6 +50,12 @@ def _difference(row: Row, other: Row) -> float:
     """Infinite where one has what the other has not."""
     names = row.keys() - set(TIMES)
     if names != other.keys() - set(TIMES):
-        return float("inf")
-    numbers = [(row[name], other[name]) for name in names]
-    return max(0.0 if a == b else abs(float(a) - float(b)) for a, b in numbers)
+        return math.inf
+    return max(_apart(float(row[name]), float(other[name])) for name in names)
+
+
+def _apart(a: float, b: float) -> float:
+    """Infinite if one of them alone is NaN, over which `max` would pass."""
+    if a == b or (math.isnan(a) and math.isnan(b)):
+        return 0.0
+    return math.inf if math.isnan(a - b) else abs(a - b)

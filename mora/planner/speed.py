@@ -86,7 +86,7 @@ def token_time(config: RunConfig, length: int, micro_batch_size: int, without: s
     operator and dropout; then rank, as a ratio, benchmarks before runs, and tokens per micro batch, as a ratio.
 
     Checkpointing and length are corrected by the FLOPs of the base model. Rank is not: an adapter multiplies little,
-    and its time hardly follows the rank (rank 256 instead of 8 costs LoRA on the 7B shape 8%, where FLOPs say 14%; MoRA
+    and its time hardly follows the rank (rank 256 instead of 8 costs LoRA on the 7B shape 9%, where FLOPs say 14%; MoRA
     on the small model is faster at the larger rank). If cases that are otherwise alike were measured with two sizes of
     micro batch, the time lies on a line through the nearest two, since a small model's pass has a part that fewer
     tokens do not shorten.

@@ -21,6 +21,8 @@ from mora.config.yaml_file import read_yaml
 from mora.errors import did_you_mean, nearest, one_line
 from mora.frozen import FrozenModel
 
+from .column_check import check_column
+
 FOLDER = ROOT / "experiments"
 PAPER = ROOT / "results" / "paper" / "tables.yaml"
 SWEEPS = ROOT / "configs" / "sweep"
@@ -242,9 +244,10 @@ def names() -> list[str]:
 
 
 def number_of(experiment: str) -> str:
-    """Return the experiment's name with its number: `Table 2`, `Figure 5`, `Memory`."""
-    head = experiment.rstrip("0123456789")
-    return f"{head.capitalize()} {experiment[len(head) :]}".strip()
+    """Return the experiment's name with its number, or with what it is about: `Table 2`, `Memory`, `Figure: restarts`."""
+    kind, _, about = experiment.partition("_")
+    head = kind.rstrip("0123456789")
+    return f"{head.capitalize()} {kind[len(head) :]}".strip() + (f": {about}" if about else "")
 
 
 @lru_cache
@@ -305,15 +308,10 @@ class CellSpec:
 
     @cached_property
     def config(self) -> RunConfig:
-        """The run with the middle rate of the grid and seed 0. Raises ConfigError if nothing is measured at the step."""
-        config, step = compose_cached(self.base), self.column.step or 0
-        trains = self.exists and config.knows_steps and config.method.trains
-        if trains and step and (step > config.last_step or not config.measures_at(step)):
-            evaluation = config.task.evaluation
-            raise ConfigError(
-                f"column {self.column.name}, scale {self.scale}: nothing is measured at step {step} of {config.last_step}: "
-                f"expected the last, one of at_steps={evaluation.at_steps}, or a multiple of {evaluation.loss_every_steps}"
-            )
+        """The run with the middle rate of the grid and seed 0. Raises ConfigError if it does not measure what is shown."""
+        config = compose_cached(self.base)
+        if self.exists:
+            check_column(self.experiment, self.column, config)
         return config
 
     @cached_property

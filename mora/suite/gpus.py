@@ -9,12 +9,25 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from queue import SimpleQueue
+
+from mora.errors import ConfigError
 
 MIB = 2**20
 MPS = "nvidia-cuda-mps-control"
 MPS_S = 90.0  # the time limit of a call, in which torch may have to be imported
 PRODUCT = "import torch; a = torch.ones(64, 64, device='cuda'); assert (a @ a).sum() > 0"
+
+
+@dataclass
+class Gpu:
+    """A GPU as the driver reports it. `busy`: its utilisation in percent, one sample per look that had one."""
+
+    index: str
+    total_gib: float
+    used_gib: float = 0.0
+    busy: list[float] = field(default_factory=list)
 
 
 def visible() -> list[str]:
@@ -37,6 +50,38 @@ def query(*what: str) -> list[list[str]]:
     command = ["nvidia-smi", f"--query-gpu={','.join(what)}", "--format=csv,noheader,nounits"]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     return [row.split(", ") for row in answer.stdout.splitlines()] if answer.returncode == 0 else []
+
+
+def read_gpus(wanted: list[str]) -> list[Gpu]:
+    """Return those GPUs with known memory that `wanted` names, by index or UUID; if it is empty, those of `visible`.
+
+    There are none without a driver. A GPU whose memory the driver does not tell (`[N/A]`, as when it is lost) is left out.
+    """
+    wanted, found = wanted or visible(), []
+    for index, uuid, *numbers in query("index", "uuid", "memory.total", "memory.used", "utilization.gpu"):
+        total, used, busy = map(_number, numbers)
+        if _is_named(index, uuid, wanted) and total is not None and used is not None:
+            found.append(Gpu(index, total / 1024, used / 1024, [] if busy is None else [busy]))
+    return found
+
+
+def check_named(wanted: list[str]) -> None:
+    """Raise ConfigError if one of these is not a GPU that can be used here."""
+    for name in wanted:
+        if not read_gpus([name]):
+            there = ", ".join(gpu.index for gpu in read_gpus([])) or "none"
+            raise ConfigError(f"--gpus {name}: no GPU whose memory nvidia-smi shows; there are {there}")
+
+
+def _is_named(index: str, uuid: str, wanted: list[str]) -> bool:
+    return index in wanted or any(name.startswith("GPU-") and uuid.startswith(name) for name in wanted)
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 @contextmanager

@@ -14,13 +14,14 @@ from typing import Any
 
 import yaml
 
+from mora import digests
 from mora.config import ConfigError, RunConfig, run_id, source
 from mora.config.run_id import documents_path, log_path, result_path, spectrum_path
 from mora.config.source import ROOT
 from mora.errors import short
 from mora.io import locked, output_dir, replace_file
 
-from . import digests, fit, preflight
+from . import fit, preflight
 from .usable import done, is_current, result_of
 
 
@@ -229,8 +230,8 @@ def repeat(config: RunConfig) -> Path | None:
         if not free or not result_path(config).is_file():
             return None
         there = result_path(config).parent / "earlier"
-        number = len(list(there.glob(f"{run_id(config)}.*[0-9].json"))) + 1
-        return _move(config, "earlier", str(number))
+        numbers = [path.stem.rpartition(".")[2] for path in there.glob(f"{run_id(config)}.*.json")]
+        return _move(config, "earlier", str(1 + max((int(n) for n in numbers if n.isdecimal()), default=0)))
 
 
 def _move(config: RunConfig, where: str, mark: str) -> Path:

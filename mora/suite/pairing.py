@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mora import digests
 from mora.config import RunConfig
 from mora.config.run_id import documents_path
 from mora.evaluate import documents
@@ -16,7 +17,6 @@ from mora.evaluate.aggregate import bootstrap, standard_error
 from mora.evaluate.logged import LoggedSamples
 from mora.evaluate.metrics import documents_of, members
 
-from . import digests
 from .cells import CellRuns
 from .claims import Unit
 

@@ -20,7 +20,8 @@ from mora.errors import MoraError
 from .launch import ROOT
 
 PREFIX = "hydra.launcher."  # begins those settings of --set that are options of the job, as for run.py
-OTHER_NAMES = {"timeout_min": "time", "mem_gb": "mem"}
+OTHER_NAMES = {"timeout_min": "time", "mem_gb": "mem", "name": "job-name", "signal_delay_s": "signal"}
+FORMS = {"mem_gb": "{}G", "signal_delay_s": "TERM@{}"}
 
 
 def in_job() -> bool:
@@ -58,11 +59,11 @@ def script(command: Sequence[str], hardware: Hardware, tasks: int, options: dict
     }
     for key, value in options.items():
         name = OTHER_NAMES.get(key, key).replace("_", "-")
-        wanted[name] = f"{value}G" if key == "mem_gb" else value
+        wanted[name] = FORMS.get(key, "{}").format(value)
     lines = [f"#SBATCH --{name}={value}" for name, value in wanted.items()]
     run = f"srun --unbuffered {shlex.join([sys.executable, *command])}"
     begin = [f"cd {shlex.quote(str(ROOT))}", "export SUBMITIT_EXECUTOR=slurm"]  # for launch.rendezvous
-    return "\n".join(["#!/bin/bash", *lines, "", *begin, run, ""])
+    return "\n".join(["#!/bin/bash", *lines, "", *begin, *launcher["setup"], run, ""])
 
 
 def command(args: argparse.Namespace, settings: Sequence[str]) -> list[str]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from mora import digests
 from mora.config import RunConfig, source
 from mora.config.run_id import log_path
 from mora.errors import DamagedFileError
 from mora.results import STORE, RunResult, log_digest
 from mora.train import log
-
-from . import digests
 
 
 def result_of(config: RunConfig) -> RunResult | None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import runpy
 import signal
@@ -62,6 +63,8 @@ def load(script):
     ("script", "arguments", "expected"),
     [
         ("check_gpu", ["large", "--ranks", "16"], "check_gpu.py: --ranks 16: torch sees "),
+        ("check_gpu", ["large", "--only", "dora"], "check_gpu.py: error: --only dora: large has mora, remora, lora"),
+        ("check_gpu", ["methods", "--jobs", "0"], "argument --jobs: '0': expected a whole number above 0"),
         ("check_multi_gpu", ["--ranks", "99"], "check_multi_gpu.py: hardware.micro_batch_size=0: input should"),
         ("collect_results", ["/no/such/folder"], "collect_results.py: /no/such/folder holds no *.json"),
         ("lora_conversion_error", ["--r", "0"], "argument --r: '0': expected a whole number above 0"),
@@ -137,6 +140,8 @@ def test_after_sigterm_the_table_is_whole_and_nothing_goes_on(tmp_path):
         ({"from_one": 0.001}, "differs"),
         ({"norm": 0.002}, "differs"),
         ({"resumed": 0.001}, "differs"),
+        ({"resumed": math.nan}, "differs"),
+        ({"norm": math.nan}, "differs"),
     ],
 )
 def test_what_should_be_equal_is_and_what_only_rounds_elsewhere_stays_within_noise(differences, status):

@@ -90,6 +90,13 @@ def test_small_models_have_bars_of_their_own(step_result, shape, rotation, shari
     }
 
 
+def test_a_gpu_that_holds_no_case_has_a_table_all_the_same(step_result):
+    for case in step_result["scenarios"][0]["cases"]:
+        case |= {"ms": [], "error": "out of memory"}
+    assert "tiny, 2 x 32 tokens, 0 rounds" in (text := render.tables(step_result))
+    assert text.count("| out of memory |") == 5
+
+
 def test_what_was_measured_is_kept_when_a_later_scenario_fails(tmp_path, monkeypatch):
     (scenario,) = step.scenarios("smoke")
     monkeypatch.setattr(step, "scenarios", lambda extent: [scenario, replace(scenario, shape="no such shape")])

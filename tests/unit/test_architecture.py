@@ -15,7 +15,7 @@ from mora.io import ROOT
 # know torch and PEFT alone.
 LAYERS = (
     ("choices", "errors", "imports", "io", "padding", "ranks"),
-    ("frozen", "sizes"),
+    ("digests", "frozen", "sizes"),
     ("adapter",),
     ("restarts",),
     ("families",),

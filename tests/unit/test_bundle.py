@@ -1,11 +1,14 @@
 """A bundle: made, cut, carried, checked and unpacked; what is missing or another is named."""
 
+import hashlib
+import importlib.util
 import io
 import json
 import os
 import subprocess
 import sys
 import tarfile
+import zipfile
 
 import pytest
 
@@ -61,8 +64,6 @@ def test_a_piece_that_is_missing_or_another_is_named(made, tmp_path, damage, sai
 
 
 def test_nothing_is_written_outside_the_target(tmp_path):
-    import hashlib
-
     with tarfile.open(tmp_path / "bundle.000", "w") as tar:
         entry = tarfile.TarInfo("../outside")
         entry.size = 1
@@ -81,6 +82,8 @@ def test_nothing_is_written_outside_the_target(tmp_path):
         (["--extras", "none_such"], "--extras none_such: expected some of suite"),
         (["--extras", "--models", "none_such"], "--models none_such: expected one whose weights are a GGUF file"),
         (["--extras", "--data", "/none/such"], "--data /none/such: there is no such folder"),
+        (["--extras", "--piece-mib", "0"], "--piece-mib: '0': expected a whole number above 0"),
+        (["--extras", "--python", "312"], "--python: '312': expected a version from 3.11 on, such as 3.12"),
     ],
 )
 def test_what_cannot_be_packed_is_said(tmp_path, arguments, said):
@@ -90,12 +93,66 @@ def test_what_cannot_be_packed_is_said(tmp_path, arguments, said):
     assert not (tmp_path / "out").exists()
 
 
-def test_what_the_extras_need_is_what_their_packages_say():
-    import importlib.util
+@pytest.mark.parametrize("text", ["{", "{}", '["bundle.000"]'])
+def test_a_list_of_pieces_that_is_damaged_is_named(made, tmp_path, text):
+    (tmp_path / "pieces.json").write_text(text)
+    done = script("unpack_bundle.py", tmp_path, tmp_path / "there")
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == f"unpack_bundle.py: {tmp_path}/pieces.json is not the list of pieces that was made: bring it again\n"
+    )
 
-    spec = importlib.util.spec_from_file_location("make_bundle", ROOT / "scripts" / "make_bundle.py")
+
+def loaded(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    needed = module.needed(["suite", "deepspeed"])
+    return module
+
+
+def bundle_of(version, folder, python="3.11"):
+    """A bundle with one wheel."""
+    bundles, tree = loaded("make_bundle"), folder / "tree"
+    (tree / "wheels").mkdir(parents=True)
+    (tree / "wheels/python.txt").write_text(python)
+    with zipfile.ZipFile(tree / f"wheels/one-{version}-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("one.py", f"version = '{version}'")
+        of = f"one-{version}.dist-info"
+        wheel.writestr(
+            f"{of}/METADATA", f"Metadata-Version: 2.1\nName: one\nVersion: {version}\nRequires-Python: >={python}\n"
+        )
+        wheel.writestr(f"{of}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{of}/RECORD", "")
+    bundles._manifest(tree)
+    bundles._cut(tree, folder / "pieces", 2**20)
+    return folder / "pieces"
+
+
+def test_a_later_bundle_takes_the_place_of_an_earlier_one(tmp_path):
+    for version in ("1.0", "2.0"):
+        done = script("unpack_bundle.py", bundle_of(version, tmp_path / version), tmp_path / "there")
+        assert done.returncode == 0, done.stderr
+    assert {path.name for path in (tmp_path / "there/site").glob("one-*")} == {"one-2.0.dist-info"}
+
+
+def test_wheels_of_another_python_are_named_and_nothing_says_that_all_is_there(tmp_path):
+    done = script("unpack_bundle.py", bundle_of("1.0", tmp_path, python="3.99"), tmp_path / "there")
+    assert done.returncode == 1
+    assert "the wheels are for Python 3.99, and this is 3." in done.stderr
+    assert not (tmp_path / "there/env.sh").exists()
+
+
+def test_a_package_is_needed_with_every_extra_and_as_on_the_other_python(monkeypatch):
+    bundles = loaded("make_bundle")
+    of = {"a": ["b", "b[more]", "old; python_version < '3.12'"], "b": ["c; extra == 'more'"], "c": [], "old": []}
+    monkeypatch.setattr(bundles, "requires", lambda name: of.get(name, []))
+    monkeypatch.setattr(bundles.tomllib, "loads", lambda _: {"project": {"optional-dependencies": {"suite": ["a"]}}})
+    assert bundles.needed(["suite"], "3.12") == {"a", "b", "c"}
+    assert bundles.needed(["suite"], "3.11") == {"a", "b", "c", "old"}
+
+
+def test_what_the_extras_need_is_what_their_packages_say():
+    needed = loaded("make_bundle").needed(["suite", "deepspeed"], "3.12")
     assert {"torch", "lm-eval", "hydra-core", "antlr4-python3-runtime", "deepspeed", "ninja", "word2number"} <= needed
     assert not {"pytest", "ruff", "wandb"} & needed

@@ -19,8 +19,8 @@ def collect(tmp_path, monkeypatch):
     of = {source.NUMBERS: "known", source.EVERYTHING: "known-old"}
     monkeypatch.setattr(source, "fingerprint_of_commit", lambda commit, files: of[files])
 
-    def run(*more):
-        folders = [str(tmp_path / "from"), "--into", str(tmp_path / "into")]
+    def run(*more, folder="from"):
+        folders = [str(tmp_path / folder), "--into", str(tmp_path / "into")]
         monkeypatch.setattr(sys, "argv", ["collect_results.py", *folders, *more])
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(str(ROOT / "scripts" / "collect_results.py"), run_name="__main__")
@@ -115,6 +115,38 @@ def test_the_digests_of_what_is_brought_in_are_recorded(collect, run, tmp_path):
     assert [line.split()[1] for line in lines] == sorted(line.split()[1] for line in lines)
 
 
+def spectrum(folder, name):
+    (folder / "spectra").mkdir(exist_ok=True)
+    shutil.copy(next((ROOT / "results/spectra").glob(f"{name}.json")), folder / "spectra")
+
+
+def test_a_spectrum_is_brought_in_even_if_it_comes_later(collect, run, tmp_path):
+    shutil.copytree(run.parent, tmp_path / "queue" / "runs")
+    assert collect(folder="queue/runs") == 0
+    spectrum(tmp_path / "queue", RUN)
+    assert collect(folder="queue/runs") == 0
+    assert (tmp_path / "spectra" / run.name).is_file()
+    assert f"spectra/{run.name}" in (tmp_path / "digests.txt").read_text()
+
+
+def test_what_a_replaced_result_rested_on_goes_with_it(collect, run, tmp_path):
+    assert collect() == 0
+    resealed(run, wall_s=1.0)
+    run.with_suffix(".jsonl.zst").unlink()
+    kept = tmp_path / "documents" / f"{run.stem}.jsonl.zst"
+    assert collect() == 1
+    assert kept.is_file()
+    assert collect("--replace") == 0
+    assert not kept.exists()
+    assert "documents" not in (tmp_path / "digests.txt").read_text()
+
+
+def of_another_spectrum(run):
+    spectrum(run.parent.parent, OTHER)
+    folder = run.parent.parent / "spectra"
+    next(folder.iterdir()).rename(folder / run.name)
+
+
 def of_another_name(run):
     for file in list(run.parent.iterdir()):
         file.rename(file.with_name(file.name.replace(run.stem, "b")))
@@ -142,6 +174,7 @@ def of_other_documents(run):
         (of_another_log, ".log.jsonl", "is not the log that its result was written with"),
         (of_cut_documents, ".jsonl.zst", "or is truncated (decompression error"),
         (of_other_documents, ".jsonl.zst", "expected the documents of this run"),
+        (of_another_spectrum, ".json", "it is the spectrum of c4-lora-r128-lr2e-3-s2"),
     ],
 )
 def test_what_is_damaged_or_another_runs_is_refused_before_anything_is_copied(
@@ -153,4 +186,4 @@ def test_what_is_damaged_or_another_runs_is_refused_before_anything_is_copied(
     assert said.count("\n") == 1
     assert file in said
     assert reason in said
-    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.name != "from"]
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.name not in ("from", "spectra")]

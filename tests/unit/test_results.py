@@ -5,14 +5,13 @@ import random
 
 import pytest
 
-from mora import results
+from mora import digests, results
 from mora.config.cached_composition import compose_cached as compose
 from mora.config.run_id import result_path
 from mora.config.source import ROOT
 from mora.errors import DamagedFileError, MoraError
 from mora.evaluate import metrics
 from mora.results import Metric, ResultStore, RunResult
-from mora.suite import digests
 
 COMMITTED = ROOT / "results/runs/uuid-mora-r1-lr3e-3-s0-af9f52f0b5.json"
 
@@ -153,6 +152,12 @@ def test_the_direction_of_a_metric_is_its_tasks():
     assert metrics.key("bio_mmlu", "score") == "bio_mmlu.score"
 
 
+def test_the_metrics_of_a_runs_tasks_are_known_unless_one_is_lm_evals_own():
+    assert {"uuid_char_acc", "value_nll", "merged_value_nll"} <= metrics.of_tasks(["uuid"])
+    assert {"biomed_local.score", "bio_mmlu.score"} <= metrics.of_tasks(["biomed_local"])
+    assert metrics.of_tasks(["uuid", "arc_easy"]) is None
+
+
 def test_every_metric_of_the_committed_results_has_a_direction():
     folders = [ROOT / "results/runs", *(ROOT / "results/outdated").iterdir()]
     committed = [result for folder in folders for result in results.STORE.all(folder)]
@@ -177,7 +182,9 @@ def test_committed_evidence_has_a_digest_in_its_result_or_in_the_file_of_digests
     paths = sorted((folder / "runs").glob("*.json"))
     old = {f"runs/{path.stem}.log.jsonl" for path in paths if results.STORE.at(path).log_sha256 is None}
     named = digests.read(folder / digests.FILE)
-    assert named.keys() == old | {f"documents/{path.name}" for path in (folder / "documents").iterdir()}
+    assert named.keys() == old | {
+        f"{d}/{path.name}" for d in ("documents", "spectra") for path in (folder / d).iterdir()
+    }
     assert list(named) == sorted(named)
     for name in named:
         digests.check(folder / name)

@@ -101,7 +101,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("scoring", None if r.scoring_s is None else f"{r.scoring_s:,.0f} s of it"),
         ("step time", None if not r.speed or "step_s" not in r.speed else f"{1e3 * r.speed['step_s']:.0f} ms (median)"),
         (
-            "tokens a second",
+            "tokens with a loss, a second",
             None if not r.speed or "tokens_per_s" not in r.speed else f"{r.speed['tokens_per_s']:,.0f}",
         ),
         ("peak memory", _gib(r.peak_memory_bytes)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 from collections.abc import Iterable, Iterator
@@ -11,13 +10,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+from mora import digests
 from mora.config import RunConfig
 from mora.config.run_id import run_id
 from mora.errors import DataError, MoraError
 from mora.evaluate import documents
-from mora.results import STORE, RunResult
+from mora.results import STORE, RunResult, read_spectrum
 
-from .. import claims, commands, digests
+from .. import claims, commands
 from .. import experiment as experiments
 from ..cells import CellRun, CellRuns
 from ..contrasts import ResolvedTables
@@ -34,6 +34,10 @@ class Use(NamedTuple):
     label: str
     column: str
     searching: bool
+
+    @property
+    def number(self) -> str:
+        return number_of(self.name)
 
 
 class Point(NamedTuple):
@@ -187,7 +191,7 @@ def _without_evidence(folder: Path) -> dict[str, str]:
         for path in sorted((folder.parent / kind).glob(pattern)):
             try:
                 digests.check(path)
-                documents.read(path) if kind == "documents" else json.loads(path.read_text())
+                documents.read(path) if kind == "documents" else read_spectrum(path)
             except (DataError, ValueError) as error:
                 result = f"{path.name.partition('.json')[0]}.json"
                 STORE.leave_out(folder / result)

@@ -69,6 +69,7 @@ DAMAGE = [
     ("huge", RUN, RESULT, lambda path: b"[" * 100_000),
     ("nothing", PLAN, RESULT, lambda path: b""),
     ("cut", RENDER, SPECTRUM, lambda path: path.read_bytes()[:500]),
+    ("another run's", RENDER, SPECTRUM, lambda path: next(path.parent.glob("c4-lora-*-s1-*")).read_bytes()),
     ("wrong type", RENDER, BENCH, lambda path: changed(path, "scenarios", 3)),
     ("cut", RENDER, LOG, lambda path: path.read_bytes()[:5000]),
 ]
@@ -94,9 +95,14 @@ def test_compare_refuses_damaged_scores_in_one_line(copy):
     values = json.loads(zstandard.ZstdDecompressor().decompress(first.read_bytes(), 2**30))
     values["items"][3] = ["x", 255]
     wrong = zstandard.compress(json.dumps(values).encode())
+    elsewhere = copy / second.name
     for content in (first.read_bytes()[:100], b"", wrong):
-        second.write_bytes(content)
-        code, error = said(copy, ["mora.evaluate.compare", str(first), str(second)])
+        elsewhere.write_bytes(content)
+        code, error = said(copy, ["mora.evaluate.compare", str(first), str(elsewhere)])
         assert (code, error.count("\n")) == (2, 1), error
-        assert f"{second} holds no document scores" in error
-        assert second.read_bytes() == content
+        assert f"{elsewhere} holds no document scores" in error
+        assert elsewhere.read_bytes() == content
+    shutil.copy(first, second)
+    code, error = said(copy, ["mora.evaluate.compare", str(first), str(second)])
+    assert (code, error.count("\n")) == (2, 1), error
+    assert f"{second} is damaged: it is not the file that" in error

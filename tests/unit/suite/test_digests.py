@@ -5,12 +5,15 @@ import json
 import pytest
 from made_up import write
 
+from mora import digests
 from mora.config.cached_composition import compose_cached as compose
-from mora.config.run_id import documents_path, log_path
+from mora.config.run_id import documents_path, log_path, run_id, spectrum_path
 from mora.errors import DamagedFileError
 from mora.evaluate import documents
 from mora.evaluate.logged import LoggedSamples
-from mora.suite import digests, launch, pairing
+from mora.results import MODULES
+from mora.suite import launch, pairing
+from mora.suite.figures import spectrum_of
 from mora.suite.usable import log_of, result_of
 
 pytestmark = pytest.mark.usefixtures("nothing_measured")
@@ -54,6 +57,28 @@ def test_a_swapped_log_that_its_result_has_no_digest_of_is_refused_if_it_is_name
         DamagedFileError, match=r"\.log\.jsonl is damaged: .* restore it, or, if its run was made again"
     ):
         log_of(run, result)
+
+
+def spectrum(path, **more):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"kinds": {kind: {"above_0.1": 3.0} for kind in MODULES}} | more))
+
+
+def test_another_runs_spectrum_is_refused(run):
+    path = spectrum_path(run)
+    spectrum(path, run_id=run_id(run))
+    assert spectrum_of(run).kinds["q_proj"] == {"above_0.1": 3.0}
+    spectrum(path, run_id="c4-lora-r128-lr2e-3-s0-0123456789")
+    with pytest.raises(
+        DamagedFileError, match=r"spectra/\S+ is damaged: it is the spectrum of c4-lora-r128\S+; bring back"
+    ):
+        spectrum_of(run)
+    spectrum(path)  # an early one, which names no run
+    digests.add(path)
+    assert spectrum_of(run)
+    spectrum(path, modules={})
+    with pytest.raises(DamagedFileError, match=r"it is not the file that \S+digests.txt has the sha256 of"):
+        spectrum_of(run)
 
 
 def test_a_run_that_is_made_again_is_no_longer_named(run):

@@ -242,3 +242,26 @@ def test_a_column_of_a_step_at_which_nothing_is_measured_is_refused_before_a_run
             ConfigError, match=f"column first, scale smoke: nothing is measured at step {step} of 300: "
         ):
             _ = spec.config
+
+
+@pytest.mark.parametrize(
+    ("metric", "why"),
+    [
+        ("uuid_char_accuracy", r"tasks=\['uuid'\] do not measure it: expected one of .*; did you mean uuid_char_acc"),
+        ("metamath_gsm8k.score", r"tasks=\['uuid'\] do not measure it: expected one of merged_validation_loss, "),
+        ("value_nll", "of unit percent, which shows shares times 100, expected a metric that grows"),
+    ],
+)
+def test_a_metric_that_is_not_measured_or_no_share_is_refused_before_a_run(metric, why):
+    table = experiments.checked("table9", own_table(column={"metric": metric}))
+    ((spec,),) = experiments.cell_specs(table, "smoke")
+    with pytest.raises(ConfigError, match=f"column first, scale smoke: metric {metric}: .*{why}"):
+        _ = spec.config
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("table2", "Table 2"), ("figure5", "Figure 5"), ("memory", "Memory"), ("table_merging", "Table: merging")],
+)
+def test_an_experiments_name_is_written_with_its_number_or_what_it_is_about(name, shown):
+    assert experiments.number_of(name) == shown

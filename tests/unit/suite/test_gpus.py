@@ -6,8 +6,9 @@ from threading import Barrier
 
 import pytest
 
+from mora.errors import ConfigError
 from mora.suite import gpus
-from mora.suite.gpus import GpuSlots, sharing_at_once, visible
+from mora.suite.gpus import Gpu, GpuSlots, check_named, read_gpus, sharing_at_once, visible
 
 
 def daemon(folder, python_fails=False):
@@ -81,3 +82,36 @@ def test_what_the_user_hid_stays_hidden(monkeypatch):
     assert visible() == ["2", "5"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert visible() == []
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    """Three GPUs: one whose utilisation nvidia-smi does not tell, as under MIG, and one that is lost."""
+    rows = [
+        ["0", "GPU-a1", "81920", "1024", "7"],
+        ["1", "GPU-b2", "40960", "0", "[N/A]"],
+        ["2", "GPU-c3", "[GPU is lost]", "[GPU is lost]", "[GPU is lost]"],
+    ]
+    wide = ("index", "uuid", "memory.total", "memory.used", "utilization.gpu")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(gpus, "query", lambda *what: [[row[wide.index(name)] for name in what] for row in rows])
+
+
+def test_what_the_driver_does_not_tell_is_left_out(driver):
+    assert read_gpus([]) == [Gpu("0", 80.0, 1.0, [7.0]), Gpu("1", 40.0, 0.0, [])]
+
+
+@pytest.mark.parametrize(
+    ("named", "seen"), [("1", ["1"]), ("GPU-a,GPU-b2", ["0", "1"]), ("", []), ("2", []), (None, ["0", "1"])]
+)
+def test_gpus_that_are_hidden_are_not_used_unless_they_are_asked_for(driver, monkeypatch, named, seen):
+    if named is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert [gpu.index for gpu in read_gpus([])] == seen
+    assert [gpu.index for gpu in read_gpus(["0"])] == ["0"]
+
+
+def test_a_gpu_that_is_not_here_is_named(driver):
+    check_named(["0", "1"])
+    with pytest.raises(ConfigError, match="--gpus 2: no GPU whose memory nvidia-smi shows; there are 0, 1"):
+        check_named(["0", "2"])

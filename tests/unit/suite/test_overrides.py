@@ -87,6 +87,12 @@ def test_results_are_made_in_a_folder_of_their_own_and_made_again_by_force(monke
     assert call(monkeypatch, tmp_path, *results, "--force", "--only", "method=mora") == 0
     assert len(list((tmp_path / "own" / "runs" / "earlier").glob("*.json"))) == 2 * again
 
+    for first in (tmp_path / "own" / "runs" / "earlier").glob("*.1.json"):
+        first.unlink()
+    assert call(monkeypatch, tmp_path, *results, "--force", "--only", "method=mora") == 0
+    kept = {path.name.split(".")[1] for path in (tmp_path / "own" / "runs" / "earlier").glob("*.json")}
+    assert kept == {"2", "3"}, "one that was removed makes no room for another"
+
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
@@ -160,6 +166,14 @@ def test_tasks_of_several_nodes_are_refused():
     hardware = compose([*SLURM, "hardware.nodes=2"]).hardware
     with pytest.raises(ConfigError, match=r"JOBS=4, hardware\.nodes=2: expected JOBS=1"):
         slurm.script(["x"], hardware, 4, {}, ROOT)
+
+
+def test_an_option_of_the_job_that_sbatch_has_under_another_name_replaces_the_preset():
+    options = {"name": "mine", "signal_delay_s": "300", "timeout_min": "60", "cpus_per_task": "8"}
+    made = slurm.script(["x"], compose(SLURM).hardware, 1, options, ROOT)
+    asked = dict(line.removeprefix("#SBATCH --").split("=") for line in made.splitlines() if line.startswith("#SBATCH"))
+    assert asked | {"job-name": "mine", "signal": "TERM@300", "time": "60", "cpus-per-task": "8"} == asked
+    assert not {"name", "signal-delay-s", "timeout-min"} & asked.keys()
 
 
 def test_a_table_is_handed_in_once_and_what_is_missing_again(monkeypatch, tmp_path, capsys, results):

@@ -103,7 +103,7 @@ def test_runs_start_in_order_as_far_as_memory_allows(queue):
     before_the_first_end = journal[: [e["event"] for e in journal].index("end")]
     assert len(events(before_the_first_end, "start")) == 3, "24 GiB each, of 80"
     assert events(journal, "sum")[0] | {"held_gpu_min": 0, "at": 0, "run_min": 0} == {
-        "event": "sum", "at": 0, "held_gpu_min": 0, "busy_percent": 50.0, "left": [], "run_min": 0, "ended": 4,
+        "event": "sum", "at": 0, "held_gpu_min": 0, "busy_percent": 50.0, "left": [], "failed": [], "run_min": 0, "ended": 4,
     }  # fmt: skip
 
 
@@ -184,8 +184,15 @@ def test_a_failure_is_tried_once_more_with_twice_the_memory(queue):
         24.0,
         pytest.approx(2 * (1.1 * 1.33 + 1.0), abs=0.1),
     ]
-    assert code == 0
-    assert events(journal, "sum")[0]["ended"] == 1
+    assert code == 1
+    (summed,) = events(journal, "sum")
+    assert (summed["ended"], summed["failed"], summed["left"]) == (1, [name], [])
+
+
+def test_a_result_that_does_not_count_is_made_again(queue):
+    write(compose(LINES[0].split()), {"value_nll": 1.0}, status="failed")
+    queue(LINES[:2])
+    assert Process.started == LINES[:2]
 
 
 def test_what_has_a_result_is_not_begun_again(queue):
@@ -354,6 +361,10 @@ def test_a_line_that_is_no_run_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("line", "why"),
     [
+        (
+            f"{SMOKE} hardware=gpu8 task.train.global_batch_size=16",
+            "hardware=gpu8 has 8 processes: a run of the queue has one GPU; use hardware=gpu1 here or start it by run.py",
+        ),
         ("@experiment table1 nope", "@experiment table1 nope: expected a scale after table1: paper, lite, mid, smoke"),
         ("[9 GiB] @experiment table1 smok", "@experiment table1 smok: .*; did you mean smoke?"),
         ("@experiment table1", "@experiment table1: expected a scale after table1: paper, "),
@@ -367,7 +378,7 @@ def test_a_line_that_is_no_run_is_named(tmp_path):
         ("@wait here", "@wait: expected `@wait` on a line of its own, or `@experiment NAME SCALE`"),
     ],
 )
-def test_a_misspelt_word_of_an_experiment_is_named(line, why, tmp_path):
+def test_a_line_that_no_gpu_can_run_or_of_a_misspelt_word_is_named(line, why, tmp_path):
     file = tmp_path / "queue.txt"
     file.write_text(f"# first\n{line}\n")
     pattern = re.escape(why).replace(r"\.\*", ".*")

@@ -1,7 +1,7 @@
 """The digests of evidence whose result does not name them: `results/digests.txt`, which `sha256sum -c` reads.
 
-It names the documents' scores of committed results, and the logs of those that were written without the digest of their log.
-A file that it does not name, such as that of a new run, is taken as it is.
+It names the documents' scores and the spectra of committed results, and the logs of those that were written without the
+digest of their log. A file that it does not name, such as that of a new run, is taken as it is.
 """
 
 from __future__ import annotations
