@@ -72,9 +72,7 @@ def needed(extras: list[str], python: str) -> set[str]:
     if unknown := [extra for extra in extras if extra not in optional]:
         raise ValueError(f"--extras {unknown[0]}: expected some of {', '.join(optional)}")
     there = {"python_version": python, "python_full_version": f"{python}.0"}
-    seen: set[tuple[str, str]] = (
-        set()
-    )  # with each extra, since a package may be needed with one here and without it there
+    seen: set[tuple[str, str]] = set()  # with its extra, since a package may be needed both with one and without it
     open_ = [Requirement(text) for extra in extras for text in optional[extra]]
     while open_:
         requirement = open_.pop()
@@ -127,11 +125,8 @@ def _fetch(folder: Path, requirement: str, python: str) -> None:
             f"{requirement}: there is no wheel for Python {python}, and none of pure Python could be built; "
             f"pip says: {short(done.stderr, 300) or 'nothing'}"
         )
-    local = [
-        "--no-index",
-        "--find-links",
-        str(built),
-    ]  # taken from there by the same rules, as it was built by this Python
+    # It was built by this Python, so pip takes it from there by the rules of the other machine's.
+    local = ["--no-index", "--find-links", str(built)]
     done = subprocess.run([*download[:-1], *local, requirement], capture_output=True, text=True)
     if done.returncode:
         raise ValueError(f"{requirement} is not for Python {python}; pip says: {short(done.stderr, 300)}")

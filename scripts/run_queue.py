@@ -15,8 +15,8 @@ their results, and 10%) fits beside what already runs there, and where the drive
 claims what the plan says of its training, or what scoring holds if that is more, or --unknown-gib. The first line that fits
 on no GPU yet keeps the one with the most room for itself; later lines may start on the others. A run that fails is tried
 once more with twice the claim.
-A run that could not end in the time left, by the times of like runs and the plan's measured steps on such a GPU, training as
-many times slower as there are runs on it, is not started; where none is left that could, the queue ends.
+A run that could not end in the time left is not started; where none is left that could, the queue ends. The times are those
+of like runs and of the plan's measured steps on such a GPU, of which every run that still trains has an equal part.
 With --mps the runs of a GPU compute at the same time, through NVIDIA MPS, instead of in turns; where that does not work, the
 queue says so and goes on without. A fatal fault of one run on the GPU then ends the others there, too, and killing
 one can make them hang, fail or compute wrong numbers: do not kill runs by hand (docs/airgapped.md).
@@ -32,8 +32,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -41,31 +41,29 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mora.config import ConfigError, RunConfig, compose, run_id
+from mora.config import ConfigError, RunConfig, run_id
 from mora.config.arguments import amount, positive_int
 from mora.config.run_id import documents_path, log_path, result_path, spectrum_path
 from mora.config.source import ROOT
-from mora.errors import MoraError, did_you_mean, nearest, one_line
+from mora.errors import MoraError, one_line
 from mora.results import read
-from mora.suite import commands, gpus
-from mora.suite import experiment as experiments
-from mora.suite.cell_filter import filter_cells
+from mora.suite import gpus, queue_file
 from mora.suite.gpus import Gpu, read_gpus
 from mora.suite.like_runs import LikeRuns
 from mora.suite.progress import last_row
+from mora.suite.queue_file import QueuedRun
 from mora.suite.usable import done
 
 POLL_S = 2.0
 SAVING_S = 60.0  # how long a run may take to save its checkpoint
 LAST_S = 10.0  # the time before the end at which a run that is still being scored is stopped, too
 SETTLING_S = 25.0  # the time after its start in which a run may not yet hold all of its memory
-CLAIM = re.compile(r"\[(\d+(?:\.\d+)?) ?GiB\]\s*")  # at the beginning of a line
 
 
 @dataclass
@@ -75,6 +73,7 @@ class Job:
     process: subprocess.Popen[bytes]
     gpu: Gpu
     started: float
+    trains_s: float  # how long the run would still train with the GPU to itself, in seconds
     asked: bool = False
 
     def ask_to_stop(self) -> None:
@@ -87,7 +86,7 @@ class Job:
 def main() -> int:
     options = _options()
     try:
-        _read(options.queue)
+        queue_file.read(options.queue)
         options.out.mkdir(parents=True, exist_ok=True)
         queue = Queue(options)
     except (MoraError, OSError) as error:
@@ -122,7 +121,7 @@ class Queue:
         self.spent_s = {"ended": 0.0, "not ended": 0.0}
         self.stopping = False
         self._said: set[str] = set()
-        self._read_at: tuple[tuple[int, int, int], list[tuple[str, RunConfig | None]]] = ((0, 0, 0), [])
+        self._read_at: tuple[tuple[int, int, int], list[QueuedRun | None]] = ((0, 0, 0), [])
 
     def run(self) -> int:
         self.note(event="queue", gpus=[gpu.index for gpu in self.gpus], minutes=self.options.minutes)
@@ -134,13 +133,13 @@ class Queue:
                 self.stop("the time is over")
             if not self.stopping:
                 self._start()
-            if not self.running and (self.stopping or all(self._too_long(config) for _, config in self._waiting())):
+            if not self.running and (self.stopping or all(self._too_long(run.config) for run in self._waiting())):
                 break
             time.sleep(POLL_S)
             self._look()
         held_s = (time.monotonic() - self.began) * len(self.gpus)
         samples = [busy for gpu in self.gpus for busy in gpu.busy]
-        left = [run_id(config) for _, config in self._waiting()]
+        left = [run_id(run.config) for run in self._waiting()]
         failed = [name for name, how in self.ended.items() if how == "failed"]
         self.note(
             event="sum", held_gpu_min=round(held_s / 60, 2), left=left, failed=failed,
@@ -151,12 +150,17 @@ class Queue:
         return 1 if left or failed else 0
 
     def _look(self) -> None:
-        """Ask the driver how full and how busy the GPUs are. One that it does not report now keeps its last numbers."""
+        """Ask the driver how full and how busy the GPUs are, and the logs how far the runs are.
+
+        A GPU that the driver does not report now keeps its last numbers.
+        """
         seen = {gpu.index: gpu for gpu in read_gpus([gpu.index for gpu in self.gpus])}
         for mine in self.gpus:
             if gpu := seen.get(mine.index):
                 mine.used_gib = gpu.used_gib
                 mine.busy += gpu.busy
+        for job in self.running:
+            job.trains_s = self._still_trains_s(job.config)
 
     def stop(self, why: str, jobs: list[Job] | None = None) -> None:
         """Ask these runs (None: all) to save a checkpoint and end, and start no more runs."""
@@ -182,25 +186,26 @@ class Queue:
             self._said.add(text)
             self.note(event="wrong", what=text)
 
-    def _waiting(self) -> list[tuple[str, RunConfig]]:
+    def _waiting(self) -> list[QueuedRun]:
         """Return the runs that may start now: not done, running or given up, and above the first @wait that still waits.
 
         A result that does not count, as it is of changed source, is no end: run.py sets it aside and does the run again.
         """
         taken = {run_id(job.config) for job in self.running}
-        open_, before = [], False
-        for line, config in self._lines():
-            if config is None:
+        open_: list[QueuedRun] = []
+        before = False
+        for run in self._runs():
+            if run is None:
                 if before:
                     break
                 continue
-            name = run_id(config)
+            name = run_id(run.config)
             if name in taken:
                 before = True
-            elif name not in self.ended and not self._is_done(config):
+            elif name not in self.ended and not self._is_done(run.config):
                 before = True
                 taken.add(name)  # a second line of the same run
-                open_.append((line, config))
+                open_.append(run)
         return open_
 
     def _is_done(self, config: RunConfig) -> bool:
@@ -210,40 +215,44 @@ class Queue:
             self.complain(error)
             return True
 
-    def _lines(self) -> list[tuple[str, RunConfig | None]]:
+    def _runs(self) -> list[QueuedRun | None]:
         """Return the lines of the file, read again if it has changed or a run has ended. While it is wrong, the old stay."""
         try:
             state = (self.options.queue.stat().st_mtime_ns, len(self.ended), sum(self.tries.values()))
             if state != self._read_at[0]:
-                self._read_at = (state, _read(self.options.queue))
+                self._read_at = (state, queue_file.read(self.options.queue))
         except (MoraError, OSError) as error:
             self.complain(error)
         return self._read_at[1]
 
     def _start(self) -> None:
         kept: Gpu | None = None
-        for line, config in self._waiting():
+        for run in self._waiting():
             free = [gpu for gpu in self.gpus if gpu is not kept]
             if not free or len(self.running) >= self.options.jobs * len(self.gpus):
                 return
             gpu = max(free, key=self._room)
-            if self._too_long(config, beside=sum(job.gpu is gpu for job in self.running)):
+            if self._too_long(run.config, [job.trains_s for job in self.running if job.gpu is gpu]):
                 continue
-            named = CLAIM.match(line)
-            claim = float(named[1]) if named else self.like_runs.claim_gib(config, self.options.unknown_gib)
-            claim *= 2 ** self.tries.get(run_id(config), 0)
+            claim = run.claim_gib or self.like_runs.claim_gib(run.config, self.options.unknown_gib)
+            claim *= 2 ** self.tries.get(run_id(run.config), 0)
             if self._room(gpu) < min(claim, 0.9 * gpu.total_gib):
                 kept = kept or gpu  # or a large run might never start
                 continue
             try:
-                self._launch(line, config, gpu, claim)
+                self._launch(run, gpu, claim)
             except OSError as error:  # such as a full disk; the next look tries again
                 return self.complain(error)
 
-    def _too_long(self, config: RunConfig, beside: int = 0) -> bool:
-        """Return whether a run like this one could not end in the time left beside `beside` others on its GPU."""
-        expected = self.like_runs.expected_s(config, beside)
+    def _too_long(self, config: RunConfig, beside_s: Sequence[float] = ()) -> bool:
+        """Return whether the run could not end in the time left beside runs that still train so long."""
+        expected = self.like_runs.expected_s(config, beside_s)
         return expected is not None and time.monotonic() + expected > self.ends + SAVING_S
+
+    def _still_trains_s(self, config: RunConfig) -> float:
+        """Return the seconds that a run would still train with the GPU to itself; infinite if its steps were never timed."""
+        whole_s = self.like_runs.training_s(config)
+        return math.inf if whole_s is None else whole_s * (1 - _steps_done(config) / max(1, config.last_step))
 
     def _room(self, gpu: Gpu) -> float:
         """Return the GiB that are neither claimed nor in use. Runs that have just started count with their whole claim."""
@@ -254,7 +263,8 @@ class Queue:
         settling = sum(job.claim_gib for job in jobs if time.monotonic() - job.started < SETTLING_S)
         return 0.97 * gpu.total_gib - max(claimed, gpu.used_gib + settling)
 
-    def _launch(self, line: str, config: RunConfig, gpu: Gpu, claim: float) -> None:
+    def _launch(self, run: QueuedRun, gpu: Gpu, claim: float) -> None:
+        config = run.config
         output = open(self.options.out / f"{run_id(config)}.txt", "ab")  # noqa: SIM115 - the process keeps it
         # MORA_SIDE_BY_SIDE is the most runs that may come to share the GPU: a run that others join was not alone on it.
         beside = 1 + sum(job.gpu is gpu for job in self.running)
@@ -262,10 +272,10 @@ class Queue:
         env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # nvidia-smi's; by CUDA's own, GPU 0 is the fastest
         env["MORA_SIDE_BY_SIDE"] = str(self.options.jobs)
         env.setdefault("OMP_NUM_THREADS", "2")
-        command = [sys.executable, str(ROOT / "run.py"), *shlex.split(_without_claim(line))]
+        command = [sys.executable, str(ROOT / "run.py"), *shlex.split(run.arguments)]
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, env=env)
         output.close()
-        self.running.append(Job(config, claim, process, gpu, time.monotonic()))
+        self.running.append(Job(config, claim, process, gpu, time.monotonic(), self._still_trains_s(config)))
         self.note(event="start", run=run_id(config), gpu=gpu.index, claim_gib=round(claim, 1), beside=beside)
 
     def _collect(self) -> None:
@@ -300,77 +310,15 @@ class Queue:
 
 def _is_trained(config: RunConfig) -> bool:
     """Return whether the run has taken its last step. That step has a checkpoint, so only the scores are missing."""
+    return config.knows_steps and _steps_done(config) == config.last_step
+
+
+def _steps_done(config: RunConfig) -> int:
+    """Return the step of the last row in the run's log; 0 without one."""
     try:
-        return config.knows_steps and last_row(config).get("step") == config.last_step
+        return int(last_row(config).get("step", 0))
     except (MoraError, OSError):  # a log that cannot be read must not end the queue
-        return False
-
-
-def _read(path: Path) -> list[tuple[str, RunConfig | None]]:
-    """Return the runs of the file, with None for @wait. Raises OSError, or ConfigError, which names the line."""
-    entries: list[tuple[str, RunConfig | None]] = []
-    for number, text in enumerate(_text(path).splitlines(), 1):
-        line = text.split("#")[0].strip()
-        try:
-            if line == "@wait":
-                entries.append((line, None))
-            elif line.startswith("[") and not CLAIM.match(line):
-                raise ConfigError(f"{line}: expected a claim such as [30 GiB] before the run")
-            elif (words := _without_claim(line)).startswith("@"):
-                claim = line.removesuffix(words)
-                entries += [(one, _compose(one)) for one in (claim + run for run in _experiment(*shlex.split(words)))]
-            elif line:
-                entries.append((line, _compose(line)))
-        except (ValueError, FileNotFoundError, TypeError) as error:  # ValueError also for an unclosed quote
-            raise ConfigError(f"{path}, line {number}: {one_line(error)}") from error
-    return entries
-
-
-def _text(path: Path) -> str:
-    raw = path.read_bytes()
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        number = raw.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{path}, line {number}: not UTF-8, which the file must be: {error}") from error
-
-
-def _without_claim(line: str) -> str:
-    return line[claim.end() :] if (claim := CLAIM.match(line)) else line
-
-
-@cache
-def _compose(line: str) -> RunConfig:
-    config = compose(shlex.split(_without_claim(line)))
-    if (ranks := config.hardware.world_size) > 1:
-        raise ConfigError(
-            f"hardware={config.hardware.name} has {ranks} processes: a run of the queue has one GPU; use hardware=gpu1 here "
-            "or start it by run.py"
-        )
-    return config
-
-
-def _experiment(word: str, name: str = "", scale: str = "", *only: str) -> list[str]:
-    """Return one line per missing run of `@experiment NAME SCALE ...`. Raises ConfigError, FileNotFoundError."""
-    if word != "@experiment":
-        meant = did_you_mean(nearest(word, {"@experiment", "@wait"} - {word}))
-        raise ConfigError(f"{word}: expected `@wait` on a line of its own, or `@experiment NAME SCALE`{meant}")
-    if not name:
-        raise ConfigError("@experiment: expected NAME SCALE after it, such as `@experiment table1 mid`")
-    experiment = experiments.load(name)
-    if scale not in experiment.scales:
-        known = ", ".join(experiment.scales) or "none, for it has no runs"
-        meant = did_you_mean(nearest(scale, experiment.scales))
-        raise ConfigError(f"@experiment {name} {scale}".strip() + f": expected a scale after {name}: {known}{meant}")
-    return _missing(experiment, scale, *only)
-
-
-def _missing(experiment: experiments.Experiment, scale: experiments.Scale, *only: str) -> list[str]:
-    """Return one line per missing run of the experiment that can start now. Raises ConfigError."""
-    rows = experiments.cell_specs(experiment, scale)
-    hardware = [word for word in only if word.startswith("hardware.")]
-    cells = filter_cells([cell for row in rows for cell in row], [w for w in only if w not in hardware])
-    return [shlex.join([*words, *hardware]) for words in commands.arguments(cells).values()]
+        return 0
 
 
 def gpu_name(index: str) -> str:

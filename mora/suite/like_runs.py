@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,28 +82,47 @@ class LikeRuns:
         scoring = SCORING * planned.weights if config.task.evaluation.tasks else 0.0
         return max(planned.gpu, scoring) / GIB * MARGIN + CONTEXT_GIB
 
-    def expected_s(self, config: RunConfig, beside: int = 0) -> float | None:
-        """Return the seconds that the run will take beside `beside` others on its GPU; None if its steps were never timed.
+    def expected_s(self, config: RunConfig, beside_s: Iterable[float] = ()) -> float | None:
+        """Return the seconds that the run will take; None if its steps were never timed.
 
-        - Training: the time of the steps, multiplied by 1 + beside. A step takes as long as in the fastest stretch of the
-          like runs whose number of steps is nearest. For runs that never had a GPU to themselves that is too long, so a
-          smaller time replaces it: the plan's, if it was measured on this GPU, else the median of these runs' `part_s`.
-        - The rest of the run: the median of those like runs.
-        - Scoring: the median of runs of the same task and model that are scored if this one is, or not if it is not.
+        It is the sum of its training, of the rest of the run (the median of like runs), and of scoring (the median of runs
+        of the same task and model that are scored if this one is, or not if it is not).
+
+        Args:
+            config: The run.
+            beside_s: For each run on the same GPU, the seconds that it would still train if it had the GPU to itself.
+                Runs get equal parts of a GPU. So, while this one trains, each other one takes as much of the GPU's time,
+                but no more than it needs.
+        """
+        training_s = self.training_s(config)
+        if training_s is None:
+            return None
+        shared_s = training_s + sum(min(left_s, training_s) for left_s in beside_s)
+        rest_s = statistics.median([timing.rest_s for timing in self._nearest(config)] or [0.0])
+        scoring_s = statistics.median(self.scoring_s.get(_scored(config.model_dump(mode="json"))) or [0.0])
+        return shared_s + rest_s + scoring_s
+
+    def training_s(self, config: RunConfig) -> float | None:
+        """Return the seconds that the run will train with the GPU to itself; None if its steps were never timed.
+
+        A step takes as long as in the fastest stretch of the like runs whose number of steps is nearest. For runs that
+        never had a GPU to themselves that is too long, so a smaller time replaces it: the plan's, if it was measured on
+        this GPU, else the median of these runs' `part_s`.
         """
         if not config.knows_steps:
             return None
-        known, planned_s = self.timings.get(_kind(config.model_dump(mode="json")), []), self._planned_s(config)
-        if not known and planned_s is None:
-            return None
+        nearest, planned_s = self._nearest(config), self._planned_s(config)
+        if not nearest:
+            return planned_s
+        lone_s = config.last_step * statistics.median(timing.part_s for timing in nearest)
+        fastest_s = config.last_step * min(timing.fastest_s for timing in nearest)
+        return min(lone_s if planned_s is None else planned_s, fastest_s)
+
+    def _nearest(self, config: RunConfig) -> list[Timing]:
+        """Return the times of those like runs whose number of steps is nearest to this run's."""
+        known = self.timings.get(_kind(config.model_dump(mode="json")), [])
         distance = min((abs(timing.steps - config.last_step) for timing in known), default=0)
-        nearest = [timing for timing in known if abs(timing.steps - config.last_step) == distance]
-        part_s = statistics.median([timing.part_s for timing in nearest] or [0.0])
-        lone_s = config.last_step * part_s if planned_s is None else planned_s
-        training_s = min([lone_s, *(config.last_step * timing.fastest_s for timing in nearest)])
-        rest_s = statistics.median([timing.rest_s for timing in nearest] or [0.0])
-        scoring_s = statistics.median(self.scoring_s.get(_scored(config.model_dump(mode="json"))) or [0.0])
-        return (1 + beside) * training_s + rest_s + scoring_s
+        return [timing for timing in known if abs(timing.steps - config.last_step) == distance]
 
     def _planned_s(self, config: RunConfig) -> float | None:
         """Return the seconds of training by the plan; None if the plan has no measurement of such steps on this GPU."""

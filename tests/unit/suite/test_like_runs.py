@@ -1,6 +1,7 @@
 """What a run will hold and take, from results of runs like it and from the plan."""
 
 import types
+from math import inf
 
 import pytest
 
@@ -46,7 +47,15 @@ def test_what_is_not_training_is_taken_as_it_was_and_a_step_at_its_fastest(like_
     config = compose(UUID.split())
     like_runs.add(result(config, wall_s=60.0, speed=speed(0.5, 0.1)))
     assert like_runs.expected_s(config) == pytest.approx(10.0 + 0.1 * config.last_step)
-    assert like_runs.expected_s(config, beside=2) == pytest.approx(10.0 + 3 * 0.1 * config.last_step)
+    assert like_runs.expected_s(config, [inf, inf]) == pytest.approx(10.0 + 3 * 0.1 * config.last_step)
+
+
+def test_a_run_beside_it_takes_of_the_gpu_what_it_still_needs_but_no_more_than_an_equal_part(like_runs, plan):
+    config = compose(UUID.split())
+    alone = 0.1 * config.last_step
+    like_runs.add(result(config, wall_s=60.0, speed=speed(0.5, 0.1)))
+    assert like_runs.training_s(config) == pytest.approx(alone)
+    assert like_runs.expected_s(config, [0.2 * alone, 7 * alone, 0.0]) == pytest.approx(10.0 + 2.2 * alone)
 
 
 def test_the_like_runs_nearest_in_steps_decide(like_runs, plan):
@@ -75,7 +84,7 @@ def test_runs_that_always_shared_their_gpu_take_no_longer_alone_than_the_plan_ha
     assert like_runs.expected_s(config) == pytest.approx(69.3 + 106), "what was measured on another GPU does not count"
     plan(0.3 / (14 * 1024))
     assert like_runs.expected_s(config) == pytest.approx(69.3 + 30)
-    assert like_runs.expected_s(config, beside=3) == pytest.approx(69.3 + 4 * 30)
+    assert like_runs.expected_s(config, [inf] * 3) == pytest.approx(69.3 + 4 * 30)
 
 
 def test_runs_that_never_had_their_gpu_alone_tell_by_their_part_of_it(like_runs, plan):
@@ -83,11 +92,13 @@ def test_runs_that_never_had_their_gpu_alone_tell_by_their_part_of_it(like_runs,
     n, shared = config.last_step, {"device": "NVIDIA H200", "runs_side_by_side": 4}
     for step_s in (0.8, 2.0, 1.6):
         like_runs.add(result(config, wall_s=10.0 + step_s * n, last_step=n, speed=speed(step_s, 0.7), hardware=shared))
-    assert like_runs.expected_s(config, beside=3) == pytest.approx(10.0 + 1.6 * n), "as the median of them"
-    assert like_runs.expected_s(config, beside=1) == pytest.approx(10.0 + 0.8 * n)
+    assert like_runs.expected_s(config, [inf] * 3) == pytest.approx(10.0 + 1.6 * n), "as the median of them"
+    assert like_runs.expected_s(config, [inf]) == pytest.approx(10.0 + 0.8 * n)
     length = module.length_of(config)
     plan(0.5 * n / (length.tokens * length.padding))
-    assert like_runs.expected_s(config, beside=3) == pytest.approx(10.0 + 4 * 0.5 * n), "the plan knows it of one alone"
+    assert like_runs.expected_s(config, [inf] * 3) == pytest.approx(10.0 + 4 * 0.5 * n), (
+        "the plan knows it of one alone"
+    )
 
 
 def test_scoring_takes_what_it_took_another_method(like_runs, plan):

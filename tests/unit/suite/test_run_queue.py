@@ -13,7 +13,7 @@ from made_up import write
 from mora.config import ConfigError, run_id, source
 from mora.config.cached_composition import compose_cached as compose
 from mora.config.source import ROOT
-from mora.suite import launch, like_runs
+from mora.suite import launch, like_runs, queue_file
 
 SMOKE = "task=uuid scale=smoke method=lora r=8"
 ON = {"device": "NVIDIA H200"}
@@ -263,15 +263,27 @@ def test_two_runs_that_only_one_by_one_can_end_in_time_are_not_run_side_by_side(
     assert [event["event"] for event in journal] == ["queue", "start", "end", "start", "end", "sum"]
 
 
+def test_a_run_may_start_beside_one_that_is_nearly_trained(queue, monkeypatch):
+    """Alone it would train 200 s of the 300, and the one beside it takes the GPU's time for only 20 s more."""
+    committed = queue.module.ROOT / "results" / "runs"
+    committed.mkdir(parents=True)
+    write(compose(LINES[0].split()), {"value_nll": 1.0}, run_id="x", wall_s=200.0, hardware=ON).rename(
+        committed / "x.json"
+    )
+    monkeypatch.setattr(queue.module, "_steps_done", lambda config: 0.9 * config.last_step)
+    _, journal = queue(LINES[:2], minutes=5)
+    assert [event["event"] for event in journal] == ["queue", "start", "start", "end", "end", "sum"]
+
+
 def test_a_wrong_edit_is_said_once_and_what_was_read_before_goes_on(queue, monkeypatch):
-    read, calls = queue.module._read, iter(range(10**6))
+    read, calls = queue_file.read, iter(range(10**6))
 
     def half_written(path):
         if 0 < next(calls) < 4:
             raise ConfigError("queue.txt, line 2: there is no such method")
         return read(path)
 
-    monkeypatch.setattr(queue.module, "_read", half_written)
+    monkeypatch.setattr(queue_file, "read", half_written)
     code, journal = queue(LINES)
     assert (code, Process.started) == (0, LINES)
     assert [event["what"] for event in events(journal, "wrong")] == ["queue.txt, line 2: there is no such method"]
@@ -328,59 +340,3 @@ def test_a_queue_goes_on_where_its_journal_cannot_be_written(queue, capsys):
         queue(LINES[:1])
     assert Process.started == LINES[:1]
     assert "run_queue.py: the journal is not written: [Errno 21] Is a directory" in capsys.readouterr().err
-
-
-def test_an_experiments_hardware_words_go_to_every_run_and_change_none(tmp_path):
-    module, words = load(), "@experiment table1 smoke task=metamath method=lora"
-    (tmp_path / "plain.txt").write_text(words)
-    (tmp_path / "rows.txt").write_text(f"{words} hardware.micro_batch_tokens=4096 hardware.micro_batch_size=null")
-    plain, rows = (module._read(tmp_path / name) for name in ("plain.txt", "rows.txt"))
-    assert [run_id(config) for _, config in rows] == [run_id(config) for _, config in plain]
-    assert {config.hardware.micro_batch_tokens for _, config in rows} == {4096}
-
-
-def test_an_experiments_claim_is_that_of_every_run(tmp_path):
-    module, words = load(), "@experiment table1 smoke task=metamath method=lora"
-    (tmp_path / "plain.txt").write_text(words)
-    (tmp_path / "claimed.txt").write_text(f"[18.5GiB] {words}")
-    plain, claimed = (module._read(tmp_path / name) for name in ("plain.txt", "claimed.txt"))
-    assert [line for line, _ in claimed] == [f"[18.5GiB] {line}" for line, _ in plain]
-    assert [config for _, config in claimed] == [config for _, config in plain]
-
-
-def test_a_line_that_is_no_run_is_named(tmp_path):
-    file = tmp_path / "queue.txt"
-    file.write_text(f"{LINES[0]}\ntask=uuid method=lora r=zero\n")
-    with pytest.raises(ConfigError, match=r"queue\.txt, line 2: .*r"):
-        load()._read(file)
-    file.write_text(f"[18 GB] {LINES[0]}\n")
-    with pytest.raises(ConfigError, match=r"line 1: \[18 GB\] .*: expected a claim such as \[30 GiB\]"):
-        load()._read(file)
-
-
-@pytest.mark.parametrize(
-    ("line", "why"),
-    [
-        (
-            f"{SMOKE} hardware=gpu8 task.train.global_batch_size=16",
-            "hardware=gpu8 has 8 processes: a run of the queue has one GPU; use hardware=gpu1 here or start it by run.py",
-        ),
-        ("@experiment table1 nope", "@experiment table1 nope: expected a scale after table1: paper, lite, mid, smoke"),
-        ("[9 GiB] @experiment table1 smok", "@experiment table1 smok: .*; did you mean smoke?"),
-        ("@experiment table1", "@experiment table1: expected a scale after table1: paper, "),
-        ("@experiment", "@experiment: expected NAME SCALE after it, such as `@experiment table1 mid`"),
-        ("@experiment tabel1 smoke", "there is no experiment 'tabel1'; there are .*; did you mean table1?"),
-        (
-            "@experiment table5 smoke",
-            "@experiment table5 smoke: expected a scale after table5: none, for it has no runs",
-        ),
-        ("@wiat", "@wiat: expected `@wait` on a line of its own, or `@experiment NAME SCALE`; did you mean @wait?"),
-        ("@wait here", "@wait: expected `@wait` on a line of its own, or `@experiment NAME SCALE`"),
-    ],
-)
-def test_a_line_that_no_gpu_can_run_or_of_a_misspelt_word_is_named(line, why, tmp_path):
-    file = tmp_path / "queue.txt"
-    file.write_text(f"# first\n{line}\n")
-    pattern = re.escape(why).replace(r"\.\*", ".*")
-    with pytest.raises(ConfigError, match=rf"queue\.txt, line 2: {pattern}"):
-        load()._read(file)
