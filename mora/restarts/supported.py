@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import fields
 from typing import Any
 
 from peft import LoraConfig, PeftModel
@@ -67,10 +68,15 @@ def _of_the_adapter(model: nn.Module) -> list[str]:
         reasons.append(
             f"init_lora_weights={config.init_lora_weights!r}: a restart begins as init_lora_weights=True does"
         )
-    for name in ("use_dora", "lora_bias", "target_parameters", "trainable_token_indices", "alora_invocation_tokens"):
+    for name in ("lora_bias", "target_parameters", "trainable_token_indices", *_variants(config)):
         if getattr(config, name, None):
             reasons.append(f"{name}: a restart of it is not defined; leave it out")
     return reasons
+
+
+def _variants(config: Any) -> list[str]:
+    """Return the options with which PEFT's LoRA adds another update than B A, or trains more than A and B: DoRA, KaSA, ..."""
+    return [field.name for field in fields(config) if field.metadata.get("is_lora_variant")]
 
 
 def _of_the_layers(model: Any) -> list[str]:

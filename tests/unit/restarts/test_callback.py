@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora.config import KasaConfig
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -209,12 +210,13 @@ def test_fsdp_is_refused(base, config, tmp_path):
     ("peft_config", "why"),
     [
         (LoraConfig(use_dora=True), "use_dora"),
+        (LoraConfig(kasa_config=KasaConfig()), "kasa_config"),
         (LoraConfig(init_lora_weights="orthogonal"), "init_lora_weights='orthogonal'"),
         (LoraConfig(target_modules=["embed_tokens"]), "Embedding"),
         (MoraConfig(r=2, init_weights=False), "init_weights=False"),
         (None, "expected a PEFT model"),
     ],
-    ids=["DoRA", "initialisation", "embedding", "random M", "no adapter"],
+    ids=["DoRA", "KaSA", "initialisation", "embedding", "random M", "no adapter"],
 )
 def test_adapters_whose_restart_is_not_defined_are_refused(peft_config, why, base, config, tmp_path):
     model = base if peft_config is None else get_peft_model(base, peft_config)
