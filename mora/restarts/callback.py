@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from peft import PeftModel
-from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mora.adapter.merged_base import FILE, MergedBase, adapter_folder, keep, kept, load
@@ -18,9 +17,9 @@ from mora.choices import Groups, MergeRounding
 from mora.ranks import barrier, rank
 
 from .layers import Adapted, sharing_layers
+from .rates import Rates
 from .reference_watch import ReferenceWatch
 from .restart import Restart, describe
-from .schedule import jagged
 from .supported import check_supported
 from .trainer_optimizer import optimizer_state
 
@@ -87,6 +86,7 @@ class RestartCallback(TrainerCallback):
         self._resume_from = resume_from
         self._restart: Restart | None = None
         self._base = MergedBase()
+        self._rates: Rates | None = None
         self._reference_watch: ReferenceWatch | None = None
         self.history: list[dict[str, float]] = []  # what each restart said, `Restart.apply`
 
@@ -106,7 +106,7 @@ class RestartCallback(TrainerCallback):
             self._restart.check_base()
         self._note(state)
         keep(model, self._base)
-        rewarm(scheduler, settings)
+        self._rates = Rates(scheduler, settings, state.global_step)
         if self._reference_watch is not None:  # of a training that an error ended
             self._reference_watch.remove()
         self._reference_watch = ReferenceWatch(model, layers)
@@ -114,7 +114,9 @@ class RestartCallback(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        assert self._rates is not None
         assert self._reference_watch is not None
+        self._rates.follow(state.global_step)
         self._reference_watch.seen = None  # an evaluation between steps may run the model as it likes
 
     def on_pre_optimizer_step(
@@ -214,36 +216,3 @@ def _check_groups(groups: Sequence[Groups] | None) -> None:
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
     return Path(args.output_dir) / f"checkpoint-{state.global_step}"
-
-
-def rewarm(scheduler: Any, settings: _Settings) -> None:
-    """Let the scheduler's learning rate climb from 0 after every restart; it stays a pure function of the step.
-
-    Raises: ValueError for a scheduler whose rate is none, or one that has been changed so already.
-    """
-    while not isinstance(scheduler, LambdaLR):
-        outer, scheduler = scheduler, getattr(scheduler, "scheduler", None)
-        if scheduler is None:
-            raise ValueError(
-                f"lr_scheduler_type: the learning rate is set by a {type(outer).__name__}; restarts need a LambdaLR, whose "
-                "rate is a function of the step: lr_scheduler_type='linear', 'cosine', 'constant', ..."
-            )
-    if any(hasattr(function, "restart_timing") for function in scheduler.lr_lambdas):
-        raise ValueError(
-            "RestartCallback: the scheduler already lets its rate climb after restarts, because an earlier train() used it "
-            "or because the Trainer has two RestartCallbacks: give every train() a scheduler of its own "
-            "(optimizers=(optimizer, scheduler) of a new Trainer), and the Trainer one RestartCallback"
-        )
-    scheduler.lr_lambdas = [_rewarmed(function, settings) for function in scheduler.lr_lambdas]
-    rates = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
-    scheduler._last_lr = [base * rate(scheduler.last_epoch) for base, rate in rates]
-    for group, lr in zip(scheduler.optimizer.param_groups, scheduler._last_lr, strict=True):
-        group["lr"] = lr
-
-
-def _rewarmed(function: Callable[[int], float], settings: _Settings) -> Callable[[int], float]:
-    def rate(step: int) -> float:
-        return jagged(function(step), step, settings)
-
-    rate.restart_timing = settings  # type: ignore[attr-defined]
-    return rate

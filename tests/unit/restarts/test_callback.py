@@ -62,6 +62,31 @@ def test_without_a_warm_up_no_update_is_lost(tmp_path):
     assert watch.rates == pytest.approx([LR * (1 - t / STEPS) for t in range(STEPS)])
 
 
+class Overflows(TrainerCallback):
+    """A real GradScaler, which skips the updates after which the count of steps is one of `at`."""
+
+    def __init__(self, accelerator, at):
+        self.accelerator, self.at = accelerator, at
+
+    def on_train_begin(self, args, state, control, model, optimizer, **kwargs):
+        optimizer.scaler = self.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+        optimizer.__setstate__(optimizer.__getstate__())  # as if it had been made with it
+        first = next(p for p in model.parameters() if p.requires_grad)
+        first.register_hook(lambda g: g * float("inf") if state.global_step + 1 in self.at else g)
+
+
+@pytest.mark.parametrize("skipped", [(1, 2), (4,), (5,), (7, 8, 9)])
+def test_after_updates_that_overflowed_the_rate_climbs_from_the_restart_all_the_same(skipped, tmp_path):
+    trainer, _, watch = trainer_for("remora", tmp_path, fp16=True)
+    trainer.add_callback(Overflows(trainer.accelerator, skipped))
+    trainer.train()
+    expected = []
+    for step in range(STEPS):
+        base = LR * (1 - (step - sum(s <= step for s in skipped)) / STEPS)  # the schedule waits, as without restarts
+        expected.append(base * (1 if step < EVERY else min(1, step % EVERY / WARMUP)))
+    assert watch.rates == pytest.approx(expected)
+
+
 class Kinds(TrainerCallback):
     """The kind of groups after each step."""
 
