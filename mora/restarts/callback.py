@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
 from peft import PeftModel
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, load_peft_weights
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mora.adapter.merged_base import FILE, MergedBase, adapter_folder, keep, kept, load
@@ -24,6 +26,8 @@ from .supported import check_supported
 from .trainer_optimizer import optimizer_state
 
 logger = logging.getLogger(__name__)
+
+WEIGHTS = (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)  # of an adapter, as PEFT calls them
 
 
 @dataclass(frozen=True)
@@ -183,9 +187,28 @@ class RestartCallback(TrainerCallback):
     def _resume(self, checkpoint: Path, step: int) -> None:
         assert self._restart is not None
         folder = Path(self._resume_from or checkpoint)
+        self._check_adapter(folder)
         saved = load(next((place for place in self._places(folder) if (place / FILE).is_file()), folder), step)
         self._restart.settings = self._settings_of(saved, folder)
         self._restart.load_state_dict({"count": saved.count, "shadow": saved.shadow})
+
+    def _check_adapter(self, folder: Path) -> None:
+        """Check that the checkpoint is the one that the Trainer resumes, which a callback is not told.
+
+        Raises: ValueError where its adapter is another than the model's.
+        """
+        assert self._restart is not None
+        there = [place for place in self._places(folder) if any((place / name).is_file() for name in WEIGHTS)]
+        weights = load_peft_weights(str(there[0]), device="cpu") if there else {}
+        for layer in self._restart.layers:
+            with self._restart.engine.gathered(list(layer.adapter.values()), write=False):
+                for name, p in layer.adapter.items():
+                    saved = weights.get(f"{layer.name}.{name}.weight")
+                    if saved is not None and not torch.equal(saved.to(p.dtype), p.detach().cpu()):
+                        raise ValueError(
+                            f"{name} of {layer.name} in {there[0]} is not what the Trainer has loaded, so the merged base there "
+                            "is another training's: name the checkpoint that is resumed, RestartCallback(resume_from=folder)"
+                        )
 
     def _settings_of(self, saved: MergedBase, folder: Path) -> _Settings:
         """Return the settings with the groups in the checkpoint's order. The adapter's own kind may be that of a later life.

@@ -75,7 +75,7 @@ def _of_the_adapter(model: nn.Module) -> list[str]:
 
 
 def _variants(config: Any) -> list[str]:
-    """Return the options with which PEFT's LoRA adds another update than B A, or trains more than A and B: DoRA, KaSA, ..."""
+    """Return the options with which PEFT's LoRA adds another update than B A, or trains more: DoRA, KaSA, ..."""
     return [field.name for field in fields(config) if field.metadata.get("is_lora_variant")]
 
 

@@ -55,6 +55,16 @@ def test_a_resumed_run_goes_on_as_the_one_that_was_not_cut(method, stop, tmp_pat
     assert restart.history[-1]["restart"] == 3
 
 
+@pytest.mark.parametrize("method", ["relora", "remora"])
+def test_the_base_of_another_trainings_checkpoint_is_refused(method, tmp_path):
+    ours, others = tmp_path / "ours", tmp_path / "others"
+    trainer_for(method, ours, stop=6, **SAVING)[0].train()
+    trainer_for(method, others, stop=6, learning_rate=LR / 2, **SAVING)[0].train()
+    trainer, _, _ = trainer_for(method, others)
+    with pytest.raises(ValueError, match=r"in .*others.* is not what the Trainer has loaded.*resume_from=folder"):
+        trainer.train(resume_from_checkpoint=str(ours / "checkpoint-6"))
+
+
 def test_without_a_warm_up_no_update_is_lost(tmp_path):
     trainer, restart, watch = trainer_for("remora", tmp_path)
     restart._settings = replace(restart._settings, warmup_steps=0)
