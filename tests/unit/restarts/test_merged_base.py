@@ -167,6 +167,26 @@ def test_an_adapter_whose_base_is_another_says_so_when_it_is_loaded(tmp_path):
         PeftModel.from_pretrained(base, tmp_path / "last")
 
 
+def test_a_restarted_adapter_is_not_trained_on_without_its_base(cut):
+    trainer, restart, watch = trainer_for("remora", cut)
+    trainer.remove_callback(restart)
+    with pytest.raises(ValueError, match="saved after 1 restarts, .* give the Trainer a RestartCallback, or"):
+        trainer.train(resume_from_checkpoint=True)
+    assert not watch.steps
+    restore_base(trainer.model, cut / "checkpoint-6")
+    trainer.model.train()(input_ids=torch.tensor([[3, 4]]))
+
+
+def test_the_weights_of_an_earlier_life_are_not_trained_on_with_a_later_base(tmp_path):
+    trainer, _, _ = trainer_for("remora", tmp_path, stop=10, **SAVING)
+    trainer.train()
+    trainer.model.load_adapter(tmp_path / "checkpoint-8", "default")  # of the same life as the base
+    trainer.model.train()(input_ids=torch.tensor([[3, 4]]))
+    trainer.model.load_adapter(tmp_path / "checkpoint-6", "default")
+    with pytest.raises(ValueError, match="saved after 1 restarts"):
+        trainer.model.train()(input_ids=torch.tensor([[3, 4]]))
+
+
 def test_a_checkpoint_without_the_merged_base_is_refused(cut):
     (cut / "checkpoint-6" / FILE).unlink()
     with pytest.raises(ValueError, match=r"restarts\.safetensors is missing"):
