@@ -207,7 +207,8 @@ class RestartCallback(TrainerCallback):
                     if saved is not None and not torch.equal(saved.to(p.dtype), p.detach().cpu()):
                         raise ValueError(
                             f"{name} of {layer.name} in {there[0]} is not what the Trainer has loaded, so the merged base "
-                            "there is another training's: name the checkpoint that is resumed, RestartCallback(resume_from=folder)"
+                            "there is another training's: name the checkpoint that is resumed, "
+                            "RestartCallback(resume_from=folder)"
                         )
 
     def _settings_of(self, saved: MergedBase, folder: Path) -> _Settings:

@@ -170,7 +170,7 @@ def test_an_adapter_whose_base_is_another_says_so_when_it_is_loaded(tmp_path):
 def test_a_restarted_adapter_is_not_trained_on_without_its_base(cut):
     trainer, restart, watch = trainer_for("remora", cut)
     trainer.remove_callback(restart)
-    with pytest.raises(ValueError, match="saved after 1 restarts, .* give the Trainer a RestartCallback, or"):
+    with pytest.raises(ValueError, match=r"saved after 1 restarts, .* give the Trainer a RestartCallback, or"):
         trainer.train(resume_from_checkpoint=True)
     assert not watch.steps
     restore_base(trainer.model, cut / "checkpoint-6")
