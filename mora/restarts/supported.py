@@ -30,7 +30,14 @@ def check_supported(args: TrainingArguments, model: nn.Module) -> list[Adapted]:
     if reasons:
         raise ValueError(f"RestartCallback: {reasons[0]}")
     assert isinstance(model, PeftModel)
-    return adapted_layers(model)
+    layers = adapted_layers(model)
+    devices = sorted({str(p.device) for layer in layers for p in (layer.base, *layer.adapter.values())})
+    if len(devices) > 1:
+        raise ValueError(
+            f"RestartCallback: the adapted layers are on {', '.join(devices)}, and a process restarts what is on one device: "
+            "load the base without device_map, and start one process per GPU with torchrun or accelerate launch"
+        )
+    return layers
 
 
 def _of_the_arguments(args: TrainingArguments) -> list[str]:

@@ -259,6 +259,13 @@ def test_adapters_whose_restart_is_not_defined_are_refused(peft_config, why, bas
         check_supported(arguments(tmp_path, config), model)
 
 
+def test_layers_on_several_devices_are_refused(config, tmp_path):
+    model = get_peft_model(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), MoraConfig(r=1, target_modules=["0", "1"]))
+    model.base_model.model[1].to("meta")
+    with pytest.raises(ValueError, match="RestartCallback: the adapted layers are on cpu, meta, .* without device_map"):
+        check_supported(arguments(tmp_path, config), model)
+
+
 def test_a_weight_that_two_modules_share_is_refused(config, tmp_path):
     class Tied(nn.Module):
         def __init__(self):
