@@ -34,8 +34,8 @@ def check_supported(args: TrainingArguments, model: nn.Module) -> list[Adapted]:
     devices = sorted({str(p.device) for layer in layers for p in (layer.base, *layer.adapter.values())})
     if len(devices) > 1:
         raise ValueError(
-            f"RestartCallback: the adapted layers are on {', '.join(devices)}, and a process restarts what is on one device: "
-            "load the base without device_map, and start one process per GPU with torchrun or accelerate launch"
+            f"RestartCallback: the adapted layers are on {', '.join(devices)}, and a restart needs them on one: load "
+            "the base without device_map, and start one process per GPU with torchrun or accelerate launch"
         )
     return layers
 

@@ -257,6 +257,26 @@ def unlike_ranks():
     return "passed"
 
 
+def changed_base():
+    engine, restarts = make("relora", "ddp")
+    batches, failures = RankShard(random_batches(4)), []
+    one_step(engine, batches, 0)
+    restarts.apply(5)
+    restarts.layers[0].base.data.mul_(1.5)  # which rank 0 alone can compare with the exact sum
+    for check in (restarts.check_base, restarts.apply):
+        try:
+            check()
+        except RestartFailed as error:
+            failures.append(str(error))
+    return failures
+
+
+def test_every_rank_ends_where_the_first_finds_a_changed_base(ranks):
+    for failures in ranks(changed_base):
+        assert len(failures) == 2
+        assert all("something else changed it" in failure for failure in failures)
+
+
 def test_ranks_that_differ_after_a_restart_stop_the_run(ranks):
     for answer in ranks(unlike_ranks):
         assert "the ranks hold different weights" in answer

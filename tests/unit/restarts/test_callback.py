@@ -262,7 +262,9 @@ def test_adapters_whose_restart_is_not_defined_are_refused(peft_config, why, bas
 def test_layers_on_several_devices_are_refused(config, tmp_path):
     model = get_peft_model(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), MoraConfig(r=1, target_modules=["0", "1"]))
     model.base_model.model[1].to("meta")
-    with pytest.raises(ValueError, match="RestartCallback: the adapted layers are on cpu, meta, .* without device_map"):
+    with pytest.raises(
+        ValueError, match=r"RestartCallback: the adapted layers are on cpu, meta, .* without device_map"
+    ):
         check_supported(arguments(tmp_path, config), model)
 
 
