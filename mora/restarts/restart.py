@@ -190,7 +190,7 @@ class Restart:
                     if rank() == 0:
                         self._merge_layer(layer, kept, noise, postconditions)
         self._require(postconditions)
-        return kept.facts()
+        return all_gather_value(kept.facts())[0]
 
     def _merge_layer(
         self, layer: Adapted, kept: _MergeStats, noise: Generator, postconditions: _Postconditions

@@ -218,6 +218,19 @@ def test_gradient_checkpointing_changes_nothing(ranks, parallel):
     assert_close(again, plain, 1e-7)
 
 
+def what_a_restart_said():
+    engine, restarts = make("relora", "zero1")
+    one_step(engine, RankShard(random_batches(4)), 0)
+    facts = restarts.apply(5)
+    return facts["restart_kept"], facts["restart_rounding"]
+
+
+def test_every_rank_is_told_what_the_base_kept_of_the_update(ranks):
+    first, second = ranks(what_a_restart_said)
+    assert first == second
+    assert first[0] == pytest.approx(1, abs=1e-3)
+
+
 def with_stale_masters(parallel):
     changes = []
     for stale in (False, True):
