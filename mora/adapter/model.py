@@ -174,7 +174,8 @@ class MoraModel(BaseTuner):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         restarts = int(state_dict.pop(prefix + RESTARTS, 0))
-        if restarts and (self.merged_base is None or self.merged_base.count != restarts):
+        with_base = any(".base_layer." in key for key in state_dict)
+        if restarts and not with_base and (self.merged_base is None or self.merged_base.count != restarts):
             self.missing_restarts = restarts
         super()._load_from_state_dict(state_dict, prefix, *args)
 

@@ -187,6 +187,14 @@ def test_the_weights_of_an_earlier_life_are_not_trained_on_with_a_later_base(tmp
         trainer.model.train()(input_ids=torch.tensor([[3, 4]]))
 
 
+def test_a_whole_state_dict_brings_its_base_and_trains_on(tmp_path):
+    trainer, _, _ = trainer_for("remora", tmp_path, stop=6)
+    trainer.train()
+    other, _, _ = trainer_for("remora", tmp_path)
+    other.model.load_state_dict(trainer.model.state_dict())
+    other.model.train()(input_ids=torch.tensor([[3, 4]]))
+
+
 def test_a_checkpoint_without_the_merged_base_is_refused(cut):
     (cut / "checkpoint-6" / FILE).unlink()
     with pytest.raises(ValueError, match=r"restarts\.safetensors is missing"):
