@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import fields
 from typing import Any
 
+from accelerate.utils import parse_flag_from_env
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ def check_supported(args: TrainingArguments, model: nn.Module) -> list[Adapted]:
 
 def _of_the_arguments(args: TrainingArguments) -> list[str]:
     reasons = []
-    if args.fsdp or (getattr(args, "fsdp_config", None) and args.fsdp_config.get("version") and _under_fsdp()):
+    if args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP"):  # which `accelerate launch --use_fsdp` sets
         reasons.append("under FSDP no rank holds a base weight to merge into: use DDP, or DeepSpeed ZeRO-3")
     if args.parallel_mode is ParallelMode.NOT_DISTRIBUTED and args.n_gpu > 1:
         reasons.append("nn.DataParallel is not supported: start one process per GPU with torchrun or accelerate launch")
@@ -52,12 +53,6 @@ def _of_the_arguments(args: TrainingArguments) -> list[str]:
             "checkpoint you want with mora.restore_base"
         )
     return reasons
-
-
-def _under_fsdp() -> bool:
-    from accelerate.utils import is_fsdp_enabled
-
-    return bool(is_fsdp_enabled())
 
 
 def _of_the_adapter(model: nn.Module) -> list[str]:

@@ -234,11 +234,20 @@ def test_a_scheduler_that_an_earlier_training_used_is_refused_as_that(tmp_path):
         trainer.train()
 
 
-def test_fsdp_is_refused(base, config, tmp_path):
-    args = arguments(tmp_path, config)
-    args.fsdp = "full_shard"
+@pytest.mark.parametrize("launcher", [False, True])
+def test_fsdp_is_refused(launcher, base, config, tmp_path, monkeypatch):
+    args = arguments(tmp_path, config, fsdp_config={"version": 2})
+    if launcher:
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # as `accelerate launch --use_fsdp`
+    else:
+        args.fsdp = "full_shard"
     with pytest.raises(ValueError, match="under FSDP no rank holds a base weight"):
         check_supported(args, base)
+
+
+def test_settings_of_fsdp_without_fsdp_are_no_obstacle(config, tmp_path):
+    model = prepare(load_model(config.model, "fp32")[0], config)
+    assert check_supported(arguments(tmp_path, config, fsdp_config={"version": 2}), model)
 
 
 @pytest.mark.parametrize(
