@@ -139,7 +139,8 @@ class RestartCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         folder = _checkpoint(args, state)
-        there = [self._base.written.get(place.resolve()) for place in self._places(folder)]
+        files = [place for place in self._places(folder) if (place / FILE).is_file()]
+        there = [self._base.written.get(place.resolve()) for place in files]
         if rank() == 0 and state.global_step not in there:  # before the first restart
             self._base.save(folder)
         barrier()

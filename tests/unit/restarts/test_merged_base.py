@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import shutil
 import warnings
 
 import pytest
@@ -156,6 +157,14 @@ def test_before_a_restart_an_adapter_is_saved_alone(tmp_path):
     trainer.save_model(str(tmp_path / "last"))
     assert not (tmp_path / "last" / FILE).exists()
     assert not MoraConfig.from_pretrained(tmp_path / "last").restarted
+
+
+def test_a_second_training_writes_the_file_again_where_the_first_ones_was_removed(tmp_path):
+    trainer, _, _ = trainer_for("remora", tmp_path, stop=2, **SAVING)
+    trainer.train()
+    shutil.rmtree(tmp_path / "checkpoint-2")
+    trainer_for("remora", tmp_path, stop=2, model=trainer.model, **SAVING)[0].train()
+    assert (tmp_path / "checkpoint-2" / FILE).is_file()
 
 
 def test_an_adapter_whose_base_is_another_says_so_when_it_is_loaded(tmp_path):
