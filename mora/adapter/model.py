@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import (
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
@@ -31,6 +32,12 @@ from .weighted_sum import add_weighted
 logger = logging.getLogger(__name__)
 
 ANOTHER_BASE = "restarts merged earlier updates into the base"
+RESTARTS = "mora_restarts"  # among the weights of an adapter
+MISSING_BASE = (
+    "the adapter's weights were saved after {} restarts, which merged earlier updates into a base that this model does not "
+    "have, and training would go on with another model: give the Trainer a RestartCallback, or call "
+    "mora.restore_base(model, folder) with the folder that they were loaded from"
+)
 OF_OTHER_MODULES = tuple(f"torch.nn.modules.{name}" for name in ("module", "container", "transformer"))  # not layers
 
 
@@ -40,6 +47,7 @@ class MoraModel(BaseTuner):
     prefix = "mora_"
     tuner_layer_cls = MoraLayer
     merged_base: Any = None  # a MergedBase, once restarts have changed the base or `restore_base` has
+    missing_restarts: int = 0  # of the base, with which loaded weights were saved; `merged_base.keep` sets it back
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     # PEFT calls its injection hooks for the first adapter of a model only, so neither is used here.
@@ -92,6 +100,8 @@ class MoraModel(BaseTuner):
         self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any
     ) -> Iterator[None]:
         """PEFT enters it around forward and generate."""
+        if self.missing_restarts and self.training:
+            raise ValueError(MISSING_BASE.format(self.missing_restarts))
         if adapter_names is None:
             yield
             return
@@ -155,6 +165,25 @@ class MoraModel(BaseTuner):
             super()._replace_module(parent, child_name, new_module, child)
         else:
             setattr(parent, child_name, new_module)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """Say among the weights after how many restarts they are, since what loads them may read no configuration."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.merged_base is not None and self.merged_base.count:
+            destination[prefix + RESTARTS] = torch.tensor(self.merged_base.count)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        restarts = int(state_dict.pop(prefix + RESTARTS, 0))
+        with_base = any(".base_layer." in key for key in state_dict)
+        if restarts and not with_base and (self.merged_base is None or self.merged_base.count != restarts):
+            self.missing_restarts = restarts
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    @classmethod
+    def _get_adapter_state_dict(cls, *args: Any, state_dict: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Return the weights of an adapter that are saved, from those of the model."""
+        weights = super()._get_adapter_state_dict(*args, state_dict=state_dict, **kwargs)
+        return weights | {key: value for key, value in state_dict.items() if key == f"base_model.{RESTARTS}"}
 
     @classmethod
     def _remap_adapter_state_dict_for_load(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
 from peft import PeftModel
-from torch.optim.lr_scheduler import LambdaLR
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, load_peft_weights
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mora.adapter.merged_base import FILE, MergedBase, adapter_folder, keep, kept, load
@@ -18,13 +19,15 @@ from mora.choices import Groups, MergeRounding
 from mora.ranks import barrier, rank
 
 from .layers import Adapted, sharing_layers
+from .rates import Rates
 from .reference_watch import ReferenceWatch
 from .restart import Restart, describe
-from .schedule import jagged
 from .supported import check_supported
 from .trainer_optimizer import optimizer_state
 
 logger = logging.getLogger(__name__)
+
+WEIGHTS = (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)  # of an adapter, as PEFT calls them
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ class RestartCallback(TrainerCallback):
         self._resume_from = resume_from
         self._restart: Restart | None = None
         self._base = MergedBase()
+        self._rates: Rates | None = None
         self._reference_watch: ReferenceWatch | None = None
         self.history: list[dict[str, float]] = []  # what each restart said, `Restart.apply`
 
@@ -106,7 +110,7 @@ class RestartCallback(TrainerCallback):
             self._restart.check_base()
         self._note(state)
         keep(model, self._base)
-        rewarm(scheduler, settings)
+        self._rates = Rates(scheduler, settings, state.global_step)
         if self._reference_watch is not None:  # of a training that an error ended
             self._reference_watch.remove()
         self._reference_watch = ReferenceWatch(model, layers)
@@ -114,7 +118,9 @@ class RestartCallback(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        assert self._rates is not None
         assert self._reference_watch is not None
+        self._rates.follow(state.global_step)
         self._reference_watch.seen = None  # an evaluation between steps may run the model as it likes
 
     def on_pre_optimizer_step(
@@ -133,7 +139,8 @@ class RestartCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         folder = _checkpoint(args, state)
-        there = [self._base.written.get(place.resolve()) for place in self._places(folder)]
+        files = [place for place in self._places(folder) if (place / FILE).is_file()]
+        there = [self._base.written.get(place.resolve()) for place in files]
         if rank() == 0 and state.global_step not in there:  # before the first restart
             self._base.save(folder)
         barrier()
@@ -181,9 +188,29 @@ class RestartCallback(TrainerCallback):
     def _resume(self, checkpoint: Path, step: int) -> None:
         assert self._restart is not None
         folder = Path(self._resume_from or checkpoint)
+        self._check_adapter(folder)
         saved = load(next((place for place in self._places(folder) if (place / FILE).is_file()), folder), step)
         self._restart.settings = self._settings_of(saved, folder)
         self._restart.load_state_dict({"count": saved.count, "shadow": saved.shadow})
+
+    def _check_adapter(self, folder: Path) -> None:
+        """Check that the checkpoint is the one that the Trainer resumes, which a callback is not told.
+
+        Raises: ValueError where its adapter is another than the model's.
+        """
+        assert self._restart is not None
+        there = [place for place in self._places(folder) if any((place / name).is_file() for name in WEIGHTS)]
+        weights = load_peft_weights(str(there[0]), device="cpu") if there else {}
+        for layer in self._restart.layers:
+            with self._restart.engine.gathered(list(layer.adapter.values()), write=False):
+                for name, p in layer.adapter.items():
+                    saved = weights.get(f"{layer.name}.{name}.weight")
+                    if saved is not None and not torch.equal(saved.to(p.dtype), p.detach().cpu()):
+                        raise ValueError(
+                            f"{name} of {layer.name} in {there[0]} is not what the Trainer has loaded, so the merged base "
+                            "there is another training's: name the checkpoint that is resumed, "
+                            "RestartCallback(resume_from=folder)"
+                        )
 
     def _settings_of(self, saved: MergedBase, folder: Path) -> _Settings:
         """Return the settings with the groups in the checkpoint's order. The adapter's own kind may be that of a later life.
@@ -214,36 +241,3 @@ def _check_groups(groups: Sequence[Groups] | None) -> None:
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
     return Path(args.output_dir) / f"checkpoint-{state.global_step}"
-
-
-def rewarm(scheduler: Any, settings: _Settings) -> None:
-    """Let the scheduler's learning rate climb from 0 after every restart; it stays a pure function of the step.
-
-    Raises: ValueError for a scheduler whose rate is none, or one that has been changed so already.
-    """
-    while not isinstance(scheduler, LambdaLR):
-        outer, scheduler = scheduler, getattr(scheduler, "scheduler", None)
-        if scheduler is None:
-            raise ValueError(
-                f"lr_scheduler_type: the learning rate is set by a {type(outer).__name__}; restarts need a LambdaLR, whose "
-                "rate is a function of the step: lr_scheduler_type='linear', 'cosine', 'constant', ..."
-            )
-    if any(hasattr(function, "restart_timing") for function in scheduler.lr_lambdas):
-        raise ValueError(
-            "RestartCallback: the scheduler already lets its rate climb after restarts, because an earlier train() used it "
-            "or because the Trainer has two RestartCallbacks: give every train() a scheduler of its own "
-            "(optimizers=(optimizer, scheduler) of a new Trainer), and the Trainer one RestartCallback"
-        )
-    scheduler.lr_lambdas = [_rewarmed(function, settings) for function in scheduler.lr_lambdas]
-    rates = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
-    scheduler._last_lr = [base * rate(scheduler.last_epoch) for base, rate in rates]
-    for group, lr in zip(scheduler.optimizer.param_groups, scheduler._last_lr, strict=True):
-        group["lr"] = lr
-
-
-def _rewarmed(function: Callable[[int], float], settings: _Settings) -> Callable[[int], float]:
-    def rate(step: int) -> float:
-        return jagged(function(step), step, settings)
-
-    rate.restart_timing = settings  # type: ignore[attr-defined]
-    return rate

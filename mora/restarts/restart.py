@@ -190,7 +190,7 @@ class Restart:
                     if rank() == 0:
                         self._merge_layer(layer, kept, noise, postconditions)
         self._require(postconditions)
-        return kept.facts()
+        return all_gather_value(kept.facts())[0]
 
     def _merge_layer(
         self, layer: Adapted, kept: _MergeStats, noise: Generator, postconditions: _Postconditions
@@ -285,7 +285,8 @@ class Restart:
             raise RestartFailed(f"restart {self.count}: the ranks hold different weights: sums {fingerprints}")
 
     def _require(self, postconditions: _Postconditions) -> None:
-        if broken := postconditions.broken():
+        """Raise RestartFailed on every rank if a condition does not hold on one, or the others would wait for that one."""
+        if broken := [broken for of_rank in all_gather_value(postconditions.broken()[:1]) for broken in of_rank]:
             raise RestartFailed(f"restart {self.count}: {broken[0]}")
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import fields
 from typing import Any
 
+from accelerate.utils import parse_flag_from_env
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -29,12 +31,19 @@ def check_supported(args: TrainingArguments, model: nn.Module) -> list[Adapted]:
     if reasons:
         raise ValueError(f"RestartCallback: {reasons[0]}")
     assert isinstance(model, PeftModel)
-    return adapted_layers(model)
+    layers = adapted_layers(model)
+    devices = sorted({str(p.device) for layer in layers for p in (layer.base, *layer.adapter.values())})
+    if len(devices) > 1:
+        raise ValueError(
+            f"RestartCallback: the adapted layers are on {', '.join(devices)}, and a restart needs them on one: load "
+            "the base without device_map, and start one process per GPU with torchrun or accelerate launch"
+        )
+    return layers
 
 
 def _of_the_arguments(args: TrainingArguments) -> list[str]:
     reasons = []
-    if args.fsdp or (getattr(args, "fsdp_config", None) and args.fsdp_config.get("version") and _under_fsdp()):
+    if args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP"):  # which `accelerate launch --use_fsdp` sets
         reasons.append("under FSDP no rank holds a base weight to merge into: use DDP, or DeepSpeed ZeRO-3")
     if args.parallel_mode is ParallelMode.NOT_DISTRIBUTED and args.n_gpu > 1:
         reasons.append("nn.DataParallel is not supported: start one process per GPU with torchrun or accelerate launch")
@@ -44,12 +53,6 @@ def _of_the_arguments(args: TrainingArguments) -> list[str]:
             "checkpoint you want with mora.restore_base"
         )
     return reasons
-
-
-def _under_fsdp() -> bool:
-    from accelerate.utils import is_fsdp_enabled
-
-    return bool(is_fsdp_enabled())
 
 
 def _of_the_adapter(model: nn.Module) -> list[str]:
@@ -67,10 +70,15 @@ def _of_the_adapter(model: nn.Module) -> list[str]:
         reasons.append(
             f"init_lora_weights={config.init_lora_weights!r}: a restart begins as init_lora_weights=True does"
         )
-    for name in ("use_dora", "lora_bias", "target_parameters", "trainable_token_indices", "alora_invocation_tokens"):
+    for name in ("lora_bias", "target_parameters", "trainable_token_indices", *_variants(config)):
         if getattr(config, name, None):
             reasons.append(f"{name}: a restart of it is not defined; leave it out")
     return reasons
+
+
+def _variants(config: Any) -> list[str]:
+    """Return the options with which PEFT's LoRA adds another update than B A, or trains more: DoRA, KaSA, ..."""
+    return [field.name for field in fields(config) if field.metadata.get("is_lora_variant")]
 
 
 def _of_the_layers(model: Any) -> list[str]:

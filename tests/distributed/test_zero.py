@@ -218,6 +218,19 @@ def test_gradient_checkpointing_changes_nothing(ranks, parallel):
     assert_close(again, plain, 1e-7)
 
 
+def what_a_restart_said():
+    engine, restarts = make("relora", "zero1")
+    one_step(engine, RankShard(random_batches(4)), 0)
+    facts = restarts.apply(5)
+    return facts["restart_kept"], facts["restart_rounding"]
+
+
+def test_every_rank_is_told_what_the_base_kept_of_the_update(ranks):
+    first, second = ranks(what_a_restart_said)
+    assert first == second
+    assert first[0] == pytest.approx(1, abs=1e-3)
+
+
 def with_stale_masters(parallel):
     changes = []
     for stale in (False, True):
@@ -255,6 +268,26 @@ def unlike_ranks():
     except RestartFailed as error:
         return str(error)
     return "passed"
+
+
+def changed_base():
+    engine, restarts = make("relora", "ddp")
+    batches, failures = RankShard(random_batches(4)), []
+    one_step(engine, batches, 0)
+    restarts.apply(5)
+    restarts.layers[0].base.data.mul_(1.5)  # which rank 0 alone can compare with the exact sum
+    for check in (restarts.check_base, restarts.apply):
+        try:
+            check()
+        except RestartFailed as error:
+            failures.append(str(error))
+    return failures
+
+
+def test_every_rank_ends_where_the_first_finds_a_changed_base(ranks):
+    for failures in ranks(changed_base):
+        assert len(failures) == 2
+        assert all("something else changed it" in failure for failure in failures)
 
 
 def test_ranks_that_differ_after_a_restart_stop_the_run(ranks):

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora.config import KasaConfig
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -54,11 +55,46 @@ def test_a_resumed_run_goes_on_as_the_one_that_was_not_cut(method, stop, tmp_pat
     assert restart.history[-1]["restart"] == 3
 
 
+@pytest.mark.parametrize("method", ["relora", "remora"])
+def test_the_base_of_another_trainings_checkpoint_is_refused(method, tmp_path):
+    ours, others = tmp_path / "ours", tmp_path / "others"
+    trainer_for(method, ours, stop=6, **SAVING)[0].train()
+    trainer_for(method, others, stop=6, learning_rate=LR / 2, **SAVING)[0].train()
+    trainer, _, _ = trainer_for(method, others)
+    with pytest.raises(ValueError, match=r"in .*others.* is not what the Trainer has loaded.*resume_from=folder"):
+        trainer.train(resume_from_checkpoint=str(ours / "checkpoint-6"))
+
+
 def test_without_a_warm_up_no_update_is_lost(tmp_path):
     trainer, restart, watch = trainer_for("remora", tmp_path)
     restart._settings = replace(restart._settings, warmup_steps=0)
     trainer.train()
     assert watch.rates == pytest.approx([LR * (1 - t / STEPS) for t in range(STEPS)])
+
+
+class Overflows(TrainerCallback):
+    """A real GradScaler, which skips the updates after which the count of steps is one of `at`."""
+
+    def __init__(self, accelerator, at):
+        self.accelerator, self.at = accelerator, at
+
+    def on_train_begin(self, args, state, control, model, optimizer, **kwargs):
+        optimizer.scaler = self.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+        optimizer.__setstate__(optimizer.__getstate__())  # as if it had been made with it
+        first = next(p for p in model.parameters() if p.requires_grad)
+        first.register_hook(lambda g: g * float("inf") if state.global_step + 1 in self.at else g)
+
+
+@pytest.mark.parametrize("skipped", [(1, 2), (4,), (5,), (7, 8, 9)])
+def test_after_updates_that_overflowed_the_rate_climbs_from_the_restart_all_the_same(skipped, tmp_path):
+    trainer, _, watch = trainer_for("remora", tmp_path, fp16=True)
+    trainer.add_callback(Overflows(trainer.accelerator, skipped))
+    trainer.train()
+    expected = []
+    for step in range(STEPS):
+        base = LR * (1 - (step - sum(s <= step for s in skipped)) / STEPS)  # the schedule waits, as without restarts
+        expected.append(base * (1 if step < EVERY else min(1, step % EVERY / WARMUP)))
+    assert watch.rates == pytest.approx(expected)
 
 
 class Kinds(TrainerCallback):
@@ -198,27 +234,46 @@ def test_a_scheduler_that_an_earlier_training_used_is_refused_as_that(tmp_path):
         trainer.train()
 
 
-def test_fsdp_is_refused(base, config, tmp_path):
-    args = arguments(tmp_path, config)
-    args.fsdp = "full_shard"
+@pytest.mark.parametrize("launcher", [False, True])
+def test_fsdp_is_refused(launcher, base, config, tmp_path, monkeypatch):
+    args = arguments(tmp_path, config, fsdp_config={"version": 2})
+    if launcher:
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # as `accelerate launch --use_fsdp`
+    else:
+        args.fsdp = "full_shard"
     with pytest.raises(ValueError, match="under FSDP no rank holds a base weight"):
         check_supported(args, base)
+
+
+def test_settings_of_fsdp_without_fsdp_are_no_obstacle(config, tmp_path):
+    model = prepare(load_model(config.model, "fp32")[0], config)
+    assert check_supported(arguments(tmp_path, config, fsdp_config={"version": 2}), model)
 
 
 @pytest.mark.parametrize(
     ("peft_config", "why"),
     [
         (LoraConfig(use_dora=True), "use_dora"),
+        (LoraConfig(kasa_config=KasaConfig()), "kasa_config"),
         (LoraConfig(init_lora_weights="orthogonal"), "init_lora_weights='orthogonal'"),
         (LoraConfig(target_modules=["embed_tokens"]), "Embedding"),
         (MoraConfig(r=2, init_weights=False), "init_weights=False"),
         (None, "expected a PEFT model"),
     ],
-    ids=["DoRA", "initialisation", "embedding", "random M", "no adapter"],
+    ids=["DoRA", "KaSA", "initialisation", "embedding", "random M", "no adapter"],
 )
 def test_adapters_whose_restart_is_not_defined_are_refused(peft_config, why, base, config, tmp_path):
     model = base if peft_config is None else get_peft_model(base, peft_config)
     with pytest.raises(ValueError, match=f"RestartCallback: .*{why}"):
+        check_supported(arguments(tmp_path, config), model)
+
+
+def test_layers_on_several_devices_are_refused(config, tmp_path):
+    model = get_peft_model(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), MoraConfig(r=1, target_modules=["0", "1"]))
+    model.base_model.model[1].to("meta")
+    with pytest.raises(
+        ValueError, match=r"RestartCallback: the adapted layers are on cpu, meta, .* without device_map"
+    ):
         check_supported(arguments(tmp_path, config), model)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import shutil
 import warnings
 
 import pytest
@@ -158,6 +159,14 @@ def test_before_a_restart_an_adapter_is_saved_alone(tmp_path):
     assert not MoraConfig.from_pretrained(tmp_path / "last").restarted
 
 
+def test_a_second_training_writes_the_file_again_where_the_first_ones_was_removed(tmp_path):
+    trainer, _, _ = trainer_for("remora", tmp_path, stop=2, **SAVING)
+    trainer.train()
+    shutil.rmtree(tmp_path / "checkpoint-2")
+    trainer_for("remora", tmp_path, stop=2, model=trainer.model, **SAVING)[0].train()
+    assert (tmp_path / "checkpoint-2" / FILE).is_file()
+
+
 def test_an_adapter_whose_base_is_another_says_so_when_it_is_loaded(tmp_path):
     trainer, _, _ = trainer_for("remora", tmp_path, stop=6)
     trainer.train()
@@ -165,6 +174,34 @@ def test_an_adapter_whose_base_is_another_says_so_when_it_is_loaded(tmp_path):
     base = load_model(run_config("remora").model, "fp32")[0]
     with pytest.warns(UserWarning, match=r"restarts merged .*call mora\.restore_base\(model, folder\)"):
         PeftModel.from_pretrained(base, tmp_path / "last")
+
+
+def test_a_restarted_adapter_is_not_trained_on_without_its_base(cut):
+    trainer, restart, watch = trainer_for("remora", cut)
+    trainer.remove_callback(restart)
+    with pytest.raises(ValueError, match=r"saved after 1 restarts, .* give the Trainer a RestartCallback, or"):
+        trainer.train(resume_from_checkpoint=True)
+    assert not watch.steps
+    restore_base(trainer.model, cut / "checkpoint-6")
+    trainer.model.train()(input_ids=torch.tensor([[3, 4]]))
+
+
+def test_the_weights_of_an_earlier_life_are_not_trained_on_with_a_later_base(tmp_path):
+    trainer, _, _ = trainer_for("remora", tmp_path, stop=10, **SAVING)
+    trainer.train()
+    trainer.model.load_adapter(tmp_path / "checkpoint-8", "default")  # of the same life as the base
+    trainer.model.train()(input_ids=torch.tensor([[3, 4]]))
+    trainer.model.load_adapter(tmp_path / "checkpoint-6", "default")
+    with pytest.raises(ValueError, match="saved after 1 restarts"):
+        trainer.model.train()(input_ids=torch.tensor([[3, 4]]))
+
+
+def test_a_whole_state_dict_brings_its_base_and_trains_on(tmp_path):
+    trainer, _, _ = trainer_for("remora", tmp_path, stop=6)
+    trainer.train()
+    other, _, _ = trainer_for("remora", tmp_path)
+    other.model.load_state_dict(trainer.model.state_dict())
+    other.model.train()(input_ids=torch.tensor([[3, 4]]))
 
 
 def test_a_checkpoint_without_the_merged_base_is_refused(cut):
