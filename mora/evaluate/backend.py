@@ -32,7 +32,7 @@ from .choices import LogLikelihood
 from .generation import LOOK_EVERY, NanLogits, fixed_steps_suit, greedy
 from .response_cache import ResponseCache
 from .shared_prefixes import by_beginning
-from .window import for_answers
+from .window import by_answer, with_answer
 
 TOKEN_IDS = "\x00token-ids "  # begins a text that is a list of token ids, the only form of a block of packed text
 TEXTS_AT_ONCE = 1000  # texts per call of the tokenizer, which is slower with the millions of tokens of all in memory
@@ -202,15 +202,18 @@ class Backend(HFLM):
             yield lengths[group], F.linear(torch.cat(rows[group]), weight_VH)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Generate as HFLM does, within the window of `for_answers`. Raises NonFiniteError."""
-        window = self._max_length
-        requests, self._max_length = for_answers(requests, window, self.length_limit)
-        self._asked = requests
+        """Generate as HFLM does, but cut each prompt as `by_answer` says. Raises NonFiniteError."""
+        window, self._asked = self._max_length, requests
+        texts: dict[int, str] = {}
         try:
-            return super().generate_until(requests, disable_tqdm=disable_tqdm or not sys.stderr.isatty())
+            for (answer, self._max_length), places in by_answer(requests, window, self.length_limit).items():
+                asked = [with_answer(requests[place], answer) for place in places]
+                quiet = disable_tqdm or not sys.stderr.isatty()
+                texts.update(zip(places, super().generate_until(asked, disable_tqdm=quiet), strict=True))
         finally:
             self._max_length = window
             self._asked = []
+        return [texts[place] for place in range(len(requests))]
 
     def tok_batch_encode(self, strings: list[str], *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self._prompts = list(strings)
