@@ -8,7 +8,7 @@ from lm_eval.api.instance import Instance
 from transformers import BloomConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, OPTConfig, OPTForCausalLM
 
 from mora.data.samples import Sample
-from mora.errors import ConfigError
+from mora.errors import ConfigError, DataError
 from mora.evaluate.backend import Backend
 from mora.evaluate.harness import Settings, evaluate_model
 from mora.evaluate.response_cache import ResponseCache
@@ -81,6 +81,19 @@ def test_a_prompt_is_cut_alike_whatever_is_asked_beside_it(tiny, monkeypatch):
     alone = [lm.generate_until([request])[0] for request in asked]
     assert lm.generate_until(asked) == alone
     assert lm.generate_until(asked[::-1]) == alone[::-1]
+
+
+@pytest.mark.parametrize(("answer", "tokens"), [("b" * 17, 17), ("", 0)])
+def test_an_answer_that_is_longer_than_what_is_read_at_once_is_refused(tiny, answer, tokens):
+    lm = Backend(*tiny, 4, 16, ResponseCache(None, ""))
+    asked = [
+        Instance("loglikelihood", {}, ("a", text), 0, ("c4_perplexity", number, 1))
+        for number, text in enumerate(("b" * 16, answer))
+    ]
+    with pytest.raises(
+        DataError, match=rf"^task c4_perplexity, document 1: its answer has {tokens} tokens, expected 1 to 16"
+    ):
+        lm.loglikelihood(asked, disable_tqdm=True)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "opt"])
