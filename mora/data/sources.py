@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -86,14 +87,23 @@ def resolve_source(source: Source) -> Rows:
         paths = match(source.files)
         if not paths:
             raise MissingData(missing(source.files))
-        facts: dict[str, Any] = {"files": source.files, "sha256": {p.name: sha256(p) for p in paths}}
+        facts: dict[str, Any] = {"files": source.files, "sha256": digests(paths)}
         if source.sha256 is not None and list(facts["sha256"].values()) != [source.sha256]:
             raise DataError(f"{source.files} has sha256 {facts['sha256']}, expected {source.sha256}")
     else:
         paths, commit = hub_files(source)
-        facts = {"hub": source.id, "commit": commit, "sha256": {p.name: sha256(p) for p in paths}}
+        facts = {"hub": source.id, "commit": commit, "sha256": digests(paths)}
     facts["max_rows"] = source.max_rows
     return Rows(source.format, tuple(paths), source.max_rows, facts)
+
+
+def digests(paths: list[Path]) -> dict[str, str]:
+    """Return the sha256 of every file by its name; if two have the same one, by the path below their common folder."""
+    names = [path.name for path in paths]
+    if len(set(names)) < len(names):
+        folder = os.path.commonpath(paths)
+        names = [path.relative_to(folder).as_posix() for path in paths]
+    return {name: sha256(path) for name, path in zip(names, paths, strict=True)}
 
 
 def hub_files(source: HubSource) -> tuple[list[Path], str]:

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mora.data.batches import Batch
 from mora.data.tokens import without_appended_eos
-from mora.errors import NonFiniteError
+from mora.errors import DataError, NonFiniteError
 from mora.models.beginning import Beginning
 from mora.models.fused_loss import groups
 from mora.models.losses import hidden_states
@@ -32,7 +32,7 @@ from .choices import LogLikelihood
 from .generation import LOOK_EVERY, NanLogits, fixed_steps_suit, greedy
 from .response_cache import ResponseCache
 from .shared_prefixes import by_beginning
-from .window import for_answers
+from .window import by_answer, with_answer
 
 TOKEN_IDS = "\x00token-ids "  # begins a text that is a list of token ids, the only form of a block of packed text
 TEXTS_AT_ONCE = 1000  # texts per call of the tokenizer, which is slower with the millions of tokens of all in memory
@@ -88,7 +88,12 @@ class Backend(HFLM):
         return without_appended_eos(self.tokenizer, string, super().tok_encode(string, *args, **kwargs))
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[LogLikelihood, bool]]:
-        """Score the requests as lm-eval does, but tokenise all of them first. Raises NonFiniteError."""
+        """Score the requests as lm-eval does, but tokenise all of them first.
+
+        Raises:
+            DataError: An answer has no tokens, or more than are read at once.
+            NonFiniteError: A log-likelihood is not finite.
+        """
         self._asked = requests
         pairs = [request.args for request in requests]
         with _tokenizers_on_all_cores():
@@ -127,6 +132,11 @@ class Backend(HFLM):
     ) -> list[tuple[LogLikelihood, bool]]:
         by_input: dict[tuple[int, ...], list[int]] = {}
         for i, (_, context, continuation) in enumerate(requests):
+            if not 0 < len(continuation) <= self.max_length:
+                raise DataError(
+                    f"{self._place(i)}its answer has {len(continuation)} tokens, expected 1 to {self.max_length}, the most "
+                    "that are read at once: raise --max-length, or leave the task out if the model has no more positions"
+                )
             by_input.setdefault(tuple((context + continuation)[-(self.max_length + 1) : -1]), []).append(i)
         answers: dict[int, tuple[LogLikelihood, bool]] = {}
         longest = {ids: max(len(requests[i][2]) for i in rows) for ids, rows in by_input.items()}
@@ -139,7 +149,7 @@ class Backend(HFLM):
             owners = [i for ids in batch for i in by_input[ids]]
             for i, (nats, is_greedy) in zip(owners, scored, strict=True):
                 if not math.isfinite(nats):
-                    raise _not_finite(self._asked[i] if self._asked else None, f"a log-likelihood is {nats}")
+                    raise _not_finite(self._place(i), f"a log-likelihood is {nats}")
                 answers[i] = (LogLikelihood(nats, len(requests[i][2])), is_greedy)
         return [answers[i] for i in range(len(requests))]
 
@@ -202,15 +212,19 @@ class Backend(HFLM):
             yield lengths[group], F.linear(torch.cat(rows[group]), weight_VH)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Generate as HFLM does, within the window of `for_answers`. Raises NonFiniteError."""
-        window = self._max_length
-        requests, self._max_length = for_answers(requests, window, self.length_limit)
-        self._asked = requests
+        """Generate as HFLM does, but cut each prompt as `by_answer` says. Raises NonFiniteError."""
+        window, self._asked = self._max_length, requests
+        texts: dict[int, str] = {}
         try:
-            return super().generate_until(requests, disable_tqdm=disable_tqdm or not sys.stderr.isatty())
+            for (answer, together), places in by_answer(requests, window, self.length_limit).items():
+                self._max_length = together
+                asked = [with_answer(requests[place], answer) for place in places]
+                quiet = disable_tqdm or not sys.stderr.isatty()
+                texts.update(zip(places, super().generate_until(asked, disable_tqdm=quiet), strict=True))
         finally:
             self._max_length = window
             self._asked = []
+        return [texts[place] for place in range(len(requests))]
 
     def tok_batch_encode(self, strings: list[str], *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self._prompts = list(strings)
@@ -240,8 +254,9 @@ class Backend(HFLM):
             try:
                 return greedy(self.model, context[rows, used], mask[rows, used], new_tokens, ends, stopped, **last)
             except NanLogits as error:
-                requests = (request for request in self._asked if request.args[0] == self._prompts[rows][error.row])
-                raise _not_finite(next(requests, None), "a logit is NaN") from error
+                prompt = self._prompts[rows][error.row]
+                place = next((i for i, request in enumerate(self._asked) if request.args[0] == prompt), -1)
+                raise _not_finite(self._place(place), "a logit is NaN") from error
 
         generated: list[list[int]] = []
         for rows in equal_parts(len(context), rows_at_once(self.model, max_length)):
@@ -250,6 +265,13 @@ class Backend(HFLM):
         longest = max(map(len, generated))
         padded = [ids + [self.tokenizer.pad_token_id] * (longest - len(ids)) for ids in generated]
         return torch.cat([context, torch.tensor(padded, dtype=torch.long, device=context.device)], dim=1)
+
+    def _place(self, number: int) -> str:
+        """Return, to begin a message, the task and document of a request that is being answered, if it is known."""
+        if not 0 <= number < len(self._asked):
+            return ""
+        request = self._asked[number]
+        return f"task {request.task_name}, document {request.doc_id}: "
 
     def _stopped(self, stop: list[str], rows: list[list[int]]) -> list[bool]:
         """Return, for each row, whether its last tokens contain one of `stop`. lm-eval cuts the text there in any case."""
@@ -332,9 +354,8 @@ def _batches(inputs: list[tuple[int, ...]], size: int, shared: int = 0) -> list[
     return batches
 
 
-def _not_finite(request: Any, what: str) -> NonFiniteError:
-    where = f"task {request.task_name}, document {request.doc_id}: " if request is not None else ""
-    return NonFiniteError(f"{where}{what}: the weights are damaged, or training diverged")
+def _not_finite(place: str, what: str) -> NonFiniteError:
+    return NonFiniteError(f"{place}{what}: the weights are damaged, or training diverged")
 
 
 @contextmanager

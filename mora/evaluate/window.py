@@ -23,24 +23,28 @@ def positions(model: torch.nn.Module) -> int | None:
     return next((n for name in names if isinstance(n := getattr(config, name, None), int) and n > 0), None)
 
 
-def for_answers(requests: list[Any], window: int, length_limit: int | None) -> tuple[list[Any], int]:
-    """Return lm-eval's generation requests, and the tokens that a prompt and its answer may take together.
+def by_answer(requests: list[Any], window: int, length_limit: int | None) -> dict[tuple[int, int], list[int]]:
+    """Group lm-eval's generation requests by the tokens of their answers.
 
-    That number is `window`, or more if a prompt would else keep fewer than PROMPT_TOKENS beside the longest answer. It is at
-    most `length_limit`, if that is given: then an answer gets at most half of it, and the prompt, cut at the left, the rest.
+    A request's prompt is cut as if it were alone: a task's score does not depend on the tasks that are scored beside it.
+
+    Returns:
+        The places of the requests of each group, by the most tokens of an answer and of prompt and answer together. The
+        latter are `window`, or more if a prompt would else keep fewer than PROMPT_TOKENS beside the answer. They are at
+        most `length_limit`, if that is given: then an answer gets at most half of it, and the prompt, cut at the left, the
+        rest.
     """
-    longest = max((_answer(request) for request in requests), default=0)
-    wanted = max(window, longest + PROMPT_TOKENS)
-    if length_limit is None or wanted <= length_limit:
-        return requests, wanted
-    half = max(1, length_limit // 2)
-    return [_with_answer(request, min(_answer(request), half)) for request in requests], length_limit
+    groups: dict[tuple[int, int], list[int]] = {}
+    for place, request in enumerate(requests):
+        answer = request.args[1].get("max_gen_toks", DEFAULT_ANSWER)
+        together = max(window, answer + PROMPT_TOKENS)
+        if length_limit is not None and together > length_limit:
+            answer, together = min(answer, max(1, length_limit // 2)), length_limit
+        groups.setdefault((answer, together), []).append(place)
+    return groups
 
 
-def _answer(request: Any) -> int:
-    return request.args[1].get("max_gen_toks", DEFAULT_ANSWER)
-
-
-def _with_answer(request: Any, tokens: int) -> Any:
+def with_answer(request: Any, tokens: int) -> Any:
+    """Return a generation request whose answer has at most `tokens` tokens."""
     prompt, settings, *rest = request.args
     return replace(request, arguments=(prompt, settings | {"max_gen_toks": tokens}, *rest))

@@ -264,6 +264,16 @@ def test_a_changed_file_has_another_sha256(tmp_path):
     assert sha256(path) != first
 
 
+def test_each_of_two_files_of_one_name_has_its_sha256(tmp_path):
+    for part in "ab":
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "train.jsonl").write_bytes(LINES)
+    before = sources.resolve_source(local(tmp_path / "*/train.jsonl")).facts["sha256"]
+    assert list(before) == ["a/train.jsonl", "b/train.jsonl"]
+    (tmp_path / "a/train.jsonl").write_bytes(LINES * 2)
+    assert sources.resolve_source(local(tmp_path / "*/train.jsonl")).facts["sha256"] != before
+
+
 HEADLINES = "headline/gold-dataset-sinha-khandait.csv"
 QUESTION = "Natalia sold clips to 48 of her friends in April and then she sold half as many clips in May"
 

@@ -253,3 +253,11 @@ def test_mmlu_without_shots_reads_no_dev_rows_and_bio_mmlu_no_other_subject(tmp_
 def test_mmlu_without_shots_needs_no_dev_folder(tmp_path):
     put(tmp_path / "mmlu/test.jsonl", LETTERED)
     assert len(mmlu_task.load(0, False, data_dir=str(tmp_path))["test"]) == 1
+
+
+def test_gold_answers_of_which_none_fits_are_said_to_be_too_long(tmp_path):
+    put(tmp_path / "gsm8k/test.jsonl", SUM)
+    with pytest.raises(
+        DataError, match=r"^max_length=9: none of the 1 questions fits .* at least \d+ tokens: raise --max"
+    ):
+        metamath_task.load_gsm8k_gold(str(tmp_path), tokenizer=character_tokenizer(), max_length=9)

@@ -4,12 +4,15 @@ import dataclasses
 
 import pytest
 import torch
+from lm_eval.api.instance import Instance
 from transformers import BloomConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, OPTConfig, OPTForCausalLM
 
 from mora.data.samples import Sample
-from mora.errors import ConfigError
+from mora.errors import ConfigError, DataError
+from mora.evaluate.backend import Backend
 from mora.evaluate.harness import Settings, evaluate_model
-from mora.evaluate.window import for_answers, positions
+from mora.evaluate.response_cache import ResponseCache
+from mora.evaluate.window import by_answer, positions
 from mora.models.tokenizers import character_tokenizer
 from mora.train.worker import check_positions
 
@@ -54,20 +57,43 @@ class Request:
 
 
 @pytest.mark.parametrize(
-    ("answers", "most", "expected", "total"),
+    ("answers", "window", "most", "expected"),
     [
-        ([512], None, [512], 2048),
-        ([2048, 5], None, [2048, 5], 3072),
-        ([512], 2048, [512], 2048),
-        ([2048, 5], 2048, [1024, 5], 2048),
-        ([512], 256, [128], 256),
+        ([512], 2048, None, {(512, 2048): [0]}),
+        ([5, 2048, 5], 2048, None, {(5, 2048): [0, 2], (2048, 3072): [1]}),
+        ([512], 2048, 2048, {(512, 2048): [0]}),
+        ([2048, 5], 2048, 2048, {(1024, 2048): [0], (5, 2048): [1]}),
+        ([512], 256, 256, {(128, 256): [0]}),
     ],
 )
-def test_a_prompt_keeps_at_least_half_of_what_there_is(answers, most, expected, total):
-    made, counted = for_answers(
-        [Request(("q", {"max_gen_toks": n})) for n in answers], 2048 if most != 256 else 256, most
-    )
-    assert ([r.args[1]["max_gen_toks"] for r in made], counted) == (expected, total)
+def test_a_prompt_keeps_at_least_half_of_what_there_is(answers, window, most, expected):
+    assert by_answer([Request(("q", {"max_gen_toks": n})) for n in answers], window, most) == expected
+
+
+def test_a_prompt_is_cut_alike_whatever_is_asked_beside_it(tiny, monkeypatch):
+    """The second request's long answer needs a larger window, in which the first one's prompt would not be cut."""
+    monkeypatch.setattr("mora.evaluate.window.PROMPT_TOKENS", 8)
+    lm = Backend(*tiny, 4, 32, ResponseCache(None, ""))
+    asked = [
+        Instance("generate_until", {}, (prompt, {"until": ["\n"], "max_gen_toks": tokens}), i)
+        for i, (prompt, tokens) in enumerate((("who wrote this long text? " * 3, 4), ("so:", 100)))
+    ]
+    alone = [lm.generate_until([request])[0] for request in asked]
+    assert lm.generate_until(asked) == alone
+    assert lm.generate_until(asked[::-1]) == alone[::-1]
+
+
+@pytest.mark.parametrize(("answer", "tokens"), [("b" * 17, 17), ("", 0)])
+def test_an_answer_that_is_longer_than_what_is_read_at_once_is_refused(tiny, answer, tokens):
+    lm = Backend(*tiny, 4, 16, ResponseCache(None, ""))
+    asked = [
+        Instance("loglikelihood", {}, ("a", text), 0, ("c4_perplexity", number, 1))
+        for number, text in enumerate(("b" * 16, answer))
+    ]
+    with pytest.raises(
+        DataError, match=rf"^task c4_perplexity, document 1: its answer has {tokens} tokens, expected 1 to 16"
+    ):
+        lm.loglikelihood(asked, disable_tqdm=True)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "opt"])

@@ -14,7 +14,7 @@ from mora.data import metamath
 from mora.data.records import conversation
 from mora.data.sets import SETS
 from mora.evaluate.choices import as_test_split
-from mora.evaluate.records import Record, Row, field_error, rows, text
+from mora.evaluate.records import DataError, Record, Row, field_error, rows, text
 
 PROMPT = metamath.PROMPT + " Let's think step by step."  # official: training ends at the colon
 MARKER = "The answer is: "
@@ -53,7 +53,11 @@ def load_math_gold(data_dir: str | None = None, **known: Any) -> dict[str, datas
 def _gold_docs(
     records: Iterable[Record], format: str, tokenizer: Any = None, max_length: int = 2048, **_: Any
 ) -> list[Row]:
-    """Return prompts and answers as in a training row of `format`, without those longer than `max_length` tokens."""
+    """Return prompts and answers as in a training row of `format`, without those longer than `max_length` tokens.
+
+    Raises:
+        DataError: All are longer.
+    """
     docs: list[Row] = []
     for record in records:
         question, answer = conversation(record, format).turns
@@ -61,7 +65,14 @@ def _gold_docs(
     if tokenizer is None:
         return docs
     ids = tokenizer([doc["prompt"] + doc["answer"] for doc in docs])["input_ids"]
-    return [doc for doc, own in zip(docs, ids, strict=True) if len(own) <= max_length]
+    kept = [doc for doc, own in zip(docs, ids, strict=True) if len(own) <= max_length]
+    if docs and not kept:
+        shortest = min(map(len, ids))
+        raise DataError(
+            f"max_length={max_length}: none of the {len(docs)} questions fits with its answer, expected at least {shortest} "
+            "tokens: raise --max-length, or leave the task out if the model has no more positions"
+        )
+    return kept
 
 
 def score_gold(doc: Row, results: list[tuple[float, bool]]) -> dict[str, float]:
