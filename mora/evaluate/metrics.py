@@ -100,6 +100,11 @@ def members(task: str) -> list[str]:
     return groups.get(task, [task])
 
 
+def tasks() -> list[str]:
+    """Return the tasks that have a file here, without groups."""
+    return [values["task"] for values in _files() if "metric_list" in values]
+
+
 def of_tasks(tasks: Iterable[str]) -> set[str] | None:
     """Return the metrics of a run that scores these tasks or groups, losses included; None if one has no file here."""
     scored = {name for task in tasks for name in (task, *members(task))}

@@ -24,7 +24,7 @@ def check_column(experiment: Experiment, column: Column, config: RunConfig) -> N
         )
     if experiment.kind not in ("table", "memory"):  # the others show what every run has
         return
-    known = metrics.of_tasks(evaluation.tasks)
+    known = metrics.of_tasks(evaluation.tasks or metrics.tasks())  # without tasks, scores are left out on purpose
     if known is not None and column.metric not in known:
         meant = did_you_mean(nearest(column.metric, known))
         raise ConfigError(

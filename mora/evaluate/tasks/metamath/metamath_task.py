@@ -13,8 +13,9 @@ from lm_eval.tasks.hendrycks_math.utils import is_equiv, last_boxed_only_string,
 from mora.data import metamath
 from mora.data.records import conversation
 from mora.data.sets import SETS
+from mora.errors import DataError
 from mora.evaluate.choices import as_test_split
-from mora.evaluate.records import DataError, Record, Row, field_error, rows, text
+from mora.evaluate.records import Record, Row, field_error, rows, text
 
 PROMPT = metamath.PROMPT + " Let's think step by step."  # official: training ends at the colon
 MARKER = "The answer is: "
