@@ -1,7 +1,7 @@
-"""The digests of evidence whose result does not name them: `results/digests.txt`, which `sha256sum -c` reads.
+"""The digests of evidence that is not sealed and not named by its result: `results/digests.txt`, which `sha256sum -c` reads.
 
-It names the documents' scores and the spectra of committed results, and the logs of those that were written without the
-digest of their log. A file that it does not name, such as that of a new run, is taken as it is.
+It names the documents' scores and the spectra of committed results, early results and benchmarks, which are not sealed,
+and early logs, whose results do not have their digest. A file that it does not name, as of a new run, is taken as it is.
 """
 
 from __future__ import annotations

@@ -11,11 +11,13 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from mora import digests
 from mora.config import RunConfig
 from mora.config.run_id import result_path
 from mora.config.seal import FIELD, sealed, unsealed
 from mora.errors import DamagedFileError, MoraError, one_line
 from mora.evaluate import metrics
+from mora.io import replace_file
 
 FORMAT: Literal[2] = 2
 LARGEST = 1e15  # a metric's numbers beyond this become infinite: the run has diverged, and sums and axes would overflow
@@ -227,7 +229,7 @@ def read_spectrum(path: Path) -> Spectrum:
 
 
 def checked(path: Path, make: Callable[[dict[str, Any]], T], again: str) -> T:
-    """Return what `make` makes of the object in a JSON file, sealed or not.
+    """Return what `make` makes of the object in a JSON file. One that is not sealed is compared with `digests.txt`.
 
     Args:
         path: The file.
@@ -244,7 +246,8 @@ def checked(path: Path, make: Callable[[dict[str, Any]], T], again: str) -> T:
             raise ValueError("expected an object")
         result = make({key: value for key, value in values.items() if key != FIELD})
         unsealed(values)  # last, since the error of a wrong field says more
-        return result
+    except DamagedFileError:  # of another file, which `make` has read
+        raise
     except ValidationError as error:
         why = _first(error)
     except KeyError as error:
@@ -259,7 +262,18 @@ def checked(path: Path, make: Callable[[dict[str, Any]], T], again: str) -> T:
         OverflowError,
     ) as error:
         why = one_line(error)
+    else:
+        if FIELD not in values:
+            digests.check(path)
+        return result
     raise DamagedFileError(f"{path} is damaged ({why[:300]}): remove it, and {again}")
+
+
+def write_sealed(path: Path, values: dict[str, Any]) -> None:
+    """Write the object, sealed, which `checked` reads. It may take the place of one that `digests.txt` names."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    digests.forget(path)
+    replace_file(path, json.dumps(sealed(values), indent=1) + "\n")
 
 
 def _first(error: ValidationError) -> str:

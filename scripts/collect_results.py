@@ -86,6 +86,7 @@ def _bring(path: Path, result: dict[str, Any], there: Path) -> None:
         kept = there.with_name(log.name)
         replace_file(kept, log.read_text())
         digests.forget(kept) if result.get("log_sha256") else digests.add(kept)
+    digests.forget(there)
     replace_file(there, json.dumps(sealed(result), indent=1, sort_keys=True) + "\n")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import re
@@ -22,7 +21,8 @@ import torch
 
 from mora.config import source
 from mora.config.arguments import positive_int
-from mora.io import replace_file
+from mora.errors import MoraError, one_line
+from mora.results import write_sealed
 
 from . import compiled, decoding, evaluation, layers, loop, plan, profile, quantised, render, step, unsloth_lora
 
@@ -48,12 +48,19 @@ def main(arguments: list[str] | None = None) -> None:
     extent_name = next((name for name in ("smoke", "small", "quick") if getattr(options, name)), "full")
     if extent_name not in ("full", "smoke", *EXTENTS.get(options.what, ())):
         parser.error(f"{options.what} has no --{extent_name}")
+    if options.what != "render" and device.type == "cpu" and not options.smoke:
+        parser.error("torch sees no GPU here: only --smoke runs on a CPU")
+    if options.what == "quantised" and find_spec("bitsandbytes") is None:
+        parser.error("quantised needs bitsandbytes, which is not installed: pip install bitsandbytes==0.50.2")
+    try:
+        _run(options, extent_name, device)
+    except MoraError as error:
+        parser.exit(2, f"mora.bench: {one_line(error)}\n")
+
+
+def _run(options: argparse.Namespace, extent: str, device: torch.device) -> None:
     if options.what == "render":
         print(render.render())
-    elif device.type == "cpu" and not options.smoke:
-        parser.error("torch sees no GPU here: only --smoke runs on a CPU")
-    elif options.what == "quantised" and find_spec("bitsandbytes") is None:
-        parser.error("quantised needs bitsandbytes, which is not installed: pip install bitsandbytes==0.50.2")
     elif options.what == "layers":
         layers.sweep(device, smoke=options.smoke)
     elif options.what == "profile":
@@ -61,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
     elif options.what == "plan":
         _plan(device, options.smoke, options.only, options.out)
     else:
-        _measure(options.what, extent_name, options.rounds, device, options.out)
+        _measure(options.what, extent, options.rounds, device, options.out)
 
 
 def _measure(what: str, extent: str, rounds: int | None, device: torch.device, folder: Path | None) -> None:
@@ -72,8 +79,7 @@ def _measure(what: str, extent: str, rounds: int | None, device: torch.device, f
     for measured in MEASUREMENTS[what](extent, rounds, device):
         result = {"kind": what} | measured | circumstances
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(path, json.dumps(result, indent=1) + "\n")
+            write_sealed(path, result)
     print(render.tables(result))
     if path is not None:
         print(f"\n{path}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +14,11 @@ from transformers import LlamaForCausalLM
 
 from mora.config import RunConfig
 from mora.data.batches import Batch
-from mora.io import replace_file
 from mora.methods import prepare
 from mora.models.dtypes import DTYPES
 from mora.models.fused import use_fused_layers
 from mora.planner import memory, speed
+from mora.results import checked, write_sealed
 from mora.train.engines import make_engine
 
 from .models import build, twin_of
@@ -112,7 +111,7 @@ def measure(device: torch.device, path: Path, circumstances: dict[str, Any], smo
     """
     result: dict[str, Any] = {"kind": "plan", "rows": []} | circumstances
     if path.is_file():
-        earlier = json.loads(path.read_text())
+        earlier = checked(path, dict, speed.AGAIN)
         if earlier["source"]["fingerprint"] == circumstances["source"]["fingerprint"]:
             result = earlier
     done = {row["name"] for row in result["rows"] if "error" not in row}
@@ -123,8 +122,7 @@ def measure(device: torch.device, path: Path, circumstances: dict[str, Any], smo
         row = _measured(case, device, bases)
         print(f"  {_line(row)}", flush=True)
         result["rows"] = [old for old in result["rows"] if old["name"] != case.name] + [row]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, json.dumps(result, indent=1) + "\n")
+        write_sealed(path, result)
     return result
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from mora.config import source
 from mora.io import replace_file
 from mora.planner import speed
+from mora.results import checked
 from mora.suite.time_ratios import RatioOfTimes, ratio_of_times
 
 from . import plan
@@ -37,12 +37,17 @@ BASE = "floor"  # the name of the model without adapters in the results
 
 
 def render() -> Path:
-    """Write the tables into docs/performance.md. Raises SystemExit if the page has lost its markers."""
+    """Write the tables into docs/performance.md.
+
+    Raises:
+        SystemExit: The page has lost its markers.
+        DamagedFileError: A file of results is not what was measured.
+    """
     page = PAGE.read_text()
     if page.count(BEGIN) != 1 or page.count(END) != 1:
         raise SystemExit(f"{PAGE.name}: expected the lines {BEGIN!r} and {END!r} once each")
     head, tail = page.split(BEGIN)[0], page.split(END)[1]
-    measured = "\n\n".join(tables(json.loads(path.read_text())) for path in sorted(RESULTS.glob("*.json")))
+    measured = "\n\n".join(checked(path, tables, speed.AGAIN) for path in sorted(RESULTS.glob("*.json")))
     replace_file(PAGE, f"{head}{BEGIN}\n\n{measured or 'Nothing has been measured yet.'}\n\n{END}{tail}")
     return PAGE
 

@@ -101,8 +101,8 @@ def members(task: str) -> list[str]:
 
 
 def tasks() -> list[str]:
-    """Return the tasks that have a file here, without groups."""
-    return [values["task"] for values in _files() if "metric_list" in values]
+    """Return the tasks and groups that have a file here."""
+    return [values["task"] if "metric_list" in values else values["group"] for values in _files()]
 
 
 def of_tasks(tasks: Iterable[str]) -> set[str] | None:

@@ -30,7 +30,7 @@ def step_result(steps) -> dict:
     return json.loads(steps.read_text())
 
 
-def test_steps_of_all_methods_are_measured_and_rendered(steps, step_result, tmp_path, monkeypatch):
+def test_steps_of_all_methods_are_measured_and_rendered(steps, step_result, tmp_path, monkeypatch, capsys):
     (scenario,) = step_result["scenarios"]
     assert [case["name"] for case in scenario["cases"]] == [
         "floor",
@@ -51,6 +51,16 @@ def test_steps_of_all_methods_are_measured_and_rendered(steps, step_result, tmp_
     assert "old" not in text
     assert "| mora sharing r=2 |" in text
     render.render()
+    assert page.read_text() == text
+    damaged = tmp_path / "step-smoke.json"
+    damaged.write_text(steps.read_text().replace('"batch_size": 2', '"batch_size": 3'))
+    monkeypatch.setattr(render, "RESULTS", tmp_path)
+    with pytest.raises(SystemExit):
+        bench.main(["render"])
+    assert (
+        f"mora.bench: {damaged} is damaged (its values are not those that its digest was made of"
+        in capsys.readouterr().err
+    )
     assert page.read_text() == text
 
 

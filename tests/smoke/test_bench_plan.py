@@ -10,7 +10,9 @@ import torch
 
 from mora.bench import __main__ as bench
 from mora.bench import plan, render
+from mora.config.seal import unsealed
 from mora.planner import speed
+from mora.results import write_sealed
 
 
 def test_the_plan_is_held_against_real_steps_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
@@ -21,7 +23,7 @@ def test_the_plan_is_held_against_real_steps_and_goes_on_where_it_stopped(tmp_pa
     bench.main(["plan", "--smoke", "--out", str(tmp_path)])
     result = json.loads(path.read_text())
     assert result["rows"][:2] == first
-    path.write_text(json.dumps(result | {"source": {**result["source"], "fingerprint": "another"}}))
+    write_sealed(path, unsealed(result) | {"source": {**result["source"], "fingerprint": "another"}})
     bench.main(["plan", "--smoke", "--out", str(tmp_path)])
     again = json.loads(path.read_text())
     assert [a["step_s"] != b["step_s"] for a, b in zip(again["rows"], result["rows"], strict=True)] == [True] * 4

@@ -58,6 +58,7 @@ def changed(path: Path, field: str, value: object) -> bytes:
 
 
 RESULT, SPECTRUM = "runs/uuid-mora-r1-lr3e-3-s0-*.json", "spectra/c4-mora-*-s1-*.json"
+EARLY = "runs/uuid-mora-r8-lr1e-3-s0-459f6fda44.json"  # not sealed
 LOG, BENCH = "runs/c4-mora-r128-lr1e-3-s1-*.log.jsonl", "bench/step-full-*.json"
 DAMAGE = [
     ("cut", RENDER, RESULT, lambda path: path.read_bytes()[:500]),
@@ -68,6 +69,12 @@ DAMAGE = [
     ("huge", RENDER, RESULT, lambda path: changed(path, "parameters.trainable", 10**400)),
     ("huge", RUN, RESULT, lambda path: b"[" * 100_000),
     ("nothing", PLAN, RESULT, lambda path: b""),
+    (
+        "another number",
+        RENDER,
+        EARLY,
+        lambda path: path.read_bytes().replace(b'"last_step": 300', b'"last_step": 299'),
+    ),
     ("cut", RENDER, SPECTRUM, lambda path: path.read_bytes()[:500]),
     ("another run's", RENDER, SPECTRUM, lambda path: next(path.parent.glob("c4-lora-*-s1-*")).read_bytes()),
     ("wrong type", RENDER, BENCH, lambda path: changed(path, "scenarios", 3)),

@@ -7,11 +7,12 @@ from made_up import write
 
 from mora import digests
 from mora.config.cached_composition import compose_cached as compose
-from mora.config.run_id import documents_path, log_path, run_id, spectrum_path
+from mora.config.run_id import documents_path, log_path, result_path, run_id, spectrum_path
+from mora.config.seal import sealed
 from mora.errors import DamagedFileError
 from mora.evaluate import documents
 from mora.evaluate.logged import LoggedSamples
-from mora.results import MODULES
+from mora.results import MODULES, checked, read, write_sealed
 from mora.suite import launch, pairing
 from mora.suite.figures import spectrum_of
 from mora.suite.usable import log_of, result_of
@@ -57,6 +58,27 @@ def test_a_swapped_log_that_its_result_has_no_digest_of_is_refused_if_it_is_name
         DamagedFileError, match=r"\.log\.jsonl is damaged: .* restore it, or, if its run was made again"
     ):
         log_of(run, result)
+
+
+def test_a_result_that_is_not_sealed_is_compared_with_the_file_of_digests(run):
+    digests.add(result_path(run))
+    assert read(result_path(run)).metrics
+    write(run, {"validation_loss": 0.5}, log_rows=[{"step": 1, "loss": 2.0}])
+    with pytest.raises(DamagedFileError, match=r"runs/metamath-\S+\.json is damaged: it is not the file that"):
+        read(result_path(run))
+    result_path(run).write_text(json.dumps(sealed(json.loads(result_path(run).read_text()))))
+    assert read(result_path(run)).metrics, "a sealed one says itself whether it is whole"
+
+
+def test_what_is_measured_again_takes_the_place_of_a_file_that_is_named(tmp_path):
+    path = tmp_path / "bench" / "step-quick-gpu.json"
+    path.parent.mkdir()
+    path.write_text('{"ms": 1}')
+    digests.add(path)
+    assert checked(path, dict, "again") == {"ms": 1}
+    write_sealed(path, {"ms": 2})
+    assert checked(path, dict, "again") == {"ms": 2}
+    assert digests.read(tmp_path / digests.FILE) == {}
 
 
 def spectrum(path, **more):
