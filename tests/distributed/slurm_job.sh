@@ -13,6 +13,9 @@
 #SBATCH --time=1440
 #SBATCH --wckey=submitit
 
+# setup
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+
 # command
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output FOLDER/jobs/%j/%j_%t_log.out PYTHON -u -m submitit.core._submit FOLDER/jobs/%j
