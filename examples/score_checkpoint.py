@@ -13,16 +13,17 @@ from pathlib import Path
 from mora.__main__ import main as mora  # the command `mora`, called from Python
 
 
-def main(task: str, first: str, second: str, output: str, *options: str) -> None:
+def main(task: str, first: str, second: str, output: str, *options: str) -> int:
     folders = [f"{output}/first", f"{output}/second"]
     for model, folder in zip((first, second), folders, strict=True):
-        mora(["evaluate", model, "--task", task, "--output", folder, *options])
+        if failed := mora(["evaluate", model, "--task", task, "--output", folder, *options]):
+            return failed  # its message says why
         metrics = json.loads(Path(folder, "result.json").read_text())["metrics"]
         print(model, json.dumps(metrics, indent=2))
 
     # Paired over the documents: bootstrap, McNemar, and Holm's correction over the tasks.
-    mora(["compare", *folders])
+    return mora(["compare", *folders])
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main(*sys.argv[1:]))

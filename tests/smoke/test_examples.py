@@ -140,6 +140,11 @@ def test_score_checkpoint_compares_a_base_with_its_adapter(model, adapter, tmp_p
     printed = capfd.readouterr().out
     assert "metamath_gsm8k_gold" in printed
     assert (tmp_path / "scores" / "second" / "result.json").is_file()
+    # The folders now hold scores, which must not be shown in the place of those that could not be made.
+    assert main_of("score_checkpoint")("metamath_gsm8k_glod", model, adapter, str(tmp_path / "scores"), *options) == 2
+    printed = capfd.readouterr()
+    assert "did you mean metamath_gsm8k_gold?" in printed.err
+    assert printed.out == ""
 
 
 @pytest.fixture
