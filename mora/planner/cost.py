@@ -125,7 +125,8 @@ def cost(config: RunConfig, results: Iterable[RunResult] = (), gpu: Gpu = H100) 
         results: Results of the same task and scale, for the length of their data.
         gpu: On another GPU than an H100 the speed is scaled by the peaks of both, and its source says so.
     """
-    longest, length = max_length(config), length_of(config, results)
+    longest = max_length(config)
+    length = length_of(config, results) if config.method.trains else Length(0, 0.0, at_most=False)
     flops = None if length.tokens is None else length.tokens * flops_per_token(config, longest)
     trained, shape, on_cpu = trainable(config), shape_of(config.model), config.hardware.device == "cpu"
     micro = config.micro_batch_size if on_cpu else fitting_micro_batch(config, longest, gpu.memory)

@@ -76,6 +76,11 @@ def test_hours_and_disk_follow_from_tokens_speed_and_parameters(method):
     assert planned.checkpoints == 3 * (12 * own + (4 * shape.in_layers if method == "relora" else 0))
 
 
+def test_the_untuned_model_is_not_planned_as_if_it_trained():
+    needs = cost.cost(compose(["task=tulu2", "method=none", "scale=lite", "hardware=gpu1"]))
+    assert (needs.steps, needs.tokens, needs.flops, needs.gpu_hours, needs.disk) == (0, 0, 0, 0, 0)
+
+
 def test_a_plan_keeps_what_a_task_says_of_padding_unless_it_is_told_otherwise():
     rows = compose(["task=tulu2", "scale=mid", "method=fft"])
     there = compose(["task=tulu2", "method=fft", "hardware=gpu8"]).hardware
