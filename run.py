@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mora.config.hardware_schema import SCALES
 from mora.config.hints import choices
-from mora.config.hydra_compose import check_sweep, hydra_line, validate, with_task_file
+from mora.config.hydra_compose import check_names, check_sweep, hydra_line, validate, with_task_file
 from mora.config.run_id import log_path
 from mora.errors import MoraError
 from mora.suite.launch import interrupt_on_sigterm, launch
@@ -32,6 +32,7 @@ RUNS: list[Ran] = []  # the runs of a multirun that this process has come to so 
 @hydra.main(version_base="1.3", config_path="configs", config_name="config")
 def main(composed: DictConfig) -> None:
     try:
+        check_names(composed, HydraConfig.get().runtime.choices)
         config = validate(composed)
         if composed.lr is None and config.method.trains:
             config, source = default_rate(config)

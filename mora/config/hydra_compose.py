@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -187,7 +187,28 @@ def composed(overrides: Sequence[str]) -> DictConfig:
     """
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return hydra.compose("config", overrides=with_task_file(overrides))
+        config = hydra.compose("config", overrides=with_task_file(overrides))
+    check_names(config, dict(text.split("=", 1) for text in overrides if "=" in text))
+    return config
+
+
+def check_names(composed: DictConfig, chosen: Mapping[str, Any]) -> None:
+    """Refuse a file of a task or method that has no name of its own but that of the file it builds on, another's.
+
+    Args:
+        composed: The run's settings.
+        chosen: Group -> choice, NAME or NAME/SCALE.
+
+    Raises:
+        ConfigError: The file names another.
+    """
+    for group in ("task", "method"):
+        wanted = str(chosen.get(group, "")).strip("'\"").split("/")[0]
+        if wanted in hints.choices(group) and (name := composed[group].name) != wanted:
+            raise ConfigError(
+                f"{group}={wanted}: the files of configs/{group} make {group}.name={name!r}, under which its runs would "
+                f"pass for those of {name}; expected `name: {wanted}` in {wanted}'s own file"
+            )
 
 
 def with_task_file(arguments: Sequence[str]) -> list[str]:

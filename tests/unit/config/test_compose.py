@@ -1,4 +1,3 @@
-import shutil
 import subprocess
 import sys
 from typing import get_args
@@ -7,7 +6,7 @@ import hydra
 import pytest
 import yaml
 
-from mora.config import ConfigError, compose, hints, hydra_compose, run_id
+from mora.config import ConfigError, compose, hints, run_id
 from mora.config.hardware_schema import SCALES, ScaleName
 from mora.config.hydra_compose import check_sweep
 from mora.config.load import load
@@ -309,23 +308,6 @@ def test_what_trains_nothing_needs_no_warm_up():
     assert not compose([*given, "method=none"]).method.trains
     with pytest.raises(ConfigError, match=r"warmup_steps=100000: the run has only .* steps; lower it or train longer"):
         compose([*given, "method=mora", "r=4"])
-
-
-def test_a_task_is_one_folder(tmp_path, monkeypatch):
-    folder = tmp_path / "configs"
-    shutil.copytree(CONFIG_DIR, folder)
-    (folder / "task/mine").mkdir()
-    for scale in ("paper", "smoke"):
-        text = (CONFIG_DIR / "task/tulu2" / f"{scale}.yaml").read_text()
-        (folder / "task/mine" / f"{scale}.yaml").write_text(text.replace("tulu2", "mine"))
-    for module in (hydra_compose, hints):
-        monkeypatch.setattr(module, "CONFIG_DIR", folder)
-    for scale, model in (("paper", "llama2_7b"), ("smoke", "tiny")):
-        config = compose(["task=mine", "method=mora", "r=8", f"scale={scale}"])
-        assert run_id(config).startswith("mine-mora-r8-")
-        assert config.model.name == model
-    with pytest.raises(ConfigError, match=r"^scale=lite: task mine has no such scale; it has paper, smoke$"):
-        compose(["task=mine", "method=mora", "r=8", "scale=lite"])
 
 
 def test_a_scale_has_a_name_a_description_and_a_file():
