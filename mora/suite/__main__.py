@@ -104,19 +104,24 @@ def _plan(args: argparse.Namespace, rows: Rows, cells: list[CellSpec], of_runs: 
     if args.plan == "commands":
         return commands.text(cells, args.gpu)
     hardware = args.hardware or ("gpu8" if args.scale == "paper" else "gpu1")
-    powers = [] if args.render else _powers(args, rows)
+    powers = [] if args.render else _powers(args, rows, cells)
     return "\n".join([plan.text(cells, hardware, of_runs, args.gpu), *powers])
 
 
-def _powers(args: argparse.Namespace, rows: Rows) -> list[str]:
-    """Return one line per claim that these tables judge, with its power."""
-    return [line for name, scale in rows for line in claims.plan_lines(name, scale, _seeds(args))]
+def _powers(args: argparse.Namespace, rows: Rows, cells: list[CellSpec]) -> list[str]:
+    """Return one line per claim that these tables judge, with its power; with --only, that the chosen cells are part of."""
+    chosen = {id(spec) for spec in cells}
+    lines = []
+    for (name, scale), group in rows.items():
+        of_table = [spec for row in group for spec in row if id(spec) in chosen]
+        lines += claims.plan_lines(name, scale, _seeds(args), of_table if args.only else None)
+    return lines
 
 
 def _run(args: argparse.Namespace, loaded: dict[str, Experiment], rows: Rows, cells: list[CellSpec]) -> list[str]:
     """Start the missing runs, measure the spectra that a figure shows, and return the runs that failed."""
     _say_what_is_there(cells, args)
-    for line in (line for line in _powers(args, rows) if claims.WEAK in line):
+    for line in (line for line in _powers(args, rows, cells) if claims.WEAK in line):
         print(line, file=sys.stderr)
     failed = runner.complete(cells, args.jobs, patient=args.hardware != "slurm")
     for (name, _), group in rows.items():

@@ -11,7 +11,7 @@ from mora.frozen import FrozenModel
 
 from . import experiment as experiments
 from . import verdicts
-from .experiment import Row, Scale
+from .experiment import CellSpec, Row, Scale
 from .verdicts import Design, Test
 
 CLAIMS = experiments.FOLDER / "claims.yaml"
@@ -113,8 +113,27 @@ def power_of(claim: Claim, table: Sequence[Claim], seeds: int) -> float:
     return verdicts.power(claim.test, design, claim.margin)
 
 
-def plan_lines(name: str, scale: Scale, seeds: list[int] | None = None) -> list[str]:
-    """Return one line per claim on this experiment, with its power at the planned number of seeds."""
+def is_cell(spec: CellSpec, wanted: Row, column: str) -> bool:
+    """Return whether the cell is in the column, and its row, without settings, has the method, operator and paper's rank."""
+    if spec.row.settings or spec.column.name != column or not spec.exists:
+        return False
+    rank = spec.row.r and spec.config.model.stands_for(spec.row.r)
+    return (spec.row.method, spec.row.operator, rank) == (wanted.method, wanted.operator, wanted.r)
+
+
+def _judged_by(claim: Claim, cells: Sequence[CellSpec]) -> bool:
+    """Return whether one of the cells is in the claim's contrast."""
+    rows = [row for row in (claim.first, claim.second, claim.gap) if row]
+    return any(is_cell(spec, row, column) for spec in cells for row in rows for column in claim.columns)
+
+
+def plan_lines(
+    name: str, scale: Scale, seeds: list[int] | None = None, cells: Sequence[CellSpec] | None = None
+) -> list[str]:
+    """Return one line per claim on this experiment, with its power at the planned number of seeds.
+
+    If only some of the experiment's cells are asked for, the claims are those that one of these `cells` is judged for.
+    """
     table = [claim for claim in load().claims if claim.experiment == name]
     at = experiments.load(name).scales.get(scale)
     if at is None or scale not in COMPARED:
@@ -122,6 +141,8 @@ def plan_lines(name: str, scale: Scale, seeds: list[int] | None = None) -> list[
     more = any(row.more_seeds for row in at.rows)
     lines = []
     for claim in table:
+        if cells is not None and not _judged_by(claim, cells):
+            continue
         n = claim.second_look.seeds if claim.second_look and more and not seeds else len(seeds or at.seeds)
         power = power_of(claim, table, n)
         plan = f"a difference of {claim.plan.effect:g}" if claim.test == "order" else f"a margin of {claim.margin:g}"

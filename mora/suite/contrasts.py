@@ -14,7 +14,7 @@ from mora.results import MODULES
 from . import experiment as experiments
 from . import pairing, verdicts
 from .cells import CellRuns, above_floor, at_floor, higher_is_better, resolve, resolve_all
-from .claims import Claim, Contrast, Unit
+from .claims import Claim, Contrast, Unit, is_cell
 from .doubts import doubted
 from .experiment import CellSpec, Column, Row, Scale
 from .figures import spectrum_of
@@ -160,16 +160,7 @@ def _by_seed(runs: CellRuns, unit: Unit) -> dict[int, tuple[float, float | None]
 
 def find(rows: list[list[CellRuns]], wanted: Row, column: str) -> CellRuns | None:
     """Return the cell in the named column whose row has no settings and `wanted`'s method, operator and paper's rank."""
-    for row in rows:
-        for runs in row:
-            spec = runs.spec
-            if spec.row.settings:
-                continue
-            rank = spec.row.r and spec.config.model.stands_for(spec.row.r)
-            same = (spec.row.method, spec.row.operator, rank) == (wanted.method, wanted.operator, wanted.r)
-            if same and spec.column.name == column and spec.exists:
-                return runs
-    return None
+    return next((runs for row in rows for runs in row if is_cell(runs.spec, wanted, column)), None)
 
 
 # The share of questions that a model must answer in the requested form; below it, its score does not show what it knows.

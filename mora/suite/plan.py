@@ -172,7 +172,7 @@ def _totals(costs: list[tuple[RunConfig, Cost]], hardware: Hardware, gpu: Gpu) -
         f"{len(costs)} runs, {flops / 1e18:,.1f} EFLOP, {_hours(costs, hardware)}; {disk:,.0f} GiB of adapters and whole "
         f"models are left, and up to {checkpoints:,.0f} GiB of checkpoints per run meanwhile.",
         f"micro: {_micro(hardware, gpu)}; set it with hardware.micro_batch_size (of runs without padding, "
-        "hardware.micro_batch_tokens). Memory in GiB at that size, shadow in CPU memory of rank 0.",
+        "hardware.micro_batch_tokens). Memory in GiB at that size; shadow: exact sums of restarts, in CPU memory of rank 0.",
         "Tokens marked < count every sequence as long as the longest. Not counted: evaluation, and what a search adds once "
         "it has run (a second seed of its best two rates, rates beyond the edge of its grid).",
         "A final run stands at the first rate of its grid until the search has chosen one.",

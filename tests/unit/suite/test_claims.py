@@ -69,6 +69,15 @@ def test_power_is_said_with_the_plan_and_before_any_run(monkeypatch, capsys):
     assert capsys.readouterr().err.count("UNDER 0.8") == 2
 
 
+def test_with_some_cells_the_power_is_that_of_their_claims(monkeypatch, capsys):
+    for only, said in (("method=none", []), ("task=metamath", ["mathematical", "GSM8K", "Merging"])):
+        monkeypatch.setattr(sys, "argv", ["mora.suite", "table1", "--scale", "lite", "--plan", "--only", only])
+        assert suite.main() == 0
+        powers = [line for line in capsys.readouterr().out.splitlines() if line.startswith("power ")]
+        assert bool(powers) == bool(said)
+        assert all(any(word in line for word in said) for line in powers)
+
+
 def test_rows_are_found_by_the_papers_rank():
     rows = resolve_all(experiments.cell_specs(experiments.load("table2"), "lite"))
     assert find(rows, Claim.model_validate(FASTER).first, "step_300").spec.row.r == 1
