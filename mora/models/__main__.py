@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from mora.config.model_schema import Model
-from mora.errors import ConfigError, ends_in_one_line
+from mora.errors import ConfigError, ends_in_one_line, short
 
 from . import known
 from .shapes import UnknownShape, shape_of
@@ -41,10 +42,25 @@ def _fetched(model: Model) -> str:
         files.fetch(model)
         return str(gguf.as_folder(model))
     if model.source == "pretrained":
-        from huggingface_hub import snapshot_download
-
-        return snapshot_download(str(model.path), revision=model.revision, ignore_patterns=["*.bin", "*.pth", "*.gguf"])
+        return _checkpoint(str(model.path), model.revision)
     return "its weights are random, so there is nothing to fetch"
+
+
+def _checkpoint(path: str, revision: str | None) -> str:
+    """Return a folder as it is, and of a hub id the folder that it is fetched to. Raises ConfigError."""
+    if Path(path).is_dir():
+        if not Path(path, "config.json").is_file():
+            raise ConfigError(f"path={path!r} has no config.json: expected the folder of a checkpoint, or a hub id")
+        return path
+    from huggingface_hub import snapshot_download
+
+    try:
+        return snapshot_download(path, revision=revision, ignore_patterns=["*.bin", "*.pth", "*.gguf"])
+    except (ValueError, OSError) as error:  # OSError: of the hub and of the network
+        raise ConfigError(
+            f"path={path!r}, revision={revision!r} cannot be fetched ({short(str(error), 200)}): expected a folder "
+            "that exists, or a hub id and a commit of it; a gated model needs HF_TOKEN"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ def find(model: Model) -> Path:
         if not Path(model.path).is_file():
             there = "is a folder" if Path(model.path).is_dir() else "does not exist"
             raise ConfigError(
-                f"model.path={model.path!r} {there}: expected the GGUF file of {model.name}; another model is model=custom "
-                "with this model.path"
+                f"model.path={model.path!r} {there}: expected the GGUF file with the sha256 of {model.name}; another model "
+                "is model=custom with its own path and sha256"
             )
         return Path(model.path)
     if (fetched := cached(model)).is_file():

@@ -101,7 +101,7 @@ def test_what_is_missing_or_wrong_is_said_and_nothing_is_kept(pypi, tmp_path, ch
 
 
 def test_a_file_given_by_its_path_is_checked_too(pypi, tmp_path):
-    with pytest.raises(ConfigError, match="expected the GGUF file of mine"):
+    with pytest.raises(ConfigError, match="expected the GGUF file with the sha256 of mine"):
         files.fetch(model(path=str(tmp_path / "nothing")))
     (tmp_path / "a.gguf").write_bytes(b"another")
     with pytest.raises(ModelError, match=r"a\.gguf has sha256 .*, expected"):
@@ -121,6 +121,25 @@ def test_the_command_says_in_one_line_what_is_wrong(capsys):
     assert capsys.readouterr().err.startswith("mora.models: 'nothing': expected the name of a model in configs/model: ")
     assert command.main(["tiny"]) == 0
     assert "tiny: its weights are random, so there is nothing to fetch; " in capsys.readouterr().out
+
+
+def test_the_command_takes_a_folder_and_names_what_it_cannot_fetch(monkeypatch, tmp_path, capsys):
+    places = {
+        name: {"source": "pretrained", "path": str(tmp_path / name), "sha256": None} for name in ("whole", "empty")
+    }
+    places["id"] = places["empty"] | {"path": "owner/name", "revision": "0123abcd"}
+    models = {name: Model.model_validate({"name": name, "revision": None, **place}) for name, place in places.items()}
+    monkeypatch.setattr(command.known, "named", models.get)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for name in ("whole", "empty"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "whole" / "config.json").write_text('{"model_type": "llama"}')
+    assert command.main(["whole"]) == 0
+    assert capsys.readouterr().out.startswith(f"whole: {tmp_path / 'whole'}; ")
+    assert command.main(["empty"]) == 2
+    assert f"path='{tmp_path / 'empty'}' has no config.json" in capsys.readouterr().err
+    assert command.main(["id"]) == 2
+    assert "path='owner/name', revision='0123abcd' cannot be fetched (" in capsys.readouterr().err
 
 
 def test_the_command_takes_a_model_without_a_shape_for_plans(monkeypatch, capsys):
