@@ -193,8 +193,7 @@ def _check_is_its_own(config: RunConfig) -> None:
     result = result_of(config)
     if result is not None and (reason := preflight.unlike(config, result)):
         raise ConfigError(
-            f"{result_path(config)} is not this run's result: {reason}; give another model a name of its own "
-            "(model.name=...), or move the result away to repeat the run"
+            f"{result_path(config)} is not this run's result: {reason}, or move the result away to repeat the run"
         )
 
 

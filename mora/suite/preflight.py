@@ -30,11 +30,13 @@ def check(config: RunConfig) -> None:
 
 
 def unlike(config: RunConfig, result: RunResult) -> str | None:
-    """Return how the files here differ from those that made the result of this run id.
+    """Return how the files here differ from those that made the result of this run id, and what to do.
 
     None if they agree, or are not here; a file that was given by an absolute path must still exist.
     """
-    return _other_weights(config.model, result) or _other_files(result)
+    if reason := _other_weights(config.model, result):
+        return f"{reason}; give another model a name of its own (model.name=...)"
+    return _other_files(result)
 
 
 def _other_weights(model: Model, result: RunResult) -> str | None:
@@ -62,9 +64,9 @@ def _other_files(result: RunResult) -> str | None:
     for facts in (facts for group in groups.values() for facts in group if "files" in facts):
         digests = {path.name: sha256(path) for path in sources.match(facts["files"])}
         if not digests and Path(facts["files"]).is_absolute():
-            return f"{facts['files']} no longer exists"
+            return f"{facts['files']} no longer exists; put it back"
         if digests and digests != facts["sha256"]:
-            return f"{facts['files']} has changed since the result was made"
+            return f"{facts['files']} has changed since the result was made; give other rows a file name of their own"
     return None
 
 

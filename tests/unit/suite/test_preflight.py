@@ -88,7 +88,10 @@ def test_a_folder_that_does_not_exist_is_said_before_anything_is_handed_back(tmp
 @pytest.mark.parametrize(
     ("there", "said"),
     [
-        (Path.mkdir, "is a folder: expected the GGUF file of smollm2_135m; another model is model=custom"),
+        (
+            Path.mkdir,
+            "is a folder: expected the GGUF file with the sha256 of smollm2_135m; another model is model=custom",
+        ),
         (Path.touch, "has sha256 e3b0c44298"),
         (str, "does not exist: expected the GGUF file"),
     ],
@@ -130,10 +133,12 @@ def test_a_data_file_with_another_content_is_refused(tmp_path):
     done(config, data={"fingerprints": {"sources": {"corpus": [facts]}}})
     assert launch.launch(config) == 0
     rows.write_text("{}\n{}\n")
-    with pytest.raises(ConfigError, match=r"rows\.jsonl has changed since the result was made"):
+    with pytest.raises(
+        ConfigError, match=r"rows\.jsonl has changed since .*; give other rows a file name of their own, or"
+    ):
         launch.launch(config)
     rows.unlink()
-    with pytest.raises(ConfigError, match=r"rows\.jsonl no longer exists"):
+    with pytest.raises(ConfigError, match=r"rows\.jsonl no longer exists; put it back, or move the result away"):
         launch.launch(config)
 
 
