@@ -75,7 +75,8 @@ class EvaluationSet:
         for pattern in self.files[split]:
             if not any(folder.glob(pattern)):
                 raise MissingData(
-                    f"{folder / pattern} does not exist: put the file there or set MORA_DATA_DIR to its folder"
+                    f"{folder / pattern} does not exist: put the file there, or set MORA_DATA_DIR (--data-dir of `mora "
+                    f"evaluate`) to the folder that holds {pattern}"
                 )
         return self.local(split, folder)
 

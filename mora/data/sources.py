@@ -149,6 +149,10 @@ def match(pattern: str) -> list[Path]:
 
 def missing(pattern: str) -> str:
     """Return the message for a pattern that no file matches."""
-    if Path(pattern).is_absolute() or data_dir() is not None:
-        return f"no file matches {(data_dir() or Path()) / pattern}"  # `/` drops the folder if the pattern is absolute
+    if Path(pattern).is_absolute():
+        return f"no file matches {pattern}: expected the path of a file, or a pattern such as /folder/*.jsonl"
+    if (folder := data_dir()) is not None:
+        return (
+            f"no file matches {folder / pattern}: put it there, or set MORA_DATA_DIR to the folder that holds {pattern}"
+        )
     return f"{pattern}: set MORA_DATA_DIR to the folder that holds it"
