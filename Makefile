@@ -33,6 +33,7 @@ endif
 yes = $(if $(filter 1 yes true,$($(1))),1,$(if $(filter-out 0 no false,$($(1))),$(error $(1)=$($(1)): expected 1 or 0)))
 PLANNED = $(if $(filter commands,$(PLAN)),--plan commands,$(if $(call yes,PLAN),--plan))
 
+TASKS       := $(shell ls configs/task | paste -sd '|')
 SCALES      := $(shell ls configs/scale | sed 's/\.yaml$$//' | paste -sd '|')
 EXPERIMENTS := $(sort $(basename $(notdir $(wildcard experiments/table*.yaml experiments/figure*.yaml experiments/memory.yaml))))
 SOURCES     := mora scripts $(wildcard run.py)
@@ -91,7 +92,7 @@ demo: $(READY) ## memorise UUIDs with a tiny model on a CPU, in minutes: Table 2
 	$(if $(PLANNED),,$(SUITE).report --scale smoke)
 
 data: $(READY) ## prepare the training data of TASK at SCALE and describe them
-	@$(if $(TASK),,echo "make data TASK=uuid|tulu2|metamath|biomed|finance|c4 [SCALE=$(SCALES)]" >&2; exit 2)
+	@$(if $(TASK),,echo "make data TASK=$(TASKS) [SCALE=$(SCALES)]" >&2; exit 2)
 	$(PY) -m mora.data $(TASK) --scale $(SCALE)
 
 model: $(READY) ## fetch and verify MODEL, a file of configs/model (MODEL=qwen25_coder_1b5); scale lite's model comes with `install`
