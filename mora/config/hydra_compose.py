@@ -205,9 +205,14 @@ def check_names(composed: DictConfig, chosen: Mapping[str, Any]) -> None:
     for group in ("task", "method"):
         wanted = str(chosen.get(group, "")).strip("'\"").split("/")[0]
         if wanted in hints.choices(group) and (name := composed[group].name) != wanted:
+            place = (
+                "below `task:`, in files that begin with `# @package _global_`"
+                if group == "task"
+                else "in its own file"
+            )
             raise ConfigError(
                 f"{group}={wanted}: the files of configs/{group} make {group}.name={name!r}, under which its runs would "
-                f"pass for those of {name}; expected `name: {wanted}` in {wanted}'s own file"
+                f"pass for those of {name}; expected `name: {wanted}` {place}"
             )
 
 
@@ -251,8 +256,8 @@ def hydra_line(error: Exception) -> str:
     text, *_ = str(error).split("Config search path:")  # added by Hydra; it does not help
     text = re.sub(r"\.\s*To append to your config use .*", ": there is no such field", text)  # no field can be added
     text = short(text.removeprefix("In 'config': "), 1000)
-    if text.startswith("You must specify 'task'"):
-        text += " ".join(hints.choices("task"))
+    if missing := re.match(r"You must specify '(\w+)'", text):
+        return f"{missing[1]} is missing: expected {missing[1]}=NAME; there are {', '.join(hints.choices(missing[1]))}"
     if several := re.match(r"Ambiguous value for argument '(.*?)'\s*1\.", text):
         return f"{several[1]}: several values are several runs: python run.py -m ...; a list is KEY=[A,B]"
     if (unknown := re.match(r"Could not find '(\w+)/([^']*)'", text)) and hints.choices(unknown[1]):

@@ -23,8 +23,8 @@ WRONG = {  # what run.py gets -> what it says
     "nothing, or too little": {
         "": "task and method are missing: python run.py task=uuid method=mora r=8; --help lists both",
         "r=8": "task and method are missing",
-        "task=uuid": "You must specify 'method', e.g, method=<OPTION> Available options: asylora dora",
-        "method=mora r=8": "You must specify 'task'",
+        "task=uuid": "method is missing: expected method=NAME; there are asylora, dora, ",
+        "method=mora r=8": "task is missing: expected task=NAME; there are biomed, c4, ",
         "task=uuid method=mora": "r is missing: method mora needs one, for example r=8",
         "task=uuid method=peft": "method.config is missing: method peft needs the adapter_config.json",
         RUN + "model=custom": "path=null: expected the folder or hub id",

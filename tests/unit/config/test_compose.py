@@ -25,7 +25,7 @@ PADDING_FREE = ["hardware.padding_free=true", "hardware.micro_batch_tokens=512"]
         (["task=uuid", "method=nothing"], "method=nothing: there is no such method; there are asylora"),
         (["task=uuid", "method=${lr}", "r=8"], "method=${lr}: expected a name; there are"),
         (["task=uuid", "method=mora", "r=8", "model=custom", f"model.path={'x' * 5000}"], "model.path='xxx"),
-        (["method=mora", "r=8"], "You must specify 'task'"),
+        (["method=mora", "r=8"], "task is missing: expected task=NAME; there are biomed, c4, "),
         (["task=uuid", "method=mora"], "r is missing"),
         (["task=uuid", "method=mora", "r=0"], "r=0: input should be greater than 0"),
         (["task=uuid", "method=fft", "r=8"], "r=8: method fft has no rank"),

@@ -33,7 +33,9 @@ def test_a_file_that_builds_on_anothers_has_a_name_of_its_own(tmp_path, monkeypa
     (folder / "method/mine.yaml").write_text("defaults: [lora, _self_]\nadapter: {lr_ratio: 2.0}\n")
     for module in (hydra_compose, hints):
         monkeypatch.setattr(module, "CONFIG_DIR", folder)
-    with pytest.raises(ConfigError, match=r"^task=mine: .*task\.name='tulu2'.*; expected `name: mine` in mine's own"):
+    with pytest.raises(ConfigError, match=r"^task=mine: .*task\.name='tulu2'.*; expected `name: mine` below `task:`"):
         compose(["task=mine", "method=lora", "r=8", "scale=smoke"])
-    with pytest.raises(ConfigError, match=r"^method=mine: .*method\.name='lora'"):
+    with pytest.raises(
+        ConfigError, match=r"^method=mine: .*method\.name='lora'.*; expected `name: mine` in its own file"
+    ):
         compose(["task=uuid", "method=mine", "r=8", "scale=smoke"])
