@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import transformers
 from peft import PeftConfig, PeftModel, convert_to_lora, save_as_lora
-from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, load_peft_weights
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, load_peft_weights
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -55,6 +55,12 @@ def load(adapter: str, base: str | None = None) -> PeftModel:
     base: folder or hub id, by default the one that the adapter names.
     Raises: ExportError.
     """
+    if Path(adapter).is_dir() and not Path(adapter, CONFIG_NAME).is_file():
+        inside = sorted(
+            path.parent for path in Path(adapter).glob(f"*/{CONFIG_NAME}")
+        )  # adapter/ before checkpoint-10/
+        hint = f", such as {inside[0]}" if inside else ""
+        raise ExportError(f"{adapter} has no {CONFIG_NAME}: expected the folder of an adapter{hint}")
     with _told(f"{adapter} is no adapter that PEFT can read: adapter_config.json"):
         config = PeftConfig.from_pretrained(adapter)
     if not isinstance(config, MoraConfig):

@@ -166,6 +166,14 @@ DAMAGES = {
 }  # fmt: skip
 
 
+def test_the_folder_around_an_adapter_is_told_where_the_adapter_is(saved, tmp_path):
+    around = saved[1].parent
+    with pytest.raises(
+        ExportError, match=rf"^{around} has no {CONFIG}: .* the folder of an adapter, such as {saved[1]}$"
+    ):
+        export(str(around), str(tmp_path / "out"), "merged")
+
+
 @pytest.mark.parametrize("to", [["merged"], ["lora", "--rank", "8"]], ids=["merged", "lora"])
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_files_are_one_line(damage, to, saved, tmp_path):
