@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
 from pathlib import Path
@@ -58,9 +59,15 @@ def ending(config: RunConfig, folder: Path, seconds: float) -> str:
     lines = [f"{', '.join(scores) or 'no scores'}; {seconds:.0f} s"]
     saved = [folder / part for part in ("adapter", "model") if (folder / part).is_dir()]
     lines += [f"saved: {path}" for path in saved]
-    if saved:
-        lines.append(f"next: mora generate {saved[0]} PROMPT, or mora evaluate {saved[0]} --task TASK")
+    if path := next(filter(_has_base, saved), None):
+        lines.append(f"next: mora generate {path} PROMPT, or mora evaluate {path} --task TASK")
     return "\n".join(lines)
+
+
+def _has_base(saved: Path) -> bool:
+    """Return whether a saved model is whole, or is an adapter that names its base; one of drawn weights may have no name."""
+    config = saved / "adapter_config.json"
+    return not config.is_file() or bool(json.loads(config.read_text())["base_model_name_or_path"])
 
 
 def _score(key: str, row: dict[str, Any]) -> str:

@@ -36,3 +36,7 @@ def test_the_end_names_scores_errors_time_and_what_to_do_next(tmp_path):
         f"saved: {tmp_path}/adapter",
         f"next: mora generate {tmp_path}/adapter PROMPT, or mora evaluate {tmp_path}/adapter --task TASK",
     ]
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": null}')
+    assert "next:" not in run_messages.ending(tiny_config("mora"), tmp_path, 61.4)
+    (tmp_path / "model").mkdir()
+    assert f"next: mora generate {tmp_path}/model PROMPT" in run_messages.ending(tiny_config("mora"), tmp_path, 61.4)
