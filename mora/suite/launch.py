@@ -131,7 +131,12 @@ def launch(
     if output is None and (text := warning(config.scale.name)):
         print(f"warning: {text}", file=sys.stderr)
     folder = folder or run_folder(config)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"the run's folder {folder} cannot be made ({error.strerror}): set MORA_OUTPUT_DIR to a folder for outputs"
+        ) from error
     _set_aside(config, folder)
     if text := fit.too_slow(config):
         print(f"note: {text}", file=output or sys.stderr, flush=True)

@@ -142,6 +142,15 @@ def test_a_data_file_with_another_content_is_refused(tmp_path):
         launch.launch(config)
 
 
+def test_a_folder_for_outputs_that_cannot_be_made_is_named_with_its_variable(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MORA_OUTPUT_DIR", str(tmp_path / "file"))
+    with pytest.raises(
+        ConfigError, match=r"the run's folder .*/file/uuid-lora-.* cannot be made .*: set MORA_OUTPUT_DIR"
+    ):
+        launch.launch(compose(["task=uuid", "method=lora", "r=8", "scale=smoke"]))
+
+
 def test_hardware_is_looked_at_first(tmp_path, monkeypatch):
     monkeypatch.setattr(preflight, "visible", lambda: ["0"])
     config = compose(["task=uuid", "method=mora", "r=8", "scale=smoke", "hardware=gpu8"])
