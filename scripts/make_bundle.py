@@ -47,6 +47,7 @@ PLATFORMS = (*(f"manylinux_{glibc}_x86_64" for glibc in GLIBC), "manylinux2014_x
 @ends_in_one_line("make_bundle.py", ValueError)
 def main() -> int:
     options = _options()
+    _check(options)  # before gigabytes of wheels are fetched
     with tempfile.TemporaryDirectory() as temporary:
         tree = Path(temporary)
         _wheels(tree / "wheels", options)
@@ -58,6 +59,24 @@ def main() -> int:
     total = sum(size for _, size in pieces.values())
     print(f"{len(pieces)} pieces, {total / 2**20:,.1f} MiB, in {options.out}; there: python3 unpack_bundle.py . TARGET")
     return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raise ConfigError or ValueError if a model or folder is not there, before anything is fetched."""
+    for name in options.models:
+        model = known.named(name)
+        if model is None or model.source != "gguf":
+            gguf = [name for name in known.names() if (it := known.named(name)) and it.source == "gguf"]
+            raise ConfigError(
+                f"--models {name}: expected one whose weights are a GGUF file; there are {', '.join(gguf)}"
+            )
+    for path in options.data:
+        if not path.is_dir():
+            raise ValueError(f"--data {path}: there is no such folder")
+    if options.has and not options.has.is_file():
+        raise ValueError(
+            f"--has {options.has}: there is no such file; make it with `python -m pip list --format=freeze`"
+        )
 
 
 def needed(extras: list[str], python: str) -> set[str]:
@@ -137,12 +156,11 @@ def _models(cache: Path, names: list[str]) -> None:
     """Collect the models' files.
 
     Raises:
-        ConfigError: A name is unknown, or a file cannot be obtained or has another digest.
+        ConfigError: A file cannot be obtained or has another digest.
     """
     for name in names:
         model = known.named(name)
-        if model is None or model.source != "gguf":
-            raise ConfigError(f"--models {name}: expected one whose weights are a GGUF file")
+        assert model is not None, "checked before"
         print(name, flush=True)
         target = cache / files.cached(model).relative_to(cache_dir())
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -151,8 +169,6 @@ def _models(cache: Path, names: list[str]) -> None:
 
 def _data(folder: Path, paths: list[Path]) -> None:
     for path in paths:
-        if not path.is_dir():
-            raise ValueError(f"--data {path}: there is no such folder")
         shutil.copytree(path, folder / path.resolve().name)
 
 

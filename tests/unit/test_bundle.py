@@ -80,8 +80,12 @@ def test_nothing_is_written_outside_the_target(tmp_path):
     ("arguments", "said"),
     [
         (["--extras", "none_such"], "--extras none_such: expected some of suite"),
-        (["--extras", "--models", "none_such"], "--models none_such: expected one whose weights are a GGUF file"),
-        (["--extras", "--data", "/none/such"], "--data /none/such: there is no such folder"),
+        (
+            ["--models", "none_such"],
+            "--models none_such: expected one whose weights are a GGUF file; there are qwen25_",
+        ),
+        (["--data", "/none/such"], "--data /none/such: there is no such folder"),
+        (["--has", "/none/such"], "--has /none/such: there is no such file; make it with `python -m pip list"),
         (["--extras", "--piece-mib", "0"], "--piece-mib: '0': expected a whole number above 0"),
         (["--extras", "--python", "312"], "--python: '312': expected a version from 3.11 on, such as 3.12"),
     ],
@@ -90,6 +94,7 @@ def test_what_cannot_be_packed_is_said(tmp_path, arguments, said):
     done = script("make_bundle.py", tmp_path / "out", *arguments)
     assert done.returncode == 2
     assert said in done.stderr
+    assert done.stdout == "", "nothing was fetched before"
     assert not (tmp_path / "out").exists()
 
 
