@@ -61,6 +61,10 @@ def check_sweep(arguments: Sequence[str]) -> None:
     overrides = _check_form(arguments)
     rates = any(argument.startswith("sweep=") for argument in arguments)
     several = bool({"-m", "--multirun"} & {*arguments}) or "hardware=slurm" in arguments
+    if {"-m", "--multirun"} & {*arguments} and (
+        shown := {"--cfg", "-c", "--info", "-i"} & {text.split("=")[0] for text in arguments}
+    ):
+        raise ConfigError(f"{min(shown)} shows one run: leave -m and its further values out")
     if rates and not several:
         raise ConfigError("sweep= without -m would be one run: python run.py -m sweep=... for all of its runs")
     for override in overrides:

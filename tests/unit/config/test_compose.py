@@ -346,6 +346,7 @@ def test_what_was_meant_is_named(overrides, meant):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["-m", "task=uuid", "method=lora,mora", "r=8", "--cfg", "job"], "--cfg shows one run: leave -m"),
         (["--task", "uuid", "--r", "8"], "--task: settings have no dashes: task=VALUE"),
         (["task=uuid", "--learning_rate=1e-4"], "--learning_rate=1e-4: settings have no dashes: lr=1e-4"),
         (["-m", "sweep=lr", "task=uuid", "method=lora", "r=8,256"], "r=8,256: expected one value beside sweep="),
