@@ -63,7 +63,7 @@ def test_a_split_is_there_if_each_of_its_files_is(tmp_path):
     for name in ("a/2.csv", "a/1.csv"):
         (tmp_path / name).write_text("")
     assert one.local("test", tmp_path) == []
-    with pytest.raises(MissingData, match=r"/b\.csv does not exist: put the file there or set MORA_DATA_DIR"):
+    with pytest.raises(MissingData, match=r"/b\.csv does not exist: put the file there, or set MORA_DATA_DIR"):
         one.required("test", tmp_path)
     (tmp_path / "rows.jsonl").write_text("")
     assert [path.name for path in one.local("test", tmp_path)] == ["rows.jsonl"]
