@@ -67,6 +67,7 @@ def no_plan(*_):
 def queue(tmp_path, monkeypatch):
     module = load()
     Process.started, Process.failing, Process.hanging = [], set(), set()
+    monkeypatch.delenv("MORA_OUTPUT_DIR", raising=False)  # a machine's own has runs of these names, with their logs
     monkeypatch.setattr(source, "ROOT", tmp_path)
     monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(module, "POLL_S", 0.0)
