@@ -244,6 +244,11 @@ def test_a_column_of_a_step_at_which_nothing_is_measured_is_refused_before_a_run
             _ = spec.config
 
 
+def test_a_selection_that_is_no_loss_is_refused():
+    with pytest.raises(ConfigError, match="selection='value_nl': input should be 'validation_loss' or 'value_nll'"):
+        experiments.checked("table9", own_table() | {"selection": "value_nl"})
+
+
 @pytest.mark.parametrize(
     ("metric", "why"),
     [
