@@ -311,7 +311,7 @@ class CellSpec:
         """The run with the middle rate of the grid and seed 0. Raises ConfigError if it does not measure what is shown."""
         config = compose_cached(self.base)
         if self.exists:
-            check_column(self.experiment, self.column, config)
+            check_column(self.experiment, self.column, config, self.base)
         return config
 
     @cached_property

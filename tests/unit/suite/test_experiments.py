@@ -265,6 +265,21 @@ def test_a_metric_that_is_not_measured_or_no_share_is_refused_before_a_run(metri
 
 
 @pytest.mark.parametrize(
+    ("metric", "kind", "settings"),
+    [
+        ("metamath_gsm8k.score", "table", ["task.evaluation.tasks=[]"]),
+        ("arc_easy.acc", "table", ["task.evaluation.tasks=[]"]),
+        ("arc_easy.acc", "table", ["task.evaluation.tasks=[arc_easy]"]),
+        ("value_nll", "memory", []),
+    ],
+)
+def test_a_metric_whose_task_is_left_out_on_purpose_or_that_is_not_shown_is_no_mistake(metric, kind, settings):
+    table = experiments.checked("table9", own_table(column={"metric": metric, "overrides": settings}) | {"kind": kind})
+    ((spec,),) = experiments.cell_specs(table, "smoke")
+    assert spec.config.task.name == "uuid"
+
+
+@pytest.mark.parametrize(
     ("name", "shown"),
     [("table2", "Table 2"), ("figure5", "Figure 5"), ("memory", "Memory"), ("table_merging", "Table: merging")],
 )
