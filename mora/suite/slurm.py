@@ -67,18 +67,8 @@ def script(command: Sequence[str], hardware: Hardware, tasks: int, options: dict
     lines = [f"#SBATCH --{name}={value}" for name, value in wanted.items()]
     run = f"srun --unbuffered {shlex.join([sys.executable, *command])}"
     begin = [f"cd {shlex.quote(str(ROOT))}", "export SUBMITIT_EXECUTOR=slurm"]  # for launch.rendezvous
-    return "\n".join(
-        [
-            "#!/bin/bash",
-            *lines,
-            "",
-            *begin,
-            *launcher["setup"],
-            *([setup] if isinstance(setup, str) else setup),
-            run,
-            "",
-        ]
-    )
+    begin += [*launcher["setup"], *([setup] if isinstance(setup, str) else setup)]
+    return "\n".join(["#!/bin/bash", *lines, "", *begin, run, ""])
 
 
 def command(args: argparse.Namespace, settings: Sequence[str]) -> list[str]:
