@@ -4,8 +4,8 @@ python3 unpack_bundle.py PIECES TARGET                  # checks every piece and
 python3 unpack_bundle.py PIECES TARGET --no-install     # only checks and unpacks
 . TARGET/env.sh                                         # from the root of the repository: everything is found from now on
 
-env.sh is written last. A later bundle can be unpacked into the same TARGET. If it has wheels, TARGET/site is emptied first, so
-that no older version of a package stays there.
+env.sh is written last. A later bundle can be unpacked into the same TARGET. If it has wheels, TARGET/site is emptied first,
+so that no older version of a package stays there.
 """
 
 from __future__ import annotations
