@@ -23,6 +23,7 @@ ALPHA = 0.05
 ENOUGH = 0.8  # a power that is high enough
 FEW = 5  # with fewer seeds, the variance is pooled
 RARE = 10  # with fewer right or fewer wrong answers, a difference of shares is judged exactly
+ROUNDING = 1e-10  # in any unit: differences that are closer to each other differ by the rounding of their terms
 AT_FLOOR = 3.0  # standard errors above the floor, within which a score is at its floor
 
 Test = Literal["order", "equal", "closes"]
@@ -72,10 +73,11 @@ class Estimate:
 
 
 def variance(differences: Sequence[float]) -> Variance | None:
-    """Return the variance over seeds; None for one seed, or if a run diverged."""
+    """Return the variance over seeds; None for one seed, or if a run diverged. It is 0 if they differ by rounding alone."""
     if len(differences) < 2 or not all(map(math.isfinite, differences)):
         return None
-    return Variance(float(np.var(differences, ddof=1)), len(differences) - 1)
+    same = np.ptp(differences) < ROUNDING
+    return Variance(0.0 if same else float(np.var(differences, ddof=1)), len(differences) - 1)
 
 
 def pooled(variances: Sequence[Variance | None]) -> Variance | None:
