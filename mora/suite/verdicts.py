@@ -50,6 +50,11 @@ class Estimate:
     se: float
     df: float
 
+    @property
+    def is_assumed(self) -> bool:
+        """Whether the variation over seeds is the plan's: only that has no degrees of freedom to count."""
+        return math.isinf(self.df)
+
     def interval(self, level: float = 1 - ALPHA) -> Interval:
         if math.isinf(self.se) or math.isinf(self.effect):
             return Interval(-math.inf, math.inf)
@@ -180,7 +185,8 @@ class Design(NamedTuple):
 def power(test: Test, design: Design, margin: float = 0.0) -> float:
     """Return the chance of the right verdict if the difference is `design.effect`; 0 if no error is known.
 
-    It is computed at the level divided by the number of claims. With Holm's correction the power is at least this.
+    It is computed at the level divided by the number of claims. With Holm's correction the power is at least this. For the
+    test `closes` it is the chance that the first row is placed within the margin; the gap must be shown besides.
     """
     effect, sd, document_se, n, claims, level = design
     if sd is None:
