@@ -50,8 +50,8 @@ def main() -> int:
     for path in sorted(options.folder.glob("*.json")):
         result, there = _read(path), options.into / path.name
         commit = known.get(result["source"]["fingerprint"])
-        earlier = _read(there) if there.is_file() else None
-        is_other = earlier is not None and _measured(earlier) != _measured(result)
+        earlier = _parsed(there) if options.replace else _read(there) if there.is_file() else None
+        is_other = there.is_file() and (earlier is None or _measured(earlier) != _measured(result))
         reason = "its source is that of no commit here" if commit is None else _another(path, result)
         if reason is None and is_other and not options.replace:
             reason = f"{there} is another result; --replace takes this one instead"
@@ -148,15 +148,20 @@ def _other_scores(path: Path, scores: Path) -> str | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if (result := _parsed(path)) is None:
+        sys.exit(
+            f"collect_results.py: {path} is damaged: expected JSON with source.fingerprint and source.dirty; remove it"
+        )
+    return result
+
+
+def _parsed(path: Path) -> dict[str, Any] | None:
+    """Return the result; None if there is none, or it is damaged."""
     try:
         result = unsealed(json.loads(path.read_text()))
-        if {"fingerprint", "dirty"} <= result["source"].keys():
-            return result
-    except (ValueError, LookupError, TypeError, AttributeError):
-        pass
-    sys.exit(
-        f"collect_results.py: {path} is damaged: expected JSON with source.fingerprint and source.dirty; remove it"
-    )
+        return result if {"fingerprint", "dirty"} <= result["source"].keys() else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
 
 
 def _measured(result: dict[str, Any]) -> dict[str, Any]:

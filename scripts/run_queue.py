@@ -16,7 +16,7 @@ claims what the plan says of its training, or what scoring holds if that is more
 on no GPU yet keeps the one with the most room for itself; later lines may start on the others. A run that fails is tried
 once more with twice the claim.
 A run that could not end in the time left is not started; where none is left that could, the queue ends. The times are those
-of like runs and of the plan's measured steps on such a GPU, of which every run that still trains has an equal part.
+of like runs and of the plan's measured steps on such a GPU, of which every run that needs it has an equal part.
 With --mps the runs of a GPU compute at the same time, through NVIDIA MPS, instead of in turns; where that does not work, the
 queue says so and goes on without. A fatal fault of one run on the GPU then ends the others there, too, and killing
 one can make them hang, fail or compute wrong numbers: do not kill runs by hand (docs/airgapped.md).
@@ -55,6 +55,7 @@ from mora.errors import MoraError, one_line
 from mora.results import read
 from mora.suite import gpus, queue_file
 from mora.suite.gpus import Gpu, read_gpus
+from mora.suite.launch import run_folder
 from mora.suite.like_runs import LikeRuns
 from mora.suite.progress import last_row
 from mora.suite.queue_file import QueuedRun
@@ -73,7 +74,8 @@ class Job:
     process: subprocess.Popen[bytes]
     gpu: Gpu
     started: float
-    trains_s: float  # how long the run would still train with the GPU to itself, in seconds
+    needs_s: float  # how long the run would still need the GPU if it had it to itself
+    log_before: int | None  # when an earlier run's log, which tells nothing of this one, was last written
     asked: bool = False
 
     def ask_to_stop(self) -> None:
@@ -128,7 +130,7 @@ class Queue:
         while True:
             self._collect()
             if not self.stopping and time.monotonic() >= self.ends:
-                self.stop("the time is over", [job for job in self.running if not _is_trained(job.config)])
+                self.stop("the time is over", [job for job in self.running if not _is_trained(job)])
             if self.stopping and time.monotonic() >= self.ends + SAVING_S - LAST_S:
                 self.stop("the time is over")
             if not self.stopping:
@@ -160,7 +162,7 @@ class Queue:
                 mine.used_gib = gpu.used_gib
                 mine.busy += gpu.busy
         for job in self.running:
-            job.trains_s = self._still_trains_s(job.config)
+            job.needs_s = self._still_needs_s(job)
 
     def stop(self, why: str, jobs: list[Job] | None = None) -> None:
         """Ask these runs (None: all) to save a checkpoint and end, and start no more runs."""
@@ -213,6 +215,7 @@ class Queue:
             return done(config)
         except MoraError as error:  # a damaged result, which run.py refuses
             self.complain(error)
+            self.ended[run_id(config)] = "failed"
             return True
 
     def _runs(self) -> list[QueuedRun | None]:
@@ -232,7 +235,7 @@ class Queue:
             if not free or len(self.running) >= self.options.jobs * len(self.gpus):
                 return
             gpu = max(free, key=self._room)
-            if self._too_long(run.config, [job.trains_s for job in self.running if job.gpu is gpu]):
+            if self._too_long(run.config, [job.needs_s for job in self.running if job.gpu is gpu]):
                 continue
             claim = run.claim_gib or self.like_runs.claim_gib(run.config, self.options.unknown_gib)
             claim *= 2 ** self.tries.get(run_id(run.config), 0)
@@ -245,14 +248,19 @@ class Queue:
                 return self.complain(error)
 
     def _too_long(self, config: RunConfig, beside_s: Sequence[float] = ()) -> bool:
-        """Return whether the run could not end in the time left beside runs that still train so long."""
+        """Return whether the run could not end in the time left beside runs that still need the GPU so long."""
         expected = self.like_runs.expected_s(config, beside_s)
         return expected is not None and time.monotonic() + expected > self.ends + SAVING_S
 
-    def _still_trains_s(self, config: RunConfig) -> float:
-        """Return the seconds that a run would still train with the GPU to itself; infinite if its steps were never timed."""
-        whole_s = self.like_runs.training_s(config)
-        return math.inf if whole_s is None else whole_s * (1 - _steps_done(config) / max(1, config.last_step))
+    def _still_needs_s(self, job: Job) -> float:
+        """Return the seconds for which a run that has the GPU to itself would still train or, once it has, be scored.
+
+        It is infinite if the run's steps were never timed.
+        """
+        if _is_trained(job):
+            return self.like_runs.scored_s(job.config)
+        whole_s = self.like_runs.training_s(job.config)
+        return math.inf if whole_s is None else whole_s * (1 - _steps_done(job) / max(1, job.config.last_step))
 
     def _room(self, gpu: Gpu) -> float:
         """Return the GiB that are neither claimed nor in use. Runs that have just started count with their whole claim."""
@@ -265,6 +273,7 @@ class Queue:
 
     def _launch(self, run: QueuedRun, gpu: Gpu, claim: float) -> None:
         config = run.config
+        before = _log_written(config)
         output = open(self.options.out / f"{run_id(config)}.txt", "ab")  # noqa: SIM115 - the process keeps it
         # MORA_SIDE_BY_SIDE is the most runs that may come to share the GPU: a run that others join was not alone on it.
         beside = 1 + sum(job.gpu is gpu for job in self.running)
@@ -275,7 +284,9 @@ class Queue:
         command = [sys.executable, str(ROOT / "run.py"), *shlex.split(run.arguments)]
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, env=env)
         output.close()
-        self.running.append(Job(config, claim, process, gpu, time.monotonic(), self._still_trains_s(config)))
+        job = Job(config, claim, process, gpu, time.monotonic(), math.inf, before)
+        job.needs_s = self._still_needs_s(job)
+        self.running.append(job)
         self.note(event="start", run=run_id(config), gpu=gpu.index, claim_gib=round(claim, 1), beside=beside)
 
     def _collect(self) -> None:
@@ -308,17 +319,23 @@ class Queue:
                 shutil.copy(path, kept)
 
 
-def _is_trained(config: RunConfig) -> bool:
+def _is_trained(job: Job) -> bool:
     """Return whether the run has taken its last step. That step has a checkpoint, so only the scores are missing."""
-    return config.knows_steps and _steps_done(config) == config.last_step
+    return job.config.knows_steps and _steps_done(job) == job.config.last_step
 
 
-def _steps_done(config: RunConfig) -> int:
-    """Return the step of the last row in the run's log; 0 without one."""
+def _steps_done(job: Job) -> int:
+    """Return the step of the last row that the run has logged; 0 before its first."""
     try:
-        return int(last_row(config).get("step", 0))
+        return 0 if _log_written(job.config) == job.log_before else int(last_row(job.config).get("step", 0))
     except (MoraError, OSError):  # a log that cannot be read must not end the queue
         return 0
+
+
+def _log_written(config: RunConfig) -> int | None:
+    """Return when the run's log was last written, in ns; None if there is none."""
+    path = run_folder(config) / "log.jsonl"
+    return path.stat().st_mtime_ns if path.is_file() else None
 
 
 def gpu_name(index: str) -> str:
@@ -331,7 +348,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--minutes", type=amount, default=60.0, help="how long the queue may run, saving included")
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "queue", help="journal, output and results")
     parser.add_argument(
-        "--gpus", type=lambda text: text.split(","), default=[], help="indices, 0,1; else all visible ones"
+        "--gpus",
+        type=lambda text: [name.strip() for name in text.split(",")],
+        default=[],
+        help="indices, 0,1; else all visible ones",
     )
     parser.add_argument("--jobs", type=positive_int, default=6, help="at most so many runs side by side on one GPU")
     parser.add_argument("--mps", action="store_true", help="runs compute on a GPU at the same time, through NVIDIA MPS")

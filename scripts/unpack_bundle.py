@@ -4,8 +4,8 @@ python3 unpack_bundle.py PIECES TARGET                  # checks every piece and
 python3 unpack_bundle.py PIECES TARGET --no-install     # only checks and unpacks
 . TARGET/env.sh                                         # from the root of the repository: everything is found from now on
 
-env.sh is written last. A later bundle can be unpacked into the same TARGET: its wheels take the place of all in TARGET/site,
-where an older version would still say that it is there; one without wheels leaves them.
+env.sh is written last. A later bundle can be unpacked into the same TARGET. If it has wheels, TARGET/site is emptied first,
+so that no older version of a package stays there.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ class MergedBase:
 
 def keep(model: PeftModel, base: MergedBase) -> None:
     """Let the model remember its merged base, and write it beside every adapter that it saves from now on."""
-    model.base_model.merged_base, model.base_model.missing_restarts = base, 0
+    model.base_model.merged_base = base
     model.save_pretrained = MethodType(save_pretrained, model)  # a method, which deepcopy binds to the copy
 
 

@@ -6,7 +6,7 @@ import logging
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -32,11 +32,11 @@ from .weighted_sum import add_weighted
 logger = logging.getLogger(__name__)
 
 ANOTHER_BASE = "restarts merged earlier updates into the base"
-RESTARTS = "mora_restarts"  # among the weights of an adapter
-MISSING_BASE = (
-    "the adapter's weights were saved after {} restarts, which merged earlier updates into a base that this model does not "
-    "have, and training would go on with another model: give the Trainer a RestartCallback, or call "
-    "mora.restore_base(model, folder) with the folder that they were loaded from"
+RESTARTS = "base_model.mora_restarts"  # among the saved weights of an adapter
+OF_ANOTHER_BASE = (
+    "the weights of adapter {!r} were saved after {} restarts, each of which merged an update into the base, and the base "
+    "of this model has {}: training would go on with another model. Call mora.restore_base(model, folder) with the folder "
+    "that the weights were loaded from, or resume that checkpoint by a Trainer with RestartCallback"
 )
 OF_OTHER_MODULES = tuple(f"torch.nn.modules.{name}" for name in ("module", "container", "transformer"))  # not layers
 
@@ -47,12 +47,13 @@ class MoraModel(BaseTuner):
     prefix = "mora_"
     tuner_layer_cls = MoraLayer
     merged_base: Any = None  # a MergedBase, once restarts have changed the base or `restore_base` has
-    missing_restarts: int = 0  # of the base, with which loaded weights were saved; `merged_base.keep` sets it back
+    loaded_after: Mapping[str, int] = {}  # adapter -> the restarts after which its loaded weights were saved
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     # PEFT calls its injection hooks for the first adapter of a model only, so neither is used here.
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         check_all_found(self.peft_config[adapter_name], model)
+        self.loaded_after = {name: count for name, count in self.loaded_after.items() if name != adapter_name}
         self._warn_of_another_base(self.peft_config[adapter_name])
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         layers = [layer for layer in _layers(model) if adapter_name in layer.operator]
@@ -95,13 +96,20 @@ class MoraModel(BaseTuner):
                 f"{d} outputs; {advice}."
             )
 
+    def check_base(self) -> None:
+        """Raise ValueError if an active adapter's weights were loaded onto a base other than theirs."""
+        restarts = _restarts(self)
+        for name in self.active_adapters:
+            if (saved := self.loaded_after.get(name, restarts)) != restarts:
+                raise ValueError(OF_ANOTHER_BASE.format(name, saved, restarts))
+
     @contextmanager
     def _enable_peft_forward_hooks(
         self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any
     ) -> Iterator[None]:
         """PEFT enters it around forward and generate."""
-        if self.missing_restarts and self.training:
-            raise ValueError(MISSING_BASE.format(self.missing_restarts))
+        if self.training:
+            self.check_base()
         if adapter_names is None:
             yield
             return
@@ -166,31 +174,22 @@ class MoraModel(BaseTuner):
         else:
             setattr(parent, child_name, new_module)
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        """Say among the weights after how many restarts they are, since what loads them may read no configuration."""
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.merged_base is not None and self.merged_base.count:
-            destination[prefix + RESTARTS] = torch.tensor(self.merged_base.count)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        restarts = int(state_dict.pop(prefix + RESTARTS, 0))
-        with_base = any(".base_layer." in key for key in state_dict)
-        if restarts and not with_base and (self.merged_base is None or self.merged_base.count != restarts):
-            self.missing_restarts = restarts
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
     @classmethod
-    def _get_adapter_state_dict(cls, *args: Any, state_dict: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """Return the weights of an adapter that are saved, from those of the model."""
-        weights = super()._get_adapter_state_dict(*args, state_dict=state_dict, **kwargs)
-        return weights | {key: value for key, value in state_dict.items() if key == f"base_model.{RESTARTS}"}
+    def _get_adapter_state_dict(cls, model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the weights of an adapter that are saved, with the number of restarts, which what loads them may need."""
+        weights = super()._get_adapter_state_dict(model, *args, **kwargs)
+        restarts = _restarts(getattr(model, "base_model", None))
+        return weights | ({RESTARTS: torch.tensor(float(restarts))} if restarts else {})
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: MoraConfig, adapter_name: str, state_dict: dict[str, Any]
     ) -> dict[str, Any]:
-        """Version 0.1.0 saved M as `mora_M`; later ones save it as `mora_M.weight`."""
+        """Note the number of restarts. Version 0.1.0 saved M as `mora_M`; later ones save it as `mora_M.weight`."""
         renamed = {f"{key}.weight" if key.endswith(".mora_M") else key: value for key, value in state_dict.items()}
+        restarts, tuner = int(renamed.pop(RESTARTS, 0)), getattr(model, "base_model", None)
+        if isinstance(tuner, MoraModel):
+            tuner.loaded_after = {**tuner.loaded_after, adapter_name: restarts}
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, renamed)
 
     def _create_and_replace(
@@ -219,6 +218,12 @@ class MoraModel(BaseTuner):
         if adapter_name not in self.active_adapters:
             module.requires_grad_(False)
         self._replace_module(parent, target_name, module, target)
+
+
+def _restarts(tuner: Any) -> int:
+    """Return how many restarts the base of the model has."""
+    base = vars(tuner).get("merged_base") if isinstance(tuner, MoraModel) else None
+    return 0 if base is None else base.count
 
 
 def _layers(model: nn.Module) -> list[MoraLayer]:

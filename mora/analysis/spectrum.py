@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -18,11 +17,11 @@ from transformers.pytorch_utils import Conv1D
 
 from mora.config import run_id, source
 from mora.config.load import load_run
-from mora.config.seal import sealed
 from mora.errors import ConfigError, ModelError, MoraError, ends_in_one_line, one_line
-from mora.io import locked, replace_file
+from mora.io import locked
 from mora.models.load import LOAD_ERRORS, load_model, load_weights, merged_with
 from mora.models.shapes import end_of
+from mora.results import write_sealed
 
 from .arguments import parse
 
@@ -181,9 +180,7 @@ def _measure(pair: Pair, device: str, out: Path | None) -> None:
     kinds = by_kind(modules)
     print(f"means over the layers\n{_table(kinds)}")
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        result = {**pair.facts(), "kinds": kinds, "modules": modules}
-        replace_file(out, json.dumps(sealed(result), indent=1, sort_keys=True) + "\n")
+        write_sealed(out, {**pair.facts(), "kinds": kinds, "modules": modules})
 
 
 @ends_in_one_line("mora.analysis.spectrum")

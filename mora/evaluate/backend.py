@@ -132,10 +132,15 @@ class Backend(HFLM):
     ) -> list[tuple[LogLikelihood, bool]]:
         by_input: dict[tuple[int, ...], list[int]] = {}
         for i, (_, context, continuation) in enumerate(requests):
-            if not 0 < len(continuation) <= self.max_length:
+            if not continuation:
                 raise DataError(
-                    f"{self._place(i)}its answer has {len(continuation)} tokens, expected 1 to {self.max_length}, the most "
-                    "that are read at once: raise --max-length, or leave the task out if the model has no more positions"
+                    f"{self._place(i)}its answer has no tokens: it is empty, or the tokenizer merges it with the prompt's "
+                    "end; leave the task out, or give the answer a text that begins with a token of its own"
+                )
+            if len(continuation) > self.max_length:
+                raise DataError(
+                    f"{self._place(i)}its answer has {len(continuation)} tokens, expected at most {self.max_length}, which "
+                    "are read at once: raise --max-length, or leave the task out if the model has no more positions"
                 )
             by_input.setdefault(tuple((context + continuation)[-(self.max_length + 1) : -1]), []).append(i)
         answers: dict[int, tuple[LogLikelihood, bool]] = {}

@@ -100,11 +100,6 @@ def members(task: str) -> list[str]:
     return groups.get(task, [task])
 
 
-def tasks() -> list[str]:
-    """Return the tasks and groups that have a file here."""
-    return [values["task"] if "metric_list" in values else values["group"] for values in _files()]
-
-
 def of_tasks(tasks: Iterable[str]) -> set[str] | None:
     """Return the metrics of a run that scores these tasks or groups, losses included; None if one has no file here."""
     scored = {name for task in tasks for name in (task, *members(task))}

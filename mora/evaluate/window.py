@@ -11,6 +11,12 @@ import torch
 UNBOUNDED = ("rope_parameters", "rope_scaling", "rope_theta", "alibi")
 PROMPT_TOKENS = 1024  # kept of a prompt if no limit forbids it; MATH's answers alone may have 2,048
 DEFAULT_ANSWER = 256  # lm-eval's value for a task that gives none
+LENGTHS = (
+    "max_gen_toks",
+    "max_new_tokens",
+    "max_tokens",
+    "max_completion_tokens",
+)  # lm-eval's names; the first one counts
 
 
 def positions(model: torch.nn.Module) -> int | None:
@@ -36,7 +42,7 @@ def by_answer(requests: list[Any], window: int, length_limit: int | None) -> dic
     """
     groups: dict[tuple[int, int], list[int]] = {}
     for place, request in enumerate(requests):
-        answer = request.args[1].get("max_gen_toks", DEFAULT_ANSWER)
+        answer = _answer(request)
         together = max(window, answer + PROMPT_TOKENS)
         if length_limit is not None and together > length_limit:
             answer, together = min(answer, max(1, length_limit // 2)), length_limit
@@ -45,6 +51,15 @@ def by_answer(requests: list[Any], window: int, length_limit: int | None) -> dic
 
 
 def with_answer(request: Any, tokens: int) -> Any:
-    """Return a generation request whose answer has at most `tokens` tokens."""
+    """Return a generation request whose answer has at most `tokens` tokens: the same one, if it has."""
+    if _answer(request) == tokens:
+        return request
     prompt, settings, *rest = request.args
-    return replace(request, arguments=(prompt, settings | {"max_gen_toks": tokens}, *rest))
+    others = {name: value for name, value in settings.items() if name not in LENGTHS}
+    return replace(request, arguments=(prompt, others | {LENGTHS[0]: tokens}, *rest))
+
+
+def _answer(request: Any) -> int:
+    """Return the most tokens of an answer."""
+    given = (request.args[1].get(name) for name in LENGTHS)
+    return next((int(tokens) for tokens in given if tokens is not None), DEFAULT_ANSWER)

@@ -15,6 +15,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, load_peft_weights
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mora.adapter.merged_base import FILE, MergedBase, adapter_folder, keep, kept, load
+from mora.adapter.model import MoraModel
 from mora.choices import Groups, MergeRounding
 from mora.ranks import barrier, rank
 
@@ -110,6 +111,7 @@ class RestartCallback(TrainerCallback):
             self._restart.check_base()
         self._note(state)
         keep(model, self._base)
+        _check_loaded(model, layers[0].adapter_name)
         self._rates = Rates(scheduler, settings, state.global_step)
         if self._reference_watch is not None:  # of a training that an error ended
             self._reference_watch.remove()
@@ -237,6 +239,14 @@ def _check_groups(groups: Sequence[Groups] | None) -> None:
     several = isinstance(groups, Sequence) and not isinstance(groups, str) and len(groups) > 0
     if groups is not None and not (several and all(kind in kinds for kind in groups)):
         raise ValueError(f"groups={groups!r:.200}: expected None or a sequence of {', '.join(map(repr, kinds))}")
+
+
+def _check_loaded(model: PeftModel, adapter_name: str) -> None:
+    """Check that MoRA's weights, if they were loaded, are of this base, before restarts change it. Raises: ValueError."""
+    tuner = model.base_model
+    if isinstance(tuner, MoraModel):
+        tuner.check_base()
+        tuner.loaded_after = {name: count for name, count in tuner.loaded_after.items() if name != adapter_name}
 
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:

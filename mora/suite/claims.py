@@ -107,10 +107,19 @@ def load() -> Ledger:
 
 
 def power_of(claim: Claim, table: Sequence[Claim], seeds: int) -> float:
-    """Return the power of the claim's test with that many seeds, if all claims of the table are judged together."""
+    """Return the power of the claim's test with that many seeds, if all claims of the table are judged together.
+
+    A gap can be closed only if it is shown, too. Its power is that of the claim of the table which states the gap as an
+    order, and the power of both together is at least the sum of the two less 1. If no claim states it, nothing is planned.
+    """
     plan = look.plan if (look := claim.look(seeds)) else claim.plan
     design = Design(plan.effect, plan.seed_sd, plan.document_se, seeds, len(table), claim.level(seeds))
-    return verdicts.power(claim.test, design, claim.margin)
+    power = verdicts.power(claim.test, design, claim.margin)
+    if claim.test != "closes":
+        return power
+    gap = (claim.second, claim.gap, claim.columns)
+    stated = [c for c in table if c.test == "order" and (c.first, c.second, c.columns) == gap]
+    return max(0.0, power + max((power_of(c, table, seeds) for c in stated), default=0.0) - 1)
 
 
 def is_cell(spec: CellSpec, wanted: Row, column: str) -> bool:

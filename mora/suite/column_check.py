@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mora.config import ConfigError, RunConfig
@@ -12,8 +13,14 @@ if TYPE_CHECKING:
     from .experiment import Column, Experiment
 
 
-def check_column(experiment: Experiment, column: Column, config: RunConfig) -> None:
-    """Raise ConfigError if nothing is measured at the column's step, or its metric is not measured or not in its unit."""
+TASKS = "task.evaluation.tasks="
+
+
+def check_column(experiment: Experiment, column: Column, config: RunConfig, overrides: Sequence[str]) -> None:
+    """Raise ConfigError if nothing is measured at the column's step, or its metric is not measured or not in its unit.
+
+    `overrides` made the run. If they name its tasks, some may have been left out on purpose, and their columns stay empty.
+    """
     where = f"column {column.name}, scale {config.scale.name}"
     step, evaluation = column.step or 0, config.task.evaluation
     trains = config.knows_steps and config.method.trains
@@ -22,9 +29,9 @@ def check_column(experiment: Experiment, column: Column, config: RunConfig) -> N
             f"{where}: nothing is measured at step {step} of {config.last_step}: "
             f"expected the last, one of at_steps={evaluation.at_steps}, or a multiple of {evaluation.loss_every_steps}"
         )
-    if experiment.kind not in ("table", "memory"):  # the others show what every run has
+    if experiment.kind != "table":  # no other kind shows the metric of its columns
         return
-    known = metrics.of_tasks(evaluation.tasks or metrics.tasks())  # without tasks, scores are left out on purpose
+    known = None if any(TASKS in word for word in overrides) else metrics.of_tasks(evaluation.tasks)
     if known is not None and column.metric not in known:
         meant = did_you_mean(nearest(column.metric, known))
         raise ConfigError(
@@ -34,5 +41,5 @@ def check_column(experiment: Experiment, column: Column, config: RunConfig) -> N
     if experiment.unit == "percent" and metrics.facts(column.metric).higher_is_better is False:
         raise ConfigError(
             f"{where}: metric {column.metric}: of unit percent, which shows shares times 100, expected a metric that grows; "
-            "for perplexities set unit: perplexity"
+            "set unit: perplexity, or unit: loss"
         )

@@ -149,7 +149,7 @@ class Experiment(FrozenModel):
     """A file of experiments/.
 
     Attributes:
-        selection: The metric that chooses among the runs of a search; lower is better.
+        selection: The loss that chooses among the runs of a search.
         unit: The unit of the table's cells.
         notes: The first words of each of the paper's inconsistencies that concern this experiment.
         minus_first: For kind figure: each curve is its loss minus that of the panel's first row, at the same step and seed.
@@ -161,7 +161,7 @@ class Experiment(FrozenModel):
     kind: Literal["table", "figure", "spectrum", "settings", "memory"]
     unit: Literal["percent", "perplexity", "loss"] = "percent"
     paper: str | None = None
-    selection: str = "validation_loss"
+    selection: Literal["validation_loss", "value_nll"] = "validation_loss"
     columns: list[Column] = []
     scales: dict[Scale, AtScale] = {}
     notes: list[str] = []
@@ -311,7 +311,7 @@ class CellSpec:
         """The run with the middle rate of the grid and seed 0. Raises ConfigError if it does not measure what is shown."""
         config = compose_cached(self.base)
         if self.exists:
-            check_column(self.experiment, self.column, config)
+            check_column(self.experiment, self.column, config, self.base)
         return config
 
     @cached_property

@@ -33,7 +33,7 @@ class Gpu:
 def visible() -> list[str]:
     """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; none without an NVIDIA driver."""
     if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [name for name in named.split(",") if name.strip()]
+        return [name.strip() for name in named.split(",") if name.strip()]
     return [index for (index,) in query("index")]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Annotated
 
@@ -57,11 +57,12 @@ class Outcome:
     columns: list[str] = field(default_factory=list)
     ranks: list[str] = field(default_factory=list)
     sign: int = 1
+    gap_is_complete: bool = True
 
     @property
     def is_complete(self) -> bool:
-        """Whether all planned seeds are done."""
-        return self.seeds >= self.planned
+        """Whether all planned seeds are done, also those of the gap that the claim says is closed."""
+        return self.seeds >= self.planned and self.gap_is_complete
 
 
 class Case(BaseModel):
@@ -109,7 +110,8 @@ def _of_table(table: list[Claim], scale: Scale, resolved: ResolvedTables) -> lis
         "not run" if estimate is None else "floor" if nothing_known(claim, measured) else "undecided"
         for claim, measured, estimate in zip(table, every, estimates, strict=True)
     ]
-    judged = judge_alone(table, every, kept, estimator, gaps(table, scale, resolved))
+    to_close = gaps(table, scale, resolved)
+    judged = judge_alone(table, every, kept, estimator, to_close)
     kept = [verdict if was == "undecided" else was for was, verdict in zip(kept, verdicts.decide(judged), strict=True)]
     outcomes = [
         _outcome(claim, claim.primary, measured, estimate, verdict, rows, resolved)
@@ -117,7 +119,16 @@ def _of_table(table: list[Claim], scale: Scale, resolved: ResolvedTables) -> lis
     ]
     for outcome, alone, p in zip(outcomes, judged, verdicts.corrected(judged), strict=True):
         outcome.notes.extend(_p_values(outcome.verdict, alone, p))
-    return outcomes
+    return [with_gap(outcome, gap) for outcome, gap in zip(outcomes, to_close, strict=True)]
+
+
+def with_gap(outcome: Outcome, gap: Measured | None) -> Outcome:
+    """Return the outcome of a claim with what the gap that it says is closed lacks, and with the doubts about it."""
+    if gap is None or outcome.verdict == "not run":
+        return outcome
+    missing = [] if gap.complete else [f"of the gap {len(gap.seeds)} of {gap.planned} seeds"]
+    doubts = [text for text in doubts_about(gap) if text not in outcome.notes]
+    return replace(outcome, notes=[*outcome.notes, *missing, *doubts], gap_is_complete=gap.complete)
 
 
 # Returns a contrast's estimate, or None if no seed has both rows.
@@ -144,17 +155,22 @@ def judge_alone(
     """Judge each claim of a table before any correction.
 
     `standing` is "undecided" for each claim that is to be judged. A claim that is not judged, now or ever, has p = 1, and
-    counts with it in Holm's correction. `to_close` is the gap of each claim that is about one.
+    counts with it in Holm's correction. `to_close` is the gap of each claim that is about one; its seeds must be done, too.
     """
     judged = [Judged(1.0, "undecided")] * len(table)
     for i, (claim, measured) in enumerate(zip(table, every, strict=True)):
-        estimate = estimator(claim, measured)
-        if estimate is None or standing[i] != "undecided" or not measured.complete:
+        estimate, of_gap = estimator(claim, measured), to_close[i]
+        if estimate is None or standing[i] != "undecided" or not all_done(measured, of_gap):
             continue
-        gap = estimator(claim, of_gap) if (of_gap := to_close[i]) is not None else None
+        gap = estimator(claim, of_gap) if of_gap is not None else None
         nearest = verdicts.judge(claim.test, estimate, claim.margin, gap)
         judged[i] = _exact(claim, measured, nearest)._replace(level=claim.level(measured.planned))
     return judged
+
+
+def all_done(measured: Measured, gap: Measured | None) -> bool:
+    """Return whether every planned seed of a claim's contrast was run, and of its gap if it is about one."""
+    return measured.complete and (gap is None or gap.complete)
 
 
 def _p_values(verdict: Verdict, alone: Judged, p: float) -> list[str]:
@@ -235,7 +251,7 @@ def _outcome(
         interval = Interval(*sorted((measured.sign * low, measured.sign * high)))
     compared = [runs.spec for runs in sides[0].cells] if sides else []
     paper = paper_effect(claim, contrast, [spec.column for spec in compared], resolved)
-    notes = _notes(claim, measured, verdict)
+    notes = _notes(claim, measured, verdict, estimate)
     if verdict not in ("not run", "floor"):
         notes += _columns_at_floor(claim, contrast, rows, [spec.column.name for spec in compared])
     if verdict == "undecided" and measured.complete and paper is not None and interval is not None:
@@ -277,13 +293,14 @@ def _name(rows: list[list[CellRuns]], wanted: Row) -> str:
     return NAMES[wanted.method]
 
 
-def _notes(claim: Claim, measured: Measured, verdict: Verdict) -> list[str]:
+def _notes(claim: Claim, measured: Measured, verdict: Verdict, estimate: Estimate | None) -> list[str]:
     notes, cells = [], measured.cells
     if measured.seeds and not measured.complete:
         waiting = "" if verdict == "floor" else ", not judged until all are done"
         notes.append(f"{len(measured.seeds)} of {measured.planned} seeds{waiting}")
-    elif len(measured.seeds) == 1 and claim.plan.seed_sd is not None:
-        notes.append(f"one seed: its sd of {claim.plan.seed_sd:g} is assumed")
+    if estimate is not None and estimate.is_assumed:
+        why = "one seed: its" if len(measured.seeds) == 1 else "the seeds do not differ: their"
+        notes.append(f"{why} sd of {claim.plan.seed_sd:g} is assumed")
     if measured.paired_se is not None:
         notes.append("paired over documents")
     if measured.seeds and not all(map(math.isfinite, measured.differences)):
@@ -293,7 +310,11 @@ def _notes(claim: Claim, measured: Measured, verdict: Verdict) -> list[str]:
         notes.append(f"at the edge of its grid: {', '.join(edges)}")
     if turned := dict.fromkeys(runs.spec.label for runs in cells if runs.choice.reversed):
         notes.append(f"a second seed would choose another learning rate: {', '.join(turned)}")
-    return [*notes, *(f"in doubt: {name} ({', '.join(why)})" for name, why in measured.doubts.items())]
+    return [*notes, *doubts_about(measured)]
+
+
+def doubts_about(measured: Measured) -> list[str]:
+    return [f"in doubt: {name} ({', '.join(why)})" for name, why in measured.doubts.items()]
 
 
 def _of_ratio(ratio: Ratio, scale: Scale) -> Outcome:

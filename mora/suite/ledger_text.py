@@ -27,15 +27,17 @@ MEANING: dict[Verdict, str] = {
     "floor": "scores are too near those of guessing to compare methods",
     "not run": "runs are missing",
 }
+DECIDED: tuple[Verdict, ...] = ("shown", "equal", "contradicted")
 
 
 def table(resolved: ResolvedTables | None = None) -> str:
     """Return README's ledger: each claim at one scale."""
+    resolved = resolved or ResolvedTables()
     lines = [
         "| the paper says | here | verdict | effect, ours | seeds, documents | effect, the paper's |",
         "|" + "---|" * 6,
     ]
-    for claim, scale, outcome in _each_once(resolved or ResolvedTables()):
+    for claim, scale, outcome in _each_once(resolved):
         if outcome.verdict == "not run":
             lines.append(
                 f"| {claim.says} ({claim.where}) | - | not run | - | - | {number_text(outcome.paper, claim)} |"
@@ -44,13 +46,19 @@ def table(resolved: ResolvedTables | None = None) -> str:
         cells = [
             f"{claim.says} ({claim.where})",
             _compared(claim, scale, outcome),
-            verdict_text(claim, outcome),
+            "; ".join([verdict_text(claim, outcome), *_at_other_scales(claim, scale, resolved)]),
             effect_text(claim, outcome),
             count_text(outcome),
             number_text(outcome.paper, claim),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _at_other_scales(claim: Claim, shown: Scale, resolved: ResolvedTables) -> list[str]:
+    """Return what was decided on the claim at a scale that README does not show."""
+    others = [(scale, o.verdict) for c, scale, o in rows_of(resolved) if c.says == claim.says and scale != shown]
+    return [f"at scale {scale}: {verdict}" for scale, verdict in others if verdict in DECIDED]
 
 
 def _compared(claim: Claim, scale: Scale, outcome: Outcome) -> str:

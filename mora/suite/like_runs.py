@@ -90,7 +90,7 @@ class LikeRuns:
 
         Args:
             config: The run.
-            beside_s: For each run on the same GPU, the seconds that it would still train if it had the GPU to itself.
+            beside_s: For each run on the same GPU, the seconds that it would still need if it had the GPU to itself.
                 Runs get equal parts of a GPU. So, while this one trains, each other one takes as much of the GPU's time,
                 but no more than it needs.
         """
@@ -99,8 +99,11 @@ class LikeRuns:
             return None
         shared_s = training_s + sum(min(left_s, training_s) for left_s in beside_s)
         rest_s = statistics.median([timing.rest_s for timing in self._nearest(config)] or [0.0])
-        scoring_s = statistics.median(self.scoring_s.get(_scored(config.model_dump(mode="json"))) or [0.0])
-        return shared_s + rest_s + scoring_s
+        return shared_s + rest_s + self.scored_s(config)
+
+    def scored_s(self, config: RunConfig) -> float:
+        """Return the median of the seconds that scoring took runs of the same task and model; 0 if none was timed."""
+        return statistics.median(self.scoring_s.get(_scored(config.model_dump(mode="json"))) or [0.0])
 
     def training_s(self, config: RunConfig) -> float | None:
         """Return the seconds that the run will train with the GPU to itself; None if its steps were never timed.

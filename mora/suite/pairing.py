@@ -40,9 +40,9 @@ class Part(NamedTuple):
 def error(first: list[CellRuns], second: list[CellRuns], seeds: list[int], unit: Unit) -> float | None:
     """Return the standard error of the mean difference over columns and seeds, in the claim's unit.
 
-    Only seeds whose document scores were saved take part. The error is None if there is no such seed, if the two rows
-    scored different documents, or if a column shows a step before the last. Tasks on the same documents (MMLU with 0 and
-    with 5 examples) are added document by document; other columns, and the tasks of a group, count as independent.
+    Only seeds whose document scores were saved take part. The error is None if there is no such seed, if two rows or two
+    seeds scored different documents, or if a column shows a step before the last. Tasks on the same documents (MMLU with
+    0 and with 5 examples) are added document by document; other columns, and the tasks of a group, count as independent.
     """
     sets: dict[tuple[str, int], list[Part]] = {}
     for a, b in zip(first, second, strict=True):
@@ -61,8 +61,9 @@ def error(first: list[CellRuns], second: list[CellRuns], seeds: list[int], unit:
 def _pairs(
     first: list[LoggedSamples | None], second: list[LoggedSamples | None]
 ) -> list[tuple[LoggedSamples, LoggedSamples]]:
+    """Return the pairs of the seeds that both rows have; none if not all of them are of the same documents."""
     pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
-    return [] if any(a.header["prompts"] != b.header["prompts"] for a, b in pairs) else pairs
+    return [] if len({logged.header["prompts"] for pair in pairs for logged in pair}) > 1 else pairs
 
 
 def _of_set(parts: list[Part], unit: Unit) -> float:

@@ -43,9 +43,16 @@ def _runs_of_line(line: str) -> list[QueuedRun | None]:
     claim = CLAIM.match(line)
     if line.startswith("[") and not claim:
         raise ConfigError(f"{line}: expected a claim such as [30 GiB] before the run")
-    words, gib = (line[claim.end() :], float(claim[1])) if claim else (line, None)
-    every = missing(*shlex.split(words)) if words.startswith("@") else [words] if words else []
-    return [QueuedRun(arguments, _compose(arguments), gib) for arguments in every]
+    run, claim_gib = (line[claim.end() :], float(claim[1])) if claim else (line, None)
+    runs = _runs_of_word(*shlex.split(run)) if run.startswith("@") else [run] if run else []
+    return [QueuedRun(arguments, _compose(arguments), claim_gib) for arguments in runs]
+
+
+def _runs_of_word(word: str, *rest: str) -> list[str]:
+    if word != "@experiment":
+        meant = did_you_mean(nearest(word, {"@experiment", "@wait"} - {word}))
+        raise ConfigError(f"{word}: expected `@wait` on a line of its own, or `@experiment NAME SCALE`{meant}")
+    return missing_runs(*rest)
 
 
 def _text(path: Path) -> str:
@@ -68,16 +75,15 @@ def _compose(arguments: str) -> RunConfig:
     return config
 
 
-def missing(word: str, name: str = "", scale: str = "", *only: str) -> list[str]:
-    """Return one line per missing run of `@experiment NAME SCALE ...` that can start now.
+def missing_runs(name: str = "", scale: str = "", *only: str) -> list[str]:
+    """Return the arguments of the experiment's missing runs that can start now.
+
+    `only` selects cells, as ONLY of `make` does; those of its words that begin with `hardware.` are given to every run.
 
     Raises:
         ConfigError: A word is not known.
         FileNotFoundError: There is no such experiment.
     """
-    if word != "@experiment":
-        meant = did_you_mean(nearest(word, {"@experiment", "@wait"} - {word}))
-        raise ConfigError(f"{word}: expected `@wait` on a line of its own, or `@experiment NAME SCALE`{meant}")
     if not name:
         raise ConfigError("@experiment: expected NAME SCALE after it, such as `@experiment table1 mid`")
     experiment = experiments.load(name)

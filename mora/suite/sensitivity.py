@@ -9,7 +9,7 @@ from . import verdicts
 from .claims import COMPARED, Claim, load
 from .contrasts import Measured, ResolvedTables
 from .experiment import Scale
-from .ledger import Estimator, by_pool, gaps, judge_alone, rows_of
+from .ledger import Estimator, all_done, by_pool, gaps, judge_alone, rows_of
 from .verdicts import FEW, Estimate, Verdict
 
 RULE = "the rule"
@@ -48,7 +48,7 @@ def _of_table(table: list[Claim], scale: Scale, verdict: list[Verdict], resolved
     return [
         Again(claim, scale, verdict[i], claim.level(every[i].planned), {way: p[i] for way, p in ways.items()})
         for i, claim in enumerate(table)
-        if standing[i] == "undecided" and every[i].complete
+        if standing[i] == "undecided" and all_done(every[i], to_close[i])
     ]
 
 

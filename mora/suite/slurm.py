@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 from mora.config import ConfigError
 from mora.config.hardware_schema import Hardware
 from mora.config.source import CONFIG_DIR
@@ -57,13 +59,16 @@ def script(command: Sequence[str], hardware: Hardware, tasks: int, options: dict
         "open-mode": "append",
         "output": str(logs / "%A_%a.out"),
     }
+    options = dict(options)
+    setup = yaml.safe_load(options.pop("setup", "[]"))  # a line, or a list of lines
     for key, value in options.items():
         name = OTHER_NAMES.get(key, key).replace("_", "-")
         wanted[name] = FORMS.get(key, "{}").format(value)
     lines = [f"#SBATCH --{name}={value}" for name, value in wanted.items()]
     run = f"srun --unbuffered {shlex.join([sys.executable, *command])}"
     begin = [f"cd {shlex.quote(str(ROOT))}", "export SUBMITIT_EXECUTOR=slurm"]  # for launch.rendezvous
-    return "\n".join(["#!/bin/bash", *lines, "", *begin, *launcher["setup"], run, ""])
+    begin += [*launcher["setup"], *([setup] if isinstance(setup, str) else setup)]
+    return "\n".join(["#!/bin/bash", *lines, "", *begin, run, ""])
 
 
 def command(args: argparse.Namespace, settings: Sequence[str]) -> list[str]:

@@ -23,6 +23,7 @@ ALPHA = 0.05
 ENOUGH = 0.8  # a power that is high enough
 FEW = 5  # with fewer seeds, the variance is pooled
 RARE = 10  # with fewer right or fewer wrong answers, a difference of shares is judged exactly
+ROUNDING = 1e-10  # in any unit: differences that are closer to each other differ by the rounding of their terms
 AT_FLOOR = 3.0  # standard errors above the floor, within which a score is at its floor
 
 Test = Literal["order", "equal", "closes"]
@@ -49,6 +50,11 @@ class Estimate:
     se: float
     df: float
 
+    @property
+    def is_assumed(self) -> bool:
+        """Whether the variation over seeds is the plan's: only that has no degrees of freedom to count."""
+        return math.isinf(self.df)
+
     def interval(self, level: float = 1 - ALPHA) -> Interval:
         if math.isinf(self.se) or math.isinf(self.effect):
             return Interval(-math.inf, math.inf)
@@ -72,10 +78,11 @@ class Estimate:
 
 
 def variance(differences: Sequence[float]) -> Variance | None:
-    """Return the variance over seeds; None for one seed, or if a run diverged."""
+    """Return the variance over seeds; None for one seed, or if a run diverged. It is 0 if they differ by rounding alone."""
     if len(differences) < 2 or not all(map(math.isfinite, differences)):
         return None
-    return Variance(float(np.var(differences, ddof=1)), len(differences) - 1)
+    same = np.ptp(differences) < ROUNDING
+    return Variance(0.0 if same else float(np.var(differences, ddof=1)), len(differences) - 1)
 
 
 def pooled(variances: Sequence[Variance | None]) -> Variance | None:
@@ -178,7 +185,8 @@ class Design(NamedTuple):
 def power(test: Test, design: Design, margin: float = 0.0) -> float:
     """Return the chance of the right verdict if the difference is `design.effect`; 0 if no error is known.
 
-    It is computed at the level divided by the number of claims. With Holm's correction the power is at least this.
+    It is computed at the level divided by the number of claims. With Holm's correction the power is at least this. For the
+    test `closes` it is the chance that the first row is placed within the margin; the gap must be shown besides.
     """
     effect, sd, document_se, n, claims, level = design
     if sd is None:

@@ -14,7 +14,7 @@
 #SBATCH --wckey=submitit
 
 # setup
-export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+[ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 
 # command
 export SUBMITIT_EXECUTOR=slurm

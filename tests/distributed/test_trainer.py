@@ -71,7 +71,10 @@ def test_every_step_leaves_on_every_rank_what_the_suites_loop_leaves(method, par
 def test_a_run_that_was_cut_is_saved_and_goes_on_with_the_merged_base(parallel, tmp_path):
     on_ranks(trained, "remora", parallel, str(tmp_path), 6)
     model = PeftModel.from_pretrained(load_model(run_config("remora").model, "fp32")[0], tmp_path / "last")
+    with pytest.raises(ValueError, match="saved after 1 restarts"):
+        model.base_model.check_base()
     restore_base(model, tmp_path / "last")
+    model.base_model.check_base()
     assert_as_the_suite([weights(model)], of_the_suite("remora")[5:6])
     for steps, _, restarts in on_ranks(trained, "remora", parallel, str(tmp_path), None, True):
         assert len(steps) == STEPS - 6

@@ -63,8 +63,20 @@ def test_another_result_of_that_name_stays_unless_it_is_to_be_replaced(collect, 
     assert capsys.readouterr().err == f"refused a.json: {there} is another result; --replace takes this one instead\n"
     assert json.loads(there.read_text())["loss"] == 1.0
     assert '"loss": 1.0' in there.with_suffix(".log.jsonl").read_text()
+    (tmp_path / "digests.txt").write_text(f"{'0' * 64}  into/a.json\n")
     assert collect("--replace") == 0
     assert json.loads(there.read_text())["loss"] == 2.0
+    assert "into/a.json" not in (tmp_path / "digests.txt").read_text(), "it is sealed, and another than was named"
+
+
+def test_a_damaged_result_is_replaced_only_if_it_is_to_be(collect, tmp_path):
+    there = tmp_path / "into" / "a.json"
+    bring(tmp_path / "from", 1.0)
+    there.parent.mkdir()
+    there.write_text('{"loss": 1.')
+    assert collect().startswith(f"collect_results.py: {there} is damaged")
+    assert collect("--replace") == 0
+    assert json.loads(there.read_text())["loss"] == 1.0
 
 
 def test_the_same_result_is_brought_in_where_it_lay_unknown(collect, tmp_path):

@@ -190,8 +190,11 @@ def _without_evidence(folder: Path) -> dict[str, str]:
     for kind, pattern in (("documents", "*.jsonl.zst"), ("spectra", "*.json")):
         for path in sorted((folder.parent / kind).glob(pattern)):
             try:
-                digests.check(path)
-                documents.read(path) if kind == "documents" else read_spectrum(path)
+                if kind == "documents":
+                    digests.check(path)
+                    documents.read(path)
+                else:
+                    read_spectrum(path)
             except (DataError, ValueError) as error:
                 result = f"{path.name.partition('.json')[0]}.json"
                 STORE.leave_out(folder / result)

@@ -12,7 +12,7 @@ from mora.errors import ConfigError, DataError
 from mora.evaluate.backend import Backend
 from mora.evaluate.harness import Settings, evaluate_model
 from mora.evaluate.response_cache import ResponseCache
-from mora.evaluate.window import by_answer, positions
+from mora.evaluate.window import by_answer, positions, with_answer
 from mora.models.tokenizers import character_tokenizer
 from mora.train.worker import check_positions
 
@@ -83,16 +83,26 @@ def test_a_prompt_is_cut_alike_whatever_is_asked_beside_it(tiny, monkeypatch):
     assert lm.generate_until(asked[::-1]) == alone[::-1]
 
 
-@pytest.mark.parametrize(("answer", "tokens"), [("b" * 17, 17), ("", 0)])
-def test_an_answer_that_is_longer_than_what_is_read_at_once_is_refused(tiny, answer, tokens):
+@pytest.mark.parametrize("name", ["max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"])
+def test_an_answers_length_may_have_any_of_lm_evals_names(name):
+    asked = Request(("q", {"until": ["."], name: 60}))
+    assert by_answer([asked], 2048, None) == {(60, 2048): [0]}
+    assert with_answer(asked, 60) is asked
+    shorter = with_answer(asked, 20).args[1]
+    assert shorter["until"] == ["."]
+    assert {key: value for key, value in shorter.items() if key.startswith("max_")} == {"max_gen_toks": 20}
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"), [("b" * 17, "17 tokens, expected at most 16, .*: raise"), ("", "no tokens: it is empty, or the")]
+)
+def test_an_answer_that_is_longer_than_what_is_read_at_once_or_empty_is_refused(tiny, answer, why):
     lm = Backend(*tiny, 4, 16, ResponseCache(None, ""))
     asked = [
         Instance("loglikelihood", {}, ("a", text), 0, ("c4_perplexity", number, 1))
         for number, text in enumerate(("b" * 16, answer))
     ]
-    with pytest.raises(
-        DataError, match=rf"^task c4_perplexity, document 1: its answer has {tokens} tokens, expected 1 to 16"
-    ):
+    with pytest.raises(DataError, match=rf"^task c4_perplexity, document 1: its answer has {why}"):
         lm.loglikelihood(asked, disable_tqdm=True)
 
 

@@ -10,7 +10,7 @@ import warnings
 import pytest
 import torch
 from accelerate import cpu_offload
-from peft import PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils import parametrizations
@@ -19,6 +19,7 @@ from trainer_runs import SAVING, assert_as_the_suite, of_the_suite, run_config, 
 from mora import MoraConfig, restore_base
 from mora.adapter import merged_base
 from mora.adapter.merged_base import MergedBase
+from mora.adapter.model import RESTARTS
 from mora.models.load import load_model
 from mora.restarts.callback import FILE
 
@@ -176,24 +177,71 @@ def test_an_adapter_whose_base_is_another_says_so_when_it_is_loaded(tmp_path):
         PeftModel.from_pretrained(base, tmp_path / "last")
 
 
+def one_step(model):
+    return model.train()(input_ids=torch.tensor([[3, 4]]))
+
+
 def test_a_restarted_adapter_is_not_trained_on_without_its_base(cut):
     trainer, restart, watch = trainer_for("remora", cut)
     trainer.remove_callback(restart)
-    with pytest.raises(ValueError, match=r"saved after 1 restarts, .* give the Trainer a RestartCallback, or"):
+    with pytest.raises(
+        ValueError, match=r"adapter 'default' were saved after 1 restarts, .* this model has 0: .* Call mora"
+    ):
         trainer.train(resume_from_checkpoint=True)
     assert not watch.steps
     restore_base(trainer.model, cut / "checkpoint-6")
-    trainer.model.train()(input_ids=torch.tensor([[3, 4]]))
+    one_step(trainer.model)
 
 
-def test_the_weights_of_an_earlier_life_are_not_trained_on_with_a_later_base(tmp_path):
+def test_a_callback_that_resumes_nothing_restores_no_base(cut):
+    base = trainer_for("remora", cut)[0].model.unload()
+    model = PeftModel.from_pretrained(base, cut / "checkpoint-6", is_trainable=True)
+    with pytest.raises(ValueError, match=r"saved after 1 restarts, .* this model has 0"):
+        trainer_for("remora", cut, model=model)[0].train()
+    restore_base(model, cut / "checkpoint-6")
+    trainer_for("remora", cut, model=model)[0].train()
+    one_step(model)  # after restarts of its own, with which the loaded weights have nothing to do
+
+
+def test_the_weights_of_another_life_are_not_trained_on_and_the_right_ones_are(tmp_path):
     trainer, _, _ = trainer_for("remora", tmp_path, stop=10, **SAVING)
     trainer.train()
-    trainer.model.load_adapter(tmp_path / "checkpoint-8", "default")  # of the same life as the base
-    trainer.model.train()(input_ids=torch.tensor([[3, 4]]))
-    trainer.model.load_adapter(tmp_path / "checkpoint-6", "default")
-    with pytest.raises(ValueError, match="saved after 1 restarts"):
-        trainer.model.train()(input_ids=torch.tensor([[3, 4]]))
+    model = trainer.model
+    for checkpoint, restarts in (
+        ("checkpoint-8", None),
+        ("checkpoint-6", 1),
+        ("checkpoint-2", 0),
+        ("checkpoint-8", None),
+    ):
+        model.load_adapter(tmp_path / checkpoint, "default")
+        if restarts is None:  # of the same life as the base
+            one_step(model)
+        else:
+            with pytest.raises(ValueError, match=f"saved after {restarts} restarts, .* this model has 2"):
+                one_step(model)
+
+
+def test_an_adapter_of_another_base_hinders_no_other_one(cut):
+    trainer, _, _ = trainer_for("remora", cut)
+    model = trainer.model
+    model.load_adapter(cut / "checkpoint-6", "other", is_trainable=True)
+    one_step(model)
+    model.set_adapter("other")
+    with pytest.raises(ValueError, match="adapter 'other' were saved after 1 restarts"):
+        one_step(model)
+    model.delete_adapter("other")
+    model.add_adapter("other", MoraConfig(r=2, target_modules=["q_proj"]))
+    model.set_adapter("other")
+    one_step(model)
+
+
+def test_only_the_saved_weights_tell_the_restarts(cut):
+    """Tools that walk over the model's own state dict find parameters and buffers alone."""
+    trainer, _, _ = trainer_for("remora", cut)
+    trainer.train(resume_from_checkpoint=True)
+    model = trainer.model
+    assert set(model.state_dict()) <= {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    assert get_peft_model_state_dict(model)[RESTARTS] == 3
 
 
 def test_a_whole_state_dict_brings_its_base_and_trains_on(tmp_path):
@@ -201,7 +249,7 @@ def test_a_whole_state_dict_brings_its_base_and_trains_on(tmp_path):
     trainer.train()
     other, _, _ = trainer_for("remora", tmp_path)
     other.model.load_state_dict(trainer.model.state_dict())
-    other.model.train()(input_ids=torch.tensor([[3, 4]]))
+    one_step(other.model)
 
 
 def test_a_checkpoint_without_the_merged_base_is_refused(cut):

@@ -14,5 +14,5 @@
 
 cd ROOT
 export SUBMITIT_EXECUTOR=slurm
-export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+[ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 srun --unbuffered PYTHON -m mora.suite table1 --scale paper --hardware slurm --jobs 1 --seeds 3 --only r=8 task=uuid --set hardware.offload=true

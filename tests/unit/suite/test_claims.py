@@ -78,6 +78,16 @@ def test_with_some_cells_the_power_is_that_of_their_claims(monkeypatch, capsys):
         assert all(any(word in line for word in said) for line in powers)
 
 
+def test_the_power_to_close_a_gap_includes_that_the_gap_is_shown():
+    table = [claim for claim in load().claims if claim.experiment == "table1"]
+    (closes,) = (claim for claim in table if claim.test == "closes")
+    (gap,) = (c for c in table if c.test == "order" and (c.first, c.second) == (closes.second, closes.gap))
+    within, shown = (c.model_copy(update={"test": c.test.replace("closes", "equal")}) for c in (closes, gap))
+    both = claims.power_of(closes, table, 3)
+    assert 0.9 > both > claims.power_of(within, table, 3) + claims.power_of(shown, table, 3) - 1 > 0.8
+    assert claims.power_of(closes, [c for c in table if c is not gap], 3) == 0.0, "no claim plans the gap"
+
+
 def test_rows_are_found_by_the_papers_rank():
     rows = resolve_all(experiments.cell_specs(experiments.load("table2"), "lite"))
     assert find(rows, Claim.model_validate(FASTER).first, "step_300").spec.row.r == 1

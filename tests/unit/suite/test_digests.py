@@ -15,6 +15,7 @@ from mora.evaluate.logged import LoggedSamples
 from mora.results import MODULES, checked, read, write_sealed
 from mora.suite import launch, pairing
 from mora.suite.figures import spectrum_of
+from mora.suite.report.report_data import _without_evidence
 from mora.suite.usable import log_of, result_of
 
 pytestmark = pytest.mark.usefixtures("nothing_measured")
@@ -101,6 +102,9 @@ def test_another_runs_spectrum_is_refused(run):
     spectrum(path, modules={})
     with pytest.raises(DamagedFileError, match=r"it is not the file that \S+digests.txt has the sha256 of"):
         spectrum_of(run)
+    path.write_text(json.dumps(sealed(json.loads(path.read_text()))))  # as one that is measured again
+    assert spectrum_of(run)
+    assert _without_evidence(result_path(run).parent) == {}
 
 
 def test_a_run_that_is_made_again_is_no_longer_named(run):

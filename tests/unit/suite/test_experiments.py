@@ -244,6 +244,11 @@ def test_a_column_of_a_step_at_which_nothing_is_measured_is_refused_before_a_run
             _ = spec.config
 
 
+def test_a_selection_that_is_no_loss_is_refused():
+    with pytest.raises(ConfigError, match="selection='value_nl': input should be 'validation_loss' or 'value_nll'"):
+        experiments.checked("table9", own_table() | {"selection": "value_nl"})
+
+
 @pytest.mark.parametrize(
     ("metric", "why"),
     [
@@ -257,6 +262,21 @@ def test_a_metric_that_is_not_measured_or_no_share_is_refused_before_a_run(metri
     ((spec,),) = experiments.cell_specs(table, "smoke")
     with pytest.raises(ConfigError, match=f"column first, scale smoke: metric {metric}: .*{why}"):
         _ = spec.config
+
+
+@pytest.mark.parametrize(
+    ("metric", "kind", "settings"),
+    [
+        ("metamath_gsm8k.score", "table", ["task.evaluation.tasks=[]"]),
+        ("arc_easy.acc", "table", ["task.evaluation.tasks=[]"]),
+        ("arc_easy.acc", "table", ["task.evaluation.tasks=[arc_easy]"]),
+        ("value_nll", "memory", []),
+    ],
+)
+def test_a_metric_whose_task_is_left_out_on_purpose_or_that_is_not_shown_is_no_mistake(metric, kind, settings):
+    table = experiments.checked("table9", own_table(column={"metric": metric, "overrides": settings}) | {"kind": kind})
+    ((spec,),) = experiments.cell_specs(table, "smoke")
+    assert spec.config.task.name == "uuid"
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,11 @@ def test_a_place_is_free_again_after_a_run_that_failed():
             assert env["CUDA_VISIBLE_DEVICES"] == "3"
 
 
+def test_the_names_of_visible_gpus_may_have_spaces_around_them(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0, GPU-b2 ,")
+    assert visible() == ["0", "GPU-b2"]
+
+
 def test_several_ranks_see_every_gpu_and_without_a_gpu_nothing_is_hidden():
     with GpuSlots(2, ["0", "1"]).take(ranks=2) as env:
         assert "CUDA_VISIBLE_DEVICES" not in env

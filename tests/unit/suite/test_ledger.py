@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 from judged import BETTER, FASTER, LORA, answered, cell_of, memorised, run_all, said
@@ -46,7 +47,7 @@ def test_an_effect_is_the_mean_over_the_columns_beside_the_papers():
 
 
 def test_a_claim_waits_for_every_planned_seed():
-    memorised("mora", (0.90, 0.91))
+    memorised("mora", (0.90, 0.93))
     memorised("lora", (0.50, 0.51, 0.52))
     outcome = said(FASTER)
     assert outcome.verdict == "undecided"
@@ -119,6 +120,34 @@ def test_a_gap_is_closed_only_where_there_was_one():
     assert said(closes).verdict == "undecided", "nothing was to be closed"
     answered("lora", (0.40, 0.402, 0.401))
     assert said(closes).verdict == "shown"
+
+
+def test_a_gap_is_judged_once_all_its_seeds_are_done():
+    closes = BETTER | {"test": "closes", "margin": 2.0, "gap": LORA, "second": {"method": "fft"}}
+    closes |= {"first": {"method": "lora", "r": 256}}
+    for row in (("fft", None), ("lora", 32)):
+        run_all(cell_of("table1", "lite", row), mmlu((0.60, 0.601, 0.602)))
+    run_all(cell_of("table1", "lite", ("lora", 1)), mmlu((0.40,)))
+    outcome = said(closes)
+    assert (outcome.verdict, outcome.is_complete) == ("undecided", False)
+    assert "of the gap 1 of 3 seeds" in outcome.notes
+    answered("lora", (0.40, 0.402, 0.401))
+    assert (said(closes).verdict, said(closes).is_complete) == ("shown", True)
+
+
+def test_a_doubt_about_the_gap_is_said_beside_the_claim():
+    gap = SimpleNamespace(complete=True, doubts={"LoRA, uuid, seed 0": ["merging raised its loss"]})
+    outcome = ledger.with_gap(ledger.Outcome("shown", "LoRA", "FFT", "small", notes=["said"]), gap)
+    assert outcome.notes == ["said", "in doubt: LoRA, uuid, seed 0 (merging raised its loss)"]
+
+
+def test_an_error_that_the_plan_assumed_is_said_to_be_assumed():
+    memorised("mora", (0.7,))
+    memorised("lora", (0.5,))
+    assert said(FASTER).notes == ["1 of 3 seeds, not judged until all are done", "one seed: its sd of 2 is assumed"]
+    for method, share in (("mora", 0.7), ("lora", 0.5)):
+        memorised(method, (share,) * 3)
+    assert said(FASTER).notes == ["the seeds do not differ: their sd of 2 is assumed"]
 
 
 def mmlu(shares):
@@ -242,7 +271,7 @@ def test_a_ratio_of_times_is_judged_round_by_round(tmp_path, monkeypatch, times,
 
 
 def test_a_rate_at_the_edge_of_its_grid_is_told_beside_the_verdict():
-    memorised("mora", (0.90, 0.91, 0.92))
+    memorised("mora", (0.90, 0.91, 0.93))
     memorised("lora", (0.50, 0.51, 0.52), chosen=0)
     assert said(FASTER).notes == ["at the edge of its grid: LoRA r=1 (the paper's 8)"]
 

@@ -176,6 +176,14 @@ def test_an_option_of_the_job_that_sbatch_has_under_another_name_replaces_the_pr
     assert not {"name", "signal-delay-s", "timeout-min"} & asked.keys()
 
 
+@pytest.mark.parametrize("setup", ["[module load cuda, ulimit -n 4096]", "ulimit -n 4096"])
+def test_lines_of_setup_come_before_the_run_and_keep_the_tasks_cores(setup):
+    made = slurm.script(["x"], compose(SLURM).hardware, 1, {"setup": setup}, ROOT).splitlines()
+    assert made[-2] == "ulimit -n 4096"
+    assert any("export SRUN_CPUS_PER_TASK=" in line for line in made)
+    assert not any("#SBATCH --setup" in line for line in made)
+
+
 def test_a_table_is_handed_in_once_and_what_is_missing_again(monkeypatch, tmp_path, capsys, results):
     tools = tmp_path / "bin"
     tools.mkdir()

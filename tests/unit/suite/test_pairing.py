@@ -1,5 +1,7 @@
 """Errors over documents that both rows scored, beside results made up for the test."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from made_up import write
@@ -99,6 +101,14 @@ def test_other_documents_an_earlier_step_and_scores_that_are_not_kept_are_not_pa
     b = run_all("table1", "lora", 1, 0, "mmlu_tulu_0shot", lora, share, prompts="other")
     assert pairing.error([a], [b], [0, 1, 2], "points") is None
     assert pairing.error([a], [a], [0, 1, 2], "points") == 0.0
+    config = a.results[1][0]
+    logged = documents.read(documents_path(config))["mmlu_tulu_0shot"]
+    documents.write(
+        documents_path(config), {"mmlu_tulu_0shot": replace(logged, header=logged.header | {"prompts": "q"})}
+    )
+    assert pairing.error([a], [a], [0, 2], "points") == 0.0
+    assert pairing.error([a], [a], [0, 1, 2], "points") is None, "seeds of different documents"
+    a = run_all("table1", "mora", 1, 0, "mmlu_tulu_0shot", lora, share)
     documents_path(a.results[0][0]).unlink()
     assert pairing.error([a], [a], [0], "points") is None
     assert pairing.error([a], [a], [0, 1, 2], "points") == 0.0, "of the seeds that are kept"

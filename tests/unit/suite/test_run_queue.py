@@ -5,13 +5,16 @@ import json
 import re
 import sys
 import types
+from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import repeat
 
 import pytest
 from made_up import write
 
 from mora.config import ConfigError, run_id, source
 from mora.config.cached_composition import compose_cached as compose
+from mora.config.run_id import result_path
 from mora.config.source import ROOT
 from mora.suite import launch, like_runs, queue_file
 
@@ -126,6 +129,7 @@ def test_runs_get_the_environment_in_which_they_share_a_gpu(tmp_path, monkeypatc
     class Looking(Process):
         def __init__(self, command, env, **options):
             seen.append(env.get("CUDA_MPS_PIPE_DIRECTORY"))
+            assert env["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID", "a GPU's index is nvidia-smi's"
             super().__init__(command, env, **options)
 
     monkeypatch.setattr(module.subprocess, "Popen", Looking)
@@ -151,6 +155,25 @@ def test_every_gpu_is_used(queue):
     queue.module.totals = {"0": 30.0, "1": 30.0}
     _, journal = queue(LINES[:2])
     assert [event["gpu"] for event in events(journal, "start")] == ["0", "1"]
+
+
+def test_a_gpu_that_the_driver_does_not_report_keeps_its_last_numbers(queue, monkeypatch):
+    looks = iter([[queue.module.Gpu("0", 80.0, 0.0, [])], *[[]] * 100])
+    monkeypatch.setattr(queue.module, "read_gpus", lambda wanted: next(looks))
+    code, journal = queue(LINES[:2])
+    assert (code, len(events(journal, "end"))) == (0, 2)
+    assert events(journal, "sum")[0]["busy_percent"] is None
+
+
+def test_a_damaged_result_is_named_and_counts_as_failed(queue):
+    path = result_path(compose(LINES[0].split()))
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    code, journal = queue(LINES[:2])
+    assert (code, Process.started) == (1, LINES[1:2])
+    (wrong,) = events(journal, "wrong")
+    assert wrong["what"].startswith(f"{path} is damaged")
+    assert events(journal, "sum")[0]["failed"] == [path.stem]
 
 
 def started_on_two_gpus(queue, claims):
@@ -225,29 +248,56 @@ def test_what_runs_when_the_time_is_over_is_asked_to_stop(queue, monkeypatch):
     assert journal[4]["run_min"]["not ended"] > 0
 
 
-def test_a_run_that_has_trained_has_the_last_minute_for_its_scores(queue, tmp_path, monkeypatch):
+class Logging(Process):
+    """A run that logs the next of its `steps`, if there is one, whenever it is looked at, and does not end before."""
+
+    steps: dict[str, Iterator[int]]
+
+    def poll(self):
+        step = next(Logging.steps.get(self.line, iter(())), None)
+        if step is None:
+            return super().poll()
+        log(self.line, step)
+        return self.returncode
+
+
+def log(line, step):
+    path = launch.run_folder(compose(line.split())) / "log.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"step": s, "loss": 1.0}) + "\n" for s in (1, step)))
+
+
+@pytest.fixture
+def logging(queue, tmp_path, monkeypatch):
     monkeypatch.setenv("MORA_OUTPUT_DIR", str(tmp_path / "outputs"))
-    Process.hanging = {LINES[0], LINES[1]}
-    trained, training = (compose(line.split()) for line in LINES[:2])
-    for config, step in ((trained, trained.last_step), (training, training.last_step - 1)):
-        folder = launch.run_folder(config)
-        folder.mkdir(parents=True)
-        (folder / "log.jsonl").write_text("".join(json.dumps({"step": s, "loss": 1.0}) + "\n" for s in (1, step)))
+    monkeypatch.setattr(queue.module.subprocess, "Popen", Logging)
+    Logging.steps = {}
+    return Logging
+
+
+def test_a_run_that_has_trained_has_the_last_minute_for_its_scores(queue, logging, monkeypatch):
+    trained, training, again = (compose(line.split()) for line in LINES[:3])
+    logging.steps = {LINES[0]: repeat(trained.last_step), LINES[1]: repeat(training.last_step - 1)}
+    Process.hanging = {LINES[2]}
+    log(LINES[2], again.last_step)  # of an earlier run, whose result does not count; this one has not begun to log
     clock = iter(range(10**6))
     monkeypatch.setattr(queue.module.time, "monotonic", lambda: float(next(clock)))
-    _, journal = queue(LINES[:2], minutes=3)
+    _, journal = queue(LINES[:3], minutes=3)
     (stopping,), ends = events(journal, "stopping"), events(journal, "end")
-    assert stopping["running"] == [run_id(training)]
-    assert [end["run"] for end in ends] == [run_id(training), run_id(trained)]
-    assert stopping["at"] < ends[0]["at"] < stopping["at"] + 20 < ends[1]["at"] < 180
+    assert stopping["running"] == [run_id(training), run_id(again)]
+    assert [end["run"] for end in ends] == [run_id(training), run_id(again), run_id(trained)]
+    assert stopping["at"] < ends[1]["at"] < stopping["at"] + 20 < ends[2]["at"] < 180
+
+
+def known(queue, **values):
+    """Commit a result that tells what LINES take."""
+    folder = queue.module.ROOT / "results" / "runs"
+    folder.mkdir(parents=True)
+    write(compose(LINES[0].split()), {"value_nll": 1.0}, run_id="x", hardware=ON, **values).rename(folder / "x.json")
 
 
 def test_a_run_that_cannot_end_in_time_is_not_started(queue):
-    committed = queue.module.ROOT / "results" / "runs"
-    committed.mkdir(parents=True)
-    write(compose(LINES[0].split()), {"value_nll": 1.0}, run_id="x", wall_s=600.0, hardware=ON).rename(
-        committed / "x.json"
-    )
+    known(queue, wall_s=600.0)
     code, journal = queue(LINES[:1], minutes=5)
     assert code == 1
     assert Process.started == []
@@ -255,25 +305,23 @@ def test_a_run_that_cannot_end_in_time_is_not_started(queue):
 
 
 def test_two_runs_that_only_one_by_one_can_end_in_time_are_not_run_side_by_side(queue):
-    committed = queue.module.ROOT / "results" / "runs"
-    committed.mkdir(parents=True)
-    write(compose(LINES[0].split()), {"value_nll": 1.0}, run_id="x", wall_s=200.0, hardware=ON).rename(
-        committed / "x.json"
-    )
+    known(queue, wall_s=200.0)
     _, journal = queue(LINES[:2], minutes=5)
     assert [event["event"] for event in journal] == ["queue", "start", "end", "start", "end", "sum"]
 
 
-def test_a_run_may_start_beside_one_that_is_nearly_trained(queue, monkeypatch):
-    """Alone it would train 200 s of the 300, and the one beside it takes the GPU's time for only 20 s more."""
-    committed = queue.module.ROOT / "results" / "runs"
-    committed.mkdir(parents=True)
-    write(compose(LINES[0].split()), {"value_nll": 1.0}, run_id="x", wall_s=200.0, hardware=ON).rename(
-        committed / "x.json"
-    )
-    monkeypatch.setattr(queue.module, "_steps_done", lambda config: 0.9 * config.last_step)
+@pytest.mark.parametrize(
+    ("share", "training_s", "scoring_s", "together"),
+    [(0.9, 200.0, 0.0, True), (1.0, 200.0, 20.0, True), (1.0, 130.0, 120.0, False)],
+)
+def test_a_run_starts_beside_one_if_it_can_end_all_the_same(share, training_s, scoring_s, together, queue, logging):
+    """There are 300 s. The other one still trains a tenth, or is scored."""
+    known(queue, wall_s=training_s + scoring_s, scoring_s=scoring_s)
+    steps = int(share * compose(LINES[0].split()).last_step)
+    logging.steps = {LINES[0]: iter([1, steps, steps])}
     _, journal = queue(LINES[:2], minutes=5)
-    assert [event["event"] for event in journal] == ["queue", "start", "start", "end", "end", "sum"]
+    order = ["start", "start", "end", "end"] if together else ["start", "end", "start", "end"]
+    assert [event["event"] for event in journal] == ["queue", *order, "sum"]
 
 
 def test_a_wrong_edit_is_said_once_and_what_was_read_before_goes_on(queue, monkeypatch):

@@ -137,6 +137,9 @@ def test_no_interval_has_width_zero():
     assert estimated.interval() == (-math.inf, math.inf)
     assert decide([judge("equal", estimated, 1.0)]) == ["undecided"]
     assert estimate([0.0, 0.0, 0.0], Variance(0.0, 2), None, 0.3).se == pytest.approx(0.3 / math.sqrt(3))
+    for rounded in ([100 * a - 100 * (a - 0.4) for a in (0.9, 0.913, 0.937)], [0.0, 1e-14, -1e-14]):
+        assert len(set(rounded)) > 1, "by rounding"
+        assert estimate(rounded, variance(rounded), None, 0.3).se == pytest.approx(0.3 / math.sqrt(3))
 
 
 def test_a_diverged_run_decides_nothing_by_itself():
