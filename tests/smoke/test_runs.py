@@ -136,7 +136,7 @@ def test_an_output_folder_that_cannot_be_made_is_refused_in_one_line(tmp_path):
     (tmp_path / "outputs").write_text("a file")
     code, output = finish(start(tmp_path, "method=fft"))
     assert code != 0
-    assert re.search(r"^run.py: \[Errno 20\] Not a directory: .*\n\Z", output, re.M)
+    assert re.search(r"^run.py: .* cannot be made \(Not a directory\): set MORA_OUTPUT_DIR to .*\n\Z", output, re.M)
     assert "Traceback" not in output
 
 
