@@ -6,7 +6,6 @@ from pathlib import Path
 
 from mora.config import ConfigError, RunConfig
 from mora.config.model_schema import Model
-from mora.io import sha256
 from mora.results import RunResult
 
 from .gpus import visible
@@ -62,7 +61,7 @@ def _other_files(result: RunResult) -> str | None:
 
     groups = result.data.get("fingerprints", {}).get("sources", {})
     for facts in (facts for group in groups.values() for facts in group if "files" in facts):
-        digests = {path.name: sha256(path) for path in sources.match(facts["files"])}
+        digests = sources.digests(sources.match(facts["files"]))
         if not digests and Path(facts["files"]).is_absolute():
             return f"{facts['files']} no longer exists; put it back"
         if digests and digests != facts["sha256"]:

@@ -7,7 +7,9 @@ from made_up import write
 
 from mora.config import ConfigError, source
 from mora.config.cached_composition import compose_cached as compose
+from mora.config.data_schema import FileSource
 from mora.config.run_id import run_id
+from mora.data.sources import resolve_source
 from mora.errors import DamagedFileError, MoraError
 from mora.io import cache_dir, data_dir, output_dir
 from mora.suite import launch, preflight
@@ -139,6 +141,19 @@ def test_a_data_file_with_another_content_is_refused(tmp_path):
         launch.launch(config)
     rows.unlink()
     with pytest.raises(ConfigError, match=r"rows\.jsonl no longer exists; put it back, or move the result away"):
+        launch.launch(config)
+
+
+def test_data_files_of_one_name_are_those_of_the_result_and_the_first_is_compared_too(tmp_path):
+    for part in "ab":
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "rows.jsonl").write_text("{}\n")
+    source = FileSource(kind="files", files=str(tmp_path / "*/rows.jsonl"), format="metamath", max_rows=None)
+    config = compose(["task=metamath", "method=lora", "r=8", "scale=smoke"])
+    done(config, data={"fingerprints": {"sources": {"corpus": [resolve_source(source).facts]}}})
+    assert launch.launch(config) == 0
+    (tmp_path / "a" / "rows.jsonl").write_text("{}\n{}\n")
+    with pytest.raises(ConfigError, match=r"rows\.jsonl has changed since "):
         launch.launch(config)
 
 
