@@ -56,9 +56,7 @@ def load(adapter: str, base: str | None = None) -> PeftModel:
     Raises: ExportError.
     """
     if Path(adapter).is_dir() and not Path(adapter, CONFIG_NAME).is_file():
-        inside = sorted(
-            path.parent for path in Path(adapter).glob(f"*/{CONFIG_NAME}")
-        )  # adapter/ before checkpoint-10/
+        inside = sorted(path.parent for path in Path(adapter).glob(f"*/{CONFIG_NAME}"))  # adapter before checkpoint-10
         hint = f", such as {inside[0]}" if inside else ""
         raise ExportError(f"{adapter} has no {CONFIG_NAME}: expected the folder of an adapter{hint}")
     with _told(f"{adapter} is no adapter that PEFT can read: adapter_config.json"):

@@ -53,7 +53,7 @@ class MoraModel(BaseTuner):
     # PEFT calls its injection hooks for the first adapter of a model only, so neither is used here.
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         check_all_found(self.peft_config[adapter_name], model)
-        self.loaded_after = {name: count for name, count in self.loaded_after.items() if name != adapter_name}
+        self.forget_load(adapter_name)
         self._warn_of_another_base(self.peft_config[adapter_name])
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         layers = [layer for layer in _layers(model) if adapter_name in layer.operator]
@@ -102,6 +102,10 @@ class MoraModel(BaseTuner):
         for name in self.active_adapters:
             if (saved := self.loaded_after.get(name, restarts)) != restarts:
                 raise ValueError(OF_ANOTHER_BASE.format(name, saved, restarts))
+
+    def forget_load(self, adapter_name: str) -> None:
+        """Let the adapter's weights count as those of this base: they are new, or a restart will change both together."""
+        self.loaded_after = {name: count for name, count in self.loaded_after.items() if name != adapter_name}
 
     @contextmanager
     def _enable_peft_forward_hooks(
@@ -221,8 +225,8 @@ class MoraModel(BaseTuner):
 
 
 def _restarts(tuner: Any) -> int:
-    """Return how many restarts the base of the model has."""
-    base = vars(tuner).get("merged_base") if isinstance(tuner, MoraModel) else None
+    """Return how many restarts the base of a MoraModel has; 0 for anything else."""
+    base = tuner.merged_base if isinstance(tuner, MoraModel) else None
     return 0 if base is None else base.count
 
 

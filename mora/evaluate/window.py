@@ -11,12 +11,8 @@ import torch
 UNBOUNDED = ("rope_parameters", "rope_scaling", "rope_theta", "alibi")
 PROMPT_TOKENS = 1024  # kept of a prompt if no limit forbids it; MATH's answers alone may have 2,048
 DEFAULT_ANSWER = 256  # lm-eval's value for a task that gives none
-LENGTHS = (
-    "max_gen_toks",
-    "max_new_tokens",
-    "max_tokens",
-    "max_completion_tokens",
-)  # lm-eval's names; the first one counts
+# lm-eval's names of an answer's length; the first that is given counts.
+LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
 
 def positions(model: torch.nn.Module) -> int | None:

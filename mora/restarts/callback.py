@@ -246,7 +246,7 @@ def _check_loaded(model: PeftModel, adapter_name: str) -> None:
     tuner = model.base_model
     if isinstance(tuner, MoraModel):
         tuner.check_base()
-        tuner.loaded_after = {name: count for name, count in tuner.loaded_after.items() if name != adapter_name}
+        tuner.forget_load(adapter_name)
 
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
