@@ -17,6 +17,8 @@ import torch
 from mora.errors import one_line
 from mora.io import file_digest
 
+from .failpoint import failpoint
+
 KEPT = 2
 
 
@@ -102,10 +104,3 @@ def _steps(folder: Path) -> list[Path]:
 
 def _step(path: Path) -> int:
     return int(path.name.removeprefix("step_"))
-
-
-def failpoint(point: str, step: int) -> None:
-    """Kill this process if MORA_KILL_AT is point:step or point:step:rank. Tests interrupt a run in this way."""
-    here = f"{point}:{step}"
-    if os.environ.get("MORA_KILL_AT") in (here, f"{here}:{os.environ.get('RANK', 0)}"):
-        os.kill(os.getpid(), 9)

@@ -20,8 +20,8 @@ from mora.config.source import of_this_process
 from mora.errors import ConfigError, DamagedFileError
 
 from . import checkpoint, watchdog
-from .checkpoint import failpoint
 from .distributed import RankShard, all_gather_value, any_rank, barrier, rank, sum_over_ranks, world_size
+from .failpoint import failpoint
 from .interface import Engine, Steps
 from .log import RunLog
 from .progress import Progress

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mora.config.schema import RunConfig
 from mora.restarts.restart import Restart, RestartFailed, describe, round_stochastically
 
-from .checkpoint import failpoint
+from .failpoint import failpoint
 from .interface import Engine
 
 __all__ = ["RestartFailed", "Restarts", "describe", "round_stochastically"]

@@ -22,8 +22,8 @@ from mora.methods import merged, rounded
 from mora.models.dtypes import DTYPES
 
 from . import teacher_forced
-from .checkpoint import failpoint
 from .distributed import barrier, rank, single_process_env
+from .failpoint import failpoint
 from .interface import Engine
 from .memory import Peaks
 
