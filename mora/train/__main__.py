@@ -27,9 +27,9 @@ with uncollected():
     from mora.io import replace_file
 
     from . import launcher_watch
-    from .loop import Interrupted
     from .restart import RestartFailed
     from .run_messages import quiet
+    from .stop_signal import Interrupted
     from .worker import run
 
 

@@ -8,9 +8,11 @@ import torch
 from tiny_runs import random_batches, tiny_config, tiny_engine
 
 from mora.errors import DamagedFileError
-from mora.train import log, loop
+from mora.train import log, resume
+from mora.train import speed as speed_module
 from mora.train.checkpoint import latest_step
-from mora.train.loop import Diverged, Interrupted, fit
+from mora.train.loop import Diverged, fit
+from mora.train.stop_signal import Interrupted
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +59,7 @@ def config_of_ten_steps(method="fft", *overrides):
 @pytest.mark.parametrize("evaluated", [(), (3,), (5,), (1, 2, 4, 7)])
 def test_the_speed_is_that_of_steps_wherever_an_evaluation_lies(evaluated, tmp_path, monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(speed_module, "time", clock)
 
     def evaluate(step, resumed):
         clock.now += 100 * (step in evaluated)
@@ -193,7 +195,7 @@ def test_a_run_does_not_go_on_with_other_code_but_at_scale_smoke(scale, tmp_path
 
     with pytest.raises(Killed):
         fit(tiny_engine(config), random_batches(), config, tmp_path, killed)
-    monkeypatch.setattr(loop, "of_this_process", lambda: {"fingerprint": "another"})
+    monkeypatch.setattr(resume, "of_this_process", lambda: {"fingerprint": "another"})
     if scale == "smoke":
         fit(tiny_engine(config), random_batches(), config, tmp_path, lambda *_: {})
         return
