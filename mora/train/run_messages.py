@@ -44,6 +44,13 @@ def beginning(config: RunConfig, device: torch.device, model: Any, folder: Path)
     return "\n".join([*lines, f"the result will be in {result_path(config)}"])
 
 
+def fast_paths_line(paths: dict[str, bool]) -> str:
+    """Return which shortcuts the run takes, and which it does not."""
+    used = ", ".join(name for name, there in paths.items() if there) or "none"
+    absent = ", ".join(name for name, there in paths.items() if not there)
+    return f"fast paths: {used}" + (f"; not used here: {absent}" if absent else "")
+
+
 def _batch(config: RunConfig) -> str:
     size, tokens = config.task.train.global_batch_size, config.hardware.micro_batch_tokens
     if tokens is not None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +17,9 @@ import torch
 from mora import results
 from mora.config import provenance, source
 from mora.config.load import load_run
-from mora.config.run_id import documents_path, log_path, result_path, run_id
-from mora.config.schema import Model, RunConfig
+from mora.config.run_id import documents_path, log_path, result_path
+from mora.config.schema import RunConfig
 from mora.data import load as load_data
-from mora.data import manifest
 from mora.data.batches import Batches
 from mora.data.samples import Sample
 from mora.errors import ConfigError, MoraError, NonFiniteError
@@ -32,7 +28,6 @@ from mora.evaluate.harness import check_names
 from mora.evaluate.window import positions
 from mora.io import IN_USE, holder, locked, replace_file
 from mora.methods import parameter_lines, parameter_table, prepare
-from mora.models import known
 from mora.models.fused import use_fused_layers
 from mora.models.load import load_model
 from mora.models.structure import fast_paths, trains_without_padding
@@ -44,13 +39,9 @@ from .engines import captures_graphs, make_engine
 from .interface import Engine
 from .loop import Diverged, Evaluate, fit
 from .memory import Peaks
+from .run_environment import hardware_facts, others_hold_memory, versions
+from .save_model import save_model
 from .scoring import Scoring
-
-WEIGHTS = ("*.safetensors",)  # the saved files that the manifest covers; the others may be edited
-PACKAGES = ("torch", "transformers", "peft", "lm_eval", "datasets", "numpy")
-IF_INSTALLED = ("triton", "deepspeed", "liger-kernel")
-# Bytes in use on a GPU beyond what this process has reserved; its own context and NCCL's buffers hold less.
-BY_OTHERS = 3 * 2**30
 
 
 def run(folder: Path) -> Path:
@@ -80,17 +71,16 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
         check_names(config.task.evaluation.tasks)
     model, tokenizer = load_model(config.model, config.scale.precision, device)
     data = load_data(config, tokenizer)
-    if rank() == 0:
-        print(data.report.text(config.task.name), flush=True)
+    _print_once(data.report.text(config.task.name))
     if config.method.trains:
         config = with_samples(config, len(data.samples))
     check_positions(model, data.samples)
-    made_of = {
+    inputs = {
         "model": {"path": config.model.path, "sha256": input_digests.digest(config.model)},
         "data": data.fingerprints,
     }
     if rank() == 0:
-        input_digests.same_as_before(folder, made_of)
+        input_digests.same_as_before(folder, inputs)
     pad = pad_id(tokenizer)
     scoring = Scoring(config, data, tokenizer, pad, folder)
     scoring.check()
@@ -98,38 +88,36 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
     model = prepare(model, config).to(device)
     batches = make_batches(config, model, data.samples, pad)
     parameters = parameter_table(model)
-    _print_parameters(model, config)
     paths = fast_paths(model, batches.padding_free, fused, device.type == "cuda" and captures_graphs(config))
-    if rank() == 0:
-        print(_fast_paths_line(paths), flush=True)
-        print(run_messages.beginning(config, device, model, folder), flush=True)
+    _print_once("\n".join(parameter_lines(model, config.rank_text)))
+    _print_once(run_messages.fast_paths_line(paths))
+    _print_once(run_messages.beginning(config, device, model, folder))
     watchdog.start(folder, rank(), world_size())
     engine = make_engine(model, config)
     peaks = Peaks(device)
     shared = others_hold_memory(device)
-    ending = _train_or_score(engine, batches, config, folder, partial(scoring, engine, peaks))
+    outcome = _train_or_score(engine, batches, config, folder, partial(scoring, engine, peaks))
     shared = others_hold_memory(device) or shared  # also as seen at the start: parallel runs may have ended
-    if config.method.trains and ending["status"] == "done":
+    if config.method.trains and outcome["status"] == "done":
         with engine.materialized():
-            _save_trained(model, tokenizer, config, folder)
+            save_model(model, tokenizer, config, folder)
     watchdog.stop()
     # A run that diverged trained until now. Any other has by now scored its last step and saved the model.
-    peaks.end_stretch(training=ending["status"] == "diverged")
+    peaks.end_stretch(training=outcome["status"] == "diverged")
     facts = {
-        "data": {"fingerprints": data.fingerprints, "report": data.report.as_dict(), "model": made_of["model"]},
+        "data": {"fingerprints": data.fingerprints, "report": data.report.as_dict(), "model": inputs["model"]},
         "total_steps": config.total_steps if config.method.trains else 0,
         "last_step": config.final_step,
         "parameters": {"trainable": sum(parameters.values()), "by_module": parameters},
-        "hardware": _hardware(device, shared)
+        "hardware": hardware_facts(config, device, shared)
         | peaks.facts()
-        | _how(config)
         | {"fused_layers": fused, "fast_paths": paths},
         "wall_s": round(time.monotonic() - started, 1),
         "scoring_s": round(scoring.seconds, 1),
     }
     if rank() > 0:
         return folder
-    path = write_result(config, folder, ending | facts)
+    path = write_result(config, folder, outcome | facts)
     print(run_messages.ending(config, folder, time.monotonic() - started), flush=True)
     return path
 
@@ -149,54 +137,6 @@ def _train_or_score(
         if rank() == 0:
             print(f"diverged: {error}; only the log is saved: lower lr", file=sys.stderr, flush=True)
         return {"status": "diverged", "reason": str(error), "speed": None}
-
-
-def _save_trained(model: Any, tokenizer: Any, config: RunConfig, folder: Path) -> None:
-    """Save the adapter; if more than the adapter has changed, save the whole merged model, too, as transformers loads it.
-
-    The tokenizer is saved beside each.
-    """
-    adapted = config.method.adapter is not None
-    base_changed = not adapted or config.method.restart is not None or config.trains_rest
-    if adapted and rank() == 0:
-        model.save_pretrained(str(folder / "adapter"))
-        tokenizer.save_pretrained(str(folder / "adapter"))
-        _name_base(folder / "adapter", None if base_changed else _base(config.model), config)
-        manifest.write(folder / "adapter", WEIGHTS)
-    if base_changed:
-        merged_model = model.merge_and_unload() if adapted else model
-        if rank() == 0:
-            merged_model.save_pretrained(str(folder / "model"))
-            tokenizer.save_pretrained(str(folder / "model"))
-            manifest.write(folder / "model", WEIGHTS)
-
-
-def _base(model: Model) -> str | None:
-    """Return a name of the base model that is valid on other machines: its hub id, or its name in configs/model.
-
-    None if the model has neither since its settings were overridden.
-    """
-    if model.source == "pretrained":
-        return model.path
-    return model.name if model.model_copy(update={"path": None}) == known.named(model.name) else None
-
-
-def _name_base(adapter: Path, base: str | None, config: RunConfig) -> None:
-    """Replace what PEFT writes as the base, a path in this machine's cache, and its model card, which has only blanks."""
-    path = adapter / "adapter_config.json"
-    revision = config.model.revision if base and config.model.source == "pretrained" else None
-    values = json.loads(path.read_text()) | {"base_model_name_or_path": base, "revision": revision}
-    replace_file(path, json.dumps(values, indent=2, sort_keys=True) + "\n")
-    lines = [
-        f"Adapter of the run {run_id(config)}, trained on {config.model.name}.",
-        "Its weights alone mean nothing: the rest of the model was trained or overridden; a merged one is in ../model."
-        if base is None
-        else f"Its base is {base}, of configs/model or the hub. `mora merge FOLDER` writes a model that needs no PEFT, "
-        "`mora generate FOLDER PROMPT` answers, `mora evaluate FOLDER --task TASK` scores.",
-        "In your own code `import mora` before PEFT loads it, else PEFT, which has no MoRA, says KeyError: 'MORA'. "
-        "A base that is no hub id is loaded by `mora.models.load.load_any(FOLDER, 'fp32')`: merged model and tokenizer.",
-    ]
-    replace_file(adapter / "README.md", "\n".join(lines) + "\n")
 
 
 def write_result(config: RunConfig, folder: Path, facts: dict[str, Any]) -> Path:
@@ -226,15 +166,6 @@ def write_result(config: RunConfig, folder: Path, facts: dict[str, Any]) -> Path
     replace_file(path, result.text())
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return path
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what decides numbers and speed: Python, packages, and CUDA if torch was built with it."""
-    found = {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
-    for package in IF_INSTALLED:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found | ({"cuda": torch.version.cuda} if torch.version.cuda else {})
 
 
 @contextmanager
@@ -301,37 +232,6 @@ def _device(wanted: str) -> torch.device:
     return torch.device("cuda")
 
 
-def others_hold_memory(device: torch.device) -> bool:
-    """Return whether other programs hold more than 3 GiB on the GPU now, whoever started them."""
-    if device.type != "cuda":
-        return False
-    free, total = torch.cuda.mem_get_info()
-    return total - free - torch.cuda.memory_reserved() > BY_OTHERS
-
-
-def _hardware(device: torch.device, shared: bool) -> dict[str, Any]:
-    """Return the name of the device and the number of runs side by side, as the result records them.
-
-    `shared` says that other programs held GPU memory, which counts even if MORA_SIDE_BY_SIDE does not count them.
-    """
-    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
-    return {"device": name, "runs_side_by_side": max(int(os.environ.get("MORA_SIDE_BY_SIDE", 1)), 1 + shared)}
-
-
-def _fast_paths_line(paths: dict[str, bool]) -> str:
-    used = ", ".join(name for name, there in paths.items() if there) or "none"
-    absent = ", ".join(name for name, there in paths.items() if not there)
-    return f"fast paths: {used}" + (f"; not used here: {absent}" if absent else "")
-
-
-def _how(config: RunConfig) -> dict[str, Any]:
-    return {
-        "ranks": world_size(),
-        "parallel": config.parallel,
-        "gradient_checkpointing": config.hardware.gradient_checkpointing,
-    }
-
-
-def _print_parameters(model: torch.nn.Module, config: RunConfig) -> None:
+def _print_once(text: str) -> None:
     if rank() == 0:
-        print("\n".join(parameter_lines(model, config.rank_text)), flush=True)
+        print(text, flush=True)

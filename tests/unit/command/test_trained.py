@@ -9,7 +9,7 @@ from mora.__main__ import main
 from mora.config import compose
 from mora.methods import prepare
 from mora.models.load import load_any, load_model
-from mora.train.worker import _save_trained
+from mora.train.save_model import save_model
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
 
@@ -29,7 +29,7 @@ def leave(tmp_path, monkeypatch):
         with torch.no_grad():
             for p in (p for p in model.parameters() if p.requires_grad):
                 p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
-        _save_trained(model, tokenizer, config, folder)
+        save_model(model, tokenizer, config, folder)
         return folder.name
 
     return made

@@ -15,7 +15,7 @@ from mora.models.load import load_model
 from mora.planner import counts
 from mora.suite.plan import name_of
 from mora.train.engine import TorchEngine
-from mora.train.worker import _save_trained
+from mora.train.save_model import save_model
 
 LINEAR = ["q_proj", "v_proj", "up_proj"]
 METHODS = {
@@ -62,7 +62,7 @@ def test_what_peft_has_written_trains_merges_and_is_loaded(kind, written, tmp_pa
         with merged(model, torch.float32):
             torch.testing.assert_close(model(input_ids=ids).logits, expected, rtol=1e-3, atol=1e-4)
         assert any("in all, " in line and "LoRA" not in line for line in parameter_lines(model, config.rank_text))
-        _save_trained(model, tokenizer, config, tmp_path)
+        save_model(model, tokenizer, config, tmp_path)
         loaded = PeftModel.from_pretrained(load_model(config.model, "fp32")[0], tmp_path / "adapter").eval()
         torch.testing.assert_close(loaded(input_ids=ids).logits, expected)
 

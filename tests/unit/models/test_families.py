@@ -25,7 +25,7 @@ from mora.models.tokenizers import character_tokenizer
 from mora.planner.cost import cost
 from mora.train import teacher_forced
 from mora.train.engines import make_engine
-from mora.train.worker import _save_trained
+from mora.train.save_model import save_model
 
 WIDTHS = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -189,7 +189,7 @@ def test_a_family_trains_two_steps_merges_and_evaluates(family, method, folder_o
     changed = [n for n, p in model.get_base_model().named_parameters() if n in before and not torch.equal(p, before[n])]
     assert not changed
     with engine.materialized():
-        _save_trained(engine.model, tokenizer, config, tmp_path)
+        save_model(engine.model, tokenizer, config, tmp_path)
     loaded, _ = load_any(str(tmp_path / "adapter"), "fp32")
     with torch.no_grad():
         torch.testing.assert_close(token_losses(loaded.eval(), batch), trained, rtol=1e-3, atol=1e-3)

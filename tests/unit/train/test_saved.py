@@ -16,7 +16,7 @@ from mora.methods import prepare
 from mora.models.load import load_any, load_model
 from mora.planner.cost import cost
 from mora.train.engines import make_engine
-from mora.train.worker import _base, _save_trained
+from mora.train.save_model import base_name, save_model
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
 SMOKE = ["method=mora", "r=4", "scale=smoke"]
@@ -37,7 +37,7 @@ def saved(folder, *overrides):
             if p.requires_grad:
                 p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(len(name))))
     trained = logits(model)
-    _save_trained(model, tokenizer, config, folder)
+    save_model(model, tokenizer, config, folder)
     return trained
 
 
@@ -136,7 +136,7 @@ def test_the_plan_knows_how_large_what_is_left_is(tmp_path, run, precision):
     model, tokenizer = load_model(config.model, precision)
     engine = make_engine(prepare(model, config), config)
     with engine.materialized():
-        _save_trained(engine.model, tokenizer, config, tmp_path)
+        save_model(engine.model, tokenizer, config, tmp_path)
     size = 0
     for path in tmp_path.rglob("*.safetensors"):
         with safe_open(path, "pt") as file:
@@ -156,4 +156,4 @@ def test_the_plan_knows_how_large_what_is_left_is(tmp_path, run, precision):
     ],
 )
 def test_the_base_is_named_as_other_machines_know_it(overrides, base):
-    assert _base(compose(["task=uuid", "method=mora", "r=8", *overrides]).model) == base
+    assert base_name(compose(["task=uuid", "method=mora", "r=8", *overrides]).model) == base
