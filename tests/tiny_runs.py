@@ -63,6 +63,6 @@ def random_batches(micro_batch_size=4, lengths=(12,)):
 def train_step(engine, batches, step, lr):
     """One update without clipping that matters. Returns the loss."""
     tokens = batches.loss_tokens(step)
-    loss = sum(engine.backward(micro, tokens) for micro in batches.step(step))
+    loss = sum(engine.backward(micro, tokens) for micro in batches.micro_batches(step))
     engine.step(lr, 1.0)
     return loss.item()

@@ -44,7 +44,7 @@ def of_the_suite(method: str, *overrides: str) -> list[dict[str, Tensor]]:
     for step in range(STEPS):
         lr = learning_rate(step, STEPS, LR, config.task.train, config.method.restart)
         tokens = batches.loss_tokens(step)
-        for micro in batches.step(step):
+        for micro in batches.micro_batches(step):
             engine.backward(micro, tokens)
         engine.step(lr, 1.0)
         if restarts.due(step + 1, STEPS):
@@ -77,7 +77,7 @@ class Watch(TrainerCallback):
 def rows() -> list[dict[str, list[int]]]:
     """The suite's samples in its order."""
     batches = random_batches()
-    every = [micro for step in range(STEPS) for micro in batches.step(step)]
+    every = [micro for step in range(STEPS) for micro in batches.micro_batches(step)]
     return [{"input_ids": ids, "labels": ids} for micro in every for ids in micro.input_ids.tolist()]
 
 

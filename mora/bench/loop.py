@@ -206,7 +206,7 @@ def _ours(plan: Plan, data: list[list[int]], micro_tokens: int, device: torch.de
     clock = Clock(plan.warm_up_steps, device)
     for step in range(len(data) // plan.global_batch_size):
         loss_tokens = batches.loss_tokens(step)
-        for batch in batches.step(step):
+        for batch in batches.micro_batches(step):
             engine.backward(batch, loss_tokens)
         engine.step(3e-4, 1.0)
         clock.tick(sum(len(data[i]) for i in batches.indices(step)))

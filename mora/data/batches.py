@@ -131,7 +131,7 @@ class Batches:
         start = step * self.global_batch_size
         return [self._at(i) for i in range(start, start + self.global_batch_size)]
 
-    def step(self, step: int) -> Iterator[Batch]:
+    def micro_batches(self, step: int) -> Iterator[Batch]:
         """Yield the micro batches of a step, on the CPU. If there are several, each has sequences of similar length.
 
         In any order their gradients have the same sum, but not the same dropout masks, which depend on shape and place.

@@ -113,4 +113,4 @@ def _set_up(config: RunConfig, scratch: Path) -> None:
     if config.method.trains:
         engine.model.train()
         tokens = batches.loss_tokens(0)
-        torch.stack([engine.backward(micro, tokens) for micro in batches.step(0)]).sum()
+        torch.stack([engine.backward(micro, tokens) for micro in batches.micro_batches(0)]).sum()

@@ -24,7 +24,7 @@ from .rates import Rates
 from .reference_watch import ReferenceWatch
 from .restart import Restart, describe
 from .supported import check_supported
-from .trainer_optimizer import optimizer_state
+from .trainer_optimizer import restart_engine
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class RestartCallback(TrainerCallback):
         layers = check_supported(args, model)
         self._base = kept(model) or MergedBase()  # of an earlier training of this model
         settings = self._settings_for(model, layers, self._base.count)
-        engine = optimizer_state(model, optimizer, layers)
+        engine = restart_engine(model, optimizer, layers)
         self._restart = Restart(engine, settings, layers, args.seed, self._base.count, self._base.shadow)
         self.history = []
         if state.global_step:

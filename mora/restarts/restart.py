@@ -70,8 +70,8 @@ class _Postconditions:
         return [otherwise for ok, otherwise in zip(held, self._otherwise, strict=True) if not ok]
 
 
-class State(Protocol):
-    """A model with its optimizer, as a restart sees them. `optimizer.TorchState` documents it."""
+class RestartEngine(Protocol):
+    """A model with its optimizer, as a restart sees them. `optimizer.TorchRestartEngine` documents it."""
 
     model: nn.Module
     device: torch.device
@@ -113,7 +113,7 @@ class Settings(Protocol):
 class Restart:
     """The restarts of one training. All ranks must call every method."""
 
-    engine: State
+    engine: RestartEngine
     settings: Settings | None
     layers: list[Adapted]
     seed: int

@@ -1,4 +1,4 @@
-"""The optimizer that the Trainer made, as a restart sees it."""
+"""The model and the Trainer's optimizer as a restart sees them."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import torch
 from torch import nn
 
 from .layers import Adapted
-from .optimizer import ParameterGroup, TorchState
-from .restart import State
+from .optimizer import ParameterGroup, TorchRestartEngine
+from .restart import RestartEngine
 
 ADAM = (torch.optim.Adam, torch.optim.AdamW)
 
 
-def optimizer_state(model: nn.Module, optimizer: Any, layers: list[Adapted]) -> State:
-    """Return a view on plain torch's optimizer, or on DeepSpeed's.
+def restart_engine(model: nn.Module, optimizer: Any, layers: list[Adapted]) -> RestartEngine:
+    """Return the model with plain torch's optimizer, or with DeepSpeed's.
 
     Raises:
-        ValueError: For an optimizer whose state a restart does not know, or that mixes adapters with the rest.
+        ValueError: A restart does not know the optimizer's state, or one parameter group mixes adapters with the rest.
     """
     while not isinstance(optimizer, torch.optim.Optimizer) or type(optimizer).__module__.startswith("accelerate"):
         inner = getattr(optimizer, "optimizer", None)
@@ -29,7 +29,7 @@ def optimizer_state(model: nn.Module, optimizer: Any, layers: list[Adapted]) -> 
     if type(optimizer).__module__.startswith("deepspeed"):
         return _deepspeed(model, optimizer, adapter)
     _check_adam(optimizer)
-    return TorchState(model, optimizer, adapter)
+    return TorchRestartEngine(model, optimizer, adapter)
 
 
 def _check_adam(optimizer: Any) -> None:
@@ -40,9 +40,9 @@ def _check_adam(optimizer: Any) -> None:
         )
 
 
-def _deepspeed(model: nn.Module, zero: Any, adapter: list[nn.Parameter]) -> State:
-    """Return the view on DeepSpeed's optimizer. Raises ValueError as `optimizer_state` does."""
-    from .zero import ZeroState
+def _deepspeed(model: nn.Module, zero: Any, adapter: list[nn.Parameter]) -> RestartEngine:
+    """Return the model with DeepSpeed's optimizer. Raises ValueError as `restart_engine` does."""
+    from .zero import ZeroRestartEngine
 
     stages = {"DeepSpeedZeroOptimizer": (1, zero_groups), "DeepSpeedZeroOptimizer_Stage3": (3, stage3_groups)}
     if type(zero).__name__ not in stages:
@@ -64,7 +64,7 @@ def _deepspeed(model: nn.Module, zero: Any, adapter: list[nn.Parameter]) -> Stat
                 "steps together: train the adapter alone, or without DeepSpeed"
             )
         groups.append(ParameterGroup({names[p]: p for p in parameters}, adapter=True in kinds))
-    return ZeroState(model, zero, groups, stage, adapter[0].device)
+    return ZeroRestartEngine(model, zero, groups, stage, adapter[0].device)
 
 
 def zero_groups(zero: Any) -> list[list[nn.Parameter]]:

@@ -1,4 +1,4 @@
-"""What a restart reads and writes where DeepSpeed has split the optimizer (stages 1, 2) and the weights (3)."""
+"""A model and its optimizer as a restart sees them under DeepSpeed ZeRO, which splits the optimizer, or the weights too."""
 
 from __future__ import annotations
 
@@ -18,15 +18,18 @@ from .optimizer import ParameterGroup, exchanged
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class ZeroState:
-    """As `optimizer.TorchState`, over DeepSpeed's ZeRO optimizer `zero`. `groups`: its parameter groups, in its order."""
+class ZeroRestartEngine:
+    """Like `optimizer.TorchRestartEngine`, over DeepSpeed's ZeRO optimizer `zero`.
+
+    `groups` are its parameter groups, in its order.
+    """
 
     def __init__(self, model: nn.Module, zero: Any, groups: Sequence[ParameterGroup], stage: int, device: torch.device):
         self.model, self.groups, self.stage, self.device = model, list(groups), stage, device
         self._zero, self._shows_masters = zero, False
 
     def computation_changed(self) -> None:
-        """Nothing is recorded here."""
+        """Do nothing: no forward pass is recorded here."""
 
     @contextmanager
     def gathered(self, parameters: Sequence[nn.Parameter], write: bool = True) -> Iterator[None]:
@@ -46,7 +49,7 @@ class ZeroState:
             self._set_master(parameter, value.to(self.device, torch.float32))
 
     def _set_master(self, parameter: nn.Parameter, value: Tensor, moment: str | None = None) -> None:
-        """Set this rank's part of the master, or of a moment. DeepSpeed's own call fails if ranks do not divide the size."""
+        """Set this rank's part of the master or a moment. DeepSpeed's own call fails if the ranks do not divide the size."""
         if self.stage < 3:
             parameter.set_full_hp_param(value, moment)  # type: ignore[attr-defined]
             return

@@ -16,7 +16,7 @@ from mora.data.batches import Batch
 from mora.errors import ConfigError
 from mora.ranks import all_gather_value, barrier, rank, world_size
 
-from .interface import Steps
+from .interface import StepBatches
 
 __all__ = [
     "RankShard",
@@ -108,11 +108,11 @@ def any_rank(flag: bool, device: torch.device) -> bool:
 class RankShard:
     """This rank's share of the data: every world-size-th micro batch of a step, so that the ranks see each sample once."""
 
-    def __init__(self, batches: Steps):
+    def __init__(self, batches: StepBatches):
         self.batches = batches
 
-    def step(self, step: int) -> Iterator[Batch]:
-        return islice(self.batches.step(step), rank(), None, world_size())
+    def micro_batches(self, step: int) -> Iterator[Batch]:
+        return islice(self.batches.micro_batches(step), rank(), None, world_size())
 
     def loss_tokens(self, step: int) -> int:
         """Return the number of tokens with a loss in the whole step, so that the ranks' losses add up to the step's."""

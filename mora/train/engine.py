@@ -14,13 +14,13 @@ from mora.data.batches import Batch
 from mora.methods import ParameterGroup, trainable
 from mora.models.losses import token_losses
 from mora.models.structure import can_be_captured
-from mora.restarts.optimizer import TorchState, exchanged
+from mora.restarts.optimizer import TorchRestartEngine, exchanged
 
 from .cuda_graph import GraphedBackward
 from .distributed import sum_gradients
 
 
-class TorchEngine(TorchState):
+class TorchEngine(TorchRestartEngine):
     """A model, its AdamW, and one precision policy: weights, compute and gradients in `dtype`, masters in fp32.
 
     The policy is that of DeepSpeed's bf16 mode. The optimizer updates the masters, fp32 copies of the trained parameters.

@@ -16,7 +16,7 @@ from mora.config.schema import RunConfig
 from . import checkpoint, watchdog
 from .distributed import RankShard, any_rank, rank, sum_over_ranks, world_size
 from .failpoint import failpoint
-from .interface import Engine, Steps
+from .interface import Engine, StepBatches
 from .log import RunLog
 from .progress import Progress
 from .restart import Restarts, describe
@@ -33,7 +33,9 @@ class Diverged(RuntimeError):
     """A loss or gradient that is not finite."""
 
 
-def fit(engine: Engine, batches: Steps, config: RunConfig, folder: Path, evaluate: Evaluate) -> dict[str, float] | None:
+def fit(
+    engine: Engine, batches: StepBatches, config: RunConfig, folder: Path, evaluate: Evaluate
+) -> dict[str, float] | None:
     """Train from the latest checkpoint in `folder` to `config.last_step`.
 
     Dropout and batches are pure functions of (seed, step), so a resumed run repeats the uninterrupted one. All ranks call
@@ -125,7 +127,7 @@ def _update(engine: Engine, batches: RankShard, config: RunConfig, step: int, sp
     torch.manual_seed(config.seed * 1_000_003 + step + (rank() << 40))
     loss_tokens = batches.loss_tokens(step)
     losses, padded_tokens = [], 0
-    for micro in batches.step(step):
+    for micro in batches.micro_batches(step):
         losses.append(engine.backward(micro, loss_tokens))
         padded_tokens += micro.input_ids.numel()
     loss = sum_over_ranks(torch.stack(losses).sum())

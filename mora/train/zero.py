@@ -23,13 +23,13 @@ from mora.data.batches import Batch
 from mora.methods import ParameterGroup
 from mora.models.losses import token_losses
 from mora.restarts.optimizer import exchanged
-from mora.restarts.zero import MOMENTS, ZeroState
+from mora.restarts.zero import MOMENTS, ZeroRestartEngine
 
 from .distributed import rank, world_size
 from .engine import round_frozen
 
 
-class ZeroEngine(ZeroState):
+class ZeroEngine(ZeroRestartEngine):
     """`TorchEngine` with the optimizer (from stage 1 on) and the weights (stage 3) split over the ranks."""
 
     def __init__(

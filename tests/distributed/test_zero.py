@@ -49,7 +49,7 @@ def make(method, parallel, precision="fp32", overrides=(), offload=False):
 
 def one_step(engine, batches, step, lr=LR, clip=1.0):
     tokens = batches.loss_tokens(step)
-    loss = sum_over_ranks(torch.stack([engine.backward(m, tokens) for m in batches.step(step)]).sum())
+    loss = sum_over_ranks(torch.stack([engine.backward(m, tokens) for m in batches.micro_batches(step)]).sum())
     norm = engine.step(lr, clip)
     return loss.item(), norm.item()
 
@@ -171,7 +171,7 @@ def around_a_restart(parallel):
     def loss():
         with torch.no_grad():
             model = getattr(engine, "engine", engine.model)
-            return sum(token_losses(model, batch).mean().item() for batch in random_batches(8, UNEVEN).step(0))
+            return sum(token_losses(model, batch).mean().item() for batch in random_batches(8, UNEVEN).micro_batches(0))
 
     losses = [loss()]
     restarts.apply(4)

@@ -32,7 +32,7 @@ def _curve(
     for step in range(STEPS):
         torch.manual_seed(step)
         tokens = batches.loss_tokens(step)
-        losses.append(sum(float(engine.backward(micro, tokens)) for micro in batches.step(step)))
+        losses.append(sum(float(engine.backward(micro, tokens)) for micro in batches.micro_batches(step)))
         norms.append(float(engine.step(3e-3, max_grad_norm=1.0)))
     return losses, norms
 

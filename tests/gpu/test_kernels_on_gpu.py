@@ -291,7 +291,7 @@ def test_loss_curves_on_smollm2_agree_within_seed_noise(monkeypatch):
                 for number in range(200):
                     torch.manual_seed(1000 * seed + number)
                     tokens = batches.loss_tokens(number)
-                    values.append(sum(engine.backward(micro, tokens) for micro in batches.step(number)))
+                    values.append(sum(engine.backward(micro, tokens) for micro in batches.micro_batches(number)))
                     engine.step(1e-3, max_grad_norm=1.0)
         return torch.stack(values).view(20, 10).mean(1)  # of ten steps each
 

@@ -103,16 +103,16 @@ def test_samples_come_back_from_disk_as_they_were(tmp_path, samples):
 
 def test_a_micro_batch_is_padded_to_its_own_longest(samples):
     batches = Batches([Sample([1] * n, [1] * n) for n in (10, 70, 300)], 0, 1, 1, seed=0)
-    widths = {batches.indices(step)[0]: next(batches.step(step)).input_ids.shape[1] for step in range(3)}
+    widths = {batches.indices(step)[0]: next(batches.micro_batches(step)).input_ids.shape[1] for step in range(3)}
     assert widths == {0: 64, 1: 128, 2: 300}
 
 
 def test_several_micro_batches_of_a_step_have_sequences_of_like_length():
     """The whole step in one piece keeps its order, and both hold the same samples."""
     samples = [Sample([n] * n, [n] * n) for n in (300, 10, 200, 70, 20, 130, 250, 60)]
-    micros = list(Batches(samples, 0, 8, 2, seed=0).step(0))
+    micros = list(Batches(samples, 0, 8, 2, seed=0).micro_batches(0))
     assert [batch.input_ids.shape[1] for batch in micros] == [64, 128, 256, 300]
-    whole = next(Batches(samples, 0, 8, 8, seed=0).step(0)).input_ids[:, 0].tolist()
+    whole = next(Batches(samples, 0, 8, 8, seed=0).micro_batches(0)).input_ids[:, 0].tolist()
     assert whole == [len(samples[i].input_ids) for i in Batches(samples, 0, 8, 8, seed=0).indices(0)] != sorted(whole)
     assert sorted(whole) == [n for batch in micros for n in batch.input_ids[:, 0].tolist()]
 
@@ -120,7 +120,7 @@ def test_several_micro_batches_of_a_step_have_sequences_of_like_length():
 def test_micro_batches_by_tokens_hold_the_step_in_few_even_passes():
     lengths = np.clip(np.random.default_rng(0).lognormal(5.5, 0.45, 64), 60, 1024).astype(int)
     batches = Batches([Sample([i] * n, [i] * n) for i, n in enumerate(lengths)], 0, 64, 64, 0, micro_batch_tokens=8192)
-    micros = list(batches.step(0))
+    micros = list(batches.micro_batches(0))
     sizes = [batch.input_ids.numel() for batch in micros]
     assert max(sizes) <= 8192
     assert len(sizes) == -(-int(lengths.sum() * 1.2) // 8192), "more passes than a fifth of padding explains"
@@ -132,7 +132,9 @@ def test_micro_batches_by_tokens_hold_the_step_in_few_even_passes():
 def test_rows_without_padding_hold_the_step_in_few_even_rows_of_one_length(ranks):
     lengths = np.clip(np.random.default_rng(0).lognormal(4.8, 0.7, 64), 5, 1024).astype(int)
     samples = [Sample([i] * n, [i] * n) for i, n in enumerate(lengths, 1)]
-    rows = list(Batches(samples, 0, 64, 64, 0, micro_batch_tokens=4096, ranks=ranks, padding_free=True).step(0))
+    rows = list(
+        Batches(samples, 0, 64, 64, 0, micro_batch_tokens=4096, ranks=ranks, padding_free=True).micro_batches(0)
+    )
     assert len(rows) % ranks == 0
     assert {row.input_ids.shape for row in rows} == {(1, rows[0].input_ids.shape[1])}
     assert rows[0].input_ids.shape[1] <= 4096

@@ -181,7 +181,9 @@ def test_modules_to_save_keep_their_moments(tmp_path):
 
 def test_a_restart_that_does_not_take_ends_the_training(tmp_path, monkeypatch):
     trainer, _, _ = trainer_for("remora", tmp_path)
-    monkeypatch.setattr("mora.restarts.optimizer.TorchState.assign", lambda self, parameter, value, stale_master: None)
+    monkeypatch.setattr(
+        "mora.restarts.optimizer.TorchRestartEngine.assign", lambda self, parameter, value, stale_master: None
+    )
     with pytest.raises(RestartFailed, match="still adds to the output"):
         trainer.train()
 

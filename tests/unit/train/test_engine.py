@@ -27,7 +27,7 @@ def _train(engine: TorchEngine, batches: Batches, steps: range, lr: float = 1e-5
     for step in steps:
         torch.manual_seed(step)
         tokens = batches.loss_tokens(step)
-        losses.append(sum(float(engine.backward(micro, tokens)) for micro in batches.step(step)))
+        losses.append(sum(float(engine.backward(micro, tokens)) for micro in batches.micro_batches(step)))
         engine.step(lr, max_grad_norm=1.0)
     return losses
 
@@ -53,7 +53,7 @@ def test_the_norm_is_of_the_whole_gradient_and_is_clipped_to_the_one_given(dtype
         engine = tiny_engine(tiny_config("fft", "task.train.adam_eps=1e3"), dtype)  # so large that updates follow size
         before = {name: m.detach().clone() for name, m in engine.masters.items()}
         batches = random_batches()
-        for micro in batches.step(0):
+        for micro in batches.micro_batches(0):
             engine.backward(micro, batches.loss_tokens(0))
         whole = torch.cat([m.grad.flatten() for m in engine.masters.values()]).norm()
         assert engine.step(1e3, clip).item() == pytest.approx(whole.item(), rel=1e-4)

@@ -30,7 +30,7 @@ def engine_of(method, *overrides):
 def losses_and_gradients(engine):
     torch.manual_seed(1)
     batches = random_batches(lengths=(12, 5))
-    losses = [engine.backward(batch, batches.loss_tokens(0)) for batch in batches.step(0)]
+    losses = [engine.backward(batch, batches.loss_tokens(0)) for batch in batches.micro_batches(0)]
     return losses, {name: p.grad for name, p in engine.parameters.items()}
 
 
@@ -56,7 +56,7 @@ def saved_bytes(engine):
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = token_losses(engine.model, next(random_batches(8).step(0))).sum()
+        loss = token_losses(engine.model, next(random_batches(8).micro_batches(0))).sum()
     total = sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in weights)
     loss.backward()
     return total

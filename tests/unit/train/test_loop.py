@@ -69,7 +69,7 @@ def test_the_speed_is_that_of_steps_wherever_an_evaluation_lies(evaluated, tmp_p
     speed = fit(Engine(clock), batches, config_of_ten_steps(), tmp_path, evaluate)
     assert speed["step_s"] == speed["fastest_s"] == 1.0
     assert speed["tokens_per_s"] == batches.loss_tokens(0)
-    assert speed["padded_tokens"] == sum(micro.input_ids.numel() for micro in batches.step(0))
+    assert speed["padded_tokens"] == sum(micro.input_ids.numel() for micro in batches.micro_batches(0))
     assert [row["step"] for row in log.read(tmp_path / "log.jsonl") if "metric" in row] == list(evaluated)
 
 

@@ -24,7 +24,7 @@ def adapted(engine):
 
 def loss_of(engine, batches):
     with torch.no_grad():
-        return sum(token_losses(engine.model, batch).mean().item() for batch in batches.step(0))
+        return sum(token_losses(engine.model, batch).mean().item() for batch in batches.micro_batches(0))
 
 
 @pytest.mark.parametrize("method", ["relora", "remora"])
