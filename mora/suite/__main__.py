@@ -27,7 +27,7 @@ from . import (
 from . import experiment as experiments
 from .arguments import parse
 from .cell_filter import filter_cells
-from .cells import CellRuns, resolve, resolve_all
+from .cells import ResolvedCell, resolve, resolve_all
 from .contrasts import ResolvedTables
 from .experiment import CellSpec, Experiment, Scale
 from .usable import is_current, result_of
@@ -130,7 +130,7 @@ def _run(args: argparse.Namespace, loaded: dict[str, Experiment], rows: Rows, ce
     return failed
 
 
-def _render_summaries(resolved: dict[tuple[str, Scale], list[list[CellRuns]]], results: Path | None) -> None:
+def _render_summaries(resolved: dict[tuple[str, Scale], list[list[ResolvedCell]]], results: Path | None) -> None:
     """Write what is made of all tables together: the claims, the headline, the rate figures, DEVIATIONS.md."""
     from .report import headline, rate_figure  # they load matplotlib, which nothing here needs before
 
@@ -165,7 +165,7 @@ def _repeat(specs: list[CellSpec]) -> None:
 def _known(specs: list[CellSpec]) -> list[RunConfig]:
     """Return every run of these cells that is known by now: searches, and the final runs of chosen learning rates."""
     resolved = [resolve(spec, is_current) for spec in specs]
-    return [run.config for cell in resolved for run in (*cell.search_cell_runs, *cell.final_cell_runs)]
+    return [run.config for cell in resolved for run in (*cell.planned_search_runs, *cell.planned_final_runs)]
 
 
 def _say_what_is_there(specs: list[CellSpec], args: argparse.Namespace) -> None:
@@ -176,7 +176,9 @@ def _say_what_is_there(specs: list[CellSpec], args: argparse.Namespace) -> None:
         print(f"nothing to run: all {len(there)} results exist in {Path(min(there)).parent}; {again}")
 
 
-def _render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale: Scale, results: Path | None) -> str:
+def _render(
+    name: str, experiment: Experiment, rows: list[list[ResolvedCell]], scale: Scale, results: Path | None
+) -> str:
     if experiment.kind == "settings":
         if scale != "paper":
             return f"{name}: only at scale paper"

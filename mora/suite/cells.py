@@ -21,7 +21,7 @@ from .selection import Accepts, Choice, choose, last_step
 from .usable import reportable, result_of
 
 
-class CellRun(NamedTuple):
+class PlannedRun(NamedTuple):
     """A run of a cell, whether made yet or not, and its arguments of run.py other than learning rate and seed."""
 
     config: RunConfig
@@ -29,7 +29,7 @@ class CellRun(NamedTuple):
 
 
 @dataclass(frozen=True)
-class CellRuns:
+class ResolvedCell:
     """A cell's search and final runs, and their results.
 
     `final_runs` has one run per seed; it is empty until the search has chosen. `results` has the results of those final
@@ -57,12 +57,12 @@ class CellRuns:
         return self.choice.selected
 
     @property
-    def of_search(self) -> CellRuns:
+    def of_search(self) -> ResolvedCell:
         """The cell whose search decides this cell's choice."""
         return replace(self, spec=self.spec.searched)
 
     @property
-    def search_cell_runs(self) -> list[CellRun]:
+    def planned_search_runs(self) -> list[PlannedRun]:
         """All runs that the choice rests on or asks for: the search, then rates beyond its edge, then second seeds."""
         first, choice = self.spec.at_scale.seeds[0], self.choice
         if not self.spec.search_runs:
@@ -73,15 +73,15 @@ class CellRuns:
         runs += [(candidate, self.spec.at_scale.seeds[1]) for candidate in choice.second_seed]
         more = self.spec.at_scale.search
         return [
-            CellRun(self.spec.run(c, seed, searching=True), [*self.spec.searched.base, *c.overrides, *more])
+            PlannedRun(self.spec.run(c, seed, searching=True), [*self.spec.searched.base, *c.overrides, *more])
             for c, seed in runs
         ]
 
     @property
-    def final_cell_runs(self) -> list[CellRun]:
+    def planned_final_runs(self) -> list[PlannedRun]:
         """The final runs; none until the candidate is chosen."""
         overrides = [*self.spec.base, *(self.selected.overrides if self.selected else ())]
-        return [CellRun(config, overrides) for config in self.final_runs]
+        return [PlannedRun(config, overrides) for config in self.final_runs]
 
     def metrics(self, config: RunConfig, result: RunResult) -> Metrics:
         """Return the metrics of a final run at the step that the column shows."""
@@ -94,13 +94,13 @@ class CellRuns:
         return [metric for c, r in self.results if (metric := self.metrics(c, r).get(name)) is not None]
 
     @cached_property
-    def cell(self) -> Cell:
+    def numbers(self) -> CellNumbers:
         """The paper's number and ours, from the results that exist."""
         measurements = [self.measured(config, result) for config, result in self.results]
         values = tuple(measured[0] for measured in measurements if measured)
         errors = tuple(measured[1] for measured in measurements if measured and measured[1] is not None)
         known = errors if len(errors) == len(values) else None
-        return Cell(self.spec.paper_value, values or None, known, len(self.final_runs))
+        return CellNumbers(self.spec.paper_value, values or None, known, len(self.final_runs))
 
     @cached_property
     def by_seed(self) -> dict[int, float]:
@@ -146,7 +146,7 @@ class CellRuns:
         return factor * metric.value, None if error is None or not math.isfinite(error) else factor * error
 
 
-def at_floor(cells: list[CellRuns]) -> bool:
+def at_floor(cells: list[ResolvedCell]) -> bool:
     """Return whether the mean over the cells shows no skill.
 
     It shows none if it is at most `verdicts.AT_FLOOR` standard errors above the score of a model that knows nothing. The
@@ -155,7 +155,7 @@ def at_floor(cells: list[CellRuns]) -> bool:
     height = above_floor(cells)
     if height is None:
         return False
-    errors = [_floor_error(runs.shown) or 0.0 for runs in cells]
+    errors = [_floor_error(cell.shown) or 0.0 for cell in cells]
     return height <= verdicts.AT_FLOOR * math.hypot(*errors) / len(cells)
 
 
@@ -177,16 +177,16 @@ def _floor_error(scores: Sequence[Metric]) -> float | None:
     return next(own, None) or next(shares, None)
 
 
-def above_floor(cells: list[CellRuns]) -> float | None:
+def above_floor(cells: list[ResolvedCell]) -> float | None:
     """Return how far the mean over the cells stands above the score of a model that knows nothing.
 
     None if a cell was not run, its metric has no floor, or a score is not finite.
     """
     heights = []
-    for runs in cells:
-        if not runs.shown or runs.shown[0].floor is None or not all(metric.finite for metric in runs.shown):
+    for cell in cells:
+        if not cell.shown or cell.shown[0].floor is None or not all(metric.finite for metric in cell.shown):
             return None
-        heights.append(statistics.fmean(metric.value for metric in runs.shown) - runs.shown[0].floor)
+        heights.append(statistics.fmean(metric.value for metric in cell.shown) - cell.shown[0].floor)
     return statistics.fmean(heights) if heights else None
 
 
@@ -204,39 +204,39 @@ def steps_to(metrics: Mapping[int, Metrics], name: str, level: float) -> float |
     return None
 
 
-def resolve(spec: CellSpec, accepts: Accepts = reportable) -> CellRuns:
+def resolve(spec: CellSpec, accepts: Accepts = reportable) -> ResolvedCell:
     """Read the results of the cell's runs. Only results that `accepts` lets pass enter the choice and the cell."""
     choice = choose(spec, accepts)
     chosen = choice.selected if spec.exists else None
     final_runs = [spec.run(chosen, seed) for seed in spec.seeds] if chosen is not None else []
     pairs = [(config, result_of(config)) for config in final_runs]
     results = [(config, result) for config, result in pairs if result is not None and accepts(result, spec.scale)]
-    return CellRuns(spec, choice, final_runs, results)
+    return ResolvedCell(spec, choice, final_runs, results)
 
 
-def in_order(cells: Sequence[CellRuns]) -> Iterator[CellRun]:
+def in_order(cells: Sequence[ResolvedCell]) -> Iterator[PlannedRun]:
     """Yield the runs in the order in which they are started.
 
     First come the searches, since other runs wait for them, then the further runs that their choices ask for, then the
     final runs of those cells whose choice is final.
     """
     for cell in cells:
-        yield from cell.search_cell_runs[: len(cell.spec.search_runs)]
+        yield from cell.planned_search_runs[: len(cell.spec.search_runs)]
     for cell in cells:
-        yield from cell.search_cell_runs[len(cell.spec.search_runs) :]
+        yield from cell.planned_search_runs[len(cell.spec.search_runs) :]
     for cell in cells:
         if not cell.choice.missing:
-            yield from cell.final_cell_runs
+            yield from cell.planned_final_runs
 
 
-def resolve_all(rows: list[list[CellSpec]]) -> list[list[CellRuns]]:
+def resolve_all(rows: list[list[CellSpec]]) -> list[list[ResolvedCell]]:
     """Resolve the cells of one experiment at one scale.
 
     Cells that show different metrics of the same runs are resolved once, together.
     """
-    resolved: dict[tuple[object, ...], CellRuns] = {}
+    resolved: dict[tuple[object, ...], ResolvedCell] = {}
 
-    def shared(spec: CellSpec) -> CellRuns:
+    def shared(spec: CellSpec) -> ResolvedCell:
         key = (spec.exists, *spec.base, *spec.search_space)
         if key not in resolved:
             resolved[key] = resolve(spec)
@@ -254,7 +254,7 @@ def higher_is_better(name: str, metric: Metric | None = None) -> bool:
 
 
 @dataclass(frozen=True)
-class Cell:
+class CellNumbers:
     """The paper's number and ours, in the table's unit.
 
     Attributes:

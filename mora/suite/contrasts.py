@@ -13,7 +13,7 @@ from mora.results import MODULES
 
 from . import experiment as experiments
 from . import pairing, verdicts
-from .cells import CellRuns, above_floor, at_floor, higher_is_better, resolve, resolve_all
+from .cells import ResolvedCell, above_floor, at_floor, higher_is_better, resolve, resolve_all
 from .claims import Claim, Contrast, Unit, is_cell
 from .doubts import doubted
 from .experiment import CellSpec, Column, Row, Scale
@@ -23,11 +23,11 @@ from .figures import spectrum_of
 class ResolvedTables:
     """The resolved tables that claims are judged on, and the contrasts measured on them; each is computed once."""
 
-    def __init__(self, resolved: dict[tuple[str, Scale], list[list[CellRuns]]] | None = None) -> None:
+    def __init__(self, resolved: dict[tuple[str, Scale], list[list[ResolvedCell]]] | None = None) -> None:
         self._rows = dict(resolved or {})
         self._measured: dict[tuple[str, str, Scale], Measured] = {}
 
-    def rows(self, name: str, scale: Scale) -> list[list[CellRuns]]:
+    def rows(self, name: str, scale: Scale) -> list[list[ResolvedCell]]:
         if (name, scale) not in self._rows:
             self._rows[name, scale] = resolve_all(experiments.cell_specs(experiments.load(name), scale))
         return self._rows[name, scale]
@@ -46,7 +46,7 @@ class Side:
 
     values: dict[int, float]
     errors: dict[int, float]
-    cells: list[CellRuns]
+    cells: list[ResolvedCell]
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class Measured:
         return [side for side in (self.first, self.second) if side is not None]
 
     @property
-    def cells(self) -> list[CellRuns]:
-        return [runs for side in self.sides for runs in side.cells]
+    def cells(self) -> list[ResolvedCell]:
+        return [cell for side in self.sides for cell in side.cells]
 
     @cached_property
     def doubts(self) -> dict[str, list[str]]:
@@ -93,7 +93,7 @@ class Measured:
 
     @property
     def planned(self) -> int:
-        return max((len(runs.spec.seeds) for runs in self.cells), default=0)
+        return max((len(cell.spec.seeds) for cell in self.cells), default=0)
 
     @cached_property
     def paired_se(self) -> float | None:
@@ -114,19 +114,19 @@ class Measured:
         return math.hypot(*(e for e in errors if e is not None)) if None not in errors else None
 
 
-def measure(claim: Claim, contrast: Contrast, rows: list[list[CellRuns]]) -> Measured:
-    there = {runs.spec.column.name: runs.spec.column for row in rows for runs in row}
+def measure(claim: Claim, contrast: Contrast, rows: list[list[ResolvedCell]]) -> Measured:
+    there = {cell.spec.column.name: cell.spec.column for row in rows for cell in row}
     columns = [name for name in contrast.columns or claim.columns if name in there]
     first, second = (_side(claim, rows, row, columns) for row in (contrast.first, contrast.second))
     higher = claim.unit == "values" or not columns or higher_is_better(there[columns[0]].metric)
     return Measured(first, second, 1 if higher else -1, claim.unit)
 
 
-def _side(claim: Claim, rows: list[list[CellRuns]], row: Row, columns: list[str]) -> Side | None:
-    cells = [runs for name in columns if (runs := find(rows, row, name)) is not None]
+def _side(claim: Claim, rows: list[list[ResolvedCell]], row: Row, columns: list[str]) -> Side | None:
+    cells = [cell for name in columns if (cell := find(rows, row, name)) is not None]
     if not columns or len(cells) < len(columns):
         return None
-    measured = [_by_seed(runs, claim.unit) for runs in cells]
+    measured = [_by_seed(cell, claim.unit) for cell in cells]
     seeds = [seed for seed in measured[0] if all(seed in m for m in measured)]
     values = {seed: statistics.fmean(m[seed][0] for m in measured) for seed in seeds}
     errors = {}
@@ -137,30 +137,30 @@ def _side(claim: Claim, rows: list[list[CellRuns]], row: Row, columns: list[str]
     return Side(values, errors, cells)
 
 
-def _by_seed(runs: CellRuns, unit: Unit) -> dict[int, tuple[float, float | None]]:
+def _by_seed(cell: ResolvedCell, unit: Unit) -> dict[int, tuple[float, float | None]]:
     """Return, by seed, the value and its standard error over documents, in the claim's unit."""
     if unit == "values":
-        spectra = {config.seed: spectrum_of(config) for config, _ in runs.results}
-        name = runs.spec.column.metric
+        spectra = {config.seed: spectrum_of(config) for config, _ in cell.results}
+        name = cell.spec.column.metric
         return {s: (statistics.fmean(f.kinds[k][name] for k in MODULES), None) for s, f in spectra.items() if f}
     values: dict[int, tuple[float, float | None]] = {}
-    for config, result in runs.results:
-        if (measured := runs.measured(config, result)) is None:
+    for config, result in cell.results:
+        if (measured := cell.measured(config, result)) is None:
             continue
         value, error = measured
         if unit == "nats":
             values[config.seed] = (math.log(value), None if error is None else error / value)
             continue
-        metric = runs.metrics(config, result).get(runs.spec.column.metric)
+        metric = cell.metrics(config, result).get(cell.spec.column.metric)
         if error is not None and metric is not None and metric.documents:
             error = max(error, 100 * verdicts.share_error(metric.value, metric.documents))
         values[config.seed] = (value, error)
     return values
 
 
-def find(rows: list[list[CellRuns]], wanted: Row, column: str) -> CellRuns | None:
+def find(rows: list[list[ResolvedCell]], wanted: Row, column: str) -> ResolvedCell | None:
     """Return the cell in the named column whose row has no settings and `wanted`'s method, operator and paper's rank."""
-    return next((runs for row in rows for runs in row if is_cell(runs.spec, wanted, column)), None)
+    return next((cell for row in rows for cell in row if is_cell(cell.spec, wanted, column)), None)
 
 
 # The share of questions that a model must answer in the requested form; below it, its score does not show what it knows.
@@ -179,7 +179,7 @@ def nothing_known(claim: Claim, measured: Measured) -> bool:
     sides = (measured.first.cells, measured.second.cells)
     if both_at_floor(measured) or not has_room(sides, claim.margin or claim.plan.effect):
         return True
-    before = [resolve(untuned(runs.spec)) for runs in measured.first.cells]
+    before = [resolve(untuned(cell.spec)) for cell in measured.first.cells]
     return at_floor(before) and all(map(_answers, before))
 
 
@@ -189,15 +189,15 @@ def both_at_floor(measured: Measured) -> bool:
     return all(side is not None and at_floor(side.cells) for side in sides)
 
 
-def has_room(sides: Iterable[list[CellRuns]], points: float) -> bool:
+def has_room(sides: Iterable[list[ResolvedCell]], points: float) -> bool:
     """Return whether the better row is at least that many points above the floor; True if a metric has no floor."""
     heights = [above_floor(cells) for cells in sides]
     return any(height is None or 100 * height >= points for height in heights)
 
 
-def _answers(runs: CellRuns) -> bool:
-    name = f"{runs.spec.column.scored_task}.answered"
-    shares = [metrics[name].value for c, r in runs.results if name in (metrics := runs.metrics(c, r))]
+def _answers(cell: ResolvedCell) -> bool:
+    name = f"{cell.spec.column.scored_task}.answered"
+    shares = [metrics[name].value for c, r in cell.results if name in (metrics := cell.metrics(c, r))]
     return not shares or statistics.fmean(shares) >= ANSWERS
 
 
@@ -224,8 +224,8 @@ def rare_counts(claim: Claim, measured: Measured) -> tuple[int, int, int, int] |
     for side in (measured.first, measured.second):
         if len(side.cells) != 1:
             return None
-        (runs,) = side.cells
-        known = [runs.metrics(c, r).get(runs.spec.column.metric) for c, r in runs.results if c.seed in measured.seeds]
+        (cell,) = side.cells
+        known = [cell.metrics(c, r).get(cell.spec.column.metric) for c, r in cell.results if c.seed in measured.seeds]
         if not all(m is not None and m.finite and m.documents for m in known):
             return None
         counts += [sum(round(m.value * m.documents) for m in known if m and m.documents)]
@@ -240,9 +240,9 @@ def documents(sides: list[Side]) -> int | None:
     if not sides:
         return None
     counts: dict[str, int] = {}
-    for runs in sides[0].cells:
-        known = [runs.metrics(config, result).get(runs.spec.column.metric) for config, result in runs.results]
-        name = documents_of(runs.spec.column.scored_task)
+    for cell in sides[0].cells:
+        known = [cell.metrics(config, result).get(cell.spec.column.metric) for config, result in cell.results]
+        name = documents_of(cell.spec.column.scored_task)
         counts[name] = max([counts.get(name, 0), *(metric.documents or 0 for metric in known if metric)])
     return sum(counts.values()) or None
 
@@ -256,7 +256,7 @@ def paper_effect(
     column is compared, over all that the claim names.
     """
     rows = resolved.rows(claim.experiment, "paper")
-    names = [runs.spec.column.name for runs in (rows[0] if rows else [])]
+    names = [cell.spec.column.name for cell in (rows[0] if rows else [])]
     named = contrast.columns or claim.columns
     meant = [name for column in compared for name in column.stands_for or [column.name] if name in named] or named
     differences = []

@@ -14,7 +14,7 @@ from mora.errors import one_line
 from mora.evaluate.metrics import raised_by_merging
 from mora.results import RunResult
 
-from .cells import CellRuns
+from .cells import ResolvedCell
 
 FILE = "results/doubts.yaml"
 
@@ -46,7 +46,7 @@ def _of(result: RunResult, all_named: dict[str, Doubt]) -> list[str]:
     return [*([named.why] if named and named.log_sha256 == result.log_sha256 else []), *raised.values()]
 
 
-def doubted(cells: Iterable[CellRuns]) -> dict[str, list[str]]:
+def doubted(cells: Iterable[ResolvedCell]) -> dict[str, list[str]]:
     """Return the doubts about each doubted final run of the cells, by row, task and seed. Raises ConfigError."""
     named = _named()
     runs_of = {run_id(config): (cell.spec.label, config, result) for cell in cells for config, result in cell.results}

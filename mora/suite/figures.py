@@ -21,7 +21,7 @@ from mora.results import MODULES, RunResult, Source, Spectrum, read_spectrum
 
 from . import experiment as experiments
 from . import loss_curves
-from .cells import CellRuns, higher_is_better
+from .cells import ResolvedCell, higher_is_better
 from .experiment import Column, Experiment
 from .launch import ROOT
 from .loss_curves import FALL, SMOOTHING_STEPS
@@ -41,7 +41,7 @@ CAPTIONS = {
 }
 
 
-def render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale: str, folder: Path) -> Path | None:
+def render(name: str, experiment: Experiment, rows: list[list[ResolvedCell]], scale: str, folder: Path) -> Path | None:
     """Write `folder/<name>-<scale>.svg`, with one panel per column, and its caption `.md`.
 
     Returns:
@@ -60,7 +60,7 @@ def render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale:
 
 
 def drawn(
-    experiment: Experiment, rows: list[list[CellRuns]], scale: str, width: float = 6.4, every_seed: bool = False
+    experiment: Experiment, rows: list[list[ResolvedCell]], scale: str, width: float = 6.4, every_seed: bool = False
 ) -> Figure | None:
     """Draw one panel per column; return None if there is nothing to draw yet.
 
@@ -68,7 +68,7 @@ def drawn(
     panels below each other.
     """
     panels = _panels(rows)
-    if not any(_shown(runs) for panel in panels for runs in panel):
+    if not any(_shown(cell) for panel in panels for cell in panel):
         return None
     across = min(len(panels), ACROSS if width > 4 else 1)
     down, width = math.ceil(len(panels) / across), width if across == 1 else 0.75 * width
@@ -98,26 +98,26 @@ def drawn(
     return figure
 
 
-def _title(panel: list[CellRuns]) -> list[str]:
+def _title(panel: list[ResolvedCell]) -> list[str]:
     """Return, as lines, what a panel shows, and which curves or bars are missing or lack a seed."""
     first = panel[0].spec
     minus = [f"minus {first.label}"] if first.experiment.minus_first else []
-    absent = ", ".join(f"{runs.spec.curve_label} ({_absent(runs)})" for runs in panel if not _shown(runs))
-    partly = (runs for runs in panel if 0 < len(_shown(runs)) < len(runs.final_runs))
+    absent = ", ".join(f"{cell.spec.curve_label} ({_absent(cell)})" for cell in panel if not _shown(cell))
+    partly = (cell for cell in panel if 0 < len(_shown(cell)) < len(cell.final_runs))
     fewer = ", ".join(
-        f"{runs.spec.curve_label}, {len(_shown(runs))} of {len(runs.final_runs)} seeds" for runs in partly
+        f"{cell.spec.curve_label}, {len(_shown(cell))} of {len(cell.final_runs)} seeds" for cell in partly
     )
     lacking = [f"not drawn: {absent}"] * bool(absent) + [fewer] * bool(fewer)
     about = [f"scale {first.scale}, {first.column.name}"]
     return [*about, "; ".join([*minus, *lacking])] if minus else ["; ".join([*about, *lacking])]
 
 
-def _panels(rows: list[list[CellRuns]]) -> list[list[CellRuns]]:
+def _panels(rows: list[list[ResolvedCell]]) -> list[list[ResolvedCell]]:
     """Return the cells of each column, without those that the experiment leaves out."""
-    return [[runs for runs in column if runs.spec.exists] for column in zip(*rows, strict=True)]
+    return [[cell for cell in column if cell.spec.exists] for column in zip(*rows, strict=True)]
 
 
-def _caption(picture: str, experiment: Experiment, panels: list[list[CellRuns]], scale: str) -> str:
+def _caption(picture: str, experiment: Experiment, panels: list[list[ResolvedCell]], scale: str) -> str:
     """Return the picture's caption: what it shows, the runs shown, and the commits that made them."""
     about = f"Scale {scale}, {models(panels)}. {CAPTIONS[experiment.kind]}"
     if experiment.minus_first:
@@ -132,37 +132,37 @@ def _caption(picture: str, experiment: Experiment, panels: list[list[CellRuns]],
     spectrum = experiment.kind == "spectrum"
     lines += ["", "| panel | shown | run | commit |" + (" of the spectrum |" if spectrum else "")]
     lines.append("|" + "---|" * (5 if spectrum else 4))
-    for runs in (runs for panel in panels for runs in panel):
-        shown = _shown(runs)
+    for cell in (cell for panel in panels for cell in panel):
+        shown = _shown(cell)
         if not shown:
             lines.append(
-                f"| {runs.spec.column.name} | {_full_label(runs)} | {_absent(runs)} | |" + (" |" if spectrum else "")
+                f"| {cell.spec.column.name} | {_full_label(cell)} | {_absent(cell)} | |" + (" |" if spectrum else "")
             )
         for config, result in shown:
-            cells = [runs.spec.column.name, _full_label(runs), run_id(config), _commit(result.source)]
+            cells = [cell.spec.column.name, _full_label(cell), run_id(config), _commit(result.source)]
             measured = spectrum_of(config) if spectrum else None
             cells += [_commit(measured.source)] if measured else []
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _full_label(runs: CellRuns) -> str:
+def _full_label(cell: ResolvedCell) -> str:
     """Return the row's label, in which its name in the legend, if any, replaces its settings."""
-    spec = runs.spec
+    spec = cell.spec
     if spec.row.called is None:
         return spec.label
     return f"{replace(spec, row=spec.row.model_copy(update={'settings': []})).label}, {spec.row.called}"
 
 
-def _orders(panel: list[CellRuns]) -> str:
+def _orders(panel: list[ResolvedCell]) -> str:
     """Return the order of the rows by their final training loss, and by the same runs' numbers in the table."""
     (column,) = (c for c in _columns_of_table(panel[0]) if c.name == panel[0].spec.column.name)
     losses, scores = {}, {}
-    for runs in panel:
-        measured = [runs.metrics(config, result).get(column.metric) for config, result in _shown(runs)]
+    for cell in panel:
+        measured = [cell.metrics(config, result).get(column.metric) for config, result in _shown(cell)]
         if measured and all(measured):
-            losses[runs.spec.label] = statistics.fmean(curve[-1] for curve in loss_curves.by_seed(runs).values())
-            scores[runs.spec.label] = statistics.fmean(metric.value for metric in measured if metric)
+            losses[cell.spec.label] = statistics.fmean(curve[-1] for curve in loss_curves.by_seed(cell).values())
+            scores[cell.spec.label] = statistics.fmean(metric.value for metric in measured if metric)
     if len(losses) < 2:
         return ""
     turn = higher_is_better(column.metric)
@@ -176,9 +176,9 @@ def _orders(panel: list[CellRuns]) -> str:
     )
 
 
-def _columns_of_table(runs: CellRuns) -> list[Column]:
-    table = experiments.load(runs.spec.experiment.table or "")
-    return table.scales[runs.spec.scale].columns or table.columns
+def _columns_of_table(cell: ResolvedCell) -> list[Column]:
+    table = experiments.load(cell.spec.experiment.table or "")
+    return table.scales[cell.spec.scale].columns or table.columns
 
 
 def _commit(source: Source | None) -> str:
@@ -187,30 +187,30 @@ def _commit(source: Source | None) -> str:
     return f"{(source.commit or 'unknown')[:10]}{', changed' if source.dirty else ''}"
 
 
-def _shown(runs: CellRuns) -> list[tuple[RunConfig, RunResult]]:
+def _shown(cell: ResolvedCell) -> list[tuple[RunConfig, RunResult]]:
     """Return the runs of a curve or of a set of bars, with their results. Bars need a spectrum of every run."""
-    if runs.spec.experiment.kind != "spectrum":
-        return loss_curves.shown(runs)
-    results = runs.results
-    there = len(results) == len(runs.final_runs) and all(spectrum_path(config).is_file() for config, _ in results)
+    if cell.spec.experiment.kind != "spectrum":
+        return loss_curves.shown(cell)
+    results = cell.results
+    there = len(results) == len(cell.final_runs) and all(spectrum_path(config).is_file() for config, _ in results)
     return results if there else []
 
 
-def _absent(runs: CellRuns) -> str:
+def _absent(cell: ResolvedCell) -> str:
     """Return why a curve or bars are not drawn."""
-    there, wanted = len(runs.results), len(runs.final_runs)
+    there, wanted = len(cell.results), len(cell.final_runs)
     return NOT_RUN if not there else f"{there} of {wanted} seeds" if there < wanted else "cannot be drawn"
 
 
-def _spectra(axes: Axes, panel: list[CellRuns], every_seed: bool) -> None:
+def _spectra(axes: Axes, panel: list[ResolvedCell], every_seed: bool) -> None:
     width = 0.8 / len(panel)
-    for i, runs in enumerate(panel):
-        spectra = [spectrum_of(config) for config, _ in _shown(runs)]
+    for i, cell in enumerate(panel):
+        spectra = [spectrum_of(config) for config, _ in _shown(cell)]
         if not spectra:
             continue
-        counts = np.array([[s.kinds[kind][runs.spec.column.metric] for kind in MODULES] for s in spectra if s])
+        counts = np.array([[s.kinds[kind][cell.spec.column.metric] for kind in MODULES] for s in spectra if s])
         places = np.arange(len(MODULES)) + (i - (len(panel) - 1) / 2) * width
-        axes.bar(places, counts.mean(0), width, label=runs.spec.label)
+        axes.bar(places, counts.mean(0), width, label=cell.spec.label)
         if len(counts) > 1:
             apart = (counts.mean(0) - counts.min(0), counts.max(0) - counts.mean(0))
             axes.errorbar(places, counts.mean(0), apart, fmt="none", ecolor="k", elinewidth=0.8, capsize=1.5)

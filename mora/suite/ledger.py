@@ -14,7 +14,7 @@ from mora.config.source import ROOT
 from mora.results import checked
 
 from . import verdicts
-from .cells import CellRuns
+from .cells import ResolvedCell
 from .claims import COMPARED, Claim, Contrast, Ratio, Unit, load
 from .contrasts import (
     Measured,
@@ -234,12 +234,12 @@ def _outcome(
     measured: Measured,
     estimate: Estimate | None,
     verdict: Verdict,
-    rows: list[list[CellRuns]],
+    rows: list[list[ResolvedCell]],
     resolved: ResolvedTables,
 ) -> Outcome:
     names = [_name(rows, row) for row in (contrast.first, contrast.second)]
     sides, cells = measured.sides, measured.cells
-    model = ", ".join(dict.fromkeys(runs.spec.config.model.name for row in rows for runs in row)) if rows else ""
+    model = ", ".join(dict.fromkeys(cell.spec.config.model.name for row in rows for cell in row)) if rows else ""
     effect = interval = None
     if estimate is not None:
         effect = measured.sign * estimate.effect
@@ -249,7 +249,7 @@ def _outcome(
             exact = verdicts.exact(*counts)[0]
             low, high = min(low, 100 * measured.sign * exact.low), max(high, 100 * measured.sign * exact.high)
         interval = Interval(*sorted((measured.sign * low, measured.sign * high)))
-    compared = [runs.spec for runs in sides[0].cells] if sides else []
+    compared = [cell.spec for cell in sides[0].cells] if sides else []
     paper = paper_effect(claim, contrast, [spec.column for spec in compared], resolved)
     notes = _notes(claim, measured, verdict, estimate)
     if verdict not in ("not run", "floor"):
@@ -269,12 +269,14 @@ def _outcome(
         paper,
         notes,
         [spec.heading for spec in compared],
-        list(dict.fromkeys(text for runs in cells if (text := runs.spec.config.rank_text))),
+        list(dict.fromkeys(text for cell in cells if (text := cell.spec.config.rank_text))),
         measured.sign,
     )
 
 
-def _columns_at_floor(claim: Claim, contrast: Contrast, rows: list[list[CellRuns]], columns: list[str]) -> list[str]:
+def _columns_at_floor(
+    claim: Claim, contrast: Contrast, rows: list[list[ResolvedCell]], columns: list[str]
+) -> list[str]:
     """Return a note that names those columns of a mean in which neither row stands above the floor."""
     if len(columns) < 2:
         return []
@@ -286,7 +288,7 @@ def _columns_at_floor(claim: Claim, contrast: Contrast, rows: list[list[CellRuns
     return [f"{' and '.join(low)}, {share} of this mean, {are}"]
 
 
-def _name(rows: list[list[CellRuns]], wanted: Row) -> str:
+def _name(rows: list[list[ResolvedCell]], wanted: Row) -> str:
     for row in rows:
         if row and find([row], wanted, row[0].spec.column.name):
             return row[0].spec.label
@@ -305,10 +307,10 @@ def _notes(claim: Claim, measured: Measured, verdict: Verdict, estimate: Estimat
         notes.append("paired over documents")
     if measured.seeds and not all(map(math.isfinite, measured.differences)):
         notes.append("a run diverged")
-    edges = dict.fromkeys(runs.spec.label for runs in cells if runs.choice.at_edge)
+    edges = dict.fromkeys(cell.spec.label for cell in cells if cell.choice.at_edge)
     if measured.seeds and edges and cells[0].spec.scale != "paper":  # the grids of scale paper are the paper's
         notes.append(f"at the edge of its grid: {', '.join(edges)}")
-    if turned := dict.fromkeys(runs.spec.label for runs in cells if runs.choice.reversed):
+    if turned := dict.fromkeys(cell.spec.label for cell in cells if cell.choice.reversed):
         notes.append(f"a second seed would choose another learning rate: {', '.join(turned)}")
     return [*notes, *doubts_about(measured)]
 

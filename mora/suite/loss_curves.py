@@ -13,7 +13,7 @@ from mora.config.run_id import log_path
 from mora.errors import DamagedFileError
 from mora.results import RunResult
 
-from .cells import CellRuns
+from .cells import ResolvedCell
 from .usable import log_of
 
 if TYPE_CHECKING:
@@ -36,15 +36,15 @@ class Curve:
     losses: np.ndarray
 
 
-def shown(runs: CellRuns) -> list[tuple[RunConfig, RunResult]]:
+def shown(cell: ResolvedCell) -> list[tuple[RunConfig, RunResult]]:
     """Return those runs of a curve that are done; none if a seed is missing, unless curves are differences by seed."""
-    results = [(config, result) for config, result in runs.results if result.status == "done"]
-    return results if runs.spec.experiment.minus_first or len(results) == len(runs.final_runs) else []
+    results = [(config, result) for config, result in cell.results if result.status == "done"]
+    return results if cell.spec.experiment.minus_first or len(results) == len(cell.final_runs) else []
 
 
-def by_seed(runs: CellRuns) -> dict[int, np.ndarray]:
+def by_seed(cell: ResolvedCell) -> dict[int, np.ndarray]:
     """Return, by seed, the smoothed training loss of every step."""
-    losses = [(config, _losses_of(config, result)) for config, result in shown(runs)]
+    losses = [(config, _losses_of(config, result)) for config, result in shown(cell)]
     steps = max((len(curve) for _, curve in losses), default=0)
     for config, curve in losses:
         if len(curve) < steps:
@@ -53,7 +53,7 @@ def by_seed(runs: CellRuns) -> dict[int, np.ndarray]:
     return {config.seed: _smooth(curve) for config, curve in losses}
 
 
-def curves(panel: list[CellRuns]) -> list[Curve]:
+def curves(panel: list[ResolvedCell]) -> list[Curve]:
     """Return the curves of a panel. With `minus_first`, the first row's loss at the same step and seed is subtracted."""
     rows = list(enumerate(map(by_seed, panel)))
     if panel[0].spec.experiment.minus_first:
@@ -62,7 +62,7 @@ def curves(panel: list[CellRuns]) -> list[Curve]:
     return [Curve(i, panel[i].spec.curve_label, np.array([*own.values()])) for i, own in rows if own]
 
 
-def draw(axes: Axes, panel: list[CellRuns], every_seed: bool) -> None:
+def draw(axes: Axes, panel: list[ResolvedCell], every_seed: bool) -> None:
     """Draw a panel. With `every_seed` each seed has its own line."""
     minus, drawn = panel[0].spec.experiment.minus_first, curves(panel)
     for curve in drawn:
@@ -80,9 +80,9 @@ def draw(axes: Axes, panel: list[CellRuns], every_seed: bool) -> None:
     axes.set(xlabel="step", ylabel=f"{'loss difference' if minus else 'training loss'} (nats per token)")
 
 
-def about(panels: list[list[CellRuns]]) -> str:
+def about(panels: list[list[ResolvedCell]]) -> str:
     """Return a text for the figure that says what a point, a line and a band are."""
-    several = any(len(shown(runs)) > 1 for panel in panels for runs in panel)
+    several = any(len(shown(cell)) > 1 for panel in panels for cell in panel)
     band = "; line: the mean of the seeds, band: their range" if several else ""
     return f"each point: the mean of {SMOOTHING_STEPS} steps{band}"
 
@@ -97,7 +97,7 @@ def _bound(axes: Axes, drawn: list[Curve], minus: bool) -> None:
         axes.set_ylim(low - 0.03 * (high - low), high + 0.03 * (high - low))
 
 
-def _mark(axes: Axes, panel: list[CellRuns]) -> None:
+def _mark(axes: Axes, panel: list[ResolvedCell]) -> None:
     """Mark the restarts that the logs record, and the ends of epochs if they are few."""
     runs = [pair for row in panel for pair in shown(row)]
     restarts = {int(row["step"]) for config, result in runs for row in log_of(config, result) if "restart" in row}

@@ -22,7 +22,7 @@ from mora.io import replace_file
 from mora.planner.counts import operator_of, square, trainable
 from mora.results import Metrics
 
-from .cells import CellRuns, steps_to
+from .cells import ResolvedCell, steps_to
 from .experiment import CellSpec, Experiment
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class MemoryRun:
 class Arm:
     """A cell, and those of its runs that were made, by seed."""
 
-    cell: CellRuns
+    cell: ResolvedCell
 
     @property
     def spec(self) -> CellSpec:
@@ -144,7 +144,7 @@ class Dot(NamedTuple):
     top: float
 
 
-def arms(rows: list[list[CellRuns]]) -> list[Arm]:
+def arms(rows: list[list[ResolvedCell]]) -> list[Arm]:
     """Return every cell that exists, column by column."""
     return [Arm(cell) for column in zip(*rows, strict=True) for cell in column if cell.spec.exists]
 
@@ -168,7 +168,7 @@ def ratio(lora: MemoryRun, other: MemoryRun) -> tuple[float, int] | None:
     return steps[0] / steps[1], (lora.steps is None) - (other.steps is None)
 
 
-def render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale: str, folder: Path) -> Path | None:
+def render(name: str, experiment: Experiment, rows: list[list[ResolvedCell]], scale: str, folder: Path) -> Path | None:
     """Write `folder/<name>-<scale>.svg`, `.md` and `.csv`; return the picture's path, or None if nothing was run."""
     all_arms = arms(rows)
     if not any(arm.runs for arm in all_arms):

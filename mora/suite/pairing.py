@@ -17,7 +17,7 @@ from mora.evaluate.aggregate import bootstrap, standard_error
 from mora.evaluate.logged import LoggedSamples
 from mora.evaluate.metrics import documents_of, members
 
-from .cells import CellRuns
+from .cells import ResolvedCell
 from .claims import Unit
 
 
@@ -37,7 +37,7 @@ class Part(NamedTuple):
         return None if clusters[0] is None else clusters
 
 
-def error(first: list[CellRuns], second: list[CellRuns], seeds: list[int], unit: Unit) -> float | None:
+def error(first: list[ResolvedCell], second: list[ResolvedCell], seeds: list[int], unit: Unit) -> float | None:
     """Return the standard error of the mean difference over columns and seeds, in the claim's unit.
 
     Only seeds whose document scores were saved take part. The error is None if there is no such seed, if two rows or two
@@ -96,8 +96,8 @@ def _items(logged: LoggedSamples) -> list:
     return [tuple(item) if isinstance(item, list) else item for item in items]
 
 
-def _logged(runs: CellRuns, seeds: list[int], task: str) -> list[LoggedSamples | None]:
-    by_seed = {config.seed: config for config, _ in runs.results}
+def _logged(cell: ResolvedCell, seeds: list[int], task: str) -> list[LoggedSamples | None]:
+    by_seed = {config.seed: config for config, _ in cell.results}
     return [_of_run(by_seed[seed]).get(task) for seed in seeds]
 
 

@@ -15,7 +15,7 @@ from mora.config.run_id import spectrum_path
 from mora.io import IN_USE
 
 from . import preflight
-from .cells import CellRuns, in_order, resolve
+from .cells import ResolvedCell, in_order, resolve
 from .experiment import CellSpec
 from .gpus import GpuSlots, visible
 from .launch import ROOT, STOPPED, interrupt_on_sigterm, launch, run_folder, stop_workers, unheld, warning
@@ -44,7 +44,7 @@ def plan(specs: list[CellSpec], explained: set[str] | None = None) -> list[RunCo
     return missing(run.config for run in in_order(cells))
 
 
-def _say_why(cell: CellRuns, explained: set[str]) -> None:
+def _say_why(cell: ResolvedCell, explained: set[str]) -> None:
     for config in (c for c in cell.choice.missing if run_id(c) not in explained):
         explained.add(run_id(config))
         print(f"{cell.spec.column.task} {cell.spec.label}: {cell.choice.reason(config)}", flush=True)

@@ -18,7 +18,7 @@ from mora.planner.gpus import GIB
 from mora.results import Metrics
 
 from . import latex
-from .cells import Cell, CellRuns, score_at_floor, steps_to
+from .cells import CellNumbers, ResolvedCell, score_at_floor, steps_to
 from .doubts import doubted
 from .experiment import Candidate, Column, Experiment, Row, paper_tables
 from .selection import Choice, Score
@@ -65,13 +65,13 @@ LEGEND = (
 class Shown(NamedTuple):
     """A cell, and the method's effect over LoRA at the same r, the paper's and ours, if both rows have a number."""
 
-    cell: Cell
+    numbers: CellNumbers
     effect_paper: float | None
     effect: float | None
     at_floor: bool
 
 
-def render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale: str, folder: Path) -> Path:
+def render(name: str, experiment: Experiment, rows: list[list[ResolvedCell]], scale: str, folder: Path) -> Path:
     """Write `folder/<name>-<scale>.md`, `.tex` and `.csv`; return the path of the Markdown."""
     cells = [[shown_of(rows, i, j) for j in range(len(row))] for i, row in enumerate(rows)]
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,32 +82,34 @@ def render(name: str, experiment: Experiment, rows: list[list[CellRuns]], scale:
     return path
 
 
-def shown_of(rows: list[list[CellRuns]], i: int, j: int) -> Shown | None:
+def shown_of(rows: list[list[ResolvedCell]], i: int, j: int) -> Shown | None:
     """Return the cell in row i, column j with its effect; None if the experiment leaves it out."""
-    runs = rows[i][j]
-    if not runs.spec.exists:
+    cell = rows[i][j]
+    if not cell.spec.exists:
         return None
-    r = runs.spec.row.r
+    r = cell.spec.row.r
     others = (row[j] for row in rows if row[j].spec.exists and _is_baseline(row[j].spec.row, r))
-    baseline = next(others, None) if r is not None and runs.spec.row.method != BASELINE else None
+    baseline = next(others, None) if r is not None and cell.spec.row.method != BASELINE else None
     if baseline is None:
-        return Shown(runs.cell, None, None, runs.at_floor)
-    papers = (runs.cell.paper, baseline.cell.paper)
+        return Shown(cell.numbers, None, None, cell.at_floor)
+    papers = (cell.numbers.paper, baseline.numbers.paper)
     effect_paper = None if papers[0] is None or papers[1] is None else papers[0] - papers[1]
-    return Shown(runs.cell, effect_paper, _effect(runs, baseline), runs.at_floor)
+    return Shown(cell.numbers, effect_paper, _effect(cell, baseline), cell.at_floor)
 
 
 def _is_baseline(row: Row, r: int | None) -> bool:
     return row.method == BASELINE and row.r == r and not row.settings
 
 
-def _effect(runs: CellRuns, baseline: CellRuns) -> float | None:
+def _effect(cell: ResolvedCell, baseline: ResolvedCell) -> float | None:
     """Return the mean difference over the seeds that both have; None if they share none, or if a run diverged."""
-    differences = [value - baseline.by_seed[seed] for seed, value in runs.by_seed.items() if seed in baseline.by_seed]
+    differences = [value - baseline.by_seed[seed] for seed, value in cell.by_seed.items() if seed in baseline.by_seed]
     return statistics.fmean(differences) if differences and all(map(math.isfinite, differences)) else None
 
 
-def _markdown(experiment: Experiment, rows: list[list[CellRuns]], cells: list[list[Shown | None]], scale: str) -> str:
+def _markdown(
+    experiment: Experiment, rows: list[list[ResolvedCell]], cells: list[list[Shown | None]], scale: str
+) -> str:
     lines = [f"# {experiment.title}", "", f"Scale {scale}, {models(rows)}. {LEGEND}", ""]
     head = heading(experiment, rows)
     lines.append(f"| {' | '.join(head)} |")
@@ -122,44 +124,44 @@ def _markdown(experiment: Experiment, rows: list[list[CellRuns]], cells: list[li
     return "\n".join(lines) + "\n"
 
 
-def heading(experiment: Experiment, rows: list[list[CellRuns]]) -> list[str]:
+def heading(experiment: Experiment, rows: list[list[ResolvedCell]]) -> list[str]:
     """Return the names of the columns. Those of `beyond` are last."""
     reached = [f"step of {experiment.reach.at_least:.0%}"] if experiment.reach else []
-    return ["method", "trainable", *(runs.spec.heading for runs in rows[0]), SQUARE, *reached, "ms", "GiB"]
+    return ["method", "trainable", *(cell.spec.heading for cell in rows[0]), SQUARE, *reached, "ms", "GiB"]
 
 
-def beyond(experiment: Experiment, row: list[CellRuns]) -> list[str]:
+def beyond(experiment: Experiment, row: list[ResolvedCell]) -> list[str]:
     """Return what stands beside the scores: M's size, steps to a level, and per task or rank the time and the memory."""
     reached = [_reached(experiment, row[0]) or "-"] if experiment.reach else []
     return [_squares(row), *reached, _by_task(row, _ms), _by_task(row, _gib)]
 
 
-def _by_task(row: list[CellRuns], text_of: Callable[[CellRuns], str]) -> str:
+def _by_task(row: list[ResolvedCell], text_of: Callable[[ResolvedCell], str]) -> str:
     """Return one number per task or rank, in the order of the columns; a single dash if there is none."""
-    texts = {tuple(runs.spec.base): text_of(runs) or "-" for runs in row if runs.spec.exists}
+    texts = {tuple(cell.spec.base): text_of(cell) or "-" for cell in row if cell.spec.exists}
     return " / ".join(texts.values()) if set(texts.values()) - {"-"} else "-"
 
 
-def _reached(experiment: Experiment, runs: CellRuns) -> str:
+def _reached(experiment: Experiment, cell: ResolvedCell) -> str:
     reach, steps = experiment.reach, []
-    for _, result in runs.results if reach else []:
+    for _, result in cell.results if reach else []:
         step = steps_to(result.metrics, reach.metric, reach.at_least) if reach else None
         steps.append(f"> {max(result.metrics)}" if step is None else f"{step:.0f}")
     return ", ".join(steps)
 
 
-def _ms(runs: CellRuns) -> str:
+def _ms(cell: ResolvedCell) -> str:
     """Return the median step time of those runs that had a GPU to themselves; if none had, that of all, after `~`."""
-    timed = [(result, 1e3 * result.speed["step_s"]) for _, result in runs.results if result.speed]
+    timed = [(result, 1e3 * result.speed["step_s"]) for _, result in cell.results if result.speed]
     alone = [ms for result, ms in timed if result.hardware.get("runs_side_by_side") == 1]
     if alone:
         return f"{statistics.median(alone):.0f}"
     return f"~{statistics.median(ms for _, ms in timed):.0f}" if timed else ""
 
 
-def _gib(runs: CellRuns) -> str:
+def _gib(cell: ResolvedCell) -> str:
     """Return the peak memory of training; if a run has not recorded it, the peak of whole runs, after `~`."""
-    measured = [result for _, result in runs.results if result.peak_memory_bytes]
+    measured = [result for _, result in cell.results if result.peak_memory_bytes]
     training = [peak for result in measured if (peak := result.train_peak_memory_bytes)]
     if training and len(training) == len(measured):
         return f"{max(training) / GIB:.1f}"
@@ -170,20 +172,20 @@ def _italic(text: str, shown: Shown | None) -> str:
     return f"*{text}*" if shown is not None and shown.at_floor else text
 
 
-def _doubts(rows: list[list[CellRuns]]) -> list[str]:
-    found = doubted(runs for row in rows for runs in row)
+def _doubts(rows: list[list[ResolvedCell]]) -> list[str]:
+    found = doubted(cell for row in rows for cell in row)
     return [f"In doubt: {name}: {'; '.join(why)}." for name, why in found.items()]
 
 
-def _stacks(rows: list[list[CellRuns]]) -> list[str]:
+def _stacks(rows: list[list[ResolvedCell]]) -> list[str]:
     """Return the package versions with which the results were made, one line per set of versions."""
-    packages = [result.packages for row in rows for runs in row for _, result in runs.results]
+    packages = [result.packages for row in rows for cell in row for _, result in cell.results]
     shown = (", ".join(f"{name} {made[name]}" for name in STACK if name in made) for made in packages)
     return [f"Made with {text}." for text in dict.fromkeys(shown) if text]
 
 
-def models(rows: Iterable[Iterable[CellRuns]]) -> str:
-    names = dict.fromkeys(runs.spec.config.model.name for row in rows for runs in row)
+def models(rows: Iterable[Iterable[ResolvedCell]]) -> str:
+    names = dict.fromkeys(cell.spec.config.model.name for row in rows for cell in row)
     return ", ".join(CAPTIONS.get(name, name) for name in names)
 
 
@@ -194,15 +196,15 @@ def notes(experiment: Experiment) -> list[str]:
     return [f"Inconsistency within the paper: {text}" for text in chosen]
 
 
-def trainable(row: list[CellRuns]) -> str:
+def trainable(row: list[ResolvedCell]) -> str:
     """Return the row's parameter counts, one per model or rank."""
-    counts = [f"{count:,}" for runs in row for count in runs.trainable] or ["unknown"]
+    counts = [f"{count:,}" for cell in row for count in cell.trainable] or ["unknown"]
     return " / ".join(dict.fromkeys(counts))
 
 
-def _squares(row: list[CellRuns]) -> str:
+def _squares(row: list[ResolvedCell]) -> str:
     """Return, per model or rank, r_hat over the model's width and the share of ignored inputs; a dash without M."""
-    squares = [f"{m.r_hat / m.width:.3f}, {m.ignored:.0%}" for runs in row if (m := runs.square)]
+    squares = [f"{m.r_hat / m.width:.3f}, {m.ignored:.0%}" for cell in row if (m := cell.square)]
     return " / ".join(dict.fromkeys(squares)) or "-"
 
 
@@ -210,14 +212,14 @@ def _words(shown: Shown | None, digits: int) -> str:
     """Return `paper | mean +- sd (n) | effect over LoRA: the paper's; ours`."""
     if shown is None:
         return "-"
-    cell, printed = shown.cell, _printed(shown.cell.paper, digits)
-    if cell.mean is None or cell.values is None:
+    numbers, printed = shown.numbers, _printed(shown.numbers.paper, digits)
+    if numbers.mean is None or numbers.values is None:
         return f"{printed} | {NOT_RUN}"
-    count = str(n) if (n := len(cell.values)) >= cell.seeds else f"{n} of {cell.seeds}"
-    if math.isinf(cell.mean):
+    count = str(n) if (n := len(numbers.values)) >= numbers.seeds else f"{n} of {numbers.seeds}"
+    if math.isinf(numbers.mean):
         return f"{printed} | diverged ({count})"
-    spread = f" +- {cell.sd:.{digits}f}" if cell.sd is not None else ""
-    ours = f"{printed} | {cell.mean:.{digits}f}{spread} ({count})"
+    spread = f" +- {numbers.sd:.{digits}f}" if numbers.sd is not None else ""
+    ours = f"{printed} | {numbers.mean:.{digits}f}{spread} ({count})"
     if shown.effect is None:
         return ours
     of_paper = "-" if shown.effect_paper is None else f"{shown.effect_paper:+.{digits}f}"
@@ -231,18 +233,18 @@ def _printed(value: float | None, digits: int) -> str:
     return "100" if value == 100 else f"{value:.{digits}f}"
 
 
-def _score_lines(rows: list[list[CellRuns]]) -> list[str]:
+def _score_lines(rows: list[list[ResolvedCell]]) -> list[str]:
     """Return one line per final run, with score, standard error and floor, for columns that show the last step's score."""
     lines, unit = [], rows[0][0].spec.experiment.unit
-    for runs in (runs for row in rows for runs in row):
-        column = runs.spec.column
-        for config, result in runs.results:
-            metrics = runs.metrics(config, result)
+    for cell in (cell for row in rows for cell in row):
+        column = cell.spec.column
+        for config, result in cell.results:
+            metrics = cell.metrics(config, result)
             metric = metrics.get(column.metric)
             if metric is not None and metric.documents is not None and column.step is None:
                 lr = "-" if config.lr is None else format_lr(config.lr)
                 shown = _score(column, metrics, unit)
-                lines.append(f"| {runs.spec.heading} | {runs.spec.label} | {lr} | {config.seed} | {shown} |")
+                lines.append(f"| {cell.spec.heading} | {cell.spec.label} | {lr} | {config.seed} | {shown} |")
     if not lines:
         return []
     head = [
@@ -278,23 +280,23 @@ def _beside(task: str, metrics: Metrics) -> str:
     return f" ({'; '.join(parts)})" if parts else ""
 
 
-def _search_lines(experiment: Experiment, rows: list[list[CellRuns]]) -> list[str]:
+def _search_lines(experiment: Experiment, rows: list[list[ResolvedCell]]) -> list[str]:
     """Return one line per search with a usable result. It has every candidate, including those that lost."""
     lines: dict[str, None] = {}
     untouched: set[str] = set()
-    for runs in (runs.of_search for row in rows for runs in row):
+    for cell in (cell.of_search for row in rows for cell in row):
         shown, ran = [], False
-        for candidate, score in runs.choice.scores:
+        for candidate, score in cell.choice.scores:
             value = NOT_RUN
             if score is not None:
                 value, ran = _loss(score), True
-            again = runs.choice.second_seed.get(candidate)
+            again = cell.choice.second_seed.get(candidate)
             value += "" if again is None else f" and {_loss(again)}"
-            value += "" if candidate in runs.spec.search_space else " (added: the best was at the edge)"
-            shown.append(f"{_candidate(candidate)}: {value}{_mark(runs.choice) if candidate == runs.selected else ''}")
-        shown += [f"{_candidate(c)}: {_loss(score)} (of another search)" for c, score in runs.choice.on_record]
+            value += "" if candidate in cell.spec.search_space else " (added: the best was at the edge)"
+            shown.append(f"{_candidate(candidate)}: {value}{_mark(cell.choice) if candidate == cell.selected else ''}")
+        shown += [f"{_candidate(c)}: {_loss(score)} (of another search)" for c, score in cell.choice.on_record]
         if shown:
-            where = f"{runs.spec.label}, {' '.join([runs.spec.column.task, *runs.spec.column.overrides])}"
+            where = f"{cell.spec.label}, {' '.join([cell.spec.column.task, *cell.spec.column.overrides])}"
             if ran:
                 lines[f"- {where}: {', '.join(shown)}"] = None
             else:
@@ -320,7 +322,7 @@ def _candidate(candidate: Candidate) -> str:
     return " ".join([*words, format_lr(candidate.lr or 0)])
 
 
-def _latex(experiment: Experiment, rows: list[list[CellRuns]], cells: list[list[Shown | None]], scale: str) -> str:
+def _latex(experiment: Experiment, rows: list[list[ResolvedCell]], cells: list[list[Shown | None]], scale: str) -> str:
     digits = DIGITS[experiment.unit]
     lines = [
         [
@@ -345,20 +347,20 @@ def _signs(text: str) -> str:
     return re.sub(r"\+-|[-|~>%]", lambda sign: SIGNS[sign[0]], text)
 
 
-def _csv(rows: list[list[CellRuns]], cells: list[list[Shown | None]]) -> str:
+def _csv(rows: list[list[ResolvedCell]], cells: list[list[Shown | None]]) -> str:
     """Return one line per cell; a field without a value is empty."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
     for row, in_row in zip(rows, cells, strict=True):
-        for runs, c in zip(row, in_row, strict=True):
+        for cell, c in zip(row, in_row, strict=True):
             if c is not None:
-                writer.writerow(_csv_line(runs, c))
+                writer.writerow(_csv_line(cell, c))
     return out.getvalue()
 
 
-def _csv_line(runs: CellRuns, shown: Shown) -> list[str]:
-    spec, best, c = runs.spec, runs.selected, shown.cell
+def _csv_line(cell: ResolvedCell, shown: Shown) -> list[str]:
+    spec, best, c = cell.spec, cell.selected, shown.numbers
 
     def number(value: float | None) -> str:
         return "" if value is None else f"{value:.4f}"
@@ -378,13 +380,13 @@ def _csv_line(runs: CellRuns, shown: Shown) -> list[str]:
         str(c.seeds),
         number(shown.effect_paper),
         number(shown.effect),
-        "at" if shown.at_floor else "" if runs.floor_tested else "not tested",
-        trainable([runs]).replace(",", ""),
-        number(m.r_hat / m.width if (m := runs.square) else None),
+        "at" if shown.at_floor else "" if cell.floor_tested else "not tested",
+        trainable([cell]).replace(",", ""),
+        number(m.r_hat / m.width if (m := cell.square) else None),
         number(m.ignored if m else None),
-        _ms(runs),
-        _gib(runs),
-        _reached(spec.experiment, runs),
+        _ms(cell),
+        _gib(cell),
+        _reached(spec.experiment, cell),
         " ".join(f"{v:.4f}" for v in c.values or ()),
-        " ".join(run_id(run) for run, _ in runs.results),
+        " ".join(run_id(run) for run, _ in cell.results),
     ]

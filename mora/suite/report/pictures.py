@@ -17,7 +17,7 @@ from mora.config.hardware_schema import SCALES
 from mora.config.run_id import format_lr, run_id
 from mora.planner.gpus import GIB
 
-from ..cells import CellRuns
+from ..cells import ResolvedCell
 from .report_data import Point, Run, Shown
 from .style import KEPT, Look, legend_below, looks
 
@@ -33,22 +33,22 @@ def searches(shown: Shown) -> Figure | None:
 
     There is one panel per searched column and one line per method.
     """
-    panels: dict[str, list[CellRuns]] = {}
+    panels: dict[str, list[ResolvedCell]] = {}
     seen: set[tuple[str, ...]] = set()
-    for runs in (cell.of_search for cell in shown.cells):
-        if not any(isinstance(score, float) for _, score in runs.choice.scores):
+    for cell in (cell.of_search for cell in shown.cells):
+        if not any(isinstance(score, float) for _, score in cell.choice.scores):
             continue
-        if (key := (runs.spec.label, *map(run_id, runs.spec.search_runs))) not in seen:
+        if (key := (cell.spec.label, *map(run_id, cell.spec.search_runs))) not in seen:
             seen.add(key)
-            panels.setdefault(" ".join([runs.spec.column.task, *runs.spec.column.overrides]), []).append(runs)
+            panels.setdefault(" ".join([cell.spec.column.task, *cell.spec.column.overrides]), []).append(cell)
     if not panels:
         return None
     figure, axes = _grid(len(panels), 3.0)
-    look = looks({runs.spec.label: runs.spec.row.method for cells in panels.values() for runs in cells})
+    look = looks({cell.spec.label: cell.spec.row.method for cells in panels.values() for cell in cells})
     metric = shown.experiment.selection
     for ax, (name, cells) in zip(axes, panels.items(), strict=True):
-        for runs in cells:
-            _search(ax, runs, look[runs.spec.label])
+        for cell in cells:
+            _search(ax, cell, look[cell.spec.label])
         ax.set(xscale="log", xlabel="learning rate", ylabel=SELECTIONS.get(metric, metric))
         ax.set_title(_wrapped(name), fontsize=8)
         _bounds(ax, cells)
@@ -58,9 +58,9 @@ def searches(shown: Shown) -> Figure | None:
     return figure
 
 
-def _bounds(ax: Axes, cells: list[CellRuns]) -> None:
+def _bounds(ax: Axes, cells: list[ResolvedCell]) -> None:
     """Set one tick per learning rate, and limit the loss axis so that runs that almost diverged do not flatten the panel."""
-    scored = [(c.lr, s) for runs in cells for c, s in runs.choice.scores if c.lr and isinstance(s, float)]
+    scored = [(c.lr, s) for cell in cells for c, s in cell.choice.scores if c.lr and isinstance(s, float)]
     rates, losses = sorted({lr for lr, _ in scored}), [s for _, s in scored]
     ax.set_xticks(rates, [format_lr(lr) for lr in rates], fontsize=7)
     ax.minorticks_off()
@@ -69,25 +69,25 @@ def _bounds(ax: Axes, cells: list[CellRuns]) -> None:
     ax.set_ylim(low - 0.05 * (top - low), top + 0.05 * (top - low) if top > low else None)
 
 
-def _search(ax: Axes, runs: CellRuns, look: Look) -> None:
-    settings = dict.fromkeys(c.overrides for c, _ in runs.choice.scores)
+def _search(ax: Axes, cell: ResolvedCell, look: Look) -> None:
+    settings = dict.fromkeys(c.overrides for c, _ in cell.choice.scores)
     for overrides in settings:
         line = sorted(
-            (c.lr, s) for c, s in runs.choice.scores if c.overrides == overrides and c.lr and isinstance(s, float)
+            (c.lr, s) for c, s in cell.choice.scores if c.overrides == overrides and c.lr and isinstance(s, float)
         )
         if not line:
             continue
         words = ", ".join(text.rpartition(".")[2] for text in overrides)
-        label = ", ".join(filter(None, [runs.spec.label, words]))
+        label = ", ".join(filter(None, [cell.spec.label, words]))
         ax.plot(*zip(*line, strict=True), **look._asdict(), ms=4, label=label)
         again = [
             (c.lr, s)
-            for c, s in runs.choice.second_seed.items()
+            for c, s in cell.choice.second_seed.items()
             if c.overrides == overrides and c.lr and isinstance(s, float)
         ]
         ax.plot([x for x, _ in again], [y for _, y in again], "x", color=look.color)
-        if runs.selected is not None and runs.selected.overrides == overrides:
-            at = [(x, y) for x, y in line if x == runs.selected.lr]
+        if cell.selected is not None and cell.selected.overrides == overrides:
+            at = [(x, y) for x, y in line if x == cell.selected.lr]
             ax.plot([x for x, _ in at], [y for _, y in at], "o", ms=10, mfc="none", color=look.color)
 
 
@@ -102,16 +102,16 @@ class Cost(NamedTuple):
 def costs(shown: Shown) -> Figure | None:
     """Draw every seed's score in the last column against milliseconds per step, memory and trainable parameters."""
     by_label: dict[str, Cost] = {}
-    for runs in shown.cells:
+    for cell in shown.cells:
         if (
-            runs.spec.column == shown.rows[0][-1].spec.column
-            and runs.cell.values
-            and len(runs.results) == len(runs.cell.values)
+            cell.spec.column == shown.rows[0][-1].spec.column
+            and cell.numbers.values
+            and len(cell.results) == len(cell.numbers.values)
         ):
-            results = [result for _, result in runs.results]
-            by_label[runs.spec.label] = Cost(
-                runs.spec.row.method,
-                runs.cell.values,
+            results = [result for _, result in cell.results]
+            by_label[cell.spec.label] = Cost(
+                cell.spec.row.method,
+                cell.numbers.values,
                 [1e3 * (r.speed or {}).get("step_s", math.nan) for r in results],
                 [(r.peak_memory_bytes or math.nan) / GIB for r in results],
                 [float(r.parameters.trainable) for r in results],

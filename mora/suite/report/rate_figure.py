@@ -23,7 +23,7 @@ from matplotlib.markers import CARETUP
 from mora.config.run_id import format_lr
 from mora.io import replace_file
 
-from ..cells import CellRuns
+from ..cells import ResolvedCell
 from .pictures import SELECTIONS
 from .rate_panels import WIDE, Curve, Panel, panels
 from .style import MARKERS, PAGE, Look, in_print, looks, saved
@@ -245,7 +245,7 @@ def _csv(shown: Sequence[Panel]) -> str:
     return out.getvalue()
 
 
-def render(scale: str, experiments: Iterable[list[list[CellRuns]]], folder: Path) -> Path | None:
+def render(scale: str, experiments: Iterable[list[list[ResolvedCell]]], folder: Path) -> Path | None:
     """Write `folder/rates-<scale>.svg`, `.md` and `.csv`; return the picture's path, or None if there is no panel."""
     every = panels(experiments)
     shown = [panel for panel in every if len(panel.adapters) > 1]

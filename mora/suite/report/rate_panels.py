@@ -12,7 +12,7 @@ from mora.config import RunConfig
 from mora.config.run_id import run_id
 from mora.planner.counts import operator_of
 
-from ..cells import CellRuns
+from ..cells import ResolvedCell
 
 WIDE = 10  # the ratio of losses above which an axis is logarithmic, and a curve of full training is left out
 
@@ -149,7 +149,7 @@ class Panel:
         return len({tuple(self.chosen_at(lr)) for lr in self.common}) > 1
 
 
-def panels(experiments: Iterable[list[list[CellRuns]]]) -> list[Panel]:
+def panels(experiments: Iterable[list[list[ResolvedCell]]]) -> list[Panel]:
     """Gather the searches of resolved experiments into one panel per task, model and rank."""
     found: dict[tuple[str, str, str], Panel] = {}
     for rows in experiments:
@@ -167,7 +167,7 @@ def panels(experiments: Iterable[list[list[CellRuns]]]) -> list[Panel]:
     return sorted((panel for panel in found.values() if panel.config.r is not None), key=lambda panel: panel.place)
 
 
-def _add(panel: Panel, cell: CellRuns) -> None:
+def _add(panel: Panel, cell: ResolvedCell) -> None:
     """Add a cell's search to the panel. Experiments may share its runs; of two choices, the one with more results stands."""
     spec, choice = cell.spec, cell.choice
     overrides = (choice.selected or choice.scores[0][0]).overrides

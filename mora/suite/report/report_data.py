@@ -19,7 +19,7 @@ from mora.results import STORE, RunResult, read_spectrum
 
 from .. import claims, commands
 from .. import experiment as experiments
-from ..cells import CellRun, CellRuns
+from ..cells import PlannedRun, ResolvedCell
 from ..contrasts import ResolvedTables
 from ..experiment import ROOT, CellSpec, Experiment, Scale, number_of
 from ..selection import last_step
@@ -101,7 +101,7 @@ class Shown:
     name: str
     scale: Scale
     experiment: Experiment
-    rows: list[list[CellRuns]]
+    rows: list[list[ResolvedCell]]
 
     @property
     def kind(self) -> str:
@@ -112,12 +112,12 @@ class Shown:
         return number_of(self.name)
 
     @property
-    def cells(self) -> Iterator[CellRuns]:
-        return (runs for row in self.rows for runs in row if runs.spec.exists)
+    def cells(self) -> Iterator[ResolvedCell]:
+        return (cell for row in self.rows for cell in row if cell.spec.exists)
 
     @property
     def measured(self) -> bool:
-        return any(runs.results for runs in self.cells)
+        return any(cell.results for cell in self.cells)
 
 
 class Gathered:
@@ -158,9 +158,9 @@ class Gathered:
     def of_kind(self, *kinds: str) -> list[Shown]:
         return [shown for shown in self.shown if shown.kind in kinds]
 
-    def _add(self, shown: Shown, cell: CellRuns) -> None:
+    def _add(self, shown: Shown, cell: ResolvedCell) -> None:
         scale = cell.spec.scale
-        for searching, runs in ((False, cell.final_cell_runs), (True, cell.search_cell_runs)):
+        for searching, runs in ((False, cell.planned_final_runs), (True, cell.planned_search_runs)):
             for run in runs:
                 if (result := reportable(result_of(run.config), scale)) is not None:
                     self._use(shown, cell.spec, run, result, searching)
@@ -169,12 +169,12 @@ class Gathered:
         self,
         shown: Shown,
         spec: CellSpec,
-        cell_run: CellRun,
+        planned: PlannedRun,
         result: RunResult,
         searching: bool,
     ) -> None:
-        new = Run(cell_run.config, result, spec.label, commands.words(*cell_run))
-        run = self.runs.setdefault(run_id(cell_run.config), new)
+        new = Run(planned.config, result, spec.label, commands.words(*planned))
+        run = self.runs.setdefault(run_id(planned.config), new)
         use = Use(shown.name, shown.scale, spec.label, spec.column.name, searching)
         if use not in run.uses:
             run.uses.append(use)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from mora.config.run_id import format_lr, run_id
 
 from .. import settings, tables
-from ..cells import CellRuns
+from ..cells import ResolvedCell
 from ..experiment import Candidate
 from ..tables import DIGITS
 from ..verdicts import Estimate
@@ -79,7 +79,7 @@ def of_table(shown: Shown, files: Path, damaged: Collection[str] = ()) -> TableV
     """
     rows, experiment = shown.rows, shown.experiment
     path = tables.render(shown.name, experiment, rows, shown.scale, files)
-    columns = [runs.spec.heading for runs in rows[0]]
+    columns = [cell.spec.heading for cell in rows[0]]
     lines = [
         Line(
             row[0].spec.label,
@@ -115,35 +115,35 @@ def _files(path: Path) -> dict[str, str]:
     return {kind: path.with_suffix(end).name for kind, end in (("Markdown", ".md"), ("CSV", ".csv"), ("LaTeX", ".tex"))}
 
 
-def _cell(rows: list[list[CellRuns]], i: int, j: int, damaged: Collection[str]) -> CellView:
-    runs, shown = rows[i][j], tables.shown_of(rows, i, j)
+def _cell(rows: list[list[ResolvedCell]], i: int, j: int, damaged: Collection[str]) -> CellView:
+    cell, shown = rows[i][j], tables.shown_of(rows, i, j)
     if shown is None:
         return CellView("none", "", "", "", "", False, "", "", [])
-    digits, cell = DIGITS.get(runs.spec.experiment.unit, 4), shown.cell
-    paper = "" if cell.paper is None else f"paper {cell.paper:.{digits}f}"
-    if cell.mean is None or cell.values is None:
-        lost = any(f"{run_id(config)}.json" in damaged for config in (*runs.spec.search_runs, *runs.final_runs))
+    digits, numbers = DIGITS.get(cell.spec.experiment.unit, 4), shown.numbers
+    paper = "" if numbers.paper is None else f"paper {numbers.paper:.{digits}f}"
+    if numbers.mean is None or numbers.values is None:
+        lost = any(f"{run_id(config)}.json" in damaged for config in (*cell.spec.search_runs, *cell.final_runs))
         state = "damaged" if lost else "not run"
         return CellView(state, paper, state, "", "", False, "", "", [])
-    count = f"{n}" if (n := len(cell.values)) >= cell.seeds else f"{n} of {cell.seeds}"
-    if not math.isfinite(cell.mean):
+    count = f"{n}" if (n := len(numbers.values)) >= numbers.seeds else f"{n} of {numbers.seeds}"
+    if not math.isfinite(numbers.mean):
         return CellView(
-            "diverged", paper, f"diverged ({count})", "", "", False, "", _rate(runs.selected), _seeds(runs, digits)
+            "diverged", paper, f"diverged ({count})", "", "", False, "", _rate(cell.selected), _seeds(cell, digits)
         )
-    spread = "" if cell.sd is None else f" ± {cell.sd:.{digits}f}"
+    spread = "" if numbers.sd is None else f" ± {numbers.sd:.{digits}f}"
     effects = "" if shown.effect is None else f"{shown.effect:+.{digits}f}"
     if shown.effect is not None and shown.effect_paper is not None:
         effects += f" (paper {shown.effect_paper:+.{digits}f})"
     return CellView(
         "measured",
         paper,
-        f"{cell.mean:.{digits}f}{spread} ({count})",
+        f"{numbers.mean:.{digits}f}{spread} ({count})",
         effects,
-        f"{cell.mean:.6g}",
+        f"{numbers.mean:.6g}",
         shown.at_floor,
-        _interval(cell.mean, cell.sd, n, digits),
-        _rate(runs.selected),
-        _seeds(runs, digits),
+        _interval(numbers.mean, numbers.sd, n, digits),
+        _rate(cell.selected),
+        _seeds(cell, digits),
     )
 
 
@@ -161,10 +161,10 @@ def _rate(best: Candidate | None) -> str:
     return " ".join([format_lr(best.lr), *(text.rpartition(".")[2] for text in best.overrides)])
 
 
-def _seeds(runs: CellRuns, digits: int) -> list[Seed]:
+def _seeds(cell: ResolvedCell, digits: int) -> list[Seed]:
     seeds = []
-    for config, result in runs.results:
-        value, error = runs.measured(config, result) or (math.nan, None)
+    for config, result in cell.results:
+        value, error = cell.measured(config, result) or (math.nan, None)
         beside = "" if error is None else f" ± {error:.{digits}f}"
         shown = "diverged" if result.status == "diverged" else f"{value:.{digits}f}{beside}"
         seeds.append(Seed(config.seed, shown, run_id(config)))

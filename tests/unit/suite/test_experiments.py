@@ -111,10 +111,10 @@ def test_a_row_without_a_search_of_its_own_takes_the_rate_of_the_row_without_its
     assert [run.method.restart.schedule for run in resolve(official).final_runs] == ["official_hf", "official_hf"]
     lines = tables._search_lines(clean.experiment, [[resolve(spec)] for spec in (clean, stale, official)])
     assert [line.partition(",")[0] for line in lines if line.startswith("- ")] == ["- ReLoRA r=96 (the paper's 256)"]
-    words = [run.overrides for run in resolve(stale).search_cell_runs]
+    words = [run.overrides for run in resolve(stale).planned_search_runs]
     assert words, "what a queue is given for a search"
     assert not any("stale" in word for run in words for word in run)
-    assert all("method.restart.stale_masters=true" in run.overrides for run in resolve(stale).final_cell_runs)
+    assert all("method.restart.stale_masters=true" in run.overrides for run in resolve(stale).planned_final_runs)
 
 
 def test_table_1_takes_the_grids_of_the_paper(nothing_measured):

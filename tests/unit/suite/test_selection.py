@@ -153,7 +153,7 @@ def test_what_is_begun_and_what_is_repeated_includes_what_a_choice_asked_for(spe
     asked = [*again(spec, (1.5,)), *again(spec, (1.0, 1.2))]
     assert len(asked) == 3
     cell = resolve(spec)
-    assert [run.config for run in cell.search_cell_runs] == [*spec.search_runs, *asked]
+    assert [run.config for run in cell.planned_search_runs] == [*spec.search_runs, *asked]
     assert [run.config for run in in_order([cell])] == [*spec.search_runs, *asked, *cell.final_runs]
     assert all(compose([*words(*run)]) == run.config for run in in_order([cell]))
     assert [config.seed for config in suite._known([spec])] == [0, 0, 0, 0, 0, 1, 1, 0, 1, 2], "FORCE=1 sets all aside"

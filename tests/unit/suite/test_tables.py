@@ -15,7 +15,7 @@ from mora.config.source import ROOT
 from mora.results import Metric, RunResult, typed
 from mora.suite import experiment as experiments
 from mora.suite import latex, tables
-from mora.suite.cells import Cell, resolve, resolve_all, steps_to
+from mora.suite.cells import CellNumbers, resolve, resolve_all, steps_to
 from mora.suite.tables import Shown
 
 GIB = 2**30
@@ -74,9 +74,9 @@ def test_a_search_of_changed_source_enters_no_table(row, tmp_path):
     write_uuid(spec.search_runs[1], 2.0)
     for config in resolve(spec).final_runs:
         write_uuid(config, 1.0)
-    assert resolve(spec).cell.values == (50.0,) * 3
+    assert resolve(spec).numbers.values == (50.0,) * 3
     write_uuid(spec.search_runs[1], 0.1, dirty=True)
-    assert resolve(spec).cell.values is None
+    assert resolve(spec).numbers.values is None
     text = tables.render("table2", spec.experiment, resolve_all([row]), "lite", tmp_path / "out").read_text()
     assert text.count("not run") == 4 + 1
 
@@ -86,20 +86,20 @@ def test_a_cell_takes_the_seeds_that_were_run_on_committed_source_and_says_how_m
     for i, config in enumerate(spec.search_runs):
         write_uuid(config, 1.0 if i == 1 else 3.0 + i)
     finals = resolve(spec).final_runs
-    assert resolve(spec).cell.values is None
+    assert resolve(spec).numbers.values is None
     for config, accuracy in zip(finals[:2], (0.4, 0.5), strict=True):
         write_uuid(config, 1.0, accuracy)
     smoke = finals[2].model_dump(mode="json") | {"scale": {"name": "smoke"}}
     for unusable in ({"dirty": True}, {"dirty": None}, {"status": "failed"}, {"config": smoke}):
         write_uuid(finals[2], 1.0, 0.9, **unusable)
-        assert resolve(spec).cell.values == pytest.approx([40, 50])
+        assert resolve(spec).numbers.values == pytest.approx([40, 50])
     path = tables.render("table2", spec.experiment, resolve_all([row]), "lite", tmp_path / "out")
     assert "| LoRA r=1 (the paper's 8) | 1,234 | 9.9 \\| 45.0 +- 7.1 (2 of 3) |" in path.read_text()
     write_uuid(spec.search_runs[-1], 9.0, dirty=True)
-    assert resolve(spec).cell.values is None, "a search that is not whole chooses nothing"
+    assert resolve(spec).numbers.values is None, "a search that is not whole chooses nothing"
     write_uuid(spec.search_runs[-1], 9.0)
     write_uuid(finals[2], 1.0, 0.6)
-    assert resolve(spec).cell.values == pytest.approx([40, 50, 60])
+    assert resolve(spec).numbers.values == pytest.approx([40, 50, 60])
     path = tables.render("table2", spec.experiment, resolve_all([row]), "lite", tmp_path / "out")
     first, best, *_ = (format_lr(config.lr) for config in spec.search_runs)
     assert "| LoRA r=1 (the paper's 8) | 1,234 | 9.9 \\| 50.0 +- 10.0 (3) |" in path.read_text()
@@ -259,12 +259,12 @@ def test_a_diverged_run_is_the_worst_there_is(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "ROOT", tmp_path)
     spec = row_of("table3", "paper", method="mora", r=128)[0]
     write(resolve(spec).final_runs[0], {}, status="diverged")
-    assert resolve(spec).cell.values == (float("inf"),)
+    assert resolve(spec).numbers.values == (float("inf"),)
     write(resolve(spec).final_runs[0], {"c4_perplexity.score": "inf", "c4_perplexity.score_stderr": "nan"})
-    assert resolve(spec).cell == Cell(28.54, (float("inf"),))
+    assert resolve(spec).numbers == CellNumbers(28.54, (float("inf"),))
     spec = row_of("table1", "paper", method="fft")[2]
     write(resolve(spec).final_runs[0], {}, status="diverged")
-    assert resolve(spec).cell.values == (0.0,)
+    assert resolve(spec).numbers.values == (0.0,)
 
 
 def test_one_row_spans_tasks(tmp_path, monkeypatch):
@@ -334,12 +334,12 @@ def test_a_perplexity_is_not_a_share():
     ("shown", "expected"),
     [
         (None, "$-$"),
-        (Shown(Cell(None, None), None, None, False), "$-$ $\\vert$ not run"),
-        (Shown(Cell(100.0, (math.inf, 3.0)), None, None, False), "100 $\\vert$ diverged (2)"),
-        (Shown(Cell(None, (50.0,)), None, None, False), "$-$ $\\vert$ 50.0 (1)"),
-        (Shown(Cell(50.0, (49.0,)), 1.0, -1.0, False), "50.0 $\\vert$ 49.0 (1) $\\vert$ +1.0; $-$1.0"),
-        (Shown(Cell(50.0, (52.0,)), None, 2.0, False), "50.0 $\\vert$ 52.0 (1) $\\vert$ $-$; +2.0"),
-        (Shown(Cell(50.0, (52.0,)), None, None, True), "\\textcolor{gray}{50.0 $\\vert$ 52.0 (1)}"),
+        (Shown(CellNumbers(None, None), None, None, False), "$-$ $\\vert$ not run"),
+        (Shown(CellNumbers(100.0, (math.inf, 3.0)), None, None, False), "100 $\\vert$ diverged (2)"),
+        (Shown(CellNumbers(None, (50.0,)), None, None, False), "$-$ $\\vert$ 50.0 (1)"),
+        (Shown(CellNumbers(50.0, (49.0,)), 1.0, -1.0, False), "50.0 $\\vert$ 49.0 (1) $\\vert$ +1.0; $-$1.0"),
+        (Shown(CellNumbers(50.0, (52.0,)), None, 2.0, False), "50.0 $\\vert$ 52.0 (1) $\\vert$ $-$; +2.0"),
+        (Shown(CellNumbers(50.0, (52.0,)), None, None, True), "\\textcolor{gray}{50.0 $\\vert$ 52.0 (1)}"),
     ],
 )
 def test_a_cell_in_latex_says_what_it_says_in_markdown(shown, expected):

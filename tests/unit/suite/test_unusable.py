@@ -77,7 +77,7 @@ def test_a_result_of_the_same_changed_source_is_not_repeated_and_enters_no_table
     measure(finals, source=here)
     assert runner.complete([spec], 1) == []
     assert capsys.readouterr().err == "", "nothing is started, so nothing is said"
-    assert resolve(spec).cell.values is None
+    assert resolve(spec).numbers.values is None
     text = plan.text([spec], "gpu1")
     assert text.count("does not count: ") == text.count("; not repeated by the same changed source") == 7
     for other in (CHANGED | {"fingerprint": "another"}, CHANGED | {"dirty": False}):
