@@ -27,27 +27,10 @@ NOT_RUN = "not run"
 BASELINE = "lora"  # the method over which an effect is computed
 SQUARE = "r_hat/d, ignored"
 DIGITS = {"percent": 1, "perplexity": 2}  # as in the paper
-CSV_COLUMNS = [
-    *("method", "r", "operator", "column", "task", "setting", "lr"),
-    *(
-        "paper",
-        "mean",
-        "sd",
-        "n",
-        "n_planned",
-        "effect_paper",
-        "effect",
-        "floor",
-        "trainable",
-        "r_hat_over_d",
-        "inputs_ignored",
-        "ms_a_step",
-        "gib",
-        "reached",
-        "seeds",
-        "runs",
-    ),
-]
+CSV_FIELDS = [
+    "method", "r", "operator", "column", "task", "setting", "lr", "paper", "mean", "sd", "n", "n_planned", "effect_paper",
+    "effect", "floor", "trainable", "r_hat_over_d", "inputs_ignored", "ms_a_step", "gib", "reached", "seeds", "runs",
+]  # fmt: skip
 CAPTIONS = {"smollm2_135m": "SmolLM2-135M-Instruct, dequantised from Q4_1"}
 STACK = ("torch", "transformers", "peft")
 SIGNS = {"+-": "$\\pm$", "-": "$-$", "|": "$\\vert$", "~": "$\\sim$", ">": "$>$", "%": "\\%"}  # in LaTeX
@@ -349,44 +332,47 @@ def _signs(text: str) -> str:
 
 def _csv(rows: list[list[ResolvedCell]], cells: list[list[Shown | None]]) -> str:
     """Return one line per cell; a field without a value is empty."""
+    lines = [
+        _csv_fields(cell, shown)
+        for row, in_row in zip(rows, cells, strict=True)
+        for cell, shown in zip(row, in_row, strict=True)
+        if shown is not None
+    ]
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
-    for row, in_row in zip(rows, cells, strict=True):
-        for cell, c in zip(row, in_row, strict=True):
-            if c is not None:
-                writer.writerow(_csv_line(cell, c))
+    writer = csv.DictWriter(out, CSV_FIELDS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
     return out.getvalue()
 
 
-def _csv_line(cell: ResolvedCell, shown: Shown) -> list[str]:
-    spec, best, c = cell.spec, cell.selected, shown.numbers
+def _csv_fields(cell: ResolvedCell, shown: Shown) -> dict[str, str]:
+    spec, best, numbers, square = cell.spec, cell.selected, shown.numbers, cell.square
 
     def number(value: float | None) -> str:
         return "" if value is None else f"{value:.4f}"
 
-    return [
-        spec.row.method,
-        "" if spec.config.r is None else str(spec.config.r),
-        spec.row.operator or "",
-        spec.column.name,
-        spec.column.task,
-        " ".join([*spec.row.settings, *(best.overrides if best else ())]),
-        format_lr(best.lr) if best and best.lr else "",
-        "" if c.paper is None else f"{c.paper:g}",
-        number(c.mean),
-        number(c.sd),
-        str(len(c.values)) if c.values else "",
-        str(c.seeds),
-        number(shown.effect_paper),
-        number(shown.effect),
-        "at" if shown.at_floor else "" if cell.floor_tested else "not tested",
-        trainable([cell]).replace(",", ""),
-        number(m.r_hat / m.width if (m := cell.square) else None),
-        number(m.ignored if m else None),
-        _ms(cell),
-        _gib(cell),
-        _reached(spec.experiment, cell),
-        " ".join(f"{v:.4f}" for v in c.values or ()),
-        " ".join(run_id(run) for run, _ in cell.results),
-    ]
+    return {
+        "method": spec.row.method,
+        "r": "" if spec.config.r is None else str(spec.config.r),
+        "operator": spec.row.operator or "",
+        "column": spec.column.name,
+        "task": spec.column.task,
+        "setting": " ".join([*spec.row.settings, *(best.overrides if best else ())]),
+        "lr": format_lr(best.lr) if best and best.lr else "",
+        "paper": "" if numbers.paper is None else f"{numbers.paper:g}",
+        "mean": number(numbers.mean),
+        "sd": number(numbers.sd),
+        "n": str(len(numbers.values)) if numbers.values else "",
+        "n_planned": str(numbers.seeds),
+        "effect_paper": number(shown.effect_paper),
+        "effect": number(shown.effect),
+        "floor": "at" if shown.at_floor else "" if cell.floor_tested else "not tested",
+        "trainable": trainable([cell]).replace(",", ""),
+        "r_hat_over_d": number(square.r_hat / square.width if square else None),
+        "inputs_ignored": number(square.ignored if square else None),
+        "ms_a_step": _ms(cell),
+        "gib": _gib(cell),
+        "reached": _reached(spec.experiment, cell),
+        "seeds": " ".join(f"{value:.4f}" for value in numbers.values or ()),
+        "runs": " ".join(run_id(config) for config, _ in cell.results),
+    }
