@@ -167,7 +167,7 @@ def find(rows: list[list[ResolvedCell]], wanted: Row, column: str) -> ResolvedCe
 ANSWERS = 0.1
 
 
-def nothing_known(claim: Claim, measured: Measured) -> bool:
+def hidden_by_floor(claim: Claim, measured: Measured) -> bool:
     """Return whether a floor, the score of a model that knows nothing, hides the contrast.
 
     It does if both rows are at the floor, if the better row stands less far above it than the claim's margin or planned

@@ -22,14 +22,14 @@ from .contrasts import (
     both_at_floor,
     documents,
     find,
+    hidden_by_floor,
     measure,
-    nothing_known,
     paper_effect,
     rare_counts,
 )
 from .experiment import NAMES, Row, Scale
 from .time_ratios import RatioOfTimes, ratio_of_times
-from .verdicts import Estimate, Interval, Judged, Variance, Verdict
+from .verdicts import Estimate, Interval, NearestVerdict, Variance, Verdict
 
 BENCH = ROOT / "results" / "bench"
 
@@ -94,32 +94,31 @@ def judge(claims: Iterable[Claim], scale: Scale, resolved: ResolvedTables | None
     outcomes: dict[int, Outcome] = {}
     for name in dict.fromkeys(claim.experiment for claim in claims):
         table = [claim for claim in claims if claim.experiment == name]
-        for claim, outcome in zip(table, _of_table(table, scale, resolved), strict=True):
+        for claim, outcome in zip(table, _judge_table(table, scale, resolved), strict=True):
             outcomes[id(claim)] = outcome
     return [outcomes[id(claim)] for claim in claims]
 
 
-def _of_table(table: list[Claim], scale: Scale, resolved: ResolvedTables) -> list[Outcome]:
+def _judge_table(table: list[Claim], scale: Scale, resolved: ResolvedTables) -> list[Outcome]:
     if not table[0].experiment:
-        return [_of_ratio(claim.ratio, scale) for claim in table if claim.ratio]
-    rows = resolved.rows(table[0].experiment, scale)
-    every = [resolved.measured(claim, claim.primary, scale) for claim in table]
-    estimator = by_pool(table, every)
-    estimates = [estimator(claim, measured) for claim, measured in zip(table, every, strict=True)]
-    kept: list[Verdict] = [
-        "not run" if estimate is None else "floor" if nothing_known(claim, measured) else "undecided"
-        for claim, measured, estimate in zip(table, every, estimates, strict=True)
+        return [_judge_ratio(claim.ratio, scale) for claim in table if claim.ratio]
+    contrasts = [resolved.measured(claim, claim.primary, scale) for claim in table]
+    estimator = pooled_estimator(table, contrasts)
+    estimates = [estimator(claim, measured) for claim, measured in zip(table, contrasts, strict=True)]
+    before: list[Verdict] = [
+        "not run" if estimate is None else "floor" if hidden_by_floor(claim, measured) else "undecided"
+        for claim, measured, estimate in zip(table, contrasts, estimates, strict=True)
     ]
-    to_close = gaps(table, scale, resolved)
-    judged = judge_alone(table, every, kept, estimator, to_close)
-    kept = [verdict if was == "undecided" else was for was, verdict in zip(kept, verdicts.decide(judged), strict=True)]
-    outcomes = [
-        _outcome(claim, claim.primary, measured, estimate, verdict, rows, resolved)
-        for claim, measured, estimate, verdict in zip(table, every, estimates, kept, strict=True)
-    ]
-    for outcome, alone, p in zip(outcomes, judged, verdicts.corrected(judged), strict=True):
-        outcome.notes.extend(_p_values(outcome.verdict, alone, p))
-    return [with_gap(outcome, gap) for outcome, gap in zip(outcomes, to_close, strict=True)]
+    gaps = gaps_to_close(table, scale, resolved)
+    nearest = nearest_verdicts(table, contrasts, before, estimator, gaps)
+    decided = verdicts.decide(nearest)
+    outcomes = []
+    for i, p in enumerate(verdicts.corrected(nearest)):
+        verdict = decided[i] if before[i] == "undecided" else before[i]
+        outcome = _outcome(table[i], table[i].primary, contrasts[i], estimates[i], verdict, scale, resolved)
+        outcome.notes.extend(_p_values(verdict, nearest[i], p))
+        outcomes.append(with_gap(outcome, gaps[i]))
+    return outcomes
 
 
 def with_gap(outcome: Outcome, gap: Measured | None) -> Outcome:
@@ -135,37 +134,37 @@ def with_gap(outcome: Outcome, gap: Measured | None) -> Outcome:
 Estimator = Callable[[Claim, Measured], Estimate | None]
 
 
-def by_pool(table: list[Claim], every: list[Measured]) -> Estimator:
+def pooled_estimator(table: list[Claim], contrasts: list[Measured]) -> Estimator:
     """Return the estimator of the rule: where seeds are few, it takes the variance pooled over these contrasts.
 
     A contrast with a run in doubt has the variance of its own seeds, and is not in the pool.
     """
-    pool = [(claim, m) for claim, m in zip(table, every, strict=True) if not m.doubts]
+    pool = [(claim, m) for claim, m in zip(table, contrasts, strict=True) if not m.doubts]
     shared = {unit: _variance(pool, unit) for unit in {claim.unit for claim in table}}
     return lambda claim, m: _estimate(claim, m, None if m.doubts else shared.get(claim.unit))
 
 
-def judge_alone(
+def nearest_verdicts(
     table: list[Claim],
-    every: list[Measured],
-    standing: Sequence[Verdict],
+    contrasts: list[Measured],
+    before: Sequence[Verdict],
     estimator: Estimator,
-    to_close: Sequence[Measured | None],
-) -> list[Judged]:
-    """Judge each claim of a table before any correction.
+    gaps: Sequence[Measured | None],
+) -> list[NearestVerdict]:
+    """Return what each claim of a table is nearest to, before any correction.
 
-    `standing` is "undecided" for each claim that is to be judged. A claim that is not judged, now or ever, has p = 1, and
-    counts with it in Holm's correction. `to_close` is the gap of each claim that is about one; its seeds must be done, too.
+    `before` is "undecided" for each claim that is to be judged. A claim that is not judged, now or ever, has p = 1, and
+    counts with it in Holm's correction. `gaps` has the gap of each claim that is about one; its seeds must be done, too.
     """
-    judged = [Judged(1.0, "undecided")] * len(table)
-    for i, (claim, measured) in enumerate(zip(table, every, strict=True)):
-        estimate, of_gap = estimator(claim, measured), to_close[i]
-        if estimate is None or standing[i] != "undecided" or not all_done(measured, of_gap):
+    found = [NearestVerdict(1.0, "undecided")] * len(table)
+    for i, (claim, measured) in enumerate(zip(table, contrasts, strict=True)):
+        estimate, of_gap = estimator(claim, measured), gaps[i]
+        if estimate is None or before[i] != "undecided" or not all_done(measured, of_gap):
             continue
         gap = estimator(claim, of_gap) if of_gap is not None else None
-        nearest = verdicts.judge(claim.test, estimate, claim.margin, gap)
-        judged[i] = _exact(claim, measured, nearest)._replace(level=claim.level(measured.planned))
-    return judged
+        nearest = verdicts.nearest_verdict(claim.test, estimate, claim.margin, gap)
+        found[i] = _exact(claim, measured, nearest)._replace(level=claim.level(measured.planned))
+    return found
 
 
 def all_done(measured: Measured, gap: Measured | None) -> bool:
@@ -173,20 +172,20 @@ def all_done(measured: Measured, gap: Measured | None) -> bool:
     return measured.complete and (gap is None or gap.complete)
 
 
-def _p_values(verdict: Verdict, alone: Judged, p: float) -> list[str]:
+def _p_values(verdict: Verdict, nearest: NearestVerdict, p: float) -> list[str]:
     """Return a note with the p-values if the verdict rests on the correction, or on a level other than the usual one."""
-    level = "" if alone.level == verdicts.ALPHA else f" at level {alone.level:g}"
-    if verdict == "undecided" and alone.p <= alone.level:
-        before = f"{alone.verdict} before Holm's correction (p = {p_text(alone.p)})"
+    level = "" if nearest.level == verdicts.ALPHA else f" at level {nearest.level:g}"
+    if verdict == "undecided" and nearest.p <= nearest.level:
+        before = f"{nearest.verdict} before Holm's correction (p = {p_text(nearest.p)})"
         return [f"{before}, undecided after it (p = {p_text(p)}{level})"]
-    return [f"p = {p_text(p)}{level}"] if level and verdict == alone.verdict != "undecided" else []
+    return [f"p = {p_text(p)}{level}"] if level and verdict == nearest.verdict != "undecided" else []
 
 
 def p_text(p: float) -> str:
     return f"{p:.3f}" if p >= 0.02 else f"{p:.4f}" if p >= 0.01 else f"{p:.2g}"  # near the level 0.01, one digit more
 
 
-def gaps(table: list[Claim], scale: Scale, resolved: ResolvedTables) -> list[Measured | None]:
+def gaps_to_close(table: list[Claim], scale: Scale, resolved: ResolvedTables) -> list[Measured | None]:
     """Return, for each claim, the gap that it says is closed; None for claims that are not about a gap."""
     return [
         resolved.measured(claim, Contrast(first=claim.second, second=claim.gap), scale)
@@ -207,25 +206,25 @@ def _estimate(claim: Claim, measured: Measured, of_table: Variance | None) -> Es
     return verdicts.estimate(measured.differences, of_table, measured.document_se, claim.plan.seed_sd)
 
 
-def also(claim: Claim, scale: Scale, resolved: ResolvedTables) -> list[Outcome]:
+def secondary_outcomes(claim: Claim, scale: Scale, resolved: ResolvedTables) -> list[Outcome]:
     """Return the contrasts shown beside the primary one, each with the variance of its own seeds and without a verdict."""
     if not claim.experiment:
         return []
-    rows, outcomes = resolved.rows(claim.experiment, scale), []
+    outcomes = []
     for contrast in claim.also:
         measured = resolved.measured(claim, contrast, scale)
         estimate = _estimate(claim, measured, None)
         verdict: Verdict = "not run" if estimate is None else "undecided"
-        outcomes.append(_outcome(claim, contrast, measured, estimate, verdict, rows, resolved))
+        outcomes.append(_outcome(claim, contrast, measured, estimate, verdict, scale, resolved))
     return outcomes
 
 
-def _exact(claim: Claim, measured: Measured, judged: Judged) -> Judged:
+def _exact(claim: Claim, measured: Measured, nearest: NearestVerdict) -> NearestVerdict:
     """Require Fisher's exact test, too, for an order of shares with few right or few wrong answers."""
     counts = rare_counts(claim, measured)
     if counts is None or claim.test != "order":
-        return judged
-    return Judged(max(judged.p, verdicts.exact(*counts)[1]), judged.verdict)
+        return nearest
+    return NearestVerdict(max(nearest.p, verdicts.exact(*counts)[1]), nearest.verdict)
 
 
 def _outcome(
@@ -234,21 +233,11 @@ def _outcome(
     measured: Measured,
     estimate: Estimate | None,
     verdict: Verdict,
-    rows: list[list[ResolvedCell]],
+    scale: Scale,
     resolved: ResolvedTables,
 ) -> Outcome:
-    names = [_name(rows, row) for row in (contrast.first, contrast.second)]
-    sides, cells = measured.sides, measured.cells
-    model = ", ".join(dict.fromkeys(cell.spec.config.model.name for row in rows for cell in row)) if rows else ""
-    effect = interval = None
-    if estimate is not None:
-        effect = measured.sign * estimate.effect
-        level = claim.level(measured.planned)
-        low, high = estimate.interval(1 - level if claim.test == "order" else 1 - 2 * level)
-        if claim.test == "order" and (counts := rare_counts(claim, measured)) is not None:
-            exact = verdicts.exact(*counts)[0]
-            low, high = min(low, 100 * measured.sign * exact.low), max(high, 100 * measured.sign * exact.high)
-        interval = Interval(*sorted((measured.sign * low, measured.sign * high)))
+    rows, sides = resolved.rows(claim.experiment, scale), measured.sides
+    effect, interval = _effect_and_interval(claim, measured, estimate)
     compared = [cell.spec for cell in sides[0].cells] if sides else []
     paper = paper_effect(claim, contrast, [spec.column for spec in compared], resolved)
     notes = _notes(claim, measured, verdict, estimate)
@@ -258,20 +247,34 @@ def _outcome(
         notes += [] if interval.low <= paper <= interval.high else ["the paper's effect is outside the interval"]
     return Outcome(
         verdict,
-        names[0],
-        names[1],
-        model,
-        effect,
-        interval,
-        len(measured.seeds),
-        measured.planned,
-        documents(sides),
-        paper,
-        notes,
-        [spec.heading for spec in compared],
-        list(dict.fromkeys(text for cell in cells if (text := cell.spec.config.rank_text))),
-        measured.sign,
+        first=_name(rows, contrast.first),
+        second=_name(rows, contrast.second),
+        model=", ".join(dict.fromkeys(cell.spec.config.model.name for row in rows for cell in row)),
+        effect=effect,
+        interval=interval,
+        seeds=len(measured.seeds),
+        planned=measured.planned,
+        documents=documents(sides),
+        paper=paper,
+        notes=notes,
+        columns=[spec.heading for spec in compared],
+        ranks=list(dict.fromkeys(text for cell in measured.cells if (text := cell.spec.config.rank_text))),
+        sign=measured.sign,
     )
+
+
+def _effect_and_interval(
+    claim: Claim, measured: Measured, estimate: Estimate | None
+) -> tuple[float | None, Interval | None]:
+    """Return both in the metric's own direction. If few answers are right or wrong, the interval covers the exact one."""
+    if estimate is None:
+        return None, None
+    level, sign = claim.level(measured.planned), measured.sign
+    low, high = estimate.interval(1 - level if claim.test == "order" else 1 - 2 * level)
+    if claim.test == "order" and (counts := rare_counts(claim, measured)) is not None:
+        exact = verdicts.exact(*counts)[0]
+        low, high = min(low, 100 * sign * exact.low), max(high, 100 * sign * exact.high)
+    return sign * estimate.effect, Interval(*sorted((sign * low, sign * high)))
 
 
 def _columns_at_floor(
@@ -319,7 +322,7 @@ def doubts_about(measured: Measured) -> list[str]:
     return [f"in doubt: {name} ({', '.join(why)})" for name, why in measured.doubts.items()]
 
 
-def _of_ratio(ratio: Ratio, scale: Scale) -> Outcome:
+def _judge_ratio(ratio: Ratio, scale: Scale) -> Outcome:
     """Compare two times at scale paper, round by round. The outcome shows the measurement least favourable to the claim."""
     measured: list[RatioOfTimes] = []
     for path in sorted(BENCH.glob("step-*.json")) if scale == "paper" else []:
@@ -339,7 +342,7 @@ def _of_ratio(ratio: Ratio, scale: Scale) -> Outcome:
 
 
 @lru_cache(maxsize=1)
-def rows_of(resolved: ResolvedTables) -> list[tuple[Claim, Scale, Outcome]]:
+def all_outcomes(resolved: ResolvedTables) -> list[tuple[Claim, Scale, Outcome]]:
     """Return every claim at every scale at which it was run; a claim that was run at none, once, as not run."""
     claims = load().claims
     by_scale = {scale: judge(claims, scale, resolved) for scale in COMPARED}

@@ -11,7 +11,7 @@ from mora.io import replace_file
 from .claims import Claim, Ledger, load
 from .contrasts import ResolvedTables
 from .experiment import Scale
-from .ledger import Outcome, also, p_text, rows_of
+from .ledger import Outcome, all_outcomes, p_text, secondary_outcomes
 from .sensitivity import again
 from .verdicts import ALPHA, Verdict
 
@@ -57,7 +57,7 @@ def table(resolved: ResolvedTables | None = None) -> str:
 
 def _at_other_scales(claim: Claim, shown: Scale, resolved: ResolvedTables) -> list[str]:
     """Return what was decided on the claim at a scale that README does not show."""
-    others = [(scale, o.verdict) for c, scale, o in rows_of(resolved) if c.says == claim.says and scale != shown]
+    others = [(scale, o.verdict) for c, scale, o in all_outcomes(resolved) if c.says == claim.says and scale != shown]
     return [f"at scale {scale}: {verdict}" for scale, verdict in others if verdict in DECIDED]
 
 
@@ -116,7 +116,7 @@ def page(resolved: ResolvedTables | None = None) -> str:
         "",
         *_preamble(load()),
     ]
-    for claim, scale, outcome in rows_of(resolved):
+    for claim, scale, outcome in all_outcomes(resolved):
         lines += ["", f"## {claim.says}", "", f"{claim.where}. {rule_text(claim, outcome)}"]
         if outcome.verdict == "not run":
             lines += ["", f"Not run; the paper's effect: {number_text(outcome.paper, claim)}."]
@@ -125,7 +125,9 @@ def page(resolved: ResolvedTables | None = None) -> str:
         lines.append("|" + "---|" * 7)
         shown = [(outcome, verdict_text(claim, outcome))]
         shown += [
-            (o, "; ".join(["not judged", *o.notes])) for o in also(claim, scale, resolved) if o.verdict != "not run"
+            (o, "; ".join(["not judged", *o.notes]))
+            for o in secondary_outcomes(claim, scale, resolved)
+            if o.verdict != "not run"
         ]
         for o, verdict in shown:
             columns = "" if o.columns == outcome.columns else f"; {', '.join(o.columns)}"
@@ -182,7 +184,7 @@ def summary(resolved: ResolvedTables | None = None) -> str:
 def _each_once(resolved: ResolvedTables) -> list[tuple[Claim, Scale, Outcome]]:
     """Return each claim at the largest scale whose planned seeds are all done; if there is none, at the largest run."""
     best: dict[str, tuple[Claim, Scale, Outcome]] = {}
-    for row in rows_of(resolved):
+    for row in all_outcomes(resolved):
         says, is_complete = row[0].says, row[2].is_complete
         if is_complete or says not in best or not best[says][2].is_complete:
             best[says] = row

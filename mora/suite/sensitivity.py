@@ -9,7 +9,7 @@ from . import verdicts
 from .claims import COMPARED, Claim, load
 from .contrasts import Measured, ResolvedTables
 from .experiment import Scale
-from .ledger import Estimator, all_done, by_pool, gaps, judge_alone, rows_of
+from .ledger import Estimator, all_done, all_outcomes, gaps_to_close, nearest_verdicts, pooled_estimator
 from .verdicts import FEW, Estimate, Verdict
 
 RULE = "the rule"
@@ -27,23 +27,23 @@ class Again(NamedTuple):
 
 def again(resolved: ResolvedTables) -> list[Again]:
     """Judge again every claim that is complete and above its floor, once for each way to estimate the variance."""
-    found = {(claim.says, scale): outcome for claim, scale, outcome in rows_of(resolved)}
+    found = {(claim.says, scale): outcome for claim, scale, outcome in all_outcomes(resolved)}
     claims, lines = load().claims, []
     for scale in COMPARED:
         for name in dict.fromkeys(claim.experiment for claim in claims if claim.experiment):
             table = [claim for claim in claims if claim.experiment == name]
             standing = [found[key].verdict if (key := (c.says, scale)) in found else "not run" for c in table]
-            lines += _of_table(table, scale, standing, resolved)
+            lines += _judge_again(table, scale, standing, resolved)
     return lines
 
 
-def _of_table(table: list[Claim], scale: Scale, verdict: list[Verdict], resolved: ResolvedTables) -> list[Again]:
+def _judge_again(table: list[Claim], scale: Scale, verdict: list[Verdict], resolved: ResolvedTables) -> list[Again]:
     every = [resolved.measured(claim, claim.primary, scale) for claim in table]
-    to_close = gaps(table, scale, resolved)
+    to_close = gaps_to_close(table, scale, resolved)
     standing: list[Verdict] = [v if v in ("not run", "floor") else "undecided" for v in verdict]
     ways: dict[str, list[float]] = {}
     for way, estimator in _ways(table, every).items():
-        judged = judge_alone(table, every, standing, estimator, to_close)
+        judged = nearest_verdicts(table, every, standing, estimator, to_close)
         ways[way] = verdicts.corrected(judged)
     return [
         Again(claim, scale, verdict[i], claim.level(every[i].planned), {way: p[i] for way, p in ways.items()})
@@ -55,8 +55,8 @@ def _of_table(table: list[Claim], scale: Scale, verdict: list[Verdict], resolved
 def _ways(table: list[Claim], every: list[Measured]) -> dict[str, Estimator]:
     few = [(claim, measured) for claim, measured in zip(table, every, strict=True) if len(measured.seeds) < FEW]
     return {
-        RULE: by_pool(table, every),
-        f"pool of contrasts with fewer than {FEW} seeds": by_pool([c for c, _ in few], [m for _, m in few]),
+        RULE: pooled_estimator(table, every),
+        f"pool of contrasts with fewer than {FEW} seeds": pooled_estimator([c for c, _ in few], [m for _, m in few]),
         "own seeds": _own,
         "own seeds, Satterthwaite": _satterthwaite,
     }

@@ -115,36 +115,39 @@ def estimate(
     return Estimate(effect, math.sqrt(total) if total > 0 else math.inf, chosen.df)
 
 
-class Judged(NamedTuple):
-    """The nearest verdict, its p-value, and the largest corrected p-value at which it is given."""
+class NearestVerdict(NamedTuple):
+    """The verdict that a claim is nearest to, its p-value, and the largest corrected p-value at which it is given."""
 
     p: float
     verdict: Verdict
     level: float = ALPHA
 
 
-def judge(test: Test, estimate: Estimate, margin: float = 0.0, gap: Estimate | None = None) -> Judged:
-    """Judge a claim before any correction. `gap` is, for the test `closes`, the gap that is to be closed."""
+def nearest_verdict(test: Test, estimate: Estimate, margin: float = 0.0, gap: Estimate | None = None) -> NearestVerdict:
+    """Return the verdict of a claim before any correction. For the test `closes`, `gap` is the gap that is to be closed."""
     if test == "order":
-        return Judged(2 * min(estimate.above(0), estimate.below(0)), "shown" if estimate.effect > 0 else "contradicted")
-    outside = Judged(2 * estimate.below(-margin), "contradicted")
+        return NearestVerdict(
+            2 * min(estimate.above(0), estimate.below(0)), "shown" if estimate.effect > 0 else "contradicted"
+        )
+    outside = NearestVerdict(2 * estimate.below(-margin), "contradicted")
     if test == "equal":
-        equal = Judged(max(estimate.above(-margin), estimate.below(margin)), "equal")
-        return min(equal, outside, Judged(2 * estimate.above(margin), "contradicted"), key=lambda j: j.p)
+        equal = NearestVerdict(max(estimate.above(-margin), estimate.below(margin)), "equal")
+        return min(equal, outside, NearestVerdict(2 * estimate.above(margin), "contradicted"), key=lambda j: j.p)
     p_gap = 1.0 if gap is None else min(1.0, 2 * gap.above(0))
-    nearest = min(Judged(estimate.above(-margin), "shown"), outside, key=lambda j: j.p)
-    return Judged(max(nearest.p, p_gap), nearest.verdict)
+    nearest = min(NearestVerdict(estimate.above(-margin), "shown"), outside, key=lambda j: j.p)
+    return NearestVerdict(max(nearest.p, p_gap), nearest.verdict)
 
 
-def corrected(table: Sequence[Judged]) -> list[float]:
+def corrected(table: Sequence[NearestVerdict]) -> list[float]:
     """Return the p-values of a table's claims after Holm's correction over all of them."""
-    return list(holm([judged.p for judged in table]))
+    return list(holm([nearest.p for nearest in table]))
 
 
-def decide(table: Sequence[Judged]) -> list[Verdict]:
+def decide(table: Sequence[NearestVerdict]) -> list[Verdict]:
     """Return the verdicts of a table's claims, by the corrected p-values."""
     return [
-        judged.verdict if p <= judged.level else "undecided" for judged, p in zip(table, corrected(table), strict=True)
+        nearest.verdict if p <= nearest.level else "undecided"
+        for nearest, p in zip(table, corrected(table), strict=True)
     ]
 
 

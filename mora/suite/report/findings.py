@@ -146,9 +146,9 @@ def of_claims(resolved: ResolvedTables) -> list[Finding]:
     """Return every claim at every scale at which it was run; a claim that was run at none, once, as not run."""
     claims = load().claims
     findings = []
-    for claim, scale, outcome in ledger.rows_of(resolved):
+    for claim, scale, outcome in ledger.all_outcomes(resolved):
         number = claims.index(claim) + 1
-        also = [o for o in ledger.also(claim, scale, resolved) if o.verdict != "not run"]
+        also = [o for o in ledger.secondary_outcomes(claim, scale, resolved) if o.verdict != "not run"]
         findings.append(Finding(number, claim, scale, outcome, also, _runs(resolved, claim, scale)))
     _set_extents(findings)
     return findings

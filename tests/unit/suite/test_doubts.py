@@ -52,7 +52,7 @@ def test_tables_and_claims_name_a_doubted_run(tmp_path, named):
     assert f"In doubt: LoRA r=1 (the paper's 8), uuid, seed 1: {why}." in table
     assert table.count("In doubt") == 1
     assert "In doubt: LoRA" in page.with_suffix(".tex").read_text()
-    outcome = next(o for claim, _, o in ledger.rows_of(ResolvedTables()) if claim.says == load().claims[0].says)
+    outcome = next(o for claim, _, o in ledger.all_outcomes(ResolvedTables()) if claim.says == load().claims[0].says)
     assert f"in doubt: LoRA r=1 (the paper's 8), uuid, seed 1 ({why})" in outcome.notes
 
 
@@ -85,7 +85,7 @@ def test_a_contrast_in_doubt_keeps_its_variance_to_itself():
     )
 
     def errors():
-        estimate = ledger.by_pool([claim, claim], [calm, wild])
+        estimate = ledger.pooled_estimator([claim, claim], [calm, wild])
         return [estimate(claim, measured).se for measured in (calm, wild)]
 
     assert errors()[0] == errors()[1]

@@ -64,7 +64,9 @@ def test_a_scale_whose_seeds_are_not_all_done_does_not_stand_for_a_claim_that_wa
     done = ledger.Outcome("contradicted", "MoRA", "LoRA", "small", seeds=3, planned=3)
     begun = replace(done, verdict="undecided", seeds=1)
     for rows, verdict in (([done, begun], "contradicted"), ([begun, done], "contradicted"), ([begun], "undecided")):
-        monkeypatch.setattr(ledger_text, "rows_of", lambda _, rows=rows: [(claim, "lite", outcome) for outcome in rows])
+        monkeypatch.setattr(
+            ledger_text, "all_outcomes", lambda _, rows=rows: [(claim, "lite", outcome) for outcome in rows]
+        )
         assert f": 1 {verdict}. " in ledger_text.summary()
         assert ledger_text.table().count("MoRA is faster") == ledger_text.table().count(f"**{verdict}**") == 1
 
@@ -73,7 +75,7 @@ def test_readme_names_what_was_decided_at_another_scale(monkeypatch):
     claim = Claim(**FASTER)
     lite = ledger.Outcome("contradicted", "MoRA", "LoRA", "small", seeds=3, planned=3)
     rows = [(claim, "lite", lite), (claim, "mid", replace(lite, verdict="undecided", notes=["in doubt: a run"]))]
-    monkeypatch.setattr(ledger_text, "rows_of", lambda _: rows)
+    monkeypatch.setattr(ledger_text, "all_outcomes", lambda _: rows)
     assert "| **undecided**; in doubt: a run; at scale lite: contradicted |" in ledger_text.table()
-    monkeypatch.setattr(ledger_text, "rows_of", lambda _: rows[::-1])
+    monkeypatch.setattr(ledger_text, "all_outcomes", lambda _: rows[::-1])
     assert "at scale" not in ledger_text.table(), "what is undecided elsewhere is not named"

@@ -9,7 +9,7 @@ from scipy import stats
 from mora.suite import ledger, ledger_text, pairing, sensitivity
 from mora.suite.claims import Claim, load
 from mora.suite.contrasts import ResolvedTables
-from mora.suite.ledger import by_pool
+from mora.suite.ledger import pooled_estimator
 
 CLAIM = Claim.model_validate({"says": "a is better", "where": "a test", "experiment": "table1", "plan": {"effect": 1}})
 LOOSE, TIGHT = [1.0, 4.0, 2.5], [0.9, 1.1, 1.0, 1.05, 0.95, 1.0, 1.0]
@@ -33,7 +33,7 @@ def test_a_contrast_with_many_seeds_is_in_the_rules_pool_and_not_in_that_of_few(
     every = [measured(LOOSE), measured(TIGHT)]
     ways = sensitivity._ways([CLAIM, CLAIM], every)
     rule, few, own = list(ways.values())[:3]
-    assert rule(CLAIM, every[0]) == by_pool([CLAIM, CLAIM], every)(CLAIM, every[0])
+    assert rule(CLAIM, every[0]) == pooled_estimator([CLAIM, CLAIM], every)(CLAIM, every[0])
     assert rule(CLAIM, every[0]).df == 2 + 6
     assert rule(CLAIM, every[0]).se < few(CLAIM, every[0]).se
     assert few(CLAIM, every[0]) == own(CLAIM, every[0])

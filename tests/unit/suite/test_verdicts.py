@@ -11,12 +11,12 @@ from mora.suite import verdicts
 from mora.suite.verdicts import (
     Design,
     Estimate,
-    Judged,
+    NearestVerdict,
     Variance,
     decide,
     estimate,
     exact,
-    judge,
+    nearest_verdict,
     pooled,
     variance,
 )
@@ -33,7 +33,7 @@ def table_of(rng, effects, seeds, seed_sd, document_se=0.0, test="order", margin
     ]
     of_table = pooled([variance(d) for d in differences])
     judged = [
-        judge(test, estimate(d, of_table, document_se, float(sd)), margin)
+        nearest_verdict(test, estimate(d, of_table, document_se, float(sd)), margin)
         for d, sd in zip(differences, sds, strict=True)
     ]
     return decide(judged)
@@ -94,7 +94,7 @@ def test_the_planned_effect_is_found_as_often_as_the_plan_says(test, effect, mar
     for _ in range(DRAWS):
         tables = [effect + document_se * rng.normal() + rng.normal(size=seeds) for _ in range(4)]
         of_table = pooled([variance(d) for d in tables])
-        judged = [judge(test, estimate(d, of_table, document_se, 1.0), margin, gap) for d in tables]
+        judged = [nearest_verdict(test, estimate(d, of_table, document_se, 1.0), margin, gap) for d in tables]
         decided += [verdict == ("equal" if test == "equal" else "shown") for verdict in decide(judged)]
     assert np.mean(decided) >= stated - 0.01
 
@@ -122,20 +122,20 @@ def test_a_table_of_one_claim_is_a_paired_t_test():
     a, b = rng.normal(size=(2, 4))
     estimated = estimate(list(a - b), pooled([variance(list(a - b))]), None, None)
     expected = stats.ttest_rel(a, b)
-    assert judge("order", estimated).p == pytest.approx(expected.pvalue)
+    assert nearest_verdict("order", estimated).p == pytest.approx(expected.pvalue)
     assert estimated.interval() == pytest.approx(tuple(expected.confidence_interval()))
 
 
 def test_one_seed_is_judged_with_the_planned_error_and_without_one_not_at_all():
     assert estimate([2.0], None, 0.4, 0.3) == Estimate(2.0, pytest.approx(0.5), math.inf)
-    assert judge("order", estimate([2.0], None, 0.4, None)) == Judged(2.0, "shown")
-    assert decide([judge("order", estimate([2.0], None, 0.4, None))]) == ["undecided"]
+    assert nearest_verdict("order", estimate([2.0], None, 0.4, None)) == NearestVerdict(2.0, "shown")
+    assert decide([nearest_verdict("order", estimate([2.0], None, 0.4, None))]) == ["undecided"]
 
 
 def test_no_interval_has_width_zero():
     estimated = estimate([0.0, 0.0, 0.0], Variance(0.0, 2), None, None)
     assert estimated.interval() == (-math.inf, math.inf)
-    assert decide([judge("equal", estimated, 1.0)]) == ["undecided"]
+    assert decide([nearest_verdict("equal", estimated, 1.0)]) == ["undecided"]
     assert estimate([0.0, 0.0, 0.0], Variance(0.0, 2), None, 0.3).se == pytest.approx(0.3 / math.sqrt(3))
     for rounded in ([100 * a - 100 * (a - 0.4) for a in (0.9, 0.913, 0.937)], [0.0, 1e-14, -1e-14]):
         assert len(set(rounded)) > 1, "by rounding"
@@ -148,17 +148,17 @@ def test_a_diverged_run_decides_nothing_by_itself():
 
 def test_a_gap_is_closed_only_where_it_is_shown():
     level = Estimate(0.0, 0.5, math.inf)
-    assert decide([judge("closes", level, 2.0, Estimate(3.0, 0.5, math.inf))]) == ["shown"]
-    assert decide([judge("closes", level, 2.0, Estimate(0.3, 0.5, math.inf))]) == ["undecided"]
-    assert decide([judge("closes", level, 2.0, None)]) == ["undecided"]
+    assert decide([nearest_verdict("closes", level, 2.0, Estimate(3.0, 0.5, math.inf))]) == ["shown"]
+    assert decide([nearest_verdict("closes", level, 2.0, Estimate(0.3, 0.5, math.inf))]) == ["undecided"]
+    assert decide([nearest_verdict("closes", level, 2.0, None)]) == ["undecided"]
     below = Estimate(-4.0, 0.5, math.inf)
-    assert decide([judge("closes", below, 2.0, Estimate(3.0, 0.5, math.inf))]) == ["contradicted"]
-    assert decide([judge("closes", below, 2.0, Estimate(0.3, 0.5, math.inf))]) == ["undecided"]
+    assert decide([nearest_verdict("closes", below, 2.0, Estimate(3.0, 0.5, math.inf))]) == ["contradicted"]
+    assert decide([nearest_verdict("closes", below, 2.0, Estimate(0.3, 0.5, math.inf))]) == ["undecided"]
 
 
 def test_holm_holds_the_verdicts_of_a_table_together():
     assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
-    assert decide([Judged(0.04, "shown"), Judged(0.01, "equal"), Judged(0.03, "shown")]) == [
+    assert decide([NearestVerdict(0.04, "shown"), NearestVerdict(0.01, "equal"), NearestVerdict(0.03, "shown")]) == [
         "undecided",
         "equal",
         "undecided",
@@ -167,7 +167,7 @@ def test_holm_holds_the_verdicts_of_a_table_together():
 
 
 def test_a_claim_may_have_a_level_of_its_own():
-    assert decide([Judged(0.02, "equal"), Judged(0.02, "equal", level=0.01)]) == ["equal", "undecided"]
+    assert decide([NearestVerdict(0.02, "equal"), NearestVerdict(0.02, "equal", level=0.01)]) == ["equal", "undecided"]
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 0), (0, 5), (1, 7), (500, 499)])
