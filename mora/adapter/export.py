@@ -27,7 +27,7 @@ from transformers import AutoConfig, AutoTokenizer
 from .config import MoraConfig
 from .layer import MoraLayer
 from .loading import load_checked
-from .merged_base import FILE, find, kept, restore_base
+from .merged_base import FILE, attached_base, find_file, restore_base
 from .model import ANOTHER_BASE
 
 FORMS = ("merged", "lora")
@@ -62,14 +62,14 @@ def load(adapter: str, base: str | None = None) -> PeftModel:
     with _told(f"{adapter} is no adapter that PEFT can read: adapter_config.json"):
         config = PeftConfig.from_pretrained(adapter)
     if not isinstance(config, MoraConfig):
-        restore = ", mora.restore_base(model, folder)" if find(adapter) else ""
+        restore = ", mora.restore_base(model, folder)" if find_file(adapter) else ""
         raise ExportError(
             f"{adapter} is a {config.peft_type} adapter, not MoRA: load it with PEFT{restore} and call merge_and_unload()"
         )
     where = base or config.base_model_name_or_path
     if not where:
         raise ExportError(f"{adapter} names no base model: give its folder or hub id as base (--base)")
-    merged = find(adapter)
+    merged = find_file(adapter)
     if config.restarted and not merged:
         raise ExportError(
             f"{adapter} fits a base that restarts have changed. {FILE}, which holds that base, is missing: copy it from the "
@@ -234,7 +234,7 @@ def _check(output: str, to: str, rank: int | float | None) -> None:
 
 def _check_base(model: PeftModel, adapter: str) -> None:
     """Raise ExportError where a LoRA would be loaded on another base than the one that the adapter fits."""
-    if (base := kept(model)) and base.count:
+    if (base := attached_base(model)) and base.count:
         raise ExportError(
             f"restarts merged earlier updates of {adapter} into its base ({FILE}), which a LoRA on the original base "
             "would lack: export it with to='merged' (--to merged)"

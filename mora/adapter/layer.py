@@ -17,7 +17,7 @@ from mora.choices import Groups
 from mora.sizes import wanted_and_clamped_r_hat
 
 from . import kernels
-from .base import linear_shape, quantisation_of, stored_weight
+from .base_layer import linear_shape, quantisation_of, stored_weight
 from .config import MoraConfig
 from .operators import OPERATORS, Operator
 

@@ -1,4 +1,4 @@
-"""The base that restarts have merged updates into, beside an adapter that needs it: `restarts.safetensors`."""
+"""The merged base: the base weights into which restarts have merged updates, saved beside the adapter that needs them."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from torch import nn
 from mora.io import replacing
 from mora.ranks import rank
 
-from .base import stored_weight
+from .base_layer import stored_weight
 
 FILE = "restarts.safetensors"
 
 
-def find(adapter: str | os.PathLike[str]) -> Path | None:
-    """Return the file that belongs to an adapter, a folder or a Hub id; None where there is none."""
+def find_file(adapter: str | os.PathLike[str]) -> Path | None:
+    """Return the merged base's file of an adapter, which is a folder or a Hub id; None if it has none."""
     folder = Path(adapter)
     if folder.is_dir():
         return folder / FILE if (folder / FILE).is_file() else None
@@ -40,10 +40,7 @@ def find(adapter: str | os.PathLike[str]) -> Path | None:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
-    """Context manager: yield the tensors of the file, and what it says of them.
-
-    Raises: ValueError where it is damaged.
-    """
+    """Context manager: yield the file's tensors and its metadata. Raises ValueError if the file is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             facts = file.metadata() or {}
@@ -58,13 +55,13 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
 
 @dataclass
 class MergedBase:
-    """What restarts have made of a base.
+    """The base weights after a number of restarts.
 
     Attributes:
         count: Restarts so far.
         step: Updates so far.
         shadow: The merged base weights in fp32, by module.
-        groups: The kinds of groups in turn, none where they do not change; None in a file that does not say it.
+        groups: The kinds of groups in turn; empty if they do not change, None if the file does not say.
         written: Folder -> the step at which the base was written there.
     """
 
@@ -75,20 +72,21 @@ class MergedBase:
     written: dict[Path, int] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
-        """Write what `load` reads, whole or not at all."""
+        """Write the file that `load_base` reads, whole or not at all."""
         with replacing(folder / FILE) as partial:
             facts = {"count": str(self.count), "step": str(self.step), "groups": " ".join(self.groups or ())}
             save_file(self.shadow, partial, metadata=facts)
         self.written[folder.resolve()] = self.step
 
 
-def keep(model: PeftModel, base: MergedBase) -> None:
-    """Let the model remember its merged base, and write it beside every adapter that it saves from now on."""
+def attach_base(model: PeftModel, base: MergedBase) -> None:
+    """Give the model its merged base, which it writes beside every adapter that it saves from now on."""
     model.base_model.merged_base = base
     model.save_pretrained = MethodType(save_pretrained, model)  # a method, which deepcopy binds to the copy
 
 
-def kept(model: PeftModel) -> MergedBase | None:
+def attached_base(model: PeftModel) -> MergedBase | None:
+    """Return what `attach_base` gave the model; None if it was not called."""
     return model.base_model.__dict__.get("merged_base")
 
 
@@ -99,8 +97,8 @@ def save_pretrained(
     selected_adapters: list[str] | None = None,
     **options: Any,
 ) -> None:
-    """PEFT's `save_pretrained`, and beside each adapter the merged base, once there were restarts."""
-    base, names = kept(self), selected_adapters or list(self.peft_config)
+    """Save as PEFT does, and beside each adapter the merged base if there were restarts."""
+    base, names = attached_base(self), selected_adapters or list(self.peft_config)
     restarted = base is not None and base.count > 0
     with _marked([self.peft_config[name] for name in names if name in self.peft_config] if restarted else []):
         type(self).save_pretrained(self, save_directory, safe_serialization, selected_adapters, **options)
@@ -116,7 +114,7 @@ def adapter_folder(folder: Path, name: str) -> Path:
 
 @contextmanager
 def _marked(configs: list[Any]) -> Iterator[None]:
-    """Context manager: these configurations of MoRA say that their base is another. PEFT's own have no field for it."""
+    """Context manager: those of the configurations that are MoRA's say `restarted`; PEFT's own have no such field."""
     before = [(config, config.restarted) for config in configs if hasattr(config, "restarted")]
     for config, _ in before:
         config.restarted = True
@@ -127,8 +125,8 @@ def _marked(configs: list[Any]) -> Iterator[None]:
             config.restarted = restarted
 
 
-def load(folder: Path, step: int | None = None) -> MergedBase:
-    """Read the file of a checkpoint, of `step` if it is given. Raises: ValueError."""
+def load_base(folder: Path, step: int | None = None) -> MergedBase:
+    """Read a checkpoint's merged base. Raises ValueError if there is none, or `step` is given and it is of another step."""
     path = folder / FILE
     if not path.is_file():
         raise ValueError(
@@ -159,14 +157,14 @@ def restore_base(model: nn.Module, checkpoint: str | os.PathLike[str]) -> None:
             names the module, and nothing has been written.
     """
     folder = Path(checkpoint)
-    base = load(folder)
+    base = load_base(folder)
     modules = dict(model.named_modules())
     weights = {name: _weight(modules.get(name), name, value.shape, folder) for name, value in base.shadow.items()}
     with torch.no_grad():
         for name, weight in weights.items():
             weight.copy_(base.shadow[name])
     if isinstance(model, PeftModel):
-        keep(model, base)
+        attach_base(model, base)
 
 
 def _weight(layer: nn.Module | None, name: str, shape: torch.Size, folder: Path) -> torch.Tensor:

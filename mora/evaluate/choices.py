@@ -7,9 +7,9 @@ from typing import Any
 
 import datasets
 
-from mora.errors import NonFiniteError
+from mora.errors import DataError, NonFiniteError
 
-from .records import DataError, Record, field_error, text, texts
+from .records import Record, field_error, text, texts
 
 Doc = dict[str, Any]
 

@@ -13,12 +13,11 @@ from typing import Any
 
 import zstandard
 
-from mora.errors import one_line
+from mora.errors import DataError, one_line
 from mora.io import replace_file
 
 from .aggregate import items_of
 from .logged import LoggedSamples
-from .records import DataError
 
 SUFFIX = ".jsonl.zst"
 LEVEL = 19

@@ -18,7 +18,7 @@ from mora.errors import ConfigError, did_you_mean, nearest
 from .aggregate import majority_baseline, standard_error
 from .logged import LoggedSamples
 from .metrics import DOCUMENTS, FLOOR, IF_ANSWERED, STDERR, key
-from .metrics import facts as facts_of
+from .metrics import facts as metric_facts
 from .response_cache import ResponseCache
 from .window import PROMPT_TOKENS, positions
 
@@ -101,8 +101,10 @@ def evaluate_model(
             fewshot_as_multiturn=True,
         )
     model.train(was_training)
-    logged = {name: keep(name, result) for name in result["samples"]}
-    metrics = {name: _with_errors(result["results"][name], logged[name]) | _facts(logged[name]) for name in logged}
+    logged = {name: logged_samples(name, result) for name in result["samples"]}
+    metrics = {
+        name: _with_errors(result["results"][name], logged[name]) | _sample_facts(logged[name]) for name in logged
+    }
     for group, members in result["group_subtasks"].items():
         if members:
             metrics[group] = average([metrics[member] for member in members if member in metrics])
@@ -150,7 +152,7 @@ def _manager(tasks: list[str], metadata: dict[str, Any] | None = None) -> Any:
     return manager
 
 
-def keep(name: str, result: dict[str, Any]) -> LoggedSamples:
+def logged_samples(name: str, result: dict[str, Any]) -> LoggedSamples:
     """Return lm-eval's samples of a task with what is kept of them: identity, answer and score."""
     metadata = result["configs"][name].get("metadata") or {}
     samples = result["samples"][name]
@@ -197,7 +199,7 @@ def average(members: list[dict[str, float]]) -> dict[str, float]:
     return averaged
 
 
-def _facts(logged: LoggedSamples) -> dict[str, float]:
+def _sample_facts(logged: LoggedSamples) -> dict[str, float]:
     """Return the number of scored documents, and the score of a model that knows nothing.
 
     The latter is the score of the best constant answer in multiple choice, else what the task says. If some texts contain
@@ -215,7 +217,7 @@ def _facts(logged: LoggedSamples) -> dict[str, float]:
         rows = [row for row in logged.rows if row["filter"] == logged.rows[0]["filter"]]
         gold, items = [row["gold"] for row in rows], [row["score"] for row in rows]
         facts[FLOOR] = majority_baseline(logged.header["aggregation"], gold, items)
-    elif (known := facts_of(key(logged.header["task"], logged.header["headline"])).floor) is not None:
+    elif (known := metric_facts(key(logged.header["task"], logged.header["headline"])).floor) is not None:
         facts[FLOOR] = known
     return facts
 

@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 
 from mora.config.seal import sealed, unsealed
+from mora.errors import DataError
 from mora.io import replace_file
 
 from .logged import LoggedSamples
-from .records import DataError
 
 ROWS = "rows_sha256"  # a field of the header
 

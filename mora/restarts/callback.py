@@ -14,7 +14,7 @@ from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, load_peft_weights
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from mora.adapter.merged_base import FILE, MergedBase, adapter_folder, keep, kept, load
+from mora.adapter.merged_base import FILE, MergedBase, adapter_folder, attach_base, attached_base, load_base
 from mora.adapter.model import MoraModel
 from mora.choices import Groups, MergeRounding
 from mora.ranks import barrier, rank
@@ -100,7 +100,7 @@ class RestartCallback(TrainerCallback):
     ) -> None:
         model, optimizer, scheduler = kwargs["model"], kwargs["optimizer"], kwargs["lr_scheduler"]
         layers = check_supported(args, model)
-        self._base = kept(model) or MergedBase()  # of an earlier training of this model
+        self._base = attached_base(model) or MergedBase()  # of an earlier training of this model
         settings = self._settings_for(model, layers, self._base.count)
         engine = restart_engine(model, optimizer, layers)
         self._restart = Restart(engine, settings, layers, args.seed, self._base.count, self._base.shadow)
@@ -110,7 +110,7 @@ class RestartCallback(TrainerCallback):
         elif self._base.count:
             self._restart.check_base()
         self._note(state)
-        keep(model, self._base)
+        attach_base(model, self._base)
         _check_loaded(model, layers[0].adapter_name)
         self._rates = Rates(scheduler, settings, state.global_step)
         if self._reference_watch is not None:  # of a training that an error ended
@@ -191,7 +191,7 @@ class RestartCallback(TrainerCallback):
         assert self._restart is not None
         folder = Path(self._resume_from or checkpoint)
         self._check_adapter(folder)
-        saved = load(next((place for place in self._places(folder) if (place / FILE).is_file()), folder), step)
+        saved = load_base(next((place for place in self._places(folder) if (place / FILE).is_file()), folder), step)
         self._restart.settings = self._settings_of(saved, folder)
         self._restart.load_state_dict({"count": saved.count, "shadow": saved.shadow})
 

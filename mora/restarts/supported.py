@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.training_args import ParallelMode
 
 from mora.adapter import MoraConfig
-from mora.adapter.base import stored_weight
+from mora.adapter.base_layer import stored_weight
 from mora.adapter.layer import MoraLayer
 
 from .layers import Adapted, adapted_layers

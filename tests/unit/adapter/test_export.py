@@ -292,18 +292,18 @@ def test_an_adapter_is_not_exported_without_the_base_that_it_fits(form, restarte
 def test_the_merged_base_of_an_adapter_on_the_hub_is_found(restarted, monkeypatch):
     adapter, _ = restarted
     monkeypatch.setattr(merged_base, "hf_hub_download", lambda repo, file: str(adapter / file))
-    assert merged_base.find("someone/adapter") == adapter / FILE
+    assert merged_base.find_file("someone/adapter") == adapter / FILE
 
     def missing(repo, file):
         raise EntryNotFoundError(f"{repo} has no {file}")
 
     monkeypatch.setattr(merged_base, "hf_hub_download", missing)
-    assert merged_base.find("someone/adapter") is None
+    assert merged_base.find_file("someone/adapter") is None
 
 
 def test_the_hub_is_asked_once_whether_an_adapter_has_a_merged_base(restarted, monkeypatch, tmp_path):
     adapter, asked = str(restarted[0]), []
-    monkeypatch.setattr("mora.adapter.export.find", lambda name: asked.append(name) or merged_base.find(name))
+    monkeypatch.setattr("mora.adapter.export.find_file", lambda name: asked.append(name) or merged_base.find_file(name))
     with pytest.raises(ExportError, match="restarts merged earlier updates"):
         export(adapter, str(tmp_path / "out"), "lora", rank=8)
     assert asked == [adapter]

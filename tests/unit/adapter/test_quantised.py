@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from mora import MoraConfig
-from mora.adapter import base as base_file
+from mora.adapter import base_layer
 
 
 class Coarse(nn.Module):
@@ -48,12 +48,12 @@ class CoarseBackend(QuantizationBackend):
 
 @pytest.fixture
 def coarse(monkeypatch):
-    find = base_file.resolve_quantization_backend
+    find = base_layer.resolve_quantization_backend
 
     def resolve(module, **options):
         return CoarseBackend() if isinstance(module, Coarse) else find(module, **options)
 
-    monkeypatch.setattr(base_file, "resolve_quantization_backend", resolve)
+    monkeypatch.setattr(base_layer, "resolve_quantization_backend", resolve)
     config = MoraConfig(r=2, target_modules=["0"], operator="rotation", init_weights=False)
     return get_peft_model(nn.Sequential(Coarse(20, 32)), config)
 

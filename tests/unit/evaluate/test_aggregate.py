@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
+from mora.errors import DataError
 from mora.evaluate.aggregate import aggregate, bootstrap, majority_baseline, standard_error
 from mora.evaluate.compare import compare, holm, mcnemar, two_sided_p
-from mora.evaluate.harness import LoggedSamples, average
-from mora.evaluate.records import DataError
+from mora.evaluate.harness import average
+from mora.evaluate.logged import LoggedSamples
 
 RNG = np.random.default_rng(0)
 GOLD = RNG.choice(["a", "b", "c"], 200, p=[0.6, 0.3, 0.1])

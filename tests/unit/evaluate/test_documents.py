@@ -4,9 +4,9 @@ import random
 
 import pytest
 
+from mora.errors import DataError
 from mora.evaluate import compare, documents, samples
 from mora.evaluate.logged import LoggedSamples
-from mora.evaluate.records import DataError
 
 
 def scored(task, items, clusters=None, aggregation="mean", prompts="p", **header):

@@ -11,11 +11,12 @@ import torch
 from mora.config.data_schema import UuidData
 from mora.data.sets import EvaluationSet
 from mora.data.uuid import make_pairs
-from mora.errors import ModelError
+from mora.errors import DataError, ModelError
 from mora.evaluate import __main__ as command
 from mora.evaluate import harness, samples
-from mora.evaluate.harness import LoggedSamples, Settings, evaluate_model
-from mora.evaluate.records import DataError, rows
+from mora.evaluate.harness import Settings, evaluate_model
+from mora.evaluate.logged import LoggedSamples
+from mora.evaluate.records import rows
 from mora.evaluate.tasks.biomed import biomed_task
 from mora.evaluate.tasks.c4 import c4_task
 from mora.evaluate.tasks.finance import finance_local
@@ -103,11 +104,11 @@ def test_every_task_with_real_records_runs(tiny):
 def test_the_score_of_those_texts_that_hold_an_answer():
     rows = [{"id": i, "filter": "none", "answered": i % 2, "score": float(i == 1)} for i in range(8)]
     header = {"task": "metamath_gsm8k", "headline": "score", "documents": 8, "aggregation": "mean"}
-    facts = harness._facts(LoggedSamples(header, rows))
+    facts = harness._sample_facts(LoggedSamples(header, rows))
     assert facts["score_if_answered"] == 0.25
     assert facts["score_if_answered_stderr"] == pytest.approx(0.25)
     silent = [row | {"answered": 0.0} for row in rows]
-    assert "score_if_answered" not in harness._facts(LoggedSamples(header, silent))
+    assert "score_if_answered" not in harness._sample_facts(LoggedSamples(header, silent))
 
 
 def test_rows_of_adaptllms_schema_run_through_the_command(tiny, tmp_path, capsys):

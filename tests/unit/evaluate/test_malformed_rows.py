@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from mora.errors import DataError
 from mora.evaluate import __main__ as command
 from mora.evaluate import synthetic
-from mora.evaluate.records import DataError
 from mora.evaluate.tasks.biomed import biomed_task
 from mora.evaluate.tasks.c4 import c4_task
 from mora.evaluate.tasks.finance import finance_local, finance_task

@@ -11,9 +11,10 @@ import datasets
 from mora.data import packing
 from mora.data.encoders import MAP_BATCH
 from mora.data.sets import SETS
+from mora.errors import DataError
 from mora.evaluate.backend import TOKEN_IDS
 from mora.evaluate.choices import as_test_split
-from mora.evaluate.records import DataError, rows, text
+from mora.evaluate.records import rows, text
 
 BLOCK = 512  # paper: section 5.3
 

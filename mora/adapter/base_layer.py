@@ -1,4 +1,4 @@
-"""What a MoRA layer may sit on."""
+"""The base layer of a MoRA layer: whether MoRA can adapt it, its size, and its weight."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ PLAIN = (Tensor, nn.Parameter, FakeTensor, DTensor)
 
 
 def quantisation_of(module: nn.Module, **options: object) -> QuantizationBackend | None:
-    """PEFT's backend for a quantised linear module; None for one in floating point.
+    """Return PEFT's backend for a quantised linear module; None for one in floating point.
 
-    options: what `peft.utils.get_quantization_kwargs(model)` gives.
-    Raises: TypeError, with the class named, for anything else: what is no linear module, or is quantised in a way that
-        PEFT does not know, even where it reports a floating-point dtype.
+    Args:
+        module: The module.
+        **options: What `peft.utils.get_quantization_kwargs(model)` returns.
+
+    Raises:
+        TypeError: It is no linear module, or is quantised in a way that PEFT does not know, even if it reports a
+            floating-point dtype. The message names its class.
     """
     weight = getattr(module, "weight", None)
     name = f"{type(module).__module__}.{type(module).__qualname__}"
@@ -41,16 +45,16 @@ def quantisation_of(module: nn.Module, **options: object) -> QuantizationBackend
 
 
 def stored_weight(module: nn.Module) -> Tensor | None:
-    """Return the weight of a module, if it keeps what is written into it.
+    """Return the weight of a module if it keeps what is written into it.
 
-    None where it is computed from others: by weight_norm, pruning or a parametrisation.
+    None if it is computed from other tensors, as by weight_norm, pruning or a parametrisation.
     """
     parameter: Tensor | None = module._parameters.get("weight")
     return module._buffers.get("weight") if parameter is None else parameter
 
 
 def linear_shape(module: Any) -> tuple[int, int]:
-    """(in_features, out_features) of a module that MoRA can adapt, of the whole weight where DeepSpeed has split it."""
+    """Return in_features and out_features of a module that MoRA can adapt, also if DeepSpeed has split its weight."""
     if isinstance(module, Conv1D):
         in_features, out_features = getattr(module.weight, "ds_shape", module.weight.shape)
         return in_features, out_features
