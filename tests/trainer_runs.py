@@ -15,7 +15,7 @@ from mora import RestartCallback
 from mora.methods import prepare
 from mora.models.load import load_model
 from mora.restarts.layers import adapted_layers
-from mora.train.restart import Restarts
+from mora.train.restart import RunRestarts
 from mora.train.schedule import learning_rate
 
 LR, EVERY, WARMUP, STEPS = 3e-3, 4, 2, 14
@@ -40,7 +40,7 @@ def of_the_suite(method: str, *overrides: str) -> list[dict[str, Tensor]]:
     """The weight that every adapted layer multiplies by, after each step of the suite's loop."""
     config = run_config(method, *overrides)
     engine = tiny_engine(config)
-    restarts, batches, steps = Restarts(engine, config), random_batches(), []
+    restarts, batches, steps = RunRestarts(engine, config), random_batches(), []
     for step in range(STEPS):
         lr = learning_rate(step, STEPS, LR, config.task.train, config.method.restart)
         tokens = batches.loss_tokens(step)
@@ -48,7 +48,7 @@ def of_the_suite(method: str, *overrides: str) -> list[dict[str, Tensor]]:
             engine.backward(micro, tokens)
         engine.step(lr, 1.0)
         if restarts.due(step + 1, STEPS):
-            restarts.apply(step + 1)
+            restarts.apply()
         steps.append(weights(engine.model))
     return steps
 

@@ -22,7 +22,7 @@ from mora.ranks import barrier, rank
 from .layers import Adapted, sharing_layers
 from .rates import Rates
 from .reference_watch import ReferenceWatch
-from .restart import Restart, describe
+from .restart import Restarts, describe
 from .supported import check_supported
 from .trainer_optimizer import restart_engine
 
@@ -89,11 +89,11 @@ class RestartCallback(TrainerCallback):
         _check_groups(groups)
         self._settings = _Settings(every_steps, warmup_steps, groups, merge_rounding)
         self._resume_from = resume_from
-        self._restart: Restart | None = None
+        self._restarts: Restarts | None = None
         self._base = MergedBase()
         self._rates: Rates | None = None
         self._reference_watch: ReferenceWatch | None = None
-        self.history: list[dict[str, float]] = []  # what each restart said, `Restart.apply`
+        self.history: list[dict[str, float]] = []  # what each restart said, `Restarts.apply`
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -103,12 +103,12 @@ class RestartCallback(TrainerCallback):
         self._base = attached_base(model) or MergedBase()  # of an earlier training of this model
         settings = self._settings_for(model, layers, self._base.count)
         engine = restart_engine(model, optimizer, layers)
-        self._restart = Restart(engine, settings, layers, args.seed, self._base.count, self._base.shadow)
+        self._restarts = Restarts(engine, settings, layers, args.seed, self._base.count, self._base.shadow)
         self.history = []
         if state.global_step:
             self._resume(_checkpoint(args, state), state.global_step)
         elif self._base.count:
-            self._restart.check_base()
+            self._restarts.check_base()
         self._note(state)
         attach_base(model, self._base)
         _check_loaded(model, layers[0].adapter_name)
@@ -132,9 +132,9 @@ class RestartCallback(TrainerCallback):
         self._reference_watch.check(state.global_step + 1)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        assert self._restart is not None
-        if self._restart.due(state.global_step, state.max_steps):
-            self.history.append(facts := self._restart.apply())
+        assert self._restarts is not None
+        if self._restarts.due(state.global_step, state.max_steps):
+            self.history.append(facts := self._restarts.apply())
             if rank() == 0:
                 logger.info("step %d: %s", state.global_step, describe(facts))
         self._note(state)
@@ -152,26 +152,26 @@ class RestartCallback(TrainerCallback):
     ) -> None:
         if self._reference_watch is not None:
             self._reference_watch.remove()
-        if self._restart is not None and self._restart.count and rank() == 0:
+        if self._restarts is not None and self._restarts.count and rank() == 0:
             logger.warning(
                 "%d restarts went into the base weights: an adapter that is saved now holds them as %s, and needs it; a "
                 "model of its own is model.merge_and_unload()",
-                self._restart.count,
+                self._restarts.count,
                 FILE,
             )
 
     def _note(self, state: TrainerState) -> None:
         """Bring what is saved beside adapters up to date."""
-        assert self._restart is not None
-        base, restart = self._base, self._restart
+        assert self._restarts is not None
+        base, restarts = self._base, self._restarts
         base.count, base.step, base.shadow, base.groups = (
-            restart.count, state.global_step, restart.shadow, tuple(restart.groups)
+            restarts.count, state.global_step, restarts.shadow, tuple(restarts.groups)
         )  # fmt: skip
 
     def _places(self, checkpoint: Path) -> list[Path]:
         """Return where the merged base of a checkpoint may lie: there, or beside its adapter."""
-        assert self._restart is not None
-        return list(dict.fromkeys([checkpoint, adapter_folder(checkpoint, self._restart.layers[0].adapter_name)]))
+        assert self._restarts is not None
+        return list(dict.fromkeys([checkpoint, adapter_folder(checkpoint, self._restarts.layers[0].adapter_name)]))
 
     def _settings_for(self, model: PeftModel, layers: list[Adapted], count: int) -> _Settings:
         """Return the settings with the groups in the order of the adapter's lives, so that its own kind is that of `count`.
@@ -188,23 +188,23 @@ class RestartCallback(TrainerCallback):
         return replace(self._settings, groups=(*groups[first:], *groups[:first]))
 
     def _resume(self, checkpoint: Path, step: int) -> None:
-        assert self._restart is not None
+        assert self._restarts is not None
         folder = Path(self._resume_from or checkpoint)
         self._check_adapter(folder)
         saved = load_base(next((place for place in self._places(folder) if (place / FILE).is_file()), folder), step)
-        self._restart.settings = self._settings_of(saved, folder)
-        self._restart.load_state_dict({"count": saved.count, "shadow": saved.shadow})
+        self._restarts.settings = self._settings_of(saved, folder)
+        self._restarts.load_state_dict({"count": saved.count, "shadow": saved.shadow})
 
     def _check_adapter(self, folder: Path) -> None:
         """Check that the checkpoint is the one that the Trainer resumes, which a callback is not told.
 
         Raises: ValueError where its adapter is another than the model's.
         """
-        assert self._restart is not None
+        assert self._restarts is not None
         there = [place for place in self._places(folder) if any((place / name).is_file() for name in WEIGHTS)]
         weights = load_peft_weights(str(there[0]), device="cpu") if there else {}
-        for layer in self._restart.layers:
-            with self._restart.engine.gathered(list(layer.adapter.values()), write=False):
+        for layer in self._restarts.layers:
+            with self._restarts.engine.gathered(list(layer.adapter.values()), write=False):
                 for name, p in layer.adapter.items():
                     saved = weights.get(f"{layer.name}.{name}.weight")
                     if saved is not None and not torch.equal(saved.to(p.dtype), p.detach().cpu()):
@@ -219,8 +219,8 @@ class RestartCallback(TrainerCallback):
 
         Raises: ValueError where the groups are others, with which the saved M would mean something else.
         """
-        assert self._restart is not None
-        settings: Any = self._restart.settings
+        assert self._restarts is not None
+        settings: Any = self._restarts.settings
         groups = tuple(settings.groups or ())
         if saved.groups is None:  # written when the order was the argument's
             return replace(settings, groups=self._settings.groups) if groups and saved.count else settings

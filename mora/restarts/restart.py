@@ -1,7 +1,8 @@
-"""Merge and start again: the adapter goes into the base weights, and its next life begins at zero (section 5.3).
+"""Restarts: the adapter is merged into the base, and training goes on with a new one that adds nothing (section 5.3).
 
-The exact sum lives in an fp32 shadow on the CPU of rank 0. The running base is that shadow cast once, so rounding errors
-do not add up from restart to restart. A layer at a time is summed on the device: on a CPU a 7B model would take minutes.
+The exact sum is kept in fp32 on the CPU of rank 0: the shadow. The base that the model computes with is the shadow, rounded
+once, so rounding errors do not add up from restart to restart. The layers are summed one at a time on the device, since on
+a CPU a 7B model would take minutes.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ CHANGED = (
 
 
 class RestartFailed(RuntimeError):
-    """Raised when a restart did not do what it must. Continuing would give a wrong result, so the run ends."""
+    """A restart did not do what it must. The run ends, since its result would be wrong."""
 
 
 @dataclass
 class _MergeStats:
     """How much of the update the running base took up, in sums of squares and products over all layers.
 
-    They stay on the device until all are there: a wait for it after each of some hundred layers would be most of the time.
+    They stay on the device until all are there, since waiting for it after each of some hundred layers would take longest.
     """
 
     sums: Tensor
@@ -54,7 +55,7 @@ class _MergeStats:
 
 
 class _Postconditions:
-    """Conditions evaluated on the device, each with the message for its failure; `broken` reads all at once."""
+    """Conditions that are evaluated on the device, each with the message of its failure. `broken` reads all at once."""
 
     def __init__(self, device: torch.device):
         self._device = device
@@ -92,8 +93,11 @@ class RestartEngine(Protocol):
 class Settings(Protocol):
     """When and how to restart.
 
-    groups: the kinds of a sharing operator, in turn, or None. merge_rounding: "nearest" or "stochastic", from the exact sum
-    to the dtype of the base. stale_masters: the optimizer's copy of the adapter stays as it was.
+    Attributes:
+        every_steps: Updates between restarts.
+        groups: The kinds of groups that a sharing operator goes through, in turn; None: always its own.
+        merge_rounding: How the exact sum is rounded to the dtype of the base: "nearest" or "stochastic".
+        stale_masters: Whether the optimizer's copy of the adapter stays as it was.
     """
 
     @property
@@ -110,8 +114,17 @@ class Settings(Protocol):
 
 
 @dataclass
-class Restart:
-    """The restarts of one training. All ranks must call every method."""
+class Restarts:
+    """The restarts of one training. All ranks must call every method.
+
+    Attributes:
+        engine: The model and its optimizer.
+        settings: When and how to restart; None: never.
+        layers: The layers that carry the adapter.
+        seed: Decides, with `count`, everything that is drawn.
+        count: Restarts so far.
+        shadow: The exact merged base weights, by layer; empty on ranks other than 0.
+    """
 
     engine: RestartEngine
     settings: Settings | None
@@ -133,12 +146,15 @@ class Restart:
         return self.settings is not None and done % self.settings.every_steps == 0 and done < last
 
     def apply(self) -> dict[str, float]:
-        """Restart, verify that it worked, and return how much of the update the running base keeps.
+        """Restart, and verify that it worked.
 
-        restart_kept: the projection of what the running base changed on the update; 1 is all of it.
-        restart_rounding: the distance of the running base from the exact sum, over the size of the update.
-        restart_s: seconds that it took, the checks included.
-        Raises: RestartFailed.
+        Returns:
+            `restart`, the number of this restart; `restart_kept`, the projection of what the running base changed on the
+            update (1 is all of it); `restart_rounding`, the distance of the running base from the exact sum, over the size
+            of the update; `restart_s`, the seconds that it took, with the checks.
+
+        Raises:
+            RestartFailed: A check does not hold.
         """
         assert self.settings is not None
         started, others = time.perf_counter(), self._moments_of_others()
@@ -154,7 +170,7 @@ class Restart:
         return {"count": self.count, "shadow": self.shadow}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load the merged base and the group kind; the engine loads adapter and moments itself."""
+        """Load the merged base and the kind of groups. The adapter and its moments are loaded by the engine."""
         self.count = state["count"]
         if not self.count:
             return
@@ -168,7 +184,7 @@ class Restart:
 
     @torch.no_grad()
     def check_base(self) -> None:
-        """Check, after a restart, that the base is still what the last one left. Raises: RestartFailed."""
+        """Check that the base is still what the last restart left. Raises RestartFailed."""
         postconditions = _Postconditions(self.engine.device)
         for layer in self.layers:
             with self.engine.gathered([layer.base], write=False):
@@ -219,7 +235,7 @@ class Restart:
 
     @torch.no_grad()
     def _reinitialise(self) -> None:
-        """Write the same values on every rank, in parameters and the optimizer's copies of them; zero moments and step."""
+        """Give the adapter, and its masters, the same first values on every rank; zero its moments and step."""
         assert self.settings is not None
         for layer, values in self._initial_states():
             for name, p in layer.adapter.items():
@@ -235,7 +251,7 @@ class Restart:
 
     @property
     def groups(self) -> Sequence[Groups]:
-        """The kinds of groups in turn; none where they do not change."""
+        """The kinds of groups in turn; empty if they do not change."""
         return (self.settings.groups if self.settings else None) or ()
 
     def _switch_groups(self) -> None:
@@ -243,7 +259,7 @@ class Restart:
             set_groups(self._model, self.groups[self.count % len(self.groups)])
 
     def _generator(self, purpose: str) -> Generator:
-        """Return a generator that depends on seed, restart and purpose only, so that a resumed run draws the same."""
+        """Return a generator that depends on seed, restart and purpose alone, so that a resumed run draws the same."""
         number = {"init": 0, "noise": 1}[purpose]
         return torch.Generator().manual_seed((self.seed * 1_000_003 + self.count) * 2 + number + (1 << 48))
 
@@ -255,7 +271,7 @@ class Restart:
 
     @torch.no_grad()
     def _check(self, others: list[float]) -> None:
-        """Read the live tensors back and check every postcondition of a restart. Raises: RestartFailed."""
+        """Read the live tensors back and check every postcondition of a restart. Raises RestartFailed."""
         assert self.settings is not None
         device = self.engine.device
         postconditions, fingerprint = _Postconditions(device), torch.zeros((), dtype=torch.float64, device=device)
@@ -285,13 +301,13 @@ class Restart:
             raise RestartFailed(f"restart {self.count}: the ranks hold different weights: sums {fingerprints}")
 
     def _require(self, postconditions: _Postconditions) -> None:
-        """Raise RestartFailed on every rank if a condition does not hold on one, or the others would wait for that one."""
+        """Raise RestartFailed on every rank if a condition fails on one of them, for which the others would wait."""
         if broken := [broken for of_rank in all_gather_value(postconditions.broken()[:1]) for broken in of_rank]:
             raise RestartFailed(f"restart {self.count}: {broken[0]}")
 
 
 def describe(facts: dict[str, float]) -> str:
-    """Format what `Restart.apply` returns as a line for people."""
+    """Format what `Restarts.apply` returns as a line for people."""
     return (
         f"restart {facts['restart']:.0f} in {facts['restart_s']:.1f} s; the base kept {facts['restart_kept']:.4f} of the "
         f"update; it is off the exact sum by {facts['restart_rounding']:.2g} of the update"
@@ -299,12 +315,12 @@ def describe(facts: dict[str, float]) -> str:
 
 
 def _is_near(base: Tensor, shadow: Tensor) -> Tensor:
-    """Return whether a base weight differs from its shadow by no more than rounding does: a scalar."""
+    """Return, as a scalar tensor, whether a base weight differs from its shadow by no more than rounding does."""
     shadow = shadow.to(base.device, torch.float32)
     return (base.float() - shadow).norm() <= MOST_DRIFT * shadow.norm()
 
 
 def round_stochastically(values: Tensor, generator: Generator) -> Tensor:
-    """fp32 to bf16, up or down with the probability that keeps the expected value. On the CPU."""
+    """Round fp32 to bf16, up or down with the probabilities that keep the expected value. The tensors are on the CPU."""
     noise = torch.randint(0, 1 << 16, values.shape, dtype=torch.int32, generator=generator)
     return ((values.view(torch.int32) + noise) & -(1 << 16)).view(torch.float32).to(torch.bfloat16)

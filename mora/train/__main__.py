@@ -25,9 +25,9 @@ with uncollected():
     from mora.config.load import load_run
     from mora.errors import MoraError, one_line
     from mora.io import replace_file
+    from mora.restarts.restart import RestartFailed
 
     from . import launcher_watch
-    from .restart import RestartFailed
     from .run_messages import quiet
     from .stop_signal import Interrupted
     from .worker import run

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from mora.config.schema import RunConfig
+from mora.restarts.restart import describe
 
 from . import checkpoint, watchdog
 from .distributed import RankShard, any_rank, rank, sum_over_ranks, world_size
@@ -19,7 +20,7 @@ from .failpoint import failpoint
 from .interface import Engine, StepBatches
 from .log import RunLog
 from .progress import Progress
-from .restart import Restarts, describe
+from .restart import RunRestarts
 from .resume import resume_run, save_run
 from .schedule import learning_rate
 from .speed import Speed
@@ -57,7 +58,7 @@ def fit(
         Interrupted: A signal asked the run to stop.
         RestartFailed: A postcondition of a restart does not hold.
     """
-    saved, restarts = folder / "checkpoints", Restarts(engine, config)
+    saved, restarts = folder / "checkpoints", RunRestarts(engine, config)
     start, text = resume_run(saved, engine, restarts, config)
     log = RunLog(folder / "log.jsonl", text, write=rank() == 0)
     with start_tracker(config, folder, from_step=start, active=rank() == 0) as track:
@@ -69,7 +70,7 @@ def _train(
     batches: RankShard,
     config: RunConfig,
     evaluate: Evaluate,
-    restarts: Restarts,
+    restarts: RunRestarts,
     rows: _Rows,
     start: int,
 ) -> dict[str, float] | None:
@@ -94,9 +95,9 @@ def _train(
         row, done = _update(engine, batches, config, step, speed), step + 1
         watchdog.beat()
         failpoint("after_step", done)
-        if restarts.due(done):
+        if restarts.due(done, config.last_step):
             rows.check([row])
-            row |= (facts := restarts.apply(done))
+            row |= (facts := restarts.apply())
             if rank() == 0:
                 progress.note(f"step {done}: {describe(facts)}")
         rows.log.add(**row)

@@ -13,10 +13,10 @@ from mora.errors import ConfigError, DamagedFileError
 from . import checkpoint
 from .distributed import all_gather_value, barrier, rank, world_size
 from .interface import Engine
-from .restart import Restarts
+from .restart import RunRestarts
 
 
-def save_run(folder: Path, done: int, engine: Engine, restarts: Restarts, config: RunConfig, log: str) -> None:
+def save_run(folder: Path, done: int, engine: Engine, restarts: RunRestarts, config: RunConfig, log: str) -> None:
     """Save everything that the next steps depend on, but data and dropout, which are functions of the step.
 
     No rank goes on or ends before the checkpoint is written, or other ranks would wait for it in vain.
@@ -34,7 +34,7 @@ def save_run(folder: Path, done: int, engine: Engine, restarts: Restarts, config
     barrier()
 
 
-def resume_run(folder: Path, engine: Engine, restarts: Restarts, config: RunConfig) -> tuple[int, str]:
+def resume_run(folder: Path, engine: Engine, restarts: RunRestarts, config: RunConfig) -> tuple[int, str]:
     """Load the newest intact checkpoint, if there is one; return the number of steps done, and their log.
 
     Raises:

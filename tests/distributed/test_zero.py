@@ -14,10 +14,11 @@ from mora.methods import parameter_groups, prepare, train_rest
 from mora.models.load import load_model
 from mora.models.losses import token_losses
 from mora.models.structure import plain_head
+from mora.restarts.restart import RestartFailed
 from mora.train.distributed import RankShard, rank, sum_over_ranks
 from mora.train.engine import TorchEngine
 from mora.train.engines import checkpoint_layers
-from mora.train.restart import RestartFailed, Restarts
+from mora.train.restart import RunRestarts
 
 PARALLEL = ["ddp", "zero1", "zero2", "zero3"]
 EVERY = ["method.restart.every_steps=5", "method.restart.warmup_steps=1", "task.train.adam_eps=1e-6"]
@@ -44,7 +45,7 @@ def make(method, parallel, precision="fp32", overrides=(), offload=False):
         from mora.train.zero import ZeroEngine
 
         engine = ZeroEngine(model, config.task.train, dtype, groups, int(parallel[-1]), offload)
-    return engine, Restarts(engine, config)
+    return engine, RunRestarts(engine, config)
 
 
 def one_step(engine, batches, step, lr=LR, clip=1.0):
@@ -63,7 +64,7 @@ def some_steps(method, parallel, precision="fp32", micro=2, offload=False, steps
         if after_step:
             after_step(engine)
         if restarts.settings and (step + 1) % every == 0 and step + 1 < steps:
-            restarts.apply(step + 1)
+            restarts.apply()
     return curve
 
 
@@ -174,7 +175,7 @@ def around_a_restart(parallel):
             return sum(token_losses(model, batch).mean().item() for batch in random_batches(8, UNEVEN).micro_batches(0))
 
     losses = [loss()]
-    restarts.apply(4)
+    restarts.apply()
     losses.append(loss())
     zero = not any(v.any() for s in engine.optimizer_states(adapter=True) for v in s.values())
     kept = all(
@@ -221,7 +222,7 @@ def test_gradient_checkpointing_changes_nothing(ranks, parallel):
 def what_a_restart_said():
     engine, restarts = make("relora", "zero1")
     one_step(engine, RankShard(random_batches(4)), 0)
-    facts = restarts.apply(5)
+    facts = restarts.apply()
     return facts["restart_kept"], facts["restart_rounding"]
 
 
@@ -239,7 +240,7 @@ def with_stale_masters(parallel):
         for step in range(4):
             one_step(engine, batches, step)
         before, _ = one_step(engine, batches, 4, lr=0.0)
-        restarts.apply(4)
+        restarts.apply()
         one_step(engine, batches, 4, lr=1e-6)
         after, _ = one_step(engine, batches, 4, lr=0.0)
         changes.append(abs(after - before))
@@ -264,7 +265,7 @@ def unlike_ranks():
 
     restarts._reinitialise = unlike
     try:
-        restarts.apply(10)
+        restarts.apply()
     except RestartFailed as error:
         return str(error)
     return "passed"
@@ -274,7 +275,7 @@ def changed_base():
     engine, restarts = make("relora", "ddp")
     batches, failures = RankShard(random_batches(4)), []
     one_step(engine, batches, 0)
-    restarts.apply(5)
+    restarts.apply()
     restarts.layers[0].base.data.mul_(1.5)  # which rank 0 alone can compare with the exact sum
     for check in (restarts.check_base, restarts.apply):
         try:
@@ -301,7 +302,7 @@ def saved_and_loaded(method, parallel, overrides=(), done=7):
     for step in range(done):
         one_step(engine, batches, step)
         if step == 4:
-            restarts.apply(5)
+            restarts.apply()
     state = {"engine": engine.state_dict(), "restart": restarts.state_dict()}
     saved = io.BytesIO()
     torch.save(state, saved)

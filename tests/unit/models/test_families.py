@@ -207,20 +207,20 @@ def test_the_plan_knows_a_folders_parameters(family, folder_of):
 
 @pytest.mark.parametrize("family", ["qwen2", "gpt2", "opt"])
 def test_a_restart_merges_whatever_way_round_a_weight_lies(family, folder_of):
-    from mora.train.restart import Restarts
+    from mora.train.restart import RunRestarts
 
     config = run_of(
         folder_of(family), "method=remora", "r=2", "method.restart.every_steps=2", "method.restart.warmup_steps=1"
     )
     model = prepare(load_model(config.model, "fp32")[0], config).eval()
     engine = make_engine(model, config)
-    restarts, batch = Restarts(engine, config), batch_of()
+    restarts, batch = RunRestarts(engine, config), batch_of()
     for layer in restarts.layers:
         for p in layer.adapter.values():
             engine.assign(p, torch.randn(p.shape, generator=torch.Generator().manual_seed(2)) * 0.1)
     with torch.no_grad():
         before = token_losses(model, batch)
-        restarts.apply(2)
+        restarts.apply()
         torch.testing.assert_close(token_losses(model, batch), before, rtol=1e-3, atol=1e-3)
 
 

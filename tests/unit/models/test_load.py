@@ -12,7 +12,7 @@ from mora.methods import prepare
 from mora.models.gguf import as_folder
 from mora.models.load import load_model
 from mora.train.engines import make_engine
-from mora.train.restart import Restarts
+from mora.train.restart import RunRestarts
 from mora.train.save_model import save_model
 
 
@@ -24,11 +24,11 @@ def test_a_restarted_run_leaves_a_plain_model(method, tmp_path):
     model, tokenizer = load_model(config.model, "bf16")
     model = prepare(model, config)
     engine = make_engine(model, config)
-    restarts = Restarts(engine, config)
+    restarts = RunRestarts(engine, config)
     for layer in restarts.layers:
         for p in layer.adapter.values():
             engine.assign(p, torch.full(p.shape, 1e-2))
-    restarts.apply(config.method.restart.every_steps)
+    restarts.apply()
     save_model(model, tokenizer, config, tmp_path)
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.bfloat16)
     assert getattr(saved.config, "quantization_config", None) is None

@@ -84,6 +84,12 @@ def test_a_norm_that_is_not_finite_stops_the_run_also_where_an_evaluation_writes
     assert "grad_norm" in log.read(tmp_path / "log.jsonl")[2]
 
 
+def test_no_restart_on_the_last_step(tmp_path):
+    config = config_of_ten_steps("relora", "method.restart.every_steps=5", "method.restart.warmup_steps=1", "lr=1e-3")
+    fit(tiny_engine(config), random_batches(), config, tmp_path, lambda step, resumed: {})
+    assert [row["step"] for row in log.read(tmp_path / "log.jsonl") if "restart" in row] == [5]
+
+
 class Killed(Exception):
     pass
 

@@ -6,7 +6,8 @@ from tiny_runs import random_batches, tiny_config, tiny_engine, train_step
 
 from mora.errors import ConfigError
 from mora.models.losses import token_losses
-from mora.train.restart import RestartFailed, Restarts, round_stochastically
+from mora.restarts.restart import RestartFailed, round_stochastically
+from mora.train.restart import RunRestarts
 
 EVERY = ["method.restart.every_steps=4", "method.restart.warmup_steps=1"]
 LR = 3e-3
@@ -15,7 +16,7 @@ LR = 3e-3
 def set_up(method="relora", *overrides, dtype=torch.float32, rest=False):
     config = tiny_config(method, *EVERY, *overrides)
     engine = tiny_engine(config, dtype, rest=rest)
-    return engine, Restarts(engine, config), random_batches()
+    return engine, RunRestarts(engine, config), random_batches()
 
 
 def adapted(engine):
@@ -35,7 +36,7 @@ def test_in_fp32_the_output_is_unchanged_and_still_so_after_a_step_at_rate_zero(
         train_step(engine, batches, step, LR)
     before = loss_of(engine, batches)
     assert abs(before - untrained) > 1e-2
-    restarts.apply(4)
+    restarts.apply()
     assert loss_of(engine, batches) == pytest.approx(before, rel=1e-5)
     train_step(engine, batches, 4, 0.0)
     assert loss_of(engine, batches) == pytest.approx(before, rel=1e-5)
@@ -52,7 +53,7 @@ def test_moments_and_step_of_the_adapter_are_zero_and_those_of_norms_and_embeddi
     before = [{k: v.clone() for k, v in s.items()} for s in engine.optimizer_states(adapter=False)]
     assert all(s["step"] == 4 and s["exp_avg_sq"].any() for s in before)
     assert all(s["exp_avg_sq"].any() for s in engine.optimizer_states(adapter=True))
-    restarts.apply(4)
+    restarts.apply()
     for state in engine.optimizer_states(adapter=True):
         assert not any(value.any() for value in state.values())
     for old, new in zip(before, engine.optimizer_states(adapter=False), strict=True):
@@ -69,7 +70,7 @@ def test_in_bf16_the_shadow_is_the_exact_sum_and_the_base_that_shadow_cast_once(
             with engine.fp32_masters():
                 for layer in layers:
                     exact[layer.name] += layer.delta_weight().double()
-            facts = restarts.apply(step + 1)
+            facts = restarts.apply()
             assert 0.8 < facts["restart_kept"] < 1.2
             assert 0 < facts["restart_rounding"] < 1
     for layer in layers:
@@ -95,7 +96,7 @@ def test_a_small_update_survives_stochastic_rounding_where_nearest_loses_it():
         engine, restarts, _ = set_up("remora", f"method.restart.merge_rounding={rounding}", dtype=torch.bfloat16)
         for layer in adapted(engine):
             engine.assign(layer.adapter["mora_M"], torch.randn(layer.adapter["mora_M"].shape) * 1e-5)
-        kept[rounding] = restarts.apply(4)["restart_kept"]
+        kept[rounding] = restarts.apply()["restart_kept"]
     assert kept["nearest"] < 0.8
     assert kept["stochastic"] == pytest.approx(1.0, abs=0.3)
 
@@ -115,7 +116,7 @@ def test_the_rank_of_the_whole_update_grows_as_the_method_says(method, overrides
     for step in range(12):
         train_step(engine, batches, step, 1e-2)
         if step % 4 == 3:
-            restarts.apply(step + 1)
+            restarts.apply()
             seen.append(int(torch.linalg.matrix_rank((layer.base - first).double(), rtol=1e-5)))
     assert tuple(seen) == ranks
 
@@ -124,8 +125,8 @@ def test_every_restart_and_every_seed_draws_an_a_of_its_own():
     drawn = []
     for seed in (0, 1):
         engine, restarts, _ = set_up("relora", f"seed={seed}")
-        for step in (4, 8):
-            restarts.apply(step)
+        for _ in range(2):
+            restarts.apply()
             drawn.append(adapted(engine)[0].adapter["lora_A"].detach().clone())
     assert len({tuple(a.flatten().tolist()) for a in drawn}) == 4
 
@@ -133,8 +134,8 @@ def test_every_restart_and_every_seed_draws_an_a_of_its_own():
 def test_the_group_kind_goes_round_and_is_written_to_the_adapter_config():
     engine, restarts, _ = set_up("remora")
     kinds = []
-    for step in (4, 8, 12):
-        restarts.apply(step)
+    for _ in range(3):
+        restarts.apply()
         kinds.append(engine.model.peft_config["default"].groups)
         assert {m.operator["default"].groups for m in engine.model.modules() if hasattr(m, "operator")} == {kinds[-1]}
     assert kinds == ["contiguous", "modulo", "contiguous"]
@@ -149,7 +150,7 @@ def test_stale_masters_bring_the_old_adapter_back_with_the_next_update():
         (b,) = (p for n, p in engine.parameters.items() if "q_proj.lora_B" in n)
         old = b.detach().clone()
         before = loss_of(engine, batches)
-        restarts.apply(4)
+        restarts.apply()
         assert not b.any()
         train_step(engine, batches, 4, 1e-5)
         similar = torch.cosine_similarity(b.detach().flatten(), old.flatten(), dim=0).item()
@@ -162,11 +163,6 @@ def test_stale_masters_bring_the_old_adapter_back_with_the_next_update():
 def test_a_frozen_half_of_an_adapter_cannot_restart():
     with pytest.raises(ConfigError, match=r"method\.adapter\.freeze_a=true: a restart draws A anew"):
         set_up("relora", "method.adapter.freeze_a=true")
-
-
-def test_no_restart_on_the_last_step():
-    _, restarts, _ = set_up("relora", "task.train.stop_step=12")
-    assert [step for step in range(1, 13) if restarts.due(step)] == [4, 8]
 
 
 @pytest.mark.parametrize(
@@ -197,7 +193,7 @@ def test_a_restart_that_did_not_take_stops_the_run(sabotage, expected, monkeypat
     else:
         layer.adapter["lora_B"].data.fill_(float("nan"))
     with pytest.raises(RestartFailed, match=expected):
-        restarts.apply(4)
+        restarts.apply()
 
 
 def test_a_master_that_was_not_renewed_stops_the_run(monkeypatch):
@@ -206,14 +202,14 @@ def test_a_master_that_was_not_renewed_stops_the_run(monkeypatch):
         train_step(engine, batches, step, LR)
     monkeypatch.setattr(engine, "assign", lambda parameter, value, **_: parameter.data.copy_(value))
     with pytest.raises(RestartFailed, match=r"the optimizer's copy of lora_A of .* was not renewed"):
-        restarts.apply(4)
+        restarts.apply()
 
 
 def test_saved_and_loaded_state_goes_on_as_if_never_stopped():
     engine, restarts, batches = set_up("remora", "method.restart.merge_rounding=stochastic", dtype=torch.bfloat16)
     for step in range(4):
         train_step(engine, batches, step, LR)
-    restarts.apply(4)
+    restarts.apply()
     saved = {k: v for k, v in engine.state_dict().items()}
     saved = torch.utils._pytree.tree_map(lambda v: v.clone() if torch.is_tensor(v) else v, saved)
     other, again, _ = set_up("remora", "method.restart.merge_rounding=stochastic", dtype=torch.bfloat16)
