@@ -22,9 +22,9 @@ from mora.config.hints import choices
 from mora.config.hydra_compose import check_names, check_sweep, hydra_line, validate, with_task_file
 from mora.config.run_id import log_path
 from mora.errors import MoraError
+from mora.suite.default_lr import default_lr
 from mora.suite.launch import interrupt_on_sigterm, launch
 from mora.suite.multirun import Ran, summary
-from mora.suite.rates import default as default_rate
 
 RUNS: list[Ran] = []  # the runs of a multirun that this process has come to so far
 
@@ -35,7 +35,7 @@ def main(composed: DictConfig) -> None:
         check_names(composed, HydraConfig.get().runtime.choices)
         config = validate(composed)
         if composed.lr is None and config.method.trains:
-            config, source = default_rate(config)
+            config, source = default_lr(config)
             print(f"lr={config.lr:g}: {source}")
     except MoraError as error:
         sys.exit(f"run.py: {error}")

@@ -19,7 +19,7 @@ from mora.config.hydra_compose import check_sweep, compose, hydra_line
 from mora.errors import MoraError, short
 from mora.io import ROOT
 from mora.suite import preflight
-from mora.suite.rates import default as default_rate
+from mora.suite.default_lr import default_lr
 
 from .inputs import Refused
 from .values import typed
@@ -86,7 +86,7 @@ def ask(line: tuple[list[str], list[str]]) -> None:
         check_sweep(arguments)
         config = compose(arguments)
         if not any(re.match(r"lr=(?!null$)", argument) for argument in arguments) and config.method.trains:
-            config, _ = default_rate(config)
+            config, _ = default_lr(config)
         preflight.check(config)
     except (MoraError, HydraException, OmegaConfBaseException, OSError) as error:
         raise Refused(hydra_line(error), names(odd)) from error

@@ -20,9 +20,9 @@ from mora.choices import Groups, MergeRounding
 from mora.ranks import barrier, rank
 
 from .layers import Adapted, sharing_layers
-from .rates import Rates
 from .reference_watch import ReferenceWatch
 from .restart import Restarts, describe
+from .rewarming import RewarmedSchedule
 from .supported import check_supported
 from .trainer_optimizer import restart_engine
 
@@ -91,7 +91,7 @@ class RestartCallback(TrainerCallback):
         self._resume_from = resume_from
         self._restarts: Restarts | None = None
         self._base = MergedBase()
-        self._rates: Rates | None = None
+        self._schedule: RewarmedSchedule | None = None
         self._reference_watch: ReferenceWatch | None = None
         self.history: list[dict[str, float]] = []  # what each restart said, `Restarts.apply`
 
@@ -112,7 +112,7 @@ class RestartCallback(TrainerCallback):
         self._note(state)
         attach_base(model, self._base)
         _check_loaded(model, layers[0].adapter_name)
-        self._rates = Rates(scheduler, settings, state.global_step)
+        self._schedule = RewarmedSchedule(scheduler, settings, state.global_step)
         if self._reference_watch is not None:  # of a training that an error ended
             self._reference_watch.remove()
         self._reference_watch = ReferenceWatch(model, layers)
@@ -120,9 +120,9 @@ class RestartCallback(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        assert self._rates is not None
+        assert self._schedule is not None
         assert self._reference_watch is not None
-        self._rates.follow(state.global_step)
+        self._schedule.follow(state.global_step)
         self._reference_watch.seen = None  # an evaluation between steps may run the model as it likes
 
     def on_pre_optimizer_step(

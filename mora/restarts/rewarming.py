@@ -1,4 +1,4 @@
-"""Learning rates that climb again after every restart, whatever the Trainer's schedule is."""
+"""A Trainer's learning rate schedule, whatever it is, that climbs again after every restart."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from .schedule import RestartTiming, jagged
 
-Rate = Callable[[int], float]
+Schedule = Callable[[int], float]  # step -> factor of the peak learning rate
 
 
-class Rates:
+class RewarmedSchedule:
     """Lets a scheduler's learning rate climb from 0 after every restart; it stays a pure function of two counts.
 
     The schedule goes by the scheduler's own count of updates, restarts by the Trainer's, which also counts the updates that
@@ -24,13 +24,13 @@ class Rates:
         done: The Trainer's count of updates.
 
     Raises:
-        ValueError: For a scheduler whose rate is not a function of the step, or one that has been changed so already.
+        ValueError: The scheduler's rate is not a function of the step, or the scheduler has been changed so already.
     """
 
     def __init__(self, scheduler: Any, timing: RestartTiming, done: int):
         self._scheduler, self._timing = _unwrapped(scheduler), timing
         self._skipped = done - self._scheduler.last_epoch
-        self._scheduler.lr_lambdas = [self._rewarmed(rate) for rate in self._scheduler.lr_lambdas]
+        self._scheduler.lr_lambdas = [self._rewarmed(schedule) for schedule in self._scheduler.lr_lambdas]
         self._set()
 
     def follow(self, done: int) -> None:
@@ -39,9 +39,9 @@ class Rates:
             self._skipped = skipped
             self._set()
 
-    def _rewarmed(self, rate: Rate) -> Rate:
+    def _rewarmed(self, schedule: Schedule) -> Schedule:
         def rewarmed(step: int) -> float:
-            return jagged(rate(step), step + self._skipped, self._timing)
+            return jagged(schedule(step), step + self._skipped, self._timing)
 
         rewarmed.restart_timing = self._timing  # type: ignore[attr-defined]
         return rewarmed

@@ -9,16 +9,16 @@ from .cells import resolve
 from .experiment import CellSpec
 
 
-def default(config: RunConfig) -> tuple[RunConfig, str]:
-    """Return the run with its learning rate, and a text that says where the rate comes from.
+def default_lr(config: RunConfig) -> tuple[RunConfig, str]:
+    """Return the run with its learning rate, and a text that says where it comes from.
 
-    The rate is the one that a search of the run's cell chose, else the middle of its grid. A cell is a task, method, rank,
+    It is the one that a search of the run's cell chose, else the middle of its grid. A cell is a task, method, rank,
     operator and model at one scale; its results are those in results/. Raises DamagedFileError if a result is damaged.
     """
     for name in experiments.names():
         experiment = experiments.load(name)
         for spec in (spec for row in experiments.cell_specs(experiment, config.scale.name) for spec in row):
-            if not _may_be(spec, config) or not spec.search_runs or not _same_cell(spec.config, config):
+            if not _may_be_cell_of(spec, config) or not spec.search_runs or not _same_cell(spec.config, config):
                 continue
             search = resolve(spec)
             if search.selected is not None and search.selected.lr is not None:
@@ -30,13 +30,13 @@ def default(config: RunConfig) -> tuple[RunConfig, str]:
     )
 
 
-def _may_be(spec: CellSpec, config: RunConfig) -> bool:
+def _may_be_cell_of(spec: CellSpec, config: RunConfig) -> bool:
     """Return whether the cell may be the run's, judged by what is known without composing it."""
     return spec.exists and (spec.column.task, spec.row.method) == (config.task.name, config.method.name)
 
 
 def _same_cell(one: RunConfig, other: RunConfig) -> bool:
-    def what(run: RunConfig) -> tuple[object, ...]:
+    def cell(run: RunConfig) -> tuple[object, ...]:
         return run.r, getattr(run.method.adapter, "operator", None), run.model.name, run.scale.name
 
-    return what(one) == what(other)
+    return cell(one) == cell(other)

@@ -4,7 +4,7 @@ from made_up import write
 
 from mora.config import compose, source
 from mora.suite import experiment as experiments
-from mora.suite import rates
+from mora.suite.default_lr import default_lr
 
 RUN = ["task=uuid", "method=mora", "r=8", "scale=lite"]
 
@@ -19,13 +19,11 @@ def test_the_rate_that_a_search_chose(monkeypatch, tmp_path):
     spec = search()
     for i, config in enumerate(spec.search_runs):
         write(config, {spec.experiment.selection: 5.0 - (i == 1)}, steps=(300, 500, 700, 900))
-    chosen, where = rates.default(compose(RUN))
+    chosen, where = default_lr(compose(RUN))
     assert chosen.lr == spec.search_runs[1].lr
     assert where.startswith(f"the best of {len(spec.search_runs)} that ")  # of whichever experiment has that cell
     assert where.endswith(" tried at scale lite")
-    assert "middle of the grid" in rates.default(compose([*RUN, "model.name=mine"]))[1], (
-        "of another model it says nothing"
-    )
+    assert "middle of the grid" in default_lr(compose([*RUN, "model.name=mine"]))[1], "of another model it says nothing"
 
 
 def test_the_middle_of_the_grid_while_no_search_is_complete(monkeypatch, tmp_path):
@@ -33,7 +31,7 @@ def test_the_middle_of_the_grid_while_no_search_is_complete(monkeypatch, tmp_pat
     for config in search().search_runs[:-1]:
         write(config, {"value_nll": 1.0}, steps=(300, 500, 700, 900))
     config = compose(RUN)
-    chosen, where = rates.default(config)
+    chosen, where = default_lr(config)
     grid = config.lr_grid()
     assert chosen.lr == grid[len(grid) // 2] == config.lr
     assert where.startswith(f"the middle of the grid {grid[0]:g}, ")
