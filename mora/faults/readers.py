@@ -32,7 +32,7 @@ from mora.evaluate.tasks.mmlu import mmlu_task
 from mora.families.any_peft import AnyPeft
 from mora.families.base import Size
 from mora.models.tokenizers import character_tokenizer
-from mora.suite import experiment
+from mora.suite import experiments
 
 from .inputs import Refused
 from .values import plain
@@ -255,6 +255,6 @@ def _experiment() -> dict[str, Any]:
 
 def _ask_experiment(values: Any) -> None:
     try:
-        experiment.checked("table2", values)
+        experiments.checked("table2", values)
     except MoraError as error:
         raise Refused(str(error), ["experiments/table2.yaml"]) from error

@@ -7,12 +7,15 @@ import sys
 from pathlib import Path
 
 from mora.config import ConfigError, RunConfig, provenance
+from mora.config.hardware_schema import ScaleName
+from mora.config.source import ROOT
 from mora.errors import ends_in_one_line
 from mora.io import replace_file
 
 from . import (
     claims,
     commands,
+    experiments,
     figures,
     launch,
     ledger_text,
@@ -24,18 +27,18 @@ from . import (
     slurm,
     tables,
 )
-from . import experiment as experiments
 from .arguments import parse
 from .cell_filter import filter_cells
+from .cell_specs import CellSpec, cell_specs
 from .cells import ResolvedCell, resolve, resolve_all
 from .contrasts import ResolvedTables
-from .experiment import CellSpec, Experiment, Scale
+from .experiments import Experiment
 from .usable import is_current, result_of
 
 DEFAULT_SCALE = (
     "no --scale given, so scale paper: the paper's models and data on its hardware; --scale lite or smoke needs less"
 )
-Rows = dict[tuple[str, Scale], list[list[CellSpec]]]
+Rows = dict[tuple[str, ScaleName], list[list[CellSpec]]]
 
 
 @ends_in_one_line("mora.suite", stopped="stopped; start it again to resume from the checkpoints")
@@ -91,9 +94,9 @@ def _rows(args: argparse.Namespace, loaded: dict[str, Experiment], of_runs: list
     """Return the cells of every experiment at every scale that was asked for."""
     given = overrides.given(args, of_runs)
     changed = {name: overrides.applied(experiment, given) for name, experiment in loaded.items()}
-    scales: tuple[Scale, ...] = claims.COMPARED if args.render else (args.scale,)
+    scales: tuple[ScaleName, ...] = claims.COMPARED if args.render else (args.scale,)
     shown = [(name, s) for name, e in changed.items() for s in scales if not args.render or e.has(s)]
-    return {(name, s): experiments.cell_specs(changed[name], s, _seeds(args)) for name, s in shown}
+    return {(name, s): cell_specs(changed[name], s, _seeds(args)) for name, s in shown}
 
 
 def _seeds(args: argparse.Namespace) -> list[int] | None:
@@ -130,7 +133,7 @@ def _run(args: argparse.Namespace, loaded: dict[str, Experiment], rows: Rows, ce
     return failed
 
 
-def _render_summaries(resolved: dict[tuple[str, Scale], list[list[ResolvedCell]]], results: Path | None) -> None:
+def _render_summaries(resolved: dict[tuple[str, ScaleName], list[list[ResolvedCell]]], results: Path | None) -> None:
     """Write what is made of all tables together: the claims, the headline, the rate figures, DEVIATIONS.md."""
     from .report import headline, rate_figure  # they load matplotlib, which nothing here needs before
 
@@ -177,7 +180,7 @@ def _say_what_is_there(specs: list[CellSpec], args: argparse.Namespace) -> None:
 
 
 def _render(
-    name: str, experiment: Experiment, rows: list[list[ResolvedCell]], scale: Scale, results: Path | None
+    name: str, experiment: Experiment, rows: list[list[ResolvedCell]], scale: ScaleName, results: Path | None
 ) -> str:
     if experiment.kind == "settings":
         if scale != "paper":
@@ -192,12 +195,12 @@ def _render(
     return f"{path.read_text()}\n{_relative(path)}"
 
 
-def _folder(kind: str, scale: Scale, results: Path | None) -> Path:
+def _folder(kind: str, scale: ScaleName, results: Path | None) -> Path:
     return figures.output_folder(scale, kind) if results is None else results.resolve() / kind
 
 
 def _relative(path: Path) -> Path:
-    return path.relative_to(experiments.ROOT) if path.is_relative_to(experiments.ROOT) else path
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 
 if __name__ == "__main__":

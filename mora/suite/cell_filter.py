@@ -10,7 +10,7 @@ from mora.errors import did_you_mean, nearest
 from mora.models.shapes import UnknownShape
 from mora.planner.counts import operator_of
 
-from .experiment import CellSpec
+from .cell_specs import CellSpec
 
 
 def filter_cells(cells: list[CellSpec], filters: list[str]) -> list[CellSpec]:

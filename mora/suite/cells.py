@@ -16,7 +16,7 @@ from mora.planner import counts
 from mora.results import Metric, Metrics, RunResult
 
 from . import verdicts
-from .experiment import Candidate, CellSpec
+from .cell_specs import Candidate, CellSpec
 from .selection import Accepts, Choice, choose, last_step
 from .usable import reportable, result_of
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from mora.config.hardware_schema import SCALES
+from mora.config.hardware_schema import SCALES, ScaleName
 from mora.config.yaml_file import read_yaml
 from mora.frozen import FrozenModel
 
-from . import experiment as experiments
-from . import verdicts
-from .experiment import CellSpec, Row, Scale
+from . import experiments, verdicts
+from .cell_specs import CellSpec
+from .experiments import Row
 from .verdicts import Design, Test
 
 CLAIMS = experiments.FOLDER / "claims.yaml"
 WEAK = f"UNDER {verdicts.ENOUGH}"
-COMPARED: tuple[Scale, ...] = tuple(scale for scale in SCALES if scale != "smoke")
+COMPARED: tuple[ScaleName, ...] = tuple(scale for scale in SCALES if scale != "smoke")
 
 Unit = Literal["points", "nats", "values"]
 
@@ -137,7 +137,7 @@ def _judged_by(claim: Claim, cells: Sequence[CellSpec]) -> bool:
 
 
 def plan_lines(
-    name: str, scale: Scale, seeds: list[int] | None = None, cells: Sequence[CellSpec] | None = None
+    name: str, scale: ScaleName, seeds: list[int] | None = None, cells: Sequence[CellSpec] | None = None
 ) -> list[str]:
     """Return one line per claim on this experiment, with its power at the planned number of seeds.
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from mora.config import ConfigError, RunConfig
 from mora.errors import did_you_mean, nearest
 from mora.evaluate import metrics
 
-if TYPE_CHECKING:
-    from .experiment import Column, Experiment
-
+from .experiments import Column, Experiment
 
 TASKS = "task.evaluation.tasks="
 

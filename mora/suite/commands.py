@@ -8,8 +8,8 @@ from mora.config import RunConfig, run_id
 from mora.planner.gpus import H100, Gpu
 
 from . import fit
+from .cell_specs import CellSpec
 from .cells import in_order, resolve
-from .experiment import CellSpec
 from .usable import done, is_current
 
 

@@ -8,31 +8,32 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from mora.config.hardware_schema import ScaleName
 from mora.evaluate.metrics import documents_of
 from mora.results import MODULES
 
-from . import experiment as experiments
-from . import pairing, verdicts
+from . import experiments, pairing, verdicts
+from .cell_specs import CellSpec, cell_specs
 from .cells import ResolvedCell, above_floor, at_floor, higher_is_better, resolve, resolve_all
 from .claims import Claim, Contrast, Unit, is_cell
 from .doubts import doubted
-from .experiment import CellSpec, Column, Row, Scale
+from .experiments import Column, Row
 from .figures import spectrum_of
 
 
 class ResolvedTables:
     """The resolved tables that claims are judged on, and the contrasts measured on them; each is computed once."""
 
-    def __init__(self, resolved: dict[tuple[str, Scale], list[list[ResolvedCell]]] | None = None) -> None:
+    def __init__(self, resolved: dict[tuple[str, ScaleName], list[list[ResolvedCell]]] | None = None) -> None:
         self._rows = dict(resolved or {})
-        self._measured: dict[tuple[str, str, Scale], Measured] = {}
+        self._measured: dict[tuple[str, str, ScaleName], Measured] = {}
 
-    def rows(self, name: str, scale: Scale) -> list[list[ResolvedCell]]:
+    def rows(self, name: str, scale: ScaleName) -> list[list[ResolvedCell]]:
         if (name, scale) not in self._rows:
-            self._rows[name, scale] = resolve_all(experiments.cell_specs(experiments.load(name), scale))
+            self._rows[name, scale] = resolve_all(cell_specs(experiments.load(name), scale))
         return self._rows[name, scale]
 
-    def measured(self, claim: Claim, contrast: Contrast, scale: Scale) -> Measured:
+    def measured(self, claim: Claim, contrast: Contrast, scale: ScaleName) -> Measured:
         """Return a contrast of the claim. It is kept, with what it has computed, such as its error over documents."""
         key = (claim.model_dump_json(), contrast.model_dump_json(), scale)
         if key not in self._measured:

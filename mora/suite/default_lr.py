@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from mora.config import RunConfig
 
-from . import experiment as experiments
+from . import experiments
+from .cell_specs import CellSpec, cell_specs
 from .cells import resolve
-from .experiment import CellSpec
 
 
 def default_lr(config: RunConfig) -> tuple[RunConfig, str]:
@@ -17,7 +17,7 @@ def default_lr(config: RunConfig) -> tuple[RunConfig, str]:
     """
     for name in experiments.names():
         experiment = experiments.load(name)
-        for spec in (spec for row in experiments.cell_specs(experiment, config.scale.name) for spec in row):
+        for spec in (spec for row in cell_specs(experiment, config.scale.name) for spec in row):
             if not _may_be_cell_of(spec, config) or not spec.search_runs or not _same_cell(spec.config, config):
                 continue
             search = resolve(spec)

@@ -19,10 +19,9 @@ from mora.config.run_id import run_id, spectrum_path
 from mora.io import replace_file
 from mora.results import MODULES, RunResult, Source, Spectrum, read_spectrum
 
-from . import experiment as experiments
-from . import loss_curves
+from . import experiments, loss_curves
 from .cells import ResolvedCell, higher_is_better
-from .experiment import Column, Experiment
+from .experiments import Column, Experiment
 from .launch import ROOT
 from .loss_curves import FALL, SMOOTHING_STEPS
 from .tables import NOT_RUN, models, notes

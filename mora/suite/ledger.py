@@ -10,10 +10,12 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
+from mora.config.hardware_schema import ScaleName
 from mora.config.source import ROOT
 from mora.results import checked
 
 from . import verdicts
+from .cell_specs import METHOD_NAMES
 from .cells import ResolvedCell
 from .claims import COMPARED, Claim, Contrast, Ratio, Unit, load
 from .contrasts import (
@@ -27,7 +29,7 @@ from .contrasts import (
     paper_effect,
     rare_counts,
 )
-from .experiment import NAMES, Row, Scale
+from .experiments import Row
 from .time_ratios import RatioOfTimes, ratio_of_times
 from .verdicts import Estimate, Interval, NearestVerdict, Variance, Verdict
 
@@ -88,7 +90,7 @@ class Bench(BaseModel):
     scenarios: list[Scenario]
 
 
-def judge(claims: Iterable[Claim], scale: Scale, resolved: ResolvedTables | None = None) -> list[Outcome]:
+def judge(claims: Iterable[Claim], scale: ScaleName, resolved: ResolvedTables | None = None) -> list[Outcome]:
     """Return one outcome per claim. The claims of an experiment pool a seed's variance and are corrected together (Holm)."""
     resolved, claims = resolved or ResolvedTables(), list(claims)
     outcomes: dict[int, Outcome] = {}
@@ -99,7 +101,7 @@ def judge(claims: Iterable[Claim], scale: Scale, resolved: ResolvedTables | None
     return [outcomes[id(claim)] for claim in claims]
 
 
-def _judge_table(table: list[Claim], scale: Scale, resolved: ResolvedTables) -> list[Outcome]:
+def _judge_table(table: list[Claim], scale: ScaleName, resolved: ResolvedTables) -> list[Outcome]:
     if not table[0].experiment:
         return [_judge_ratio(claim.ratio, scale) for claim in table if claim.ratio]
     contrasts = [resolved.measured(claim, claim.primary, scale) for claim in table]
@@ -185,7 +187,7 @@ def p_text(p: float) -> str:
     return f"{p:.3f}" if p >= 0.02 else f"{p:.4f}" if p >= 0.01 else f"{p:.2g}"  # near the level 0.01, one digit more
 
 
-def gaps_to_close(table: list[Claim], scale: Scale, resolved: ResolvedTables) -> list[Measured | None]:
+def gaps_to_close(table: list[Claim], scale: ScaleName, resolved: ResolvedTables) -> list[Measured | None]:
     """Return, for each claim, the gap that it says is closed; None for claims that are not about a gap."""
     return [
         resolved.measured(claim, Contrast(first=claim.second, second=claim.gap), scale)
@@ -206,7 +208,7 @@ def _estimate(claim: Claim, measured: Measured, of_table: Variance | None) -> Es
     return verdicts.estimate(measured.differences, of_table, measured.document_se, claim.plan.seed_sd)
 
 
-def secondary_outcomes(claim: Claim, scale: Scale, resolved: ResolvedTables) -> list[Outcome]:
+def secondary_outcomes(claim: Claim, scale: ScaleName, resolved: ResolvedTables) -> list[Outcome]:
     """Return the contrasts shown beside the primary one, each with the variance of its own seeds and without a verdict."""
     if not claim.experiment:
         return []
@@ -233,7 +235,7 @@ def _outcome(
     measured: Measured,
     estimate: Estimate | None,
     verdict: Verdict,
-    scale: Scale,
+    scale: ScaleName,
     resolved: ResolvedTables,
 ) -> Outcome:
     rows, sides = resolved.rows(claim.experiment, scale), measured.sides
@@ -295,7 +297,7 @@ def _name(rows: list[list[ResolvedCell]], wanted: Row) -> str:
     for row in rows:
         if row and find([row], wanted, row[0].spec.column.name):
             return row[0].spec.label
-    return NAMES[wanted.method]
+    return METHOD_NAMES[wanted.method]
 
 
 def _notes(claim: Claim, measured: Measured, verdict: Verdict, estimate: Estimate | None) -> list[str]:
@@ -322,7 +324,7 @@ def doubts_about(measured: Measured) -> list[str]:
     return [f"in doubt: {name} ({', '.join(why)})" for name, why in measured.doubts.items()]
 
 
-def _judge_ratio(ratio: Ratio, scale: Scale) -> Outcome:
+def _judge_ratio(ratio: Ratio, scale: ScaleName) -> Outcome:
     """Compare two times at scale paper, round by round. The outcome shows the measurement least favourable to the claim."""
     measured: list[RatioOfTimes] = []
     for path in sorted(BENCH.glob("step-*.json")) if scale == "paper" else []:
@@ -342,11 +344,11 @@ def _judge_ratio(ratio: Ratio, scale: Scale) -> Outcome:
 
 
 @lru_cache(maxsize=1)
-def all_outcomes(resolved: ResolvedTables) -> list[tuple[Claim, Scale, Outcome]]:
+def all_outcomes(resolved: ResolvedTables) -> list[tuple[Claim, ScaleName, Outcome]]:
     """Return every claim at every scale at which it was run; a claim that was run at none, once, as not run."""
     claims = load().claims
     by_scale = {scale: judge(claims, scale, resolved) for scale in COMPARED}
-    lines: list[tuple[Claim, Scale, Outcome]] = []
+    lines: list[tuple[Claim, ScaleName, Outcome]] = []
     for i, claim in enumerate(claims):
         there = [(claim, scale, by_scale[scale][i]) for scale in COMPARED if by_scale[scale][i].verdict != "not run"]
         lines += there or [(claim, "paper", by_scale["paper"][i])]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from mora.config.hardware_schema import ScaleName
 from mora.config.source import ROOT
 from mora.io import replace_file
 
 from .claims import Claim, Ledger, load
 from .contrasts import ResolvedTables
-from .experiment import Scale
 from .ledger import Outcome, all_outcomes, p_text, secondary_outcomes
 from .sensitivity import again
 from .verdicts import ALPHA, Verdict
@@ -55,19 +55,19 @@ def table(resolved: ResolvedTables | None = None) -> str:
     return "\n".join(lines)
 
 
-def _at_other_scales(claim: Claim, shown: Scale, resolved: ResolvedTables) -> list[str]:
+def _at_other_scales(claim: Claim, shown: ScaleName, resolved: ResolvedTables) -> list[str]:
     """Return what was decided on the claim at a scale that README does not show."""
     others = [(scale, o.verdict) for c, scale, o in all_outcomes(resolved) if c.says == claim.says and scale != shown]
     return [f"at scale {scale}: {verdict}" for scale, verdict in others if verdict in DECIDED]
 
 
-def _compared(claim: Claim, scale: Scale, outcome: Outcome) -> str:
+def _compared(claim: Claim, scale: ScaleName, outcome: Outcome) -> str:
     if claim.ratio is not None:
         return f"{where(claim, scale, outcome)}: {outcome.first} / {outcome.second}"
     return f"{scale}: {outcome.first} - {outcome.second}"
 
 
-def where(claim: Claim, scale: Scale, outcome: Outcome) -> str:
+def where(claim: Claim, scale: ScaleName, outcome: Outcome) -> str:
     """Return the scale and its model; for a ratio, the shape of the benchmark's model."""
     if claim.ratio is not None:
         return f"benchmark, shape of {outcome.model}"
@@ -181,9 +181,9 @@ def summary(resolved: ResolvedTables | None = None) -> str:
     )
 
 
-def _each_once(resolved: ResolvedTables) -> list[tuple[Claim, Scale, Outcome]]:
+def _each_once(resolved: ResolvedTables) -> list[tuple[Claim, ScaleName, Outcome]]:
     """Return each claim at the largest scale whose planned seeds are all done; if there is none, at the largest run."""
-    best: dict[str, tuple[Claim, Scale, Outcome]] = {}
+    best: dict[str, tuple[Claim, ScaleName, Outcome]] = {}
     for row in all_outcomes(resolved):
         says, is_complete = row[0].says, row[2].is_complete
         if is_complete or says not in best or not best[says][2].is_complete:

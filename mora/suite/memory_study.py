@@ -22,8 +22,9 @@ from mora.io import replace_file
 from mora.planner.counts import operator_of, square, trainable
 from mora.results import Metrics
 
+from .cell_specs import CellSpec
 from .cells import ResolvedCell, steps_to
-from .experiment import CellSpec, Experiment
+from .experiments import Experiment
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ from pathlib import Path
 from mora.config import ConfigError, compose, run_id
 from mora.config.hydra_compose import parse_override
 
-from .experiment import Column, Experiment
+from .experiments import Column, Experiment
 
 WHOLE_GROUPS = ("hardware", "tracker")  # the groups of configs/ that change no result
 

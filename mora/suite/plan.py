@@ -13,8 +13,8 @@ from mora.planner.gpus import GIB, H100, Gpu
 from mora.planner.memory import RESERVE
 from mora.results import STORE, RunResult
 
+from .cell_specs import CellSpec
 from .cells import resolve
-from .experiment import CellSpec
 from .launch import ROOT
 from .usable import is_current, rejection_reason, reportable, result_of
 

@@ -11,9 +11,9 @@ from typing import NamedTuple
 from mora.config import ConfigError, RunConfig, compose
 from mora.errors import did_you_mean, nearest, one_line
 
-from . import commands
-from . import experiment as experiments
+from . import commands, experiments
 from .cell_filter import filter_cells
+from .cell_specs import cell_specs
 
 CLAIM = re.compile(r"\[(\d+(?:\.\d+)?) ?GiB\]\s*")  # at the beginning of a line
 
@@ -92,7 +92,7 @@ def missing_runs(name: str = "", scale: str = "", *only: str) -> list[str]:
         meant = did_you_mean(nearest(scale, experiment.scales))
         raise ConfigError(f"@experiment {name} {scale}".strip() + f": expected a scale after {name}: {known}{meant}")
 
-    rows = experiments.cell_specs(experiment, scale)
+    rows = cell_specs(experiment, scale)
     hardware = [word for word in only if word.startswith("hardware.")]
     cells = filter_cells([cell for row in rows for cell in row], [w for w in only if w not in hardware])
     return [shlex.join([*words, *hardware]) for words in commands.arguments(cells).values()]

@@ -12,13 +12,14 @@ from pathlib import Path
 
 from mora.config import RunConfig, run_id
 from mora.config.run_id import spectrum_path
+from mora.config.source import ROOT
 from mora.io import IN_USE
 
 from . import preflight
+from .cell_specs import CellSpec
 from .cells import ResolvedCell, in_order, resolve
-from .experiment import CellSpec
 from .gpus import GpuSlots, visible
-from .launch import ROOT, STOPPED, interrupt_on_sigterm, launch, run_folder, stop_workers, unheld, warning
+from .launch import STOPPED, interrupt_on_sigterm, launch, run_folder, stop_workers, unheld, warning
 from .progress import SuiteProgress
 from .usable import done, is_current, result_of
 

@@ -16,7 +16,7 @@ from mora.config import ConfigError, RunConfig
 from mora.errors import DamagedFileError
 from mora.results import RunResult
 
-from .experiment import Candidate, CellSpec
+from .cell_specs import Candidate, CellSpec
 from .usable import result_of
 
 MOST_ADDED = 2  # the most rates added beyond an edge

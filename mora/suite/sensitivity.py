@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from mora.config.hardware_schema import ScaleName
+
 from . import verdicts
 from .claims import COMPARED, Claim, load
 from .contrasts import Measured, ResolvedTables
-from .experiment import Scale
 from .ledger import Estimator, all_done, all_outcomes, gaps_to_close, nearest_verdicts, pooled_estimator
 from .verdicts import FEW, Estimate, Verdict
 
@@ -19,7 +20,7 @@ class Again(NamedTuple):
     """A judged claim, and by each way its p-value after Holm's correction. A p-value of at most `level` decides."""
 
     claim: Claim
-    scale: Scale
+    scale: ScaleName
     verdict: Verdict
     level: float
     ways: dict[str, float]
@@ -37,7 +38,7 @@ def again(resolved: ResolvedTables) -> list[Again]:
     return lines
 
 
-def _judge_again(table: list[Claim], scale: Scale, verdict: list[Verdict], resolved: ResolvedTables) -> list[Again]:
+def _judge_again(table: list[Claim], scale: ScaleName, verdict: list[Verdict], resolved: ResolvedTables) -> list[Again]:
     every = [resolved.measured(claim, claim.primary, scale) for claim in table]
     to_close = gaps_to_close(table, scale, resolved)
     standing: list[Verdict] = [v if v in ("not run", "floor") else "undecided" for v in verdict]

@@ -14,7 +14,7 @@ from mora.io import replace_file
 from mora.planner.counts import operator_of
 
 from . import latex
-from .experiment import Experiment, paper_tables
+from .experiments import Experiment, paper_tables
 
 LORA_LIKE = ("lora", "lora_plus", "relora", "asylora", "dora")
 

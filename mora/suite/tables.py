@@ -18,9 +18,10 @@ from mora.planner.gpus import GIB
 from mora.results import Metrics
 
 from . import latex
+from .cell_specs import Candidate
 from .cells import CellNumbers, ResolvedCell, score_at_floor, steps_to
 from .doubts import doubted
-from .experiment import Candidate, Column, Experiment, Row, paper_tables
+from .experiments import Column, Experiment, Row, paper_tables
 from .selection import Choice, Score
 
 NOT_RUN = "not run"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from markdown_it import MarkdownIt
 
-from ..experiment import ROOT
+from mora.config.source import ROOT
 
 DECIDED = "What was decided after results were seen"
 CHANGED = "What changed when these rules came"

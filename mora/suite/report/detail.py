@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mora.config.run_id import documents_path, log_path, result_path, spectrum_path
+from mora.config.source import ROOT
 from mora.planner.gpus import GIB
 from mora.results import Metric
 
 from ..doubts import doubts
-from ..experiment import ROOT
 from .report_data import Run, end
 
 PEAKS = ("peak_memory_bytes", "train_peak_memory_bytes")  # shown in GiB

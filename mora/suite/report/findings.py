@@ -7,13 +7,13 @@ import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from mora.config.hardware_schema import ScaleName
 from mora.config.run_id import run_id
 
-from .. import experiment as experiments
-from .. import ledger, ledger_text
+from .. import experiments, ledger, ledger_text
 from ..claims import Claim, load
 from ..contrasts import ResolvedTables
-from ..experiment import Scale, number_of
+from ..experiments import number_of
 from ..ledger import Outcome
 from ..verdicts import Interval
 
@@ -26,7 +26,7 @@ class Finding:
 
     number: int
     claim: Claim
-    scale: Scale
+    scale: ScaleName
     outcome: Outcome
     also: list[Outcome]
     runs: dict[str, list[str]]
@@ -165,7 +165,7 @@ def _set_extents(findings: Iterable[Finding]) -> None:
         f.extent = reach[f.source] or 1.0
 
 
-def _runs(resolved: ResolvedTables, claim: Claim, scale: Scale) -> dict[str, list[str]]:
+def _runs(resolved: ResolvedTables, claim: Claim, scale: ScaleName) -> dict[str, list[str]]:
     """Return the runs of both rows of the primary contrast, by the row's label."""
     if not claim.experiment:
         return {}

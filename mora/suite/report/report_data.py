@@ -12,16 +12,18 @@ from typing import NamedTuple
 
 from mora import digests
 from mora.config import RunConfig
+from mora.config.hardware_schema import ScaleName
 from mora.config.run_id import run_id
+from mora.config.source import ROOT
 from mora.errors import DataError, MoraError
 from mora.evaluate import documents
 from mora.results import STORE, RunResult, read_spectrum
 
-from .. import claims, commands
-from .. import experiment as experiments
+from .. import claims, commands, experiments
+from ..cell_specs import CellSpec
 from ..cells import PlannedRun, ResolvedCell
 from ..contrasts import ResolvedTables
-from ..experiment import ROOT, CellSpec, Experiment, Scale, number_of
+from ..experiments import Experiment, number_of
 from ..selection import last_step
 from ..usable import log_of, reportable, result_of
 
@@ -30,7 +32,7 @@ class Use(NamedTuple):
     """The use of a run in a cell: as a final run or in the search."""
 
     name: str
-    scale: Scale
+    scale: ScaleName
     label: str
     column: str
     searching: bool
@@ -99,7 +101,7 @@ class Shown:
     """An experiment at a scale."""
 
     name: str
-    scale: Scale
+    scale: ScaleName
     experiment: Experiment
     rows: list[list[ResolvedCell]]
 
@@ -123,7 +125,7 @@ class Shown:
 class Gathered:
     """Everything at some scales. `damaged` says, by file name, why a file is left out."""
 
-    def __init__(self, scales: Iterable[Scale] = claims.COMPARED) -> None:
+    def __init__(self, scales: Iterable[ScaleName] = claims.COMPARED) -> None:
         self.scales = tuple(scales)
         folders = {
             ROOT / "results" / "runs",

@@ -12,11 +12,11 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from mora.config.hardware_schema import SCALES
+from mora.config.source import ROOT
 from mora.errors import ConfigError, MoraError
 from mora.io import replace_file
 
 from .. import figures, memory_study
-from ..experiment import ROOT
 from . import chart, decisions, detail, findings, forest, pack, pictures, style, table_cells
 from .report_data import Gathered, Run, Shown
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 from mora.config.run_id import format_lr, run_id
 
 from .. import settings, tables
+from ..cell_specs import Candidate
 from ..cells import ResolvedCell
-from ..experiment import Candidate
 from ..tables import DIGITS
 from ..verdicts import Estimate
 from .report_data import Shown

@@ -6,7 +6,8 @@ import os
 import pytest
 
 from mora.config import ConfigError, cached_composition, compose
-from mora.suite import experiment as experiments
+from mora.suite import experiments
+from mora.suite.cell_specs import cell_specs
 from mora.suite.cells import resolve
 
 
@@ -15,7 +16,7 @@ def cells():
     by_cell = {}
     for name in ("table1", "table2", "table3", "table4"):
         for scale in ("paper", "lite", "smoke"):
-            for row in experiments.cell_specs(experiments.load(name), scale):
+            for row in cell_specs(experiments.load(name), scale):
                 for spec in row:
                     if spec.exists:
                         more = spec.search_space[-1].overrides if spec.search_runs else ()
@@ -52,7 +53,7 @@ def test_a_wrong_override_is_refused_in_one_line(wrong):
 
 
 def test_a_cell_shares_what_it_composed():
-    spec = experiments.cell_specs(experiments.load("table2"), "lite")[1][0]
+    spec = cell_specs(experiments.load("table2"), "lite")[1][0]
     assert resolve(spec).spec.config is spec.config
 
 

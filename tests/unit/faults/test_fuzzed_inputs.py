@@ -10,7 +10,7 @@ from mora.errors import DataError
 from mora.faults import command_lines, fuzzing
 from mora.faults.inputs import Refused, fuzz
 from mora.models.load import load_model
-from mora.suite import experiment
+from mora.suite import experiments
 
 SEED = 20
 
@@ -109,7 +109,7 @@ def test_an_experiment_with_a_wrong_field_is_refused_in_a_line():
     with pytest.raises(
         ConfigError, match=r"^experiments/table2\.yaml: title is missing; kind is missing; .* more fields$"
     ):
-        experiment.checked("table2", {"titel": "a", "columns": [{"name": 3}] * 9})
+        experiments.checked("table2", {"titel": "a", "columns": [{"name": 3}] * 9})
 
 
 def test_a_field_with_line_breaks_stays_within_its_line():

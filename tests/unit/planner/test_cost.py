@@ -12,8 +12,8 @@ from mora.config.source import CONFIG_DIR, ROOT
 from mora.models.shapes import shape_of
 from mora.planner import cost, counts, speed
 from mora.results import RunResult, read
-from mora.suite import experiment as experiments
-from mora.suite import plan
+from mora.suite import experiments, plan
+from mora.suite.cell_specs import cell_specs
 
 
 @pytest.mark.parametrize(("task", "steps"), [("tulu2", 5093), ("metamath", 9100), ("biomed", 5000), ("finance", 5000)])
@@ -90,7 +90,7 @@ def test_a_plan_keeps_what_a_task_says_of_padding_unless_it_is_told_otherwise():
 
 def test_a_plan_names_every_missing_run_and_adds_them_up(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "ROOT", tmp_path)
-    specs = [spec for row in experiments.cell_specs(experiments.load("table1"), "paper") for spec in row]
+    specs = [spec for row in cell_specs(experiments.load("table1"), "paper") for spec in row]
     text = plan.text(specs, "gpu8")
     assert "\n51 cells (a task, method and rank each), 128 runs; missing:\n128 runs, " in text
     assert len([line for line in text.splitlines() if "-s0-" in line]) == 128
@@ -100,7 +100,7 @@ def test_a_plan_names_every_missing_run_and_adds_them_up(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", sorted(p.stem for p in (CONFIG_DIR / "hardware").glob("*.yaml")))
 def test_a_plan_can_be_made_for_every_hardware(name, tmp_path, monkeypatch):
     monkeypatch.setattr(source, "ROOT", tmp_path)
-    spec = experiments.cell_specs(experiments.load("table3"), "paper")[0][0]
+    spec = cell_specs(experiments.load("table3"), "paper")[0][0]
     text = plan.text([spec], name)
     known = not name.startswith("cpu")
     assert (f"of GPU time for training on {name} " in text) == known
@@ -117,12 +117,12 @@ def test_a_cpu_takes_the_micro_batch_that_is_set():
 
 def test_hardware_that_cannot_share_out_the_batch_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "ROOT", tmp_path)
-    spec = experiments.cell_specs(experiments.load("table2"), "lite")[0][0]
+    spec = cell_specs(experiments.load("table2"), "lite")[0][0]
     with pytest.raises(ConfigError, match=r"global_batch_size=100 is not divisible by .* x 8 ranks"):
         plan.text([spec], "gpu8")
 
 
 def test_unknown_hardware_is_refused_in_one_line():
-    spec = experiments.cell_specs(experiments.load("table3"), "paper")[0][0]
+    spec = cell_specs(experiments.load("table3"), "paper")[0][0]
     with pytest.raises(ConfigError, match="hardware=nothing: there is no such hardware; there are"):
         plan.text([spec], "nothing")

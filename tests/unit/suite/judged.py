@@ -2,8 +2,8 @@
 
 from made_up import write
 
-from mora.suite import experiment as experiments
-from mora.suite import ledger
+from mora.suite import experiments, ledger
+from mora.suite.cell_specs import cell_specs
 from mora.suite.cells import resolve
 from mora.suite.claims import Claim
 
@@ -22,7 +22,7 @@ STEPS = (300, 500, 700, 900)
 
 
 def cell_of(name, scale, row, column=0):
-    rows = experiments.cell_specs(experiments.load(name), scale)
+    rows = cell_specs(experiments.load(name), scale)
     return next(r[column] for r in rows if (r[0].row.method, r[0].row.r, r[0].row.operator) == (*row, None))
 
 

@@ -7,8 +7,8 @@ from judged import FASTER
 
 from mora.evaluate import metrics
 from mora.suite import __main__ as suite
-from mora.suite import claims, contrasts
-from mora.suite import experiment as experiments
+from mora.suite import claims, contrasts, experiments
+from mora.suite.cell_specs import cell_specs
 from mora.suite.cells import resolve_all
 from mora.suite.claims import Claim, load
 from mora.suite.contrasts import ResolvedTables, find, measure
@@ -24,7 +24,7 @@ def test_the_seeds_of_a_second_look_are_those_of_its_cells():
         assert measure(claim, claim.primary, rows).planned == claim.second_look.seeds
         (first, *_) = (c for row in rows for c in row if c.spec.seeds == list(range(7)))
         assert first.spec.column.task == "tulu2"
-    fewer = experiments.cell_specs(experiments.load("table1"), "mid", [0])
+    fewer = cell_specs(experiments.load("table1"), "mid", [0])
     assert all(len(spec.seeds) == 1 for row in fewer for spec in row)
 
 
@@ -89,13 +89,13 @@ def test_the_power_to_close_a_gap_includes_that_the_gap_is_shown():
 
 
 def test_rows_are_found_by_the_papers_rank():
-    rows = resolve_all(experiments.cell_specs(experiments.load("table2"), "lite"))
+    rows = resolve_all(cell_specs(experiments.load("table2"), "lite"))
     assert find(rows, Claim.model_validate(FASTER).first, "step_300").spec.row.r == 1
     assert find(rows, experiments.Row(method="mora", r=999), "step_300") is None
 
 
 def test_a_contrast_is_of_the_row_without_settings_wherever_it_stands():
-    rows = resolve_all(experiments.cell_specs(experiments.load("table_restarts"), "mid"))
+    rows = resolve_all(cell_specs(experiments.load("table_restarts"), "mid"))
     wanted = experiments.Row(method="relora", r=256)
     assert {find(order, wanted, "gsm8k").spec.row.settings == [] for order in (rows, rows[::-1])} == {True}
 

@@ -3,14 +3,15 @@
 from made_up import write
 
 from mora.config import compose, source
-from mora.suite import experiment as experiments
+from mora.suite import experiments
+from mora.suite.cell_specs import cell_specs
 from mora.suite.default_lr import default_lr
 
 RUN = ["task=uuid", "method=mora", "r=8", "scale=lite"]
 
 
 def search():
-    rows = experiments.cell_specs(experiments.load("table2"), "lite")
+    rows = cell_specs(experiments.load("table2"), "lite")
     return next(spec for row in rows for spec in row if (spec.row.method, spec.row.r) == ("mora", 8))
 
 

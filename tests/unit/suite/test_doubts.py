@@ -8,8 +8,8 @@ from made_up import write
 
 from mora.config import ConfigError, source
 from mora.config.run_id import run_id
-from mora.suite import experiment as experiments
-from mora.suite import ledger, tables
+from mora.suite import experiments, ledger, tables
+from mora.suite.cell_specs import cell_specs
 from mora.suite.cells import resolve, resolve_all
 from mora.suite.claims import load
 from mora.suite.contrasts import ResolvedTables
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("nothing_measured")
 
 def final_runs(method, name="table2", column=0, **more):
     """Those of the row at r=1, with the metrics that are given for the one of seed 1."""
-    rows = experiments.cell_specs(experiments.load(name), "lite")
+    rows = cell_specs(experiments.load(name), "lite")
     row = next(row for row in rows if (row[0].row.method, row[0].row.r, row[0].row.operator) == (method, 1, None))
     for i, config in enumerate(row[column].search_runs):
         write(config, {row[column].experiment.selection: float(i)}, steps=(300,))
@@ -37,7 +37,7 @@ def doubt(folder, run, log="of 1"):
 
 
 def cells(name="table2"):
-    return resolve_all(experiments.cell_specs(experiments.load(name), "lite"))
+    return resolve_all(cell_specs(experiments.load(name), "lite"))
 
 
 @pytest.mark.parametrize("named", [True, False])

@@ -16,8 +16,8 @@ from mora.config.source import ROOT
 from mora.errors import DamagedFileError
 from mora.sizes import auto_operator
 from mora.suite import __main__ as suite
-from mora.suite import experiment as experiments
-from mora.suite import launch, tables
+from mora.suite import experiments, launch, tables
+from mora.suite.cell_specs import cell_specs
 from mora.suite.cells import resolve
 
 SHA256 = "8979c3d2770202514c34107a3f0ba5b7495cc358970097b8228f29662b4c181e"
@@ -218,7 +218,7 @@ def test_a_table_that_would_name_or_count_its_runs_wrongly_is_refused(values, co
 )
 def test_a_rows_label_ends_with_its_settings(setting, shown):
     table = experiments.checked("table9", own_table(row={"settings": [setting]}))
-    ((spec,),) = experiments.cell_specs(table, "smoke")
+    ((spec,),) = cell_specs(table, "smoke")
     assert spec.label == f"LoRA r=8, {shown}"
 
 
@@ -234,7 +234,7 @@ def test_rows_that_differ_in_their_settings_alone_differ_in_the_csv():
 @pytest.mark.parametrize(("step", "measured"), [(50, True), (300, True), (7, False), (350, False)])
 def test_a_column_of_a_step_at_which_nothing_is_measured_is_refused_before_a_run(step, measured):
     table = experiments.checked("table9", own_table(column={"step": step}))
-    ((spec,),) = experiments.cell_specs(table, "smoke")
+    ((spec,),) = cell_specs(table, "smoke")
     if measured:
         assert spec.config.measures_at(step)
     else:
@@ -259,7 +259,7 @@ def test_a_selection_that_is_no_loss_is_refused():
 )
 def test_a_metric_that_is_not_measured_or_no_share_is_refused_before_a_run(metric, why):
     table = experiments.checked("table9", own_table(column={"metric": metric}))
-    ((spec,),) = experiments.cell_specs(table, "smoke")
+    ((spec,),) = cell_specs(table, "smoke")
     with pytest.raises(ConfigError, match=f"column first, scale smoke: metric {metric}: .*{why}"):
         _ = spec.config
 
@@ -275,7 +275,7 @@ def test_a_metric_that_is_not_measured_or_no_share_is_refused_before_a_run(metri
 )
 def test_a_metric_whose_task_is_left_out_on_purpose_or_that_is_not_shown_is_no_mistake(metric, kind, settings):
     table = experiments.checked("table9", own_table(column={"metric": metric, "overrides": settings}) | {"kind": kind})
-    ((spec,),) = experiments.cell_specs(table, "smoke")
+    ((spec,),) = cell_specs(table, "smoke")
     assert spec.config.task.name == "uuid"
 
 

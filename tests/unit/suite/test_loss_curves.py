@@ -6,8 +6,8 @@ from matplotlib import pyplot as plt
 
 from mora.config import source
 from mora.config.run_id import result_path
-from mora.suite import experiment as experiments
-from mora.suite import figures, loss_curves
+from mora.suite import experiments, figures, loss_curves
+from mora.suite.cell_specs import cell_specs
 from mora.suite.cells import resolve, resolve_all
 
 
@@ -19,7 +19,7 @@ def nothing_measured(tmp_path, monkeypatch):
 
 
 def cells_of(name, scale, column=0):
-    return [row[column] for row in experiments.cell_specs(experiments.load(name), scale) if row[column].exists]
+    return [row[column] for row in cell_specs(experiments.load(name), scale) if row[column].exists]
 
 
 def run_all(spec, losses, steps=range(1, 11), **result):
@@ -84,7 +84,7 @@ def test_a_figure_of_several_panels_leaves_out_what_a_panel_has_not():
     for column, seeds in ((0, (0.5, 0.7)), (1, (0.6, 0.8))):
         for spec in cells_of("figure_restarts", "mid", column)[:2]:
             run_all(spec, seeds)
-    rows = resolve_all(experiments.cell_specs(experiments.load("figure_restarts"), "mid"))
+    rows = resolve_all(cell_specs(experiments.load("figure_restarts"), "mid"))
     figure = figures.drawn(experiments.load("figure_restarts"), rows, "mid")
     assert [ax.get_title().splitlines()[0].removeprefix("scale mid, ") for ax in figure.axes] == [
         *("ReLoRA, metamath", "ReMoRA, metamath", "ReLoRA, biomed", "ReMoRA, biomed")

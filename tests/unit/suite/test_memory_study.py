@@ -11,8 +11,8 @@ from matplotlib import pyplot as plt
 from mora.config import run_id, source
 from mora.config.cached_composition import compose_cached as compose
 from mora.results import typed
-from mora.suite import experiment as experiments
-from mora.suite import memory_study
+from mora.suite import experiments, memory_study
+from mora.suite.cell_specs import cell_specs
 from mora.suite.cells import resolve, resolve_all
 from mora.suite.memory_study import MemoryRun
 
@@ -23,11 +23,11 @@ DECOUPLE = "method.adapter.operator=decouple"
 
 
 def rows():
-    return resolve_all(experiments.cell_specs(EXPERIMENT, "lite"))
+    return resolve_all(cell_specs(EXPERIMENT, "lite"))
 
 
 def cells(name="memory"):
-    return [spec for row in experiments.cell_specs(experiments.load(name), "lite") for spec in row if spec.exists]
+    return [spec for row in cell_specs(experiments.load(name), "lite") for spec in row if spec.exists]
 
 
 def memory_run(known):

@@ -13,12 +13,13 @@ from mora.families.mora import Mora
 from mora.methods import prepare
 from mora.models.shapes import shape_of
 from mora.sizes import r_hat_for
-from mora.suite import experiment as experiments
+from mora.suite import experiments
+from mora.suite.cell_specs import cell_specs
 from mora.train.engines import make_engine
 
 
 def cells(name):
-    return [spec for row in experiments.cell_specs(experiments.load(name), "mid") for spec in row if spec.exists]
+    return [spec for row in cell_specs(experiments.load(name), "mid") for spec in row if spec.exists]
 
 
 MID = [spec for name in experiments.names() for spec in cells(name)]

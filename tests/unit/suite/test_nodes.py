@@ -10,8 +10,8 @@ from made_up import write
 
 from mora.config import source
 from mora.config.run_id import run_id
-from mora.suite import experiment as experiments
-from mora.suite import overrides, runner
+from mora.suite import experiments, overrides, runner
+from mora.suite.cell_specs import cell_specs
 
 HERE = ["hardware=multinode", "hardware.device=cpu", "hardware.processes=1", "hardware.rendezvous=localhost:1"]
 
@@ -21,7 +21,7 @@ def specs(monkeypatch, tmp_path):
     monkeypatch.setattr(source, "ROOT", tmp_path)
     monkeypatch.setattr(runner, "interrupt_on_sigterm", lambda: None)  # which a thread may not
     monkeypatch.setenv("MORA_OUTPUT_DIR", str(tmp_path / "outputs"))
-    rows = experiments.cell_specs(overrides.applied(experiments.load("table2"), HERE), "smoke")
+    rows = cell_specs(overrides.applied(experiments.load("table2"), HERE), "smoke")
     return [spec for row in rows for spec in row if spec.row.method in ("lora", "mora")]
 
 

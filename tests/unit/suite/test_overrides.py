@@ -12,14 +12,14 @@ from mora.config import ConfigError, compose, source
 from mora.config.run_id import result_path, run_id
 from mora.config.source import ROOT
 from mora.suite import __main__ as suite
-from mora.suite import commands, fit, launch, overrides, progress, runner, slurm
-from mora.suite import experiment as experiments
+from mora.suite import commands, experiments, fit, launch, overrides, progress, runner, slurm
+from mora.suite.cell_specs import cell_specs
 from mora.suite.cells import resolve
 from mora.suite.gpus import GpuSlots
 
 
 def cells(name="table2", scale="smoke", given=()):
-    rows = experiments.cell_specs(overrides.applied(experiments.load(name), list(given)), scale)
+    rows = cell_specs(overrides.applied(experiments.load(name), list(given)), scale)
     return [spec for row in rows for spec in row]
 
 

@@ -9,8 +9,8 @@ from made_up import write
 from mora.config.run_id import documents_path
 from mora.evaluate import documents
 from mora.evaluate.logged import LoggedSamples
-from mora.suite import experiment as experiments
-from mora.suite import ledger, pairing
+from mora.suite import experiments, ledger, pairing
+from mora.suite.cell_specs import cell_specs
 from mora.suite.cells import resolve
 from mora.suite.claims import Claim
 
@@ -21,7 +21,7 @@ ITEMS = 2000
 
 def run_all(name, method, r, column, task, items_of_seed, metrics, aggregation="mean", prompts="p"):
     """The row's search and finals, with the scores of each final run's documents."""
-    rows = experiments.cell_specs(experiments.load(name), "lite")
+    rows = cell_specs(experiments.load(name), "lite")
     spec = next(row[column] for row in rows if (row[0].row.method, row[0].row.r) == (method, r))
     for i, config in enumerate(spec.search_runs):
         write(config, {"validation_loss": float(i != 1)})
@@ -112,7 +112,7 @@ def test_other_documents_an_earlier_step_and_scores_that_are_not_kept_are_not_pa
     documents_path(a.results[0][0]).unlink()
     assert pairing.error([a], [a], [0], "points") is None
     assert pairing.error([a], [a], [0, 1, 2], "points") == 0.0, "of the seeds that are kept"
-    at_a_step = resolve(experiments.cell_specs(experiments.load("table2"), "lite")[1][0])
+    at_a_step = resolve(cell_specs(experiments.load("table2"), "lite")[1][0])
     assert pairing.error([at_a_step], [at_a_step], [0], "points") is None
 
 

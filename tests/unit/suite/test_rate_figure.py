@@ -6,7 +6,8 @@ import pytest
 from made_up import write
 
 from mora.config import run_id, source
-from mora.suite import experiment as experiments
+from mora.suite import experiments
+from mora.suite.cell_specs import cell_specs
 from mora.suite.cells import resolve, resolve_all
 from mora.suite.report import rate_figure, rate_panels
 
@@ -15,7 +16,7 @@ from mora.suite.report import rate_figure, rate_panels
 def measure(tmp_path, monkeypatch):
     """Write the search of a method at r=4 in mathematics, scale mid; `again` are the losses of the best two on seed 1."""
     monkeypatch.setattr(source, "ROOT", tmp_path)
-    cells = [spec for row in experiments.cell_specs(experiments.load("table1"), "mid") for spec in row]
+    cells = [spec for row in cell_specs(experiments.load("table1"), "mid") for spec in row]
 
     def search(method, losses, again=(), **changed):
         of_method = [spec for spec in cells if (spec.row.method, spec.row.r or 4) == (method, 4)]
@@ -30,7 +31,7 @@ def measure(tmp_path, monkeypatch):
 
 
 def gathered(*names):
-    return [resolve_all(experiments.cell_specs(experiments.load(name), "mid")) for name in names]
+    return [resolve_all(cell_specs(experiments.load(name), "mid")) for name in names]
 
 
 def panel():
@@ -168,7 +169,7 @@ def test_operators_have_a_panel_of_their_own_and_methods_keep_the_usual_one(meas
     measure("lora", (0.59, 0.56, 0.55, 0.57))
     measure("mora", (0.56, 0.551, 0.58, 0.79))
     assert [view.what for view in rate_figure.views([panel()])] == ["metamath"]
-    rows = experiments.cell_specs(experiments.load("table4"), "mid")
+    rows = cell_specs(experiments.load("table4"), "mid")
     decouple = next(row[0] for row in rows if row[0].row.operator == "decouple")
     for config, loss in zip(decouple.search_runs, (0.55, 0.552, 0.59, 0.8), strict=True):
         write(config, {"validation_loss": loss})

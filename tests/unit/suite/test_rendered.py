@@ -10,8 +10,8 @@ from made_up import write
 
 from mora.config import run_id
 from mora.config.source import ROOT
-from mora.suite import experiment as experiments
-from mora.suite import figures, memory_study, settings, tables
+from mora.suite import experiments, figures, memory_study, settings, tables
+from mora.suite.cell_specs import cell_specs
 from mora.suite.cells import resolve, resolve_all
 from mora.suite.report import rate_figure
 
@@ -21,7 +21,7 @@ PRINTED = {"table1": 76, "table2": 20, "table3": 8, "table4": 8, "table6": 25, "
 @pytest.mark.parametrize("name", TABLES)
 def test_every_printed_number_stands_beside_our_cell_or_not_run(name, tmp_path, nothing_measured):
     experiment = experiments.load(name)
-    rows = experiments.cell_specs(experiment, "paper")
+    rows = cell_specs(experiment, "paper")
     path = tables.render(name, experiment, resolve_all(rows), "paper", tmp_path / "out")
     printed = [row["values"] for row in experiments.paper_tables()[name]["rows"]]
     assert sum(value is not None for values in printed for value in values) == PRINTED[name]
@@ -75,7 +75,7 @@ def test_every_inconsistency_of_the_paper_is_shown_somewhere():
 
 def test_a_figure_has_a_caption_that_names_its_runs_and_their_commits(tmp_path, nothing_measured):
     experiment = experiments.load("figure4")
-    rows = experiments.cell_specs(experiment, "smoke")
+    rows = cell_specs(experiment, "smoke")
     assert figures.render("figure4", experiment, resolve_all(rows), "smoke", tmp_path) is None
     assert list(tmp_path.glob("figure4*")) == [], "no caption of nothing"
     done = resolve(rows[0][0]).final_runs[0]
@@ -94,7 +94,7 @@ def test_a_figure_has_a_caption_that_names_its_runs_and_their_commits(tmp_path, 
 
 def test_a_caption_says_where_a_spectrum_has_no_source(tmp_path, nothing_measured):
     experiment = experiments.load("figure5")
-    rows = experiments.cell_specs(experiment, "smoke")
+    rows = cell_specs(experiment, "smoke")
     kinds = {kind: {"above_0.1": 1.0} for kind in figures.MODULES}
     made = {"commit": "fedcba9876543210", "fingerprint": "", "dirty": False}
     old, new = (resolve(row[0]).final_runs[0] for row in rows[:2])
@@ -115,7 +115,7 @@ def test_rendered_results_are_what_the_measured_ones_give(tmp_path):
         experiment, kind = experiments.load(name), "tables" if name.startswith("table") else "figures"
         if scale != "smoke":
             draw = tables.render if kind == "tables" else memory_study.render if name == "memory" else figures.render
-            rows = resolve_all(experiments.cell_specs(experiment, scale))
+            rows = resolve_all(cell_specs(experiment, scale))
             draw(name, experiment, rows, scale, tmp_path / kind)
             at_scale.setdefault(scale, []).append(rows)
     for scale, resolved in at_scale.items():

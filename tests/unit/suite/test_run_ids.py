@@ -4,7 +4,8 @@ from pathlib import Path
 
 from mora.config import compose, run_id
 from mora.config.load import load
-from mora.suite import experiment as experiments
+from mora.suite import experiments
+from mora.suite.cell_specs import cell_specs
 
 GOLDEN = Path(__file__).with_name("run_ids.txt")
 
@@ -13,9 +14,7 @@ def test_every_cell_keeps_its_run_id():
     """`run_ids.txt`: of each cell of each table and figure, at each scale, its run at the default learning rate and seed 0,
     and its search runs. Cells may be added; a line leaves the file with its cell, or where RESULT_VERSION was raised."""
     loaded = [experiments.load(name) for name in experiments.names()]
-    cells = [
-        cell for one in loaded for scale in one.scales for row in experiments.cell_specs(one, scale) for cell in row
-    ]
+    cells = [cell for one in loaded for scale in one.scales for row in cell_specs(one, scale) for cell in row]
     ids = {run_id(run) for cell in cells if cell.exists for run in (cell.config, *cell.search_runs)}
     lost = sorted({*GOLDEN.read_text().split()} - ids)
     assert lost == []

@@ -10,8 +10,8 @@ from made_up import write
 
 from mora.config import run_id, source
 from mora.io import IN_USE
-from mora.suite import experiment as experiments
-from mora.suite import figures, launch, runner
+from mora.suite import experiments, figures, launch, runner
+from mora.suite.cell_specs import cell_specs
 from mora.suite.cells import resolve
 from mora.suite.gpus import GpuSlots
 
@@ -54,7 +54,7 @@ def test_two_suites_on_one_folder_share_the_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "ROOT", tmp_path)
     monkeypatch.setattr(runner, "POLL_S", 0.05)
     monkeypatch.setattr(runner, "interrupt_on_sigterm", lambda: None)
-    specs = [row[0] for row in experiments.cell_specs(experiments.load("table2"), "smoke")]
+    specs = [row[0] for row in cell_specs(experiments.load("table2"), "smoke")]
     elsewhere, *ours = (resolve(spec).final_runs[0] for spec in specs)
     started = []
 
@@ -87,7 +87,7 @@ def test_final_runs_do_not_wait_for_the_searches_of_other_cells(tmp_path, monkey
     monkeypatch.setenv("MORA_OUTPUT_DIR", str(tmp_path / "outputs"))
     monkeypatch.setattr(source, "ROOT", tmp_path)
     monkeypatch.setattr(runner, "interrupt_on_sigterm", lambda: None)
-    specs = [row[0] for row in experiments.cell_specs(experiments.load("table2"), "lite") if row[0].search_runs][:2]
+    specs = [row[0] for row in cell_specs(experiments.load("table2"), "lite") if row[0].search_runs][:2]
     slow, first_final = run_id(specs[1].search_runs[-1]), threading.Event()
     searches = {run_id(c) for spec in specs for c in spec.search_runs}
     done = []

@@ -10,8 +10,8 @@ from mora.config import source
 from mora.config.cached_composition import compose_cached as compose
 from mora.config.run_id import format_lr
 from mora.suite import __main__ as suite
-from mora.suite import experiment as experiments
-from mora.suite import runner, tables
+from mora.suite import experiments, runner, tables
+from mora.suite.cell_specs import cell_specs
 from mora.suite.cells import in_order, resolve, resolve_all
 from mora.suite.commands import words
 from mora.suite.selection import next_rate
@@ -22,7 +22,7 @@ from mora.suite.usable import is_current
 def spec(tmp_path, monkeypatch):
     """LoRA r=1 in mathematics, Table 1 at scale lite: four rates, three seeds."""
     monkeypatch.setattr(source, "ROOT", tmp_path)
-    rows = experiments.cell_specs(experiments.load("table1"), "lite")
+    rows = cell_specs(experiments.load("table1"), "lite")
     (row,) = (row for row in rows if (row[0].row.method, row[0].row.r) == ("lora", 1))
     cell_spec = next(cell for cell in row if cell.column.task == "metamath")
     assert cell_spec.at_scale.repeats
@@ -121,7 +121,7 @@ def test_a_second_seed_of_changed_source_is_as_if_it_were_not_there(spec):
 
 def test_with_one_seed_nothing_is_repeated(spec):
     measure(spec.search_runs, (3.0, 1.0, 1.1, 4.0))
-    (row,) = (r for r in experiments.cell_specs(experiments.load("table1"), "lite", seeds=[0]) if r[0].row == spec.row)
+    (row,) = (r for r in cell_specs(experiments.load("table1"), "lite", seeds=[0]) if r[0].row == spec.row)
     alone = next(cell for cell in row if cell.column == spec.column)
     assert resolve(alone).choice.missing == []
 

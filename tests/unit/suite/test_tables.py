@@ -13,8 +13,8 @@ from mora.config import source
 from mora.config.run_id import format_lr
 from mora.config.source import ROOT
 from mora.results import Metric, RunResult, typed
-from mora.suite import experiment as experiments
-from mora.suite import latex, tables
+from mora.suite import experiments, latex, tables
+from mora.suite.cell_specs import cell_specs
 from mora.suite.cells import CellNumbers, resolve, resolve_all, steps_to
 from mora.suite.tables import Shown
 
@@ -24,7 +24,7 @@ SQUARES = (("lora", {}), ("mora", {}), ("mora", {"operator": "rotation"}))
 
 
 def row_of(name, scale, **wanted):
-    rows = experiments.cell_specs(experiments.load(name), scale)
+    rows = cell_specs(experiments.load(name), scale)
     return next(row for row in rows if row[0].row.model_dump(exclude_defaults=True) == wanted)
 
 
@@ -159,7 +159,7 @@ def test_an_effect_is_over_lora_at_the_same_rank_beside_the_papers(tmp_path, mon
 def test_an_effect_is_over_the_seeds_that_both_have_whatever_else_the_rows_differ_in(tmp_path, monkeypatch):
     """LoRA has more seeds of one task than DoRA."""
     monkeypatch.setattr(source, "ROOT", tmp_path)
-    rows = [row for row in experiments.cell_specs(experiments.load("table1"), "mid") if row[0].row.r == 4]
+    rows = [row for row in cell_specs(experiments.load("table1"), "mid") if row[0].row.r == 4]
     (lora,), (dora,) = ([row for row in rows if row[0].row.method == method] for method in ("lora", "dora"))
     for spec, scores in ((lora[2], (0.5, 0.6, 0.7)), (dora[2], (0.52, 0.62))):
         for config in spec.search_runs:
@@ -194,7 +194,7 @@ def test_time_and_memory_stand_in_the_order_of_the_tasks(tmp_path, monkeypatch):
 
 def test_a_column_of_one_of_the_papers_ranks_names_ours():
     heads = {
-        scale: tables.heading(e, resolve_all(experiments.cell_specs(e, scale)))[2:4]
+        scale: tables.heading(e, resolve_all(cell_specs(e, scale)))[2:4]
         for e in [experiments.load("table4")]
         for scale in ("paper", "mid")
     }

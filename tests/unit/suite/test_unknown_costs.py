@@ -4,8 +4,8 @@ import pytest
 
 from mora.config import ConfigError, source
 from mora.config.cached_composition import compose_cached as compose
-from mora.suite import experiment as experiments
-from mora.suite import overrides, plan, tables
+from mora.suite import experiments, overrides, plan, tables
+from mora.suite.cell_specs import cell_specs
 from mora.suite.cells import resolve
 
 
@@ -13,7 +13,7 @@ from mora.suite.cells import resolve
 def spec(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "ROOT", tmp_path)
     own = overrides.applied(experiments.load("table1"), ["model=custom", "model.path=some/model"])
-    return next(spec for row in experiments.cell_specs(own, "paper") for spec in row if spec.row.method == "mora")
+    return next(spec for row in cell_specs(own, "paper") for spec in row if spec.row.method == "mora")
 
 
 def test_a_plan_names_the_run_and_the_reason(spec):
@@ -47,7 +47,7 @@ def test_any_method_of_pefts_stands_in_a_plan_and_a_table_by_a_row_alone(tmp_pat
     )
     monkeypatch.setattr(experiments, "FOLDER", tmp_path)
     monkeypatch.setattr(source, "ROOT", tmp_path)
-    ((spec,),) = experiments.cell_specs(experiments.load("own"), "smoke")
+    ((spec,),) = cell_specs(experiments.load("own"), "smoke")
     assert " cost unknown: the cost of an adapter of method peft is unknown" in plan.text([spec], "cpu")
     assert tables.trainable([resolve(spec)]) == "unknown"
     assert "uuid-peft_vera-" in plan.text([spec], "cpu")

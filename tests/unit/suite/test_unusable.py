@@ -11,8 +11,8 @@ from made_up import write
 from mora.config import run_id, source
 from mora.config.run_id import result_path
 from mora.suite import __main__ as suite
-from mora.suite import experiment as experiments
-from mora.suite import figures, launch, plan, runner
+from mora.suite import experiments, figures, launch, plan, runner
+from mora.suite.cell_specs import cell_specs
 from mora.suite.cells import resolve
 from mora.suite.gpus import GpuSlots
 from mora.suite.usable import is_current, reportable, result_of
@@ -28,7 +28,7 @@ def spec(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "ROOT", tmp_path)
     monkeypatch.setenv("MORA_OUTPUT_DIR", str(tmp_path / "outputs"))
     monkeypatch.setattr(runner, "interrupt_on_sigterm", lambda: None)
-    rows = experiments.cell_specs(experiments.load("table2"), "lite")
+    rows = cell_specs(experiments.load("table2"), "lite")
     return next(row[0] for row in rows if (row[0].row.method, row[0].row.r) == ("lora", 1))
 
 
