@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mora.errors import ConfigError
 from mora.io import cache_dir, replace_file
 
-from .hydra_compose import composed, hydra_line, parse_override, validate
+from .hydra_compose import compose_unresolved, hydra_line, parse_override, validate
 from .schema import RunConfig
 from .source import CONFIG_DIR
 
@@ -125,7 +125,7 @@ def _base(groups: tuple[str, ...], method: str) -> Base:
 
 @cache
 def _of_groups(groups: tuple[str, ...], method: str = "method=none") -> DictConfig:
-    return composed([*groups, method])
+    return compose_unresolved([*groups, method])
 
 
 _parsed = lru_cache(maxsize=1024)(parse_override)

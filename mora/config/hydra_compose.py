@@ -23,20 +23,20 @@ from .load import load
 from .schema import RunConfig
 from .source import CONFIG_DIR
 
-# A name that comes with a choice -> the group. If it were changed, a run would be in another's tables, or have its run id.
-NAMES = {
+# A name that is set by the choice of a group -> the group. A run whose name were changed would pass for another run.
+GROUP_OF_NAME = {
     "method.name": "method",
     "scale.name": "scale",
     "task.name": "task",
     "task.data.kind": "task",
 }
-OF_ONE_GRID = ("task", "method", "r", "scale", "model")  # the settings that a grid of rates depends on
+GRID_SETTINGS = ("task", "method", "r", "scale", "model")  # the settings that a grid of learning rates depends on
 
 
 def _lr_grid(*, _root_: DictConfig) -> str:
-    """Return ${lr_grid:} of configs/sweep/: the rates of the composed task, method and rank, in Hydra's form of a sweep.
+    """Return ${lr_grid:} of configs/sweep/: the learning rates of the task, method and rank, in Hydra's form of a sweep.
 
-    It is null if there can be no such run. One run is then started, which says in one line what is wrong.
+    It is "null" if there can be no such run. Then one run is started, and its error says what is wrong.
     """
     values: Any = OmegaConf.to_container(OmegaConf.masked_copy(_root_, list(RunConfig.model_fields)), resolve=True)
     try:
@@ -52,23 +52,21 @@ def check_sweep(arguments: Sequence[str]) -> None:
     """Refuse what Hydra would do wrongly, or would refuse in unclear words.
 
     Task and scale choose a file before anything is swept over, so a call can have only one of each. Hydra takes one list of
-    rates for all runs, so with `sweep=` there can be only one value of each setting of OF_ONE_GRID. Every run of a multirun
-    is composed here, so that a wrong value is found before the first run starts.
+    learning rates for all runs, so with `sweep=` each of GRID_SETTINGS can have only one value. Every run of a multirun is
+    composed here, so that a wrong value is found before the first run starts.
 
     Raises:
         ConfigError: The arguments make no runs.
     """
     overrides = _check_form(arguments)
-    rates = any(argument.startswith("sweep=") for argument in arguments)
-    several = bool({"-m", "--multirun"} & {*arguments}) or "hardware=slurm" in arguments
-    if {"-m", "--multirun"} & {*arguments} and (
-        shown := {"--cfg", "-c", "--info", "-i"} & {text.split("=")[0] for text in arguments}
-    ):
+    sweeps_lr = any(argument.startswith("sweep=") for argument in arguments)
+    multirun = bool({"-m", "--multirun"} & {*arguments})
+    if multirun and (shown := {"--cfg", "-c", "--info", "-i"} & {text.split("=")[0] for text in arguments}):
         raise ConfigError(f"{min(shown)} shows one run: leave -m and its further values out")
-    if rates and not several:
+    if sweeps_lr and not (multirun or "hardware=slurm" in arguments):
         raise ConfigError("sweep= without -m would be one run: python run.py -m sweep=... for all of its runs")
     for override in overrides:
-        if rates and override.key_or_group in OF_ONE_GRID and override.is_sweep_override():
+        if sweeps_lr and override.key_or_group in GRID_SETTINGS and override.is_sweep_override():
             raise ConfigError(
                 f"{override.input_line}: expected one value beside sweep=, whose rates depend on it; "
                 "give one task, method, r and scale per call"
@@ -78,7 +76,7 @@ def check_sweep(arguments: Sequence[str]) -> None:
                 f"{override.input_line}: expected one {override.key_or_group} per call; several methods, ranks and seeds "
                 "may be given"
             )
-    if {"-m", "--multirun"} & {*arguments}:
+    if multirun:
         of_runs = [override for override in overrides if not override.key_or_group.startswith("hydra")]
         for run in BasicSweeper.split_arguments(of_runs, max_batch_size=None)[0]:
             compose(run)
@@ -155,7 +153,7 @@ def parse_override(argument: str) -> Override:
     named = (named or (value is None and override.is_delete())) and "${" not in str(value)
     if group in _groups() and not named:
         raise ConfigError(f"{short(argument)}: expected a name; there are {', '.join(hints.choices(group))}")
-    if of := NAMES.get(group):
+    if of := GROUP_OF_NAME.get(group):
         raise ConfigError(
             f"{short(argument)}: it comes with the {of}, another is {of}=NAME; one of your own is added to "
             f"configs/{of}, with its own name"
@@ -177,12 +175,12 @@ def compose(overrides: Sequence[str]) -> RunConfig:
     for text in overrides:
         parse_override(text)
     try:
-        return validate(composed(overrides))
+        return validate(compose_unresolved(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(hydra_line(error)) from error
 
 
-def composed(overrides: Sequence[str]) -> DictConfig:
+def compose_unresolved(overrides: Sequence[str]) -> DictConfig:
     """Return what Hydra composes from configs/ and these settings, without resolving references.
 
     Raises:
@@ -197,14 +195,14 @@ def composed(overrides: Sequence[str]) -> DictConfig:
 
 
 def check_names(composed: DictConfig, chosen: Mapping[str, Any]) -> None:
-    """Refuse a file of a task or method that has no name of its own but that of the file it builds on, another's.
+    """Refuse a file of a task or method that does not set its own name, and so keeps that of the file it builds on.
 
     Args:
         composed: The run's settings.
         chosen: Group -> choice, NAME or NAME/SCALE.
 
     Raises:
-        ConfigError: The file names another.
+        ConfigError: The file has another's name.
     """
     for group in ("task", "method"):
         wanted = str(chosen.get(group, "")).strip("'\"").split("/")[0]

@@ -39,29 +39,29 @@ class Scoring:
 
     def __init__(self, config: RunConfig, data: TrainingData, tokenizer: Any, pad_id: int, folder: Path):
         self.config, self.data, self.tokenizer, self.pad_id, self.folder = config, data, tokenizer, pad_id, folder
-        self.plan, self.seconds = config.task.evaluation, 0.0
+        self.evaluation, self.seconds = config.task.evaluation, 0.0
         self._loaded: Any = None  # the loaded tasks, until they are scored
-        made_up = folder / "evaluation_data" if config.scale.name == "smoke" else None
-        if made_up is not None and rank() == 0:
-            synthetic.write(made_up)
+        synthetic_data = folder / "evaluation_data" if config.scale.name == "smoke" else None
+        if synthetic_data is not None and rank() == 0:
+            synthetic.write(synthetic_data)
         barrier()  # or a rank would look for files that are not there yet
         self.settings = Settings(
-            self.plan.batch_size,
-            data_dir=None if made_up is None else str(made_up),
+            self.evaluation.batch_size,
+            data_dir=None if synthetic_data is None else str(synthetic_data),
             metadata={"pairs": data.pairs} if data.pairs else {},
         )
 
     def check(self) -> None:
         """Check for missing data and unknown tasks before anything is trained. Raises ConfigError and DataError."""
-        if not self.plan.tasks:
+        if not self.evaluation.tasks:
             return
         try:
-            self._loaded = load_tasks(self.plan.tasks, self.tokenizer, self.settings)
+            self._loaded = load_tasks(self.evaluation.tasks, self.tokenizer, self.settings)
         except MissingData as error:
             if self.config.scale.name != "smoke":
                 raise
             raise MissingData(
-                f"task.evaluation.tasks={self.plan.tasks}: scale smoke scores made-up rows alone, never those of "
+                f"task.evaluation.tasks={self.evaluation.tasks}: scale smoke scores made-up rows alone, never those of "
                 f"MORA_DATA_DIR: add rows of the set to mora/evaluate/synthetic.py, or leave the task out ({error})"
             ) from error
 
@@ -79,7 +79,7 @@ class Scoring:
 
     def _scores(self, engine: Engine, step: int) -> dict[str, float]:
         metrics = self._losses(engine)
-        if self.config.scores_at(step) and self.plan.tasks:
+        if self.config.scores_at(step) and self.evaluation.tasks:
             metrics |= self._tasks(engine, step)
             _warn_of_merging(metrics, step)
         return metrics
@@ -89,7 +89,7 @@ class Scoring:
         if self.data.validation:
             metrics |= teacher_forced.validation_loss(engine, self.data.validation, self.pad_id, VALIDATED_AT_ONCE)
         if self.data.pairs:
-            at_once = min(self.plan.batch_size, SCORED_AT_ONCE)
+            at_once = min(self.evaluation.batch_size, SCORED_AT_ONCE)
             metrics |= teacher_forced.score(engine, self.data.samples, self.pad_id, at_once)
         return metrics
 
@@ -108,10 +108,10 @@ class Scoring:
         settings = self.settings.resumable(self.folder / f"journal-{rank()}.jsonl", made_by)
         dtype = DTYPES[self.config.scale.precision]
         loaded, self._loaded = self._loaded, None
-        as_saved = merged if self.plan.merge else rounded
-        with engine.materialized(), as_saved(engine.model, dtype), single_process_env():
-            measured = self._losses(engine) if self.plan.merge and isinstance(engine.model, PeftModel) else {}
-            scores, logged = evaluate_model(engine.model, self.tokenizer, self.plan.tasks, settings, loaded)
+        as_in_checkpoint = merged if self.evaluation.merge else rounded
+        with engine.materialized(), as_in_checkpoint(engine.model, dtype), single_process_env():
+            measured = self._losses(engine) if self.evaluation.merge and isinstance(engine.model, PeftModel) else {}
+            scores, logged = evaluate_model(engine.model, self.tokenizer, self.evaluation.tasks, settings, loaded)
         if rank() == 0:
             samples.write(self.folder, logged)
         return {MERGED + name: value for name, value in measured.items()} | write_row(scores)
