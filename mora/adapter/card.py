@@ -1,4 +1,4 @@
-"""What an adapter's README.md says of MoRA, below what PEFT writes."""
+"""The section on MoRA that is added to the README.md that PEFT writes for a saved adapter."""
 
 from __future__ import annotations
 

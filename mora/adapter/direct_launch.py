@@ -1,4 +1,4 @@
-"""Triton kernels launched without Triton's own look-up."""
+"""Launch Triton kernels without the look-up that Triton does at every call."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor
 class DirectLaunch:
     """Launches one kernel, with one set of constants, on tensors of one kind.
 
-    Triton's own launch works out at every call which compiled kernel fits the arguments, which takes Python longer than all
-    else that is done here. What decides is the same for all tensors of a kind: their types, strides and device, and that
-    their addresses are multiples of 16. So the first call asks Triton, and the next ones launch what it found, with
-    addresses for tensors. A call with another address goes through Triton again. A number must have the same Python type at
-    every call, and a kernel that gets an integer which varies must name it in `do_not_specialize`.
+    Triton's own launch works out at every call which compiled kernel fits the arguments, which takes longer than everything
+    else in that call. The answer depends on the types, strides and device of the tensors, which are the same for all tensors
+    of a kind, and on whether their addresses are multiples of 16. So the first call asks Triton, and the next ones launch
+    the kernel that it found, with addresses in place of tensors. If an address is no multiple of 16, Triton is asked again.
+    A number must have the same Python type at every call, and an integer that varies must be named in `do_not_specialize`.
     """
 
     def __init__(self, kernel: Any, constants: dict[str, Any]) -> None:
-        """constants: what the kernel is compiled for, in the order of its parameters."""
+        """Take a kernel and the constants that it is compiled for, in the order of its parameters."""
         self._kernel, self._constants, self._values = kernel, constants, tuple(constants.values())
         self._compiled: Any = None  # after the first call; in Triton's interpreter it stays None
 

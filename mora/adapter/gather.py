@@ -1,11 +1,11 @@
-"""The four linear maps of a MoRA operator as sums over a few elements of the source, by index arithmetic alone.
+"""The four linear maps of a MoRA operator, described as index arithmetic for one Triton kernel.
 
-f_comp, f_decomp and their adjoints all have the same form: an output is a sum over a few elements of the source,
+f_comp, f_decomp and their adjoints all have the same form. An output is a sum over a few elements of the source,
 
     out[o] = sum over t of source[group(position(o, t))],
 
-and padding, circular wrap, tiling, groups and blocks are index arithmetic in `position` and `group`. A `Gather` names that
-arithmetic for one map; `gather_kernel.py` carries it out.
+where padding, circular wrap, tiling, groups and blocks are index arithmetic in `position` and `group`. A `Gather` holds the
+numbers of that arithmetic for one map; `gather_kernel.py` computes it.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from .operators import Decouple, Operator, Rotation, Sharing
 
 @dataclass(frozen=True)
 class Gather:
-    """Index arithmetic of one map.
+    """The index arithmetic of one map.
 
-    position(o, t) = o * first + min(o, larger) + t * stride, for t < terms, and t < terms - 1 where o >= larger > 0;
-    positions from `limit` on are left out. group(p) = p mod `modulus`, or the contiguous group of p where
-    `group_size` > 0 (the first `group_larger` groups hold one more); groups from `n_source` on are left out.
+    position(o, t) = o * first + min(o, larger) + t * stride, for t < terms; if o >= larger > 0, for t < terms - 1. Positions
+    from `limit` on are left out. group(p) is p mod `modulus` or, if `group_size` > 0, the contiguous group of p, of which
+    the first `group_larger` hold one element more. Groups from `n_source` on are left out.
     """
 
     n_out: int
@@ -38,14 +38,14 @@ class Gather:
     modulus: int = 0  # 0: a position is its own group
     group_size: int = 0
     group_larger: int = 0
-    block_out: int = 0  # > 0: the output lies in blocks of this length, each in aligned(block) memory
+    block_out: int = 0  # > 0: the output is in blocks of this length, each padded in memory to aligned(length)
     block_source: int = 0
-    rotation: int = 0  # +1, -1: positions are turned by rotation, or back
+    rotation: int = 0  # +1: positions are rotated; -1: they are rotated back
     interleaved: bool = False
 
     @property
     def plain_terms(self) -> int:
-        """The first terms, whose positions are all within `limit` and need no modulus."""
+        """The number of first terms whose positions are all within `limit` and need no modulus."""
         if self.rotation or self.group_size:
             return 0
         bound = min(self.limit, self.n_source, self.modulus or self.limit)
@@ -57,22 +57,25 @@ class Gather:
 
     @property
     def turned(self) -> int:
-        """The positions that have an angle: the longer side, in whole blocks."""
+        """The number of positions that have an angle: the longer side, in whole blocks."""
         R = self.block_out or self.block_source
         return math.ceil(max(self.n_out, self.n_source) / R) * R if self.rotation else 0
 
     @property
     def width(self) -> int:
-        """Columns of the output in memory."""
+        """The number of columns of the output in memory."""
         return self.n_out // self.block_out * aligned(self.block_out) if self.block_out else self.n_out
 
 
 @dataclass(frozen=True)
 class Maps:
-    """The gathers of one operator. `n_blocks` counts the blocks that M acts on; 1 for sharing.
+    """The gathers of one operator.
 
-    block_matrices, for blocks that lie in x and y as they are, aligned and without padding, else None: row a of M -> row a
-    of every P^i = M R_i side by side, so that y^i = P^i x^i is a batched product on x itself. With it its adjoint.
+    Attributes:
+        n_blocks: The number of blocks that M acts on; 1 for sharing.
+        block_matrices: Maps row a of M to row a of every P^i = M R_i, side by side, so that y^i = P^i x^i is a batched
+            product on x itself. None unless the blocks lie in x and y as they are, aligned and without padding.
+        block_matrices_adjoint: Its adjoint.
     """
 
     compress: Gather
@@ -86,7 +89,7 @@ class Maps:
 
 @functools.lru_cache(maxsize=1024)
 def maps(operator: Operator) -> Maps | None:
-    """None for an operator that has no kernel."""
+    """Return the gathers of an operator; None if it has no kernel."""
     if isinstance(operator, Sharing):
         return _sharing(operator)
     if isinstance(operator, Decouple):
@@ -112,7 +115,7 @@ def _sharing(op: Sharing) -> Maps:
 
 
 def _sum(groups: int, n_source: int, limit: int, kind: str, split: str) -> Gather:
-    """out[o] = the sum of group o."""
+    """Return the gather in which out[o] is the sum of group o."""
     if kind == "modulo":
         return Gather(groups, n_source, limit, terms=math.ceil(limit / groups), stride=groups)
     size, larger = divmod(n_source, groups) if split == "uneven" else (math.ceil(n_source / groups), 0)
@@ -120,7 +123,7 @@ def _sum(groups: int, n_source: int, limit: int, kind: str, split: str) -> Gathe
 
 
 def _spread(n_out: int, groups: int, length: int, kind: str, split: str) -> Gather:
-    """out[o] = the group of o."""
+    """Return the gather in which out[o] is the element of the group of o."""
     if kind == "modulo":
         return Gather(n_out, groups, length, modulus=groups)
     size, larger = divmod(length, groups) if split == "uneven" else (math.ceil(length / groups), 0)

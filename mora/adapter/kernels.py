@@ -1,4 +1,4 @@
-"""y = W x + b + scaling * f_decomp(M f_comp(x)): which form of it each call takes.
+"""The choice of an implementation ("form") of y = W x + b + scaling * f_decomp(M f_comp(x)) for each call.
 
 Formulas are of column vectors, as in the paper. In the code a vector is a row: W x is `x @ weight_DK.T`.
 
@@ -6,15 +6,16 @@ Formulas are of column vectors, as in the paper. In the code a vector is a row: 
   arithmetic and memory traffic.
 - "products" (`products.py`), for small models: plain products with f_comp and f_decomp as matrices, fewer launches for more
   arithmetic.
-- "auto" chooses for each call: "products" on a GPU where the layer is so small that the CPU decides, compiled or not, else
-  "fused".
+- "auto" chooses for each call: "products" on a GPU if the layer is so small that the time of launches decides, compiled or
+  not, else "fused".
 
 The environment variable MORA_KERNELS, or `use(...)`, decides otherwise: "torch", the fused function without Triton;
 "reference", the operators composed under autograd; "triton", also on the CPU (with TRITON_INTERPRET=1, for tests). Second
 derivatives and torch.func's transforms need "reference" or "products"; the others refuse them.
 
-All but "reference" add the base's bias last. Qwen2.5 has biases of 354, where neighbours in bf16 are 2 apart: an update
-that is added to the rounded sum of W x and b, as PEFT's LoRA adds it, is rounded away there, and appears when it is merged.
+All but "reference" add the base's bias last. Qwen2.5 has biases of 354, where neighbouring numbers in bf16 are 2 apart. An
+update that is added to the rounded sum of W x and b, as PEFT's LoRA adds it, is rounded away there, but not once it is
+merged.
 
 Decoding has one row per sequence and no backward pass. In the forms "auto", "fused" and "triton", calls without gradients on
 at most DECODING_MAX_ROWS rows use one kernel for all that is added to the base product (`few_rows_kernel.py`).
@@ -54,7 +55,7 @@ if _form not in get_args(Form):
 
 @contextmanager
 def use(form: Form) -> Iterator[None]:
-    """Chooses the form inside the context, for forward passes; their backward passes must lie inside it, too."""
+    """Context manager: forward passes take this form. Their backward passes must be inside the context, too."""
     global _form
     before, _form = _form, form
     try:
@@ -68,12 +69,12 @@ def is_reference() -> bool:
 
 
 def on_triton(x: Tensor) -> bool:
-    """Whether this suite's Triton kernels are to be used on x, as far as that does not depend on an operator."""
+    """Return whether the Triton kernels are to be used on x, as far as that does not depend on an operator."""
     return _form == "triton" or (_form in ("auto", "fused", "products") and x.is_cuda and _has_triton())
 
 
 def takes_dropout(x: Tensor, operator: Operator) -> bool:
-    """Whether `adapted_linear` draws the dropout of this x itself: not where its maps run as torch code."""
+    """Return whether `adapted_linear` draws the dropout of x itself. It does not if its maps run as torch code."""
     return _as_products(x, operator) or _triton_maps(x, operator) is not None
 
 
@@ -105,7 +106,7 @@ def adapted_linear(
         `weight_DK` in `dtype`.
 
     Raises:
-        RuntimeError: If a gradient is differentiated again, or in a transform of torch.func, unless the call has the form
+        RuntimeError: A gradient is differentiated again, or the call is in a transform of torch.func, and its form is not
             "products".
     """
     if not dropout and (kernel := _decoding_kernel(x, M, weight_DK, operator, dtype or M.dtype)):
@@ -128,17 +129,19 @@ def adapted_linear(
 
 
 def _as_products(x: Tensor, operator: Operator) -> bool:
-    """Whether this call is one of plain products: see the top of the file."""
+    """Return whether this call takes the form "products"."""
     if _form != "auto" or not x.is_cuda:
         return _form == "products"
-    base = x.numel() * operator.out_features * (1 if x.itemsize == 2 else 8)  # what an H100 needs longer for fp32
+    base = (
+        x.numel() * operator.out_features * (1 if x.itemsize == 2 else 8)
+    )  # the factor by which an H100 is slower in fp32
     return base < LIGHT and products.size(operator) < LARGE
 
 
 def _decoding_kernel(
     x: Tensor, M: Tensor, weight_DK: Tensor | None, operator: Operator, dtype: torch.dtype
 ) -> FewRows | None:
-    """Return what adds the adapter's part in place, where there are a few rows and no backward pass; else None."""
+    """Return the kernel that adds the adapter's part in place, for few rows without a backward pass; None otherwise."""
     if torch.is_grad_enabled() or _form == "products" or not _launches(x):
         return None
     if x.numel() > DECODING_MAX_ROWS * operator.in_features:
@@ -165,7 +168,7 @@ def _triton_maps(x: Tensor, operator: Operator) -> Maps | None:
 
 
 def _launches(x: Tensor) -> bool:
-    """Whether this call may launch Triton kernels on x: compilers, tracers and transforms could not look into them."""
+    """Return whether this call may launch Triton kernels on x. Compilers, tracers and transforms cannot look into them."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or _is_transformed():
         return False
     if type(x) not in (Tensor, torch.nn.Parameter) or not on_triton(x):
@@ -174,7 +177,7 @@ def _launches(x: Tensor) -> bool:
 
 
 def _is_transformed() -> bool:
-    """Whether this is inside a transform of torch.func, such as grad or vmap."""
+    """Return whether this is inside a transform of torch.func, such as grad or vmap."""
     return torch._C._are_functorch_transforms_active()
 
 

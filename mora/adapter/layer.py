@@ -54,7 +54,7 @@ class MoraLayer(BaseTunerLayer):
     other_param_names = ("r", "operator", "scaling", "mora_dropout")
 
     def __init__(self, base_layer: nn.Module, **quantisation: Any) -> None:
-        """quantisation: what `peft.utils.get_quantization_kwargs(model)` gives."""
+        """Take the base layer, and as `quantisation` what `peft.utils.get_quantization_kwargs(model)` returns."""
         self.base_layer = base_layer
         self.quantization_backend = quantisation_of(self.get_base_layer(), **quantisation)
         self.r: dict[str, int] = {}
@@ -115,7 +115,7 @@ class MoraLayer(BaseTunerLayer):
 
     @torch.no_grad()
     def reset_mora_parameters(self, adapter_name: str, init_weights: bool = True) -> None:
-        """M = 0, so that the adapter adds nothing; with init_weights=False a random M of comparable size, for tests."""
+        """Set M to zero, so that the adapter adds nothing; with init_weights=False to random values, for tests."""
         M = self.matrix(adapter_name)
         if init_weights:
             nn.init.zeros_(M)
@@ -185,10 +185,10 @@ class MoraLinear(nn.Module, MoraLayer):
 
     @property
     def weight(self) -> Tensor:
-        """What the layer multiplies by, the adapters included, for a model that reads it and does not call the layer.
+        """The weight with the adapters' updates, for models that read it instead of calling the layer.
 
-        So do torch.nn.MultiheadAttention and the fast path of TransformerEncoderLayer. Dropout is left out. Where the base
-        weight is quantised, or elsewhere (split by DeepSpeed, offloaded), it is what PEFT returns: the base's.
+        torch.nn.MultiheadAttention and the fast path of TransformerEncoderLayer do so. Dropout is left out. If the base
+        weight is quantised, offloaded or split by DeepSpeed, it is the base's alone, as PEFT returns it.
         """
         adapters, weight = self._adapters_now(), super().weight
         elsewhere = weight.is_meta or weight.numel() != self.in_features * self.out_features
@@ -240,10 +240,10 @@ class MoraLinear(nn.Module, MoraLayer):
         return square(self.mora_dropout[adapter](x), operator, scaling, dtype=self._compute_dtype(M, x))
 
     def _with_base(self, adapter: str, x: Tensor) -> Tensor | None:
-        """Return the base output plus one adapter's, computed in one function; None where the base must be called.
+        """Return the base output plus one adapter's, computed in one function; None if the base must be called as a module.
 
-        It is called as a module if it has hooks (DeepSpeed ZeRO-3, offloading), is a subclass, trains, or if dropout needs
-        a masked copy of x; and in the reference form of the kernels.
+        It must be called if it has hooks (DeepSpeed ZeRO-3, offloading), is of a subclass or trains, if dropout needs a
+        masked copy of x, and in the reference form of the kernels.
         """
         base = self.base_layer
         if type(base) not in (nn.Linear, Conv1D) or kernels.is_reference():
@@ -276,7 +276,7 @@ class MoraLinear(nn.Module, MoraLayer):
         return dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
 
     def _compute_dtype(self, M: Tensor, x: Tensor) -> torch.dtype:
-        """Of the product with M: autocast's dtype where autocast is on, else M's, to which PEFT casts an adapter's input."""
+        """Return the dtype of the product with M: autocast's if it is on, else M's, to which PEFT casts the input."""
         device = x.device.type
         if torch.is_autocast_enabled(device) and M.dtype != torch.float64:
             return torch.get_autocast_dtype(device)
@@ -299,7 +299,7 @@ class MoraLinear(nn.Module, MoraLayer):
     @torch.inference_mode(False)
     @torch.no_grad()
     def unmerge(self) -> None:
-        """Subtracts what `merge` added; exact only up to the rounding of the base dtype."""
+        """Subtract what `merge` added; exact only up to the rounding of the base dtype."""
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return

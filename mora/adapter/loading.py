@@ -1,4 +1,4 @@
-"""An adapter's folder on its base, and which weights of the two do not fit together."""
+"""Load an adapter onto its base, and find the weights of the two that do not fit together."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import nn
 def load_checked(base: nn.Module, folder: Path | str) -> tuple[PeftModel, list[str], list[str]]:
     """Return the PEFT model of `base` with an adapter of any kind, and the names of the weights that do not fit.
 
-    PEFT loads what fits without a word. Its own errors, for a folder that it cannot read or weights of another shape, pass
-    through.
+    PEFT loads the weights that fit and says nothing about the others. Its errors, for a folder that it cannot read or for
+    weights of another shape, pass through.
 
     Returns:
         The model; the adapter's weights that are missing in the folder; those of the folder that have no place in it.

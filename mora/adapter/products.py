@@ -1,11 +1,11 @@
 """y = W x + scaling * T(M(S x)) as plain matrix products: S and T are f_comp and f_decomp written out as matrices.
 
-A small model waits for the CPU: what counts there is how many operations a layer launches, and how much Python runs
-between them. Beside the base's own, a layer has three here forward (four with a bias, which is added last) and five
-backward, all of torch's autograd, where PEFT's LoRA has four and six; every operator is the same code. The price is
-arithmetic, 4 n R (K + D) operations per token forward and backward, where n counts the blocks that M acts on. Most of
-them multiply by zeros: free on a GPU that waits, too much on a large model. In bf16 a rotation's cosines are rounded to
-it.
+With a small model the GPU waits for the CPU, so the time is that of the operations that a layer launches, and of the Python
+between them. Beside the base's own, a layer launches three here in the forward pass (four with a bias, which is added
+last) and five in the backward pass, all of torch's autograd; PEFT's LoRA launches four and six. The code is the same for
+every operator. The price is arithmetic: 4 n R (K + D) operations per token forward and backward, where n is the number of
+blocks that M acts on. Most of them multiply by zeros, which costs nothing on a GPU that waits, but too much on a large
+model. In bf16 the cosines of a rotation are rounded to bf16.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from mora.sizes import aligned
 from . import operators
 from .operators import Decouple, Operator
 
-FEW = 2**33  # multiply-adds of W x: beyond, it pays to fill r_hat up to a multiple of 8, for cuBLAS's fast kernels
-ROWS = 1024  # of S that are computed at once: a wide layer's blocks, all inputs at a time, would take hundreds of MB
+FEW = 2**33  # multiply-adds of W x; above, padding r_hat to a multiple of 8 pays off, for cuBLAS's fast kernels
+ROWS = 1024  # rows of S that are computed at once; all rows of a wide layer would take hundreds of MB
 
 
 def adapted_linear(
@@ -65,15 +65,15 @@ def size(operator: Operator) -> int:
 
 
 def _blocks(operator: Operator) -> int:
-    """Return n: how many blocks M acts on, 1 for operators that know none."""
+    """Return n, the number of blocks that M acts on; 1 for operators without blocks."""
     return operator.n_multiplied if isinstance(operator, Decouple) else 1
 
 
 def matrices(operator: Operator, side: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return S, (in_features, n side), and T, (n side, out_features), with zeros from r_hat to `side`.
 
-    n counts the blocks that M acts on, 1 for operators that know none.
-    Computed in fp32, or wider, and rounded once.
+    n is the number of blocks that M acts on, 1 for operators without blocks. Both are computed in fp32 or wider and rounded
+    once.
     """
     if torch.compiler.is_compiling():
         o = operator

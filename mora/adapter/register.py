@@ -1,4 +1,4 @@
-"""Makes PEFT know "MORA". The one place that touches PEFT's registry."""
+"""Register MoRA with PEFT. Nothing else touches PEFT's registry."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def register() -> None:
     """Add MORA to PEFT's enum and tables. May be called again.
 
     Raises:
-        RuntimeError: If another package (such as an old MoRA fork) has taken the name with its own classes.
+        RuntimeError: Another package, such as an old fork with MoRA, has registered classes of its own under the name.
     """
     if "MORA" not in PeftType.__members__:
         aenum.extend_enum(PeftType, "MORA", "MORA")

@@ -1,4 +1,4 @@
-"""The kinds of adapters: a file of this package each, found by itself. `base.Family` says what such a file holds."""
+"""The kinds of adapters. Each is a file of this package, found without being listed; `base.Family` says what it holds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .base import Family
 
 
 def families() -> dict[str, type[Family]]:
-    """Return the class of every kind of adapter, by the `kind` that a configuration names it with."""
+    """Return the class of every kind of adapter by its name, the `kind` in a configuration."""
     for module in pkgutil.iter_modules(__path__):
         if not module.ispkg:
             importlib.import_module(f"{__name__}.{module.name}")

@@ -41,7 +41,7 @@ class AnyPeft(Family):
         return {name: value for name, value in self.settings.items() if "dropout" in name and value}
 
     def label(self, method: str) -> str:
-        """With the kind of method that the file names."""
+        """Return the method's name, for method peft with the kind of PEFT method that its file names."""
         return f"{method}_{self.peft_type.lower()}" if method == "peft" else method
 
     @property

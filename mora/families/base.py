@@ -1,4 +1,4 @@
-"""What the suite asks of a kind of adapter. No torch until an adapter is made."""
+"""The base class of the kinds of adapters: everything that the suite asks of one. Imports torch only to make an adapter."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Targets = Annotated[list[str] | Literal["all-linear"], BeforeValidator(_module_n
 
 
 class Size(NamedTuple):
-    """How large the adapters of a run are, and where. `rank_pattern`: kind of module -> a rank of its own."""
+    """The size of a run's adapters, and the modules that carry them. `rank_pattern`: kind of module -> a rank of its own."""
 
     r: int | None
     lora_alpha: float | None
@@ -38,14 +38,15 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True)
 class Footprint:
-    """What the adapter of one module takes.
+    """What the adapter of one module costs.
 
     Attributes:
-        parameters: that train.
-        products: multiply-adds per token.
-        saved: numbers per token that backward needs, beyond what the base keeps.
-        keeps_input: backward needs the module's input too, which all modules that read it keep once.
-        frozen: parameters that do not train.
+        parameters: Parameters that train.
+        products: Multiply-adds per token.
+        saved: Numbers per token that are kept for the backward pass, beyond what the base keeps.
+        keeps_input: Whether the backward pass needs the module's input, too. Modules that read the same input keep it once.
+        frozen: Parameters that do not train.
+        ignored: Inputs that can never change the output.
     """
 
     parameters: int
@@ -57,16 +58,16 @@ class Footprint:
 
 
 class Family(FrozenModel):
-    """The section `method.adapter` of a configuration, and the code behind it.
+    """A kind of adapter: the section `method.adapter` of a configuration, and the code behind it.
 
-    A subclass with a `kind` of its own, in a file of this package, is all that a new kind of adapter needs: its fields are
-    the section's, and the methods below have defaults that fit an adapter of which nothing more is known.
+    A subclass with a `kind` of its own, in a file of this package, is all that a new kind of adapter needs. Its fields are
+    the section's fields. The methods below have defaults that fit an adapter of which nothing more is known.
     """
 
     has_rank: ClassVar[bool] = True
-    """Whether r says how large the adapter is."""
+    """Whether r decides the size of the adapter."""
     captures_graphs: ClassVar[bool] = True
-    """Whether steps of its layers may become CUDA graphs."""
+    """Whether a step with its layers may become a CUDA graph."""
     has_known_cost: ClassVar[bool] = False
     """Whether `footprint` is implemented."""
 
@@ -75,38 +76,38 @@ class Family(FrozenModel):
 
     @property
     def step_family(self) -> str:
-        """Return a name that adapters share whose steps cost the same."""
+        """Return a name that is shared by adapters whose steps cost the same."""
         return self.kind
 
     @property
     def remarks(self) -> list[str]:
-        """Return what a list of runs says of the adapter beside method, rank and learning rate."""
+        """Return what a list of runs shows of the adapter beside method, rank and learning rate."""
         return []
 
     @property
     def dropouts(self) -> dict[str, Any]:
-        """Return the settings under which training drops something at random."""
+        """Return the dropout settings that are not zero."""
         return {name: value for name, value in self.model_dump().items() if "dropout" in name and value}
 
     def label(self, method: str) -> str:
-        """Return how run ids call the method."""
+        """Return the method's name in run ids."""
         return method
 
     @property
     def modules(self) -> Targets:
-        """Return what carries adapters: the field `target_modules`, else all linear modules."""
+        """Return the modules that carry adapters: those of the field `target_modules`, else all linear modules."""
         return getattr(self, "target_modules", None) or "all-linear"
 
     def search_spaces(self, name: str) -> list[str]:
-        """Return keys of a task's search spaces, the first that the task has counts; `name`: the method's own."""
+        """Return keys of a task's search spaces in order of preference. `name` is the method's own key."""
         return [name]
 
     def operator_for(self, hidden_size: int, r: int) -> str | None:
-        """Return MoRA's operator in a model of that width, "auto" resolved; None for other adapters."""
+        """Return MoRA's operator in a model of that width, with "auto" resolved; None for other adapters."""
         return None
 
     def footprint(self, in_features: int, out_features: int, r: int, hidden_size: int, number_bytes: int) -> Footprint:
-        """Return what one module's adapter takes, from sizes alone. `number_bytes`: of an activation."""
+        """Return what one module's adapter costs, from sizes alone. An activation has `number_bytes` per number."""
         raise ConfigError(f"method.adapter.kind={self.kind}: the cost of its adapter is unknown")
 
     def check_restarts(self, method: str, groups: list[str] | None) -> None:
@@ -132,14 +133,14 @@ class Family(FrozenModel):
         return adapted
 
     def peft_config(self, size: Size) -> PeftConfig:
-        """Return the configuration that PEFT makes the adapters of."""
+        """Return the configuration from which PEFT makes the adapters."""
         raise NotImplementedError
 
     def after_wrapping(self, model: PeftModel, seed: int) -> None:
-        """Change what PEFT has no option for; `seed` decides everything that is drawn."""
+        """Change what PEFT has no option for. `seed` decides everything that is drawn."""
 
     def lr_scale(self, name: str, dimensions: int) -> float:
-        """Return the learning rate of the parameter `name` with so many dimensions, over the run's."""
+        """Return the learning rate of the parameter `name`, which has so many dimensions, divided by the run's."""
         return 1.0
 
     def restarted_layers(self, model: PeftModel) -> list[Adapted]:

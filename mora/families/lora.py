@@ -1,4 +1,4 @@
-"""LoRA (Eq. 1) and its kin: PEFT's own, so that the comparison is with what people use."""
+"""LoRA (Eq. 1), DoRA, LoRA+ and AsyLoRA, as PEFT implements them, so that the comparison is with what people use."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Lora(Family):
         return [f"ratio={self.lr_ratio:g}"] if self.lr_ratio != 1 else []
 
     def footprint(self, in_features: int, out_features: int, r: int, hidden_size: int, number_bytes: int) -> Footprint:
-        """Under dropout LoRA keeps a masked copy of its input and a byte mask."""
+        """Return the cost as the base class says. Under dropout LoRA keeps a masked copy of its input and a byte mask."""
         k, d = in_features, out_features
         frozen = r * k if self.freeze_a else 0
         parameters = r * (k + d) + (d if self.dora else 0) - frozen
@@ -69,7 +69,7 @@ class Lora(Family):
             raise ValueError(f"method.restart.groups={groups}: expected null, LoRA has no groups")
 
     def peft_config(self, size: Size) -> LoraConfig:
-        """Modules with a rank of their own keep the alpha / r of all others."""
+        """Return a LoraConfig in which modules with a rank of their own have the same alpha / r as all others."""
         from peft import LoraConfig
 
         alpha = self.lora_alpha or size.lora_alpha
@@ -87,7 +87,7 @@ class Lora(Family):
         )
 
     def after_wrapping(self, model: PeftModel, seed: int) -> None:
-        """AsyLoRA's first A, and an A that stays as it is."""
+        """Draw AsyLoRA's first A, and freeze A if the settings say so."""
         import torch
         from peft.tuners.lora import LoraLayer
 
@@ -102,7 +102,7 @@ class Lora(Family):
                     weight.requires_grad_(not self.freeze_a)
 
     def lr_scale(self, name: str, dimensions: int) -> float:
-        """PEFT's grouping of LoRA+ (arXiv:2402.12354): B and one-dimensional parameters have the higher learning rate."""
+        """Return `lr_ratio` for B and one-dimensional parameters, else 1: PEFT's grouping of LoRA+ (arXiv:2402.12354)."""
         return self.lr_ratio if "lora_B" in name or dimensions == 1 else 1.0
 
     def restarted_layers(self, model: PeftModel) -> list[Adapted]:

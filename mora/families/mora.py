@@ -53,7 +53,7 @@ class Mora(Family):
         return auto_operator(hidden_size, r, self.rhat_rounding) if self.operator == "auto" else self.operator
 
     def footprint(self, in_features: int, out_features: int, r: int, hidden_size: int, number_bytes: int) -> Footprint:
-        """Count as for the base class.
+        """Return the cost as the base class says.
 
         MoRA keeps what M acts on, f_comp(x) with folded blocks added up, or x if that is no larger or if its blocks are
         multiplied without a copy; its dropout is drawn again in backward (mora/adapter/fused_linear.py).

@@ -65,10 +65,10 @@ class RestartCallback(TrainerCallback):
         resume_from: The checkpoint to resume from, if it is not in `args.output_dir`.
 
     Raises:
-        ValueError: When training begins, if a restart could not be correct (FSDP, a quantised base, a second adapter on
-            the same layers, an optimizer other than AdamW, ...); or in the first step that runs the model without its
-            adapter, as a reference that a restart would move. The message says what to do instead.
-        RestartFailed: When a check of a restart does not hold. Training ends.
+        ValueError: At the beginning of training: a restart could not be correct (FSDP, a quantised base, a second adapter
+            on the same layers, an optimizer other than AdamW, ...). In a step: it ran the model without its adapter, as a
+            reference, which a restart would move. The message says what to do instead.
+        RestartFailed: A check of a restart does not hold. Training ends.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class RestartCallback(TrainerCallback):
         self._base = MergedBase()
         self._schedule: RewarmedSchedule | None = None
         self._reference_watch: ReferenceWatch | None = None
-        self.history: list[dict[str, float]] = []  # what each restart said, `Restarts.apply`
+        self.history: list[dict[str, float]] = []  # what `Restarts.apply` returned, by restart
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -161,7 +161,7 @@ class RestartCallback(TrainerCallback):
             )
 
     def _note(self, state: TrainerState) -> None:
-        """Bring what is saved beside adapters up to date."""
+        """Bring the merged base that is saved beside adapters up to date."""
         assert self._restarts is not None
         base, restarts = self._base, self._restarts
         base.count, base.step, base.shadow, base.groups = (
@@ -169,14 +169,14 @@ class RestartCallback(TrainerCallback):
         )  # fmt: skip
 
     def _places(self, checkpoint: Path) -> list[Path]:
-        """Return where the merged base of a checkpoint may lie: there, or beside its adapter."""
+        """Return the folders in which the merged base of a checkpoint may be: its own, or its adapter's."""
         assert self._restarts is not None
         return list(dict.fromkeys([checkpoint, adapter_folder(checkpoint, self._restarts.layers[0].adapter_name)]))
 
     def _settings_for(self, model: PeftModel, layers: list[Adapted], count: int) -> _Settings:
-        """Return the settings with the groups in the order of the adapter's lives, so that its own kind is that of `count`.
+        """Return the settings with the groups rotated, so that the adapter's own kind is the one after `count` restarts.
 
-        Without groups where none of the layers has any. Raises: ValueError where the adapter's kind is not among them.
+        They have no groups if no layer has any. Raises ValueError if the adapter's kind is not among the groups.
         """
         name, groups = layers[0].adapter_name, self._settings.groups
         if not groups or not sharing_layers(model, name):
@@ -198,7 +198,8 @@ class RestartCallback(TrainerCallback):
     def _check_adapter(self, folder: Path) -> None:
         """Check that the checkpoint is the one that the Trainer resumes, which a callback is not told.
 
-        Raises: ValueError where its adapter is another than the model's.
+        Raises:
+            ValueError: Its adapter is not the model's.
         """
         assert self._restarts is not None
         there = [place for place in self._places(folder) if any((place / name).is_file() for name in WEIGHTS)]
@@ -215,9 +216,10 @@ class RestartCallback(TrainerCallback):
                         )
 
     def _settings_of(self, saved: MergedBase, folder: Path) -> _Settings:
-        """Return the settings with the groups in the checkpoint's order. The adapter's own kind may be that of a later life.
+        """Return the settings with the groups in the checkpoint's order, which may begin with another kind.
 
-        Raises: ValueError where the groups are others, with which the saved M would mean something else.
+        Raises:
+            ValueError: The checkpoint has other groups, with which the saved M would mean something else.
         """
         assert self._restarts is not None
         settings: Any = self._restarts.settings
@@ -234,7 +236,7 @@ class RestartCallback(TrainerCallback):
 
 
 def _check_groups(groups: Sequence[Groups] | None) -> None:
-    """Raise ValueError for what is not a sequence of kinds. A string is one of letters."""
+    """Raise ValueError unless this is None or a sequence of kinds. A string would be a sequence of letters."""
     kinds = get_args(Groups)
     several = isinstance(groups, Sequence) and not isinstance(groups, str) and len(groups) > 0
     if groups is not None and not (several and all(kind in kinds for kind in groups)):
@@ -242,7 +244,7 @@ def _check_groups(groups: Sequence[Groups] | None) -> None:
 
 
 def _check_loaded(model: PeftModel, adapter_name: str) -> None:
-    """Check that MoRA's weights, if they were loaded, are of this base, before restarts change it. Raises: ValueError."""
+    """Raise ValueError if MoRA's weights were loaded onto a base other than theirs. From now on restarts change both."""
     tuner = model.base_model
     if isinstance(tuner, MoraModel):
         tuner.check_base()

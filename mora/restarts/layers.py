@@ -1,4 +1,4 @@
-"""What a restart works on: adapted layers, each a base weight, an update to add to it and the adapter's first values."""
+"""The adapted layers of a model as a restart sees them: base weight, update, and the adapter's first values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ InitA = Callable[[tuple[int, ...], Generator], Tensor]
 
 
 def kaiming_a(shape: tuple[int, ...], generator: Generator) -> Tensor:
-    """Return LoRA's A before training: (r, in_features), fp32 on the CPU, uniform in +-1/sqrt(in_features), as PEFT."""
+    """Return LoRA's A before training, as PEFT: (r, in_features), fp32 on the CPU, uniform in +-1/sqrt(in_features)."""
     r, in_features = shape
     bound = 1 / math.sqrt(in_features)
     return torch.rand(r, in_features, generator=generator) * (2 * bound) - bound
@@ -34,12 +34,12 @@ class Adapted:
     """An adapted layer: a base weight, the adapter's trainable tensors, and what a restart does with them.
 
     Attributes:
-        name: the module's, in the model.
-        adapter_name: PEFT's, of the active adapter.
-        base: the weight that the update is added to.
-        adapter: what trains, under the names of PEFT's attributes.
-        delta_weight: returns what the adapter adds to `base`: its shape, in fp32, on the adapter's device.
-        initial_state: returns the adapter before its first step, on the CPU: it adds nothing.
+        name: The name of the module in the model.
+        adapter_name: PEFT's name of the active adapter.
+        base: The weight that the update is added to.
+        adapter: The tensors that train, by the names of PEFT's attributes.
+        delta_weight: Returns what the adapter adds to `base`, in the shape of `base`, in fp32, on the adapter's device.
+        initial_state: Returns the adapter's tensors before its first step, on the CPU. With them it adds nothing.
     """
 
     name: str
@@ -84,7 +84,7 @@ def of_mora(name: str, layer: MoraLayer, adapter_name: str) -> Adapted:
 
 
 def adapted_layers(model: PeftModel, init_a: InitA = kaiming_a) -> list[Adapted]:
-    """Return every layer that has the active adapter, in the model's order; `init_a` draws A of LoRA.
+    """Return every layer that has the active adapter, in the model's order. `init_a` draws LoRA's A.
 
     Raises:
         ValueError: A layer is neither LoRA's nor MoRA's.
@@ -104,9 +104,12 @@ def adapted_layers(model: PeftModel, init_a: InitA = kaiming_a) -> list[Adapted]
 
 
 def set_groups(model: PeftModel, groups: Groups) -> int:
-    """Another group kind in every sharing layer, and in the config that is saved. Returns the number of layers.
+    """Change the kind of groups in every sharing layer, and in the configuration that is saved.
 
-    Warns where there is none: rotation and the others have no kinds of groups.
+    Warn if there is no such layer: rotation and the others have no groups.
+
+    Returns:
+        The number of layers.
     """
     changed = 0
     for name in model.active_adapters:

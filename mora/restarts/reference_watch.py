@@ -1,4 +1,4 @@
-"""Refuses a training step that also runs the model without its adapter, as a reference: every restart would move that."""
+"""Refuse a training step that also runs the model without its adapter, as a reference, which every restart would move."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class ReferenceWatch:
     """Notes, by a forward pre-hook of every restarted layer, whether one runs without the adapter.
 
     Attributes:
-        seen: The name of a layer that did since this was last set to None.
+        seen: The name of a layer that has done so since `seen` was last set to None.
     """
 
     def __init__(self, model: PeftModel, layers: Sequence[Adapted]):

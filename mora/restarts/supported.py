@@ -1,4 +1,4 @@
-"""What a restart inside `transformers.Trainer` can do right. The rest is refused before the first step."""
+"""Which trainings of `transformers.Trainer` can have restarts. The others are refused before the first step."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def check_supported(args: TrainingArguments, model: nn.Module) -> list[Adapted]:
     """Return the layers to restart.
 
     Raises:
-        ValueError: If a restart could not be correct, with the reason and what to do.
+        ValueError: A restart could not be correct. The message says why, and what to do instead.
     """
     reasons = _of_the_arguments(args) + _of_the_adapter(model) or _of_the_layers(model)
     if reasons:
@@ -77,7 +77,7 @@ def _of_the_adapter(model: nn.Module) -> list[str]:
 
 
 def _variants(config: Any) -> list[str]:
-    """Return the options with which PEFT's LoRA adds another update than B A, or trains more: DoRA, KaSA, ..."""
+    """Return the options with which PEFT's LoRA adds an update other than B A, or trains more, such as DoRA and KaSA."""
     return [field.name for field in fields(config) if field.metadata.get("is_lora_variant")]
 
 
