@@ -46,8 +46,8 @@ from mora.config import ConfigError, source
 from mora.config.arguments import positive_int
 from mora.config.source import ROOT
 from mora.errors import ends_in_one_line
-from mora.faults import files, full_disk, kills, suites, works
-from mora.faults.counted import Counted
+from mora.faults import files, full_disk, kills, scenarios, suites
+from mora.faults.saved_attempts import SavedAttempts
 from mora.suite.launch import interrupt_on_sigterm
 
 ROOM = 4 * 2**30  # with fewer bytes free in memory, runs write to TMPDIR
@@ -90,17 +90,14 @@ def _kills(options: argparse.Namespace, seed: int, scratch: Path) -> Table:
         names = [*(case.name for case in kills.cases()), suites.NAME]
         raise ConfigError(f"--only {' '.join(options.only)}: expected part of a name: {'; '.join(names)}")
     facts = {"seed": seed, "source": _source()}
-    table, each, counted = (
-        Table("faults", KILLS, options.out, facts),
-        -(-options.kills // len(chosen)),
-        Counted(options.out, facts),
-    )
+    table, saved = Table("faults", KILLS, options.out, facts), SavedAttempts(options.out, facts)
+    each = -(-options.kills // len(chosen))
     for i, (name, case) in enumerate(chosen.items()):
-        folder, attempts = scratch / str(i), counted.of(name)
+        folder, attempts = scratch / str(i), saved.of(name)
         if case is None:
-            suites.kill_suites(each, seed, folder, attempts, counted.keep)
+            suites.kill_suites(each, seed, folder, attempts, saved.save)
         else:
-            kills.kill_runs(case, each, seed, folder, attempts, counted.keep)
+            kills.kill_runs(case, each, seed, folder, attempts, saved.save)
         shutil.rmtree(folder, ignore_errors=True)
         more = {
             "kills": len(attempts.kills),
@@ -112,7 +109,7 @@ def _kills(options: argparse.Namespace, seed: int, scratch: Path) -> Table:
     worst = max(row["difference"] for row in table.rows)
     wrong = any(row["wrong"] for row in table.rows)
     table.add(case="all", **sums, difference=worst, status="wrong" if wrong else "ok")
-    counted.done()
+    saved.done()
     return table
 
 
@@ -134,10 +131,12 @@ def _inputs(options: argparse.Namespace, seed: int, scratch: Path) -> Table:
 
 
 def _files(options: argparse.Namespace, seed: int, scratch: Path) -> Table:
-    table, names = Table("damaged", FILES, options.out, {"source": _source()}), {work.name for work in works.works()}
-    chosen, only = names & {*options.only} or names, [word for word in options.only if word not in names]
-    for work in (work for work in works.works() if work.name in chosen):
-        for damaged in files.damage_files(work, scratch / work.name, lambda name: _is_wanted(name, only)):
+    table = Table("damaged", FILES, options.out, {"source": _source()})
+    by_name = {scenario.name: scenario for scenario in scenarios.started()}
+    chosen = by_name.keys() & {*options.only} or by_name.keys()
+    only = [word for word in options.only if word not in by_name]
+    for name in (name for name in by_name if name in chosen):
+        for damaged in files.damage_files(by_name[name], scratch / name, lambda name: _is_wanted(name, only)):
             _add(table, asdict(damaged) | {"status": "wrong" if damaged.wrong else "ok"})
     sums = {name: sum(row[name] for row in table.rows) for name in ("damages", "healed", "refused")}
     table.add(file="all", **sums, status="wrong" if any(row["wrong"] for row in table.rows) else "ok")
@@ -146,8 +145,10 @@ def _files(options: argparse.Namespace, seed: int, scratch: Path) -> Table:
 
 def _full(options: argparse.Namespace, seed: int, scratch: Path) -> Table:
     table = Table("full", FULL, options.out, {"source": _source()})
-    for work in (work for work in works.begun() if _is_wanted(work.name, options.only)):
-        for full in full_disk.fill_disks(work, scratch / work.name):
+    for scenario in scenarios.unstarted():
+        if not _is_wanted(scenario.name, options.only):
+            continue
+        for full in full_disk.fill_disks(scenario, scratch / scenario.name):
             _add(table, asdict(full) | {"status": "wrong" if full.wrong else "ok"})
     return table
 

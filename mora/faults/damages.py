@@ -1,4 +1,4 @@
-"""What may have become of a file: cut, flipped, empty, not readable, a folder, another one, NaN inside."""
+"""The ways to damage a file: cut, with a flipped bit, empty, unreadable, a folder, another's file, with NaN inside."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-NOT_READABLE = "not readable"  # of a process that is bound by permissions
+NOT_READABLE = "not readable"  # by a process that obeys permissions
 A_FOLDER, ANOTHER = "a folder", "another's"
 
 
@@ -24,7 +24,7 @@ def _flipped(data: bytes) -> bytes:
 
 
 def _nan(data: bytes) -> bytes | None:
-    """None of what is no text, or has no number."""
+    """Replace the first number by NaN. Return None if the file is no text or has no number."""
     try:
         text = data.decode()
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""Every file of a work, damaged in turn: named in a line, or made again; never another outcome, and nothing else touched."""
+"""Damage every file of a scenario in turn. The file must be named in one line or made again, and nothing else may change."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 from . import forked
 from .damages import ANOTHER, HOWS, NOT_READABLE, damage
 from .privileges import obey_permissions
-from .works import Work
+from .scenarios import Scenario
 
 RUN_ID = re.compile(r"(uuid|metamath)-[\w.-]*?-s\d+-[0-9a-f]{10}|(?<=-)[0-9a-f]{16}(?=/)")
 
 
 @dataclass
 class Damaged:
-    """What came of the damages to one file: how often the work ended as if there were none, or was refused in a line."""
+    """The outcomes of damaging one file: how often the scenario ended as if undamaged, how often the file was refused."""
 
     file: str
     damages: int = 0
@@ -29,15 +29,15 @@ class Damaged:
 
 
 def damage_files(
-    work: Work, scratch: Path, wanted: Callable[[str], bool], hows: tuple[str, ...] = HOWS
+    scenario: Scenario, scratch: Path, wanted: Callable[[str], bool], hows: tuple[str, ...] = HOWS
 ) -> Iterator[Damaged]:
-    """One file of every kind, damaged in each of the ways, and the work then begun again."""
+    """Damage one file of every kind in each of the ways, and resume the scenario each time. Yield the outcomes by file."""
     forked.warm()
     made, other, again = scratch / "made", scratch / "other", scratch / "again"
-    work.other(other)
-    whole = work.unharmed(made, again)
+    scenario.other(other)
+    whole = scenario.undamaged_outcome(made, again)
     shutil.rmtree(again)
-    for name, file in _one_of_each_kind(work, made).items():
+    for name, file in _one_of_each_kind(scenario, made).items():
         if not wanted(name):
             continue
         damaged = Damaged(name)
@@ -45,22 +45,22 @@ def damage_files(
             shutil.copytree(made, again)
             if damage(again / file, how, _another(made, other, file, name) if how == ANOTHER else None):
                 damaged.damages += 1
-                _go_on(work, again, file, how, whole, damaged)
+                _resume(scenario, again, file, how, whole, damaged)
             shutil.rmtree(again)
         yield damaged
 
 
-def _one_of_each_kind(work: Work, folder: Path) -> dict[str, Path]:
+def _one_of_each_kind(scenario: Scenario, folder: Path) -> dict[str, Path]:
     """Return one file of each kind, by its kind: names that differ only in the run id are one kind."""
     paths: dict[str, Path] = {}
     for path in sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file()):
-        if not {*path.parts} & {*work.unread}:
-            paths.setdefault(f"{work.name}: {RUN_ID.sub('RUN', str(path))}", path)
+        if not {*path.parts} & {*scenario.unread}:
+            paths.setdefault(f"{scenario.name}: {RUN_ID.sub('RUN', str(path))}", path)
     return paths
 
 
 def _another(made: Path, other: Path, file: Path, name: str) -> Path | None:
-    """Return a file of the same kind, from another run of this work if there is one, else from another work."""
+    """Return a file of the same kind: of another run in this folder if there is one, else of `other`."""
     kind = name.partition(": ")[2]
     for folder in (made, other):
         for path in sorted(folder.rglob("*")):
@@ -70,10 +70,10 @@ def _another(made: Path, other: Path, file: Path, name: str) -> Path | None:
     return None
 
 
-def _go_on(work: Work, folder: Path, file: Path, how: str, whole: Any, damaged: Damaged) -> None:
+def _resume(scenario: Scenario, folder: Path, file: Path, how: str, whole: Any, damaged: Damaged) -> None:
     before = _contents(folder, file)
-    said = work.go_on(folder, obey_permissions if how == NOT_READABLE else forked.as_it_is)
-    outcome = work.outcome(folder)
+    said = scenario.resume(folder, obey_permissions if how == NOT_READABLE else forked.as_it_is)
+    outcome = scenario.outcome(folder)
     if "Traceback" in said:
         damaged.wrong.append(f"{how}: {said[-600:]}")
     elif outcome is None:
@@ -90,9 +90,10 @@ def _go_on(work: Work, folder: Path, file: Path, how: str, whole: Any, damaged: 
 
 
 def _contents(folder: Path, without: Path) -> dict[str, bytes]:
-    """Return the files' bytes, of all but what every start writes, and what a run writes until it needs the file.
+    """Return the bytes of the files that a refusal must leave as they were.
 
-    The first are its configuration, with its own paths, what it prints, and its locks; the second its answers and samples.
+    Left out is what every start writes (its configuration, with its own paths, what it prints, its locks), and what a run
+    writes until it needs the damaged file (its answers and samples).
     """
     passed = {"config.yaml", "output.txt", "code.txt", ".lock", "known.txt", "journal-0.jsonl", without.name}
     paths = (path for path in folder.rglob("*") if path.is_file())

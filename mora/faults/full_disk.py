@@ -1,4 +1,4 @@
-"""A disk that is full from the n-th write on: said in a line, nothing half written, and the next start goes on."""
+"""A disk that is full from the n-th write on. It must be said in a line, leave no half-written file, and allow to resume."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from . import forked
-from .works import Work
+from .scenarios import Scenario
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 MARK = "full.txt"  # names what could not be written first
@@ -23,13 +23,13 @@ SAID = "No space left on device"
 
 @dataclass
 class Full:
-    """The outcome for one work.
+    """The outcomes for one scenario.
 
     Attributes:
-        work: Its name.
-        writes: How many writes failed first, each in a start of its own.
-        said: After how many of them the work ended with a line that says so.
-        passed_over: After how many the work ended all the same, since it can do without.
+        work: The scenario's name.
+        writes: The number of writes that were the first to fail, each in a start of its own.
+        said: After how many of them it ended with a line that says so.
+        passed_over: After how many of them it ended well, since it can do without that write.
         wrong: A line for every other outcome.
     """
 
@@ -41,7 +41,7 @@ class Full:
 
 
 def fill_from(number: int, folder: Path) -> None:
-    """From now on this process opens no file below `folder` for writing, and makes no folder there, after `number` times."""
+    """Let this process write to `number` files and folders below `folder`; after that, every such write fails."""
     mark = os.open(folder / MARK, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     done, below = 0, f"{folder}/"
 
@@ -64,28 +64,28 @@ def _writes(mode: str | None, flags: int) -> bool:
     return bool(set(mode or "") & {*"wax+"}) or bool(flags & WRITES)
 
 
-def fill_disks(work: Work, scratch: Path, every: int = 1) -> Iterator[Full]:
-    """Each write of the work in turn, or each `every`-th."""
+def fill_disks(scenario: Scenario, scratch: Path, every: int = 1) -> Iterator[Full]:
+    """Let each write of the scenario fail in turn, or each `every`-th. Yield the outcomes."""
     forked.warm()
-    made, again, full = scratch / "made", scratch / "again", Full(work.name)
-    whole = work.unharmed(made, again)
+    made, again, full = scratch / "made", scratch / "again", Full(scenario.name)
+    whole = scenario.undamaged_outcome(made, again)
     for number in count(0, every):
         shutil.rmtree(again)
         shutil.copytree(made, again)
-        said = work.go_on(again, partial(fill_from, number, again))
+        said = scenario.resume(again, partial(fill_from, number, again))
         if not (hit := (again / MARK).read_text()):
             break
         full.writes += 1
-        _judge(work, again, hit.replace(f"{again}/", ""), said, whole, full)
+        _judge(scenario, again, hit.replace(f"{again}/", ""), said, whole, full)
     shutil.rmtree(again)
     yield full
 
 
-def _judge(work: Work, folder: Path, hit: str, said: str, whole: Any, full: Full) -> None:
+def _judge(scenario: Scenario, folder: Path, hit: str, said: str, whole: Any, full: Full) -> None:
     left = [str(path.relative_to(folder)) for path in folder.rglob("*partial*")]
     if "Traceback" in said:
         full.wrong.append(f"{hit}: {said[-600:]}")
-    elif work.outcome(folder) == whole:
+    elif scenario.outcome(folder) == whole:
         full.passed_over += 1
     elif SAID not in said:
         full.wrong.append(f"{hit}: not a word of it: {said[-300:]}")
@@ -93,6 +93,6 @@ def _judge(work: Work, folder: Path, hit: str, said: str, whole: Any, full: Full
         full.said += 1
     if left:
         full.wrong.append(f"{hit}: {left} are left")
-    again = work.go_on(folder, forked.as_it_is)
-    if work.outcome(folder) != whole:
+    again = scenario.resume(folder, forked.as_it_is)
+    if scenario.outcome(folder) != whole:
         full.wrong.append(f"{hit}: with room again, it does not go on: {again[-600:]}")

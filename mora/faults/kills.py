@@ -1,4 +1,4 @@
-"""SIGKILL at random times: a run is killed, gone on with, killed again, until it ends; then the next begins."""
+"""SIGKILL at random times: a run is killed and resumed until it ends; then the next begins."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from mora.train import log
 from . import forked
 from .curves import Compared, Row, compare
 
-LIMIT_S = 300.0  # of one start
+LIMIT_S = 300.0  # the most that one start may take
 KILLS_A_RUN = 5
 WHOM = ("all ranks", "one rank")
-ALONE_S = 60.0  # that a rank may live on after another was killed
+ALONE_S = 60.0  # how long a rank may live on after another was killed
 STEPS = 36
 SMALL = (
     "model.architecture.hidden_size=32", "model.architecture.intermediate_size=48",
@@ -45,7 +45,7 @@ METHODS = ("fft", "lora", "lora_plus", "asylora", "dora", "mora", "relora", "rem
 
 
 class Case(NamedTuple):
-    """A run that is to be killed. `tolerance`: of its losses and metrics, against those of the uninterrupted run."""
+    """A run to kill. Its losses and metrics may differ from those of the uninterrupted run by `tolerance`."""
 
     name: str
     overrides: tuple[str, ...]
@@ -58,7 +58,7 @@ class Case(NamedTuple):
 
 
 def cases() -> list[Case]:
-    """Every method in one process, one on data that are prepared, and one that restarts on two ranks."""
+    """Return every method in one process, one method on prepared data, and ReMoRA on two ranks."""
     runs = [Case(name, _of_method(name, UUID)) for name in METHODS]
     runs.append(Case("mora, prepared data", _of_method("mora", (*SUMS, *SMALL))))
     two = ("hardware=cpu2", "method.adapter.dropout=0")
@@ -75,10 +75,10 @@ def _of_method(name: str, task: tuple[str, ...]) -> tuple[str, ...]:
 
 @dataclass
 class Attempts:
-    """What was done to a case, and the outcome.
+    """The kills of a case, and their outcomes.
 
-    `draws` counts the kills that were planned, with those whose time came after the run's end; `wrong` says in words what is
-    not as it should be.
+    `draws` counts the kills that were planned, also those whose time came after the run's end. `wrong` describes what is not
+    as it should be.
     """
 
     case: str
@@ -104,26 +104,26 @@ class Attempts:
             self.wrong.append(f"{where}: {compared}")
 
 
-Keep = Callable[[Attempts], None]
+Save = Callable[[Attempts], None]
 
 
 def _nowhere(_: Attempts) -> None:
-    """Keep nothing for a later start."""
+    """Save nothing for a later start."""
 
 
 @dataclass(frozen=True)
-class Whole:
-    """The uninterrupted run. `seconds`: from its start to its end."""
+class Uninterrupted:
+    """The uninterrupted run, which took `seconds` from its start to its end."""
 
     rows: list[Row]
     metrics: dict[str, Any]
     seconds: float
 
 
-def kill_runs(case: Case, kills: int, seed: int, scratch: Path, attempts: Attempts, keep: Keep = _nowhere) -> None:
-    """Kills runs of the case until there are so many, at times that follow from `seed`, the case and the kill's number.
+def kill_runs(case: Case, kills: int, seed: int, scratch: Path, attempts: Attempts, save: Save = _nowhere) -> None:
+    """Kill runs of the case until there were `kills`, at times that follow from `seed`, the case and the kill's number.
 
-    `attempts`: of before, which is added to. `keep` is called with it after every run that has come to its end.
+    They are added to `attempts`, which may hold earlier ones. After every run that has ended `save` is called with it.
     """
     if len(attempts.kills) >= kills:
         return
@@ -148,17 +148,17 @@ def kill_runs(case: Case, kills: int, seed: int, scratch: Path, attempts: Attemp
             attempts.kills[-1]["steps"] = compared.steps
         _end(case, folder, config, whole, attempts)
         shutil.rmtree(folder)
-        keep(attempts)
+        save(attempts)
 
 
-def uninterrupted(case: Case, folder: Path) -> Whole:
+def uninterrupted(case: Case, folder: Path) -> Uninterrupted:
     """Run the case without a kill. Raises RuntimeError if it fails."""
     config, started = case.config(folder), time.monotonic()
     output = to_its_end(case, folder, config)
     seconds = time.monotonic() - started
     if not result_path(config).is_file():
         raise RuntimeError(f"{case.name}: the uninterrupted run failed: {output[-1500:]}")
-    return Whole(log.read(log_path(config)), json.loads(result_path(config).read_text())["metrics"], seconds)
+    return Uninterrupted(log.read(log_path(config)), json.loads(result_path(config).read_text())["metrics"], seconds)
 
 
 def run_folder(folder: Path, config: RunConfig) -> Path:
@@ -220,16 +220,16 @@ def _killed(case: Case, folder: Path, config: RunConfig, after_s: float, how: st
 
 
 def _log_written(folder: Path, config: RunConfig) -> int | None:
-    """Return when the run's log was last written, None if there is none: whether the ranks have logged a step by now.
+    """Return when the run's log was last written, None if there is none. It tells whether the ranks have logged a step.
 
-    Until then a rank may wait for another that joins one of their groups, for hours; the launcher, which is not here, would
-    end it. Afterwards the broken connection does.
+    Until then a rank may wait for hours for another to join one of their groups. The launcher would end it, but there is
+    none here. Afterwards the broken connection ends it.
     """
     path = run_folder(folder, config) / "log.jsonl"
     return path.stat().st_mtime_ns if path.is_file() else None
 
 
-def _end(case: Case, folder: Path, config: RunConfig, whole: Whole, attempts: Attempts) -> None:
+def _end(case: Case, folder: Path, config: RunConfig, whole: Uninterrupted, attempts: Attempts) -> None:
     """Run to the end, start the run once more, and judge what is there then."""
     output = to_its_end(case, folder, config)
     where = f"run {attempts.runs}"

@@ -19,7 +19,7 @@ from mora.config.source import ROOT
 from mora.train import log
 
 from .curves import Row, compare
-from .kills import Attempts, Keep
+from .kills import Attempts, Save
 
 NAME = "suite, JOBS=2"
 KILLS_A_SUITE = 5
@@ -32,7 +32,7 @@ RUNS = 4
 WHOM = ("suite", "worker", "all")
 
 
-def kill_suites(kills: int, seed: int, scratch: Path, attempts: Attempts, keep: Keep) -> None:
+def kill_suites(kills: int, seed: int, scratch: Path, attempts: Attempts, save: Save) -> None:
     """Kill suites of Table 2's four runs until there are `kills` kills.
 
     A suite whose workers live on is started again at once: it waits for the runs that they hold, and they end by themselves.
@@ -41,13 +41,13 @@ def kill_suites(kills: int, seed: int, scratch: Path, attempts: Attempts, keep: 
     if len(attempts.kills) >= kills:
         return
     try:
-        _kill_suites(attempts, kills, seed, scratch, keep)
+        _kill_suites(attempts, kills, seed, scratch, save)
     finally:
         for pid in living(scratch, "mora.suite", "mora.train"):
             os.kill(pid, signal.SIGKILL)
 
 
-def _kill_suites(attempts: Attempts, kills: int, seed: int, scratch: Path, keep: Keep) -> None:
+def _kill_suites(attempts: Attempts, kills: int, seed: int, scratch: Path, save: Save) -> None:
     whole, whole_s = _uninterrupted(scratch / "whole")
     while len(attempts.kills) < kills:
         attempts.runs += 1
@@ -64,7 +64,7 @@ def _kill_suites(attempts: Attempts, kills: int, seed: int, scratch: Path, keep:
                 attempts.judge(compared, 0.0, f"suite {attempts.runs}, kill {len(attempts.kills)}, {name}")
         _end(folder, whole, attempts)
         shutil.rmtree(folder)
-        keep(attempts)
+        save(attempts)
 
 
 def _uninterrupted(folder: Path) -> tuple[dict[str, list[Row]], float]:

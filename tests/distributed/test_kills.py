@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mora.faults import files, full_disk, kills, works
-from mora.faults.counted import Counted
+from mora.faults import files, full_disk, kills, scenarios
 from mora.faults.curves import compare
+from mora.faults.saved_attempts import SavedAttempts
 
 STEP = {"loss": 1.0, "lr": 0.1}
 
@@ -30,16 +30,18 @@ def test_runs_killed_at_random_times_lose_and_double_nothing(tmp_path, name):
 
 def test_an_interrupted_check_goes_on_with_the_kills_that_it_has_counted(tmp_path):
     facts, attempts = {"seed": 1, "source": "here"}, kills.Attempts("remora", [{"run": 1}], draws=2, runs=1)
-    Counted(tmp_path, facts).keep(attempts)
-    assert Counted(tmp_path, facts).of("remora") == attempts
-    assert Counted(tmp_path, facts).of("lora") == kills.Attempts("lora")
-    assert Counted(tmp_path, facts | {"source": "other"}).of("remora").kills == []
+    SavedAttempts(tmp_path, facts).save(attempts)
+    assert SavedAttempts(tmp_path, facts).of("remora") == attempts
+    assert SavedAttempts(tmp_path, facts).of("lora") == kills.Attempts("lora")
+    assert SavedAttempts(tmp_path, facts | {"source": "other"}).of("remora").kills == []
     before = attempts.draw(1).random()
-    assert Counted(tmp_path, facts).of("remora").draw(1).random() == before, "the same kill as without the interruption"
+    assert SavedAttempts(tmp_path, facts).of("remora").draw(1).random() == before, (
+        "the same kill as without the interruption"
+    )
     kills.kill_runs(kills.cases()[0], 1, 1, tmp_path / "runs", attempts)
     assert not (tmp_path / "runs").exists(), "nothing is left to do"
     (tmp_path / "faults.counted.json").write_text("{}")
-    assert Counted(tmp_path, facts).of("remora").kills == []
+    assert SavedAttempts(tmp_path, facts).of("remora").kills == []
 
 
 def test_every_method_is_killed():
@@ -73,19 +75,21 @@ def test_another_number_and_a_missing_one_are_differences():
 
 @pytest.mark.parametrize(
     ("name", "chosen"),
-    [("run", ("log.jsonl", "ids.npy", "journal-0.jsonl")), ("comparison", (f"{works.FIRST}.jsonl",))],
+    [("run", ("log.jsonl", "ids.npy", "journal-0.jsonl")), ("comparison", (f"{scenarios.FIRST}.jsonl",))],
 )
 def test_damaged_files_are_noticed(tmp_path, name, chosen):
-    (work,) = (work for work in works.works() if work.name == name)
-    damaged = list(files.damage_files(work, tmp_path, lambda name: name.endswith(chosen), ("flipped", "not readable")))
+    (scenario,) = (scenario for scenario in scenarios.started() if scenario.name == name)
+    damaged = list(
+        files.damage_files(scenario, tmp_path, lambda name: name.endswith(chosen), ("flipped", "not readable"))
+    )
     assert [line for file in damaged for line in file.wrong] == []
     assert sum(file.damages for file in damaged) >= 2 * len(chosen)
     assert {os.path.basename(file.file) for file in damaged} == {*chosen}
 
 
 def test_a_full_disk_is_said_at_every_write_of_an_evaluation(tmp_path):
-    (work,) = (work for work in works.begun() if work.name == "evaluation")
-    (full,) = full_disk.fill_disks(work, tmp_path, every=4)
+    (scenario,) = (scenario for scenario in scenarios.unstarted() if scenario.name == "evaluation")
+    (full,) = full_disk.fill_disks(scenario, tmp_path, every=4)
     assert full.wrong == []
     assert full.writes >= 2
     assert full.said == full.writes

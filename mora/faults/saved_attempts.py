@@ -1,4 +1,4 @@
-"""What a check has counted, kept beside its table, so that an interrupted one goes on with the next kill."""
+"""The attempts of a check so far, saved beside its table, so that an interrupted check resumes with the next kill."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from mora.io import replace_file
 from .kills import Attempts
 
 
-class Counted:
-    """`facts`: seed and source, of which the kills are. Those of others, or of a damaged file, are counted anew."""
+class SavedAttempts:
+    """The attempts so far. Those made with another seed or source (`facts`), or in a damaged file, are discarded."""
 
     def __init__(self, folder: Path | None, facts: dict[str, Any]):
         self.path, self.facts = folder and folder / "faults.counted.json", facts
@@ -32,10 +32,10 @@ class Counted:
             print(f"{self.path} is damaged ({error}): counted anew", file=sys.stderr)
 
     def of(self, case: str) -> Attempts:
-        """Return what was counted for the case."""
+        """Return the attempts at the case."""
         return Attempts(**self._cases.get(case, {"case": case}))
 
-    def keep(self, attempts: Attempts) -> None:
+    def save(self, attempts: Attempts) -> None:
         """Write the attempts so far, for a later start."""
         self._cases[attempts.case] = asdict(attempts)
         if self.path is not None:

@@ -1,4 +1,4 @@
-"""Works whose files are damaged: a cut run, an evaluation that was cut, scores that are compared, a suite."""
+"""Scenarios of fault injection: an interrupted run, an interrupted evaluation, a comparison of scores, a suite."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from . import forked
 from .curves import TIMES
 from .kills import SMALL, SUMS, Case, run_folder, start, to_its_end
 
-CUT_AT = "in_evaluation:12"  # two checkpoints lie there, and the evaluation of the last is not written yet
+CUT_AT = "in_evaluation:12"  # there are two checkpoints then, and the evaluation of the second is not written yet
 SETTINGS = (
     *SUMS, *SMALL, "scale=smoke", "method=mora", "r=4", "task.train.warmup_steps=2",
     "task.train.checkpoint_every_steps=6", "task.evaluation.at_steps=[6,12]", "task.evaluation.loss_every_steps=6",
@@ -31,49 +31,54 @@ SUITE = (
 )  # fmt: skip
 LIMIT_S = 600.0
 _PRINTED = ("output.txt", "code.txt", ".lock")
-_AROUND = (*_PRINTED, "model", "data", "cache", "outputs")  # the last: of runs, which are a work of their own
+_AROUND = (*_PRINTED, "model", "data", "cache", "outputs")  # the last: of runs, which are a scenario of their own
 
 
 @dataclass(frozen=True)
-class Work:
-    """Something that writes files, and reads them when it is begun again.
+class Scenario:
+    """Something that writes files, and reads them when it is started again.
 
-    make, other: write them, and those of another one. go_on: begins again, and returns what is said. outcome: what there is
-    then; None where it did not end. unread: files and folders that are no concern of it.
+    Attributes:
+        name: Its name in tables.
+        make: Writes the files into a folder.
+        other: Writes the files of another run, evaluation or suite of the same kind.
+        resume: Starts it again in the folder, after a preparation of the process, and returns what was printed.
+        outcome: Returns what there is then; None if it did not end well.
+        unread: Names of files and folders that it does not read.
     """
 
     name: str
     make: Callable[[Path], None]
     other: Callable[[Path], None]
-    go_on: Callable[[Path, forked.Prepare], str]
+    resume: Callable[[Path, forked.Prepare], str]
     outcome: Callable[[Path], Any]
     unread: tuple[str, ...] = ()
 
-    def unharmed(self, made: Path, again: Path) -> Any:
-        """Make the files in `made`, go on in a copy, `again`, and return the outcome. Raises RuntimeError without one."""
+    def undamaged_outcome(self, made: Path, again: Path) -> Any:
+        """Make the files in `made`, resume in a copy, `again`; return the outcome. Raises RuntimeError if there is none."""
         self.make(made)
         shutil.copytree(made, again)
-        said = self.go_on(again, forked.as_it_is)
+        said = self.resume(again, forked.as_it_is)
         if (outcome := self.outcome(again)) is None:
-            raise RuntimeError(f"{self.name}: unharmed, it did not end: {said[-1500:]}")
+            raise RuntimeError(f"{self.name}: undamaged, it did not end: {said[-1500:]}")
         return outcome
 
 
-def works() -> list[Work]:
-    """All of them."""
-    run = Work("run", _cut(RUN), _cut(ANOTHER_RUN), _go_on_run, _of_run, (*_PRINTED, "evaluation_data"))
+def started() -> list[Scenario]:
+    """Return the scenarios that were started before, whose files can be damaged."""
+    run = Scenario("run", _cut(RUN), _cut(ANOTHER_RUN), _resume_run, _of_run, (*_PRINTED, "evaluation_data"))
     made, other = _cut_evaluation("0"), _cut_evaluation("1")
-    evaluation = Work("evaluation", made, other, _evaluate_again, _of_evaluation, (*_AROUND, "samples"))
-    comparison = Work("comparison", _scores("0"), _scores("1"), _compare, _of_comparison, (*_AROUND, "result.json"))
-    suite = Work("suite", _suite("0"), _suite("1"), _suite_again, _of_suite, _AROUND)
+    evaluation = Scenario("evaluation", made, other, _evaluate_again, _of_evaluation, (*_AROUND, "samples"))
+    comparison = Scenario("comparison", _scores("0"), _scores("1"), _compare, _of_comparison, (*_AROUND, "result.json"))
+    suite = Scenario("suite", _suite("0"), _suite("1"), _suite_again, _of_suite, _AROUND)
     return [evaluation, comparison, suite, run]
 
 
-def begun() -> list[Work]:
-    """Such as have writes before them: a preparation and run, an evaluation, a suite of which a run is missing."""
-    run = Work("preparation and run", _nothing, _nothing, _go_on_run, _of_run)
-    evaluation = Work("evaluation", _model("0"), _model("1"), _evaluate_again, _of_evaluation)
-    suite = Work("suite", _suite_without_a_run, _nothing, _suite_again, _of_suite)
+def unstarted() -> list[Scenario]:
+    """Return the scenarios that have writes before them: a preparation and run, an evaluation, a suite that lacks a run."""
+    run = Scenario("preparation and run", _nothing, _nothing, _resume_run, _of_run)
+    evaluation = Scenario("evaluation", _model("0"), _model("1"), _evaluate_again, _of_evaluation)
+    suite = Scenario("suite", _suite_without_a_run, _nothing, _suite_again, _of_suite)
     return [run, evaluation, suite]
 
 
@@ -107,7 +112,7 @@ def _cut(case: Case) -> Callable[[Path], None]:
     return make
 
 
-def _go_on_run(folder: Path, prepare: forked.Prepare) -> str:
+def _resume_run(folder: Path, prepare: forked.Prepare) -> str:
     config = RUN.config(folder)
     printed = run_folder(folder, config) / "output.txt"
     before = len(printed.read_text()) if printed.exists() else 0
@@ -135,7 +140,7 @@ def _evaluation(folder: Path, *tasks: str) -> list[str]:
 
 
 def _cut_evaluation(seed: str) -> Callable[[Path], None]:
-    """Scores of one task are there, and some answers of the next."""
+    """Return a maker of files with the scores of one task and some answers of the next."""
 
     def make(folder: Path) -> None:
         _model(seed)(folder)
@@ -196,7 +201,7 @@ def _suite_again(folder: Path, prepare: forked.Prepare) -> str:
 
 
 def _of_suite(folder: Path) -> Any:
-    """Return the runs' metrics, and what was rendered, without the milliseconds, which a run that is done again has anew."""
+    """Return the runs' metrics and what was rendered, without the milliseconds, which differ whenever a run is repeated."""
     if not _ended_well(folder):
         return None
     runs = {p.name: json.loads(p.read_text())["metrics"] for p in (folder / "own" / "runs").glob("*[0-9a-f].json")}
@@ -216,7 +221,7 @@ def _begin(
 
 
 def _call(folder: Path, module: str, arguments: list[str], prepare: forked.Prepare = forked.as_it_is) -> str:
-    """To its end. Returns what it has said; its exit code is in `code.txt`."""
+    """Run the module to its end and return what it printed. Its exit code is in `code.txt`."""
     before = len((folder / "output.txt").read_text()) if (folder / "output.txt").exists() else 0
     process = _begin(folder, module, arguments, prepare)
     process.join(LIMIT_S)
