@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from mora.data.batches import Batch
 from mora.data.tokens import without_appended_eos
 from mora.errors import DataError, NonFiniteError
-from mora.models.beginning import Beginning
+from mora.models.cached_prefix import CachedPrefix
 from mora.models.fused_loss import groups
 from mora.models.losses import hidden_states
 from mora.models.structure import continues_from_cache, plain_head
@@ -31,7 +31,7 @@ from mora.models.tokenizers import end_ids
 from .choices import LogLikelihood
 from .generation import LOOK_EVERY, NanLogits, fixed_steps_suit, greedy
 from .response_cache import ResponseCache
-from .shared_prefixes import by_beginning
+from .shared_prefixes import by_shared_prefix
 from .window import by_answer, with_answer
 
 TOKEN_IDS = "\x00token-ids "  # begins a text that is a list of token ids, the only form of a block of packed text
@@ -48,7 +48,7 @@ class Backend(HFLM):
     """HFLM for a causal model in memory, in one process. The log-softmax is in fp32 whatever the model's dtype.
 
     Requests with equal input tokens, such as the one-token options of a question, share a forward pass. Inputs that begin
-    alike, such as questions after the same examples, share the forward pass of their beginning. Batches are sorted by
+    alike, such as questions after the same examples, share the forward pass of their prefix. Batches are sorted by
     length, longest first.
     """
 
@@ -146,10 +146,10 @@ class Backend(HFLM):
         answers: dict[int, tuple[LogLikelihood, bool]] = {}
         longest = {ids: max(len(requests[i][2]) for i in rows) for ids, rows in by_input.items()}
         batches = self._batches(longest, override_bs or int(self.batch_size))
-        for beginning, batch in tqdm(batches, desc="log-likelihoods", disable=disable_tqdm or None):
+        for prefix, batch in tqdm(batches, desc="log-likelihoods", disable=disable_tqdm or None):
             wanted = [[requests[i][2] for i in by_input[ids]] for ids in batch]
             scored = self.response_cache.answer(
-                [batch, wanted], partial(by_halves, partial(self._score, beginning, batch, wanted), len(batch))
+                [batch, wanted], partial(by_halves, partial(self._score, prefix, batch, wanted), len(batch))
             )
             owners = [i for ids in batch for i in by_input[ids]]
             for i, (nats, is_greedy) in zip(owners, scored, strict=True):
@@ -160,28 +160,28 @@ class Backend(HFLM):
 
     def _batches(
         self, longest: dict[tuple[int, ...], int], size: int
-    ) -> list[tuple[Beginning | None, list[tuple[int, ...]]]]:
-        """Return batches of inputs, each with the beginning that its inputs share, if any.
+    ) -> list[tuple[CachedPrefix | None, list[tuple[int, ...]]]]:
+        """Return batches of inputs, each with the prefix that its inputs share, if any.
 
         `longest` holds, for each input, the number of tokens of its longest option.
         """
         head = plain_head(self.model) if continues_from_cache(self.model) else None
-        batches: list[tuple[Beginning | None, list[tuple[int, ...]]]] = []
-        for shared, members in by_beginning(longest) if head else [(0, list(longest))]:
-            beginning = Beginning(head[0], members[0][:shared]) if head and shared else None
-            batches += [(beginning, batch) for batch in _batches(members, size, shared)]
+        batches: list[tuple[CachedPrefix | None, list[tuple[int, ...]]]] = []
+        for shared, members in by_shared_prefix(longest) if head else [(0, list(longest))]:
+            prefix = CachedPrefix(head[0], members[0][:shared]) if head and shared else None
+            batches += [(prefix, batch) for batch in _batches(members, size, shared)]
         return batches
 
     @torch.no_grad()
     def _score(
         self,
-        beginning: Beginning | None,
+        prefix: CachedPrefix | None,
         inputs: list[tuple[int, ...]],
         wanted: list[list[list[int]]],
         rows: slice,
     ) -> list[tuple[float, bool]]:
         """Return, for each wanted continuation of each input in `rows`, its nats and whether each token is the argmax."""
-        skipped = beginning.length if beginning else 0
+        skipped = prefix.length if prefix else 0
         inputs, wanted = [ids[skipped:] for ids in inputs[rows]], wanted[rows]
         longest = max(map(len, inputs))
         ids_BT = torch.zeros((len(inputs), longest), dtype=torch.long)
@@ -190,19 +190,19 @@ class Backend(HFLM):
         ends = [len(ids) for ids in inputs]
         spans = [slice(end - max(map(len, options)), end) for end, options in zip(ends, wanted, strict=True)]
         scored, first = [], 0
-        for lengths, logits_NV in self._logits(ids_BT.to(self.device), spans, beginning):
+        for lengths, logits_NV in self._logits(ids_BT.to(self.device), spans, prefix):
             scored += option_scores(logits_NV, lengths, wanted[first : first + len(lengths)])
             first += len(lengths)
         return scored
 
     def _logits(
-        self, ids_BT: Tensor, spans: list[slice], beginning: Beginning | None
+        self, ids_BT: Tensor, spans: list[slice], prefix: CachedPrefix | None
     ) -> Iterator[tuple[list[int], Tensor]]:
         """Yield the logits (N, V) of the spans of some rows, after the lengths of these spans.
 
         There are many rows at a time if the head is a plain matrix product, else one.
         """
-        states = hidden_states(self.model, Batch(ids_BT, ids_BT), beginning)
+        states = hidden_states(self.model, Batch(ids_BT, ids_BT), prefix)
         if states is None:
             first = min(span.start for span in spans) if self.keeps_logits else 0
             kept = {"logits_to_keep": torch.arange(first, ids_BT.shape[1], device=ids_BT.device)} if first else {}
@@ -348,7 +348,7 @@ def equal_parts(n: int, max_size: int) -> list[slice]:
 def _batches(inputs: list[tuple[int, ...]], size: int, shared: int = 0) -> list[list[tuple[int, ...]]]:
     """Sort inputs, longest first, into batches of at most `size` inputs whose lengths do not differ much.
 
-    If they did, logits would be computed over the difference. The `shared` tokens at their beginning do not count.
+    If they did, logits would be computed over the difference. The `shared` tokens of their prefix do not count.
     """
     batches: list[list[tuple[int, ...]]] = []
     for ids in sorted(inputs, key=lambda ids: (-len(ids), ids)):

@@ -1,4 +1,4 @@
-"""Inputs that begin alike, such as a subject's questions after the same examples, are grouped by their shared prefix."""
+"""Group inputs by the prefix that they share, such as a subject's questions after the same examples."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ PART = 0.5  # the least share of a group's longest input that all share, so that
 Ids = tuple[int, ...]
 
 
-def by_beginning(longest: dict[Ids, int]) -> list[tuple[int, list[Ids]]]:
-    """Group inputs by the tokens that they begin with.
+def by_shared_prefix(longest: dict[Ids, int]) -> list[tuple[int, list[Ids]]]:
+    """Group inputs by their shared prefix.
 
     Args:
         longest: For each input, the number of last tokens that are never shared, since their logits are needed.

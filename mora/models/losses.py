@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from mora.data.batches import IGNORE, Batch
 
 from .attention import within, without_mask
-from .beginning import Beginning
+from .cached_prefix import CachedPrefix
 from .fused_loss import linear_cross_entropy
 from .structure import causal_model, needs_no_mask, plain_head
 
@@ -29,7 +29,7 @@ def token_losses(model: nn.Module, batch: Batch) -> Tensor:
     return flat.view(labels.shape)[:, :-1]
 
 
-def hidden_states(model: nn.Module, batch: Batch, beginning: Beginning | None = None) -> tuple[Tensor, Tensor] | None:
+def hidden_states(model: nn.Module, batch: Batch, prefix: CachedPrefix | None = None) -> tuple[Tensor, Tensor] | None:
     """Return hidden states (B, T, H) and the head's weight (V, H), whose product is the logits; None if it is not.
 
     With a `beginning`, the batch has the tokens that follow it.
@@ -38,8 +38,8 @@ def hidden_states(model: nn.Module, batch: Batch, beginning: Beginning | None = 
     if head is None:
         return None
     trunk, weight = head
-    if beginning is not None:
-        return beginning.continued(batch.input_ids), weight
+    if prefix is not None:
+        return prefix.continued(batch.input_ids), weight
     alone = batch.position_ids is None and needs_no_mask(model, batch.input_ids.shape[1])
     with without_mask(trunk) if alone else _attention(model, batch):
         return trunk(**_inputs(batch), use_cache=False).last_hidden_state, weight

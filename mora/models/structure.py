@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from .attention import within, without_mask
-from .beginning import Beginning
+from .cached_prefix import CachedPrefix
 
 PROBED = 12  # tokens of a probe
 _probed: WeakKeyDictionary[nn.Module, dict[str, bool]] = WeakKeyDictionary()
@@ -78,11 +78,11 @@ def trains_without_padding(model: nn.Module) -> bool:
 
 
 def continues_from_cache(model: nn.Module) -> bool:
-    """Return whether hidden states stay the same if the keys and values of the first tokens come from a `Beginning`."""
+    """Return whether hidden states stay the same if the keys and values of the first tokens come from a `CachedPrefix`."""
     causal = causal_model(model)
     if causal is None or plain_head(model) is None or not _sees_everything(causal.config, None):
         return False
-    return _ask(causal, "beginnings", lambda: _equal_after_beginning(causal))
+    return _ask(causal, "beginnings", lambda: _equal_after_prefix(causal))
 
 
 def fast_paths(model: nn.Module, padding_free: bool, fused_layers: bool, captures: bool) -> dict[str, bool]:
@@ -183,13 +183,13 @@ def _equal_end_to_end(causal: PreTrainedModel) -> bool:
     return _close(given.view_as(usual), usual)
 
 
-def _equal_after_beginning(causal: PreTrainedModel) -> bool:
+def _equal_after_prefix(causal: PreTrainedModel) -> bool:
     trunk, (ids, other) = causal.base_model, _ids(causal)
     half = PROBED // 2
-    beginning = Beginning(trunk, ids[:half].tolist())
+    prefix = CachedPrefix(trunk, ids[:half].tolist())
     both = torch.stack([ids, torch.cat([ids[:half], other[half:]])])
     usual = trunk(input_ids=both, use_cache=False).last_hidden_state[:, half:]
-    return all(_close(beginning.continued(both[:, half:]), usual) for _ in range(2))
+    return all(_close(prefix.continued(both[:, half:]), usual) for _ in range(2))
 
 
 def _close(one: Tensor, other: Tensor) -> bool:

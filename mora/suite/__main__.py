@@ -148,7 +148,7 @@ def _render_summaries(resolved: dict[tuple[str, ScaleName], list[list[ResolvedCe
 
 def _hand_in(args: argparse.Namespace, specs: list[CellSpec], of_runs: list[str], of_job: dict[str, str]) -> None:
     """Submit one array job of `--jobs` tasks, unless nothing is missing."""
-    if not runner.plan(specs):
+    if not runner.startable(specs):
         print("nothing is missing: no job was submitted")
         return
     logs = launch.run_folder(specs[0].config).parent / "slurm"
@@ -174,7 +174,7 @@ def _known(specs: list[CellSpec]) -> list[RunConfig]:
 def _say_what_is_there(specs: list[CellSpec], args: argparse.Namespace) -> None:
     """If nothing is left to run, print why."""
     there = {str(launch.result_path(config)) for config in _known(specs) if result_of(config) is not None}
-    if there and not runner.plan(specs):
+    if there and not runner.startable(specs):
         again = "FORCE=1 (--force) repeats them; RESULTS=FOLDER (--results FOLDER) runs them into another folder"
         print(f"nothing to run: all {len(there)} results exist in {Path(min(there)).parent}; {again}")
 

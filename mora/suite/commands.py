@@ -7,7 +7,7 @@ import shlex
 from mora.config import RunConfig, run_id
 from mora.planner.gpus import H100, Gpu
 
-from . import fit
+from . import micro_batch
 from .cell_specs import CellSpec
 from .cells import in_order, resolve
 from .usable import done, is_current
@@ -37,7 +37,7 @@ def arguments(specs: list[CellSpec], gpu: Gpu = H100) -> dict[str, list[str]]:
 
 def _micro_batch(config: RunConfig, gpu: Gpu) -> list[str]:
     """Return the override that sets the largest micro batch that fits, if the run leaves it open."""
-    size = fit.fitted(config, gpu.memory).hardware.micro_batch_size if fit.left_open(config) else None
+    size = micro_batch.fitted(config, gpu.memory).hardware.micro_batch_size if micro_batch.left_open(config) else None
     return [f"hardware.micro_batch_size={size}"] if size else []
 
 

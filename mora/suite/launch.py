@@ -21,7 +21,7 @@ from mora.config.source import ROOT
 from mora.errors import short
 from mora.io import locked, output_dir, replace_file
 
-from . import fit, preflight
+from . import micro_batch, preflight
 from .usable import done, is_current, result_of
 
 
@@ -138,14 +138,15 @@ def launch(
             f"the run's folder {folder} cannot be made ({error.strerror}): set MORA_OUTPUT_DIR to a folder for outputs"
         ) from error
     _set_aside(config, folder)
-    if text := fit.too_slow(config):
+    if text := micro_batch.too_slow(config):
         print(f"note: {text}", file=output or sys.stderr, flush=True)
-    now = fit.fitted(config)
+    now = micro_batch.fitted(config)
     while True:
         write_config(now, folder / "config.yaml")
         _announce(now, folder, output)
         code = _work(now, folder, output, env, left_s)
-        smaller = fit.halved(now) if fit.ran_out_of_memory(folder) and code and fit.left_open(config) else None
+        out_of_memory = micro_batch.ran_out_of_memory(folder) and code and micro_batch.left_open(config)
+        smaller = micro_batch.halved(now) if out_of_memory else None
         if smaller is None or code == STOPPED:
             return code
         print(

@@ -32,7 +32,7 @@ def missing(configs: Iterable[RunConfig]) -> list[RunConfig]:
     return list({run_id(c): c for c in configs if not done(c)}.values())
 
 
-def plan(specs: list[CellSpec], explained: set[str] | None = None) -> list[RunConfig]:
+def startable(specs: list[CellSpec], explained: set[str] | None = None) -> list[RunConfig]:
     """Return the missing runs that can start now, in the order in which they are started.
 
     If the source was changed, the results that it made take part in the choices, too: they decide what it runs, but enter
@@ -67,7 +67,7 @@ def complete(specs: list[CellSpec], jobs: int, patient: bool = True) -> list[str
         KeyboardInterrupt: SIGTERM or Ctrl-C came; the workers have saved their checkpoints.
     """
     interrupt_on_sigterm()
-    first = plan(specs)
+    first = startable(specs)
     for config in {c.hardware: c for c in first}.values():
         preflight.check(config)
     if first and (text := warning(specs[0].scale)):
@@ -82,7 +82,7 @@ def complete(specs: list[CellSpec], jobs: int, patient: bool = True) -> list[str
     announced: list[str] = []
     explained: set[str] = set()
     try:
-        while todo := [c for c in plan(specs, explained) if run_id(c) not in {*failed, *finished}]:
+        while todo := [c for c in startable(specs, explained) if run_id(c) not in {*failed, *finished}]:
             progress.more(len(todo))
             ours = {run_id(c) for c in running.values()}
             others = [c for c in todo if run_id(c) not in ours]

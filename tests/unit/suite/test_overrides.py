@@ -12,7 +12,7 @@ from mora.config import ConfigError, compose, source
 from mora.config.run_id import result_path, run_id
 from mora.config.source import ROOT
 from mora.suite import __main__ as suite
-from mora.suite import commands, experiments, fit, launch, overrides, progress, runner, slurm
+from mora.suite import commands, experiments, launch, micro_batch, overrides, progress, runner, slurm
 from mora.suite.cell_specs import cell_specs
 from mora.suite.cells import resolve
 from mora.suite.gpus import GpuSlots
@@ -142,7 +142,7 @@ def test_a_command_has_the_micro_batch_that_fits(monkeypatch, tmp_path):
     ][:1]
     for line in commands.text([spec], gpu("48,300")).splitlines()[:1]:
         config = compose(shlex.split(line)[2:])
-        assert config.micro_batch_size == fit.fitted(spec.config, 48 * 2**30).micro_batch_size < 128
+        assert config.micro_batch_size == micro_batch.fitted(spec.config, 48 * 2**30).micro_batch_size < 128
 
 
 SLURM = [

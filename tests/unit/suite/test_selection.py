@@ -46,11 +46,11 @@ def test_a_rate_within_its_grid_is_repeated_on_a_second_seed_before_the_finals(s
     resolved = resolve(spec)
     assert [c for c in resolved.choice.missing] == [spec.search_runs[i].model_copy(update={"seed": 1}) for i in (1, 2)]
     assert resolved.selected == spec.search_space[1], "what the first seed chose stands until then"
-    assert runner.plan([spec]) == resolved.choice.missing
+    assert runner.startable([spec]) == resolved.choice.missing
     again(spec, (1.0, 1.2))
     resolved = resolve(spec)
     assert (resolved.choice.missing, resolved.selected, resolved.choice.reversed) == ([], spec.search_space[1], False)
-    assert [c.seed for c in runner.plan([spec])] == [0, 1, 2]
+    assert [c.seed for c in runner.startable([spec])] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(("beyond", "at_edge"), [(2.0, False), (0.5, True), ("nan", False)])
@@ -137,12 +137,12 @@ def test_the_next_rate_is_half_a_decade_on(lr, above, below):
 def test_it_is_said_once_why_a_run_is_added(spec, capsys):
     said = set()
     measure(spec.search_runs, (4.0, 3.0, 2.0, 1.0))
-    runner.plan([spec], said)
-    runner.plan([spec], said)
+    runner.startable([spec], said)
+    runner.startable([spec], said)
     (line,) = capsys.readouterr().out.splitlines()
     assert line == "metamath LoRA r=1 (the paper's 8): the best rate, 0.01, is the highest tried, so 0.03 is added"
     again(spec, (1.5,))
-    runner.plan([spec], said)
+    runner.startable([spec], said)
     first, second = capsys.readouterr().out.splitlines()
     assert first.endswith("the rate 0.01 is one of the best two, so it is tried on seed 1, too")
     assert second.endswith("the rate 0.03 is one of the best two, so it is tried on seed 1, too")

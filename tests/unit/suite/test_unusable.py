@@ -63,7 +63,7 @@ def test_the_plan_names_what_does_not_count_and_counts_it_as_missing(spec, name,
     assert f"{run_id(config)} does not count: {reason}; repeated; the old result moves to unusable/" in text
     assert re.search(rf"^{run_id(config)} r=1 \(the paper's 8\) +[\d,]+ +\S+", text, re.M), "no line with its cost"
     assert "7 runs; missing:" in text
-    assert run_id(config) in [run_id(c) for c in runner.plan([spec])]
+    assert run_id(config) in [run_id(c) for c in runner.startable([spec])]
     assert (resolve(spec).selected is None) == (name == "search")
 
 
@@ -72,7 +72,7 @@ def test_a_result_of_the_same_changed_source_is_not_repeated_and_enters_no_table
     becomes(monkeypatch, here)
     measure(spec.search_runs, source=here)
     assert resolve(spec).selected is None
-    finals = runner.plan([spec])
+    finals = runner.startable([spec])
     assert [(c.lr, c.last_step) for c in finals] == [(spec.search_runs[-1].lr, 1000)] * 3
     measure(finals, source=here)
     assert runner.complete([spec], 1) == []
@@ -82,7 +82,7 @@ def test_a_result_of_the_same_changed_source_is_not_repeated_and_enters_no_table
     assert text.count("does not count: ") == text.count("; not repeated by the same changed source") == 7
     for other in (CHANGED | {"fingerprint": "another"}, CHANGED | {"dirty": False}):
         becomes(monkeypatch, other)
-        assert [run_id(c) for c in runner.plan([spec])] == [run_id(c) for c in spec.search_runs]
+        assert [run_id(c) for c in runner.startable([spec])] == [run_id(c) for c in spec.search_runs]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_source_that_changes_under_a_suite_ends_in_a_failure_and_in_no_second_ru
     spec, worker, tmp_path, capfd, monkeypatch
 ):
     config = spec.search_runs[0]
-    monkeypatch.setattr(runner, "plan", lambda specs, explained=None: runner.missing([config]))
+    monkeypatch.setattr(runner, "startable", lambda specs, explained=None: runner.missing([config]))
     worker(config, CHANGED)
     assert runner.complete([spec], 1) == [run_id(config)]
     assert (tmp_path / "started").read_text() == "x"

@@ -1,4 +1,4 @@
-"""Tokens with which many sequences begin; their keys and values are computed once."""
+"""The keys and values of tokens with which many sequences begin, computed once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 
-class Beginning:
+class CachedPrefix:
     """The keys and values of tokens with which several sequences begin. The trunk computes them when first needed."""
 
     def __init__(self, trunk: nn.Module, ids: Sequence[int]):
@@ -28,15 +28,15 @@ class Beginning:
             computed = DynamicCache()
             ids = torch.tensor([self._ids], device=ids_BT.device)
             self._trunk(input_ids=ids, past_key_values=computed, use_cache=True)
-            self._cache = Cache(layers=[_Begun(layer) for layer in computed.layers])
+            self._cache = Cache(layers=[_PrefixLayer(layer) for layer in computed.layers])
         return self._trunk(input_ids=ids_BT, past_key_values=self._cache, use_cache=True).last_hidden_state
 
 
-class _Begun(DynamicLayer):
+class _PrefixLayer(DynamicLayer):
     """The keys and values of one row, (1, heads, T, width), with which every row of a batch begins.
 
     Those of the tokens that follow are not kept, so they are in memory for one layer at a time, and the next batch finds the
-    same beginning.
+    same prefix.
     """
 
     def __init__(self, computed: Any):
@@ -45,7 +45,7 @@ class _Begun(DynamicLayer):
         self.keys, self.values = computed.keys, computed.values
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Return the keys and values of the beginning and of what follows, (B, heads, T, width)."""
+        """Return the keys and values of the prefix and of what follows, (B, heads, T, width)."""
         rows = (len(key_states), -1, -1, -1)
         return (
             torch.cat([self.keys.expand(rows), key_states], dim=-2),

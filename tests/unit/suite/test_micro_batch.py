@@ -11,7 +11,7 @@ from mora.config import ConfigError, source
 from mora.config.cached_composition import compose_cached as compose
 from mora.config.run_id import result_path, run_id
 from mora.planner import gpus as known
-from mora.suite import fit, gpus, launch, preflight
+from mora.suite import gpus, launch, micro_batch, preflight
 
 GPU1 = ["task=metamath", "method=mora", "r=8", "hardware=gpu1"]
 GIB = 2**30
@@ -19,25 +19,25 @@ GIB = 2**30
 
 @pytest.mark.parametrize(("memory", "micro"), [(79.1, 64), (39.4, 32), (23.5, 8)])
 def test_the_plans_largest_that_fits_is_taken(memory, micro, monkeypatch):
-    monkeypatch.setattr(fit, "memory", lambda: memory * GIB)
-    fitted = fit.fitted(compose(GPU1))
+    monkeypatch.setattr(micro_batch, "memory", lambda: memory * GIB)
+    fitted = micro_batch.fitted(compose(GPU1))
     assert fitted.hardware.micro_batch_size <= micro
     assert 128 % fitted.hardware.micro_batch_size == 0
     assert run_id(fitted) == run_id(compose(GPU1))
 
 
 def test_what_is_set_or_on_a_cpu_stays(monkeypatch):
-    monkeypatch.setattr(fit, "memory", lambda: 10 * GIB)
+    monkeypatch.setattr(micro_batch, "memory", lambda: 10 * GIB)
     for more in ("hardware.micro_batch_size=64", "hardware.micro_batch_tokens=512"):
         config = compose([*GPU1, more])
-        assert fit.fitted(config) == config
+        assert micro_batch.fitted(config) == config
     cpu = compose([*GPU1[:-1], "hardware=cpu"])
-    assert fit.fitted(cpu) == cpu
+    assert micro_batch.fitted(cpu) == cpu
 
 
 def test_halving_keeps_to_divisors_and_ends_at_one():
     config, sizes = compose([*GPU1, "task.train.global_batch_size=60"]), []
-    while (config := fit.halved(config)) is not None:
+    while (config := micro_batch.halved(config)) is not None:
         sizes.append(config.micro_batch_size)
     assert sizes == [30, 15, 6, 3, 1]
 
@@ -95,9 +95,9 @@ def test_the_worker_says_that_it_ran_out_of_memory(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(sys, "argv", ["mora.train", str(tmp_path)])
     assert train.main() == 1
     assert "out of GPU memory" in capsys.readouterr().err
-    assert json.loads((tmp_path / fit.MARK).read_text()) == {"micro_batch_size": config.micro_batch_size}
-    assert fit.ran_out_of_memory(tmp_path)
-    assert not fit.ran_out_of_memory(tmp_path), "said once"
+    assert json.loads((tmp_path / micro_batch.MARK).read_text()) == {"micro_batch_size": config.micro_batch_size}
+    assert micro_batch.ran_out_of_memory(tmp_path)
+    assert not micro_batch.ran_out_of_memory(tmp_path), "said once"
 
 
 def test_memory_is_that_of_the_smallest_gpu(monkeypatch):
@@ -128,10 +128,10 @@ def test_hardware_that_is_not_here_is_no_reason_to_halve(worker, monkeypatch):
 
 
 def test_a_long_run_on_a_cpu_is_said_before_it_begins(monkeypatch):
-    monkeypatch.setattr(fit, "visible", lambda: [])
+    monkeypatch.setattr(micro_batch, "visible", lambda: [])
     lite = compose(["task=uuid", "method=mora", "r=8", "scale=lite"])
-    said = fit.too_slow(lite)
+    said = micro_batch.too_slow(lite)
     assert said.startswith("scale lite is meant for a GPU, and this machine has none: about ")
-    assert fit.too_slow(compose(["task=uuid", "method=mora", "r=8", "scale=smoke"])) is None
-    monkeypatch.setattr(fit, "visible", lambda: ["0"])
-    assert fit.too_slow(lite) is None
+    assert micro_batch.too_slow(compose(["task=uuid", "method=mora", "r=8", "scale=smoke"])) is None
+    monkeypatch.setattr(micro_batch, "visible", lambda: ["0"])
+    assert micro_batch.too_slow(lite) is None
