@@ -129,10 +129,12 @@ class TorchEngine(TorchRestartEngine):
         return self.fp32_masters()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return masters and optimizer state by name, which are the same for every engine and any number of ranks."""
+        """Return copies, on the CPU, of masters and optimizer state by name, the same for every engine and number of ranks."""
         states = {name: self.optimizer.state[m] for name, m in self.masters.items() if m in self.optimizer.state}
-        weights = {name: self._stale.get(m, m).detach() for name, m in self.masters.items()}
-        return {"weights": weights, "optimizer": states}
+        return {
+            "weights": {name: _copy(self._stale.get(m, m)) for name, m in self.masters.items()},
+            "optimizer": {name: {key: _copy(value) for key, value in state.items()} for name, state in states.items()},
+        }
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -151,6 +153,10 @@ class TorchEngine(TorchRestartEngine):
         if pairs := self._pairs():
             parameters, masters = zip(*pairs, strict=True)
             torch._foreach_copy_(parameters, masters)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)
 
 
 def round_frozen(model: nn.Module, dtype: torch.dtype) -> dict[nn.Parameter, Tensor]:
