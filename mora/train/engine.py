@@ -129,7 +129,7 @@ class TorchEngine(TorchRestartEngine):
         return self.fp32_masters()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return copies, on the CPU, of masters and optimizer state by name, the same for every engine and number of ranks."""
+        """Return masters and optimizer state by name, copied to the CPU: the same for every engine and number of ranks."""
         states = {name: self.optimizer.state[m] for name, m in self.masters.items() if m in self.optimizer.state}
         return {
             "weights": {name: _copy(self._stale.get(m, m)) for name, m in self.masters.items()},

@@ -14,8 +14,10 @@ import torch
 from mora.config.schema import RunConfig
 from mora.restarts.restart import describe
 
-from . import checkpoint, watchdog
-from .distributed import RankShard, any_rank, rank, sum_over_ranks, world_size
+from . import watchdog
+from .checkpoint import latest_step
+from .checkpoint_writer import CheckpointWriter
+from .distributed import RankShard, any_rank, barrier, rank, sum_over_ranks, world_size
 from .failpoint import failpoint
 from .interface import Engine, StepBatches
 from .log import RunLog
@@ -61,8 +63,11 @@ def fit(
     saved, restarts = folder / "checkpoints", RunRestarts(engine, config)
     start, text = resume_run(saved, engine, restarts, config)
     log = RunLog(folder / "log.jsonl", text, write=rank() == 0)
-    with start_tracker(config, folder, from_step=start, active=rank() == 0) as track:
-        return _train(engine, RankShard(batches), config, evaluate, restarts, _Rows(log, track, saved), start)
+    with (
+        start_tracker(config, folder, from_step=start, active=rank() == 0) as track,
+        CheckpointWriter(saved) as writer,
+    ):
+        return _train(engine, RankShard(batches), config, evaluate, restarts, _Rows(log, track, writer), start)
 
 
 def _train(
@@ -97,6 +102,7 @@ def _train(
         failpoint("after_step", done)
         if restarts.due(done, config.last_step):
             rows.check([row])
+            rows.writer.wait()
             row |= (facts := restarts.apply())
             if rank() == 0:
                 progress.note(f"step {done}: {describe(facts)}")
@@ -110,14 +116,22 @@ def _train(
         if logging or saving:
             progress.say(rows.write()[-1], speed.end())
         if saving:
-            save_run(rows.checkpoints, done, engine, restarts, config, rows.log.text)
+            save_run(rows.writer, done, engine, restarts, config, rows.log.text)
         if stopping:
+            _wait_for_all(rows.writer)
             raise Interrupted(
                 f"stopped by signal after step {done}; a checkpoint was saved; start the same run to resume"
             )
         measure(done, saving)
         watchdog.beat()
+    _wait_for_all(rows.writer)
     return speed.facts()
+
+
+def _wait_for_all(writer: CheckpointWriter) -> None:
+    """Let no rank end before the last checkpoint is written: the launcher would take it for lost, and end the others."""
+    writer.wait()
+    barrier()
 
 
 def _update(engine: Engine, batches: RankShard, config: RunConfig, step: int, speed: Speed) -> dict[str, Any]:
@@ -143,7 +157,7 @@ class _Rows:
 
     log: RunLog
     track: Callable[[list[dict[str, Any]]], None]
-    checkpoints: Path
+    writer: CheckpointWriter
 
     def write(self) -> list[dict[str, Any]]:
         """Write the kept rows. If a loss or norm is not finite, raises Diverged after they are written."""
@@ -155,7 +169,8 @@ class _Rows:
     def check(self, rows: list[dict[str, Any]]) -> None:
         for row in rows:
             if "loss" in row and not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
+                self.writer.wait()
                 raise Diverged(
                     f"step {row['step']}: loss {row['loss']}, gradient norm {row['grad_norm']}, lr {row['lr']:.3g}; "
-                    f"last good checkpoint: step {checkpoint.latest_step(self.checkpoints)}"
+                    f"last good checkpoint: step {latest_step(self.writer.folder)}"
                 )

@@ -11,15 +11,18 @@ from mora.config.source import of_this_process
 from mora.errors import ConfigError, DamagedFileError
 
 from . import checkpoint
-from .distributed import all_gather_value, barrier, rank, world_size
+from .checkpoint_writer import CheckpointWriter
+from .distributed import all_gather_value, rank, world_size
 from .interface import Engine
 from .restart import RunRestarts
 
 
-def save_run(folder: Path, done: int, engine: Engine, restarts: RunRestarts, config: RunConfig, log: str) -> None:
-    """Save everything that the next steps depend on, but data and dropout, which are functions of the step.
+def save_run(
+    writer: CheckpointWriter, done: int, engine: Engine, restarts: RunRestarts, config: RunConfig, log: str
+) -> None:
+    """Begin to save everything that the next steps depend on, but data and dropout, which are functions of the step.
 
-    No rank goes on or ends before the checkpoint is written, or other ranks would wait for it in vain.
+    The sums of the restarts are not copied, so the next restart waits for the writer.
     """
     of_run = {
         "restart": restarts.state_dict(),
@@ -30,8 +33,7 @@ def save_run(folder: Path, done: int, engine: Engine, restarts: RunRestarts, con
     }
     state = engine.state_dict() | of_run
     if rank() == 0:
-        checkpoint.save(folder, done, state)
-    barrier()
+        writer.write(done, state)
 
 
 def resume_run(folder: Path, engine: Engine, restarts: RunRestarts, config: RunConfig) -> tuple[int, str]:
