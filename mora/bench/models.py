@@ -56,7 +56,7 @@ class Case:
 
     method: Literal["floor", "lora", "dora", "mora"]
     r: int = 0
-    operator: Literal["auto", "rotation", "sharing"] = "auto"
+    operator: Literal["auto", "rotation", "sharing", "decouple"] = "auto"
     stock: bool = False
     form: Form = "auto"
     checkpointed: bool = False

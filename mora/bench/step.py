@@ -21,11 +21,12 @@ WARM_UP = 3
 
 SIDE = 8192  # of the large matrix product whose speed counts as the peak
 FROZEN_BASE = Case("floor")
-BAR = (  # the cases that have bars, each with the LoRA of its r
+BAR = (  # the cases that have bars, each with the LoRA of its r, and decouple, whose time section 4 states
     FROZEN_BASE,
     Case("lora", 8),
     Case("mora", 8, "rotation"),
     Case("mora", 8, "sharing"),
+    Case("mora", 8, "decouple"),
     Case("lora", 256),
     Case("mora", 256, "sharing"),
 )

@@ -21,13 +21,13 @@ from mora.config import RunConfig
 from mora.config.arguments import amount, positive_int
 from mora.errors import ConfigError
 from mora.io import replace_file
+from mora.planner.gpus import GIB
 from mora.results import RunResult
 from mora.suite.gpus import GpuSlots, visible
 from mora.suite.launch import launch
 from mora.suite.usable import result_of
 from mora.train import log
 
-GIB = 2**30
 ROOM = 80 * GIB  # of memory that files may take: a 7B checkpoint with its fp32 shadow, and the merged model
 WORDS = 1500  # characters of a failed run's output
 QUIET = {

@@ -27,7 +27,8 @@ class Restart(FrozenModel):
     warmup_steps: NonNegativeInt
     """Updates after a restart in which the learning rate climbs from 0 back to its schedule."""
     schedule: Literal["jagged", "official_hf"]
-    """jagged: the schedule goes on underneath. official_hf: a new cosine over the steps left begins at the last rate."""
+    """jagged: the schedule goes on underneath. official_hf: a new cosine over the steps left begins at the last rate. In the
+    official code the first update after a restart still has that last rate; here it has 0 with both."""
     groups: Annotated[list[Groups], Field(min_length=1)] | None
     """The kinds of groups that a sharing operator goes through, one per life of the adapter; null: always its own."""
     merge_rounding: MergeRounding

@@ -10,14 +10,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mora.config import RunConfig
-from mora.models.shapes import Shape, shape_of
 from mora.padding import padded_length
 from mora.results import RunResult
 
-from .counts import flops_per_token, frozen_adapter, number_bytes, trainable
+from .counts import flops_per_token, trainable
 from .gpus import H100, Gpu
 from .memory import Memory, fitting_micro_batch, memory, of_one_length
 from .speed import padded_tokens_per_sequence, token_time
+from .storage import storage
 
 # Training sequences where the data decide. A result of the task and scale, where there is one, is asked first.
 SEQUENCES: dict[tuple[str, str], int] = {
@@ -128,7 +128,7 @@ def cost(config: RunConfig, results: Iterable[RunResult] = (), gpu: Gpu = H100) 
     longest = max_length(config)
     length = length_of(config, results) if config.method.trains else Length(0, 0.0, at_most=False)
     flops = None if length.tokens is None else length.tokens * flops_per_token(config, longest)
-    trained, shape, on_cpu = trainable(config), shape_of(config.model), config.hardware.device == "cpu"
+    stored, on_cpu = storage(config), config.hardware.device == "cpu"
     micro = config.micro_batch_size if on_cpu else fitting_micro_batch(config, longest, gpu.memory)
     needs = memory(config, longest, micro or 1)
     time = None if on_cpu else token_time(config, longest, micro or 1).on(gpu)
@@ -138,22 +138,11 @@ def cost(config: RunConfig, results: Iterable[RunResult] = (), gpu: Gpu = H100) 
         tokens=length.tokens,
         at_most=length.at_most,
         flops=flops,
-        trainable=trained,
+        trainable=trainable(config),
         memory=needs,
         micro_batch_size=micro,
         gpu_hours=None if padded is None or time is None else padded * time.seconds_per_token / 3600,
         time_source="not known on a CPU" if time is None else time.source,
-        disk=_disk(config, trained, shape),
-        checkpoints=3 * (12 * trained + needs.shadow),  # two kept and one being written
+        disk=stored.left,
+        checkpoints=3 * stored.checkpoint,  # two kept and one being written
     )
-
-
-def _disk(config: RunConfig, trained: int, shape: Shape) -> int:
-    """Return the bytes of what a run leaves of adapter and model: trained parts in fp32; merged layers are rounded."""
-    if config.method.adapter is None:
-        return 4 * trained
-    rest = shape.rest if config.trains_rest else 0
-    adapter = 4 * (trained - rest + frozen_adapter(config))
-    if config.method.restart is None and not config.trains_rest:
-        return adapter
-    return adapter + number_bytes(config) * (shape.parameters - rest) + 4 * rest

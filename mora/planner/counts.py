@@ -91,6 +91,11 @@ def frozen_adapter(config: RunConfig) -> int:
     return sum(footprint.frozen * linear.count for linear, footprint in adapters(config).values())
 
 
+def shadow_bytes(config: RunConfig) -> int:
+    """Return the bytes of the exact sums, in fp32, that a method with restarts keeps of the layers' weights."""
+    return 4 * shape_of(config.model).in_layers if config.method.restart else 0
+
+
 def flops_per_token(config: RunConfig, length: float, with_adapters: bool = True) -> float:
     """Return the FLOPs of forward and backward per token in a sequence of `length` tokens.
 

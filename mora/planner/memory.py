@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mora.config import RunConfig
 from mora.models.shapes import Shape, shape_of
 
-from .counts import adapters, frozen_adapter, number_bytes, trainable
+from .counts import adapters, frozen_adapter, number_bytes, shadow_bytes, trainable
 from .gpus import H100
 
 RESERVE = 0.08  # of it: the CUDA context, libraries, fragmentation
@@ -86,7 +86,7 @@ def memory(
         held = 4.0 * trained * _sums_held(config, size)
     tokens = size * length
     logits = _loss_bytes(config, shape, tokens, number_size, chunked_loss)
-    shadow = 4 * shape.in_layers if config.method.restart else 0
+    shadow = shadow_bytes(config)
     kept, recomputed = (number_size * tokens * numbers for numbers in _saved(config, shape, fused))
     workspaces = _workspaces(config, shape)
     graphs = 0.0 if of_one_length(config) or not _captures(config) else kept + recomputed + logits

@@ -21,14 +21,20 @@ COMPARED: tuple[ScaleName, ...] = tuple(scale for scale in SCALES if scale != "s
 Unit = Literal["points", "nats", "values"]
 
 
-class Ratio(FrozenModel):
-    """The ratio of the times of two cases of the step benchmark, which are given by name. `paper` is the paper's ratio."""
+class Times(FrozenModel):
+    """The time of the case `slow` over that of the case `fast`, two names of the step benchmark."""
 
-    shape: str
     slow: str
     fast: str
+
+
+class Ratio(Times):
+    """A ratio that is judged. `paper` is the paper's; those in `also` are shown beside it and not judged."""
+
+    shape: str
     at_most: float
     paper: float
+    also: list[Times] = []
 
 
 class Contrast(FrozenModel):

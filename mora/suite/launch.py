@@ -138,6 +138,7 @@ def launch(
             f"the run's folder {folder} cannot be made ({error.strerror}): set MORA_OUTPUT_DIR to a folder for outputs"
         ) from error
     _set_aside(config, folder)
+    preflight.check_room(config, folder)
     if text := micro_batch.too_slow(config):
         print(f"note: {text}", file=output or sys.stderr, flush=True)
     now = micro_batch.fitted(config)

@@ -17,7 +17,7 @@ from mora.results import checked
 from . import verdicts
 from .cell_specs import METHOD_NAMES
 from .cells import ResolvedCell
-from .claims import COMPARED, Claim, Contrast, Ratio, Unit, load
+from .claims import COMPARED, Claim, Contrast, Ratio, Times, Unit, load
 from .contrasts import (
     Measured,
     ResolvedTables,
@@ -103,7 +103,7 @@ def judge(claims: Iterable[Claim], scale: ScaleName, resolved: ResolvedTables | 
 
 def _judge_table(table: list[Claim], scale: ScaleName, resolved: ResolvedTables) -> list[Outcome]:
     if not table[0].experiment:
-        return [_judge_ratio(claim.ratio, scale) for claim in table if claim.ratio]
+        return [_judge_ratio(claim.ratio, claim.ratio, scale) for claim in table if claim.ratio]
     contrasts = [resolved.measured(claim, claim.primary, scale) for claim in table]
     estimator = pooled_estimator(table, contrasts)
     estimates = [estimator(claim, measured) for claim, measured in zip(table, contrasts, strict=True)]
@@ -210,8 +210,9 @@ def _estimate(claim: Claim, measured: Measured, of_table: Variance | None) -> Es
 
 def secondary_outcomes(claim: Claim, scale: ScaleName, resolved: ResolvedTables) -> list[Outcome]:
     """Return the contrasts shown beside the primary one, each with the variance of its own seeds and without a verdict."""
-    if not claim.experiment:
-        return []
+    if claim.ratio is not None:
+        beside = [_judge_ratio(claim.ratio, times, scale) for times in claim.ratio.also]
+        return [o if o.verdict == "not run" else replace(o, verdict="undecided") for o in beside]
     outcomes = []
     for contrast in claim.also:
         measured = resolved.measured(claim, contrast, scale)
@@ -324,22 +325,22 @@ def doubts_about(measured: Measured) -> list[str]:
     return [f"in doubt: {name} ({', '.join(why)})" for name, why in measured.doubts.items()]
 
 
-def _judge_ratio(ratio: Ratio, scale: ScaleName) -> Outcome:
+def _judge_ratio(ratio: Ratio, times: Times, scale: ScaleName) -> Outcome:
     """Compare two times at scale paper, round by round. The outcome shows the measurement least favourable to the claim."""
     measured: list[RatioOfTimes] = []
     for path in sorted(BENCH.glob("step-*.json")) if scale == "paper" else []:
         result = checked(path, Bench.model_validate, "`make bench` repeats the measurement")
         for scenario in result.scenarios if result.source.dirty is False else []:
-            times = {case.name: case.ms for case in scenario.cases if case.ms}
-            if scenario.shape == ratio.shape and {ratio.slow, ratio.fast} <= times.keys():
-                measured.append(ratio_of_times(times[ratio.slow], times[ratio.fast]))
+            ms = {case.name: case.ms for case in scenario.cases if case.ms}
+            if scenario.shape == ratio.shape and {times.slow, times.fast} <= ms.keys():
+                measured.append(ratio_of_times(ms[times.slow], ms[times.fast]))
     if not measured:
-        return Outcome("not run", ratio.slow, ratio.fast, "", paper=ratio.paper)
+        return Outcome("not run", times.slow, times.fast, "", paper=ratio.paper)
     above = [one for one in measured if one.interval.low > ratio.at_most]
     effect, interval = max(above or measured, key=lambda one: one.interval.high)
     verdict: Verdict = "contradicted" if above else "shown" if interval.high <= ratio.at_most else "undecided"
     notes = ["of this suite's kernels, random weights"]
-    about = (ratio.slow, ratio.fast, ratio.shape)
+    about = (times.slow, times.fast, ratio.shape)
     return Outcome(verdict, *about, effect, interval, paper=ratio.paper, notes=notes, sign=-1)
 
 

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 from mora.config import RunConfig
 from mora.planner.cost import length_of, max_length
+from mora.planner.gpus import GIB
 from mora.planner.memory import memory, sequences_per_pass
 from mora.planner.speed import token_time
 from mora.results import STORE, RunResult
 
-GIB = 2**30
 MARGIN = 1.1  # factor on the memory that like runs held
 SCORING = 11.0  # memory of scoring, in multiples of the weights: for finance it held 31.9 GiB beside 2.9 of weights
 HELD = 1.33  # memory held over memory allocated, for results that record only the latter: 65 GiB were seen for 49

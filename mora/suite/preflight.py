@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from mora.config import ConfigError, RunConfig
 from mora.config.model_schema import Model
+from mora.config.run_id import run_id
+from mora.planner.gpus import GIB
 from mora.results import RunResult
 
 from .gpus import visible
@@ -26,6 +29,32 @@ def check(config: RunConfig) -> None:
         files.check(config.model, files.find(config.model))
     elif path is not None and _is_local(path) and not Path(path).exists():
         raise ConfigError(f"model.path={path!r} does not exist: expected the folder of a checkpoint, or a hub id")
+
+
+def check_room(config: RunConfig, folder: Path) -> None:
+    """Raise ConfigError if the disk of the run's folder has no room for its checkpoints and what it leaves.
+
+    What the folder holds already counts as room. Nothing is checked if the model's shape is not known.
+    """
+    from mora.planner.storage import storage
+
+    try:
+        needed = storage(config).least(several_checkpoints=_saves_before_its_end(config))
+    except ValueError:  # a shape or method that the plan cannot count
+        return
+    there = shutil.disk_usage(folder).free + sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    if there < needed:
+        raise ConfigError(
+            f"{folder}: its disk has room for {there / GIB:.1f} GiB, and checkpoints and weights of {run_id(config)} need "
+            f"{needed / GIB:.1f} GiB: remove what is not needed there, or set MORA_OUTPUT_DIR to a folder with more room"
+        )
+
+
+def _saves_before_its_end(config: RunConfig) -> bool:
+    if not config.knows_steps:
+        return True
+    first = min((config.task.train.checkpoint_every_steps, *config.task.evaluation.at_steps))
+    return first < config.last_step
 
 
 def unlike(config: RunConfig, result: RunResult) -> str | None:

@@ -1,4 +1,7 @@
-"""Checkpoints that are whole or absent: each is written under another name, hashed, then renamed. The last two are kept."""
+"""Checkpoints that are whole or absent: each is written under another name, hashed, then renamed.
+
+The last two are kept, or only the last where the disk has no room for a third.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,8 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
         raise OSError(
             reason.errno, f"checkpoint of step {step} not written, the last one is kept: {reason.strerror}"
         ) from error
-    for old in _steps(folder)[:-KEPT]:
+    kept = KEPT if shutil.disk_usage(folder).free > (final / "state.pt").stat().st_size else 1
+    for old in _steps(folder)[:-kept]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 

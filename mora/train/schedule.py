@@ -34,7 +34,11 @@ def _base(step: int, total_steps: int, train: Train) -> float:
 
 
 def _official_hf(step: int, total_steps: int, train: Train, restart: Restart) -> float:
-    """Return the rate of the official code without --relora_scheduler: after a restart, a cosine from the last rate to 0."""
+    """Return the rate of the official code without --relora_scheduler: after a restart, a cosine from the last rate to 0.
+
+    There the first update after a restart still has the last rate: the callback resets the scheduler, which writes a rate
+    only after the next update. Here it has 0, as in a jagged schedule; all measured runs had that.
+    """
     height = _base(restart.every_steps, total_steps, train)
     begin = restart.every_steps
     while True:

@@ -71,6 +71,15 @@ def test_the_deviations_are_those_of_the_configs():
     assert provenance.DEVIATIONS.read_text() == provenance.deviations(), "run `make render`"
 
 
+def test_what_the_paper_says_otherwise_is_among_the_differences():
+    """A Gaussian A, financial news that nobody else has, and the end of the rate of methods without restarts."""
+    differ = provenance.deviations().split("\n## ")[1]
+    assert differ.startswith("Sources differ")
+    for setting in ("finance/paper.yaml | `task.data.texts.sources`", "lora.yaml | `method.adapter.init`"):
+        assert setting in differ
+    assert "c4/paper.yaml | `task.train.min_lr_ratio`" in differ
+
+
 def test_a_file_that_builds_on_another_tasks_of_its_own_name_takes_its_sources_there(tmp_path):
     own = tmp_path / "mychat" / "smoke.yaml"
     own.parent.mkdir()

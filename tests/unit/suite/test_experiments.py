@@ -20,7 +20,7 @@ from mora.suite import experiments, launch, tables
 from mora.suite.cell_specs import cell_specs
 from mora.suite.cells import resolve
 
-SHA256 = "8979c3d2770202514c34107a3f0ba5b7495cc358970097b8228f29662b4c181e"
+SHA256 = "b3db7eb9edfaa38d0917c5b5fcff75b84eeae963ca1cc50276f86d699be97e06"
 
 
 def scored(tasks) -> set[str]:

@@ -270,6 +270,21 @@ def test_a_ratio_of_times_is_judged_round_by_round(tmp_path, monkeypatch, times,
         assert ledger.judge([claim], "paper")[0].verdict == ("not run" if dirty else expected)
 
 
+def test_the_other_reading_of_a_ratio_stands_beside_it_unjudged(tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger, "BENCH", tmp_path)
+    (claim,) = (c for c in load().claims if c.ratio is not None)
+    (other,) = claim.ratio.also
+    names = [claim.ratio.slow, claim.ratio.fast, other.fast]
+    assert names == ["mora rotation r=8", "lora r=8", "mora sharing r=8"]
+    assert [o.verdict for o in ledger.secondary_outcomes(claim, "paper", ResolvedTables())] == ["not run"]
+    cases = [{"name": name, "ms": [ms] * 10} for name, ms in zip(names, (98.0, 100.0, 90.0), strict=True)]
+    bench = {"source": {"dirty": False}, "scenarios": [{"shape": claim.ratio.shape, "cases": cases}]}
+    (tmp_path / "step-test.json").write_text(json.dumps(bench))
+    (judged,), (beside,) = ledger.judge([claim], "paper"), ledger.secondary_outcomes(claim, "paper", ResolvedTables())
+    assert (judged.verdict, judged.effect) == ("shown", pytest.approx(0.98))
+    assert (beside.verdict, beside.effect, beside.second) == ("undecided", pytest.approx(98 / 90), other.fast)
+
+
 def test_a_rate_at_the_edge_of_its_grid_is_told_beside_the_verdict():
     memorised("mora", (0.90, 0.91, 0.93))
     memorised("lora", (0.50, 0.51, 0.52), chosen=0)

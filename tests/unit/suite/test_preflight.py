@@ -1,5 +1,6 @@
 """A result is handed back for the weights and files that made it, on hardware that is here; else it is said what differs."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -190,3 +191,42 @@ def test_another_model_does_not_inherit_a_revision():
     mine = ["model.name=mine", "model.path=some/model"]
     assert compose(["task=metamath", "method=fft", *mine]).model.revision is None
     assert compose(["task=metamath", "method=fft", *mine, "model.revision=v2"]).model.revision == "v2"
+
+
+def with_room(monkeypatch, gib):
+    usage = shutil.disk_usage(".")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=int(gib * 2**30)))
+
+
+FULL = ["task=uuid", "scale=mid", "method=fft", "lr=1e-4"]  # a checkpoint of 17.3 GiB, a model of 5.8
+SEARCH = ["task.train.shorten_by=5", "task.evaluation.tasks=[]"]  # ends at step 200, before the first checkpoint is due
+
+
+@pytest.mark.parametrize(("more", "needed"), [([], 34.5), (SEARCH, 23.0)])
+def test_a_run_whose_disk_is_too_small_is_refused_before_it_begins(tmp_path, monkeypatch, more, needed):
+    config = compose([*FULL, *more])
+    with_room(monkeypatch, needed - 0.1)
+    room = rf"has room for {needed - 0.1:.1f} GiB, and .* need {needed} GiB: remove .*, or set MORA_OUTPUT_DIR"
+    with pytest.raises(ConfigError, match=room):
+        preflight.check_room(config, tmp_path)
+    with_room(monkeypatch, needed + 0.1)
+    preflight.check_room(config, tmp_path)
+
+
+def test_what_a_run_has_written_already_counts_as_its_room(tmp_path, monkeypatch):
+    config = compose(["task=uuid", "scale=lite", "method=lora", "r=1", "lr=1e-3"])
+    with_room(monkeypatch, 0)
+    with pytest.raises(ConfigError, match=r"has room for 0\.0 GiB"):
+        preflight.check_room(config, tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with open(tmp_path / "checkpoints" / "state.pt", "wb") as file:
+        file.truncate(2**30)  # sparse
+    preflight.check_room(config, tmp_path)
+
+
+def test_where_nothing_trains_or_the_shape_is_unknown_no_room_is_asked_for(tmp_path, monkeypatch):
+    with_room(monkeypatch, 0)
+    preflight.check_room(compose(["task=uuid", "scale=lite", "method=none"]), tmp_path)
+    preflight.check_room(
+        compose(["task=metamath", "method=mora", "r=8", "model.name=mine", "model.path=me/mine"]), tmp_path
+    )

@@ -19,6 +19,18 @@ def test_the_last_two_are_kept_and_the_newest_is_loaded(tmp_path):
     assert checkpoint.load_latest(tmp_path)["step"] == checkpoint.latest_step(tmp_path) == 1_000_000
 
 
+def test_only_the_newest_is_kept_where_a_third_has_no_room(tmp_path, monkeypatch):
+    """Two checkpoints of full fine-tuning and a third that is being written filled a disk of 64 GiB at 1.5B."""
+    free = shutil.disk_usage(tmp_path)
+    checkpoint.save(tmp_path, 1, {"x": torch.zeros(1000)})
+    for room, kept in ((10_000, ["step_000001", "step_000002"]), (100, ["step_000003"])):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, room=room: free._replace(free=room))
+        step = 2 if room == 10_000 else 3
+        checkpoint.save(tmp_path, step, {"x": torch.zeros(1000)})
+        assert sorted(p.name for p in tmp_path.iterdir()) == kept
+    assert checkpoint.load_latest(tmp_path)["step"] == 3
+
+
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, capsys):
     for step in (1, 2):
         checkpoint.save(tmp_path, step, {"x": torch.tensor(step)})

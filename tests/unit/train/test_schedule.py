@@ -1,4 +1,8 @@
+import math
+
 import pytest
+import torch
+from transformers import get_cosine_schedule_with_warmup
 
 from mora.config.cached_composition import compose_cached as compose
 from mora.config.method_schema import Restart
@@ -83,6 +87,46 @@ def test_without_a_warm_up_a_jagged_rate_is_the_schedule_underneath():
     restart = PAPER.model_copy(update={"every_steps": 100, "warmup_steps": 0})
     plain = [learning_rate(step, 777, 1.0, train) for step in range(777)]
     assert [learning_rate(step, 777, 1.0, train, restart) for step in range(777)] == plain
+
+
+def rates_of_the_official_callback(total, first_warmup, every, warmup):
+    """What transformers' scheduler gives each update under ResetReloraCallback without --relora_scheduler, at peak 1."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = get_cosine_schedule_with_warmup(optimizer, first_warmup, total)
+    rates = []
+    for done in range(1, total + 1):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()  # the Trainer calls the callback after this
+        if done % every == 0:
+            scheduler.lr_lambdas[0].keywords.update(num_warmup_steps=warmup, num_training_steps=total - done)
+            scheduler.last_epoch, scheduler.base_lrs = 0, scheduler.get_last_lr()
+    return rates
+
+
+def test_the_official_rates_are_those_of_its_callback_but_for_the_first_update_after_a_restart():
+    theirs = rates_of_the_official_callback(2000, 100, 400, 50)
+    train = compose(["task=uuid", "method=fft"]).task.train.model_copy(update={"schedule": "cosine"})
+    restart = PAPER.model_copy(update={"schedule": "official_hf", "every_steps": 400})
+    ours = [learning_rate(step, 2000, 1.0, train, restart) for step in range(2000)]
+    first = [400, 800, 1200, 1600]
+    rest = [step for step in range(100, 2000) if step not in first]  # the first warm-up is one update ahead of theirs
+    assert [ours[step] for step in rest] == pytest.approx([theirs[step] for step in rest])
+    assert [ours[step] for step in first] == [0.0] * 4
+    assert [theirs[step] for step in first] == pytest.approx([theirs[step - 1] for step in first], rel=6e-3)
+
+
+def test_jagged_rates_are_relora_s_within_a_fifth_of_a_percent_of_the_peak():
+    """ReLoRA's code climbs straight to the rate at the end of the climb; its first warm-up is one update behind ours."""
+    curve, floor = pretraining("jagged"), 0.1
+
+    def base(step):
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * (step - 1000) / 9000))
+
+    for step in range(1000, 10_000):
+        climbed = step % 2000
+        theirs = climbed / 50 * base(step - climbed + 50) if step >= 2000 and climbed < 50 else base(step)
+        assert curve[step] == pytest.approx(theirs, abs=2e-3)
 
 
 def test_without_a_warm_up_the_official_rate_goes_on_from_where_it_was():
