@@ -79,7 +79,7 @@ def raised_by_merging(metrics: Mapping[str, float]) -> dict[str, tuple[float, fl
     }
 
 
-def beside(task: str) -> str | None:
+def companion_task(task: str) -> str | None:
     """Return the task whose score is shown beside this task's, as this task's file says; None if it names none."""
     return _about(task).get("beside")
 

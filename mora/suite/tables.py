@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mora.config.run_id import format_lr, run_id
-from mora.evaluate.metrics import beside as companion
+from mora.evaluate.metrics import companion_task
 from mora.io import replace_file
 from mora.planner.gpus import GIB
 from mora.results import Metrics
@@ -26,7 +26,7 @@ from .selection import Choice, Score
 
 NOT_RUN = "not run"
 BASELINE = "lora"  # the method over which an effect is computed
-SQUARE = "r_hat/d, ignored"
+MATRIX = "r_hat/d, ignored"
 DIGITS = {"percent": 1, "perplexity": 2}  # as in the paper
 CSV_FIELDS = [
     "method", "r", "operator", "column", "task", "setting", "lr", "paper", "mean", "sd", "n", "n_planned", "effect_paper",
@@ -39,14 +39,14 @@ LEGEND = (
     "Each cell: paper | ours, mean +- sd (n seeds, or n of m) | the method's effect over LoRA at the same r: the paper's; "
     "ours, over the seeds that both have. Italics (grey in LaTeX): at most three standard errors above the score of a model "
     "that knows nothing. "
-    f"{SQUARE}: for MoRA, the side of M over the model's width, and the share of all inputs that never change an output. "
+    f"{MATRIX}: for MoRA, the side of M over the model's width, and the share of all inputs that never change an output. "
     "ms and GiB: one number per task or rank, in the order of the columns, `-` without a run. ms: time per step, with `~` "
     "if several runs shared the GPU. GiB: peak allocated memory of training, with `~` of the "
     "whole run, scoring included, if training's own was not recorded: such peaks do not compare methods."
 )
 
 
-class Shown(NamedTuple):
+class Entry(NamedTuple):
     """A cell, and the method's effect over LoRA at the same r, the paper's and ours, if both rows have a number."""
 
     numbers: CellNumbers
@@ -57,16 +57,16 @@ class Shown(NamedTuple):
 
 def render(name: str, experiment: Experiment, rows: list[list[ResolvedCell]], scale: str, folder: Path) -> Path:
     """Write `folder/<name>-<scale>.md`, `.tex` and `.csv`; return the path of the Markdown."""
-    cells = [[shown_of(rows, i, j) for j in range(len(row))] for i, row in enumerate(rows)]
+    entries = [[entry_of(rows, i, j) for j in range(len(row))] for i, row in enumerate(rows)]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{scale}.md"
-    replace_file(path, _markdown(experiment, rows, cells, scale))
-    replace_file(path.with_suffix(".tex"), _latex(experiment, rows, cells, scale))
-    replace_file(path.with_suffix(".csv"), _csv(rows, cells))
+    replace_file(path, _markdown(experiment, rows, entries, scale))
+    replace_file(path.with_suffix(".tex"), _latex(experiment, rows, entries, scale))
+    replace_file(path.with_suffix(".csv"), _csv(rows, entries))
     return path
 
 
-def shown_of(rows: list[list[ResolvedCell]], i: int, j: int) -> Shown | None:
+def entry_of(rows: list[list[ResolvedCell]], i: int, j: int) -> Entry | None:
     """Return the cell in row i, column j with its effect; None if the experiment leaves it out."""
     cell = rows[i][j]
     if not cell.spec.exists:
@@ -75,10 +75,10 @@ def shown_of(rows: list[list[ResolvedCell]], i: int, j: int) -> Shown | None:
     others = (row[j] for row in rows if row[j].spec.exists and _is_baseline(row[j].spec.row, r))
     baseline = next(others, None) if r is not None and cell.spec.row.method != BASELINE else None
     if baseline is None:
-        return Shown(cell.numbers, None, None, cell.at_floor)
+        return Entry(cell.numbers, None, None, cell.at_floor)
     papers = (cell.numbers.paper, baseline.numbers.paper)
     effect_paper = None if papers[0] is None or papers[1] is None else papers[0] - papers[1]
-    return Shown(cell.numbers, effect_paper, _effect(cell, baseline), cell.at_floor)
+    return Entry(cell.numbers, effect_paper, _effect(cell, baseline), cell.at_floor)
 
 
 def _is_baseline(row: Row, r: int | None) -> bool:
@@ -92,15 +92,16 @@ def _effect(cell: ResolvedCell, baseline: ResolvedCell) -> float | None:
 
 
 def _markdown(
-    experiment: Experiment, rows: list[list[ResolvedCell]], cells: list[list[Shown | None]], scale: str
+    experiment: Experiment, rows: list[list[ResolvedCell]], entries: list[list[Entry | None]], scale: str
 ) -> str:
     lines = [f"# {experiment.title}", "", f"Scale {scale}, {models(rows)}. {LEGEND}", ""]
     head = heading(experiment, rows)
     lines.append(f"| {' | '.join(head)} |")
     lines.append("|" + "---|" * len(head))
-    for row, in_row in zip(rows, cells, strict=True):
-        shown = [_italic(_words(c, DIGITS[experiment.unit]).replace("|", "\\|"), c) for c in in_row]
-        lines.append(f"| {' | '.join([row[0].spec.label, trainable(row), *shown, *beyond(experiment, row)])} |")
+    for row, in_row in zip(rows, entries, strict=True):
+        texts = [_italic(_entry_text(c, DIGITS[experiment.unit]).replace("|", "\\|"), c) for c in in_row]
+        fields = [row[0].spec.label, trainable(row), *texts, *further_columns(experiment, row)]
+        lines.append(f"| {' | '.join(fields)} |")
     for note in [*notes(experiment), *_doubts(rows), *_stacks(rows)]:
         lines += ["", note]
     lines += _score_lines(rows)
@@ -109,15 +110,15 @@ def _markdown(
 
 
 def heading(experiment: Experiment, rows: list[list[ResolvedCell]]) -> list[str]:
-    """Return the names of the columns. Those of `beyond` are last."""
+    """Return the names of the columns. Those of `further_columns` are last."""
     reached = [f"step of {experiment.reach.at_least:.0%}"] if experiment.reach else []
-    return ["method", "trainable", *(cell.spec.heading for cell in rows[0]), SQUARE, *reached, "ms", "GiB"]
+    return ["method", "trainable", *(cell.spec.heading for cell in rows[0]), MATRIX, *reached, "ms", "GiB"]
 
 
-def beyond(experiment: Experiment, row: list[ResolvedCell]) -> list[str]:
+def further_columns(experiment: Experiment, row: list[ResolvedCell]) -> list[str]:
     """Return what stands beside the scores: M's size, steps to a level, and per task or rank the time and the memory."""
     reached = [_reached(experiment, row[0]) or "-"] if experiment.reach else []
-    return [_squares(row), *reached, _by_task(row, _ms), _by_task(row, _gib)]
+    return [_matrix_sizes(row), *reached, _by_task(row, _ms), _by_task(row, _gib)]
 
 
 def _by_task(row: list[ResolvedCell], text_of: Callable[[ResolvedCell], str]) -> str:
@@ -152,8 +153,8 @@ def _gib(cell: ResolvedCell) -> str:
     return f"~{max(result.peak_memory_bytes or 0 for result in measured) / GIB:.1f}" if measured else ""
 
 
-def _italic(text: str, shown: Shown | None) -> str:
-    return f"*{text}*" if shown is not None and shown.at_floor else text
+def _italic(text: str, entry: Entry | None) -> str:
+    return f"*{text}*" if entry is not None and entry.at_floor else text
 
 
 def _doubts(rows: list[list[ResolvedCell]]) -> list[str]:
@@ -186,17 +187,17 @@ def trainable(row: list[ResolvedCell]) -> str:
     return " / ".join(dict.fromkeys(counts))
 
 
-def _squares(row: list[ResolvedCell]) -> str:
+def _matrix_sizes(row: list[ResolvedCell]) -> str:
     """Return, per model or rank, r_hat over the model's width and the share of ignored inputs; a dash without M."""
     squares = [f"{m.r_hat / m.width:.3f}, {m.ignored:.0%}" for cell in row if (m := cell.square)]
     return " / ".join(dict.fromkeys(squares)) or "-"
 
 
-def _words(shown: Shown | None, digits: int) -> str:
+def _entry_text(entry: Entry | None, digits: int) -> str:
     """Return `paper | mean +- sd (n) | effect over LoRA: the paper's; ours`."""
-    if shown is None:
+    if entry is None:
         return "-"
-    numbers, printed = shown.numbers, _printed(shown.numbers.paper, digits)
+    numbers, printed = entry.numbers, _printed(entry.numbers.paper, digits)
     if numbers.mean is None or numbers.values is None:
         return f"{printed} | {NOT_RUN}"
     count = str(n) if (n := len(numbers.values)) >= numbers.seeds else f"{n} of {numbers.seeds}"
@@ -204,10 +205,10 @@ def _words(shown: Shown | None, digits: int) -> str:
         return f"{printed} | diverged ({count})"
     spread = f" +- {numbers.sd:.{digits}f}" if numbers.sd is not None else ""
     ours = f"{printed} | {numbers.mean:.{digits}f}{spread} ({count})"
-    if shown.effect is None:
+    if entry.effect is None:
         return ours
-    of_paper = "-" if shown.effect_paper is None else f"{shown.effect_paper:+.{digits}f}"
-    return f"{ours} | {of_paper}; {shown.effect:+.{digits}f}"
+    of_paper = "-" if entry.effect_paper is None else f"{entry.effect_paper:+.{digits}f}"
+    return f"{ours} | {of_paper}; {entry.effect:+.{digits}f}"
 
 
 def _printed(value: float | None, digits: int) -> str:
@@ -249,13 +250,13 @@ def _score(column: Column, metrics: Metrics, unit: str) -> str:
     score, error = factor * metric.value, factor * (math.nan if metric.stderr is None else metric.stderr)
     mark = "-" if metric.floor is None else f"{100 * metric.floor:.1f}{' =' if score_at_floor(metric) else ''}"
     loss = f"{metrics['validation_loss'].value:.4f}" if "validation_loss" in metrics else "-"
-    shown = f"{score:.{digits}f} +- {error:.{digits}f}{_beside(column.scored_task, metrics)}"
+    shown = f"{score:.{digits}f} +- {error:.{digits}f}{_score_notes(column.scored_task, metrics)}"
     return f"{loss} | {metric.documents:,.0f} | {shown} | {mark}"
 
 
-def _beside(task: str, metrics: Metrics) -> str:
+def _score_notes(task: str, metrics: Metrics) -> str:
     """Return the share of texts with an answer, the score over those, and the likelihood of the set's gold answers."""
-    parts, gold = [], metrics.get(f"{companion(task)}.score")
+    parts, gold = [], metrics.get(f"{companion_task(task)}.score")
     if answered := metrics.get(f"{task}.answered"):
         right = metrics.get(f"{task}.score_if_answered")
         parts.append(f"{100 * answered.value:.1f}% answered, {100 * right.value if right else 0:.1f}% of these right")
@@ -306,38 +307,40 @@ def _candidate(candidate: Candidate) -> str:
     return " ".join([*words, format_lr(candidate.lr or 0)])
 
 
-def _latex(experiment: Experiment, rows: list[list[ResolvedCell]], cells: list[list[Shown | None]], scale: str) -> str:
+def _latex(
+    experiment: Experiment, rows: list[list[ResolvedCell]], entries: list[list[Entry | None]], scale: str
+) -> str:
     digits = DIGITS[experiment.unit]
     lines = [
         [
             *(latex.escape(row[0].spec.label), trainable(row)),
             *(_latex_cell(c, digits) for c in in_row),
-            *(_signs(text) for text in beyond(experiment, row)),
+            *(_signs(text) for text in further_columns(experiment, row)),
         ]
-        for row, in_row in zip(rows, cells, strict=True)
+        for row, in_row in zip(rows, entries, strict=True)
     ]
     head = [latex.escape(text) for text in heading(experiment, rows)]
     above = [f"{experiment.title}; scale {scale}, {models(rows)}.", LEGEND, *notes(experiment), *_doubts(rows)]
     return latex.table(above, f"lr{'c' * (len(head) - 2)}", head, lines, _stacks(rows))
 
 
-def _latex_cell(shown: Shown | None, digits: int) -> str:
-    """Return the text of `_words` in LaTeX."""
-    text = _signs(_words(shown, digits))
-    return f"\\textcolor{{gray}}{{{text}}}" if shown is not None and shown.at_floor else text
+def _latex_cell(entry: Entry | None, digits: int) -> str:
+    """Return the text of `_entry_text` in LaTeX."""
+    text = _signs(_entry_text(entry, digits))
+    return f"\\textcolor{{gray}}{{{text}}}" if entry is not None and entry.at_floor else text
 
 
 def _signs(text: str) -> str:
     return re.sub(r"\+-|[-|~>%]", lambda sign: SIGNS[sign[0]], text)
 
 
-def _csv(rows: list[list[ResolvedCell]], cells: list[list[Shown | None]]) -> str:
+def _csv(rows: list[list[ResolvedCell]], entries: list[list[Entry | None]]) -> str:
     """Return one line per cell; a field without a value is empty."""
     lines = [
-        _csv_fields(cell, shown)
-        for row, in_row in zip(rows, cells, strict=True)
-        for cell, shown in zip(row, in_row, strict=True)
-        if shown is not None
+        _csv_fields(cell, entry)
+        for row, in_row in zip(rows, entries, strict=True)
+        for cell, entry in zip(row, in_row, strict=True)
+        if entry is not None
     ]
     out = io.StringIO()
     writer = csv.DictWriter(out, CSV_FIELDS, lineterminator="\n")
@@ -346,8 +349,8 @@ def _csv(rows: list[list[ResolvedCell]], cells: list[list[Shown | None]]) -> str
     return out.getvalue()
 
 
-def _csv_fields(cell: ResolvedCell, shown: Shown) -> dict[str, str]:
-    spec, best, numbers, square = cell.spec, cell.selected, shown.numbers, cell.square
+def _csv_fields(cell: ResolvedCell, entry: Entry) -> dict[str, str]:
+    spec, best, numbers, square = cell.spec, cell.selected, entry.numbers, cell.square
 
     def number(value: float | None) -> str:
         return "" if value is None else f"{value:.4f}"
@@ -365,9 +368,9 @@ def _csv_fields(cell: ResolvedCell, shown: Shown) -> dict[str, str]:
         "sd": number(numbers.sd),
         "n": str(len(numbers.values)) if numbers.values else "",
         "n_planned": str(numbers.seeds),
-        "effect_paper": number(shown.effect_paper),
-        "effect": number(shown.effect),
-        "floor": "at" if shown.at_floor else "" if cell.floor_tested else "not tested",
+        "effect_paper": number(entry.effect_paper),
+        "effect": number(entry.effect),
+        "floor": "at" if entry.at_floor else "" if cell.floor_tested else "not tested",
         "trainable": trainable([cell]).replace(",", ""),
         "r_hat_over_d": number(square.r_hat / square.width if square else None),
         "inputs_ignored": number(square.ignored if square else None),

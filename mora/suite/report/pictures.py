@@ -18,7 +18,7 @@ from mora.config.run_id import format_lr, run_id
 from mora.planner.gpus import GIB
 
 from ..cells import ResolvedCell
-from .report_data import Point, Run, Shown
+from .report_data import Point, Run, ShownExperiment
 from .style import KEPT, Look, legend_below, looks
 
 ACROSS = 2  # panels side by side
@@ -28,7 +28,7 @@ HELD_OUT = "-held-out"  # ends the name of a curve of held-out loss
 SELECTIONS = {"validation_loss": "held-out loss (nats per token)", "value_nll": "loss of the values (nats per value)"}
 
 
-def searches(shown: Shown) -> Figure | None:
+def searches(shown: ShownExperiment) -> Figure | None:
     """Draw the selection metric against the learning rate, with the chosen rates ringed.
 
     There is one panel per searched column and one line per method.
@@ -99,7 +99,7 @@ class Cost(NamedTuple):
     trainable: list[float]
 
 
-def costs(shown: Shown) -> Figure | None:
+def costs(shown: ShownExperiment) -> Figure | None:
     """Draw every seed's score in the last column against milliseconds per step, memory and trainable parameters."""
     by_label: dict[str, Cost] = {}
     for cell in shown.cells:
@@ -192,7 +192,7 @@ def thinned(points: list[Point], max_points: int = POINTS) -> list[Point]:
     return [points[i] for i in np.linspace(0, len(points) - 1, max_points).round().astype(int)]
 
 
-def title_of(shown: Shown) -> str:
+def title_of(shown: ShownExperiment) -> str:
     return f"{shown.number}, scale {shown.scale} ({SCALES[shown.scale]})"
 
 

@@ -97,7 +97,7 @@ def _finite(value: object) -> bool:
 
 
 @dataclass
-class Shown:
+class ShownExperiment:
     """An experiment at a scale."""
 
     name: str
@@ -138,7 +138,7 @@ class Gathered:
             self.damaged |= _without_evidence(folder)
         self.resolved = ResolvedTables()
         self.shown = [
-            Shown(name, scale, experiment, self.resolved.rows(name, scale))
+            ShownExperiment(name, scale, experiment, self.resolved.rows(name, scale))
             for name in experiments.names()
             for experiment in [experiments.load(name)]
             for scale in self.scales
@@ -157,10 +157,10 @@ class Gathered:
         there = [path.stem for folder in self._folders for path in sorted(folder.glob("*.json"))]
         return [name for name in there if name not in self.runs and f"{name}.json" not in self.damaged]
 
-    def of_kind(self, *kinds: str) -> list[Shown]:
+    def of_kind(self, *kinds: str) -> list[ShownExperiment]:
         return [shown for shown in self.shown if shown.kind in kinds]
 
-    def _add(self, shown: Shown, cell: ResolvedCell) -> None:
+    def _add(self, shown: ShownExperiment, cell: ResolvedCell) -> None:
         scale = cell.spec.scale
         for searching, runs in ((False, cell.planned_final_runs), (True, cell.planned_search_runs)):
             for run in runs:
@@ -169,7 +169,7 @@ class Gathered:
 
     def _use(
         self,
-        shown: Shown,
+        shown: ShownExperiment,
         spec: CellSpec,
         planned: PlannedRun,
         result: RunResult,

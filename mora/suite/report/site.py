@@ -18,7 +18,7 @@ from mora.io import replace_file
 
 from .. import figures, memory_study
 from . import chart, decisions, detail, findings, forest, pack, pictures, style, table_cells
-from .report_data import Gathered, Run, Shown
+from .report_data import Gathered, Run, ShownExperiment
 
 TEMPLATES = Path(__file__).parent / "templates"
 ASSETS = ("report.css", "report.js")
@@ -136,7 +136,7 @@ class Site:
             drawn += [picture] if picture else []
         return drawn
 
-    def _figure(self, shown: Shown, stem: str, title: str) -> Picture | None:
+    def _figure(self, shown: ShownExperiment, stem: str, title: str) -> Picture | None:
         """Draw the figure for the page and for print; None if nothing was run.
 
         Raises:
@@ -153,7 +153,7 @@ class Site:
         caption = figures.CAPTIONS.get(shown.kind, memory_study.CAPTION).replace("`", "")
         return Picture(title, svg, stem, f"{shown.experiment.title}. {caption}", stem)
 
-    def _each(self, draw: Callable[[Shown], Figure | None], what: str) -> list[Picture]:
+    def _each(self, draw: Callable[[ShownExperiment], Figure | None], what: str) -> list[Picture]:
         drawn = []
         for shown in self.gathered.of_kind("table", "memory"):
             anchor = f"{what}-{shown.name}-{shown.scale}"
@@ -183,7 +183,7 @@ class Site:
             facts=detail.facts(run), data=detail.data(run),
         )  # fmt: skip
 
-    def _missing(self) -> list[tuple[Shown, int, int]]:
+    def _missing(self) -> list[tuple[ShownExperiment, int, int]]:
         """Return the experiments with cells that were not run, each with the number of those and of all its cells."""
         counts = []
         for shown in self.gathered.shown:
@@ -193,7 +193,7 @@ class Site:
         return counts
 
 
-def _drawn(shown: Shown, width: float | None) -> Figure | None:
+def _drawn(shown: ShownExperiment, width: float | None) -> Figure | None:
     """Draw Figures 2 to 5 and the memory study with every seed visible.
 
     They have no title, since the page or the paper has a caption. `width` is in inches; None means the width of a page.

@@ -15,7 +15,7 @@ from ..cell_specs import Candidate
 from ..cells import ResolvedCell
 from ..tables import DIGITS
 from ..verdicts import Estimate
-from .report_data import Shown
+from .report_data import ShownExperiment
 
 
 class Seed(NamedTuple):
@@ -72,7 +72,7 @@ class TableView:
     files: dict[str, str]
 
 
-def of_table(shown: Shown, files: Path, damaged: Collection[str] = ()) -> TableView:
+def of_table(shown: ShownExperiment, files: Path, damaged: Collection[str] = ()) -> TableView:
     """Write the table into `files` as Markdown, LaTeX and CSV, and return what the page shows.
 
     `damaged` holds the names of damaged result files.
@@ -85,7 +85,7 @@ def of_table(shown: Shown, files: Path, damaged: Collection[str] = ()) -> TableV
             row[0].spec.label,
             tables.trainable(row),
             [_cell(rows, i, j, damaged) for j in range(len(row))],
-            tables.beyond(experiment, row),
+            tables.further_columns(experiment, row),
         )
         for i, row in enumerate(rows)
     ]
@@ -106,7 +106,7 @@ def of_table(shown: Shown, files: Path, damaged: Collection[str] = ()) -> TableV
     )
 
 
-def of_settings(shown: Shown, files: Path) -> tuple[list[settings.Line], dict[str, str]]:
+def of_settings(shown: ShownExperiment, files: Path) -> tuple[list[settings.Line], dict[str, str]]:
     """Return the paper's hyperparameters beside ours, and the names of the files to download."""
     return settings.lines(shown.experiment), _files(settings.render(shown.name, shown.experiment, files))
 
@@ -116,7 +116,7 @@ def _files(path: Path) -> dict[str, str]:
 
 
 def _cell(rows: list[list[ResolvedCell]], i: int, j: int, damaged: Collection[str]) -> CellView:
-    cell, shown = rows[i][j], tables.shown_of(rows, i, j)
+    cell, shown = rows[i][j], tables.entry_of(rows, i, j)
     if shown is None:
         return CellView("none", "", "", "", "", False, "", "", [])
     digits, numbers = DIGITS.get(cell.spec.experiment.unit, 4), shown.numbers

@@ -16,7 +16,7 @@ from mora.results import Metric, RunResult, typed
 from mora.suite import experiments, latex, tables
 from mora.suite.cell_specs import cell_specs
 from mora.suite.cells import CellNumbers, resolve, resolve_all, steps_to
-from mora.suite.tables import Shown
+from mora.suite.tables import Entry
 
 GIB = 2**30
 STEPS = (300, 500, 700, 900)
@@ -169,7 +169,7 @@ def test_an_effect_is_over_the_seeds_that_both_have_whatever_else_the_rows_diffe
         for config, score in zip(resolve(spec).final_runs, scores, strict=False):
             write(config, {"metamath_gsm8k.score": score})
     assert lora[2].row.more_seeds != dora[2].row.more_seeds
-    assert tables.shown_of(resolve_all([lora, dora]), 1, 2).effect == pytest.approx(2.0)
+    assert tables.entry_of(resolve_all([lora, dora]), 1, 2).effect == pytest.approx(2.0)
     with_settings = lora[2].row.model_copy(update={"settings": ["method.adapter.freeze_a=true"]})
     assert not tables._is_baseline(with_settings, 4)
 
@@ -184,12 +184,12 @@ def test_time_and_memory_stand_in_the_order_of_the_tasks(tmp_path, monkeypatch):
             speed={"step_s": 0.2},
             hardware={"train_peak_memory_bytes": 3 * GIB, "peak_memory_bytes": 3 * GIB},
         )
-    assert tables.beyond(row[0].experiment, [resolve(spec) for spec in row]) == [
+    assert tables.further_columns(row[0].experiment, [resolve(spec) for spec in row]) == [
         "-",
         "- / ~200 / ~200 / -",
         "- / 3.0 / 3.0 / -",
     ]
-    assert tables.beyond(row[0].experiment, [resolve(row[0])]) == ["-", "-", "-"]
+    assert tables.further_columns(row[0].experiment, [resolve(row[0])]) == ["-", "-", "-"]
 
 
 def test_a_column_of_one_of_the_papers_ranks_names_ours():
@@ -302,13 +302,13 @@ def test_a_run_s_score_is_at_its_floor_up_to_three_standard_errors_above(score, 
 def test_answered_texts_and_gold_answers_stand_beside_a_score():
     facts = scores("metamath_math500", 0.04, answered=0.5, score_if_answered=0.08)
     metrics = typed(facts)
-    assert tables._beside("metamath_math500", metrics) == " (50.0% answered, 8.0% of these right)"
+    assert tables._score_notes("metamath_math500", metrics) == " (50.0% answered, 8.0% of these right)"
     metrics = typed(facts | scores("metamath_math_gold", 0.9))
     line = tables._score(column("metamath_math500.score"), metrics, "percent")
     assert line.endswith(
         "| 4.0 +- 1.0 (50.0% answered, 8.0% of these right; gold answers 0.900 +- 0.010 nats per token) | 0.0"
     )
-    assert tables._beside("metamath_gsm8k", typed(scores("metamath_gsm8k", 0.0, answered=0.0))).startswith(
+    assert tables._score_notes("metamath_gsm8k", typed(scores("metamath_gsm8k", 0.0, answered=0.0))).startswith(
         " (0.0% answered"
     )
 
@@ -334,12 +334,12 @@ def test_a_perplexity_is_not_a_share():
     ("shown", "expected"),
     [
         (None, "$-$"),
-        (Shown(CellNumbers(None, None), None, None, False), "$-$ $\\vert$ not run"),
-        (Shown(CellNumbers(100.0, (math.inf, 3.0)), None, None, False), "100 $\\vert$ diverged (2)"),
-        (Shown(CellNumbers(None, (50.0,)), None, None, False), "$-$ $\\vert$ 50.0 (1)"),
-        (Shown(CellNumbers(50.0, (49.0,)), 1.0, -1.0, False), "50.0 $\\vert$ 49.0 (1) $\\vert$ +1.0; $-$1.0"),
-        (Shown(CellNumbers(50.0, (52.0,)), None, 2.0, False), "50.0 $\\vert$ 52.0 (1) $\\vert$ $-$; +2.0"),
-        (Shown(CellNumbers(50.0, (52.0,)), None, None, True), "\\textcolor{gray}{50.0 $\\vert$ 52.0 (1)}"),
+        (Entry(CellNumbers(None, None), None, None, False), "$-$ $\\vert$ not run"),
+        (Entry(CellNumbers(100.0, (math.inf, 3.0)), None, None, False), "100 $\\vert$ diverged (2)"),
+        (Entry(CellNumbers(None, (50.0,)), None, None, False), "$-$ $\\vert$ 50.0 (1)"),
+        (Entry(CellNumbers(50.0, (49.0,)), 1.0, -1.0, False), "50.0 $\\vert$ 49.0 (1) $\\vert$ +1.0; $-$1.0"),
+        (Entry(CellNumbers(50.0, (52.0,)), None, 2.0, False), "50.0 $\\vert$ 52.0 (1) $\\vert$ $-$; +2.0"),
+        (Entry(CellNumbers(50.0, (52.0,)), None, None, True), "\\textcolor{gray}{50.0 $\\vert$ 52.0 (1)}"),
     ],
 )
 def test_a_cell_in_latex_says_what_it_says_in_markdown(shown, expected):
