@@ -89,7 +89,7 @@ def main() -> int:
     options = _options()
     try:
         queue_file.read(options.queue)
-        options.out.mkdir(parents=True, exist_ok=True)
+        _make(options.out)
         queue = Queue(options)
     except (MoraError, OSError) as error:
         sys.exit(f"run_queue.py: {one_line(error)}")
@@ -102,6 +102,13 @@ def main() -> int:
             except OSError as error:
                 queue.complain(error)
         return queue.run()
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {folder}: {error.strerror}; expected a folder, or where one can be made") from error
 
 
 class Queue:

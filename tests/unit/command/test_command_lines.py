@@ -201,6 +201,7 @@ OTHERS = {  # of `mora`: what it gets -> exit code and the end of what it says
     "evaluate smollm2 --task uuid": (2, "there is no such model; did you mean smollm2_135m?"),
     "evaluate /no/such --task uuid": (2, "'/no/such': there is no such folder; give a folder, hub id or name"),
     "evaluate README.md --task uuid": (2, "'README.md' is a file: expected a folder, hub id or name"),
+    f"evaluate {'x' * 300} --task uuid": (2, "File name too long; expected a folder, hub id or name in configs/model"),
     "evaluate tiny --task uuid --device foo": (2, "argument --device: 'foo': expected a device that is here"),
     "compare none_such none_such": (2, "none_such/samples holds no samples: give the folder of a run"),
     "merge none_such": (2, "'none_such': expected a run's id or folder, or a folder with an adapter"),
