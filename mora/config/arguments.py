@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
+from pathlib import Path
+
+from mora.errors import short
 
 
 def positive_int(text: str) -> int:
@@ -27,6 +31,26 @@ def amount(text: str) -> float:
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a number, 0 or more")
     return value
+
+
+def output_folder(text: str) -> Path:
+    """Return the path of a folder to write, which is there or can be made. Nothing is made yet."""
+    path = Path(text)
+    try:
+        above = next(place for place in (path, *path.absolute().parents) if place.exists())
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{short(text)!r}: {error.strerror}; expected a folder") from error
+    if not text or not above.is_dir() or not os.access(above, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a folder that can be written or made; {above} is none")
+    return path
+
+
+def output_file(text: str) -> Path:
+    """Return the path of a file to write, whose folder is there or can be made. Nothing is made yet."""
+    output_folder(str(Path(text).parent))
+    if Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r}: is a folder; expected a file")
+    return Path(text)
 
 
 def device(text: str) -> str:

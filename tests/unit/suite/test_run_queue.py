@@ -373,15 +373,6 @@ def test_a_line_that_is_none_is_one_line_at_the_start(added, why, queue, tmp_pat
     assert Process.started == []
 
 
-def test_a_folder_that_cannot_be_made_is_told_by_its_option(queue, tmp_path, monkeypatch):
-    file = tmp_path / "queue.txt"
-    file.write_text(f"{LINES[0]}\n")
-    monkeypatch.setattr(sys, "argv", ["run_queue.py", str(file), "--out", str(file)])
-    with pytest.raises(SystemExit, match=rf"^run_queue.py: --out {file}: File exists; expected a folder, or where"):
-        queue.module.main()
-    assert Process.started == []
-
-
 def test_a_full_disk_ends_no_queue(queue, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device", "x.json")
