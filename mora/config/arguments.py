@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from pathlib import Path
 
 from mora.errors import short
+from mora.io import obstacle
 
 
 def positive_int(text: str) -> int:
@@ -37,11 +37,13 @@ def output_folder(text: str) -> Path:
     """Return the path of a folder to write, which is there or can be made. Nothing is made yet."""
     path = Path(text)
     try:
-        above = next(place for place in (path, *path.absolute().parents) if place.exists())
+        there = obstacle(path)
     except OSError as error:
         raise argparse.ArgumentTypeError(f"{short(text)!r}: {error.strerror}; expected a folder") from error
-    if not text or not above.is_dir() or not os.access(above, os.W_OK):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a folder that can be written or made; {above} is none")
+    if not text or there:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected a folder that can be written or made; {there or path} is none"
+        )
     return path
 
 
