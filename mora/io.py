@@ -31,6 +31,12 @@ def output_dir() -> Path:
     return Path(os.environ.get("MORA_OUTPUT_DIR", ROOT / "outputs")).absolute()
 
 
+def obstacle(folder: Path) -> Path | None:
+    """Return the path at or above `folder` that is no folder, or cannot be written; None if it can be written or made."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return None if there.is_dir() and os.access(there, os.W_OK) else there
+
+
 def replace_file(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all. Several processes, even on several machines, may do so at once."""
     with replacing(path) as partial:

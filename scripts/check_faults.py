@@ -43,7 +43,7 @@ from typing import Any
 
 from mora.checks.runner import Table
 from mora.config import ConfigError, source
-from mora.config.arguments import positive_int
+from mora.config.arguments import output_folder, positive_int
 from mora.config.source import ROOT
 from mora.errors import ends_in_one_line
 from mora.faults import files, full_disk, kills, scenarios, suites
@@ -173,7 +173,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="of the draws; without, one that is printed")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="parts of the names of cases")
     parser.add_argument(
-        "--out", type=Path, help="a folder for the table, as JSON and Markdown, written after every row"
+        "--out", type=output_folder, help="a folder for the table, as JSON and Markdown, written after every row"
     )
     return parser.parse_args()
 

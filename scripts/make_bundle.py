@@ -34,7 +34,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from mora.config import ConfigError
-from mora.config.arguments import positive_int
+from mora.config.arguments import output_folder, positive_int
 from mora.config.source import ROOT
 from mora.errors import ends_in_one_line, short
 from mora.io import cache_dir, file_digest
@@ -216,7 +216,7 @@ def _pieces(packed: IO[bytes], size: int) -> Iterator[bytes]:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="folder of the pieces")
+    parser.add_argument("out", type=output_folder, help="folder of the pieces")
     parser.add_argument("--models", nargs="*", default=[], help="names of configs/model whose weights are GGUF files")
     parser.add_argument("--data", nargs="*", type=Path, default=[], help="folders, as they lie under MORA_DATA_DIR")
     parser.add_argument(

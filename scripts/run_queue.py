@@ -48,7 +48,7 @@ from pathlib import Path
 from typing import Any
 
 from mora.config import ConfigError, RunConfig, run_id
-from mora.config.arguments import amount, positive_int
+from mora.config.arguments import amount, output_folder, positive_int
 from mora.config.run_id import documents_path, log_path, result_path, spectrum_path
 from mora.config.source import ROOT
 from mora.errors import MoraError, one_line
@@ -346,7 +346,8 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("queue", type=Path, help="a file with one run per line")
     parser.add_argument("--minutes", type=amount, default=60.0, help="how long the queue may run, saving included")
-    parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "queue", help="journal, output and results")
+    out = ROOT / "outputs" / "queue"
+    parser.add_argument("--out", type=output_folder, default=out, help="journal, output and results")
     parser.add_argument(
         "--gpus",
         type=lambda text: [name.strip() for name in text.split(",")],

@@ -30,6 +30,8 @@ def main() -> int:
                 f"this is Python {sys.version.split()[0]}: expected 3.11.4 or newer; start it with another"
             )
         pieces = _checked_pieces(options.pieces)
+        if (target / "site").exists() and not (target / "manifest.json").is_file():
+            raise ValueError(f"{target / 'site'} is of no bundle, and would be emptied: give another TARGET")
         target.mkdir(parents=True, exist_ok=True)
         (target / "env.sh").unlink(missing_ok=True)
         with tarfile.open(fileobj=_Joined(pieces), mode="r|") as tar:  # type: ignore[call-overload]

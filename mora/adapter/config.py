@@ -19,6 +19,7 @@ INSTEAD = dict.fromkeys(("lora_alpha", "mora_alpha", "alpha_pattern", "use_rslor
     "lora_dropout": "use mora_dropout",
     "dropout": "use mora_dropout",
     "init_lora_weights": "use init_weights; M = 0 by default",
+    "fan_in_fan_out": "leave it out, the layout of a Conv1D is known",
     "use_dora": "for DoRA use LoraConfig(use_dora=True)",
     "rank": "use r",
 }

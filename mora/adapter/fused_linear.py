@@ -19,6 +19,7 @@ run.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -146,17 +147,20 @@ def _gradients(
 
 def base_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype of a linear module's output for x: that of autocast if it is on and x is not fp64."""
+    return x.dtype if x.dtype == torch.float64 else autocast_dtype(x) or x.dtype
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """Return the dtype of autocast where it is on for x's device, else None. The meta device has no autocast to ask for."""
     device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
-    return x.dtype
+    return torch.get_autocast_dtype(device) if not x.is_meta and torch.is_autocast_enabled(device) else None
 
 
 def _plus_product(y: Tensor, a: Tensor, b: Tensor, in_place: bool) -> Tensor:
     """y + a b, rounded once."""
     if in_place:  # which autocast leaves alone
         return y.addmm_(a, b)
-    with torch.autocast(y.device.type, enabled=False):
+    with torch.autocast(y.device.type, enabled=False) if autocast_dtype(y) else nullcontext():
         return torch.addmm(y, a, b)
 
 

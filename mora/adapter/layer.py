@@ -19,6 +19,7 @@ from mora.sizes import wanted_and_clamped_r_hat
 from . import kernels
 from .base_layer import linear_shape, quantisation_of, stored_weight
 from .config import MoraConfig
+from .fused_linear import autocast_dtype
 from .operators import OPERATORS, Operator
 
 
@@ -257,7 +258,7 @@ class MoraLinear(nn.Module, MoraLayer):
             or (bias is not None and bias.requires_grad)
             or (dropout and not kernels.takes_dropout(x, operator))
             or x.shape[-1:] != (self.in_features,)  # the base says what is wrong, here and with a dtype
-            or (x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type))
+            or (x.dtype != weight.dtype and not autocast_dtype(x))
         ):
             return None
         square: Any = self.mora_M[adapter]
@@ -277,9 +278,8 @@ class MoraLinear(nn.Module, MoraLayer):
 
     def _compute_dtype(self, M: Tensor, x: Tensor) -> torch.dtype:
         """Return the dtype of the product with M: autocast's if it is on, else M's, to which PEFT casts the input."""
-        device = x.device.type
-        if torch.is_autocast_enabled(device) and M.dtype != torch.float64:
-            return torch.get_autocast_dtype(device)
+        if M.dtype != torch.float64 and (dtype := autocast_dtype(x)):
+            return dtype
         return M.dtype if self.cast_input_dtype_enabled else x.dtype
 
     @torch.inference_mode(False)  # what it makes may be trained on later

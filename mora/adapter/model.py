@@ -162,13 +162,11 @@ class MoraModel(BaseTuner):
         return plain
 
     def _check_merge_allowed(self) -> None:
-        """Untie adapted heads from the embedding, which must not take up the update."""
+        """Untie adapted heads from the embedding, which must not take up the update; so with any weight of two modules."""
         bases: list[Any] = [layer.get_base_layer() for layer in _layers(self.model)]
-        base_ids = {id(base) for base in bases}
-        others = [m for m in self.model.modules() if id(m) not in base_ids]
-        shared = {id(p) for module in others for p in module.parameters(recurse=False)}
+        owners = Counter(id(p) for module in self.model.modules() for p in module.parameters(recurse=False))
         for base in bases:
-            if id(getattr(base, "weight", None)) in shared:  # HQQ's and GPTQ's modules have none
+            if owners[id(getattr(base, "weight", None))] > 1:  # HQQ's and GPTQ's modules have none
                 base.weight = nn.Parameter(base.weight.detach().clone(), base.weight.requires_grad)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:

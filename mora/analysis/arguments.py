@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mora.config.arguments import device
+from mora.config.arguments import device, output_file
 from mora.models.arguments import model
 
 
@@ -19,7 +19,7 @@ def parse(arguments: list[str] | None = None, prog: str = "python -m mora.analys
     parser.add_argument("base", nargs="?", type=model, help="what training started from")
     parser.add_argument("tuned", nargs="?", type=model, help="what it ended with")
     parser.add_argument("--run", type=Path, help="a run's folder instead of both")
-    parser.add_argument("--out", type=Path, help="also write every module's measures to this JSON file")
+    parser.add_argument("--out", type=output_file, help="also write every module's measures to this JSON file")
     parser.add_argument("--device", type=device, help="default: cuda if there is a GPU")
     args = parser.parse_args(arguments)
     if (args.run is None) == (args.tuned is None):

@@ -14,7 +14,6 @@ import json
 import math
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +22,7 @@ from torch.nn.functional import cross_entropy
 
 from mora.adapter.operators import OPERATORS
 from mora.config import source
+from mora.config.arguments import output_folder
 from mora.io import replace_file
 
 RESULTS = source.ROOT / "results" / "analysis"
@@ -177,7 +177,7 @@ def measure() -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m mora.analysis.capacity", description=__doc__)
-    parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of capacity.json, .svg and .md")
+    parser.add_argument("--out", type=output_folder, default=RESULTS, help="the folder of capacity.json, .svg and .md")
     parser.add_argument("--render", action="store_true", help="draw again what was measured")
     args = parser.parse_args(arguments)
     from .capacity_figure import draw, table

@@ -20,7 +20,7 @@ os.environ.setdefault("MORA_KERNELS", "fused")
 import torch
 
 from mora.config import source
-from mora.config.arguments import positive_int
+from mora.config.arguments import output_folder, positive_int
 from mora.errors import MoraError, one_line
 from mora.results import write_sealed
 
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--rounds", type=positive_int, default=None, help="how often each is timed: step, compiled (10), quantised (3)"
     )
     parser.add_argument("--only", default="", help="plan, profile: the cases whose names hold this")
-    parser.add_argument("--out", type=Path, default=None, help="folder of the JSON, instead of results/bench")
+    parser.add_argument("--out", type=output_folder, default=None, help="folder of the JSON, instead of results/bench")
     options = parser.parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     extent_name = next((name for name in ("smoke", "small", "quick") if getattr(options, name)), "full")

@@ -126,14 +126,18 @@ class Clock:
 
 
 class Ticks(TrainerCallback):
-    """Tells the clock of every optimizer step. To `counts` the collator appends the real tokens of each micro batch."""
+    """Tells the clock of every optimizer step. To `counts` the collator appends the real tokens of each micro batch.
+
+    The loader is a micro batch ahead of the step, so only those of the step itself are taken.
+    """
 
     def __init__(self, clock: Clock, counts: list[int]):
         self.clock, self.counts = clock, counts
 
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.clock.tick(sum(self.counts))
-        self.counts.clear()
+    def on_step_end(self, args: TrainingArguments, *_: Any, **__: Any) -> None:
+        passes = args.gradient_accumulation_steps
+        self.clock.tick(sum(self.counts[:passes]))
+        del self.counts[:passes]
 
 
 def trainer_arguments(plan: Plan, size: int, device: torch.device) -> dict[str, Any]:

@@ -102,7 +102,8 @@ def _quantised(linear: nn.Linear, how: str, device: torch.device, dtype: torch.d
         module.weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, module=module, **options)
         return module.to(device)
     module = bnb.nn.Linear8bitLt(*sizes, bias=False, has_fp16_weights=False, threshold=6.0, device="meta")
-    module.weight = bnb.nn.Int8Params(linear.weight.data, requires_grad=False).to(device)
+    # From the CPU: what lies on the GPU already would be quantised in the first pass alone, and kept beside it.
+    module.weight = bnb.nn.Int8Params(linear.weight.data.cpu(), requires_grad=False).to(device)
     module.init_8bit_state()
     return module
 

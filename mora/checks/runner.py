@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mora.config import RunConfig
-from mora.config.arguments import amount, positive_int
+from mora.config.arguments import amount, output_folder, positive_int
 from mora.errors import ConfigError
 from mora.io import replace_file
 from mora.planner.gpus import GIB
@@ -220,7 +220,7 @@ def add_options(parser: argparse.ArgumentParser, jobs: int, limit_s: float, run_
     )
     parser.add_argument("--run-limit-s", type=amount, default=run_limit_s, help="of a run: a hang ends as a failed row")
     parser.add_argument(
-        "--out", type=Path, help="a folder for the tables, as JSON and Markdown, written after every row"
+        "--out", type=output_folder, help="a folder for the tables, as JSON and Markdown, written after every row"
     )
     parser.add_argument("--scratch", type=Path, help="where runs write; else /dev/shm if it is large, or TMPDIR")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from mora.config.arguments import amount, device, positive_int, seed
-from mora.errors import ConfigError, ends_in_one_line
+from mora.errors import ConfigError, ModelError, ends_in_one_line
 from mora.models.known import named, refused
 
 from . import trained
@@ -53,7 +53,12 @@ def answers(options: argparse.Namespace) -> list[str]:
     quiet()
     where = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     precision = options.precision or ("fp32" if torch.device(where).type == "cpu" else "bf16")
-    model, tokenizer = load_any(options.run if folder is None else str(folder), precision)
+    try:
+        model, tokenizer = load_any(options.run if folder is None else str(folder), precision)
+    except ModelError as error:
+        if folder is not None or named(options.run) is not None:
+            raise
+        raise ConfigError(f"{trained.unknown(options.run)}; as a hub id: {error}") from error
     model = model.to(where).eval()
     torch.manual_seed(options.seed)
     sampling = {"do_sample": True, "temperature": options.temperature} if options.temperature else {"do_sample": False}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mora.config.arguments import output_folder
 from mora.errors import ConfigError, ends_in_one_line
 from mora.io import replacing
 
@@ -14,7 +15,9 @@ from . import trained
 def parse(arguments: list[str] | None = None, prog: str = "mora merge") -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("run", help="a run's id, its folder, or the folder of any PEFT adapter that can be merged")
-    parser.add_argument("output", nargs="?", type=Path, help="folder to write; default: merged/ beside the adapter")
+    parser.add_argument(
+        "output", nargs="?", type=output_folder, help="folder to write; default: merged/ beside the adapter"
+    )
     parser.add_argument("--precision", choices=["bf16", "fp32"], help="default: the run's")
     return parser.parse_args(arguments)
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 import math
+from pathlib import Path
+
+from mora.errors import short
+from mora.io import obstacle
 
 
 def positive_int(text: str) -> int:
@@ -27,6 +31,28 @@ def amount(text: str) -> float:
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a number, 0 or more")
     return value
+
+
+def output_folder(text: str) -> Path:
+    """Return the path of a folder to write, which is there or can be made. Nothing is made yet."""
+    path = Path(text)
+    try:
+        there = obstacle(path)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{short(text)!r}: {error.strerror}; expected a folder") from error
+    if not text or there:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected a folder that can be written or made; {there or path} is none"
+        )
+    return path
+
+
+def output_file(text: str) -> Path:
+    """Return the path of a file to write, whose folder is there or can be made. Nothing is made yet."""
+    output_folder(str(Path(text).parent))
+    if Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r}: is a folder; expected a file")
+    return Path(text)
 
 
 def device(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from mora.config.arguments import device, positive_int
+from mora.config.arguments import device, output_folder, positive_int
 from mora.errors import ends_in_one_line
 from mora.imports import uncollected
 from mora.models.arguments import model
@@ -26,7 +26,8 @@ def parse(arguments: list[str] | None = None, prog: str = "python -m mora.evalua
     parser.add_argument("--max-length", type=positive_int, help=MAX_LENGTH)
     parser.add_argument("--precision", choices=["bf16", "fp32"], help="default: bf16 on a GPU, fp32 on a CPU")
     parser.add_argument("--device", type=device, help="default: cuda if there is a GPU")
-    parser.add_argument("--output", help="default: evaluation/MODEL in MORA_OUTPUT_DIR, else in outputs/")
+    where = "default: evaluation/MODEL in MORA_OUTPUT_DIR, else in outputs/"
+    parser.add_argument("--output", type=output_folder, help=where)
     options = parser.parse_args(arguments)
     options.task = [name for words in options.task for name in words.split(",") if name]
     return options

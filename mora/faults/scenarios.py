@@ -192,7 +192,7 @@ def _suite(seed: str) -> Callable[[Path], None]:
 
 
 def _table(folder: Path, *settings: str) -> list[str]:
-    names = ["table2", "figure2", "--scale", "smoke", "--jobs", "2", "--results", str(folder / "own")]
+    names = ["table_restarts", "figure_restarts", "--scale", "smoke", "--jobs", "2", "--results", str(folder / "own")]
     return [*names, "--set", *SUITE, *settings]
 
 

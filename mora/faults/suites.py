@@ -33,7 +33,7 @@ WHOM = ("suite", "worker", "all")
 
 
 def kill_suites(kills: int, seed: int, scratch: Path, attempts: Attempts, save: Save) -> None:
-    """Kill suites of Table 2's four runs until there are `kills` kills.
+    """Kill suites of the four runs of table_restarts until there are `kills` kills.
 
     A suite whose workers live on is started again at once: it waits for the runs that they hold, and they end by themselves.
     `attempts` and `keep` are those of `kills.kill_runs`.
@@ -76,12 +76,17 @@ def _uninterrupted(folder: Path) -> tuple[dict[str, list[Row]], float]:
     return dict(_logs(folder)), time.monotonic() - started
 
 
+def options(folder: Path) -> list[str]:
+    """Return the suite's command line. No column of its table shows a step that runs so short do not come to."""
+    words = ["table_restarts", "--scale", "smoke", "--jobs", "2", "--results", str(folder / "own")]
+    return [*words, "--set", *SETTINGS]
+
+
 def _start(folder: Path) -> subprocess.Popen[bytes]:
     folder.mkdir(parents=True, exist_ok=True)
-    options = ["table2", "--scale", "smoke", "--jobs", "2", "--results", str(folder / "own"), "--set", *SETTINGS]
     own = {"MORA_OUTPUT_DIR": str(folder / "outputs"), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     with open(folder / "output.txt", "ab") as output:
-        command = [sys.executable, "-m", "mora.suite", *options]
+        command = [sys.executable, "-m", "mora.suite", *options(folder)]
         return subprocess.Popen(command, cwd=ROOT, env=os.environ | own, stdout=output, stderr=subprocess.STDOUT)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 from mora.config import ConfigError, RunConfig
 from mora.config.model_schema import Model
-from mora.config.run_id import run_id
+from mora.config.run_id import result_path, run_id
+from mora.errors import short
+from mora.io import obstacle
 from mora.planner.gpus import GIB
 from mora.results import RunResult
 
@@ -15,7 +18,8 @@ from .gpus import visible
 
 
 def check(config: RunConfig) -> None:
-    """Raise ConfigError if this machine lacks the hardware or the weights that the run names."""
+    """Raise ConfigError if this machine lacks the hardware, the weights or the folder of results that the run names."""
+    _check_results(config)
     hardware, path = config.hardware, config.model.path
     if hardware.device == "cuda" and hardware.rendezvous != "slurm" and (there := len(visible())) < hardware.processes:
         seen = f"there are {there}" if there else "there is no GPU"
@@ -29,6 +33,17 @@ def check(config: RunConfig) -> None:
         files.check(config.model, files.find(config.model))
     elif path is not None and _is_local(path) and not Path(path).exists():
         raise ConfigError(f"model.path={path!r} does not exist: expected the folder of a checkpoint, or a hub id")
+
+
+def _check_results(config: RunConfig) -> None:
+    """Raise ConfigError if there is no result and none could be written, which the run would meet at its end."""
+    path, given = result_path(config), f"scale.results_dir={short(repr(config.scale.results_dir))}"
+    try:
+        there = obstacle(path.parent)
+    except OSError as error:
+        raise ConfigError(f"{given}: {error.strerror}; expected a folder") from error
+    if there and not os.path.isfile(path):
+        raise ConfigError(f"{given}: expected a folder that can be written or made; {there} is none")
 
 
 def check_room(config: RunConfig, folder: Path) -> None:

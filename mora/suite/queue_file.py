@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mora.config import ConfigError, RunConfig, compose
-from mora.errors import did_you_mean, nearest, one_line
+from mora.errors import did_you_mean, nearest, one_line, short
 
 from . import commands, experiments
 from .cell_filter import filter_cells
@@ -27,7 +27,7 @@ class QueuedRun(NamedTuple):
 
 
 def read(path: Path) -> list[QueuedRun | None]:
-    """Return the runs of the file, with None for @wait. Raises OSError, or ConfigError, which names the line."""
+    """Return the runs of the file, with None for @wait. Raises ConfigError, which names the file, or the line."""
     runs: list[QueuedRun | None] = []
     for number, text in enumerate(_text(path).splitlines(), 1):
         try:
@@ -56,7 +56,13 @@ def _runs_of_word(word: str, *rest: str) -> list[str]:
 
 
 def _text(path: Path) -> str:
-    raw = path.read_bytes()
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"{short(str(path), 300)}: {error.strerror}; expected a file with a run per line, such as "
+            "`task=uuid method=lora r=8`"
+        ) from error
     try:
         return raw.decode()
     except UnicodeDecodeError as error:

@@ -29,14 +29,23 @@ class RunLog:
         self._waiting.append(row)
 
     def flush(self) -> list[dict[str, Any]]:
-        """Write the kept rows with one host sync, and return them as plain numbers."""
+        """Write the kept rows with one host sync, and return them as plain numbers.
+
+        Raises:
+            DamagedFileError: The file is not as long as what was written: another process has changed or removed it.
+        """
         rows = [{k: v.item() if hasattr(v, "item") else v for k, v in row.items()} for row in self._waiting]
         self._waiting = []
         lines = "".join(map(_line, rows))
-        self.text += lines
         if self._write:
             with open(self.path, "a") as file:
+                if file.tell() != len(self.text.encode()):
+                    raise DamagedFileError(
+                        f"{self.path} has {file.tell()} bytes, where this run wrote {len(self.text.encode())}: another "
+                        "process works in the folder, or has removed it; end that one, then start the run again"
+                    )
                 file.write(lines)
+        self.text += lines
         return rows
 
 

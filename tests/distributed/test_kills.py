@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from mora.faults import files, full_disk, kills, scenarios
+from mora.faults import files, full_disk, kills, scenarios, suites
 from mora.faults.curves import compare
 from mora.faults.saved_attempts import SavedAttempts
+from mora.suite.__main__ import main
 
 STEP = {"loss": 1.0, "lr": 0.1}
 
@@ -71,6 +72,12 @@ def test_another_number_and_a_missing_one_are_differences():
     whole = [STEP | {"step": 1, "restart_s": 1.0}]
     assert compare([STEP | {"step": 1, "loss": 1.5, "restart_s": 2.0}], whole, True).difference == 0.5
     assert compare([{"step": 1, "loss": 1.0, "restart_s": 1.0}], whole, True).difference == float("inf")
+
+
+@pytest.mark.parametrize("options", [suites.options, scenarios._table])
+def test_the_suite_of_a_trial_can_begin(options, tmp_path, capsys):
+    assert main([*options(tmp_path), "--plan"]) == 0
+    assert capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from quantised_bases import (
 )
 
 from mora import MoraConfig
+from mora.bench.quantised import quantised
 
 pytestmark = pytest.mark.gpu
 
@@ -30,6 +31,12 @@ def test_a_quantised_llama_trains_is_saved_loaded_and_merged(quantise, off, save
 @pytest.mark.parametrize("quantise", [bnb8, bnb4, torchao8, hqq4])
 def test_the_gradient_on_a_quantised_base_is_that_of_the_reference_form(quantise, saved_llama):
     check_gradient(lambda: quantise(saved_llama, "cuda", torch.bfloat16))
+
+
+def test_the_benchmarks_8_bit_base_has_8_bits_before_its_first_pass():
+    pytest.importorskip("bitsandbytes")
+    base = quantised("tiny", "int8", torch.device("cuda"))
+    assert {p.dtype for name, p in base.named_parameters() if "_proj" in name} == {torch.int8}
 
 
 def test_int4_of_torchao_takes_a_trained_adapter_and_neither_trains_nor_merges(saved_llama, tmp_path):

@@ -107,6 +107,15 @@ def test_a_gpu_that_holds_no_case_has_a_table_all_the_same(step_result):
     assert text.count("| out of memory |") == 5
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        bench.main(["step", "--smoke", "--out", str(tmp_path / "file")])
+    said = capsys.readouterr()
+    assert "argument --out: " in said.err
+    assert not said.out
+
+
 def test_what_was_measured_is_kept_when_a_later_scenario_fails(tmp_path, monkeypatch):
     (scenario,) = step.scenarios("smoke")
     monkeypatch.setattr(step, "scenarios", lambda extent: [scenario, replace(scenario, shape="no such shape")])

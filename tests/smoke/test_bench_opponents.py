@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mora.bench import __main__ as bench
-from mora.bench import evaluation, render, unsloth_lora
+from mora.bench import evaluation, loop, render, unsloth_lora
 
 
 def test_the_whole_loop_runs_against_the_hugging_face_trainer(tmp_path):
@@ -25,6 +25,14 @@ def test_the_whole_loop_runs_against_the_hugging_face_trainer(tmp_path):
     result["hardware"]["product_tflops"], result["shape"] = 800.0, "llama2_7b"
     result["rows"][1]["tokens_per_s"] = 8000.0
     assert " | 26% | " in render.tables(result)  # of 8,000 tokens at 4 times 6.6 billion weights
+
+
+def test_a_step_of_the_trainer_counts_its_own_tokens_though_the_loader_is_ahead(monkeypatch):
+    counted = []
+    monkeypatch.setattr(loop.Clock, "tick", lambda _, tokens: counted.append(tokens))
+    monkeypatch.setattr(loop.Clock, "rate", lambda _: 0.0)
+    loop._hugging_face(loop.PLANS["smoke"], [[5] * 60] * 12, 2, torch.device("cpu"))
+    assert counted == [240, 240, 240]
 
 
 def test_an_opponent_that_fails_is_a_row_with_its_last_words(tmp_path, monkeypatch):

@@ -44,6 +44,17 @@ def test_what_was_packed_comes_out_again(made, tmp_path):
     assert said.stdout.split() == [f"{tmp_path}/there/data", "1", f"{tmp_path}:{tmp_path}/there/site"]
 
 
+def test_a_folder_site_that_no_bundle_made_is_not_emptied(made, tmp_path):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "index.html").write_text("mine")
+    done = script("unpack_bundle.py", made / "pieces", tmp_path)
+    assert done.returncode == 2
+    assert (
+        done.stderr == f"unpack_bundle.py: {tmp_path}/site is of no bundle, and would be emptied: give another TARGET\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["site"]
+
+
 def test_the_same_files_make_the_same_pieces(made, tmp_path):
     script("make_bundle.py", tmp_path, "--extras", "--data", made / "gsm8k", "--piece-mib", 1)
     assert (tmp_path / "pieces.json").read_text() == (made / "pieces/pieces.json").read_text()

@@ -61,7 +61,8 @@ class Site:
             ConfigError: The folder holds something else.
         """
         there = self.folder
-        if there.is_dir() and any(there.iterdir()) and not (there / ASSETS[0]).is_file():
+        is_report = all((there / name).is_file() for name in (*ASSETS, "index.html"))
+        if there.exists() and not (is_report or (there.is_dir() and not any(there.iterdir()))):
             raise ConfigError(f"--to {there}: not a report's folder; give a new or empty folder")
         there.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".report-", dir=there.parent) as partial:

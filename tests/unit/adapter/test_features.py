@@ -241,6 +241,19 @@ def test_an_adapted_head_is_untied_from_the_embedding_when_it_is_merged(adapt, t
     assert_close(LlamaForCausalLM.from_pretrained(tmp_path)(tokens).logits, expected)
 
 
+@pytest.mark.parametrize("merge", ["merge_adapter", "merge_and_unload"])
+def test_adapted_layers_that_share_a_weight_are_merged_each_into_its_own(merge, make_mlp, adapt, x):
+    base = make_mlp()
+    base[2] = nn.Linear(20, 32)
+    base[2].weight = base[0].weight
+    both = nn.ModuleDict({"first": base[0], "second": base[2]})
+    model = adapt(both, target_modules=["first", "second"])
+    expected = [layer(x) for layer in model.base_model.model.values()]
+    getattr(model, merge)()
+    for layer, y in zip(model.base_model.model.values(), expected, strict=True):
+        assert_close(layer(x), y)
+
+
 @pytest.mark.parametrize(
     ("options", "why"),
     [

@@ -281,6 +281,7 @@ def test_ignored_inputs_are_reported_for_an_adapter_that_is_added_later(reports)
     ("option", "instead"),
     [
         ("lora_alpha", "learning rate"),
+        ("fan_in_fan_out", "leave it out"),
         ("mora_alpha", "learning rate"),
         ("lora_dropout", "mora_dropout"),
         ("rank", "use r"),

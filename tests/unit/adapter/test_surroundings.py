@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from mora import MoraConfig
-from mora.adapter import MoraLinear, kernels
+from mora.adapter import OPERATORS, MoraLinear, kernels
 from mora.adapter import model as model_file
 from mora.adapter.layer import MoraSquare
 
@@ -77,6 +77,16 @@ def test_an_M_that_was_never_loaded_raises(make_mlp, adapt, mora_layers, x):
     mora_layers(model)["0"].mora_M["default"].to("meta")
     with pytest.raises(RuntimeError, match=r"M is on the meta device, x on cpu: .*; load them with PeftModel\."):
         model(x)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_a_model_without_memory_has_outputs_and_gradients_without_memory(operator, make_mlp, adapt, x):
+    model = adapt(make_mlp(), operator=operator).to("meta")
+    y = model(x.to("meta"))
+    y.sum().backward()
+    assert y.is_meta
+    assert y.shape == (*x.shape[:-1], 6)
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
 def test_an_adapter_of_version_0_1_0_is_loaded(make_mlp, adapt, x, tmp_path):

@@ -201,7 +201,15 @@ OTHERS = {  # of `mora`: what it gets -> exit code and the end of what it says
     "evaluate smollm2 --task uuid": (2, "there is no such model; did you mean smollm2_135m?"),
     "evaluate /no/such --task uuid": (2, "'/no/such': there is no such folder; give a folder, hub id or name"),
     "evaluate README.md --task uuid": (2, "'README.md' is a file: expected a folder, hub id or name"),
+    f"evaluate {'x' * 300} --task uuid": (2, "File name too long; expected a folder, hub id or name in configs/model"),
     "evaluate tiny --task uuid --device foo": (2, "argument --device: 'foo': expected a device that is here"),
+    "evaluate tiny --task uuid --output README.md": (
+        2,
+        "argument --output: 'README.md': expected a folder that can be written or made; README.md is none",
+    ),
+    "merge none_such README.md/merged": (2, "expected a folder that can be written or made; "),
+    "spectrum tiny tiny --out docs": (2, "argument --out: 'docs': is a folder; expected a file"),
+    "spectrum tiny tiny --out README.md/a.json": (2, "'README.md': expected a folder that can be written or made"),
     "compare none_such none_such": (2, "none_such/samples holds no samples: give the folder of a run"),
     "merge none_such": (2, "'none_such': expected a run's id or folder, or a folder with an adapter"),
     "merge configs": (2, "configs holds neither adapter/ nor model/"),
@@ -240,6 +248,14 @@ def test_mora_refuses_in_one_line(line, capsys, monkeypatch):
         (["-m", "mora", "table"], 2, "expected the name of an experiment"),
         (["-m", "mora", "evaluate", "smollm2", "--task", "uuid"], 2, "did you mean smollm2_135m?"),
         (["-m", "mora", "generate", "/no/such", "hello"], 2, "expected a run's id or folder"),
+        (["scripts/run_queue.py", "none.txt"], 1, "none.txt: No such file or directory; expected a file with a run"),
+        (
+            ["scripts/run_queue.py", "none.txt", "--out", "README.md"],
+            2,
+            "argument --out: 'README.md': expected a folder",
+        ),
+        (["scripts/make_bundle.py", "README.md"], 2, "argument out: 'README.md': expected a folder"),
+        (["-m", "mora.suite.report", "--to", "README.md"], 2, "argument --to: 'README.md': expected a folder"),
     ],
 )
 def test_as_a_process_it_ends_at_once_without_a_traceback(command, code, said):

@@ -91,6 +91,14 @@ def test_an_almost_known_model_is_suggested(capsys):
     assert "did you mean smollm2_135m?" in capsys.readouterr().err
 
 
+def test_a_name_of_nothing_is_told_what_runs_there_are(leave, capsys):
+    name = leave("method=mora", "r=4")
+    assert main(["generate", name[:-1], "a", "--device", "cpu"]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert f"{name[:-1]!r}: expected a run's id or folder, or a folder with an adapter; " in said
+    assert f"holds 1 runs, such as {name}; as a hub id: model {name[:-1]!r} cannot be loaded" in said
+
+
 def test_the_card_of_an_adapter_says_what_loads_it(leave, tmp_path):
     card = (tmp_path / leave("method=mora", "r=4") / "adapter" / "README.md").read_text()
     for needed in (

@@ -54,6 +54,18 @@ def test_the_result_of_these_weights_is_handed_back(tmp_path, capsys):
     assert "already done" in capsys.readouterr().out
 
 
+def test_a_place_where_no_result_can_be_written_is_told_before_the_run(tmp_path):
+    checkpoint(tmp_path / "model")
+    (tmp_path / "file").touch()
+    for place, why in {
+        tmp_path / "file" / "runs": f"expected a folder that can be written or made; {tmp_path}/file is none",
+        tmp_path / ("x" * 300): "File name too long; expected a folder",
+    }.items():
+        with pytest.raises(ConfigError, match=rf"^scale.results_dir='.*': {why}$"):
+            launch.launch(own(tmp_path, "model", "metamath", f"scale.results_dir={place}"))
+    assert not (tmp_path / "outputs").exists()
+
+
 def test_the_same_weights_in_another_folder_are_the_same(tmp_path):
     for name in ("model", "moved"):
         checkpoint(tmp_path / name)

@@ -38,6 +38,15 @@ def test_a_line_that_is_no_run_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "why"),
+    [("none.txt", "No such file or directory"), (".", "Is a directory"), ("x" * 300, "File name too long")],
+)
+def test_a_file_that_cannot_be_read_is_told_with_what_was_expected(name, why, tmp_path):
+    with pytest.raises(ConfigError, match=rf": {why}; expected a file with a run per line, such as `task=uuid"):
+        queue_file.read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
     ("line", "why"),
     [
         (

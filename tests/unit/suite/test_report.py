@@ -196,11 +196,13 @@ def test_a_damaged_result_is_named_and_stops_nothing(tmp_path: Path) -> None:
     assert [result.run_id for result in store.all(tmp_path)] == [values["run_id"]]
 
 
-def test_a_folder_of_other_files_is_left_alone(gathered: Gathered, tmp_path: Path) -> None:
-    (tmp_path / "mine.html").write_text("mine")
-    with pytest.raises(ConfigError, match="not a report's folder"):
-        Site(tmp_path, gathered).build()
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.html"]
+@pytest.mark.parametrize("name", ["mine.html", "report.css"])
+def test_a_folder_of_other_files_and_a_file_are_left_alone(name: str, gathered: Gathered, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("mine")
+    for place in (tmp_path, tmp_path / name):
+        with pytest.raises(ConfigError, match="not a report's folder"):
+            Site(place, gathered).build()
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
 
 
 def test_curves_are_smoothed_without_bending_a_line_and_thinned_to_their_ends() -> None:

@@ -124,6 +124,23 @@ def test_a_torn_last_line_is_left_out_and_a_resumed_log_begins_with_what_the_che
     assert path.read_text() == run_log.text
 
 
+@pytest.mark.parametrize("change", ["a row of another process", "removed", "replaced"])
+def test_a_log_that_another_process_changes_ends_the_run(change, tmp_path):
+    run_log = log.RunLog(tmp_path / "log.jsonl", '{"step": 1}\n')
+    run_log.add(step=2)
+    run_log.flush()
+    if change == "a row of another process":
+        other = (tmp_path / "log.jsonl").read_text() + '{"step": 3}\n'
+    elif change == "replaced":
+        other = ""
+    (tmp_path / "log.jsonl").unlink()
+    if change != "removed":
+        (tmp_path / "log.jsonl").write_text(other)
+    run_log.add(step=3)
+    with pytest.raises(DamagedFileError, match=r"bytes, where this run wrote 24: another process works in the folder"):
+        run_log.flush()
+
+
 def test_saving_computes_no_crc32_and_leaves_torchs_option_as_it_was(tmp_path):
     # CRC-32 takes five times as long as writing, and the sha256 is computed anyway.
     path = checkpoint.save(tmp_path, 7, {"w": torch.arange(1000.0)})
