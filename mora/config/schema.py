@@ -205,6 +205,14 @@ class RunConfig(FrozenModel):
         """Return whether the model is scored after this update: at `task.evaluation.at_steps` and at `final_step`."""
         return step in self.task.evaluation.at_steps or step == self.final_step
 
+    def saves_at(self, step: int) -> bool:
+        """Return whether a checkpoint is written after this update: every `checkpoint_every_steps`, and before scoring.
+
+        Scoring may take minutes; without tasks, as in a search, it is quick.
+        """
+        scored = self.scores_at(step) and bool(self.task.evaluation.tasks)
+        return scored or step % self.task.train.checkpoint_every_steps == 0
+
     def measures_at(self, step: int) -> bool:
         """Return whether anything is measured after this update: the scores, or, every `loss_every_steps`, the losses."""
         return self.scores_at(step) or step % self.task.evaluation.loss_every_steps == 0

@@ -54,7 +54,7 @@ def check_room(config: RunConfig, folder: Path) -> None:
     from mora.planner.storage import storage
 
     try:
-        needed = storage(config).least(several_checkpoints=_saves_before_its_end(config))
+        needed = storage(config).least(several_checkpoints=_writes_several_checkpoints(config))
     except ValueError:  # a shape or method that the plan cannot count
         return
     there = shutil.disk_usage(folder).free + sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -65,11 +65,8 @@ def check_room(config: RunConfig, folder: Path) -> None:
         )
 
 
-def _saves_before_its_end(config: RunConfig) -> bool:
-    if not config.knows_steps:
-        return True
-    first = min((config.task.train.checkpoint_every_steps, *config.task.evaluation.at_steps))
-    return first < config.last_step
+def _writes_several_checkpoints(config: RunConfig) -> bool:
+    return not config.knows_steps or sum(map(config.saves_at, range(1, config.last_step + 1))) > 1
 
 
 def unlike(config: RunConfig, result: RunResult) -> str | None:

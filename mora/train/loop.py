@@ -110,9 +110,7 @@ def _train(
         stopping = any_rank(stop.asked, engine.device)
 
         logging = done % train.log_every_steps == 0 or done == config.last_step
-        # Scoring may take minutes, so a checkpoint comes before it. At the end, scoring without tasks is quick.
-        scored = config.scores_at(done) and (done < config.last_step or bool(config.task.evaluation.tasks))
-        saving = done % train.checkpoint_every_steps == 0 or scored or stopping
+        saving = config.saves_at(done) or stopping
         if logging or saving:
             progress.say(rows.write()[-1], speed.end())
         if saving:
