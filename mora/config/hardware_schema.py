@@ -57,6 +57,8 @@ class Hardware(FrozenModel):
     """How processes share the work. auto: none for one process, zero1 for an adapter, zero3 for full fine-tuning."""
     offload: bool = False
     """Keep ZeRO's optimizer state, and at stage 3 the weights, on the CPU."""
+    save_model: bool = True
+    """Leave the trained adapter or model in the run's folder. The searches of tables leave none: each would stay, whole."""
     rendezvous: str | None = None
     """HOST:PORT of the first node, needed for several nodes; slurm: the first node of the job."""
 

@@ -32,6 +32,8 @@ def storage(config: RunConfig) -> Storage:
 
 def _left(config: RunConfig) -> int:
     """Return the bytes of adapter and whole model: what trained is in fp32, merged layers are rounded."""
+    if not config.hardware.save_model:
+        return 0
     shape, trained = shape_of(config.model), trainable(config)
     if config.method.adapter is None:
         return 4 * trained

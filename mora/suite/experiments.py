@@ -20,8 +20,8 @@ from mora.frozen import FrozenModel
 
 FOLDER = ROOT / "experiments"
 PAPER = ROOT / "results" / "paper" / "tables.yaml"
-# The runs of a short search have a third of the steps, keep their restarts, and are not scored.
-SHORT_SEARCH = ("task.train.shorten_by=3", "task.evaluation.tasks=[]")
+# The runs of a short search have a third of the steps, keep their restarts, are not scored and leave no model.
+SHORT_SEARCH = ("task.train.shorten_by=3", "task.evaluation.tasks=[]", "hardware.save_model=false")
 
 # What no override may set, and the field that sets it.
 OWN_FIELDS = {

@@ -98,11 +98,11 @@ def _run(config: RunConfig, folder: Path, device: torch.device) -> Path:
     shared = others_hold_memory(device)
     outcome = _train_or_score(engine, batches, config, folder, partial(scoring, engine, peaks))
     shared = others_hold_memory(device) or shared  # also as seen at the start: parallel runs may have ended
-    if config.method.trains and outcome["status"] == "done":
+    if config.method.trains and config.hardware.save_model and outcome["status"] == "done":
         with engine.materialized():
             save_model(model, tokenizer, config, folder)
     watchdog.stop()
-    # A run that diverged trained until now. Any other has by now scored its last step and saved the model.
+    # A run that diverged trained until now. Any other has by now scored its last step.
     peaks.end_stretch(training=outcome["status"] == "diverged")
     facts = {
         "data": {"fingerprints": data.fingerprints, "report": data.report.as_dict(), "model": inputs["model"]},

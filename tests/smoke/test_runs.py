@@ -259,6 +259,18 @@ def test_several_micro_batches_give_the_loss_of_one(tmp_path):
     assert curves[0] == pytest.approx(curves[2], rel=1e-3)
 
 
+def test_a_run_leaves_a_model_unless_it_is_told_not_to(tmp_path):
+    """As the searches of tables are: at paper scale each would leave 27 GB of full fine-tuning."""
+    for save in ("true", "false"):
+        code, output = train(tmp_path / save, "method=fft", f"hardware.save_model={save}")
+        assert code == 0, output
+        (folder,) = (tmp_path / save / "outputs").iterdir()
+        assert (folder / "model").is_dir() == (save == "true") == ("next: mora generate" in output)
+    one, other = results(tmp_path / "true")[0], results(tmp_path / "false")[0]
+    assert one["run_id"] == other["run_id"]
+    assert one["metrics"] == other["metrics"]
+
+
 def test_a_multirun_is_a_run_for_each_value(tmp_path):
     train(tmp_path, "method=mora", "r=2", "task.train.stop_step=3")  # as a fork, in less time; run.py does the other
     code, output = finish(start(tmp_path, "-m", "method=mora", "r=2,4", "task.train.stop_step=3"))
