@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_runs import random_batches, tiny_config, tiny_engine
 
-from mora.train import checkpoint, log
+from mora.train import checkpoint, checkpoint_writer, log
 from mora.train.checkpoint_writer import CheckpointWriter
 from mora.train.loop import Diverged, fit
 from mora.train.restart import RunRestarts
@@ -20,6 +20,11 @@ def signals_as_before():
     yield
     for name, handler in before.items():
         signal.signal(name, handler)
+
+
+@pytest.fixture(autouse=True)
+def all_are_large(monkeypatch):
+    monkeypatch.setattr(checkpoint_writer, "SMALL", 0)
 
 
 @pytest.fixture
@@ -120,3 +125,18 @@ def test_a_run_that_diverges_names_the_checkpoint_that_was_being_written(tmp_pat
     with pytest.raises(Diverged, match="last good checkpoint: step 4"):
         fit(engine, random_batches(), config, tmp_path, lambda done, again: {})
     assert log.read(tmp_path / "log.jsonl")
+
+
+def test_a_small_checkpoint_is_written_when_write_returns(tmp_path, monkeypatch):
+    state = {"weights": {"w": torch.zeros(1000)}, "optimizer": {"w": {"exp_avg": torch.zeros(1000)}}, "log": "text"}
+    monkeypatch.setattr(checkpoint_writer, "SMALL", 8001)
+    with CheckpointWriter(tmp_path) as writer:
+        writer.write(1, state)
+        assert checkpoint.latest_step(tmp_path) == 1
+        monkeypatch.setattr(checkpoint_writer, "SMALL", 8000)
+        held, save = threading.Event(), checkpoint.save
+        monkeypatch.setattr(checkpoint, "save", lambda *args: (held.wait(60), save(*args))[1])
+        writer.write(2, state)
+        assert checkpoint.latest_step(tmp_path) == 1
+        held.set()
+    assert checkpoint.latest_step(tmp_path) == 2
