@@ -29,7 +29,7 @@ from mora.models.structure import continues_from_cache, plain_head
 from mora.models.tokenizers import end_ids
 
 from .choices import LogLikelihood
-from .generation import LOOK_EVERY, NanLogits, fixed_steps_suit, greedy
+from .generation import CHECK_EVERY, NanLogits, fixed_steps_suit, greedy
 from .response_cache import ResponseCache
 from .shared_prefixes import by_shared_prefix
 from .window import by_answer, with_answer
@@ -280,7 +280,7 @@ class Backend(HFLM):
 
     def _stopped(self, stop: list[str], rows: list[list[int]]) -> list[bool]:
         """Return, for each row, whether its last tokens contain one of `stop`. lm-eval cuts the text there in any case."""
-        window = LOOK_EVERY + max(map(len, stop), default=0)
+        window = CHECK_EVERY + max(map(len, stop), default=0)
         return [any(s in text for s in stop) for text in self.tokenizer.batch_decode([ids[-window:] for ids in rows])]
 
 

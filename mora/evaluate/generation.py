@@ -13,7 +13,7 @@ from mora.models.structure import takes_long_masks
 
 from .fixed_steps import WARM_UP, FixedSteps, best
 
-LOOK_EVERY = 8  # tokens between two looks at what was generated; each look waits for the GPU
+CHECK_EVERY = 8  # tokens between two checks of what was generated; each waits for the GPU
 ROOM = 256  # tokens by which a cache grows
 
 Stopped = Callable[[list[list[int]]], list[bool]]
@@ -156,14 +156,14 @@ class _FixedBatch(_Batch):
             self._steps = None
         if self._steps is None:
             for layer in layers:
-                layer.reserve(LOOK_EVERY + WARM_UP)
+                layer.reserve(CHECK_EVERY + WARM_UP)
             self._steps = FixedSteps(
                 self._model,
                 self._cache,
                 self._ids_BT,
                 self._positions_BT,
                 self._mask_BT,
-                LOOK_EVERY,
+                CHECK_EVERY,
                 self._captures(),
                 self._forward,
             )
@@ -213,38 +213,38 @@ def greedy(
         mask_BT: Their attention mask.
         max_new_tokens: The most tokens generated for a row.
         end_ids: A row ends with the first of these ids, which is kept.
-        stopped: Returns, for the ids of each row, whether it ends; called once in LOOK_EVERY tokens.
+        stopped: Returns, for the ids of each row, whether it ends; called once in CHECK_EVERY tokens.
         fixed: Take steps of fixed shape, which suits a GPU (`fixed_steps_suit`).
         forward: More arguments of the model's forward.
 
     Raises:
-        NanLogits: A logit is NaN, which is checked once in LOOK_EVERY tokens.
+        NanLogits: A logit is NaN, which is checked once in CHECK_EVERY tokens.
     """
     ends = set(end_ids)
     alive, generated = list(range(len(ids_BT))), [list[int]() for _ in range(len(ids_BT))]
     batch = (_FixedBatch if fixed else _Batch)(model, ids_BT, mask_BT, max_new_tokens, forward)
-    for done in range(0, max_new_tokens, LOOK_EVERY):
-        new = batch.tokens(min(LOOK_EVERY, max_new_tokens - done))
+    for done in range(0, max_new_tokens, CHECK_EVERY):
+        new = batch.tokens(min(CHECK_EVERY, max_new_tokens - done))
         for row, ids, nan in zip(alive, new.tolist(), batch.nan(), strict=True):
             if nan:
                 raise NanLogits(row)
             generated[row] += ids
-        going = _going(generated, alive, ends, stopped)
-        alive = [alive[i] for i in going]
+        unfinished = _unfinished(generated, alive, ends, stopped)
+        alive = [alive[i] for i in unfinished]
         if not alive:
             break
-        batch.keep(going)
+        batch.keep(unfinished)
     return generated
 
 
-def _going(generated: list[list[int]], alive: list[int], ends: set[int], stopped: Stopped) -> list[int]:
+def _unfinished(generated: list[list[int]], alive: list[int], ends: set[int], stopped: Stopped) -> list[int]:
     """Return the places in `alive` of the rows that continue. A row with an end id is cut after that id."""
-    going = []
+    unfinished = []
     for place, (row, stop) in enumerate(zip(alive, stopped([generated[row] for row in alive]), strict=True)):
-        fresh = range(max(0, len(generated[row]) - LOOK_EVERY), len(generated[row]))
+        fresh = range(max(0, len(generated[row]) - CHECK_EVERY), len(generated[row]))
         end = next((i for i in fresh if generated[row][i] in ends), None)
         if end is not None:
             generated[row] = generated[row][: end + 1]
         elif not stop:
-            going.append(place)
-    return going
+            unfinished.append(place)
+    return unfinished
