@@ -17,7 +17,7 @@ from mora.models.structure import can_be_captured
 from mora.restarts.optimizer import TorchRestartEngine, exchanged
 
 from .cuda_graph import GraphedBackward
-from .distributed import sum_gradients
+from .distributed import rank, sum_gradients
 
 
 class TorchEngine(TorchRestartEngine):
@@ -129,7 +129,12 @@ class TorchEngine(TorchRestartEngine):
         return self.fp32_masters()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return masters and optimizer state by name, copied to the CPU: the same for every engine and number of ranks."""
+        """Return masters and optimizer state by name, which are the same for every engine and any number of ranks.
+
+        Only rank 0 returns them, copied to the CPU; copies of every rank would not fit into a machine's memory.
+        """
+        if rank() > 0:
+            return {"weights": {}, "optimizer": {}}
         states = {name: self.optimizer.state[m] for name, m in self.masters.items() if m in self.optimizer.state}
         return {
             "weights": {name: _copy(self._stale.get(m, m)) for name, m in self.masters.items()},

@@ -31,6 +31,8 @@ def save_run(
         "log": log,
         "ranks": world_size(),
     }
+    if rank() == 0:
+        writer.wait()  # or two copies of the state would be in memory
     state = engine.state_dict() | of_run
     if rank() == 0:
         writer.write(done, state)

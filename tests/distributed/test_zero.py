@@ -304,6 +304,7 @@ def saved_and_loaded(method, parallel, overrides=(), done=7):
         if step == 4:
             restarts.apply()
     state = {"engine": engine.state_dict(), "restart": restarts.state_dict()}
+    assert bool(state["engine"]["weights"]) == (rank() == 0), "copies of every rank would not fit into memory"
     saved = io.BytesIO()
     torch.save(state, saved)
     payload = [torch.load(io.BytesIO(saved.getvalue()))]

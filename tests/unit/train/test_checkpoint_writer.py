@@ -140,3 +140,15 @@ def test_a_small_checkpoint_is_written_when_write_returns(tmp_path, monkeypatch)
         assert checkpoint.latest_step(tmp_path) == 1
         held.set()
     assert checkpoint.latest_step(tmp_path) == 2
+
+
+def test_the_state_is_copied_once_the_checkpoint_before_is_written(tmp_path, slow_disk):
+    """Else two copies of the state of a large model, and the model, would be in memory."""
+    written, go = slow_disk
+    config = config_of(8, 4, "fft", "task.evaluation.tasks=[]")
+    engine, copied = tiny_engine(config), []
+    state_dict = engine.state_dict
+    engine.state_dict = lambda: (copied.append(list(written)), state_dict())[1]
+    threading.Timer(0.5, go.set).start()
+    fit(engine, random_batches(), config, tmp_path, lambda done, again: {})
+    assert copied == [[], [4]]
