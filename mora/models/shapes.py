@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mora.config.model_schema import Model
+from mora.errors import one_line
 
 from . import known
 
@@ -77,13 +78,19 @@ def shape_of(model: Model) -> Shape:
     For a checkpoint's folder it comes from config.json, and transformers is imported.
 
     Raises:
-        UnknownShape: The shape is not known without the weights.
+        UnknownShape: The shape is not known without the weights, or cannot be read from config.json.
     """
     pinned = known.named(model.name)
     if (fields := model.architecture or model.shape or (pinned.shape if pinned else None)) is not None:
         return llama(fields)
     if model.source == "pretrained" and (Path(model.path or "") / "config.json").is_file():
-        return _of_folder(str(model.path))
+        try:
+            return _of_folder(str(model.path))
+        except Exception as error:  # such as of an architecture that names its sizes otherwise
+            raise UnknownShape(
+                f"model.path={model.path!r}: its config.json does not give its shape ({one_line(repr(error)):.200}): say it "
+                "in model.shape"
+            ) from error
     raise UnknownShape(
         f"model.name={model.name!r}: its shape is unknown without its weights: say it in model.shape; known are "
         f"{', '.join(known.names())}, and every folder given as model.path"

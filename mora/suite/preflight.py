@@ -1,9 +1,13 @@
-"""Checks before a run is started or its result is returned: whether what it names is here. Imports no torch."""
+"""Checks before a run is started or its result is returned: whether what it names is here.
+
+Imports no torch, except for the shape of a model that is given as a folder.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from mora.config import ConfigError, RunConfig
@@ -57,12 +61,22 @@ def check_room(config: RunConfig, folder: Path) -> None:
         needed = storage(config).least(several_checkpoints=_writes_several_checkpoints(config))
     except ValueError:  # a shape or method that the plan cannot count
         return
-    there = shutil.disk_usage(folder).free + sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    there = shutil.disk_usage(folder).free + _held_bytes(folder)
     if there < needed:
         raise ConfigError(
             f"{folder}: its disk has room for {there / GIB:.1f} GiB, and checkpoints and weights of {run_id(config)} need "
             f"{needed / GIB:.1f} GiB: remove what is not needed there, or set MORA_OUTPUT_DIR to a folder with more room"
         )
+
+
+def _held_bytes(folder: Path) -> int:
+    """Return the bytes of the files in a folder. Other processes may remove some meanwhile; a link's target is elsewhere."""
+    held = 0
+    for where, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                held += os.lstat(os.path.join(where, name)).st_size
+    return held
 
 
 def _writes_several_checkpoints(config: RunConfig) -> bool:

@@ -13,6 +13,7 @@ from mora.config.run_id import run_id
 from mora.data.sources import resolve_source
 from mora.errors import DamagedFileError, MoraError
 from mora.io import cache_dir, data_dir, output_dir
+from mora.models.shapes import UnknownShape, shape_of
 from mora.suite import launch, preflight
 from mora.train.input_digests import digest, same_as_before
 
@@ -242,3 +243,29 @@ def test_where_nothing_trains_or_the_shape_is_unknown_no_room_is_asked_for(tmp_p
     preflight.check_room(
         compose(["task=metamath", "method=mora", "r=8", "model.name=mine", "model.path=me/mine"]), tmp_path
     )
+
+
+def test_the_room_is_counted_while_another_process_removes_files_and_without_what_links_lead_to(tmp_path, monkeypatch):
+    config = compose(["task=uuid", "scale=lite", "method=lora", "r=1", "lr=1e-3"])
+    (tmp_path / "run").mkdir()
+    (tmp_path / "large").touch()
+    with open(tmp_path / "large", "wb") as file:
+        file.truncate(2**30)  # sparse
+    (tmp_path / "run" / "link").symlink_to(tmp_path / "large")
+    with_room(monkeypatch, 0)
+    walk = preflight.os.walk
+    monkeypatch.setattr(preflight.os, "walk", lambda top: ((w, d, [*f, "removed"]) for w, d, f in walk(top)))
+    with pytest.raises(ConfigError, match=r"has room for 0\.0 GiB"):
+        preflight.check_room(config, tmp_path / "run")
+
+
+def test_a_model_whose_shape_cannot_be_read_from_its_configuration_is_left_to_the_worker(tmp_path):
+    checkpoint(tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").touch()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "mamba", "num_hidden_layers": 1, "hidden_size": 8}')
+    config = compose(["task=metamath", "method=mora", "r=8", "model.name=mine", f"model.path={tmp_path / 'model'}"])
+    preflight.check_room(config, tmp_path)
+    with pytest.raises(
+        UnknownShape, match=r"^model.path='.*': its config.json does not give its shape \(.*say it in model"
+    ):
+        shape_of(config.model)
