@@ -139,7 +139,10 @@ def _trained(folder: Path) -> Path:
         raise ConfigError(f"{folder} has no config.yaml: expected a folder that run.py made")
     tuned = next((folder / part for part in ("model", "adapter") if (folder / part).is_dir()), None)
     if tuned is None:
-        raise ConfigError(f"{folder} holds neither model/ nor adapter/: the run has not finished, or trained nothing")
+        raise ConfigError(
+            f"{folder} holds neither model/ nor adapter/: the run has not finished, trained nothing, or was to leave none "
+            "(hardware.save_model=false, as a table's searches)"
+        )
     return tuned
 
 

@@ -25,7 +25,8 @@ def find(name: str) -> Path | None:
             left = [folder / part for part, file in PARTS.items() if (folder / part / file).is_file()]
             if not left:
                 raise ConfigError(
-                    f"{folder} holds neither adapter/ nor model/: the run has not finished, or trained nothing"
+                    f"{folder} holds neither adapter/ nor model/: the run has not finished, trained nothing, or was to "
+                    "leave none (hardware.save_model=false, as a table's searches)"
                 )
             return left[0]
     folder = Path(name)

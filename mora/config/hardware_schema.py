@@ -58,7 +58,7 @@ class Hardware(FrozenModel):
     offload: bool = False
     """Keep ZeRO's optimizer state, and at stage 3 the weights, on the CPU."""
     save_model: bool = True
-    """Leave the trained adapter or model in the run's folder. The searches of tables leave none: each would stay, whole."""
+    """Leave the trained adapter or model in the run's folder. A table's searches leave none, unless they are final runs."""
     rendezvous: str | None = None
     """HOST:PORT of the first node, needed for several nodes; slurm: the first node of the job."""
 

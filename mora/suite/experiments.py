@@ -20,8 +20,9 @@ from mora.frozen import FrozenModel
 
 FOLDER = ROOT / "experiments"
 PAPER = ROOT / "results" / "paper" / "tables.yaml"
-# The runs of a short search have a third of the steps, keep their restarts, are not scored and leave no model.
-SHORT_SEARCH = ("task.train.shorten_by=3", "task.evaluation.tasks=[]", "hardware.save_model=false")
+# The runs of a short search have a third of the steps, keep their restarts and are not scored.
+SHORT_SEARCH = ("task.train.shorten_by=3", "task.evaluation.tasks=[]")
+NO_MODEL = "hardware.save_model=false"
 
 # What no override may set, and the field that sets it.
 OWN_FIELDS = {
@@ -92,7 +93,7 @@ class AtScale(FrozenModel):
         seeds: The seeds of the final runs. Search runs have the first.
         rows: Methods and ranks.
         columns: If given, they replace the experiment's.
-        search: Overrides of the search runs alone; `short` stands for SHORT_SEARCH.
+        search: Overrides of the search runs alone; `short` stands for SHORT_SEARCH. If there are any, NO_MODEL is added.
         sweep: What is searched: the learning rate, or everything that the paper searched for the method.
         repeats: Before the final runs, if the best learning rate is at the edge of the search, the next rate is added;
             then the best two get a second seed.
@@ -118,6 +119,12 @@ class AtScale(FrozenModel):
     @classmethod
     def _written_out(cls, search: Any) -> Any:
         return list(SHORT_SEARCH) if search == "short" else search
+
+    @field_validator("search")
+    @classmethod
+    def _leaves_no_model(cls, search: list[str]) -> list[str]:
+        """Add NO_MODEL. Search runs without overrides of their own are final runs, whose models are left."""
+        return [*search, NO_MODEL] if search and NO_MODEL not in search else search
 
 
 class Reach(FrozenModel):

@@ -260,7 +260,7 @@ def test_several_micro_batches_give_the_loss_of_one(tmp_path):
 
 
 def test_a_run_leaves_a_model_unless_it_is_told_not_to(tmp_path):
-    """As the searches of tables are: at paper scale each would leave 27 GB of full fine-tuning."""
+    """As searches of tables are: at scale mid each search of full fine-tuning would leave 6 GB."""
     for save in ("true", "false"):
         code, output = train(tmp_path / save, "method=fft", f"hardware.save_model={save}")
         assert code == 0, output

@@ -83,7 +83,9 @@ def test_a_run_that_left_nothing_is_named(leave, tmp_path, capsys):
     (tmp_path / "empty" / "config.yaml").touch()
     for command in (["merge", "empty"], ["generate", "empty", "a"]):
         assert main(command) == 2
-        assert "empty holds neither adapter/ nor model/" in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert "empty holds neither adapter/ nor model/: the run has not finished, trained nothing, or" in error
+        assert "or was to leave none (hardware.save_model=false, as a table's searches)" in error
 
 
 def test_an_almost_known_model_is_suggested(capsys):

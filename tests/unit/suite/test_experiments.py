@@ -148,6 +148,20 @@ def test_the_untouched_model_is_scored_once_and_searches_score_nothing(nothing_m
             assert (config.task.train.shorten_by, config.task.evaluation.tasks) == (3, [])
 
 
+@pytest.mark.parametrize(
+    ("name", "scale"), [("table1", "mid"), ("table2", "lite"), ("table3", "lite"), ("table2", "paper")]
+)
+def test_a_search_leaves_no_model_unless_its_runs_are_final_runs(name, scale, nothing_measured):
+    searched = [spec for spec in cells_of(name, scale) if spec.exists and spec.search_runs]
+    assert searched
+    for spec in searched:
+        final = spec.run(spec.search_space[0], spec.seeds[0])
+        assert final.hardware.save_model
+        for config in spec.search_runs:
+            assert config.hardware.save_model == (scale == "paper")
+        assert (run_id(final) == run_id(spec.search_runs[0])) == (scale == "paper")
+
+
 def test_pretraining_at_lite_scale_is_run_once_and_judged_after_a_restart():
     def runs(name):
         return {run_id(config) for spec in cells_of(name, "lite") for config in spec.search_runs}
