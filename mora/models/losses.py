@@ -32,7 +32,7 @@ def token_losses(model: nn.Module, batch: Batch) -> Tensor:
 def hidden_states(model: nn.Module, batch: Batch, prefix: CachedPrefix | None = None) -> tuple[Tensor, Tensor] | None:
     """Return hidden states (B, T, H) and the head's weight (V, H), whose product is the logits; None if it is not.
 
-    With a `beginning`, the batch has the tokens that follow it.
+    With a `prefix`, the batch has the tokens that follow it.
     """
     head = plain_head(model)
     if head is None:
