@@ -120,7 +120,8 @@ def launch(
         left_s: Returns the seconds that are left. It is asked every second; at zero the worker and its ranks are killed.
 
     Raises:
-        ConfigError: The hardware or the weights are not here, or the existing result was made with other weights or data.
+        ConfigError: The hardware, the weights or room on the disk are not here, or the existing result was made with other
+            weights or data.
         KeyboardInterrupt: The launch was interrupted while no worker was running; otherwise it returns STOPPED.
     """
     preflight.check(config)

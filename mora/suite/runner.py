@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
-from mora.config import RunConfig, run_id
+from mora.config import ConfigError, RunConfig, run_id
 from mora.config.run_id import spectrum_path
 from mora.config.source import ROOT
 from mora.io import IN_USE
@@ -162,7 +162,8 @@ def _was_held(folder: Path) -> bool:
 def _run(config: RunConfig, slots: GpuSlots) -> int:
     """Run one worker and return its exit code.
 
-    The code is also 0 if another process is doing the run or has finished it, and 1 if the run's result does not count.
+    The code is also 0 if another process is doing the run or has finished it, and 1 if the run is refused, such as where
+    the disk has no room for it, or its result does not count. Then the other runs go on.
     """
     if held(config):
         print(f"{run_id(config)}: skipped (another process is running it or has finished it)", flush=True)
@@ -171,7 +172,11 @@ def _run(config: RunConfig, slots: GpuSlots) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     threads = str(max(1, (os.cpu_count() or 1) // slots.jobs))
     with open(folder / "output.txt", "a") as output, slots.take(config.hardware.world_size) as env:
-        code = launch(config, output, {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads), **env})
+        try:
+            code = launch(config, output, {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads), **env})
+        except ConfigError as error:
+            print(f"{run_id(config)}: refused: {error}", file=sys.stderr, flush=True)
+            return 1
     if code == 0 and config.hardware.nodes > 1:
         _wait_for_result(config)
     if code and (done(config) or held(config) or _was_held(folder)):

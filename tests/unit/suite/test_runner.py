@@ -8,7 +8,7 @@ import pytest
 from all_cells import cells_of
 from made_up import write
 
-from mora.config import run_id, source
+from mora.config import ConfigError, run_id, source
 from mora.io import IN_USE
 from mora.suite import experiments, figures, launch, runner
 from mora.suite.cell_specs import cell_specs
@@ -121,3 +121,25 @@ def test_a_run_that_lost_a_race_for_its_folder_has_not_failed(tmp_path, monkeypa
     monkeypatch.setattr(runner, "launch", lambda config, output, env: 1)
     (launch.run_folder(config) / "output.txt").unlink()
     assert runner._run(config, GpuSlots(1, [])) == 1
+
+
+def test_a_refused_run_leaves_the_other_runs_of_its_table_going(tmp_path, monkeypatch, capfd):
+    """Full fine-tuning, say, for whose checkpoints the disk has no room."""
+    monkeypatch.setenv("MORA_OUTPUT_DIR", str(tmp_path / "outputs"))
+    monkeypatch.setattr(source, "ROOT", tmp_path)
+    monkeypatch.setattr(runner, "interrupt_on_sigterm", lambda: None)
+    specs = [row[0] for row in cell_specs(experiments.load("table2"), "smoke")]
+    refused = run_id(resolve(specs[0]).needed[0])
+    done = []
+
+    def fake(config, output, env):
+        if run_id(config) == refused:
+            raise ConfigError("its disk has no room")
+        write(config, {specs[0].experiment.selection: 1.0})
+        done.append(run_id(config))
+        return 0
+
+    monkeypatch.setattr(runner, "launch", fake)
+    assert runner.complete(specs, jobs=1) == [refused]
+    assert {run_id(c) for spec in specs[1:] for c in resolve(spec).final_runs} <= {*done}
+    assert f"{refused}: refused: its disk has no room" in capfd.readouterr().err
