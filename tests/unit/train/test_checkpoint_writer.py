@@ -1,7 +1,6 @@
 """Training goes on while a checkpoint is written; what depends on its end waits for it."""
 
 import errno
-import signal
 import threading
 
 import pytest
@@ -12,14 +11,6 @@ from mora.train import checkpoint, checkpoint_writer, log
 from mora.train.checkpoint_writer import CheckpointWriter
 from mora.train.loop import Diverged, fit
 from mora.train.restart import RunRestarts
-
-
-@pytest.fixture(autouse=True)
-def signals_as_before():
-    before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for name, handler in before.items():
-        signal.signal(name, handler)
 
 
 @pytest.fixture(autouse=True)

@@ -15,14 +15,6 @@ from mora.train.loop import Diverged, fit
 from mora.train.stop_signal import Interrupted
 
 
-@pytest.fixture(autouse=True)
-def signals_as_before():
-    before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for name, handler in before.items():
-        signal.signal(name, handler)
-
-
 class Clock:
     now = 0.0
 
