@@ -31,8 +31,7 @@ def save_run(
         "log": log,
         "ranks": world_size(),
     }
-    if rank() == 0:
-        writer.wait()  # or two copies of the state would be in memory
+    writer.wait()  # or two copies of the state would be in memory
     state = engine.state_dict() | of_run
     if rank() == 0:
         writer.write(done, state)
